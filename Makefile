@@ -1,0 +1,42 @@
+# make demo   the whole job on the bundled model and data, nothing else needed
+# make test   the tests
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test lint format bench clean
+
+demo: $(INSTALLED)
+	$(BIN)/python split_dataset.py
+	$(BIN)/python train_with_config.py --set EXPORT_AFTER_TRAINING=no
+	$(BIN)/python evaluate_model.py --compare-base
+	$(BIN)/python export_model.py --out exported/demo-adapter --verify --force
+	@echo
+	@echo "The run:         runs/ (newest folder: settings, lengths, metrics, checkpoints, samples)"
+	@echo "The scores:      evaluation_results.json"
+	@echo "The LoRA (PEFT): exported/demo-adapter (loaded above by plain transformers + peft)"
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/demo.py
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Error: $(PYTHON) is older than Python 3.11; name a newer one: make demo PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv runs exported evaluation_results.json

@@ -1,0 +1,32 @@
+"""From a JSON file of samples to a fine-tuned model: data, LoRA training, scores, export.
+
+The public names load on first use, so that `import tinkersmith` stays quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tinkersmith.errors import UserError
+    from tinkersmith.evaluation import evaluate
+    from tinkersmith.export import export_model
+    from tinkersmith.settings import Settings
+    from tinkersmith.training import TrainedRun, train
+
+__version__ = "0.1.0"
+__all__ = ["Settings", "TrainedRun", "UserError", "evaluate", "export_model", "train"]
+
+_HOMES = {
+    "Settings": "settings",
+    "TrainedRun": "training",
+    "UserError": "errors",
+    "evaluate": "evaluation",
+    "export_model": "export",
+    "train": "training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tinkersmith' has no attribute {name!r}")
+    return getattr(import_module(f"tinkersmith.{_HOMES[name]}"), name)
