@@ -1,0 +1,33 @@
+"""Merge data files, shuffle them by seed, and write a training and a test file.
+
+python split_dataset.py
+python split_dataset.py --inputs a.json b.jsonl --ratio 0.9 --seed 7
+"""
+
+import sys
+
+# The files to merge: JSON arrays or JSON Lines, also gzip-ed.
+INPUT_FILES = ["data/word_problems.json"]
+
+# The share of the samples that goes into the training file; the rest is for testing.
+TRAIN_RATIO = 0.8
+
+# Another seed gives another split; the same seed always gives the same files, byte for byte.
+SEED = 42
+
+# Where the two parts go. config.py trains on the first, evaluate_model.py tests on the second.
+TRAIN_FILE = "data/train_set.json"
+TEST_FILE = "data/test_set.json"
+
+if __name__ == "__main__":
+    from tinkersmith.splitting import main
+
+    sys.exit(
+        main(
+            inputs=INPUT_FILES,
+            ratio=TRAIN_RATIO,
+            seed=SEED,
+            train_out=TRAIN_FILE,
+            test_out=TEST_FILE,
+        )
+    )

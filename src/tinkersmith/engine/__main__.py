@@ -1,0 +1,167 @@
+"""The engine's process: python -m tinkersmith.engine. Serves first, loads torch behind that."""
+
+import argparse
+import asyncio
+import ipaddress
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+KEY_VARIABLE = "TINKERSMITH_ENGINE_KEY"
+_EXIT_PATIENCE = 1.5  # seconds for open requests; a long computation is not waited for
+
+log = logging.getLogger("tinkersmith.engine")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    from tinkersmith.engine.errors import Refused
+
+    try:
+        key = os.environ.get(KEY_VARIABLE)
+        if not key and not _is_loopback(options.host):
+            raise Refused(
+                f"--host {options.host} is reachable by others: set a key in {KEY_VARIABLE} "
+                "(it must begin with tml-), or listen on 127.0.0.1."
+            )
+        return _serve(options, key)
+    except (Refused, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tinkersmith engine",
+        description="Serve the Tinker API on this machine, for the official tinker SDK.",
+    )
+    parser.add_argument("--port", type=int, default=8000, help="0: any free port (default: 8000)")
+    parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
+    parser.add_argument(
+        "--dir",
+        type=Path,
+        default=Path("runs/.engine"),
+        help="where checkpoints are kept (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--base-model",
+        action="append",
+        default=[],
+        metavar="[NAME=]FOLDER",
+        help="a model folder in Hugging Face format to offer; may be repeated",
+    )
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores")
+    parser.add_argument(
+        "--exit-with-stdin", action="store_true", help="end when standard input is closed"
+    )
+    return parser
+
+
+def _serve(options: argparse.Namespace, key: str | None) -> int:
+    import uvicorn
+
+    from tinkersmith.engine.app import make_app
+    from tinkersmith.engine.catalogue import make_catalogue
+    from tinkersmith.engine.queue import EngineThread
+    from tinkersmith.engine.sessions import Sessions
+    from tinkersmith.engine.store import Store
+
+    catalogue = make_catalogue(options.base_model)
+    store = Store(options.dir)
+    listener = socket.create_server((options.host, options.port))
+    port = listener.getsockname()[1]
+
+    def prepare() -> Any:
+        """On the engine thread: torch and transformers are imported while HTTP already answers."""
+        from tinkersmith.engine.models import Models, set_threads
+
+        if options.threads:
+            set_threads(options.threads)
+        return Models(store, catalogue, options.dtype, options.device)
+
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[None]:
+        thread.start()
+        sweeping = asyncio.create_task(sessions.sweep())
+        print(json.dumps({"event": "ready", "port": port, "pid": os.getpid()}), flush=True)
+        log.info("serving the Tinker API on http://%s:%d", options.host, port)
+        yield
+        sweeping.cancel()
+
+    async def serve() -> None:
+        nonlocal thread, sessions
+        loop = asyncio.get_running_loop()
+        thread = EngineThread(loop, prepare, _sample)
+        sessions = Sessions(store, thread)
+        app = make_app(sessions, catalogue, key, lifespan)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app, log_level="warning", access_log=False, timeout_keep_alive=120, lifespan="on"
+            )
+        )
+        server.install_signal_handlers = lambda: None  # type: ignore[method-assign]
+
+        def end() -> None:
+            # A computation cannot be interrupted; what is on disk is whole at any moment.
+            threading.Timer(_EXIT_PATIENCE, os._exit, [0]).start()
+            server.should_exit = True
+            server.force_exit = True
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, end)
+        if options.exit_with_stdin:
+            _when_stdin_closes(lambda: loop.call_soon_threadsafe(end))
+        await server.serve(sockets=[listener])
+
+    thread: Any = None
+    sessions: Any = None
+    asyncio.run(serve())
+    store.close()
+    # The engine thread may be in a long computation; nothing waits for it.
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def _sample(models: Any, sampler_id: str, requests: list[Any]) -> list[Any]:
+    from tinkersmith.engine.errors import Refused
+    from tinkersmith.engine.queue import failure
+    from tinkersmith.engine.wire import sample_output
+
+    return [
+        failure(result) if isinstance(result, Refused) else sample_output(result)
+        for result in models.sample(sampler_id, requests)
+    ]
+
+
+def _when_stdin_closes(act: Any) -> None:
+    def wait() -> None:
+        while sys.stdin.buffer.read(4096):
+            pass
+        act()
+
+    threading.Thread(target=wait, name="stdin", daemon=True).start()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""A folder in Hugging Face format -> a frozen model on which many adapters can work in turn.
+
+Axes: T packed tokens, H hidden size, V vocabulary.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from tinkersmith.engine import attention
+from tinkersmith.engine.attention import AttentionContext, PackedDocuments, attending
+from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.lora import Adapter, LoraLinear, using
+
+SMALL = 300_000_000  # parameters up to which fp32 is affordable on a CPU
+
+
+@dataclass
+class BaseModel:
+    name: str
+    folder: Path
+    model: PreTrainedModel
+    linears: dict[str, LoraLinear]  # every layer that a LoRA can train, by module path
+    parts: dict[str, list[str]]  # "attention" | "mlp" | "unembed" -> module paths
+    why_not: dict[str, str]  # the reason why a part has none
+    vocab_size: int
+    max_context: int
+    eos_ids: frozenset[int]
+    tied: bool
+    layers: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.layers = self.model.config.get_text_config().num_hidden_layers
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def arch(self) -> str:
+        return str(self.model.config.model_type)
+
+    def hidden(
+        self, tokens: torch.Tensor, document_lengths: Sequence[int], adapter: Adapter | None
+    ) -> torch.Tensor:
+        """The last layer's output of documents packed end to end, each alone: (T,) -> (T, H)."""
+        positions = torch.cat([torch.arange(n, device=self.device) for n in document_lengths])
+        return self.run(tokens, positions, PackedDocuments(document_lengths), adapter)
+
+    def run(
+        self,
+        tokens: torch.Tensor,  # (T,) or (B, 1)
+        positions: torch.Tensor,  # the same shape
+        context: AttentionContext,
+        adapter: Adapter | None,
+    ) -> torch.Tensor:  # (T, H) or (B, H)
+        shape = (1, -1) if tokens.ndim == 1 else tokens.shape
+        with attending(context), using(adapter):
+            output = self.model.base_model(
+                input_ids=tokens.to(self.device).view(shape),
+                position_ids=positions.view(shape),
+                use_cache=False,
+            )
+        return output.last_hidden_state.flatten(0, 1)
+
+    def logits(self, hidden: torch.Tensor, adapter: Adapter | None) -> torch.Tensor:
+        """(T, H) -> (T, V) in fp32: a soft-max over a large vocabulary wants the digits."""
+        with using(adapter):
+            return self.model.get_output_embeddings()(hidden).float()
+
+
+def load_base_model(
+    name: str, folder: Path | str, dtype: str = "auto", device: str = "auto"
+) -> BaseModel:
+    """Load and freeze the model of `folder`; safetensors only.
+
+    Raises:
+        Refused: no such folder, not a causal language model, or one this engine would get wrong.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise Refused(f"{folder} is not a model folder: it has no config.json.")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=_dtype(folder, dtype, device),
+            attn_implementation=attention.NAME,
+            use_safetensors=True,
+            local_files_only=True,
+        ).to(device)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise Refused(f"the model in {folder} cannot be loaded: {reason}") from error
+    model.eval().requires_grad_(False)
+    text_config = model.config.get_text_config()
+    parts, why_not = _parts(model)
+    linears = {path: _replace(model, path) for paths in parts.values() for path in paths}
+    base = BaseModel(
+        name=name,
+        folder=folder,
+        model=model,
+        linears=linears,
+        parts=parts,
+        why_not=why_not,
+        vocab_size=model.get_input_embeddings().weight.shape[0],
+        max_context=int(getattr(text_config, "max_position_embeddings", 0) or 2048),
+        eos_ids=_eos_ids(folder, model),
+        tied=model.get_input_embeddings().weight is linears[parts["unembed"][0]].weight,
+    )
+    _check_against_plain(base)
+    return base
+
+
+def _dtype(folder: Path, wanted: str, device: str) -> torch.dtype:
+    if wanted != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
+    if device != "cpu":
+        return torch.bfloat16
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return torch.float32 if size <= 2 * SMALL else torch.bfloat16
+
+
+def _parts(model: PreTrainedModel) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Which linear layers belong to attention, to the MLPs, and to the output layer."""
+    parts: dict[str, list[str]] = {"attention": [], "mlp": [], "unembed": []}
+    why_not: dict[str, str] = {}
+    unembed = model.get_output_embeddings()
+    for path, module in model.named_modules():
+        names = path.split(".")
+        if any(name == "experts" for name in names):
+            why_not["mlp"] = " (its experts are mixture-of-experts layers)"
+        if not isinstance(module, nn.Linear):
+            continue
+        if module is unembed:
+            parts["unembed"].append(path)
+        elif any("attn" in name or "attention" in name for name in names[:-1]):
+            parts["attention"].append(path)
+        elif any(name in ("mlp", "feed_forward", "ffn") for name in names[:-1]):
+            parts["mlp"].append(path)
+    if "mlp" in why_not:
+        parts["mlp"] = []
+    if not parts["unembed"]:
+        raise Refused("this model's output layer is not a linear layer, so it is not supported.")
+    return parts, why_not
+
+
+def _replace(model: nn.Module, path: str) -> LoraLinear:
+    parent_path, _, name = path.rpartition(".")
+    parent = model.get_submodule(parent_path)
+    layer = LoraLinear(getattr(parent, name), path)
+    setattr(parent, name, layer)
+    return layer
+
+
+def _eos_ids(folder: Path, model: PreTrainedModel) -> frozenset[int]:
+    """Every token that ends a text: of the generation settings, the model, and its tokenizer."""
+    found: set[int] = set()
+    sources = [model.config.get_text_config().eos_token_id]
+    if model.generation_config is not None:
+        sources.append(model.generation_config.eos_token_id)
+    for source in sources:
+        found.update([source] if isinstance(source, int) else source or [])
+    file = folder / "tokenizer_config.json"
+    if not found and file.is_file():
+        from transformers import AutoTokenizer
+
+        if json.loads(file.read_text(encoding="utf-8")).get("eos_token"):
+            found.add(AutoTokenizer.from_pretrained(folder, local_files_only=True).eos_token_id)
+    return frozenset(found)
+
+
+@torch.no_grad()
+def _check_against_plain(base: BaseModel) -> None:
+    """Two packed documents must give what transformers gives for each alone.
+
+    This catches every architecture whose attention or output does something this engine does not.
+    """
+    generator = torch.Generator().manual_seed(0)
+    documents = [torch.randint(base.vocab_size, (n,), generator=generator) for n in (7, 12)]
+    lengths = [len(document) for document in documents]
+    packed = PackedDocuments(lengths)
+    positions = torch.cat([torch.arange(n, device=base.device) for n in lengths])
+    hidden = base.run(torch.cat(documents), positions, packed, None)
+    ours = base.logits(hidden, None).split(lengths)
+    base.model.set_attn_implementation("sdpa")
+    try:
+        theirs = [
+            base.model(input_ids=document[None].to(base.device), use_cache=False).logits[0].float()
+            for document in documents
+        ]
+    finally:
+        base.model.set_attn_implementation(attention.NAME)
+    tolerance = 1e-3 if base.dtype == torch.float32 else 0.1
+    worst = max(((a - b).norm() / b.norm()).item() for a, b in zip(ours, theirs, strict=True))
+    if not worst <= tolerance or packed.calls != base.layers:
+        raise Refused(
+            f"{base.name} ({base.arch}) computes something that this engine does not reproduce "
+            f"(relative difference {worst:.1e}); this architecture is not supported."
+        )

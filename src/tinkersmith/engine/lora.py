@@ -1,0 +1,186 @@
+"""LoRA adapters on a shared, frozen base: made, saved, exported, and switched without copying.
+
+An adapter is a set of fp32 matrices A (R, in) and B (out, R); a layer's output becomes
+x W^T + (alpha / R) (x A^T) B^T (Hu et al. 2021, LoRA, eq. 3). alpha is 32, as in Tinker's cloud.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.messages import LoraConfig
+
+if TYPE_CHECKING:
+    from tinkersmith.engine.base_model import BaseModel
+
+ALPHA = 32
+PEFT_PREFIX = "base_model.model."
+
+
+@dataclass(slots=True)
+class Adapter:
+    """`weights` maps "<module path>.lora_A" / ".lora_B" to fp32 parameters."""
+
+    config: LoraConfig
+    weights: dict[str, nn.Parameter]
+
+    @property
+    def scaling(self) -> float:
+        return ALPHA / self.config.rank
+
+    @property
+    def module_paths(self) -> list[str]:
+        return [name.removesuffix(".lora_A") for name in self.weights if name.endswith(".lora_A")]
+
+    def clear_gradients(self) -> None:
+        for weight in self.weights.values():
+            weight.grad = None
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer that adds the active adapter's product, if that trains this layer."""
+
+    def __init__(self, base: nn.Linear, path: str) -> None:
+        super().__init__()
+        self.base = base
+        self.path = path
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.base.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (..., in) -> (..., out)
+        output = self.base(x)
+        if _active is None or (a := _active.weights.get(f"{self.path}.lora_A")) is None:
+            return output
+        b = _active.weights[f"{self.path}.lora_B"]
+        # fp32 also on a bf16 base: the update is small, and its gradient must not be rounded away.
+        update = linear(linear(x.float(), a), b) * _active.scaling
+        return output + update.to(output.dtype)
+
+
+_active: Adapter | None = None
+
+
+@contextmanager
+def using(adapter: Adapter | None) -> Iterator[None]:
+    """Make `adapter` the one that every LoraLinear adds inside the block (engine thread only)."""
+    global _active
+    before, _active = _active, adapter
+    try:
+        yield
+    finally:
+        _active = before
+
+
+def new_adapter(base: "BaseModel", config: LoraConfig) -> Adapter:
+    """An adapter that changes nothing yet: A uniform in ±1/sqrt(in), B zero.
+
+    Raises:
+        Refused: the rank is out of range, or a wanted part cannot be trained in this model.
+    """
+    if not 1 <= config.rank <= 512:
+        raise Refused(f"rank is {config.rank}; it must be between 1 and 512.")
+    wanted = [
+        (config.train_attn, "attention", "train_attn"),
+        (config.train_mlp, "mlp", "train_mlp"),
+        (config.train_unembed, "unembed", "train_unembed"),
+    ]
+    paths: list[str] = []
+    for chosen, part, flag in wanted:
+        if chosen and not base.parts[part]:
+            raise Refused(
+                f"{base.name} has no {part} layers that a LoRA can train here"
+                f"{base.why_not.get(part, '')}; create the client with {flag}=False."
+            )
+        paths += base.parts[part] if chosen else []
+    if not paths:
+        raise Refused("train_attn, train_mlp and train_unembed are all False: nothing would train.")
+    seed = config.seed if config.seed is not None else int(torch.randint(2**31, (1,)))
+    weights = {}
+    for path in paths:
+        layer = base.linears[path].base
+        a = torch.empty(config.rank, layer.in_features)
+        bound = 1 / math.sqrt(layer.in_features)
+        a.uniform_(-bound, bound, generator=_generator(seed, path))
+        b = torch.zeros(layer.out_features, config.rank)
+        weights[f"{path}.lora_A"] = nn.Parameter(a.to(base.device))
+        weights[f"{path}.lora_B"] = nn.Parameter(b.to(base.device))
+    return Adapter(config, weights)
+
+
+def snapshot(adapter: Adapter) -> Adapter:
+    """A copy that later training of `adapter` does not change."""
+    copies = {
+        name: nn.Parameter(weight.detach().clone(), requires_grad=False)
+        for name, weight in adapter.weights.items()
+    }
+    return Adapter(adapter.config, copies)
+
+
+def adapter_state(adapter: Adapter) -> dict[str, torch.Tensor]:
+    """The tensors under the names that PEFT reads and writes."""
+    return {
+        f"{PEFT_PREFIX}{name}.weight": weight.detach().cpu().contiguous()
+        for name, weight in adapter.weights.items()
+    }
+
+
+def load_adapter_state(adapter: Adapter, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copy `tensors` (see `adapter_state`) into `adapter`.
+
+    Raises:
+        Refused: names or shapes are not those of this adapter.
+    """
+    expected = {f"{PEFT_PREFIX}{name}.weight": weight for name, weight in adapter.weights.items()}
+    if expected.keys() != tensors.keys():
+        odd = sorted(expected.keys() ^ tensors.keys())[0]
+        raise Refused(f"the checkpoint does not fit this adapter: {odd} is only on one side.")
+    with torch.no_grad():
+        for name, weight in expected.items():
+            if weight.shape != tensors[name].shape:
+                raise Refused(
+                    f"the checkpoint does not fit this adapter: {name} is "
+                    f"{list(tensors[name].shape)}, not {list(weight.shape)}."
+                )
+            weight.copy_(tensors[name])
+
+
+def peft_config(base: "BaseModel", adapter: Adapter, base_name_or_path: str) -> dict[str, Any]:
+    """A complete adapter_config.json: without the list of modules PEFT would guess, silently."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name_or_path,
+        "r": adapter.config.rank,
+        "lora_alpha": ALPHA,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+        "target_modules": _target_modules(adapter.module_paths, list(base.linears)),
+        "modules_to_save": None,
+    }
+
+
+def _target_modules(trained: list[str], all_paths: list[str]) -> list[str]:
+    """Last names such as "q_proj" where they fit the trained layers only, else full paths."""
+    short = {path.rsplit(".", 1)[-1] for path in trained}
+    matched = [path for path in all_paths if path.rsplit(".", 1)[-1] in short]
+    return sorted(short if len(matched) == len(trained) else trained)
+
+
+def _generator(seed: int, path: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}/{path}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

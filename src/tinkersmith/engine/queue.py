@@ -1,0 +1,145 @@
+"""Who waits for what: futures, the order of one model's operations, and the one engine thread.
+
+Only the engine thread touches models; everything else sends it jobs. Jobs stand in lanes (one a
+training client, one a sampler); lanes take turns, so no client waits for another's whole queue.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tinkersmith.engine.errors import Refused
+
+log = logging.getLogger("tinkersmith.engine")
+
+SAMPLES_AT_A_TIME = 512  # sequences that one turn of a sampler's lane takes together
+
+
+@dataclass(slots=True)
+class Future:
+    """A result that a client polls for. Made and awaited on the event loop only."""
+
+    result: dict[str, Any] | bytes | None = None
+    finished: float = 0.0  # monotonic seconds; 0 while pending
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def finish(self, result: dict[str, Any] | bytes) -> None:
+        self.result = result
+        self.finished = time.monotonic()
+        self.done.set()
+
+
+def failure(error: BaseException) -> dict[str, str]:
+    """A failed future's body; what the user can mend has category "user"."""
+    if isinstance(error, Refused):
+        return {"error": str(error), "category": "user"}
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error)
+        return {"error": f"the engine could not use its disk: {reason}.", "category": "server"}
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return {
+            "error": "out of memory; use shorter sequences, fewer at a time, or a lower rank.",
+            "category": "server",
+        }
+    log.error("a job failed", exc_info=error)
+    return {"error": f"engine error: {type(error).__name__}: {error}", "category": "server"}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    run: Callable[[Any], dict[str, Any] | bytes]  # is given what the engine thread made at start
+    future: Future
+
+
+@dataclass(frozen=True, slots=True)
+class SampleJob:
+    request: Any
+    future: Future
+
+
+class EngineThread(threading.Thread):
+    """Runs jobs one at a time. `prepare` makes, on this thread, what every job is given;
+    `sample(made, lane, requests)` answers waiting sample jobs of one lane together."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        prepare: Callable[[], Any],
+        sample: Callable[[Any, str, list[Any]], list[bytes]],
+    ) -> None:
+        super().__init__(name="engine", daemon=True)
+        self._loop = loop
+        self._prepare = prepare
+        self._sample = sample
+        self._lanes: OrderedDict[str, deque[Job | SampleJob]] = OrderedDict()
+        self._changed = threading.Condition()
+
+    def submit(self, lane: str, job: Job | SampleJob) -> None:
+        with self._changed:
+            self._lanes.setdefault(lane, deque()).append(job)
+            self._changed.notify()
+
+    def run(self) -> None:
+        made = self._prepare()
+        while True:
+            lane, jobs = self._next()
+            try:
+                self._run_jobs(made, lane, jobs)
+            except BaseException as error:  # a job's failure is its client's, never the thread's
+                self._finish([job.future for job in jobs], [failure(error)] * len(jobs))
+
+    def _next(self) -> tuple[str, list[Any]]:
+        """The next lane's first job, or its leading sample jobs together."""
+        with self._changed:
+            while not self._lanes:
+                self._changed.wait()
+            lane, waiting = next(iter(self._lanes.items()))
+            jobs: list[Any] = [waiting.popleft()]
+            sequences = 0
+            while waiting and isinstance(jobs[0], SampleJob) and isinstance(waiting[0], SampleJob):
+                sequences += jobs[-1].request.num_samples
+                if sequences >= SAMPLES_AT_A_TIME:
+                    break
+                jobs.append(waiting.popleft())
+            if waiting:
+                self._lanes.move_to_end(lane)
+            else:
+                del self._lanes[lane]
+            return lane, jobs
+
+    def _run_jobs(self, made: Any, lane: str, jobs: list[Any]) -> None:
+        if isinstance(jobs[0], Job):
+            results: list[Any] = [jobs[0].run(made)]
+        else:
+            results = self._sample(made, lane, [job.request for job in jobs])
+        self._finish([job.future for job in jobs], results)
+
+    def _finish(self, futures: list[Future], results: list[Any]) -> None:
+        def finish_all() -> None:
+            for future, result in zip(futures, results, strict=True):
+                future.finish(result)
+
+        self._loop.call_soon_threadsafe(finish_all)
+
+
+@dataclass(slots=True)
+class OrderedOperations:
+    """One training client's numbered operations: begun strictly in order, each number once."""
+
+    next_seq: int = 1
+    failure_told: int = 0  # the highest number whose failure the client has been told
+    early: dict[int, Callable[[], None]] = field(default_factory=dict)
+
+    def submit(self, seq: int, begin: Callable[[], None]) -> None:
+        """Call `begin` as soon as all lower numbers have begun. A repeated number is ignored."""
+        if seq < self.next_seq or seq in self.early:
+            return
+        self.early[seq] = begin
+        while (ready := self.early.pop(self.next_seq, None)) is not None:
+            self.next_seq += 1
+            ready()

@@ -1,0 +1,335 @@
+"""Prompts -> sampled sequences and log-probabilities, from one frozen set of weights.
+
+Prompts are prefilled packed, without padding; then rows decode together, each in a slot of the
+key/value cache. A finished row's slot goes to the next one at once. Greedy answers are those of
+`transformers.generate`; reported log-probabilities are the model's own, before temperature.
+
+Axes: B active rows, V vocabulary, K top-k, T prompt tokens.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from tinkersmith.engine.attention import CachedRows, PackedDocuments
+from tinkersmith.engine.base_model import BaseModel
+from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.lora import Adapter
+from tinkersmith.engine.messages import SampledSequence, SampleRequest, SampleResult
+from tinkersmith.engine.packing import PACK_TOKENS
+
+MAX_ROWS = 64
+EMPTY_LOGPROB = -99999.0  # the wire's mark for an empty top-k cell
+_CHUNK_ROWS = 256
+
+
+@dataclass(slots=True)
+class _Row:
+    request: SampleRequest
+    sequence: SampledSequence
+    rng: np.random.Generator
+    limit: int
+    stop_ids: frozenset[int]
+    stop_texts: tuple[str, ...]
+    top_ids: list[np.ndarray] = field(default_factory=list)
+    top_logprobs: list[np.ndarray] = field(default_factory=list)
+
+
+def check_request(base: BaseModel, request: SampleRequest) -> None:
+    """Everything that can be wrong with a request, before any work is done.
+
+    Raises:
+        Refused: with what is wrong.
+    """
+    prompt = np.asarray(request.prompt)
+    if not prompt.size:
+        raise Refused("the prompt has no tokens.")
+    outside = prompt[(prompt < 0) | (prompt >= base.vocab_size)]
+    if outside.size:
+        raise Refused(
+            f"the prompt's token id {int(outside[0])} is not in the vocabulary of "
+            f"{base.vocab_size:,} tokens."
+        )
+    # The last sampled token is never read, hence the one more.
+    room = base.max_context - len(prompt) + 1
+    if room < 1:
+        raise Refused(
+            f"the prompt has {len(prompt):,} tokens; {base.name} takes at most "
+            f"{base.max_context:,}."
+        )
+    if request.max_tokens is not None and not 1 <= request.max_tokens <= room:
+        raise Refused(
+            f"max_tokens is {request.max_tokens:,}; with a prompt of {len(prompt):,} tokens "
+            f"{base.name} has room for 1 to {room:,}."
+        )
+    bounds = [
+        ("num_samples", request.num_samples, 1 <= request.num_samples <= 4096, "1 to 4,096"),
+        ("temperature", request.temperature, 0 <= request.temperature <= 100, "0 to 100"),
+        ("top_k", request.top_k, request.top_k >= -1, "-1 (off) or at least 1"),
+        ("top_p", request.top_p, 0 < request.top_p <= 1, "above 0 and at most 1"),
+    ]
+    for name, value, good, allowed in bounds:
+        if not good:
+            raise Refused(f"{name} is {value}; it must be {allowed}.")
+    for name in ("topk_prompt_logprobs", "topk_sample_logprobs", "prompt_alt_tokens_k"):
+        if not 0 <= getattr(request, name) <= base.vocab_size:
+            raise Refused(f"{name} is {getattr(request, name)}; it must be 0 to {base.vocab_size}.")
+    targets = request.target_prompt_logprobs
+    if targets is not None and (targets.ndim != 2 or len(targets) != len(prompt) - 1):
+        raise Refused(
+            f"target_prompt_logprobs has shape {list(targets.shape)}; its first axis must be the "
+            f"prompt's length less one, {len(prompt) - 1}."
+        )
+
+
+@torch.no_grad()
+def sample(
+    base: BaseModel,
+    adapter: Adapter | None,
+    requests: Sequence[SampleRequest],
+    decode: Callable[[list[int]], str] | None = None,
+) -> list[SampleResult]:
+    """Answer all requests; `decode` is needed where a stop is text.
+
+    A result does not depend on the other requests, beyond the last digit of a float: every
+    sequence draws from a generator of its own, seeded by (seed, its number).
+    """
+    if not requests:
+        return []
+    results = [SampleResult([]) for _ in requests]
+    waiting: deque[tuple[int, list[_Row]]] = deque()
+    longest_first = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt))
+    for index in longest_first:
+        count = requests[index].num_samples
+        rows = [_new_row(base, requests[index], number) for number in range(count)]
+        results[index].sequences = [row.sequence for row in rows]
+        waiting.append((index, rows))
+    slots = _slots(base, requests)
+    cache = CachedRows(base.layers, slots, base.device)
+    active: list[_Row] = []
+    while waiting or active:
+        while waiting and len(active) < slots:
+            _prefill(base, adapter, requests, results, waiting, cache, active, slots, decode)
+        if active:
+            _decode_step(base, adapter, cache, active, decode)
+    return results
+
+
+def _new_row(base: BaseModel, request: SampleRequest, number: int) -> _Row:
+    room = base.max_context - len(request.prompt) + 1
+    stop = sorted(base.eos_ids) if request.stop is None else request.stop
+    return _Row(
+        request=request,
+        sequence=SampledSequence(),
+        rng=np.random.default_rng(None if request.seed is None else [request.seed, number]),
+        limit=room if request.max_tokens is None else request.max_tokens,
+        stop_ids=frozenset(token for token in stop if isinstance(token, int)),
+        stop_texts=tuple(text for text in stop if isinstance(text, str)),
+    )
+
+
+def _slots(base: BaseModel, requests: Sequence[SampleRequest]) -> int:
+    """As many rows at a time as a cache of 2 GiB holds, at most MAX_ROWS."""
+    config = base.model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_token = 2 * base.layers * heads * size * base.dtype.itemsize
+    longest = max(
+        len(request.prompt) + (request.max_tokens or base.max_context - len(request.prompt))
+        for request in requests
+    )
+    wanted = sum(request.num_samples for request in requests)
+    return max(1, min(MAX_ROWS, wanted, 2**31 // (per_token * longest)))
+
+
+def _prefill(base, adapter, requests, results, waiting, cache, active, slots, decode) -> None:
+    """Take requests that fit into free slots, run their prompts packed, sample a first token."""
+    taken: list[tuple[int, list[_Row]]] = []
+    tokens = rows_taken = 0
+    while waiting:
+        index, rows = waiting[0]
+        free = slots - len(active) - rows_taken
+        if free <= 0 or (taken and tokens + len(requests[index].prompt) > PACK_TOKENS):
+            break
+        waiting.popleft()
+        if len(rows) > free:  # the rest is prefilled again when there is room
+            waiting.appendleft((index, rows[free:]))
+        taken.append((index, rows[:free]))
+        tokens += len(requests[index].prompt)
+        rows_taken += min(free, len(rows))
+    prompts = [requests[index].prompt for index, _ in taken]
+    lengths = [len(prompt) for prompt in prompts]
+    packed = PackedDocuments(lengths, keep=True)
+    positions = torch.cat([torch.arange(n, device=base.device) for n in lengths])
+    hidden = base.run(
+        torch.tensor([token for prompt in prompts for token in prompt]), positions, packed, adapter
+    )  # (T, H)
+    assert packed.kept is not None
+    ends = np.cumsum(lengths).tolist()
+    first_logits = base.logits(hidden[torch.tensor(ends) - 1], adapter)  # (requests, V)
+    new_rows: list[_Row] = []
+    logits: list[torch.Tensor] = []
+    for (index, rows), length, end, row_logits in zip(
+        taken, lengths, ends, first_logits, strict=True
+    ):
+        _prompt_outputs(base, adapter, requests[index], results[index], hidden[end - length : end])
+        for row in rows:
+            cache.put(len(active) + len(new_rows), packed.kept, end - length, end)
+            new_rows.append(row)
+            logits.append(row_logits)
+    active += new_rows
+    first = len(active) - len(new_rows)
+    _take_tokens(torch.stack(logits), new_rows)
+    _drop_finished(cache, active, decode, first)
+
+
+def _decode_step(base, adapter, cache: CachedRows, active: list[_Row], decode) -> None:
+    cache.prepare(len(active))
+    tokens = torch.tensor([[row.sequence.tokens[-1]] for row in active], device=base.device)
+    positions = cache.lengths[: len(active), None]
+    hidden = base.run(tokens, positions, cache, adapter)  # (B, H)
+    cache.advance()
+    _take_tokens(base.logits(hidden, adapter), active)
+    _drop_finished(cache, active, decode, 0)
+
+
+def _drop_finished(cache: CachedRows, active: list[_Row], decode, first: int) -> None:
+    """Free the slots of finished rows: the last row moves into the gap."""
+    for slot in range(len(active) - 1, first - 1, -1):
+        if not _finished(active[slot], decode):
+            continue
+        _close(active[slot])
+        last = len(active) - 1
+        if slot != last:
+            cache.move(last, slot)
+            active[slot] = active[last]
+        active.pop()
+
+
+def _finished(row: _Row, decode: Callable[[list[int]], str] | None) -> bool:
+    tokens = row.sequence.tokens
+    if tokens[-1] in row.stop_ids:
+        row.sequence.stop_reason = "stop"
+        return True
+    if row.stop_texts:
+        if decode is None:
+            raise Refused("this model has no tokenizer, so a stop text cannot be recognised.")
+        # A token is at least a byte of text, so a stop text lies within as many last tokens.
+        window = max(len(text.encode()) for text in row.stop_texts) + 8
+        tail = decode(tokens[-window:])
+        if any(text in tail for text in row.stop_texts):
+            row.sequence.stop_reason = "stop"
+            return True
+    return len(tokens) >= row.limit
+
+
+def _close(row: _Row) -> None:
+    if row.request.topk_sample_logprobs:
+        row.sequence.topk = (np.stack(row.top_ids), np.stack(row.top_logprobs))
+
+
+def _take_tokens(logits: torch.Tensor, rows: Sequence[_Row]) -> None:
+    """Sample one token for each row from (B, V) logits and note its log-probability."""
+    logprobs = logits - logits.logsumexp(-1, keepdim=True)  # (B, V)
+    chosen = logprobs.argmax(-1)  # (B,)
+    drawn = [index for index, row in enumerate(rows) if row.request.temperature > 0]
+    if drawn:
+        uniforms = [rows[index].rng.random() for index in drawn]
+        chosen[drawn] = _draw(
+            logits[drawn],
+            [rows[index].request for index in drawn],
+            torch.tensor(uniforms, dtype=torch.float64, device=logits.device),
+        )
+    picked = logprobs.gather(-1, chosen[:, None])[:, 0].tolist()
+    for row, token, logprob in zip(rows, chosen.tolist(), picked, strict=True):
+        row.sequence.tokens.append(token)
+        row.sequence.logprobs.append(logprob)
+    for index, row in enumerate(rows):
+        if count := row.request.topk_sample_logprobs:
+            values, ids = logprobs[index].topk(count)
+            row.top_ids.append(ids.cpu().numpy().astype(np.int32))
+            row.top_logprobs.append(values.cpu().numpy())
+
+
+def _draw(
+    logits: torch.Tensor, requests: Sequence[SampleRequest], uniforms: torch.Tensor
+) -> torch.Tensor:
+    """Inverse-CDF sampling of (B, V) logits under each row's temperature, top_k and top_p."""
+    device, vocabulary = logits.device, logits.shape[-1]
+    temperature = torch.tensor([request.temperature for request in requests], device=device)
+    ordered, ids = (logits / temperature[:, None]).sort(dim=-1, descending=True, stable=True)
+    probabilities = ordered.double().softmax(-1)
+    top_k = torch.tensor(
+        [request.top_k if request.top_k > 0 else vocabulary for request in requests], device=device
+    )
+    probabilities[torch.arange(vocabulary, device=device) >= top_k[:, None]] = 0
+    cumulative = probabilities.cumsum(-1)
+    total = cumulative[:, -1:]
+    top_p = torch.tensor([request.top_p for request in requests], device=device).double()
+    # The smallest set of likeliest tokens whose mass reaches top_p: a token stays if the mass
+    # before it has not reached it yet.
+    probabilities[cumulative - probabilities >= top_p[:, None] * total] = 0
+    cumulative = probabilities.cumsum(-1)
+    position = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)
+    last = (probabilities > 0).sum(-1, keepdim=True) - 1
+    return ids.gather(-1, position.minimum(last))[:, 0]
+
+
+def _prompt_outputs(
+    base: BaseModel,
+    adapter: Adapter | None,
+    request: SampleRequest,
+    result: SampleResult,
+    hidden: torch.Tensor,  # (T, H)
+) -> None:
+    """What was asked about the prompt's own tokens; position 0 has nothing before it."""
+    length = len(request.prompt)
+    wanted = (
+        request.prompt_logprobs
+        or request.topk_prompt_logprobs
+        or request.target_prompt_logprobs is not None
+        or request.prompt_alt_tokens_k
+    )
+    if not wanted or result.prompt_logprobs is not None:
+        return
+    logprobs = np.full(length, np.nan, np.float32)
+    top_k, alternatives_k = request.topk_prompt_logprobs, request.prompt_alt_tokens_k
+    top_ids = np.zeros((length, top_k), np.int32)
+    top_values = np.full((length, top_k), EMPTY_LOGPROB, np.float32)
+    targets = request.target_prompt_logprobs
+    target_values = None if targets is None else np.zeros(targets.shape, np.float32)
+    alternative_ids = np.zeros((length - 1, alternatives_k), np.int32)
+    alternative_values = np.zeros((length - 1, alternatives_k), np.float32)
+    rng = np.random.default_rng(None if request.seed is None else [request.seed, 2**32 - 1])
+    prompt = torch.tensor(request.prompt, device=base.device)
+    for first in range(0, length - 1, _CHUNK_ROWS):
+        last = min(first + _CHUNK_ROWS, length - 1)
+        logits = base.logits(hidden[first:last], adapter)
+        chunk = logits - logits.logsumexp(-1, keepdim=True)  # of tokens first+1 ... last
+        picked = chunk.gather(-1, prompt[first + 1 : last + 1, None])[:, 0]
+        logprobs[first + 1 : last + 1] = picked.cpu().numpy()
+        if top_k:
+            values, ids = chunk.topk(top_k)
+            top_ids[first + 1 : last + 1] = ids.cpu().numpy()
+            top_values[first + 1 : last + 1] = values.cpu().numpy()
+        if targets is not None and target_values is not None:
+            rows = torch.from_numpy(targets[first:last].astype(np.int64)).to(base.device)
+            target_values[first:last] = chunk.gather(-1, rows).cpu().numpy()
+        if alternatives_k:
+            uniforms = torch.from_numpy(rng.random((last - first, alternatives_k)))
+            cumulative = chunk.double().softmax(-1).cumsum(-1)
+            drawn = torch.searchsorted(cumulative, uniforms.to(base.device), right=True)
+            drawn = drawn.clamp(max=base.vocab_size - 1)
+            alternative_ids[first:last] = drawn.cpu().numpy()
+            alternative_values[first:last] = chunk.gather(-1, drawn).cpu().numpy()
+    if request.prompt_logprobs_last_n is not None:
+        logprobs[: max(0, length - request.prompt_logprobs_last_n)] = np.nan
+    result.prompt_logprobs = logprobs
+    if top_k:
+        result.topk_prompt_logprobs = (top_ids, top_values)
+    result.target_prompt_logprobs = target_values
+    if alternatives_k:
+        result.prompt_alt_tokens = (alternative_ids, alternative_values)

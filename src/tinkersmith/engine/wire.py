@@ -1,0 +1,338 @@
+"""Bytes of the Tinker wire <-> messages. Protobuf for batches and samples, JSON for the rest.
+
+Reads leniently: a field that this engine does not know is refused only if it changes the result.
+"""
+
+import importlib.util
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import zstandard
+from google.protobuf.message import DecodeError
+
+from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.messages import (
+    AdamParams,
+    BatchRequest,
+    Datum,
+    LoraConfig,
+    LossOutput,
+    SampleRequest,
+    SampleResult,
+)
+
+MAX_BODY = 512 * 2**20  # bytes, before and after decompression
+PROTOBUF = "application/x-protobuf"
+
+
+def _load_protocol() -> ModuleType:
+    """The SDK's own message classes, without the seconds that `import tinker` takes."""
+    name = "tinker.proto.tinker_public_pb2"
+    if name in sys.modules:
+        return sys.modules[name]
+    package = importlib.util.find_spec("tinker")
+    if package is None or not package.submodule_search_locations:
+        raise ImportError("the tinker SDK is not installed")
+    file = Path(package.submodule_search_locations[0], "proto", "tinker_public_pb2.py")
+    spec = importlib.util.spec_from_file_location("tinkersmith_tinker_public_pb2", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+pb: Any = _load_protocol()
+
+_DTYPES = {
+    pb.DTYPE_FLOAT32: np.dtype("<f4"),
+    pb.DTYPE_INT64: np.dtype("<i8"),
+    pb.DTYPE_INT32: np.dtype("<i4"),
+}
+
+
+def decompress(body: bytes, encoding: str) -> bytes:
+    """The body as it was before `encoding` ("" or "zstd"), of at most MAX_BODY bytes."""
+    if encoding in ("", "identity"):
+        return body
+    if encoding != "zstd":
+        raise Refused(f"content-encoding {encoding!r} is not supported; send zstd or none.")
+    try:
+        with zstandard.ZstdDecompressor().stream_reader(body) as reader:
+            data = reader.read(MAX_BODY + 1)
+    except zstandard.ZstdError as error:
+        raise Refused(f"the body is not valid zstd: {error}.") from None
+    if len(data) > MAX_BODY:
+        raise Refused(f"the body is larger than {MAX_BODY >> 20} MiB when decompressed.")
+    return data
+
+
+def read_batch(body: bytes) -> BatchRequest:
+    """A forward_backward body.
+
+    Raises:
+        Refused: it is no such message at all.
+    """
+    message = pb.ForwardBackwardRequest()
+    try:
+        message.ParseFromString(body)
+    except DecodeError:
+        raise Refused("the body is not a ForwardBackwardRequest protobuf message.") from None
+    if not message.model_id:
+        raise Refused("the request names no model_id.")
+    try:
+        datums = [_read_datum(datum, index) for index, datum in enumerate(message.data)]
+    except Refused as refusal:
+        datums = refusal
+    config: dict[str, float | str] = dict(message.loss_fn_config)
+    for key, value in message.loss_fn_config_v2.items():
+        config[key] = value.text if value.WhichOneof("value") == "text" else value.number
+    return BatchRequest(
+        model_id=message.model_id,
+        seq_id=message.seq_id,
+        datums=datums,
+        loss_fn=message.loss_fn,
+        config=config,
+        forward_only=message.forward_only,
+    )
+
+
+def _read_datum(message: Any, index: int) -> Datum:
+    tokens = [np.zeros(0, np.int64)]
+    for chunk in message.model_input:
+        kind = chunk.WhichOneof("chunk")
+        if kind != "encoded_text":
+            raise Refused(f"datum {index} has a chunk of kind {kind}; only text is supported.")
+        tokens.append(_numbers(chunk.encoded_text.tokens, np.dtype("<i4"), f"datum {index}"))
+    inputs = {
+        name: _read_tensor(tensor, f"datum {index}, {name}")
+        for name, tensor in message.loss_fn_inputs.items()
+    }
+    return Datum(np.concatenate(tokens).astype(np.int64), inputs)
+
+
+def _read_tensor(message: Any, where: str) -> np.ndarray:
+    dtype = _DTYPES.get(message.dtype)
+    if dtype is None:
+        raise Refused(f"{where}: its dtype is not float32 or int64.")
+    shape = tuple(message.shape)
+    if message.WhichOneof("encoding") == "sparse_csr":
+        sparse = message.sparse_csr
+        if len(shape) != 2:
+            raise Refused(f"{where}: a sparse tensor needs a shape of two axes.")
+        values = _numbers(sparse.values, dtype, where)
+        columns = _numbers(sparse.col_indices, np.dtype("<i8"), where)
+        row_starts = _numbers(sparse.crow_indices, np.dtype("<i8"), where)
+        counts = np.diff(row_starts)
+        if len(counts) != shape[0] or (counts < 0).any() or counts.sum() != len(values):
+            raise Refused(f"{where}: the sparse indices do not fit the shape {list(shape)}.")
+        if len(columns) != len(values) or ((columns < 0) | (columns >= shape[1])).any():
+            raise Refused(f"{where}: a sparse column is outside the shape {list(shape)}.")
+        if shape[0] * shape[1] * dtype.itemsize > MAX_BODY:
+            raise Refused(f"{where}: the shape {list(shape)} is too large.")
+        dense = np.zeros(shape, dtype)
+        dense[np.repeat(np.arange(shape[0]), counts), columns] = values
+        return dense
+    values = _numbers(message.dense, dtype, where)
+    if not shape:
+        return values
+    if math.prod(shape) != values.size or min(shape) < 0:
+        raise Refused(f"{where}: {values.size} values do not fit the shape {list(shape)}.")
+    return values.reshape(shape)
+
+
+def _numbers(data: bytes, dtype: np.dtype, where: str) -> np.ndarray:
+    if len(data) % dtype.itemsize:
+        raise Refused(f"{where}: {len(data)} bytes are not a whole number of {dtype} values.")
+    return np.frombuffer(data, dtype)
+
+
+def batch_output(output: LossOutput) -> bytes:
+    """A ForwardBackwardOutput message: one record a run of datums whose targets have one width."""
+    message = pb.ForwardBackwardOutput(loss_fn_output_type="ArrayRecord")
+    start = 0
+    for end in range(1, len(output.logprobs) + 1):
+        if end < len(output.logprobs) and (
+            output.logprobs[end].shape[1:] == output.logprobs[start].shape[1:]
+        ):
+            continue
+        group = output.logprobs[start:end]
+        record = message.loss_fn_outputs.add(type_tag="ArrayRecord", num_datums=len(group))
+        tensor = record.fields["logprobs"]
+        tensor.dtype = pb.DTYPE_FLOAT32
+        tensor.data = b"".join(part.astype("<f4").tobytes() for part in group)
+        offsets = np.cumsum([0, *(part.size * 4 for part in group)])
+        tensor.offsets = offsets.astype("<i8").tobytes()
+        tensor.trailing_shape.extend(group[0].shape[1:])
+        start = end
+    for name, value in output.metrics.items():
+        message.metrics[name] = value
+    return message.SerializeToString()
+
+
+def read_lora_config(body: Mapping[str, Any]) -> LoraConfig:
+    known = {"rank", "seed", "train_attn", "train_mlp", "train_unembed"}
+    _refuse_unknown(body, known, "lora_config")
+    return LoraConfig(
+        rank=number(body, "rank", int),
+        seed=optional_number(body, "seed", int),
+        train_attn=flag(body, "train_attn", True),
+        train_mlp=flag(body, "train_mlp", True),
+        train_unembed=flag(body, "train_unembed", True),
+    )
+
+
+def read_adam_params(body: Mapping[str, Any]) -> AdamParams:
+    """The parameters of an optim_step body."""
+    if body.get("optimizer_params"):
+        raise Refused("only the Adam optimizer is supported; send adam_params.")
+    params = body.get("adam_params") or {}
+    fields = AdamParams.__dataclass_fields__
+    _refuse_unknown(params, {*fields, "type"}, "adam_params")
+    return AdamParams(**{name: number(params, name, float) for name in fields if name in params})
+
+
+def read_sample_request(body: Mapping[str, Any]) -> SampleRequest:
+    """An asample body, without its addressing."""
+    tokens: list[int] = []
+    for chunk in (body.get("prompt") or {}).get("chunks", []):
+        if chunk.get("type", "encoded_text") != "encoded_text":
+            raise Refused(f"the prompt has a {chunk['type']} chunk; only text is supported.")
+        tokens += chunk.get("tokens", [])
+    if not all(isinstance(token, int) for token in tokens):
+        raise Refused("the prompt's tokens must be whole numbers.")
+    params = body.get("sampling_params") or {}
+    _refuse_unknown(
+        params,
+        {"max_tokens", "seed", "stop", "temperature", "top_k", "top_p", "type"},
+        "sampling_params",
+    )
+    targets = body.get("target_prompt_logprobs")
+    return SampleRequest(
+        prompt=tokens,
+        num_samples=optional_number(body, "num_samples", int) or 1,
+        max_tokens=optional_number(params, "max_tokens", int),
+        temperature=1.0 if params.get("temperature") is None else number(params, "temperature"),
+        top_k=-1 if params.get("top_k") is None else number(params, "top_k", int),
+        top_p=1.0 if params.get("top_p") is None else number(params, "top_p"),
+        seed=optional_number(params, "seed", int),
+        stop=_read_stop(params.get("stop")),
+        prompt_logprobs=flag(body, "prompt_logprobs", False),
+        prompt_logprobs_last_n=optional_number(body, "prompt_logprobs_last_n", int),
+        topk_prompt_logprobs=optional_number(body, "topk_prompt_logprobs", int) or 0,
+        topk_sample_logprobs=optional_number(body, "topk_sample_logprobs", int) or 0,
+        target_prompt_logprobs=None if targets is None else _read_json_tensor(targets),
+        prompt_alt_tokens_k=optional_number(body, "prompt_alt_tokens_k", int) or 0,
+    )
+
+
+def _read_stop(stop: Any) -> list[int] | list[str] | None:
+    if isinstance(stop, str):
+        stop = [stop]
+    if stop is None:
+        return None
+    if not isinstance(stop, list):
+        raise Refused("stop must be a text, a list of texts, or a list of token ids.")
+    if all(isinstance(item, str) and item for item in stop):
+        return stop
+    if all(isinstance(item, int) for item in stop):
+        return stop
+    raise Refused("stop must hold texts that are not empty, or token ids, not both.")
+
+
+def _read_json_tensor(body: Mapping[str, Any]) -> np.ndarray:
+    if body.get("sparse_crow_indices") is not None:
+        raise Refused("target_prompt_logprobs as a sparse tensor is not supported; send it dense.")
+    data = np.asarray(body.get("data", []), np.int64)
+    shape = body.get("shape") or [data.size]
+    if math.prod(shape) != data.size:
+        raise Refused(f"target_prompt_logprobs: {data.size} values do not fit the shape {shape}.")
+    return data.reshape(shape)
+
+
+def sample_output(result: SampleResult) -> bytes:
+    """A SampleResponse message."""
+    message = pb.SampleResponse()
+    for sequence in result.sequences:
+        stopped = sequence.stop_reason == "stop"
+        part = message.sequences.add(
+            stop_reason=pb.STOP_REASON_STOP if stopped else pb.STOP_REASON_LENGTH,
+            tokens=np.asarray(sequence.tokens, "<i4").tobytes(),
+            logprobs=np.asarray(sequence.logprobs, "<f4").tobytes(),
+        )
+        if sequence.topk is not None:
+            _write_topk(part.topk_sampled_logprobs, *sequence.topk)
+    if result.prompt_logprobs is not None:
+        message.prompt_logprobs = result.prompt_logprobs.astype("<f4").tobytes()
+    if result.topk_prompt_logprobs is not None:
+        _write_topk(message.topk_prompt_logprobs, *result.topk_prompt_logprobs)
+    if result.target_prompt_logprobs is not None:
+        _write_tensor(message.target_prompt_logprobs, result.target_prompt_logprobs)
+    if result.prompt_alt_tokens is not None:
+        ids, logprobs = result.prompt_alt_tokens
+        _write_tensor(message.prompt_alt_tokens.tokens, ids)
+        _write_tensor(message.prompt_alt_tokens.logprobs, logprobs)
+    return message.SerializeToString()
+
+
+def _write_topk(message: Any, ids: np.ndarray, logprobs: np.ndarray) -> None:
+    message.length, message.k = ids.shape
+    message.token_ids = ids.astype("<i4").tobytes()
+    message.logprobs = logprobs.astype("<f4").tobytes()
+
+
+def _write_tensor(message: Any, values: np.ndarray) -> None:
+    whole = values.dtype.kind == "i"
+    message.dtype = pb.DTYPE_INT32 if whole else pb.DTYPE_FLOAT32
+    message.dense = values.astype("<i4" if whole else "<f4").tobytes()
+    message.shape.extend(values.shape)
+
+
+# ---- fields of JSON bodies
+
+
+def text(body: Mapping[str, Any], name: str) -> str:
+    value = body.get(name)
+    if not isinstance(value, str) or not value:
+        raise Refused(f"{name} is {value!r}; it must be a text that is not empty.")
+    return value
+
+
+def flag(body: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise Refused(f"{name} is {value!r}; it must be true or false.")
+    return value
+
+
+def number(body: Mapping[str, Any], name: str, kind: type = float) -> Any:
+    value = body.get(name)
+    good = isinstance(value, int | float) and not isinstance(value, bool)
+    if not good or (kind is int and value != int(value)):
+        raise Refused(f"{name} is {value!r}; it must be a {'whole ' if kind is int else ''}number.")
+    return kind(value)
+
+
+def optional_number(body: Mapping[str, Any], name: str, kind: type = float) -> Any:
+    return None if body.get(name) is None else number(body, name, kind)
+
+
+def _refuse_unknown(body: Mapping[str, Any], known: set[str], where: str) -> None:
+    for name, value in body.items():
+        if name not in known and value is not None:
+            raise Refused(f"{where} has {name} = {value!r}, which this engine does not support.")
+
+
+def finite_json(value: Any) -> Any:
+    """`value` with NaN and infinities as texts, which the SDK reads as numbers; JSON has none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    if isinstance(value, dict):
+        return {key: finite_json(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,410 @@
+"""Files -> samples, each with its file and record number. Knows nothing of prompts or tokens.
+
+Nothing is dropped silently: a record that cannot be used comes back as `Skipped` with its reason.
+"""
+
+import gzip
+import json
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from tinkersmith.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    file: str
+    record: int  # counted from 1
+
+    def __str__(self) -> str:
+        return f"{self.file}, record {self.record}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    instruction: str
+    input: str
+    output: str
+    source: Source
+    system: str = ""
+    history: tuple[tuple[str, str], ...] = ()  # earlier (question, answer) turns
+    extra: dict[str, Any] = field(default_factory=dict)  # kept for evaluation, not trained on
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    source: Source
+    field: str
+    reason: str
+    record_text: str  # the record as JSON
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.reason}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "file": self.source.file,
+            "record": self.source.record,
+            "field": self.field,
+            "reason": self.reason,
+            "text": self.record_text,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSamples:
+    samples: list[Sample]
+    skipped: list[Skipped]
+    missing_files: list[str]
+    counts: dict[str, int]  # file -> usable samples
+    duplicates: int  # samples equal to an earlier one in every text
+
+
+def load_samples(files: Sequence[str], *, allow_missing: bool = True) -> LoadedSamples:
+    """Read and check all records of `files`.
+
+    Raises:
+        UserError: no file exists, a file is no JSON, or not one record can be used.
+    """
+    found, missing = find_files(files)
+    if missing and not allow_missing:
+        raise UserError(
+            f"{missing[0]} does not exist (looked in {_places()}). Correct the name, or make it."
+        )
+    samples: list[Sample] = []
+    skipped: list[Skipped] = []
+    counts: dict[str, int] = {}
+    for path in found:
+        before = len(samples)
+        for number, record in enumerate(read_records(path), start=1):
+            checked = check_record(record, Source(path.as_posix(), number))
+            if isinstance(checked, Sample):
+                samples.append(checked)
+            else:
+                skipped.append(checked)
+        counts[path.as_posix()] = len(samples) - before
+    refuse_if_nothing_is_usable(len(samples), skipped)
+    return LoadedSamples(samples, skipped, missing, counts, count_duplicates(samples))
+
+
+def find_files(files: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The files where they are found (as given, in data/, beside the script); the missing names."""
+    found: list[Path] = []
+    missing: list[str] = []
+    for name in files:
+        path = next((place for place in _candidates(name) if place.exists()), None)
+        if path is None:
+            missing.append(name)
+            continue
+        if any(path.samefile(other) for other in found):
+            raise UserError(f"{path} is named twice. Name each file once.")
+        found.append(path)
+    if not found:
+        names = ", ".join(missing) if missing else "no file is named"
+        raise UserError(
+            f"There is no data file: {names} (looked in {_places()}). Put a file there, or correct "
+            "the name."
+        )
+    return found, missing
+
+
+def read_records(path: Path, parse: Callable[[bytes], Any] = orjson.loads) -> list[Any]:
+    """All records of a JSON array or of JSON Lines, either gzip-ed, in UTF-8 with or without BOM.
+
+    Raises:
+        UserError: the file is no such thing; the sentence has the line and column.
+    """
+    data = _read_bytes(path)
+    if not data.strip():
+        raise UserError(f"{path} is empty. Put records into it, or take it off the list.")
+    try:
+        value = parse(data)
+    except (ValueError, RecursionError):
+        text = _decode(path, data)
+        if _is_json_lines(path, text):
+            return _json_lines(path, text)
+        value = _parse_or_explain(path, text, first_line=1)
+    if isinstance(value, dict) and _has_lines_name(path):
+        return [value]
+    if not isinstance(value, list):
+        raise UserError(f"{path} holds {_kind(value)} instead of an array. {_object_hint(value)}")
+    if not value:
+        raise UserError(
+            f"{path} holds an empty array. Put records into it, or take it off the list."
+        )
+    return value
+
+
+def check_record(record: Any, source: Source) -> Sample | Skipped:
+    """One record as a sample, or the reason why it cannot be one."""
+
+    def skip(name: str, reason: str) -> Skipped:
+        return Skipped(source, name, reason, record_text(record))
+
+    if not isinstance(record, dict):
+        return skip(
+            "",
+            f"the record is {_kind(record)}, not an object with instruction and output. Mend it.",
+        )
+    texts: dict[str, str] = {}
+    for name in ("instruction", "input", "output", "system"):
+        value = record.get(name)
+        required = name in ("instruction", "output")
+        if value is None:
+            if required:
+                what = "null" if name in record else "missing"
+                return skip(name, f'"{name}" is {what}. {_shape_hint(record)}')
+            value = ""
+        if not isinstance(value, str):
+            return skip(name, f'"{name}" is {_kind(value)}; it must be a text in quotes.')
+        if required and not value.strip():
+            return skip(name, f'"{name}" is empty. Fill it in, or remove the record.')
+        texts[name] = value
+    history = _history(record.get("history"))
+    if history is None:
+        return skip(
+            "history", '"history" must be a list of [question, answer] pairs, both texts. Mend it.'
+        )
+    for name, value in [*texts.items(), *(("history", text) for turn in history for text in turn)]:
+        if _has_lone_surrogate(value):
+            return skip(
+                name, f'"{name}" holds half a character (a lone \\ud8xx surrogate). Mend the text.'
+            )
+    known = (*texts, "history")
+    return Sample(
+        instruction=texts["instruction"],
+        input=texts["input"],
+        output=texts["output"],
+        system=texts["system"],
+        history=history,
+        extra={name: value for name, value in record.items() if name not in known},
+        source=source,
+    )
+
+
+def refuse_if_nothing_is_usable(usable: int, skipped: Sequence[Skipped]) -> None:
+    if not usable:
+        raise UserError(f"Not one of {len(skipped):,} records can be used. The first: {skipped[0]}")
+
+
+def question_of(sample: Sample) -> tuple[Any, ...]:
+    """What is asked, with runs of white space as one space: equal for the same question."""
+    return (
+        _one_spaced(sample.instruction),
+        _one_spaced(sample.input),
+        _one_spaced(sample.system),
+        tuple((_one_spaced(question), _one_spaced(answer)) for question, answer in sample.history),
+    )
+
+
+def count_duplicates(samples: Sequence[Sample]) -> int:
+    """How many samples equal an earlier one in every text."""
+    texts = {(s.instruction, s.input, s.output, s.system, s.history) for s in samples}
+    return len(samples) - len(texts)
+
+
+def overlap(train: Iterable[Sample], test: Iterable[Sample]) -> list[tuple[Source, Source]]:
+    """(training source, test source) of every test sample whose question is trained on, too."""
+    seen: dict[tuple[Any, ...], Source] = {}
+    for sample in train:
+        seen.setdefault(question_of(sample), sample.source)
+    pairs = ((seen.get(question_of(sample)), sample.source) for sample in test)
+    return [(trained, tested) for trained, tested in pairs if trained is not None]
+
+
+def record_text(record: Any) -> str:
+    """The record as one line of JSON that any file can hold, half characters as \\u escapes."""
+    text = json.dumps(record, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _candidates(name: str) -> list[Path]:
+    return [Path(name), *(folder / name for folder in (Path("data"), _script_folder()))]
+
+
+def _script_folder() -> Path:
+    folder = Path(sys.argv[0] or ".").parent
+    try:  # messages and Source show short names
+        return folder.resolve().relative_to(Path.cwd())
+    except ValueError:
+        return folder
+
+
+def _places() -> str:
+    folders = dict.fromkeys(
+        str(folder.resolve()) for folder in (Path(), Path("data"), _script_folder())
+    )
+    return ", ".join(folders)
+
+
+def _read_bytes(path: Path) -> bytes:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder. Name the files in it.")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}. Check its permissions."
+        ) from None
+    if data[:2] == b"\x1f\x8b":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{path} is a damaged gzip file ({error}). Make it again.") from None
+    for mark, encoding in (
+        (b"\xff\xfe\x00\x00", "UTF-32"),
+        (b"\x00\x00\xfe\xff", "UTF-32"),
+        (b"\xff\xfe", "UTF-16"),
+        (b"\xfe\xff", "UTF-16"),
+    ):
+        if data.startswith(mark):
+            raise UserError(f"{path} is encoded as {encoding}. Save it as UTF-8.")
+    return data.removeprefix(b"\xef\xbb\xbf")
+
+
+def _decode(path: Path, data: bytes) -> str:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        start = data.rfind(b"\n", 0, error.start) + 1
+        column = len(data[start : error.start].decode("utf-8", "replace")) + 1
+        raise UserError(
+            f"{path}, line {line}, column {column}: the byte 0x{data[error.start]:02X} is not "
+            f"UTF-8 (the file looks like {_likely_encoding(data)}). Save it as UTF-8."
+        ) from None
+    if text.startswith(("[\x00", "{\x00", "\x00")):
+        raise UserError(f"{path} looks like UTF-16 without a mark. Save it as UTF-8.")
+    return text
+
+
+def _likely_encoding(data: bytes) -> str:
+    part = data[:100_000]
+    if part.count(b"\x00") > len(part) // 4:
+        return "UTF-16"
+    # GBK letters are pairs of high bytes; an accent in Latin-1 mostly stands alone among ASCII.
+    runs = [len(run) for run in re.findall(rb"[\x80-\xff]+", part)]
+    in_pairs = sum(length for length in runs if length % 2 == 0)
+    return "GBK" if in_pairs > 0.6 * sum(runs) else "Latin-1"
+
+
+def _has_lines_name(path: Path) -> bool:
+    return bool({".jsonl", ".ndjson"} & set(path.suffixes))
+
+
+def _is_json_lines(path: Path, text: str) -> bool:
+    if _has_lines_name(path):
+        return True
+    start = text.lstrip()
+    if not start.startswith("{"):
+        return False
+    first = start.partition("\n")[0]
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _json_lines(path: Path, text: str) -> list[Any]:
+    # Only "\n" ends a line: JSON texts may hold U+2028 and its like, at which splitlines() cuts.
+    return [
+        _parse_or_explain(path, line, first_line=number)
+        for number, line in enumerate(text.split("\n"), start=1)
+        if line.strip()
+    ]
+
+
+def _parse_or_explain(path: Path, text: str, first_line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        if not text[error.pos :].strip() or error.msg.startswith("Unterminated string"):
+            what = f"it ends too early ({error.msg})"
+        else:
+            what = f"{error.msg}, found {text[error.pos : error.pos + 12]!r}"
+        line = first_line + error.lineno - 1
+        raise UserError(
+            f"{path}, line {line}, column {error.colno}: not JSON: {what}. Mend the file there."
+        ) from None
+    except RecursionError:
+        raise UserError(f"{path}, line {first_line}: the JSON is nested too deeply.") from None
+    except ValueError as error:
+        raise UserError(f"{path}, line {first_line}: not readable as JSON: {error}.") from None
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return f"the number {value}" if len(repr(value)) < 40 else "a number"
+    if isinstance(value, str):
+        return "a text"
+    return "a list" if isinstance(value, list) else "an object"
+
+
+def _object_hint(value: Any) -> str:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if isinstance(inner, list) and inner and isinstance(inner[0], dict):
+                return f'Its "{name}" holds a list: save only that list, beginning with [.'
+    return "Put the records into [ ... ], or write one record per line into a .jsonl file."
+
+
+def _shape_hint(record: dict[str, Any]) -> str:
+    """Advice for records in another common shape."""
+    for name in ("messages", "conversations", "conversation"):
+        if isinstance(record.get(name), list):
+            return (
+                f'The record has chat "{name}"; write the question as "instruction" and the answer '
+                'as "output" (earlier turns as "history").'
+            )
+    if "role" in record and "content" in record:
+        return "The record is one chat message; put question and answer together into one record."
+    for question, answer in (
+        ("prompt", "completion"),
+        ("prompt", "response"),
+        ("question", "answer"),
+        ("query", "response"),
+    ):
+        if question in record and answer in record:
+            return f'Rename "{question}" to "instruction" and "{answer}" to "output".'
+    return "Add it, or remove the record."
+
+
+def _history(value: Any) -> tuple[tuple[str, str], ...] | None:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        return None
+    turns = []
+    for turn in value:
+        if not (isinstance(turn, list | tuple) and len(turn) == 2):
+            return None
+        if not all(isinstance(text, str) for text in turn):
+            return None
+        turns.append((turn[0], turn[1]))
+    return tuple(turns)
+
+
+def _has_lone_surrogate(text: str) -> bool:
+    if text.isascii():
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _one_spaced(text: str) -> str:
+    return " ".join(text.split())

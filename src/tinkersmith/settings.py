@@ -1,0 +1,439 @@
+"""The user's settings: every name, type, range, default and help text, in one typed place.
+
+Users write them upper-case in config.py or as --set NAME=VALUE; code reads `settings.lora_rank`.
+"""
+
+import ast
+import difflib
+import os
+import runpy
+import traceback
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_origin
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
+from pydantic.fields import FieldInfo
+
+from tinkersmith.errors import UserError
+
+
+def _as_file_list(value: object) -> object:
+    if isinstance(value, str | os.PathLike):
+        value = [value]
+    if isinstance(value, list | tuple):
+        return [os.fspath(item) if isinstance(item, os.PathLike) else item for item in value]
+    return value
+
+
+FileNames = Annotated[
+    list[Annotated[str, StringConstraints(pattern=r"\S")]], BeforeValidator(_as_file_list)
+]
+
+
+def _setting(
+    default: Any, meaning: str, kind: str, limits: str = "", usual: str = "", **checks: Any
+) -> Any:
+    """A field with help for people: its kind ("a whole number") and limits ("between 1 and 2")."""
+    about: dict[str, Any] = {"kind": kind, "limits": limits, "usual": usual}
+    return Field(default, description=meaning, json_schema_extra=about, **checks)
+
+
+class Settings(BaseModel):
+    """What one training run is made from. Make it with `load_settings` or `settings_from`."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        protected_namespaces=(),
+    )
+
+    data_files: FileNames = _setting(
+        ["data/train_set.json"],
+        "The files to train on: JSON arrays or JSON Lines, also gzip-ed.",
+        "a list of at least one file name",
+        min_length=1,
+    )
+    base_model: str = _setting(
+        "tinkersmith/tiny-math",
+        "The model to start from: the bundled one, a name that the server offers, or a folder "
+        "in Hugging Face format.",
+        "the name of a model, or a folder",
+        pattern=r"\S",
+    )
+    lora_rank: int = _setting(
+        16,
+        "The adapter's width: higher learns more and needs more memory.",
+        "a whole number",
+        "between 1 and 512",
+        "8 to 64",
+        ge=1,
+        le=512,
+    )
+    learning_rate: float = _setting(
+        5e-4,
+        "The highest learning rate of the run. LoRA wants about ten times that of full "
+        "fine-tuning; small models want more.",
+        "a number",
+        "above 0 and at most 1",
+        "1e-4 to 5e-4; 5e-3 for the bundled model",
+        gt=0,
+        le=1,
+    )
+    num_epochs: int = _setting(
+        1,
+        "How often the whole training data is seen.",
+        "a whole number",
+        "between 1 and 1000",
+        "1 to 3",
+        ge=1,
+        le=1000,
+    )
+    model_name_prefix: str = _setting(
+        "my-model",
+        "The model's name; the date and time are put after it.",
+        "a name of at most 64 letters, digits, dots, - and _ that begins with a letter or digit",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=64,
+    )
+    sampling_max_tokens: int = _setting(
+        1024,
+        "The longest answer, when the model is sampled.",
+        "a whole number",
+        "between 1 and 131072",
+        "256 to 4096",
+        ge=1,
+        le=131072,
+    )
+    sampling_temperature: float = _setting(
+        0.0,
+        "0 always takes the likeliest token; higher values vary the answers.",
+        "a number",
+        "between 0 and 2",
+        "0 for evaluation, 0.7 for variety",
+        ge=0,
+        le=2,
+    )
+    sampling_num_samples: int = _setting(
+        1,
+        "How many answers are drawn for one prompt.",
+        "a whole number",
+        "between 1 and 128",
+        "1",
+        ge=1,
+        le=128,
+    )
+    max_sequence_length: int = _setting(
+        16384,
+        "The longest sample, prompt and answer together, in tokens.",
+        "a whole number",
+        "between 16 and 1048576",
+        "2048 to 32768",
+        ge=16,
+        le=1048576,
+    )
+    truncate_long_sequences: bool = _setting(
+        True,
+        "True cuts the end off answers that are too long; False skips such samples.",
+        "True or False",
+    )
+    show_length_warnings: bool = _setting(
+        True,
+        "Print the first ten samples that were cut or skipped.",
+        "True or False",
+    )
+    backend: Literal["auto", "tinker", "local"] = _setting(
+        "auto",
+        '"auto" trains in Tinker\'s cloud if TINKER_API_KEY is set, else on this machine; '
+        '"tinker" is the cloud or the server at TINKER_BASE_URL; "local" is this machine.',
+        'one of "auto", "tinker", "local"',
+    )
+    batch_size: int = _setting(
+        8,
+        "Samples per training step.",
+        "a whole number",
+        "between 1 and 65536",
+        "8 to 128",
+        ge=1,
+        le=65536,
+    )
+    lr_schedule: Literal["linear", "cosine", "constant"] = _setting(
+        "linear",
+        "How the learning rate goes down over the run.",
+        'one of "linear", "cosine", "constant"',
+    )
+    warmup_ratio: float = _setting(
+        0.03,
+        "The part of the run in which the learning rate rises to its highest value.",
+        "a number",
+        "between 0 and 0.5",
+        "0.03",
+        ge=0,
+        le=0.5,
+    )
+    grad_clip_norm: float = _setting(
+        1.0,
+        "Longer gradients are shortened to this norm; 0 turns it off.",
+        "a number",
+        "between 0 and 1000000",
+        "1.0",
+        ge=0,
+        le=1_000_000,
+    )
+    validation_files: FileNames = _setting(
+        [],
+        "Files that are measured during training and never trained on.",
+        "a list of file names",
+    )
+    validation_ratio: float = _setting(
+        0.0,
+        "The part of the training data kept back for validation, if there are no validation files.",
+        "a number",
+        "between 0 and 0.5",
+        "0.05",
+        ge=0,
+        le=0.5,
+    )
+    eval_every: int = _setting(
+        0,
+        "Measure the validation data every so many steps; 0 is at the end of each epoch.",
+        "a whole number",
+        "of at least 0",
+        "0, or 50 for long runs",
+        ge=0,
+    )
+    save_every: int = _setting(
+        0,
+        "Save a checkpoint every so many steps; 0 is only at the end of each epoch.",
+        "a whole number",
+        "of at least 0",
+        "0, or 100 for long runs",
+        ge=0,
+    )
+    seed: int = _setting(
+        42,
+        "Decides the order of the samples and the adapter's first weights.",
+        "a whole number",
+        "between 0 and 2147483647",
+        "42",
+        ge=0,
+        le=2**31 - 1,
+    )
+    prompt_template: str = _setting(
+        "auto",
+        'How a sample becomes text: "instruction", "alpaca", "chat" (the model\'s own chat '
+        "template), or a format string of your own with {instruction} and, if you like, {input} "
+        'and {system}. "auto" takes "chat" for instruct models, else "instruction".',
+        '"auto", "instruction", "alpaca", "chat" or a format string with {instruction}',
+    )
+    export_after_training: Literal["ask", "no", "adapter", "merged"] = _setting(
+        "ask",
+        "What to write out after training: a PEFT adapter, a merged model, or nothing.",
+        'one of "ask", "no", "adapter", "merged"',
+    )
+    output_dir: str = _setting(
+        "runs",
+        "The folder that gets one sub-folder per run.",
+        "the name of a folder",
+        pattern=r"\S",
+    )
+
+    @field_validator("prompt_template")
+    @classmethod
+    def _known_template_or_sound_format(cls, value: str) -> str:
+        from tinkersmith.prompts import check_template_setting
+
+        check_template_setting(value)
+        return value
+
+
+FIELDS: Mapping[str, FieldInfo] = Settings.model_fields
+
+
+def load_settings(config_file: Path | str | None, overrides: Sequence[str] = ()) -> Settings:
+    """Run `config_file` as Python and read its upper-case names; None gives the defaults."""
+    if config_file is None:
+        return settings_from({}, overrides)
+    path = Path(config_file)
+    if not path.is_file():
+        raise UserError(
+            f"The settings file {path} does not exist. Name another with --config, or copy "
+            "config.py from the project."
+        )
+    try:
+        namespace = runpy.run_path(str(path))
+    except SyntaxError as error:
+        where = error.filename or str(path)
+        raise UserError(
+            f"{where}, line {error.lineno}: {error.msg}. Mend that line of Python."
+        ) from None
+    except (Exception, SystemExit) as error:
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == str(path)
+        ]
+        where = f"{path}, line {lines[-1]}" if lines else str(path)
+        raise UserError(
+            f"{where}: {type(error).__name__}: {error}. Mend that line of Python."
+        ) from None
+    return settings_from(namespace, overrides, where=str(path))
+
+
+def settings_from(
+    namespace: Mapping[str, object], overrides: Sequence[str] = (), *, where: str = ""
+) -> Settings:
+    """Settings from the upper-case names of `namespace` (a script's globals) and NAME=VALUE texts.
+
+    Lower-case names, names with a leading underscore, and imported things are left alone.
+    """
+    values: dict[str, object] = {}
+    for name, value in namespace.items():
+        if not name.isupper() or name.startswith("_"):
+            continue
+        if isinstance(value, types.ModuleType | type | types.FunctionType):
+            continue
+        values[_field_name(name, where)] = value
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals:
+            raise UserError(f"--set {override} has no value; write it as --set NAME=VALUE.")
+        field = _field_name(name.strip(), "--set")
+        values[field] = _override_value(field, text.strip())
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_sentence(error)) from None
+    _refuse_settings_without_effect(settings)
+    return settings
+
+
+def settings_table() -> str:
+    """The Markdown table of all settings for the README."""
+    rows = ["| Name | Default | Meaning | Allowed |", "| --- | --- | --- | --- |"]
+    for name, field in FIELDS.items():
+        allowed = " ".join(
+            part for part in (_about(field)["kind"], _about(field)["limits"]) if part
+        )
+        usual = _about(field)["usual"]
+        if usual:
+            allowed += f" (a usual choice: {usual})"
+        rows.append(
+            f"| `{name.upper()}` | `{_python_text(field.default)}` | "
+            f"{field.description} | {allowed} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+_MODEL_ALIASES = {
+    "Qwen/Qwen3-30B-A3B-Instruct": "Qwen/Qwen3-30B-A3B-Instruct-2507",
+    "Qwen/Qwen3-4B-Instruct": "Qwen/Qwen3-4B-Instruct-2507",
+    "Qwen/Qwen3-235B-A22B-Instruct": "Qwen/Qwen3-235B-A22B-Instruct-2507",
+    "tiny-math": "tinkersmith/tiny-math",
+}
+
+
+def resolve_base_model(name: str) -> tuple[str, str | None]:
+    """The name under which a model really exists, and the sentence to say when it differs."""
+    wanted = name.strip()
+    for alias, real in _MODEL_ALIASES.items():
+        if wanted.lower() == alias.lower() and not Path(wanted).exists():
+            return (
+                real,
+                f'There is no model named "{wanted}"; using "{real}", which is meant by it.',
+            )
+    return wanted, None
+
+
+def _field_name(name: str, where: str) -> str:
+    field = name.lower()
+    if field in FIELDS:
+        return field
+    place = f"{where}: " if where else ""
+    near = difflib.get_close_matches(name.upper(), [known.upper() for known in FIELDS], n=1)
+    advice = (
+        f"did you mean {near[0]}?"
+        if near
+        else "the README lists all of them; a name of your own must be lower-case."
+    )
+    raise UserError(f"{place}{name} is not a setting; {advice}")
+
+
+def _override_value(field: str, text: str) -> object:
+    """A Python literal where it is one ("16", "['a.json']"); the text itself otherwise."""
+    words: dict[str, object] = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        literal: object = words[text.lower()]
+    else:
+        try:
+            literal = ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return text
+    annotation = FIELDS[field].annotation
+    is_text = annotation is str or get_origin(annotation) is Literal
+    # MODEL_NAME_PREFIX=2024 names a model, although 2024 is also a number.
+    return text if is_text and not isinstance(literal, str) else literal
+
+
+_TYPE_ERRORS = ("int_type", "int_from_float", "float_type", "bool_type", "string_type", "list_type")
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first finding in our words: the value, what it must be, the usual choice."""
+    finding = error.errors(include_url=False)[0]
+    field = str(finding["loc"][0])
+    about = _about(FIELDS[field])
+    value = _python_text(finding["input"])
+    place = f"{field.upper()}[{finding['loc'][1]}]" if len(finding["loc"]) > 1 else field.upper()
+    if finding["type"] in _TYPE_ERRORS or not about["limits"]:
+        must = " ".join(part for part in (about["kind"], about["limits"]) if part)
+    else:
+        must = about["limits"]
+    if len(finding["loc"]) > 1:
+        must = "the name of a file"
+    usual = f" (a usual choice: {about['usual']})" if about["usual"] else ""
+    return f"{place} is {value}; it must be {must}{usual}."
+
+
+def _refuse_settings_without_effect(settings: Settings) -> None:
+    if settings.validation_files and settings.validation_ratio:
+        raise UserError(
+            f"VALIDATION_FILES and VALIDATION_RATIO = {settings.validation_ratio} are both set; "
+            "only one can say what the validation data is. Remove one of them."
+        )
+    if settings.eval_every and not (settings.validation_files or settings.validation_ratio):
+        raise UserError(
+            f"EVAL_EVERY is {settings.eval_every}, but there is no validation data to measure. "
+            "Set VALIDATION_FILES or VALIDATION_RATIO, or remove EVAL_EVERY."
+        )
+
+
+def _about(field: FieldInfo) -> dict[str, str]:
+    assert isinstance(field.json_schema_extra, dict)
+    return {key: str(value) for key, value in field.json_schema_extra.items()}
+
+
+def _python_text(value: object) -> str:
+    """A value as the user would write it, shortened to fit a sentence."""
+    if isinstance(value, str):
+        text = '"' + value.replace("\n", "\\n") + '"'
+    elif isinstance(value, list):
+        text = "[" + ", ".join(_python_text(item) for item in value) + "]"
+    elif isinstance(value, float) and 0 < abs(value) < 0.001:
+        mantissa, exponent = f"{value:.6e}".split("e")
+        text = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    else:
+        text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

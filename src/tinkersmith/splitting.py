@@ -1,0 +1,339 @@
+"""Data files -> a training and a test file: shuffled by seed, one question only on one side.
+
+The same records, ratio and seed give the same bytes, whatever the order of files and records.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinkersmith.errors import UserError
+from tinkersmith.files import write_atomically, write_json
+from tinkersmith.lengths import LengthStatistics, format_length_statistics
+from tinkersmith.samples import (
+    Sample,
+    Skipped,
+    Source,
+    check_record,
+    count_duplicates,
+    find_files,
+    question_of,
+    read_records,
+    record_text,
+    refuse_if_nothing_is_usable,
+)
+
+INPUT_FILES = ["data/word_problems.json"]
+TRAIN_RATIO = 0.8
+SEED = 42
+TRAIN_FILE = "data/train_set.json"
+TEST_FILE = "data/test_set.json"
+
+_MARKER = ".split.json"  # beside the outputs: the SHA-256 of what we wrote there
+_SKIPPED_FILE = "split_skipped.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class SplitResult:
+    train_file: Path
+    test_file: Path
+    counts: dict[str, int]  # input file -> usable samples
+    missing_files: list[str]
+    train_count: int
+    test_count: int
+    questions: int  # different ones
+    duplicates: int  # samples equal to an earlier one in every text
+    skipped: list[Skipped]
+    skipped_file: Path | None
+    unit: str  # of the lengths, for people
+    train_lengths: LengthStatistics
+    test_lengths: LengthStatistics
+
+
+def split_dataset(
+    files: Sequence[str],
+    ratio: float = TRAIN_RATIO,
+    seed: int = SEED,
+    train_out: Path | str = TRAIN_FILE,
+    test_out: Path | str = TEST_FILE,
+    force: bool = False,
+) -> SplitResult:
+    """Write about `ratio` of the samples to `train_out` and the others to `test_out`.
+
+    Both are written, or neither. Records keep all their fields.
+
+    Raises:
+        UserError: bad input, or an output that exists, was not written here, and no `force`.
+    """
+    if not 0 < ratio < 1:
+        raise UserError(f"TRAIN_RATIO is {ratio}; it must be above 0 and below 1 (usual: 0.8).")
+    train_out, test_out = Path(train_out), Path(test_out)
+    found, missing = find_files(files)
+    _check_outputs(found, train_out, test_out, force)
+    records, samples, skipped = _read(found)
+    refuse_if_nothing_is_usable(len(samples), skipped)
+
+    groups = _groups_in_order(records, samples, seed)
+    train, test = _cut(groups, ratio)
+    contents = {
+        train_out: _as_json([records[index] for index in train]),
+        test_out: _as_json([records[index] for index in test]),
+    }
+    skipped_out = train_out.parent / _SKIPPED_FILE
+    if skipped:
+        contents[skipped_out] = "".join(
+            record_text(one.to_json()) + "\n" for one in skipped
+        ).encode()
+    unit, (train_lengths, test_lengths) = _measure(
+        [[samples[index] for index in side] for side in (train, test)]
+    )
+    _write_all_or_none(contents)
+    if not skipped and _is_ours(skipped_out):
+        skipped_out.unlink(missing_ok=True)
+    counts = {path.as_posix(): 0 for path in found}
+    for sample in samples:
+        counts[sample.source.file] += 1
+    return SplitResult(
+        train_file=train_out,
+        test_file=test_out,
+        counts=counts,
+        missing_files=missing,
+        train_count=len(train),
+        test_count=len(test),
+        questions=len(groups),
+        duplicates=count_duplicates(samples),
+        skipped=skipped,
+        skipped_file=skipped_out if skipped else None,
+        unit=unit,
+        train_lengths=train_lengths,
+        test_lengths=test_lengths,
+    )
+
+
+def format_split(result: SplitResult) -> str:
+    """What was read, what was written, and how long the samples are."""
+    lines = [f"Warning: {name} does not exist; going on." for name in result.missing_files]
+    lines += [f"Read {count:,} samples from {file}" for file, count in result.counts.items()]
+    total = result.train_count + result.test_count
+    if repeated := total - result.questions:
+        lines.append(
+            f"Samples that repeat an earlier question: {repeated:,} (exact duplicates: "
+            f"{result.duplicates:,}); each stays on the side of the first"
+        )
+    if result.skipped:
+        lines.append(f"Skipped {len(result.skipped):,} records, all in {result.skipped_file}:")
+        lines += [f"  {skipped}" for skipped in result.skipped[:10]]
+    for file, count in (
+        (result.train_file, result.train_count),
+        (result.test_file, result.test_count),
+    ):
+        lines.append(f"Wrote {count:,} samples ({100 * count / total:.1f} %) to {file}")
+    lines += [
+        "",
+        f"Lengths in {result.unit}:",
+        format_length_statistics(result.train_lengths, "Training"),
+        "",
+        format_length_statistics(result.test_lengths, "Test"),
+    ]
+    return "\n".join(lines)
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    inputs: Sequence[str] = INPUT_FILES,
+    ratio: float = TRAIN_RATIO,
+    seed: int = SEED,
+    train_out: str = TRAIN_FILE,
+    test_out: str = TEST_FILE,
+    prog: str | None = None,
+) -> int:
+    """The command line of split_dataset.py and `tinkersmith split`, with these defaults."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Merge data files, shuffle them by seed, and write a training and a test file.",
+    )
+    parser.add_argument("--inputs", nargs="+", default=list(inputs), metavar="FILE")
+    parser.add_argument("--ratio", type=float, default=ratio, help="share of the training file")
+    parser.add_argument("--seed", type=int, default=seed)
+    parser.add_argument("--train-out", default=train_out, metavar="FILE")
+    parser.add_argument("--test-out", default=test_out, metavar="FILE")
+    parser.add_argument(
+        "--force", action="store_true", help="overwrite files that were not written here"
+    )
+    wanted = parser.parse_args(argv)
+    try:
+        result = split_dataset(
+            wanted.inputs,
+            wanted.ratio,
+            wanted.seed,
+            wanted.train_out,
+            wanted.test_out,
+            wanted.force,
+        )
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    print(format_split(result))
+    return 0
+
+
+def _read(files: Sequence[Path]) -> tuple[list[Any], list[Sample], list[Skipped]]:
+    """Usable records as they stand, the same as samples, and the unusable ones."""
+    records: list[Any] = []
+    samples: list[Sample] = []
+    skipped: list[Skipped] = []
+    for path in files:
+        # Python's own parser: orjson rounds whole numbers over 64 bits.
+        raw = read_records(path, parse=lambda data: json.loads(data.decode("utf-8")))
+        for number, record in enumerate(raw, start=1):
+            checked = check_record(record, Source(path.as_posix(), number))
+            if isinstance(checked, Skipped):
+                skipped.append(checked)
+                continue
+            records.append(record)
+            samples.append(checked)
+    return records, samples, skipped
+
+
+def _groups_in_order(
+    records: Sequence[Any], samples: Sequence[Sample], seed: int
+) -> list[list[int]]:
+    """Indices of the records of each question, the questions shuffled by `seed`."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, sample in enumerate(samples):
+        question = record_text([seed, question_of(sample)])
+        groups[hashlib.sha256(question.encode()).hexdigest()].append(index)
+    # Sorting by hash is a shuffle that no version of any library changes.
+    return [
+        sorted(group, key=lambda index: record_text(records[index]))
+        for _, group in sorted(groups.items())
+    ]
+
+
+def _cut(groups: list[list[int]], ratio: float) -> tuple[list[int], list[int]]:
+    """Cut between two questions, where the first side is nearest to `ratio` of all samples."""
+    if len(groups) < 2:
+        raise UserError(
+            "All records ask the same question, so there is nothing to test on. Add other ones."
+        )
+    total = sum(len(group) for group in groups)
+    best, distance, reached = 1, float("inf"), 0
+    for place, group in enumerate(groups[:-1], start=1):
+        reached += len(group)
+        if abs(reached - ratio * total) < distance:
+            best, distance = place, abs(reached - ratio * total)
+    first = [index for group in groups[:best] for index in group]
+    return first, [index for group in groups[best:] for index in group]
+
+
+def _measure(sides: list[list[Sample]]) -> tuple[str, list[LengthStatistics]]:
+    """Lengths in tokens of the bundled model, or in characters where it is not there."""
+    from tinkersmith.bundled import BUNDLED_MODELS
+
+    name, folder = next(iter(BUNDLED_MODELS.items()))
+    if not (folder / "tokenizer.json").is_file():
+        lengths = [[_characters(sample) for sample in side] for side in sides]
+        return "characters", [LengthStatistics.of(side, "characters") for side in lengths]
+
+    from tinkersmith.prompts import choose_template
+    from tinkersmith.tokens import load_tokenizer, tokenize
+
+    tokenizer = load_tokenizer(folder)
+    template = choose_template("instruction", tokenizer, name)
+    lengths = [tokenize(side, template, tokenizer, sys.maxsize, False).lengths for side in sides]
+    unit = f"tokens of {name} (other models count otherwise)"
+    return unit, [LengthStatistics.of(side) for side in lengths]
+
+
+def _characters(sample: Sample) -> int:
+    texts = [sample.system, *(text for turn in sample.history for text in turn)]
+    return sum(map(len, (*texts, sample.instruction, sample.input, sample.output)))
+
+
+def _check_outputs(inputs: Sequence[Path], train_out: Path, test_out: Path, force: bool) -> None:
+    if train_out.resolve() == test_out.resolve():
+        raise UserError(f"{train_out} is named for both outputs. Name two files.")
+    taken = {path.resolve() for path in inputs}
+    for path in (train_out, test_out):
+        if path.suffix != ".json":
+            raise UserError(f"{path} would hold a JSON array; give it a name that ends in .json.")
+        if path.resolve() in taken:
+            raise UserError(f"{path} is an input and an output. Name another output.")
+        if path.is_dir():
+            raise UserError(f"{path} is a folder. Name a file.")
+        if path.exists() and not force and not _is_ours(path):
+            raise UserError(
+                f"{path} exists and was not written by this command, or was changed since. Move it "
+                "away, name another output, or add --force to overwrite it."
+            )
+
+
+def _is_ours(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    return _digest(path.read_bytes()) in _marks(path.parent).get(path.name, [])
+
+
+def _marks(folder: Path) -> dict[str, list[str]]:
+    try:
+        return json.loads((folder / _MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_all_or_none(contents: dict[Path, bytes]) -> None:
+    """Write everything aside first; a full disk then leaves all the old files as they were."""
+    aside = {path: path.with_name(f".{path.name}.new") for path in contents}
+    renamed: list[tuple[Path, bytes | None]] = []
+    path = next(iter(contents))
+    try:
+        for path, content in contents.items():
+            write_atomically(aside[path], content)
+        for path, content in contents.items():
+            _mark(path, content)
+        for path in contents:
+            old = path.read_bytes() if path.exists() else None
+            os.replace(aside[path], path)
+            renamed.append((path, old))
+    except BaseException as error:
+        for done, old in renamed:
+            if old is None:
+                done.unlink()
+            else:
+                write_atomically(done, old)
+        if isinstance(error, OSError):
+            raise UserError(
+                f"{path} cannot be written: {error.strerror}. Nothing was changed; make room or "
+                "choose another folder."
+            ) from None
+        raise
+    finally:
+        for temporary in aside.values():
+            with suppress(OSError):  # already renamed, or its folder never came to be
+                temporary.unlink()
+
+
+def _mark(path: Path, content: bytes) -> None:
+    """Note what we are about to write, beside what is there: we may be stopped in between."""
+    present = [_digest(path.read_bytes())] if _is_ours(path) else []
+    marks = _marks(path.parent)
+    marks[path.name] = [*present, _digest(content)]
+    write_json(path.parent / _MARKER, marks)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _as_json(records: list[Any]) -> bytes:
+    text = json.dumps(records, ensure_ascii=False, indent=2) + "\n"
+    return text.encode("utf-8", "backslashreplace")
