@@ -1,0 +1,389 @@
+"""Settings -> a connection that cannot hang: Tinker's cloud, a server at a URL, or our own engine.
+
+The SDK waits in silence for minutes when a server is gone. So the server is checked before the SDK
+is asked, watched while it works, and whatever goes wrong becomes one sentence.
+"""
+
+import concurrent.futures
+import difflib
+import importlib
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from tinkersmith.bundled import BUNDLED_MODELS
+from tinkersmith.errors import UserError
+from tinkersmith.settings import Settings, resolve_base_model
+
+if TYPE_CHECKING:
+    import tinker
+
+    from tinkersmith.tokens import TextTokenizer
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+START_PATIENCE = 120.0  # seconds for the engine's ready line
+PROBE_EVERY = 1.0  # seconds
+PROBE_PATIENCE = 1.5  # seconds
+SLICE = 0.2  # seconds between two looks at the server while waiting
+
+
+class ServerGone(UserError):
+    """The server stopped answering in the middle of the work."""
+
+
+@dataclass
+class Service:
+    """One connection. Make it with `open_service`."""
+
+    client: "tinker.ServiceClient"
+    rest: "tinker.RestClient"
+    kind: str  # "embedded" | "cloud" | "url"
+    base_model: str  # as the server knows it
+    max_contexts: dict[str, int | None]  # of the models that the server names
+    _probe: "_Probe"
+    _tokenizers: dict[str, "TextTokenizer"] = field(default_factory=dict)
+
+    @property
+    def max_context(self) -> int | None:
+        return self.max_contexts.get(self.base_model)
+
+    def wait(self, pending: Any, doing: str) -> Any:
+        """The result of an SDK future; `doing` completes "while ...".
+
+        Raises:
+            ServerGone: the server went away meanwhile.
+            UserError: what the server or the SDK objects to, as a sentence.
+        """
+        future = pending.future() if hasattr(pending, "future") else pending
+        while True:
+            done, _ = concurrent.futures.wait([future], timeout=SLICE)
+            if done:
+                return self._result(future, doing)
+            if (trouble := self._probe.trouble()) is not None:
+                raise ServerGone(f"{trouble} This happened while {doing}.")
+
+    def create_training_client(self, settings: Settings) -> "tinker.TrainingClient":
+        pending = self.client.create_lora_training_client(
+            base_model=self.base_model, rank=settings.lora_rank, seed=settings.seed
+        )
+        return self.wait(pending, f"creating a LoRA on {self.base_model}")
+
+    def create_sampling_client(self, model_path: str | None) -> "tinker.SamplingClient":
+        """On a checkpoint, or on the untouched base model."""
+        chosen = {"model_path": model_path} if model_path else {"base_model": self.base_model}
+        return self.wait(
+            self.client.create_sampling_client(**chosen),
+            f"opening {model_path or self.base_model}",
+        )
+
+    def tokenizer(self, training_client: Any = None) -> "TextTokenizer":
+        """The base model's tokenizer: from its folder where that is known, else from the server."""
+        from tinkersmith.tokens import load_tokenizer, wrap_tokenizer
+
+        if self.base_model not in self._tokenizers:
+            folder = local_model_folder(self.base_model)
+            if folder is not None:
+                tokenizer = load_tokenizer(folder)
+            else:
+                client = training_client or self.create_sampling_client(None)
+                tokenizer = wrap_tokenizer(client.get_tokenizer())
+            self._tokenizers[self.base_model] = tokenizer
+        return self._tokenizers[self.base_model]
+
+    def _result(self, future: concurrent.futures.Future, doing: str) -> Any:
+        import tinker
+
+        try:
+            return future.result()
+        except tinker.RequestFailedError as error:
+            reason = str(error).split(" for self.request_id")[0].removeprefix("Request failed: ")
+            raise UserError(f"The server refused {doing}: {reason}") from None
+        except tinker.AuthenticationError as error:
+            raise UserError(_wrong_key(error)) from None
+        except tinker.APIStatusError as error:
+            raise UserError(f"The server refused {doing}: {self._detail(error)}") from None
+        except tinker.APIConnectionError as error:
+            trouble = self._probe.trouble() or f"The server cannot be reached ({error})."
+            raise ServerGone(f"{trouble} This happened while {doing}.") from None
+        except tinker.TinkerError as error:
+            raise UserError(f"The tinker SDK stopped while {doing}: {error}") from None
+
+    def _detail(self, error: Any) -> str:
+        body = error.body if isinstance(error.body, dict) else {}
+        detail = str(body.get("detail") or error)
+        offered = sorted(self.max_contexts)
+        if "base" in detail.lower() and "offered" not in detail and offered:
+            near = difflib.get_close_matches(self.base_model, offered, n=len(offered), cutoff=0.0)
+            detail += f" It offers, nearest first: {', '.join(near)}."
+        return detail
+
+
+@contextmanager
+def open_service(settings: Settings, *, base_model: str | None = None) -> Iterator[Service]:
+    """Connect as BACKEND and the environment say, and close everything again at the end."""
+    name, _ = resolve_base_model(base_model or settings.base_model)
+    folder = local_model_folder(name)
+    if folder is not None and name not in BUNDLED_MODELS:
+        name = str(folder)
+    # The SDK takes seconds to import; a server takes seconds to start: both at once.
+    importing = threading.Thread(target=_import_sdk, daemon=True)
+    importing.start()
+    kind, url, key = _where(settings)
+    engine = None
+    try:
+        if kind == "embedded":
+            engine = start_engine(
+                Path(settings.output_dir), [] if name in BUNDLED_MODELS or not folder else [name]
+            )
+            url, key = engine.url, engine.key
+        _take_loopback_out_of_proxies()
+        probe = _Probe(url, engine)
+        importing.join()
+        service = _connect(kind, url, key, name, probe)
+        finished = "errored"
+        try:
+            yield service
+            finished = "success"
+        finally:
+            _close(service, finished)
+            probe.stop()
+    finally:
+        if engine is not None:
+            engine.stop()
+
+
+def local_model_folder(name: str) -> Path | None:
+    """The folder of a bundled model or of a path; None for names that only a server knows."""
+    if name in BUNDLED_MODELS:
+        return BUNDLED_MODELS[name]
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        return folder.resolve()
+    if folder.is_absolute() or name.startswith((".", "~")):
+        raise UserError(
+            f"BASE_MODEL {name} is not a model folder: it has no config.json. Name a folder in "
+            "Hugging Face format."
+        )
+    return None
+
+
+# ---- the embedded engine's process
+
+
+@dataclass
+class Engine:
+    process: subprocess.Popen
+    url: str
+    key: str
+    log: Path
+
+    def death(self) -> str | None:
+        """The sentence that says it is dead; None while it lives."""
+        code = self.process.poll()
+        if code is None:
+            return None
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return f"The engine has ended ({how}); its log is {self.log}."
+
+    def stop(self) -> None:
+        """Ask it to end; insist after two seconds."""
+        if self.process.stdin is not None:
+            with suppress(OSError):
+                self.process.stdin.close()
+        for insist in (None, self.process.terminate, self.process.kill):
+            if insist is not None:
+                insist()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout=2)
+                break
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+        with suppress(OSError):
+            if self.log.exists() and self.log.stat().st_size == 0:
+                self.log.unlink()
+
+
+def start_engine(output_dir: Path, base_models: Sequence[str]) -> Engine:
+    """Start `python -m tinkersmith.engine` on a free port and wait until it serves.
+
+    Raises:
+        UserError: it did not start; the sentence quotes its log.
+    """
+    folder = output_dir / ".engine"
+    log = folder / f"engine-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    key = f"tml-{secrets.token_hex(16)}"
+    command = [sys.executable, "-m", "tinkersmith.engine", "--port", "0", "--dir", str(folder)]
+    for name in base_models:
+        command += ["--base-model", name]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as log_file:
+            process = subprocess.Popen(
+                [*command, "--exit-with-stdin"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log_file,
+                env={**os.environ, "TINKERSMITH_ENGINE_KEY": key},
+                # Ctrl-C reaches the recipe only, which then ends the engine in order.
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise UserError(
+            f"OUTPUT_DIR {output_dir} cannot be written to: {error.strerror}. Choose another "
+            "folder, or make room."
+        ) from None
+    engine = Engine(process, "", key, log)
+    try:
+        engine.url = f"http://127.0.0.1:{_ready_port(process)}"
+    except BaseException as error:
+        engine.stop()
+        if not isinstance(error, ValueError):
+            raise
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        reason = lines[-1].removeprefix("Error: ") if lines else "it said nothing"
+        raise UserError(f"The engine did not start: {reason} (its log is {log}).") from None
+    return engine
+
+
+def _ready_port(process: subprocess.Popen) -> int:
+    """Raises: ValueError: the process ended, or said something else, or nothing for too long."""
+    assert process.stdout is not None
+    line: list[bytes] = []
+    reader = threading.Thread(target=lambda: line.append(process.stdout.readline()), daemon=True)  # type: ignore[union-attr]
+    reader.start()
+    reader.join(START_PATIENCE)
+    if not line or not line[0]:
+        raise ValueError("no ready line")
+    return int(json.loads(line[0])["port"])
+
+
+# ---- which server, and is it there
+
+
+def _where(settings: Settings) -> tuple[str, str, str]:
+    """(kind, url, key) from BACKEND and the environment; url and key are "" where not known yet."""
+    url = os.environ.get("TINKER_BASE_URL", "").strip()
+    key = os.environ.get("TINKER_API_KEY", "").strip()
+    backend = settings.backend
+    if backend == "local" or (backend == "auto" and not url and not key):
+        return "embedded", "", ""
+    if not key:
+        raise UserError(
+            'BACKEND is "tinker", but there is no TINKER_API_KEY. Set it with: export '
+            'TINKER_API_KEY="<your key>" - or set BACKEND = "local" to train on this machine.'
+            if not url
+            else "TINKER_BASE_URL is set, but there is no TINKER_API_KEY. Set the key of that server."
+        )
+    if not key.startswith(("tml-", "eyJ")):
+        raise UserError("TINKER_API_KEY is not a Tinker key: those begin with tml-. Copy it again.")
+    if url:
+        return "url", url.rstrip("/"), key
+    return "cloud", "", key
+
+
+def _connect(kind: str, url: str, key: str, base_model: str, probe: "_Probe") -> Service:
+    import tinker
+
+    if kind == "url" and (trouble := probe.reach()) is not None:
+        raise UserError(trouble)
+    if kind == "embedded":
+        os.environ["TINKER_TELEMETRY"] = "0"  # nothing leaves the machine
+    address: dict[str, Any] = {"base_url": url} if url else {}
+    rest = tinker.RestClient(api_key=key, **address)
+    client = tinker.ServiceClient(api_key=key, **address)
+    service = Service(client, rest, kind, base_model, {}, probe)
+    found = service.wait(rest.get_server_capabilities(), "asking which models it offers")
+    service.max_contexts = {
+        model.model_name: model.max_context_length
+        for model in found.supported_models
+        if model.model_name
+    }
+    probe.start()
+    return service
+
+
+class _Probe:
+    """Looks after the server from a thread of its own, so that waiting never hangs."""
+
+    def __init__(self, url: str, engine: Engine | None) -> None:
+        self.url = url
+        self.engine = engine
+        self._stop = threading.Event()
+        self._failed_since: float | None = None
+
+    def start(self) -> None:
+        if self.url:
+            threading.Thread(target=self._watch, name="probe", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def trouble(self) -> str | None:
+        """What is wrong with the server, as a sentence; None while it is well."""
+        if self.engine is not None and (death := self.engine.death()) is not None:
+            return death
+        since = self._failed_since
+        if since is not None and time.monotonic() - since > 2.5:
+            return f"The server at {self.url} does not answer any more."
+        return None
+
+    def reach(self) -> str | None:
+        """One connection to the server: None if it stands."""
+        parts = urlsplit(self.url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            with socket.create_connection((parts.hostname or "", port), timeout=PROBE_PATIENCE):
+                return None
+        except (OSError, ValueError) as error:
+            return (
+                f"The server at {self.url} cannot be reached ({error}). Start it, or correct "
+                "TINKER_BASE_URL."
+            )
+
+    def _watch(self) -> None:
+        while not self._stop.wait(PROBE_EVERY):
+            if self.reach() is None:
+                self._failed_since = None
+            elif self._failed_since is None:
+                self._failed_since = time.monotonic()
+
+
+def _close(service: Service, status: str) -> None:
+    """Finish the session, but never wait long for a server that may be gone."""
+    if service._probe.trouble() is not None:
+        return
+    with suppress(Exception):
+        service.client.close(status).future().result(timeout=3)  # type: ignore[arg-type]
+
+
+def _take_loopback_out_of_proxies() -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        hosts = [host for host in os.environ.get(name, "").split(",") if host]
+        os.environ[name] = ",".join(dict.fromkeys([*hosts, *LOOPBACK]))
+
+
+def _import_sdk() -> None:
+    with suppress(ImportError):  # the importing thread's failure shows at the real import
+        importlib.import_module("tinker")
+    # Heartbeat warnings of a server that is gone: `wait` says it better.
+    logging.getLogger("tinker").setLevel(logging.ERROR)
+
+
+def _wrong_key(error: Exception) -> str:
+    return (
+        f"The server does not accept the API key ({error}). Check TINKER_API_KEY"
+        f"{' and TINKER_BASE_URL' if os.environ.get('TINKER_BASE_URL') else ''}."
+    )
