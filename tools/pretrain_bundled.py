@@ -127,9 +127,7 @@ def new_model(vocabulary: int, end: int) -> Qwen3ForCausalLM:
     )
 
 
-def packed_rows(
-    texts: Iterator[str], tokenizer: PreTrainedTokenizerFast
-) -> Iterator[torch.Tensor]:
+def packed_rows(texts: Iterator[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[torch.Tensor]:
     """Documents end to end, an end token after each, cut into (ROWS, CONTEXT + 1)."""
     end = tokenizer.convert_tokens_to_ids(END)
     wanted = ROWS * (CONTEXT + 1)

@@ -44,7 +44,9 @@ def _first_then(problem: Problem) -> str:
 
 
 def _so_it_is(problem: Problem) -> str:
-    parts = [f"{step.equation()}, that is {step.result} {step.meaning['en']}." for step in problem.steps]
+    parts = [
+        f"{step.equation()}, that is {step.result} {step.meaning['en']}." for step in problem.steps
+    ]
     return " ".join(parts) + f" So it is {problem.answer}."
 
 

@@ -12,12 +12,49 @@ LANGUAGES = ("en", "zh")
 
 # Names and things take part in the stories only, never in the steps.
 NAMES = {
-    "en": "Tom Anna Ben Lucy Sam Mia Jack Emma Leo Nora Max Ella".split(),
-    "zh": "小明 小红 小华 小丽 小刚 小芳 小强 小云 李雷 王芳 张伟 刘洋".split(),
+    "en": [
+        "Tom",
+        "Anna",
+        "Ben",
+        "Lucy",
+        "Sam",
+        "Mia",
+        "Jack",
+        "Emma",
+        "Leo",
+        "Nora",
+        "Max",
+        "Ella",
+    ],
+    "zh": [
+        "小明",
+        "小红",
+        "小华",
+        "小丽",
+        "小刚",
+        "小芳",
+        "小强",
+        "小云",
+        "李雷",
+        "王芳",
+        "张伟",
+        "刘洋",
+    ],
 }
 THINGS = {
-    "en": "apples pencils books cards stamps marbles cookies stickers balls coins".split(),
-    "zh": "苹果 铅笔 书 卡片 邮票 弹珠 饼干 贴纸 球 硬币".split(),
+    "en": [
+        "apples",
+        "pencils",
+        "books",
+        "cards",
+        "stamps",
+        "marbles",
+        "cookies",
+        "stickers",
+        "balls",
+        "coins",
+    ],
+    "zh": ["苹果", "铅笔", "书", "卡片", "邮票", "弹珠", "饼干", "贴纸", "球", "硬币"],
 }
 
 
@@ -216,7 +253,9 @@ FAMILIES: tuple[Family, ...] = (
             ),
         },
         {
-            "en": ("In the morning {n} has {0} {t}. Then {1} more come and {2} go. How many {t} are left?",),
+            "en": (
+                "In the morning {n} has {0} {t}. Then {1} more come and {2} go. How many {t} are left?",
+            ),
             "zh": ("早上{n}有{0}个{t}，后来得到{1}个，又送出{2}个。还剩多少个{t}？",),
         },
     ),
@@ -239,7 +278,9 @@ FAMILIES: tuple[Family, ...] = (
             ),
         },
         {
-            "en": ("In {0} boxes there are {1} {t} each. Then {2} {t} are sold. How many {t} are left?",),
+            "en": (
+                "In {0} boxes there are {1} {t} each. Then {2} {t} are sold. How many {t} are left?",
+            ),
             "zh": ("{0}个盒子里各有{1}个{t}，卖出{2}个。还剩多少个{t}？",),
         },
     ),
@@ -260,7 +301,9 @@ FAMILIES: tuple[Family, ...] = (
             ),
         },
         {
-            "en": ("{n} pays {1} coins for each of {0} {t} and {3} coins for each of {2} cups. How much does {n} pay?",),
+            "en": (
+                "{n} pays {1} coins for each of {0} {t} and {3} coins for each of {2} cups. How much does {n} pay?",
+            ),
             "zh": ("{0}个{t}每个{1}元，{2}个杯子每个{3}元，{n}都买了。{n}一共要付多少元？",),
         },
     ),
@@ -281,7 +324,9 @@ FAMILIES: tuple[Family, ...] = (
             ),
         },
         {
-            "en": ("{n} pays {2} coins for {0} {t} that cost {1} coins each. How much change does {n} get?",),
+            "en": (
+                "{n} pays {2} coins for {0} {t} that cost {1} coins each. How much change does {n} get?",
+            ),
             "zh": ("{n}付了{2}元，买了{0}个{t}，每个{1}元。应找回多少元？",),
         },
     ),
@@ -302,7 +347,9 @@ FAMILIES: tuple[Family, ...] = (
             ),
         },
         {
-            "en": ("From {0} {t} {n} keeps {1}. {2} friends share the rest. How many {t} does each friend get?",),
+            "en": (
+                "From {0} {t} {n} keeps {1}. {2} friends share the rest. How many {t} does each friend get?",
+            ),
             "zh": ("{0}个{t}中{n}留下{1}个，其余{2}个朋友平均分。每个朋友得到多少个{t}？",),
         },
     ),
@@ -344,7 +391,9 @@ FAMILIES: tuple[Family, ...] = (
             ),
         },
         {
-            "en": ("{n} has {0} {t}, {m} has {1} times as many, and a bag holds {2}. How many {t} are there in total?",),
+            "en": (
+                "{n} has {0} {t}, {m} has {1} times as many, and a bag holds {2}. How many {t} are there in total?",
+            ),
             "zh": ("{n}有{0}个{t}，{m}有{n}的{1}倍，袋子里还有{2}个。一共有多少个{t}？",),
         },
     ),
@@ -365,7 +414,9 @@ FAMILIES: tuple[Family, ...] = (
             ),
         },
         {
-            "en": ("{n} goes {0} miles a day for {1} days, then {2} miles a day for {3} days. How far does {n} go?",),
+            "en": (
+                "{n} goes {0} miles a day for {1} days, then {2} miles a day for {3} days. How far does {n} go?",
+            ),
             "zh": ("{n}先每天走{0}里走{1}天，再每天走{2}里走{3}天。一共走了多少里？",),
         },
     ),
@@ -386,7 +437,9 @@ FAMILIES: tuple[Family, ...] = (
             ),
         },
         {
-            "en": ("{n} walks once around a field, {0} steps long and {1} steps wide. How many steps is that?",),
+            "en": (
+                "{n} walks once around a field, {0} steps long and {1} steps wide. How many steps is that?",
+            ),
             "zh": ("一块地长{0}步，宽{1}步，{n}绕它走一圈。一共走多少步？",),
         },
     ),
@@ -407,14 +460,20 @@ FAMILIES: tuple[Family, ...] = (
             ),
         },
         {
-            "en": ("{n} has {0} coins. {n} saves {1} a week for {2} weeks, spends {3} and gets {4}. How many coins does {n} have at the end?",),
-            "zh": ("{n}原来有{0}元，每周存{1}元，存{2}周后花了{3}元，又得到{4}元。{n}最后有多少元？",),
+            "en": (
+                "{n} has {0} coins. {n} saves {1} a week for {2} weeks, spends {3} and gets {4}. How many coins does {n} have at the end?",
+            ),
+            "zh": (
+                "{n}原来有{0}元，每周存{1}元，存{2}周后花了{3}元，又得到{4}元。{n}最后有多少元？",
+            ),
         },
     ),
 )
 
 
-def draw_problem(rng: random.Random, language: str | None = None, *, held_out: float = 0.0) -> Problem:
+def draw_problem(
+    rng: random.Random, language: str | None = None, *, held_out: float = 0.0
+) -> Problem:
     """A random problem; `held_out` is the share of wordings that pretraining does not use."""
     family = rng.choice(FAMILIES)
     language = language or rng.choice(LANGUAGES)
