@@ -96,6 +96,7 @@ _MARKER = re.compile(
     r"|(?:^|(?<=\n))[ \t]*(?:Ans(?:wer)?[.:：]|答[:：])",
     re.IGNORECASE,
 )
+_LAST = 20  # markers looked at: a model in a loop announces its answer thousands of times
 _BLANK_FIRST_LINE = re.compile(r"[ \t*_`]*(?:\$\$|\\\[)?[ \t]*\n\s*")
 _BOXED = re.compile(r"\\f?boxed\s*\{")
 _HASHES = re.compile(r"^[ \t]*####(?!#)[ \t]*(\S.*)$", re.MULTILINE)
@@ -123,7 +124,7 @@ def final_answer(text: str) -> str | None:
 def _announced(text: str) -> list[tuple[int, str]]:
     """(place, rest of the line) after each "Answer:"; the next line where the rest is blank."""
     found = []
-    for marker in _MARKER.finditer(text):
+    for marker in list(_MARKER.finditer(text))[-_LAST:]:
         begin = _BLANK_FIRST_LINE.match(text, marker.end())
         line = text[begin.end() if begin else marker.end() :].partition("\n")[0]
         found.append((marker.start(), _first_sentence(line.lstrip("*_` \t"))))

@@ -6,12 +6,15 @@ training client, one a sampler); lanes take turns, so no client waits for anothe
 
 import asyncio
 import logging
+import sqlite3
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from safetensors import SafetensorError
 
 from tinkersmith.engine.errors import Refused
 
@@ -38,9 +41,14 @@ def failure(error: BaseException) -> dict[str, str]:
     """A failed future's body; what the user can mend has category "user"."""
     if isinstance(error, Refused):
         return {"error": str(error), "category": "user"}
-    if isinstance(error, OSError):
-        reason = error.strerror or str(error)
-        return {"error": f"the engine could not use its disk: {reason}.", "category": "server"}
+    if isinstance(error, OSError | SafetensorError | sqlite3.OperationalError):
+        reason = getattr(error, "strerror", None) or str(error)
+        log.error("could not use the disk: %s", error)
+        return {
+            "error": f"the engine could not use its disk ({reason}); nothing was saved. "
+            "Free some space or mend its permissions, then try again.",
+            "category": "server",
+        }
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return {
             "error": "out of memory; use shorter sequences, fewer at a time, or a lower rank.",

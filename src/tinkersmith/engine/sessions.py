@@ -102,9 +102,9 @@ class Sessions:
         model_id = f"{session_id}:train:{model_seq_id}"
         request_id = f"{model_id}:0"
         if model_id not in session.models:
-            session.models[model_id] = OrderedOperations()
             now = time.time()
             self.store.add_run(Run(model_id, session_id, base_model, lora, user_metadata, now))
+            session.models[model_id] = OrderedOperations()
             self._start(model_id, request_id, lambda models: create(models, model_id))
         return model_id, request_id
 
@@ -156,8 +156,8 @@ class Sessions:
         sampler_id = f"{session_id}:sample:{sampler_seq_id}"
         if sampler_id in session.samplers:
             return sampler_id, False
-        session.samplers.add(sampler_id)
         self.store.add_sampler(sampler_id, session_id, base_model, model_path)
+        session.samplers.add(sampler_id)
         return sampler_id, True
 
     def sample(self, sampler_id: str, seq_id: int, request: SampleRequest) -> str:

@@ -1,0 +1,321 @@
+"""A checkpoint on a server -> a PEFT folder or a merged model, through the official SDK only.
+
+The output folder appears as a whole or not at all.
+"""
+
+import argparse
+import datetime as dt
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinkersmith.errors import UserError
+from tinkersmith.files import new_folder, write_atomically, write_json
+from tinkersmith.merging import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    BaseFolder,
+    LoraLayer,
+    copy_tokenizer,
+    read_base,
+    read_layers,
+    write_adapter,
+    write_merged,
+)
+from tinkersmith.samples import Sample, Source, load_samples
+from tinkersmith.service import LOOPBACK, Service, local_model_folder, open_service
+from tinkersmith.settings import Settings, load_settings, settings_from
+from tinkersmith.trained_model import TrainedModel, find_trained_model
+from tinkersmith.verification import Verification, verify_export
+
+if TYPE_CHECKING:
+    import tinker
+
+    from tinkersmith.prompts import PromptTemplate
+    from tinkersmith.tokens import TextTokenizer
+
+__all__ = ["Export", "Verification", "export_model", "main", "verify_export"]
+
+_TEMPORARY = 3600  # seconds that the server keeps the copy made for the download; its least
+_FP32_ON_CPU = 600_000_000  # bytes of 16-bit weights up to which the engine computes in fp32
+_VERIFIED_SAMPLES, _VERIFIED_TOKENS = 8, 256
+_WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
+_OTHER_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What is exported, and to where."""
+
+    model: TrainedModel
+    folder: Path
+    merged: bool
+    dtype: str  # "auto": the base model's
+
+
+def export_model(
+    settings: Settings | None = None,
+    tinker_path: str = "",
+    out: str | Path = "",
+    merged: bool = False,
+    *,
+    base_model: str = "",
+    base_folder: str | Path | None = None,
+    force: bool = False,
+    verify: bool = False,
+    dtype: str = "auto",
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Download the LoRA at `tinker_path` (default: the newest run's last) and write it to `out`.
+
+    Raises:
+        UserError: one sentence about what is wrong; `out` is then as it was before.
+    """
+    model = find_trained_model(settings or settings_from({}), tinker_path, base_model)
+    kind = "merged" if merged else "adapter"
+    folder = Path(out) if out else Path("exported") / f"{model.name}-{kind}"
+    _check_output(folder, force)
+    export = Export(model, folder, merged, dtype)
+    with ExitStack() as stack:
+        download = stack.enter_context(_folder_beside(folder))
+        service = stack.enter_context(open_service(model.settings, base_model=model.base_model))
+        say(f"Exporting {model.state_path} ({service.base_model})")
+        client = training_client(service, model)
+        download(service, client, download)
+        source = base_folder(service, base_folder, weights=merged)
+        base = read_base(source)
+        layers = read_layers(download, base)
+        template, tokenizer = _write(export, service, layers, base, force)
+        say(f"Wrote {kind} to {folder} ({_size(folder)}).")
+        if verify:
+            say(f"Verified: {_verify(export, service, client, base, template, tokenizer)}")
+    for line in _how_to_load(folder, merged, str(source)):
+        say(line)
+    return folder
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    model_path: str = "",
+    merged: bool = False,
+    output: str = "",
+    base_model: str = "",
+    prog: str | None = None,
+) -> int:
+    """The command line of export_model.py and `tinkersmith export`, with these defaults."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Export a trained model as a PEFT adapter or as a merged model."
+    )
+    parser.add_argument(
+        "--model-path", default=model_path, help="tinker:// path; newest run if none"
+    )
+    parser.add_argument("--merged", action="store_true", default=merged, help="a full model folder")
+    parser.add_argument("--out", default=output, metavar="FOLDER")
+    parser.add_argument("--force", action="store_true", help="replace an export that is there")
+    parser.add_argument(
+        "--verify", action="store_true", help="load it with plain transformers and compare"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16"],
+        default="auto",
+        help="precision of a merged model; auto is that of the base model",
+    )
+    parser.add_argument("--base-model", default=base_model, help="for paths without a run folder")
+    parser.add_argument(
+        "--base-folder", metavar="FOLDER", help="the base model, if not found itself"
+    )
+    parser.add_argument("--config", default="", help="settings file; config.py if it is there")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    wanted = parser.parse_args(argv)
+    try:
+        if wanted.dtype != "auto" and not wanted.merged:
+            raise UserError("--dtype has an effect only with --merged. Add that, or leave it out.")
+        export_model(
+            user_settings(wanted.config, wanted.set),
+            wanted.model_path,
+            wanted.out,
+            wanted.merged,
+            base_model=wanted.base_model,
+            base_folder=wanted.base_folder,
+            force=wanted.force,
+            verify=wanted.verify,
+            dtype=wanted.dtype,
+        )
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped; nothing was written.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def user_settings(config: str, overrides: Sequence[str]) -> Settings:
+    """Of the named file; without one, of config.py if there is one here."""
+    path = Path(config) if config else Path("config.py")
+    return load_settings(path if config or path.is_file() else None, overrides)
+
+
+# ---- the output folder
+
+
+def _check_output(folder: Path, force: bool) -> None:
+    """Refuse early, before time is spent on a download."""
+    if folder.exists() and not force:
+        raise UserError(
+            f"{folder} exists already. Name another folder, or replace it with --force."
+        )
+    if folder.exists() and not _is_export(folder):
+        raise UserError(
+            f"{folder} exists and does not look like an export; it is not replaced even with --force. "
+            "Name another folder."
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}."):
+            pass
+    except OSError as error:
+        raise _not_written(folder, error) from None
+
+
+def _is_export(folder: Path) -> bool:
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    return not names or (
+        "prompt_template.json" in names and bool({"config.json", ADAPTER_CONFIG} & names)
+    )
+
+
+@contextmanager
+def _folder_beside(folder: Path) -> Iterator[Path]:
+    """A temporary folder on the same disk, which may be larger than the system's."""
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.download.") as name:
+        yield Path(name)
+
+
+def _not_written(folder: Path, error: OSError) -> UserError:
+    reason = error.strerror or str(error)
+    return UserError(
+        f"{folder} cannot be written: {reason}. Nothing was left behind; make room or name another "
+        "folder."
+    )
+
+
+def _write(
+    export: Export, service: Service, layers: list[LoraLayer], base: BaseFolder, force: bool
+) -> "tuple[PromptTemplate, TextTokenizer]":
+    from tinkersmith.tokens import load_tokenizer
+
+    tokenizer = load_tokenizer(base.folder)
+    template = export.model.template(tokenizer)
+    try:
+        with new_folder(export.folder, overwrite=force) as folder:
+            if export.merged:
+                write_merged(layers, base, folder, export.dtype)
+                _stop_at_end_token(folder, template, tokenizer)
+            else:
+                write_adapter(layers, base, _base_reference(service, base), folder)
+                copy_tokenizer(base.folder, folder)
+            _write_template_and_card(export, service, base, template, folder)
+    except OSError as error:
+        raise _not_written(export.folder, error) from None
+    return template, tokenizer
+
+
+def _base_reference(service: Service, base: BaseFolder) -> str:
+    """What peft shall load: the folder for models that no hub has, else the hub's name."""
+    return str(base.folder) if local_model_folder(service.base_model) else service.base_model
+
+
+def _stop_at_end_token(
+    folder: Path, template: "PromptTemplate", tokenizer: "TextTokenizer"
+) -> None:
+    """Make generation stop where the trained answers end, also if the base model ends elsewhere."""
+    end = next(
+        (t for t in tokenizer.special_tokens if template.end.endswith(t)), tokenizer.eos_text
+    )
+    end_id = tokenizer.special_tokens[end]
+    file = folder / "generation_config.json"
+    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    known = values.get("eos_token_id", config.get("eos_token_id"))
+    known = known if isinstance(known, list) else [] if known is None else [known]
+    if end_id not in known:
+        write_json(file, {**values, "eos_token_id": [end_id, *known]})
+
+
+def _write_template_and_card(
+    export: Export, service: Service, base: BaseFolder, template: "PromptTemplate", folder: Path
+) -> None:
+    from tinkersmith.chat_templates import write_chat_template
+
+    write_json(folder / "prompt_template.json", template.to_json())
+    has_chat = write_chat_template(template, folder)
+    write_atomically(
+        folder / "README.md",
+        _card(export, service.base_model, str(base.folder), template, has_chat),
+    )
+
+
+# ---- verification
+
+
+def _verify(
+    export: Export,
+    service: Service,
+    client: "tinker.TrainingClient",
+    base: BaseFolder,
+    template: "PromptTemplate",
+    tokenizer: "TextTokenizer",
+) -> Verification:
+    import tinker
+    import torch
+
+    token_lists = _texts_to_verify(export.model, template, tokenizer)
+    sampler = service.wait(client.save_weights_and_get_sampling_client(), "opening the weights")
+    pending = [sampler.compute_logprobs(tinker.ModelInput.from_ints(ids)) for ids in token_lists]
+    expected = [service.wait(one, "computing log-probabilities") for one in pending]
+    size = sum(file.stat().st_size for file in base.folder.glob("*.safetensors"))
+    engine_in_fp32 = (
+        service.kind == "embedded" and not torch.cuda.is_available() and size <= _FP32_ON_CPU
+    )
+    same_weights = (
+        not export.merged or export.dtype == "float32" or set(base.dtypes.values()) == {"F32"}
+    )
+    return verify_export(
+        export.folder,
+        token_lists,
+        expected,
+        base_folder=base.folder,
+        exact=engine_in_fp32 and same_weights,
+    )
+
+
+def _texts_to_verify(
+    model: TrainedModel, template: "PromptTemplate", tokenizer: "TextTokenizer"
+) -> list[list[int]]:
+    samples = [
+        Sample(instruction="Say hello.", input="", output="Hello!", source=Source("", 1)),
+        Sample(instruction="3 + 4 = ?", input="", output="Answer: 7", source=Source("", 2)),
+    ]
+    if model.run is not None:
+        try:
+            samples = load_samples(model.run.settings().data_files).samples
+        except UserError:  # the data files have gone since
+            pass
+    texts = [template.render(sample) for sample in samples[:_VERIFIED_SAMPLES]]
+    rows = tokenizer.encode_batch([text.prompt + text.completion for text in texts])
+    return [row[:_VERIFIED_TOKENS].tolist() for row in rows]
+
+
+def _size(folder: Path) -> str:
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

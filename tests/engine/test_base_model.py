@@ -1,0 +1,95 @@
+"""Packed documents give what plain transformers gives for each alone; what cannot be is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
+
+from tests.tiny_models import make_tiny_model, make_tiny_tokenizer
+from tinkersmith.engine.base_model import load_base_model
+from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.lora import new_adapter
+from tinkersmith.engine.messages import LoraConfig
+
+SIZES = {
+    "vocab_size": 259,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+}
+
+
+def save(folder: Path, kind: type, config: PreTrainedConfig) -> Path:
+    make_tiny_tokenizer(folder)
+    torch.manual_seed(0)
+    kind(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (LlamaForCausalLM, LlamaConfig(**SIZES)),
+        (Qwen2ForCausalLM, Qwen2Config(**SIZES, tie_word_embeddings=True)),
+        (MistralForCausalLM, MistralConfig(**SIZES, sliding_window=None)),
+    ],
+)
+def test_packed_documents_equal_each_alone_in_plain_transformers(
+    tmp_path: Path, kind: type, config: PreTrainedConfig
+) -> None:
+    base = load_base_model("tiny", save(tmp_path, kind, config))
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    documents = [torch.randint(0, 259, (length,)) for length in (1, 17, 40, 3)]
+    lengths = [len(document) for document in documents]
+    hidden = base.hidden(torch.cat(documents), lengths, None)
+    for document, part in zip(documents, base.logits(hidden, None).split(lengths), strict=True):
+        torch.testing.assert_close(part, plain(document[None]).logits[0], atol=1e-5, rtol=1e-5)
+
+
+def test_all_parts_of_a_dense_model_can_be_trained(tmp_path: Path) -> None:
+    base = load_base_model("tiny", make_tiny_model(tmp_path))
+    adapter = new_adapter(base, LoraConfig(4))
+    assert len(adapter.module_paths) == 2 * (4 + 3) + 1
+    assert base.eos_ids == {256} and base.max_context == 512 and base.tied
+
+
+def test_experts_are_refused_in_words_and_attention_still_trains(tmp_path: Path) -> None:
+    config = Qwen3MoeConfig(
+        **SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8
+    )
+    base = load_base_model("moe", save(tmp_path, Qwen3MoeForCausalLM, config))
+    with pytest.raises(Refused, match="train_mlp=False"):
+        new_adapter(base, LoraConfig(4))
+    assert len(new_adapter(base, LoraConfig(4, train_mlp=False)).module_paths) == 2 * 4 + 1
+
+
+def test_a_sequence_beyond_the_sliding_window_is_refused(tmp_path: Path) -> None:
+    config = MistralConfig(**SIZES, sliding_window=32)
+    base = load_base_model("windowed", save(tmp_path, MistralForCausalLM, config))
+    base.hidden(torch.randint(0, 259, (32,)), [32], None)
+    with pytest.raises(Refused, match="sliding attention window of 32"):
+        base.hidden(torch.randint(0, 259, (33,)), [33], None)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=r"no config\.json"):
+        load_base_model("nothing", tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(Refused, match="cannot be loaded"):
+        load_base_model("empty", tmp_path)

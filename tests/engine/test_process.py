@@ -1,0 +1,171 @@
+"""The engine as a process: start, early answers, end within two seconds, kills, full disks."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+import tinker
+
+from tests.engine.conftest import (
+    KEY,
+    MODEL,
+    RunningEngine,
+    datum,
+    get_json,
+    random_datums,
+    running_engine,
+)
+
+PATIENCE = 2.0  # seconds in which the engine must end
+
+
+def start(*options: str, key: str | None = KEY) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if "ENGINE_KEY" not in name}
+    if key:
+        environment["TINKERSMITH_ENGINE_KEY"] = key
+    return subprocess.run(
+        [sys.executable, "-m", "tinkersmith.engine", *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+def busy(running: RunningEngine) -> tinker.TrainingClient:
+    """Give the engine minutes of work, with a client that waits for it in a long poll."""
+    client = running.client().create_lora_training_client(base_model=MODEL, rank=4).result()
+    for _ in range(50):
+        client.forward_backward([datum([7] * 500)] * 200, "cross_entropy")
+    time.sleep(0.5)
+    return client
+
+
+def seconds_to_exit(running: RunningEngine) -> float:
+    begin = time.perf_counter()
+    running.process.wait(timeout=10)
+    return time.perf_counter() - begin
+
+
+def test_the_help_is_shown() -> None:
+    shown = start("--help")
+    assert shown.returncode == 0
+    for option in ("--port", "--host", "--dir", "--base-model", "--exit-with-stdin"):
+        assert option in shown.stdout
+
+
+def test_it_is_ready_and_healthy_within_two_seconds_before_torch_is_there(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    begin = time.perf_counter()
+    with running_engine(tmp_path, tiny_model) as running:
+        with urllib.request.urlopen(f"{running.url}/api/v1/healthz", timeout=5) as answer:
+            assert json.load(answer) == {"status": "ok"}  # asked without a key
+        assert time.perf_counter() - begin < 2.0
+
+
+@pytest.mark.parametrize("ending", ["stdin", signal.SIGTERM, signal.SIGINT])
+def test_it_ends_at_once_in_the_middle_of_a_computation(
+    tmp_path: Path, tiny_model: Path, ending: str | signal.Signals
+) -> None:
+    with running_engine(tmp_path, tiny_model) as running:
+        busy(running)
+        assert get_json(running, "/api/v1/healthz") == {"status": "ok"}
+        if isinstance(ending, signal.Signals):
+            running.process.send_signal(ending)
+        else:
+            assert running.process.stdin is not None
+            running.process.stdin.close()
+        assert seconds_to_exit(running) < PATIENCE
+        assert running.process.returncode == 0
+
+
+def test_it_will_not_listen_beyond_loopback_without_a_key(tmp_path: Path) -> None:
+    refused = start("--host", "0.0.0.0", "--port", "0", "--dir", str(tmp_path), key=None)
+    assert refused.returncode == 1
+    assert refused.stdout == ""
+    assert "set a key in TINKERSMITH_ENGINE_KEY" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--base-model", "no/such/folder"], "no/such/folder is not a model folder"),
+        (["--port", "99999"], "--port is 99999"),
+        (["--dir", "/dev/null/engine"], "/dev/null/engine"),
+    ],
+)
+def test_a_start_that_cannot_be_is_one_sentence(
+    tmp_path: Path, options: list[str], sentence: str
+) -> None:
+    refused = start("--port", "0", "--dir", str(tmp_path), *options)
+    assert refused.returncode == 1
+    assert sentence in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+
+
+def test_two_engines_share_a_folder_and_see_each_others_checkpoints(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    with (
+        running_engine(tmp_path, tiny_model) as one,
+        running_engine(tmp_path, tiny_model) as two,
+        one.client() as first,
+        two.client() as second,
+    ):
+        clients = [
+            service.create_lora_training_client(base_model=MODEL, rank=2, seed=3).result()
+            for service in (first, second)
+        ]
+        futures = [client.save_state(f"s{n}") for n in range(5) for client in clients]
+        paths = {future.result().path for future in futures}
+        for running in (one, two):
+            listed = running.rest().list_user_checkpoints().result().checkpoints
+            assert {checkpoint.tinker_path for checkpoint in listed} == paths
+        other = second.create_training_client_from_state(futures[0].result().path).result()
+        assert other.forward(random_datums(1), "cross_entropy").result().metrics["loss:sum"] > 0
+
+
+def test_a_kill_in_the_middle_of_saving_leaves_whole_checkpoints_only(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    with running_engine(tmp_path, tiny_model) as running:
+        client = running.client().create_lora_training_client(base_model=MODEL, rank=64).result()
+        first = client.save_state("kept").result().path
+        for number in range(200):
+            client.save_state(f"s{number}")
+            client.save_state("kept", overwrite=True)
+        time.sleep(0.3)
+        running.process.kill()
+    with running_engine(tmp_path, tiny_model) as running, running.client() as service:
+        listed = running.rest().list_user_checkpoints(limit=500).result().checkpoints
+        paths = [checkpoint.tinker_path for checkpoint in listed]
+        assert first in paths
+        for path in {first, *paths[:3], *paths[-3:]}:
+            service.create_training_client_from_state_with_optimizer(path).result()
+
+
+def test_a_full_disk_fails_the_save_with_a_sentence_and_leaves_nothing_half_written(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    with running_engine(tmp_path, tiny_model) as running, running.client() as service:
+        client = service.create_lora_training_client(base_model=MODEL, rank=128).result()
+        small = 64 * 1024  # no file may grow beyond this: for the writer that is a full disk
+        before = resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (small, -1))
+        failed = client.save_state("full")
+        with pytest.raises(tinker.RequestFailedError, match="could not use its disk") as caught:
+            failed.result()
+        assert str(caught.value.category).lower().endswith("server")
+        resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, before)
+        assert running.rest().list_user_checkpoints().result().checkpoints == []
+        leftovers = [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()]
+        assert leftovers == []
+        client.save_state("full").result()
