@@ -48,7 +48,7 @@ def _one_seed(seed: int, folder: Path) -> dict:
         "train_with_config.py", *sets, "--set", "EXPORT_AFTER_TRAINING=no"
     )
     seconds["evaluate"] = _run(
-        "evaluate_model.py", "--test-data", test, "--compare-base", "--out", scores, *sets
+        "evaluate_model.py", "--test-data", test, "--compare-base", "--output", scores, *sets
     )
     result = json.loads(scores.read_text())
     return {

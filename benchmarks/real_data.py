@@ -41,7 +41,7 @@ def main() -> None:
         scores = output / "scores.json"
         seconds["evaluate 50"] = _run(
             "evaluate_model.py", "--test-data", arguments.data.resolve(), "--limit", 50,
-            "--out", scores, *sets,
+            "--output", scores, *sets,
         )  # fmt: skip
         seconds["export"] = _run("export_model.py", "--out", output / "adapter", "--verify", *sets)
         run = next(folder for folder in sorted(output.iterdir()) if (folder / "metrics.jsonl").exists())

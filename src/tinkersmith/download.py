@@ -1,6 +1,9 @@
-"""Checkpoint on a server -> the files of its LoRA; base model name -> the folder of its files."""
+"""Checkpoint on a server -> the files of its LoRA; base model's name -> the folder of its files."""
 
 import datetime as dt
+import http.client
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +18,13 @@ from tinkersmith.trained_model import TrainedModel
 if TYPE_CHECKING:
     import tinker
 
-_TEMPORARY = 3600  # seconds that the server keeps the copy made for the download; its least
+_LIFETIME = 3600  # seconds that the server keeps the copy made for the download; its least
 _WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
 _OTHER_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 
 
-def training_client(service: Service, model: TrainedModel) -> "tinker.TrainingClient":
+def open_state(service: Service, model: TrainedModel) -> "tinker.TrainingClient":
+    """A training client on the saved state: the SDK exports from these only."""
     pending = service.client.create_training_client_from_state(
         model.state_path, user_metadata={"created_by": "tinkersmith export"}
     )
@@ -30,27 +34,30 @@ def training_client(service: Service, model: TrainedModel) -> "tinker.TrainingCl
         if model.run is not None:
             raise
         raise UserError(
-            f"{error} Only saved states can be exported: sampler weights need a state of the same "
-            "name beside them."
+            f"{error} Only a saved state can be exported, so one of the same name must stand "
+            "beside sampler weights."
         ) from None
 
 
 def download_adapter(service: Service, client: "tinker.TrainingClient", folder: Path) -> None:
-    """A temporary copy in the server's exchange format, fetched file by file, then deleted."""
+    """A temporary copy in the server's exchange format, fetched file by file, then deleted.
+
+    Raises:
+        UserError: the server offers something else, or the connection broke.
+        OSError: a file cannot be written.
+    """
     name = f"export-{dt.datetime.now():%Y%m%d-%H%M%S}"
-    pending = client.save_weights_external(name, ttl_seconds=_TEMPORARY)
+    pending = client.save_weights_external(name, ttl_seconds=_LIFETIME)
     copy = service.wait(pending, "preparing the download").path
     try:
         signed = service.wait(service.rest.get_external_weights_urls(copy), "asking for the files")
-        missing = {ADAPTER_CONFIG, ADAPTER_WEIGHTS} - signed.urls.keys()
-        if missing:
+        wanted = {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
+        if signed.urls.keys() != wanted:
+            odd = sorted(signed.urls.keys() ^ wanted)[0]
             raise UserError(
-                f"The server offers {', '.join(sorted(signed.urls)) or 'no files'} for download, "
-                f"but no {sorted(missing)[0]}; this export needs a LoRA in PEFT format."
+                f"The server offers {sorted(signed.urls)} for download, but a LoRA in PEFT format "
+                f"is {sorted(wanted)}: {odd} is only on one side, so this cannot be exported."
             )
-        unknown = signed.urls.keys() - {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
-        if unknown:
-            raise UserError(f"The server offers a file that is unknown here: {sorted(unknown)[0]}.")
         for file_name, url in sorted(signed.urls.items()):
             _fetch(url, folder / file_name)
     finally:
@@ -58,60 +65,8 @@ def download_adapter(service: Service, client: "tinker.TrainingClient", folder: 
         service.rest.delete_checkpoint_from_tinker_path(copy)
 
 
-def _fetch(url: str, file: Path) -> None:
-    import http.client
-    import urllib.error
-    import urllib.request
-
-    loopback = urlsplit(url).hostname in LOOPBACK
-    proxies = [urllib.request.ProxyHandler({})] if loopback else []
-    opener = urllib.request.build_opener(*proxies)
-    try:
-        with opener.open(url, timeout=60) as response, _progress(file.name) as advance:
-            expected = int(response.headers.get("Content-Length") or 0)
-            try:
-                with file.open("wb") as target:
-                    while block := response.read(1 << 20):
-                        target.write(block)
-                        advance(len(block), expected)
-            except TimeoutError:
-                raise
-            except OSError as error:
-                if isinstance(error, urllib.error.URLError | ConnectionError):
-                    raise
-                raise _not_written(file.parent.parent, error) from None
-    except (
-        urllib.error.URLError,
-        http.client.HTTPException,
-        ConnectionError,
-        TimeoutError,
-    ) as error:
-        raise UserError(
-            f"{file.name} could not be downloaded ({error}). Check the connection; export again."
-        ) from None
-    if expected and file.stat().st_size != expected:
-        raise UserError(
-            f"{file.name} came with {file.stat().st_size:,} of {expected:,} bytes. Export again."
-        )
-
-
-@contextmanager
-def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for large files on a terminal; nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(name), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, disable=not console.is_terminal, transient=True
-    ) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda count, total: bar.update(task, advance=count, total=total or None)
-
-
 def base_folder(service: Service, named: str | Path | None, *, weights: bool) -> Path:
-    """The base model's files: as named, bundled, local, in the hub's cache, or on the hub."""
+    """The base model's files: in `named`, bundled, local, in the hub's cache, or from the hub."""
     if named:
         folder = Path(named).expanduser()
         if not (folder / "config.json").is_file():
@@ -126,7 +81,7 @@ def base_folder(service: Service, named: str | Path | None, *, weights: bool) ->
         cached = Path(snapshot_download(name, local_files_only=True))
         if read_base(cached).shapes or not weights:
             return cached
-    except Exception:  # not in the cache, or only a part of it
+    except Exception:  # not in the cache, or only a part of it is
         pass
     patterns = [*_OTHER_FILES, *(_WEIGHT_FILES if weights else _WEIGHT_FILES[1:])]
     try:
@@ -138,3 +93,47 @@ def base_folder(service: Service, named: str | Path | None, *, weights: bool) ->
         ) from None
 
 
+def _fetch(url: str, file: Path) -> None:
+    loopback = urlsplit(url).hostname in LOOPBACK
+    opener = urllib.request.build_opener(*[urllib.request.ProxyHandler({})] if loopback else [])
+    size = expected = 0
+    with file.open("wb") as target:
+        try:
+            with opener.open(url, timeout=60) as response, _progress(file.name) as show:
+                expected = int(response.headers.get("Content-Length") or 0)
+                while block := _read(response):
+                    size += len(block)
+                    target.write(block)
+                    show(size, expected)
+        except (urllib.error.URLError, _Broken) as error:
+            raise UserError(
+                f"{file.name} could not be downloaded ({error}). Check the connection, try again."
+            ) from None
+    if expected and size != expected:
+        raise UserError(f"{file.name} came with {size:,} of {expected:,} bytes. Export again.")
+
+
+class _Broken(Exception):
+    """The connection's fault, told apart from a full disk, which is an OSError as well."""
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    try:
+        return response.read(1 << 20)
+    except (OSError, http.client.HTTPException) as error:
+        raise _Broken(str(error) or type(error).__name__) from None
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; nothing elsewhere. It is called with (bytes so far, bytes in all)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(name), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, disable=not console.is_terminal, transient=True
+    ) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total or None)

@@ -4,21 +4,22 @@ The output folder appears as a whole or not at all.
 """
 
 import argparse
-import datetime as dt
 import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tinkersmith.chat_templates import write_chat_template
+from tinkersmith.download import base_folder as find_base_folder
+from tinkersmith.download import download_adapter, open_state
 from tinkersmith.errors import UserError
 from tinkersmith.files import new_folder, write_atomically, write_json
 from tinkersmith.merging import (
     ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
     BaseFolder,
     LoraLayer,
     copy_tokenizer,
@@ -27,10 +28,11 @@ from tinkersmith.merging import (
     write_adapter,
     write_merged,
 )
+from tinkersmith.model_card import loading_lines, model_card
 from tinkersmith.samples import Sample, Source, load_samples
-from tinkersmith.service import LOOPBACK, Service, local_model_folder, open_service
-from tinkersmith.settings import Settings, load_settings, settings_from
-from tinkersmith.trained_model import TrainedModel, find_trained_model
+from tinkersmith.service import Service, local_model_folder, open_service
+from tinkersmith.settings import Settings, settings_from
+from tinkersmith.trained_model import TrainedModel, find_trained_model, user_settings
 from tinkersmith.verification import Verification, verify_export
 
 if TYPE_CHECKING:
@@ -39,13 +41,10 @@ if TYPE_CHECKING:
     from tinkersmith.prompts import PromptTemplate
     from tinkersmith.tokens import TextTokenizer
 
-__all__ = ["Export", "Verification", "export_model", "main", "verify_export"]
+__all__ = ["export_model", "main", "verify_export"]
 
-_TEMPORARY = 3600  # seconds that the server keeps the copy made for the download; its least
 _FP32_ON_CPU = 600_000_000  # bytes of 16-bit weights up to which the engine computes in fp32
 _VERIFIED_SAMPLES, _VERIFIED_TOKENS = 8, 256
-_WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
-_OTHER_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,26 +75,31 @@ def export_model(
     Raises:
         UserError: one sentence about what is wrong; `out` is then as it was before.
     """
+    from tinkersmith.tokens import load_tokenizer
+
     model = find_trained_model(settings or settings_from({}), tinker_path, base_model)
     kind = "merged" if merged else "adapter"
     folder = Path(out) if out else Path("exported") / f"{model.name}-{kind}"
     _check_output(folder, force)
     export = Export(model, folder, merged, dtype)
-    with ExitStack() as stack:
-        download = stack.enter_context(_folder_beside(folder))
-        service = stack.enter_context(open_service(model.settings, base_model=model.base_model))
+    with open_service(model.settings, base_model=model.base_model) as service:
         say(f"Exporting {model.state_path} ({service.base_model})")
-        client = training_client(service, model)
-        download(service, client, download)
-        source = base_folder(service, base_folder, weights=merged)
-        base = read_base(source)
-        layers = read_layers(download, base)
-        template, tokenizer = _write(export, service, layers, base, force)
-        say(f"Wrote {kind} to {folder} ({_size(folder)}).")
+        client = open_state(service, model)
+        base = read_base(find_base_folder(service, base_folder, weights=merged))
+        tokenizer = load_tokenizer(base.folder)
+        template = model.template(tokenizer)
+        try:
+            with _folder_beside(folder) as downloaded:
+                download_adapter(service, client, downloaded)
+                layers = read_layers(downloaded, base)
+            _write(export, service, layers, base, template, tokenizer, force)
+        except OSError as error:
+            raise _not_written(folder, error) from None
+        say(f"Wrote the {kind} to {folder} ({_size(folder)}). Load it with:")
+        reference = None if merged else _base_reference(service, base)
+        say("\n".join(f"  {line}" for line in loading_lines(folder, reference)))
         if verify:
             say(f"Verified: {_verify(export, service, client, base, template, tokenizer)}")
-    for line in _how_to_load(folder, merged, str(source)):
-        say(line)
     return folder
 
 
@@ -157,12 +161,6 @@ def main(
     return 0
 
 
-def user_settings(config: str, overrides: Sequence[str]) -> Settings:
-    """Of the named file; without one, of config.py if there is one here."""
-    path = Path(config) if config else Path("config.py")
-    return load_settings(path if config or path.is_file() else None, overrides)
-
-
 # ---- the output folder
 
 
@@ -174,8 +172,8 @@ def _check_output(folder: Path, force: bool) -> None:
         )
     if folder.exists() and not _is_export(folder):
         raise UserError(
-            f"{folder} exists and does not look like an export; it is not replaced even with --force. "
-            "Name another folder."
+            f"{folder} exists and does not look like an export; even --force does not "
+            "replace it. Name another folder."
         )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -210,24 +208,29 @@ def _not_written(folder: Path, error: OSError) -> UserError:
 
 
 def _write(
-    export: Export, service: Service, layers: list[LoraLayer], base: BaseFolder, force: bool
-) -> "tuple[PromptTemplate, TextTokenizer]":
-    from tinkersmith.tokens import load_tokenizer
-
-    tokenizer = load_tokenizer(base.folder)
-    template = export.model.template(tokenizer)
-    try:
-        with new_folder(export.folder, overwrite=force) as folder:
-            if export.merged:
-                write_merged(layers, base, folder, export.dtype)
-                _stop_at_end_token(folder, template, tokenizer)
-            else:
-                write_adapter(layers, base, _base_reference(service, base), folder)
-                copy_tokenizer(base.folder, folder)
-            _write_template_and_card(export, service, base, template, folder)
-    except OSError as error:
-        raise _not_written(export.folder, error) from None
-    return template, tokenizer
+    export: Export,
+    service: Service,
+    layers: list[LoraLayer],
+    base: BaseFolder,
+    template: "PromptTemplate",
+    tokenizer: "TextTokenizer",
+    force: bool,
+) -> None:
+    model, reference = export.model, None
+    with new_folder(export.folder, overwrite=force) as folder:
+        if export.merged:
+            write_merged(layers, base, folder, export.dtype)
+            _stop_at_end_token(folder, template, tokenizer)
+        else:
+            reference = _base_reference(service, base)
+            write_adapter(layers, base, reference, folder)
+            copy_tokenizer(base.folder, folder)
+        write_json(folder / "prompt_template.json", template.to_json())
+        has_chat = write_chat_template(template, folder)
+        card = model_card(
+            model.name, model.state_path, service.base_model, reference, template, has_chat
+        )
+        write_atomically(folder / "README.md", card)
 
 
 def _base_reference(service: Service, base: BaseFolder) -> str:
@@ -250,19 +253,6 @@ def _stop_at_end_token(
     known = known if isinstance(known, list) else [] if known is None else [known]
     if end_id not in known:
         write_json(file, {**values, "eos_token_id": [end_id, *known]})
-
-
-def _write_template_and_card(
-    export: Export, service: Service, base: BaseFolder, template: "PromptTemplate", folder: Path
-) -> None:
-    from tinkersmith.chat_templates import write_chat_template
-
-    write_json(folder / "prompt_template.json", template.to_json())
-    has_chat = write_chat_template(template, folder)
-    write_atomically(
-        folder / "README.md",
-        _card(export, service.base_model, str(base.folder), template, has_chat),
-    )
 
 
 # ---- verification
@@ -307,10 +297,8 @@ def _texts_to_verify(
         Sample(instruction="3 + 4 = ?", input="", output="Answer: 7", source=Source("", 2)),
     ]
     if model.run is not None:
-        try:
+        with suppress(UserError):  # the data files may have gone since
             samples = load_samples(model.run.settings().data_files).samples
-        except UserError:  # the data files have gone since
-            pass
     texts = [template.render(sample) for sample in samples[:_VERIFIED_SAMPLES]]
     rows = tokenizer.encode_batch([text.prompt + text.completion for text in texts])
     return [row[:_VERIFIED_TOKENS].tolist() for row in rows]

@@ -1,4 +1,4 @@
-"""An export -> the README.md beside it, and the lines that load it."""
+"""What an exported folder says about itself: its README.md, and the lines that load it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,73 +9,58 @@ if TYPE_CHECKING:
     from tinkersmith.prompts import PromptTemplate
 
 
-# ---- what to do with it
-
-
-def _how_to_load(folder: Path, merged: bool, base: str) -> list[str]:
-    if merged:
+def loading_lines(folder: Path | str, base: str | None) -> list[str]:
+    """Python that loads the export; `base` is the base model's folder or name, None if merged."""
+    if base is None:
         return [
-            "Load it with:",
-            "  from transformers import AutoModelForCausalLM",
-            f"  model = AutoModelForCausalLM.from_pretrained({str(folder)!r})",
+            "from transformers import AutoModelForCausalLM",
+            f"model = AutoModelForCausalLM.from_pretrained({str(folder)!r})",
         ]
     return [
-        "Load it with:",
-        "  from peft import PeftModel; from transformers import AutoModelForCausalLM",
-        f"  model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), "
-        f"{str(folder)!r})",
+        "from peft import PeftModel; from transformers import AutoModelForCausalLM",
+        f"base = AutoModelForCausalLM.from_pretrained({base!r})",
+        f"model = PeftModel.from_pretrained(base, {str(folder)!r})",
     ]
 
 
-def _card(
-    export: Export, base_model: str, base_folder: str, template: "PromptTemplate", has_chat: bool
+def model_card(
+    name: str,
+    source: str,  # the tinker:// path
+    base_model: str,
+    base: str | None,  # as in `loading_lines`
+    template: "PromptTemplate",
+    has_chat_template: bool,
 ) -> str:
     from tinkersmith.prompts import unguarded
 
-    base = base_folder if local_model_folder(base_model) else base_model
     sample = Sample(instruction="{instruction}", input="", output="{output}", source=Source("", 1))
     rendered = template.render(sample)
-    kind = "A full model" if export.merged else "A LoRA adapter (PEFT)"
-    code = [
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        'folder = "."  # this folder',
-        "tokenizer = AutoTokenizer.from_pretrained(folder)",
-    ]
-    if export.merged:
-        code += ["model = AutoModelForCausalLM.from_pretrained(folder)"]
-    else:
-        code.insert(0, "from peft import PeftModel")
-        code += [
-            f"base = AutoModelForCausalLM.from_pretrained({base!r})",
-            "model = PeftModel.from_pretrained(base, folder)",
-        ]
-    code += [
-        "",
-        f"prompt = {unguarded(rendered.prompt)!r}.replace('{{instruction}}', 'your question')",
-        'tokens = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)',
-        "output = model.generate(**tokens, max_new_tokens=256, do_sample=False)",
-        'print(tokenizer.decode(output[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True))',
-    ]
-    chat = (
-        "The tokenizer's chat template writes the same prompt."
-        if has_chat
-        else "The tokenizer has no chat template, as none writes this prompt."
-    )
+    prompt = unguarded(rendered.prompt)
+    end = unguarded(rendered.completion).rpartition("{output}")[2].strip()
+    kind = "A full model" if base is None else "A LoRA adapter (PEFT)"
     lines = [
-        f"# {export.model.name}",
+        f"# {name}",
         "",
-        f"{kind}, fine-tuned from `{base_model}` with Tinkersmith. Source: `{export.model.state_path}`.",
+        f"{kind}, fine-tuned from `{base_model}` with Tinkersmith.",
+        f"Source: `{source}`.",
         "",
         "```python",
-        *code,
+        *loading_lines(".", base),
+        "",
+        "from transformers import AutoTokenizer",
+        'tokenizer = AutoTokenizer.from_pretrained(".")',
+        f"prompt = {prompt!r}.replace('{{instruction}}', 'Your question')",
+        'tokens = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)',
+        "output = model.generate(**tokens, max_new_tokens=256, do_sample=False)",
+        "answer = output[0, tokens['input_ids'].shape[1] :]",
+        "print(tokenizer.decode(answer, skip_special_tokens=True))",
         "```",
         "",
-        f"Prompts must look as in training (`prompt_template.json`, template `{template.name}`). {chat}",
-        "An answer ends with "
-        f"`{unguarded(rendered.completion.removeprefix('{output}')).strip() or 'its end token'}`.",
+        f"The model knows prompts of this form only (template `{template.name}`, whole in",
+        f"`prompt_template.json`). Its answers end with `{end or 'its end token'}`.",
+        "The tokenizer's chat template writes the same prompt."
+        if has_chat_template
+        else "The tokenizer has no chat template, as none would write this prompt.",
         "",
     ]
     return "\n".join(lines)
-
-

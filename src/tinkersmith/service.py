@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,17 +75,34 @@ class Service:
             if (trouble := self._probe.trouble()) is not None:
                 raise ServerGone(f"{trouble} This happened while {doing}.")
 
+    def ask(self, call: Callable[[], Any], doing: str) -> Any:
+        """The result of an SDK call that may block before it returns its future."""
+        started: concurrent.futures.Future = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                started.set_result(call())
+            except BaseException as error:  # raised again by whoever waits
+                started.set_exception(error)
+
+        # A daemon: a call that hangs on a dead server must not keep the program alive.
+        threading.Thread(target=run, daemon=True).start()
+        pending = self.wait(started, doing)
+        return self.wait(pending, doing) if hasattr(pending, "future") else pending
+
     def create_training_client(self, settings: Settings) -> "tinker.TrainingClient":
-        pending = self.client.create_lora_training_client(
-            base_model=self.base_model, rank=settings.lora_rank, seed=settings.seed
+        return self.ask(
+            lambda: self.client.create_lora_training_client(
+                base_model=self.base_model, rank=settings.lora_rank, seed=settings.seed
+            ),
+            f"creating a LoRA on {self.base_model}",
         )
-        return self.wait(pending, f"creating a LoRA on {self.base_model}")
 
     def create_sampling_client(self, model_path: str | None) -> "tinker.SamplingClient":
         """On a checkpoint, or on the untouched base model."""
         chosen = {"model_path": model_path} if model_path else {"base_model": self.base_model}
-        return self.wait(
-            self.client.create_sampling_client(**chosen),
+        return self.ask(
+            lambda: self.client.create_sampling_client(**chosen),
             f"opening {model_path or self.base_model}",
         )
 
@@ -285,7 +302,7 @@ def _where(settings: Settings) -> tuple[str, str, str]:
             'BACKEND is "tinker", but there is no TINKER_API_KEY. Set it with: export '
             'TINKER_API_KEY="<your key>" - or set BACKEND = "local" to train on this machine.'
             if not url
-            else "TINKER_BASE_URL is set, but there is no TINKER_API_KEY. Set the key of that server."
+            else "TINKER_BASE_URL is set, but no TINKER_API_KEY. Set the key of that server."
         )
     if not key.startswith(("tml-", "eyJ")):
         raise UserError("TINKER_API_KEY is not a Tinker key: those begin with tml-. Copy it again.")
@@ -305,7 +322,7 @@ def _connect(kind: str, url: str, key: str, base_model: str, probe: "_Probe") ->
     rest = tinker.RestClient(api_key=key, **address)
     client = tinker.ServiceClient(api_key=key, **address)
     service = Service(client, rest, kind, base_model, {}, probe)
-    found = service.wait(rest.get_server_capabilities(), "asking which models it offers")
+    found = service.ask(rest.get_server_capabilities, "asking which models it offers")
     service.max_contexts = {
         model.model_name: model.max_context_length
         for model in found.supported_models

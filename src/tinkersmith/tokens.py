@@ -257,17 +257,23 @@ def _place(
         data.truncated.append(LengthEvent(source, length, limit, reason))
 
 
-def to_datum(tokenized: TokenizedSample) -> "tinker.Datum":
-    """The SDK's form: position i predicts token i + 1, weighted by whether the loss counts it."""
+def to_datum(tokenized: TokenizedSample, weight: float = 1.0) -> "tinker.Datum":
+    """The SDK's form: position i predicts token i + 1; `weight` is that of a completion token."""
     import tinker
 
     return tinker.Datum(
         model_input=tinker.ModelInput.from_ints(tokenized.tokens[:-1].tolist()),
         loss_fn_inputs={
             "target_tokens": tinker.TensorData.from_numpy(tokenized.tokens[1:].astype(np.int64)),
-            "weights": tinker.TensorData.from_numpy(tokenized.weights[1:].copy()),
+            "weights": tinker.TensorData.from_numpy(tokenized.weights[1:] * np.float32(weight)),
         },
     )
+
+
+def stop_tokens(template: PromptTemplate, tokenizer: TextTokenizer) -> list[int]:
+    """The tokens that end an answer: the template's own end token, and the model's."""
+    end = tokenizer.encode(template.end)
+    return sorted({tokenizer.eos_id, *(end.tolist() if len(end) == 1 else [])})
 
 
 def _chunks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:

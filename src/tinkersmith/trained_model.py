@@ -1,12 +1,14 @@
 """tinker:// path, or nothing -> a trained model and what belongs to it: run, template, base."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinkersmith.errors import UserError
 from tinkersmith.runs import RunFolder, newest_run, run_of
-from tinkersmith.settings import Settings, resolve_base_model
+from tinkersmith.settings import Settings, load_settings, resolve_base_model
 
 if TYPE_CHECKING:
     from tinkersmith.prompts import PromptTemplate
@@ -25,10 +27,6 @@ class TrainedModel:
     sampler_path: str
     base_model: str
     settings: Settings  # to connect with: of the user, with the run's backend
-
-    @property
-    def path(self) -> str:
-        return self.sampler_path
 
     def template(self, tokenizer: "TextTokenizer") -> "PromptTemplate":
         """The run's own; without a run, the one that the settings mean."""
@@ -86,3 +84,9 @@ def find_trained_model(
         base_model=trained_on,
         settings=settings,
     )
+
+
+def user_settings(config: str, overrides: Sequence[str]) -> Settings:
+    """Of the named file; without one, of config.py if there is one here."""
+    path = Path(config or "config.py")
+    return load_settings(path if config or path.is_file() else None, overrides)

@@ -1,0 +1,41 @@
+"""Score a trained model on a test set: exact match, final answer, and answer contained.
+
+python evaluate_model.py
+python evaluate_model.py --compare-base
+"""
+
+import sys
+
+# The tinker:// path of a trained model; "" is the newest run's last checkpoint.
+MODEL_PATH = ""
+
+# The samples to be answered: a JSON array or JSON Lines, as for training.
+TEST_DATA_FILE = "data/test_set.json"
+
+# The model that MODEL_PATH was trained on; "" is what its run says.
+BASE_MODEL = ""
+
+# Score the untouched base model on the same samples as well.
+COMPARE_BASE = False
+
+# Use only so many samples; 0 is all of them.
+LIMIT = 0
+
+# Rates, settings and every single answer go here.
+OUTPUT_FILE = "evaluation_results.json"
+
+# How answers are sampled (SAMPLING_MAX_TOKENS, SAMPLING_TEMPERATURE, ...) stands in config.py.
+
+if __name__ == "__main__":
+    from tinkersmith.evaluation import main
+
+    sys.exit(
+        main(
+            model_path=MODEL_PATH,
+            test_file=TEST_DATA_FILE,
+            base_model=BASE_MODEL,
+            compare_base=COMPARE_BASE,
+            limit=LIMIT,
+            output_file=OUTPUT_FILE,
+        )
+    )

@@ -1,0 +1,24 @@
+"""Export a trained model: as a PEFT adapter, or merged into a full model.
+
+python export_model.py
+python export_model.py --merged --out exported/my-model
+"""
+
+import sys
+
+# The tinker:// path of a trained model; "" is the newest run's last checkpoint.
+MODEL_PATH = ""
+
+# False writes the LoRA alone, in PEFT's format; True a full model with the LoRA merged in.
+MERGED = False
+
+# The folder to write; "" is exported/<name of the run>-adapter or -merged.
+OUTPUT = ""
+
+# The model that MODEL_PATH was trained on; "" is what its run says.
+BASE_MODEL = ""
+
+if __name__ == "__main__":
+    from tinkersmith.export import main
+
+    sys.exit(main(model_path=MODEL_PATH, merged=MERGED, output=OUTPUT, base_model=BASE_MODEL))

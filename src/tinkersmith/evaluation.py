@@ -1,0 +1,533 @@
+"""A trained model + a test file -> scores with intervals, and evaluation_results.json.
+
+The prompts are those of the model's own run, so training and test cannot differ in their format.
+"""
+
+import argparse
+import datetime as dt
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinkersmith.errors import UserError
+from tinkersmith.files import write_json
+from tinkersmith.samples import LoadedSamples, Sample, Source, load_samples, overlap
+from tinkersmith.scoring import METRICS, final_answer, score, wilson_interval
+from tinkersmith.service import Service, open_service
+from tinkersmith.settings import Settings, settings_from
+from tinkersmith.trained_model import TrainedModel, find_trained_model, user_settings
+
+if TYPE_CHECKING:
+    import tinker
+
+    from tinkersmith.prompts import PromptTemplate
+    from tinkersmith.tokens import TextTokenizer
+
+_IN_FLIGHT = 256  # prompts sent before the first answer is awaited
+_SAY_EVERY = 10.0  # seconds between progress lines where there is no terminal
+_TITLES = {
+    "exact_match": "exact match",
+    "final_answer": "final answer",
+    "contains_answer": "contains answer",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    correct: float  # samples; a fraction where several answers to one prompt are averaged
+    n: int  # samples
+
+    @property
+    def rate(self) -> float:
+        return self.correct / self.n if self.n else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson_interval(self.correct, self.n)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.rate:6.1%} ({low:.1%} to {high:.1%})"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "rate": self.rate,
+            "correct": self.correct,
+            "n": self.n,
+            "interval_95": list(self.interval),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One answer to one prompt."""
+
+    source: Source
+    prompt: str
+    expected: str
+    expected_answer: str | None
+    produced: str
+    scores: dict[str, float]
+    stop_reason: str  # "stop" or "length"
+    tokens: int
+    draw: int  # counted from 1, where several answers are drawn for a prompt
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "file": self.source.file,
+            "record": self.source.record,
+            "draw": self.draw,
+            "prompt": self.prompt,
+            "expected": self.expected,
+            "expected_answer": self.expected_answer,
+            "produced": self.produced,
+            "scores": self.scores,
+            "stop_reason": self.stop_reason,
+            "tokens": self.tokens,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """How one model did on the whole test set."""
+
+    records: list[Record]
+    seconds: float
+
+    @property
+    def metrics(self) -> dict[str, Rate]:
+        sources = {record.source for record in self.records}
+        draws = max(1, len(self.records) // max(1, len(sources)))
+        return {
+            name: Rate(sum(record.scores[name] for record in self.records) / draws, len(sources))
+            for name in METRICS
+        }
+
+    @property
+    def cut(self) -> list[Source]:
+        """Samples with an answer that was still going on at the token limit."""
+        return list(dict.fromkeys(r.source for r in self.records if r.stop_reason == "length"))
+
+    @property
+    def mean_tokens(self) -> float:
+        return sum(record.tokens for record in self.records) / max(1, len(self.records))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "metrics": {name: rate.to_json() for name, rate in self.metrics.items()},
+            "mean_tokens": self.mean_tokens,
+            "cut_at_token_limit": len(self.cut),
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    model_path: str
+    base_model: str
+    trained: Scored
+    base: Scored | None  # the untouched base model, if it was asked for
+    too_long: list[Source]  # prompts that leave no room for an answer
+    overlap: list[tuple[Source, Source]] | None  # (training, test); None: could not be looked up
+    output_file: Path
+
+
+def evaluate(
+    settings: Settings | None = None,
+    *,
+    model_path: str = "",
+    test_file: str = "data/test_set.json",
+    base_model: str = "",
+    compare_base: bool = False,
+    limit: int | None = None,
+    output_file: str | Path = "evaluation_results.json",
+    say: Callable[[str], None] = print,
+) -> EvaluationResult:
+    """Answer all of `test_file` with the model at `model_path` (default: the newest run's last).
+
+    Raises:
+        UserError: one sentence about what is wrong; nothing is written then.
+    """
+    output_file = Path(output_file)
+    _check_output(output_file)
+    loaded = load_samples([test_file])
+    model = find_trained_model(settings or settings_from({}), model_path, base_model)
+    samples = _choose(loaded.samples, limit, model.settings.seed)
+    for line in _report_test_set(loaded, len(samples), model):
+        say(line)
+    shared = _overlap_with_training(model, samples)
+    say(_report_overlap(shared, len(samples)))
+    with open_service(model.settings, base_model=model.base_model) as service:
+        tokenizer = service.tokenizer()
+        template = model.template(tokenizer)
+        asked, too_long = _fitting_prompts(samples, template, tokenizer, service.max_context)
+        if too_long:
+            say(
+                f"{len(too_long):,} prompts leave no room for an answer in the model's context of "
+                f"{service.max_context:,} tokens and are skipped: {_named(too_long)}."
+            )
+        if not asked:
+            raise UserError(f"Not one prompt of {test_file} fits into the model's context.")
+        asker = _Asker(service, template, tokenizer, model.settings, say)
+        trained = asker.ask(model.sampler_path, asked)
+        base = asker.ask(None, asked) if compare_base else None
+    result = EvaluationResult(
+        model.sampler_path, model.base_model, trained, base, too_long, shared, output_file
+    )
+    _write(result, model, template, loaded, test_file, limit)
+    for line in report(result, model.settings):
+        say(line)
+    return result
+
+
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    model_path: str = "",
+    test_file: str = "data/test_set.json",
+    base_model: str = "",
+    compare_base: bool = False,
+    limit: int = 0,
+    output_file: str = "evaluation_results.json",
+    prog: str | None = None,
+) -> int:
+    """The command line of evaluate_model.py and `tinkersmith evaluate`, with these defaults."""
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Score a trained model on a test set, and the base model beside it."
+    )
+    parser.add_argument(
+        "--model-path", default=model_path, help="tinker:// path; newest run if none"
+    )
+    parser.add_argument("--test-data", default=test_file, metavar="FILE")
+    parser.add_argument("--base-model", default=base_model, help="for paths without a run folder")
+    parser.add_argument(
+        "--compare-base",
+        action="store_true",
+        default=compare_base,
+        help="score the untouched base model on the same set",
+    )
+    parser.add_argument("--limit", type=int, default=limit, help="only so many samples; 0 is all")
+    parser.add_argument("--output", default=output_file, metavar="FILE")
+    parser.add_argument("--config", default="", help="settings file; config.py if it is there")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    wanted = parser.parse_args(argv)
+    try:
+        evaluate(
+            user_settings(wanted.config, wanted.set),
+            model_path=wanted.model_path,
+            test_file=wanted.test_data,
+            base_model=wanted.base_model,
+            compare_base=wanted.compare_base,
+            limit=wanted.limit,
+            output_file=wanted.output,
+        )
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped; no results were written.", file=sys.stderr)
+        return 130
+    return 0
+
+
+# ---- what is asked
+
+
+def _check_output(file: Path) -> None:
+    """Refuse early what could not be written after all the sampling."""
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(0, "it is a folder")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        probe = file.with_name(f".{file.name}.probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise _not_written(file, error) from None
+
+
+def _not_written(file: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{file} cannot be written: {error.strerror}. Name another file with --output."
+    )
+
+
+def _choose(samples: list[Sample], limit: int | None, seed: int) -> list[Sample]:
+    """A share of the samples that only the seed decides, in the order of the file."""
+    if not limit:
+        return samples
+    if limit < 0:
+        raise UserError(f"The limit is {limit}; it must be at least 1, or 0 for all samples.")
+    order = np.random.default_rng(seed).permutation(len(samples))
+    return [samples[index] for index in sorted(order[:limit])]
+
+
+def _overlap_with_training(
+    model: TrainedModel, samples: list[Sample]
+) -> list[tuple[Source, Source]] | None:
+    if model.run is None:
+        return None
+    try:
+        return overlap(load_samples(model.run.settings().data_files).samples, samples)
+    except UserError:  # the training data has gone since
+        return None
+
+
+def _fitting_prompts(
+    samples: list[Sample],
+    template: "PromptTemplate",
+    tokenizer: "TextTokenizer",
+    max_context: int | None,
+) -> tuple[list[tuple[Sample, np.ndarray]], list[Source]]:
+    rows = tokenizer.encode_batch([template.render_prompt(sample) for sample in samples])
+    pairs = list(zip(samples, rows, strict=True))
+    if max_context is None:
+        return pairs, []
+    too_long = [sample.source for sample, row in pairs if len(row) >= max_context]
+    return [(sample, row) for sample, row in pairs if len(row) < max_context], too_long
+
+
+@dataclass(frozen=True, slots=True)
+class _Asker:
+    service: Service
+    template: "PromptTemplate"
+    tokenizer: "TextTokenizer"
+    settings: Settings
+    say: Callable[[str], None]
+
+    def ask(self, model_path: str | None, asked: list[tuple[Sample, np.ndarray]]) -> Scored:
+        """All samples answered by one model; many prompts are under way at a time."""
+        start = time.monotonic()
+        client = self.service.create_sampling_client(model_path)
+        records: list[Record] = []
+        under_way: deque[tuple[Sample, Any]] = deque()
+        who = "the trained model" if model_path else "the base model"
+        with _progress(f"Asking {who}", len(asked), self.say) as show:
+            for sample, prompt in asked:
+                if len(under_way) == _IN_FLIGHT:
+                    records += self._records(*under_way.popleft())
+                    show(len({record.source for record in records}))
+                under_way.append((sample, self._send(client, prompt)))
+            while under_way:
+                records += self._records(*under_way.popleft())
+                show(len(asked) - len(under_way))
+        return Scored(records, time.monotonic() - start)
+
+    def _send(self, client: "tinker.SamplingClient", prompt: np.ndarray) -> Any:
+        import tinker
+
+        from tinkersmith.tokens import stop_tokens
+
+        settings, context = self.settings, self.service.max_context
+        room = settings.sampling_max_tokens if context is None else context - len(prompt)
+        greedy = settings.sampling_temperature == 0  # all draws would be the same
+        return client.sample(
+            tinker.ModelInput.from_ints(prompt.tolist()),
+            1 if greedy else settings.sampling_num_samples,
+            tinker.SamplingParams(
+                max_tokens=min(settings.sampling_max_tokens, room),
+                temperature=settings.sampling_temperature,
+                seed=settings.seed,
+                stop=stop_tokens(self.template, self.tokenizer),
+            ),
+        )
+
+    def _records(self, sample: Sample, pending: Any) -> list[Record]:
+        from tinkersmith.prompts import unguarded
+
+        answered = self.service.wait(pending, f"answering {sample.source}")
+        expected = self.template.answer(sample.output)
+        named = _named_answer(sample)
+        records = []
+        for draw, sequence in enumerate(answered.sequences, start=1):
+            produced = self.template.answer(self.tokenizer.decode(sequence.tokens))
+            records.append(
+                Record(
+                    source=sample.source,
+                    prompt=unguarded(self.template.render_prompt(sample)),
+                    expected=expected,
+                    expected_answer=final_answer(expected) if named is None else named,
+                    produced=produced,
+                    scores=score(expected, produced, named),
+                    stop_reason=str(sequence.stop_reason),
+                    tokens=len(sequence.tokens),
+                    draw=draw,
+                )
+            )
+        return records
+
+
+def _named_answer(sample: Sample) -> str | None:
+    """The sample's own field `answer`, if that is a text or a number."""
+    value = sample.extra.get("answer")
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    return str(value).strip() or None
+
+
+@contextmanager
+def _progress(
+    title: str, total: int, say: Callable[[str], None]
+) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, a line every few seconds elsewhere."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda done: bar.update(task, completed=done)
+        return
+    said = time.monotonic()
+
+    def show(done: int) -> None:
+        nonlocal said
+        if time.monotonic() - said > _SAY_EVERY:
+            said = time.monotonic()
+            say(f"  {title}: {done:,}/{total:,}")
+
+    yield show
+
+
+# ---- what is told
+
+
+def report(result: EvaluationResult, settings: Settings) -> list[str]:
+    """The rates, what limits them, and some answers, line by line."""
+    columns = [("trained model", result.trained)]
+    columns += [("base model", result.base)] if result.base else []
+    lines = ["", f"{'':16}" + "".join(f"{title:28}" for title, _ in columns).rstrip()]
+    for name, title in _TITLES.items():
+        cells = "".join(f"{scored.metrics[name]!s:28}" for _, scored in columns)
+        if result.base:
+            gain = result.trained.metrics[name].rate - result.base.metrics[name].rate
+            cells += f"{100 * gain:+.1f} points"
+        lines.append(f"{title:16}{cells}".rstrip())
+    n = len({record.source for record in result.trained.records})
+    lines += [f"n = {n:,}; in brackets: 95 % interval (Wilson).", ""]
+    for title, scored in columns:
+        lines.append(
+            f"The {title}: {scored.mean_tokens:.1f} tokens an answer, {scored.seconds:.1f} s in all."
+        )
+        if scored.cut:
+            lines.append(
+                f"  {len(scored.cut):,} of its answers were cut at SAMPLING_MAX_TOKENS = "
+                f"{settings.sampling_max_tokens:,} or at the end of the context: "
+                f"{_named(scored.cut)}."
+            )
+    for title, wanted in (("A correct answer", 1.0), ("An incorrect answer", 0.0)):
+        found = [r for r in result.trained.records if r.scores["final_answer"] == wanted]
+        if found:
+            lines += ["", f"{title} ({found[0].source}):", *_shown(found[0])]
+    lines += ["", f"All answers: {result.output_file}"]
+    return lines
+
+
+def _report_test_set(loaded: LoadedSamples, chosen: int, model: TrainedModel) -> list[str]:
+    file, count = next(iter(loaded.counts.items()))
+    lines = [f"Model:    {model.sampler_path} ({model.name}, on {model.base_model})"]
+    lines.append(f"Test set: {file}, {count:,} samples")
+    if chosen < count:
+        lines.append(
+            f"  Only {chosen:,} of them are used, chosen by SEED = {model.settings.seed}: the same "
+            "ones every time."
+        )
+    if loaded.skipped:
+        lines.append(f"  {len(loaded.skipped):,} records cannot be used and are skipped:")
+        lines += [f"  Skipped {skipped}" for skipped in loaded.skipped[:10]]
+    if model.run is None:
+        lines.append(
+            "  No run folder knows this path: the prompt template is that of PROMPT_TEMPLATE = "
+            f"{model.settings.prompt_template!r}, which may not be the trained one."
+        )
+    draws = model.settings.sampling_num_samples
+    if draws > 1 and model.settings.sampling_temperature == 0:
+        lines.append(
+            f"  SAMPLING_TEMPERATURE is 0, so all {draws} answers to a prompt would be the same: one "
+            "is drawn."
+        )
+    return lines
+
+
+def _report_overlap(shared: list[tuple[Source, Source]] | None, n: int) -> str:
+    if shared is None:
+        return "Overlap with the training data could not be checked: that data is not here."
+    if not shared:
+        return "No question of the test set is in the training data."
+    trained, tested = shared[0]
+    return (
+        f"Warning: {len(shared):,} of {n:,} test questions are in the training data, too, so the "
+        f"rates are too good (the first: {tested} is {trained})."
+    )
+
+
+def _shown(record: Record) -> list[str]:
+    return [
+        line
+        for title, text in (
+            ("prompt", record.prompt),
+            ("expected", record.expected),
+            ("produced", record.produced),
+        )
+        for line in (f"  {title}:", *(f"    {part}" for part in _short(text).splitlines()))
+    ]
+
+
+def _short(text: str, limit: int = 400) -> str:
+    return text if len(text) <= limit else f"{text[:limit]} ... ({len(text) - limit:,} more)"
+
+
+def _named(sources: list[Source]) -> str:
+    more = f" and {len(sources) - 5:,} more" if len(sources) > 5 else ""
+    return "; ".join(map(str, sources[:5])) + more
+
+
+def _write(
+    result: EvaluationResult,
+    model: TrainedModel,
+    template: "PromptTemplate",
+    loaded: LoadedSamples,
+    test_file: str,
+    limit: int | None,
+) -> None:
+    trained, base = result.trained, result.base
+    names = [name for name in model.settings.model_dump() if name.startswith("sampling_")]
+    content: dict[str, Any] = {
+        "model_path": result.model_path,
+        "run": model.name if model.run else None,
+        "base_model": result.base_model,
+        "test_file": test_file,
+        "created": dt.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "settings": {
+            name.upper(): getattr(model.settings, name) for name in [*names, "seed", "backend"]
+        },
+        "limit": limit or None,
+        "prompt_template": template.name,
+        "counts": {
+            "samples": len(loaded.samples),
+            "skipped_records": len(loaded.skipped),
+            "prompts_too_long": len(result.too_long),
+            "evaluated": len({record.source for record in trained.records}),
+            "overlap_with_training": None if result.overlap is None else len(result.overlap),
+        },
+        **trained.to_json(),
+        "base": base.to_json() if base else None,
+        "skipped": [skipped.to_json() for skipped in loaded.skipped],
+        "prompts_too_long": [str(source) for source in result.too_long],
+        "overlap_with_training": [
+            {"test": str(tested), "training": str(known)} for known, tested in result.overlap or []
+        ],
+        "samples": [record.to_json() for record in trained.records],
+        "base_samples": [record.to_json() for record in base.records] if base else [],
+    }
+    try:
+        write_json(result.output_file, content)
+    except OSError as error:
+        raise _not_written(result.output_file, error) from None

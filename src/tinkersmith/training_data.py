@@ -1,0 +1,142 @@
+"""Settings -> tokenised training and validation sets; whatever is left out is named."""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tinkersmith.errors import UserError
+from tinkersmith.lengths import LengthStatistics
+from tinkersmith.prompts import PromptTemplate
+from tinkersmith.samples import LoadedSamples, Sample, load_samples, overlap
+from tinkersmith.settings import Settings
+from tinkersmith.tokens import LengthEvent, TextTokenizer, TokenizedSample, tokenize
+
+_VALIDATION_STREAM = 2**31  # keeps its shuffle apart from those of the epochs
+
+
+@dataclass(frozen=True, slots=True)
+class RawData:
+    """What the files hold, before a tokenizer is known."""
+
+    training: list[Sample]
+    validation: list[Sample]
+    loaded: list[LoadedSamples]  # of DATA_FILES, and of VALIDATION_FILES if there are any
+
+    @property
+    def first(self) -> Sample:
+        return self.training[0]
+
+    def report(self) -> list[str]:
+        """What was read, line by line, for the user."""
+        lines = []
+        for loaded in self.loaded:
+            lines += [f"  {count:,} samples from {file}" for file, count in loaded.counts.items()]
+            lines += [
+                f"  Warning: {file} does not exist; going on without it."
+                for file in loaded.missing_files
+            ]
+            lines += [f"  Skipped {skipped}" for skipped in loaded.skipped[:10]]
+            if len(loaded.skipped) > 10:
+                more = len(loaded.skipped) - 10
+                lines.append(f"  ... and {more:,} more; all of them are in skipped.jsonl.")
+            if loaded.duplicates:
+                lines.append(f"  {loaded.duplicates:,} samples are exact copies of earlier ones.")
+        if self.validation:
+            lines.append(f"  {len(self.validation):,} of them are kept for validation.")
+            shared = len(overlap(self.training, self.validation))
+            if shared:
+                lines.append(
+                    f"  Warning: {shared:,} validation samples ask what a training sample asks; "
+                    "the validation loss will look too good."
+                )
+        return lines
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    training: list[TokenizedSample]
+    validation: list[TokenizedSample]
+    lengths: LengthStatistics
+    truncated: list[LengthEvent]
+    too_long: list[LengthEvent]
+    skipped_records: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def completion_tokens(self) -> int:
+        return sum(sample.completion_length for sample in self.training)
+
+    def events(self) -> list[dict[str, Any]]:
+        """The lines of skipped.jsonl: every sample that was not trained on whole."""
+        return [
+            *({"kind": "bad record", **record} for record in self.skipped_records),
+            *({"kind": "too long", **event.to_json()} for event in self.too_long),
+            *({"kind": "truncated", **event.to_json()} for event in self.truncated),
+        ]
+
+    def digest(self) -> str:
+        """Changes when any token of the data does; a resumed run must find the same."""
+        digest = hashlib.sha256()
+        for sample in [*self.training, *self.validation]:
+            digest.update(np.int64([len(sample.tokens), sample.prompt_length]).tobytes())
+            digest.update(sample.tokens.tobytes())
+        return digest.hexdigest()
+
+
+def read_data(settings: Settings) -> RawData:
+    """Read the files and set the validation samples apart.
+
+    Raises:
+        UserError: see `load_samples`; or validation leaves nothing to train on.
+    """
+    training = load_samples(settings.data_files)
+    if settings.validation_files:
+        validation = load_samples(settings.validation_files)
+        return RawData(training.samples, validation.samples, [training, validation])
+    count = len(training.samples)
+    kept = round(count * settings.validation_ratio)
+    if settings.validation_ratio and not 0 < kept < count:
+        raise UserError(
+            f"VALIDATION_RATIO {settings.validation_ratio} of {count} samples leaves {kept} for "
+            "validation; give more data, or set VALIDATION_FILES."
+        )
+    order = np.argsort(
+        np.random.PCG64([settings.seed, _VALIDATION_STREAM]).random_raw(count), kind="stable"
+    )
+    held_out = set(order[:kept].tolist())
+    return RawData(
+        [sample for index, sample in enumerate(training.samples) if index not in held_out],
+        [training.samples[index] for index in sorted(held_out)],
+        [training],
+    )
+
+
+def tokenize_data(
+    raw: RawData,
+    settings: Settings,
+    template: PromptTemplate,
+    tokenizer: TextTokenizer,
+    max_length: int,
+) -> TrainingData:
+    """Tokens under the length policy.
+
+    Raises:
+        UserError: no training sample fits.
+    """
+    truncate = settings.truncate_long_sequences
+    training = tokenize(raw.training, template, tokenizer, max_length, truncate)
+    validation = tokenize(raw.validation, template, tokenizer, max_length, truncate)
+    if not training.samples:
+        raise UserError(
+            f"Not one of {len(raw.training):,} samples fits into {max_length:,} tokens. Raise "
+            "MAX_SEQUENCE_LENGTH, set TRUNCATE_LONG_SEQUENCES = True, or shorten the samples."
+        )
+    return TrainingData(
+        training=training.samples,
+        validation=validation.samples,
+        lengths=LengthStatistics.of(training.lengths, "tokens", max_length),
+        truncated=[*training.truncated, *validation.truncated],
+        too_long=[*training.skipped, *validation.skipped],
+        skipped_records=[skipped.to_json() for one in raw.loaded for skipped in one.skipped],
+    )
