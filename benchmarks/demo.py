@@ -1,6 +1,6 @@
 """The demo's scores over three seeds, by the project's own front doors: split, train, evaluate.
 
-Every seed has its own split, adapter and sample order. The base model is scored on each test set too.
+Every seed has its own split, adapter and sample order; the base model is scored on each test set.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from statistics import mean
 
 from benchmarks.results_file import write_results
 
+RATES = ("exact_match", "final_answer", "contains_answer")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -26,10 +27,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             runs.append(_one_seed(seed, Path(folder)))
         print(json.dumps(runs[-1]), flush=True)
-    rates = ("exact_match", "final_answer", "contains_answer")
     figures: dict[str, object] = {
-        "base, mean": {rate: mean(run["base"][rate] for run in runs) for rate in rates},
-        "tuned, mean": {rate: mean(run["tuned"][rate] for run in runs) for rate in rates},
+        "base, mean": {rate: mean(run["base"][rate] for run in runs) for rate in RATES},
+        "tuned, mean": {rate: mean(run["tuned"][rate] for run in runs) for rate in RATES},
         "runs": runs,
     }
     print(json.dumps({name: figures[name] for name in ("base, mean", "tuned, mean")}, indent=2))
@@ -44,24 +44,22 @@ def _one_seed(seed: int, folder: Path) -> dict:
     )
     overrides = [f"SEED={seed}", f"DATA_FILES={[str(train)]!r}", f"OUTPUT_DIR={str(folder)!r}"]
     sets = [part for override in overrides for part in ("--set", override)]
-    seconds["train"] = _run(
-        "train_with_config.py", *sets, "--set", "EXPORT_AFTER_TRAINING=no"
-    )
+    seconds["train"] = _run("train_with_config.py", *sets, "--set", "EXPORT_AFTER_TRAINING=no")
     seconds["evaluate"] = _run(
         "evaluate_model.py", "--test-data", test, "--compare-base", "--output", scores, *sets
     )
     result = json.loads(scores.read_text())
     return {
         "seed": seed,
-        "test samples": result["metrics"]["n"],
-        "base": _rates(result["base_metrics"]),
+        "test samples": result["counts"]["evaluated"],
+        "base": _rates(result["base"]["metrics"]),
         "tuned": _rates(result["metrics"]),
         "seconds": seconds,
     }
 
 
 def _rates(metrics: dict) -> dict[str, float]:
-    return {name: metrics[name]["rate"] for name in ("exact_match", "final_answer", "contains_answer")}
+    return {rate: metrics[rate]["rate"] for rate in RATES}
 
 
 def _run(script: str, *arguments: object) -> float:

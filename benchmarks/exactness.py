@@ -10,18 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmarks.results_file import write_results
 from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.results_file import write_results
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.engine.base_model import load_base_model
-from tinkersmith.engine.lora import Adapter, LoraConfig, adapter_state, new_adapter, peft_config
-from tinkersmith.engine.losses import Datum
-from tinkersmith.engine.sampler import SampleRequest, sample
+from tinkersmith.engine.lora import Adapter, adapter_state, new_adapter, peft_config
+from tinkersmith.engine.messages import Datum, LoraConfig, SampleRequest
+from tinkersmith.engine.sampler import sample
 from tinkersmith.engine.training_step import forward_backward
-from tinkersmith.export import merge_adapter
+from tinkersmith.merging import read_base, read_layers, write_merged
 from tinkersmith.prompts import choose_template
 from tinkersmith.samples import load_samples
 from tinkersmith.tokens import load_tokenizer, tokenize
@@ -41,7 +41,9 @@ def main() -> None:
     tokenizer = load_tokenizer(folder)
     template = choose_template("instruction", tokenizer, MODEL)
     samples = load_samples([arguments.data]).samples
-    tokenized = tokenize(samples[:BATCH], template, tokenizer, max_length=1024, truncate=True).samples
+    tokenized = tokenize(
+        samples[:BATCH], template, tokenizer, max_length=1024, truncate=True
+    ).samples
     prompts = [template.render_prompt(one) for one in samples[:PROMPTS]]
 
     base = load_base_model(MODEL, folder, dtype="float32", device="cpu")
@@ -54,9 +56,12 @@ def main() -> None:
         exported = Path(temporary) / "adapter"
         exported.mkdir()
         save_file(adapter_state(adapter), exported / "adapter_model.safetensors")
-        (exported / "adapter_config.json").write_text(json.dumps(peft_config(adapter, str(folder))))
+        config = peft_config(base, adapter, str(folder))
+        (exported / "adapter_config.json").write_text(json.dumps(config))
         merged = Path(temporary) / "merged"
-        merge_adapter(folder, exported, merged)
+        merged.mkdir()
+        files = read_base(folder)
+        write_merged(read_layers(exported, files), files, merged, dtype="float32")
 
         plain_base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         plain = PeftModel.from_pretrained(plain_base, exported, is_trainable=True).eval()

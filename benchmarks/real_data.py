@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path, help="a JSON array of instruction / input / output samples")
-    parser.add_argument("--cut", action="store_true", help="cut long samples instead of skipping them")
+    parser.add_argument("data", type=Path, help="a JSON array of samples")
+    parser.add_argument("--cut", action="store_true", help="cut long samples, not skip")
     arguments = parser.parse_args()
     records = len(json.loads(arguments.data.read_text(encoding="utf-8")))
     seconds = {}
@@ -44,10 +44,12 @@ def main() -> None:
             "--output", scores, *sets,
         )  # fmt: skip
         seconds["export"] = _run("export_model.py", "--out", output / "adapter", "--verify", *sets)
-        run = next(folder for folder in sorted(output.iterdir()) if (folder / "metrics.jsonl").exists())
+        run = next(
+            folder for folder in sorted(output.iterdir()) if (folder / "metrics.jsonl").exists()
+        )
         events = _lines(run / "skipped.jsonl")
         metrics = _lines(run / "metrics.jsonl")
-        evaluated = json.loads(scores.read_text(encoding="utf-8"))["metrics"]["n"]
+        evaluated = json.loads(scores.read_text(encoding="utf-8"))["counts"]["evaluated"]
     kinds = [event["kind"] for event in events]
     skipped = sum(kind != "truncated" for kind in kinds)
     trained = sum(line.get("samples", 0) for line in metrics)

@@ -1,4 +1,4 @@
-"""Figures -> benchmarks/results/<name>.json, with the machine and versions they were measured on."""
+"""Figures -> benchmarks/results/<name>.json, with the machine and versions behind them."""
 
 import datetime as dt
 import os

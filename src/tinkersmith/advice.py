@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+_LEARNT = 0.02  # mean loss of an epoch: 98 % of the probability on every right token
+
 
 def advice(
     epoch_losses: Sequence[float],
@@ -12,9 +14,10 @@ def advice(
 ) -> list[str]:
     """What the curves suggest for the next run; an empty list where they suggest nothing."""
     lines = []
+    learnt = bool(epoch_losses) and epoch_losses[-1] < _LEARNT
     if rising := _rising(validation_losses):
         lines.append(rising)
-    elif falling := _falling(epoch_losses, step_losses):
+    elif not learnt and (falling := _falling(epoch_losses, step_losses)):
         lines.append(falling)
     if _noisy(step_losses):
         lines.append(
@@ -26,7 +29,7 @@ def advice(
             f"{truncated_share:.0%} of the answers were cut and have no end: raise "
             "MAX_SEQUENCE_LENGTH, or set TRUNCATE_LONG_SEQUENCES = False."
         )
-    if epoch_losses and epoch_losses[-1] < 0.02:
+    if learnt:
         lines.append(
             "The training loss is close to 0: either the answers follow surely from the "
             "questions, or the samples were learnt by heart. Only the test set tells."

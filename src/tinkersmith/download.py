@@ -68,10 +68,7 @@ def download_adapter(service: Service, client: "tinker.TrainingClient", folder: 
 def base_folder(service: Service, named: str | Path | None, *, weights: bool) -> Path:
     """The base model's files: in `named`, bundled, local, in the hub's cache, or from the hub."""
     if named:
-        folder = Path(named).expanduser()
-        if not (folder / "config.json").is_file():
-            raise UserError(f"{folder} is not a model folder: it has no config.json.")
-        return folder.resolve()
+        return Path(named).expanduser().resolve()
     name = service.base_model
     if (found := local_model_folder(name)) is not None:
         return found

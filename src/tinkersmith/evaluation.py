@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinkersmith.cli import run_front_door
 from tinkersmith.errors import UserError
 from tinkersmith.files import write_json
+from tinkersmith.results import EvaluationResult, Record, Scored, named, report
 from tinkersmith.samples import LoadedSamples, Sample, Source, load_samples, overlap
-from tinkersmith.scoring import METRICS, final_answer, score, wilson_interval
+from tinkersmith.scoring import final_answer, score
 from tinkersmith.service import Service, open_service
 from tinkersmith.settings import Settings, settings_from
 from tinkersmith.trained_model import TrainedModel, find_trained_model, user_settings
@@ -32,111 +34,6 @@ if TYPE_CHECKING:
 
 _IN_FLIGHT = 256  # prompts sent before the first answer is awaited
 _SAY_EVERY = 10.0  # seconds between progress lines where there is no terminal
-_TITLES = {
-    "exact_match": "exact match",
-    "final_answer": "final answer",
-    "contains_answer": "contains answer",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    correct: float  # samples; a fraction where several answers to one prompt are averaged
-    n: int  # samples
-
-    @property
-    def rate(self) -> float:
-        return self.correct / self.n if self.n else 0.0
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        return wilson_interval(self.correct, self.n)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.rate:6.1%} ({low:.1%} to {high:.1%})"
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "rate": self.rate,
-            "correct": self.correct,
-            "n": self.n,
-            "interval_95": list(self.interval),
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One answer to one prompt."""
-
-    source: Source
-    prompt: str
-    expected: str
-    expected_answer: str | None
-    produced: str
-    scores: dict[str, float]
-    stop_reason: str  # "stop" or "length"
-    tokens: int
-    draw: int  # counted from 1, where several answers are drawn for a prompt
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "file": self.source.file,
-            "record": self.source.record,
-            "draw": self.draw,
-            "prompt": self.prompt,
-            "expected": self.expected,
-            "expected_answer": self.expected_answer,
-            "produced": self.produced,
-            "scores": self.scores,
-            "stop_reason": self.stop_reason,
-            "tokens": self.tokens,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """How one model did on the whole test set."""
-
-    records: list[Record]
-    seconds: float
-
-    @property
-    def metrics(self) -> dict[str, Rate]:
-        sources = {record.source for record in self.records}
-        draws = max(1, len(self.records) // max(1, len(sources)))
-        return {
-            name: Rate(sum(record.scores[name] for record in self.records) / draws, len(sources))
-            for name in METRICS
-        }
-
-    @property
-    def cut(self) -> list[Source]:
-        """Samples with an answer that was still going on at the token limit."""
-        return list(dict.fromkeys(r.source for r in self.records if r.stop_reason == "length"))
-
-    @property
-    def mean_tokens(self) -> float:
-        return sum(record.tokens for record in self.records) / max(1, len(self.records))
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "metrics": {name: rate.to_json() for name, rate in self.metrics.items()},
-            "mean_tokens": self.mean_tokens,
-            "cut_at_token_limit": len(self.cut),
-            "seconds": self.seconds,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationResult:
-    model_path: str
-    base_model: str
-    trained: Scored
-    base: Scored | None  # the untouched base model, if it was asked for
-    too_long: list[Source]  # prompts that leave no room for an answer
-    overlap: list[tuple[Source, Source]] | None  # (training, test); None: could not be looked up
-    output_file: Path
 
 
 def evaluate(
@@ -171,7 +68,7 @@ def evaluate(
         if too_long:
             say(
                 f"{len(too_long):,} prompts leave no room for an answer in the model's context of "
-                f"{service.max_context:,} tokens and are skipped: {_named(too_long)}."
+                f"{service.max_context:,} tokens and are skipped: {named(too_long)}."
             )
         if not asked:
             raise UserError(f"Not one prompt of {test_file} fits into the model's context.")
@@ -182,7 +79,7 @@ def evaluate(
         model.sampler_path, model.base_model, trained, base, too_long, shared, output_file
     )
     _write(result, model, template, loaded, test_file, limit)
-    for line in report(result, model.settings):
+    for line in report(result, model.settings.sampling_max_tokens):
         say(line)
     return result
 
@@ -218,7 +115,8 @@ def main(
     parser.add_argument("--config", default="", help="settings file; config.py if it is there")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     wanted = parser.parse_args(argv)
-    try:
+
+    def act() -> None:
         evaluate(
             user_settings(wanted.config, wanted.set),
             model_path=wanted.model_path,
@@ -228,13 +126,8 @@ def main(
             limit=wanted.limit,
             output_file=wanted.output,
         )
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped; no results were written.", file=sys.stderr)
-        return 130
-    return 0
+
+    return run_front_door(act)
 
 
 # ---- what is asked
@@ -396,38 +289,7 @@ def _progress(
     yield show
 
 
-# ---- what is told
-
-
-def report(result: EvaluationResult, settings: Settings) -> list[str]:
-    """The rates, what limits them, and some answers, line by line."""
-    columns = [("trained model", result.trained)]
-    columns += [("base model", result.base)] if result.base else []
-    lines = ["", f"{'':16}" + "".join(f"{title:28}" for title, _ in columns).rstrip()]
-    for name, title in _TITLES.items():
-        cells = "".join(f"{scored.metrics[name]!s:28}" for _, scored in columns)
-        if result.base:
-            gain = result.trained.metrics[name].rate - result.base.metrics[name].rate
-            cells += f"{100 * gain:+.1f} points"
-        lines.append(f"{title:16}{cells}".rstrip())
-    n = len({record.source for record in result.trained.records})
-    lines += [f"n = {n:,}; in brackets: 95 % interval (Wilson).", ""]
-    for title, scored in columns:
-        lines.append(
-            f"The {title}: {scored.mean_tokens:.1f} tokens an answer, {scored.seconds:.1f} s in all."
-        )
-        if scored.cut:
-            lines.append(
-                f"  {len(scored.cut):,} of its answers were cut at SAMPLING_MAX_TOKENS = "
-                f"{settings.sampling_max_tokens:,} or at the end of the context: "
-                f"{_named(scored.cut)}."
-            )
-    for title, wanted in (("A correct answer", 1.0), ("An incorrect answer", 0.0)):
-        found = [r for r in result.trained.records if r.scores["final_answer"] == wanted]
-        if found:
-            lines += ["", f"{title} ({found[0].source}):", *_shown(found[0])]
-    lines += ["", f"All answers: {result.output_file}"]
-    return lines
+# ---- what is told before and after
 
 
 def _report_test_set(loaded: LoadedSamples, chosen: int, model: TrainedModel) -> list[str]:
@@ -450,8 +312,8 @@ def _report_test_set(loaded: LoadedSamples, chosen: int, model: TrainedModel) ->
     draws = model.settings.sampling_num_samples
     if draws > 1 and model.settings.sampling_temperature == 0:
         lines.append(
-            f"  SAMPLING_TEMPERATURE is 0, so all {draws} answers to a prompt would be the same: one "
-            "is drawn."
+            f"  SAMPLING_TEMPERATURE is 0, so all {draws} answers to a prompt would be the same: "
+            "one is drawn."
         )
     return lines
 
@@ -466,27 +328,6 @@ def _report_overlap(shared: list[tuple[Source, Source]] | None, n: int) -> str:
         f"Warning: {len(shared):,} of {n:,} test questions are in the training data, too, so the "
         f"rates are too good (the first: {tested} is {trained})."
     )
-
-
-def _shown(record: Record) -> list[str]:
-    return [
-        line
-        for title, text in (
-            ("prompt", record.prompt),
-            ("expected", record.expected),
-            ("produced", record.produced),
-        )
-        for line in (f"  {title}:", *(f"    {part}" for part in _short(text).splitlines()))
-    ]
-
-
-def _short(text: str, limit: int = 400) -> str:
-    return text if len(text) <= limit else f"{text[:limit]} ... ({len(text) - limit:,} more)"
-
-
-def _named(sources: list[Source]) -> str:
-    more = f" and {len(sources) - 5:,} more" if len(sources) > 5 else ""
-    return "; ".join(map(str, sources[:5])) + more
 
 
 def _write(

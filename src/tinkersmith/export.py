@@ -5,7 +5,6 @@ The output folder appears as a whole or not at all.
 
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinkersmith.chat_templates import write_chat_template
+from tinkersmith.cli import run_front_door
 from tinkersmith.download import base_folder as find_base_folder
 from tinkersmith.download import download_adapter, open_state
 from tinkersmith.errors import UserError
@@ -80,6 +80,8 @@ def export_model(
     model = find_trained_model(settings or settings_from({}), tinker_path, base_model)
     kind = "merged" if merged else "adapter"
     folder = Path(out) if out else Path("exported") / f"{model.name}-{kind}"
+    if base_folder and not (Path(base_folder).expanduser() / "config.json").is_file():
+        raise UserError(f"{base_folder} is not a model folder: it has no config.json.")
     _check_output(folder, force)
     export = Export(model, folder, merged, dtype)
     with open_service(model.settings, base_model=model.base_model) as service:
@@ -95,7 +97,8 @@ def export_model(
             _write(export, service, layers, base, template, tokenizer, force)
         except OSError as error:
             raise _not_written(folder, error) from None
-        say(f"Wrote the {kind} to {folder} ({_size(folder)}). Load it with:")
+        what = "merged model" if merged else "adapter"
+        say(f"Wrote the {what} to {folder} ({_size(folder)}). Load it with:")
         reference = None if merged else _base_reference(service, base)
         say("\n".join(f"  {line}" for line in loading_lines(folder, reference)))
         if verify:
@@ -138,7 +141,8 @@ def main(
     parser.add_argument("--config", default="", help="settings file; config.py if it is there")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     wanted = parser.parse_args(argv)
-    try:
+
+    def act() -> None:
         if wanted.dtype != "auto" and not wanted.merged:
             raise UserError("--dtype has an effect only with --merged. Add that, or leave it out.")
         export_model(
@@ -152,13 +156,8 @@ def main(
             verify=wanted.verify,
             dtype=wanted.dtype,
         )
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped; nothing was written.", file=sys.stderr)
-        return 130
-    return 0
+
+    return run_front_door(act)
 
 
 # ---- the output folder

@@ -7,6 +7,7 @@ Axes: R rank, E experts.
 
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -229,13 +230,16 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    path.touch()
+    mode = path.stat().st_mode  # the user's; the library makes its files private
     try:
         save_file(dict(tensors), path, metadata={"format": "pt"})
     except SafetensorError as error:  # it wraps the system's errors
         code = re.search(r"os error (\d+)", str(error))
         if code is None:
             raise
-        raise OSError(int(code[1]), str(error).strip(), str(path)) from None
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
+    path.chmod(mode)
 
 
 def copy_tokenizer(folder: Path, out: Path) -> None:
@@ -405,14 +409,18 @@ def _whole(value: float) -> float:
 
 
 def _copy_other_files(folder: Path, out: Path) -> None:
-    """Configuration and tokenizer; no other weights, and not the base model's own card."""
-    for file in folder.iterdir():
-        weights = file.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5")
-        hidden = file.name.startswith(".")
-        if not file.is_file() or weights or hidden or file.name.endswith(".index.json"):
-            continue
-        if file.suffix != ".md":
-            shutil.copyfile(file, out / file.name)
+    """What a model needs besides weights; not the base model's own card."""
+    copy_tokenizer(folder, out)
+    for pattern in (
+        "generation_config.json",
+        "*processor_config.json",
+        "*.py",
+        "LICENSE*",
+        "NOTICE*",
+    ):
+        for file in folder.glob(pattern):
+            if file.is_file():
+                shutil.copyfile(file, out / file.name)
 
 
 def _with_changes(config: dict[str, Any], *, untie: bool, dtype: str) -> dict[str, Any]:

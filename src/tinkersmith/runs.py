@@ -6,10 +6,10 @@ Appended files survive a kill; the others are written whole or not at all.
 import datetime as dt
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tinkersmith.errors import UserError
 from tinkersmith.files import write_atomically, write_json
@@ -74,7 +74,7 @@ class RunFolder:
     def facts(self) -> dict[str, Any]:
         file = self.file("settings.json")
         try:
-            return json.loads(file.read_text(encoding="utf-8"))
+            facts = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(
                 f"{self.path} is not the folder of a run: it has no settings.json. Name a folder "
@@ -82,6 +82,9 @@ class RunFolder:
             ) from None
         except ValueError as error:
             raise UserError(f"{file} is damaged ({error}). Start a new run.") from None
+        if not isinstance(facts, dict) or not {"settings", "prompt_template"} <= facts.keys():
+            raise UserError(f"{file} is not the file of a training run. Name another folder.")
+        return facts
 
     def settings(self) -> Settings:
         from tinkersmith.settings import settings_from
@@ -98,18 +101,34 @@ class RunFolder:
 
     def append(self, name: str, records: Iterable[dict[str, Any]]) -> None:
         """Add lines to a JSON Lines file; they are on disk when this returns."""
-        with self.file(name).open("a", encoding="utf-8") as file:
-            for record in records:
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        with self.file(name).open("a+b", buffering=0) as file:
+            # A line that a kill or a full disk cut short must not swallow the next one.
+            end = _end_of_whole_lines(file)
+            file.truncate(end)
+            try:
+                data = memoryview(text.encode("utf-8", "backslashreplace"))
+                while data:
+                    data = data[file.write(data) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """The records of a JSON Lines file; a last line that a kill cut short is left out."""
         file = self.file(name)
         if not file.is_file():
             return []
-        return list(_whole_lines(file.read_text(encoding="utf-8", errors="replace")))
+        # Only "\n" ends a line: texts may hold U+2028 and its like, at which splitlines() cuts.
+        whole = file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        records = []
+        for number, line in enumerate(whole, start=1):
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                raise UserError(f"{file}, line {number} is damaged. Remove that line.") from None
+        return records
 
     def rewrite(self, name: str, records: Iterable[dict[str, Any]]) -> None:
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
@@ -164,9 +183,14 @@ def run_of(tinker_path: str, output_dir: Path | str) -> tuple[RunFolder, Checkpo
     return None
 
 
-def _whole_lines(text: str) -> Iterator[dict[str, Any]]:
-    for line in text.splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return
+def _end_of_whole_lines(file: BinaryIO) -> int:
+    """Where the last complete line ends; reads backwards, as the file may be long."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(end - 65536, 0)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0

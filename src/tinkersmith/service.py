@@ -6,23 +6,24 @@ is asked, watched while it works, and whatever goes wrong becomes one sentence.
 
 import concurrent.futures
 import difflib
+import http.client
 import importlib
 import json
 import logging
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.errors import UserError
@@ -37,6 +38,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 START_PATIENCE = 120.0  # seconds for the engine's ready line
 PROBE_EVERY = 1.0  # seconds
 PROBE_PATIENCE = 1.5  # seconds
+START_REACH = 5.0  # seconds for the first answer
+REFUSED_PATIENCE = 2.5  # seconds that a server may refuse connections
+SILENT_PATIENCE = 60.0  # seconds that it may leave its health unanswered
 SLICE = 0.2  # seconds between two looks at the server while waiting
 
 
@@ -100,9 +104,9 @@ class Service:
 
     def create_sampling_client(self, model_path: str | None) -> "tinker.SamplingClient":
         """On a checkpoint, or on the untouched base model."""
-        chosen = {"model_path": model_path} if model_path else {"base_model": self.base_model}
+        base_model = None if model_path else self.base_model
         return self.ask(
-            lambda: self.client.create_sampling_client(**chosen),
+            lambda: self.client.create_sampling_client(model_path, base_model),
             f"opening {model_path or self.base_model}",
         )
 
@@ -122,14 +126,15 @@ class Service:
 
     def _result(self, future: concurrent.futures.Future, doing: str) -> Any:
         import tinker
+        from tinker.lib.retryable_exception import RetryableException
 
         try:
             return future.result()
         except tinker.RequestFailedError as error:
             reason = str(error).split(" for self.request_id")[0].removeprefix("Request failed: ")
             raise UserError(f"The server refused {doing}: {reason}") from None
-        except tinker.AuthenticationError as error:
-            raise UserError(_wrong_key(error)) from None
+        except tinker.AuthenticationError:
+            raise UserError(_wrong_key()) from None
         except tinker.APIStatusError as error:
             raise UserError(f"The server refused {doing}: {self._detail(error)}") from None
         except tinker.APIConnectionError as error:
@@ -137,6 +142,15 @@ class Service:
             raise ServerGone(f"{trouble} This happened while {doing}.") from None
         except tinker.TinkerError as error:
             raise UserError(f"The tinker SDK stopped while {doing}: {error}") from None
+        except RetryableException:
+            raise ServerGone(
+                f"The server lost a request (was it restarted?). This happened while {doing}."
+            ) from None
+        except ValueError as error:  # how the SDK reports a 4xx to a poll
+            if not str(error).startswith("Error retrieving result: "):
+                raise
+            reason = str(error).removeprefix("Error retrieving result: ").split(" for self.")[0]
+            raise ServerGone(f"{reason}. This happened while {doing}.") from None
 
     def _detail(self, error: Any) -> str:
         body = error.body if isinstance(error.body, dict) else {}
@@ -253,7 +267,7 @@ def start_engine(output_dir: Path, base_models: Sequence[str]) -> Engine:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log_file,
-                env={**os.environ, "TINKERSMITH_ENGINE_KEY": key},
+                env={**_without_credentials(os.environ), "TINKERSMITH_ENGINE_KEY": key},
                 # Ctrl-C reaches the recipe only, which then ends the engine in order.
                 start_new_session=True,
             )
@@ -273,6 +287,12 @@ def start_engine(output_dir: Path, base_models: Sequence[str]) -> Engine:
         reason = lines[-1].removeprefix("Error: ") if lines else "it said nothing"
         raise UserError(f"The engine did not start: {reason} (its log is {log}).") from None
     return engine
+
+
+def _without_credentials(environment: Mapping[str, str]) -> dict[str, str]:
+    """The user's key is for the cloud; our own engine has no use for it."""
+    secret = ("TINKER_API_KEY", "TINKER_CREDENTIAL_CMD")
+    return {name: value for name, value in environment.items() if name not in secret}
 
 
 def _ready_port(process: subprocess.Popen) -> int:
@@ -314,22 +334,32 @@ def _where(settings: Settings) -> tuple[str, str, str]:
 def _connect(kind: str, url: str, key: str, base_model: str, probe: "_Probe") -> Service:
     import tinker
 
-    if kind == "url" and (trouble := probe.reach()) is not None:
-        raise UserError(trouble)
+    if kind == "cloud":
+        from tinker.lib.base_url import resolve_base_url
+
+        probe.url = resolve_base_url()
+    if kind != "embedded" and (trouble := probe.reach(START_REACH)) is not None:
+        raise UserError(trouble.sentence)
     if kind == "embedded":
         os.environ["TINKER_TELEMETRY"] = "0"  # nothing leaves the machine
     address: dict[str, Any] = {"base_url": url} if url else {}
-    rest = tinker.RestClient(api_key=key, **address)
+    probe.start(watch=kind != "cloud")  # the SDK outlives a lost network, as does the cloud's work
     client = tinker.ServiceClient(api_key=key, **address)
-    service = Service(client, rest, kind, base_model, {}, probe)
-    found = service.ask(rest.get_server_capabilities, "asking which models it offers")
+    service = Service(client, None, kind, base_model, {}, probe)  # type: ignore[arg-type]
+    service.rest = service.ask(lambda: tinker.RestClient(api_key=key, **address), "connecting")
+    found = service.ask(service.rest.get_server_capabilities, "asking which models it offers")
     service.max_contexts = {
         model.model_name: model.max_context_length
         for model in found.supported_models
         if model.model_name
     }
-    probe.start()
     return service
+
+
+@dataclass(frozen=True, slots=True)
+class _Unreached:
+    sentence: str
+    late: bool  # it took the connection, or the network lost it: no answer in time
 
 
 class _Probe:
@@ -339,10 +369,11 @@ class _Probe:
         self.url = url
         self.engine = engine
         self._stop = threading.Event()
-        self._failed_since: float | None = None
+        self._refused_since: float | None = None
+        self._silent_since: float | None = None
 
-    def start(self) -> None:
-        if self.url:
+    def start(self, watch: bool) -> None:
+        if watch:
             threading.Thread(target=self._watch, name="probe", daemon=True).start()
 
     def stop(self) -> None:
@@ -352,30 +383,46 @@ class _Probe:
         """What is wrong with the server, as a sentence; None while it is well."""
         if self.engine is not None and (death := self.engine.death()) is not None:
             return death
-        since = self._failed_since
-        if since is not None and time.monotonic() - since > 2.5:
-            return f"The server at {self.url} does not answer any more."
+        now = time.monotonic()
+        for since, patience in (
+            (self._refused_since, REFUSED_PATIENCE),
+            (self._silent_since, SILENT_PATIENCE),
+        ):
+            if since is not None and now - since > patience:
+                return f"The server at {self.url} does not answer any more."
         return None
 
-    def reach(self) -> str | None:
-        """One connection to the server: None if it stands."""
-        parts = urlsplit(self.url)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
+    def reach(self, patience: float = PROBE_PATIENCE) -> "_Unreached | None":
+        """One question to the server, through the user's proxy if there is one: any answer of the
+        server's own counts."""
         try:
-            with socket.create_connection((parts.hostname or "", port), timeout=PROBE_PATIENCE):
+            with urllib.request.urlopen(f"{self.url}/api/v1/healthz", timeout=patience):
                 return None
-        except (OSError, ValueError) as error:
-            return (
-                f"The server at {self.url} cannot be reached ({error}). Start it, or correct "
-                "TINKER_BASE_URL."
-            )
+        except urllib.error.HTTPError as error:
+            if error.code not in (502, 503, 504):  # those come from something in front of it
+                return None
+            reason: object = f"HTTP {error.code}"
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", error)
+        advice = (
+            "Start it, or correct TINKER_BASE_URL."
+            if os.environ.get("TINKER_BASE_URL")
+            else 'Check the network, or set BACKEND = "local" to train on this machine.'
+        )
+        return _Unreached(
+            f"The server at {self.url} cannot be reached ({reason}). {advice}",
+            isinstance(reason, TimeoutError),
+        )
 
     def _watch(self) -> None:
         while not self._stop.wait(PROBE_EVERY):
-            if self.reach() is None:
-                self._failed_since = None
-            elif self._failed_since is None:
-                self._failed_since = time.monotonic()
+            unreached, now = self.reach(), time.monotonic()
+            if unreached is None:
+                self._refused_since = self._silent_since = None
+                continue
+            self._silent_since = self._silent_since or now
+            # A machine under load takes connections and answers late: that is no refusal.
+            self._refused_since = None if unreached.late else self._refused_since or now
 
 
 def _close(service: Service, status: str) -> None:
@@ -399,8 +446,8 @@ def _import_sdk() -> None:
     logging.getLogger("tinker").setLevel(logging.ERROR)
 
 
-def _wrong_key(error: Exception) -> str:
+def _wrong_key() -> str:
     return (
-        f"The server does not accept the API key ({error}). Check TINKER_API_KEY"
+        "The server does not accept the API key. Check TINKER_API_KEY"
         f"{' and TINKER_BASE_URL' if os.environ.get('TINKER_BASE_URL') else ''}."
     )

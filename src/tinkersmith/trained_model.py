@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tinkersmith.errors import UserError
 from tinkersmith.runs import RunFolder, newest_run, run_of
+from tinkersmith.service import local_model_folder
 from tinkersmith.settings import Settings, load_settings, resolve_base_model
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def find_trained_model(
         run = newest_run(settings.output_dir)
         checkpoint = run.checkpoints()[-1]
     trained_on = run.base_model()
-    if base_model and resolve_base_model(base_model)[0] != trained_on:
+    if base_model and trained_on not in (resolve_base_model(base_model)[0], _folder(base_model)):
         raise UserError(
             f"{run.name} was trained on {trained_on}, not on BASE_MODEL {base_model}. Leave "
             "BASE_MODEL empty, or name another model path."
@@ -90,3 +91,8 @@ def user_settings(config: str, overrides: Sequence[str]) -> Settings:
     """Of the named file; without one, of config.py if there is one here."""
     path = Path(config or "config.py")
     return load_settings(path if config or path.is_file() else None, overrides)
+
+
+def _folder(name: str) -> str | None:
+    folder = local_model_folder(name)
+    return str(folder) if folder else None

@@ -2,6 +2,7 @@
 
 import atexit
 import datetime as dt
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -75,13 +76,17 @@ def train(
     if resume is not None:
         run = open_run(resume, settings.output_dir)
         settings = run.settings().model_copy(update={"output_dir": str(run.path.parent)})
+        if run.facts().get("backend") == "embedded":  # its states are here, whatever is set now
+            settings = settings.model_copy(update={"backend": "local"})
     with ExitStack() as guard:
         loop = _Run(settings, transcript, run)
         try:
             loop.prepare(guard)
             loop.steps()
             trained = loop.finish(guard)
-        except ServerGone as error:
+        except UserError as error:
+            if not (loop.under_way or isinstance(error, ServerGone)):
+                raise
             raise UserError(f"{error} {loop.how_to_resume()}".strip()) from None
         except KeyboardInterrupt:
             transcript.say(f"\nStopped. {loop.how_to_resume()}")
@@ -104,7 +109,7 @@ class _Run:
         self.transcript = transcript
         self.say: Callable[[str], None] = transcript.say
         self.run = run
-        self.resuming = run is not None
+        self.under_way = False
         self.done = 0  # steps
         self.step_losses: list[float] = []
         self.epoch_losses: list[float] = []
@@ -209,7 +214,8 @@ class _Run:
         if self.run is None:
             return None
         saved = self.run.checkpoints()
-        if saved and saved[-1].step >= self.run.facts()["total_steps"]:
+        complete = self.run.file("samples.json").is_file()  # the last thing that a run writes
+        if complete and saved and saved[-1].step >= self.run.facts()["total_steps"]:
             raise UserError(
                 f"{self.run.name} is finished; nothing is left to train. Evaluate it with: python "
                 f"evaluate_model.py --model-path {saved[-1].sampler_path}"
@@ -251,6 +257,7 @@ class _Run:
         """All steps that are left. The next one is on the wire before the last one's result."""
         assert self.run is not None
         settings = self.settings
+        self.under_way = True
         self.say("")
         self.say(
             f"Training {self.run.name}: {len(self.data.training):,} samples, "
@@ -315,6 +322,11 @@ class _Run:
         output = self.service.wait(step.forward_backward, doing)
         update = self.service.wait(step.optim_step, doing)
         loss = float(output.metrics["loss:sum"])
+        if not math.isfinite(loss):
+            raise UserError(
+                f"The loss of step {step.number + 1:,} is {loss}: training has diverged. Start a "
+                "new run with a lower LEARNING_RATE."
+            )
         rate = progress.step(step.number + 1, loss, step.tokens)
         self.step_losses.append(loss)
         self.run.append(

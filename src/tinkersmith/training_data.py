@@ -79,7 +79,7 @@ class TrainingData:
         """Changes when any token of the data does; a resumed run must find the same."""
         digest = hashlib.sha256()
         for sample in [*self.training, *self.validation]:
-            digest.update(np.int64([len(sample.tokens), sample.prompt_length]).tobytes())
+            digest.update(np.array([len(sample.tokens), sample.prompt_length]).tobytes())
             digest.update(sample.tokens.tobytes())
         return digest.hexdigest()
 

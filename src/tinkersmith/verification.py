@@ -130,7 +130,9 @@ def _load_adapter(folder: Path, base_folder: Path | str | None) -> "tuple[nn.Mod
 def _load_model(folder: Path) -> "tuple[nn.Module, int]":
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     if not folder.is_dir() and os.sep in str(folder) and folder.is_absolute():
         raise UserError(f"The base model's folder {folder} does not exist. Name another.")
     try:

@@ -37,8 +37,10 @@ class RunningEngine:
 def running_engine(folder: Path, model: Path, *options: str) -> Iterator[RunningEngine]:
     """Start `python -m tinkersmith.engine` and wait for its ready line; kill it at the end."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tinkersmith.engine", "--port", "0", "--dir", str(folder)]
-        + ["--base-model", f"{MODEL}={model}", "--threads", "1", "--exit-with-stdin", *options],
+        [
+            *(sys.executable, "-m", "tinkersmith.engine", "--port", "0", "--dir", str(folder)),
+            *("--base-model", f"{MODEL}={model}", "--threads", "1", "--exit-with-stdin", *options),
+        ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "TINKERSMITH_ENGINE_KEY": KEY},
@@ -73,6 +75,11 @@ def engine(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterat
 def service(engine: RunningEngine) -> Iterator[tinker.ServiceClient]:
     with engine.client() as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def rest(engine: RunningEngine) -> tinker.RestClient:
+    return engine.rest()
 
 
 def datum(tokens: list[int], weights: list[float] | None = None) -> tinker.Datum:

@@ -1,11 +1,14 @@
 """The engine as a process: start, early answers, end within two seconds, kills, full disks."""
 
+import contextlib
+import http.client
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -17,11 +20,11 @@ from tests.engine.conftest import (
     KEY,
     MODEL,
     RunningEngine,
-    datum,
     get_json,
     random_datums,
     running_engine,
 )
+from tests.engine.raw_client import batch, call, new_model, result
 
 PATIENCE = 2.0  # seconds in which the engine must end
 
@@ -39,13 +42,19 @@ def start(*options: str, key: str | None = KEY) -> subprocess.CompletedProcess:
     )
 
 
-def busy(running: RunningEngine) -> tinker.TrainingClient:
-    """Give the engine minutes of work, with a client that waits for it in a long poll."""
-    client = running.client().create_lora_training_client(base_model=MODEL, rank=4).result()
-    for _ in range(50):
-        client.forward_backward([datum([7] * 500)] * 200, "cross_entropy")
+def keep_busy(running: RunningEngine) -> None:
+    """Give the engine minutes of work, and wait for it in a long poll."""
+    model_id = new_model(running)
+    for seq_id in range(1, 4):
+        body = batch(model_id, seq_id, [7] * 500, copies=1500)
+        _, future = call(running, "/forward_backward", body)
+
+    def wait() -> None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            call(running, "/retrieve_future", future)
+
+    threading.Thread(target=wait, daemon=True).start()
     time.sleep(0.5)
-    return client
 
 
 def seconds_to_exit(running: RunningEngine) -> float:
@@ -76,7 +85,7 @@ def test_it_ends_at_once_in_the_middle_of_a_computation(
     tmp_path: Path, tiny_model: Path, ending: str | signal.Signals
 ) -> None:
     with running_engine(tmp_path, tiny_model) as running:
-        busy(running)
+        keep_busy(running)
         assert get_json(running, "/api/v1/healthz") == {"status": "ok"}
         if isinstance(ending, signal.Signals):
             running.process.send_signal(ending)
@@ -138,12 +147,14 @@ def test_a_kill_in_the_middle_of_saving_leaves_whole_checkpoints_only(
     tmp_path: Path, tiny_model: Path
 ) -> None:
     with running_engine(tmp_path, tiny_model) as running:
-        client = running.client().create_lora_training_client(base_model=MODEL, rank=64).result()
-        first = client.save_state("kept").result().path
-        for number in range(200):
-            client.save_state(f"s{number}")
-            client.save_state("kept", overwrite=True)
-        time.sleep(0.3)
+        model_id = new_model(running, rank=64)
+        for seq_id in range(1, 300):
+            body = {"model_id": model_id, "seq_id": seq_id, "overwrite": True}
+            name = "kept" if seq_id % 2 else f"s{seq_id}"
+            _, future = call(running, "/save_weights", {**body, "path": name})
+            if seq_id == 1:
+                first = result(running, future["request_id"])["path"]
+        time.sleep(0.2)
         running.process.kill()
     with running_engine(tmp_path, tiny_model) as running, running.client() as service:
         listed = running.rest().list_user_checkpoints(limit=500).result().checkpoints

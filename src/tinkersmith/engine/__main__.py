@@ -8,12 +8,15 @@ import logging
 import os
 import signal
 import socket
+import sqlite3
 import sys
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+
+from tinkersmith.engine.errors import Refused
 
 KEY_VARIABLE = "TINKERSMITH_ENGINE_KEY"
 _EXIT_PATIENCE = 1.5  # seconds for open requests; a long computation is not waited for
@@ -27,8 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    from tinkersmith.engine.errors import Refused
-
     try:
         key = os.environ.get(KEY_VARIABLE)
         if not key and not _is_loopback(options.host):
@@ -36,8 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"--host {options.host} is reachable by others: set a key in {KEY_VARIABLE} "
                 "(it must begin with tml-), or listen on 127.0.0.1."
             )
+        if not 0 <= options.port <= 65535:
+            raise Refused(f"--port is {options.port}; it must be from 0 (any free) to 65535.")
         return _serve(options, key)
-    except (Refused, OSError) as error:
+    except (Refused, OSError, sqlite3.Error) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
 
@@ -64,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: by the model")
     parser.add_argument(
         "--exit-with-stdin", action="store_true", help="end when standard input is closed"
     )
@@ -82,16 +85,17 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
 
     catalogue = make_catalogue(options.base_model)
     store = Store(options.dir)
-    listener = socket.create_server((options.host, options.port))
+    listener = _listen(options.host, options.port)
     port = listener.getsockname()[1]
 
     def prepare() -> Any:
         """On the engine thread: torch and transformers are imported while HTTP already answers."""
-        from tinkersmith.engine.models import Models, set_threads
+        from transformers.utils.logging import disable_progress_bar
 
-        if options.threads:
-            set_threads(options.threads)
-        return Models(store, catalogue, options.dtype, options.device)
+        from tinkersmith.engine.models import Models
+
+        disable_progress_bar()
+        return Models(store, catalogue, options.dtype, options.device, options.threads)
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
@@ -137,7 +141,6 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
 
 
 def _sample(models: Any, sampler_id: str, requests: list[Any]) -> list[Any]:
-    from tinkersmith.engine.errors import Refused
     from tinkersmith.engine.queue import failure
     from tinkersmith.engine.wire import sample_output
 
@@ -154,6 +157,21 @@ def _when_stdin_closes(act: Any) -> None:
         act()
 
     threading.Thread(target=wait, name="stdin", daemon=True).start()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    # With the protocol named, asyncio switches Nagle's algorithm off: it costs 40 ms an answer.
+    listener = socket.socket(family, kind, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        reason = error.strerror or error
+        raise Refused(f"cannot listen on {host}:{port}: {reason}; choose another --port.") from None
+    return listener
 
 
 def _is_loopback(host: str) -> bool:

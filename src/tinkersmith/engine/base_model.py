@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import nn
@@ -49,6 +50,10 @@ class BaseModel:
     def arch(self) -> str:
         return str(self.model.config.model_type)
 
+    @property
+    def unembed(self) -> LoraLinear:
+        return self.linears[self.parts["unembed"][0]]
+
     def hidden(
         self, tokens: torch.Tensor, document_lengths: Sequence[int], adapter: Adapter | None
     ) -> torch.Tensor:
@@ -75,7 +80,7 @@ class BaseModel:
     def logits(self, hidden: torch.Tensor, adapter: Adapter | None) -> torch.Tensor:
         """(T, H) -> (T, V) in fp32: a soft-max over a large vocabulary wants the digits."""
         with using(adapter):
-            return self.model.get_output_embeddings()(hidden).float()
+            return self.unembed(hidden).float()
 
 
 def load_base_model(
@@ -93,14 +98,15 @@ def load_base_model(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=_dtype(folder, dtype, device),
             attn_implementation=attention.NAME,
             use_safetensors=True,
             local_files_only=True,
-        ).to(device)
+        )
+        model = cast(PreTrainedModel, loaded).to(torch.device(device))  # type: ignore[arg-type]
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise Refused(f"the model in {folder} cannot be loaded: {reason}") from error
@@ -108,6 +114,7 @@ def load_base_model(
     text_config = model.config.get_text_config()
     parts, why_not = _parts(model)
     linears = {path: _replace(model, path) for paths in parts.values() for path in paths}
+    embedding = cast(nn.Embedding, model.get_input_embeddings()).weight  # (V, H)
     base = BaseModel(
         name=name,
         folder=folder,
@@ -115,10 +122,10 @@ def load_base_model(
         linears=linears,
         parts=parts,
         why_not=why_not,
-        vocab_size=model.get_input_embeddings().weight.shape[0],
+        vocab_size=embedding.shape[0],
         max_context=int(getattr(text_config, "max_position_embeddings", 0) or 2048),
         eos_ids=_eos_ids(folder, model),
-        tied=model.get_input_embeddings().weight is linears[parts["unembed"][0]].weight,
+        tied=embedding is linears[parts["unembed"][0]].weight,
     )
     _check_against_plain(base)
     return base

@@ -1,9 +1,11 @@
 """Which base models there are, and in which folder each lies. Knows names and files, no torch."""
 
+import asyncio
 import difflib
 import json
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from tinkersmith.engine.errors import Refused
 log = logging.getLogger("tinkersmith.engine")
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_PATIENCE = 10.0  # seconds for an answer of the hub
 _MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
@@ -20,18 +23,30 @@ _MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 class Catalogue:
     folders: dict[str, Path]  # the models offered by name; any hub name may be asked for besides
 
-    def check(self, name: str) -> None:
-        """Raises: Refused: no model can have this name; the sentence lists what is offered."""
-        if name not in self.folders and not _HUB_NAME.fullmatch(name):
-            raise Refused(self.not_offered(name))
-
-    def folder(self, name: str) -> Path:
-        """The model's folder; a hub model comes from the local cache, else it is downloaded.
+    async def fetcher(self, name: str) -> Callable[[], object] | None:
+        """What must run, aside, before the model can be loaded; None: nothing, it is here.
 
         Raises:
-            Refused: it is not to be had.
+            Refused: there is no such model; the sentence lists what is offered.
         """
-        return self.folders.get(name) or self._from_hub(name)
+        if name in self.folders:
+            return None
+        if not _HUB_NAME.fullmatch(name):
+            raise Refused(self.not_offered(name))
+        if await asyncio.to_thread(self._from_cache, name):
+            return None
+        await asyncio.to_thread(self._check_hub, name)
+        return lambda: self._download(name)
+
+    def folder(self, name: str) -> Path:
+        """The folder of a model that is here (see `fetcher`).
+
+        Raises:
+            Refused: it is not.
+        """
+        if name not in self.folders and not self._from_cache(name):
+            raise Refused(self.not_offered(name))
+        return self.folders[name]
 
     def not_offered(self, name: str) -> str:
         near = difflib.get_close_matches(name, sorted(self.folders), n=20, cutoff=0.0)
@@ -49,22 +64,44 @@ class Catalogue:
             for name, folder in self.folders.items()
         ]
 
-    def _from_hub(self, name: str) -> Path:
+    def _from_cache(self, name: str) -> bool:
+        """Whether the Hugging Face cache has the model; it is entered then."""
         from huggingface_hub import snapshot_download
 
+        if not _HUB_NAME.fullmatch(name):
+            return False
         try:
             found = Path(snapshot_download(name, local_files_only=True))
-            if any(found.glob("*.safetensors")):
-                return found
         except Exception:
-            log.info("%s is not in the local cache; trying to download it", name)
+            return False
+        if not any(found.glob("*.safetensors")) or not (found / "config.json").is_file():
+            return False
+        self.folders[name] = found
+        return True
+
+    def _check_hub(self, name: str) -> None:
+        from huggingface_hub import HfApi
+
         try:
-            return Path(snapshot_download(name, allow_patterns=_MODEL_FILES, etag_timeout=5))
+            HfApi().model_info(name, timeout=_HUB_PATIENCE)
         except Exception as error:
             raise Refused(
                 f"{self.not_offered(name)} It is not in the local Hugging Face cache either, and "
-                f"could not be downloaded ({type(error).__name__}). Give its folder instead."
+                f"the hub does not give it ({type(error).__name__}). Give its folder instead."
             ) from None
+
+    def _download(self, name: str) -> None:
+        from huggingface_hub import snapshot_download
+
+        log.info("downloading %s", name)
+        try:
+            snapshot_download(name, allow_patterns=_MODEL_FILES, etag_timeout=_HUB_PATIENCE)
+        except Exception as error:
+            raise Refused(
+                f"{name} could not be downloaded ({type(error).__name__}: {error})."
+            ) from None
+        if not self._from_cache(name):
+            raise Refused(f"{name} has no safetensors weights; no others are loaded.")
 
 
 def make_catalogue(base_models: list[str]) -> Catalogue:

@@ -3,3 +3,11 @@
 
 class Refused(Exception):
     """A request that cannot be carried out as it stands; the sender can mend it."""
+
+
+class NotFound(Refused):
+    """What is asked for was never here."""
+
+
+class Gone(Refused):
+    """What is asked for was here and is no more."""

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tinkersmith.engine import wire
-from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.errors import Gone, NotFound, Refused
 from tinkersmith.engine.queue import failure
 
 log = logging.getLogger("tinkersmith.engine")
@@ -22,14 +22,6 @@ FILES = "/files"  # downloads
 _HEAD = 1024  # bytes of a refused body that are kept, to see whose operation it was
 
 Handler = Callable[[Request], Awaitable[Response]]
-
-
-class Gone(Exception):
-    """What is asked for was here and is no more."""
-
-
-class NotFound(Exception):
-    """What is asked for was never here."""
 
 
 class BadBody(Refused):
@@ -71,12 +63,12 @@ def in_sentences(handler: Handler) -> Handler:
     async def answer(request: Request) -> Response:
         try:
             return await handler(request)
-        except Refused as error:
-            return detail(str(error), 400)
         except NotFound as error:
             return detail(str(error), 404)
         except Gone as error:
             return detail(str(error), 410)
+        except Refused as error:
+            return detail(str(error), 400)
         except ClientDisconnect:
             return detail("the client hung up.", 400)
         except Exception as error:
@@ -108,10 +100,10 @@ async def read_body(request: Request) -> bytes:
     size = 0
     async for part in request.stream():
         size += len(part)
-        if size <= wire.MAX_BODY:
+        if size <= wire.MAX_BODY or not parts:
             parts.append(part)
-        elif len(parts) > 1:
-            parts = [b"".join(parts)[:_HEAD]]
+        else:
+            del parts[1:]
     if size > wire.MAX_BODY:
         raise BadBody(
             f"the body has {size >> 20:,} MiB; at most {wire.MAX_BODY >> 20} MiB are taken: "

@@ -4,8 +4,11 @@ Every method runs on the engine thread, called by a job.
 """
 
 import logging
+import os
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,11 +43,15 @@ from tinkersmith.engine.optimizer import (
     state_tensors,
 )
 from tinkersmith.engine.sampler import check_request, sample
+from tinkersmith.engine.shelf import Shelf
 from tinkersmith.engine.store import Store, TinkerPath
 from tinkersmith.engine.training_step import forward, forward_backward
 from tinkersmith.files import new_folder, write_json
 
 log = logging.getLogger("tinkersmith.engine")
+
+ADAPTER_MEMORY = 4 * 2**30  # bytes of adapters and optimizer states held; idle ones go to disk
+_TINY = 20_000_000  # parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +69,66 @@ class TrainedModel:
     # never applied.
     dropped: DroppedStep | None = None
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        found = _named("state", state_tensors(self.optimizer))
+        for name, weight in self.adapter.weights.items():
+            found[f"weight.{name}"] = weight.detach()
+            if weight.grad is not None:
+                found[f"gradient.{name}"] = weight.grad
+        return found
 
-@dataclass(frozen=True, slots=True)
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        for name, weight in self.adapter.weights.items():
+            weight.data = tensors[f"weight.{name}"].to(self.base.device)
+            gradient = tensors.get(f"gradient.{name}")
+            weight.grad = None if gradient is None else gradient.to(self.base.device)
+        self.optimizer = load_state_tensors(self.adapter, _part(tensors, "state"))
+
+    def clear(self) -> None:
+        _clear(self.adapter)
+        self.optimizer = AdamState(0, {}, {})
+
+
+@dataclass(slots=True)
 class Sampler:
     base: BaseModel
     adapter: Adapter | None
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        weights = self.adapter.weights if self.adapter else {}
+        return _named("weight", {name: weight.detach() for name, weight in weights.items()})
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        if self.adapter is not None:
+            for name, weight in self.adapter.weights.items():
+                weight.data = tensors[f"weight.{name}"].to(self.base.device)
+
+    def clear(self) -> None:
+        if self.adapter is not None:
+            _clear(self.adapter)
+
 
 class Models:
     def __init__(
-        self, store: Store, catalogue: Catalogue, dtype: str = "auto", device: str = "auto"
+        self,
+        store: Store,
+        catalogue: Catalogue,
+        dtype: str = "auto",
+        device: str = "auto",
+        threads: int = 0,  # 0: by the size of the models
+        adapter_memory: int = ADAPTER_MEMORY,
     ) -> None:
         self.store = store
+        self.threads = threads
         self.catalogue = catalogue
         self.dtype, self.device = dtype, device
         self.bases: dict[str, BaseModel] = {}
         self.trained: dict[str, TrainedModel] = {}
         self.samplers: dict[str, Sampler] = {}
+        self.adapter_memory = adapter_memory
+        self.shelf = Shelf(store.folder / "idle")
+        # Bytes of each client whose tensors are in memory, the least lately used first.
+        self._held: OrderedDict[str, int] = OrderedDict()
         self._decoders: dict[Path, Callable[[list[int]], str]] = {}
 
     # ---- base models
@@ -89,6 +139,7 @@ class Models:
             start = time.perf_counter()
             folder = self.catalogue.folder(name)
             self.bases[name] = load_base_model(name, folder, self.dtype, self.device)
+            torch.set_num_threads(self.threads or _threads_for(self.bases.values()))
             log.info(
                 "loaded %s (%s, %s) in %.1f s",
                 name,
@@ -104,6 +155,8 @@ class Models:
         base = self.base(base_name)
         adapter = new_adapter(base, config)
         self.trained[model_id] = TrainedModel(base, adapter, new_state(adapter))
+        self._use(model_id)
+        log.info("training client %s on %s, rank %d", model_id, base_name, config.rank)
 
     def create_from(
         self, model_id: str, base_name: str, config: LoraConfig, path: TinkerPath, optimizer: bool
@@ -112,12 +165,13 @@ class Models:
         try:
             self.load(model_id, path, optimizer)
         except BaseException:
-            del self.trained[model_id]
+            self.free(model_id)
             raise
 
     def get(self, model_id: str) -> TrainedModel:
         if model_id not in self.trained:
             raise Refused(f"the training client {model_id} could not be created, or has ended.")
+        self._use(model_id)
         return self.trained[model_id]
 
     def batch(self, request: BatchRequest, failure_told: int) -> LossOutput:
@@ -144,7 +198,8 @@ class Models:
                 model.dropped = model.dropped or DroppedStep(request.seq_id, str(error))
             raise
 
-    def optim_step(self, model_id: str, params: AdamParams | Refused) -> dict[str, float]:
+    def check_step(self, model_id: str) -> None:
+        """Raises: Refused: a forward_backward of the step under way failed."""
         model = self.get(model_id)
         if model.dropped is not None:
             dropped, model.dropped = model.dropped, None
@@ -153,12 +208,14 @@ class Models:
                 "the step was not taken, because a forward_backward before it failed and its "
                 f"gradients were dropped: {dropped.reason}"
             )
-        if isinstance(params, Refused):
-            raise params
+
+    def optim_step(self, model_id: str, params: AdamParams) -> dict[str, float]:
+        model = self.get(model_id)
         return optim_step(model.adapter, model.optimizer, params)
 
     def free(self, model_id: str) -> None:
         self.trained.pop(model_id, None)
+        self._forget(model_id)
 
     # ---- checkpoints
 
@@ -176,17 +233,24 @@ class Models:
         """Write the adapter (and optimizer state) under `path`; returns its size in bytes."""
         model = self.get(model_id)
         self.store.check_new(path, overwrite)
-        # The row may be of a checkpoint that lost its folder, or the other way round after a kill:
-        # the folder is always replaced as a whole.
-        with new_folder(self.store.weights_folder(path), overwrite=True) as folder:
-            save_file(adapter_state(model.adapter), folder / "adapter_model.safetensors")
-            write_json(
-                folder / "adapter_config.json",
-                peft_config(model.base, model.adapter, model.base.name),
-            )
+        start = time.perf_counter()
+        folder = self.store.new_weights_folder(path)
+        with new_folder(folder) as temporary:
+            save_file(adapter_state(model.adapter), temporary / "adapter_model.safetensors")
+            config = peft_config(model.base, model.adapter, model.base.name)
+            write_json(temporary / "adapter_config.json", config)
             if optimizer:
-                save_file(state_tensors(model.optimizer), folder / "optimizer.safetensors")
-        return self.store.add_checkpoint(path, user_metadata, ttl_seconds, recipients).size_bytes
+                save_file(state_tensors(model.optimizer), temporary / "optimizer.safetensors")
+        try:
+            size = self.store.add_checkpoint(
+                path, folder, user_metadata, ttl_seconds, recipients
+            ).size_bytes
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        seconds = time.perf_counter() - start
+        log.info("saved %s (%.1f MB) in %.2f s", path, size / 1e6, seconds)
+        return size
 
     def load(self, model_id: str, path: TinkerPath, optimizer: bool) -> None:
         """Replace the adapter by a checkpoint's; its optimizer state too, or a fresh one."""
@@ -198,18 +262,14 @@ class Models:
                 f"{path} holds no optimizer state; load it without, or load a state that "
                 "save_state wrote (tinker://RUN/weights/NAME)."
             )
-        load_adapter_state(model.adapter, load_file(folder / "adapter_model.safetensors"))
-        model.adapter.clear_gradients()
-        model.dropped = None
-        model.optimizer = (
-            load_state_tensors(model.adapter, load_file(file))
-            if optimizer
-            else new_state(model.adapter)
-        )
+        # Into a new adapter, so that a checkpoint that does not fit leaves the old one whole.
+        adapter = new_adapter(model.base, model.adapter.config)
+        load_adapter_state(adapter, load_file(folder / "adapter_model.safetensors"))
+        state = load_state_tensors(adapter, load_file(file)) if optimizer else new_state(adapter)
+        model.adapter, model.optimizer, model.dropped = adapter, state, None
 
     def _weights(self, path: TinkerPath) -> Path:
-        self.store.checkpoint(path)
-        folder = self.store.weights_folder(path)
+        folder = self.store.weights_folder(self.store.checkpoint(path))
         if not (folder / "adapter_model.safetensors").is_file():
             raise Refused(f"{path} is listed, but its files in {folder} are gone.")
         return folder
@@ -227,11 +287,13 @@ class Models:
             load_adapter_state(adapter, tensors)
             adapter = snapshot(adapter)
         self.samplers[sampler_id] = Sampler(base, adapter)
+        self._use(sampler_id)
 
     def add_snapshot(self, sampler_id: str, model_id: str) -> None:
         """A sampler on a training client's weights as they are now."""
         model = self.get(model_id)
         self.samplers[sampler_id] = Sampler(model.base, snapshot(model.adapter))
+        self._use(sampler_id)
 
     def sample(
         self, sampler_id: str, requests: Sequence[SampleRequest]
@@ -239,6 +301,7 @@ class Models:
         """Answer requests together; a bad one is refused alone."""
         if sampler_id not in self.samplers:
             raise Refused(f"the sampling client {sampler_id} could not be created, or has ended.")
+        self._use(sampler_id)
         sampler = self.samplers[sampler_id]
         results: list[SampleResult | Refused] = []
         good: list[SampleRequest] = []
@@ -254,6 +317,36 @@ class Models:
 
     def free_sampler(self, sampler_id: str) -> None:
         self.samplers.pop(sampler_id, None)
+        self._forget(sampler_id)
+
+    # ---- memory
+
+    def _use(self, name: str) -> None:
+        """Have the client's tensors in memory; the least lately used others make room on disk."""
+        client = self.trained.get(name) or self.samplers[name]
+        if name not in self._held:
+            if self.shelf.has(name):
+                client.restore(self.shelf.take(name))
+            tensors = client.tensors().values()
+            # A trained client's gradients come and go: they are counted as if they were there.
+            whole = 4 / 3 if isinstance(client, TrainedModel) else 1
+            self._held[name] = int(whole * sum(tensor.nbytes for tensor in tensors))
+        self._held.move_to_end(name)
+        while sum(self._held.values()) > self.adapter_memory and len(self._held) > 1:
+            self._shelve(next(iter(self._held)))
+
+    def _shelve(self, name: str) -> None:
+        client = self.trained.get(name) or self.samplers[name]
+        tensors = client.tensors()
+        if tensors:  # a sampler on the base model alone has none
+            self.shelf.put(name, {key: tensor.cpu() for key, tensor in tensors.items()})
+            client.clear()
+            log.info("%s is idle: put aside on disk", name)
+        del self._held[name]
+
+    def _forget(self, name: str) -> None:
+        self._held.pop(name, None)
+        self.shelf.drop(name)
 
     def _decoder(self, base: BaseModel) -> Callable[[list[int]], str] | None:
         file = base.folder / "tokenizer.json"
@@ -269,5 +362,27 @@ class Models:
         return self._decoders[base.folder]
 
 
-def set_threads(count: int) -> None:
-    torch.set_num_threads(count)
+def _threads_for(bases: Iterable[BaseModel]) -> int:
+    """All cores for models that can use them. A tiny one is as quick on half of them, and threads
+    that wait for each other stall it many times over as soon as another program wants a core."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    largest = max(base.model.num_parameters() for base in bases)
+    return max(1, (cores or 1) // 2) if largest < _TINY else (cores or 1)
+
+
+def _clear(adapter: Adapter) -> None:
+    for weight in adapter.weights.values():
+        weight.data = weight.data.new_empty(0)
+        weight.grad = None
+
+
+def _named(kind: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{kind}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _part(tensors: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix(f"{kind}."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(f"{kind}.")
+    }

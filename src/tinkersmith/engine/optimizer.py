@@ -39,18 +39,18 @@ def optim_step(adapter: Adapter, state: AdamState, params: AdamParams) -> dict[s
     names = [name for name, weight in adapter.weights.items() if weight.grad is not None]
     if not names:
         raise Refused("there are no gradients to apply: call forward_backward before optim_step.")
-    gradients = [adapter.weights[name].grad for name in names]
-    norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients])))  # type: ignore[union-attr]
+    gradients = [g for name in names if (g := adapter.weights[name].grad) is not None]
+    norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients])))
     if not math.isfinite(norm):
         adapter.clear_gradients()
         raise Refused("the gradients are not finite; they were dropped and nothing was changed.")
     if params.grad_clip_norm and norm > params.grad_clip_norm:
-        torch._foreach_mul_(gradients, params.grad_clip_norm / norm)
+        for gradient in gradients:
+            gradient.mul_(params.grad_clip_norm / norm)
     state.step += 1
     bias1 = 1 - params.beta1**state.step
     bias2 = 1 - params.beta2**state.step
     for name, gradient in zip(names, gradients, strict=True):
-        assert gradient is not None
         weight, average, square = (
             adapter.weights[name],
             state.exp_avg[name],

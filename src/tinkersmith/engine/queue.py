@@ -5,12 +5,13 @@ training client, one a sampler); lanes take turns, so no client waits for anothe
 """
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,19 +23,23 @@ log = logging.getLogger("tinkersmith.engine")
 
 SAMPLES_AT_A_TIME = 512  # sequences that one turn of a sampler's lane takes together
 
+Result = dict[str, Any] | bytes | None
+
 
 @dataclass(slots=True)
 class Future:
-    """A result that a client polls for. Made and awaited on the event loop only."""
+    """A result that a client polls for. Made, finished and awaited on the event loop only."""
 
-    result: dict[str, Any] | bytes | None = None
+    result: Result = None
     finished: float = 0.0  # monotonic seconds; 0 while pending
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def finish(self, result: dict[str, Any] | bytes) -> None:
-        self.result = result
-        self.finished = time.monotonic()
-        self.done.set()
+    def finish(self, result: Result) -> None:
+        """Set the result. The first one counts: a client may have been told it."""
+        if not self.finished:
+            self.result = result
+            self.finished = time.monotonic()
+            self.done.set()
 
 
 def failure(error: BaseException) -> dict[str, str]:
@@ -45,7 +50,7 @@ def failure(error: BaseException) -> dict[str, str]:
         reason = getattr(error, "strerror", None) or str(error)
         log.error("could not use the disk: %s", error)
         return {
-            "error": f"the engine could not use its disk ({reason}); nothing was saved. "
+            "error": f"the engine could not use its disk ({reason}); nothing was changed. "
             "Free some space or mend its permissions, then try again.",
             "category": "server",
         }
@@ -60,7 +65,7 @@ def failure(error: BaseException) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    run: Callable[[Any], dict[str, Any] | bytes]  # is given what the engine thread made at start
+    run: Callable[[Any], Result]  # is given what the engine thread made at start
     future: Future
 
 
@@ -78,7 +83,7 @@ class EngineThread(threading.Thread):
         self,
         loop: asyncio.AbstractEventLoop,
         prepare: Callable[[], Any],
-        sample: Callable[[Any, str, list[Any]], list[bytes]],
+        sample: Callable[[Any, str, list[Any]], list[Result]],
     ) -> None:
         super().__init__(name="engine", daemon=True)
         self._loop = loop
@@ -92,14 +97,27 @@ class EngineThread(threading.Thread):
             self._lanes.setdefault(lane, deque()).append(job)
             self._changed.notify()
 
+    def drop(self, lane: str) -> None:
+        """Forget the lane's waiting jobs; the one that runs goes on to its end."""
+        with self._changed:
+            self._lanes.pop(lane, None)
+
     def run(self) -> None:
-        made = self._prepare()
+        try:
+            made = self._prepare()
+        except Exception as error:
+            log.critical("the engine could not be prepared: %s", error)
+            self._fail_for_ever(failure(error))
+            return
         while True:
             lane, jobs = self._next()
-            try:
-                self._run_jobs(made, lane, jobs)
-            except BaseException as error:  # a job's failure is its client's, never the thread's
-                self._finish([job.future for job in jobs], [failure(error)] * len(jobs))
+            self._finish(jobs, self._run_jobs(made, lane, jobs))
+            del jobs  # or the last batch would live until the next one comes
+
+    def _fail_for_ever(self, reason: Result) -> None:
+        while True:
+            _, jobs = self._next()
+            self._finish(jobs, [reason] * len(jobs))
 
     def _next(self) -> tuple[str, list[Any]]:
         """The next lane's first job, or its leading sample jobs together."""
@@ -120,19 +138,26 @@ class EngineThread(threading.Thread):
                 del self._lanes[lane]
             return lane, jobs
 
-    def _run_jobs(self, made: Any, lane: str, jobs: list[Any]) -> None:
-        if isinstance(jobs[0], Job):
-            results: list[Any] = [jobs[0].run(made)]
-        else:
-            results = self._sample(made, lane, [job.request for job in jobs])
-        self._finish([job.future for job in jobs], results)
+    def _run_jobs(self, made: Any, lane: str, jobs: Sequence[Any]) -> list[Result]:
+        try:
+            if isinstance(jobs[0], Job):
+                return [jobs[0].run(made)]
+            return self._sample(made, lane, [job.request for job in jobs])
+        except BaseException as error:  # a job's failure is its client's, never the thread's
+            if len(jobs) == 1:
+                return [failure(error)]
+        # One request must not spoil the others that happened to stand beside it.
+        return [result for job in jobs for result in self._run_jobs(made, lane, [job])]
 
-    def _finish(self, futures: list[Future], results: list[Any]) -> None:
+    def _finish(self, jobs: Sequence[Any], results: list[Result]) -> None:
+        futures = [job.future for job in jobs]
+
         def finish_all() -> None:
             for future, result in zip(futures, results, strict=True):
                 future.finish(result)
 
-        self._loop.call_soon_threadsafe(finish_all)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
+            self._loop.call_soon_threadsafe(finish_all)
 
 
 @dataclass(slots=True)
@@ -141,6 +166,7 @@ class OrderedOperations:
 
     next_seq: int = 1
     failure_told: int = 0  # the highest number whose failure the client has been told
+    touched: float = 0.0  # monotonic seconds: when the run's last request was noted
     early: dict[int, Callable[[], None]] = field(default_factory=dict)
 
     def submit(self, seq: int, begin: Callable[[], None]) -> None:

@@ -1,12 +1,14 @@
 """Training runs, checkpoints and samplers on disk: facts in SQLite, weights in safetensors folders.
 
-A folder of weights is complete before its row is written, so a kill at any moment leaves either the
-whole checkpoint or none. Several engines may share one directory.
+A folder of weights is complete before its row names it, and a new version gets a folder of its
+own, so a kill at any moment leaves the old checkpoint or the new. Several engines may share one
+directory.
 """
 
 import datetime as dt
 import json
 import re
+import secrets
 import shutil
 import sqlite3
 import threading
@@ -17,28 +19,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.errors import NotFound, Refused
 from tinkersmith.engine.messages import LoraConfig
 
 KINDS = {"weights": "training", "sampler_weights": "sampler", "external_weights": "external"}
-_LEFTOVER_AGE = 24 * 3600  # seconds after which a temporary folder surely has no living writer
+_LEFTOVER_AGE = 3600  # seconds after which a folder without a row surely has no living writer
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS sessions (
-  id TEXT PRIMARY KEY, created REAL NOT NULL, user_metadata TEXT);
-CREATE TABLE IF NOT EXISTS runs (
-  id TEXT PRIMARY KEY, session_id TEXT NOT NULL, base_model TEXT NOT NULL, rank INTEGER NOT NULL,
-  seed INTEGER, train_attn INTEGER NOT NULL, train_mlp INTEGER NOT NULL,
-  train_unembed INTEGER NOT NULL, user_metadata TEXT, created REAL NOT NULL,
-  last_request REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS checkpoints (
-  run_id TEXT NOT NULL, segment TEXT NOT NULL, name TEXT NOT NULL, created REAL NOT NULL,
-  size_bytes INTEGER NOT NULL, public INTEGER NOT NULL DEFAULT 0, user_metadata TEXT,
-  expires REAL, recipients TEXT, PRIMARY KEY (run_id, segment, name));
-CREATE TABLE IF NOT EXISTS samplers (
-  id TEXT PRIMARY KEY, session_id TEXT NOT NULL, base_model TEXT NOT NULL, model_path TEXT,
-  created REAL NOT NULL);
-"""
+_MIGRATIONS = [  # applied in order; the database's user_version counts them
+    """
+    CREATE TABLE IF NOT EXISTS sessions (
+      id TEXT PRIMARY KEY, created REAL NOT NULL, user_metadata TEXT);
+    CREATE TABLE IF NOT EXISTS runs (
+      id TEXT PRIMARY KEY, session_id TEXT NOT NULL, base_model TEXT NOT NULL,
+      rank INTEGER NOT NULL, seed INTEGER, train_attn INTEGER NOT NULL, train_mlp INTEGER NOT NULL,
+      train_unembed INTEGER NOT NULL, user_metadata TEXT, created REAL NOT NULL,
+      last_request REAL NOT NULL);
+    CREATE TABLE IF NOT EXISTS checkpoints (
+      run_id TEXT NOT NULL, segment TEXT NOT NULL, name TEXT NOT NULL, created REAL NOT NULL,
+      size_bytes INTEGER NOT NULL, public INTEGER NOT NULL DEFAULT 0, user_metadata TEXT,
+      expires REAL, recipients TEXT, PRIMARY KEY (run_id, segment, name));
+    CREATE TABLE IF NOT EXISTS samplers (
+      id TEXT PRIMARY KEY, session_id TEXT NOT NULL, base_model TEXT NOT NULL, model_path TEXT,
+      created REAL NOT NULL);
+    """,
+    """
+    ALTER TABLE sessions ADD COLUMN display_name TEXT;
+    ALTER TABLE checkpoints ADD COLUMN folder TEXT;
+    CREATE INDEX runs_of_session ON runs (session_id);
+    CREATE INDEX samplers_of_session ON samplers (session_id);
+    """,
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +81,8 @@ class Checkpoint:
     public: bool
     user_metadata: dict[str, str] | None
     expires: float | None
-    recipients: list[str]
+    recipients: list[str]  # whose age keys its download is encrypted for
+    folder: str  # below the checkpoints folder
 
     def to_json(self) -> dict[str, Any]:
         """As the SDK's `Checkpoint`."""
@@ -102,33 +113,50 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._connection = sqlite3.connect(
             folder / "engine.sqlite", timeout=30, check_same_thread=False, isolation_level=None
         )
         self._connection.execute("PRAGMA journal_mode=WAL")
-        self._connection.executescript(_SCHEMA)
+        self._migrate()
         self._sweep_leftovers()
 
     def close(self) -> None:
         with self._lock:
             self._connection.close()
 
+    def _migrate(self) -> None:
+        with self._transaction() as connection:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version > len(_MIGRATIONS):
+                raise Refused(
+                    f"{self.folder} was written by a newer version of this engine; "
+                    "use that, or another folder."
+                )
+            for script in _MIGRATIONS[version:]:
+                for statement in script.split(";"):
+                    connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
+
     # ---- sessions and runs
 
-    def add_session(self, session_id: str, user_metadata: Any) -> None:
+    def add_session(self, session_id: str, user_metadata: Any, display_name: str | None) -> None:
         self._execute(
-            "INSERT INTO sessions VALUES (?, ?, ?)",
-            (session_id, time.time(), json.dumps(user_metadata)),
+            "INSERT INTO sessions (id, created, user_metadata, display_name) VALUES (?, ?, ?, ?)",
+            (session_id, time.time(), json.dumps(user_metadata), display_name),
         )
 
-    def session_metadata(self, session_id: str) -> Any:
-        """Raises: KeyError: there is no such session."""
-        rows = self._rows("SELECT user_metadata FROM sessions WHERE id = ?", (session_id,))
+    def session(self, session_id: str) -> tuple[Any, str | None]:
+        """Its user_metadata and display_name.
+
+        Raises:
+            NotFound: there is no such session.
+        """
+        rows = self._rows("SELECT * FROM sessions WHERE id = ?", (session_id,))
         if not rows:
-            raise KeyError(session_id)
-        return json.loads(rows[0]["user_metadata"])
+            raise NotFound(f"there is no session {session_id}.")
+        return json.loads(rows[0]["user_metadata"]), rows[0]["display_name"]
 
     def session_ids(self) -> list[str]:
         return [row["id"] for row in self._rows("SELECT id FROM sessions ORDER BY created DESC")]
@@ -148,14 +176,16 @@ class Store:
         self._execute("UPDATE runs SET last_request = ? WHERE id = ?", (time.time(), run_id))
 
     def run(self, run_id: str) -> Run:
-        """Raises: KeyError: there is no such run."""
+        """Raises: NotFound: there is no such run."""
         rows = self._rows("SELECT * FROM runs WHERE id = ?", (run_id,))
         if not rows:
-            raise KeyError(run_id)
+            raise NotFound(f"there is no training run {run_id}.")
         return _run(rows[0])
 
-    def runs(self) -> list[Run]:
-        return [_run(row) for row in self._rows("SELECT * FROM runs ORDER BY created DESC")]
+    def runs(self, session_id: str | None = None) -> list[Run]:
+        where, values = ("WHERE session_id = ?", (session_id,)) if session_id else ("", ())
+        rows = self._rows(f"SELECT * FROM runs {where} ORDER BY created DESC", values)
+        return [_run(row) for row in rows]
 
     # ---- samplers
 
@@ -168,10 +198,10 @@ class Store:
         )
 
     def sampler(self, sampler_id: str) -> dict[str, Any]:
-        """Raises: KeyError: there is no such sampler."""
+        """Raises: NotFound: there is no such sampler."""
         rows = self._rows("SELECT * FROM samplers WHERE id = ?", (sampler_id,))
         if not rows:
-            raise KeyError(sampler_id)
+            raise NotFound(f"there is no sampler {sampler_id}.")
         return dict(rows[0])
 
     def sampler_ids(self, session_id: str) -> list[str]:
@@ -182,8 +212,15 @@ class Store:
 
     # ---- checkpoints
 
-    def weights_folder(self, path: TinkerPath) -> Path:
-        return self.folder / "checkpoints" / _file_name(path.run_id) / path.segment / path.name
+    def weights_folder(self, checkpoint: Checkpoint) -> Path:
+        return self.folder / "checkpoints" / checkpoint.folder
+
+    def new_weights_folder(self, path: TinkerPath) -> Path:
+        """A free place for the weights of `path`, beside what may be there already."""
+        folder = self.folder / "checkpoints" / _file_name(path.run_id) / path.segment / path.name
+        return (
+            folder.with_name(f"{path.name}.{secrets.token_hex(4)}") if folder.exists() else folder
+        )
 
     def check_new(self, path: TinkerPath, overwrite: bool) -> None:
         """Raises: Refused: the name is unfit, or taken."""
@@ -192,53 +229,76 @@ class Store:
                 f"the checkpoint name {path.name!r} must be 1 to 128 letters, digits, '.', '_' or "
                 "'-', and begin with a letter or digit."
             )
-        if not overwrite and any(found.path == path for found in self.checkpoints(path.run_id)):
+        if not overwrite and self._find(path) is not None:
             raise Refused(f"{path} exists already; choose another name or pass overwrite=True.")
 
     def add_checkpoint(
         self,
         path: TinkerPath,
+        folder: Path,
         user_metadata: dict[str, str] | None = None,
         ttl_seconds: int | None = None,
         recipients: list[str] | None = None,
     ) -> Checkpoint:
-        """Enter a checkpoint whose folder is complete."""
-        size = sum(file.stat().st_size for file in self.weights_folder(path).iterdir())
+        """Enter a checkpoint whose `folder` is complete; an earlier one of this name goes."""
+        old = self._find(path)
         now = time.time()
+        new = Checkpoint(
+            path=path,
+            created=now,
+            size_bytes=sum(file.stat().st_size for file in folder.iterdir()),
+            public=False,
+            user_metadata=user_metadata,
+            expires=None if ttl_seconds is None else now + ttl_seconds,
+            recipients=recipients or [],
+            folder=folder.relative_to(self.folder / "checkpoints").as_posix(),
+        )
         self._execute(
-            "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?)",
+            "INSERT OR REPLACE INTO checkpoints (run_id, segment, name, created, size_bytes, "
+            "public, user_metadata, expires, recipients, folder) "
+            "VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?)",
             (
-                *(path.run_id, path.segment, path.name, now, size, json.dumps(user_metadata)),
-                None if ttl_seconds is None else now + ttl_seconds,
-                json.dumps(recipients or []),
+                *(path.run_id, path.segment, path.name, new.created, new.size_bytes),
+                *(json.dumps(user_metadata), new.expires, json.dumps(new.recipients), new.folder),
             ),
         )
-        return self.checkpoint(path)
+        if old is not None:
+            shutil.rmtree(self.weights_folder(old), ignore_errors=True)
+        return new
 
     def checkpoint(self, path: TinkerPath) -> Checkpoint:
         """Raises: Refused: there is no such checkpoint, or it has expired."""
-        for found in self.checkpoints(path.run_id):
-            if found.path == path:
-                return found
-        raise Refused(f"{path} does not exist here; list_checkpoints shows what does.")
+        found = self._find(path)
+        if found is None:
+            raise Refused(f"{path} does not exist here; list_user_checkpoints shows what does.")
+        return found
 
     def checkpoints(self, run_id: str | None = None) -> list[Checkpoint]:
+        """Newest first."""
         self._expire()
         where, values = ("WHERE run_id = ?", (run_id,)) if run_id else ("", ())
-        rows = self._rows(f"SELECT * FROM checkpoints {where} ORDER BY created DESC", values)
+        rows = self._rows(
+            f"SELECT * FROM checkpoints {where} ORDER BY created DESC, rowid DESC", values
+        )
         return [_checkpoint(row) for row in rows]
 
     def delete_checkpoint(self, path: TinkerPath) -> None:
-        self.checkpoint(path)
-        self._forget(path)
+        self._forget(self.checkpoint(path))
 
     def set_public(self, path: TinkerPath, public: bool) -> None:
-        self.checkpoint(path)
-        self._update(path, "public", public)
+        self._update(self.checkpoint(path).path, "public", public)
 
     def set_ttl(self, path: TinkerPath, ttl_seconds: int | None) -> None:
-        self.checkpoint(path)
-        self._update(path, "expires", None if ttl_seconds is None else time.time() + ttl_seconds)
+        expires = None if ttl_seconds is None else time.time() + ttl_seconds
+        self._update(self.checkpoint(path).path, "expires", expires)
+
+    def _find(self, path: TinkerPath) -> Checkpoint | None:
+        self._expire()
+        rows = self._rows(
+            "SELECT * FROM checkpoints WHERE run_id = ? AND segment = ? AND name = ?",
+            (path.run_id, path.segment, path.name),
+        )
+        return _checkpoint(rows[0]) if rows else None
 
     def _update(self, path: TinkerPath, column: str, value: Any) -> None:
         self._execute(
@@ -246,38 +306,51 @@ class Store:
             (value, path.run_id, path.segment, path.name),
         )
 
-    def _forget(self, path: TinkerPath) -> None:
+    def _forget(self, checkpoint: Checkpoint) -> None:
         self._execute(
             "DELETE FROM checkpoints WHERE run_id = ? AND segment = ? AND name = ?",
-            (path.run_id, path.segment, path.name),
+            (checkpoint.path.run_id, checkpoint.path.segment, checkpoint.path.name),
         )
-        shutil.rmtree(self.weights_folder(path), ignore_errors=True)
+        shutil.rmtree(self.weights_folder(checkpoint), ignore_errors=True)
 
     def _expire(self) -> None:
         rows = self._rows("SELECT * FROM checkpoints WHERE expires < ?", (time.time(),))
         for row in rows:
-            self._forget(_checkpoint(row).path)
+            self._forget(_checkpoint(row))
 
     def _sweep_leftovers(self) -> None:
-        """Remove temporary folders that a killed engine left behind."""
-        for folder in (self.folder / "checkpoints").glob("*/*/.*"):
-            if time.time() - folder.stat().st_mtime > _LEFTOVER_AGE:
-                shutil.rmtree(folder, ignore_errors=True)
+        """Remove what killed engines left behind: folders that no checkpoint's row names."""
+        named = {checkpoint.folder for checkpoint in self.checkpoints()}
+        root = self.folder / "checkpoints"
+        for folder in root.glob("*/*/*"):
+            if folder.relative_to(root).as_posix() in named:
+                continue
+            try:
+                if time.time() - folder.stat().st_mtime > _LEFTOVER_AGE:
+                    shutil.rmtree(folder, ignore_errors=True)
+            except FileNotFoundError:  # another engine was faster
+                continue
 
     def _rows(self, query: str, values: tuple[Any, ...] = ()) -> list[sqlite3.Row]:
-        with self._locked() as connection:
-            cursor = connection.execute(query, values)
+        with self._lock:
+            cursor = self._connection.execute(query, values)
             cursor.row_factory = sqlite3.Row
             return cursor.fetchall()
 
     def _execute(self, query: str, values: tuple[Any, ...]) -> None:
-        with self._locked() as connection:
-            connection.execute(query, values)
+        with self._lock:
+            self._connection.execute(query, values)  # a transaction of its own
 
     @contextmanager
-    def _locked(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
-            yield self._connection
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
 
 
 def iso(seconds: float) -> str:
@@ -285,7 +358,7 @@ def iso(seconds: float) -> str:
 
 
 def _file_name(run_id: str) -> str:
-    return run_id.replace(":", "_")
+    return run_id.replace(":", "_")  # Windows allows no colon
 
 
 def _run(row: sqlite3.Row) -> Run:
@@ -309,4 +382,5 @@ def _checkpoint(row: sqlite3.Row) -> Checkpoint:
         user_metadata=json.loads(row["user_metadata"]),
         expires=row["expires"],
         recipients=json.loads(row["recipients"]),
+        folder=row["folder"] or f"{_file_name(row['run_id'])}/{row['segment']}/{row['name']}",
     )

@@ -15,6 +15,7 @@ import numpy as np
 import zstandard
 from google.protobuf.message import DecodeError
 
+from tinkersmith.engine import fields
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import (
     AdamParams,
@@ -27,7 +28,9 @@ from tinkersmith.engine.messages import (
 )
 
 MAX_BODY = 512 * 2**20  # bytes, before and after decompression
+MAX_SAMPLES = 4096  # that one request may ask for
 PROTOBUF = "application/x-protobuf"
+_ADDRESS_BYTES = 1024  # of a batch, in which its model_id and seq_id surely lie
 
 
 def _load_protocol() -> ModuleType:
@@ -55,33 +58,38 @@ _DTYPES = {
 }
 
 
-def decompress(body: bytes, encoding: str) -> bytes:
-    """The body as it was before `encoding` ("" or "zstd"), of at most MAX_BODY bytes."""
+def decompress(body: bytes, encoding: str, limit: int = MAX_BODY) -> bytes:
+    """The body as it was before `encoding` ("" or "zstd"), of at most `limit` bytes."""
     if encoding in ("", "identity"):
         return body
     if encoding != "zstd":
         raise Refused(f"content-encoding {encoding!r} is not supported; send zstd or none.")
-    try:
-        with zstandard.ZstdDecompressor().stream_reader(body) as reader:
-            data = reader.read(MAX_BODY + 1)
-    except zstandard.ZstdError as error:
-        raise Refused(f"the body is not valid zstd: {error}.") from None
-    if len(data) > MAX_BODY:
-        raise Refused(f"the body is larger than {MAX_BODY >> 20} MiB when decompressed.")
+    data = _unzstd(body, limit + 1)
+    if len(data) > limit:
+        raise Refused(f"the body is larger than {limit >> 20} MiB when decompressed.")
     return data
 
 
-def read_batch(body: bytes) -> BatchRequest:
-    """A forward_backward body.
+def _unzstd(body: bytes, most: int) -> bytes:
+    try:
+        with zstandard.ZstdDecompressor().stream_reader(body) as reader:
+            return reader.read(most)
+    except zstandard.ZstdError as error:
+        raise Refused(f"the body is not valid zstd: {error}.") from None
+
+
+def read_batch(body: bytes, encoding: str = "") -> BatchRequest:
+    """A forward_backward body. What is wrong behind its address is left to the future to say.
 
     Raises:
-        Refused: it is no such message at all.
+        Refused: it does not even say whose operation it is.
     """
     message = pb.ForwardBackwardRequest()
     try:
-        message.ParseFromString(body)
-    except DecodeError:
-        raise Refused("the body is not a ForwardBackwardRequest protobuf message.") from None
+        message.ParseFromString(decompress(body, encoding))
+    except (DecodeError, Refused) as error:
+        sentence = "the body is not a ForwardBackwardRequest protobuf message."
+        return refused_batch(body, encoding, error if isinstance(error, Refused) else sentence)
     if not message.model_id:
         raise Refused("the request names no model_id.")
     try:
@@ -99,6 +107,43 @@ def read_batch(body: bytes) -> BatchRequest:
         config=config,
         forward_only=message.forward_only,
     )
+
+
+def refused_batch(head: bytes, encoding: str, reason: Refused | str) -> BatchRequest:
+    """A batch that cannot be read, addressed by the head of its body: the number is consumed.
+
+    Raises:
+        Refused: the reason, if the head holds no address.
+    """
+    refusal = reason if isinstance(reason, Refused) else Refused(reason)
+    try:
+        if encoding == "zstd":
+            head = _unzstd(head, _ADDRESS_BYTES)
+        model_id, seq_id = _read_address(head[:_ADDRESS_BYTES])
+    except (Refused, IndexError, UnicodeDecodeError):
+        raise refusal from None
+    return BatchRequest(model_id, seq_id, refusal, "", {}, forward_only=False)
+
+
+def _read_address(head: bytes) -> tuple[str, int]:
+    """model_id (field 1) and seq_id (field 2), which the SDK writes before the data."""
+
+    def varint(place: int) -> tuple[int, int]:
+        value = shift = 0
+        while True:
+            byte = head[place]
+            value |= (byte & 0x7F) << shift
+            place, shift = place + 1, shift + 7
+            if byte < 0x80:
+                return value, place
+
+    if head[0] != 0x0A:
+        raise IndexError
+    length, place = varint(1)
+    model_id, place = head[place : place + length].decode(), place + length
+    if head[place] != 0x10 or not model_id:
+        raise IndexError
+    return model_id, varint(place + 1)[0]
 
 
 def _read_datum(message: Any, index: int) -> Datum:
@@ -148,7 +193,7 @@ def _read_tensor(message: Any, where: str) -> np.ndarray:
 def _numbers(data: bytes, dtype: np.dtype, where: str) -> np.ndarray:
     if len(data) % dtype.itemsize:
         raise Refused(f"{where}: {len(data)} bytes are not a whole number of {dtype} values.")
-    return np.frombuffer(data, dtype)
+    return np.frombuffer(data, dtype).copy()  # torch wants to own what it may write to
 
 
 def batch_output(output: LossOutput) -> bytes:
@@ -175,14 +220,16 @@ def batch_output(output: LossOutput) -> bytes:
 
 
 def read_lora_config(body: Mapping[str, Any]) -> LoraConfig:
+    """The lora_config of a create_model body."""
+    body = fields.part(body, "lora_config")
     known = {"rank", "seed", "train_attn", "train_mlp", "train_unembed"}
-    _refuse_unknown(body, known, "lora_config")
+    fields.refuse_unknown(body, known, "lora_config")
     return LoraConfig(
-        rank=number(body, "rank", int),
-        seed=optional_number(body, "seed", int),
-        train_attn=flag(body, "train_attn", True),
-        train_mlp=flag(body, "train_mlp", True),
-        train_unembed=flag(body, "train_unembed", True),
+        rank=fields.number(body, "rank", int),
+        seed=fields.optional_number(body, "seed", int),
+        train_attn=fields.flag(body, "train_attn", True),
+        train_mlp=fields.flag(body, "train_mlp", True),
+        train_unembed=fields.flag(body, "train_unembed", True),
     )
 
 
@@ -190,43 +237,53 @@ def read_adam_params(body: Mapping[str, Any]) -> AdamParams:
     """The parameters of an optim_step body."""
     if body.get("optimizer_params"):
         raise Refused("only the Adam optimizer is supported; send adam_params.")
-    params = body.get("adam_params") or {}
-    fields = AdamParams.__dataclass_fields__
-    _refuse_unknown(params, {*fields, "type"}, "adam_params")
-    return AdamParams(**{name: number(params, name, float) for name in fields if name in params})
+    params = fields.part(body, "adam_params")
+    names = AdamParams.__dataclass_fields__
+    fields.refuse_unknown(params, {*names, "type"}, "adam_params")
+    return AdamParams(**{name: fields.number(params, name) for name in names if name in params})
 
 
 def read_sample_request(body: Mapping[str, Any]) -> SampleRequest:
     """An asample body, without its addressing."""
     tokens: list[int] = []
-    for chunk in (body.get("prompt") or {}).get("chunks", []):
-        if chunk.get("type", "encoded_text") != "encoded_text":
-            raise Refused(f"the prompt has a {chunk['type']} chunk; only text is supported.")
-        tokens += chunk.get("tokens", [])
-    if not all(isinstance(token, int) for token in tokens):
+    chunks = fields.part(body, "prompt").get("chunks") or []
+    if not isinstance(chunks, list) or not all(isinstance(chunk, dict) for chunk in chunks):
+        raise Refused("the prompt's chunks must be a list of objects.")
+    for chunk in chunks:
+        kind = chunk.get("type", "encoded_text")
+        if kind != "encoded_text":
+            raise Refused(f"the prompt has a chunk of kind {kind}; only text is supported.")
+        tokens += chunk.get("tokens") or []
+    # A set of types, not a test a token: prompts are long, and this runs on the event loop.
+    if set(map(type, tokens)) - {int}:
         raise Refused("the prompt's tokens must be whole numbers.")
-    params = body.get("sampling_params") or {}
-    _refuse_unknown(
+    params = fields.part(body, "sampling_params")
+    fields.refuse_unknown(
         params,
         {"max_tokens", "seed", "stop", "temperature", "top_k", "top_p", "type"},
         "sampling_params",
     )
     targets = body.get("target_prompt_logprobs")
+    num_samples = fields.optional_number(body, "num_samples", int)
+    if num_samples is not None and not 1 <= num_samples <= MAX_SAMPLES:
+        raise Refused(f"num_samples is {num_samples}; it must be from 1 to {MAX_SAMPLES:,}.")
     return SampleRequest(
         prompt=tokens,
-        num_samples=optional_number(body, "num_samples", int) or 1,
-        max_tokens=optional_number(params, "max_tokens", int),
-        temperature=1.0 if params.get("temperature") is None else number(params, "temperature"),
-        top_k=-1 if params.get("top_k") is None else number(params, "top_k", int),
-        top_p=1.0 if params.get("top_p") is None else number(params, "top_p"),
-        seed=optional_number(params, "seed", int),
+        num_samples=num_samples or 1,
+        max_tokens=fields.optional_number(params, "max_tokens", int),
+        temperature=1.0
+        if params.get("temperature") is None
+        else fields.number(params, "temperature"),
+        top_k=-1 if params.get("top_k") is None else fields.number(params, "top_k", int),
+        top_p=1.0 if params.get("top_p") is None else fields.number(params, "top_p"),
+        seed=fields.optional_number(params, "seed", int),
         stop=_read_stop(params.get("stop")),
-        prompt_logprobs=flag(body, "prompt_logprobs", False),
-        prompt_logprobs_last_n=optional_number(body, "prompt_logprobs_last_n", int),
-        topk_prompt_logprobs=optional_number(body, "topk_prompt_logprobs", int) or 0,
-        topk_sample_logprobs=optional_number(body, "topk_sample_logprobs", int) or 0,
+        prompt_logprobs=fields.flag(body, "prompt_logprobs", False),
+        prompt_logprobs_last_n=fields.optional_number(body, "prompt_logprobs_last_n", int),
+        topk_prompt_logprobs=fields.optional_number(body, "topk_prompt_logprobs", int) or 0,
+        topk_sample_logprobs=fields.optional_number(body, "topk_sample_logprobs", int) or 0,
         target_prompt_logprobs=None if targets is None else _read_json_tensor(targets),
-        prompt_alt_tokens_k=optional_number(body, "prompt_alt_tokens_k", int) or 0,
+        prompt_alt_tokens_k=fields.optional_number(body, "prompt_alt_tokens_k", int) or 0,
     )
 
 
@@ -247,11 +304,11 @@ def _read_stop(stop: Any) -> list[int] | list[str] | None:
 def _read_json_tensor(body: Mapping[str, Any]) -> np.ndarray:
     if body.get("sparse_crow_indices") is not None:
         raise Refused("target_prompt_logprobs as a sparse tensor is not supported; send it dense.")
-    data = np.asarray(body.get("data", []), np.int64)
-    shape = body.get("shape") or [data.size]
-    if math.prod(shape) != data.size:
-        raise Refused(f"target_prompt_logprobs: {data.size} values do not fit the shape {shape}.")
-    return data.reshape(shape)
+    try:
+        data = np.asarray(body.get("data", []), np.int64)
+        return data.reshape(body.get("shape") or [data.size])
+    except (ValueError, TypeError, OverflowError) as error:
+        raise Refused(f"target_prompt_logprobs cannot be read: {error}.") from None
 
 
 def sample_output(result: SampleResult) -> bytes:
@@ -290,43 +347,6 @@ def _write_tensor(message: Any, values: np.ndarray) -> None:
     message.dtype = pb.DTYPE_INT32 if whole else pb.DTYPE_FLOAT32
     message.dense = values.astype("<i4" if whole else "<f4").tobytes()
     message.shape.extend(values.shape)
-
-
-# ---- fields of JSON bodies
-
-
-def text(body: Mapping[str, Any], name: str) -> str:
-    value = body.get(name)
-    if not isinstance(value, str) or not value:
-        raise Refused(f"{name} is {value!r}; it must be a text that is not empty.")
-    return value
-
-
-def flag(body: Mapping[str, Any], name: str, default: bool) -> bool:
-    value = body.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise Refused(f"{name} is {value!r}; it must be true or false.")
-    return value
-
-
-def number(body: Mapping[str, Any], name: str, kind: type = float) -> Any:
-    value = body.get(name)
-    good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or (kind is int and value != int(value)):
-        raise Refused(f"{name} is {value!r}; it must be a {'whole ' if kind is int else ''}number.")
-    return kind(value)
-
-
-def optional_number(body: Mapping[str, Any], name: str, kind: type = float) -> Any:
-    return None if body.get(name) is None else number(body, name, kind)
-
-
-def _refuse_unknown(body: Mapping[str, Any], known: set[str], where: str) -> None:
-    for name, value in body.items():
-        if name not in known and value is not None:
-            raise Refused(f"{where} has {name} = {value!r}, which this engine does not support.")
 
 
 def finite_json(value: Any) -> Any:

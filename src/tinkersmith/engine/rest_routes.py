@@ -1,33 +1,31 @@
 """Routes that list and change what is stored: runs, checkpoints, sessions, downloads."""
 
+import asyncio
 import hashlib
 import hmac
 import json
 import secrets
 import time
-from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 
-from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.store import KINDS, Checkpoint, Run, Store, TinkerPath, iso, parse_path
+from tinkersmith.engine import fields
+from tinkersmith.engine.errors import NotFound, Refused
+from tinkersmith.engine.http import FILES, Handler, detail, read_json
+from tinkersmith.engine.store import KINDS, Run, Store, TinkerPath, iso, parse_path
 
 URL_LIFETIME = 3600  # seconds
 DOWNLOADABLE = ("adapter_config.json", "adapter_model.safetensors")
 _SECRET = secrets.token_bytes(32)
-
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 def rest_routes(store: Store) -> list[tuple[str, str, Handler]]:
     """(method, path, handler); longer checkpoint paths stand before the bare one."""
 
     async def runs(request: Request) -> Response:
-        found = [_run_json(store, run) for run in store.runs()]
-        return _page(request, "training_runs", found)
+        return _page(request, "training_runs", [_run_json(store, run) for run in store.runs()])
 
     async def run(request: Request) -> Response:
         return JSONResponse(_run_json(store, store.run(request.path_params["run"])))
@@ -48,25 +46,23 @@ def rest_routes(store: Store) -> list[tuple[str, str, Handler]]:
         return Response(status_code=204)
 
     async def ttl(request: Request) -> Response:
-        seconds = (await request.json()).get("ttl_seconds")
-        if seconds is not None and not (isinstance(seconds, int) and seconds > 0):
-            raise Refused(
-                f"ttl_seconds is {seconds!r}; it must be a whole number above 0, or null."
-            )
-        store.set_ttl(_path(request), seconds)
+        store.set_ttl(_path(request), fields.ttl(await read_json(request)))
         return Response(status_code=204)
 
     async def urls(request: Request) -> Response:
         checkpoint = store.checkpoint(_path(request))
         expires = int(time.time()) + URL_LIFETIME
-        token = _token(checkpoint.path, expires)
         ending = ".age" if checkpoint.recipients else ""
-        address = f"{request.url.scheme}://{request.headers['host']}/files/{token}"
+        path = checkpoint.path
+        address = (
+            f"{request.url.scheme}://{request.headers['host']}{FILES}/{_token(path, expires)}/"
+            f"{path.run_id}/{path.segment}/{path.name}"
+        )
         found = {f"{name}{ending}": f"{address}/{name}{ending}" for name in DOWNLOADABLE}
         return JSONResponse({"urls": found, "expires": iso(expires)})
 
     async def weights_info(request: Request) -> Response:
-        path = parse_path((await request.json()).get("tinker_path") or "")
+        path = parse_path(fields.text(await read_json(request), "tinker_path"))
         store.checkpoint(path)
         run = store.run(path.run_id)
         return JSONResponse(
@@ -86,22 +82,13 @@ def rest_routes(store: Store) -> list[tuple[str, str, Handler]]:
 
     async def session(request: Request) -> Response:
         session_id = request.path_params["session_id"]
-        metadata = store.session_metadata(session_id)
+        metadata, display_name = store.session(session_id)
         return JSONResponse(
             {
-                "training_run_ids": [r.id for r in store.runs() if r.session_id == session_id],
+                "training_run_ids": [run.id for run in store.runs(session_id)],
                 "sampler_ids": store.sampler_ids(session_id),
                 "user_metadata": metadata,
-            }
-        )
-
-    async def sampler(request: Request) -> Response:
-        found = store.sampler(request.path_params["sampler_id"])
-        return JSONResponse(
-            {
-                "sampler_id": found["id"],
-                "base_model": found["base_model"],
-                "model_path": found["model_path"],
+                "display_name": display_name,
             }
         )
 
@@ -119,36 +106,71 @@ def rest_routes(store: Store) -> list[tuple[str, str, Handler]]:
         ("POST", "/weights_info", weights_info),
         ("GET", "/sessions", sessions),
         ("GET", "/sessions/{session_id}", session),
-        ("GET", "/samplers/{sampler_id}", sampler),
     ]
 
 
-def read_download(store: Store, token: str, name: str) -> bytes:
-    """The bytes behind a download address.
+_NOT_HERE = {
+    "/billing/{rest:path}": "billing has no meaning on a machine of your own.",
+    "/audit": "this engine keeps no audit log.",
+    "/auth/token": "this engine knows one API key and no tokens or users.",
+    "/auth/apikey/me": "this engine knows one API key and no tokens or users.",
+    "/copy_weights": "there are no projects on this engine to copy checkpoints between.",
+    "/sessions/search": "this engine does not search sessions; list_sessions shows all of them.",
+    "/sessions/{session}/project": "there are no projects on this engine.",
+    "/sessions/{session}/trace_export": "this engine records no traces.",
+    "/create_custom_loss": "this engine runs no losses sent by clients; "
+    "forward_backward_custom computes them on the client's side.",
+    "/join_sampling_session": "this engine does not offer it; use the sampling session's id.",
+    "/retrieve_futures": "this engine answers futures one at a time: /retrieve_future.",
+    "/cancel_future": "this engine does not cancel single requests; finish the session instead.",
+}
 
-    Raises:
-        Refused: the address is not one of this engine's, or has expired.
-    """
-    for checkpoint in store.checkpoints():
-        expires = token.partition("-")[0]
-        if not expires.isdigit() or int(expires) < time.time():
-            break
-        if hmac.compare_digest(token.encode(), _token(checkpoint.path, int(expires)).encode()):
-            return _file(store, checkpoint, name)
-    raise Refused("this download address is unknown or has expired; ask for a new one.")
+
+def refused_routes() -> list[tuple[str, str, Handler]]:
+    """What the SDK may ask for and this engine says no to, each with the reason."""
+
+    def refusing(sentence: str) -> Handler:
+        async def refuse(request: Request) -> Response:
+            return detail(sentence, 400)
+
+        return refuse
+
+    return [
+        (method, path, refusing(sentence))
+        for path, sentence in _NOT_HERE.items()
+        for method in ("GET", "POST", "PUT", "DELETE")
+    ]
 
 
-def _file(store: Store, checkpoint: Checkpoint, name: str) -> bytes:
-    plain = name.removesuffix(".age")
-    if plain not in DOWNLOADABLE or name.endswith(".age") != bool(checkpoint.recipients):
-        raise Refused(f"{checkpoint.path} has no file {name}.")
-    data = Path(store.weights_folder(checkpoint.path), plain).read_bytes()
-    if not checkpoint.recipients:
-        return data
+def download_route(store: Store) -> Handler:
+    """Serves /files/<token>/<run>/<segment>/<name>/<file>, which is fetched without a key."""
+
+    async def download(request: Request) -> Response:
+        *address, name = request.path_params["path"].split("/")
+        expires = request.path_params["token"].partition("-")[0]
+        path = TinkerPath(*address) if len(address) == 3 else TinkerPath("", "", "")
+        good = expires.isascii() and expires.isdigit() and int(expires) >= time.time()
+        expected = _token(path, int(expires) if good else 0)
+        sent = request.path_params["token"]
+        if not good or not hmac.compare_digest(sent.encode(), expected.encode()):
+            raise NotFound("this download address is unknown or has expired; ask for a new one.")
+        checkpoint = store.checkpoint(path)
+        plain = name.removesuffix(".age")
+        if plain not in DOWNLOADABLE or name.endswith(".age") != bool(checkpoint.recipients):
+            raise NotFound(f"{path} has no file {name}.")
+        file = store.weights_folder(checkpoint) / plain
+        if not checkpoint.recipients:
+            return FileResponse(file, media_type="application/octet-stream")
+        encrypted = await asyncio.to_thread(_encrypt, file.read_bytes(), checkpoint.recipients)
+        return Response(encrypted, media_type="application/octet-stream")
+
+    return download
+
+
+def _encrypt(data: bytes, recipients: list[str]) -> bytes:
     import pyrage  # pyright: ignore[reportMissingImports]
 
-    recipients = [pyrage.x25519.Recipient.from_str(text) for text in checkpoint.recipients]
-    return pyrage.encrypt(data, recipients)
+    return pyrage.encrypt(data, [pyrage.x25519.Recipient.from_str(text) for text in recipients])
 
 
 def _token(path: TinkerPath, expires: int) -> str:
@@ -165,10 +187,9 @@ def _path(request: Request) -> TinkerPath:
 
 
 def _run_json(store: Store, run: Run) -> dict[str, Any]:
-    found = store.checkpoints(run.id)
-    last = dict.fromkeys(KINDS.values())
-    for checkpoint in reversed(found):
-        last[KINDS[checkpoint.path.segment]] = checkpoint.to_json()  # type: ignore[assignment]
+    last: dict[str, Any] = dict.fromkeys(KINDS.values())
+    for checkpoint in reversed(store.checkpoints(run.id)):
+        last[KINDS[checkpoint.path.segment]] = checkpoint.to_json()
     return {
         "training_run_id": run.id,
         "base_model": run.base_model,
@@ -184,7 +205,13 @@ def _run_json(store: Store, run: Run) -> dict[str, Any]:
 
 
 def _page(request: Request, name: str, items: list[Any]) -> Response:
-    offset = int(request.query_params.get("offset", 0))
-    limit = int(request.query_params.get("limit", 20))
+    offset, limit = _count(request, "offset", 0), _count(request, "limit", 20)
     cursor = {"offset": offset, "limit": limit, "total_count": len(items)}
     return JSONResponse({name: items[offset : offset + limit], "cursor": cursor})
+
+
+def _count(request: Request, name: str, default: int) -> int:
+    value = request.query_params.get(name, str(default))
+    if not (value.isascii() and value.isdigit()):
+        raise Refused(f"{name} is {value!r}; it must be a whole number of at least 0.")
+    return int(value)

@@ -1,0 +1,268 @@
+"""Routes of training clients: create, train, save, load. The work itself is in models.py."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from tinkersmith.engine import fields, wire
+from tinkersmith.engine.catalogue import Catalogue
+from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.http import BadBody, Handler, read_body, read_json
+from tinkersmith.engine.queue import Result
+from tinkersmith.engine.sessions import Sessions, Work
+from tinkersmith.engine.store import TinkerPath, parse_path
+
+_DECODE_INLINE = 64 * 1024  # bytes; larger bodies are decoded off the event loop
+
+
+class TrainingRoutes:
+    def __init__(self, sessions: Sessions, catalogue: Catalogue) -> None:
+        self.sessions = sessions
+        self.catalogue = catalogue
+
+    def routes(self) -> list[tuple[str, str, Handler]]:
+        return [
+            ("POST", "/create_model", self.create_model),
+            ("POST", "/get_info", self.get_info),
+            ("POST", "/forward_backward", self.forward_backward),
+            ("POST", "/optim_step", self.optim_step),
+            ("POST", "/save_weights", self.save_weights),
+            ("POST", "/save_weights_for_sampler", self.save_weights_for_sampler),
+            ("POST", "/save_weights_external", self.save_weights_external),
+            ("POST", "/load_weights", self.load_weights),
+        ]
+
+    # ---- the client itself
+
+    async def create_model(self, request: Request) -> Response:
+        body = await read_json(request)
+        base_model = fields.text(body, "base_model")
+        _adam_only(body)
+        lora = wire.read_lora_config(body)
+        if not 1 <= lora.rank <= 512:
+            raise Refused(f"rank is {lora.rank}; it must be between 1 and 512.")
+
+        def create(models: Any, model_id: str) -> Result:
+            models.create(model_id, base_model, lora)
+            return {"model_id": model_id, "type": "create_model"}
+
+        return await self._new_client(body, base_model, lora, create)
+
+    async def get_info(self, request: Request) -> Response:
+        model_id = fields.text(await read_json(request), "model_id")
+        self.sessions.operations(model_id)  # is there such a client?
+        run = self.sessions.store.run(model_id)
+
+        def info(models: Any) -> Result:
+            base = models.get(model_id).base
+            return {
+                "type": "get_info",
+                "model_id": model_id,
+                "is_lora": True,
+                "lora_rank": run.lora.rank,
+                "model_name": run.base_model,
+                "optimizer_config": {"type": "adamw"},
+                "model_data": {
+                    "arch": base.arch,
+                    "model_name": run.base_model,
+                    # A folder: the SDK then finds the tokenizer without a hub.
+                    "tokenizer_id": str(base.folder),
+                },
+            }
+
+        future = self.sessions.run(model_id, info)
+        await future.done.wait()
+        assert isinstance(future.result, dict)
+        if "error" in future.result:
+            raise Refused(future.result["error"])
+        return JSONResponse(future.result)
+
+    async def _new_client(
+        self, body: dict[str, Any], base_model: str, lora: Any, create: Callable[[Any, str], Result]
+    ) -> Response:
+        fetch = await self.catalogue.fetcher(base_model)
+        model_id, request_id = self.sessions.create_model(
+            fields.text(body, "session_id"),
+            fields.number(body, "model_seq_id", int),
+            base_model,
+            lora,
+            fields.text_map(body, "user_metadata"),
+            fetch,
+            create,
+        )
+        return JSONResponse({"request_id": request_id, "model_id": model_id})
+
+    # ---- numbered operations
+
+    async def forward_backward(self, request: Request) -> Response:
+        encoding = request.headers.get("content-encoding", "")
+        try:
+            body = await read_body(request)
+        except BadBody as refusal:
+            batch = wire.refused_batch(refusal.head, encoding, refusal)
+        else:
+            if len(body) > _DECODE_INLINE:
+                batch = await asyncio.to_thread(wire.read_batch, body, encoding)
+            else:
+                batch = wire.read_batch(body, encoding)
+            del body
+        told = self.sessions.operations(batch.model_id).failure_told
+        return self._numbered(
+            batch.model_id,
+            batch.seq_id,
+            lambda models: wire.batch_output(models.batch(batch, told)),
+        )
+
+    async def optim_step(self, request: Request) -> Response:
+        body = await read_json(request)
+        model_id, seq_id = _address(body)
+
+        def step(models: Any) -> Result:
+            models.check_step(model_id)
+            params = wire.read_adam_params(body)
+            return {"metrics": wire.finite_json(models.optim_step(model_id, params))}
+
+        return self._numbered(model_id, seq_id, step)
+
+    async def save_weights(self, request: Request) -> Response:
+        body = await read_json(request)
+        model_id, seq_id = _address(body)
+
+        def save(models: Any) -> Result:
+            path = TinkerPath(model_id, "weights", fields.text(body, "path"))
+            overwrite = fields.flag(body, "overwrite", False)
+            models.save(model_id, path, optimizer=True, overwrite=overwrite, **_about(body))
+            return {"path": str(path), "type": "save_weights"}
+
+        return self._numbered(model_id, seq_id, save)
+
+    async def save_weights_for_sampler(self, request: Request) -> Response:
+        body = await read_json(request)
+        model_id, seq_id = _address(body)
+        if body.get("path") is None:
+            return self._numbered(model_id, seq_id, self._snapshot(model_id, body))
+
+        def save(models: Any) -> Result:
+            path = TinkerPath(model_id, "sampler_weights", fields.text(body, "path"))
+            models.save(model_id, path, optimizer=False, **_about(body))
+            return {"path": str(path), "type": "save_weights_for_sampler"}
+
+        return self._numbered(model_id, seq_id, save)
+
+    def _snapshot(self, model_id: str, body: dict[str, Any]) -> Work:
+        """What makes a sampler of the weights as they will be then, without a checkpoint."""
+        self.sessions.operations(model_id)
+        try:
+            run = self.sessions.store.run(model_id)
+            sampler_id, loaded, _ = self.sessions.create_sampler(
+                run.session_id,
+                fields.number(body, "sampling_session_seq_id", int),
+                run.base_model,
+                None,
+            )
+        except Exception as error:
+            return _failing(error)
+        loaded.finish({})  # its id is told to nobody before the operation has run
+
+        def take(models: Any) -> Result:
+            models.add_snapshot(sampler_id, model_id)
+            return {"sampling_session_id": sampler_id, "type": "save_weights_for_sampler"}
+
+        return take
+
+    async def save_weights_external(self, request: Request) -> Response:
+        body = await read_json(request)
+        model_id, seq_id = _address(body)
+
+        def save(models: Any) -> Result:
+            path = TinkerPath(model_id, "external_weights", fields.text(body, "path"))
+            recipients = fields.texts(body, "age_encryption_recipients")
+            check_recipients(recipients)
+            size = models.save(
+                *(model_id, path),
+                optimizer=False,
+                overwrite=True,
+                recipients=recipients,
+                **_about(body),
+            )
+            return {"path": str(path), "size_bytes": size, "type": "save_weights_external"}
+
+        return self._numbered(model_id, seq_id, save)
+
+    async def load_weights(self, request: Request) -> Response:
+        """With a session_id it makes a client of a checkpoint; else it is a numbered operation."""
+        body = await read_json(request)
+        if body.get("session_id") is not None:
+            return await self._client_from_state(body)
+        model_id, seq_id = _address(body)
+
+        def load(models: Any) -> Result:
+            path = parse_path(fields.text(body, "path"))
+            models.load(model_id, path, fields.flag(body, "optimizer", False))
+            return {"path": str(path), "type": "load_weights"}
+
+        return self._numbered(model_id, seq_id, load)
+
+    async def _client_from_state(self, body: dict[str, Any]) -> Response:
+        path = parse_path(fields.text(body, "path"))
+        self.sessions.store.checkpoint(path)
+        _adam_only(body)
+        source = self.sessions.store.run(path.run_id)
+        if body.get("base_model") not in (None, source.base_model):
+            raise Refused(f"{path} is of {source.base_model}, not of {body['base_model']}.")
+        optimizer = fields.flag(body, "optimizer", False)
+
+        def create(models: Any, model_id: str) -> Result:
+            models.create_from(model_id, source.base_model, source.lora, path, optimizer)
+            return {"path": str(path), "model_id": model_id, "type": "load_weights"}
+
+        return await self._new_client(body, source.base_model, source.lora, create)
+
+    def _numbered(self, model_id: str, seq_id: int, run: Work) -> Response:
+        request_id = self.sessions.operate(model_id, seq_id, run)
+        return JSONResponse({"request_id": request_id, "model_id": model_id})
+
+
+def check_recipients(recipients: list[str]) -> None:
+    """Raises: Refused: an encrypted download for these is not possible."""
+    if not recipients:
+        return
+    try:
+        import pyrage  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise Refused(
+            "an encrypted download needs the package pyrage on the engine's side: "
+            "pip install pyrage, or ask for it without encryption."
+        ) from None
+    for recipient in recipients:
+        try:
+            pyrage.x25519.Recipient.from_str(recipient)
+        except Exception as error:
+            raise Refused(f"{recipient!r} is not an age recipient: {error}.") from None
+
+
+def _address(body: dict[str, Any]) -> tuple[str, int]:
+    return fields.text(body, "model_id"), fields.number(body, "seq_id", int)
+
+
+def _about(body: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "ttl_seconds": fields.ttl(body),
+        "user_metadata": fields.text_map(body, "user_metadata"),
+    }
+
+
+def _adam_only(body: dict[str, Any]) -> None:
+    kind = fields.part(body, "optimizer_config").get("type", "adamw")
+    if kind != "adamw":
+        raise Refused(f"optimizer {kind!r} is not supported; use adamw.")
+
+
+def _failing(error: Exception) -> Work:
+    def fail(models: Any) -> Result:
+        raise error
+
+    return fail

@@ -1,0 +1,86 @@
+"""Packing changes nothing but the speed, and neither a (T, T) nor a (T, V) matrix is ever made."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.engine.test_lora import filled_adapter
+from tests.engine.test_training_step import gradients, random_datums
+from tests.tiny_models import make_tiny_model
+from tinkersmith.engine import training_step
+from tinkersmith.engine.base_model import BaseModel, load_base_model
+from tinkersmith.engine.messages import Datum, LoraConfig
+from tinkersmith.engine.packing import packs
+from tinkersmith.engine.training_step import forward_backward
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    folder: Path = tmp_path_factory.mktemp("model")
+    return load_base_model("tiny", make_tiny_model(folder))
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the size of the largest tensor that any operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(value, torch.Tensor):
+                self.elements = max(self.elements, value.numel())
+        return result
+
+
+def test_a_longer_sequence_stands_alone_and_the_order_is_kept() -> None:
+    assert packs([3, 3, 20, 4, 6, 1], budget=10) == [[0, 1], [2], [3, 4], [5]]
+    assert packs([10, 10], budget=10) == [[0], [1]]
+    assert packs([], budget=10) == []
+
+
+def test_one_pack_and_many_packs_give_the_same_loss_and_gradients(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datums = random_datums(np.random.default_rng(3), 10)
+    together, apart = (filled_adapter(base, LoraConfig(4, 0)) for _ in range(2))
+    whole = forward_backward(base, together, datums, "cross_entropy", {})
+    monkeypatch.setattr(training_step, "packs", lambda lengths: packs(lengths, budget=1))
+    alone = forward_backward(base, apart, datums, "cross_entropy", {})
+    assert alone.metrics["loss:sum"] == pytest.approx(whole.metrics["loss:sum"], rel=1e-5)
+    for ours, theirs in zip(whole.logprobs, alone.logprobs, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    expected = gradients(together)
+    for name, gradient in gradients(apart).items():
+        assert (gradient - expected[name]).norm() / expected[name].norm() < 1e-5, name
+
+
+def test_a_neighbour_in_the_pack_cannot_be_seen(base: BaseModel) -> None:
+    first = torch.arange(20)
+    lengths = [20, 30, 20]
+    one, other = (torch.cat([first, torch.full((30,), token), first]) for token in (7, 9))
+    hidden_one, hidden_other = (base.hidden(tokens, lengths, None) for tokens in (one, other))
+    assert torch.equal(hidden_one[:20], hidden_other[:20])
+    assert torch.equal(hidden_one[50:], hidden_other[50:])
+    torch.testing.assert_close(hidden_one[50:], hidden_one[:20], atol=1e-5, rtol=0)
+    assert not torch.equal(hidden_one[20:50], hidden_other[20:50])
+
+
+def test_no_matrix_of_tokens_by_tokens_or_tokens_by_vocabulary_lives(base: BaseModel) -> None:
+    rng = np.random.default_rng(0)
+    length, count = 500, 2
+    datums = []
+    for _ in range(count):
+        tokens = rng.integers(0, 250, length + 1)
+        datums.append(Datum(tokens[:-1], {"target_tokens": tokens[1:]}))
+    adapter = filled_adapter(base, LoraConfig(4, 0))
+    with LargestTensor() as largest:
+        forward_backward(base, adapter, datums, "cross_entropy", {})
+    hidden = count * length * 32  # (T, H): what must live
+    # Not even one document's logits at once, let alone the whole pack's; nor any attention matrix.
+    assert hidden <= largest.elements < length * base.vocab_size < length**2
