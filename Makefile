@@ -17,7 +17,7 @@ demo: $(INSTALLED)
 	@echo "The LoRA (PEFT): exported/demo-adapter (loaded above by plain transformers + peft)"
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -139,6 +139,26 @@ def test_several_draws_are_averaged_over_their_prompt(small: SmallRun):
     assert len({record.produced for record in records}) > 10
 
 
+def test_a_path_without_a_run_folder_takes_the_template_of_the_settings(small: SmallRun):
+    known, hidden = small.run.file("checkpoints.jsonl"), small.run.file("hidden")
+    said: list[str] = []
+    known.rename(hidden)
+    try:
+        result = evaluate(
+            small.settings,
+            model_path=small.sampler_path,
+            test_file=str(small.test_file),
+            limit=2,
+            output_file=small.folder / "unknown.json",
+            say=said.append,
+        )
+    finally:
+        hidden.rename(known)
+    assert "No run folder knows this path" in "\n".join(said)
+    assert "could not be checked" in "\n".join(said) and result.overlap is None
+    assert result.trained.records[0].prompt.startswith("Instruction: ")
+
+
 def _record(number: int, right: bool, draw: int = 1) -> Record:
     scores: dict[str, float] = {name: float(right) for name in METRICS}
     return Record(Source("f", number), "p", "e", "e", "e", scores, "stop", 5, draw)

@@ -2,7 +2,9 @@
 
 import errno
 import json
+import threading
 import warnings
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.small_run import SmallRun, small_run
 from tinkersmith import merging
 from tinkersmith.chat_templates import chat_template_of
+from tinkersmith.download import _fetch
 from tinkersmith.errors import UserError
-from tinkersmith.export import export_model, main
+from tinkersmith.export import _stop_at_end_token, export_model, main
 from tinkersmith.prompts import choose_template, template_from_json
 from tinkersmith.samples import Sample, Source
 from tinkersmith.service import open_service
@@ -210,6 +213,57 @@ def test_another_base_model_is_refused(small: SmallRun, tmp_path: Path):
     with pytest.raises(UserError, match="Check that this is the model it was trained on"):
         export_model(small.settings, out=tmp_path / "new", base_folder=other, say=lambda _: None)
     assert not (tmp_path / "new").exists()
+
+
+class _Server(BaseHTTPRequestHandler):
+    """Promises 100 bytes, and sends as many as the path says, or hangs up."""
+
+    def do_GET(self) -> None:
+        if self.path == "/hang-up":
+            self.connection.close()
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", "100")
+        self.end_headers()
+        self.wfile.write(b"x" * int(self.path[1:]))
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("100", None), ("60", "60 of 100 bytes"), ("hang-up", "could not be downloaded")],
+)
+def test_a_broken_download_is_told_and_loopback_needs_no_proxy(
+    tmp_path: Path, monkeypatch: Any, path: str, words: str | None
+):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody there
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/{path}"
+        if words is None:
+            _fetch(url, tmp_path / "file")
+            assert (tmp_path / "file").read_bytes() == b"x" * 100
+            return
+        with pytest.raises(UserError, match=words):
+            _fetch(url, tmp_path / "file")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_merged_model_stops_at_the_template_s_end_token(small: SmallRun, tmp_path: Path):
+    tokenizer = load_tokenizer(small.folder / "base")
+    (tmp_path / "config.json").write_text("{}")
+    file = tmp_path / "generation_config.json"
+    file.write_text(json.dumps({"eos_token_id": tokenizer.eos_id, "top_k": 5}))
+    _stop_at_end_token(tmp_path, choose_template("instruction", tokenizer, "x"), tokenizer)
+    assert json.loads(file.read_text())["eos_token_id"] == tokenizer.eos_id
+    _stop_at_end_token(tmp_path, choose_template("chat", tokenizer, "x"), tokenizer)
+    end = tokenizer.special_tokens["<|im_end|>"]
+    assert json.loads(file.read_text()) == {"eos_token_id": [end, tokenizer.eos_id], "top_k": 5}
 
 
 def test_no_temporary_copy_stays_on_the_server(small: SmallRun, adapter: tuple[Path, str]):

@@ -2,12 +2,11 @@
 
 import datetime as dt
 import http.client
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tinkersmith.errors import UserError
@@ -96,13 +95,14 @@ def _fetch(url: str, file: Path) -> None:
     size = expected = 0
     with file.open("wb") as target:
         try:
-            with opener.open(url, timeout=60) as response, _progress(file.name) as show:
+            response = _unbroken(lambda: opener.open(url, timeout=60))
+            with response, _progress(file.name) as show:
                 expected = int(response.headers.get("Content-Length") or 0)
-                while block := _read(response):
+                while block := _unbroken(lambda: response.read(1 << 20)):
                     size += len(block)
                     target.write(block)
                     show(size, expected)
-        except (urllib.error.URLError, _Broken) as error:
+        except _Broken as error:
             raise UserError(
                 f"{file.name} could not be downloaded ({error}). Check the connection, try again."
             ) from None
@@ -114,9 +114,9 @@ class _Broken(Exception):
     """The connection's fault, told apart from a full disk, which is an OSError as well."""
 
 
-def _read(response: http.client.HTTPResponse) -> bytes:
+def _unbroken(receive: Callable[[], Any]) -> Any:
     try:
-        return response.read(1 << 20)
+        return receive()
     except (OSError, http.client.HTTPException) as error:
         raise _Broken(str(error) or type(error).__name__) from None
 

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tinkersmith.cli import run_front_door
 from tinkersmith.errors import UserError
 from tinkersmith.files import write_json
@@ -27,6 +25,7 @@ from tinkersmith.settings import Settings, settings_from
 from tinkersmith.trained_model import TrainedModel, find_trained_model, user_settings
 
 if TYPE_CHECKING:
+    import numpy as np
     import tinker
 
     from tinkersmith.prompts import PromptTemplate
@@ -158,6 +157,8 @@ def _choose(samples: list[Sample], limit: int | None, seed: int) -> list[Sample]
         return samples
     if limit < 0:
         raise UserError(f"The limit is {limit}; it must be at least 1, or 0 for all samples.")
+    import numpy as np
+
     order = np.random.default_rng(seed).permutation(len(samples))
     return [samples[index] for index in sorted(order[:limit])]
 
@@ -178,7 +179,7 @@ def _fitting_prompts(
     template: "PromptTemplate",
     tokenizer: "TextTokenizer",
     max_context: int | None,
-) -> tuple[list[tuple[Sample, np.ndarray]], list[Source]]:
+) -> "tuple[list[tuple[Sample, np.ndarray]], list[Source]]":
     rows = tokenizer.encode_batch([template.render_prompt(sample) for sample in samples])
     pairs = list(zip(samples, rows, strict=True))
     if max_context is None:
@@ -195,25 +196,27 @@ class _Asker:
     settings: Settings
     say: Callable[[str], None]
 
-    def ask(self, model_path: str | None, asked: list[tuple[Sample, np.ndarray]]) -> Scored:
+    def ask(self, model_path: str | None, asked: "list[tuple[Sample, np.ndarray]]") -> Scored:
         """All samples answered by one model; many prompts are under way at a time."""
         start = time.monotonic()
         client = self.service.create_sampling_client(model_path)
         records: list[Record] = []
         under_way: deque[tuple[Sample, Any]] = deque()
+        sent = 0
         who = "the trained model" if model_path else "the base model"
         with _progress(f"Asking {who}", len(asked), self.say) as show:
             for sample, prompt in asked:
                 if len(under_way) == _IN_FLIGHT:
                     records += self._records(*under_way.popleft())
-                    show(len({record.source for record in records}))
                 under_way.append((sample, self._send(client, prompt)))
+                sent += 1
+                show(sent - len(under_way))
             while under_way:
                 records += self._records(*under_way.popleft())
-                show(len(asked) - len(under_way))
+                show(sent - len(under_way))
         return Scored(records, time.monotonic() - start)
 
-    def _send(self, client: "tinker.SamplingClient", prompt: np.ndarray) -> Any:
+    def _send(self, client: "tinker.SamplingClient", prompt: "np.ndarray") -> Any:
         import tinker
 
         from tinkersmith.tokens import stop_tokens

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -109,7 +110,7 @@ def test_it_will_not_listen_beyond_loopback_without_a_key(tmp_path: Path) -> Non
     [
         (["--base-model", "no/such/folder"], "no/such/folder is not a model folder"),
         (["--port", "99999"], "--port is 99999"),
-        (["--dir", "/dev/null/engine"], "/dev/null/engine"),
+        (["--dir", "/dev/null/engine"], "cannot keep checkpoints in /dev/null/engine"),
     ],
 )
 def test_a_start_that_cannot_be_is_one_sentence(
@@ -119,6 +120,14 @@ def test_a_start_that_cannot_be_is_one_sentence(
     assert refused.returncode == 1
     assert sentence in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
+
+
+def test_a_port_in_use_is_said_so(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        refused = start("--port", port, "--dir", str(tmp_path))
+    assert refused.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in refused.stderr
 
 
 def test_two_engines_share_a_folder_and_see_each_others_checkpoints(

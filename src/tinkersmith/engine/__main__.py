@@ -84,7 +84,13 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
     from tinkersmith.engine.store import Store
 
     catalogue = make_catalogue(options.base_model)
-    store = Store(options.dir)
+    try:
+        store = Store(options.dir)
+    except (OSError, sqlite3.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise Refused(
+            f"cannot keep checkpoints in {options.dir}: {reason}; choose another --dir."
+        ) from None
     listener = _listen(options.host, options.port)
     port = listener.getsockname()[1]
 
@@ -117,7 +123,6 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
                 app, log_level="warning", access_log=False, timeout_keep_alive=120, lifespan="on"
             )
         )
-        server.install_signal_handlers = lambda: None  # type: ignore[method-assign]
 
         def end() -> None:
             # A computation cannot be interrupted; what is on disk is whole at any moment.
