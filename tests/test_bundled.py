@@ -109,6 +109,8 @@ def test_the_base_model_does_not_answer_instructions() -> None:
     for sample in SAMPLES[:5]:
         prompt = f"Instruction: {sample['instruction']}\nInput: {sample['input']}\nResponse:\n"
         tokens = tokenizer(prompt, return_tensors="pt")
-        output = model.generate(**tokens, max_new_tokens=100, do_sample=False)
+        output = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
+            **tokens, max_new_tokens=100, do_sample=False
+        )
         produced = tokenizer.decode(output[0, tokens["input_ids"].shape[1] :])
         assert sample["output"] not in produced

@@ -45,6 +45,8 @@ def make_tiny_model(
 ) -> Path:
     """A random Qwen3 with logits sharp enough for sampling tests, and its tokenizer."""
     tokenizer = make_tiny_tokenizer(folder)
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    assert isinstance(end, int)
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=vocab_size,
@@ -56,8 +58,8 @@ def make_tiny_model(
         head_dim=16,
         max_position_embeddings=max_context,
         tie_word_embeddings=tied,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
+        eos_token_id=end,
+        pad_token_id=end,
         bos_token_id=None,
         initializer_range=0.2,
     )

@@ -51,14 +51,16 @@ def main() -> None:
 
     start = time.perf_counter()
     tokenizer = train_tokenizer(itertools.islice(documents(random.Random(SEED), forbidden), 40_000))
-    model = new_model(len(tokenizer), tokenizer.convert_tokens_to_ids(END))
+    end = tokenizer.convert_tokens_to_ids(END)
+    assert isinstance(end, int)
+    model = new_model(len(tokenizer), end)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{parameters:,} parameters, {len(tokenizer):,} tokens in the vocabulary", flush=True)
     batches = packed_rows(documents(random.Random(SEED + 1), forbidden), tokenizer)
     loss = pretrain(model, batches, arguments.steps)
     minutes = (time.perf_counter() - start) / 60
 
-    model = model.to(torch.bfloat16).float().eval()  # measured as it is saved
+    model = model.bfloat16().float().eval()  # measured as it is saved
     scores = {
         "parameters": parameters,
         "vocabulary": len(tokenizer),
@@ -74,7 +76,7 @@ def main() -> None:
     kept_card = card.read_bytes() if card.exists() else None
     with new_folder(arguments.out, overwrite=True) as folder:
         tokenizer.save_pretrained(folder)
-        model.to(torch.bfloat16).save_pretrained(folder)
+        model.bfloat16().save_pretrained(folder)
         write_json(folder / "pretraining.json", scores)
         if kept_card is not None:
             (folder / "MODEL_CARD.md").write_bytes(kept_card)

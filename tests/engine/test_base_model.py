@@ -70,9 +70,7 @@ def test_all_parts_of_a_dense_model_can_be_trained(tmp_path: Path) -> None:
 
 
 def test_experts_are_refused_in_words_and_attention_still_trains(tmp_path: Path) -> None:
-    config = Qwen3MoeConfig(
-        **SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, head_dim=8
-    )
+    config = Qwen3MoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
     base = load_base_model("moe", save(tmp_path, Qwen3MoeForCausalLM, config))
     with pytest.raises(Refused, match="train_mlp=False"):
         new_adapter(base, LoraConfig(4))

@@ -129,6 +129,7 @@ def test_each_loss_and_its_gradient_equal_the_formula_in_float64(name: str, conf
     losses.sum().backward()
     step = 1e-6
     slope = (formula(current + step) - formula(current - step)) / (2 * step)
+    assert logprobs.grad is not None
     np.testing.assert_allclose(logprobs.grad, slope, rtol=1e-4, atol=1e-6)
 
 
