@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import math
-import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.sample_files import records, write
 from tests.tiny_models import make_tiny_model
 from tinkersmith import TrainedRun, UserError, train
 from tinkersmith.batches import batch_indices, learning_rate_at
@@ -35,23 +35,6 @@ def _no_cloud() -> Iterator[None]:
             patch.delenv(name, raising=False)
         patch.setenv("OMP_NUM_THREADS", "2")
         yield
-
-
-def records(count: int, seed: int) -> list[dict[str, str]]:
-    rng = random.Random(seed)
-    return [
-        {
-            "instruction": f"Add the numbers of {seed}.{number}.",
-            "input": f"{rng.randrange(100)} + {rng.randrange(100)}" if number % 2 else "",
-            "output": "so " * rng.randrange(1, 9) + f"Answer: {rng.randrange(200)}",
-        }
-        for number in range(count)
-    ]
-
-
-def write(path: Path, content: list[Any]) -> Path:
-    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    return path
 
 
 @dataclass

@@ -1,20 +1,20 @@
 """Runs that are stopped halfway, and that go on to the same losses to the last bit."""
 
 import contextlib
-import json
-import random
 import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.processes import is_gone, within
+from tests.sample_files import records, write
 from tests.tiny_models import make_tiny_model
 from tinkersmith.runs import RunFolder, newest_run
 
@@ -33,23 +33,6 @@ def _no_cloud() -> Iterator[None]:
             patch.delenv(name, raising=False)
         patch.setenv("OMP_NUM_THREADS", "2")
         yield
-
-
-def records(count: int, seed: int) -> list[dict[str, str]]:
-    rng = random.Random(seed)
-    return [
-        {
-            "instruction": f"Add the numbers of {seed}.{number}.",
-            "input": f"{rng.randrange(100)} + {rng.randrange(100)}" if number % 2 else "",
-            "output": "so " * rng.randrange(1, 9) + f"Answer: {rng.randrange(200)}",
-        }
-        for number in range(count)
-    ]
-
-
-def write(path: Path, content: list[Any]) -> Path:
-    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    return path
 
 
 @dataclass
@@ -84,22 +67,6 @@ class Interrupted:
         ).stdout
         (pid,) = [int(x.split()[0]) for x in listed.splitlines() if "tinkersmith.engine" in x]
         return pid
-
-
-def within(seconds: float, condition: Callable[[], bool]) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 def command(folder: Path, model: Path, *more: str) -> list[str]:

@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.engine.conftest import KEY, MODEL, RunningEngine, datum, running_engine
+from tests.processes import is_gone, within
 from tests.tiny_models import make_tiny_model
 from tinkersmith.errors import UserError
 from tinkersmith.service import Service, open_service
@@ -58,23 +59,6 @@ def opening(wanted: Settings) -> Iterator[tuple[Service, int]]:
     with open_service(wanted) as service:
         (engine,) = children() - before
         yield service, engine
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return True
-    return state == "Z"
-
-
-def within(seconds: float, condition: Callable[[], bool]) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def sentence(caught: pytest.ExceptionInfo[UserError]) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tinkersmith.cli import run_front_door
 from tinkersmith.errors import UserError
 from tinkersmith.files import write_atomically, write_json
 from tinkersmith.lengths import LengthStatistics, format_length_statistics
@@ -170,7 +171,8 @@ def main(
         "--force", action="store_true", help="overwrite files that were not written here"
     )
     wanted = parser.parse_args(argv)
-    try:
+
+    def act() -> None:
         result = split_dataset(
             wanted.inputs,
             wanted.ratio,
@@ -179,11 +181,9 @@ def main(
             wanted.test_out,
             wanted.force,
         )
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    print(format_split(result))
-    return 0
+        print(format_split(result))
+
+    return run_front_door(act)
 
 
 def _read(files: Sequence[Path]) -> tuple[list[Any], list[Sample], list[Skipped]]:

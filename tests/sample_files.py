@@ -1,0 +1,23 @@
+"""Small data files of random sums, for tests that train on them."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+
+def records(count: int, seed: int) -> list[dict[str, str]]:
+    rng = random.Random(seed)
+    return [
+        {
+            "instruction": f"Add the numbers of {seed}.{number}.",
+            "input": f"{rng.randrange(100)} + {rng.randrange(100)}" if number % 2 else "",
+            "output": "so " * rng.randrange(1, 9) + f"Answer: {rng.randrange(200)}",
+        }
+        for number in range(count)
+    ]
+
+
+def write(path: Path, content: list[Any]) -> Path:
+    path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    return path
