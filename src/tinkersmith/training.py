@@ -261,7 +261,8 @@ class _Run:
         self.say("")
         self.say(
             f"Training {self.run.name}: {len(self.data.training):,} samples, "
-            f"{settings.num_epochs} epochs, {self.total_steps:,} steps"
+            f"{settings.num_epochs} epoch{'s'[: settings.num_epochs > 1]}, "
+            f"{self.total_steps:,} steps"
         )
         with self.transcript.progress(self.done, self.total_steps) as progress:
             self.say = progress.say
