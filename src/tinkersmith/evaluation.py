@@ -217,22 +217,17 @@ class _Asker:
         return Scored(records, time.monotonic() - start)
 
     def _send(self, client: "tinker.SamplingClient", prompt: "np.ndarray") -> Any:
-        import tinker
+        from tinkersmith.answers import request_answers
 
-        from tinkersmith.tokens import stop_tokens
-
-        settings, context = self.settings, self.service.max_context
-        room = settings.sampling_max_tokens if context is None else context - len(prompt)
-        greedy = settings.sampling_temperature == 0  # all draws would be the same
-        return client.sample(
-            tinker.ModelInput.from_ints(prompt.tolist()),
-            1 if greedy else settings.sampling_num_samples,
-            tinker.SamplingParams(
-                max_tokens=min(settings.sampling_max_tokens, room),
-                temperature=settings.sampling_temperature,
-                seed=settings.seed,
-                stop=stop_tokens(self.template, self.tokenizer),
-            ),
+        greedy = self.settings.sampling_temperature == 0  # all draws would be the same
+        return request_answers(
+            client,
+            prompt,
+            self.settings,
+            self.template,
+            self.tokenizer,
+            self.service.max_context,
+            1 if greedy else self.settings.sampling_num_samples,
         )
 
     def _records(self, sample: Sample, pending: Any) -> list[Record]:

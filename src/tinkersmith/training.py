@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tinkersmith.advice import advice
+from tinkersmith.answers import request_answers
 from tinkersmith.batches import batch_indices, learning_rate_at, steps_per_epoch
 from tinkersmith.errors import UserError
 from tinkersmith.files import write_json
@@ -20,7 +21,7 @@ from tinkersmith.runs import Checkpoint, RunFolder, open_run
 from tinkersmith.samples import Sample
 from tinkersmith.service import ServerGone, Service, open_service
 from tinkersmith.settings import Settings, resolve_base_model, settings_from
-from tinkersmith.tokens import TextTokenizer, stop_tokens, to_datum
+from tinkersmith.tokens import TextTokenizer, to_datum
 from tinkersmith.training_data import RawData, TrainingData, read_data, tokenize_data
 from tinkersmith.transcript import Transcript
 
@@ -433,28 +434,23 @@ class _Run:
 
     def _answers(self, sampler: "tinker.SamplingClient", sample: Sample) -> list[str]:
         """The tuned model's answers to a sample, shown beside the expected one and kept."""
-        import tinker
-
         assert self.run is not None
-        settings = self.settings
         prompt = self.template.render_prompt(sample)
-        tokens = self.tokenizer.encode(prompt).tolist()
-        room = (self.service.max_context or 2**31) - len(tokens)
-        if room < 1:
+        tokens = self.tokenizer.encode(prompt)
+        context = self.service.max_context
+        if context is not None and len(tokens) >= context:
             self.say("  The first training sample's prompt fills the context; no answer is drawn.")
             return []
-        params = tinker.SamplingParams(
-            max_tokens=min(settings.sampling_max_tokens, room),
-            temperature=settings.sampling_temperature,
-            seed=settings.seed,
-            stop=stop_tokens(self.template, self.tokenizer),
+        pending = request_answers(
+            sampler,
+            tokens,
+            self.settings,
+            self.template,
+            self.tokenizer,
+            context,
+            self.settings.sampling_num_samples,
         )
-        response = self.service.wait(
-            sampler.sample(
-                tinker.ModelInput.from_ints(tokens), settings.sampling_num_samples, params
-            ),
-            "sampling the tuned model",
-        )
+        response = self.service.wait(pending, "sampling the tuned model")
         answers = [
             self.template.answer(self.tokenizer.decode(sequence.tokens))
             for sequence in response.sequences

@@ -6,10 +6,14 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedConfig,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -83,6 +87,40 @@ def test_a_sequence_beyond_the_sliding_window_is_refused(tmp_path: Path) -> None
     base.hidden(torch.randint(0, 259, (32,)), [32], None)
     with pytest.raises(Refused, match="sliding attention window of 32"):
         base.hidden(torch.randint(0, 259, (33,)), [33], None)
+
+
+def test_the_context_ends_where_the_window_ends(tmp_path: Path) -> None:
+    config = MistralConfig(**SIZES, sliding_window=32)
+    base = load_base_model("windowed", save(tmp_path, MistralForCausalLM, config))
+    assert base.max_context == 32
+
+
+def test_positions_that_depend_on_the_rest_of_the_batch_are_refused_or_bounded(
+    tmp_path: Path,
+) -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
+    config = LlamaConfig(**SIZES, rope_parameters=rope)
+    with pytest.raises(Refused, match="dynamic rotary positions"):
+        load_base_model("dynamic", save(tmp_path / "dynamic", LlamaForCausalLM, config))
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+    }
+    config = Phi3Config(
+        **SIZES, pad_token_id=0, rope_parameters=rope, original_max_position_embeddings=64
+    )
+    base = load_base_model("phi", save(tmp_path / "phi", Phi3ForCausalLM, config))
+    assert base.max_context == 64
+
+
+def test_an_architecture_that_cannot_be_driven_is_refused_in_words(tmp_path: Path) -> None:
+    config = Llama4TextConfig(
+        **{**SIZES, "intermediate_size": 32}, head_dim=8, num_local_experts=2, pad_token_id=0
+    )
+    with pytest.raises(Refused, match="not supported"):
+        load_base_model("llama4", save(tmp_path, Llama4ForCausalLM, config))
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:

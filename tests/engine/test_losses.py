@@ -228,6 +228,7 @@ def test_a_wrong_loss_configuration_is_refused(
         ({"weights": np.ones(7, np.float32)}, r"no use for loss_fn_inputs\['weights'\]"),
         ({"advantages": np.ones(6, np.float32)}, r"advantages has shape \[6\]"),
         ({"logprobs": np.full(7, np.inf, np.float32)}, "logprobs holds a value that is not finite"),
+        ({"target_tokens": np.zeros(7, np.float32)}, "dtype float32; it must be int64"),
         ({"target_tokens": np.zeros((7, 2), np.int64)}, "takes one target token a position"),
     ],
 )

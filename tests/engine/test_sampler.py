@@ -160,10 +160,17 @@ def test_only_the_last_n_prompt_logprobs_are_given_when_asked(base: BaseModel) -
     prompt = prompts(seed=5, count=1)[0]
     whole = SampleRequest(prompt, max_tokens=1, prompt_logprobs=True)
     last = dataclasses.replace(whole, prompt_logprobs_last_n=2)
-    full, part = (result.prompt_logprobs for result in sample(base, None, [whole, last]))
-    assert full is not None and part is not None
-    assert np.isnan(part[:-2]).all()
-    np.testing.assert_array_equal(part[-2:], full[-2:])
+    whole, last = (dataclasses.replace(one, topk_prompt_logprobs=2) for one in (whole, last))
+    full, part = sample(base, None, [whole, last])
+    assert full.prompt_logprobs is not None and part.prompt_logprobs is not None
+    assert np.isnan(part.prompt_logprobs[:-2]).all()
+    np.testing.assert_array_equal(part.prompt_logprobs[-2:], full.prompt_logprobs[-2:])
+    assert full.topk_prompt_logprobs is not None and part.topk_prompt_logprobs is not None
+    for ours, theirs, empty in zip(
+        part.topk_prompt_logprobs, full.topk_prompt_logprobs, (0, -99999.0), strict=True
+    ):
+        assert (ours[:-2] == empty).all()
+        np.testing.assert_array_equal(ours[-2:], theirs[-2:])
 
 
 def test_top_k_logprobs_of_prompt_and_answer_are_the_likeliest_in_order(
@@ -204,11 +211,24 @@ def test_target_prompt_logprobs_score_the_named_tokens(base: BaseModel) -> None:
     datum = Datum(np.asarray(prompt[:-1]), {"target_tokens": targets})
     expected = forward(base, None, [datum], "cross_entropy", {}).logprobs[0]
     np.testing.assert_allclose(result.target_prompt_logprobs, expected, atol=1e-4)
+    some = np.where(np.arange(5) == 3, -1, targets)  # -1 asks for nothing
+    part = sample(base, None, [dataclasses.replace(request, target_prompt_logprobs=some)])[0]
+    assert part.target_prompt_logprobs is not None
+    assert (part.target_prompt_logprobs[:, 3] == 0).all()
+    np.testing.assert_allclose(part.target_prompt_logprobs[:, :3], expected[:, :3], atol=1e-4)
+
+
+def test_what_was_not_asked_is_not_answered(base: BaseModel) -> None:
+    result = sample(base, None, [SampleRequest([1, 2], max_tokens=1, topk_prompt_logprobs=2)])[0]
+    assert result.prompt_logprobs is None and result.topk_prompt_logprobs is not None
+    assert result.target_prompt_logprobs is None and result.prompt_alt_tokens is None
+    assert result.sequences[0].topk is None
 
 
 def test_alternative_prompt_tokens_are_draws_with_their_own_logprobs(base: BaseModel) -> None:
     prompt = prompts(seed=8, count=1)[0]
-    request = SampleRequest(prompt, max_tokens=1, seed=1, prompt_alt_tokens_k=400)
+    temperature = 1.7
+    request = SampleRequest(prompt, 1, 1, temperature, seed=1, prompt_alt_tokens_k=400)
     result = sample(base, None, [request])[0]
     assert result.prompt_alt_tokens is not None
     ids, values = result.prompt_alt_tokens
@@ -217,11 +237,14 @@ def test_alternative_prompt_tokens_are_draws_with_their_own_logprobs(base: BaseM
     logprobs = base.logits(base.hidden(tokens, [len(prompt)], None), None).log_softmax(-1)
     expected = logprobs[:-1].gather(-1, torch.from_numpy(ids.astype(np.int64)))
     np.testing.assert_allclose(values, expected.detach(), atol=1e-4)
-    for row, row_ids in zip(logprobs[:-1].exp(), ids, strict=True):
+    for row, row_ids in zip((logprobs[:-1] / temperature).softmax(-1), ids, strict=True):
         likeliest = int(row.argmax())
         share = float(row[likeliest])
         deviation = (share * (1 - share) / 400) ** 0.5
         assert abs((row_ids == likeliest).mean() - share) < 5 * deviation + 1e-3
+    cold = sample(base, None, [dataclasses.replace(request, temperature=0)])[0].prompt_alt_tokens
+    assert cold is not None
+    assert (cold[0] == logprobs[:-1].argmax(-1, keepdim=True).numpy()).all()
 
 
 # ---- randomness
@@ -261,6 +284,29 @@ def test_temperature_and_top_k_give_the_distribution_they_name(base: BaseModel) 
             deviation = (probability * (1 - probability) / count) ** 0.5
             assert abs(drawn.count(token) / count - probability) < 5 * deviation, temperature
         assert set(drawn) <= set(ids.tolist())
+
+
+def test_the_last_digit_of_a_logit_does_not_decide_a_draw() -> None:
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(np.repeat(rng.normal(size=50), 2).astype(np.float32))  # pairs alike
+    noise = torch.from_numpy(rng.normal(size=(2, 1000, 100)).astype(np.float32)) * 1e-6
+    uniforms = torch.from_numpy(rng.random(1000))
+    for request in (SampleRequest([0]), SampleRequest([0], top_p=0.97)):
+        draws = [
+            sampler._draw(logits + part, [request] * 1000, uniforms).tolist() for part in noise
+        ]
+        assert sum(one != other for one, other in zip(*draws, strict=True)) <= 1
+
+
+def test_any_seed_and_any_temperature_can_be_drawn_with(base: BaseModel) -> None:
+    request = SampleRequest([1, 2, 3], max_tokens=20, stop=[], temperature=1.5)
+    seeds = (-1, -2, 2**63, 2**70)
+    results = sample(base, None, [dataclasses.replace(request, seed=seed) for seed in seeds])
+    assert len({tuple(result.sequences[0].tokens) for result in results}) == len(seeds)
+    greedy = one(base, None, dataclasses.replace(request, temperature=0)).tokens
+    for temperature in (1e-3, 1e-45, 5e-324):
+        cold = dataclasses.replace(request, temperature=temperature)
+        assert one(base, None, cold).tokens[:3] == greedy[:3]
 
 
 @pytest.mark.parametrize(
@@ -378,6 +424,11 @@ def test_the_limit_is_the_reason_when_nothing_stopped_it(base: BaseModel) -> Non
         ({"top_k": -2}, "top_k is -2"),
         ({"topk_prompt_logprobs": 260}, "topk_prompt_logprobs is 260"),
         ({"target_prompt_logprobs": np.zeros((3, 1), np.int64)}, r"shape \[3, 1\]"),
+        ({"target_prompt_logprobs": np.array([[1], [259]])}, "token id 259 is not in"),
+        ({"target_prompt_logprobs": np.array([[1], [-2]])}, "token id -2 is not in"),
+        ({"prompt_logprobs_last_n": 1}, "prompt_logprobs_last_n is 1; it needs prompt_logprobs"),
+        ({"prompt_logprobs": True, "prompt_logprobs_last_n": 0}, "must be 1 to 2"),
+        ({"prompt_logprobs": True, "prompt_logprobs_last_n": 3}, "must be 1 to 2"),
     ],
 )
 def test_a_wrong_request_is_refused_with_the_value_and_the_range(

@@ -41,9 +41,12 @@ class PackedDocuments:
         self.longest = max(lengths)
         self.kept: list[tuple[torch.Tensor, torch.Tensor]] | None = [] if keep else None
         self.calls = 0
+        self.window: int | None = None  # the smallest one seen
 
     def attend(self, layer, query, key, value, scale, window):
         self.calls += 1
+        if window is not None:
+            self.window = min(window, self.window or window)
         if window is not None and self.longest > window:
             raise Refused(
                 f"a sequence of {self.longest:,} tokens is longer than this model's sliding "

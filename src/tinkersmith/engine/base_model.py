@@ -6,12 +6,14 @@ Axes: T packed tokens, H hidden size, V vocabulary.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from tinkersmith.engine import attention
 from tinkersmith.engine.attention import AttentionContext, PackedDocuments, attending
@@ -111,6 +113,11 @@ def load_base_model(
         reason = str(error).strip().splitlines()[0]
         raise Refused(f"the model in {folder} cannot be loaded: {reason}") from error
     model.eval().requires_grad_(False)
+    if model.base_model is model:
+        raise Refused(
+            f"{name} ({model.config.model_type}) has no separate output layer here, "
+            "so this architecture is not supported."
+        )
     text_config = model.config.get_text_config()
     parts, why_not = _parts(model)
     linears = {path: _replace(model, path) for paths in parts.values() for path in paths}
@@ -123,7 +130,7 @@ def load_base_model(
         parts=parts,
         why_not=why_not,
         vocab_size=embedding.shape[0],
-        max_context=int(getattr(text_config, "max_position_embeddings", 0) or 2048),
+        max_context=_max_context(name, text_config),
         eos_ids=_eos_ids(folder, model),
         tied=embedding is linears[parts["unembed"][0]].weight,
     )
@@ -136,8 +143,37 @@ def _dtype(folder: Path, wanted: str, device: str) -> torch.dtype:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
     if device != "cpu":
         return torch.bfloat16
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    return torch.float32 if size <= 2 * SMALL else torch.bfloat16
+    return torch.float32 if _parameters(folder) <= SMALL else torch.bfloat16
+
+
+def _parameters(folder: Path) -> int:
+    count = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            names = tensors.keys()
+            count += sum(prod(tensors.get_slice(name).get_shape()) for name in names)
+    return count
+
+
+def _max_context(name: str, config: PreTrainedConfig) -> int:
+    """How long a document can be.
+
+    Raises:
+        Refused: its positions depend on what else is in the pack, or in the batch.
+    """
+    limit = int(getattr(config, "max_position_embeddings", 0) or 2048)
+    rope = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in rope.values() if isinstance(value, dict)]
+    for one in nested or [rope]:
+        kind = one.get("rope_type", "default")
+        if kind == "dynamic":
+            raise Refused(
+                f"{name} has dynamic rotary positions, which depend on the longest sequence of a "
+                "batch; this engine packs sequences together and does not support it."
+            )
+        if kind == "longrope":  # beyond this length all positions of a batch would change
+            limit = min(limit, int(one.get("original_max_position_embeddings") or limit))
+    return limit
 
 
 def _parts(model: PreTrainedModel) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -217,3 +253,5 @@ def _check_against_plain(base: BaseModel) -> None:
             f"{base.name} ({base.arch}) computes something that this engine does not reproduce "
             f"(relative difference {worst:.1e}); this architecture is not supported."
         )
+    if packed.window is not None:
+        base.max_context = min(base.max_context, packed.window)

@@ -116,6 +116,8 @@ def _check_datum(base: BaseModel, datum: Datum, name: str, where: str) -> None:
             f"{where}: target_tokens has shape {list(targets.shape)}, "
             f"but model_input has {length} tokens."
         )
+    if targets.dtype.kind != "i":
+        raise Refused(f"{where}: target_tokens has dtype {targets.dtype}; it must be int64.")
     if name != "cross_entropy" and targets.ndim != 1:
         raise Refused(f"{where}: {name} takes one target token a position.")
     _check_token_ids(targets, base.vocab_size, f"{where}, target_tokens")

@@ -77,11 +77,25 @@ def check_request(base: BaseModel, request: SampleRequest) -> None:
     for name in ("topk_prompt_logprobs", "topk_sample_logprobs", "prompt_alt_tokens_k"):
         if not 0 <= getattr(request, name) <= base.vocab_size:
             raise Refused(f"{name} is {getattr(request, name)}; it must be 0 to {base.vocab_size}.")
+    last_n = request.prompt_logprobs_last_n
+    if last_n is not None and not (request.prompt_logprobs and 1 <= last_n < len(prompt)):
+        raise Refused(
+            f"prompt_logprobs_last_n is {last_n}; it needs prompt_logprobs, and must be 1 to "
+            f"{len(prompt) - 1}, the prompt's length less one."
+        )
     targets = request.target_prompt_logprobs
-    if targets is not None and (targets.ndim != 2 or len(targets) != len(prompt) - 1):
+    if targets is None:
+        return
+    if targets.ndim != 2 or len(targets) != len(prompt) - 1:
         raise Refused(
             f"target_prompt_logprobs has shape {list(targets.shape)}; its first axis must be the "
             f"prompt's length less one, {len(prompt) - 1}."
+        )
+    outside = targets[(targets < -1) | (targets >= base.vocab_size)]
+    if outside.size:
+        raise Refused(
+            f"target_prompt_logprobs: token id {int(outside[0])} is not in the vocabulary of "
+            f"{base.vocab_size:,} tokens (-1 asks for nothing)."
         )
 
 
@@ -124,11 +138,15 @@ def _new_row(base: BaseModel, request: SampleRequest, number: int) -> _Row:
     return _Row(
         request=request,
         sequence=SampledSequence(),
-        rng=np.random.default_rng(None if request.seed is None else [request.seed, number]),
+        rng=_generator(request.seed, number),
         limit=room if request.max_tokens is None else request.max_tokens,
         stop_ids=frozenset(token for token in stop if isinstance(token, int)),
         stop_texts=tuple(text for text in stop if isinstance(text, str)),
     )
+
+
+def _generator(seed: int | None, number: int) -> np.random.Generator:
+    return np.random.default_rng(None if seed is None else [seed % 2**64, number])
 
 
 def _slots(base: BaseModel, requests: Sequence[SampleRequest]) -> int:
@@ -175,7 +193,9 @@ def _prefill(base, adapter, requests, results, waiting, cache, active, slots, de
     for (index, rows), length, end, row_logits in zip(
         taken, lengths, ends, first_logits, strict=True
     ):
-        _prompt_outputs(base, adapter, requests[index], results[index], hidden[end - length : end])
+        if rows[0].sequence is results[index].sequences[0]:  # else its first prefill did it
+            prompt_hidden = hidden[end - length : end]
+            _prompt_outputs(base, adapter, requests[index], results[index], prompt_hidden)
         for row in rows:
             cache.put(len(active) + len(new_rows), packed.kept, end - length, end)
             new_rows.append(row)
@@ -234,7 +254,7 @@ def _close(row: _Row) -> None:
 def _take_tokens(logits: torch.Tensor, rows: Sequence[_Row]) -> None:
     """Sample one token for each row from (B, V) logits and note its log-probability."""
     logprobs = logits - logits.logsumexp(-1, keepdim=True)  # (B, V)
-    chosen = logprobs.argmax(-1)  # (B,)
+    chosen = logits.argmax(-1)  # (B,); not of logprobs, whose rounding can make ties
     drawn = [index for index, row in enumerate(rows) if row.request.temperature > 0]
     if drawn:
         uniforms = [rows[index].rng.random() for index in drawn]
@@ -257,25 +277,59 @@ def _take_tokens(logits: torch.Tensor, rows: Sequence[_Row]) -> None:
 def _draw(
     logits: torch.Tensor, requests: Sequence[SampleRequest], uniforms: torch.Tensor
 ) -> torch.Tensor:
-    """Inverse-CDF sampling of (B, V) logits under each row's temperature, top_k and top_p."""
-    device, vocabulary = logits.device, logits.shape[-1]
-    temperature = torch.tensor([request.temperature for request in requests], device=device)
-    ordered, ids = (logits / temperature[:, None]).sort(dim=-1, descending=True, stable=True)
-    probabilities = ordered.double().softmax(-1)
-    top_k = torch.tensor(
-        [request.top_k if request.top_k > 0 else vocabulary for request in requests], device=device
-    )
-    probabilities[torch.arange(vocabulary, device=device) >= top_k[:, None]] = 0
+    """Inverse-CDF sampling of (B, V) logits under each row's temperature, top_k and top_p.
+
+    In the order of token ids, not of probability: otherwise two tokens of almost the same
+    probability could change places with the last digit of a logit, and a seed its tokens.
+    """
+    temperature = _column([request.temperature for request in requests], logits.device)
+    probabilities = _probabilities(logits, temperature)
+    limited = [i for i, request in enumerate(requests) if request.top_k > 0 or request.top_p < 1]
+    if limited:
+        probabilities[limited] = _likeliest(probabilities[limited], [requests[i] for i in limited])
     cumulative = probabilities.cumsum(-1)
-    total = cumulative[:, -1:]
-    top_p = torch.tensor([request.top_p for request in requests], device=device).double()
+    total = cumulative[:, -1:].contiguous()
+    position = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)
+    last = torch.searchsorted(cumulative, total)  # the last token that has any probability
+    return position.minimum(last)[:, 0]
+
+
+def _likeliest(probabilities: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Tensor:
+    """(B, V) without what lies outside top_k, then outside top_p of the mass that is left."""
+    device, vocabulary = probabilities.device, probabilities.shape[-1]
+    ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
+    top_k = _column(
+        [request.top_k if request.top_k > 0 else vocabulary for request in requests], device
+    )
+    ordered[torch.arange(vocabulary, device=device) >= top_k] = 0
+    cumulative = ordered.cumsum(-1)
+    top_p = _column([request.top_p for request in requests], device)
     # The smallest set of likeliest tokens whose mass reaches top_p: a token stays if the mass
     # before it has not reached it yet.
-    probabilities[cumulative - probabilities >= top_p[:, None] * total] = 0
-    cumulative = probabilities.cumsum(-1)
-    position = torch.searchsorted(cumulative, uniforms[:, None] * cumulative[:, -1:], right=True)
-    last = (probabilities > 0).sum(-1, keepdim=True) - 1
-    return ids.gather(-1, position.minimum(last))[:, 0]
+    ordered[cumulative - ordered >= top_p * cumulative[:, -1:]] = 0
+    return torch.zeros_like(ordered).scatter(-1, ids, ordered)
+
+
+def _draw_alternatives(
+    logits: torch.Tensor, temperature: float, uniforms: torch.Tensor
+) -> torch.Tensor:
+    """For each uniform number of (N, K) a token from (N, V) logits at this temperature."""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True).expand(uniforms.shape)
+    cumulative = _probabilities(logits, temperature).cumsum(-1)
+    total = cumulative[:, -1:].contiguous()
+    drawn = torch.searchsorted(cumulative, uniforms * total, right=True)
+    return drawn.minimum(torch.searchsorted(cumulative, total))
+
+
+def _probabilities(logits: torch.Tensor, temperature: torch.Tensor | float) -> torch.Tensor:
+    """(B, V) in fp64; the likeliest logit is taken off first, so that nothing overflows."""
+    gaps = logits.double() - logits.amax(-1, keepdim=True)
+    return (gaps / temperature).softmax(-1)
+
+
+def _column(values: Sequence[float], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64, device=device)[:, None]
 
 
 def _prompt_outputs(
@@ -293,7 +347,7 @@ def _prompt_outputs(
         or request.target_prompt_logprobs is not None
         or request.prompt_alt_tokens_k
     )
-    if not wanted or result.prompt_logprobs is not None:
+    if not wanted:
         return
     logprobs = np.full(length, np.nan, np.float32)
     top_k, alternatives_k = request.topk_prompt_logprobs, request.prompt_alt_tokens_k
@@ -303,7 +357,7 @@ def _prompt_outputs(
     target_values = None if targets is None else np.zeros(targets.shape, np.float32)
     alternative_ids = np.zeros((length - 1, alternatives_k), np.int32)
     alternative_values = np.zeros((length - 1, alternatives_k), np.float32)
-    rng = np.random.default_rng(None if request.seed is None else [request.seed, 2**32 - 1])
+    rng = _generator(request.seed, 2**32 - 1)
     prompt = torch.tensor(request.prompt, device=base.device)
     for first in range(0, length - 1, _CHUNK_ROWS):
         last = min(first + _CHUNK_ROWS, length - 1)
@@ -317,17 +371,18 @@ def _prompt_outputs(
             top_values[first + 1 : last + 1] = values.cpu().numpy()
         if targets is not None and target_values is not None:
             rows = torch.from_numpy(targets[first:last].astype(np.int64)).to(base.device)
-            target_values[first:last] = chunk.gather(-1, rows).cpu().numpy()
+            values = chunk.gather(-1, rows.clamp(min=0))
+            target_values[first:last] = torch.where(rows < 0, 0.0, values).cpu().numpy()
         if alternatives_k:
             uniforms = torch.from_numpy(rng.random((last - first, alternatives_k)))
-            cumulative = chunk.double().softmax(-1).cumsum(-1)
-            drawn = torch.searchsorted(cumulative, uniforms.to(base.device), right=True)
-            drawn = drawn.clamp(max=base.vocab_size - 1)
+            drawn = _draw_alternatives(logits, request.temperature, uniforms.to(base.device))
             alternative_ids[first:last] = drawn.cpu().numpy()
             alternative_values[first:last] = chunk.gather(-1, drawn).cpu().numpy()
     if request.prompt_logprobs_last_n is not None:
-        logprobs[: max(0, length - request.prompt_logprobs_last_n)] = np.nan
-    result.prompt_logprobs = logprobs
+        unasked = length - request.prompt_logprobs_last_n
+        logprobs[:unasked], top_ids[:unasked], top_values[:unasked] = np.nan, 0, EMPTY_LOGPROB
+    if request.prompt_logprobs:
+        result.prompt_logprobs = logprobs
     if top_k:
         result.topk_prompt_logprobs = (top_ids, top_values)
     result.target_prompt_logprobs = target_values
