@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -34,7 +35,9 @@ class RunningEngine:
 
 
 @contextmanager
-def running_engine(folder: Path, model: Path, *options: str) -> Iterator[RunningEngine]:
+def running_engine(
+    folder: Path, model: Path, *options: str, stderr: IO[bytes] | None = None
+) -> Iterator[RunningEngine]:
     """Start `python -m tinkersmith.engine` and wait for its ready line; kill it at the end."""
     process = subprocess.Popen(
         [
@@ -43,6 +46,7 @@ def running_engine(folder: Path, model: Path, *options: str) -> Iterator[Running
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=stderr,
         env={**os.environ, "TINKERSMITH_ENGINE_KEY": KEY},
     )
     assert process.stdout is not None

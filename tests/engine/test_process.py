@@ -85,7 +85,8 @@ def test_it_is_ready_and_healthy_within_two_seconds_before_torch_is_there(
 def test_it_ends_at_once_in_the_middle_of_a_computation(
     tmp_path: Path, tiny_model: Path, ending: str | signal.Signals
 ) -> None:
-    with running_engine(tmp_path, tiny_model) as running:
+    said = tmp_path / "stderr.txt"
+    with said.open("wb") as stderr, running_engine(tmp_path, tiny_model, stderr=stderr) as running:
         keep_busy(running)
         assert get_json(running, "/api/v1/healthz") == {"status": "ok"}
         if isinstance(ending, signal.Signals):
@@ -95,6 +96,7 @@ def test_it_ends_at_once_in_the_middle_of_a_computation(
             running.process.stdin.close()
         assert seconds_to_exit(running) < PATIENCE
         assert running.process.returncode == 0
+    assert "Traceback" not in said.read_text()
 
 
 def test_it_will_not_listen_beyond_loopback_without_a_key(tmp_path: Path) -> None:

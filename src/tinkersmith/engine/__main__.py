@@ -11,8 +11,7 @@ import socket
 import sqlite3
 import sys
 import threading
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,24 +102,17 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
         disable_progress_bar()
         return Models(store, catalogue, options.dtype, options.device, options.threads)
 
-    @asynccontextmanager
-    async def lifespan(app: Any) -> AsyncIterator[None]:
-        thread.start()
-        sweeping = asyncio.create_task(sessions.sweep())
-        print(json.dumps({"event": "ready", "port": port, "pid": os.getpid()}), flush=True)
-        log.info("serving the Tinker API on http://%s:%d", options.host, port)
-        yield
-        sweeping.cancel()
-
     async def serve() -> None:
-        nonlocal thread, sessions
         loop = asyncio.get_running_loop()
         thread = EngineThread(loop, prepare, _sample)
         sessions = Sessions(store, thread)
-        app = make_app(sessions, catalogue, key, lifespan)
         server = uvicorn.Server(
             uvicorn.Config(
-                app, log_level="warning", access_log=False, timeout_keep_alive=120, lifespan="on"
+                make_app(sessions, catalogue, key),
+                log_level="warning",
+                access_log=False,
+                timeout_keep_alive=120,
+                lifespan="off",
             )
         )
 
@@ -134,10 +126,14 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
             loop.add_signal_handler(number, end)
         if options.exit_with_stdin:
             _when_stdin_closes(lambda: loop.call_soon_threadsafe(end))
+        thread.start()
+        sweeping = asyncio.create_task(sessions.sweep())
+        # The listener takes connections already; they are answered from the next line on.
+        print(json.dumps({"event": "ready", "port": port, "pid": os.getpid()}), flush=True)
+        log.info("serving the Tinker API on http://%s:%d", options.host, port)
         await server.serve(sockets=[listener])
+        sweeping.cancel()
 
-    thread: Any = None
-    sessions: Any = None
     asyncio.run(serve())
     store.close()
     # The engine thread may be in a long computation; nothing waits for it.

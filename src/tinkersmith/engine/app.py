@@ -6,7 +6,6 @@ ever for the hole. It is accepted, and its future fails with a sentence. All els
 
 import asyncio
 import logging
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -30,7 +29,7 @@ LONG_POLL = 20.0  # seconds that a pending future's request is held
 TESTED_SDK = "0.38"
 
 
-def make_app(sessions: Sessions, catalogue: Catalogue, key: str | None, lifespan: Any) -> ASGIApp:
+def make_app(sessions: Sessions, catalogue: Catalogue, key: str | None) -> ASGIApp:
     """The whole API. Every request but healthz must carry `key`, if there is one."""
     handlers = [
         *ServiceRoutes(sessions, catalogue).routes(),
@@ -46,7 +45,6 @@ def make_app(sessions: Sessions, catalogue: Catalogue, key: str | None, lifespan
             files,
         ],
         exception_handlers={HTTPException: no_such_route},
-        lifespan=lifespan,
     )
     return KeyGuard(app, key)
 
