@@ -119,6 +119,8 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
         def end() -> None:
             # A computation cannot be interrupted; what is on disk is whole at any moment.
             threading.Timer(_EXIT_PATIENCE, os._exit, [0]).start()
+            # Requests that are held for a result are cut off now, which is no error to report.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
             server.should_exit = True
             server.force_exit = True
 
