@@ -1,5 +1,7 @@
 # make demo   the whole job on the bundled model and data, nothing else needed
 # make test   the tests
+# make lint   format, lint and types
+# make bench  the quick benchmarks; their figures go to benchmarks/results
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -29,7 +31,8 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/demo.py
+	$(BIN)/python -m benchmarks.exactness
+	$(BIN)/python -m benchmarks.demo
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
