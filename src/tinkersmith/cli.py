@@ -4,6 +4,10 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tinkersmith.settings import Settings
 
 COMMANDS = {
     "train": "fine-tune a LoRA with the settings of config.py",
@@ -89,16 +93,14 @@ def train_command(
     return 0
 
 
-def offer_export(choice: str, tinker_path: str, settings: object) -> None:
+def offer_export(choice: str, tinker_path: str, settings: "Settings") -> None:
     """Export as EXPORT_AFTER_TRAINING says; "ask" asks only where somebody can answer."""
     if choice == "ask" and sys.stdin.isatty() and sys.stdout.isatty():
         answer = input("Export it now? [a]dapter, [m]erged model, or Enter for no: ").strip()
         choice = {"a": "adapter", "m": "merged"}.get(answer[:1].lower(), "no")
     if choice in ("adapter", "merged"):
         from tinkersmith.export import export_model
-        from tinkersmith.settings import Settings
 
-        assert isinstance(settings, Settings)
         export_model(settings, tinker_path, merged=choice == "merged")
         return
     print(f"Export   python export_model.py --model-path {tinker_path}")
@@ -139,10 +141,9 @@ def _stats(rest: list[str], prog: str) -> int:
     parser.add_argument("--template", default="auto", help="PROMPT_TEMPLATE (default: auto)")
     wanted = parser.parse_args(rest)
     from tinkersmith.lengths import LengthStatistics, format_length_statistics
-    from tinkersmith.prompts import choose_template
-    from tinkersmith.samples import load_samples
+    from tinkersmith.samples import characters, load_samples
     from tinkersmith.service import local_model_folder
-    from tinkersmith.tokens import load_tokenizer, tokenize
+    from tinkersmith.tokens import token_lengths
 
     loaded = load_samples(wanted.files)
     for file, count in loaded.counts.items():
@@ -156,13 +157,10 @@ def _stats(rest: list[str], prog: str) -> int:
     folder = local_model_folder(wanted.base_model)
     if folder is None:
         print(f"{wanted.base_model} is not on this machine, so characters are counted.")
-        lengths = [len(s.instruction) + len(s.input) + len(s.output) for s in loaded.samples]
+        lengths = [characters(sample) for sample in loaded.samples]
         print(format_length_statistics(LengthStatistics.of(lengths, "characters"), "Lengths"))
         return 0
-    tokenizer = load_tokenizer(folder)
-    template = choose_template(wanted.template, tokenizer, wanted.base_model)
-    unlimited = 2**31
-    lengths = tokenize(loaded.samples, template, tokenizer, unlimited, True).lengths
+    lengths = token_lengths(loaded.samples, folder, wanted.base_model, wanted.template)
     print(f"Tokens as {wanted.base_model} counts them")
     print(format_length_statistics(LengthStatistics.of(lengths), "Lengths"))
     return 0

@@ -204,6 +204,12 @@ def question_of(sample: Sample) -> tuple[Any, ...]:
     )
 
 
+def characters(sample: Sample) -> int:
+    """The length of all of a sample's texts."""
+    texts = [sample.system, *(text for turn in sample.history for text in turn)]
+    return sum(map(len, (*texts, sample.instruction, sample.input, sample.output)))
+
+
 def count_duplicates(samples: Sequence[Sample]) -> int:
     """How many samples equal an earlier one in every text."""
     texts = {(s.instruction, s.input, s.output, s.system, s.history) for s in samples}

@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,7 @@ class Service:
     base_model: str  # as the server knows it
     max_contexts: dict[str, int | None]  # of the models that the server names
     _probe: "_Probe"
-    _tokenizers: dict[str, "TextTokenizer"] = field(default_factory=dict)
+    _tokenizer: "TextTokenizer | None" = None
 
     @property
     def max_context(self) -> int | None:
@@ -109,15 +109,14 @@ class Service:
         """The base model's tokenizer: from its folder where that is known, else from the server."""
         from tinkersmith.tokens import load_tokenizer, wrap_tokenizer
 
-        if self.base_model not in self._tokenizers:
+        if self._tokenizer is None:
             folder = local_model_folder(self.base_model)
             if folder is not None:
-                tokenizer = load_tokenizer(folder)
+                self._tokenizer = load_tokenizer(folder)
             else:
                 client = training_client or self.create_sampling_client(None)
-                tokenizer = wrap_tokenizer(client.get_tokenizer())
-            self._tokenizers[self.base_model] = tokenizer
-        return self._tokenizers[self.base_model]
+                self._tokenizer = wrap_tokenizer(client.get_tokenizer())
+        return self._tokenizer
 
     def _result(self, future: concurrent.futures.Future, doing: str) -> Any:
         import tinker

@@ -7,11 +7,11 @@ import argparse
 import hashlib
 import json
 import os
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tinkersmith.samples import (
     Sample,
     Skipped,
     Source,
+    characters,
     check_record,
     count_duplicates,
     find_files,
@@ -241,22 +242,15 @@ def _measure(sides: list[list[Sample]]) -> tuple[str, list[LengthStatistics]]:
 
     name, folder = next(iter(BUNDLED_MODELS.items()))
     if not (folder / "tokenizer.json").is_file():
-        lengths = [[_characters(sample) for sample in side] for side in sides]
+        lengths = [[characters(sample) for sample in side] for side in sides]
         return "characters", [LengthStatistics.of(side, "characters") for side in lengths]
 
-    from tinkersmith.prompts import choose_template
-    from tinkersmith.tokens import load_tokenizer, tokenize
+    from tinkersmith.tokens import token_lengths
 
-    tokenizer = load_tokenizer(folder)
-    template = choose_template("instruction", tokenizer, name)
-    lengths = [tokenize(side, template, tokenizer, sys.maxsize, False).lengths for side in sides]
+    together = iter(token_lengths(chain.from_iterable(sides), folder, name, "instruction"))
+    lengths = [list(islice(together, len(side))) for side in sides]
     unit = f"tokens of {name} (other models count otherwise)"
     return unit, [LengthStatistics.of(side) for side in lengths]
-
-
-def _characters(sample: Sample) -> int:
-    texts = [sample.system, *(text for turn in sample.history for text in turn)]
-    return sum(map(len, (*texts, sample.instruction, sample.input, sample.output)))
 
 
 def _check_outputs(inputs: Sequence[Path], train_out: Path, test_out: Path, force: bool) -> None:

@@ -5,6 +5,7 @@ T: the tokens of one sample, prompt then completion.
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinkersmith.errors import UserError
-from tinkersmith.prompts import GUARDED, PromptTemplate, unguarded
+from tinkersmith.prompts import GUARDED, PromptTemplate, choose_template, unguarded
 from tinkersmith.samples import Sample, Source
 
 if TYPE_CHECKING:
@@ -255,6 +256,15 @@ def _place(
     if length > limit:
         reason = f"{length:,} -> {limit:,} tokens"
         data.truncated.append(LengthEvent(source, length, limit, reason))
+
+
+def token_lengths(
+    samples: Iterable[Sample], folder: Path, base_model: str, template: str
+) -> list[int]:
+    """The whole length of each sample, as the model in `folder` counts under PROMPT_TEMPLATE."""
+    tokenizer = load_tokenizer(folder)
+    chosen = choose_template(template, tokenizer, base_model)
+    return tokenize(samples, chosen, tokenizer, sys.maxsize, truncate=False).lengths
 
 
 def to_datum(tokenized: TokenizedSample, weight: float = 1.0) -> "tinker.Datum":

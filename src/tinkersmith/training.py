@@ -272,22 +272,18 @@ class _Run:
                 pending.append(self._submit(number))
                 done = number + 1
                 epoch_ends = done % self.steps_an_epoch == 0
-                pauses = epoch_ends or self._is_due(done)
-                while len(pending) > (0 if pauses else _PIPELINE - 1):
+                validates = epoch_ends or _is_due(done, settings.eval_every)
+                saves = epoch_ends or _is_due(done, settings.save_every)
+                # What is measured or saved must not run ahead of what is recorded.
+                while len(pending) > (0 if validates or saves else _PIPELINE - 1):
                     self._record(pending.popleft(), progress)
                 if epoch_ends:
                     self._end_epoch(done)
-                if self.data.validation and (
-                    epoch_ends or (settings.eval_every and done % settings.eval_every == 0)
-                ):
+                if validates and self.data.validation:
                     self._validate(done)
-                if epoch_ends or (settings.save_every and done % settings.save_every == 0):
+                if saves:
                     self._save(done)
         self.say = self.transcript.say
-
-    def _is_due(self, done: int) -> bool:
-        every = (self.settings.eval_every, self.settings.save_every)
-        return any(period and done % period == 0 for period in every)
 
     def _submit(self, number: int) -> "_Step":
         import tinker
@@ -488,6 +484,10 @@ class _Step:
     forward_backward: Any
     optim_step: Any
     begun: float
+
+
+def _is_due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0
 
 
 def _indented(text: str) -> str:

@@ -285,7 +285,6 @@ class Models:
             adapter = new_adapter(base, config)
             tensors = load_file(self._weights(path) / "adapter_model.safetensors")
             load_adapter_state(adapter, tensors)
-            adapter = snapshot(adapter)
         self.samplers[sampler_id] = Sampler(base, adapter)
         self._use(sampler_id)
 

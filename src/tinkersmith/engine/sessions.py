@@ -135,10 +135,7 @@ class Sessions:
             session.models[model_id] = OrderedOperations(touched=time.monotonic())
             future = self.futures[request_id] = Future()
             job = Job(lambda models: create(models, model_id), future)
-            if fetch is None:
-                self.thread.submit(model_id, job)
-            else:
-                self._after(fetch, model_id, job)
+            self._submit_after(fetch, model_id, job)
         return model_id, request_id
 
     def operate(self, model_id: str, seq_id: int, run: Work) -> str:
@@ -193,10 +190,7 @@ class Sessions:
         self, sampler_id: str, loaded: Future, fetch: Callable[[], object] | None, run: Work
     ) -> None:
         """Queue what makes a new sampling client ready; `fetch` as in `create_model`."""
-        if fetch is None:
-            self.thread.submit(sampler_id, Job(run, loaded))
-        else:
-            self._after(fetch, sampler_id, Job(run, loaded))
+        self._submit_after(fetch, sampler_id, Job(run, loaded))
 
     def sample(self, sampler_id: str, seq_id: int, request: SampleRequest) -> str:
         """Queue a sample request; returns its future's id."""
@@ -247,8 +241,11 @@ class Sessions:
         self.futures.pop(request_id, None)
         self._delivered_bytes -= self._delivered.pop(request_id, 0)
 
-    def _after(self, fetch: Callable[[], object], lane: str, job: Job) -> None:
-        """Queue `job` when `fetch` has run in a thread of its own: it may take minutes."""
+    def _submit_after(self, fetch: Callable[[], object] | None, lane: str, job: Job) -> None:
+        """Queue `job` when `fetch`, if any, has run in a thread of its own: it may take minutes."""
+        if fetch is None:
+            self.thread.submit(lane, job)
+            return
 
         async def fetch_and_submit() -> None:
             try:
