@@ -64,6 +64,18 @@ def token_losses(
     return -clipped.detach() * logprobs * advantages
 
 
+def has_gradient(name: str, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Which positions (T,) of inputs (T, K) can have a gradient at all; the others' is zero."""
+    targets = inputs["target_tokens"]
+    if name == "cross_entropy":
+        factors = inputs.get("weights")
+    else:  # each loss but dro has the advantage as a factor
+        factors = None if name == "dro" else inputs["advantages"]
+    if factors is None:
+        return torch.ones(len(targets), dtype=torch.bool, device=targets.device)
+    return (factors != 0).any(-1)
+
+
 def check_datums(base: BaseModel, datums: Sequence[Datum], name: str, config: LossConfig) -> None:
     """Everything that can be wrong with a batch, before any work is done.
 

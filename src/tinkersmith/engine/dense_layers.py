@@ -1,0 +1,116 @@
+"""The weights of Llama-shaped models (Llama, Mistral, Qwen2, Qwen3), laid out for fast paths.
+
+Projections that read the same input are joined into one matrix; the model's own layers keep
+working on views of it, so nothing is held twice.
+
+Axes: H hidden size, D head size, Q query heads, G key/value heads, F width of the MLP, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from tinkersmith.engine.lora import LoraLinear
+
+_FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """Linear layers with one input, their weights joined along the output."""
+
+    weight: torch.Tensor  # (out, in)
+    bias: torch.Tensor | None  # (out,)
+    paths: tuple[str, ...]  # the layers' module paths, in the order of their outputs
+    sizes: tuple[int, ...]  # the width of each one's output
+
+
+@dataclass(frozen=True, slots=True)
+class DenseLayer:
+    attention_norm: torch.Tensor  # (H,)
+    qkv: Projection  # H -> (Q + 2 G) D
+    query_norm: torch.Tensor | None  # (D,)
+    key_norm: torch.Tensor | None  # (D,)
+    output: Projection  # Q D -> H
+    mlp_norm: torch.Tensor  # (H,)
+    gate_up: Projection  # H -> 2 F
+    down: Projection  # F -> H
+
+
+@dataclass(frozen=True, slots=True)
+class DenseModel:
+    layers: list[DenseLayer]
+    embedding: nn.Module
+    rotary: nn.Module  # (any tensor, positions (1, T)) -> cos, sin, each (1, T, D)
+    final_norm: torch.Tensor  # (H,)
+    eps: float
+    heads: int  # Q
+    key_heads: int  # G
+    head_size: int  # D
+    scale: float  # of the attention scores
+
+
+def dense_model(model: PreTrainedModel) -> DenseModel | None:
+    """The layers of `model`, whose linear layers are LoraLinear already; None if it has others.
+
+    A sliding window is not described: sequences longer than it are refused before they come here.
+    """
+    config: Any = model.config
+    inner: Any = model.base_model
+    if config.model_type not in _FAMILIES or config.hidden_act != "silu":
+        return None
+    layers = [_layer(layer) for layer in inner.layers]
+    if any(layer is None for layer in layers):
+        return None
+    attention = inner.layers[0].self_attn
+    return DenseModel(
+        layers=cast(list[DenseLayer], layers),
+        embedding=inner.embed_tokens,
+        rotary=inner.rotary_emb,
+        final_norm=inner.norm.weight,
+        eps=inner.norm.variance_epsilon,
+        heads=config.num_attention_heads,
+        key_heads=config.num_key_value_heads,
+        head_size=attention.head_dim,
+        scale=attention.scaling,
+    )
+
+
+def _layer(layer: Any) -> DenseLayer | None:
+    attention, mlp = layer.self_attn, layer.mlp
+    parts = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+    parts += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    if not all(isinstance(part, LoraLinear) for part in parts):
+        return None
+    return DenseLayer(
+        attention_norm=layer.input_layernorm.weight,
+        qkv=_joined(parts[:3]),
+        query_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
+        key_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
+        output=_joined(parts[3:4]),
+        mlp_norm=layer.post_attention_layernorm.weight,
+        gate_up=_joined(parts[4:6]),
+        down=_joined(parts[6:]),
+    )
+
+
+def _joined(layers: list[LoraLinear]) -> Projection:
+    linears = [layer.base for layer in layers]
+    weight, bias = linears[0].weight.detach(), linears[0].bias
+    if len(linears) > 1:
+        weight = torch.cat([linear.weight.detach() for linear in linears])
+        if bias is not None:
+            bias = torch.cat([linear.bias.detach() for linear in linears])
+        start = 0
+        for linear in linears:
+            linear.weight.data = weight[start : start + linear.out_features]
+            start += linear.out_features
+    return Projection(
+        weight=weight,
+        bias=None if bias is None else bias.detach(),
+        paths=tuple(layer.path for layer in layers),
+        sizes=tuple(linear.out_features for linear in linears),
+    )
