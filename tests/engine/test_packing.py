@@ -71,9 +71,17 @@ def test_a_neighbour_in_the_pack_cannot_be_seen(base: BaseModel) -> None:
     assert not torch.equal(hidden_one[20:50], hidden_other[20:50])
 
 
-def test_no_matrix_of_tokens_by_tokens_or_tokens_by_vocabulary_lives(base: BaseModel) -> None:
+@pytest.mark.parametrize("path", ["dense", "generic"])
+def test_no_matrix_of_tokens_by_tokens_or_tokens_by_vocabulary_lives(
+    path: str, tmp_path: Path
+) -> None:
+    base = load_base_model(
+        "tiny", make_tiny_model(tmp_path / "model", vocab_size=1300, max_context=2048)
+    )
+    if path == "generic":
+        base.dense = None
     rng = np.random.default_rng(0)
-    length, count = 500, 2
+    length, count = 2000, 2
     datums = []
     for _ in range(count):
         tokens = rng.integers(0, 250, length + 1)
@@ -82,5 +90,5 @@ def test_no_matrix_of_tokens_by_tokens_or_tokens_by_vocabulary_lives(base: BaseM
     with LargestTensor() as largest:
         forward_backward(base, adapter, datums, "cross_entropy", {})
     hidden = count * length * 32  # (T, H): what must live
-    # Not even one document's logits at once, let alone the whole pack's; nor any attention matrix.
+    # Not even one document's logits at once, let alone the whole pack's; nor its attention matrix.
     assert hidden <= largest.elements < length * base.vocab_size < length**2

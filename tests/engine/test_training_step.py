@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.engine.test_lora import filled_adapter, save_as_peft
 from tests.tiny_models import make_tiny_model
-from tinkersmith.engine import training_step
+from tinkersmith.engine import head
 from tinkersmith.engine.base_model import BaseModel, load_base_model
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.lora import Adapter, new_adapter
@@ -42,7 +42,7 @@ def gradients(adapter: Adapter) -> dict[str, torch.Tensor]:
 def test_loss_and_lora_gradients_equal_plain_transformers_and_peft(
     base: BaseModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_step, "CHUNK_ROWS", 16)  # several chunks a document
+    monkeypatch.setattr(head, "CPU_BLOCK", (16, 50))  # several chunks a document
     adapter = filled_adapter(base, LoraConfig(8, 0))
     datums = random_datums(np.random.default_rng(), 12)
     output = forward_backward(base, adapter, datums, "cross_entropy", {})

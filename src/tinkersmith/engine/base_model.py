@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from tinkersmith.engine import attention
 from tinkersmith.engine.attention import AttentionContext, PackedDocuments, attending
+from tinkersmith.engine.dense_layers import DenseModel, dense_model
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.lora import Adapter, LoraLinear, using
 
@@ -36,6 +37,7 @@ class BaseModel:
     eos_ids: frozenset[int]
     tied: bool
     layers: int = field(init=False)
+    dense: DenseModel | None = None  # how the fast paths see it, if it is of a family they know
 
     def __post_init__(self) -> None:
         self.layers = self.model.config.get_text_config().num_hidden_layers
@@ -135,6 +137,7 @@ def load_base_model(
         tied=embedding is linears[parts["unembed"][0]].weight,
     )
     _check_against_plain(base)
+    base.dense = dense_model(model)
     return base
 
 

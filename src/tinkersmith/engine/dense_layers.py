@@ -3,7 +3,7 @@
 Projections that read the same input are joined into one matrix; the model's own layers keep
 working on views of it, so nothing is held twice.
 
-Axes: H hidden size, D head size, Q query heads, G key/value heads, F width of the MLP, V vocabulary.
+Axes: H hidden size, D head size, Q query heads, G key/value heads, F width of the MLP.
 """
 
 from dataclasses import dataclass

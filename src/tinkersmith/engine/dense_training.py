@@ -16,7 +16,7 @@ from torch.nn.functional import silu
 from tinkersmith.engine.dense_layers import DenseLayer, DenseModel, Projection
 from tinkersmith.engine.head import add_gradient
 from tinkersmith.engine.lora import Adapter
-from tinkersmith.engine.tile_attention import Tile, attend, attend_backward, tiles
+from tinkersmith.engine.tile_attention import attend, attend_backward, tiles
 
 _ROWS = 512  # of element-wise work at a time
 
@@ -135,9 +135,7 @@ class DensePass:
         part = self._project_backward(part, normed, layer.gate_up, updates.gate_up, low_gate_up)
         grad = grad + rms_norm_backward(part, kept.middle, layer.mlp_norm, eps)
 
-        part = self._project_backward(
-            grad, kept.attended, layer.output, updates.output, low_output
-        )
+        part = self._project_backward(grad, kept.attended, layer.output, updates.output, low_output)
         part = self._rotated_backward(
             attend_backward(self._heads_of(part), kept.query, kept.key, kept.value, self.tiles),
             kept.qkv,
@@ -270,9 +268,7 @@ def _update(projection: Projection, adapter: Adapter | None) -> _Update | None:
         start += width
     if not paths:
         return None
-    return _Update(
-        torch.cat(a).to(dtype), b, columns, paths, adapter.config.rank, adapter.scaling
-    )
+    return _Update(torch.cat(a).to(dtype), b, columns, paths, adapter.config.rank, adapter.scaling)
 
 
 def _project(
@@ -321,9 +317,13 @@ def _norm_gradient(grad: torch.Tensor, x: torch.Tensor, eps: float) -> torch.Ten
 
 
 def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(
-        eps
-    ).rsqrt_()
+    return (
+        torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        .square_()
+        .div_(x.shape[-1])
+        .add_(eps)
+        .rsqrt_()
+    )
 
 
 def _head_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:

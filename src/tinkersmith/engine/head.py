@@ -1,4 +1,4 @@
-"""Hidden states -> log-probabilities of targets, losses, and the hidden states' gradient, in one go.
+"""Hidden states -> log-probabilities of targets, losses, and the hidden states' gradient at once.
 
 The logits of a chunk of rows exist only once, block of vocabulary by block, as exponentials; the
 gradient is formed from them at once. No (T, V) matrix is ever held, and rows whose gradient is
@@ -8,7 +8,7 @@ Axes: T packed tokens, N rows of a chunk, K targets a position, H hidden size, V
 R rank of the adapter, W width of a block of the vocabulary.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,8 @@ from tinkersmith.engine.base_model import BaseModel
 from tinkersmith.engine.lora import Adapter
 from tinkersmith.engine.losses import has_gradient, token_losses
 from tinkersmith.engine.messages import LossConfig
+
+CPU_BLOCK = (512, 2048)  # N and W: the best of six by measurement
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,32 +59,34 @@ def head_pass(
     logprobs = torch.zeros(targets.shape, device=hidden.device)
     losses = torch.zeros_like(logprobs)
     grad_hidden = torch.zeros_like(hidden) if backward else None
-    grad_a = torch.zeros_like(weights.a, dtype=torch.float32) if weights.a is not None else None
-    grad_b = torch.zeros_like(weights.b, dtype=torch.float32) if weights.b is not None else None
-    graded = has_gradient(loss_fn, inputs)  # (T,)
-    if backward or only_graded:
-        groups = [(graded.nonzero()[:, 0], backward)]
-        if not only_graded:
-            groups.append(((~graded).nonzero()[:, 0], False))
-    else:
-        groups = [(torch.arange(len(hidden), device=hidden.device), False)]
-    for rows, with_gradient in groups:
-        for chunk in rows.split(_chunk_rows(hidden.device)):
-            part = hidden[chunk]  # (N, H)
+    head = _Head(weights, hidden.device)
+    for rows, with_gradient in _groups(has_gradient(loss_fn, inputs), backward, only_graded):
+        for chunk in rows.split(head.rows):
             part_inputs = {name: values[chunk] for name, values in inputs.items()}
-            logits = _Logits(weights, part, part_inputs["target_tokens"], keep=with_gradient)
-            logprobs[chunk] = logits.target_logprobs
+            leaf = head.logprobs(hidden[chunk], part_inputs["target_tokens"], keep=with_gradient)
+            logprobs[chunk] = leaf
             with torch.enable_grad():
-                leaf = logits.target_logprobs.requires_grad_()
-                part_losses = token_losses(loss_fn, leaf, part_inputs, config)
+                part_losses = token_losses(loss_fn, leaf.requires_grad_(), part_inputs, config)
                 losses[chunk] = part_losses.detach()
                 if with_gradient and grad_hidden is not None:
                     (slope,) = torch.autograd.grad(part_losses.sum(), leaf)
-                    grad_hidden[chunk] = logits.backward(slope, grad_a, grad_b).to(hidden.dtype)
-    if backward and adapter is not None and grad_a is not None and grad_b is not None:
-        add_gradient(adapter, f"{base.unembed.path}.lora_A", grad_a)
-        add_gradient(adapter, f"{base.unembed.path}.lora_B", grad_b)
+                    grad_hidden[chunk] = head.backward(slope).to(hidden.dtype)
+    if backward and adapter is not None and weights.a is not None:
+        add_gradient(adapter, f"{base.unembed.path}.lora_A", head.grad_a)
+        add_gradient(adapter, f"{base.unembed.path}.lora_B", head.grad_b)
     return HeadOutput(logprobs, losses, grad_hidden)
+
+
+def _groups(
+    graded: torch.Tensor, backward: bool, only_graded: bool
+) -> list[tuple[torch.Tensor, bool]]:
+    """Which rows to compute, and whether with their gradient."""
+    if not backward and not only_graded:
+        return [(torch.arange(len(graded), device=graded.device), False)]
+    groups = [(graded.nonzero()[:, 0], backward)]
+    if not only_graded:
+        groups.append(((~graded).nonzero()[:, 0], False))
+    return groups
 
 
 def add_gradient(adapter: Adapter, name: str, gradient: torch.Tensor) -> None:
@@ -104,99 +108,104 @@ def _weights(base: BaseModel, adapter: Adapter | None) -> _Weights:
     return _Weights(weight, bias, a.to(weight.dtype), b.to(weight.dtype), adapter.scaling)
 
 
-def _chunk_rows(device: torch.device) -> int:
-    return 256 if device.type == "cpu" else 2048
+class _Head:
+    """The output layer and its soft-max for some rows at a time, block by block of tokens.
 
+    A block is kept as exponentials below its own largest logit; factors make probabilities of
+    them once the whole row's normaliser is known.
+    """
 
-def _block_width(device: torch.device) -> int:
-    # On a CPU a block of logits stays in the caches between the passes over it.
-    return 2048 if device.type == "cpu" else 2**31
+    def __init__(self, weights: _Weights, device: torch.device) -> None:
+        self.weights = weights
+        vocabulary, dtype = len(weights.base), weights.base.dtype
+        # On a CPU a block of logits stays in the caches between the passes over it.
+        self.rows, width = CPU_BLOCK if device.type == "cpu" else (2048, vocabulary)
+        width = min(width, vocabulary)
+        starts = list(range(0, vocabulary, width))
+        self.bounds = [(start, min(start + width, vocabulary)) for start in starts]
+        self.starts = torch.tensor(starts, device=device)
+        # Buffers, as fresh memory for every block would cost more than the work in it.
+        self.block = torch.empty(self.rows * width, dtype=dtype, device=device)
+        self.exponentials = torch.empty(self.rows * width, device=device)
+        self.kept = torch.empty(0, dtype=dtype, device=device)
+        self.grad_a = _zeros_like(weights.a)
+        self.grad_b = _zeros_like(weights.b)
 
-
-class _Logits:
-    """The logits of N rows, kept (if `keep`) as exponentials below each block's own maximum."""
-
-    def __init__(
-        self, weights: _Weights, hidden: torch.Tensor, targets: torch.Tensor, *, keep: bool
-    ) -> None:
-        self.weights, self.hidden, self.targets = weights, hidden, targets
-        vocabulary, count = len(weights.base), len(hidden)
-        width = min(_block_width(hidden.device), vocabulary)
-        self.bounds = [
-            (start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)
-        ]
-        # (N, R)
-        self.low = None if weights.a is None else hidden @ weights.a.T
-        # Each block's in one piece of memory, hence not one (N, V) matrix.
-        self.kept: list[torch.Tensor] = []
-        maxima = hidden.new_empty(len(self.bounds), count, dtype=torch.float32)
+    def logprobs(
+        self, hidden: torch.Tensor, targets: torch.Tensor, *, keep: bool
+    ) -> torch.Tensor:  # (N, H), (N, K) -> (N, K)
+        self.hidden, self.targets = hidden, targets
+        weights, count = self.weights, len(hidden)
+        if keep and not len(self.kept):
+            self.kept = self.block.new_empty(len(self.bounds), len(self.block))
+        self.low = hidden if weights.a is None else hidden @ weights.a.T  # (N, R)
+        maxima = torch.empty(len(self.bounds), count, device=hidden.device)
         sums = torch.empty_like(maxima)
         picked = torch.empty(targets.numel(), device=hidden.device)
         order = targets.flatten().argsort()  # of (row, target) pairs
         ordered = targets.flatten()[order]
-        starts = torch.tensor([start for start, _ in self.bounds], device=hidden.device)
-        splits = [*torch.searchsorted(ordered, starts).tolist(), len(ordered)]
-        logits = hidden.new_empty(count, width)
-        exponentials = torch.empty(count, width, device=hidden.device)
+        splits = [*torch.searchsorted(ordered, self.starts).tolist(), len(ordered)]
         for index, (start, end) in enumerate(self.bounds):
-            block = logits[:, : end - start]
-            self._block(start, end, out=block)
-            if splits[index] < splits[index + 1]:
-                pairs = order[splits[index] : splits[index + 1]]
+            block = _view(self.block, count, end - start)
+            self._logits(start, end, out=block)
+            first, last = splits[index : index + 2]
+            if first < last:
+                pairs = order[first:last]
                 rows = pairs.div(targets.shape[1], rounding_mode="floor")
-                columns = ordered[splits[index] : splits[index + 1]] - start
-                picked[pairs] = block[rows, columns].float()
+                picked[pairs] = block[rows, ordered[first:last] - start].float()
             largest = block.amax(-1, keepdim=True).float()  # (N, 1)
-            exponential = exponentials[:, : end - start]
-            torch.sub(block, largest, out=exponential).exp_()
+            exponentials = _view(self.exponentials, count, end - start).copy_(block)
+            exponentials.sub_(largest).exp_()
             maxima[index] = largest[:, 0]
-            torch.sum(exponential, -1, out=sums[index])
+            torch.sum(exponentials, -1, out=sums[index])
             if keep:
-                self.kept.append(exponential.to(hidden.dtype, copy=True))
+                _view(self.kept[index], count, end - start).copy_(exponentials)
         normaliser = (maxima + sums.log()).logsumexp(0)  # (N,)
-        self.target_logprobs = picked.view(targets.shape) - normaliser[:, None]  # (N, K)
-        # What turns a kept exponential into a probability: (blocks, N)
-        self.factors = (maxima - normaliser).exp_()
+        self.factors = (maxima - normaliser).exp_()  # (blocks, N)
+        return picked.view(targets.shape) - normaliser[:, None]
 
-    def _block(self, start: int, end: int, out: torch.Tensor) -> None:
-        """Logits of tokens start to end: (N, end - start)."""
+    def _logits(self, start: int, end: int, out: torch.Tensor) -> None:
+        """Of tokens start to end: (N, end - start)."""
         weights = self.weights
         torch.mm(self.hidden, weights.base[start:end].T, out=out)
         if weights.bias is not None:
             out.add_(weights.bias[start:end])
-        if weights.b is not None and self.low is not None:
+        if weights.b is not None:
             out.addmm_(self.low, weights.b[start:end].T, alpha=weights.scaling)
 
-    def backward(
-        self, slope: torch.Tensor, grad_a: torch.Tensor | None, grad_b: torch.Tensor | None
-    ) -> torch.Tensor:
-        """The gradient of hidden (N, H), fp32, for d loss / d target log-probability (N, K).
+    def backward(self, slope: torch.Tensor) -> torch.Tensor:
+        """d loss / d log-probability (N, K) of the last rows -> d loss / d hidden (N, H), fp32.
 
         d loss / d logits = sum_k slope_k (onehot(target_k) - softmax).
         """
-        weights, dtype = self.weights, self.hidden.dtype
+        weights, hidden, low = self.weights, self.hidden, self.low
         total = slope.sum(-1)  # (N,)
         grad = _weighted_rows(weights.base, self.targets, slope)  # (N, H)
-        grad_low = None
-        if weights.b is not None:
-            grad_low = _weighted_rows(weights.b, self.targets, slope)  # (N, R)
+        grad_low = None if weights.b is None else _weighted_rows(weights.b, self.targets, slope)
         for (start, end), kept, factor in zip(self.bounds, self.kept, self.factors, strict=True):
+            kept = _view(kept, len(hidden), end - start)
             scale = (factor * total)[:, None]  # (N, 1)
             grad.sub_((kept @ weights.base[start:end]).float().mul_(scale))
-            if weights.b is not None and grad_low is not None and self.low is not None:
+            if weights.b is not None and grad_low is not None:
                 grad_low.sub_((kept @ weights.b[start:end]).float().mul_(scale))
-                if grad_b is not None:
-                    scaled = (self.low * (-weights.scaling * scale)).to(dtype)
-                    grad_b[start:end] += kept.T @ scaled
-        if grad_low is None or weights.a is None or self.low is None:
+                scaled = (low * (-weights.scaling * scale)).to(low.dtype)  # (N, R)
+                self.grad_b[start:end] += kept.T @ scaled
+        if weights.a is None or grad_low is None:
             return grad
-        grad_low *= weights.scaling
-        if grad_a is not None:
-            grad_a += grad_low.to(dtype).T @ self.hidden
-        if grad_b is not None:
-            pairs = (self.low[:, None] * (slope * weights.scaling)[..., None]).flatten(0, 1)
-            grad_b.index_add_(0, self.targets.flatten(), pairs.float())
-        return grad.add_(grad_low.to(dtype) @ weights.a)
+        grad_low = (grad_low * weights.scaling).to(low.dtype)
+        self.grad_a += grad_low.T @ hidden
+        for targets, factor in zip(self.targets.T, slope.T, strict=True):
+            self.grad_b.index_add_(0, targets, low * (weights.scaling * factor)[:, None])
+        return grad.add_(grad_low @ weights.a)
+
+
+def _view(buffer: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """The beginning of a flat buffer as a (rows, columns) matrix in one piece."""
+    return buffer[: rows * columns].view(rows, columns)
+
+
+def _zeros_like(matrix: torch.Tensor | None) -> torch.Tensor:
+    return torch.zeros(0) if matrix is None else torch.zeros_like(matrix, dtype=torch.float32)
 
 
 def _weighted_rows(

@@ -9,13 +9,12 @@ import numpy as np
 import torch
 
 from tinkersmith.engine.base_model import BaseModel
+from tinkersmith.engine.dense_training import DensePass
 from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.head import HeadOutput, head_pass
 from tinkersmith.engine.lora import Adapter
-from tinkersmith.engine.losses import token_losses
 from tinkersmith.engine.messages import Datum, LossConfig, LossOutput
 from tinkersmith.engine.packing import packs
-
-CHUNK_ROWS = 256  # rows of logits that live at a time: (256, V), never (T, V)
 
 
 def forward(
@@ -24,88 +23,108 @@ def forward(
     datums: Sequence[Datum],
     loss_fn: str,
     config: LossConfig,
+    *,
+    only_graded: bool = False,
 ) -> LossOutput:
-    """Loss and log-probabilities only."""
-    with torch.no_grad():
-        return _run(base, adapter, datums, loss_fn, config, backward=False)
+    """Loss and log-probabilities only; with `only_graded`, 0 where no loss depends on them."""
+    return _run(base, adapter, datums, loss_fn, config, backward=False, only_graded=only_graded)
 
 
 def forward_backward(
-    base: BaseModel, adapter: Adapter, datums: Sequence[Datum], loss_fn: str, config: LossConfig
+    base: BaseModel,
+    adapter: Adapter,
+    datums: Sequence[Datum],
+    loss_fn: str,
+    config: LossConfig,
+    *,
+    only_graded: bool = False,
 ) -> LossOutput:
     """The same, and the gradients are added to those that the adapter's weights hold.
 
     Raises:
         Refused: a loss is not finite. Gradients may then be half added: the caller drops them.
     """
-    return _run(base, adapter, datums, loss_fn, config, backward=True)
+    return _run(base, adapter, datums, loss_fn, config, backward=True, only_graded=only_graded)
 
 
-def _run(base, adapter, datums, loss_fn, config, *, backward: bool) -> LossOutput:
+def _run(
+    base, adapter, datums, loss_fn, config, *, backward: bool, only_graded: bool
+) -> LossOutput:
     logprobs: list[np.ndarray] = []
     losses: list[float] = []
+    run_pack = _run_generic if base.dense is None else _run_dense
     for pack in packs([len(datum.tokens) for datum in datums]):
         chosen = [datums[index] for index in pack]
-        pack_logprobs, pack_losses = _run_pack(base, adapter, chosen, loss_fn, config, backward)
-        for index, loss in zip(pack, pack_losses, strict=True):
+        lengths = [len(datum.tokens) for datum in chosen]
+        tokens = torch.from_numpy(np.concatenate([datum.tokens for datum in chosen]))
+        inputs = _joined_inputs(chosen, base.device)
+
+        def head(hidden: torch.Tensor, inputs: dict[str, torch.Tensor] = inputs) -> HeadOutput:
+            return head_pass(
+                base,
+                adapter,
+                hidden,
+                inputs,
+                loss_fn,
+                config,
+                backward=backward,
+                only_graded=only_graded,
+            )
+
+        output = run_pack(base, adapter, tokens, lengths, head, backward)
+        parts = output.losses.split(lengths), output.logprobs.split(lengths)
+        for index, datum, part_losses, part_logprobs in zip(pack, chosen, *parts, strict=True):
+            loss = float(part_losses.double().sum())
             if not np.isfinite(loss):
                 raise Refused(
                     f"the loss of datum {index} is {loss}: the weights or its inputs hold values "
                     "that are not finite or too large; lower the learning rate or load an "
                     "earlier checkpoint."
                 )
-        logprobs += pack_logprobs
-        losses += pack_losses
+            losses.append(loss)
+            shape = datum.inputs["target_tokens"].shape
+            width = shape[1] if len(shape) == 2 else 1
+            logprobs.append(part_logprobs[:, :width].cpu().numpy().reshape(shape))
     return LossOutput(logprobs, {"loss:sum": float(np.sum(losses))})
 
 
-def _run_pack(
-    base: BaseModel,
-    adapter: Adapter | None,
-    datums: Sequence[Datum],
-    loss_fn: str,
-    config: LossConfig,
-    backward: bool,
-) -> tuple[list[np.ndarray], list[float]]:
-    lengths = [len(datum.tokens) for datum in datums]
-    tokens = torch.from_numpy(np.concatenate([datum.tokens for datum in datums]))
-    hidden = base.hidden(tokens, lengths, adapter)  # (T, H)
-    # The graph is cut here: head and loss run chunk by chunk and leave their gradient in `leaf`,
-    # so that logits of only one chunk live at a time.
-    leaf = hidden.detach().requires_grad_(backward)
-    logprobs, losses = [], []
-    start = 0
-    for datum, length in zip(datums, lengths, strict=True):
-        rows = leaf[start : start + length]
-        start += length
-        inputs = {name: _tensor(values, base.device) for name, values in datum.inputs.items()}
-        parts, loss = [], 0.0
-        for first in range(0, length, CHUNK_ROWS):
-            chunk = slice(first, first + CHUNK_ROWS)
-            part_inputs = {name: values[chunk] for name, values in inputs.items()}
-            part = target_logprobs(base, adapter, rows[chunk], part_inputs["target_tokens"])
-            part_loss = token_losses(loss_fn, part, part_inputs, config).sum()
-            if backward:
-                part_loss.backward()
-            parts.append(part.detach())
-            loss += float(part_loss.detach().double())
-        logprobs.append(torch.cat(parts).cpu().numpy())
-        losses.append(loss)
-    if backward and hidden.requires_grad:
-        hidden.backward(leaf.grad)
-    return logprobs, losses
+def _run_dense(base, adapter, tokens, lengths, head, backward: bool) -> HeadOutput:
+    one_pass = DensePass(base.dense, adapter, lengths, backward=backward)
+    output = head(one_pass.forward(tokens.to(base.device)))
+    if backward:
+        one_pass.backward(output.grad_hidden)
+    return output
 
 
-def target_logprobs(
-    base: BaseModel, adapter: Adapter | None, hidden: torch.Tensor, targets: torch.Tensor
-) -> torch.Tensor:
-    """Log-probabilities of targets (N,) or (N, K) under hidden states (N, H)."""
-    logits = base.logits(hidden, adapter)  # (N, V)
-    picked = logits.gather(-1, targets.view(len(targets), -1)).view(targets.shape)
-    normaliser = logits.logsumexp(-1)
-    return picked - (normaliser if targets.ndim == 1 else normaliser[:, None])
+def _run_generic(base, adapter, tokens, lengths, head, backward: bool) -> HeadOutput:
+    """Through the model's own layers and autograd: for every family without a path of its own."""
+    with torch.set_grad_enabled(backward):
+        hidden = base.hidden(tokens, lengths, adapter)  # (T, H)
+    # The graph is cut here: the head forms its gradient itself.
+    output = head(hidden.detach())
+    if hidden.requires_grad:
+        hidden.backward(output.grad_hidden)
+    return output
 
 
-def _tensor(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    dtype = torch.int64 if values.dtype.kind == "i" else torch.float32
-    return torch.from_numpy(np.ascontiguousarray(values)).to(device=device, dtype=dtype)
+def _joined_inputs(datums: Sequence[Datum], device: torch.device) -> dict[str, torch.Tensor]:
+    """Each input of a pack as one (T, K) tensor; missing targets have weight 0."""
+    widths = {datum.inputs["target_tokens"].size // len(datum.tokens) for datum in datums}
+    widest = max(widths)
+    names = {name for datum in datums for name in datum.inputs}
+    if len(widths) > 1:  # so only cross_entropy can be
+        names.add("weights")
+    joined = {}
+    for name in names:
+        parts = []
+        for datum in datums:
+            targets = datum.inputs["target_tokens"].reshape(len(datum.tokens), -1)
+            values = datum.inputs.get(name)
+            # Only cross_entropy's weights may be missing: they are 1 then.
+            part = np.ones(targets.shape, np.float32) if values is None else values
+            part = part.reshape(targets.shape)
+            parts.append(np.pad(part, ((0, 0), (0, widest - part.shape[1]))))
+        array = np.ascontiguousarray(np.concatenate(parts))
+        dtype = torch.int64 if name == "target_tokens" else torch.float32
+        joined[name] = torch.from_numpy(array).to(device=device, dtype=dtype)
+    return joined

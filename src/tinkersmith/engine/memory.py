@@ -1,0 +1,68 @@
+"""How much memory there is, and how the allocator handles it."""
+
+import ctypes
+import sys
+from pathlib import Path
+
+import torch
+
+# Of glibc's mallopt(3).
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
+
+
+def keep_freed_memory() -> None:
+    """Let malloc keep what is freed, for the next step, and take it from one arena.
+
+    By default every large tensor is fresh memory, which the kernel clears page by page at first
+    touch: a tenth of a training step on a CPU. Must be called before other threads allocate.
+    """
+    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        return
+    for option, value in (
+        (_MMAP_MAX, 0),
+        (_TRIM_THRESHOLD, 2**31 - 1),
+        (_TOP_PAD, 64 * 2**20),
+        (_ARENA_MAX, 1),
+    ):
+        libc.mallopt(option, value)
+
+
+def return_freed_memory() -> None:
+    """Give what is free back to the system: after something large and lasting has gone."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be allocated now: of the GPU, or of this process's machine or container."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    found = [_machine_free(), *_container_free()]
+    return min(found)
+
+
+def _machine_free() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # not Linux: no figure that is true for long
+        return 4 * 2**30
+    fields = dict(line.split(":", 1) for line in lines)
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def _container_free() -> list[int]:
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        (
+            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        ),
+    ):
+        try:
+            return [int(Path(limit).read_text()) - int(Path(used).read_text())]
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return []
