@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
     from tinkersmith.tokens import TextTokenizer
 
+# The training loop reads no log-probability of a position without a weight: our own engine need
+# not compute them then. Other servers take it as a note.
+TRAINING_METADATA = {"tinkersmith.logprobs": "weighted"}
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PROBE_EVERY = 1.0  # seconds
 PROBE_PATIENCE = 1.5  # seconds
@@ -92,7 +95,10 @@ class Service:
     def create_training_client(self, settings: Settings) -> "tinker.TrainingClient":
         return self.ask(
             lambda: self.client.create_lora_training_client(
-                base_model=self.base_model, rank=settings.lora_rank, seed=settings.seed
+                base_model=self.base_model,
+                rank=settings.lora_rank,
+                seed=settings.seed,
+                user_metadata=TRAINING_METADATA,
             ),
             f"creating a LoRA on {self.base_model}",
         )

@@ -19,7 +19,7 @@ from tinkersmith.lengths import format_length_statistics
 from tinkersmith.prompts import PromptTemplate, choose_template, unguarded
 from tinkersmith.runs import Checkpoint, RunFolder, open_run
 from tinkersmith.samples import Sample
-from tinkersmith.service import ServerGone, Service, open_service
+from tinkersmith.service import TRAINING_METADATA, ServerGone, Service, open_service
 from tinkersmith.settings import Settings, resolve_base_model, settings_from
 from tinkersmith.tokens import TextTokenizer, to_datum
 from tinkersmith.training_data import RawData, TrainingData, read_data, tokenize_data
@@ -228,7 +228,7 @@ class _Run:
             return self.service.create_training_client(self.settings)
         return self.service.ask(
             lambda: self.service.client.create_training_client_from_state_with_optimizer(
-                checkpoint.state_path
+                checkpoint.state_path, user_metadata=TRAINING_METADATA
             ),
             f"loading {checkpoint.state_path}",
         )

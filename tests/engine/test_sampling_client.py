@@ -29,7 +29,7 @@ def test_a_saved_and_an_ephemeral_sampler_stay_as_they_were_while_training_goes_
     client = new_client(service)
     data = [datum([72, 101, 108, 108, 111, *[33] * 12])]
     for _ in range(30):
-        train(client, data, rate=5e-2)
+        train(client, data)
     path = client.save_weights_for_sampler("taught").result().path
     saved = service.create_sampling_client(model_path=path).result()
     ephemeral = client.save_weights_and_get_sampling_client().result()
@@ -37,7 +37,7 @@ def test_a_saved_and_an_ephemeral_sampler_stay_as_they_were_while_training_goes_
     assert greedy(ephemeral) == answer != greedy(base)
     assert answer.count(33) > 6
     for _ in range(30):
-        train(client, [datum([72, 101, 108, 108, 111, *[44] * 12])], rate=5e-2)
+        train(client, [datum([72, 101, 108, 108, 111, *[44] * 12])])
     after = client.save_weights_and_get_sampling_client().result()
     assert greedy(after).count(44) > 6
     assert greedy(saved) == greedy(ephemeral) == answer

@@ -46,6 +46,28 @@ def test_the_loss_falls_and_the_output_has_one_logprob_a_target(
     assert losses[-1] < 0.7 * losses[0]
 
 
+def test_a_client_can_do_without_the_logprobs_of_positions_without_a_weight(
+    service: tinker.ServiceClient,
+) -> None:
+    client = service.create_lora_training_client(
+        base_model=MODEL, rank=4, seed=1, user_metadata={"tinkersmith.logprobs": "weighted"}
+    ).result()
+    weights = [0.0, 0.0, 0.0, 1.0, 0.5, 0.0, 1.0]
+    data = datum([5, 6, 7, 8, 9, 10, 11], weights)
+    found, expected = (
+        one.forward_backward([data], "cross_entropy").result()
+        for one in (client, new_client(service))
+    )
+    ours, theirs = (out.loss_fn_outputs[0]["logprobs"].to_numpy() for out in (found, expected))
+    assert theirs.all()
+    np.testing.assert_allclose(ours, np.where(np.array(weights[1:]) > 0, theirs, 0), atol=1e-5)
+    assert found.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"])
+    with pytest.raises(tinker.BadRequestError, match="'all' or 'weighted'"):
+        service.create_lora_training_client(
+            base_model=MODEL, rank=4, user_metadata={"tinkersmith.logprobs": "none"}
+        ).result()
+
+
 def test_the_client_learns_its_tokenizer_without_a_hub(service: tinker.ServiceClient) -> None:
     client = new_client(service)
     info = client.get_info()

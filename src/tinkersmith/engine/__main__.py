@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.memory import keep_freed_memory
 
 KEY_VARIABLE = "TINKERSMITH_ENGINE_KEY"
 _EXIT_PATIENCE = 1.5  # seconds for open requests; a long computation is not waited for
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(options: argparse.Namespace, key: str | None) -> int:
     import uvicorn
 
+    keep_freed_memory()  # before the engine thread starts
     from tinkersmith.engine.app import make_app
     from tinkersmith.engine.catalogue import make_catalogue
     from tinkersmith.engine.queue import EngineThread

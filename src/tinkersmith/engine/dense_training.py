@@ -7,6 +7,7 @@ Axes: T packed tokens, H hidden size, Q query heads, G key/value heads, D head s
 MLP, R rank of the adapter.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,10 @@ from torch.nn.functional import silu
 from tinkersmith.engine.dense_layers import DenseLayer, DenseModel, Projection
 from tinkersmith.engine.head import add_gradient
 from tinkersmith.engine.lora import Adapter
+from tinkersmith.engine.memory import free_memory
 from tinkersmith.engine.tile_attention import attend, attend_backward, tiles
+
+log = logging.getLogger("tinkersmith.engine")
 
 _ROWS = 512  # of element-wise work at a time
 
@@ -62,8 +66,8 @@ class _Kept:
 class DensePass:
     """One forward pass over a pack, and the backward pass that goes with it.
 
-    `kept_layers` of the layers keep what their backward pass needs; the rest keep their input only
-    and are computed again.
+    `kept_layers` of the layers keep what their backward pass needs (None: as many as fit into
+    memory); the rest keep their input only and are computed again.
     """
 
     def __init__(
@@ -77,7 +81,17 @@ class DensePass:
     ) -> None:
         self.model, self.adapter, self.backward_follows = model, adapter, backward
         self.updates = [layer_updates(layer, adapter) for layer in model.layers]
-        self.kept_layers = len(model.layers) if kept_layers is None else kept_layers
+        self.kept_layers = 0
+        if backward and adapter is not None:
+            fitting = layers_that_fit(model, adapter, sum(lengths))
+            self.kept_layers = fitting if kept_layers is None else kept_layers
+            if self.kept_layers < len(model.layers):
+                log.info(
+                    "%d tokens: memory for %d of %d layers, the others are computed twice",
+                    sum(lengths),
+                    self.kept_layers,
+                    len(model.layers),
+                )
         self.kept: list[_Kept | torch.Tensor] = []
         weight = model.final_norm
         self.tiles = tiles(lengths, model.heads // model.key_heads, weight.dtype, weight.device)
@@ -241,6 +255,17 @@ class DensePass:
         groups, size = self.model.key_heads, self.model.head_size
         heads = rows.view(len(rows), groups, -1).transpose(0, 1).contiguous()
         return heads.view(groups, -1, size)
+
+
+def layers_that_fit(model: DenseModel, adapter: Adapter, tokens: int) -> int:
+    """How many layers can keep what their backward pass needs in half of the free memory."""
+    layer, weight = model.layers[0], model.final_norm
+    widths = [sum(part.sizes) for part in (layer.qkv, layer.output, layer.gate_up, layer.down)]
+    ranks = adapter.config.rank * len(adapter.weights) / 2 / len(model.layers)
+    # Of _Kept: x, middle and attended are as wide as what output and down give, or about so.
+    width = 2 * widths[0] + 2 * widths[1] + widths[2] + widths[3] + ranks
+    fitting = int(free_memory(weight.device) / 2 / (width * tokens * weight.itemsize))
+    return min(len(model.layers), fitting)
 
 
 def layer_updates(layer: DenseLayer, adapter: Adapter | None) -> _LayerUpdates:

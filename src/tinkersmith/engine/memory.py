@@ -3,8 +3,10 @@
 import ctypes
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 # Of glibc's mallopt(3).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
@@ -29,19 +31,42 @@ def keep_freed_memory() -> None:
 
 def return_freed_memory() -> None:
     """Give what is free back to the system: after something large and lasting has gone."""
+    import torch
+
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 
 
-def free_memory(device: torch.device) -> int:
+def free_memory(device: "torch.device") -> int:
     """Bytes that can be allocated now: of the GPU, or of this process's machine or container."""
     if device.type == "cuda":
+        import torch
+
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    found = [_machine_free(), *_container_free()]
-    return min(found)
+    return min([_machine_free(), *_container_free()]) + _freed_and_kept()
+
+
+class _MallocState(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def _freed_and_kept() -> int:
+    """Bytes that malloc has from the system and that are free."""
+    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallinfo2"):
+        return 0
+    libc.mallinfo2.restype = _MallocState
+    return int(libc.mallinfo2().fordblks)
 
 
 def _machine_free() -> int:

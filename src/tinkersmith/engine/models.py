@@ -65,6 +65,8 @@ class TrainedModel:
     base: BaseModel
     adapter: Adapter
     optimizer: AdamState
+    # Its client does not read the log-probabilities of positions without a weight: they are 0.
+    only_graded: bool = False
     # The step under way lost a part: the optim_step behind it fails too, so that half a batch is
     # never applied.
     dropped: DroppedStep | None = None
@@ -151,17 +153,26 @@ class Models:
 
     # ---- training clients
 
-    def create(self, model_id: str, base_name: str, config: LoraConfig) -> None:
+    def create(
+        self, model_id: str, base_name: str, config: LoraConfig, *, only_graded: bool = False
+    ) -> None:
         base = self.base(base_name)
         adapter = new_adapter(base, config)
-        self.trained[model_id] = TrainedModel(base, adapter, new_state(adapter))
+        self.trained[model_id] = TrainedModel(base, adapter, new_state(adapter), only_graded)
         self._use(model_id)
         log.info("training client %s on %s, rank %d", model_id, base_name, config.rank)
 
     def create_from(
-        self, model_id: str, base_name: str, config: LoraConfig, path: TinkerPath, optimizer: bool
+        self,
+        model_id: str,
+        base_name: str,
+        config: LoraConfig,
+        path: TinkerPath,
+        optimizer: bool,
+        *,
+        only_graded: bool = False,
     ) -> None:
-        self.create(model_id, base_name, config)
+        self.create(model_id, base_name, config, only_graded=only_graded)
         try:
             self.load(model_id, path, optimizer)
         except BaseException:
@@ -190,7 +201,12 @@ class Models:
             check_datums(model.base, request.datums, request.loss_fn, request.config)
             compute = forward if request.forward_only else forward_backward
             return compute(
-                model.base, model.adapter, request.datums, request.loss_fn, request.config
+                model.base,
+                model.adapter,
+                request.datums,
+                request.loss_fn,
+                request.config,
+                only_graded=model.only_graded,
             )
         except BaseException as error:
             if not request.forward_only:

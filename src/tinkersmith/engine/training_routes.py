@@ -45,8 +45,10 @@ class TrainingRoutes:
         if not 1 <= lora.rank <= 512:
             raise Refused(f"rank is {lora.rank}; it must be between 1 and 512.")
 
+        only_graded = _only_graded(body)
+
         def create(models: Any, model_id: str) -> Result:
-            models.create(model_id, base_model, lora)
+            models.create(model_id, base_model, lora, only_graded=only_graded)
             return {"model_id": model_id, "type": "create_model"}
 
         return await self._new_client(body, base_model, lora, create)
@@ -214,9 +216,13 @@ class TrainingRoutes:
         if body.get("base_model") not in (None, source.base_model):
             raise Refused(f"{path} is of {source.base_model}, not of {body['base_model']}.")
         optimizer = fields.flag(body, "optimizer", False)
+        only_graded = _only_graded(body)
 
         def create(models: Any, model_id: str) -> Result:
-            models.create_from(model_id, source.base_model, source.lora, path, optimizer)
+            models.create_from(
+                *(model_id, source.base_model, source.lora, path, optimizer),
+                only_graded=only_graded,
+            )
             return {"path": str(path), "model_id": model_id, "type": "load_weights"}
 
         return await self._new_client(body, source.base_model, source.lora, create)
@@ -253,6 +259,15 @@ def _about(body: dict[str, Any]) -> dict[str, Any]:
         "ttl_seconds": fields.ttl(body),
         "user_metadata": fields.text_map(body, "user_metadata"),
     }
+
+
+def _only_graded(body: dict[str, Any]) -> bool:
+    """Does the client say that it reads no log-probability of a position without a weight?"""
+    metadata = fields.text_map(body, "user_metadata") or {}
+    wanted = metadata.get("tinkersmith.logprobs", "all")
+    if wanted not in ("all", "weighted"):
+        raise Refused(f"tinkersmith.logprobs is {wanted!r}; it must be 'all' or 'weighted'.")
+    return wanted == "weighted"
 
 
 def _adam_only(body: dict[str, Any]) -> None:
