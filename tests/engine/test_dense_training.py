@@ -252,3 +252,21 @@ def test_targets_of_different_number_share_a_pack(base: BaseModel) -> None:
         np.testing.assert_allclose(logprobs, single.logprobs[0], atol=1e-4)
     total = sum(single.metrics["loss:sum"] for single in alone)
     assert together.metrics["loss:sum"] == pytest.approx(total, rel=1e-5)
+
+
+def test_logits_far_above_those_of_the_first_block_do_not_overflow(
+    base: BaseModel, small_blocks: None
+) -> None:
+    with torch.no_grad():
+        base.unembed.weight[120:125] *= 150  # logits of hundreds; exp(89) overflows
+    hidden, targets = torch.randn(120, 48), torch.randint(118, 127, (120, 1))
+    inputs = {"target_tokens": targets, "weights": torch.ones(120, 1)}
+    found = head_pass(base, None, hidden, inputs, "cross_entropy", {}, backward=True)
+    leaf = hidden.double().requires_grad_()
+    logits = leaf @ base.unembed.weight.double().T
+    assert logits.max() > 100
+    expected = logits.log_softmax(-1).gather(-1, targets)
+    (-expected).sum().backward()
+    torch.testing.assert_close(found.logprobs.double(), expected, atol=1e-2, rtol=1e-4)
+    assert found.grad_hidden is not None and leaf.grad is not None
+    torch.testing.assert_close(found.grad_hidden.double(), leaf.grad, atol=5e-2, rtol=1e-2)

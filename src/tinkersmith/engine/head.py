@@ -18,7 +18,9 @@ from tinkersmith.engine.lora import Adapter
 from tinkersmith.engine.losses import has_gradient, token_losses
 from tinkersmith.engine.messages import LossConfig
 
-CPU_BLOCK = (512, 2048)  # N and W: the best of six by measurement
+CPU_BLOCK = (256, 2048)  # N and W: the best of eight by measurement
+ROW_STEP = 64
+_LARGEST = 1e30  # of a sum of exponentials: products with it are finite in bf16, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +49,10 @@ def head_pass(
     config: LossConfig,
     *,
     backward: bool,
-    only_graded: bool = False,
 ) -> HeadOutput:
     """Log-probabilities and losses; if `backward`, gradients too.
 
-    The output layer's LoRA gradients are added to the adapter's. With `only_graded`, rows without
-    a gradient are not computed: their log-probabilities and losses are 0.
+    The output layer's LoRA gradients are added to the adapter's.
     """
     weights = _weights(base, adapter)
     targets = inputs["target_tokens"]
@@ -60,8 +60,9 @@ def head_pass(
     losses = torch.zeros_like(logprobs)
     grad_hidden = torch.zeros_like(hidden) if backward else None
     head = _Head(weights, hidden.device)
-    for rows, with_gradient in _groups(has_gradient(loss_fn, inputs), backward, only_graded):
-        for chunk in rows.split(head.rows):
+    graded = has_gradient(loss_fn, inputs) & backward
+    for rows, with_gradient in ((graded.nonzero()[:, 0], True), ((~graded).nonzero()[:, 0], False)):
+        for chunk in rows.split(head.rows) if len(rows) else ():
             part_inputs = {name: values[chunk] for name, values in inputs.items()}
             leaf = head.logprobs(hidden[chunk], part_inputs["target_tokens"], keep=with_gradient)
             logprobs[chunk] = leaf
@@ -75,18 +76,6 @@ def head_pass(
         add_gradient(adapter, f"{base.unembed.path}.lora_A", head.grad_a)
         add_gradient(adapter, f"{base.unembed.path}.lora_B", head.grad_b)
     return HeadOutput(logprobs, losses, grad_hidden)
-
-
-def _groups(
-    graded: torch.Tensor, backward: bool, only_graded: bool
-) -> list[tuple[torch.Tensor, bool]]:
-    """Which rows to compute, and whether with their gradient."""
-    if not backward and not only_graded:
-        return [(torch.arange(len(graded), device=graded.device), False)]
-    groups = [(graded.nonzero()[:, 0], backward)]
-    if not only_graded:
-        groups.append(((~graded).nonzero()[:, 0], False))
-    return groups
 
 
 def add_gradient(adapter: Adapter, name: str, gradient: torch.Tensor) -> None:
@@ -111,22 +100,23 @@ def _weights(base: BaseModel, adapter: Adapter | None) -> _Weights:
 class _Head:
     """The output layer and its soft-max for some rows at a time, block by block of tokens.
 
-    A block is kept as exponentials below its own largest logit; factors make probabilities of
-    them once the whole row's normaliser is known.
+    Logits are kept as exponentials above a shift, one for each row; the row's normaliser makes
+    probabilities of them where they are used.
     """
 
     def __init__(self, weights: _Weights, device: torch.device) -> None:
         self.weights = weights
-        vocabulary, dtype = len(weights.base), weights.base.dtype
+        self.vocabulary, dtype = len(weights.base), weights.base.dtype
         # On a CPU a block of logits stays in the caches between the passes over it.
-        self.rows, width = CPU_BLOCK if device.type == "cpu" else (2048, vocabulary)
-        width = min(width, vocabulary)
-        starts = list(range(0, vocabulary, width))
-        self.bounds = [(start, min(start + width, vocabulary)) for start in starts]
+        self.rows, width = CPU_BLOCK if device.type == "cpu" else (2048, self.vocabulary)
+        width = min(width, self.vocabulary)
+        starts = list(range(0, self.vocabulary, width))
+        self.bounds = [(start, min(start + width, self.vocabulary)) for start in starts]
         self.starts = torch.tensor(starts, device=device)
         # Buffers, as fresh memory for every block would cost more than the work in it.
-        self.block = torch.empty(self.rows * width, dtype=dtype, device=device)
-        self.exponentials = torch.empty(self.rows * width, device=device)
+        self.buffer_rows = self.rows + -self.rows % ROW_STEP
+        self.block = torch.empty(self.buffer_rows * width, dtype=dtype, device=device)
+        self.exponentials = torch.empty(self.buffer_rows * width, device=device)
         self.kept = torch.empty(0, dtype=dtype, device=device)
         self.grad_a = _zeros_like(weights.a)
         self.grad_b = _zeros_like(weights.b)
@@ -134,69 +124,83 @@ class _Head:
     def logprobs(
         self, hidden: torch.Tensor, targets: torch.Tensor, *, keep: bool
     ) -> torch.Tensor:  # (N, H), (N, K) -> (N, K)
-        self.hidden, self.targets = hidden, targets
-        weights, count = self.weights, len(hidden)
+        count = len(hidden)
         if keep and not len(self.kept):
-            self.kept = self.block.new_empty(len(self.bounds), len(self.block))
-        self.low = hidden if weights.a is None else hidden @ weights.a.T  # (N, R)
-        maxima = torch.empty(len(self.bounds), count, device=hidden.device)
-        sums = torch.empty_like(maxima)
-        picked = torch.empty(targets.numel(), device=hidden.device)
+            self.kept = self.block.new_empty(self.buffer_rows * self.vocabulary)
+        # Few shapes of products occur, as oneDNN compiles a kernel for each.
+        self.hidden, self.targets = pad_rows(hidden), pad_rows(targets)
+        weights = self.weights
+        self.low = self.hidden if weights.a is None else self.hidden @ weights.a.T  # (N, R)
+        shift = self._logits(*self.bounds[0]).amax(-1, keepdim=True).float()  # (N, 1)
+        picked, sums = self._soft_max(shift, keep)
+        if not bool((sums[:count] < _LARGEST).all()):
+            maxima = [self._logits(*bound).amax(-1, keepdim=True) for bound in self.bounds]
+            shift = torch.cat(maxima, -1).amax(-1, keepdim=True).float()
+            picked, sums = self._soft_max(shift, keep)
+        self.sums = sums
+        return (picked - shift - sums.log())[:count]
+
+    def _soft_max(self, shift: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """The targets' logits (N, K) and the sums of exponentials (N, 1); keeps the latter."""
+        count, targets = len(self.hidden), self.targets
+        kept = _view(self.kept, count, self.vocabulary) if keep else None
+        sums = torch.empty(count, len(self.bounds), device=shift.device)
+        picked = torch.empty(targets.numel(), device=shift.device)
         order = targets.flatten().argsort()  # of (row, target) pairs
         ordered = targets.flatten()[order]
         splits = [*torch.searchsorted(ordered, self.starts).tolist(), len(ordered)]
         for index, (start, end) in enumerate(self.bounds):
-            block = _view(self.block, count, end - start)
-            self._logits(start, end, out=block)
+            block = self._logits(start, end)
             first, last = splits[index : index + 2]
             if first < last:
                 pairs = order[first:last]
                 rows = pairs.div(targets.shape[1], rounding_mode="floor")
                 picked[pairs] = block[rows, ordered[first:last] - start].float()
-            largest = block.amax(-1, keepdim=True).float()  # (N, 1)
             exponentials = _view(self.exponentials, count, end - start).copy_(block)
-            exponentials.sub_(largest).exp_()
-            maxima[index] = largest[:, 0]
-            torch.sum(exponentials, -1, out=sums[index])
-            if keep:
-                _view(self.kept[index], count, end - start).copy_(exponentials)
-        normaliser = (maxima + sums.log()).logsumexp(0)  # (N,)
-        self.factors = (maxima - normaliser).exp_()  # (blocks, N)
-        return picked.view(targets.shape) - normaliser[:, None]
+            exponentials.sub_(shift).exp_()
+            torch.sum(exponentials, -1, out=sums[:, index])
+            if kept is not None:
+                kept[:, start:end] = exponentials
+        return picked.view(targets.shape), sums.sum(-1, keepdim=True)
 
-    def _logits(self, start: int, end: int, out: torch.Tensor) -> None:
-        """Of tokens start to end: (N, end - start)."""
+    def _logits(self, start: int, end: int) -> torch.Tensor:
+        """Of tokens start to end: (N, end - start), in a buffer."""
         weights = self.weights
-        torch.mm(self.hidden, weights.base[start:end].T, out=out)
+        block = _view(self.block, len(self.hidden), end - start)
+        torch.mm(self.hidden, weights.base[start:end].T, out=block)
         if weights.bias is not None:
-            out.add_(weights.bias[start:end])
+            block.add_(weights.bias[start:end])
         if weights.b is not None:
-            out.addmm_(self.low, weights.b[start:end].T, alpha=weights.scaling)
+            block.addmm_(self.low, weights.b[start:end].T, alpha=weights.scaling)
+        return block
 
     def backward(self, slope: torch.Tensor) -> torch.Tensor:
         """d loss / d log-probability (N, K) of the last rows -> d loss / d hidden (N, H), fp32.
 
         d loss / d logits = sum_k slope_k (onehot(target_k) - softmax).
         """
-        weights, hidden, low = self.weights, self.hidden, self.low
-        total = slope.sum(-1)  # (N,)
+        weights, low, count = self.weights, self.low, len(slope)
+        slope = pad_rows(slope)
+        kept = _view(self.kept, len(slope), self.vocabulary)
+        scale = slope.sum(-1, keepdim=True) / self.sums  # (N, 1)
         grad = _weighted_rows(weights.base, self.targets, slope)  # (N, H)
-        grad_low = None if weights.b is None else _weighted_rows(weights.b, self.targets, slope)
-        for (start, end), kept, factor in zip(self.bounds, self.kept, self.factors, strict=True):
-            kept = _view(kept, len(hidden), end - start)
-            scale = (factor * total)[:, None]  # (N, 1)
-            grad.sub_((kept @ weights.base[start:end]).float().mul_(scale))
-            if weights.b is not None and grad_low is not None:
-                grad_low.sub_((kept @ weights.b[start:end]).float().mul_(scale))
-                scaled = (low * (-weights.scaling * scale)).to(low.dtype)  # (N, R)
-                self.grad_b[start:end] += kept.T @ scaled
-        if weights.a is None or grad_low is None:
-            return grad
-        grad_low = (grad_low * weights.scaling).to(low.dtype)
-        self.grad_a += grad_low.T @ hidden
+        grad.sub_((kept @ weights.base).float().mul_(scale))
+        if weights.a is None or weights.b is None:
+            return grad[:count]
+        grad_low = _weighted_rows(weights.b, self.targets, slope)  # (N, R)
+        grad_low.sub_((kept @ weights.b).float().mul_(scale))
+        grad_low = grad_low.mul_(weights.scaling).to(low.dtype)
+        self.grad_a += grad_low.T @ self.hidden
+        self.grad_b -= kept.T @ (low * (weights.scaling * scale)).to(low.dtype)
         for targets, factor in zip(self.targets.T, slope.T, strict=True):
             self.grad_b.index_add_(0, targets, low * (weights.scaling * factor)[:, None])
-        return grad.add_(grad_low @ weights.a)
+        return grad.add_(grad_low @ weights.a)[:count]
+
+
+def pad_rows(matrix: torch.Tensor) -> torch.Tensor:
+    """Rows of zeros at the end, to a multiple of ROW_STEP of them."""
+    missing = -len(matrix) % ROW_STEP
+    return torch.nn.functional.pad(matrix, (0, 0, 0, missing)) if missing else matrix
 
 
 def _view(buffer: torch.Tensor, rows: int, columns: int) -> torch.Tensor:

@@ -13,6 +13,7 @@ from tinkersmith.engine.dense_training import DensePass
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.head import HeadOutput, head_pass
 from tinkersmith.engine.lora import Adapter
+from tinkersmith.engine.losses import has_gradient
 from tinkersmith.engine.messages import Datum, LossConfig, LossOutput
 from tinkersmith.engine.packing import packs
 
@@ -52,27 +53,21 @@ def _run(
 ) -> LossOutput:
     logprobs: list[np.ndarray] = []
     losses: list[float] = []
-    run_pack = _run_generic if base.dense is None else _run_dense
     for pack in packs([len(datum.tokens) for datum in datums]):
         chosen = [datums[index] for index in pack]
         lengths = [len(datum.tokens) for datum in chosen]
         tokens = torch.from_numpy(np.concatenate([datum.tokens for datum in chosen]))
         inputs = _joined_inputs(chosen, base.device)
+        rows = has_gradient(loss_fn, inputs).nonzero()[:, 0] if only_graded else None
+        head_inputs = inputs if rows is None else {k: v[rows] for k, v in inputs.items()}
 
-        def head(hidden: torch.Tensor, inputs: dict[str, torch.Tensor] = inputs) -> HeadOutput:
-            return head_pass(
-                base,
-                adapter,
-                hidden,
-                inputs,
-                loss_fn,
-                config,
-                backward=backward,
-                only_graded=only_graded,
-            )
+        def head(hidden: torch.Tensor, inputs: dict[str, torch.Tensor] = head_inputs) -> HeadOutput:
+            return head_pass(base, adapter, hidden, inputs, loss_fn, config, backward=backward)
 
-        output = run_pack(base, adapter, tokens, lengths, head, backward)
-        parts = output.losses.split(lengths), output.logprobs.split(lengths)
+        run_pack = _run_generic if base.dense is None else _run_dense
+        output = run_pack(base, adapter, tokens.to(base.device), lengths, rows, head, backward)
+        found = (_in_place(part, rows, len(tokens)) for part in (output.losses, output.logprobs))
+        parts = (part.split(lengths) for part in found)
         for index, datum, part_losses, part_logprobs in zip(pack, chosen, *parts, strict=True):
             loss = float(part_losses.double().sum())
             if not np.isfinite(loss):
@@ -88,23 +83,33 @@ def _run(
     return LossOutput(logprobs, {"loss:sum": float(np.sum(losses))})
 
 
-def _run_dense(base, adapter, tokens, lengths, head, backward: bool) -> HeadOutput:
+def _run_dense(base, adapter, tokens, lengths, rows, head, backward: bool) -> HeadOutput:
     one_pass = DensePass(base.dense, adapter, lengths, backward=backward)
-    output = head(one_pass.forward(tokens.to(base.device)))
+    output = head(one_pass.forward(tokens, rows))
     if backward:
         one_pass.backward(output.grad_hidden)
     return output
 
 
-def _run_generic(base, adapter, tokens, lengths, head, backward: bool) -> HeadOutput:
+def _run_generic(base, adapter, tokens, lengths, rows, head, backward: bool) -> HeadOutput:
     """Through the model's own layers and autograd: for every family without a path of its own."""
     with torch.set_grad_enabled(backward):
         hidden = base.hidden(tokens, lengths, adapter)  # (T, H)
+        hidden = hidden if rows is None else hidden[rows]
     # The graph is cut here: the head forms its gradient itself.
     output = head(hidden.detach())
     if hidden.requires_grad:
         hidden.backward(output.grad_hidden)
     return output
+
+
+def _in_place(part: torch.Tensor, rows: torch.Tensor | None, count: int) -> torch.Tensor:
+    """The values of chosen rows where they belong among `count`; the others are 0."""
+    if rows is None:
+        return part
+    whole = part.new_zeros(count, part.shape[1])
+    whole[rows] = part
+    return whole
 
 
 def _joined_inputs(datums: Sequence[Datum], device: torch.device) -> dict[str, torch.Tensor]:
