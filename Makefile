@@ -5,6 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+COOKBOOK := .venv/.cookbook
 
 .PHONY: demo test lint format bench clean
 
@@ -18,7 +19,7 @@ demo: $(INSTALLED)
 	@echo "The scores:      evaluation_results.json"
 	@echo "The LoRA (PEFT): exported/demo-adapter (loaded above by plain transformers + peft)"
 
-test: $(INSTALLED)
+test: $(INSTALLED) $(COOKBOOK)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED)
@@ -39,6 +40,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	  { echo "Error: $(PYTHON) is older than Python 3.11; name a newer one: make demo PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+# Only the tests need it: its example loops are run against the engine.
+$(COOKBOOK): $(INSTALLED) tests/cookbook.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -r tests/cookbook.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps tinker-cookbook
 	@touch $@
 
 clean:

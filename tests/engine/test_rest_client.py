@@ -13,7 +13,7 @@ import pytest
 import tinker
 from safetensors.torch import load_file
 
-from tests.engine.conftest import KEY, MODEL, RunningEngine, random_datums
+from tests.engine.conftest import KEY, MODEL, RunningEngine, random_datums, running_engine
 from tests.engine.test_training_client import new_client, train
 
 
@@ -118,17 +118,12 @@ def test_a_download_address_is_good_for_its_own_files_only(
     assert state.endswith("weights/secret")
 
 
-def test_an_encrypted_download_is_encrypted_or_refused(
+def test_an_encrypted_download_opens_with_its_key_alone(
     service: tinker.ServiceClient, rest: tinker.RestClient
 ) -> None:
+    pyrage = pytest.importorskip("pyrage")
     client = new_client(service)
-    try:
-        import pyrage  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        with pytest.raises(tinker.RequestFailedError, match="needs the package pyrage"):
-            client.save_weights_external("x", age_encryption_recipients=["age1x"]).result()
-        return
-    identity = pyrage.x25519.Identity.generate()
+    identity, other = (pyrage.x25519.Identity.generate() for _ in range(2))
     future = client.save_weights_external(
         "x", age_encryption_recipients=[str(identity.to_public())]
     )
@@ -136,6 +131,23 @@ def test_an_encrypted_download_is_encrypted_or_refused(
     assert sorted(urls.urls) == ["adapter_config.json.age", "adapter_model.safetensors.age"]
     sealed = urllib.request.urlopen(urls.urls["adapter_config.json.age"]).read()
     assert json.loads(pyrage.decrypt(sealed, [identity]))["r"] == 4
+    with pytest.raises(pyrage.DecryptError):
+        pyrage.decrypt(sealed, [other])
+    with pytest.raises(tinker.RequestFailedError, match="'age1x' is not an age recipient"):
+        client.save_weights_external("y", age_encryption_recipients=["age1x"]).result()
+
+
+def test_without_pyrage_an_encrypted_download_is_refused(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine runs where importing pyrage fails."""
+    (tmp_path / "pyrage.py").write_text("raise ImportError")
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    with running_engine(tmp_path / "engine", tiny_model) as engine, engine.client() as service:
+        client = new_client(service)
+        with pytest.raises(tinker.RequestFailedError, match="needs the package pyrage"):
+            client.save_weights_external("x", age_encryption_recipients=["age1x"]).result()
 
 
 def test_the_tinker_command_lists_and_downloads(

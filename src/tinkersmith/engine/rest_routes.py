@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from tinkersmith.engine import fields
+from tinkersmith.engine.age import encrypt
 from tinkersmith.engine.errors import NotFound, Refused
 from tinkersmith.engine.http import FILES, Handler, detail, read_json
 from tinkersmith.engine.store import KINDS, Run, Store, TinkerPath, iso, parse_path
@@ -161,16 +162,10 @@ def download_route(store: Store) -> Handler:
         file = store.weights_folder(checkpoint) / plain
         if not checkpoint.recipients:
             return FileResponse(file, media_type="application/octet-stream")
-        encrypted = await asyncio.to_thread(_encrypt, file.read_bytes(), checkpoint.recipients)
+        encrypted = await asyncio.to_thread(encrypt, file.read_bytes(), checkpoint.recipients)
         return Response(encrypted, media_type="application/octet-stream")
 
     return download
-
-
-def _encrypt(data: bytes, recipients: list[str]) -> bytes:
-    import pyrage  # pyright: ignore[reportMissingImports]
-
-    return pyrage.encrypt(data, [pyrage.x25519.Recipient.from_str(text) for text in recipients])
 
 
 def _token(path: TinkerPath, expires: int) -> str:

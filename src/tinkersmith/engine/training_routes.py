@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tinkersmith.engine import fields, wire
+from tinkersmith.engine.age import check_recipients
 from tinkersmith.engine.catalogue import Catalogue
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.http import BadBody, Handler, read_body, read_json
@@ -230,24 +231,6 @@ class TrainingRoutes:
     def _numbered(self, model_id: str, seq_id: int, run: Work) -> Response:
         request_id = self.sessions.operate(model_id, seq_id, run)
         return JSONResponse({"request_id": request_id, "model_id": model_id})
-
-
-def check_recipients(recipients: list[str]) -> None:
-    """Raises: Refused: an encrypted download for these is not possible."""
-    if not recipients:
-        return
-    try:
-        import pyrage  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise Refused(
-            "an encrypted download needs the package pyrage on the engine's side: "
-            "pip install pyrage, or ask for it without encryption."
-        ) from None
-    for recipient in recipients:
-        try:
-            pyrage.x25519.Recipient.from_str(recipient)
-        except Exception as error:
-            raise Refused(f"{recipient!r} is not an age recipient: {error}.") from None
 
 
 def _address(body: dict[str, Any]) -> tuple[str, int]:

@@ -1,0 +1,81 @@
+"""tinker-cookbook's own example loops, unchanged, against a real engine; its weights functions too.
+
+`make test` installs the cookbook (tests/cookbook.txt); without it these tests are skipped.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.engine.conftest import RunningEngine, running_engine
+from tests.engine.cookbook_world import BASE_MODEL, make_world, read_rows, run_recipe
+
+pytest.importorskip("tinker_cookbook", reason="tinker-cookbook is not installed: see `make test`")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("cookbook"))
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory, world: Path) -> Iterator[RunningEngine]:
+    folder = world / BASE_MODEL
+    with running_engine(
+        tmp_path_factory.mktemp("engine"), folder, "--base-model", f"{BASE_MODEL}={folder}"
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def supervised_log(world: Path, engine: RunningEngine) -> Path:
+    """The log folder of a finished run of the cookbook's sl_loop."""
+    run_recipe(
+        *(world, engine, "sl_loop"),
+        model_name=BASE_MODEL,
+        log_path=world / "sl",
+        batch_size=16,
+        learning_rate=0.01,
+        lora_rank=16,
+        save_every=10,
+        train_on_what="last_assistant_message",
+    )
+    return world / "sl"
+
+
+def test_the_supervised_example_loop_lowers_its_loss(supervised_log: Path) -> None:
+    losses = [row["train_mean_nll"] for row in read_rows(supervised_log / "metrics.jsonl")]
+    assert len(losses) == 20
+    assert losses[0] > 3
+    # One of about ten answer tokens is a coin toss: ln 2 / 10 a token is the least there is.
+    assert 0.03 < np.mean(losses[-3:]) < 0.2
+    names = [row["name"] for row in read_rows(supervised_log / "checkpoints.jsonl")]
+    assert names == ["000010", "final"]
+
+
+def test_the_reinforcement_learning_example_loop_raises_its_reward(
+    world: Path, engine: RunningEngine, supervised_log: Path
+) -> None:
+    """It takes over from the supervised state, which boxes 3 or 7; only 7 is rewarded."""
+    taught = read_rows(supervised_log / "checkpoints.jsonl")[-1]
+    log = world / "rl"
+    log.mkdir()
+    (log / "checkpoints.jsonl").write_text(json.dumps({**taught, "batch": 0}) + "\n")
+    run_recipe(
+        *(world, engine, "rl_loop"),
+        model_name=BASE_MODEL,
+        log_path=log,
+        batch_size=4,
+        group_size=8,
+        learning_rate=0.001,
+        max_tokens=16,
+        max_steps=16,
+        loss_fn="importance_sampling",
+    )
+    rewards = [row["reward/total"] for row in read_rows(log / "metrics.jsonl")]
+    assert len(rewards) == 16
+    assert rewards[0] < 0.8
+    assert np.mean(rewards[-4:]) > max(0.9, rewards[0] + 0.15)
