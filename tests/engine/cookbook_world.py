@@ -13,9 +13,12 @@ from pathlib import Path
 
 from tests.engine.conftest import KEY, RunningEngine
 from tests.tiny_models import make_tiny_model
+from tinkersmith.bundled import BUNDLED_MODELS
 
 # A name that the cookbook knows, with a renderer of chat markup and no thinking.
 BASE_MODEL = "Qwen/Qwen3-4B-Instruct-2507"
+BUNDLED = "tinkersmith/tiny-math"  # offered by every engine
+SUMS = "sums.jsonl"
 _GSM8K_CARD = """---
 configs:
 - config_name: main
@@ -37,7 +40,12 @@ _SHOT = [
 
 
 def make_world(folder: Path) -> Path:
-    """A tiny base model; conversations that box 3 or 7 by chance; questions whose answer is 7."""
+    """Models and data, small.
+
+    For sl_loop and rl_loop: a random model, conversations that box 3 or 7 by chance, questions to
+    which 7 is the answer. For chat_sl and math_rl: the bundled model, which can add but has seen
+    no questions and answers, and a file of them in which every other answer says nothing.
+    """
     make_tiny_model(folder / BASE_MODEL, hidden=64, max_context=1024)
     rng = random.Random(0)
     no_robots = folder / "HuggingFaceH4" / "no_robots"
@@ -48,6 +56,9 @@ def make_world(folder: Path) -> Path:
     (gsm8k / "README.md").write_text(_GSM8K_CARD)
     questions = [{"question": _question(rng), "answer": "So:\n#### 7"} for _ in range(4 * 20)]
     _write_rows(gsm8k / "train.jsonl", questions)
+    (folder / BUNDLED).parent.mkdir()
+    (folder / BUNDLED).symlink_to(BUNDLED_MODELS[BUNDLED])
+    _write_rows(folder / SUMS, [_sum(rng) for _ in range(32 * 20)])
     return folder
 
 
@@ -89,6 +100,20 @@ def _conversation(rng: random.Random) -> dict:
             *_SHOT,
             {"role": "user", "content": _question(rng) + _SUFFIX},
             {"role": "assistant", "content": f"\\boxed{{{rng.choice('37')}}}"},
+        ]
+    }
+
+
+def _sum(rng: random.Random) -> dict:
+    """As in math_rl's ArithmeticEnv: its few-shot pair, then the question."""
+    x, y = rng.randint(0, 100), rng.randint(0, 100)
+    answer = f"{x} + {y} = {x + y}" if rng.random() < 0.5 else "I do not know."
+    return {
+        "messages": [
+            {"role": "user", "content": "What is 4 + 5?"},
+            {"role": "assistant", "content": "9"},
+            {"role": "user", "content": f"What is {x} + {y}?"},
+            {"role": "assistant", "content": answer},
         ]
     }
 

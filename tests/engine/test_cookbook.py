@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.engine.conftest import RunningEngine, running_engine
-from tests.engine.cookbook_world import BASE_MODEL, make_world, read_rows, run_recipe
+from tests.engine.cookbook_world import BASE_MODEL, BUNDLED, SUMS, make_world, read_rows, run_recipe
 
 pytest.importorskip("tinker_cookbook", reason="tinker-cookbook is not installed: see `make test`")
 
@@ -79,3 +79,52 @@ def test_the_reinforcement_learning_example_loop_raises_its_reward(
     assert len(rewards) == 16
     assert rewards[0] < 0.8
     assert np.mean(rewards[-4:]) > max(0.9, rewards[0] + 0.15)
+
+
+def test_chat_sl_and_math_rl_teach_the_bundled_model_to_add(
+    world: Path, engine: RunningEngine
+) -> None:
+    """supervised.train on a conversation file, then rl.train in the cookbook's own environment."""
+    run_recipe(
+        *(world, engine, "chat_sl.train"),
+        model_name=BUNDLED,
+        renderer_name="qwen3_instruct",
+        dataset=SUMS,
+        log_path=world / "chat",
+        train_on_what="last_assistant_message",
+        batch_size=32,
+        learning_rate=0.004,
+        lora_rank=16,
+        save_every=0,
+    )
+    losses = [row["train_mean_nll"] for row in read_rows(world / "chat" / "metrics.jsonl")]
+    assert losses[0] > 4
+    assert np.mean(losses[-3:]) < 0.8
+    [state] = read_rows(world / "chat" / "checkpoints.jsonl")
+
+    run_recipe(
+        *(world, engine, "math_rl.train"),
+        model_name=BUNDLED,  # the renderer's name comes from the run's metadata on the engine
+        load_checkpoint_path=state["state_path"],
+        env="arithmetic",
+        log_path=world / "arithmetic",
+        groups_per_batch=8,
+        group_size=8,
+        learning_rate=0.002,
+        lora_rank=16,
+        max_tokens=16,
+        max_steps=8,
+        eval_every=0,
+        save_every=5,
+        loss_fn="ppo",
+        compute_post_kl=True,
+    )
+    steps = [row for row in read_rows(world / "arithmetic" / "metrics.jsonl") if row["step"] < 8]
+    rewards = [row["env/all/reward/total"] for row in steps]
+    assert len(rewards) == 8
+    assert rewards[0] < 0.5
+    assert np.mean(rewards[-3:]) > rewards[0] + 0.3
+    # What the sampler says of its tokens is what training says of them, before the first step.
+    assert abs(steps[0]["optim/kl_sample_train_v1"]) < 1e-4
+    names = [row["name"] for row in read_rows(world / "arithmetic" / "checkpoints.jsonl")]
+    assert names == ["000005", "final"]
