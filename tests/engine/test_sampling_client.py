@@ -161,6 +161,17 @@ def test_a_wrong_request_is_refused_with_a_sentence_and_the_next_works(
     assert len(greedy(base)) == 12
 
 
+def test_a_sampler_that_should_record_stability_is_refused_before_it_samples(
+    service: tinker.ServiceClient,
+) -> None:
+    """The cookbook asks for it by default, with a loss that is not here: say so at once."""
+    sampler = service.create_sampling_client(base_model=MODEL, record_stability_info=True).result()
+    with pytest.raises(tinker.TinkerError, match="train with importance_sampling"):
+        sampler.sample(
+            tinker.ModelInput.from_ints([1, 2]), 1, tinker.SamplingParams(max_tokens=2)
+        ).result()
+
+
 def test_training_and_sampling_clients_of_several_threads_do_not_disturb_each_other(
     service: tinker.ServiceClient, base: tinker.SamplingClient
 ) -> None:

@@ -263,6 +263,11 @@ def read_sample_request(body: Mapping[str, Any]) -> SampleRequest:
         {"max_tokens", "seed", "stop", "temperature", "top_k", "top_p", "type"},
         "sampling_params",
     )
+    if fields.flag(body, "record_stability_info", False):
+        raise Refused(
+            "record_stability_info is for the loss stable_reinforce, which only Tinker's cloud "
+            "has; leave it out and train with importance_sampling, ppo, cispo or dro."
+        )
     targets = body.get("target_prompt_logprobs")
     num_samples = fields.optional_number(body, "num_samples", int)
     if num_samples is not None and not 1 <= num_samples <= MAX_SAMPLES:
