@@ -13,12 +13,9 @@ from pathlib import Path
 
 from tests.engine.conftest import KEY, RunningEngine
 from tests.tiny_models import make_tiny_model
-from tinkersmith.bundled import BUNDLED_MODELS
 
 # A name that the cookbook knows, with a renderer of chat markup and no thinking.
 BASE_MODEL = "Qwen/Qwen3-4B-Instruct-2507"
-BUNDLED = "tinkersmith/tiny-math"  # offered by every engine
-SUMS = "sums.jsonl"
 _GSM8K_CARD = """---
 configs:
 - config_name: main
@@ -40,25 +37,25 @@ _SHOT = [
 
 
 def make_world(folder: Path) -> Path:
-    """Models and data, small.
+    """A random model and small data.
 
-    For sl_loop and rl_loop: a random model, conversations that box 3 or 7 by chance, questions to
-    which 7 is the answer. For chat_sl and math_rl: the bundled model, which can add but has seen
-    no questions and answers, and a file of them in which every other answer says nothing.
+    For sl_loop conversations that box 3 or 7 by chance; for rl_loop questions to which 7 is the
+    answer; for DPO answers of which "seven" is preferred.
     """
     make_tiny_model(folder / BASE_MODEL, hidden=64, max_context=1024)
     rng = random.Random(0)
     no_robots = folder / "HuggingFaceH4" / "no_robots"
     no_robots.mkdir(parents=True)
-    _write_rows(no_robots / "train.jsonl", [_conversation(rng) for _ in range(16 * 20)])
+    write_rows(no_robots / "train.jsonl", [_conversation(rng) for _ in range(16 * 20)])
     gsm8k = folder / "openai" / "gsm8k"
     gsm8k.mkdir(parents=True)
     (gsm8k / "README.md").write_text(_GSM8K_CARD)
     questions = [{"question": _question(rng), "answer": "So:\n#### 7"} for _ in range(4 * 20)]
-    _write_rows(gsm8k / "train.jsonl", questions)
-    (folder / BUNDLED).parent.mkdir()
-    (folder / BUNDLED).symlink_to(BUNDLED_MODELS[BUNDLED])
-    _write_rows(folder / SUMS, [_sum(rng) for _ in range(32 * 20)])
+    write_rows(gsm8k / "train.jsonl", questions)
+    preferences = folder / "Anthropic" / "hh-rlhf"
+    preferences.mkdir(parents=True)
+    for split, count in (("train", 16 * 4), ("test", 16)):
+        write_rows(preferences / f"{split}.jsonl", [_preference(rng) for _ in range(count)])
     return folder
 
 
@@ -90,6 +87,10 @@ def read_rows(file: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+def write_rows(file: Path, rows: list[dict]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def _question(rng: random.Random) -> str:
     return f"Say {rng.randint(0, 9)}."
 
@@ -104,19 +105,6 @@ def _conversation(rng: random.Random) -> dict:
     }
 
 
-def _sum(rng: random.Random) -> dict:
-    """As in math_rl's ArithmeticEnv: its few-shot pair, then the question."""
-    x, y = rng.randint(0, 100), rng.randint(0, 100)
-    answer = f"{x} + {y} = {x + y}" if rng.random() < 0.5 else "I do not know."
-    return {
-        "messages": [
-            {"role": "user", "content": "What is 4 + 5?"},
-            {"role": "assistant", "content": "9"},
-            {"role": "user", "content": f"What is {x} + {y}?"},
-            {"role": "assistant", "content": answer},
-        ]
-    }
-
-
-def _write_rows(file: Path, rows: list[dict]) -> None:
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def _preference(rng: random.Random) -> dict:
+    asked = f"\n\nHuman: {_question(rng)}\n\nAssistant: "
+    return {"chosen": f"{asked}seven", "rejected": f"{asked}three"}

@@ -1,4 +1,4 @@
-"""tinker-cookbook's own example loops, unchanged, against a real engine; its weights functions too.
+"""tinker-cookbook's own example loops, unchanged, against a real engine.
 
 `make test` installs the cookbook (tests/cookbook.txt); without it these tests are skipped.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.engine.conftest import RunningEngine, running_engine
-from tests.engine.cookbook_world import BASE_MODEL, BUNDLED, SUMS, make_world, read_rows, run_recipe
+from tests.engine.cookbook_world import BASE_MODEL, make_world, read_rows, run_recipe
 
 pytest.importorskip("tinker_cookbook", reason="tinker-cookbook is not installed: see `make test`")
 
@@ -81,50 +81,20 @@ def test_the_reinforcement_learning_example_loop_raises_its_reward(
     assert np.mean(rewards[-4:]) > max(0.9, rewards[0] + 0.15)
 
 
-def test_chat_sl_and_math_rl_teach_the_bundled_model_to_add(
-    world: Path, engine: RunningEngine
-) -> None:
-    """supervised.train on a conversation file, then rl.train in the cookbook's own environment."""
+def test_dpo_learns_what_is_preferred(world: Path, engine: RunningEngine) -> None:
+    """Its loss is computed on the client's side, by forward_backward_custom."""
     run_recipe(
-        *(world, engine, "chat_sl.train"),
-        model_name=BUNDLED,
-        renderer_name="qwen3_instruct",
-        dataset=SUMS,
-        log_path=world / "chat",
-        train_on_what="last_assistant_message",
-        batch_size=32,
-        learning_rate=0.004,
-        lora_rank=16,
-        save_every=0,
+        *(world, engine, "preference.dpo.train"),
+        model_name=BASE_MODEL,
+        renderer_name="role_colon",
+        dataset="hhh",
+        log_path=world / "dpo",
+        batch_size=16,
+        learning_rate=0.001,
     )
-    losses = [row["train_mean_nll"] for row in read_rows(world / "chat" / "metrics.jsonl")]
-    assert losses[0] > 4
-    assert np.mean(losses[-3:]) < 0.8
-    [state] = read_rows(world / "chat" / "checkpoints.jsonl")
-
-    run_recipe(
-        *(world, engine, "math_rl.train"),
-        model_name=BUNDLED,  # the renderer's name comes from the run's metadata on the engine
-        load_checkpoint_path=state["state_path"],
-        env="arithmetic",
-        log_path=world / "arithmetic",
-        groups_per_batch=8,
-        group_size=8,
-        learning_rate=0.002,
-        lora_rank=16,
-        max_tokens=16,
-        max_steps=8,
-        eval_every=0,
-        save_every=5,
-        loss_fn="ppo",
-        compute_post_kl=True,
-    )
-    steps = [row for row in read_rows(world / "arithmetic" / "metrics.jsonl") if row["step"] < 8]
-    rewards = [row["env/all/reward/total"] for row in steps]
-    assert len(rewards) == 8
-    assert rewards[0] < 0.5
-    assert np.mean(rewards[-3:]) > rewards[0] + 0.3
-    # What the sampler says of its tokens is what training says of them, before the first step.
-    assert abs(steps[0]["optim/kl_sample_train_v1"]) < 1e-4
-    names = [row["name"] for row in read_rows(world / "arithmetic" / "checkpoints.jsonl")]
-    assert names == ["000005", "final"]
+    rows = read_rows(world / "dpo" / "metrics.jsonl")
+    losses = [row["dpo_loss"] for row in rows if "dpo_loss" in row]
+    assert len(losses) == 4
+    assert losses[0] == pytest.approx(np.log(2), abs=1e-4)  # the policy is its reference
+    assert losses[-1] < 0.5
+    assert rows[-1]["accuracy"] == 1
