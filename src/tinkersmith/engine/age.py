@@ -1,6 +1,9 @@
 """Encrypted downloads, where pyrage is installed. Format: https://age-encryption.org/v1."""
 
+import tempfile
 from importlib import import_module
+from pathlib import Path
+from typing import IO
 
 from tinkersmith.engine.errors import Refused
 
@@ -23,6 +26,12 @@ def check_recipients(recipients: list[str]) -> None:
             raise Refused(f"{recipient!r} is not an age recipient: {error}.") from None
 
 
-def encrypt(data: bytes, recipients: list[str]) -> bytes:
+def encrypted(file: Path, recipients: list[str]) -> IO[bytes]:
+    """The file for these recipients, on disk but under no name: gone when the reader closes it."""
     pyrage = import_module("pyrage")
-    return pyrage.encrypt(data, [pyrage.x25519.Recipient.from_str(text) for text in recipients])
+    target = tempfile.TemporaryFile(dir=file.parent)  # noqa: SIM115 (/tmp may be memory)
+    with file.open("rb") as source:
+        keys = [pyrage.x25519.Recipient.from_str(text) for text in recipients]
+        pyrage.encrypt_io(source, target, keys)
+    target.seek(0)
+    return target

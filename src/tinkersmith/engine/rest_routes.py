@@ -4,15 +4,17 @@ import asyncio
 import hashlib
 import hmac
 import json
+import os
 import secrets
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import IO, Any
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
 from tinkersmith.engine import fields
-from tinkersmith.engine.age import encrypt
+from tinkersmith.engine.age import encrypted
 from tinkersmith.engine.errors import NotFound, Refused
 from tinkersmith.engine.http import FILES, Handler, detail, read_json
 from tinkersmith.engine.store import KINDS, Run, Store, TinkerPath, iso, parse_path
@@ -162,10 +164,20 @@ def download_route(store: Store) -> Handler:
         file = store.weights_folder(checkpoint) / plain
         if not checkpoint.recipients:
             return FileResponse(file, media_type="application/octet-stream")
-        encrypted = await asyncio.to_thread(encrypt, file.read_bytes(), checkpoint.recipients)
-        return Response(encrypted, media_type="application/octet-stream")
+        sealed = await asyncio.to_thread(encrypted, file, checkpoint.recipients)
+        return StreamingResponse(
+            _chunks(sealed),
+            headers={"content-length": str(os.fstat(sealed.fileno()).st_size)},
+            media_type="application/octet-stream",
+        )
 
     return download
+
+
+def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+    with file:
+        while chunk := file.read(1 << 20):
+            yield chunk
 
 
 def _token(path: TinkerPath, expires: int) -> str:
