@@ -100,7 +100,7 @@ def _conversation(rng: random.Random) -> dict:
         "messages": [
             *_SHOT,
             {"role": "user", "content": _question(rng) + _SUFFIX},
-            {"role": "assistant", "content": f"\\boxed{{{rng.choice('37')}}}"},
+            {"role": "assistant", "content": f"\\boxed{{{rng.choice('337')}}}"},
         ]
     }
 

@@ -50,7 +50,7 @@ def test_the_supervised_example_loop_lowers_its_loss(supervised_log: Path) -> No
     losses = [row["train_mean_nll"] for row in read_rows(supervised_log / "metrics.jsonl")]
     assert len(losses) == 20
     assert losses[0] > 3
-    # One of about ten answer tokens is a coin toss: ln 2 / 10 a token is the least there is.
+    # One of about ten answer tokens is left to chance (0.64 nats), so 0 would be wrong too.
     assert 0.03 < np.mean(losses[-3:]) < 0.2
     names = [row["name"] for row in read_rows(supervised_log / "checkpoints.jsonl")]
     assert names == ["000010", "final"]
@@ -77,8 +77,8 @@ def test_the_reinforcement_learning_example_loop_raises_its_reward(
     )
     rewards = [row["reward/total"] for row in read_rows(log / "metrics.jsonl")]
     assert len(rewards) == 16
-    assert rewards[0] < 0.8
-    assert np.mean(rewards[-4:]) > max(0.9, rewards[0] + 0.15)
+    assert rewards[0] < 0.6
+    assert np.mean(rewards[-4:]) > 0.8
 
 
 def test_dpo_learns_what_is_preferred(world: Path, engine: RunningEngine) -> None:
