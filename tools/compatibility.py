@@ -1,0 +1,443 @@
+"""Every public method of the tinker SDK and every `tinker` command, against a running engine.
+
+Methods and commands are found by introspection; one without a driver here is an error. Writes
+docs/compatibility.md; with --check it only compares. Needs the tests' tiny model: run it in the
+repository's root: python tools/compatibility.py
+"""
+
+import argparse
+import asyncio
+import contextlib
+import datetime as dt
+import inspect
+import logging
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import tinker
+from click.testing import CliRunner
+from tinker import types
+from tinker.lib.api_future_impl import QueueState
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "compatibility.md"
+CLIENTS = (
+    tinker.ServiceClient,
+    tinker.TrainingClient,
+    tinker.SamplingClient,
+    tinker.RestClient,
+)
+LOCAL = {"holder"}  # properties and hooks which are no call to a server
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def call(*arguments: Any, **named: Any) -> Call:
+    return arguments, named
+
+
+@dataclass
+class World:
+    """What the drivers need: one client of each class, and a fresh checkpoint when one is used."""
+
+    url: str
+    key: str
+    model: str
+    service: tinker.ServiceClient
+    training: tinker.TrainingClient
+    sampling: tinker.SamplingClient
+    rest: tinker.RestClient
+    names: Iterator[int]
+
+    def name(self) -> str:
+        return f"checkpoint-{next(self.names)}"
+
+    def state(self) -> str:
+        return self.training.save_state(self.name()).result().path
+
+    def external(self) -> str:
+        return self.training.save_weights_external(self.name()).result().path
+
+    def weights(self) -> str:
+        return self.training.save_weights_for_sampler(self.name()).result().path
+
+    def graded(self, params: types.AdamParams) -> Call:
+        """Arguments of an optim_step, for which there are gradients."""
+        self.training.forward_backward(datums(), "cross_entropy").result()
+        return call(params)
+
+    def checkpoint_id(self) -> str:
+        return "/".join(self.state().split("/")[-2:])
+
+    @property
+    def session_id(self) -> str:
+        return self.training.model_id.partition(":")[0]
+
+    @property
+    def run_id(self) -> str:
+        return self.training.model_id
+
+    @property
+    def sampler_id(self) -> str:
+        return self.sampling._sampling_session_id
+
+
+@contextlib.contextmanager
+def new_world(url: str, key: str, model: str) -> Iterator[World]:
+    with tinker.ServiceClient(base_url=url, api_key=key) as service:
+        training = service.create_lora_training_client(model, rank=2).result()
+        sampling = service.create_sampling_client(base_model=model).result()
+        rest = tinker.RestClient(base_url=url, api_key=key)
+        yield World(url, key, model, service, training, sampling, rest, count())
+
+
+def datums() -> list[types.Datum]:
+    targets = np.asarray([2, 3, 4], np.int64)
+    inputs = {
+        "target_tokens": types.TensorData.from_numpy(targets),
+        "weights": types.TensorData.from_numpy(np.ones(3, np.float32)),
+    }
+    return [types.Datum(model_input=prompt(), loss_fn_inputs=inputs)]
+
+
+def prompt() -> types.ModelInput:
+    return types.ModelInput.from_ints([1, 2, 3])
+
+
+def custom_loss(data: list[types.Datum], logprobs: list[Any]) -> tuple[Any, dict[str, float]]:
+    loss = -sum(part.sum() for part in logprobs)
+    return loss, {"mine": float(loss)}
+
+
+def graph_loss(logprobs: Any, weights: Any) -> Any:
+    loss = -(logprobs * weights).sum()
+    return loss, {"custom/mine:sum": loss}
+
+
+def usage_days() -> Call:
+    return call(dt.datetime(2026, 1, 1, tzinfo=dt.UTC), dt.datetime(2026, 1, 2, tzinfo=dt.UTC))
+
+
+# The arguments of each method; an async twin is called with those of its method.
+METHODS: dict[str, Callable[[World], Call]] = {
+    "ServiceClient.close": lambda w: call("success"),
+    "ServiceClient.copy_weights": lambda w: call(w.state(), ttl_seconds=3600),
+    "ServiceClient.create_custom_loss": lambda w: call(graph_loss, {"logprobs": 1, "weights": 1}),
+    "ServiceClient.create_lora_training_client": lambda w: call(w.model, rank=2),
+    "ServiceClient.create_rest_client": lambda w: call(),
+    "ServiceClient.create_sampling_client": lambda w: call(model_path=w.weights()),
+    "ServiceClient.create_training_client_from_state": lambda w: call(w.state()),
+    "ServiceClient.create_training_client_from_state_with_optimizer": lambda w: call(w.state()),
+    "ServiceClient.get_console_url": lambda w: call(),
+    "ServiceClient.get_server_capabilities": lambda w: call(),
+    "ServiceClient.get_telemetry": lambda w: call(),
+    "TrainingClient.create_sampling_client": lambda w: call(w.weights()),
+    "TrainingClient.forward": lambda w: call(datums(), "cross_entropy"),
+    "TrainingClient.forward_backward": lambda w: call(datums(), "cross_entropy"),
+    "TrainingClient.forward_backward_custom": lambda w: call(datums(), custom_loss),
+    "TrainingClient.get_console_url": lambda w: call(),
+    "TrainingClient.get_info": lambda w: call(),
+    "TrainingClient.get_telemetry": lambda w: call(),
+    "TrainingClient.get_tokenizer": lambda w: call(),
+    "TrainingClient.load_state": lambda w: call(w.state()),
+    "TrainingClient.load_state_with_optimizer": lambda w: call(w.state()),
+    "TrainingClient.optim_step": lambda w: w.graded(types.AdamParams(learning_rate=1e-3)),
+    "TrainingClient.save_state": lambda w: call(w.name()),
+    "TrainingClient.save_weights_and_get_sampling_client": lambda w: call(),
+    "TrainingClient.save_weights_external": lambda w: call(w.name()),
+    "TrainingClient.save_weights_for_sampler": lambda w: call(w.name()),
+    "SamplingClient.compute_logprobs": lambda w: call(prompt()),
+    "SamplingClient.create": lambda w: call(w.service.holder, base_model=w.model),
+    "SamplingClient.from_sampler_handle": lambda w: call(
+        w.sampling.get_sampler_handle(), api_key=w.key
+    ),
+    "SamplingClient.get_base_model": lambda w: call(),
+    "SamplingClient.get_sampler_handle": lambda w: call(),
+    "SamplingClient.get_telemetry": lambda w: call(),
+    "SamplingClient.get_tokenizer": lambda w: call(),
+    "SamplingClient.on_queue_state_change": lambda w: call(QueueState.ACTIVE, None),
+    "SamplingClient.sample": lambda w: call(
+        prompt(),
+        2,
+        types.SamplingParams(max_tokens=2, seed=1),
+        include_prompt_logprobs=True,
+        topk_prompt_logprobs=2,
+        topk_sample_logprobs=2,
+        prompt_alt_tokens_k=2,
+    ),
+    "RestClient.assign_session_project": lambda w: call(w.session_id, "project"),
+    "RestClient.copy_weights": lambda w: call(w.state(), "project"),
+    "RestClient.delete_checkpoint": lambda w: call(w.run_id, w.checkpoint_id()),
+    "RestClient.delete_checkpoint_from_tinker_path": lambda w: call(w.state()),
+    "RestClient.export_session_trace": lambda w: call(w.session_id),
+    "RestClient.get_audit_log": lambda w: call(),
+    "RestClient.get_billing_usage": lambda w: usage_days(),
+    "RestClient.get_current_checkpoint_storage_usage": lambda w: call(),
+    "RestClient.get_external_weights_urls": lambda w: call(w.external()),
+    "RestClient.get_sampler": lambda w: call(w.sampler_id),
+    "RestClient.get_server_capabilities": lambda w: call(),
+    "RestClient.get_session": lambda w: call(w.session_id),
+    "RestClient.get_telemetry": lambda w: call(),
+    "RestClient.get_training_run": lambda w: call(w.run_id),
+    "RestClient.get_training_run_by_tinker_path": lambda w: call(w.state()),
+    "RestClient.get_weights_info_by_tinker_path": lambda w: call(w.state()),
+    "RestClient.list_checkpoints": lambda w: call(w.run_id),
+    "RestClient.list_sessions": lambda w: call(),
+    "RestClient.list_training_runs": lambda w: call(),
+    "RestClient.list_user_checkpoints": lambda w: call(),
+    "RestClient.publish_checkpoint_from_tinker_path": lambda w: call(w.state()),
+    "RestClient.search_sessions": lambda w: call(types.SessionSearchRequest()),
+    "RestClient.set_checkpoint_ttl_from_tinker_path": lambda w: call(w.state(), 3600),
+    "RestClient.unpublish_checkpoint_from_tinker_path": lambda w: call(w.state()),
+    "RestClient.whoami": lambda w: call(),
+}
+
+# The arguments of each command; SCRATCH stands for an empty folder.
+SCRATCH = "<scratch>"
+COMMANDS: dict[str, Callable[[World], list[str]]] = {
+    "auth login": lambda w: [],
+    "auth logout": lambda w: [],
+    "auth status": lambda w: [],
+    "auth whoami": lambda w: [],
+    "billing checkpoint-storage": lambda w: [],
+    "billing usage": lambda w: ["2026-01-01", "2026-01-02"],
+    "checkpoint delete": lambda w: [w.state(), "--yes"],
+    "checkpoint download": lambda w: [w.state(), "--output", SCRATCH],
+    "checkpoint info": lambda w: [w.state()],
+    "checkpoint list": lambda w: ["--run-id", w.run_id],
+    "checkpoint publish": lambda w: [w.state()],
+    "checkpoint set-ttl": lambda w: [w.state(), "--ttl", "3600"],
+    "checkpoint unpublish": lambda w: [w.state()],
+    "model list": lambda w: [],
+    "run info": lambda w: [w.run_id],
+    "run list": lambda w: [],
+    "session export-trace": lambda w: [w.session_id, "--url-only"],
+    "version": lambda w: [],
+}
+NOT_RUN = {"checkpoint push-hf": "downloads as `checkpoint download`, then sends it to a hub"}
+
+
+def public_methods() -> list[str]:
+    """Class.method, each with its async twin counted apart."""
+    return [
+        f"{client.__name__}.{name}"
+        for client in CLIENTS
+        for name, _ in inspect.getmembers(client, callable)
+        if not name.startswith("_") and name not in LOCAL
+    ]
+
+
+def commands() -> list[str]:
+    """Every leaf of the `tinker` command's tree."""
+    from tinker.cli.__main__ import main_cli
+
+    def leaves(command: click.Command, words: list[str]) -> Iterator[str]:
+        if not isinstance(command, click.Group):
+            yield " ".join(words)
+            return
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from leaves(found, [*words, name])
+
+    return list(leaves(main_cli, []))
+
+
+def outcome_of_method(world: World, method: str) -> str:
+    """ "works", or the sentence of the refusal; anything else is raised."""
+    class_name, name = method.split(".")
+    if method == "ServiceClient.close":  # of a client of its own: the others go on
+        return _outcome(
+            lambda: (
+                tinker.ServiceClient(base_url=world.url, api_key=world.key)
+                .close("success")
+                .result()
+            )
+        )
+    owner = {
+        "ServiceClient": world.service,
+        "TrainingClient": world.training,
+        "SamplingClient": world.sampling,
+        "RestClient": world.rest,
+    }[class_name]
+    arguments, named = METHODS[method.removesuffix("_async")](world)
+    if name == "copy_weights":  # the SDK asks for a project before it asks the server
+        os.environ.setdefault("TINKER_PROJECT_ID", "local")
+    function = getattr(owner, name)
+    if name.endswith("_async"):
+        return _outcome(lambda: asyncio.run(_awaited(function, arguments, named)))
+    return _outcome(lambda: _resolved(function(*arguments, **named)))
+
+
+def _resolved(value: Any) -> Any:
+    return value.result(timeout=30) if hasattr(value, "result") else value
+
+
+async def _awaited(function: Callable[..., Any], arguments: Any, named: Any) -> Any:
+    value = await function(*arguments, **named)
+    return await value if inspect.isawaitable(value) else value
+
+
+def _outcome(do: Callable[[], object]) -> str:
+    try:
+        do()
+    except tinker.APIStatusError as error:
+        body = error.body
+        if 400 <= error.status_code < 500 and isinstance(body, dict) and body.get("detail"):
+            return str(body["detail"])
+        raise
+    except tinker.RequestFailedError as error:
+        if "user" in str(getattr(error, "category", "")).lower():
+            return str(error).removeprefix("Request failed: ").split(" for self.request_id")[0]
+        raise
+    except RuntimeError as error:
+        if "requires JWT auth" not in str(error):  # whoami, refused by the SDK itself
+            raise
+        return str(error)
+    return "works"
+
+
+def outcome_of_command(world: World, command: str, scratch: Path) -> str:
+    """As outcome_of_method; the command runs in this process: starting it is most of its time."""
+    from tinker.cli.__main__ import main_cli
+    from tinker.cli.exceptions import TinkerCliError
+
+    folder = scratch / command.replace(" ", "-")
+    folder.mkdir()
+    arguments = [str(folder) if word == SCRATCH else word for word in COMMANDS[command](world)]
+    environment = {
+        "TINKER_BASE_URL": world.url,
+        "TINKER_API_KEY": world.key,
+        "HOME": str(scratch),
+        "XDG_CONFIG_HOME": str(scratch / "config"),
+    }
+    done = CliRunner(env=environment).invoke(
+        main_cli, [*command.split(), *arguments], input=f"{world.key}\n"
+    )
+    error = done.exception
+    if error is None and done.exit_code == 0:
+        return "works"
+    if isinstance(error, TinkerCliError):
+        text = f"{error.message} {error.details or ''}"
+        told = re.search(r"'detail': ([\"'])(.*)\1\}", text) or re.search(r"()(.*)", text, re.S)
+        assert told is not None
+        return " ".join(told[2].split())
+    raise RuntimeError(f"tinker {command}: {done.output}") from error
+
+
+def page(world: World) -> str:
+    """The whole of docs/compatibility.md, from a run.
+
+    Raises:
+        LookupError: a method or a command has no driver, or a driver has no method.
+        RuntimeError: some gave neither a result nor a refusal; all of them are listed.
+    """
+    logging.getLogger("tinker").setLevel(logging.CRITICAL)  # refusals are expected
+    methods, found_commands = public_methods(), commands()
+    found = {name.removesuffix("_async") for name in methods} | set(found_commands)
+    driven = {*METHODS, *COMMANDS, *NOT_RUN}
+    if found != driven:
+        raise LookupError(
+            f"without a driver: {sorted(found - driven)}; no longer there: {sorted(driven - found)}"
+        )
+    twins = set(methods)
+    failures: list[str] = []
+
+    def tried(name: str, drive: Callable[[], str]) -> str:
+        try:
+            return drive()
+        except Exception as error:
+            failures.append(f"{name}: {type(error).__name__}: {error}")
+            return ""
+
+    rows = ["| Method | Answer |", "| --- | --- |"]
+    for method in methods:
+        if method.endswith("_async") and method.removesuffix("_async") in twins:
+            continue
+        outcome = tried(method, lambda name=method: outcome_of_method(world, name))
+        shown = f"`{method}`"
+        if f"{method}_async" in twins:
+            shown += ", `_async`"
+            twin = f"{method}_async"
+            other = tried(twin, lambda name=twin: outcome_of_method(world, name))
+            if other != outcome:
+                failures.append(f"{method}: {outcome}, but its async twin: {other}")
+        rows.append(f"| {shown} | {_cell(outcome)} |")
+    rows += ["", "| Command | Answer |", "| --- | --- |"]
+    with tempfile.TemporaryDirectory() as scratch:
+        for command in found_commands:
+            if command in NOT_RUN:
+                cell = f"not run: {NOT_RUN[command]}"
+            else:
+                outcome = tried(
+                    f"tinker {command}",
+                    lambda name=command: outcome_of_command(world, name, Path(scratch)),
+                )
+                cell = _cell(outcome)
+            rows.append(f"| `tinker {command}` | {cell} |")
+    if failures:
+        raise RuntimeError("\n".join(["neither a result nor a refusal:", *failures]))
+    return "\n".join([HEADER, *rows, ""])
+
+
+def run_page() -> str:
+    """`page` against an engine of its own, whose model is named by its folder: the SDK can then
+    find the tokenizer of a sampling client without a hub."""
+    from tests.engine.conftest import KEY, running_engine
+    from tests.tiny_models import make_tiny_model
+
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place).resolve()
+        model = str(make_tiny_model(folder / "model"))
+        with (
+            running_engine(folder / "engine", Path(model), "--base-model", model) as engine,
+            new_world(engine.url, KEY, model) as world,
+        ):
+            return page(world)
+
+
+def _cell(outcome: str) -> str:
+    return outcome if outcome == "works" else f"refused: {outcome.replace('|', '/')}"
+
+
+SDK = "0.38."  # whose table it is
+HEADER = """# What of the Tinker API the engine does
+
+Every public method of the SDK's four clients and every command of its command line, each called
+once against a running engine by `python tools/compatibility.py`, which writes this page; a test
+compares. A method with an `_async` twin was called both ways, with the same answer. What is refused
+is refused at once, with the sentence that stands here.
+
+SDK of this table: tinker 0.38.0.
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Write docs/compatibility.md from a run.")
+    parser.add_argument("--check", action="store_true", help="compare, write nothing")
+    options = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
+    os.environ["TINKER_TELEMETRY"] = "0"
+    made = run_page()
+    if not options.check:
+        PAGE.write_text(made, encoding="utf-8")
+        return 0
+    if made == PAGE.read_text(encoding="utf-8"):
+        return 0
+    print(f"Error: {PAGE.name} is not what a run gives: python tools/compatibility.py writes it.")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
