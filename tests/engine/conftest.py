@@ -30,8 +30,8 @@ class RunningEngine:
     def client(self) -> tinker.ServiceClient:
         return tinker.ServiceClient(base_url=self.url, api_key=KEY)
 
-    def rest(self) -> tinker.RestClient:
-        return tinker.RestClient(base_url=self.url, api_key=KEY)
+    def rest(self) -> "tinker.RestClient":  # a text: an older SDK has it elsewhere
+        return self.client().create_rest_client()
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def service(engine: RunningEngine) -> Iterator[tinker.ServiceClient]:
 
 
 @pytest.fixture(scope="session")
-def rest(engine: RunningEngine) -> tinker.RestClient:
+def rest(engine: RunningEngine) -> "tinker.RestClient":
     return engine.rest()
 
 

@@ -118,7 +118,7 @@ def test_a_wrong_numbered_operation_fails_its_future_never_its_status(
         ("/retrieve_future", {"request_id": "gone"}, 410, "is gone"),
         ("/weights_info", {"tinker_path": "tinker://a/weights/b"}, 400, "does not exist"),
         ("/billing/usage/events", {}, 400, "billing has no meaning"),
-        ("/copy_weights", {}, 400, "no projects"),
+        ("/copy_weights", {}, 400, "source_path is None"),
         ("/training_runs/unknown", None, 404, "no training run unknown"),
         ("/samplers/unknown", None, 404, "no sampler unknown"),
         ("/sessions/unknown", None, 404, "no session unknown"),

@@ -15,9 +15,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tinkersmith.engine import fields, wire
+from tinkersmith.engine.archive_routes import archive_routes
 from tinkersmith.engine.catalogue import Catalogue
 from tinkersmith.engine.http import API, FILES, Handler, KeyGuard, in_sentences, no_such_route
 from tinkersmith.engine.http import read_json as body_of
+from tinkersmith.engine.identity import identity_routes, is_token
 from tinkersmith.engine.rest_routes import download_route, refused_routes, rest_routes
 from tinkersmith.engine.sampling_routes import SamplingRoutes
 from tinkersmith.engine.sessions import Sessions
@@ -36,6 +38,8 @@ def make_app(sessions: Sessions, catalogue: Catalogue, key: str | None) -> ASGIA
         *TrainingRoutes(sessions, catalogue).routes(),
         *SamplingRoutes(sessions, catalogue).routes(),
         *rest_routes(sessions.store),
+        *archive_routes(sessions),
+        *identity_routes(key),
         *refused_routes(),
     ]
     files = Route(f"{FILES}/{{token}}/{{path:path}}", in_sentences(download_route(sessions.store)))
@@ -46,7 +50,7 @@ def make_app(sessions: Sessions, catalogue: Catalogue, key: str | None) -> ASGIA
         ],
         exception_handlers={HTTPException: no_such_route},
     )
-    return KeyGuard(app, key)
+    return KeyGuard(app, key, is_token)
 
 
 class ServiceRoutes:
@@ -74,9 +78,9 @@ class ServiceRoutes:
         return JSONResponse({"status": "ok"})
 
     async def client_config(self, request: Request) -> Response:
-        # All of the SDK's own defaults suit this engine.
         self._note_sdk((await body_of(request)).get("sdk_version"))
-        return JSONResponse({})
+        # A token tells the SDK who its user is; its other defaults suit this engine.
+        return JSONResponse({"pjwt_auth_enabled": True})
 
     async def telemetry(self, request: Request) -> Response:
         return JSONResponse({"status": "accepted"})  # and discarded

@@ -115,10 +115,7 @@ def rest_routes(store: Store) -> list[tuple[str, str, Handler]]:
 _NOT_HERE = {
     "/billing/{rest:path}": "billing has no meaning on a machine of your own.",
     "/audit": "this engine keeps no audit log.",
-    "/auth/token": "this engine knows one API key and no tokens or users.",
     "/auth/apikey/me": "this engine knows one API key and no tokens or users.",
-    "/copy_weights": "there are no projects on this engine to copy checkpoints between.",
-    "/sessions/search": "this engine does not search sessions; list_sessions shows all of them.",
     "/sessions/{session}/project": "there are no projects on this engine.",
     "/sessions/{session}/trace_export": "this engine records no traces.",
     "/create_custom_loss": "this engine runs no losses sent by clients; "

@@ -161,6 +161,17 @@ class Store:
     def session_ids(self) -> list[str]:
         return [row["id"] for row in self._rows("SELECT id FROM sessions ORDER BY created DESC")]
 
+    def session_rows(self) -> list[tuple[float, str, dict[str, str] | None, str | None]]:
+        """When each was created, id, user_metadata and display_name; newest first."""
+        # To the microsecond, as `iso` writes it: a cursor must compare equal.
+        return [
+            (round(row["created"], 6), row["id"], json.loads(row["user_metadata"]), row["name"])
+            for row in self._rows(
+                "SELECT created, id, user_metadata, display_name AS name FROM sessions "
+                "ORDER BY created DESC, id DESC"
+            )
+        ]
+
     def add_run(self, run: Run) -> None:
         lora = run.lora
         self._execute(
