@@ -1,13 +1,15 @@
 # make demo   the whole job on the bundled model and data, nothing else needed
 # make test   the tests
+# make test-older-sdk   the engine with the oldest SDK that it is tested with
 # make lint   format, lint and types
 # make bench  the quick benchmarks; their figures go to benchmarks/results
 PYTHON ?= python3
 BIN := .venv/bin
+OLDER_SDK := 0.30.0
 INSTALLED := .venv/.installed
 COOKBOOK := .venv/.cookbook
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test test-older-sdk lint format bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python split_dataset.py
@@ -21,6 +23,12 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED) $(COOKBOOK)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-older-sdk: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/tinker-$(OLDER_SDK) tinker==$(OLDER_SDK)
+	PYTHONPATH=.venv/tinker-$(OLDER_SDK) $(BIN)/python -m pytest -n 2 --dist loadfile \
+	  tests/engine/test_training_client.py tests/engine/test_sampling_client.py \
+	  tests/engine/test_rest_client.py tests/engine/test_process.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -20,6 +20,15 @@ from tests.tiny_models import make_tiny_model
 KEY = "tml-local"
 MODEL = "tiny"
 
+# Older SDKs: create_*_client gives the client itself, not a future; RestClient is not exported.
+SDK = tuple(map(int, tinker.__version__.split(".")[:2]))
+if SDK < (0, 38):
+    from tinker.lib.public_interfaces.rest_client import RestClient
+
+    for older in (tinker.TrainingClient, tinker.SamplingClient):
+        older.result = lambda self, timeout=None: self  # pyright: ignore
+    tinker.RestClient = RestClient
+
 
 @dataclass
 class RunningEngine:
@@ -30,7 +39,7 @@ class RunningEngine:
     def client(self) -> tinker.ServiceClient:
         return tinker.ServiceClient(base_url=self.url, api_key=KEY)
 
-    def rest(self) -> "tinker.RestClient":  # a text: an older SDK has it elsewhere
+    def rest(self) -> tinker.RestClient:
         return self.client().create_rest_client()
 
 
@@ -82,7 +91,7 @@ def service(engine: RunningEngine) -> Iterator[tinker.ServiceClient]:
 
 
 @pytest.fixture(scope="session")
-def rest(engine: RunningEngine) -> "tinker.RestClient":
+def rest(engine: RunningEngine) -> tinker.RestClient:
     return engine.rest()
 
 

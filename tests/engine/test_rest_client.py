@@ -13,7 +13,7 @@ import pytest
 import tinker
 from safetensors.torch import load_file
 
-from tests.engine.conftest import KEY, MODEL, RunningEngine, random_datums, running_engine
+from tests.engine.conftest import KEY, MODEL, SDK, RunningEngine, random_datums, running_engine
 from tests.engine.test_training_client import new_client, train
 
 
@@ -118,6 +118,7 @@ def test_a_download_address_is_good_for_its_own_files_only(
     assert state.endswith("weights/secret")
 
 
+@pytest.mark.skipif(SDK < (0, 36), reason="tinker before 0.36 does not encrypt")
 def test_an_encrypted_download_opens_with_its_key_alone(
     service: tinker.ServiceClient, rest: tinker.RestClient
 ) -> None:
@@ -137,6 +138,7 @@ def test_an_encrypted_download_opens_with_its_key_alone(
         client.save_weights_external("y", age_encryption_recipients=["age1x"]).result()
 
 
+@pytest.mark.skipif(SDK < (0, 36), reason="tinker before 0.36 does not encrypt")
 def test_without_pyrage_an_encrypted_download_is_refused(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +152,7 @@ def test_without_pyrage_an_encrypted_download_is_refused(
             client.save_weights_external("x", age_encryption_recipients=["age1x"]).result()
 
 
+@pytest.mark.skipif(SDK < (0, 36), reason="tinker before 0.36 downloads archives")
 def test_the_tinker_command_lists_and_downloads(
     service: tinker.ServiceClient, rest: tinker.RestClient, engine: RunningEngine, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import load as load_safetensors
 
 from tests.engine.conftest import (
     MODEL,
+    SDK,
     RunningEngine,
     datum,
     random_datums,
@@ -258,6 +259,7 @@ def test_a_client_that_cannot_be_is_refused_at_once(
         service.create_lora_training_client(**arguments).result()
 
 
+@pytest.mark.skipif(SDK < (0, 36), reason="tinker before 0.36 has no RestClient")
 def test_a_wrong_key_is_refused(engine: RunningEngine) -> None:
     with pytest.raises(tinker.AuthenticationError, match="not the one of this engine"):
         tinker.RestClient(base_url=engine.url, api_key="tml-other").list_user_checkpoints().result()

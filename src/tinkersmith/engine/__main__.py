@@ -78,7 +78,7 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
     import uvicorn
 
     keep_freed_memory()  # before the engine thread starts
-    from tinkersmith.engine.app import make_app
+    from tinkersmith.engine.app import TESTED_SDK, make_app
     from tinkersmith.engine.catalogue import make_catalogue
     from tinkersmith.engine.queue import EngineThread
     from tinkersmith.engine.sessions import Sessions
@@ -135,6 +135,7 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
         # The listener takes connections already; they are answered from the next line on.
         print(json.dumps({"event": "ready", "port": port, "pid": os.getpid()}), flush=True)
         log.info("serving the Tinker API on http://%s:%d", options.host, port)
+        log.info("tested with tinker %s to %s", *TESTED_SDK)
         await server.serve(sockets=[listener])
         sweeping.cancel()
 

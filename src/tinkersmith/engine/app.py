@@ -28,7 +28,7 @@ from tinkersmith.engine.training_routes import TrainingRoutes
 log = logging.getLogger("tinkersmith.engine")
 
 LONG_POLL = 20.0  # seconds that a pending future's request is held
-TESTED_SDK = "0.38"
+TESTED_SDK = ("0.30", "0.38")  # the oldest and the newest that the tests run with
 
 
 def make_app(sessions: Sessions, catalogue: Catalogue, key: str | None) -> ASGIApp:
@@ -120,9 +120,9 @@ class ServiceRoutes:
         if not isinstance(version, str) or version in self._seen_sdks:
             return
         self._seen_sdks.add(version)
-        tested = version.startswith(f"{TESTED_SDK}.")
+        tested = version.startswith(tuple(f"{one}." for one in TESTED_SDK))
         log.info(
             "a client with tinker %s%s",
             version,
-            "" if tested else f": this engine was tested with {TESTED_SDK}",
+            "" if tested else f": this engine was tested with {' and '.join(TESTED_SDK)}",
         )
