@@ -26,7 +26,7 @@ test: $(INSTALLED) $(COOKBOOK)
 
 test-older-sdk: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/tinker-$(OLDER_SDK) tinker==$(OLDER_SDK)
-	PYTHONPATH=.venv/tinker-$(OLDER_SDK) $(BIN)/python -m pytest -n 2 --dist loadfile \
+	PYTHONPATH=$(CURDIR)/.venv/tinker-$(OLDER_SDK) $(BIN)/python -m pytest -n 2 --dist loadfile \
 	  tests/engine/test_training_client.py tests/engine/test_sampling_client.py \
 	  tests/engine/test_rest_client.py tests/engine/test_process.py
 
