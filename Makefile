@@ -41,7 +41,10 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.exactness
+	$(BIN)/python -m benchmarks.start_up
+	$(BIN)/python -m benchmarks.training --quick
 	$(BIN)/python -m benchmarks.demo
+	$(BIN)/python -m benchmarks.table
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

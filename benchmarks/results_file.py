@@ -12,8 +12,13 @@ RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "transformers", "peft", "tinker", "tokenizers", "numpy")
 
 
-def write_results(name: str, command: str, figures: dict[str, object]) -> Path:
-    """Write `figures` beside the command that made them; returns the file's path."""
+def write_results(
+    name: str, command: str, figures: dict[str, object], *, packages: tuple[str, ...] = ()
+) -> Path:
+    """Write `figures` beside the command that made them; returns the file's path.
+
+    `packages` are those whose versions matter besides the project's own.
+    """
     path = RESULTS / f"{name}.json"
     write_json(
         path,
@@ -26,7 +31,7 @@ def write_results(name: str, command: str, figures: dict[str, object]) -> Path:
                 "system": f"{platform.system()} {platform.machine()}",
                 "python": platform.python_version(),
             },
-            "versions": {package: version(package) for package in PACKAGES},
+            "versions": {package: version(package) for package in PACKAGES + packages},
             "figures": figures,
         },
     )

@@ -1,0 +1,144 @@
+"""How soon something happens: --help of each script, the data commands, the first optimizer step.
+
+Commands are timed from the start of their process to its end, medians of several runs; the first
+step from the moment the weights are loaded, in a process of its own.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+from benchmarks.results_file import write_results
+
+ROOT = Path(__file__).resolve().parent.parent
+# Not tinker_finetune.py: it takes no arguments and would train.
+SCRIPTS = [
+    "split_dataset.py",
+    "train_with_config.py",
+    "evaluate_model.py",
+    "export_model.py",
+]
+DATA = "data/word_problems.json"
+SAMPLES = 16  # of the bundled data
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--first-step", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.first_step:
+        print(json.dumps(_first_step(options.threads)))
+        return
+
+    helps = {name: [name, "--help"] for name in SCRIPTS}
+    helps["tinkersmith"] = ["-m", "tinkersmith.cli", "--help"]
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = ("--train-out", f"{folder}/train.json", "--test-out", f"{folder}/test.json")
+        data = {
+            "split, 2,000 samples": ["split_dataset.py", "--inputs", DATA, *outputs, "--force"],
+            "stats, 2,000 samples": ["-m", "tinkersmith.cli", "stats", DATA],
+        }
+        seconds = {
+            "--help": _timed(helps, options),
+            "data commands": _timed(data, options),
+        }
+    firsts = []
+    for _ in range(options.repeats):
+        output = _run(["-m", "benchmarks.start_up", "--first-step"], options.threads)
+        firsts.append(json.loads(output.splitlines()[-1]))
+    step = {name: round(median(one[name] for one in firsts), 3) for name in firsts[0]}
+    figures: dict[str, object] = {
+        "seconds": seconds,
+        "first step, bundled model, seconds": step,
+        "threads": options.threads,
+        "repeats": options.repeats,
+    }
+    print(json.dumps(figures, indent=2))
+    print("written:", write_results("start_up", "python -m benchmarks.start_up", figures))
+
+
+def _timed(commands: dict[str, list[str]], options: argparse.Namespace) -> dict[str, float]:
+    """Median seconds of each command, the commands taking turns."""
+    times: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(options.repeats):
+        for name, command in commands.items():
+            start = time.perf_counter()
+            _run(command, options.threads)
+            times[name].append(time.perf_counter() - start)
+    return {name: round(median(values), 3) for name, values in times.items()}
+
+
+def _run(command: list[str], threads: int) -> str:
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-1500:]}")
+    return done.stdout
+
+
+def _first_step(threads: int) -> dict[str, float]:
+    """A new adapter, 16 samples of the bundled data and AdamW; then the same again, for scale."""
+    from tinkersmith.engine.memory import keep_freed_memory
+
+    keep_freed_memory()  # as the engine does at its start
+    import numpy as np
+    import torch
+
+    from tinkersmith.bundled import BUNDLED_MODELS
+    from tinkersmith.engine.base_model import load_base_model
+    from tinkersmith.engine.lora import new_adapter
+    from tinkersmith.engine.messages import AdamParams, Datum, LoraConfig
+    from tinkersmith.engine.optimizer import new_state, optim_step
+    from tinkersmith.engine.training_step import forward_backward
+    from tinkersmith.prompts import choose_template
+    from tinkersmith.samples import load_samples
+    from tinkersmith.tokens import load_tokenizer, tokenize
+
+    torch.set_num_threads(threads)
+    model = "tinkersmith/tiny-math"
+    folder = BUNDLED_MODELS[model]
+    tokenizer = load_tokenizer(folder)
+    template = choose_template("instruction", tokenizer, model)
+    samples = load_samples([str(ROOT / DATA)]).samples[:SAMPLES]
+    datums = [
+        Datum(
+            one.tokens[:-1].astype(np.int64),
+            {
+                "target_tokens": one.tokens[1:].astype(np.int64),
+                "weights": one.weights[1:].astype(np.float32),
+            },
+        )
+        for one in tokenize(samples, template, tokenizer, max_length=1024, truncate=True).samples
+    ]
+    start = time.perf_counter()
+    base = load_base_model(model, folder, "auto")
+    loaded = time.perf_counter()
+    adapter = new_adapter(base, LoraConfig(16, 0))
+    state = new_state(adapter)
+    ends = []
+    for _ in range(2):
+        forward_backward(base, adapter, datums, "cross_entropy", {}, only_graded=True)
+        optim_step(adapter, state, AdamParams())
+        ends.append(time.perf_counter())
+    return {
+        "weights loaded after": loaded - start,
+        "first step": ends[0] - loaded,
+        "second step": ends[1] - ends[0],
+    }
+
+
+if __name__ == "__main__":
+    main()

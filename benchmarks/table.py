@@ -1,0 +1,194 @@
+"""benchmarks/results/*.json -> the table of figures in both READMEs: python -m benchmarks.table
+
+A figure whose results file is not there is left out; one without a row here is named.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).parent / "results"
+BEGIN = "<!-- figures:begin (made by python -m benchmarks.table) -->\n"
+END = "<!-- figures:end -->"
+HEADS = {
+    "README.md": "| what | measured | wanted | date |\n| --- | --- | --- | --- |\n",
+    "README.zh-CN.md": "| 内容 | 实测 | 目标 | 日期 |\n| --- | --- | --- | --- |\n",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    results: str  # benchmarks/results/<this>.json
+    english: str
+    chinese: str
+    measured: Callable[[dict], str | None]  # of its "figures"; None: not in this run
+    wanted: str  # numbers and signs only: it stands in both languages
+
+
+def _small(value: float) -> str:
+    return f"{value:.1e}"
+
+
+def _ratio(vocabulary: str, family: str) -> Callable[[dict], str | None]:
+    def measured(figures: dict) -> str | None:
+        part = figures["vocabularies"].get(vocabulary, {"best setting": {}})
+        if family not in part["best setting"]:
+            return None
+        peer = part["contestants"][part["best setting"][family]]
+        return f"{peer['ours is faster, times']:.1f}×"
+
+    return measured
+
+
+def _ours(vocabulary: str, name: str, form: str) -> Callable[[dict], str | None]:
+    def measured(figures: dict) -> str | None:
+        part = figures["vocabularies"].get(vocabulary)
+        return part and format(part["contestants"]["tinkersmith"][name], form)
+
+    return measured
+
+
+def _memory_share(figures: dict) -> str | None:
+    part = figures["vocabularies"].get("151936")
+    if part is None or "plain" not in part["best setting"]:
+        return None
+    return (
+        f"{1 / part['contestants'][part['best setting']['plain']]['its memory / ours, times']:.0%}"
+    )
+
+
+ROWS = [
+    Row(
+        "training",
+        "training, vocabulary 151,936: speed against plain `transformers` + `peft`, its best",
+        "训练，词表 151,936：与普通 `transformers` + `peft`（最佳设置）的速度比",
+        _ratio("151936", "plain"),
+        "3.5×",
+    ),
+    Row("training", "its memory", "内存与它之比", _memory_share, "25%"),
+    Row(
+        "training",
+        "the same, against TRL at its best setting",
+        "同上，与 TRL（最佳设置）的速度比",
+        _ratio("151936", "TRL"),
+        "4×",
+    ),
+    Row(
+        "training",
+        "training, vocabulary 32,000: speed against plain `transformers` + `peft`, its best",
+        "训练，词表 32,000：与普通 `transformers` + `peft`（最佳设置）的速度比",
+        _ratio("32000", "plain"),
+        "3×",
+    ),
+    Row(
+        "training",
+        "tokens a second, vocabulary 151,936",
+        "每秒 token 数，词表 151,936",
+        _ours("151936", "tokens a second", ",.0f"),
+        "",
+    ),
+    Row(
+        "training",
+        "share of the machine's bf16 matrix-product peak, vocabulary 151,936",
+        "占本机 bf16 矩阵乘法峰值的比例，词表 151,936",
+        _ours("151936", "share of the bf16 peak", ".0%"),
+        "55%",
+    ),
+    Row(
+        "training",
+        "fp32 loss and LoRA gradients against plain `transformers` + `peft`, relative, the worse",
+        "fp32 损失和 LoRA 梯度与普通 `transformers` + `peft` 的相对偏差，取较大者",
+        lambda figures: _small(
+            max(
+                figures["fp32 loss, relative difference"],
+                figures["fp32 LoRA gradients, worst relative difference"],
+            )
+        ),
+        "1e-5",
+    ),
+    Row(
+        "start_up",
+        "first optimizer step after the weights are loaded, bundled model",
+        "权重加载后到第一个优化步完成，自带模型",
+        lambda figures: f"{figures['first step, bundled model, seconds']['first step']:.2f} s",
+        "2 s",
+    ),
+    Row(
+        "start_up",
+        "`--help`, the slowest script",
+        "`--help`，最慢的脚本",
+        lambda figures: f"{max(figures['seconds']['--help'].values()):.2f} s",
+        "",
+    ),
+    Row(
+        "start_up",
+        "splitting 2,000 samples, from start to end",
+        "划分 2,000 个样本，从启动到结束",
+        lambda figures: f"{figures['seconds']['data commands']['split, 2,000 samples']:.2f} s",
+        "",
+    ),
+    Row(
+        "exactness",
+        "bundled model, fp32 LoRA gradients against plain `transformers` + `peft`, relative",
+        "自带模型，fp32 LoRA 梯度与普通 `transformers` + `peft` 的相对偏差",
+        lambda figures: _small(figures["LoRA gradients, worst relative difference"]),
+        "1e-5",
+    ),
+    Row(
+        "exactness",
+        "greedy samples equal to `generate`, token for token",
+        "贪心采样与 `generate` 逐 token 相同",
+        lambda figures: (
+            f"{figures['greedy prompts equal token for token']} / {figures['greedy prompts']}"
+        ),
+        "100%",
+    ),
+    Row(
+        "demo",
+        "demonstration, exact match after training, mean of 3 seeds",
+        "演示，训练后完全匹配，3 个种子的平均",
+        lambda figures: f"{figures['tuned, mean']['exact_match']:.1%}",
+        "90%",
+    ),
+]
+
+
+def table(readme: str, results: Path = RESULTS) -> str:
+    """The table for "README.md" or "README.zh-CN.md", from the results that are there."""
+    lines = []
+    for row in ROWS:
+        path = results / f"{row.results}.json"
+        if not path.is_file():
+            continue
+        content = json.loads(path.read_text(encoding="utf-8"))
+        measured = row.measured(content["figures"])
+        if measured is None:
+            continue
+        label = row.english if readme == "README.md" else row.chinese
+        lines.append(f"| {label} | {measured} | {row.wanted} | {content['date']} |\n")
+    return HEADS[readme] + "".join(lines)
+
+
+def with_table(text: str, new: str) -> str:
+    """`text` with what stands between the markers replaced."""
+    before, rest = text.split(BEGIN, 1)
+    return before + BEGIN + new + END + rest.split(END, 1)[1]
+
+
+def main() -> None:
+    for readme in HEADS:
+        path = ROOT / readme
+        path.write_text(
+            with_table(path.read_text(encoding="utf-8"), table(readme)), encoding="utf-8"
+        )
+    known = {row.results for row in ROWS} | {"training_quick"}  # a check, no figure
+    unknown = sorted(path.stem for path in RESULTS.glob("*.json") if path.stem not in known)
+    if unknown:
+        print("No row in benchmarks/table.py for: " + ", ".join(unknown), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
