@@ -42,6 +42,7 @@ format: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.exactness
 	$(BIN)/python -m benchmarks.start_up
+	$(BIN)/python -m benchmarks.round_trip
 	$(BIN)/python -m benchmarks.training --quick
 	$(BIN)/python -m benchmarks.demo
 	$(BIN)/python -m benchmarks.table

@@ -19,7 +19,7 @@ def model_id(engine: RunningEngine) -> str:
 def test_numbers_that_come_early_wait_and_repeated_ones_run_once(
     engine: RunningEngine, model_id: str
 ) -> None:
-    step = {"model_id": model_id, "seq_id": 2, "adam_params": {"learning_rate": 0.1}}
+    step = {"model_id": model_id, "seq_id": 2, "adam_params": {"learning_rate": 0.005}}
     _, early = call(engine, "/optim_step", step)
     assert call(engine, "/optim_step", step) == (200, early)
     _, last = call(engine, "/forward_backward", batch(model_id, 3, [5, 6, 7], forward_only=True))
