@@ -5,8 +5,9 @@ import concurrent.futures
 import numpy as np
 import pytest
 import tinker
+import torch
 
-from tests.engine.conftest import MODEL, datum, random_datums
+from tests.engine.conftest import MODEL, SDK, datum, random_datums
 from tests.engine.test_training_client import new_client, train
 
 PROMPT = tinker.ModelInput.from_ints([72, 101, 108, 108, 111])
@@ -136,6 +137,44 @@ def test_prompt_logprobs_and_their_top_k_are_given_when_asked(base: tinker.Sampl
     for own, top in zip(asked.prompt_logprobs[1:], asked.topk_prompt_logprobs[1:], strict=True):
         assert own is not None and top is not None and len(top) == 3
         assert own <= top[0][1] + 1e-6 and top[0][1] >= top[1][1] >= top[2][1]
+
+
+@pytest.mark.skipif(SDK < (0, 38), reason="older SDKs do not ask about other tokens")
+def test_tokens_named_by_a_sparse_tensor_are_scored_as_those_of_a_dense_one(
+    base: tinker.SamplingClient,
+) -> None:
+    params = tinker.SamplingParams(max_tokens=1, temperature=0.0)
+    wanted = torch.full((PROMPT.length - 1, 8), -1)
+    wanted[0, 5], wanted[2, 0], wanted[2, 7] = 101, 33, 108
+    sparse = tinker.TensorData.from_torch_sparse(wanted, pad_value=-1)
+    assert sparse.sparse_crow_indices is not None
+    dense = tinker.TensorData.from_torch(wanted)
+    answers = [
+        base.sample(PROMPT, 1, params, target_prompt_logprobs=targets).result()
+        for targets in (sparse, dense)
+    ]
+    scored = [answer.target_prompt_logprobs for answer in answers]
+    assert scored[0] is not None and scored[1] is not None
+    assert scored[0].sparse_col_indices == sparse.sparse_col_indices
+    matrices = [scores.to_torch().to_dense() for scores in scored]
+    assert torch.equal(*matrices) and (matrices[0] != 0).sum() == 3
+    logprobs = base.compute_logprobs(PROMPT).result()
+    assert float(matrices[0][0, 5]) == logprobs[1]  # token 101 stands there in the prompt
+
+
+@pytest.mark.skipif(SDK < (0, 38), reason="older SDKs do not ask about other tokens")
+def test_alternatives_to_the_prompts_tokens_are_drawn_when_asked(
+    base: tinker.SamplingClient,
+) -> None:
+    params = tinker.SamplingParams(max_tokens=1, temperature=1.0, seed=5)
+    drawn = base.sample(PROMPT, 1, params, prompt_alt_tokens_k=4).result().prompt_alt_tokens
+    assert drawn is not None
+    ids, logprobs = drawn.tokens.to_numpy(), drawn.logprobs.to_numpy()
+    assert ids.dtype == np.int64 and ids.shape == logprobs.shape == (PROMPT.length - 1, 4)
+    targets = tinker.TensorData.from_numpy(ids)
+    checked = base.sample(PROMPT, 1, params, target_prompt_logprobs=targets).result()
+    assert checked.target_prompt_logprobs is not None
+    np.testing.assert_array_equal(checked.target_prompt_logprobs.to_numpy(), logprobs)
 
 
 @pytest.mark.parametrize(

@@ -150,9 +150,12 @@ def _sample(models: Any, sampler_id: str, requests: list[Any]) -> list[Any]:
     from tinkersmith.engine.queue import failure
     from tinkersmith.engine.wire import sample_output
 
+    results = models.sample(sampler_id, requests)
     return [
-        failure(result) if isinstance(result, Refused) else sample_output(result)
-        for result in models.sample(sampler_id, requests)
+        failure(result)
+        if isinstance(result, Refused)
+        else sample_output(result, request.target_layout)
+        for request, result in zip(requests, results, strict=True)
     ]
 
 

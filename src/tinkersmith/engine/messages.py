@@ -73,6 +73,19 @@ class AdamParams:
 
 
 @dataclass(frozen=True, slots=True)
+class SparseLayout:
+    """Which cells of a matrix are given (compressed rows): N of them, in R rows."""
+
+    row_starts: np.ndarray  # (R + 1,): row r has the cells row_starts[r] to row_starts[r + 1]
+    columns: np.ndarray  # (N,)
+
+    def cells(self) -> tuple[np.ndarray, np.ndarray]:
+        """Their rows and columns, as numpy indexes a matrix."""
+        counts = np.diff(self.row_starts)
+        return np.repeat(np.arange(len(counts)), counts), self.columns
+
+
+@dataclass(frozen=True, slots=True)
 class SampleRequest:
     prompt: list[int]
     num_samples: int = 1
@@ -86,7 +99,8 @@ class SampleRequest:
     prompt_logprobs_last_n: int | None = None
     topk_prompt_logprobs: int = 0
     topk_sample_logprobs: int = 0
-    target_prompt_logprobs: np.ndarray | None = None  # (T - 1, K) token ids
+    target_prompt_logprobs: np.ndarray | None = None  # (T - 1, K) token ids; -1: not asked
+    target_layout: SparseLayout | None = None  # the asked cells, if the client named only those
     prompt_alt_tokens_k: int = 0
 
 

@@ -6,7 +6,7 @@ Reads leniently: a field that this engine does not know is refused only if it ch
 import importlib.util
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +25,7 @@ from tinkersmith.engine.messages import (
     LossOutput,
     SampleRequest,
     SampleResult,
+    SparseLayout,
 )
 
 MAX_BODY = 512 * 2**20  # bytes, before and after decompression
@@ -172,22 +173,32 @@ def _read_tensor(message: Any, where: str) -> np.ndarray:
         values = _numbers(sparse.values, dtype, where)
         columns = _numbers(sparse.col_indices, np.dtype("<i8"), where)
         row_starts = _numbers(sparse.crow_indices, np.dtype("<i8"), where)
-        counts = np.diff(row_starts)
-        if len(counts) != shape[0] or (counts < 0).any() or counts.sum() != len(values):
-            raise Refused(f"{where}: the sparse indices do not fit the shape {list(shape)}.")
-        if len(columns) != len(values) or ((columns < 0) | (columns >= shape[1])).any():
-            raise Refused(f"{where}: a sparse column is outside the shape {list(shape)}.")
-        if shape[0] * shape[1] * dtype.itemsize > MAX_BODY:
-            raise Refused(f"{where}: the shape {list(shape)} is too large.")
-        dense = np.zeros(shape, dtype)
-        dense[np.repeat(np.arange(shape[0]), counts), columns] = values
-        return dense
+        return _dense(values, SparseLayout(row_starts, columns), shape, 0, where)
     values = _numbers(message.dense, dtype, where)
     if not shape:
         return values
     if math.prod(shape) != values.size or min(shape) < 0:
         raise Refused(f"{where}: {values.size} values do not fit the shape {list(shape)}.")
     return values.reshape(shape)
+
+
+def _dense(
+    values: np.ndarray, layout: SparseLayout, shape: Sequence[int], elsewhere: int, where: str
+) -> np.ndarray:
+    """The tensor of two axes that has `values` at the places of `layout`."""
+    rows, columns = shape
+    starts = layout.row_starts
+    fits = len(starts) == rows + 1 and starts[0] == 0 and (np.diff(starts) >= 0).all()
+    if not fits or starts[-1] != len(values):
+        raise Refused(f"{where}: the sparse indices do not fit the shape {list(shape)}.")
+    outside = (layout.columns < 0) | (layout.columns >= columns)
+    if len(layout.columns) != len(values) or outside.any():
+        raise Refused(f"{where}: a sparse column is outside the shape {list(shape)}.")
+    if rows * columns * values.itemsize > MAX_BODY:
+        raise Refused(f"{where}: the shape {list(shape)} is too large.")
+    dense = np.full(shape, elsewhere, values.dtype)
+    dense[layout.cells()] = values
+    return dense
 
 
 def _numbers(data: bytes, dtype: np.dtype, where: str) -> np.ndarray:
@@ -268,7 +279,7 @@ def read_sample_request(body: Mapping[str, Any]) -> SampleRequest:
             "record_stability_info is for the loss stable_reinforce, which only Tinker's cloud "
             "has; leave it out and train with importance_sampling, ppo, cispo or dro."
         )
-    targets = body.get("target_prompt_logprobs")
+    targets, layout = _read_targets(body.get("target_prompt_logprobs"))
     num_samples = fields.optional_number(body, "num_samples", int)
     if num_samples is not None and not 1 <= num_samples <= MAX_SAMPLES:
         raise Refused(f"num_samples is {num_samples}; it must be from 1 to {MAX_SAMPLES:,}.")
@@ -287,7 +298,8 @@ def read_sample_request(body: Mapping[str, Any]) -> SampleRequest:
         prompt_logprobs_last_n=fields.optional_number(body, "prompt_logprobs_last_n", int),
         topk_prompt_logprobs=fields.optional_number(body, "topk_prompt_logprobs", int) or 0,
         topk_sample_logprobs=fields.optional_number(body, "topk_sample_logprobs", int) or 0,
-        target_prompt_logprobs=None if targets is None else _read_json_tensor(targets),
+        target_prompt_logprobs=targets,
+        target_layout=layout,
         prompt_alt_tokens_k=fields.optional_number(body, "prompt_alt_tokens_k", int) or 0,
     )
 
@@ -306,18 +318,28 @@ def _read_stop(stop: Any) -> list[int] | list[str] | None:
     raise Refused("stop must hold texts that are not empty, or token ids, not both.")
 
 
-def _read_json_tensor(body: Mapping[str, Any]) -> np.ndarray:
-    if body.get("sparse_crow_indices") is not None:
-        raise Refused("target_prompt_logprobs as a sparse tensor is not supported; send it dense.")
+def _read_targets(body: Any) -> tuple[np.ndarray | None, SparseLayout | None]:
+    """Token ids for every position of a prompt but the first; -1 where none is asked about."""
+    name = "target_prompt_logprobs"
+    if body is None:
+        return None, None
     try:
-        data = np.asarray(body.get("data", []), np.int64)
-        return data.reshape(body.get("shape") or [data.size])
-    except (ValueError, TypeError, OverflowError) as error:
-        raise Refused(f"target_prompt_logprobs cannot be read: {error}.") from None
+        values = np.asarray(body["data"], np.int64)
+        shape = [int(size) for size in body.get("shape") or [values.size]]
+        if body.get("sparse_crow_indices") is None:
+            return values.reshape(shape), None
+        row_starts = np.asarray(body["sparse_crow_indices"], np.int64)
+        columns = np.asarray(body["sparse_col_indices"], np.int64)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise Refused(f"{name} cannot be read: {error}.") from None
+    if len(shape) != 2:
+        raise Refused(f"{name}: a sparse tensor needs a shape of two axes.")
+    layout = SparseLayout(row_starts, columns)
+    return _dense(values, layout, shape, -1, name), layout
 
 
-def sample_output(result: SampleResult) -> bytes:
-    """A SampleResponse message."""
+def sample_output(result: SampleResult, target_layout: SparseLayout | None = None) -> bytes:
+    """A SampleResponse message; its target log-probabilities come in the layout of the request."""
     message = pb.SampleResponse()
     for sequence in result.sequences:
         stopped = sequence.stop_reason == "stop"
@@ -333,7 +355,7 @@ def sample_output(result: SampleResult) -> bytes:
     if result.topk_prompt_logprobs is not None:
         _write_topk(message.topk_prompt_logprobs, *result.topk_prompt_logprobs)
     if result.target_prompt_logprobs is not None:
-        _write_tensor(message.target_prompt_logprobs, result.target_prompt_logprobs)
+        _write_tensor(message.target_prompt_logprobs, result.target_prompt_logprobs, target_layout)
     if result.prompt_alt_tokens is not None:
         ids, logprobs = result.prompt_alt_tokens
         _write_tensor(message.prompt_alt_tokens.tokens, ids)
@@ -347,11 +369,17 @@ def _write_topk(message: Any, ids: np.ndarray, logprobs: np.ndarray) -> None:
     message.logprobs = logprobs.astype("<f4").tobytes()
 
 
-def _write_tensor(message: Any, values: np.ndarray) -> None:
+def _write_tensor(message: Any, values: np.ndarray, layout: SparseLayout | None = None) -> None:
     whole = values.dtype.kind == "i"
+    dtype = "<i4" if whole else "<f4"
     message.dtype = pb.DTYPE_INT32 if whole else pb.DTYPE_FLOAT32
-    message.dense = values.astype("<i4" if whole else "<f4").tobytes()
     message.shape.extend(values.shape)
+    if layout is None:
+        message.dense = values.astype(dtype).tobytes()
+        return
+    message.sparse_csr.values = values[layout.cells()].astype(dtype).tobytes()
+    message.sparse_csr.crow_indices = layout.row_starts.astype("<i8").tobytes()
+    message.sparse_csr.col_indices = layout.columns.astype("<i8").tobytes()
 
 
 def finite_json(value: Any) -> Any:
