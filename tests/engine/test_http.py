@@ -123,7 +123,7 @@ def test_a_wrong_numbered_operation_fails_its_future_never_its_status(
         ("/samplers/unknown", None, 404, "no sampler unknown"),
         ("/sessions/unknown", None, 404, "no session unknown"),
         ("/training_runs?limit=many", None, 400, "limit is 'many'"),
-        ("/sessions/unknown/trace_export", None, 400, "no traces"),
+        ("/sessions/unknown/trace_export", None, 404, "no trace of session unknown"),
     ],
 )
 def test_everything_else_that_is_wrong_is_a_4xx_with_a_sentence(

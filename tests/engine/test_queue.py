@@ -129,7 +129,9 @@ def test_a_silent_session_is_freed_and_its_waiting_operations_fail(store: Store)
         model_id = open_client(sessions)
         begun: list[int] = []
         futures = [
-            sessions.future(sessions.operate(model_id, seq, lambda made: begun.append(1) or {}))
+            sessions.future(
+                sessions.operate(model_id, seq, "step", lambda made: begun.append(1) or {})
+            )
             for seq in (1, 3)
         ]
         session = sessions.get(model_id.split(":")[0])

@@ -23,6 +23,7 @@ from tinkersmith.engine.identity import identity_routes, is_token
 from tinkersmith.engine.rest_routes import download_route, refused_routes, rest_routes
 from tinkersmith.engine.sampling_routes import SamplingRoutes
 from tinkersmith.engine.sessions import Sessions
+from tinkersmith.engine.trace_routes import trace_download, trace_routes
 from tinkersmith.engine.training_routes import TrainingRoutes
 
 log = logging.getLogger("tinkersmith.engine")
@@ -39,14 +40,17 @@ def make_app(sessions: Sessions, catalogue: Catalogue, key: str | None) -> ASGIA
         *SamplingRoutes(sessions, catalogue).routes(),
         *rest_routes(sessions.store),
         *archive_routes(sessions),
+        *trace_routes(sessions.thread.traces),
         *identity_routes(key),
         *refused_routes(),
     ]
-    files = Route(f"{FILES}/{{token}}/{{path:path}}", in_sentences(download_route(sessions.store)))
+    traces = in_sentences(trace_download(sessions.thread.traces))
+    files = in_sentences(download_route(sessions.store))
     app = Starlette(
         routes=[
             *(Route(API + path, in_sentences(do), methods=[how]) for how, path, do in handlers),
-            files,
+            Route(f"{FILES}/{{token}}/traces/{{session_id}}.json", traces),
+            Route(f"{FILES}/{{token}}/{{path:path}}", files),
         ],
         exception_handlers={HTTPException: no_such_route},
     )

@@ -59,13 +59,15 @@ def _copy(store: Store, source: TinkerPath, path: TinkerPath, ttl_seconds: int |
     """Enter `path`, of a run that cannot be trained, with the files of `source`, shared on disk."""
     session_id = path.run_id.partition(":")[0]
     old, run = store.checkpoint(source), store.run(source.run_id)
-    if path.run_id in [one.id for one in store.runs(session_id)]:
-        store.checkpoint(path)  # an earlier try made it
+    # An earlier try may have made it, or have ended anywhere on its way.
+    if any(one.path == path for one in store.checkpoints(path.run_id)):
         return
     if session_id not in store.session_ids():
         store.add_session(session_id, {}, f"copy of {source}")
-    now = time.time()
-    store.add_run(Run(path.run_id, session_id, run.base_model, run.lora, run.user_metadata, now))
+    if path.run_id not in [one.id for one in store.runs(session_id)]:
+        now = time.time()
+        copy = Run(path.run_id, session_id, run.base_model, run.lora, run.user_metadata, now)
+        store.add_run(copy)
     folder = store.new_weights_folder(path)
     shutil.copytree(store.weights_folder(old), folder, copy_function=_link_or_copy)
     store.add_checkpoint(path, folder, old.user_metadata, ttl_seconds, old.recipients)

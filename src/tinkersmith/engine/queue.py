@@ -18,6 +18,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.traces import Span, Traces
 
 log = logging.getLogger("tinkersmith.engine")
 
@@ -31,6 +32,7 @@ class Future:
     """A result that a client polls for. Made, finished and awaited on the event loop only."""
 
     result: Result = None
+    received: float = field(default_factory=time.time)
     finished: float = 0.0  # monotonic seconds; 0 while pending
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -67,12 +69,14 @@ def failure(error: BaseException) -> dict[str, str]:
 class Job:
     run: Callable[[Any], Result]  # is given what the engine thread made at start
     future: Future
+    name: str | None = None  # in the session's trace; None: not a request of its client
 
 
 @dataclass(frozen=True, slots=True)
 class SampleJob:
     request: Any
     future: Future
+    name: str = "sample"
 
 
 class EngineThread(threading.Thread):
@@ -89,6 +93,7 @@ class EngineThread(threading.Thread):
         self._loop = loop
         self._prepare = prepare
         self._sample = sample
+        self.traces = Traces()
         self._lanes: OrderedDict[str, deque[Job | SampleJob]] = OrderedDict()
         self._changed = threading.Condition()
 
@@ -111,13 +116,14 @@ class EngineThread(threading.Thread):
             return
         while True:
             lane, jobs = self._next()
-            self._finish(jobs, self._run_jobs(made, lane, jobs))
+            started = time.time()
+            self._finish(lane, jobs, self._run_jobs(made, lane, jobs), started)
             del jobs  # or the last batch would live until the next one comes
 
     def _fail_for_ever(self, reason: Result) -> None:
         while True:
-            _, jobs = self._next()
-            self._finish(jobs, [reason] * len(jobs))
+            lane, jobs = self._next()
+            self._finish(lane, jobs, [reason] * len(jobs), time.time())
 
     def _next(self) -> tuple[str, list[Any]]:
         """The next lane's first job, or its leading sample jobs together."""
@@ -149,12 +155,18 @@ class EngineThread(threading.Thread):
         # One request must not spoil the others that happened to stand beside it.
         return [result for job in jobs for result in self._run_jobs(made, lane, [job])]
 
-    def _finish(self, jobs: Sequence[Any], results: list[Result]) -> None:
-        futures = [job.future for job in jobs]
+    def _finish(
+        self, lane: str, jobs: Sequence[Any], results: list[Result], started: float
+    ) -> None:
+        ended = time.time()
+        finished = [(job.future, job.name) for job in jobs]
 
         def finish_all() -> None:
-            for future, result in zip(futures, results, strict=True):
+            for (future, name), result in zip(finished, results, strict=True):
                 future.finish(result)
+                if name is not None:
+                    failed = isinstance(result, dict) and "error" in result
+                    self.traces.add(Span(lane, name, future.received, started, ended, failed))
 
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
             self._loop.call_soon_threadsafe(finish_all)

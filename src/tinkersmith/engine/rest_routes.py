@@ -1,12 +1,7 @@
 """Routes that list and change what is stored: runs, checkpoints, sessions, downloads."""
 
 import asyncio
-import hashlib
-import hmac
-import json
 import os
-import secrets
-import time
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -14,14 +9,13 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 
 from tinkersmith.engine import fields
+from tinkersmith.engine.addresses import check_address, signed_address
 from tinkersmith.engine.age import encrypted
 from tinkersmith.engine.errors import NotFound, Refused
-from tinkersmith.engine.http import FILES, Handler, detail, read_json
+from tinkersmith.engine.http import Handler, detail, read_json
 from tinkersmith.engine.store import KINDS, Run, Store, TinkerPath, iso, parse_path
 
-URL_LIFETIME = 3600  # seconds
 DOWNLOADABLE = ("adapter_config.json", "adapter_model.safetensors")
-_SECRET = secrets.token_bytes(32)
 
 
 def rest_routes(store: Store) -> list[tuple[str, str, Handler]]:
@@ -54,13 +48,8 @@ def rest_routes(store: Store) -> list[tuple[str, str, Handler]]:
 
     async def urls(request: Request) -> Response:
         checkpoint = store.checkpoint(_path(request))
-        expires = int(time.time()) + URL_LIFETIME
         ending = ".age" if checkpoint.recipients else ""
-        path = checkpoint.path
-        address = (
-            f"{request.url.scheme}://{request.headers['host']}{FILES}/{_token(path, expires)}/"
-            f"{path.run_id}/{path.segment}/{path.name}"
-        )
+        address, expires = signed_address(request, _address(checkpoint.path))
         found = {f"{name}{ending}": f"{address}/{name}{ending}" for name in DOWNLOADABLE}
         return JSONResponse({"urls": found, "expires": iso(expires)})
 
@@ -117,7 +106,6 @@ _NOT_HERE = {
     "/audit": "this engine keeps no audit log.",
     "/auth/apikey/me": "this engine knows one API key and no tokens or users.",
     "/sessions/{session}/project": "there are no projects on this engine.",
-    "/sessions/{session}/trace_export": "this engine records no traces.",
     "/create_custom_loss": "this engine runs no losses sent by clients; "
     "forward_backward_custom computes them on the client's side.",
     "/join_sampling_session": "this engine does not offer it; use the sampling session's id.",
@@ -147,13 +135,8 @@ def download_route(store: Store) -> Handler:
 
     async def download(request: Request) -> Response:
         *address, name = request.path_params["path"].split("/")
-        expires = request.path_params["token"].partition("-")[0]
         path = TinkerPath(*address) if len(address) == 3 else TinkerPath("", "", "")
-        good = expires.isascii() and expires.isdigit() and int(expires) >= time.time()
-        expected = _token(path, int(expires) if good else 0)
-        sent = request.path_params["token"]
-        if not good or not hmac.compare_digest(sent.encode(), expected.encode()):
-            raise NotFound("this download address is unknown or has expired; ask for a new one.")
+        check_address(request.path_params["token"], _address(path))
         checkpoint = store.checkpoint(path)
         plain = name.removesuffix(".age")
         if plain not in DOWNLOADABLE or name.endswith(".age") != bool(checkpoint.recipients):
@@ -177,10 +160,8 @@ def _chunks(file: IO[bytes]) -> Iterator[bytes]:
             yield chunk
 
 
-def _token(path: TinkerPath, expires: int) -> str:
-    """Unguessable, and good for one checkpoint until `expires`; holds no state."""
-    digest = hmac.new(_SECRET, json.dumps([str(path), expires]).encode(), hashlib.sha256)
-    return f"{expires}-{digest.hexdigest()}"
+def _address(path: TinkerPath) -> str:
+    return f"{path.run_id}/{path.segment}/{path.name}"
 
 
 def _path(request: Request) -> TinkerPath:

@@ -134,12 +134,14 @@ class Sessions:
             self.store.add_run(Run(model_id, session_id, base_model, lora, user_metadata, now))
             session.models[model_id] = OrderedOperations(touched=time.monotonic())
             future = self.futures[request_id] = Future()
-            job = Job(lambda models: create(models, model_id), future)
+            job = Job(lambda models: create(models, model_id), future, "create_model")
             self._submit_after(fetch, model_id, job)
         return model_id, request_id
 
-    def operate(self, model_id: str, seq_id: int, run: Work) -> str:
+    def operate(self, model_id: str, seq_id: int, name: str, run: Work) -> str:
         """Queue a numbered operation behind the lower numbers; returns its future's id.
+
+        `name` is what it is called in the session's trace.
 
         Raises:
             Gone: the training client has ended.
@@ -151,7 +153,8 @@ class Sessions:
         request_id = f"{model_id}:{seq_id}"
         if request_id not in self.futures and seq_id >= operations.next_seq:
             future = self.futures[request_id] = Future()
-            operations.submit(seq_id, lambda: self.thread.submit(model_id, Job(run, future)))
+            job = Job(run, future, name)
+            operations.submit(seq_id, lambda: self.thread.submit(model_id, job))
             self._touch(model_id, operations)
         return request_id
 
@@ -190,7 +193,7 @@ class Sessions:
         self, sampler_id: str, loaded: Future, fetch: Callable[[], object] | None, run: Work
     ) -> None:
         """Queue what makes a new sampling client ready; `fetch` as in `create_model`."""
-        self._submit_after(fetch, sampler_id, Job(run, loaded))
+        self._submit_after(fetch, sampler_id, Job(run, loaded, "create_sampling_session"))
 
     def sample(self, sampler_id: str, seq_id: int, request: SampleRequest) -> str:
         """Queue a sample request; returns its future's id."""

@@ -114,6 +114,7 @@ class TrainingRoutes:
             del body
         told = self.sessions.operations(batch.model_id).failure_told
         return self._numbered(
+            request,
             batch.model_id,
             batch.seq_id,
             lambda models: wire.batch_output(models.batch(batch, told)),
@@ -128,7 +129,7 @@ class TrainingRoutes:
             params = wire.read_adam_params(body)
             return {"metrics": wire.finite_json(models.optim_step(model_id, params))}
 
-        return self._numbered(model_id, seq_id, step)
+        return self._numbered(request, model_id, seq_id, step)
 
     async def save_weights(self, request: Request) -> Response:
         body = await read_json(request)
@@ -140,20 +141,20 @@ class TrainingRoutes:
             models.save(model_id, path, optimizer=True, overwrite=overwrite, **_about(body))
             return {"path": str(path), "type": "save_weights"}
 
-        return self._numbered(model_id, seq_id, save)
+        return self._numbered(request, model_id, seq_id, save)
 
     async def save_weights_for_sampler(self, request: Request) -> Response:
         body = await read_json(request)
         model_id, seq_id = _address(body)
         if body.get("path") is None:
-            return self._numbered(model_id, seq_id, self._snapshot(model_id, body))
+            return self._numbered(request, model_id, seq_id, self._snapshot(model_id, body))
 
         def save(models: Any) -> Result:
             path = TinkerPath(model_id, "sampler_weights", fields.text(body, "path"))
             models.save(model_id, path, optimizer=False, **_about(body))
             return {"path": str(path), "type": "save_weights_for_sampler"}
 
-        return self._numbered(model_id, seq_id, save)
+        return self._numbered(request, model_id, seq_id, save)
 
     def _snapshot(self, model_id: str, body: dict[str, Any]) -> Work:
         """What makes a sampler of the weights as they will be then, without a checkpoint."""
@@ -193,7 +194,7 @@ class TrainingRoutes:
             )
             return {"path": str(path), "size_bytes": size, "type": "save_weights_external"}
 
-        return self._numbered(model_id, seq_id, save)
+        return self._numbered(request, model_id, seq_id, save)
 
     async def load_weights(self, request: Request) -> Response:
         """With a session_id it makes a client of a checkpoint; else it is a numbered operation."""
@@ -207,7 +208,7 @@ class TrainingRoutes:
             models.load(model_id, path, fields.flag(body, "optimizer", False))
             return {"path": str(path), "type": "load_weights"}
 
-        return self._numbered(model_id, seq_id, load)
+        return self._numbered(request, model_id, seq_id, load)
 
     async def _client_from_state(self, body: dict[str, Any]) -> Response:
         path = parse_path(fields.text(body, "path"))
@@ -228,8 +229,9 @@ class TrainingRoutes:
 
         return await self._new_client(body, source.base_model, source.lora, create)
 
-    def _numbered(self, model_id: str, seq_id: int, run: Work) -> Response:
-        request_id = self.sessions.operate(model_id, seq_id, run)
+    def _numbered(self, request: Request, model_id: str, seq_id: int, run: Work) -> Response:
+        name = request.url.path.rpartition("/")[2]
+        request_id = self.sessions.operate(model_id, seq_id, name, run)
         return JSONResponse({"request_id": request_id, "model_id": model_id})
 
 
