@@ -268,7 +268,10 @@ def _spread(part: torch.Tensor, rows: torch.Tensor, whole: torch.Tensor) -> torc
 
 
 def _blocks(count: int) -> Iterator[slice]:
-    return (slice(start, min(start + _ROWS, count)) for start in range(0, count, _ROWS))
+    """All rows, in blocks of about _ROWS and nearly the same size."""
+    rows = -(-count // max(1, round(count / _ROWS)))
+    rows += -rows % ROW_STEP
+    return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
 
 
 def _rotate(

@@ -2,17 +2,21 @@
 
 from collections.abc import Sequence
 
-PACK_TOKENS = 4096  # a good size on CPU; see benchmarks/
+PACK_TOKENS = 2048  # on a CPU as fast as 4096, with half of the memory; see benchmarks/
 
 
 def packs(lengths: Sequence[int], budget: int = PACK_TOKENS) -> list[list[int]]:
-    """Indices in groups of at most `budget` tokens, in order; a longer sequence stands alone."""
+    """Indices in groups of at most `budget` tokens; a longer sequence stands alone.
+
+    First fit, the longest first: at most 11/9 of the fewest groups (Johnson 1973).
+    """
     groups: list[list[int]] = []
-    filled = 0
-    for index, length in enumerate(lengths):
-        if not groups or filled + length > budget:
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        place = next((i for i, left in enumerate(room) if left >= lengths[index]), len(groups))
+        if place == len(groups):
             groups.append([])
-            filled = 0
-        groups[-1].append(index)
-        filled += length
+            room.append(budget)
+        groups[place].append(index)
+        room[place] -= lengths[index]
     return groups

@@ -51,8 +51,8 @@ def forward_backward(
 def _run(
     base, adapter, datums, loss_fn, config, *, backward: bool, only_graded: bool
 ) -> LossOutput:
-    logprobs: list[np.ndarray] = []
-    losses: list[float] = []
+    logprobs: dict[int, np.ndarray] = {}
+    losses: dict[int, float] = {}
     for pack in packs([len(datum.tokens) for datum in datums]):
         chosen = [datums[index] for index in pack]
         lengths = [len(datum.tokens) for datum in chosen]
@@ -76,11 +76,13 @@ def _run(
                     "that are not finite or too large; lower the learning rate or load an "
                     "earlier checkpoint."
                 )
-            losses.append(loss)
+            losses[index] = loss
             shape = datum.inputs["target_tokens"].shape
             width = shape[1] if len(shape) == 2 else 1
-            logprobs.append(part_logprobs[:, :width].cpu().numpy().reshape(shape))
-    return LossOutput(logprobs, {"loss:sum": float(np.sum(losses))})
+            logprobs[index] = part_logprobs[:, :width].cpu().numpy().reshape(shape)
+    in_order = range(len(datums))
+    total = float(np.sum([losses[index] for index in in_order]))
+    return LossOutput([logprobs[index] for index in in_order], {"loss:sum": total})
 
 
 def _run_dense(base, adapter, tokens, lengths, rows, head, backward: bool) -> HeadOutput:
