@@ -6,13 +6,14 @@ working on views of it, so nothing is held twice.
 Axes: H hidden size, D head size, Q query heads, G key/value heads, F width of the MLP.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from tinkersmith.engine.elementwise import Elementwise
 from tinkersmith.engine.lora import LoraLinear
 
 _FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
@@ -51,6 +52,7 @@ class DenseModel:
     key_heads: int  # G
     head_size: int  # D
     scale: float  # of the attention scores
+    elementwise: Elementwise = field(default_factory=Elementwise)
 
 
 def dense_model(model: PreTrainedModel) -> DenseModel | None:

@@ -88,29 +88,42 @@ def project(
         output[:, columns].addmm_(low[:, rank], b.T, alpha=update.adapter.scaling)
 
 
-def project_backward(
+def low_gradient(grad: torch.Tensor, update: Update | None) -> torch.Tensor | None:
+    """(N, out) -> (N, n R), the gradient of x A^T."""
+    if update is None:
+        return None
+    parts = [
+        (grad[:, columns] @ b).mul_(update.adapter.scaling)
+        for columns, b in zip(update.columns, update.b, strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+
+def input_gradient(
+    grad: torch.Tensor, projection: Projection, update: Update | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """(N, out) -> the input's gradient (N, in), and that of x A^T (N, n R)."""
+    grad_x = grad @ projection.weight
+    grad_low = low_gradient(grad, update)
+    if update is not None and grad_low is not None:
+        grad_x.addmm_(grad_low, update.a)
+    return grad_x, grad_low
+
+
+def add_gradients(
+    update: Update | None,
     grad: torch.Tensor,  # (N, out)
     x: torch.Tensor,  # (N, in), what went in
-    projection: Projection,
-    update: Update | None,
+    grad_low: torch.Tensor | None,  # (N, n R)
     low: torch.Tensor,  # (N, n R)
-    *,
-    input_wanted: bool = True,
-) -> torch.Tensor:
-    """Adds the LoRA gradients to the adapter's; returns that of the input, (N, in), if wanted."""
-    grad_x = grad @ projection.weight if input_wanted else x.new_empty(0)
-    if update is None:
-        return grad_x
+) -> None:
+    """Adds the LoRA gradients of a block of rows to the adapter's."""
+    if update is None or grad_low is None:
+        return
     adapter = update.adapter
-    grad_low = torch.empty_like(low)
-    for rank, columns, b, path in zip(
-        update.ranks(), update.columns, update.b, update.paths, strict=True
-    ):
-        part = grad[:, columns]
-        grad_low[:, rank] = (part @ b).mul_(adapter.scaling)
-        grad_b = (part.T @ low[:, rank]).float().mul_(adapter.scaling)
+    for rank, columns, path in zip(update.ranks(), update.columns, update.paths, strict=True):
+        grad_b = (grad[:, columns].T @ low[:, rank]).float().mul_(adapter.scaling)
         add_gradient(adapter, f"{path}.lora_B", grad_b)
     grad_a = (grad_low.T @ x).float()  # (n R, in)
     for rank, path in zip(update.ranks(), update.paths, strict=True):
         add_gradient(adapter, f"{path}.lora_A", grad_a[rank])
-    return grad_x.addmm_(grad_low, update.a) if input_wanted else grad_x

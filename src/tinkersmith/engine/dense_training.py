@@ -10,16 +10,18 @@ D head size, F width of the MLP, R rank of the adapter.
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch.nn.functional import silu
 
 from tinkersmith.engine.dense_layers import DenseLayer, DenseModel
 from tinkersmith.engine.dense_projection import (
+    add_gradients,
+    input_gradient,
     layer_updates,
+    low_gradient,
     outputs,
     project,
-    project_backward,
 )
 from tinkersmith.engine.head import ROW_STEP, pad_rows
 from tinkersmith.engine.lora import Adapter
@@ -74,9 +76,8 @@ class DensePass:
         positions = torch.cat([torch.arange(n, device=weight.device) for n in lengths])
         cosine, sine = model.rotary(weight.new_empty(0, dtype=torch.float32), positions[None])
         half = model.head_size // 2
-        # (T, 1, D/2): both halves are the same; the queries' scale goes with their rotation.
-        self.key_turn = cosine[0, :, None, :half], sine[0, :, None, :half]
-        self.query_turn = tuple(part * model.scale for part in self.key_turn)
+        # (T, 1, D/2): both halves are the same.
+        self.turn = cosine[0, :, None, :half], sine[0, :, None, :half]
         self.kept_layers, self.probabilities_kept = 0, False
         if backward and adapter is not None:
             self._choose_what_is_kept(adapter, kept_layers)
@@ -114,17 +115,22 @@ class DensePass:
         self.last = x
         output = torch.empty_like(x)
         for block in _blocks(len(x)):
-            output[block] = rms_norm(x[block], self.model.final_norm, self.model.eps)
+            self.model.elementwise.rms_norm(
+                x[block], self.model.final_norm, self.model.eps, output[block]
+            )
         return output[: self.tokens if rows is None else len(rows)]
 
     @torch.no_grad()
     def backward(self, grad: torch.Tensor) -> None:
         """From the gradient of what `forward` gave to those of the adapter's weights."""
-        grad = pad_rows(grad)
-        last = len(self.model.layers) - 1
+        of_normed = pad_rows(grad)
+        grad = torch.zeros_like(of_normed)
+        last, norm = len(self.model.layers) - 1, (self.model.final_norm, self.model.eps)
         for block in _blocks(len(grad)):
             x = self.last[block]
-            grad[block] = rms_norm_backward(grad[block], x, self.model.final_norm, self.model.eps)
+            self.model.elementwise.rms_norm_backward(
+                of_normed[block], x, *norm, grad[block], torch.empty_like(x)
+            )
         for index in range(last, -1, -1):
             kept, rows = self.kept.pop(), self.rows if index == last else None
             if isinstance(kept, torch.Tensor):
@@ -136,14 +142,20 @@ class DensePass:
     ) -> tuple[torch.Tensor, _Kept]:
         """(T, H) -> (T, H), or (M, H) where only some rows go through the MLP."""
         model, layer, updates = self.model, self.model.layers[index], self.updates[index]
+        do = model.elementwise
         count, groups, share, size = len(x), model.key_heads, self.share, model.head_size
         qkv, low_qkv = outputs(count, layer.qkv, updates.qkv)
         query = x.new_empty(groups, count, share, size)
         key, value = (x.new_empty(groups, count, size) for _ in range(2))
         for block in _blocks(count):
-            normed = rms_norm(x[block], layer.attention_norm, model.eps)
+            normed = torch.empty_like(x[block])
+            do.rms_norm(x[block], layer.attention_norm, model.eps, normed)
             project(normed, layer.qkv, updates.qkv, qkv[block], low_qkv[block])
-            self._split_heads(qkv[block], layer, block, query, key, value)
+            do.split_heads(
+                qkv[block],
+                *self._of_heads(layer, block),
+                *(query[:, block], key[:, block], value[:, block]),
+            )
         probabilities = [] if self.probabilities_kept else None
         heads = attend(query.flatten(1, 2), key, value, self.tiles, probabilities)
         attended = heads.view(groups, count, share * size).transpose(0, 1).flatten(1)  # (T, Q D)
@@ -158,10 +170,11 @@ class DensePass:
         for block in _blocks(count):
             project(attended[block], layer.output, updates.output, middle[block], low_output[block])
             middle[block] += residual[block]
-            normed = rms_norm(middle[block], layer.mlp_norm, model.eps)
+            normed = torch.empty_like(middle[block])
+            do.rms_norm(middle[block], layer.mlp_norm, model.eps, normed)
             project(normed, layer.gate_up, updates.gate_up, gate_up[block], low_gate_up[block])
-            gate, up = gate_up[block].chunk(2, -1)
-            activated = silu(gate).mul_(up)  # SwiGLU (Shazeer 2020)
+            activated = gate_up.new_empty(len(normed), gate_up.shape[1] // 2)
+            do.swiglu(gate_up[block], activated)
             project(activated, layer.down, updates.down, output[block], low_down[block])
             output[block] += middle[block]
         low = [low_qkv, low_output, low_gate_up, low_down]
@@ -174,26 +187,24 @@ class DensePass:
     ) -> torch.Tensor:
         """(T or M, H) -> (T, H)"""
         model, layer, updates = self.model, self.model.layers[index], self.updates[index]
+        do = model.elementwise
         low_qkv, low_output, low_gate_up, low_down = kept.low
         grad_attended = torch.empty_like(kept.attended)
         for block in _blocks(len(grad)):
-            gate, up = kept.gate_up[block].chunk(2, -1)
-            passed = silu(gate)
-            part = project_backward(
-                grad[block], passed * up, layer.down, updates.down, low_down[block]
-            )
-            inner = torch.empty_like(kept.gate_up[block])
-            grad_gate, grad_up = inner.chunk(2, -1)
-            torch.mul(part, passed, out=grad_up)
-            grad_gate.copy_(torch.ops.aten.silu_backward(part.mul_(up), gate))
-            middle = kept.middle[block]
-            normed = rms_norm(middle, layer.mlp_norm, model.eps)
-            part = project_backward(
-                inner, normed, layer.gate_up, updates.gate_up, low_gate_up[block]
-            )
-            grad[block] += rms_norm_backward(part, middle, layer.mlp_norm, model.eps)
-            grad_attended[block] = project_backward(
-                grad[block], kept.attended[block], layer.output, updates.output, low_output[block]
+            part, grad_low = input_gradient(grad[block], layer.down, updates.down)
+            activated, inner = torch.empty_like(part), torch.empty_like(kept.gate_up[block])
+            do.swiglu_backward(part, kept.gate_up[block], activated, inner)
+            add_gradients(updates.down, grad[block], activated, grad_low, low_down[block])
+
+            part, grad_low = input_gradient(inner, layer.gate_up, updates.gate_up)
+            middle, normed = kept.middle[block], torch.empty_like(part)
+            do.rms_norm_backward(part, middle, layer.mlp_norm, model.eps, grad[block], normed)
+            add_gradients(updates.gate_up, inner, normed, grad_low, low_gate_up[block])
+
+            part, grad_low = input_gradient(grad[block], layer.output, updates.output)
+            grad_attended[block] = part
+            add_gradients(
+                *(updates.output, grad[block], kept.attended[block]), grad_low, low_output[block]
             )
         if rows is not None:
             grad, grad_attended = (_spread(part, rows, kept.x) for part in (grad, grad_attended))
@@ -207,57 +218,29 @@ class DensePass:
         grads = attend_backward(
             heads, kept.query.flatten(1, 2), kept.key, kept.value, self.tiles, kept.probabilities
         )
+        grad_query, grad_key, grad_value = grads[0].view_as(kept.query), *grads[1:]
         for block in _blocks(count):
-            part = self._split_heads_backward(grads, kept.qkv[block], layer, block)
-            normed = rms_norm(kept.x[block], layer.attention_norm, model.eps)
-            part = project_backward(
-                part, normed, layer.qkv, updates.qkv, low_qkv[block], input_wanted=index > 0
+            inner = torch.empty_like(kept.qkv[block])
+            do.split_heads_backward(
+                kept.qkv[block],
+                *self._of_heads(layer, block),
+                *(grad_query[:, block], grad_key[:, block], grad_value[:, block]),
+                inner,
             )
-            if index > 0:  # nothing below layer 0 is trained
-                grad[block] += rms_norm_backward(
-                    part, kept.x[block], layer.attention_norm, model.eps
-                )
+            x, normed = kept.x[block], torch.empty_like(kept.x[block])
+            if index > 0:
+                part, grad_low = input_gradient(inner, layer.qkv, updates.qkv)
+                do.rms_norm_backward(part, x, layer.attention_norm, model.eps, grad[block], normed)
+            else:  # nothing below layer 0 is trained
+                grad_low = low_gradient(inner, updates.qkv)
+                do.rms_norm(x, layer.attention_norm, model.eps, normed)
+            add_gradients(updates.qkv, inner, normed, grad_low, low_qkv[block])
         return grad
 
-    def _split_heads(
-        self,
-        qkv: torch.Tensor,  # (N, (Q + 2 G) D)
-        layer: DenseLayer,
-        block: slice,
-        query: torch.Tensor,  # (G, T, Q/G, D)
-        key: torch.Tensor,  # (G, T, D)
-        value: torch.Tensor,
-    ) -> None:
-        """Puts a block's heads where attention wants them: normed, rotated, queries scaled."""
-        model, groups = self.model, self.model.key_heads
-        heads = qkv.view(len(qkv), -1, model.head_size)
-        q, k, v = heads.split([model.heads, groups, groups], 1)
-        turned = _rotate(_head_norm(q, layer.query_norm, model.eps), self.query_turn, block)
-        query[:, block] = turned.view(len(qkv), groups, self.share, -1).transpose(0, 1)
-        turned = _rotate(_head_norm(k, layer.key_norm, model.eps), self.key_turn, block)
-        key[:, block] = turned.transpose(0, 1)
-        value[:, block] = v.transpose(0, 1)
-
-    def _split_heads_backward(
-        self,
-        grads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],  # of query, key, value
-        qkv: torch.Tensor,  # (N, (Q + 2 G) D)
-        layer: DenseLayer,
-        block: slice,
-    ) -> torch.Tensor:  # (N, (Q + 2 G) D)
-        model, groups = self.model, self.model.key_heads
-        sizes = [model.heads, groups, groups]
-        result = torch.empty_like(qkv)
-        q, k, _ = qkv.view(len(qkv), -1, model.head_size).split(sizes, 1)
-        grad_q, grad_k, grad_v = result.view(len(qkv), -1, model.head_size).split(sizes, 1)
-        grad = grads[0].view(groups, -1, self.share, model.head_size)[:, block]
-        grad = grad.transpose(0, 1).reshape(q.shape).float()
-        grad = _rotate(grad, self.query_turn, block, back=True)
-        grad_q.copy_(_head_norm_backward(grad, q, layer.query_norm, model.eps))
-        grad = _rotate(grads[1][:, block].transpose(0, 1), self.key_turn, block, back=True)
-        grad_k.copy_(_head_norm_backward(grad, k, layer.key_norm, model.eps))
-        grad_v.copy_(grads[2][:, block].transpose(0, 1))
-        return result
+    def _of_heads(self, layer: DenseLayer, block: slice) -> tuple[Any, ...]:
+        cosine, sine = (part[block] for part in self.turn)
+        model = self.model
+        return layer.query_norm, layer.key_norm, model.eps, cosine, sine, model.scale
 
 
 def _spread(part: torch.Tensor, rows: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
@@ -272,64 +255,3 @@ def _blocks(count: int) -> Iterator[slice]:
     rows = -(-count // max(1, round(count / _ROWS)))
     rows += -rows % ROW_STEP
     return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
-
-
-def _rotate(
-    x: torch.Tensor,  # (N, heads, D) in fp32
-    turn: tuple[torch.Tensor, ...],  # cosines and sines, (T, 1, D/2)
-    block: slice,
-    *,
-    back: bool = False,
-) -> torch.Tensor:
-    """Rotary positions (Su et al. 2021); `back` turns back, for gradients."""
-    cosine, sine = (part[block] for part in turn)
-    if back:
-        sine = -sine
-    left, right = x.chunk(2, -1)
-    turned = torch.empty_like(x, memory_format=torch.contiguous_format)
-    half = left.shape[-1]
-    torch.addcmul(left * cosine, right, sine, value=-1, out=turned[..., :half])
-    torch.addcmul(right * cosine, left, sine, out=turned[..., half:])
-    return turned
-
-
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in fp32 (Zhang & Sennrich 2019)."""
-    full = x.float()
-    return (full * _inverse_rms(full, eps)).mul_(weight.float()).to(x.dtype)
-
-
-def rms_norm_backward(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float
-) -> torch.Tensor:
-    return _norm_gradient(grad.float().mul(weight.float()), x.float(), eps).to(x.dtype)
-
-
-def _norm_gradient(grad: torch.Tensor, x: torch.Tensor, eps: float) -> torch.Tensor:
-    """Of x / rms(x), in fp32; overwrites `grad`."""
-    inverse = _inverse_rms(x, eps)
-    normed = x * inverse
-    along = (grad * normed).mean(-1, keepdim=True)
-    return grad.sub_(normed.mul_(along)).mul_(inverse)
-
-
-def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
-    return (
-        torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        .square_()
-        .div_(x.shape[-1])
-        .add_(eps)
-        .rsqrt_()
-    )
-
-
-def _head_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
-    """The norm of each head, if the model has one; (rows, heads, D) in fp32."""
-    x = x.float()
-    return x if weight is None else (x * _inverse_rms(x, eps)).mul_(weight.float())
-
-
-def _head_norm_backward(
-    grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, eps: float
-) -> torch.Tensor:
-    return grad if weight is None else _norm_gradient(grad * weight.float(), x.float(), eps)

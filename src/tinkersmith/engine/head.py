@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from tinkersmith.engine.base_model import BaseModel
+from tinkersmith.engine.elementwise import Elementwise
 from tinkersmith.engine.lora import Adapter
 from tinkersmith.engine.losses import has_gradient, token_losses
 from tinkersmith.engine.messages import LossConfig
@@ -59,7 +60,8 @@ def head_pass(
     logprobs = torch.zeros(targets.shape, device=hidden.device)
     losses = torch.zeros_like(logprobs)
     grad_hidden = torch.zeros_like(hidden) if backward else None
-    head = _Head(weights, hidden.device)
+    elementwise = Elementwise() if base.dense is None else base.dense.elementwise
+    head = _Head(weights, hidden.device, elementwise)
     graded = has_gradient(loss_fn, inputs) & backward
     for rows, with_gradient in ((graded.nonzero()[:, 0], True), ((~graded).nonzero()[:, 0], False)):
         for chunk in rows.split(head.rows) if len(rows) else ():
@@ -104,8 +106,8 @@ class _Head:
     probabilities of them where they are used.
     """
 
-    def __init__(self, weights: _Weights, device: torch.device) -> None:
-        self.weights = weights
+    def __init__(self, weights: _Weights, device: torch.device, elementwise: Elementwise) -> None:
+        self.weights, self.elementwise = weights, elementwise
         self.vocabulary, dtype = len(weights.base), weights.base.dtype
         # On a CPU a block of logits stays in the caches between the passes over it.
         self.rows, width = CPU_BLOCK if device.type == "cpu" else (2048, self.vocabulary)
@@ -113,10 +115,8 @@ class _Head:
         starts = list(range(0, self.vocabulary, width))
         self.bounds = [(start, min(start + width, self.vocabulary)) for start in starts]
         self.starts = torch.tensor(starts, device=device)
-        # Buffers, as fresh memory for every block would cost more than the work in it.
         self.buffer_rows = self.rows + -self.rows % ROW_STEP
         self.block = torch.empty(self.buffer_rows * width, dtype=dtype, device=device)
-        self.exponentials = torch.empty(self.buffer_rows * width, device=device)
         self.kept = torch.empty(0, dtype=dtype, device=device)
         self.grad_a = _zeros_like(weights.a)
         self.grad_b = _zeros_like(weights.b)
@@ -144,7 +144,7 @@ class _Head:
         """The targets' logits (N, K) and the sums of exponentials (N, 1); keeps the latter."""
         count, targets = len(self.hidden), self.targets
         kept = _view(self.kept, count, self.vocabulary) if keep else None
-        sums = torch.empty(count, len(self.bounds), device=shift.device)
+        sums = torch.empty(len(self.bounds), count, device=shift.device)
         picked = torch.empty(targets.numel(), device=shift.device)
         order = targets.flatten().argsort()  # of (row, target) pairs
         ordered = targets.flatten()[order]
@@ -156,12 +156,10 @@ class _Head:
                 pairs = order[first:last]
                 rows = pairs.div(targets.shape[1], rounding_mode="floor")
                 picked[pairs] = block[rows, ordered[first:last] - start].float()
-            exponentials = _view(self.exponentials, count, end - start).copy_(block)
-            exponentials.sub_(shift).exp_()
-            torch.sum(exponentials, -1, out=sums[:, index])
-            if kept is not None:
-                kept[:, start:end] = exponentials
-        return picked.view(targets.shape), sums.sum(-1, keepdim=True)
+            self.elementwise.exponentials(
+                block, shift, sums[index], None if kept is None else kept[:, start:end]
+            )
+        return picked.view(targets.shape), sums.sum(0)[:, None]
 
     def _logits(self, start: int, end: int) -> torch.Tensor:
         """Of tokens start to end: (N, end - start), in a buffer."""
