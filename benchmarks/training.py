@@ -155,6 +155,13 @@ def _summary(runs: list[dict], size: int, peak: float, lengths: list) -> dict[st
             "measurements": len(own),
         }
         if name == OURS:
+            contestants[name] |= {
+                "loading, s": round(median(run["load_seconds"] for run in own), 2),
+                "compiling, s": [round(run["compile_seconds"], 2) for run in own],
+                "first step / the same step later": round(
+                    median(run["first_step"] / run["same_step_later"] for run in own), 2
+                ),
+            }
             continue
         ratios = [
             run["seconds"] / ours["seconds"]

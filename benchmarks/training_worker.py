@@ -68,15 +68,23 @@ def _measured(what: str, folder: Path, lengths: Lengths) -> dict[str, float]:
     by_length = sorted(samples, key=lambda sample: len(sample[0]))
     warm_up = [by_length[0], by_length[-1]]
     if what == "tinkersmith":
-        step = _ours(folder)
+        step, loading = _ours(folder)
     elif what.startswith("plain"):
-        step = _plain(folder, 1 if what == "plain, batch 1" else 4)
+        step, loading = _plain(folder, 1 if what == "plain, batch 1" else 4), {}
     else:
         return _trl(folder, TRL_SETTINGS[what], warm_up, samples) | _memory(samples)
-    step(warm_up)
+    first, _ = _timed(step, warm_up)
+    seconds, loss = _timed(step, samples)
+    answer = {"seconds": seconds, "loss": loss} | _memory(samples) | loading
+    if loading:
+        answer |= {"first_step": first, "same_step_later": _timed(step, warm_up)[0]}
+    return answer
+
+
+def _timed(step: Step, samples: list[Sample]) -> tuple[float, float]:
     start = time.perf_counter()
     loss = step(samples)
-    return {"seconds": time.perf_counter() - start, "loss": loss} | _memory(samples)
+    return time.perf_counter() - start, loss
 
 
 def _memory(samples: list[Sample]) -> dict[str, float]:
@@ -105,14 +113,20 @@ def _graded(samples: list[Sample]) -> int:
     return sum(len(tokens) - 1 - prompt for tokens, prompt in samples)
 
 
-def _ours(folder: Path) -> Step:
+def _ours(folder: Path) -> tuple[Step, dict[str, float]]:
     from tinkersmith.engine.base_model import load_base_model
+    from tinkersmith.engine.compilation import cache_folder, compile_elementwise
     from tinkersmith.engine.lora import new_adapter
     from tinkersmith.engine.messages import AdamParams, LoraConfig
     from tinkersmith.engine.optimizer import new_state, optim_step
     from tinkersmith.engine.training_step import forward_backward
 
+    start = time.perf_counter()
     base = load_base_model("random", folder, "bfloat16")
+    loading = {"load_seconds": time.perf_counter() - start}
+    start = time.perf_counter()
+    base = compile_elementwise(base, cache_folder())
+    loading["compile_seconds"] = time.perf_counter() - start
     adapter = new_adapter(base, LoraConfig(RANK, 0, train_unembed=False))
     state = new_state(adapter)
 
@@ -123,7 +137,7 @@ def _ours(folder: Path) -> Step:
         optim_step(adapter, state, AdamParams(learning_rate=LEARNING_RATE))
         return output.metrics["loss:sum"] / _graded(samples)
 
-    return step
+    return step, loading
 
 
 def _peft(folder: Path, dtype: str = "bfloat16"):

@@ -30,7 +30,7 @@ def rms_norm_backward(
 ) -> None:
     full = x.float()
     inverse = _inverse_rms(full, eps)
-    full *= inverse
+    full = full * inverse  # not in place: in fp32 it is x itself
     normed.copy_(full * weight.float())
     total += _norm_gradient(grad.float() * weight.float(), full, inverse)
 

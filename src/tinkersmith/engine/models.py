@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from tinkersmith.engine.base_model import BaseModel, load_base_model
 from tinkersmith.engine.catalogue import Catalogue
+from tinkersmith.engine.compilation import cache_folder, compile_elementwise
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.lora import (
     Adapter,
@@ -140,7 +141,8 @@ class Models:
         if name not in self.bases:
             start = time.perf_counter()
             folder = self.catalogue.folder(name)
-            self.bases[name] = load_base_model(name, folder, self.dtype, self.device)
+            base = load_base_model(name, folder, self.dtype, self.device)
+            self.bases[name] = base
             torch.set_num_threads(self.threads or _threads_for(self.bases.values()))
             log.info(
                 "loaded %s (%s, %s) in %.1f s",
@@ -149,6 +151,8 @@ class Models:
                 self.bases[name].device,
                 time.perf_counter() - start,
             )
+            if base.model.num_parameters() >= _TINY:
+                self.bases[name] = compile_elementwise(base, cache_folder())
         return self.bases[name]
 
     # ---- training clients
