@@ -17,8 +17,6 @@ from transformers import (
     PreTrainedConfig,
     Qwen2Config,
     Qwen2ForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
 )
 
 from tests.tiny_models import make_tiny_model, make_tiny_tokenizer
@@ -71,14 +69,6 @@ def test_all_parts_of_a_dense_model_can_be_trained(tmp_path: Path) -> None:
     adapter = new_adapter(base, LoraConfig(4))
     assert len(adapter.module_paths) == 2 * (4 + 3) + 1
     assert base.eos_ids == {256} and base.max_context == 512 and base.tied
-
-
-def test_experts_are_refused_in_words_and_attention_still_trains(tmp_path: Path) -> None:
-    config = Qwen3MoeConfig(**SIZES, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
-    base = load_base_model("moe", save(tmp_path, Qwen3MoeForCausalLM, config))
-    with pytest.raises(Refused, match="train_mlp=False"):
-        new_adapter(base, LoraConfig(4))
-    assert len(new_adapter(base, LoraConfig(4, train_mlp=False)).module_paths) == 2 * 4 + 1
 
 
 def test_a_sequence_beyond_the_sliding_window_is_refused(tmp_path: Path) -> None:

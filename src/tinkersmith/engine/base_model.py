@@ -19,8 +19,10 @@ from tinkersmith.engine import attention
 from tinkersmith.engine.attention import AttentionContext, PackedDocuments, attending
 from tinkersmith.engine.dense_layers import DenseModel, dense_model
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.lora import Adapter, LoraLinear, using
+from tinkersmith.engine.expert_lora import find_experts, part_shapes
+from tinkersmith.engine.lora import Adapter, LayerShape, LoraLinear, using
 
+_ROUTERS = ("gate", "router", "shared_expert_gate")  # they stay frozen
 SMALL = 300_000_000  # parameters up to which fp32 is affordable on a CPU
 
 
@@ -29,7 +31,8 @@ class BaseModel:
     name: str
     folder: Path
     model: PreTrainedModel
-    linears: dict[str, LoraLinear]  # every layer that a LoRA can train, by module path
+    linears: dict[str, LoraLinear]  # every linear layer that a LoRA can train, by module path
+    shapes: dict[str, LayerShape]  # those, and the parts of experts
     parts: dict[str, list[str]]  # "attention" | "mlp" | "unembed" -> module paths
     why_not: dict[str, str]  # the reason why a part has none
     vocab_size: int
@@ -121,16 +124,27 @@ def load_base_model(
             "so this architecture is not supported."
         )
     text_config = model.config.get_text_config()
-    parts, why_not = _parts(model)
+    experts, why_no_experts = find_experts(model)
+    parts = _linear_parts(model)
     linears = {path: _replace(model, path) for paths in parts.values() for path in paths}
+    shapes = {
+        path: LayerShape(layer.base.in_features, layer.base.out_features)
+        for path, layer in linears.items()
+    }
+    for layer in experts.values():
+        shapes |= (of_layer := part_shapes(layer))
+        parts["mlp"] += of_layer
+    if why_no_experts:
+        parts["mlp"] = []
     embedding = cast(nn.Embedding, model.get_input_embeddings()).weight  # (V, H)
     base = BaseModel(
         name=name,
         folder=folder,
         model=model,
         linears=linears,
+        shapes=shapes,
         parts=parts,
-        why_not=why_not,
+        why_not={"mlp": why_no_experts},
         vocab_size=embedding.shape[0],
         max_context=_max_context(name, text_config),
         eos_ids=_eos_ids(folder, model),
@@ -179,28 +193,25 @@ def _max_context(name: str, config: PreTrainedConfig) -> int:
     return limit
 
 
-def _parts(model: PreTrainedModel) -> tuple[dict[str, list[str]], dict[str, str]]:
+def _linear_parts(model: PreTrainedModel) -> dict[str, list[str]]:
     """Which linear layers belong to attention, to the MLPs, and to the output layer."""
     parts: dict[str, list[str]] = {"attention": [], "mlp": [], "unembed": []}
-    why_not: dict[str, str] = {}
     unembed = model.get_output_embeddings()
     for path, module in model.named_modules():
-        names = path.split(".")
-        if any(name == "experts" for name in names):
-            why_not["mlp"] = " (its experts are mixture-of-experts layers)"
-        if not isinstance(module, nn.Linear):
+        *parents, name = path.split(".")
+        if not isinstance(module, nn.Linear) or "experts" in parents:
             continue
         if module is unembed:
             parts["unembed"].append(path)
-        elif any("attn" in name or "attention" in name for name in names[:-1]):
+        elif any("attn" in parent or "attention" in parent for parent in parents):
             parts["attention"].append(path)
-        elif any(name in ("mlp", "feed_forward", "ffn") for name in names[:-1]):
+        elif name not in _ROUTERS and any(
+            parent in ("mlp", "feed_forward", "ffn") for parent in parents
+        ):
             parts["mlp"].append(path)
-    if "mlp" in why_not:
-        parts["mlp"] = []
     if not parts["unembed"]:
         raise Refused("this model's output layer is not a linear layer, so it is not supported.")
-    return parts, why_not
+    return parts
 
 
 def _replace(model: nn.Module, path: str) -> LoraLinear:

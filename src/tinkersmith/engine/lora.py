@@ -2,6 +2,7 @@
 
 An adapter is a set of fp32 matrices A (R, in) and B (out, R); a layer's output becomes
 x W^T + (alpha / R) (x A^T) B^T (Hu et al. 2021, LoRA, eq. 3). alpha is 32, as in Tinker's cloud.
+Layers of experts have several of each: see expert_lora.py.
 """
 
 import hashlib
@@ -45,6 +46,16 @@ class Adapter:
             weight.grad = None
 
 
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """Of a layer that a LoRA can train; leading axes are of experts: (E,), or (1,) if shared."""
+
+    in_size: int
+    out_size: int
+    a_lead: tuple[int, ...] = ()
+    b_lead: tuple[int, ...] = ()
+
+
 class LoraLinear(nn.Module):
     """A frozen linear layer that adds the active adapter's product, if that trains this layer."""
 
@@ -81,6 +92,10 @@ def using(adapter: Adapter | None) -> Iterator[None]:
         _active = before
 
 
+def active() -> Adapter | None:
+    return _active
+
+
 def new_adapter(base: "BaseModel", config: LoraConfig) -> Adapter:
     """An adapter that changes nothing yet: A uniform in ±1/sqrt(in), B zero.
 
@@ -107,11 +122,11 @@ def new_adapter(base: "BaseModel", config: LoraConfig) -> Adapter:
     seed = config.seed if config.seed is not None else int(torch.randint(2**31, (1,)))
     weights = {}
     for path in paths:
-        layer = base.linears[path].base
-        a = torch.empty(config.rank, layer.in_features)
-        bound = 1 / math.sqrt(layer.in_features)
+        shape = base.shapes[path]
+        a = torch.empty(*shape.a_lead, config.rank, shape.in_size)
+        bound = 1 / math.sqrt(shape.in_size)
         a.uniform_(-bound, bound, generator=_generator(seed, path))
-        b = torch.zeros(layer.out_features, config.rank)
+        b = torch.zeros(*shape.b_lead, shape.out_size, config.rank)
         weights[f"{path}.lora_A"] = nn.Parameter(a.to(base.device))
         weights[f"{path}.lora_B"] = nn.Parameter(b.to(base.device))
     return Adapter(config, weights)
@@ -127,7 +142,7 @@ def snapshot(adapter: Adapter) -> Adapter:
 
 
 def adapter_state(adapter: Adapter) -> dict[str, torch.Tensor]:
-    """The tensors under the names that PEFT reads and writes."""
+    """The tensors under the names that PEFT reads and writes; experts' as Tinker's cloud does."""
     return {
         f"{PEFT_PREFIX}{name}.weight": weight.detach().cpu().contiguous()
         for name, weight in adapter.weights.items()
@@ -169,7 +184,7 @@ def peft_config(base: "BaseModel", adapter: Adapter, base_name_or_path: str) -> 
         "init_lora_weights": True,
         "use_rslora": False,
         "use_dora": False,
-        "target_modules": _target_modules(adapter.module_paths, list(base.linears)),
+        "target_modules": _target_modules(adapter.module_paths, list(base.shapes)),
         "modules_to_save": None,
     }
 
