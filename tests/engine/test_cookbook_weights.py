@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.engine.conftest import KEY, RunningEngine, random_datums, running_engine
+from tests.engine.test_families import make
 from tests.engine.test_training_client import new_client, train
-from tests.tiny_models import make_tiny_model
 
 weights = pytest.importorskip(
     "tinker_cookbook.weights", reason="tinker-cookbook is not installed: see `make test`"
@@ -30,10 +30,10 @@ class Trained(NamedTuple):
     logprobs: np.ndarray  # of TOKENS[1:], as the engine computes them with this adapter
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["qwen3", "qwen3_moe"])
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Not tied: there is no place in a tied model's files for a merged output layer.
-    return make_tiny_model(tmp_path_factory.mktemp("base"), tied=False)
+    return make(tmp_path_factory.mktemp("base"), request.param)
 
 
 @pytest.fixture(scope="module")
