@@ -8,7 +8,7 @@ import zstandard
 
 from tests.engine.conftest import MODEL, RunningEngine
 from tests.engine.raw_client import batch, call, loss, new_model, result
-from tinkersmith.engine.wire import MAX_BODY
+from tinkersmith.engine.bodies import MAX_BODY
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def test_a_body_that_cannot_be_read_fails_its_future_and_leaves_no_hole(
     zstd = zstandard.ZstdCompressor().compress
     bodies = {
         "broken protobuf": lambda: (good[:-9], "identity", "not a ForwardBackwardRequest"),
-        "zstd bomb": lambda: (zstd(good + b"\0" * MAX_BODY), "zstd", "512 MiB when decompressed"),
-        "too large": lambda: (good + b"\0" * MAX_BODY, "identity", "at most 512 MiB"),
+        "zstd bomb": lambda: (zstd(good + b"\0" * MAX_BODY), "zstd", "256 MiB when decompressed"),
+        "too large": lambda: (good + b"\0" * MAX_BODY, "identity", "at most 256 MiB"),
     }
     body, encoding, sentence = bodies[kind]()
     begin = time.perf_counter()

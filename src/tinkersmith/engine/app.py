@@ -17,7 +17,15 @@ from starlette.types import ASGIApp
 from tinkersmith.engine import fields, wire
 from tinkersmith.engine.archive_routes import archive_routes
 from tinkersmith.engine.catalogue import Catalogue
-from tinkersmith.engine.http import API, FILES, Handler, KeyGuard, in_sentences, no_such_route
+from tinkersmith.engine.http import (
+    API,
+    FILES,
+    EarlyAnswers,
+    Handler,
+    KeyGuard,
+    in_sentences,
+    no_such_route,
+)
 from tinkersmith.engine.http import read_json as body_of
 from tinkersmith.engine.identity import identity_routes, is_token
 from tinkersmith.engine.rest_routes import download_route, refused_routes, rest_routes
@@ -54,7 +62,7 @@ def make_app(sessions: Sessions, catalogue: Catalogue, key: str | None) -> ASGIA
         ],
         exception_handlers={HTTPException: no_such_route},
     )
-    return KeyGuard(app, key, is_token)
+    return EarlyAnswers(KeyGuard(app, key, is_token))
 
 
 class ServiceRoutes:

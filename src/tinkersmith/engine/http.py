@@ -1,5 +1,7 @@
 """What all routes share: the key, bounded bodies, and errors turned into sentences."""
 
+import asyncio
+import contextlib
 import hmac
 import json
 import logging
@@ -10,9 +12,9 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tinkersmith.engine import wire
+from tinkersmith.engine.bodies import HEAD, MAX_BODY, MAX_JSON
 from tinkersmith.engine.errors import Gone, NotFound, Refused
 from tinkersmith.engine.queue import failure
 
@@ -20,7 +22,7 @@ log = logging.getLogger("tinkersmith.engine")
 
 API = "/api/v1"
 FILES = "/files"  # downloads
-_HEAD = 1024  # bytes of a refused body that are kept, to see whose operation it was
+_LINGER = 10.0  # seconds for a client to send the rest of a body that was refused
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -61,6 +63,43 @@ class KeyGuard:
         return self.is_token(self.key, sent.decode("latin-1"), time.time())
 
 
+class EarlyAnswers:
+    """Lets a client see an answer that comes before it has sent its whole body.
+
+    The answer goes out at once, but the connection stays until the rest has come, and been dropped:
+    closed earlier, it would break in the middle of the client's sending, which then tries again.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        names = {name for name, _ in scope.get("headers", ())}
+        if not names & {b"content-length", b"transfer-encoding"}:
+            await self.app(scope, receive, send)
+            return
+        more = True
+
+        async def receive_noting_the_end() -> Message:
+            nonlocal more
+            message = await receive()
+            more = message.get("more_body", False)
+            return message
+
+        async def send_before_the_end(message: Message) -> None:
+            last = message["type"] == "http.response.body" and not message.get("more_body")
+            if more and last:
+                await send({**message, "more_body": True})
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_LINGER):
+                        while more:
+                            await receive_noting_the_end()
+                message = {"type": "http.response.body"}
+            await send(message)
+
+        await self.app(scope, receive_noting_the_end, send_before_the_end)
+
+
 def in_sentences(handler: Handler) -> Handler:
     """The handler, with every exception answered as {"detail": sentence}, never as a 500.
 
@@ -91,41 +130,45 @@ async def no_such_route(request: Request, error: Exception) -> Response:
 
 
 def detail(sentence: str, status: int) -> JSONResponse:
-    return JSONResponse({"detail": sentence}, status)
+    # A client may have sent half of a surrogate pair, which UTF-8 has no bytes for.
+    return JSONResponse({"detail": sentence.encode(errors="replace").decode()}, status)
 
 
-async def read_body(request: Request) -> bytes:
-    """The body, of at most wire.MAX_BODY bytes.
-
-    A larger one is read to its end without being kept: a client that is cut off while it sends
-    would not see the answer, and try again.
+async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
+    """The body, of at most `limit` bytes: of a larger one no more is read than its head.
 
     Raises:
         BadBody: it is larger.
     """
+    declared = int(request.headers.get("content-length", 0))
     parts: list[bytes] = []
     size = 0
     async for part in request.stream():
+        parts.append(part)
         size += len(part)
-        if size <= wire.MAX_BODY or not parts:
-            parts.append(part)
-        else:
-            del parts[1:]
-    if size > wire.MAX_BODY:
-        raise BadBody(
-            f"the body has {size >> 20:,} MiB; at most {wire.MAX_BODY >> 20} MiB are taken: "
-            "send smaller batches.",
-            b"".join(parts)[:_HEAD],
-        )
-    return b"".join(parts)
+        if size > limit or (declared > limit and size >= HEAD):
+            break
+    if max(size, declared) <= limit:
+        return b"".join(parts)
+    told = f"{declared >> 20:,}" if declared else f"more than {limit >> 20}"
+    head = bytearray()
+    while parts and len(head) < HEAD:
+        head += parts.pop(0)
+    raise BadBody(
+        f"the body has {told} MiB; at most {limit >> 20} MiB are taken: send smaller batches.",
+        bytes(head[:HEAD]),
+    )
 
 
 async def read_json(request: Request) -> dict[str, Any]:
-    body = await read_body(request)
+    """Raises: BadBody: it is no JSON object, or too large."""
+    body = await read_body(request, MAX_JSON)
     try:
         value = json.loads(body or b"{}")
+        if b"\\u" in body:
+            json.dumps(value, ensure_ascii=False).encode()  # an escape may be no character
     except (ValueError, RecursionError):
-        raise Refused("the body is not JSON.") from None
+        raise BadBody("the body is not JSON.", body[:HEAD]) from None
     if not isinstance(value, dict):
-        raise Refused("the body is not a JSON object.")
+        raise BadBody("the body is not a JSON object.", body[:HEAD])
     return value

@@ -9,12 +9,15 @@ from starlette.responses import JSONResponse, Response
 
 from tinkersmith.engine import fields, wire
 from tinkersmith.engine.age import check_recipients
+from tinkersmith.engine.bodies import json_address
 from tinkersmith.engine.catalogue import Catalogue
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.http import BadBody, Handler, read_body, read_json
 from tinkersmith.engine.queue import Result
 from tinkersmith.engine.sessions import Sessions, Work
 from tinkersmith.engine.store import TinkerPath, parse_path
+
+NumberedWork = Callable[[str, dict[str, Any]], Work]  # of the model's id and the body
 
 _DECODE_INLINE = 64 * 1024  # bytes; larger bodies are decoded off the event loop
 
@@ -29,10 +32,10 @@ class TrainingRoutes:
             ("POST", "/create_model", self.create_model),
             ("POST", "/get_info", self.get_info),
             ("POST", "/forward_backward", self.forward_backward),
-            ("POST", "/optim_step", self.optim_step),
-            ("POST", "/save_weights", self.save_weights),
-            ("POST", "/save_weights_for_sampler", self.save_weights_for_sampler),
-            ("POST", "/save_weights_external", self.save_weights_external),
+            ("POST", "/optim_step", self._numbered(self.optim_step)),
+            ("POST", "/save_weights", self._numbered(self.save_weights)),
+            ("POST", "/save_weights_for_sampler", self._numbered(self.save_weights_for_sampler)),
+            ("POST", "/save_weights_external", self._numbered(self.save_weights_external)),
             ("POST", "/load_weights", self.load_weights),
         ]
 
@@ -107,54 +110,74 @@ class TrainingRoutes:
         except BadBody as refusal:
             batch = wire.refused_batch(refusal.head, encoding, refusal)
         else:
-            if len(body) > _DECODE_INLINE:
+            if encoding or len(body) > _DECODE_INLINE:
                 batch = await asyncio.to_thread(wire.read_batch, body, encoding)
             else:
-                batch = wire.read_batch(body, encoding)
+                batch = wire.read_batch(body)
             del body
         told = self.sessions.operations(batch.model_id).failure_told
-        return self._numbered(
+        return self._operate(
             request,
             batch.model_id,
             batch.seq_id,
             lambda models: wire.batch_output(models.batch(batch, told)),
         )
 
-    async def optim_step(self, request: Request) -> Response:
-        body = await read_json(request)
-        model_id, seq_id = _address(body)
+    def _numbered(self, work: NumberedWork) -> Handler:
+        """A route for what `work` makes of its JSON bodies."""
 
+        async def handle(request: Request) -> Response:
+            try:
+                body = await read_json(request)
+            except BadBody as refusal:
+                return self._refuse(request, refusal)
+            return self._begin(request, body, work)
+
+        return handle
+
+    def _begin(self, request: Request, body: dict[str, Any], work: NumberedWork) -> Response:
+        model_id, seq_id = fields.text(body, "model_id"), fields.number(body, "seq_id", int)
+        return self._operate(request, model_id, seq_id, work(model_id, body))
+
+    def _refuse(self, request: Request, refusal: BadBody) -> Response:
+        """Fail the operation whose body cannot be read, if its number can."""
+        address = json_address(refusal.head)
+        if address is None:
+            raise refusal
+        return self._operate(request, *address, _failing(refusal))
+
+    def _operate(self, request: Request, model_id: str, seq_id: int, run: Work) -> Response:
+        name = request.url.path.rpartition("/")[2]
+        request_id = self.sessions.operate(model_id, seq_id, name, run)
+        return JSONResponse({"request_id": request_id, "model_id": model_id})
+
+    def optim_step(self, model_id: str, body: dict[str, Any]) -> Work:
         def step(models: Any) -> Result:
             models.check_step(model_id)
             params = wire.read_adam_params(body)
             return {"metrics": wire.finite_json(models.optim_step(model_id, params))}
 
-        return self._numbered(request, model_id, seq_id, step)
+        return step
 
-    async def save_weights(self, request: Request) -> Response:
-        body = await read_json(request)
-        model_id, seq_id = _address(body)
-
+    def save_weights(self, model_id: str, body: dict[str, Any]) -> Work:
         def save(models: Any) -> Result:
             path = TinkerPath(model_id, "weights", fields.text(body, "path"))
             overwrite = fields.flag(body, "overwrite", False)
             models.save(model_id, path, optimizer=True, overwrite=overwrite, **_about(body))
             return {"path": str(path), "type": "save_weights"}
 
-        return self._numbered(request, model_id, seq_id, save)
+        return save
 
-    async def save_weights_for_sampler(self, request: Request) -> Response:
-        body = await read_json(request)
-        model_id, seq_id = _address(body)
+    def save_weights_for_sampler(self, model_id: str, body: dict[str, Any]) -> Work:
         if body.get("path") is None:
-            return self._numbered(request, model_id, seq_id, self._snapshot(model_id, body))
+            return self._snapshot(model_id, body)
 
         def save(models: Any) -> Result:
             path = TinkerPath(model_id, "sampler_weights", fields.text(body, "path"))
             models.save(model_id, path, optimizer=False, **_about(body))
             return {"path": str(path), "type": "save_weights_for_sampler"}
 
-        return self._numbered(request, model_id, seq_id, save)
+        return save
 
     def _snapshot(self, model_id: str, body: dict[str, Any]) -> Work:
         """What makes a sampler of the weights as they will be then, without a checkpoint."""
@@ -177,10 +200,7 @@ class TrainingRoutes:
 
         return take
 
-    async def save_weights_external(self, request: Request) -> Response:
-        body = await read_json(request)
-        model_id, seq_id = _address(body)
-
+    def save_weights_external(self, model_id: str, body: dict[str, Any]) -> Work:
         def save(models: Any) -> Result:
             path = TinkerPath(model_id, "external_weights", fields.text(body, "path"))
             recipients = fields.texts(body, "age_encryption_recipients")
@@ -194,21 +214,25 @@ class TrainingRoutes:
             )
             return {"path": str(path), "size_bytes": size, "type": "save_weights_external"}
 
-        return self._numbered(request, model_id, seq_id, save)
+        return save
 
-    async def load_weights(self, request: Request) -> Response:
-        """With a session_id it makes a client of a checkpoint; else it is a numbered operation."""
-        body = await read_json(request)
-        if body.get("session_id") is not None:
-            return await self._client_from_state(body)
-        model_id, seq_id = _address(body)
-
+    def load_state(self, model_id: str, body: dict[str, Any]) -> Work:
         def load(models: Any) -> Result:
             path = parse_path(fields.text(body, "path"))
             models.load(model_id, path, fields.flag(body, "optimizer", False))
             return {"path": str(path), "type": "load_weights"}
 
-        return self._numbered(request, model_id, seq_id, load)
+        return load
+
+    async def load_weights(self, request: Request) -> Response:
+        """With a session_id it makes a client of a checkpoint; else it is a numbered operation."""
+        try:
+            body = await read_json(request)
+        except BadBody as refusal:
+            return self._refuse(request, refusal)
+        if body.get("session_id") is not None:
+            return await self._client_from_state(body)
+        return self._begin(request, body, self.load_state)
 
     async def _client_from_state(self, body: dict[str, Any]) -> Response:
         path = parse_path(fields.text(body, "path"))
@@ -228,15 +252,6 @@ class TrainingRoutes:
             return {"path": str(path), "model_id": model_id, "type": "load_weights"}
 
         return await self._new_client(body, source.base_model, source.lora, create)
-
-    def _numbered(self, request: Request, model_id: str, seq_id: int, run: Work) -> Response:
-        name = request.url.path.rpartition("/")[2]
-        request_id = self.sessions.operate(model_id, seq_id, name, run)
-        return JSONResponse({"request_id": request_id, "model_id": model_id})
-
-
-def _address(body: dict[str, Any]) -> tuple[str, int]:
-    return fields.text(body, "model_id"), fields.number(body, "seq_id", int)
 
 
 def _about(body: dict[str, Any]) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import zstandard
 from google.protobuf.message import DecodeError
 
 from tinkersmith.engine import fields
+from tinkersmith.engine.bodies import MAX_BODY, batch_address, check_parts, decompress
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import (
     AdamParams,
@@ -28,10 +28,8 @@ from tinkersmith.engine.messages import (
     SparseLayout,
 )
 
-MAX_BODY = 512 * 2**20  # bytes, before and after decompression
 MAX_SAMPLES = 4096  # that one request may ask for
 PROTOBUF = "application/x-protobuf"
-_ADDRESS_BYTES = 1024  # of a batch, in which its model_id and seq_id surely lie
 
 
 def _load_protocol() -> ModuleType:
@@ -59,26 +57,6 @@ _DTYPES = {
 }
 
 
-def decompress(body: bytes, encoding: str, limit: int = MAX_BODY) -> bytes:
-    """The body as it was before `encoding` ("" or "zstd"), of at most `limit` bytes."""
-    if encoding in ("", "identity"):
-        return body
-    if encoding != "zstd":
-        raise Refused(f"content-encoding {encoding!r} is not supported; send zstd or none.")
-    data = _unzstd(body, limit + 1)
-    if len(data) > limit:
-        raise Refused(f"the body is larger than {limit >> 20} MiB when decompressed.")
-    return data
-
-
-def _unzstd(body: bytes, most: int) -> bytes:
-    try:
-        with zstandard.ZstdDecompressor().stream_reader(body) as reader:
-            return reader.read(most)
-    except zstandard.ZstdError as error:
-        raise Refused(f"the body is not valid zstd: {error}.") from None
-
-
 def read_batch(body: bytes, encoding: str = "") -> BatchRequest:
     """A forward_backward body. What is wrong behind its address is left to the future to say.
 
@@ -87,7 +65,9 @@ def read_batch(body: bytes, encoding: str = "") -> BatchRequest:
     """
     message = pb.ForwardBackwardRequest()
     try:
-        message.ParseFromString(decompress(body, encoding))
+        plain = decompress(body, encoding)
+        check_parts(plain)
+        message.ParseFromString(plain)
     except (DecodeError, Refused) as error:
         sentence = "the body is not a ForwardBackwardRequest protobuf message."
         return refused_batch(body, encoding, error if isinstance(error, Refused) else sentence)
@@ -117,34 +97,10 @@ def refused_batch(head: bytes, encoding: str, reason: Refused | str) -> BatchReq
         Refused: the reason, if the head holds no address.
     """
     refusal = reason if isinstance(reason, Refused) else Refused(reason)
-    try:
-        if encoding == "zstd":
-            head = _unzstd(head, _ADDRESS_BYTES)
-        model_id, seq_id = _read_address(head[:_ADDRESS_BYTES])
-    except (Refused, IndexError, UnicodeDecodeError):
-        raise refusal from None
-    return BatchRequest(model_id, seq_id, refusal, "", {}, forward_only=False)
-
-
-def _read_address(head: bytes) -> tuple[str, int]:
-    """model_id (field 1) and seq_id (field 2), which the SDK writes before the data."""
-
-    def varint(place: int) -> tuple[int, int]:
-        value = shift = 0
-        while True:
-            byte = head[place]
-            value |= (byte & 0x7F) << shift
-            place, shift = place + 1, shift + 7
-            if byte < 0x80:
-                return value, place
-
-    if head[0] != 0x0A:
-        raise IndexError
-    length, place = varint(1)
-    model_id, place = head[place : place + length].decode(), place + length
-    if head[place] != 0x10 or not model_id:
-        raise IndexError
-    return model_id, varint(place + 1)[0]
+    address = batch_address(head, encoding)
+    if address is None:
+        raise refusal
+    return BatchRequest(*address, refusal, "", {}, forward_only=False)
 
 
 def _read_datum(message: Any, index: int) -> Datum:
@@ -165,6 +121,8 @@ def _read_tensor(message: Any, where: str) -> np.ndarray:
     dtype = _DTYPES.get(message.dtype)
     if dtype is None:
         raise Refused(f"{where}: its dtype is not float32 or int64.")
+    if len(message.shape) > 2:
+        raise Refused(f"{where}: its shape has {len(message.shape)} axes; one or two are taken.")
     shape = tuple(message.shape)
     if message.WhichOneof("encoding") == "sparse_csr":
         sparse = message.sparse_csr
