@@ -1,5 +1,6 @@
 """Fields of JSON bodies: each reader returns the checked value, or refuses with a sentence."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +29,10 @@ def number(body: Mapping[str, Any], name: str, kind: type = float) -> Any:
     value: Any = body.get(name)
     good = isinstance(value, int | float) and not isinstance(value, bool)
     if not good or (kind is int and isinstance(value, float) and not value.is_integer()):
-        raise Refused(f"{name} is {value!r}; it must be a {'whole ' if kind is int else ''}number.")
+        shown = "missing, NaN or infinite" if value is None else repr(value)  # JSON has no NaN
+        raise Refused(f"{name} is {shown}; it must be a {'whole ' if kind is int else ''}number.")
+    if kind is float and not abs(value) <= sys.float_info.max:  # NaN is not, either
+        raise Refused(f"{name} is {value}; it must be a finite number.")
     return kind(value)
 
 

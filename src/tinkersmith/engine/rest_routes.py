@@ -11,7 +11,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from tinkersmith.engine import fields
 from tinkersmith.engine.addresses import check_address, signed_address
 from tinkersmith.engine.age import encrypted
-from tinkersmith.engine.errors import NotFound, Refused
+from tinkersmith.engine.errors import Gone, NotFound, Refused
 from tinkersmith.engine.http import Handler, detail, read_json
 from tinkersmith.engine.store import KINDS, Run, Store, TinkerPath, iso, parse_path
 
@@ -143,6 +143,8 @@ def download_route(store: Store) -> Handler:
             raise NotFound(f"{path} has no file {name}.")
         file = store.weights_folder(checkpoint) / plain
         if not checkpoint.recipients:
+            if not file.is_file():
+                raise Gone(f"{path} is listed, but its files in {file.parent} are gone.")
             return FileResponse(file, media_type="application/octet-stream")
         sealed = await asyncio.to_thread(encrypted, file, checkpoint.recipients)
         return StreamingResponse(
@@ -197,6 +199,6 @@ def _page(request: Request, name: str, items: list[Any]) -> Response:
 
 def _count(request: Request, name: str, default: int) -> int:
     value = request.query_params.get(name, str(default))
-    if not (value.isascii() and value.isdigit()):
+    if not (value.isascii() and value.isdigit() and len(value) < 20):
         raise Refused(f"{name} is {value!r}; it must be a whole number of at least 0.")
     return int(value)

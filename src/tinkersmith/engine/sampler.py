@@ -22,6 +22,7 @@ from tinkersmith.engine.messages import SampledSequence, SampleRequest, SampleRe
 from tinkersmith.engine.packing import PACK_TOKENS
 
 MAX_ROWS = 64
+MAX_CELLS = 2**26  # of 8 bytes, in a table over the prompt that a request asks for
 EMPTY_LOGPROB = -99999.0  # the wire's mark for an empty top-k cell
 _CHUNK_ROWS = 256
 
@@ -75,8 +76,14 @@ def check_request(base: BaseModel, request: SampleRequest) -> None:
         if not good:
             raise Refused(f"{name} is {value}; it must be {allowed}.")
     for name in ("topk_prompt_logprobs", "topk_sample_logprobs", "prompt_alt_tokens_k"):
-        if not 0 <= getattr(request, name) <= base.vocab_size:
-            raise Refused(f"{name} is {getattr(request, name)}; it must be 0 to {base.vocab_size}.")
+        count = getattr(request, name)
+        if not 0 <= count <= base.vocab_size:
+            raise Refused(f"{name} is {count}; it must be 0 to {base.vocab_size}.")
+        if name != "topk_sample_logprobs" and count * len(prompt) > MAX_CELLS:
+            raise Refused(
+                f"{name} is {count}; with a prompt of {len(prompt):,} tokens at most "
+                f"{MAX_CELLS // len(prompt):,} are given."
+            )
     last_n = request.prompt_logprobs_last_n
     if last_n is not None and not (request.prompt_logprobs and 1 <= last_n < len(prompt)):
         raise Refused(
@@ -253,7 +260,13 @@ def _close(row: _Row) -> None:
 
 def _take_tokens(logits: torch.Tensor, rows: Sequence[_Row]) -> None:
     """Sample one token for each row from (B, V) logits and note its log-probability."""
-    logprobs = logits - logits.logsumexp(-1, keepdim=True)  # (B, V)
+    normaliser = logits.logsumexp(-1, keepdim=True)
+    if not bool(normaliser.isfinite().all()):
+        raise Refused(
+            "the model's output is not finite, so nothing can be sampled: its weights are broken; "
+            "use an earlier checkpoint, and a lower learning rate."
+        )
+    logprobs = logits - normaliser  # (B, V)
     chosen = logits.argmax(-1)  # (B,); not of logprobs, whose rounding can make ties
     drawn = [index for index, row in enumerate(rows) if row.request.temperature > 0]
     if drawn:

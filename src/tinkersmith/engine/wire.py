@@ -193,9 +193,12 @@ def read_lora_config(body: Mapping[str, Any]) -> LoraConfig:
     body = fields.part(body, "lora_config")
     known = {"rank", "seed", "train_attn", "train_mlp", "train_unembed"}
     fields.refuse_unknown(body, known, "lora_config")
+    seed = fields.optional_number(body, "seed", int)
+    if seed is not None and not -(2**63) <= seed < 2**63:
+        raise Refused(f"seed is {seed}; it must be a whole number of at most 64 bits.")
     return LoraConfig(
         rank=fields.number(body, "rank", int),
-        seed=fields.optional_number(body, "seed", int),
+        seed=seed,
         train_attn=fields.flag(body, "train_attn", True),
         train_mlp=fields.flag(body, "train_mlp", True),
         train_unembed=fields.flag(body, "train_unembed", True),
