@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tinkersmith.cli import run_front_door
 from tinkersmith.errors import UserError
 from tinkersmith.files import write_json
+from tinkersmith.large_files import iterate_samples
 from tinkersmith.results import EvaluationResult, Record, Scored, named, report
 from tinkersmith.samples import LoadedSamples, Sample, Source, load_samples, overlap
 from tinkersmith.scoring import final_answer, score
@@ -169,7 +170,7 @@ def _overlap_with_training(
     if model.run is None:
         return None
     try:
-        return overlap(load_samples(model.run.settings().data_files).samples, samples)
+        return overlap(iterate_samples(model.run.settings().data_files), samples)
     except UserError:  # the training data has gone since
         return None
 

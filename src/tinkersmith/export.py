@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from tinkersmith.download import base_folder as find_base_folder
 from tinkersmith.download import download_adapter, open_state
 from tinkersmith.errors import UserError
 from tinkersmith.files import new_folder, write_atomically, write_json
+from tinkersmith.large_files import iterate_samples
 from tinkersmith.merging import (
     ADAPTER_CONFIG,
     BaseFolder,
@@ -29,7 +31,7 @@ from tinkersmith.merging import (
     write_merged,
 )
 from tinkersmith.model_card import loading_lines, model_card
-from tinkersmith.samples import Sample, Source, load_samples
+from tinkersmith.samples import Sample, Source
 from tinkersmith.service import Service, local_model_folder, open_service
 from tinkersmith.settings import Settings, settings_from
 from tinkersmith.trained_model import TrainedModel, find_trained_model, user_settings
@@ -297,7 +299,8 @@ def _texts_to_verify(
     ]
     if model.run is not None:
         with suppress(UserError):  # the data files may have gone since
-            samples = load_samples(model.run.settings().data_files).samples
+            trained = iterate_samples(model.run.settings().data_files)
+            samples = list(islice(trained, _VERIFIED_SAMPLES))
     texts = [template.render(sample) for sample in samples[:_VERIFIED_SAMPLES]]
     rows = tokenizer.encode_batch([text.prompt + text.completion for text in texts])
     return [row[:_VERIFIED_TOKENS].tolist() for row in rows]

@@ -3,6 +3,7 @@
 Counts tokens or, where no tokenizer is at hand, characters; the unit is only a word to it.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -38,26 +39,38 @@ class LengthStatistics:
         unit: str = "tokens",
         max_sequence_length: int | None = None,
     ) -> "LengthStatistics":
-        values = np.asarray(lengths, dtype=np.int64)  # (N,)
+        values, counts = np.unique(np.asarray(lengths, dtype=np.int64), return_counts=True)
+        return cls.of_counts(values, counts, unit, max_sequence_length)
+
+    @classmethod
+    def of_counts(
+        cls,
+        values: np.ndarray,
+        counts: np.ndarray,
+        unit: str = "tokens",
+        max_sequence_length: int | None = None,
+    ) -> "LengthStatistics":
+        """The same from the different lengths, (D,) ascending, and how often each occurs, (D,)."""
         if values.size == 0:
             nothing = dict[int, float].fromkeys(LIMITS, 0.0)
             return cls(0, unit, 0, 0, 0, 0, 0, 0, 0, 0, nothing, [0, 1], [0], "No samples.")
-        edges, bins = _histogram(values)
+        count, total = int(counts.sum()), int(values @ counts)
+        edges, bins = _histogram(values, counts)
         return cls(
-            count=int(values.size),
+            count=count,
             unit=unit,
-            min=int(values.min()),
-            max=int(values.max()),
-            mean=float(values.mean()),
-            median=float(np.median(values)),
-            p90=float(np.percentile(values, 90)),
-            p95=float(np.percentile(values, 95)),
-            p99=float(np.percentile(values, 99)),
-            total=int(values.sum()),
-            shares_over={limit: float((values > limit).mean()) for limit in LIMITS},
+            min=int(values[0]),
+            max=int(values[-1]),
+            mean=total / count,
+            median=_percentile(values, counts, 50),
+            p90=_percentile(values, counts, 90),
+            p95=_percentile(values, counts, 95),
+            p99=_percentile(values, counts, 99),
+            total=total,
+            shares_over={limit: _share_over(values, counts, limit) for limit in LIMITS},
             edges=edges,
             bins=bins,
-            advice=_advice(values, unit, max_sequence_length),
+            advice=_advice(values, counts, unit, max_sequence_length),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -103,19 +116,34 @@ def _bars(stats: LengthStatistics) -> list[str]:
     return rows
 
 
-def _histogram(values: np.ndarray) -> tuple[list[int], list[int]]:
+def _percentile(values: np.ndarray, counts: np.ndarray, percent: float) -> float:
+    """np.percentile of the values repeated: linear between the two nearest."""
+    ends = np.cumsum(counts)  # (D,)
+    place = (int(ends[-1]) - 1) * percent / 100
+    low, high = (
+        int(values[np.searchsorted(ends, math.floor(place) + after, side="right")])
+        for after in (0, min(1, math.ceil(place) - math.floor(place)))
+    )
+    return low + (high - low) * (place - math.floor(place))
+
+
+def _share_over(values: np.ndarray, counts: np.ndarray, limit: int) -> float:
+    return float(counts[values > limit].sum() / counts.sum())
+
+
+def _histogram(values: np.ndarray, counts: np.ndarray) -> tuple[list[int], list[int]]:
     """About ten bins of a round width; the last one takes a long tail."""
-    low, high = int(values.min()), int(values.max())
-    typical = max(int(np.percentile(values, 98)), low + 1)
+    low, high = int(values[0]), int(values[-1])
+    typical = max(int(_percentile(values, counts, 98)), low + 1)
     step = _round_step((min(high, typical) - low + 1) / 10)
     start = low // step * step
     edges = list(range(start, min(high, typical) + step + 1, step))
     if edges[-1] <= high:
         edges.append(high + 1)
-    counts, _ = np.histogram(values, bins=np.asarray(edges))
-    while len(counts) > 1 and counts[-1] == 0:
-        edges, counts = edges[:-1], counts[:-1]
-    return [int(edge) for edge in edges], [int(count) for count in counts]
+    bins, _ = np.histogram(values, bins=np.asarray(edges), weights=counts)
+    while len(bins) > 1 and bins[-1] == 0:
+        edges, bins = edges[:-1], bins[:-1]
+    return [int(edge) for edge in edges], [int(count) for count in bins]
 
 
 def _round_step(width: float) -> int:
@@ -128,23 +156,23 @@ def _round_step(width: float) -> int:
         power *= 10
 
 
-def _advice(values: np.ndarray, unit: str, limit: int | None) -> str:
+def _advice(values: np.ndarray, counts: np.ndarray, unit: str, limit: int | None) -> str:
     """One sentence about MAX_SEQUENCE_LENGTH."""
-    longest = int(values.max())
+    longest = int(values[-1])
     if unit != "tokens":
         return ""
     if limit is not None and longest > limit:
-        cut = int((values > limit).sum())
+        cut = int(counts[values > limit].sum())
         enough = _next_power_of_two(longest)
         who = "1 sample exceeds" if cut == 1 else f"{cut:,} samples exceed"
         return f"{who} MAX_SEQUENCE_LENGTH = {limit:,}; {enough:,} would hold all."
     enough = max(_next_power_of_two(longest), 256)
     for smaller in (256, 512, 1024, *LIMITS):
-        over = float((values > smaller).mean())
+        over = _share_over(values, counts, smaller)
         if 0 < over <= 0.01 and smaller * 2 < enough:
             return (
                 f"MAX_SEQUENCE_LENGTH = {enough:,} holds all; {smaller:,} would cut only "
-                f"{_percent(over, values.size)}."
+                f"{_percent(over, int(counts.sum()))}."
             )
     return f"MAX_SEQUENCE_LENGTH = {enough:,} holds all; a larger one changes nothing."
 

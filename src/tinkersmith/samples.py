@@ -17,6 +17,9 @@ import orjson
 
 from tinkersmith.errors import UserError
 
+BOM = b"\xef\xbb\xbf"
+_LONGEST_FIRST_LINE = 1 << 20  # bytes that are looked at to tell JSON Lines from other files
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -142,6 +145,33 @@ def read_records(path: Path, parse: Callable[[bytes], Any] = orjson.loads) -> li
     return value
 
 
+def is_plain_json_lines(path: Path) -> bool:
+    """Whether the file can be read line by line: JSON Lines, neither gzip-ed nor an array."""
+    with path.open("rb") as file:
+        start = file.read(_LONGEST_FIRST_LINE).removeprefix(BOM).lstrip()
+    if not start.startswith(b"{"):
+        return False
+    if _has_lines_name(path):
+        return True
+    try:
+        orjson.loads(start.partition(b"\n")[0])
+    except ValueError:
+        return False
+    return True
+
+
+def parse_line(path: Path, line: bytes, number: int) -> Any:
+    """The record on line `number` of a JSON Lines file.
+
+    Raises:
+        UserError: it is no JSON; the sentence has the line and column.
+    """
+    try:
+        return orjson.loads(line)
+    except ValueError:  # Python's parser takes more (NaN, half characters), and explains better
+        return _parse_or_explain(path, _decode(path, line, number), first_line=number)
+
+
 def check_record(record: Any, source: Source) -> Sample | Skipped:
     """One record as a sample, or the reason why it cannot be one."""
 
@@ -216,13 +246,16 @@ def count_duplicates(samples: Sequence[Sample]) -> int:
     return len(samples) - len(texts)
 
 
-def overlap(train: Iterable[Sample], test: Iterable[Sample]) -> list[tuple[Source, Source]]:
+def overlap(train: Iterable[Sample], test: Sequence[Sample]) -> list[tuple[Source, Source]]:
     """(training source, test source) of every test sample whose question is trained on, too."""
-    seen: dict[tuple[Any, ...], Source] = {}
+    tested = [(question_of(sample), sample.source) for sample in test]
+    asked = {question for question, _ in tested}
+    seen: dict[tuple[Any, ...], Source] = {}  # of the test's questions only: `train` may be large
     for sample in train:
-        seen.setdefault(question_of(sample), sample.source)
-    pairs = ((seen.get(question_of(sample)), sample.source) for sample in test)
-    return [(trained, tested) for trained, tested in pairs if trained is not None]
+        question = question_of(sample)
+        if question in asked:
+            seen.setdefault(question, sample.source)
+    return [(seen[question], source) for question, source in tested if question in seen]
 
 
 def record_text(record: Any) -> str:
@@ -272,14 +305,14 @@ def _read_bytes(path: Path) -> bytes:
     ):
         if data.startswith(mark):
             raise UserError(f"{path} is encoded as {encoding}. Save it as UTF-8.")
-    return data.removeprefix(b"\xef\xbb\xbf")
+    return data.removeprefix(BOM)
 
 
-def _decode(path: Path, data: bytes) -> str:
+def _decode(path: Path, data: bytes, first_line: int = 1) -> str:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = data.count(b"\n", 0, error.start) + first_line
         start = data.rfind(b"\n", 0, error.start) + 1
         column = len(data[start : error.start].decode("utf-8", "replace")) + 1
         raise UserError(

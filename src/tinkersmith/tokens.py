@@ -3,6 +3,7 @@
 T: the tokens of one sample, prompt then completion.
 """
 
+import hashlib
 import json
 import re
 import sys
@@ -40,8 +41,16 @@ class TextTokenizer:
     special_tokens: dict[str, int]
     named_tokens: dict[str, str]  # bos_token, eos_token, ... as chat templates name them
     stripping: tuple[frozenset[str], frozenset[str]]  # specials that take the space left, right
+    serialised: Callable[[], str]  # all that decides which ids a text gets
     chat_template: str | None = None
     folder: Path | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """Equal for tokenizers that give the same ids."""
+        from tokenizers import __version__
+
+        return hashlib.sha256(f"{__version__}\n{self.serialised()}".encode()).hexdigest()
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, (T,) int32. Guarded parts (see prompts.py) never become specials."""
@@ -156,6 +165,7 @@ def wrap_tokenizer(hf_tokenizer: Any) -> TextTokenizer:
         special_tokens=specials,
         named_tokens=named,
         stripping=(frozenset(), frozenset()),
+        serialised=lambda: json.dumps([str(type(hf_tokenizer)), hf_tokenizer.get_vocab()]),
         chat_template=template,
         folder=folder,
     )
@@ -224,38 +234,42 @@ def tokenize(
     """
     data = TokenizedData(samples=[])
     for chunk in _chunks(samples):
-        rendered = [template.render(sample) for sample in chunk]
-        prompts = tokenizer.encode_batch([text.prompt for text in rendered])
-        completions = tokenizer.encode_batch([text.completion for text in rendered])
-        for sample, prompt, completion in zip(chunk, prompts, completions, strict=True):
-            _place(data, sample.source, prompt, completion, max_length, truncate)
+        for sample, (prompt, completion) in zip(
+            chunk, encode_samples(chunk, template, tokenizer), strict=True
+        ):
+            length = len(prompt) + len(completion)
+            data.lengths.append(length)
+            event = length_event(sample.source, len(prompt), length, max_length, truncate)
+            if event is not None:
+                (data.truncated if event.after else data.skipped).append(event)
+            if event is None or event.after:
+                tokens = np.concatenate([prompt, completion])[:max_length]  # (T,)
+                data.samples.append(TokenizedSample(tokens, len(prompt), sample.source))
     return data
 
 
-def _place(
-    data: TokenizedData,
-    source: Source,
-    prompt: np.ndarray,
-    completion: np.ndarray,
-    limit: int,
-    truncate: bool,
-) -> None:
-    """Put one sample where the length policy wants it."""
-    length = len(prompt) + len(completion)
-    data.lengths.append(length)
-    if length > limit and len(prompt) >= limit:
-        reason = f"its prompt alone has {len(prompt):,} tokens, and {limit:,} is the most"
-        data.skipped.append(LengthEvent(source, length, 0, reason))
-        return
-    if length > limit and not truncate:
-        reason = f"{length:,} tokens are more than {limit:,}"
-        data.skipped.append(LengthEvent(source, length, 0, reason))
-        return
-    tokens = np.concatenate([prompt, completion])[:limit]  # (T,)
-    data.samples.append(TokenizedSample(tokens, len(prompt), source))
-    if length > limit:
-        reason = f"{length:,} -> {limit:,} tokens"
-        data.truncated.append(LengthEvent(source, length, limit, reason))
+def encode_samples(
+    samples: Sequence[Sample], template: PromptTemplate, tokenizer: TextTokenizer
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(prompt, completion) of each sample, whole."""
+    rendered = [template.render(sample) for sample in samples]
+    prompts = tokenizer.encode_batch([text.prompt for text in rendered])
+    completions = tokenizer.encode_batch([text.completion for text in rendered])
+    return zip(prompts, completions, strict=True)
+
+
+def length_event(
+    source: Source, prompt_length: int, length: int, limit: int, truncate: bool
+) -> LengthEvent | None:
+    """What the length policy does to a sample; None: it stays as it is."""
+    if length <= limit:
+        return None
+    if prompt_length >= limit:
+        reason = f"its prompt alone has {prompt_length:,} tokens, and {limit:,} is the most"
+        return LengthEvent(source, length, 0, reason)
+    if not truncate:
+        return LengthEvent(source, length, 0, f"{length:,} tokens are more than {limit:,}")
+    return LengthEvent(source, length, limit, f"{length:,} -> {limit:,} tokens")
 
 
 def token_lengths(
@@ -343,6 +357,7 @@ def _of_backend(
             frozenset(token.content for token in added.values() if token.special and token.lstrip),
             frozenset(token.content for token in added.values() if token.special and token.rstrip),
         ),
+        serialised=backend.to_str,
         chat_template=chat_template,
         folder=folder,
     )
