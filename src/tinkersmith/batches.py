@@ -8,6 +8,8 @@ from functools import lru_cache
 
 import numpy as np
 
+VALIDATION_STREAM = 2**31  # keeps the shuffle that sets validation apart from those of the epochs
+
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
     return -(-n // batch_size)
@@ -37,9 +39,14 @@ def learning_rate_at(
     return peak * 0.5 * (1 - math.cos(math.pi * left))
 
 
+def shuffled(n: int, *seeds: int) -> np.ndarray:
+    """(N,) int64: a permutation that only `seeds` decide."""
+    # Sorting raw PCG64 output, whose stream numpy keeps for ever, unlike Generator.permutation's.
+    return np.argsort(np.random.PCG64(seeds).random_raw(n), kind="stable")
+
+
 @lru_cache(maxsize=4)
 def _epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    # Sorting raw PCG64 output, whose stream numpy keeps for ever, unlike Generator.permutation's.
-    order = np.argsort(np.random.PCG64([seed, epoch]).random_raw(n), kind="stable")  # (N,)
+    order = shuffled(n, seed, epoch)  # (N,)
     order.flags.writeable = False
     return order

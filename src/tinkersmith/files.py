@@ -4,9 +4,12 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_asking_umask = threading.Lock()  # it can only be asked for by setting it
 
 
 def write_atomically(path: Path | str, data: bytes | str) -> None:
@@ -80,6 +83,7 @@ def _fsync_folder(folder: Path) -> None:
 
 
 def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
+    with _asking_umask:
+        current = os.umask(0)
+        os.umask(current)
     return current

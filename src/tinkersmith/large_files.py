@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tinkersmith.batches import VALIDATION_STREAM, shuffled
 from tinkersmith.errors import UserError
 from tinkersmith.samples import (
     BOM,
@@ -27,11 +28,11 @@ from tinkersmith.samples import (
     parse_line,
     refuse_if_nothing_is_usable,
 )
+from tinkersmith.settings import Settings
 
 STREAMED_ABOVE = 200_000_000  # bytes of all files; below, tokens and all fit into about 1 GB
 _WHOLE_AT_MOST = 2_000_000_000  # bytes of files that cannot be read line by line
 _BLOCK_BYTES = 4_000_000
-_HELD_OUT_STREAM = 2**31  # keeps this shuffle apart from those of the epochs
 _SAID_EVERY = 10.0  # seconds
 
 
@@ -50,7 +51,11 @@ class Chunk:
 
     @property
     def training(self) -> int:
+        """How many samples are trained on."""
         return self.usable - len(self.held_out)
+
+    def training_places(self) -> np.ndarray:
+        return np.delete(np.arange(self.usable), self.held_out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,31 +116,25 @@ def are_streamed(files: Sequence[Path]) -> bool:
     return not whole
 
 
-def scan(
-    data_files: Sequence[str],
-    validation_files: Sequence[str],
-    validation_ratio: float,
-    seed: int,
-    say: Callable[[str], None],
-) -> LargeFiles:
-    """Check every record of `data_files`, and set the validation samples apart.
+def scan(settings: Settings, say: Callable[[str], None]) -> LargeFiles:
+    """Check every record of DATA_FILES, and set the validation samples apart.
 
     Raises:
         UserError: a line is no JSON, or not one record can be used.
     """
-    found, missing = find_files(data_files)
-    validation, validation_skipped = [], []
-    if validation_files:
-        loaded = load_samples(validation_files)
-        validation, validation_skipped = loaded.samples, loaded.skipped
-    passed = _Pass(found, 0.0 if validation_files else validation_ratio, seed, say)
+    found, missing = find_files(settings.data_files)
+    validation, validation_skipped, ratio = [], [], settings.validation_ratio
+    if settings.validation_files:
+        loaded = load_samples(settings.validation_files)
+        validation, validation_skipped, ratio = loaded.samples, loaded.skipped, 0.0
+    passed = _Pass(found, ratio, settings.seed, say)
     training = passed.training_samples()
     shared = len(overlap(training, validation)) if validation else 0
     deque(training, maxlen=0)  # the rest of the walk
     refuse_if_nothing_is_usable(sum(passed.counts.values()), passed.first_skipped)
-    if passed.first is None or (validation_ratio and not (validation or passed.validation)):
+    if passed.first is None or (ratio and not passed.validation):
         raise UserError(
-            f"VALIDATION_RATIO {validation_ratio} leaves nothing for training or for validation; "
+            f"VALIDATION_RATIO {ratio} leaves nothing for training or for validation; "
             "give more data, or set VALIDATION_FILES."
         )
     return LargeFiles(
@@ -240,8 +239,7 @@ class _Pass:
     def _held_out(self, before: int, count: int) -> list[int]:
         """Places of this block's samples that are kept for validation: its part of the ratio."""
         part = round((before + count) * self.ratio) - round(before * self.ratio)
-        generator = np.random.PCG64([self.seed, _HELD_OUT_STREAM, len(self.chunks)])
-        order = np.argsort(generator.random_raw(count), kind="stable")
+        order = shuffled(count, self.seed, VALIDATION_STREAM, len(self.chunks))
         return sorted(order[:part].tolist())
 
 

@@ -12,17 +12,26 @@ from typing import TYPE_CHECKING, Any
 
 from tinkersmith.advice import advice
 from tinkersmith.answers import request_answers
-from tinkersmith.batches import batch_indices, learning_rate_at, steps_per_epoch
+from tinkersmith.batches import learning_rate_at, steps_per_epoch
 from tinkersmith.errors import UserError
 from tinkersmith.files import write_json
+from tinkersmith.large_files import LargeFiles, are_streamed, scan
 from tinkersmith.lengths import format_length_statistics
 from tinkersmith.prompts import PromptTemplate, choose_template, unguarded
 from tinkersmith.runs import Checkpoint, RunFolder, open_run
-from tinkersmith.samples import Sample
+from tinkersmith.samples import Sample, find_files
 from tinkersmith.service import TRAINING_METADATA, ServerGone, Service, open_service
 from tinkersmith.settings import Settings, resolve_base_model, settings_from
+from tinkersmith.streamed_data import StreamedData
 from tinkersmith.tokens import TextTokenizer, to_datum
-from tinkersmith.training_data import RawData, TrainingData, read_data, tokenize_data
+from tinkersmith.training_data import (
+    DataSummary,
+    RawData,
+    TrainingData,
+    none_fits,
+    read_data,
+    tokenize_data,
+)
 from tinkersmith.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -112,7 +121,9 @@ class _Run:
         self.run = run
         self.under_way = False
         self.done = 0  # steps
+        self.summary: DataSummary | None = None
         self.step_losses: list[float] = []
+        self.epoch_sum, self.epoch_tokens = 0.0, 0  # of completion tokens' losses; their number
         self.epoch_losses: list[float] = []
         self.validation_losses: list[float] = []
 
@@ -123,8 +134,9 @@ class _Run:
         settings = self.settings
         base_model, note = resolve_base_model(settings.base_model)
         self._show_settings(base_model, note)
-        self.raw: RawData = read_data(settings)
         self.say("Data")
+        large = are_streamed(find_files(settings.data_files)[0])
+        self.raw: RawData | LargeFiles = scan(settings, self.say) if large else read_data(settings)
         for line in self.raw.report():
             self.say(line)
         self.service: Service = guard.enter_context(open_service(settings))
@@ -136,18 +148,23 @@ class _Run:
             if self.run
             else choose_template(settings.prompt_template, self.tokenizer, self.service.base_model)
         )
-        self.data: TrainingData = tokenize_data(
-            self.raw, settings, self.template, self.tokenizer, self._max_length()
+        self.max_length = self._max_length()
+        made_with = (settings, self.template, self.tokenizer, self.max_length)
+        self.data: TrainingData | StreamedData = (
+            StreamedData(self.raw, *made_with)
+            if isinstance(self.raw, LargeFiles)
+            else tokenize_data(self.raw, *made_with)
         )
-        self._show_lengths()
-        count = len(self.data.training)
-        self.steps_an_epoch = steps_per_epoch(count, settings.batch_size)
+        self.steps_an_epoch = steps_per_epoch(self.data.count, settings.batch_size)
         self.total_steps = self.steps_an_epoch * settings.num_epochs
         if self.run is None:
             self.run = self._new_run()
         else:
             self._continue_run(checkpoint)
         self.transcript.attach(self.run.file("train.log"))
+        guard.callback(self.data.stop)
+        self.data.start(self.run, self.done)
+        self._show_lengths(wait=False)
 
     def how_to_resume(self) -> str:
         if self.run is None:
@@ -173,23 +190,28 @@ class _Run:
         )
         return context
 
-    def _show_lengths(self) -> None:
-        data = self.data
+    def _show_lengths(self, wait: bool) -> None:
+        """Once, when everything is tokenised; streamed data may not be yet, unless we `wait`."""
+        if self.summary is not None:
+            return
+        self.summary = summary = self.data.summary(wait)
+        if summary is None:
+            return
         self.say("")
-        self.say(format_length_statistics(data.lengths, "Lengths"))
-        events = [*data.too_long, *data.truncated]
+        self.say(format_length_statistics(summary.lengths, "Lengths"))
         if self.settings.show_length_warnings:
-            for event in events[:10]:
+            for event in summary.first_events:
                 self.say(f"  {event}")
-            if len(events) > 10:
-                self.say(f"  ... and {len(events) - 10:,} more; all of them are in skipped.jsonl.")
-        records = len(data.skipped_records)
-        read = len(data.training) + len(data.validation) + len(data.too_long) + records
-        kept = f", {len(data.validation):,} for validation" if data.validation else ""
+            more = summary.too_long + summary.truncated - len(summary.first_events)
+            if more:
+                self.say(f"  ... and {more:,} more; all of them are in skipped.jsonl.")
+        validation = len(self.data.validation)
+        read = summary.training + validation + summary.too_long + summary.unusable
+        kept = f", {validation:,} for validation" if validation else ""
         self.say(
-            f"  {read:,} records = {len(data.training):,} to train on{kept}, "
-            f"{len(data.too_long):,} too long, {records:,} unusable; "
-            f"{len(data.truncated):,} of them are cut."
+            f"  {read:,} records = {summary.training:,} to train on{kept}, "
+            f"{summary.too_long:,} too long, {summary.unusable:,} unusable; "
+            f"{summary.truncated:,} of them are cut."
         )
 
     def _new_run(self) -> RunFolder:
@@ -202,11 +224,9 @@ class _Run:
             base_model=self.service.base_model,
             backend=self.service.kind,
             data_digest=self.data.digest(),
-            training_samples=len(self.data.training),
+            training_samples=self.data.count,
             total_steps=self.total_steps,
         )
-        write_json(run.file("lengths.json"), self.data.lengths.to_json())
-        run.rewrite("skipped.jsonl", self.data.events())
         return run
 
     # ---- resume
@@ -244,7 +264,13 @@ class _Run:
         self.done = checkpoint.step if checkpoint else 0
         kept = [line for line in self.run.lines("metrics.jsonl") if line["step"] <= self.done]
         self.run.rewrite("metrics.jsonl", kept)
-        self.step_losses = [line["loss"] for line in kept if "loss" in line]
+        epoch_done = self.done // self.steps_an_epoch
+        for line in kept:
+            if "loss" in line:
+                self.step_losses.append(line["loss"])
+            if "loss" in line and line["epoch"] > epoch_done:
+                self.epoch_sum += line["loss"] * line["completion_tokens"]
+                self.epoch_tokens += line["completion_tokens"]
         self.epoch_losses = [line["epoch_loss"] for line in kept if "epoch_loss" in line]
         self.validation_losses = [
             line["validation_loss"] for line in kept if "validation_loss" in line
@@ -261,7 +287,7 @@ class _Run:
         self.under_way = True
         self.say("")
         self.say(
-            f"Training {self.run.name}: {len(self.data.training):,} samples, "
+            f"Training {self.run.name}: {self.data.count:,} samples, "
             f"{settings.num_epochs} epoch{'s'[: settings.num_epochs > 1]}, "
             f"{self.total_steps:,} steps"
         )
@@ -269,7 +295,9 @@ class _Run:
             self.say = progress.say
             pending: deque[_Step] = deque()
             for number in range(self.done, self.total_steps):
-                pending.append(self._submit(number))
+                step = self._submit(number)
+                if step is not None:
+                    pending.append(step)
                 done = number + 1
                 epoch_ends = done % self.steps_an_epoch == 0
                 validates = epoch_ends or _is_due(done, settings.eval_every)
@@ -277,6 +305,7 @@ class _Run:
                 # What is measured or saved must not run ahead of what is recorded.
                 while len(pending) > (0 if validates or saves else _PIPELINE - 1):
                     self._record(pending.popleft(), progress)
+                self._show_lengths(wait=epoch_ends)
                 if epoch_ends:
                     self._end_epoch(done)
                 if validates and self.data.validation:
@@ -285,12 +314,14 @@ class _Run:
                     self._save(done)
         self.say = self.transcript.say
 
-    def _submit(self, number: int) -> "_Step":
+    def _submit(self, number: int) -> "_Step | None":
+        """Put a step on the wire; None: every sample of its batch is too long."""
         import tinker
 
         settings = self.settings
-        indices = batch_indices(len(self.data.training), settings.batch_size, settings.seed, number)
-        batch = [self.data.training[index] for index in indices]
+        batch = self.data.batch(number)
+        if not batch:
+            return None
         completion_tokens = sum(sample.completion_length for sample in batch)
         # The server sums over tokens. Weights that add up to 1 make that the mean, so that the
         # loss and GRAD_CLIP_NORM mean the same for short and long batches.
@@ -327,6 +358,8 @@ class _Run:
             )
         rate = progress.step(step.number + 1, loss, step.tokens)
         self.step_losses.append(loss)
+        self.epoch_sum += loss * step.completion_tokens
+        self.epoch_tokens += step.completion_tokens
         self.run.append(
             "metrics.jsonl",
             [
@@ -353,13 +386,10 @@ class _Run:
         """The epoch's mean loss per completion token."""
         assert self.run is not None
         epoch = done // self.steps_an_epoch
-        lines = [
-            line
-            for line in self.run.lines("metrics.jsonl")
-            if line.get("epoch") == epoch and "loss" in line
-        ]
-        tokens = sum(line["completion_tokens"] for line in lines)
-        loss = sum(line["loss"] * line["completion_tokens"] for line in lines) / tokens
+        if not self.epoch_tokens:
+            raise none_fits(self.data.count, self.max_length)
+        loss = self.epoch_sum / self.epoch_tokens
+        self.epoch_sum, self.epoch_tokens = 0.0, 0
         self.epoch_losses.append(loss)
         self.run.append("metrics.jsonl", [{"step": done, "epoch_loss": loss}])
         self.say(f"  Epoch {epoch}/{self.settings.num_epochs}: mean loss {loss:.4f}")
@@ -404,11 +434,13 @@ class _Run:
         last = self.run.checkpoints()[-1]
         sampler = self.service.create_sampling_client(last.sampler_path)
         answers = self._answers(sampler, self.raw.first)
+        self._show_lengths(wait=True)
+        assert self.summary is not None
         lines = advice(
             self.epoch_losses,
             self.validation_losses,
             self.step_losses,
-            len(self.data.truncated) / len(self.data.training),
+            self.summary.truncated / self.summary.training,
         )
         self.say("")
         self.say(f"Model    {self.run.name}")

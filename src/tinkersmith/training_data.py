@@ -1,19 +1,20 @@
 """Settings -> tokenised training and validation sets; whatever is left out is named."""
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from tinkersmith.batches import VALIDATION_STREAM, batch_indices, shuffled
 from tinkersmith.errors import UserError
+from tinkersmith.files import write_json
 from tinkersmith.lengths import LengthStatistics
 from tinkersmith.prompts import PromptTemplate
+from tinkersmith.runs import RunFolder
 from tinkersmith.samples import LoadedSamples, Sample, load_samples, overlap
 from tinkersmith.settings import Settings
 from tinkersmith.tokens import LengthEvent, TextTokenizer, TokenizedSample, tokenize
-
-_VALIDATION_STREAM = 2**31  # keeps its shuffle apart from those of the epochs
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,25 +56,56 @@ class RawData:
 
 
 @dataclass(frozen=True, slots=True)
+class DataSummary:
+    """What became of the samples; each that was not trained on whole is in skipped.jsonl."""
+
+    lengths: LengthStatistics  # of the training samples, before the length policy
+    training: int  # samples to train on
+    too_long: int
+    truncated: int
+    unusable: int  # records
+    first_events: list[LengthEvent]  # at most 10
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingData:
+    """What the loop trains on where the files fit into memory; see also `StreamedData`."""
+
     training: list[TokenizedSample]
     validation: list[TokenizedSample]
     lengths: LengthStatistics
     truncated: list[LengthEvent]
     too_long: list[LengthEvent]
-    skipped_records: list[dict[str, Any]] = field(default_factory=list)
+    skipped_records: list[dict[str, Any]]
+    batch_size: int
+    seed: int
 
     @property
-    def completion_tokens(self) -> int:
-        return sum(sample.completion_length for sample in self.training)
+    def count(self) -> int:
+        return len(self.training)
 
-    def events(self) -> list[dict[str, Any]]:
-        """The lines of skipped.jsonl: every sample that was not trained on whole."""
-        return [
-            *({"kind": "bad record", **record} for record in self.skipped_records),
-            *({"kind": "too long", **event.to_json()} for event in self.too_long),
-            *({"kind": "truncated", **event.to_json()} for event in self.truncated),
-        ]
+    def batch(self, step: int) -> list[TokenizedSample]:
+        indices = batch_indices(len(self.training), self.batch_size, self.seed, step)
+        return [self.training[index] for index in indices]
+
+    def start(self, run: RunFolder, first_step: int) -> None:
+        """Write down what became of the samples."""
+        write_json(run.file("lengths.json"), self.lengths.to_json())
+        lines = event_lines(self.skipped_records, self.too_long, self.truncated)
+        run.rewrite("skipped.jsonl", lines)
+
+    def stop(self) -> None:
+        """Nothing runs in the background."""
+
+    def summary(self, wait: bool) -> DataSummary:
+        return DataSummary(
+            lengths=self.lengths,
+            training=len(self.training),
+            too_long=len(self.too_long),
+            truncated=len(self.truncated),
+            unusable=len(self.skipped_records),
+            first_events=[*self.too_long, *self.truncated][:10],
+        )
 
     def digest(self) -> str:
         """Changes when any token of the data does; a resumed run must find the same."""
@@ -82,6 +114,19 @@ class TrainingData:
             digest.update(np.array([len(sample.tokens), sample.prompt_length]).tobytes())
             digest.update(sample.tokens.tobytes())
         return digest.hexdigest()
+
+
+def event_lines(
+    skipped_records: list[dict[str, Any]],
+    too_long: list[LengthEvent],
+    truncated: list[LengthEvent],
+) -> list[dict[str, Any]]:
+    """The lines of skipped.jsonl: every sample that was not trained on whole."""
+    return [
+        *({"kind": "bad record", **record} for record in skipped_records),
+        *({"kind": "too long", **event.to_json()} for event in too_long),
+        *({"kind": "truncated", **event.to_json()} for event in truncated),
+    ]
 
 
 def read_data(settings: Settings) -> RawData:
@@ -101,9 +146,7 @@ def read_data(settings: Settings) -> RawData:
             f"VALIDATION_RATIO {settings.validation_ratio} of {count} samples leaves {kept} for "
             "validation; give more data, or set VALIDATION_FILES."
         )
-    order = np.argsort(
-        np.random.PCG64([settings.seed, _VALIDATION_STREAM]).random_raw(count), kind="stable"
-    )
+    order = shuffled(count, settings.seed, VALIDATION_STREAM)
     held_out = set(order[:kept].tolist())
     return RawData(
         [sample for index, sample in enumerate(training.samples) if index not in held_out],
@@ -128,10 +171,7 @@ def tokenize_data(
     training = tokenize(raw.training, template, tokenizer, max_length, truncate)
     validation = tokenize(raw.validation, template, tokenizer, max_length, truncate)
     if not training.samples:
-        raise UserError(
-            f"Not one of {len(raw.training):,} samples fits into {max_length:,} tokens. Raise "
-            "MAX_SEQUENCE_LENGTH, set TRUNCATE_LONG_SEQUENCES = True, or shorten the samples."
-        )
+        raise none_fits(len(raw.training), max_length)
     return TrainingData(
         training=training.samples,
         validation=validation.samples,
@@ -139,4 +179,13 @@ def tokenize_data(
         truncated=[*training.truncated, *validation.truncated],
         too_long=[*training.skipped, *validation.skipped],
         skipped_records=[skipped.to_json() for one in raw.loaded for skipped in one.skipped],
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+    )
+
+
+def none_fits(count: int, max_length: int) -> UserError:
+    return UserError(
+        f"Not one of {count:,} samples fits into {max_length:,} tokens. Raise "
+        "MAX_SEQUENCE_LENGTH, set TRUNCATE_LONG_SEQUENCES = True, or shorten the samples."
     )
