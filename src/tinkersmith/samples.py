@@ -147,8 +147,11 @@ def read_records(path: Path, parse: Callable[[bytes], Any] = orjson.loads) -> li
 
 def is_plain_json_lines(path: Path) -> bool:
     """Whether the file can be read line by line: JSON Lines, neither gzip-ed nor an array."""
-    with path.open("rb") as file:
-        start = file.read(_LONGEST_FIRST_LINE).removeprefix(BOM).lstrip()
+    try:
+        with path.open("rb") as file:
+            start = file.read(_LONGEST_FIRST_LINE).removeprefix(BOM).lstrip()
+    except OSError:  # a folder, or no permission: reading it says so
+        return False
     if not start.startswith(b"{"):
         return False
     if _has_lines_name(path):
