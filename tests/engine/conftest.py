@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,12 +45,16 @@ class RunningEngine:
 
 @contextmanager
 def running_engine(
-    folder: Path, model: Path, *options: str, stderr: IO[bytes] | None = None
+    folder: Path,
+    model: Path,
+    *options: str,
+    stderr: IO[bytes] | None = None,
+    program: Sequence[str] = ("-m", "tinkersmith.engine"),
 ) -> Iterator[RunningEngine]:
     """Start `python -m tinkersmith.engine` and wait for its ready line; kill it at the end."""
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "tinkersmith.engine", "--port", "0", "--dir", str(folder)),
+            *(sys.executable, *program, "--port", "0", "--dir", str(folder)),
             *("--base-model", f"{MODEL}={model}", "--threads", "1", "--exit-with-stdin", *options),
         ],
         stdin=subprocess.PIPE,
