@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -91,7 +91,7 @@ class BaseModel:
 
 
 def load_base_model(
-    name: str, folder: Path | str, dtype: str = "auto", device: str = "auto"
+    name: str, folder: Path | str, dtype: str = "auto", device: str = "cpu"
 ) -> BaseModel:
     """Load and freeze the model of `folder`; safetensors only.
 
@@ -101,8 +101,6 @@ def load_base_model(
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise Refused(f"{folder} is not a model folder: it has no config.json.")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         loaded = AutoModelForCausalLM.from_pretrained(
@@ -155,6 +153,11 @@ def load_base_model(
     return base
 
 
+def memory_of_weights(folder: Path, dtype: str, device: str) -> int:
+    """Bytes that the model of `folder` takes as it would be loaded."""
+    return _parameters(folder) * _dtype(folder, dtype, device).itemsize
+
+
 def _dtype(folder: Path, wanted: str, device: str) -> torch.dtype:
     if wanted != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
@@ -166,9 +169,12 @@ def _dtype(folder: Path, wanted: str, device: str) -> torch.dtype:
 def _parameters(folder: Path) -> int:
     count = 0
     for file in folder.glob("*.safetensors"):
-        with safe_open(file, "pt") as tensors:
-            names = tensors.keys()
-            count += sum(prod(tensors.get_slice(name).get_shape()) for name in names)
+        try:
+            with safe_open(file, "pt") as tensors:
+                names = tensors.keys()
+                count += sum(prod(tensors.get_slice(name).get_shape()) for name in names)
+        except SafetensorError as error:
+            raise Refused(f"{file} is damaged: {error}.") from None
     return count
 
 

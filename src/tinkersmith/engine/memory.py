@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 # Of glibc's mallopt(3).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 
+_CGROUP = Path("/sys/fs/cgroup")
+
 
 def keep_freed_memory() -> None:
     """Let malloc keep what is freed, for the next step, and take it from one arena.
@@ -79,15 +81,18 @@ def _machine_free() -> int:
 
 
 def _container_free() -> list[int]:
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    for limit, used, counts, cache in (
+        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
         (
-            "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-            "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+            *("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+            *("memory/memory.stat", "total_inactive_file"),
         ),
     ):
         try:
-            return [int(Path(limit).read_text()) - int(Path(used).read_text())]
-        except (OSError, ValueError):  # no such file, or "max"
+            fields = dict(line.split() for line in (_CGROUP / counts).read_text().splitlines())
+            # Files that were read are counted as used, but make room when it is wanted.
+            taken = int((_CGROUP / used).read_text()) - int(fields[cache])
+            return [int((_CGROUP / limit).read_text()) - taken]
+        except (OSError, ValueError, KeyError):  # no such file, or "max"
             continue
     return []

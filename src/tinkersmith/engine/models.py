@@ -4,20 +4,19 @@ Every method runs on the engine thread, called by a job.
 """
 
 import logging
-import os
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from tinkersmith.engine.base_model import BaseModel, load_base_model
+from tinkersmith.engine.base_model import BaseModel
+from tinkersmith.engine.base_models import BaseModels
 from tinkersmith.engine.catalogue import Catalogue
-from tinkersmith.engine.compilation import cache_folder, compile_elementwise
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.lora import (
     Adapter,
@@ -52,7 +51,6 @@ from tinkersmith.files import new_folder, write_json
 log = logging.getLogger("tinkersmith.engine")
 
 ADAPTER_MEMORY = 4 * 2**30  # bytes of adapters and optimizer states held; idle ones go to disk
-_TINY = 20_000_000  # parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +61,7 @@ class DroppedStep:
 
 @dataclass(slots=True)
 class TrainedModel:
-    base: BaseModel
+    base_name: str
     adapter: Adapter
     optimizer: AdamState
     # Its client does not read the log-probabilities of positions without a weight: they are 0.
@@ -82,9 +80,9 @@ class TrainedModel:
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         for name, weight in self.adapter.weights.items():
-            weight.data = tensors[f"weight.{name}"].to(self.base.device)
+            weight.data = tensors[f"weight.{name}"].to(weight.device)
             gradient = tensors.get(f"gradient.{name}")
-            weight.grad = None if gradient is None else gradient.to(self.base.device)
+            weight.grad = None if gradient is None else gradient.to(weight.device)
         self.optimizer = load_state_tensors(self.adapter, _part(tensors, "state"))
 
     def clear(self) -> None:
@@ -94,7 +92,7 @@ class TrainedModel:
 
 @dataclass(slots=True)
 class Sampler:
-    base: BaseModel
+    base_name: str
     adapter: Adapter | None
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -104,7 +102,7 @@ class Sampler:
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         if self.adapter is not None:
             for name, weight in self.adapter.weights.items():
-                weight.data = tensors[f"weight.{name}"].to(self.base.device)
+                weight.data = tensors[f"weight.{name}"].to(weight.device)
 
     def clear(self) -> None:
         if self.adapter is not None:
@@ -122,10 +120,7 @@ class Models:
         adapter_memory: int = ADAPTER_MEMORY,
     ) -> None:
         self.store = store
-        self.threads = threads
-        self.catalogue = catalogue
-        self.dtype, self.device = dtype, device
-        self.bases: dict[str, BaseModel] = {}
+        self.bases = BaseModels(catalogue, dtype, device, threads)
         self.trained: dict[str, TrainedModel] = {}
         self.samplers: dict[str, Sampler] = {}
         self.adapter_memory = adapter_memory
@@ -134,35 +129,13 @@ class Models:
         self._held: OrderedDict[str, int] = OrderedDict()
         self._decoders: dict[Path, Callable[[list[int]], str]] = {}
 
-    # ---- base models
-
-    def base(self, name: str) -> BaseModel:
-        """The base model, loaded at its first use."""
-        if name not in self.bases:
-            start = time.perf_counter()
-            folder = self.catalogue.folder(name)
-            base = load_base_model(name, folder, self.dtype, self.device)
-            self.bases[name] = base
-            torch.set_num_threads(self.threads or _threads_for(self.bases.values()))
-            log.info(
-                "loaded %s (%s, %s) in %.1f s",
-                name,
-                self.bases[name].dtype,
-                self.bases[name].device,
-                time.perf_counter() - start,
-            )
-            if base.model.num_parameters() >= _TINY:
-                self.bases[name] = compile_elementwise(base, cache_folder())
-        return self.bases[name]
-
     # ---- training clients
 
     def create(
         self, model_id: str, base_name: str, config: LoraConfig, *, only_graded: bool = False
     ) -> None:
-        base = self.base(base_name)
-        adapter = new_adapter(base, config)
-        self.trained[model_id] = TrainedModel(base, adapter, new_state(adapter), only_graded)
+        adapter = new_adapter(self.bases.get(base_name), config)
+        self.trained[model_id] = TrainedModel(base_name, adapter, new_state(adapter), only_graded)
         self._use(model_id)
         log.info("training client %s on %s, rank %d", model_id, base_name, config.rank)
 
@@ -202,10 +175,11 @@ class Models:
         try:
             if isinstance(request.datums, Refused):
                 raise request.datums
-            check_datums(model.base, request.datums, request.loss_fn, request.config)
+            base = self.bases.get(model.base_name)
+            check_datums(base, request.datums, request.loss_fn, request.config)
             compute = forward if request.forward_only else forward_backward
             return compute(
-                model.base,
+                base,
                 model.adapter,
                 request.datums,
                 request.loss_fn,
@@ -257,7 +231,8 @@ class Models:
         folder = self.store.new_weights_folder(path)
         with new_folder(folder) as temporary:
             save_file(adapter_state(model.adapter), temporary / "adapter_model.safetensors")
-            config = peft_config(model.base, model.adapter, model.base.name)
+            base = self.bases.get(model.base_name)
+            config = peft_config(base, model.adapter, model.base_name)
             write_json(temporary / "adapter_config.json", config)
             if optimizer:
                 save_file(state_tensors(model.optimizer), temporary / "optimizer.safetensors")
@@ -283,7 +258,7 @@ class Models:
                 "save_state wrote (tinker://RUN/weights/NAME)."
             )
         # Into a new adapter, so that a checkpoint that does not fit leaves the old one whole.
-        adapter = new_adapter(model.base, model.adapter.config)
+        adapter = new_adapter(self.bases.get(model.base_name), model.adapter.config)
         load_adapter_state(adapter, load_file(folder / "adapter_model.safetensors"))
         state = load_state_tensors(adapter, load_file(file)) if optimizer else new_state(adapter)
         model.adapter, model.optimizer, model.dropped = adapter, state, None
@@ -298,20 +273,20 @@ class Models:
 
     def add_sampler(self, sampler_id: str, base_name: str, path: TinkerPath | None) -> None:
         """A sampler on a checkpoint, or on the base model alone."""
-        base = self.base(base_name)
+        base = self.bases.get(base_name)
         adapter = None
         if path is not None:
             config = self.store.run(path.run_id).lora
             adapter = new_adapter(base, config)
             tensors = load_file(self._weights(path) / "adapter_model.safetensors")
             load_adapter_state(adapter, tensors)
-        self.samplers[sampler_id] = Sampler(base, adapter)
+        self.samplers[sampler_id] = Sampler(base_name, adapter)
         self._use(sampler_id)
 
     def add_snapshot(self, sampler_id: str, model_id: str) -> None:
         """A sampler on a training client's weights as they are now."""
         model = self.get(model_id)
-        self.samplers[sampler_id] = Sampler(model.base, snapshot(model.adapter))
+        self.samplers[sampler_id] = Sampler(model.base_name, snapshot(model.adapter))
         self._use(sampler_id)
 
     def sample(
@@ -322,16 +297,17 @@ class Models:
             raise Refused(f"the sampling client {sampler_id} could not be created, or has ended.")
         self._use(sampler_id)
         sampler = self.samplers[sampler_id]
+        base = self.bases.get(sampler.base_name)
         results: list[SampleResult | Refused] = []
         good: list[SampleRequest] = []
         for request in requests:
             try:
-                check_request(sampler.base, request)
+                check_request(base, request)
                 good.append(request)
                 results.append(SampleResult([]))
             except Refused as refusal:
                 results.append(refusal)
-        answers = iter(sample(sampler.base, sampler.adapter, good, self._decoder(sampler.base)))
+        answers = iter(sample(base, sampler.adapter, good, self._decoder(base)))
         return [result if isinstance(result, Refused) else next(answers) for result in results]
 
     def free_sampler(self, sampler_id: str) -> None:
@@ -379,14 +355,6 @@ class Models:
                 tokens, skip_special_tokens=False
             )
         return self._decoders[base.folder]
-
-
-def _threads_for(bases: Iterable[BaseModel]) -> int:
-    """All cores for models that can use them. A tiny one is as quick on half of them, and threads
-    that wait for each other stall it many times over as soon as another program wants a core."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    largest = max(base.model.num_parameters() for base in bases)
-    return max(1, (cores or 1) // 2) if largest < _TINY else (cores or 1)
 
 
 def _clear(adapter: Adapter) -> None:

@@ -1,6 +1,7 @@
 """Routes of training clients: create, train, save, load. The work itself is in models.py."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -63,7 +64,9 @@ class TrainingRoutes:
         run = self.sessions.store.run(model_id)
 
         def info(models: Any) -> Result:
-            base = models.get(model_id).base
+            models.get(model_id)  # was it created?
+            folder = self.catalogue.folder(run.base_model)
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             return {
                 "type": "get_info",
                 "model_id": model_id,
@@ -72,10 +75,10 @@ class TrainingRoutes:
                 "model_name": run.base_model,
                 "optimizer_config": {"type": "adamw"},
                 "model_data": {
-                    "arch": base.arch,
+                    "arch": config["model_type"],
                     "model_name": run.base_model,
                     # A folder: the SDK then finds the tokenizer without a hub.
-                    "tokenizer_id": str(base.folder),
+                    "tokenizer_id": str(folder),
                 },
             }
 
