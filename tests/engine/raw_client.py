@@ -1,8 +1,14 @@
 """The wire without the SDK: for requests that the SDK would not send, or would send for ever."""
 
+import contextlib
+import http.client
 import json
+import select
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -75,3 +81,46 @@ def loss(answer: bytes) -> float:
     message = pb.ForwardBackwardOutput()
     message.ParseFromString(answer)
     return message.metrics["loss:sum"]
+
+
+@dataclass
+class Answer:
+    status: int
+    body: Any
+    sent: int  # bytes of the request's body when it came
+    seconds: float  # since the last of them
+
+
+def stream(
+    engine: RunningEngine,
+    path: str,
+    pieces: Iterable[bytes],
+    length: int | None = None,
+    *,
+    key: str = KEY,
+    stubborn: bool = False,
+) -> Answer:
+    """POST a body piece by piece, chunked unless its `length` is given, and stop at the answer.
+
+    A stubborn client sends all before it looks for an answer.
+    """
+    port = int(engine.url.rpartition(":")[2])
+    with contextlib.closing(
+        http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    ) as connection:
+        connection.putrequest("POST", f"/api/v1{path}")
+        connection.putheader("X-API-Key", key)
+        named = ("Content-Length", str(length)) if length else ("Transfer-Encoding", "chunked")
+        connection.putheader(*named)
+        connection.endheaders()
+        sent, last = 0, time.perf_counter()
+        for piece in pieces:
+            connection.send(piece if length else b"%x\r\n%b\r\n" % (len(piece), piece))
+            sent, last = sent + len(piece), time.perf_counter()
+            if not stubborn and select.select([connection.sock], [], [], 0)[0]:
+                break
+        else:
+            if not length:
+                connection.send(b"0\r\n\r\n")
+        response = connection.getresponse()
+        return Answer(response.status, _read(response), sent, time.perf_counter() - last)

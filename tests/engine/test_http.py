@@ -1,14 +1,11 @@
 """The wire itself, without the SDK: repeated, early, broken, too large and unknown requests."""
 
-import time
 from typing import Any
 
 import pytest
-import zstandard
 
 from tests.engine.conftest import MODEL, RunningEngine
 from tests.engine.raw_client import batch, call, loss, new_model, result
-from tinkersmith.engine.bodies import MAX_BODY
 
 
 @pytest.fixture
@@ -42,33 +39,6 @@ def test_a_client_is_created_once_however_often_it_is_asked_for(
     status, future = call(engine, "/create_model", {**body, "lora_config": {"rank": 2}})
     assert (status, future["model_id"]) == (200, model_id)
     assert result(engine, future["request_id"])["model_id"] == model_id
-
-
-@pytest.mark.parametrize("kind", ["broken protobuf", "zstd bomb", "too large"])
-def test_a_body_that_cannot_be_read_fails_its_future_and_leaves_no_hole(
-    engine: RunningEngine, model_id: str, kind: str
-) -> None:
-    good = batch(model_id, 1, [5, 6, 7])
-    zstd = zstandard.ZstdCompressor().compress
-    bodies = {
-        "broken protobuf": lambda: (good[:-9], "identity", "not a ForwardBackwardRequest"),
-        "zstd bomb": lambda: (zstd(good + b"\0" * MAX_BODY), "zstd", "256 MiB when decompressed"),
-        "too large": lambda: (good + b"\0" * MAX_BODY, "identity", "at most 256 MiB"),
-    }
-    body, encoding, sentence = bodies[kind]()
-    begin = time.perf_counter()
-    status, future = call(engine, "/forward_backward", body, content_encoding=encoding)
-    assert status == 200, future
-    failed = result(engine, future["request_id"])
-    assert failed["category"] == "user" and sentence in failed["error"]
-    assert time.perf_counter() - begin < 5
-    step = {"model_id": model_id, "seq_id": 2, "adam_params": {}}
-    _, future = call(engine, "/optim_step", step)
-    assert "was not taken" in result(engine, future["request_id"])["error"]
-    _, future = call(
-        engine, "/forward_backward", zstd(batch(model_id, 3, [5, 6, 7])), content_encoding="zstd"
-    )
-    assert loss(result(engine, future["request_id"])) > 0
 
 
 @pytest.mark.parametrize(

@@ -25,21 +25,19 @@ def decompress(body: bytes, encoding: str, limit: int = MAX_BODY) -> bytes:
         return body
     if encoding != "zstd":
         raise Refused(f"content-encoding {encoding!r} is not supported; send zstd or none.")
-    parts: list[bytes] = []
-    size = 0
     try:
-        if zstandard.frame_content_size(body) > limit:  # -1 where the frame does not say it
-            size = limit + 1
-        for part in _unzstd(body) if size <= limit else ():
-            size += len(part)
-            if size > limit:
-                break
-            parts.append(part)
+        size = zstandard.frame_content_size(body)
+        if size < 0:  # the frame does not say: it is only counted first, and nothing kept
+            size = 0
+            for piece in _unzstd(body):
+                size += len(piece)
+                if size > limit:
+                    break
+        if size > limit:
+            raise Refused(f"the body is larger than {limit >> 20} MiB when decompressed.")
+        return zstandard.ZstdDecompressor().decompress(body, max_output_size=size)
     except zstandard.ZstdError as error:
         raise Refused(f"the body is not valid zstd: {error}.") from None
-    if size > limit:
-        raise Refused(f"the body is larger than {limit >> 20} MiB when decompressed.")
-    return b"".join(parts)
 
 
 def _unzstd(body: bytes) -> Iterator[bytes]:

@@ -111,7 +111,7 @@ class TrainingRoutes:
         try:
             body = await read_body(request)
         except BadBody as refusal:
-            batch = wire.refused_batch(refusal.head, encoding, refusal)
+            batch = wire.refused_batch(refusal.head, encoding, str(refusal))
         else:
             if encoding or len(body) > _DECODE_INLINE:
                 batch = await asyncio.to_thread(wire.read_batch, body, encoding)
@@ -147,7 +147,7 @@ class TrainingRoutes:
         address = json_address(refusal.head)
         if address is None:
             raise refusal
-        return self._operate(request, *address, _failing(refusal))
+        return self._operate(request, *address, _failing(Refused(str(refusal))))
 
     def _operate(self, request: Request, model_id: str, seq_id: int, run: Work) -> Response:
         name = request.url.path.rpartition("/")[2]

@@ -68,15 +68,17 @@ def read_batch(body: bytes, encoding: str = "") -> BatchRequest:
         plain = decompress(body, encoding)
         check_parts(plain)
         message.ParseFromString(plain)
-    except (DecodeError, Refused) as error:
+    except Refused as refusal:
+        return refused_batch(body, encoding, str(refusal))
+    except DecodeError:
         sentence = "the body is not a ForwardBackwardRequest protobuf message."
-        return refused_batch(body, encoding, error if isinstance(error, Refused) else sentence)
+        return refused_batch(body, encoding, sentence)
     if not message.model_id:
         raise Refused("the request names no model_id.")
     try:
         datums = [_read_datum(datum, index) for index, datum in enumerate(message.data)]
     except Refused as refusal:
-        datums = refusal
+        datums = Refused(str(refusal))  # without its traceback, which holds the message
     config: dict[str, float | str] = dict(message.loss_fn_config)
     for key, value in message.loss_fn_config_v2.items():
         config[key] = value.text if value.WhichOneof("value") == "text" else value.number
@@ -90,17 +92,16 @@ def read_batch(body: bytes, encoding: str = "") -> BatchRequest:
     )
 
 
-def refused_batch(head: bytes, encoding: str, reason: Refused | str) -> BatchRequest:
+def refused_batch(head: bytes, encoding: str, sentence: str) -> BatchRequest:
     """A batch that cannot be read, addressed by the head of its body: the number is consumed.
 
     Raises:
-        Refused: the reason, if the head holds no address.
+        Refused: with the sentence, if the head holds no address.
     """
-    refusal = reason if isinstance(reason, Refused) else Refused(reason)
     address = batch_address(head, encoding)
     if address is None:
-        raise refusal
-    return BatchRequest(*address, refusal, "", {}, forward_only=False)
+        raise Refused(sentence)
+    return BatchRequest(*address, Refused(sentence), "", {}, forward_only=False)
 
 
 def _read_datum(message: Any, index: int) -> Datum:
