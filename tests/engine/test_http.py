@@ -93,6 +93,16 @@ def test_a_wrong_numbered_operation_fails_its_future_never_its_status(
         ("/samplers/unknown", None, 404, "no sampler unknown"),
         ("/sessions/unknown", None, 404, "no session unknown"),
         ("/training_runs?limit=many", None, 400, "limit is 'many'"),
+        ("/training_runs?limit=" + "9" * 5000, None, 400, "must be a whole number"),
+        ("/training_runs/%ff%00", None, 404, "no training run"),
+        ("/session_heartbeat", b'{"session_id": "\\ud800"}', 400, "not JSON"),
+        ("/asample", b'{"sampling_session_id": "a", "seq_id": 1e999}', 400, "seq_id is inf"),
+        (
+            "/asample",
+            b'{"sampling_session_id":"a","seq_id":0,"sampling_params":{"temperature":NaN}}',
+            400,
+            "temperature is nan; it must be a finite number",
+        ),
         ("/sessions/unknown/trace_export", None, 404, "no trace of session unknown"),
     ],
 )
