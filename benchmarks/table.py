@@ -117,6 +117,13 @@ ROWS = [
         "20 ms",
     ),
     Row(
+        "wrong_input",
+        "wrong input, from an unknown model to a zstd bomb: the slowest kind's answer",
+        "错误输入（从未知模型到 zstd 炸弹）：最慢一类的应答时间",
+        lambda figures: f"{max(figures['milliseconds'].values()) / 1e3:.2f} s",
+        "1 s",
+    ),
+    Row(
         "start_up",
         "first optimizer step after the weights are loaded, bundled model",
         "权重加载后到第一个优化步完成，自带模型",

@@ -72,7 +72,11 @@ def running_engine(
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_proxy_for_loopback() -> None:
+def _loopback_only() -> None:
+    no_proxy_for_loopback()
+
+
+def no_proxy_for_loopback() -> None:
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
     os.environ["TINKER_TELEMETRY"] = "0"
 

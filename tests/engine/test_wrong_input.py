@@ -22,6 +22,7 @@ from tests.engine.test_training_client import new_client, train
 SECOND = 1.0
 BATCHES = [random_datums(2, seed=seed) for seed in range(4)]
 NAN = float("nan")
+as_input = tinker.ModelInput.from_ints
 T = [1, 2, 3]  # tokens of a datum whose inputs are wrong
 
 
@@ -87,9 +88,9 @@ def training(name: str, data: list, sentence: str, loss: Any = "cross_entropy", 
     return Case(name, call_it, sentence)
 
 
-def inputs(tokens: list[int] = T, **arrays: Any) -> list[tinker.Datum]:
+def inputs(tokens: Any = T, **arrays: Any) -> list[tinker.Datum]:
     tensors = {name: tinker.TensorData.from_numpy(np.asarray(v)) for name, v in arrays.items()}
-    return [tinker.Datum(model_input=tinker.ModelInput.from_ints(tokens), loss_fn_inputs=tensors)]
+    return [tinker.Datum(model_input=as_input(tokens), loss_fn_inputs=tensors)]
 
 
 def step(name: str, sentence: str, **params: float) -> Case:
@@ -103,8 +104,7 @@ def step(name: str, sentence: str, **params: float) -> Case:
 
 def sampling(name: str, sentence: str, tokens: Any = T, count: int = 1, **params: Any) -> Case:
     def call_it(world: World) -> Any:
-        prompt = tokens if isinstance(tokens, tinker.ModelInput) else None
-        prompt = prompt or tinker.ModelInput.from_ints(tokens)
+        prompt = tokens if isinstance(tokens, tinker.ModelInput) else as_input(tokens)
         wanted = tinker.SamplingParams(**{"max_tokens": 4, **params})
         return world.sampler.sample(prompt, count, wanted).result()
 
@@ -343,8 +343,7 @@ def test_weights_that_a_rate_has_broken_are_told_in_training_and_sampling(
         sampler = world.client.save_weights_and_get_sampling_client().result()
         for temperature in (0.0, 1.0):
             params = tinker.SamplingParams(max_tokens=4, temperature=temperature)
-            prompt = tinker.ModelInput.from_ints(T)
-            answer = sampler.sample(prompt, 3, params)
+            answer = sampler.sample(as_input(T), 3, params)
             told_in_time(answer.result, "its weights are broken; use an earlier checkpoint")
         load = world.service.create_training_client_from_state_with_optimizer
         world.client = load(path).result()

@@ -13,7 +13,7 @@ from tinkersmith.engine.errors import Refused
 
 MAX_BODY = 256 * 2**20  # bytes, before and after decompression
 MAX_JSON = 32 * 2**20  # bytes; the longest prompts with all that can be asked about them have 20 MB
-MAX_PARTS = 200_000  # of a batch: datums, and their inputs and pieces of text
+MAX_PARTS = 100_000  # of a batch: datums, and their inputs and pieces of text
 HEAD = 256 * 2**10  # bytes of a refused body that are kept: two blocks, should it be compressed
 _ADDRESS = 4096  # bytes in which a batch's model_id and seq_id surely lie
 _STEP = 2**20  # bytes decompressed at a time
