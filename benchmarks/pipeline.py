@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.results_file import write_results
@@ -39,7 +40,7 @@ def main() -> None:
     training = calls[first : last + 1]
     gaps = [
         after["started"] - before["ended"]
-        for before, after in zip(training, training[1:], strict=False)
+        for before, after in pairwise(training)
     ]
     span = training[-1]["ended"] - training[0]["started"]
     figures: dict[str, object] = {
@@ -107,7 +108,7 @@ def _serve(log: Path, folder: str, delay: float) -> None:
 
     run_jobs = queue.EngineThread._run_jobs
 
-    def slowly(self, made, lane, jobs):  # noqa: ANN001, ANN202
+    def slowly(self, made, lane, jobs):
         if jobs[0].name is None:  # nothing that a client asked for
             return run_jobs(self, made, lane, jobs)
         started = time.time()
