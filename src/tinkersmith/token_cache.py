@@ -84,14 +84,12 @@ class TokenCache:
 
     def _make(self, chunk: Chunk) -> ChunkTokens:
         samples, skipped = read_chunk(chunk)
-        rows = list(encode_samples(samples, self.template, self.tokenizer))
-        lengths = [len(prompt) + len(completion) for prompt, completion in rows]
+        rows = [row[1:] for row in encode_samples(samples, self.template, self.tokenizer)]
         nothing = np.zeros(0, dtype=np.int32)
-        tokens = np.concatenate([nothing, *(part for row in rows for part in row)])
         return ChunkTokens(
-            tokens=tokens.astype(self.dtype),
-            ends=np.cumsum(lengths, dtype=np.int64),
-            prompt_lengths=np.array([len(prompt) for prompt, _ in rows], dtype=np.int64),
+            tokens=np.concatenate([nothing, *(tokens for tokens, _ in rows)]).astype(self.dtype),
+            ends=np.cumsum([len(tokens) for tokens, _ in rows], dtype=np.int64),
+            prompt_lengths=np.array([length for _, length in rows], dtype=np.int64),
             records=np.array([one.source.record for one in samples], dtype=np.int64)
             - chunk.first_record,
             skipped=[

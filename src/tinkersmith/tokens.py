@@ -7,7 +7,9 @@ import hashlib
 import json
 import re
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import islice
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     import tinker
     from tokenizers import Tokenizer
 
-_CHUNK = 1000  # texts per call: keeps the Rust side's memory small on big files
+_CHUNK = 1000  # texts or samples per call: keeps the Rust side's memory small on big files
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,20 @@ class TextTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, (T,) int32. Guarded parts (see prompts.py) never become specials."""
-        result: list[np.ndarray] = []
-        remaining = iter(texts)
-        while chunk := list(islice(remaining, _CHUNK)):
-            guarded = {index for index, text in enumerate(chunk) if GUARDED in text}
-            plain = ["" if index in guarded else text for index, text in enumerate(chunk)]
-            ids = _encode_any_text(self.encode_texts, plain)
-            for index in guarded:
-                ids[index] = self._encode_guarded(chunk[index])
-            result.extend(np.asarray(row, dtype=np.int32) for row in ids)
-        return result
+        return [
+            np.asarray(row, dtype=np.int32)
+            for start in range(0, len(texts), _CHUNK)
+            for row in self.ids_of(texts[start : start + _CHUNK])
+        ]
+
+    def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
+        """The same as lists, all at once."""
+        guarded = {index for index, text in enumerate(texts) if GUARDED in text}
+        plain = ["" if index in guarded else text for index, text in enumerate(texts)]
+        ids = _encode_any_text(self.encode_texts, plain)
+        for index in guarded:
+            ids[index] = self._encode_guarded(texts[index])
+        return ids
 
     def encode(self, text: str) -> np.ndarray:
         return self.encode_batch([text])[0]
@@ -233,29 +239,42 @@ def tokenize(
     token (`truncate`), or the sample is skipped.
     """
     data = TokenizedData(samples=[])
-    for chunk in _chunks(samples):
-        for sample, (prompt, completion) in zip(
-            chunk, encode_samples(chunk, template, tokenizer), strict=True
-        ):
-            length = len(prompt) + len(completion)
-            data.lengths.append(length)
-            event = length_event(sample.source, len(prompt), length, max_length, truncate)
-            if event is not None:
-                (data.truncated if event.after else data.skipped).append(event)
-            if event is None or event.after:
-                tokens = np.concatenate([prompt, completion])[:max_length]  # (T,)
-                data.samples.append(TokenizedSample(tokens, len(prompt), sample.source))
+    for sample, tokens, prompt_length in encode_samples(samples, template, tokenizer):
+        length = len(tokens)
+        data.lengths.append(length)
+        event = length_event(sample.source, prompt_length, length, max_length, truncate)
+        if event is not None:
+            (data.truncated if event.after else data.skipped).append(event)
+        if event is None or event.after:
+            kept = TokenizedSample(tokens[:max_length], prompt_length, sample.source)
+            data.samples.append(kept)
     return data
 
 
 def encode_samples(
-    samples: Sequence[Sample], template: PromptTemplate, tokenizer: TextTokenizer
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(prompt, completion) of each sample, whole."""
-    rendered = [template.render(sample) for sample in samples]
-    prompts = tokenizer.encode_batch([text.prompt for text in rendered])
-    completions = tokenizer.encode_batch([text.completion for text in rendered])
-    return zip(prompts, completions, strict=True)
+    samples: Iterable[Sample], template: PromptTemplate, tokenizer: TextTokenizer
+) -> Iterator[tuple[Sample, np.ndarray, int]]:
+    """Each sample, its whole tokens, (T,) int32, and how many of them are its prompt's."""
+    # The tokenizer uses all cores and not Python's lock: meanwhile the chunk before is taken, and
+    # the one after is rendered.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        encoding: deque[tuple[list[Sample], Future[list[list[int]]]]] = deque()
+        for chunk in _chunks(samples):
+            rendered = [template.render(sample) for sample in chunk]
+            texts = [text for one in rendered for text in (one.prompt, one.completion)]
+            encoding.append((chunk, pool.submit(tokenizer.ids_of, texts)))
+            if len(encoding) > 2:
+                yield from _joined(*encoding.popleft())
+        while encoding:
+            yield from _joined(*encoding.popleft())
+
+
+def _joined(
+    samples: list[Sample], ids: "Future[list[list[int]]]"
+) -> Iterator[tuple[Sample, np.ndarray, int]]:
+    rows = ids.result()
+    for sample, prompt, completion in zip(samples, rows[::2], rows[1::2], strict=True):
+        yield sample, np.array(prompt + completion, dtype=np.int32), len(prompt)
 
 
 def length_event(
