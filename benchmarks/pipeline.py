@@ -38,10 +38,7 @@ def main() -> None:
     first = next(index for index, call in enumerate(calls) if call["name"] == "forward_backward")
     last = max(index for index, call in enumerate(calls) if call["name"] in OF_TRAINING)
     training = calls[first : last + 1]
-    gaps = [
-        after["started"] - before["ended"]
-        for before, after in pairwise(training)
-    ]
+    gaps = [after["started"] - before["ended"] for before, after in pairwise(training)]
     span = training[-1]["ended"] - training[0]["started"]
     figures: dict[str, object] = {
         "delay of a call, seconds": options.delay,

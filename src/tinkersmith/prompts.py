@@ -133,7 +133,7 @@ class ChatTemplate:
         whole = self._render(answered, sample, add_generation_prompt=False)
         if whole.startswith(prompt) and whole.endswith(self.tail):
             rest = whole[len(prompt) : len(whole) - len(self.tail)]
-            if _without_spaces(output) in _without_spaces(rest):
+            if output in rest or _without_spaces(output) in _without_spaces(rest):
                 return Rendered(prompt, rest + self.end)
         return Rendered(prompt, _closing_thought(prompt, output) + self.end)
 
