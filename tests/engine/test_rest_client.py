@@ -118,6 +118,20 @@ def test_a_download_address_is_good_for_its_own_files_only(
     assert state.endswith("weights/secret")
 
 
+def test_a_download_whose_files_someone_has_deleted_says_so(
+    service: tinker.ServiceClient, rest: tinker.RestClient, engine: RunningEngine
+) -> None:
+    client = new_client(service)
+    path = client.save_weights_external("lost").result().path
+    url = rest.get_external_weights_urls(path).result().urls["adapter_config.json"]
+    run_folder = engine.folder / "checkpoints" / client.model_id.replace(":", "_")
+    for file in run_folder.rglob("adapter_config.json"):
+        file.unlink()
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(url)
+    assert caught.value.code == 410 and b"are gone" in caught.value.read()
+
+
 @pytest.mark.skipif(SDK < (0, 36), reason="tinker before 0.36 does not encrypt")
 def test_an_encrypted_download_opens_with_its_key_alone(
     service: tinker.ServiceClient, rest: tinker.RestClient

@@ -153,6 +153,19 @@ def test_a_broken_batch_fails_its_own_future(
     works_on(alone, model_id, 3)
 
 
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_compressed_batch_is_read_whether_it_tells_its_size_or_not(
+    alone: RunningEngine, model_id: str, declared: bool
+) -> None:
+    good = [batch(model_id, seq_id, [5, 6, 7], copies=2000) for seq_id in (1, 2)]
+    packed = zstd(good[1], declared=declared)
+    losses = []
+    for body, encoding in ((good[0], "identity"), (packed, "zstd")):
+        _, future = call(alone, "/forward_backward", body, content_encoding=encoding)
+        losses.append(loss(result(alone, future["request_id"])))
+    assert losses[0] == losses[1] > 0
+
+
 @pytest.mark.parametrize(
     ("body", "encoding", "sentence"),
     [
