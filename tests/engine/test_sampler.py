@@ -442,3 +442,13 @@ def test_a_wrong_request_is_refused_with_the_value_and_the_range(
 
 def test_no_request_gets_no_answer(base: BaseModel) -> None:
     assert sample(base, None, []) == []
+
+
+@pytest.mark.parametrize("name", ["topk_prompt_logprobs", "prompt_alt_tokens_k"])
+def test_a_table_over_the_prompt_that_would_fill_the_memory_is_refused(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(sampler, "MAX_CELLS", 300)
+    check_request(base, SampleRequest([1, 2, 3], **{name: 100}))
+    with pytest.raises(Refused, match=f"{name} is 101; with a prompt of 3 tokens at most 100"):
+        check_request(base, SampleRequest([1, 2, 3], **{name: 101}))
