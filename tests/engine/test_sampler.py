@@ -449,6 +449,8 @@ def test_a_table_over_the_prompt_that_would_fill_the_memory_is_refused(
     base: BaseModel, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(sampler, "MAX_CELLS", 300)
-    check_request(base, SampleRequest([1, 2, 3], **{name: 100}))
+    wanted: dict[str, Any] = {name: 100}
+    check_request(base, SampleRequest([1, 2, 3], **wanted))
+    wanted[name] += 1
     with pytest.raises(Refused, match=f"{name} is 101; with a prompt of 3 tokens at most 100"):
-        check_request(base, SampleRequest([1, 2, 3], **{name: 101}))
+        check_request(base, SampleRequest([1, 2, 3], **wanted))
