@@ -1,10 +1,10 @@
 """A file of samples -> token ids: ours against the bare tokenizer, and against TRL's preparation.
 
-All use the same tokenizer (a byte-level BPE trained on the data) and chat template. Ours begins with
-the file and ends with what training takes: prompt and completion ids of each sample under the length
-policy. The bare tokenizer gets the finished texts and gives lists of ids: its `encode_batch` is the
-limit. TRL gets a data set of conversations in memory; its own `_prepare_dataset` does the rest, as
-SFTTrainer calls it.
+All use the same tokenizer (a byte-level BPE trained on the data) and chat template. Ours begins
+with the file and ends with what training takes: the ids of each sample under the length policy. The
+bare tokenizer gets the finished texts and gives lists of ids: its `encode_batch` is the limit. TRL
+gets a data set of conversations in memory; its own `_prepare_dataset` does the rest, as SFTTrainer
+calls it.
 """
 
 import argparse

@@ -32,7 +32,7 @@ from tinkersmith.settings import Settings
 
 STREAMED_ABOVE = 200_000_000  # bytes of all files; below, tokens and all fit into about 1 GB
 _WHOLE_AT_MOST = 2_000_000_000  # bytes of files that cannot be read line by line
-_BLOCK_BYTES = 4_000_000
+_BLOCK_BYTES = 2_000_000
 _SAID_EVERY = 10.0  # seconds
 
 
