@@ -19,6 +19,7 @@ from tests.engine.test_lora import filled_adapter, save_as_peft
 from tests.tiny_models import make_tiny_model
 from tinkersmith.engine import sampler
 from tinkersmith.engine.base_model import BaseModel, load_base_model
+from tinkersmith.engine.drawing import choose_tokens
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.lora import Adapter, snapshot
 from tinkersmith.engine.messages import Datum, LoraConfig, SampledSequence, SampleRequest
@@ -293,7 +294,7 @@ def test_the_last_digit_of_a_logit_does_not_decide_a_draw() -> None:
     uniforms = torch.from_numpy(rng.random(1000))
     for request in (SampleRequest([0]), SampleRequest([0], top_p=0.97)):
         draws = [
-            sampler._draw(logits + part, [request] * 1000, uniforms).tolist() for part in noise
+            choose_tokens(logits + part, [request] * 1000, uniforms)[0].tolist() for part in noise
         ]
         assert sum(one != other for one, other in zip(*draws, strict=True)) <= 1
 
@@ -332,7 +333,7 @@ def test_top_k_and_top_p_keep_the_smallest_set_that_reaches_the_mass(
     logits = torch.tensor([0.15, 0.3, 0.05, 0.5]).log()
     uniforms = torch.linspace(0, 1 - 1e-9, 1000, dtype=torch.float64)
     request = SampleRequest([0], top_k=top_k, top_p=top_p)
-    drawn = sampler._draw(logits.expand(1000, 4), [request] * 1000, uniforms)
+    drawn, _ = choose_tokens(logits.expand(1000, 4), [request] * 1000, uniforms)
     assert set(drawn.tolist()) == allowed
 
 

@@ -16,6 +16,7 @@ import torch
 
 from tinkersmith.engine.attention import CachedRows, PackedDocuments
 from tinkersmith.engine.base_model import BaseModel
+from tinkersmith.engine.drawing import choose_tokens, draw_alternatives
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.lora import Adapter
 from tinkersmith.engine.messages import SampledSequence, SampleRequest, SampleResult
@@ -260,89 +261,25 @@ def _close(row: _Row) -> None:
 
 def _take_tokens(logits: torch.Tensor, rows: Sequence[_Row]) -> None:
     """Sample one token for each row from (B, V) logits and note its log-probability."""
-    normaliser = logits.logsumexp(-1, keepdim=True)
+    requests = [row.request for row in rows]
+    uniforms = [row.rng.random() if row.request.temperature > 0 else 0.0 for row in rows]
+    chosen, normaliser = choose_tokens(
+        logits, requests, torch.tensor(uniforms, dtype=torch.float64, device=logits.device)
+    )
     if not bool(normaliser.isfinite().all()):
         raise Refused(
             "the model's output is not finite, so nothing can be sampled: its weights are broken; "
             "use an earlier checkpoint, and a lower learning rate."
         )
-    logprobs = logits - normaliser  # (B, V)
-    chosen = logits.argmax(-1)  # (B,); not of logprobs, whose rounding can make ties
-    drawn = [index for index, row in enumerate(rows) if row.request.temperature > 0]
-    if drawn:
-        uniforms = [rows[index].rng.random() for index in drawn]
-        chosen[drawn] = _draw(
-            logits[drawn],
-            [rows[index].request for index in drawn],
-            torch.tensor(uniforms, dtype=torch.float64, device=logits.device),
-        )
-    picked = logprobs.gather(-1, chosen[:, None])[:, 0].tolist()
+    picked = (logits.gather(-1, chosen[:, None]).float() - normaliser)[:, 0].tolist()
     for row, token, logprob in zip(rows, chosen.tolist(), picked, strict=True):
         row.sequence.tokens.append(token)
         row.sequence.logprobs.append(logprob)
     for index, row in enumerate(rows):
         if count := row.request.topk_sample_logprobs:
-            values, ids = logprobs[index].topk(count)
+            values, ids = logits[index].float().topk(count)
             row.top_ids.append(ids.cpu().numpy().astype(np.int32))
-            row.top_logprobs.append(values.cpu().numpy())
-
-
-def _draw(
-    logits: torch.Tensor, requests: Sequence[SampleRequest], uniforms: torch.Tensor
-) -> torch.Tensor:
-    """Inverse-CDF sampling of (B, V) logits under each row's temperature, top_k and top_p.
-
-    In the order of token ids, not of probability: otherwise two tokens of almost the same
-    probability could change places with the last digit of a logit, and a seed its tokens.
-    """
-    temperature = _column([request.temperature for request in requests], logits.device)
-    probabilities = _probabilities(logits, temperature)
-    limited = [i for i, request in enumerate(requests) if request.top_k > 0 or request.top_p < 1]
-    if limited:
-        probabilities[limited] = _likeliest(probabilities[limited], [requests[i] for i in limited])
-    cumulative = probabilities.cumsum(-1)
-    total = cumulative[:, -1:].contiguous()
-    position = torch.searchsorted(cumulative, uniforms[:, None] * total, right=True)
-    last = torch.searchsorted(cumulative, total)  # the last token that has any probability
-    return position.minimum(last)[:, 0]
-
-
-def _likeliest(probabilities: torch.Tensor, requests: Sequence[SampleRequest]) -> torch.Tensor:
-    """(B, V) without what lies outside top_k, then outside top_p of the mass that is left."""
-    device, vocabulary = probabilities.device, probabilities.shape[-1]
-    ordered, ids = probabilities.sort(dim=-1, descending=True, stable=True)
-    top_k = _column(
-        [request.top_k if request.top_k > 0 else vocabulary for request in requests], device
-    )
-    ordered[torch.arange(vocabulary, device=device) >= top_k] = 0
-    cumulative = ordered.cumsum(-1)
-    top_p = _column([request.top_p for request in requests], device)
-    # The smallest set of likeliest tokens whose mass reaches top_p: a token stays if the mass
-    # before it has not reached it yet.
-    ordered[cumulative - ordered >= top_p * cumulative[:, -1:]] = 0
-    return torch.zeros_like(ordered).scatter(-1, ids, ordered)
-
-
-def _draw_alternatives(
-    logits: torch.Tensor, temperature: float, uniforms: torch.Tensor
-) -> torch.Tensor:
-    """For each uniform number of (N, K) a token from (N, V) logits at this temperature."""
-    if temperature == 0:
-        return logits.argmax(-1, keepdim=True).expand(uniforms.shape)
-    cumulative = _probabilities(logits, temperature).cumsum(-1)
-    total = cumulative[:, -1:].contiguous()
-    drawn = torch.searchsorted(cumulative, uniforms * total, right=True)
-    return drawn.minimum(torch.searchsorted(cumulative, total))
-
-
-def _probabilities(logits: torch.Tensor, temperature: torch.Tensor | float) -> torch.Tensor:
-    """(B, V) in fp64; the likeliest logit is taken off first, so that nothing overflows."""
-    gaps = logits.double() - logits.amax(-1, keepdim=True)
-    return (gaps / temperature).softmax(-1)
-
-
-def _column(values: Sequence[float], device: torch.device) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64, device=device)[:, None]
+            row.top_logprobs.append((values - normaliser[index]).cpu().numpy())
 
 
 def _prompt_outputs(
@@ -388,7 +325,7 @@ def _prompt_outputs(
             target_values[first:last] = torch.where(rows < 0, 0.0, values).cpu().numpy()
         if alternatives_k:
             uniforms = torch.from_numpy(rng.random((last - first, alternatives_k)))
-            drawn = _draw_alternatives(logits, request.temperature, uniforms.to(base.device))
+            drawn = draw_alternatives(logits, request.temperature, uniforms.to(base.device))
             alternative_ids[first:last] = drawn.cpu().numpy()
             alternative_values[first:last] = chunk.gather(-1, drawn).cpu().numpy()
     if request.prompt_logprobs_last_n is not None:
