@@ -21,6 +21,9 @@ from tinkersmith.engine.errors import Refused
 NAME = "tinkersmith"
 
 
+KeysAndValues = list[tuple[torch.Tensor, torch.Tensor]]  # of each layer, (G, T, D) both
+
+
 class AttentionContext(Protocol):
     def attend(
         self,
@@ -76,17 +79,16 @@ class CachedRows:
         self.keys: list[torch.Tensor] = [torch.empty(0)] * layers  # each (rows, G, S, D)
         self.values: list[torch.Tensor] = [torch.empty(0)] * layers
         self.rows = rows
-        self.capacity = 0
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.active = 0
 
-    def put(self, row: int, kept: list[tuple[torch.Tensor, torch.Tensor]], start: int, end: int):
-        """Fill `row` with a prefilled document, positions start to end of `kept`."""
-        self._reserve(end - start, kept)
-        for layer, (key, value) in enumerate(kept):
-            self.keys[layer][row, :, : end - start] = key[0, :, start:end]
-            self.values[layer][row, :, : end - start] = value[0, :, start:end]
-        self.lengths[row] = end - start
+    def put(self, row: int, past: KeysAndValues | None) -> None:
+        """Fill `row` with a document's past, or with none."""
+        self.lengths[row] = length = 0 if past is None else past[0][0].shape[1]
+        for layer, (key, value) in enumerate(past or []):
+            self._reserve(layer, length, key, value)
+            self.keys[layer][row, :, :length] = key
+            self.values[layer][row, :, :length] = value
 
     def move(self, source: int, target: int) -> None:
         length = int(self.lengths[source])
@@ -96,11 +98,9 @@ class CachedRows:
         self.lengths[target] = length
 
     def prepare(self, active: int) -> None:
-        """Make room for one more token in the first `active` rows."""
+        """Before one more token in each of the first `active` rows."""
         self.active = active
         self.used = int(self.lengths[:active].max()) + 1
-        if self.used > self.capacity:
-            self._reserve(self.used, list(zip(self.keys, self.values, strict=True)))
         positions = torch.arange(self.used, device=self.lengths.device)
         self.mask = positions[None, None, None, :] <= self.lengths[:active, None, None, None]
 
@@ -113,6 +113,7 @@ class CachedRows:
                 f"the answer has grown beyond this model's sliding attention window of {window:,} "
                 "tokens, which this engine does not have; ask for a lower max_tokens."
             )
+        self._reserve(layer, self.used, key[0], value[0])
         rows = torch.arange(self.active, device=key.device)
         self.keys[layer][rows, :, self.lengths[: self.active]] = key[:, :, 0]
         self.values[layer][rows, :, self.lengths[: self.active]] = value[:, :, 0]
@@ -125,18 +126,18 @@ class CachedRows:
             enable_gqa=True,
         )
 
-    def _reserve(self, positions: int, like: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        if positions <= self.capacity:
-            return
-        self.capacity = max(positions, self.capacity * 3 // 2, 128)
-        for store, index in ((self.keys, 0), (self.values, 1)):
-            for layer, pair in enumerate(like):
-                _, heads, _, size = pair[index].shape
-                grown = pair[index].new_zeros(self.rows, heads, self.capacity, size)
-                old = store[layer]
-                if old.numel():
-                    grown[:, :, : old.shape[2]] = old
-                store[layer] = grown
+    def _reserve(self, layer: int, positions: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Room for so many positions; `key` and `value`, (G, any, D), say what they look like."""
+        for store, like in ((self.keys, key), (self.values, value)):
+            old = store[layer]
+            capacity = old.shape[2] if old.numel() else 0
+            if positions <= capacity:
+                continue
+            heads, _, size = like.shape
+            capacity = max(positions, capacity * 3 // 2, 128)
+            store[layer] = like.new_zeros(self.rows, heads, capacity, size)
+            if old.numel():
+                store[layer][:, :, : old.shape[2]] = old
 
 
 _context: AttentionContext | None = None

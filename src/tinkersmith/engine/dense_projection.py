@@ -38,14 +38,14 @@ class LayerUpdates:
 def layer_updates(layer: DenseLayer, adapter: Adapter | None) -> LayerUpdates:
     """The adapter's matrices as this layer's projections use them."""
     return LayerUpdates(
-        qkv=_update(layer.qkv, adapter),
-        output=_update(layer.output, adapter),
-        gate_up=_update(layer.gate_up, adapter),
-        down=_update(layer.down, adapter),
+        qkv=update_of(layer.qkv, adapter),
+        output=update_of(layer.output, adapter),
+        gate_up=update_of(layer.gate_up, adapter),
+        down=update_of(layer.down, adapter),
     )
 
 
-def _update(projection: Projection, adapter: Adapter | None) -> Update | None:
+def update_of(projection: Projection, adapter: Adapter | None) -> Update | None:
     if adapter is None:
         return None
     dtype = projection.weight.dtype

@@ -64,6 +64,7 @@ class DensePass:
         *,
         backward: bool,
         kept_layers: int | None = None,
+        starts: Sequence[int] | None = None,  # the position of each document's first token: 0
     ) -> None:
         self.model, self.backward_follows = model, backward
         self.share = model.heads // model.key_heads
@@ -72,8 +73,15 @@ class DensePass:
         # Few shapes of products occur: a document of padding makes T a multiple of ROW_STEP.
         self.tokens = sum(lengths)
         lengths = [*lengths, *([-self.tokens % ROW_STEP] if self.tokens % ROW_STEP else [])]
+        self.padded = sum(lengths)
         self.tiles = tiles(lengths, self.share, weight.dtype, weight.device)
-        positions = torch.cat([torch.arange(n, device=weight.device) for n in lengths])
+        firsts = [*(starts or []), *[0] * (len(lengths) - len(starts or []))]
+        positions = torch.cat(
+            [
+                torch.arange(first, first + n, device=weight.device)
+                for first, n in zip(firsts, lengths, strict=True)
+            ]
+        )
         cosine, sine = model.rotary(weight.new_empty(0, dtype=torch.float32), positions[None])
         half = model.head_size // 2
         # (T, 1, D/2): both halves are the same.
@@ -157,7 +165,7 @@ class DensePass:
                 *(query[:, block], key[:, block], value[:, block]),
             )
         probabilities = [] if self.probabilities_kept else None
-        heads = attend(query.flatten(1, 2), key, value, self.tiles, probabilities)
+        heads = self._attend(index, query.flatten(1, 2), key, value, probabilities)
         attended = heads.view(groups, count, share * size).transpose(0, 1).flatten(1)  # (T, Q D)
         residual = x
         if rows is not None:
@@ -181,6 +189,16 @@ class DensePass:
         return output, _Kept(
             x, qkv, query, key, value, probabilities, attended, middle, gate_up, low
         )
+
+    def _attend(
+        self,
+        index: int,  # of the layer
+        query: torch.Tensor,  # (G, T Q/G, D)
+        key: torch.Tensor,  # (G, T, D)
+        value: torch.Tensor,
+        probabilities: list[torch.Tensor] | None,
+    ) -> torch.Tensor:  # (G, T Q/G, D)
+        return attend(query, key, value, self.tiles, probabilities)
 
     def _layer_backward(
         self, index: int, grad: torch.Tensor, kept: _Kept, rows: torch.Tensor | None

@@ -1,10 +1,11 @@
 """Prompts -> sampled sequences and log-probabilities, from one frozen set of weights.
 
-Prompts are prefilled packed, without padding; then rows decode together, each in a slot of the
-key/value cache. A finished row's slot goes to the next one at once. Greedy answers are those of
+Prompts are prefilled packed, without padding, what they begin with in common only once; then rows
+decode together, each in a slot of the key/value cache. A finished row's slot goes to the next one
+at once. Greedy answers are those of
 `transformers.generate`; reported log-probabilities are the model's own, before temperature.
 
-Axes: B active rows, V vocabulary, K top-k, T prompt tokens.
+Axes: B active rows, H hidden size, V vocabulary, K top-k, T prompt tokens.
 """
 
 from collections import deque
@@ -14,13 +15,16 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from tinkersmith.engine.attention import CachedRows, PackedDocuments
 from tinkersmith.engine.base_model import BaseModel
+from tinkersmith.engine.decoding import Decoder, LayerDecoder
+from tinkersmith.engine.dense_decoding import DenseDecoder
 from tinkersmith.engine.drawing import choose_tokens, draw_alternatives
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.lora import Adapter
+from tinkersmith.engine.memory import free_memory
 from tinkersmith.engine.messages import SampledSequence, SampleRequest, SampleResult
-from tinkersmith.engine.packing import PACK_TOKENS
+from tinkersmith.engine.packing import PACK_TOKENS, packs
+from tinkersmith.engine.prefixes import Run, shared_runs
 
 MAX_ROWS = 64
 MAX_CELLS = 2**26  # of 8 bytes, in a table over the prompt that a request asks for
@@ -36,8 +40,21 @@ class _Row:
     limit: int
     stop_ids: frozenset[int]
     stop_texts: tuple[str, ...]
+    number: int  # among its request's samples
     top_ids: list[np.ndarray] = field(default_factory=list)
     top_logprobs: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def last_token(self) -> int:
+        return (self.sequence.tokens or self.request.prompt)[-1]
+
+
+@dataclass(slots=True)
+class _Prompt:
+    index: int
+    request: SampleRequest
+    run: Run  # all but the prompt's last token
+    rows: list[_Row]  # that have not begun
 
 
 def check_request(base: BaseModel, request: SampleRequest) -> None:
@@ -121,23 +138,62 @@ def sample(
     """
     if not requests:
         return []
-    results = [SampleResult([]) for _ in requests]
-    waiting: deque[tuple[int, list[_Row]]] = deque()
-    longest_first = sorted(range(len(requests)), key=lambda i: -len(requests[i].prompt))
-    for index in longest_first:
-        count = requests[index].num_samples
-        rows = [_new_row(base, requests[index], number) for number in range(count)]
-        results[index].sequences = [row.sequence for row in rows]
-        waiting.append((index, rows))
     slots = _slots(base, requests)
-    cache = CachedRows(base.layers, slots, base.device)
+    decoder: Decoder
+    if base.dense is None:
+        decoder = LayerDecoder(base, adapter, slots)
+    else:
+        decoder = DenseDecoder(base, adapter, slots)
+    waiting = _prompts(base, requests, decoder.shares)
+    results = [SampleResult([]) for _ in requests]
+    for prompt in waiting:
+        results[prompt.index].sequences = [row.sequence for row in prompt.rows]
     active: list[_Row] = []
     while waiting or active:
-        while waiting and len(active) < slots:
-            _prefill(base, adapter, requests, results, waiting, cache, active, slots, decode)
-        if active:
-            _decode_step(base, adapter, cache, active, decode)
+        if waiting and len(active) < slots:
+            _fill(base, decoder, waiting, results, active, slots)
+        _take_tokens(decoder.step([row.last_token for row in active]), active)
+        _drop_finished(decoder, active, decode)
     return results
+
+
+def _prompts(base: BaseModel, requests: Sequence[SampleRequest], shares: bool) -> deque[_Prompt]:
+    """In the order in which they are begun.
+
+    A prompt's last token is read in the row's first step of decoding, all before it are prefilled.
+    """
+    heads = [list(request.prompt[:-1]) for request in requests]
+    runs = [Run(head) for head in heads]
+    if shares:  # what is asked about a prompt needs all of it
+        shared = [i for i, request in enumerate(requests) if not _asks_about_prompt(request)]
+        found = shared_runs([heads[i] for i in shared]) if shared else []
+        for i, run in zip(shared, found, strict=True):
+            runs[i] = run
+    prompts = [
+        _Prompt(i, request, run, [_new_row(base, request, n) for n in range(request.num_samples)])
+        for i, (request, run) in enumerate(zip(requests, runs, strict=True))
+    ]
+    # The longest first, so that rows of like length stand together and the longest answers do not
+    # begin last; prompts with one parent in turn, so that what they share need not be kept long.
+    longest: dict[int, int] = {}
+    for prompt in prompts:
+        family = id(prompt.run.parent)
+        longest[family] = max(longest.get(family, 0), len(prompt.request.prompt))
+
+    def place(prompt: _Prompt) -> tuple[int, int, int]:
+        family = id(prompt.run.parent)
+        return -longest[family], family, -len(prompt.request.prompt)
+
+    return deque(sorted(prompts, key=place))
+
+
+def _asks_about_prompt(request: SampleRequest) -> bool:
+    return bool(
+        request.prompt_logprobs
+        or request.topk_prompt_logprobs
+        or request.target_prompt_logprobs is not None
+        or request.prompt_alt_tokens_k
+    )
 
 
 def _new_row(base: BaseModel, request: SampleRequest, number: int) -> _Row:
@@ -150,6 +206,7 @@ def _new_row(base: BaseModel, request: SampleRequest, number: int) -> _Row:
         limit=room if request.max_tokens is None else request.max_tokens,
         stop_ids=frozenset(token for token in stop if isinstance(token, int)),
         stop_texts=tuple(text for text in stop if isinstance(text, str)),
+        number=number,
     )
 
 
@@ -158,7 +215,7 @@ def _generator(seed: int | None, number: int) -> np.random.Generator:
 
 
 def _slots(base: BaseModel, requests: Sequence[SampleRequest]) -> int:
-    """As many rows at a time as a cache of 2 GiB holds, at most MAX_ROWS."""
+    """As many rows at a time as a cache in half of the free memory holds, at most MAX_ROWS."""
     config = base.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -168,71 +225,64 @@ def _slots(base: BaseModel, requests: Sequence[SampleRequest]) -> int:
         for request in requests
     )
     wanted = sum(request.num_samples for request in requests)
-    return max(1, min(MAX_ROWS, wanted, 2**31 // (per_token * longest)))
+    fitting = free_memory(base.device) // 2 // (per_token * longest)
+    return max(1, min(MAX_ROWS, wanted, fitting))
 
 
-def _prefill(base, adapter, requests, results, waiting, cache, active, slots, decode) -> None:
-    """Take requests that fit into free slots, run their prompts packed, sample a first token."""
-    taken: list[tuple[int, list[_Row]]] = []
-    tokens = rows_taken = 0
-    while waiting:
-        index, rows = waiting[0]
-        free = slots - len(active) - rows_taken
-        if free <= 0 or (taken and tokens + len(requests[index].prompt) > PACK_TOKENS):
-            break
-        waiting.popleft()
-        if len(rows) > free:  # the rest is prefilled again when there is room
-            waiting.appendleft((index, rows[free:]))
-        taken.append((index, rows[:free]))
-        tokens += len(requests[index].prompt)
-        rows_taken += min(free, len(rows))
-    prompts = [requests[index].prompt for index, _ in taken]
-    lengths = [len(prompt) for prompt in prompts]
-    packed = PackedDocuments(lengths, keep=True)
-    positions = torch.cat([torch.arange(n, device=base.device) for n in lengths])
-    hidden = base.run(
-        torch.tensor([token for prompt in prompts for token in prompt]), positions, packed, adapter
-    )  # (T, H)
-    assert packed.kept is not None
-    ends = np.cumsum(lengths).tolist()
-    first_logits = base.logits(hidden[torch.tensor(ends) - 1], adapter)  # (requests, V)
-    new_rows: list[_Row] = []
-    logits: list[torch.Tensor] = []
-    for (index, rows), length, end, row_logits in zip(
-        taken, lengths, ends, first_logits, strict=True
-    ):
-        if rows[0].sequence is results[index].sequences[0]:  # else its first prefill did it
-            prompt_hidden = hidden[end - length : end]
-            _prompt_outputs(base, adapter, requests[index], results[index], prompt_hidden)
+def _fill(
+    base: BaseModel,
+    decoder: Decoder,
+    waiting: deque[_Prompt],
+    results: Sequence[SampleResult],
+    active: list[_Row],
+    slots: int,
+) -> None:
+    """Give all free slots to rows of prompts that wait, and prefill what these need."""
+    begun: list[tuple[_Prompt, list[_Row]]] = []
+    free = slots - len(active)
+    while waiting and free:
+        prompt = waiting[0]
+        rows, prompt.rows = prompt.rows[:free], prompt.rows[free:]
+        begun.append((prompt, rows))
+        free -= len(rows)
+        if not prompt.rows:
+            waiting.popleft()
+    asking = {
+        id(prompt.run): prompt
+        for prompt, rows in begun
+        if _asks_about_prompt(prompt.request) and not rows[0].number
+    }
+    needed = {id(run): run for prompt, _ in begun for run in prompt.run.chain()}
+    missing = [run for run in needed.values() if run.past is None and run.tokens]
+    while missing:
+        ready = [run for run in missing if run.parent is None or run.parent.past is not None]
+        for pack in packs([len(run.tokens) for run in ready], PACK_TOKENS):
+            runs = [ready[i] for i in pack]
+            hidden = decoder.prefill(runs, [id(run) in asking for run in runs])
+            for run, part in zip(runs, hidden, strict=True):
+                if part is not None:
+                    prompt = asking[id(run)]
+                    _prompt_outputs(base, decoder, prompt.request, results[prompt.index], part)
+        missing = [run for run in missing if run.past is None]
+    for prompt in asking.values():
+        if not prompt.run.tokens:  # a prompt of one token: nothing was prefilled
+            nothing = torch.empty(0)
+            _prompt_outputs(base, decoder, prompt.request, results[prompt.index], nothing)
+    for prompt, rows in begun:
         for row in rows:
-            cache.put(len(active) + len(new_rows), packed.kept, end - length, end)
-            new_rows.append(row)
-            logits.append(row_logits)
-    active += new_rows
-    first = len(active) - len(new_rows)
-    _take_tokens(torch.stack(logits), new_rows)
-    _drop_finished(cache, active, decode, first)
+            decoder.put(len(active), prompt.run)
+            active.append(row)
 
 
-def _decode_step(base, adapter, cache: CachedRows, active: list[_Row], decode) -> None:
-    cache.prepare(len(active))
-    tokens = torch.tensor([[row.sequence.tokens[-1]] for row in active], device=base.device)
-    positions = cache.lengths[: len(active), None]
-    hidden = base.run(tokens, positions, cache, adapter)  # (B, H)
-    cache.advance()
-    _take_tokens(base.logits(hidden, adapter), active)
-    _drop_finished(cache, active, decode, 0)
-
-
-def _drop_finished(cache: CachedRows, active: list[_Row], decode, first: int) -> None:
+def _drop_finished(decoder: Decoder, active: list[_Row], decode) -> None:
     """Free the slots of finished rows: the last row moves into the gap."""
-    for slot in range(len(active) - 1, first - 1, -1):
+    for slot in range(len(active) - 1, -1, -1):
         if not _finished(active[slot], decode):
             continue
         _close(active[slot])
         last = len(active) - 1
         if slot != last:
-            cache.move(last, slot)
+            decoder.move(last, slot)
             active[slot] = active[last]
         active.pop()
 
@@ -284,21 +334,13 @@ def _take_tokens(logits: torch.Tensor, rows: Sequence[_Row]) -> None:
 
 def _prompt_outputs(
     base: BaseModel,
-    adapter: Adapter | None,
+    decoder: Decoder,
     request: SampleRequest,
     result: SampleResult,
-    hidden: torch.Tensor,  # (T, H)
+    hidden: torch.Tensor,  # (T - 1, H), of all but the prompt's last token
 ) -> None:
     """What was asked about the prompt's own tokens; position 0 has nothing before it."""
     length = len(request.prompt)
-    wanted = (
-        request.prompt_logprobs
-        or request.topk_prompt_logprobs
-        or request.target_prompt_logprobs is not None
-        or request.prompt_alt_tokens_k
-    )
-    if not wanted:
-        return
     logprobs = np.full(length, np.nan, np.float32)
     top_k, alternatives_k = request.topk_prompt_logprobs, request.prompt_alt_tokens_k
     top_ids = np.zeros((length, top_k), np.int32)
@@ -311,7 +353,7 @@ def _prompt_outputs(
     prompt = torch.tensor(request.prompt, device=base.device)
     for first in range(0, length - 1, _CHUNK_ROWS):
         last = min(first + _CHUNK_ROWS, length - 1)
-        logits = base.logits(hidden[first:last], adapter)
+        logits = decoder.logits(hidden[first:last]).float()
         chunk = logits - logits.logsumexp(-1, keepdim=True)  # of tokens first+1 ... last
         picked = chunk.gather(-1, prompt[first + 1 : last + 1, None])[:, 0]
         logprobs[first + 1 : last + 1] = picked.cpu().numpy()
