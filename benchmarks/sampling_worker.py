@@ -81,7 +81,7 @@ def _ours(folder: Path, dtype: str = "bfloat16") -> Answers:
     return answers
 
 
-def _plain(folder: Path, dtype: str = "bfloat16", **settings: Any):
+def _plain(folder: Path, dtype: str = "bfloat16", **settings: Any) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
