@@ -44,6 +44,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.start_up
 	$(BIN)/python -m benchmarks.round_trip
 	$(BIN)/python -m benchmarks.wrong_input
+	$(BIN)/python -m benchmarks.pipeline
 	$(BIN)/python -m benchmarks.training --quick
 	$(BIN)/python -m benchmarks.demo
 	$(BIN)/python -m benchmarks.table

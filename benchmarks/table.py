@@ -32,6 +32,10 @@ def _small(value: float) -> str:
     return f"{value:.1e}"
 
 
+def _times(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1f}×"
+
+
 def _ratio(vocabulary: str, family: str) -> Callable[[dict], str | None]:
     def measured(figures: dict) -> str | None:
         part = figures["vocabularies"].get(vocabulary, {"best setting": {}})
@@ -122,6 +126,43 @@ ROWS = [
         "错误输入（从未知模型到 zstd 炸弹）：最慢一类的应答时间",
         lambda figures: f"{max(figures['milliseconds'].values()) / 1e3:.2f} s",
         "1 s",
+    ),
+    Row(
+        "preparation",
+        "preparing data: speed against the bare tokenizer's `encode_batch`",
+        "准备数据：与分词器本身的 `encode_batch` 的速度比",
+        lambda figures: f"{figures['speed against encode_batch']:.0%}",
+        "90%",
+    ),
+    Row(
+        "preparation",
+        "preparing data: speed against TRL",
+        "准备数据：与 TRL 的速度比",
+        lambda figures: _times(figures.get("speed against TRL, times")),
+        "4×",
+    ),
+    Row(
+        "large_file",
+        "training on a large JSON Lines file: the recipe's peak memory",
+        "用大型 JSON Lines 文件训练：训练脚本的内存峰值",
+        lambda figures: (
+            f"{figures['memory of the recipe, GB']['peak']:.2f} GB ({figures['gigabytes']:.1f} GB)"
+        ),
+        "2 GB (5 GB)",
+    ),
+    Row(
+        "large_file",
+        "the same: from the start to the first optimizer step done",
+        "同上：从启动到第一个优化步完成",
+        lambda figures: f"{figures['seconds until the first optimizer step is done']:.0f} s",
+        "",
+    ),
+    Row(
+        "pipeline",
+        "share of the time in which a server that takes 2 s a call has work",
+        "每次调用耗时 2 秒的服务器有活可干的时间比例",
+        lambda figures: f"{figures['share of the time with work']:.1%}",
+        "95%",
     ),
     Row(
         "start_up",
