@@ -168,7 +168,9 @@ def test_validation_files_are_compared_with_the_whole_stream(tmp_path: Path) -> 
     file = write(tmp_path / "a.jsonl", lines(records(100)))
     shared = [{**records(90)[-1], "output": "other"}, {"instruction": "new", "output": "x"}]
     check = write(tmp_path / "check.json", json.dumps(shared).encode())
-    files = scanned(file, VALIDATION_FILES=[str(check)])
+    files = scanned(file, VALIDATION_FILES=[str(check), "nowhere.json"])
+    assert files.counts == {file.as_posix(): 100, check.as_posix(): 2}
+    assert files.missing_files == ["nowhere.json"]
     assert (len(files.validation), files.shared) == (2, 1)
     assert "1 validation samples ask what" in "\n".join(files.report())
 

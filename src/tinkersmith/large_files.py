@@ -30,8 +30,8 @@ from tinkersmith.samples import (
 )
 from tinkersmith.settings import Settings
 
-STREAMED_ABOVE = 200_000_000  # bytes of all files; below, tokens and all fit into about 1 GB
-_WHOLE_AT_MOST = 2_000_000_000  # bytes of files that cannot be read line by line
+STREAMED_ABOVE = 100_000_000  # bytes of all files; below, all fits into about 1 GB of memory
+_WHOLE_AT_MOST = 1_000_000_000  # bytes of files that cannot be read line by line (9 GB of memory)
 _BLOCK_BYTES = 2_000_000
 _SAID_EVERY = 10.0  # seconds
 
@@ -124,9 +124,11 @@ def scan(settings: Settings, say: Callable[[str], None]) -> LargeFiles:
     """
     found, missing = find_files(settings.data_files)
     validation, validation_skipped, ratio = [], [], settings.validation_ratio
+    validation_counts: dict[str, int] = {}
     if settings.validation_files:
         loaded = load_samples(settings.validation_files)
         validation, validation_skipped, ratio = loaded.samples, loaded.skipped, 0.0
+        validation_counts, missing = loaded.counts, [*missing, *loaded.missing_files]
     passed = _Pass(found, ratio, settings.seed, say)
     training = passed.training_samples()
     shared = len(overlap(training, validation)) if validation else 0
@@ -142,7 +144,7 @@ def scan(settings: Settings, say: Callable[[str], None]) -> LargeFiles:
         first=passed.first,
         validation=validation or passed.validation,
         validation_skipped=validation_skipped,
-        counts=passed.counts,
+        counts={**passed.counts, **validation_counts},
         missing_files=missing,
         skipped_count=passed.skipped_count,
         first_skipped=passed.first_skipped,
