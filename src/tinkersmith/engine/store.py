@@ -118,13 +118,25 @@ class Store:
         self._connection = sqlite3.connect(
             folder / "engine.sqlite", timeout=30, check_same_thread=False, isolation_level=None
         )
-        self._connection.execute("PRAGMA journal_mode=WAL")
+        self._use_wal()
         self._migrate()
         self._sweep_leftovers()
 
     def close(self) -> None:
         with self._lock:
             self._connection.close()
+
+    def _use_wal(self) -> None:
+        """SQLite's own patience does not hold for this: two new engines may ask for it at once."""
+        for _ in range(300):
+            try:
+                self._connection.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error):
+                    raise
+                time.sleep(0.1)
+        raise sqlite3.OperationalError(f"{self.folder / 'engine.sqlite'} stays locked")
 
     def _migrate(self) -> None:
         with self._transaction() as connection:
