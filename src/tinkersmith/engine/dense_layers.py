@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from tinkersmith.engine.elementwise import Elementwise
 from tinkersmith.engine.lora import LoraLinear
+from tinkersmith.engine.varlen_attention import works
 
 _FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
 
@@ -53,6 +54,7 @@ class DenseModel:
     head_size: int  # D
     scale: float  # of the attention scores
     elementwise: Elementwise = field(default_factory=Elementwise)
+    varlen: bool = False  # attention by varlen_attention.py instead of tiles
 
 
 def dense_model(model: PreTrainedModel) -> DenseModel | None:
@@ -68,16 +70,18 @@ def dense_model(model: PreTrainedModel) -> DenseModel | None:
     if any(layer is None for layer in layers):
         return None
     attention = inner.layers[0].self_attn
+    norm, heads, key_heads = inner.norm, config.num_attention_heads, config.num_key_value_heads
     return DenseModel(
         layers=cast(list[DenseLayer], layers),
         embedding=inner.embed_tokens,
         rotary=inner.rotary_emb,
-        final_norm=inner.norm.weight,
-        eps=inner.norm.variance_epsilon,
-        heads=config.num_attention_heads,
-        key_heads=config.num_key_value_heads,
+        final_norm=norm.weight,
+        eps=norm.variance_epsilon,
+        heads=heads,
+        key_heads=key_heads,
         head_size=attention.head_dim,
         scale=attention.scaling,
+        varlen=works(heads, key_heads, attention.head_dim, norm.weight.dtype, norm.weight.device),
     )
 
 

@@ -27,6 +27,7 @@ from tinkersmith.engine.head import ROW_STEP, pad_rows
 from tinkersmith.engine.lora import Adapter
 from tinkersmith.engine.memory import free_memory
 from tinkersmith.engine.tile_attention import attend, attend_backward, tiles
+from tinkersmith.engine.varlen_attention import VarlenAttention
 
 log = logging.getLogger("tinkersmith.engine")
 
@@ -42,7 +43,7 @@ class _Kept:
     query: torch.Tensor  # (G, T, Q/G, D)
     key: torch.Tensor  # (G, T, D)
     value: torch.Tensor  # (G, T, D)
-    probabilities: list[torch.Tensor] | None  # of each tile
+    probabilities: list[torch.Tensor] | None  # of each tile, or what VarlenAttention keeps
     attended: torch.Tensor  # (M, Q D)
     middle: torch.Tensor  # (M, H), between attention and MLP
     gate_up: torch.Tensor  # (M, 2 F)
@@ -75,6 +76,7 @@ class DensePass:
         lengths = [*lengths, *([-self.tokens % ROW_STEP] if self.tokens % ROW_STEP else [])]
         self.padded = sum(lengths)
         self.tiles = tiles(lengths, self.share, weight.dtype, weight.device)
+        self.varlen = VarlenAttention(lengths, weight.device) if model.varlen else None
         firsts = [*(starts or []), *[0] * (len(lengths) - len(starts or []))]
         positions = torch.cat(
             [
@@ -198,6 +200,8 @@ class DensePass:
         value: torch.Tensor,
         probabilities: list[torch.Tensor] | None,
     ) -> torch.Tensor:  # (G, T Q/G, D)
+        if self.varlen is not None:
+            return self.varlen.attend(query, key, value, probabilities)
         return attend(query, key, value, self.tiles, probabilities)
 
     def _layer_backward(
@@ -233,8 +237,11 @@ class DensePass:
             .transpose(0, 1)
             .reshape(groups, -1, model.head_size)
         )
-        grads = attend_backward(
-            heads, kept.query.flatten(1, 2), kept.key, kept.value, self.tiles, kept.probabilities
+        inputs = heads, kept.query.flatten(1, 2), kept.key, kept.value
+        grads = (
+            attend_backward(*inputs, self.tiles, kept.probabilities)
+            if self.varlen is None
+            else self.varlen.backward(*inputs, kept.probabilities)
         )
         grad_query, grad_key, grad_value = grads[0].view_as(kept.query), *grads[1:]
         for block in _blocks(count):
