@@ -46,6 +46,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.wrong_input
 	$(BIN)/python -m benchmarks.pipeline
 	$(BIN)/python -m benchmarks.training --quick
+	$(BIN)/python -m benchmarks.sampling --quick
 	$(BIN)/python -m benchmarks.demo
 	$(BIN)/python -m benchmarks.table
 

@@ -68,7 +68,7 @@ def main() -> None:
             if round_number and time.perf_counter() - started > options.minutes * 60:
                 break
             for case, peer in ((case, peer) for case in CASES for peer in peers):
-                if peer in failed:
+                if peer in failed or (round_number and peer == CONTINUOUS):  # slow: once
                     continue
                 for name in (OURS, peer):
                     job = {"what": name, "folder": str(folder), "lengths": jobs[case]}

@@ -124,7 +124,7 @@ def _continuous(folder: Path) -> Answers:
     """transformers' continuous batching has one limit for all requests of a call."""
     from transformers import GenerationConfig
 
-    model = _plain(folder, attn_implementation="paged|sdpa")
+    model = _plain(folder, attn_implementation="sdpa")
 
     def answers(prompts: list[Prompt]) -> list[list[int]]:
         found: list[list[int]] = []

@@ -55,6 +55,15 @@ def _ours(vocabulary: str, name: str, form: str) -> Callable[[dict], str | None]
     return measured
 
 
+def _against_generate(case: str) -> Callable[[dict], str | None]:
+    def measured(figures: dict) -> str | None:
+        part = figures["cases"][case]
+        best = part["contestants"][part["generate's best batch"]]
+        return f"{best['ours is faster, times']:.1f}×"
+
+    return measured
+
+
 def _memory_share(figures: dict) -> str | None:
     part = figures["vocabularies"].get("151936")
     if part is None or "plain" not in part["best setting"]:
@@ -112,6 +121,20 @@ ROWS = [
             )
         ),
         "1e-5",
+    ),
+    Row(
+        "sampling",
+        "sampling: speed against `generate` at its best batch size, answers as long as real ones",
+        "采样：与 `generate`（最佳批大小）的速度比，回答长度同真实数据",
+        _against_generate("real"),
+        "2.5×",
+    ),
+    Row(
+        "sampling",
+        "the same, all answers equally long",
+        "同上，所有回答等长",
+        _against_generate("equal"),
+        "2.5×",
     ),
     Row(
         "round_trip",
@@ -239,7 +262,10 @@ def main() -> None:
         path.write_text(
             with_table(path.read_text(encoding="utf-8"), table(readme)), encoding="utf-8"
         )
-    known = {row.results for row in ROWS} | {"training_quick"}  # a check, no figure
+    known = {row.results for row in ROWS} | {
+        "training_quick",
+        "sampling_quick",
+    }  # checks, no figures
     unknown = sorted(path.stem for path in RESULTS.glob("*.json") if path.stem not in known)
     if unknown:
         print("No row in benchmarks/table.py for: " + ", ".join(unknown), file=sys.stderr)
