@@ -26,7 +26,7 @@ from tinkersmith.engine.messages import SampledSequence, SampleRequest, SampleRe
 from tinkersmith.engine.packing import PACK_TOKENS, packs
 from tinkersmith.engine.prefixes import Run, shared_runs
 
-MAX_ROWS = 64
+MAX_ROWS = 128
 MAX_CELLS = 2**26  # of 8 bytes, in a table over the prompt that a request asks for
 EMPTY_LOGPROB = -99999.0  # the wire's mark for an empty top-k cell
 _CHUNK_ROWS = 256
