@@ -96,10 +96,10 @@ def make(folder: Path, family: str) -> Path:
 def logprobs_of_the_twin(
     model: PreTrainedModel, adapter: Adapter, tokens: np.ndarray, targets: np.ndarray
 ) -> torch.Tensor:  # (T,)
-    """Through transformers' layers, with every trained weight replaced by W + scaling B A."""
+    """Through transformers' layers in float64, every trained weight replaced by W + scaling B A."""
 
     def product(path: str) -> torch.Tensor:  # ([E,] out, in)
-        a, b = (adapter.weights[f"{path}.lora_{side}"] for side in "AB")
+        a, b = (adapter.weights[f"{path}.lora_{side}"].double() for side in "AB")
         return adapter.scaling * b @ a
 
     changed = {}
@@ -128,12 +128,15 @@ def test_losses_and_lora_gradients_equal_those_of_plain_transformers(
 ) -> None:
     base = load_base_model(family, make(tmp_path, family))
     adapter = filled_adapter(base, LoraConfig(rank, 0))
+    for weight in adapter.weights.values():  # a change of about the same size at every rank
+        weight.data *= (rank / 8) ** 0.5
     datums = random_datums(np.random.default_rng(), 6)
     output = forward_backward(base, adapter, datums, "cross_entropy", {})
     ours = gradients(adapter)
     adapter.clear_gradients()
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path).eval().requires_grad_(False)
-    total = torch.zeros(())
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path).eval().double().requires_grad_(False)
+    plain.set_experts_implementation("eager")  # the only one for float64
+    total = torch.zeros((), dtype=torch.float64)
     for one, logprobs in zip(datums, output.logprobs, strict=True):
         expected = logprobs_of_the_twin(plain, adapter, one.tokens, one.inputs["target_tokens"])
         np.testing.assert_allclose(logprobs, expected.detach(), atol=2e-5, rtol=1e-5)
