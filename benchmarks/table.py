@@ -184,7 +184,7 @@ ROWS = [
         "pipeline",
         "share of the time in which a server that takes 2 s a call has work",
         "每次调用耗时 2 秒的服务器有活可干的时间比例",
-        lambda figures: f"{figures['share of the time with work']:.1%}",
+        lambda figures: f"{figures['share of the time with work']:.2%}",
         "95%",
     ),
     Row(

@@ -42,7 +42,7 @@ from tinkersmith.engine.optimizer import (
     optim_step,
     state_tensors,
 )
-from tinkersmith.engine.sampler import check_request, sample
+from tinkersmith.engine.sampler import TOKENIZER, check_request, sample
 from tinkersmith.engine.shelf import Shelf
 from tinkersmith.engine.store import Store, TinkerPath
 from tinkersmith.engine.training_step import forward, forward_backward
@@ -344,7 +344,7 @@ class Models:
         self.shelf.drop(name)
 
     def _decoder(self, base: BaseModel) -> Callable[[list[int]], str] | None:
-        file = base.folder / "tokenizer.json"
+        file = base.folder / TOKENIZER
         if not file.is_file():
             return None
         if base.folder not in self._decoders:

@@ -28,6 +28,7 @@ from tinkersmith.engine.prefixes import Run, shared_runs
 
 MAX_ROWS = 128
 MAX_CELLS = 2**26  # of 8 bytes, in a table over the prompt that a request asks for
+TOKENIZER = "tokenizer.json"  # in a model's folder
 EMPTY_LOGPROB = -99999.0  # the wire's mark for an empty top-k cell
 _CHUNK_ROWS = 256
 
@@ -71,6 +72,12 @@ def check_request(base: BaseModel, request: SampleRequest) -> None:
         raise Refused(
             f"the prompt's token id {int(outside[0])} is not in the vocabulary of "
             f"{base.vocab_size:,} tokens."
+        )
+    stop = request.stop or []
+    if any(isinstance(one, str) for one in stop) and not (base.folder / TOKENIZER).is_file():
+        raise Refused(
+            f"the stop {stop!r} is text, and {base.name} has no {TOKENIZER} to recognise it with; "
+            "give token ids."
         )
     # The last sampled token is never read, hence the one more.
     room = base.max_context - len(prompt) + 1
@@ -293,8 +300,7 @@ def _finished(row: _Row, decode: Callable[[list[int]], str] | None) -> bool:
         row.sequence.stop_reason = "stop"
         return True
     if row.stop_texts:
-        if decode is None:
-            raise Refused("this model has no tokenizer, so a stop text cannot be recognised.")
+        assert decode is not None  # see check_request
         # A token is at least a byte of text, so a stop text lies within as many last tokens.
         window = max(len(text.encode()) for text in row.stop_texts) + 8
         tail = decode(tokens[-window:])
