@@ -14,18 +14,18 @@ from tests.engine.test_many_clients import WITHOUT_MEMORY
 from tests.engine.test_training_client import new_client, train
 from tests.tiny_models import make_tiny_model
 
-# Adapters go to disk at once, and a client is dead after two seconds of silence.
+# Adapters go to disk at once, and a client is dead after twice the SDK's ten seconds of silence.
 IMPATIENT = WITHOUT_MEMORY.replace(
     "sys.exit",
     "from tinkersmith.engine import sessions\n"
-    "sessions.SESSION_SILENCE = 2\n"
+    "sessions.SESSION_SILENCE = 20\n"
     "sessions.Sessions.sweep.__defaults__ = (0.2,)\n"
     "sys.exit",
 )
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -99,6 +99,5 @@ def test_the_adapters_of_ended_and_of_silent_clients_are_freed_on_disk_too_and_o
         train(client, [datum([1, 2, 3])])
         assert silent in on_disk()
         wait_for(lambda: silent not in on_disk())
-        # The living one beats every ten seconds: it asks meanwhile.
         assert train(client, [datum([1, 2, 3])]) < expected
         assert kept.compute_logprobs(tinker.ModelInput.from_ints([1, 2, 3])).result()
