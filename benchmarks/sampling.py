@@ -14,10 +14,8 @@ import time
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-
 from benchmarks.results_file import write_results
-from benchmarks.training_data import MEAN_TOKENS, SHAPE, random_model
+from benchmarks.training_data import SHAPE, data_lengths, random_model
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "tinkersmith"
@@ -105,23 +103,7 @@ def main() -> None:
 
 def answer_lengths(data: Path, count: int, longest: int) -> tuple[list[list[int]], str]:
     """[prompt, answer] tokens of some samples, and where they come from."""
-    generator = np.random.default_rng(0)
-    if data.is_file():
-        records = json.loads(data.read_text(encoding="utf-8"))
-        characters = np.array(
-            [
-                (len(one["instruction"] + one.get("input", "")), len(one["output"]))
-                for one in records
-            ],
-            dtype=float,
-        )
-        scale = MEAN_TOKENS / characters.sum(1).mean()
-        pairs = characters[generator.permutation(len(characters))[:count]] * scale
-        source = f"{data.name}, characters scaled to a mean of {MEAN_TOKENS} tokens"
-    else:
-        total = np.minimum(generator.lognormal(np.log(348), 0.863, count), 2634)
-        pairs = np.stack([total * 0.24, total * 0.76], axis=1)
-        source = "drawn: log-normal, median 348, at most 2634, 76 % of each in the answer"
+    pairs, source = data_lengths(data, count)
     whole = [[max(2, int(prompt)), min(max(1, int(answer)), longest)] for prompt, answer in pairs]
     return whole, source + f"; answers of at most {longest}"
 

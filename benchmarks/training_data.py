@@ -25,10 +25,12 @@ SHAPE = {
 Lengths = list[list[int]]  # [prompt, completion] tokens of each sample
 
 
-def step_lengths(data: Path, steps: int, longest: int) -> tuple[list[Lengths], str]:
-    """Lengths of `steps` steps and where they come from: the file, or a fit of its distribution."""
+def data_lengths(data: Path, count: int) -> tuple[np.ndarray, str]:
+    """[prompt, completion] lengths of some samples, (count, 2), and where they come from.
+
+    The file, its characters scaled to tokens; without it, a fit of its distribution.
+    """
     generator = np.random.default_rng(0)
-    count = steps * SAMPLES
     if data.is_file():
         records = json.loads(data.read_text(encoding="utf-8"))
         characters = np.array(
@@ -40,14 +42,18 @@ def step_lengths(data: Path, steps: int, longest: int) -> tuple[list[Lengths], s
         )
         scale = MEAN_TOKENS / characters.sum(1).mean()
         pairs = characters[generator.permutation(len(characters))[:count]] * scale
-        source = f"{data.name}, characters scaled to a mean of {MEAN_TOKENS} tokens"
-    else:
-        # s1k-1.1: mean 505, median 348, longest 2634, 76 % of the tokens in completions
-        total = np.minimum(generator.lognormal(np.log(348), 0.863, count), 2634)
-        pairs = np.stack([total * 0.24, total * 0.76], axis=1)
-        source = "drawn: log-normal, median 348, at most 2634, 76 % of each in the completion"
+        return pairs, f"{data.name}, characters scaled to a mean of {MEAN_TOKENS} tokens"
+    # s1k-1.1: mean 505, median 348, longest 2634, 76 % of the tokens in completions
+    total = np.minimum(generator.lognormal(np.log(348), 0.863, count), 2634)
+    source = "drawn: log-normal, median 348, at most 2634, 76 % of each in the completion"
+    return np.stack([total * 0.24, total * 0.76], axis=1), source
+
+
+def step_lengths(data: Path, steps: int, longest: int) -> tuple[list[Lengths], str]:
+    """Lengths of `steps` steps, and where they come from."""
+    pairs, source = data_lengths(data, steps * SAMPLES)
     whole = [_cut(max(2, int(a)), max(2, int(b)), longest) for a, b in pairs]
-    return [whole[i : i + SAMPLES] for i in range(0, count, SAMPLES)], source
+    return [whole[i : i + SAMPLES] for i in range(0, len(whole), SAMPLES)], source
 
 
 def _cut(prompt: int, completion: int, longest: int) -> list[int]:
