@@ -20,7 +20,7 @@ from benchmarks.training_data import SHAPE, random_model, step_lengths, useful_f
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "tinkersmith"
-PLAIN = ["plain, batch 1", "plain, batch 4 padded"]
+PLAIN = ["plain, batch 1", "plain, batch 2 padded"]
 TRL = ["TRL batch 1, no checkpointing", "TRL defaults", "TRL packed, no checkpointing"]
 ALWAYS = [PLAIN[0], TRL[0], TRL[1]]
 # As time allows; before the first run, its cost is guessed as so many runs of the plain loop.

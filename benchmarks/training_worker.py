@@ -70,7 +70,7 @@ def _measured(what: str, folder: Path, lengths: Lengths) -> dict[str, float]:
     if what == "tinkersmith":
         step, loading = _ours(folder)
     elif what.startswith("plain"):
-        step, loading = _plain(folder, 1 if what == "plain, batch 1" else 4), {}
+        step, loading = _plain(folder, 1 if what == "plain, batch 1" else 2), {}
     else:
         return _trl(folder, TRL_SETTINGS[what], warm_up, samples) | _memory(samples)
     first, _ = _timed(step, warm_up)

@@ -42,7 +42,10 @@ def _read(response: Any) -> Any:
 
 
 def result(engine: RunningEngine, request_id: str) -> Any:
-    status, answer = call(engine, "/retrieve_future", {"request_id": request_id})
+    """Waits as the SDK does: an engine that is still at work answers 408 and "try_again"."""
+    status = 408
+    while status == 408:
+        status, answer = call(engine, "/retrieve_future", {"request_id": request_id})
     assert status == 200, answer
     return answer
 
