@@ -4,13 +4,15 @@ Axes: B rows, V vocabulary, W width of a block of the vocabulary, N blocks, C li
 """
 
 from collections.abc import Sequence
+from math import log
 
 import torch
 
 from tinkersmith.engine.messages import SampleRequest
 
 BLOCK = 1024  # tokens: a draw finds its block first, then its token
-_SPAN = 2**19  # numbers in fp32 at a time: they stay in a CPU's caches
+_LOG2_E = 1 / log(2)
+_SPAN = 2**20  # numbers in fp32 at a time: they stay in a CPU's caches
 _NUCLEUS = 1024  # so many likeliest tokens are looked at first
 _COLDEST = 1e-30  # below this temperature only the likeliest token is left anyway
 
@@ -22,26 +24,34 @@ class Exponentials:
         count, vocabulary = logits.shape
         self.logits = logits
         self.inverse = None if temperatures is None else 1 / temperatures  # (B, 1)
-        self.maximum = logits.amax(-1, keepdim=True).float()  # (B, 1)
         blocks = -(-vocabulary // BLOCK)
+        self.highest = self._highest(blocks)  # (B, N): of each block
+        self.maximum = self.highest.amax(-1, keepdim=True).float()  # (B, 1)
+        # A power of two is computed faster than one of e.
+        scale = _LOG2_E if self.inverse is None else self.inverse * _LOG2_E
         self.sums = torch.empty(count, blocks, device=logits.device)
-        self.highest = torch.empty_like(self.sums)  # in each block; 1 is the maximum
         step = max(1, _SPAN // count // BLOCK) if logits.device.type == "cpu" else blocks
         buffer = torch.empty(count, step * BLOCK, device=logits.device)
         for first in range(0, blocks, step):
             last = min(first + step, blocks)
             part = logits[:, first * BLOCK : last * BLOCK]
             gaps = buffer[:, : part.shape[1]]
-            gaps.copy_(part).sub_(self.maximum)
-            if self.inverse is not None:
-                gaps.mul_(self.inverse)
-            gaps.exp_()
+            gaps.copy_(part).sub_(self.maximum).mul_(scale).exp2_()
             if part.shape[1] < (last - first) * BLOCK:  # the vocabulary's end
                 gaps = buffer[:, : (last - first) * BLOCK]
                 gaps[:, part.shape[1] :] = 0
             in_blocks = gaps.unflatten(1, (last - first, BLOCK))
             torch.sum(in_blocks, -1, out=self.sums[:, first:last])
-            torch.amax(in_blocks, -1, out=self.highest[:, first:last])
+
+    def _highest(self, blocks: int) -> torch.Tensor:
+        count, vocabulary = self.logits.shape
+        highest = self.logits.new_empty(count, blocks)
+        whole = vocabulary // BLOCK
+        in_blocks = self.logits[:, : whole * BLOCK].unflatten(1, (whole, BLOCK))
+        torch.amax(in_blocks, -1, out=highest[:, :whole])
+        if whole < blocks:
+            torch.amax(self.logits[:, whole * BLOCK :], -1, out=highest[:, whole])
+        return highest
 
     def normaliser(self) -> torch.Tensor:
         """(B, 1): logits less this are log-probabilities (at temperature 1)."""
