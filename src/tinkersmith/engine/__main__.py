@@ -65,7 +65,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="[NAME=]FOLDER",
         help="a model folder in Hugging Face format to offer; may be repeated",
     )
-    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
+    parser.add_argument(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float8"],
+        default="auto",
+        help="of the frozen weights; float8: the layers in 8 bits, half the memory of bfloat16, "
+        "on a GPU that has such products",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: by the model")
     parser.add_argument(
@@ -92,6 +98,8 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
         raise Refused(
             f"cannot keep checkpoints in {options.dir}: {reason}; choose another --dir."
         ) from None
+    if options.dtype == "float8":
+        _check_float8(options.device)
     listener = _listen(options.host, options.port)
     port = listener.getsockname()[1]
 
@@ -144,6 +152,16 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
     # The engine thread may be in a long computation; nothing waits for it.
     sys.stdout.flush()
     os._exit(0)
+
+
+def _check_float8(device: str) -> None:
+    """Loads torch before the engine serves, so that what cannot be is refused at once."""
+    import torch
+
+    from tinkersmith.engine.base_models import choose_device
+    from tinkersmith.engine.float8 import check_device
+
+    check_device(torch.device(choose_device(device)))
 
 
 def _sample(models: Any, sampler_id: str, requests: list[Any]) -> list[Any]:

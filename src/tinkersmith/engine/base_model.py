@@ -4,6 +4,7 @@ Axes: T packed tokens, H hidden size, V vocabulary.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -17,12 +18,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from tinkersmith.engine import attention
 from tinkersmith.engine.attention import AttentionContext, PackedDocuments, attending
-from tinkersmith.engine.dense_layers import DenseModel, dense_model
+from tinkersmith.engine.dense_layers import DenseModel, dense_model, is_dense
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.expert_lora import find_experts, part_shapes
+from tinkersmith.engine.float8 import quantise_layers
 from tinkersmith.engine.lora import Adapter, LayerShape, LoraLinear, using
 
 _ROUTERS = ("gate", "router", "shared_expert_gate")  # they stay frozen
+_PROJECTION = re.compile(r"\.(self_attn|mlp)\.\w+_proj\.weight$")  # of the dense families
 SMALL = 300_000_000  # parameters up to which fp32 is affordable on a CPU
 
 
@@ -98,11 +101,16 @@ def load_base_model(
     Raises:
         Refused: no such folder, not a causal language model, or one this engine would get wrong.
     """
-    folder = Path(folder)
+    folder, narrow = Path(folder), dtype == "float8"
     if not (folder / "config.json").is_file():
         raise Refused(f"{folder} is not a model folder: it has no config.json.")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if narrow and not is_dense(config):
+            raise Refused(
+                f"{name} ({config.model_type}) cannot be loaded with --dtype float8, which is for "
+                "Llama, Mistral, Qwen2 and Qwen3; use --dtype bfloat16."
+            )
         loaded = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -111,7 +119,9 @@ def load_base_model(
             use_safetensors=True,
             local_files_only=True,
         )
-        model = cast(PreTrainedModel, loaded).to(torch.device(device))  # type: ignore[arg-type]
+        # What is quantised goes to the device layer by layer, and never there in full width.
+        place = torch.device("cpu" if narrow else device)
+        model = cast(PreTrainedModel, loaded).to(place)  # type: ignore[arg-type]
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise Refused(f"the model in {folder} cannot be loaded: {reason}") from error
@@ -125,6 +135,10 @@ def load_base_model(
     experts, why_no_experts = find_experts(model)
     parts = _linear_parts(model)
     linears = {path: _replace(model, path) for paths in parts.values() for path in paths}
+    if narrow:
+        quantised = [linears[path] for part in ("attention", "mlp") for path in parts[part]]
+        quantise_layers(quantised, torch.device(device))
+        model.to(torch.device(device))  # type: ignore[arg-type]
     shapes = {
         path: LayerShape(layer.base.in_features, layer.base.out_features)
         for path, layer in linears.items()
@@ -155,23 +169,30 @@ def load_base_model(
 
 def memory_of_weights(folder: Path, dtype: str, device: str) -> int:
     """Bytes that the model of `folder` takes as it would be loaded."""
-    return _parameters(folder) * _dtype(folder, dtype, device).itemsize
+    wide = _dtype(folder, dtype, device).itemsize
+    if dtype != "float8":
+        return wide * _parameters(folder)
+    projections = _parameters(folder, _PROJECTION)
+    return projections + wide * (_parameters(folder) - projections)
 
 
 def _dtype(folder: Path, wanted: str, device: str) -> torch.dtype:
     if wanted != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
+        # With float8, what stays wide: all but the projections of the layers.
+        wide = torch.bfloat16
+        return {"float32": torch.float32, "bfloat16": wide, "float8": wide}[wanted]
     if device != "cpu":
         return torch.bfloat16
     return torch.float32 if _parameters(folder) <= SMALL else torch.bfloat16
 
 
-def _parameters(folder: Path) -> int:
+def _parameters(folder: Path, pattern: re.Pattern[str] = re.compile("")) -> int:
+    """How many there are in tensors with such names."""
     count = 0
     for file in folder.glob("*.safetensors"):
         try:
             with safe_open(file, "pt") as tensors:
-                names = tensors.keys()
+                names = [name for name in tensors.keys() if pattern.search(name)]  # noqa: SIM118
                 count += sum(prod(tensors.get_slice(name).get_shape()) for name in names)
         except SafetensorError as error:
             raise Refused(f"{file} is damaged: {error}.") from None

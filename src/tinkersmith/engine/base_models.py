@@ -34,8 +34,7 @@ class BaseModels:
         threads: int = 0,  # 0: by the size of the models
     ) -> None:
         self.catalogue, self.dtype, self.threads = catalogue, dtype, threads
-        self.device = "cuda" if device == "auto" and torch.cuda.is_available() else device
-        self.device = "cpu" if self.device == "auto" else self.device
+        self.device = choose_device(device)
         self._loaded: OrderedDict[str, BaseModel] = OrderedDict()  # the least lately used first
 
     def get(self, name: str) -> BaseModel:
@@ -56,7 +55,8 @@ class BaseModels:
         base = load_base_model(name, folder, self.dtype, self.device)
         torch.set_num_threads(self.threads or _threads_for([*self._loaded.values(), base]))
         seconds = time.perf_counter() - start
-        log.info("loaded %s (%s, %s) in %.1f s", name, base.dtype, base.device, seconds)
+        dtype = "float8" if self.dtype == "float8" else base.dtype
+        log.info("loaded %s (%s, %s) in %.1f s", name, dtype, base.device, seconds)
         if base.model.num_parameters() >= _TINY:
             base = compile_elementwise(base, cache_folder())
         return base
@@ -74,6 +74,12 @@ class BaseModels:
                 f"{name} needs about {needed / 1e9:.2f} GB of memory, and {free / 1e9:.2f} GB are "
                 "free; end other programs, or use a smaller model."
             )
+
+
+def choose_device(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _threads_for(bases: Iterable[BaseModel]) -> int:

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tinkersmith.engine.elementwise import Elementwise
+from tinkersmith.engine.float8 import Float8Linear
 from tinkersmith.engine.lora import LoraLinear
 from tinkersmith.engine.varlen_attention import works
 
@@ -25,9 +26,11 @@ class Projection:
     """Linear layers with one input, their weights joined along the output."""
 
     weight: torch.Tensor  # (out, in)
+    dtype: torch.dtype  # of what goes in and what comes out
     bias: torch.Tensor | None  # (out,)
     paths: tuple[str, ...]  # the layers' module paths, in the order of their outputs
     sizes: tuple[int, ...]  # the width of each one's output
+    scale: torch.Tensor | None = None  # (out, 1) in fp32, of a weight in 8 bits (see float8.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ def dense_model(model: PreTrainedModel) -> DenseModel | None:
     """
     config: Any = model.config
     inner: Any = model.base_model
-    if config.model_type not in _FAMILIES or config.hidden_act != "silu":
+    if not is_dense(config):
         return None
     layers = [_layer(layer) for layer in inner.layers]
     if any(layer is None for layer in layers):
@@ -85,27 +88,35 @@ def dense_model(model: PreTrainedModel) -> DenseModel | None:
     )
 
 
+def is_dense(config: Any) -> bool:
+    """Whether models of this kind have the layers that are described here."""
+    return config.model_type in _FAMILIES and config.hidden_act == "silu"
+
+
 def _layer(layer: Any) -> DenseLayer | None:
     attention, mlp = layer.self_attn, layer.mlp
     parts = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
     parts += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
     if not all(isinstance(part, LoraLinear) for part in parts):
         return None
+    norm = layer.input_layernorm.weight
     return DenseLayer(
-        attention_norm=layer.input_layernorm.weight,
-        qkv=_joined(parts[:3]),
+        attention_norm=norm,
+        qkv=_joined(parts[:3], norm.dtype),
         query_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
         key_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
-        output=_joined(parts[3:4]),
+        output=_joined(parts[3:4], norm.dtype),
         mlp_norm=layer.post_attention_layernorm.weight,
-        gate_up=_joined(parts[4:6]),
-        down=_joined(parts[6:]),
+        gate_up=_joined(parts[4:6], norm.dtype),
+        down=_joined(parts[6:], norm.dtype),
     )
 
 
-def _joined(layers: list[LoraLinear]) -> Projection:
+def _joined(layers: list[LoraLinear], dtype: torch.dtype) -> Projection:
     linears = [layer.base for layer in layers]
     weight, bias = linears[0].weight.detach(), linears[0].bias
+    quantised = [linear for linear in linears if isinstance(linear, Float8Linear)]  # all, or none
+    scale = torch.cat([linear.scale for linear in quantised]) if quantised else None
     if len(linears) > 1:
         weight = torch.cat([linear.weight.detach() for linear in linears])
         if bias is not None:
@@ -116,7 +127,9 @@ def _joined(layers: list[LoraLinear]) -> Projection:
             start += linear.out_features
     return Projection(
         weight=weight,
+        dtype=dtype,
         bias=None if bias is None else bias.detach(),
         paths=tuple(layer.path for layer in layers),
         sizes=tuple(linear.out_features for linear in linears),
+        scale=scale,
     )

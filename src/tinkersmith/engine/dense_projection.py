@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tinkersmith.engine import float8
 from tinkersmith.engine.dense_layers import DenseLayer, Projection
 from tinkersmith.engine.head import add_gradient
 from tinkersmith.engine.lora import Adapter
@@ -48,7 +49,7 @@ def layer_updates(layer: DenseLayer, adapter: Adapter | None) -> LayerUpdates:
 def update_of(projection: Projection, adapter: Adapter | None) -> Update | None:
     if adapter is None:
         return None
-    dtype = projection.weight.dtype
+    dtype = projection.dtype
     a, b, columns, paths = [], [], [], []
     start = 0
     for path, width in zip(projection.paths, projection.sizes, strict=True):
@@ -65,9 +66,10 @@ def outputs(
     rows: int, projection: Projection, update: Update | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Room for what `project` gives: (M, out) and (M, n R)."""
-    weight = projection.weight
-    width = 0 if update is None else len(update.a)
-    return weight.new_empty(rows, len(weight)), weight.new_empty(rows, width)
+    weight, dtype = projection.weight, projection.dtype
+    widths = len(weight), 0 if update is None else len(update.a)
+    output, low = (weight.new_empty(rows, width, dtype=dtype) for width in widths)
+    return output, low
 
 
 def project(
@@ -78,7 +80,10 @@ def project(
     low: torch.Tensor,  # (N, n R)
 ) -> None:
     """Writes x W^T + b, the adapter's part added, to `output`, and x A^T to `low`."""
-    torch.mm(x, projection.weight.T, out=output)
+    if projection.scale is None:
+        torch.mm(x, projection.weight.T, out=output)
+    else:
+        float8.product(x, projection.weight, projection.scale, output)
     if projection.bias is not None:
         output += projection.bias
     if update is None:
@@ -103,7 +108,10 @@ def input_gradient(
     grad: torch.Tensor, projection: Projection, update: Update | None
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """(N, out) -> the input's gradient (N, in), and that of x A^T (N, n R)."""
-    grad_x = grad @ projection.weight
+    if projection.scale is None:
+        grad_x = grad @ projection.weight
+    else:
+        grad_x = float8.input_product(grad, projection.weight, projection.scale)
     grad_low = low_gradient(grad, update)
     if update is not None and grad_low is not None:
         grad_x.addmm_(grad_low, update.a)
