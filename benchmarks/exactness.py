@@ -50,7 +50,7 @@ def main() -> None:
     adapter = new_adapter(
         base, LoraConfig(rank=16, seed=0, train_attn=True, train_mlp=True, train_unembed=True)
     )
-    _fill(adapter)
+    fill(adapter)
     figures: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as temporary:
         exported = Path(temporary) / "adapter"
@@ -75,7 +75,7 @@ def main() -> None:
     print("written:", write_results("exactness", "python -m benchmarks.exactness", figures))
 
 
-def _fill(adapter: Adapter) -> None:
+def fill(adapter: Adapter) -> None:
     """Random B matrices: with B = 0, as a new adapter has it, A would get no gradient."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
