@@ -116,8 +116,9 @@ def _plan(sizes: list[int], quick: bool) -> list[tuple[int, int, str, bool]]:
     if quick:
         return [(0, size, peer, True) for size in sizes for peer in (PLAIN[0], TRL[0])]
     plan = [(0, size, peer, True) for size in sizes for peer in ALWAYS]
+    plan += [(0, size, PLAIN[1], False) for size in sorted(sizes)]
     plan += [(1, size, PLAIN[0], False) for size in sizes]
-    plan += [(0, size, peer, False) for peer in GUESSED for size in sorted(sizes)]
+    plan += [(0, size, TRL[2], False) for size in sorted(sizes)]
     for later in range(1, ROUNDS):
         for peer in PLAIN + TRL:
             if (later, peer) != (1, PLAIN[0]):
