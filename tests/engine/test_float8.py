@@ -25,7 +25,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from tests.engine.test_dense_training import FAMILIES, SHAPE, flat
+from tests.engine.test_dense_training import FAMILIES, SHAPE, assert_equal_gradients, flat
 from tests.engine.test_lora import filled_adapter
 from tests.engine.test_training_step import gradients, random_datums
 from tests.tiny_models import make_tiny_model
@@ -178,21 +178,82 @@ def test_a_projection_and_its_gradient_equal_those_in_float64(
 # ---- the model
 
 
-def test_a_training_step_equals_the_twins(folder: Path) -> None:
+@pytest.fixture
+def unrounded_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without steps in the function, sums in another order give the same but for their last digits.
+
+    With them, a number on a border between two of 8 bits changes what comes behind it.
+    """
+
+    def product(
+        x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, output: torch.Tensor
+    ) -> None:
+        output.copy_(x @ dequantise(weight, scale, x.dtype).T)
+
+    monkeypatch.setattr(float8, "product", product)
+
+
+def test_a_training_step_equals_that_of_a_model_with_the_widened_weights(
+    folder: Path, unrounded_inputs: None
+) -> None:
+    narrow = in_full_precision(folder)
+    datums = random_datums(np.random.default_rng(), 12)
+    ours, theirs = (filled_adapter(narrow, LoraConfig(4, 0)) for _ in range(2))
+    found = forward_backward(narrow, ours, datums, "cross_entropy", {})
+    wide = replace(narrow, dense=None)
+    expected = forward_backward(wide, theirs, datums, "cross_entropy", {})
+    assert found.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"], rel=1e-5)
+    assert_equal_gradients(gradients(ours), gradients(theirs))
+
+
+def test_greedy_samples_equal_those_of_a_model_with_the_widened_weights(
+    folder: Path, unrounded_inputs: None
+) -> None:
+    narrow = in_full_precision(folder)
+    adapter = snapshot(filled_adapter(narrow, LoraConfig(4, 0)))
+    differing = 0
+    for ours, theirs in zip(
+        sample(narrow, adapter, greedy_requests()),
+        sample(replace(narrow, dense=None), adapter, greedy_requests()),
+        strict=True,
+    ):
+        one, other = ours.sequences[0], theirs.sequences[0]
+        if one.tokens != other.tokens:  # two tokens within a rounding error of each other
+            differing += 1
+            continue
+        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
+    assert differing <= 1
+
+
+def greedy_requests() -> list[SampleRequest]:
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 300, length).tolist() for length in (1, 9, 30, 17, 50, 4)]
+    return [SampleRequest(prompt, max_tokens=12, temperature=0.0) for prompt in prompts]
+
+
+def test_a_training_step_with_rounded_inputs_agrees_with_autograd(folder: Path) -> None:
     narrow, wide = in_full_precision(folder), twin(folder)
     datums = random_datums(np.random.default_rng(), 12)
     ours, theirs = (filled_adapter(base, LoraConfig(4, 0)) for base in (narrow, wide))
     found = forward_backward(narrow, ours, datums, "cross_entropy", {})
     expected = forward_backward(wide, theirs, datums, "cross_entropy", {})
-    assert found.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"], rel=1e-3)
-    # Two sums of the same numbers may stand on two sides of a border between two numbers of 8 bits.
-    theirs_by_name = gradients(theirs)
-    for name, gradient in gradients(ours).items():
-        assert difference(gradient, theirs_by_name[name]) < 0.01, name
+    assert found.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"], rel=0.02)
+    assert torch.cosine_similarity(flat(ours), flat(theirs), dim=0) > 0.995
 
 
-def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((found - expected).norm() / expected.norm()).item()
+def test_samples_have_the_log_probabilities_that_the_twin_gives_their_tokens(folder: Path) -> None:
+    narrow, wide = in_full_precision(folder), twin(folder)
+    errors = []
+    for request, result in zip(
+        greedy_requests(), sample(narrow, None, greedy_requests()), strict=True
+    ):
+        sequence = result.sequences[0]
+        tokens = torch.tensor([*request.prompt, *sequence.tokens])
+        logits = wide.logits(wide.hidden(tokens, [len(tokens)], None), None)
+        logits = logits[len(request.prompt) - 1 : -1].detach()
+        expected = logits.log_softmax(-1).gather(-1, tokens[len(request.prompt) :, None])[:, 0]
+        errors.append((torch.tensor(sequence.logprobs) - expected).abs())
+    assert torch.cat(errors).mean() < 0.05
 
 
 def test_a_training_step_stays_near_that_in_bfloat16_and_full_precision(folder: Path) -> None:
@@ -207,26 +268,6 @@ def test_a_training_step_stays_near_that_in_bfloat16_and_full_precision(folder: 
         # Three random layers, whose numbers have 4 binary digits, on logits of some units.
         assert np.abs(losses["float8"] - losses[wide]).mean() < 0.5
         assert torch.cosine_similarity(steps["float8"], steps[wide], dim=0) > 0.9
-
-
-def test_greedy_samples_equal_the_twins(folder: Path) -> None:
-    narrow, wide = in_full_precision(folder), twin(folder)
-    rng = np.random.default_rng()
-    requests = [
-        SampleRequest(rng.integers(0, 300, length).tolist(), max_tokens=12, temperature=0.0)
-        for length in (1, 9, 30, 17, 50, 4)
-    ]
-    adapter = snapshot(filled_adapter(narrow, LoraConfig(4, 0)))
-    differing = 0
-    for ours, theirs in zip(
-        sample(narrow, adapter, requests), sample(wide, adapter, requests), strict=True
-    ):
-        one, other = ours.sequences[0], theirs.sequences[0]
-        if one.tokens != other.tokens:  # two tokens within a rounding error of each other
-            differing += 1
-            continue
-        np.testing.assert_allclose(one.logprobs, other.logprobs, atol=0.05)
-    assert differing <= 1
 
 
 # ---- memory
