@@ -13,7 +13,7 @@ from tests.tiny_models import make_tiny_model
 from tinkersmith.engine import training_step
 from tinkersmith.engine.base_model import BaseModel, load_base_model
 from tinkersmith.engine.messages import Datum, LoraConfig
-from tinkersmith.engine.packing import packs
+from tinkersmith.engine.packing import PACK_TOKENS, gpu_budget, packs
 from tinkersmith.engine.training_step import forward_backward
 
 
@@ -44,13 +44,20 @@ def test_a_longer_sequence_stands_alone_and_the_others_fill_packs_well() -> None
     assert packs([], budget=10) == []
 
 
+def test_a_gpus_packs_are_as_large_as_its_memory_allows() -> None:
+    # Qwen3-8B: some 3.1 MB a token in all layers.
+    assert gpu_budget(64e9, 3.1e6) == 8192
+    assert gpu_budget(40e9, 3.1e6) == 6451
+    assert gpu_budget(8e9, 3.1e6) == PACK_TOKENS  # the others are computed twice then
+
+
 def test_one_pack_and_many_packs_give_the_same_loss_and_gradients(
     base: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     datums = random_datums(np.random.default_rng(3), 10)
     together, apart = (filled_adapter(base, LoraConfig(4, 0)) for _ in range(2))
     whole = forward_backward(base, together, datums, "cross_entropy", {})
-    monkeypatch.setattr(training_step, "packs", lambda lengths: packs(lengths, budget=1))
+    monkeypatch.setattr(training_step, "packs", lambda lengths, _: packs(lengths, budget=1))
     alone = forward_backward(base, apart, datums, "cross_entropy", {})
     assert alone.metrics["loss:sum"] == pytest.approx(whole.metrics["loss:sum"], rel=1e-5)
     for ours, theirs in zip(whole.logprobs, alone.logprobs, strict=True):

@@ -1,7 +1,7 @@
 """The forward and backward pass of Llama-shaped models, written out: no autograd, no padding.
 
-Only LoRA matrices get gradients, so nothing is computed for the frozen ones. All but attention runs
-over blocks of rows that stay in a CPU's caches.
+Only LoRA matrices get gradients, so nothing is computed for the frozen ones. On a CPU all but
+attention runs over blocks of rows that stay in its caches.
 
 Axes: T packed tokens, N rows of a block, H hidden size, Q query heads, G key/value heads,
 D head size, F width of the MLP, R rank of the adapter.
@@ -10,6 +10,7 @@ D head size, F width of the MLP, R rank of the adapter.
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from tinkersmith.engine.dense_projection import (
 from tinkersmith.engine.head import ROW_STEP, pad_rows
 from tinkersmith.engine.lora import Adapter
 from tinkersmith.engine.memory import free_memory
-from tinkersmith.engine.tile_attention import attend, attend_backward, tiles
+from tinkersmith.engine.tile_attention import Tile, attend, attend_backward, tiles
 from tinkersmith.engine.varlen_attention import VarlenAttention
 
 log = logging.getLogger("tinkersmith.engine")
@@ -74,8 +75,7 @@ class DensePass:
         # Few shapes of products occur: a document of padding makes T a multiple of ROW_STEP.
         self.tokens = sum(lengths)
         lengths = [*lengths, *([-self.tokens % ROW_STEP] if self.tokens % ROW_STEP else [])]
-        self.padded = sum(lengths)
-        self.tiles = tiles(lengths, self.share, weight.dtype, weight.device)
+        self.padded, self.lengths = sum(lengths), lengths
         self.varlen = VarlenAttention(lengths, weight.device) if model.varlen else None
         firsts = [*(starts or []), *[0] * (len(lengths) - len(starts or []))]
         positions = torch.cat(
@@ -93,19 +93,24 @@ class DensePass:
             self._choose_what_is_kept(adapter, kept_layers)
         self.kept: list[_Kept | torch.Tensor] = []
 
+    @cached_property
+    def tiles(self) -> list[Tile]:
+        weight = self.model.final_norm
+        return tiles(self.lengths, self.share, weight.dtype, weight.device)
+
     def _choose_what_is_kept(self, adapter: Adapter, kept_layers: int | None) -> None:
         """All that fits into half of the free memory: layers first, then their probabilities."""
         model, weight = self.model, self.model.final_norm
-        layer, count = model.layers[0], len(model.layers)
-        widths = [sum(part.sizes) for part in (layer.qkv, layer.output, layer.gate_up, layer.down)]
-        ranks = adapter.config.rank * len(adapter.weights) / 2 / count
-        # Of _Kept: x, middle and attended are as wide as what output and down give, or about so.
-        width = 2 * widths[0] + 2 * widths[1] + widths[2] + widths[3] + ranks
+        count, size = len(model.layers), numbers_kept(model, adapter)
         half = free_memory(weight.device) / 2 / weight.itemsize  # in numbers
-        seen = sum((tile.end - tile.start) * (tile.end - tile.first) for tile in self.tiles)
-        fitting = min(count, int(half / (width * self.tokens)))
+        if self.varlen is None:
+            seen = sum((tile.end - tile.start) * (tile.end - tile.first) for tile in self.tiles)
+            probabilities = model.heads * seen
+        else:  # queries, keys, values and the output, once more
+            probabilities = 2 * (model.heads + model.key_heads) * model.head_size * self.tokens
+        fitting = min(count, int(half / (size * self.tokens)))
         self.kept_layers = fitting if kept_layers is None else kept_layers
-        self.probabilities_kept = half > count * (width * self.tokens + model.heads * seen)
+        self.probabilities_kept = half > count * (size * self.tokens + probabilities)
         if self.kept_layers < count:
             log.info(
                 "%d tokens: memory for %d of %d layers, the others are computed twice",
@@ -124,7 +129,7 @@ class DensePass:
                 self.kept.append(kept if index < self.kept_layers else kept.x)
         self.last = x
         output = torch.empty_like(x)
-        for block in _blocks(len(x)):
+        for block in _blocks(len(x), x.device):
             self.model.elementwise.rms_norm(
                 x[block], self.model.final_norm, self.model.eps, output[block]
             )
@@ -136,7 +141,7 @@ class DensePass:
         of_normed = pad_rows(grad)
         grad = torch.zeros_like(of_normed)
         last, norm = len(self.model.layers) - 1, (self.model.final_norm, self.model.eps)
-        for block in _blocks(len(grad)):
+        for block in _blocks(len(grad), grad.device):
             x = self.last[block]
             self.model.elementwise.rms_norm_backward(
                 of_normed[block], x, *norm, grad[block], torch.empty_like(x)
@@ -157,7 +162,7 @@ class DensePass:
         qkv, low_qkv = outputs(count, layer.qkv, updates.qkv)
         query = x.new_empty(groups, count, share, size)
         key, value = (x.new_empty(groups, count, size) for _ in range(2))
-        for block in _blocks(count):
+        for block in _blocks(count, x.device):
             normed = torch.empty_like(x[block])
             do.rms_norm(x[block], layer.attention_norm, model.eps, normed)
             project(normed, layer.qkv, updates.qkv, qkv[block], low_qkv[block])
@@ -177,7 +182,7 @@ class DensePass:
         middle, low_output = outputs(count, layer.output, updates.output)
         gate_up, low_gate_up = outputs(count, layer.gate_up, updates.gate_up)
         output, low_down = outputs(count, layer.down, updates.down)
-        for block in _blocks(count):
+        for block in _blocks(count, x.device):
             project(attended[block], layer.output, updates.output, middle[block], low_output[block])
             middle[block] += residual[block]
             normed = torch.empty_like(middle[block])
@@ -212,7 +217,7 @@ class DensePass:
         do = model.elementwise
         low_qkv, low_output, low_gate_up, low_down = kept.low
         grad_attended = torch.empty_like(kept.attended)
-        for block in _blocks(len(grad)):
+        for block in _blocks(len(grad), grad.device):
             part, grad_low = input_gradient(grad[block], layer.down, updates.down)
             activated, inner = torch.empty_like(part), torch.empty_like(kept.gate_up[block])
             do.swiglu_backward(part, kept.gate_up[block], activated, inner)
@@ -244,7 +249,7 @@ class DensePass:
             else self.varlen.backward(*inputs, kept.probabilities)
         )
         grad_query, grad_key, grad_value = grads[0].view_as(kept.query), *grads[1:]
-        for block in _blocks(count):
+        for block in _blocks(count, grad.device):
             inner = torch.empty_like(kept.qkv[block])
             do.split_heads_backward(
                 kept.qkv[block],
@@ -268,6 +273,15 @@ class DensePass:
         return layer.query_norm, layer.key_norm, model.eps, cosine, sine, model.scale
 
 
+def numbers_kept(model: DenseModel, adapter: Adapter) -> float:
+    """How many numbers a token leaves in each layer for the backward pass, about."""
+    layer = model.layers[0]
+    widths = [sum(part.sizes) for part in (layer.qkv, layer.output, layer.gate_up, layer.down)]
+    ranks = adapter.config.rank * len(adapter.weights) / 2 / len(model.layers)
+    # Of _Kept: x, middle and attended are as wide as what output and down give, or about so.
+    return 2 * widths[0] + 2 * widths[1] + widths[2] + widths[3] + ranks
+
+
 def _spread(part: torch.Tensor, rows: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
     """The gradient of some rows, (M, width), as that of all T rows."""
     output = part.new_zeros(len(whole), part.shape[1])
@@ -275,8 +289,9 @@ def _spread(part: torch.Tensor, rows: torch.Tensor, whole: torch.Tensor) -> torc
     return output
 
 
-def _blocks(count: int) -> Iterator[slice]:
-    """All rows, in blocks of about _ROWS and nearly the same size."""
-    rows = -(-count // max(1, round(count / _ROWS)))
+def _blocks(count: int, device: torch.device) -> Iterator[slice]:
+    """All rows: on a CPU in blocks of about _ROWS and nearly the same size."""
+    parts = max(1, round(count / _ROWS)) if device.type == "cpu" else 1
+    rows = -(-count // parts)
     rows += -rows % ROW_STEP
     return (slice(start, min(start + rows, count)) for start in range(0, count, rows))

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from tinkersmith.engine.base_model import BaseModel
-from tinkersmith.engine.dense_training import DensePass
+from tinkersmith.engine.dense_training import DensePass, numbers_kept
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.head import HeadOutput, head_pass
 from tinkersmith.engine.lora import Adapter
 from tinkersmith.engine.losses import has_gradient
 from tinkersmith.engine.messages import Datum, LossConfig, LossOutput
-from tinkersmith.engine.packing import packs
+from tinkersmith.engine.packing import PACK_TOKENS, gpu_budget, packs
 
 
 def forward(
@@ -53,7 +53,8 @@ def _run(
 ) -> LossOutput:
     logprobs: dict[int, np.ndarray] = {}
     losses: dict[int, float] = {}
-    for pack in packs([len(datum.tokens) for datum in datums]):
+    budget = _budget(base, adapter)
+    for pack in packs([len(datum.tokens) for datum in datums], budget):
         chosen = [datums[index] for index in pack]
         lengths = [len(datum.tokens) for datum in chosen]
         tokens = torch.from_numpy(np.concatenate([datum.tokens for datum in chosen]))
@@ -83,6 +84,17 @@ def _run(
     in_order = range(len(datums))
     total = float(np.sum([losses[index] for index in in_order]))
     return LossOutput([logprobs[index] for index in in_order], {"loss:sum": total})
+
+
+def _budget(base: BaseModel, adapter: Adapter | None) -> int:
+    """Tokens of a pack: on a GPU as many as can keep all that their backward pass needs."""
+    if base.device.type != "cuda" or base.dense is None or adapter is None:
+        return PACK_TOKENS
+    # Of the GPU's whole memory, not of what is free now: packs are the same every time.
+    total = torch.cuda.get_device_properties(base.device).total_memory
+    weights = sum(parameter.nbytes for parameter in base.model.parameters())
+    numbers = numbers_kept(base.dense, adapter) * base.layers
+    return gpu_budget(total - weights, numbers * base.dtype.itemsize)
 
 
 def _run_dense(base, adapter, tokens, lengths, rows, head, backward: bool) -> HeadOutput:
