@@ -10,14 +10,17 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import linear
 
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import LoraConfig
+from tinkersmith.files import write_json
 
 if TYPE_CHECKING:
     from tinkersmith.engine.base_model import BaseModel
@@ -187,6 +190,12 @@ def peft_config(base: "BaseModel", adapter: Adapter, base_name_or_path: str) -> 
         "target_modules": _target_modules(adapter.module_paths, list(base.shapes)),
         "modules_to_save": None,
     }
+
+
+def write_adapter(base: "BaseModel", adapter: Adapter, folder: Path) -> None:
+    """The two files of an adapter in PEFT's format."""
+    save_file(adapter_state(adapter), folder / "adapter_model.safetensors")
+    write_json(folder / "adapter_config.json", peft_config(base, adapter, base.name))
 
 
 def _target_modules(trained: list[str], all_paths: list[str]) -> list[str]:

@@ -20,11 +20,10 @@ from tinkersmith.engine.catalogue import Catalogue
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.lora import (
     Adapter,
-    adapter_state,
     load_adapter_state,
     new_adapter,
-    peft_config,
     snapshot,
+    write_adapter,
 )
 from tinkersmith.engine.losses import check_datums
 from tinkersmith.engine.messages import (
@@ -46,7 +45,8 @@ from tinkersmith.engine.sampler import TOKENIZER, check_request, sample
 from tinkersmith.engine.shelf import Shelf
 from tinkersmith.engine.store import Store, TinkerPath
 from tinkersmith.engine.training_step import forward, forward_backward
-from tinkersmith.files import new_folder, write_json
+from tinkersmith.engine.vllm_sampling import VllmSampling
+from tinkersmith.files import new_folder
 
 log = logging.getLogger("tinkersmith.engine")
 
@@ -123,6 +123,7 @@ class Models:
         self.bases = BaseModels(catalogue, dtype, device, threads)
         self.trained: dict[str, TrainedModel] = {}
         self.samplers: dict[str, Sampler] = {}
+        self.vllm = VllmSampling()
         self.adapter_memory = adapter_memory
         self.shelf = Shelf(store.folder / "idle")
         # Bytes of each client whose tensors are in memory, the least lately used first.
@@ -230,10 +231,7 @@ class Models:
         start = time.perf_counter()
         folder = self.store.new_weights_folder(path)
         with new_folder(folder) as temporary:
-            save_file(adapter_state(model.adapter), temporary / "adapter_model.safetensors")
-            base = self.bases.get(model.base_name)
-            config = peft_config(base, model.adapter, model.base_name)
-            write_json(temporary / "adapter_config.json", config)
+            write_adapter(self.bases.get(model.base_name), model.adapter, temporary)
             if optimizer:
                 save_file(state_tensors(model.optimizer), temporary / "optimizer.safetensors")
         try:
@@ -307,11 +305,15 @@ class Models:
                 results.append(SampleResult([]))
             except Refused as refusal:
                 results.append(refusal)
-        answers = iter(sample(base, sampler.adapter, good, self._decoder(base)))
+        fast = self.vllm.sample(base, sampler_id, sampler.adapter, good)
+        rest = [request for request, answer in zip(good, fast, strict=True) if answer is None]
+        others = iter(sample(base, sampler.adapter, rest, self._decoder(base)))
+        answers = iter([next(others) if answer is None else answer for answer in fast])
         return [result if isinstance(result, Refused) else next(answers) for result in results]
 
     def free_sampler(self, sampler_id: str) -> None:
         self.samplers.pop(sampler_id, None)
+        self.vllm.forget(sampler_id)
         self._forget(sampler_id)
 
     # ---- memory

@@ -172,7 +172,7 @@ def _prompts(base: BaseModel, requests: Sequence[SampleRequest], shares: bool) -
     heads = [list(request.prompt[:-1]) for request in requests]
     runs = [Run(head) for head in heads]
     if shares:  # what is asked about a prompt needs all of it
-        shared = [i for i, request in enumerate(requests) if not _asks_about_prompt(request)]
+        shared = [i for i, request in enumerate(requests) if not asks_about_prompt(request)]
         found = shared_runs([heads[i] for i in shared]) if shared else []
         for i, run in zip(shared, found, strict=True):
             runs[i] = run
@@ -194,7 +194,7 @@ def _prompts(base: BaseModel, requests: Sequence[SampleRequest], shares: bool) -
     return deque(sorted(prompts, key=place))
 
 
-def _asks_about_prompt(request: SampleRequest) -> bool:
+def asks_about_prompt(request: SampleRequest) -> bool:
     return bool(
         request.prompt_logprobs
         or request.topk_prompt_logprobs
@@ -257,7 +257,7 @@ def _fill(
     asking = {
         id(prompt.run): prompt
         for prompt, rows in begun
-        if _asks_about_prompt(prompt.request) and not rows[0].number
+        if asks_about_prompt(prompt.request) and not rows[0].number
     }
     needed = {id(run): run for prompt, _ in begun for run in prompt.run.chain()}
     missing = [run for run in needed.values() if run.past is None and run.tokens]
