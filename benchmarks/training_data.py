@@ -88,7 +88,7 @@ def random_model(folder: Path, vocabulary: int) -> Path:
     return folder
 
 
-def useful_flops(lengths: Lengths, vocabulary: int) -> float:
+def useful_flops(lengths: Lengths, vocabulary: int, shape: dict[str, int] = SHAPE) -> float:
     """Operations that a step needs, however it is computed; padding and recomputation add none.
 
     A product of (m, k) and (k, n) is 2mkn. Frozen weights: forward and the input's gradient, 4 a
@@ -96,15 +96,15 @@ def useful_flops(lengths: Lengths, vocabulary: int) -> float:
     only at completion tokens. Attention: 2 products over n(n+1)/2 pairs forward and 4 backward.
     Element-wise work, soft-max and the optimizer are not counted.
     """
-    hidden, mlp, layers = SHAPE["hidden"], SHAPE["mlp"], SHAPE["layers"]
-    query = SHAPE["heads"] * SHAPE["head"]
-    key = SHAPE["key/value heads"] * SHAPE["head"]
+    hidden, mlp, layers = shape["hidden"], shape["mlp"], shape["layers"]
+    query = shape["heads"] * shape["head"]
+    key = shape["key/value heads"] * shape["head"]
     linears = [
         *((hidden, query), (hidden, key), (hidden, key), (query, hidden)),
         *((hidden, mlp), (hidden, mlp), (mlp, hidden)),
     ]
     frozen = sum(a * b for a, b in linears)
-    lora = sum(RANK * (a + b) for a, b in linears)
+    lora = sum(shape["LoRA rank"] * (a + b) for a, b in linears)
     first = 2 * hidden * (query + 2 * key)
     tokens = sum(prompt + rest for prompt, rest in lengths)
     graded = sum(rest for _, rest in lengths)

@@ -94,7 +94,7 @@ def _memory(samples: list[Sample]) -> dict[str, float]:
     }
 
 
-def _datums(samples: list[Sample]):
+def datums(samples: list[Sample]):
     from tinkersmith.engine.messages import Datum
 
     return [
@@ -109,7 +109,7 @@ def _datums(samples: list[Sample]):
     ]
 
 
-def _graded(samples: list[Sample]) -> int:
+def graded(samples: list[Sample]) -> int:
     return sum(len(tokens) - 1 - prompt for tokens, prompt in samples)
 
 
@@ -132,10 +132,10 @@ def _ours(folder: Path) -> tuple[Step, dict[str, float]]:
 
     def step(samples: list[Sample]) -> float:
         output = forward_backward(
-            base, adapter, _datums(samples), "cross_entropy", {}, only_graded=True
+            base, adapter, datums(samples), "cross_entropy", {}, only_graded=True
         )
         optim_step(adapter, state, AdamParams(learning_rate=LEARNING_RATE))
-        return output.metrics["loss:sum"] / _graded(samples)
+        return output.metrics["loss:sum"] / graded(samples)
 
     return step, loading
 
@@ -167,10 +167,10 @@ def _labelled(samples: list[Sample]):
     return tokens_in, targets, mask
 
 
-def _plain_loss(model, samples: list[Sample]):
+def plain_loss(model, samples: list[Sample]):
     import torch
 
-    tokens, targets, mask = _labelled(samples)
+    tokens, targets, mask = (part.to(model.device) for part in _labelled(samples))
     logits = model(input_ids=tokens, attention_mask=mask if len(samples) > 1 else None).logits
     return torch.nn.functional.cross_entropy(
         logits.flatten(0, 1).float(), targets.flatten(), reduction="sum"
@@ -188,12 +188,12 @@ def _plain(folder: Path, batch: int) -> Step:
         samples = sorted(samples, key=lambda sample: len(sample[0]))
         total = 0.0
         for start in range(0, len(samples), batch):
-            loss = _plain_loss(model, samples[start : start + batch])
+            loss = plain_loss(model, samples[start : start + batch])
             loss.backward()
             total += loss.item()
         optimizer.step()
         optimizer.zero_grad()
-        return total / _graded(samples)
+        return total / graded(samples)
 
     return step
 
@@ -310,10 +310,10 @@ def _exactness(folder: Path) -> dict[str, float]:
                 weight.normal_(0, 0.01, generator=generator)
             theirs[name].copy_(weight)
     ours = forward_backward(
-        base, adapter, _datums(samples), "cross_entropy", {}, only_graded=True
+        base, adapter, datums(samples), "cross_entropy", {}, only_graded=True
     ).metrics["loss:sum"]
-    loss = _plain_loss(plain, samples[:1]) + sum(
-        _plain_loss(plain, [sample]) for sample in samples[1:]
+    loss = plain_loss(plain, samples[:1]) + sum(
+        plain_loss(plain, [sample]) for sample in samples[1:]
     )
     loss.backward()
     worst = 0.0

@@ -125,6 +125,17 @@ def load_base_model(
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise Refused(f"the model in {folder} cannot be loaded: {reason}") from error
+    return base_model_of(name, folder, model, torch.device(device), narrow=narrow)
+
+
+def base_model_of(
+    name: str, folder: Path, model: PreTrainedModel, device: torch.device, *, narrow: bool = False
+) -> BaseModel:
+    """Freeze a model that was made with this engine's attention, its layers in 8 bits if `narrow`.
+
+    Raises:
+        Refused: this engine would get it wrong.
+    """
     model.eval().requires_grad_(False)
     if model.base_model is model:
         raise Refused(
@@ -137,8 +148,8 @@ def load_base_model(
     linears = {path: _replace(model, path) for paths in parts.values() for path in paths}
     if narrow:
         quantised = [linears[path] for part in ("attention", "mlp") for path in parts[part]]
-        quantise_layers(quantised, torch.device(device))
-        model.to(torch.device(device))  # type: ignore[arg-type]
+        quantise_layers(quantised, device)
+        model.to(device)  # type: ignore[arg-type]
     shapes = {
         path: LayerShape(layer.base.in_features, layer.base.out_features)
         for path, layer in linears.items()
