@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from tinkersmith.engine import dense_training, varlen_attention
 from tinkersmith.engine.base_model import load_base_model
 from tinkersmith.engine.messages import LoraConfig
 from tinkersmith.engine.training_step import forward_backward
+from tinkersmith.engine.varlen_attention import VarlenAttention
 
 
 def plain_varlen(
@@ -64,13 +66,14 @@ def test_a_training_step_with_it_equals_one_with_tiles(
     if not kept:  # every layer is computed twice
         monkeypatch.setattr(dense_training, "free_memory", lambda device: 0)
     base = load_base_model("tiny", make_tiny_model(tmp_path))
-    assert base.dense is not None and not base.dense.varlen
+    assert base.dense is not None
     adapter = filled_adapter(base, LoraConfig(4, 0))
     datums = random_datums(np.random.default_rng(), 7)
     expected = forward_backward(base, adapter, datums, "cross_entropy", {}).metrics["loss:sum"]
     theirs = gradients(adapter)
     adapter.clear_gradients()
-    varlen = replace(base, dense=replace(base.dense, varlen=True))
+    attention = partial(VarlenAttention, device=base.device)
+    varlen = replace(base, dense=replace(base.dense, attention=attention))
     output = forward_backward(varlen, adapter, datums, "cross_entropy", {})
     assert output.metrics["loss:sum"] == pytest.approx(expected, rel=1e-5)
     assert_equal_gradients(gradients(adapter), theirs)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from tinkersmith.engine.base_model import BaseModel
+from tinkersmith.engine.dense_projection import TorchProducts
 from tinkersmith.engine.elementwise import Elementwise
 from tinkersmith.engine.lora import new_adapter
 from tinkersmith.engine.messages import Datum, LoraConfig
@@ -48,7 +49,9 @@ def compile_elementwise(base: BaseModel, folder: Path) -> BaseModel:
         name: torch.compile(getattr(plain, name), dynamic=None if name in _OF_ONE_SHAPE else True)
         for name in (field.name for field in fields(plain))
     }
-    faster = replace(base, dense=replace(base.dense, elementwise=Elementwise(**compiled)))
+    elementwise = Elementwise(**compiled)
+    products = TorchProducts(elementwise)
+    faster = replace(base, dense=replace(base.dense, elementwise=elementwise, products=products))
     try:
         _configure(base.device)
         _warm_up(faster)

@@ -17,13 +17,12 @@ from torch.nn.functional import rms_norm as scaled_norm
 from tinkersmith.engine.attention import KeysAndValues
 from tinkersmith.engine.base_model import BaseModel
 from tinkersmith.engine.decoding import past_of
-from tinkersmith.engine.dense_layers import DenseLayer, DenseModel, Projection
-from tinkersmith.engine.dense_projection import Update, layer_updates, project, update_of
+from tinkersmith.engine.dense_layers import DenseLayer, DenseModel, PackedAttention, layer_updates
+from tinkersmith.engine.dense_projection import Projection, Update, outputs, update_of
 from tinkersmith.engine.dense_training import DensePass
-from tinkersmith.engine.elementwise import rms_norm, swiglu
 from tinkersmith.engine.lora import Adapter
 from tinkersmith.engine.prefixes import Run
-from tinkersmith.engine.tile_attention import Tile, attend, tiles
+from tinkersmith.engine.tile_attention import Tile, TileAttention, by_token
 
 _GROUP = 16  # slots
 _STEP = 64  # positions by which a cache grows: every size is a kernel of its own to oneDNN
@@ -104,7 +103,7 @@ class DenseDecoder:
         for slot in range(count):
             self.lengths[slot] += 1
         normed = torch.empty_like(x)
-        rms_norm(x, model.final_norm, model.eps, normed)
+        model.elementwise.rms_norm(x, model.final_norm, model.eps, normed)
         return self.logits(normed)
 
     def _layer(
@@ -117,8 +116,8 @@ class DenseDecoder:
         model, layer, updates = self.model, self.model.layers[index], self.updates[index]
         count, groups, size = len(x), model.key_heads, model.head_size
         normed = torch.empty_like(x)
-        rms_norm(x, layer.attention_norm, model.eps, normed)
-        qkv = _project(normed, layer.qkv, updates.qkv)
+        model.elementwise.rms_norm(x, layer.attention_norm, model.eps, normed)
+        qkv = self._project(normed, layer.qkv, updates.qkv)
         turned = self._rotate(qkv, self.head_norms[index], turn)  # (B, Q + G, D)
         query = turned[:, : model.heads].reshape(count * groups, -1, size)
         key = turned[:, model.heads :]
@@ -126,12 +125,24 @@ class DenseDecoder:
         heads = torch.empty_like(query)
         for part in active:
             part.attend(index, query, key, value, heads)
-        middle = _project(heads.view(count, -1), layer.output, updates.output).add_(x)
-        rms_norm(middle, layer.mlp_norm, model.eps, normed)
-        gate_up = _project(normed, layer.gate_up, updates.gate_up)
-        activated = gate_up.new_empty(count, gate_up.shape[1] // 2)
-        swiglu(gate_up, activated)
-        return _project(activated, layer.down, updates.down).add_(middle)
+        middle = self._project(heads.view(count, -1), layer.output, updates.output, x)
+        model.elementwise.rms_norm(middle, layer.mlp_norm, model.eps, normed)
+        gate_up, low = outputs(count, layer.gate_up, updates.gate_up)
+        activated = model.products.project_swiglu(
+            *(normed, layer.gate_up, updates.gate_up), gate_up, low
+        )
+        return self._project(activated, layer.down, updates.down, middle)
+
+    def _project(
+        self,
+        x: torch.Tensor,  # (N, in)
+        projection: Projection,
+        update: Update | None,
+        residual: torch.Tensor | None = None,  # (N, out)
+    ) -> torch.Tensor:  # (N, out)
+        output, low = outputs(len(x), projection, update)
+        self.model.products.project(x, projection, update, output, low, residual)
+        return output
 
     def _turn(self, positions: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines of each row's heads, (B, Q + G, D): queries are scaled by them, too."""
@@ -160,7 +171,7 @@ class DenseDecoder:
         return (heads * cosine).addcmul_(swapped, sine).to(qkv.dtype)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:  # (N, H) -> (N, V)
-        return _project(hidden, *self.head)
+        return self._project(hidden, *self.head)
 
 
 class _Slots:
@@ -241,7 +252,7 @@ class _Siblings:
     tokens: slice
     past: int  # how many tokens are before them
     layers: KeysAndValues | None  # (G, P, D): the past, zeros at its end
-    tiles: list[Tile]
+    attention: PackedAttention  # among themselves; TileAttention where there is a past
 
 
 class _Prefill(DensePass):
@@ -275,28 +286,27 @@ class _Prefill(DensePass):
                 slice(start, end),
                 runs[first].start,
                 None if parent is None else _padded_past(parent),
-                tiles(lengths, self.share, weight.dtype, weight.device),
+                self.model.attention(lengths)
+                if parent is None
+                else TileAttention(lengths, self.share, weight.dtype, weight.device),
             )
             start, first = end, last
 
     def _attend(
-        self,
-        index: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        probabilities: list[torch.Tensor] | None,
-    ) -> torch.Tensor:
+        self, index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, None]:
         self.past.append((key, value))
-        output = torch.empty_like(query)
+        parts = []
         for one in self.siblings:
             rows = slice(one.tokens.start * self.share, one.tokens.stop * self.share)
             own = query[:, rows], key[:, one.tokens], value[:, one.tokens]
             if one.layers is None:
-                output[:, rows] = attend(*own, one.tiles)
-            else:
-                output[:, rows] = _attend_to_past(*own, one.tiles, *one.layers[index], one.past)
-        return output
+                parts.append(one.attention.attend(*own, keep=False)[0])
+                continue
+            assert isinstance(one.attention, TileAttention)
+            heads = _attend_to_past(*own, one.attention.tiles, *one.layers[index], one.past)
+            parts.append(by_token(heads, own[1].shape[1]))
+        return torch.cat(parts), None
 
 
 def _padded_past(parent: Run) -> KeysAndValues:
@@ -330,13 +340,6 @@ def _attend_to_past(
         scores[:, :, length : before + tile.hidden] = -torch.inf
         scores[:, :, before + tile.masked - tile.first :] += tile.mask
         output[:, rows] = scores.softmax(-1) @ torch.cat([past_value, value[:, own]], 1)
-    return output
-
-
-def _project(x: torch.Tensor, projection: Projection, update: Update | None) -> torch.Tensor:
-    output = x.new_empty(len(x), len(projection.weight))
-    low = x.new_empty(len(x), 0 if update is None else len(update.a))
-    project(x, projection, update, output, low)
     return output
 
 

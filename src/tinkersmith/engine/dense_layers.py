@@ -6,31 +6,64 @@ working on views of it, so nothing is held twice.
 Axes: H hidden size, D head size, Q query heads, G key/value heads, F width of the MLP.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from functools import partial
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from tinkersmith.engine import varlen_attention
+from tinkersmith.engine.dense_projection import (
+    Products,
+    Projection,
+    TorchProducts,
+    Update,
+    update_of,
+)
 from tinkersmith.engine.elementwise import Elementwise
 from tinkersmith.engine.float8 import Float8Linear
-from tinkersmith.engine.lora import LoraLinear
-from tinkersmith.engine.varlen_attention import works
+from tinkersmith.engine.lora import Adapter, LoraLinear
+from tinkersmith.engine.tile_attention import TileAttention
+from tinkersmith.engine.varlen_attention import VarlenAttention
 
 _FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
 
 
-@dataclass(frozen=True, slots=True)
-class Projection:
-    """Linear layers with one input, their weights joined along the output."""
+class PackedAttention(Protocol):
+    """Causal attention of documents that stand end to end, each alone; made from their lengths.
 
-    weight: torch.Tensor  # (out, in)
-    dtype: torch.dtype  # of what goes in and what comes out
-    bias: torch.Tensor | None  # (out,)
-    paths: tuple[str, ...]  # the layers' module paths, in the order of their outputs
-    sizes: tuple[int, ...]  # the width of each one's output
-    scale: torch.Tensor | None = None  # (out, 1) in fp32, of a weight in 8 bits (see float8.py)
+    Axes: T packed tokens, R = Q / G queries a key; a token's queries of one key stand together.
+    """
+
+    def numbers_kept(self, heads: int, key_heads: int, size: int) -> int:
+        """How many numbers `attend` keeps when it is asked to."""
+        ...
+
+    def attend(
+        self,
+        query: torch.Tensor,  # (G, T R, D), scaled
+        key: torch.Tensor,  # (G, T, D)
+        value: torch.Tensor,  # (G, T, D)
+        *,
+        keep: bool,
+    ) -> tuple[torch.Tensor, Any]:
+        """(T, Q D), and what `backward` is to be given; with `keep`, all that makes it faster."""
+        ...
+
+    def backward(
+        self,
+        grad: torch.Tensor,  # (T, Q D)
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        output: torch.Tensor,  # (T, Q D); may be 0 where grad is
+        kept: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Gradients of query, key and value; the last two may be in fp32."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +89,27 @@ class DenseModel:
     key_heads: int  # G
     head_size: int  # D
     scale: float  # of the attention scores
+    attention: Callable[[Sequence[int]], PackedAttention]  # from the lengths of documents
     elementwise: Elementwise = field(default_factory=Elementwise)
-    varlen: bool = False  # attention by varlen_attention.py instead of tiles
+    products: Products = field(default_factory=TorchProducts)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerUpdates:
+    qkv: Update | None
+    output: Update | None
+    gate_up: Update | None
+    down: Update | None
+
+
+def layer_updates(layer: DenseLayer, adapter: Adapter | None) -> LayerUpdates:
+    """The adapter's matrices as this layer's projections use them."""
+    return LayerUpdates(
+        qkv=update_of(layer.qkv, adapter),
+        output=update_of(layer.output, adapter),
+        gate_up=update_of(layer.gate_up, adapter),
+        down=update_of(layer.down, adapter),
+    )
 
 
 def dense_model(model: PreTrainedModel) -> DenseModel | None:
@@ -72,8 +124,10 @@ def dense_model(model: PreTrainedModel) -> DenseModel | None:
     layers = [_layer(layer) for layer in inner.layers]
     if any(layer is None for layer in layers):
         return None
-    attention = inner.layers[0].self_attn
-    norm, heads, key_heads = inner.norm, config.num_attention_heads, config.num_key_value_heads
+    attention, norm = inner.layers[0].self_attn, inner.norm
+    heads, key_heads = config.num_attention_heads, config.num_key_value_heads
+    size = attention.head_dim
+    like = norm.weight.dtype, norm.weight.device
     return DenseModel(
         layers=cast(list[DenseLayer], layers),
         embedding=inner.embed_tokens,
@@ -82,10 +136,19 @@ def dense_model(model: PreTrainedModel) -> DenseModel | None:
         eps=norm.variance_epsilon,
         heads=heads,
         key_heads=key_heads,
-        head_size=attention.head_dim,
+        head_size=size,
         scale=attention.scaling,
-        varlen=works(heads, key_heads, attention.head_dim, norm.weight.dtype, norm.weight.device),
+        attention=_attention(heads, key_heads, size, *like),
     )
+
+
+def _attention(
+    heads: int, key_heads: int, size: int, dtype: torch.dtype, device: torch.device
+) -> Callable[[Sequence[int]], PackedAttention]:
+    if varlen_attention.works(heads, key_heads, size, dtype, device):
+        return partial(VarlenAttention, device=device)
+    share = heads // key_heads
+    return partial(TileAttention, queries_per_key=share, dtype=dtype, device=device)
 
 
 def is_dense(config: Any) -> bool:

@@ -1,65 +1,79 @@
 """A joined projection of a Llama-shaped model with an adapter's updates: forward and backward.
 
-Axes: N rows of a block, M rows in all, R rank of the adapter, n trained layers of a projection.
+Axes: N rows of a block, M rows in all, R rank of the adapter (made even), n trained layers of a
+projection, F width of the MLP.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
 from tinkersmith.engine import float8
-from tinkersmith.engine.dense_layers import DenseLayer, Projection
-from tinkersmith.engine.head import add_gradient
+from tinkersmith.engine.elementwise import Elementwise
 from tinkersmith.engine.lora import Adapter
 
 
 @dataclass(frozen=True, slots=True)
-class Update:
-    """An adapter's part in a projection, in the base model's dtype."""
+class Projection:
+    """Linear layers with one input, their weights joined along the output."""
 
-    adapter: Adapter
-    a: torch.Tensor  # (n R, in): the A matrices of its n trained layers
-    b: list[torch.Tensor]  # n of (out, R)
-    columns: list[slice]  # where in the projection's output each of them adds
-    paths: list[str]
-
-    def ranks(self) -> list[slice]:
-        rank = self.adapter.config.rank
-        return [slice(i * rank, (i + 1) * rank) for i in range(len(self.b))]
+    weight: torch.Tensor  # (out, in)
+    dtype: torch.dtype  # of what goes in and what comes out
+    bias: torch.Tensor | None  # (out,)
+    paths: tuple[str, ...]  # the layers' module paths, in the order of their outputs
+    sizes: tuple[int, ...]  # the width of each one's output
+    scale: torch.Tensor | None = None  # (out, 1) in fp32, of a weight in 8 bits (see float8.py)
 
 
 @dataclass(frozen=True, slots=True)
-class LayerUpdates:
-    qkv: Update | None
-    output: Update | None
-    gate_up: Update | None
-    down: Update | None
+class Part:
+    """One trained layer of a projection."""
+
+    path: str
+    columns: slice  # of the projection's output
+    ranks: slice  # of x A^T
+    b: torch.Tensor  # (out, R), times the adapter's scaling
 
 
-def layer_updates(layer: DenseLayer, adapter: Adapter | None) -> LayerUpdates:
-    """The adapter's matrices as this layer's projections use them."""
-    return LayerUpdates(
-        qkv=update_of(layer.qkv, adapter),
-        output=update_of(layer.output, adapter),
-        gate_up=update_of(layer.gate_up, adapter),
-        down=update_of(layer.down, adapter),
-    )
+@dataclass(frozen=True, slots=True)
+class Update:
+    """An adapter's part in a projection, in the base model's dtype.
+
+    Ranks are even: an odd one gets a row of zeros.
+    """
+
+    adapter: Adapter
+    a: torch.Tensor  # (n R, in): the A matrices of its n trained layers
+    parts: list[Part]
+
+    def gradient(self, part: Part, side: str) -> torch.Tensor:
+        """What was added up so far for A (rank, in) or B (out, rank), in fp32, to be added to."""
+        weight = self.adapter.weights[f"{part.path}.lora_{side}"]
+        if weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
+        return weight.grad
 
 
 def update_of(projection: Projection, adapter: Adapter | None) -> Update | None:
     if adapter is None:
         return None
-    dtype = projection.dtype
-    a, b, columns, paths = [], [], [], []
-    start = 0
+    a: list[torch.Tensor] = []
+    parts: list[Part] = []
+    start, odd = 0, adapter.config.rank % 2
+    rank = adapter.config.rank + odd
     for path, width in zip(projection.paths, projection.sizes, strict=True):
         if f"{path}.lora_A" in adapter.weights:
-            a.append(adapter.weights[f"{path}.lora_A"].detach())
-            b.append(adapter.weights[f"{path}.lora_B"].detach().to(dtype))
-            columns.append(slice(start, start + width))
-            paths.append(path)
+            of_a, b = (adapter.weights[f"{path}.lora_{side}"].detach() for side in "AB")
+            if odd:
+                of_a = torch.nn.functional.pad(of_a, (0, 0, 0, 1))
+                b = torch.nn.functional.pad(b, (0, 1))
+            ranks = slice(len(parts) * rank, (len(parts) + 1) * rank)
+            scaled = (b * adapter.scaling).to(projection.dtype)
+            parts.append(Part(path, slice(start, start + width), ranks, scaled))
+            a.append(of_a)
         start += width
-    return Update(adapter, torch.cat(a).to(dtype), b, columns, paths) if paths else None
+    return Update(adapter, torch.cat(a).to(projection.dtype), parts) if parts else None
 
 
 def outputs(
@@ -72,66 +86,125 @@ def outputs(
     return output, low
 
 
-def project(
-    x: torch.Tensor,  # (N, in)
-    projection: Projection,
-    update: Update | None,
-    output: torch.Tensor,  # (N, out)
-    low: torch.Tensor,  # (N, n R)
-) -> None:
-    """Writes x W^T + b, the adapter's part added, to `output`, and x A^T to `low`."""
-    if projection.scale is None:
-        torch.mm(x, projection.weight.T, out=output)
-    else:
-        float8.product(x, projection.weight, projection.scale, output)
-    if projection.bias is not None:
-        output += projection.bias
-    if update is None:
-        return
-    torch.mm(x, update.a.T, out=low)
-    for rank, columns, b in zip(update.ranks(), update.columns, update.b, strict=True):
-        output[:, columns].addmm_(low[:, rank], b.T, alpha=update.adapter.scaling)
+class Products(Protocol):
+    """The products of a layer, each with what is done to its result at once."""
+
+    def project(
+        self,
+        x: torch.Tensor,  # (N, in)
+        projection: Projection,
+        update: Update | None,
+        output: torch.Tensor,  # (N, out)
+        low: torch.Tensor,  # (N, n R)
+        residual: torch.Tensor | None = None,  # (N, out)
+    ) -> None:
+        """Writes x W^T + b, the adapter's part and the residual added, to `output`, and x A^T to
+        `low`."""
+        ...
+
+    def project_swiglu(
+        self,
+        x: torch.Tensor,  # (N, in)
+        projection: Projection,
+        update: Update | None,
+        gate_up: torch.Tensor,  # (N, 2 F)
+        low: torch.Tensor,  # (N, n R)
+    ) -> torch.Tensor:  # (N, F)
+        """`project` into `gate_up`, and silu(gate) up."""
+        ...
+
+    def input_gradient(
+        self,
+        grad: torch.Tensor,  # (N, out)
+        projection: Projection,
+        update: Update | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The input's gradient (N, in), and that of x A^T (N, n R)."""
+        ...
+
+    def input_gradient_swiglu(
+        self,
+        grad: torch.Tensor,  # (N, out)
+        projection: Projection,
+        update: Update | None,
+        gate_up: torch.Tensor,  # (N, 2 F)
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Of a projection whose input is silu(gate) up: this input again (N, F), the gradient of
+        `gate_up`, and that of x A^T."""
+        ...
+
+    def low_gradient(
+        self, grad: torch.Tensor, update: Update | None
+    ) -> torch.Tensor | None:  # (N, out) -> (N, n R)
+        """The gradient of x A^T."""
+        ...
+
+    def add_gradients(
+        self,
+        update: Update | None,
+        grad: torch.Tensor,  # (N, out)
+        x: torch.Tensor,  # (N, in), what went in
+        grad_low: torch.Tensor | None,  # (N, n R)
+        low: torch.Tensor,  # (N, n R)
+    ) -> None:
+        """Adds the LoRA gradients of a block of rows to the adapter's."""
+        ...
 
 
-def low_gradient(grad: torch.Tensor, update: Update | None) -> torch.Tensor | None:
-    """(N, out) -> (N, n R), the gradient of x A^T."""
-    if update is None:
-        return None
-    parts = [
-        (grad[:, columns] @ b).mul_(update.adapter.scaling)
-        for columns, b in zip(update.columns, update.b, strict=True)
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+@dataclass(frozen=True, slots=True)
+class TorchProducts:
+    """By torch, on every device."""
 
+    elementwise: Elementwise = field(default_factory=Elementwise)
 
-def input_gradient(
-    grad: torch.Tensor, projection: Projection, update: Update | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(N, out) -> the input's gradient (N, in), and that of x A^T (N, n R)."""
-    if projection.scale is None:
-        grad_x = grad @ projection.weight
-    else:
-        grad_x = float8.input_product(grad, projection.weight, projection.scale)
-    grad_low = low_gradient(grad, update)
-    if update is not None and grad_low is not None:
-        grad_x.addmm_(grad_low, update.a)
-    return grad_x, grad_low
+    def project(self, x, projection, update, output, low, residual=None) -> None:
+        if projection.scale is None:
+            torch.mm(x, projection.weight.T, out=output)
+        else:
+            float8.product(x, projection.weight, projection.scale, output)
+        if projection.bias is not None:
+            output += projection.bias
+        if update is not None:
+            torch.mm(x, update.a.T, out=low)
+            for part in update.parts:
+                output[:, part.columns].addmm_(low[:, part.ranks], part.b.T)
+        if residual is not None:
+            output += residual
 
+    def project_swiglu(self, x, projection, update, gate_up, low) -> torch.Tensor:
+        self.project(x, projection, update, gate_up, low)
+        activated = gate_up.new_empty(len(x), gate_up.shape[1] // 2)
+        self.elementwise.swiglu(gate_up, activated)
+        return activated
 
-def add_gradients(
-    update: Update | None,
-    grad: torch.Tensor,  # (N, out)
-    x: torch.Tensor,  # (N, in), what went in
-    grad_low: torch.Tensor | None,  # (N, n R)
-    low: torch.Tensor,  # (N, n R)
-) -> None:
-    """Adds the LoRA gradients of a block of rows to the adapter's."""
-    if update is None or grad_low is None:
-        return
-    adapter = update.adapter
-    for rank, columns, path in zip(update.ranks(), update.columns, update.paths, strict=True):
-        grad_b = (grad[:, columns].T @ low[:, rank]).float().mul_(adapter.scaling)
-        add_gradient(adapter, f"{path}.lora_B", grad_b)
-    grad_a = (grad_low.T @ x).float()  # (n R, in)
-    for rank, path in zip(update.ranks(), update.paths, strict=True):
-        add_gradient(adapter, f"{path}.lora_A", grad_a[rank])
+    def input_gradient(self, grad, projection, update):
+        if projection.scale is None:
+            grad_x = grad @ projection.weight
+        else:
+            grad_x = float8.input_product(grad, projection.weight, projection.scale)
+        grad_low = self.low_gradient(grad, update)
+        if update is not None and grad_low is not None:
+            grad_x.addmm_(grad_low, update.a)
+        return grad_x, grad_low
+
+    def input_gradient_swiglu(self, grad, projection, update, gate_up):
+        part, grad_low = self.input_gradient(grad, projection, update)
+        activated, inner = torch.empty_like(part), torch.empty_like(gate_up)
+        self.elementwise.swiglu_backward(part, gate_up, activated, inner)
+        return activated, inner, grad_low
+
+    def low_gradient(self, grad, update) -> torch.Tensor | None:
+        if update is None:
+            return None
+        parts = [grad[:, part.columns] @ part.b for part in update.parts]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def add_gradients(self, update, grad, x, grad_low, low) -> None:
+        if update is None or grad_low is None:
+            return
+        rank, scaling = update.adapter.config.rank, update.adapter.scaling
+        grad_a = grad_low.T @ x  # (n R, in)
+        for part in update.parts:
+            grad_b = grad[:, part.columns].T @ low[:, part.ranks]
+            update.gradient(part, "B").add_(grad_b[:, :rank], alpha=scaling)
+            update.gradient(part, "A").add_(grad_a[part.ranks][:rank])

@@ -15,20 +15,16 @@ from typing import Any
 
 import torch
 
-from tinkersmith.engine.dense_layers import DenseLayer, DenseModel
-from tinkersmith.engine.dense_projection import (
-    add_gradients,
-    input_gradient,
+from tinkersmith.engine.dense_layers import (
+    DenseLayer,
+    DenseModel,
+    PackedAttention,
     layer_updates,
-    low_gradient,
-    outputs,
-    project,
 )
+from tinkersmith.engine.dense_projection import outputs
 from tinkersmith.engine.head import ROW_STEP, pad_rows
 from tinkersmith.engine.lora import Adapter
 from tinkersmith.engine.memory import free_memory
-from tinkersmith.engine.tile_attention import Tile, attend, attend_backward, tiles
-from tinkersmith.engine.varlen_attention import VarlenAttention
 
 log = logging.getLogger("tinkersmith.engine")
 
@@ -44,7 +40,7 @@ class _Kept:
     query: torch.Tensor  # (G, T, Q/G, D)
     key: torch.Tensor  # (G, T, D)
     value: torch.Tensor  # (G, T, D)
-    probabilities: list[torch.Tensor] | None  # of each tile, or what VarlenAttention keeps
+    attention: Any  # what its backward pass is to be given
     attended: torch.Tensor  # (M, Q D)
     middle: torch.Tensor  # (M, H), between attention and MLP
     gate_up: torch.Tensor  # (M, 2 F)
@@ -76,7 +72,6 @@ class DensePass:
         self.tokens = sum(lengths)
         lengths = [*lengths, *([-self.tokens % ROW_STEP] if self.tokens % ROW_STEP else [])]
         self.padded, self.lengths = sum(lengths), lengths
-        self.varlen = VarlenAttention(lengths, weight.device) if model.varlen else None
         firsts = [*(starts or []), *[0] * (len(lengths) - len(starts or []))]
         positions = torch.cat(
             [
@@ -88,29 +83,24 @@ class DensePass:
         half = model.head_size // 2
         # (T, 1, D/2): both halves are the same.
         self.turn = cosine[0, :, None, :half], sine[0, :, None, :half]
-        self.kept_layers, self.probabilities_kept = 0, False
+        self.kept_layers, self.attention_keeps = 0, False
         if backward and adapter is not None:
             self._choose_what_is_kept(adapter, kept_layers)
         self.kept: list[_Kept | torch.Tensor] = []
 
     @cached_property
-    def tiles(self) -> list[Tile]:
-        weight = self.model.final_norm
-        return tiles(self.lengths, self.share, weight.dtype, weight.device)
+    def attention(self) -> PackedAttention:
+        return self.model.attention(self.lengths)
 
     def _choose_what_is_kept(self, adapter: Adapter, kept_layers: int | None) -> None:
-        """All that fits into half of the free memory: layers first, then their probabilities."""
+        """All that fits into half of the free memory: layers first, then what attention keeps."""
         model, weight = self.model, self.model.final_norm
         count, size = len(model.layers), numbers_kept(model, adapter)
         half = free_memory(weight.device) / 2 / weight.itemsize  # in numbers
-        if self.varlen is None:
-            seen = sum((tile.end - tile.start) * (tile.end - tile.first) for tile in self.tiles)
-            probabilities = model.heads * seen
-        else:  # queries, keys, values and the output, once more
-            probabilities = 2 * (model.heads + model.key_heads) * model.head_size * self.tokens
+        by_attention = self.attention.numbers_kept(model.heads, model.key_heads, model.head_size)
         fitting = min(count, int(half / (size * self.tokens)))
         self.kept_layers = fitting if kept_layers is None else kept_layers
-        self.probabilities_kept = half > count * (size * self.tokens + probabilities)
+        self.attention_keeps = half > count * (size * self.tokens + by_attention)
         if self.kept_layers < count:
             log.info(
                 "%d tokens: memory for %d of %d layers, the others are computed twice",
@@ -157,7 +147,7 @@ class DensePass:
     ) -> tuple[torch.Tensor, _Kept]:
         """(T, H) -> (T, H), or (M, H) where only some rows go through the MLP."""
         model, layer, updates = self.model, self.model.layers[index], self.updates[index]
-        do = model.elementwise
+        do, products = model.elementwise, model.products
         count, groups, share, size = len(x), model.key_heads, self.share, model.head_size
         qkv, low_qkv = outputs(count, layer.qkv, updates.qkv)
         query = x.new_empty(groups, count, share, size)
@@ -165,15 +155,13 @@ class DensePass:
         for block in _blocks(count, x.device):
             normed = torch.empty_like(x[block])
             do.rms_norm(x[block], layer.attention_norm, model.eps, normed)
-            project(normed, layer.qkv, updates.qkv, qkv[block], low_qkv[block])
+            products.project(normed, layer.qkv, updates.qkv, qkv[block], low_qkv[block])
             do.split_heads(
                 qkv[block],
                 *self._of_heads(layer, block),
                 *(query[:, block], key[:, block], value[:, block]),
             )
-        probabilities = [] if self.probabilities_kept else None
-        heads = self._attend(index, query.flatten(1, 2), key, value, probabilities)
-        attended = heads.view(groups, count, share * size).transpose(0, 1).flatten(1)  # (T, Q D)
+        attended, remembered = self._attend(index, query.flatten(1, 2), key, value)  # (T, Q D)
         residual = x
         if rows is not None:
             attended, residual = pad_rows(attended[rows]), pad_rows(x[rows])
@@ -183,70 +171,66 @@ class DensePass:
         gate_up, low_gate_up = outputs(count, layer.gate_up, updates.gate_up)
         output, low_down = outputs(count, layer.down, updates.down)
         for block in _blocks(count, x.device):
-            project(attended[block], layer.output, updates.output, middle[block], low_output[block])
-            middle[block] += residual[block]
+            products.project(
+                *(attended[block], layer.output, updates.output, middle[block], low_output[block]),
+                residual[block],
+            )
             normed = torch.empty_like(middle[block])
             do.rms_norm(middle[block], layer.mlp_norm, model.eps, normed)
-            project(normed, layer.gate_up, updates.gate_up, gate_up[block], low_gate_up[block])
-            activated = gate_up.new_empty(len(normed), gate_up.shape[1] // 2)
-            do.swiglu(gate_up[block], activated)
-            project(activated, layer.down, updates.down, output[block], low_down[block])
-            output[block] += middle[block]
+            activated = products.project_swiglu(
+                normed, layer.gate_up, updates.gate_up, gate_up[block], low_gate_up[block]
+            )
+            products.project(
+                *(activated, layer.down, updates.down, output[block], low_down[block]),
+                middle[block],
+            )
         low = [low_qkv, low_output, low_gate_up, low_down]
-        return output, _Kept(
-            x, qkv, query, key, value, probabilities, attended, middle, gate_up, low
-        )
+        return output, _Kept(x, qkv, query, key, value, remembered, attended, middle, gate_up, low)
 
     def _attend(
         self,
         index: int,  # of the layer
-        query: torch.Tensor,  # (G, T Q/G, D)
+        query: torch.Tensor,  # (G, T R, D), R = Q / G
         key: torch.Tensor,  # (G, T, D)
         value: torch.Tensor,
-        probabilities: list[torch.Tensor] | None,
-    ) -> torch.Tensor:  # (G, T Q/G, D)
-        if self.varlen is not None:
-            return self.varlen.attend(query, key, value, probabilities)
-        return attend(query, key, value, self.tiles, probabilities)
+    ) -> tuple[torch.Tensor, Any]:  # (T, Q D)
+        return self.attention.attend(query, key, value, keep=self.attention_keeps)
 
     def _layer_backward(
         self, index: int, grad: torch.Tensor, kept: _Kept, rows: torch.Tensor | None
     ) -> torch.Tensor:
         """(T or M, H) -> (T, H)"""
         model, layer, updates = self.model, self.model.layers[index], self.updates[index]
-        do = model.elementwise
+        do, products = model.elementwise, model.products
         low_qkv, low_output, low_gate_up, low_down = kept.low
         grad_attended = torch.empty_like(kept.attended)
         for block in _blocks(len(grad), grad.device):
-            part, grad_low = input_gradient(grad[block], layer.down, updates.down)
-            activated, inner = torch.empty_like(part), torch.empty_like(kept.gate_up[block])
-            do.swiglu_backward(part, kept.gate_up[block], activated, inner)
-            add_gradients(updates.down, grad[block], activated, grad_low, low_down[block])
-
-            part, grad_low = input_gradient(inner, layer.gate_up, updates.gate_up)
+            activated, inner, grad_low = products.input_gradient_swiglu(
+                grad[block], layer.down, updates.down, kept.gate_up[block]
+            )
+            products.add_gradients(
+                *(updates.down, grad[block], activated), grad_low, low_down[block]
+            )
+            part, grad_low = products.input_gradient(inner, layer.gate_up, updates.gate_up)
             middle, normed = kept.middle[block], torch.empty_like(part)
             do.rms_norm_backward(part, middle, layer.mlp_norm, model.eps, grad[block], normed)
-            add_gradients(updates.gate_up, inner, normed, grad_low, low_gate_up[block])
+            products.add_gradients(updates.gate_up, inner, normed, grad_low, low_gate_up[block])
 
-            part, grad_low = input_gradient(grad[block], layer.output, updates.output)
+            part, grad_low = products.input_gradient(grad[block], layer.output, updates.output)
             grad_attended[block] = part
-            add_gradients(
+            products.add_gradients(
                 *(updates.output, grad[block], kept.attended[block]), grad_low, low_output[block]
             )
+        attended = kept.attended
         if rows is not None:
-            grad, grad_attended = (_spread(part, rows, kept.x) for part in (grad, grad_attended))
+            grad, grad_attended, attended = (
+                _spread(part, rows, kept.x) for part in (grad, grad_attended, attended)
+            )
 
-        count, groups = len(kept.x), model.key_heads
-        heads = (
-            grad_attended.view(count, groups, -1)
-            .transpose(0, 1)
-            .reshape(groups, -1, model.head_size)
-        )
-        inputs = heads, kept.query.flatten(1, 2), kept.key, kept.value
-        grads = (
-            attend_backward(*inputs, self.tiles, kept.probabilities)
-            if self.varlen is None
-            else self.varlen.backward(*inputs, kept.probabilities)
+        count = len(kept.x)
+        grads = self.attention.backward(
+            *(grad_attended, kept.query.flatten(1, 2), kept.key, kept.value),
+            *(attended, kept.attention),
         )
         grad_query, grad_key, grad_value = grads[0].view_as(kept.query), *grads[1:]
         for block in _blocks(count, grad.device):
@@ -259,12 +243,12 @@ class DensePass:
             )
             x, normed = kept.x[block], torch.empty_like(kept.x[block])
             if index > 0:
-                part, grad_low = input_gradient(inner, layer.qkv, updates.qkv)
+                part, grad_low = products.input_gradient(inner, layer.qkv, updates.qkv)
                 do.rms_norm_backward(part, x, layer.attention_norm, model.eps, grad[block], normed)
             else:  # nothing below layer 0 is trained
-                grad_low = low_gradient(inner, updates.qkv)
+                grad_low = products.low_gradient(inner, updates.qkv)
                 do.rms_norm(x, layer.attention_norm, model.eps, normed)
-            add_gradients(updates.qkv, inner, normed, grad_low, low_qkv[block])
+            products.add_gradients(updates.qkv, inner, normed, grad_low, low_qkv[block])
         return grad
 
     def _of_heads(self, layer: DenseLayer, block: slice) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 
@@ -65,6 +66,37 @@ def tiles(
             mask = additive(own & (keys <= keys[start - masked :, None]))
         found.append(Tile(start, end, first, document_start - first, masked, mask))
     return found
+
+
+class TileAttention:
+    """Attention of documents packed end to end, on every device (see dense_layers.py)."""
+
+    def __init__(
+        self, lengths: Sequence[int], queries_per_key: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.tiles = tiles(lengths, queries_per_key, dtype, device)
+
+    def numbers_kept(self, heads: int, key_heads: int, size: int) -> int:
+        """Each tile's probabilities."""
+        return heads * sum((tile.end - tile.start) * (tile.end - tile.first) for tile in self.tiles)
+
+    def attend(self, query, key, value, *, keep: bool) -> tuple[torch.Tensor, Any]:
+        kept: list[torch.Tensor] | None = [] if keep else None
+        heads = attend(query, key, value, self.tiles, kept)
+        return by_token(heads, key.shape[1]), kept
+
+    def backward(self, grad, query, key, value, output, kept: Any):
+        return attend_backward(by_group(grad, *key.shape[::2]), query, key, value, self.tiles, kept)
+
+
+def by_token(heads: torch.Tensor, tokens: int) -> torch.Tensor:  # (G, T R, D) -> (T, Q D)
+    return heads.view(len(heads), tokens, -1).transpose(0, 1).flatten(1)
+
+
+def by_group(
+    heads: torch.Tensor, groups: int, size: int
+) -> torch.Tensor:  # (T, Q D) -> (G, T R, D)
+    return heads.view(len(heads), groups, -1).transpose(0, 1).reshape(groups, -1, size)
 
 
 def attend(

@@ -9,37 +9,35 @@ Axes: T packed tokens, Q query heads, G key/value heads, R = Q / G queries a key
 import logging
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch.nn.attention.varlen import varlen_attn
 
-from tinkersmith.engine.tile_attention import attend, attend_backward, tiles
+from tinkersmith.engine.tile_attention import TileAttention, by_group, by_token
 
 log = logging.getLogger("tinkersmith.engine")
 
 
 class VarlenAttention:
-    """Attention of documents packed end to end; shapes are those of tile_attention.py."""
+    """Attention of documents packed end to end (see dense_layers.py)."""
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
         ends = [0, *accumulate(lengths)]
         self.ends = torch.tensor(ends, dtype=torch.int32, device=device)
-        self.longest = max(lengths)
+        self.longest, self.tokens = max(lengths), ends[-1]
 
-    def attend(
-        self,
-        query: torch.Tensor,  # (G, T R, D), scaled
-        key: torch.Tensor,  # (G, T, D)
-        value: torch.Tensor,  # (G, T, D)
-        kept: list[torch.Tensor] | None = None,
-    ) -> torch.Tensor:  # (G, T R, D)
-        """What the backward pass needs is put into `kept`."""
+    def numbers_kept(self, heads: int, key_heads: int, size: int) -> int:
+        """Queries, keys, values and the output, once more."""
+        return 2 * (heads + key_heads) * size * self.tokens
+
+    def attend(self, query, key, value, *, keep: bool) -> tuple[torch.Tensor, Any]:
         groups, count, size = key.shape
-        by_token = query.view(groups, count, -1, size).transpose(0, 1).reshape(count, -1, size)
-        with torch.set_grad_enabled(kept is not None):
+        heads = query.view(groups, count, -1, size).transpose(0, 1).reshape(count, -1, size)
+        with torch.set_grad_enabled(keep):
             q, k, v = (
-                part.detach().contiguous().requires_grad_(kept is not None)
-                for part in (by_token, key.transpose(0, 1), value.transpose(0, 1))
+                part.detach().contiguous().requires_grad_(keep)
+                for part in (heads, key.transpose(0, 1), value.transpose(0, 1))
             )
             output = varlen_attn(
                 *(q, k, v),
@@ -52,32 +50,16 @@ class VarlenAttention:
                 enable_gqa=True,
             )
         assert isinstance(output, torch.Tensor)
-        if kept is not None:
-            kept += [q, k, v, output]
-        return _by_group(output.detach(), groups)
+        return output.detach().flatten(1), (q, k, v, output) if keep else None
 
-    def backward(
-        self,
-        grad: torch.Tensor,  # (G, T R, D)
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        kept: list[torch.Tensor] | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Gradients of query, key and value; without what `attend` kept it runs again."""
-        if kept is None:
-            self.attend(query, key, value, kept := [])
+    def backward(self, grad, query, key, value, output, kept: Any):
+        if kept is None:  # it runs again
+            _, kept = self.attend(query, key, value, keep=True)
         *inputs, output = kept
-        groups = len(key)
-        size = output.shape[-1]
-        wanted = grad.view(groups, len(output), -1, size).transpose(0, 1).reshape(output.shape)
-        grads = torch.autograd.grad(output, inputs, wanted)
-        return _by_group(grads[0], groups), grads[1].transpose(0, 1), grads[2].transpose(0, 1)
-
-
-def _by_group(part: torch.Tensor, groups: int) -> torch.Tensor:  # (T, Q, D) -> (G, T R, D)
-    count, _, size = part.shape
-    return part.view(count, groups, -1, size).transpose(0, 1).reshape(groups, -1, size)
+        groups, _, size = key.shape
+        grads = torch.autograd.grad(output, inputs, grad.view_as(output))
+        of_query = by_group(grads[0].flatten(1), groups, size)
+        return of_query, grads[1].transpose(0, 1), grads[2].transpose(0, 1)
 
 
 def works(heads: int, groups: int, size: int, dtype: torch.dtype, device: torch.device) -> bool:
@@ -107,13 +89,15 @@ def _difference(
         return part.to(device, dtype)
 
     share = heads // groups
-    query, key, value, grad = random(share) * size**-0.5, random(1), random(1), random(share)
-    varlen, grid = VarlenAttention(lengths, device), tiles(lengths, share, dtype, device)
-    kept: list[torch.Tensor] = []
-    ours = [varlen.attend(query, key, value, kept)]
-    ours += varlen.backward(grad, query, key, value, kept)
-    expected = [attend(query, key, value, grid)]
-    expected += attend_backward(grad, query, key, value, grid)
+    query, key, value = random(share) * size**-0.5, random(1), random(1)
+    grad = by_token(random(share), sum(lengths))
+
+    def pass_of(attention: VarlenAttention | TileAttention) -> list[torch.Tensor]:
+        output, kept = attention.attend(query, key, value, keep=True)
+        return [output, *attention.backward(grad, query, key, value, output, kept)]
+
+    ours = pass_of(VarlenAttention(lengths, device))
+    expected = pass_of(TileAttention(lengths, share, dtype, device))
     return max(
         float((a.float() - b.float()).norm() / b.float().norm())
         for a, b in zip(ours, expected, strict=True)
