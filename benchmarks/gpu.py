@@ -166,10 +166,11 @@ def _ours(
     from benchmarks.training_worker import LEARNING_RATE, datums, graded
     from tinkersmith.engine.attention import NAME
     from tinkersmith.engine.base_model import base_model_of
-    from tinkersmith.engine.compilation import cache_folder, compile_elementwise
+    from tinkersmith.engine.compilation import compile_elementwise
     from tinkersmith.engine.float8 import check_device
     from tinkersmith.engine.lora import new_adapter
     from tinkersmith.engine.messages import AdamParams, LoraConfig
+    from tinkersmith.engine.native.build import cache_folder
     from tinkersmith.engine.optimizer import new_state, optim_step
     from tinkersmith.engine.training_step import forward_backward
 

@@ -33,8 +33,8 @@ from tinkersmith.engine import float8
 from tinkersmith.engine.base_model import BaseModel, load_base_model, memory_of_weights
 from tinkersmith.engine.base_models import BaseModels
 from tinkersmith.engine.catalogue import Catalogue
-from tinkersmith.engine.dense_layers import Projection, dense_model
-from tinkersmith.engine.dense_projection import TorchProducts, update_of
+from tinkersmith.engine.dense_layers import dense_model
+from tinkersmith.engine.dense_projection import Projection, TorchProducts, update_of
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.float8 import Float8Linear, check_device, dequantise, quantise
 from tinkersmith.engine.lora import Adapter, LoraLinear, snapshot

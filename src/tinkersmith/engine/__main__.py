@@ -86,6 +86,7 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
     keep_freed_memory()  # before the engine thread starts
     from tinkersmith.engine.app import TESTED_SDK, make_app
     from tinkersmith.engine.catalogue import make_catalogue
+    from tinkersmith.engine.native.build import cache_folder, start_building
     from tinkersmith.engine.queue import EngineThread
     from tinkersmith.engine.sessions import Sessions
     from tinkersmith.engine.store import Store
@@ -101,6 +102,8 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
     if options.dtype == "float8":
         _check_float8(options.device)
     listener = _listen(options.host, options.port)
+    if options.device != "cuda":
+        start_building(cache_folder())
     port = listener.getsockname()[1]
 
     def prepare() -> Any:

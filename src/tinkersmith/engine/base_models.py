@@ -15,9 +15,11 @@ import torch
 
 from tinkersmith.engine.base_model import BaseModel, load_base_model, memory_of_weights
 from tinkersmith.engine.catalogue import Catalogue
-from tinkersmith.engine.compilation import cache_folder, compile_elementwise
+from tinkersmith.engine.compilation import compile_elementwise
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.memory import free_memory, return_freed_memory
+from tinkersmith.engine.native.build import cache_folder, native_library
+from tinkersmith.engine.native.install import with_native_code
 
 log = logging.getLogger("tinkersmith.engine")
 
@@ -57,9 +59,7 @@ class BaseModels:
         seconds = time.perf_counter() - start
         dtype = "float8" if self.dtype == "float8" else base.dtype
         log.info("loaded %s (%s, %s) in %.1f s", name, dtype, base.device, seconds)
-        if base.model.num_parameters() >= _TINY:
-            base = compile_elementwise(base, cache_folder())
-        return base
+        return with_fast_code(base)
 
     def _make_room(self, name: str, needed: int) -> None:
         device = torch.device(self.device)
@@ -74,6 +74,17 @@ class BaseModels:
                 f"{name} needs about {needed / 1e9:.2f} GB of memory, and {free / 1e9:.2f} GB are "
                 "free; end other programs, or use a smaller model."
             )
+
+
+def with_fast_code(base: BaseModel) -> BaseModel:
+    """The same model with what makes its dense path fast on this machine, kept for later runs."""
+    if base.device.type == "cpu" and (library := native_library(cache_folder())) is not None:
+        faster = with_native_code(base, library)
+        if faster is not base:
+            return faster
+    # A tiny model's functions are not worth the wait for the compiler.
+    large = base.model.num_parameters() >= _TINY
+    return compile_elementwise(base, cache_folder()) if large else base
 
 
 def choose_device(wanted: str) -> str:

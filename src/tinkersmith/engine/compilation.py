@@ -30,11 +30,6 @@ _OF_ONE_SHAPE = ("split_heads", "split_heads_backward")
 _PROGRAMS = 64  # of one function, for all models; beyond that it works as it stands
 
 
-def cache_folder() -> Path:
-    """Where machine code is kept for all runs of this user, as a compiler's cache is."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinkersmith"
-
-
 def compile_elementwise(base: BaseModel, folder: Path) -> BaseModel:
     """The same model with compiled functions for its dense path, kept under `folder`."""
     if base.dense is None:

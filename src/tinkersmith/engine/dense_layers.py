@@ -9,7 +9,7 @@ Axes: H hidden size, D head size, Q query heads, G key/value heads, F width of t
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -28,6 +28,9 @@ from tinkersmith.engine.float8 import Float8Linear
 from tinkersmith.engine.lora import Adapter, LoraLinear
 from tinkersmith.engine.tile_attention import TileAttention
 from tinkersmith.engine.varlen_attention import VarlenAttention
+
+if TYPE_CHECKING:
+    from tinkersmith.engine.head import Head, HeadWeights
 
 _FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
 
@@ -92,6 +95,7 @@ class DenseModel:
     attention: Callable[[Sequence[int]], PackedAttention]  # from the lengths of documents
     elementwise: Elementwise = field(default_factory=Elementwise)
     products: Products = field(default_factory=TorchProducts)
+    head: "Callable[[HeadWeights], Head] | None" = None  # the output layer, if not by torch
 
 
 @dataclass(frozen=True, slots=True)

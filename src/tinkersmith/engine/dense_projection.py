@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+from torch.nn.functional import pad
 
 from tinkersmith.engine import float8
 from tinkersmith.engine.elementwise import Elementwise
@@ -65,9 +66,7 @@ def update_of(projection: Projection, adapter: Adapter | None) -> Update | None:
     for path, width in zip(projection.paths, projection.sizes, strict=True):
         if f"{path}.lora_A" in adapter.weights:
             of_a, b = (adapter.weights[f"{path}.lora_{side}"].detach() for side in "AB")
-            if odd:
-                of_a = torch.nn.functional.pad(of_a, (0, 0, 0, 1))
-                b = torch.nn.functional.pad(b, (0, 1))
+            of_a, b = pad(of_a, (0, 0, 0, odd)), pad(b, (0, odd))
             ranks = slice(len(parts) * rank, (len(parts) + 1) * rank)
             scaled = (b * adapter.scaling).to(projection.dtype)
             parts.append(Part(path, slice(start, start + width), ranks, scaled))

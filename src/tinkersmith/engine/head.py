@@ -10,8 +10,10 @@ R rank of the adapter, W width of a block of the vocabulary.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+from torch.nn.functional import pad
 
 from tinkersmith.engine.base_model import BaseModel
 from tinkersmith.engine.elementwise import Elementwise
@@ -32,12 +34,33 @@ class HeadOutput:
 
 
 @dataclass(frozen=True, slots=True)
-class _Weights:
+class HeadWeights:
     base: torch.Tensor  # (V, H)
     bias: torch.Tensor | None  # (V,)
-    a: torch.Tensor | None  # (R, H)
-    b: torch.Tensor | None  # (V, R)
+    a: torch.Tensor | None  # (R, H), with a row of zeros if the rank is odd
+    b: torch.Tensor | None  # (V, R), times scaling
     scaling: float
+
+
+class Head(Protocol):
+    """The output layer and its soft-max, for some rows at a time: forward, then backward."""
+
+    rows: int  # at most, at a time
+    grad_a: torch.Tensor  # what backward passes added up, as the weights' shapes, in fp32
+    grad_b: torch.Tensor
+
+    def logprobs(
+        self, hidden: torch.Tensor, targets: torch.Tensor, *, keep: bool
+    ) -> torch.Tensor:  # (N, H), (N, K) -> (N, K)
+        """`keep` what `backward` needs."""
+        ...
+
+    def backward(self, slope: torch.Tensor) -> torch.Tensor:
+        """d loss / d log-probability (N, K) of the last rows -> d loss / d hidden (N, H), fp32.
+
+        d loss / d logits = sum_k slope_k (onehot(target_k) - softmax).
+        """
+        ...
 
 
 @torch.no_grad()
@@ -60,8 +83,7 @@ def head_pass(
     logprobs = torch.zeros(targets.shape, device=hidden.device)
     losses = torch.zeros_like(logprobs)
     grad_hidden = torch.zeros_like(hidden) if backward else None
-    elementwise = Elementwise() if base.dense is None else base.dense.elementwise
-    head = _Head(weights, hidden.device, elementwise)
+    head = _head(base, weights)
     graded = has_gradient(loss_fn, inputs) & backward
     for rows, with_gradient in ((graded.nonzero()[:, 0], True), ((~graded).nonzero()[:, 0], False)):
         for chunk in rows.split(head.rows) if len(rows) else ():
@@ -75,8 +97,9 @@ def head_pass(
                     (slope,) = torch.autograd.grad(part_losses.sum(), leaf)
                     grad_hidden[chunk] = head.backward(slope).to(hidden.dtype)
     if backward and adapter is not None and weights.a is not None:
-        add_gradient(adapter, f"{base.unembed.path}.lora_A", head.grad_a)
-        add_gradient(adapter, f"{base.unembed.path}.lora_B", head.grad_b)
+        rank = adapter.config.rank
+        add_gradient(adapter, f"{base.unembed.path}.lora_A", head.grad_a[:rank])
+        add_gradient(adapter, f"{base.unembed.path}.lora_B", head.grad_b[:, :rank])
     return HeadOutput(logprobs, losses, grad_hidden)
 
 
@@ -84,29 +107,42 @@ def add_gradient(adapter: Adapter, name: str, gradient: torch.Tensor) -> None:
     """Add to a weight's gradient, in fp32."""
     weight = adapter.weights[name]
     if weight.grad is None:
-        weight.grad = gradient.float()
+        weight.grad = gradient.float().contiguous()
     else:
         weight.grad += gradient
 
 
-def _weights(base: BaseModel, adapter: Adapter | None) -> _Weights:
+def _head(base: BaseModel, weights: HeadWeights) -> Head:
+    dense = base.dense
+    if dense is not None and dense.head is not None:
+        return dense.head(weights)
+    elementwise = Elementwise() if dense is None else dense.elementwise
+    return TorchHead(weights, base.device, elementwise)
+
+
+def _weights(base: BaseModel, adapter: Adapter | None) -> HeadWeights:
     layer = base.unembed
     weight = layer.weight.detach()
     bias = None if layer.base.bias is None else layer.base.bias.detach()
     if adapter is None or f"{layer.path}.lora_A" not in adapter.weights:
-        return _Weights(weight, bias, None, None, 0.0)
+        return HeadWeights(weight, bias, None, None, 0.0)
     a, b = (adapter.weights[f"{layer.path}.lora_{side}"].detach() for side in "AB")
-    return _Weights(weight, bias, a.to(weight.dtype), b.to(weight.dtype), adapter.scaling)
+    odd = adapter.config.rank % 2
+    a, b = pad(a, (0, 0, 0, odd)), pad(b, (0, odd))
+    scaled = (b * adapter.scaling).to(weight.dtype)
+    return HeadWeights(weight, bias, a.to(weight.dtype), scaled, adapter.scaling)
 
 
-class _Head:
-    """The output layer and its soft-max for some rows at a time, block by block of tokens.
+class TorchHead:
+    """By torch, on every device, block by block of tokens.
 
     Logits are kept as exponentials above a shift, one for each row; the row's normaliser makes
     probabilities of them where they are used.
     """
 
-    def __init__(self, weights: _Weights, device: torch.device, elementwise: Elementwise) -> None:
+    def __init__(
+        self, weights: HeadWeights, device: torch.device, elementwise: Elementwise
+    ) -> None:
         self.weights, self.elementwise = weights, elementwise
         self.vocabulary, dtype = len(weights.base), weights.base.dtype
         # On a CPU a block of logits stays in the caches between the passes over it.
@@ -169,25 +205,20 @@ class _Head:
         if weights.bias is not None:
             block.add_(weights.bias[start:end])
         if weights.b is not None:
-            block.addmm_(self.low, weights.b[start:end].T, alpha=weights.scaling)
+            block.addmm_(self.low, weights.b[start:end].T)
         return block
 
     def backward(self, slope: torch.Tensor) -> torch.Tensor:
-        """d loss / d log-probability (N, K) of the last rows -> d loss / d hidden (N, H), fp32.
-
-        d loss / d logits = sum_k slope_k (onehot(target_k) - softmax).
-        """
         weights, low, count = self.weights, self.low, len(slope)
         slope = pad_rows(slope)
         kept = _view(self.kept, len(slope), self.vocabulary)
         scale = slope.sum(-1, keepdim=True) / self.sums  # (N, 1)
-        grad = _weighted_rows(weights.base, self.targets, slope)  # (N, H)
+        grad = weighted_rows(weights.base, self.targets, slope)  # (N, H)
         grad.sub_((kept @ weights.base).float().mul_(scale))
         if weights.a is None or weights.b is None:
             return grad[:count]
-        grad_low = _weighted_rows(weights.b, self.targets, slope)  # (N, R)
-        grad_low.sub_((kept @ weights.b).float().mul_(scale))
-        grad_low = grad_low.mul_(weights.scaling).to(low.dtype)
+        grad_low = weighted_rows(weights.b, self.targets, slope)  # (N, R)
+        grad_low = grad_low.sub_((kept @ weights.b).float().mul_(scale)).to(low.dtype)
         self.grad_a += grad_low.T @ self.hidden
         self.grad_b -= kept.T @ (low * (weights.scaling * scale)).to(low.dtype)
         for targets, factor in zip(self.targets.T, slope.T, strict=True):
@@ -198,7 +229,7 @@ class _Head:
 def pad_rows(matrix: torch.Tensor) -> torch.Tensor:
     """Rows of zeros at the end, to a multiple of ROW_STEP of them."""
     missing = -len(matrix) % ROW_STEP
-    return torch.nn.functional.pad(matrix, (0, 0, 0, missing)) if missing else matrix
+    return pad(matrix, (0, 0, 0, missing)) if missing else matrix
 
 
 def _view(buffer: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
@@ -210,7 +241,7 @@ def _zeros_like(matrix: torch.Tensor | None) -> torch.Tensor:
     return torch.zeros(0) if matrix is None else torch.zeros_like(matrix, dtype=torch.float32)
 
 
-def _weighted_rows(
+def weighted_rows(
     matrix: torch.Tensor, indices: torch.Tensor, factors: torch.Tensor
 ) -> torch.Tensor:
     """sum_k factors_k matrix[indices_k]: (V, D), (N, K), (N, K) -> (N, D) in fp32."""

@@ -1,0 +1,1 @@
+"""C++ for CPUs: compiled on the user's machine, checked against torch, left out where it fails."""

@@ -1,0 +1,196 @@
+// Sums of bf16 products in fp32, 6 rows times 64 columns at a time, and how their operands are laid
+// out. Everything that multiplies matrices here is made of `dot`.
+//
+// A panel holds 64 columns of a matrix that is summed over its rows k: for every pair of rows
+// k, k + 1 the 64 pairs of numbers stand together, as one instruction takes them.
+#pragma once
+
+#include <immintrin.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+namespace tinkersmith {
+
+using bf16 = uint16_t;
+using i64 = int64_t;
+
+constexpr int ROWS = 6;
+constexpr int VECTORS = 4;
+constexpr i64 LANES = 16;
+constexpr i64 PANEL = VECTORS * LANES;  // columns
+constexpr i64 DEPTH = 4096;             // a panel of so many rows stays in a core's own cache
+
+constexpr i64 round_up(i64 count, i64 step) { return (count + step - 1) / step * step; }
+
+// Memory that a thread keeps for its next call.
+template <class T>
+class Scratch {
+ public:
+  T* room(i64 count) {
+    if (count > size_) {
+      std::free(data_);
+      data_ = static_cast<T*>(std::aligned_alloc(64, round_up(count * sizeof(T), 64)));
+      if (data_ == nullptr) throw std::bad_alloc();
+      size_ = count;
+    }
+    return data_;
+  }
+  ~Scratch() { std::free(data_); }
+
+ private:
+  T* data_ = nullptr;
+  i64 size_ = 0;
+};
+
+inline __mmask16 first_lanes(i64 count) {
+  return count >= LANES ? 0xffff : static_cast<__mmask16>((1u << std::max<i64>(count, 0)) - 1);
+}
+
+inline __m512 widen(__m256i half) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+inline __m512 load(const bf16* from) {
+  return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+
+inline __m512 load(const bf16* from, i64 count) {
+  return widen(_mm256_maskz_loadu_epi16(first_lanes(count), from));
+}
+
+inline __m256i narrow(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
+
+inline void store(bf16* to, __m512 x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow(x));
+}
+
+inline void store(bf16* to, __m512 x, i64 count) {
+  if (count >= LANES) return store(to, x);
+  _mm256_mask_storeu_epi16(to, first_lanes(count), narrow(x));
+}
+
+// exp(x) = 2^(whole + rest). The polynomial is the best of its degree between -1/2 and 1/2 that is 1
+// at 0: a relative error of 2e-7 in fp32.
+inline __m512 exponential(__m512 x) {
+  const __m512 power = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
+  const __m512 whole = _mm512_roundscale_ps(power, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 rest = _mm512_sub_ps(power, whole);
+  __m512 sum = _mm512_set1_ps(0.00132647272f);
+  for (const float factor : {0.00967151281f, 0.0555073374f, 0.240222421f, 0.693146978f, 1.0f})
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(factor));
+  return _mm512_scalef_ps(sum, whole);
+}
+
+// sum += x (ROWS x depth, rows `ldx` apart) times columns FIRST * 16 to LAST * 16 of a panel.
+template <int FIRST = 0, int LAST = VECTORS, int COUNT>
+__attribute__((always_inline)) inline void dot(__m512 (&sum)[COUNT][VECTORS], const bf16* x,
+                                               i64 ldx, const bf16* panel, i64 depth) {
+  for (i64 k = 0; k < depth; k += 2, panel += 2 * PANEL) {
+    __m512bh columns[VECTORS];
+#pragma GCC unroll 8
+    for (int j = FIRST; j < LAST; ++j)
+      columns[j] = (__m512bh)_mm512_loadu_si512(panel + 2 * LANES * j);
+#pragma GCC unroll 8
+    for (int i = 0; i < COUNT; ++i) {
+      int pair;
+      std::memcpy(&pair, x + i * ldx + k, sizeof pair);
+      const __m512bh row = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 8
+      for (int j = FIRST; j < LAST; ++j)
+        sum[i][j] = _mm512_dpbf16_ps(sum[i][j], row, columns[j]);
+    }
+  }
+}
+
+// Calls rows<COUNT>(row) for all rows from first to last, ROWS at a time while there are as many.
+template <class Rows>
+inline void by_tiles(i64 first, i64 last, Rows rows) {
+  for (; first + ROWS <= last; first += ROWS) rows.template operator()<ROWS>(first);
+  for (; first < last; ++first) rows.template operator()<1>(first);
+}
+
+template <int COUNT>
+inline void clear(__m512 (&sum)[COUNT][VECTORS]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < COUNT; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < VECTORS; ++j) sum[i][j] = _mm512_setzero_ps();
+}
+
+// 16 x 16 numbers of 32 bits: row i of `r` becomes column i.
+inline void transpose(__m512i (&r)[16]) {
+  __m512i t[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 8; ++i) {
+    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 4; ++i) {
+    r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 8; ++i) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+  }
+}
+
+// A panel from a matrix whose columns stand as rows: `columns` rows of `depth` numbers, `ld` apart.
+// What is missing, of the columns and of an odd depth's last pair, is zero.
+inline void pack_rows(const bf16* matrix, i64 ld, i64 columns, i64 depth, bf16* panel,
+                      i64 width = PANEL) {
+  for (i64 n = 0; n < width; n += LANES)
+    for (i64 k = 0; k < depth; k += 2 * LANES) {
+      const i64 left = depth - k;
+      const __mmask32 mask = left >= 32 ? 0xffffffffu : (1u << left) - 1;
+      __m512i r[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i)
+        r[i] = n + i < columns ? _mm512_maskz_loadu_epi16(mask, matrix + (n + i) * ld + k)
+                               : _mm512_setzero_si512();
+      transpose(r);
+      const i64 pairs = std::min<i64>(16, (left + 1) / 2);
+      for (i64 i = 0; i < pairs; ++i)
+        _mm512_storeu_si512(panel + ((k / 2 + i) * PANEL + n) * 2, r[i]);
+    }
+}
+
+// A panel from a matrix as it stands: `depth` rows of `columns` numbers, `ld` apart.
+inline void pack_columns(const bf16* matrix, i64 ld, i64 columns, i64 depth, bf16* panel) {
+  alignas(64) uint16_t order[2][32];
+  for (int i = 0; i < 32; ++i) {
+    order[0][i] = i / 2 + (i % 2) * 32;
+    order[1][i] = i / 2 + 16 + (i % 2) * 32;
+  }
+  const __m512i low = _mm512_load_si512(order[0]), high = _mm512_load_si512(order[1]);
+  for (i64 k = 0; k < depth; k += 2)
+    for (i64 n = 0; n < PANEL; n += 2 * LANES) {
+      const i64 left = columns - n;
+      const __mmask32 mask = left >= 32 ? 0xffffffffu : left <= 0 ? 0 : (1u << left) - 1;
+      const __m512i one = _mm512_maskz_loadu_epi16(mask, matrix + k * ld + n);
+      const __m512i two = k + 1 < depth
+                              ? _mm512_maskz_loadu_epi16(mask, matrix + (k + 1) * ld + n)
+                              : _mm512_setzero_si512();
+      bf16* to = panel + (k * PANEL + 2 * n);
+      _mm512_storeu_si512(to, _mm512_permutex2var_epi16(one, low, two));
+      _mm512_storeu_si512(to + 32, _mm512_permutex2var_epi16(one, high, two));
+    }
+}
+
+}  // namespace tinkersmith
