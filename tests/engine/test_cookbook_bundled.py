@@ -15,6 +15,7 @@ from tinkersmith.bundled import BUNDLED_MODELS
 
 pytest.importorskip("tinker_cookbook", reason="tinker-cookbook is not installed: see `make test`")
 
+STEPS = 12  # enough also where the first ones find hardly anything to reward
 BUNDLED = "tinkersmith/tiny-math"  # it can add, and has seen no questions and answers
 
 
@@ -57,21 +58,23 @@ def _teach(world: Path, engine: RunningEngine) -> None:
         learning_rate=0.002,
         lora_rank=16,
         max_tokens=16,
-        max_steps=8,
+        max_steps=STEPS,
         eval_every=0,
         save_every=5,
         loss_fn="ppo",
         compute_post_kl=True,
     )
-    steps = [row for row in read_rows(world / "arithmetic" / "metrics.jsonl") if row["step"] < 8]
+    steps = [
+        row for row in read_rows(world / "arithmetic" / "metrics.jsonl") if row["step"] < STEPS
+    ]
     rewards = [row["env/all/reward/total"] for row in steps]
-    assert len(rewards) == 8
+    assert len(rewards) == STEPS
     assert rewards[0] < 0.5
     assert np.mean(rewards[-3:]) > rewards[0] + 0.3
     # What the sampler says of its tokens is what training says of them, before the first step.
     assert abs(steps[0]["optim/kl_sample_train_v1"]) < 1e-4
     names = [row["name"] for row in read_rows(world / "arithmetic" / "checkpoints.jsonl")]
-    assert names == ["000005", "final"]
+    assert names == ["000005", "000010", "final"]
 
 
 def _conversation(rng: random.Random) -> dict:
