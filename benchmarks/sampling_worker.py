@@ -66,10 +66,11 @@ def _prompts(lengths: list[list[int]], folder: Path) -> list[Prompt]:
 
 def _ours(folder: Path, dtype: str = "bfloat16") -> Answers:
     from tinkersmith.engine.base_model import load_base_model
+    from tinkersmith.engine.base_models import with_fast_code
     from tinkersmith.engine.messages import SampleRequest
     from tinkersmith.engine.sampler import sample
 
-    base = load_base_model("random", folder, dtype)
+    base = with_fast_code(load_base_model("random", folder, dtype))
 
     def answers(prompts: list[Prompt]) -> list[list[int]]:
         requests = [

@@ -10,7 +10,7 @@ import torch
 
 from tests.engine.test_dense_training import FAMILIES
 from tests.engine.test_lora import filled_adapter
-from tinkersmith.engine import dense_decoding, sampler, tile_attention
+from tinkersmith.engine import dense_decoding, padded_cache, sampler, tile_attention
 from tinkersmith.engine.base_model import BaseModel, load_base_model
 from tinkersmith.engine.decoding import LayerDecoder
 from tinkersmith.engine.dense_decoding import DenseDecoder
@@ -34,7 +34,8 @@ def base(request: pytest.FixtureRequest, tmp_path: Path) -> BaseModel:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several groups of slots, growing caches and tiles also for tiny inputs."""
-    monkeypatch.setattr(dense_decoding, "_GROUP", 3)
+    monkeypatch.setattr(padded_cache, "_GROUP", 3)
+    monkeypatch.setattr(padded_cache, "_STEP", 8)
     monkeypatch.setattr(dense_decoding, "_STEP", 8)
     monkeypatch.setattr(tile_attention, "TILE_TOKENS", 32)
 
@@ -71,7 +72,7 @@ def test_logits_equal_those_of_the_models_layers_as_rows_grow_move_and_end(
                 decoder.put(slot, run)
             active = len(prompts)
             for number in range(30):
-                seen.append(decoder.step(rng.integers(0, 300, active).tolist()))
+                seen.append(decoder.step(rng.integers(0, 300, active).tolist())[0])
                 if number % 7 == 6:  # the row of slot 1 has ended; the last one takes its place
                     active -= 1
                     decoder.move(active, 1)
@@ -113,7 +114,7 @@ def test_a_shared_beginning_computed_once_changes_nothing(
             shared.put(slot, one)
             alone.put(slot, other)
         for tokens in random_tokens(rng, [len(prompts)] * 3):
-            assert_close(shared.step(tokens), alone.step(tokens))
+            assert_close(shared.step(tokens)[0], alone.step(tokens)[0])
 
 
 @pytest.mark.parametrize("rows", [3, 64])

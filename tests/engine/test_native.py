@@ -16,17 +16,21 @@ from tests.engine.test_dense_training import FAMILIES, flat
 from tests.engine.test_lora import filled_adapter
 from tests.engine.test_training_step import gradients, random_datums
 from tinkersmith.engine.base_model import BaseModel, load_base_model
+from tinkersmith.engine.dense_decoding import DenseDecoder
 from tinkersmith.engine.dense_projection import Projection, TorchProducts, update_of
 from tinkersmith.engine.dense_training import DensePass
+from tinkersmith.engine.drawing import BLOCK, Exponentials
 from tinkersmith.engine.elementwise import Elementwise
 from tinkersmith.engine.head import HeadWeights, TorchHead, head_pass
 from tinkersmith.engine.lora import Adapter
 from tinkersmith.engine.messages import LoraConfig
 from tinkersmith.engine.native import build, install
 from tinkersmith.engine.native.build import Library, cache_folder, native_library
+from tinkersmith.engine.native.decoding import NativeCache, native_logits
 from tinkersmith.engine.native.head import NativeHead
 from tinkersmith.engine.native.install import with_native_code
 from tinkersmith.engine.native.kernels import NativeAttention, NativeProducts, native_elementwise
+from tinkersmith.engine.prefixes import Run
 from tinkersmith.engine.tile_attention import TileAttention
 from tinkersmith.engine.training_step import forward_backward
 
@@ -43,7 +47,7 @@ def library() -> Library:
 
 @pytest.fixture
 def products(library: Library) -> NativeProducts:
-    return NativeProducts(with_products(library))
+    return NativeProducts(with_products(library), native_elementwise(library, torch.bfloat16))
 
 
 def with_products(library: Library) -> Library:
@@ -216,11 +220,12 @@ def test_a_projection_and_its_gradients_equal_those_in_float64(
     assert off(grad_x, expected) < ROUNDING
 
 
+@pytest.mark.parametrize("rows", [43, 200])
 @pytest.mark.parametrize("trained", [{0, 1}, {0}, {1}, set()], ids=str)
 def test_the_mlp_between_its_products_equals_that_in_float64(
-    products: NativeProducts, trained: set[int]
+    products: NativeProducts, trained: set[int], rows: int
 ) -> None:
-    rows, width, hidden, rank = 43, 70, 50, 6
+    width, hidden, rank = 70, 50, 6
     into = projection_of((width, width), hidden, bias=True)
     outof = projection_of((hidden,), width, bias=False)
     first = update_of(into, adapter_of(into, rank, trained))
@@ -287,7 +292,7 @@ def test_attention_equals_that_of_each_document_in_float64(
 @pytest.mark.parametrize("rank", [0, 1, 4])
 @pytest.mark.parametrize("far", [False, True], ids=["", "targets far below the largest logit"])
 def test_the_head_equals_a_full_soft_max_in_float64(
-    library: Library, targets: int, rank: int, far: bool
+    products: NativeProducts, targets: int, rank: int, far: bool
 ) -> None:
     rows, vocabulary, hidden = 75, 1030, 66
     x, weight, bias = bf16(rows, hidden), bf16(vocabulary, hidden, scale=0.2), bf16(vocabulary)
@@ -299,7 +304,7 @@ def test_the_head_equals_a_full_soft_max_in_float64(
     if rank:
         even = rank + rank % 2
         a, b = bf16(even, hidden, scale=0.1), bf16(vocabulary, even, scale=0.3)
-    ours = NativeHead(HeadWeights(weight, bias, a, b, 2.0), with_products(library))
+    ours = NativeHead(HeadWeights(weight, bias, a, b, 2.0), products)
     slope = torch.randn(rows, targets) * (torch.rand(rows, 1) > 0.3)
     logprobs = ours.logprobs(x, chosen, keep=True)
     grad = ours.backward(slope)
@@ -319,6 +324,69 @@ def test_the_head_equals_a_full_soft_max_in_float64(
             assert twin.grad is not None and off(found, twin.grad) < 3 * ROUNDING
     alone = ours.logprobs(x, chosen, keep=False)
     torch.testing.assert_close(alone, logprobs, atol=1e-6, rtol=1e-6)
+
+
+# ---- decoding
+
+
+@pytest.mark.parametrize("rows", [1, 17, 40, 100])
+@pytest.mark.parametrize("rank", [0, 6])
+def test_logits_come_with_the_sums_that_a_draw_needs(
+    products: NativeProducts, rows: int, rank: int
+) -> None:
+    projection = projection_of((2500,), 66, bias=True)
+    update = update_of(projection, adapter_of(projection, rank, {0})) if rank else None
+    hidden = bf16(rows, 66, scale=5.0)
+    logits, found = native_logits(hidden, projection, update, products)
+    assert projection.bias is not None
+    expected = hidden.double() @ projection.weight.double().T + projection.bias.double()
+    if update is not None:
+        low = (hidden.double() @ update.a.double().T).bfloat16()
+        expected += low.double() @ update.parts[0].b.double().T
+    assert off(logits, expected) < ROUNDING
+    for index, block in enumerate(logits.double().split(BLOCK, -1)):
+        assert torch.equal(found.highest[:, index].double(), block.amax(-1))
+        sums = (block - block.amax(-1, keepdim=True)).exp().sum(-1)
+        torch.testing.assert_close(found.sums[:, index].double(), sums, rtol=1e-5, atol=0)
+    plain, known = Exponentials(logits), Exponentials(logits, known=found)
+    torch.testing.assert_close(known.normaliser(), plain.normaliser(), atol=1e-5, rtol=0)
+    assert torch.equal(known.argmax(), plain.argmax())
+
+
+@torch.no_grad()
+def test_rows_that_grow_move_and_end_get_the_logits_of_full_precision(
+    base: BaseModel, library: Library
+) -> None:
+    native = with_native_code(base, with_products(library))
+    exact = load_base_model("exact", base.folder, "float32")
+    rng = np.random.default_rng()
+    prompts = [rng.integers(0, 300, n).tolist() for n in (40, 1, 33, 70, 2, 130, 0, 21)]
+    config = LoraConfig(3, 0)
+    errors: dict[str, list[float]] = {"torch": [], "native": []}
+    exactly: list[torch.Tensor] = []
+    for name, model in (("exact", exact), ("torch", base), ("native", native)):
+        draws = np.random.default_rng(0)
+        decoder = DenseDecoder(model, filled_adapter(model, config), len(prompts))
+        assert isinstance(decoder.cache, NativeCache) == (name == "native")
+        runs = [Run(tokens) for tokens in prompts]
+        decoder.prefill([run for run in runs if run.tokens], [False] * (len(runs) - 1))
+        for slot, run in enumerate(runs):
+            decoder.put(slot, run)
+        active, seen = len(prompts), []
+        for number in range(120):  # beyond what a slot has room for at first
+            seen.append(decoder.step(draws.integers(0, 300, active).tolist())[0].float())
+            if number % 17 == 16 and active > 3:  # slot 1 has ended; the last takes its place
+                active -= 1
+                decoder.move(active, 1)
+            if number == 40:
+                decoder.put(active, runs[3])
+                active += 1
+        if name == "exact":
+            exactly = seen
+            continue
+        errors[name] = [off(one, other) for one, other in zip(seen, exactly, strict=True)]
+    assert np.mean(errors["native"]) < 1.3 * np.mean(errors["torch"]) < 0.2
+    assert max(errors["native"]) < 2 * max(errors["torch"])
 
 
 # ---- whole steps

@@ -12,6 +12,7 @@ import torch
 
 from tinkersmith.engine.attention import CachedRows, KeysAndValues, PackedDocuments
 from tinkersmith.engine.base_model import BaseModel
+from tinkersmith.engine.drawing import BlockSums
 from tinkersmith.engine.lora import Adapter
 from tinkersmith.engine.prefixes import Run
 
@@ -31,9 +32,9 @@ class Decoder(Protocol):
 
     def move(self, source: int, target: int) -> None: ...
 
-    def step(self, tokens: Sequence[int]) -> torch.Tensor:
+    def step(self, tokens: Sequence[int]) -> tuple[torch.Tensor, BlockSums | None]:
         """The next token of each active row, slots 0 to B - 1, is read: (B, V) logits of the one
-        after it, in any precision."""
+        after it, in any precision, and what is summed of them already."""
         ...
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...  # (T, H) -> (T, V)
@@ -65,13 +66,13 @@ class LayerDecoder:
     def move(self, source: int, target: int) -> None:
         self.cache.move(source, target)
 
-    def step(self, tokens: Sequence[int]) -> torch.Tensor:
+    def step(self, tokens: Sequence[int]) -> tuple[torch.Tensor, None]:
         self.cache.prepare(len(tokens))
         positions = self.cache.lengths[: len(tokens), None]
         ids = torch.tensor(tokens, device=self.base.device)[:, None]
         hidden = self.base.run(ids, positions, self.cache, self.adapter)  # (B, H)
         self.cache.advance()
-        return self.logits(hidden)
+        return self.logits(hidden), None
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.base.logits(hidden, self.adapter)

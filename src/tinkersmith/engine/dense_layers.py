@@ -30,6 +30,8 @@ from tinkersmith.engine.tile_attention import TileAttention
 from tinkersmith.engine.varlen_attention import VarlenAttention
 
 if TYPE_CHECKING:
+    from tinkersmith.engine.attention import KeysAndValues
+    from tinkersmith.engine.drawing import BlockSums
     from tinkersmith.engine.head import Head, HeadWeights
 
 _FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
@@ -69,6 +71,47 @@ class PackedAttention(Protocol):
         ...
 
 
+Turn = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of rotary positions, (T, 1, D/2)
+
+
+class Cache(Protocol):
+    """Keys and values of the rows that decode together, each in a slot."""
+
+    lengths: list[int]  # positions in each slot; whoever decodes adds the new ones
+
+    def put(self, slot: int, parts: "Sequence[KeysAndValues]") -> None:
+        """Lets a row begin in this slot, after a past in some parts."""
+        ...
+
+    def move(self, source: int, target: int) -> None: ...
+
+    def begin(self, turn: Turn) -> None:
+        """A step of as many rows, from slot 0 on, as `turn` is for."""
+        ...
+
+    def attend(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
+        """(B, (Q + 2 G) D), before norms and rotation -> (B, Q D); keeps the keys and values."""
+        ...
+
+
+class Logits(Protocol):
+    def __call__(
+        self, hidden: torch.Tensor, projection: Projection, update: Update | None
+    ) -> "tuple[torch.Tensor, BlockSums]":
+        """(B, H) -> (B, V), and the sums that drawing.py would make of them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """What decodes a few rows at a time."""
+
+    cache: "Callable[[DenseModel, int], Cache]"  # with so many slots
+    elementwise: Elementwise
+    products: Products
+    logits: "Logits | None" = None
+
+
 @dataclass(frozen=True, slots=True)
 class DenseLayer:
     attention_norm: torch.Tensor  # (H,)
@@ -96,6 +139,14 @@ class DenseModel:
     elementwise: Elementwise = field(default_factory=Elementwise)
     products: Products = field(default_factory=TorchProducts)
     head: "Callable[[HeadWeights], Head] | None" = None  # the output layer, if not by torch
+    decoding: Decoding | None = None  # if not by torch
+
+    def turn(self, positions: torch.Tensor) -> Turn:
+        """Of tokens at these positions, (T,)."""
+        like = self.final_norm.new_empty(0, dtype=torch.float32)
+        cosine, sine = self.rotary(like, positions[None])
+        half = self.head_size // 2  # both halves are the same
+        return cosine[0, :, None, :half], sine[0, :, None, :half]
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,10 +79,7 @@ class DensePass:
                 for first, n in zip(firsts, lengths, strict=True)
             ]
         )
-        cosine, sine = model.rotary(weight.new_empty(0, dtype=torch.float32), positions[None])
-        half = model.head_size // 2
-        # (T, 1, D/2): both halves are the same.
-        self.turn = cosine[0, :, None, :half], sine[0, :, None, :half]
+        self.turn = model.turn(positions)
         self.kept_layers, self.attention_keeps = 0, False
         if backward and adapter is not None:
             self._choose_what_is_kept(adapter, kept_layers)

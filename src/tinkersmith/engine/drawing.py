@@ -4,6 +4,7 @@ Axes: B rows, V vocabulary, W width of a block of the vocabulary, N blocks, C li
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import log
 
 import torch
@@ -17,16 +18,35 @@ _NUCLEUS = 1024  # so many likeliest tokens are looked at first
 _COLDEST = 1e-30  # below this temperature only the likeliest token is left anyway
 
 
-class Exponentials:
-    """exp((logits - maximum) / temperature) of each row, summed in blocks of the vocabulary."""
+@dataclass(frozen=True, slots=True)
+class BlockSums:
+    """Of each block of a row's logits, both (B, N) in fp32."""
 
-    def __init__(self, logits: torch.Tensor, temperatures: torch.Tensor | None = None) -> None:
+    highest: torch.Tensor
+    sums: torch.Tensor  # of exp(logit - highest)
+
+
+class Exponentials:
+    """exp((logits - maximum) / temperature) of each row, summed in blocks of the vocabulary.
+
+    `known` says what is summed already, at temperature 1.
+    """
+
+    def __init__(
+        self,
+        logits: torch.Tensor,
+        temperatures: torch.Tensor | None = None,
+        known: BlockSums | None = None,
+    ) -> None:
         count, vocabulary = logits.shape
         self.logits = logits
         self.inverse = None if temperatures is None else 1 / temperatures  # (B, 1)
         blocks = -(-vocabulary // BLOCK)
-        self.highest = self._highest(blocks)  # (B, N): of each block
+        self.highest = self._highest(blocks) if known is None else known.highest  # (B, N)
         self.maximum = self.highest.amax(-1, keepdim=True).float()  # (B, 1)
+        if known is not None and temperatures is None:
+            self.sums = known.sums * (known.highest - self.maximum).exp()
+            return
         # A power of two is computed faster than one of e.
         scale = _LOG2_E if self.inverse is None else self.inverse * _LOG2_E
         self.sums = torch.empty(count, blocks, device=logits.device)
@@ -92,13 +112,14 @@ def choose_tokens(
     logits: torch.Tensor,
     requests: Sequence[SampleRequest],
     uniforms: torch.Tensor,  # (B,) fp64, in [0, 1)
+    known: BlockSums | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (B, V) -> (B,), (B, 1)
     """One token a row under its temperature (0: the likeliest), top_k and top_p; the normalisers.
 
     Drawn in the order of token ids, not of probability: otherwise two tokens of almost the same
     probability could change places with the last digit of a logit, and a seed its tokens.
     """
-    plain = Exponentials(logits)
+    plain = Exponentials(logits, known=known)
     greedy = [request.temperature == 0 for request in requests]
     if all(greedy):
         return plain.argmax(), plain.normaliser()
@@ -106,7 +127,7 @@ def choose_tokens(
     tempered = plain
     if any(one != 1 for one in temperatures):
         column = torch.tensor(temperatures, device=logits.device)[:, None]
-        tempered = Exponentials(logits, column)
+        tempered = Exponentials(logits, column, known)
     tokens = tempered.draw(uniforms)
     if any(greedy):
         tokens = torch.where(torch.tensor(greedy, device=tokens.device), plain.argmax(), tokens)

@@ -18,7 +18,7 @@ import torch
 from tinkersmith.engine.base_model import BaseModel
 from tinkersmith.engine.decoding import Decoder, LayerDecoder
 from tinkersmith.engine.dense_decoding import DenseDecoder
-from tinkersmith.engine.drawing import choose_tokens, draw_alternatives
+from tinkersmith.engine.drawing import BlockSums, choose_tokens, draw_alternatives
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.lora import Adapter
 from tinkersmith.engine.memory import free_memory
@@ -159,7 +159,7 @@ def sample(
     while waiting or active:
         if waiting and len(active) < slots:
             _fill(base, decoder, waiting, results, active, slots)
-        _take_tokens(decoder.step([row.last_token for row in active]), active)
+        _take_tokens(*decoder.step([row.last_token for row in active]), active)
         _drop_finished(decoder, active, decode)
     return results
 
@@ -315,12 +315,12 @@ def _close(row: _Row) -> None:
         row.sequence.topk = (np.stack(row.top_ids), np.stack(row.top_logprobs))
 
 
-def _take_tokens(logits: torch.Tensor, rows: Sequence[_Row]) -> None:
+def _take_tokens(logits: torch.Tensor, sums: BlockSums | None, rows: Sequence[_Row]) -> None:
     """Sample one token for each row from (B, V) logits and note its log-probability."""
     requests = [row.request for row in rows]
     uniforms = [row.rng.random() if row.request.temperature > 0 else 0.0 for row in rows]
     chosen, normaliser = choose_tokens(
-        logits, requests, torch.tensor(uniforms, dtype=torch.float64, device=logits.device)
+        logits, requests, torch.tensor(uniforms, dtype=torch.float64, device=logits.device), sums
     )
     if not bool(normaliser.isfinite().all()):
         raise Refused(

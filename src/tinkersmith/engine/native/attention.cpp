@@ -4,9 +4,7 @@
 // Axes: T tokens, G key/value heads, R queries that share a key, D head size. A "row" is one query:
 // the R rows of a token stand together. Queries are scaled already.
 #ifdef __AVX512BF16__
-#include <cmath>
 #include <tuple>
-#include <utility>
 #include <vector>
 
 #include "vectors.h"
@@ -62,26 +60,6 @@ struct Packed {
     }
   }
 };
-
-// exp(score - largest) of the first `visible` scores as bf16, zeros up to `end`; the largest score
-// and the sum of the exponentials.
-inline std::pair<float, float> soft_max(const float* scores, i64 visible, i64 end, bf16* output) {
-  __m512 largest = _mm512_set1_ps(-INFINITY);
-  for (i64 k = 0; k < visible; k += LANES)
-    largest = _mm512_mask_max_ps(largest, first_lanes(visible - k), largest,
-                                 _mm512_loadu_ps(scores + k));
-  const float shift = _mm512_reduce_max_ps(largest);
-  __m512 sum = _mm512_setzero_ps();
-  i64 k = 0;
-  for (; k < visible; k += LANES) {
-    const __m512 gap = _mm512_sub_ps(_mm512_loadu_ps(scores + k), _mm512_set1_ps(shift));
-    const __m512 value = _mm512_maskz_mov_ps(first_lanes(visible - k), exponential(gap));
-    sum = _mm512_add_ps(sum, value);
-    store(output + k, value);
-  }
-  for (; k < end; k += LANES) store(output + k, _mm512_setzero_ps());
-  return {shift, _mm512_reduce_add_ps(sum)};
-}
 
 struct Task {
   i64 group, document, first, last;  // rows, or keys

@@ -46,6 +46,10 @@ _PRODUCTS = {
     "attend": "iiii p ppp pp",
     "attend_backward": "iiii p ppp pp p ppp",
     "head": "iii ppp i ppp ppp",
+    "linear_few": "iii p i p p i i p p p p i",
+    "logits": "iii ppp i pp p pp",
+    "remember": "iiiii pp i pp",
+    "attend_past": "iiii pp pp ppp p",
 }
 _TYPES = {"i": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
 _building = threading.Lock()

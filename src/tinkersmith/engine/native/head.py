@@ -6,7 +6,6 @@ Axes: N rows, K targets a position, H hidden size, V vocabulary, R rank of the a
 import torch
 
 from tinkersmith.engine.head import HeadWeights, weighted_rows
-from tinkersmith.engine.native.build import Library
 from tinkersmith.engine.native.kernels import NativeProducts, address
 
 _ROWS = 4096
@@ -16,9 +15,8 @@ _BLOCK = 4096
 
 
 class NativeHead:
-    def __init__(self, weights: HeadWeights, library: Library) -> None:
-        self.weights, self.library = weights, library
-        self.products = NativeProducts(library)
+    def __init__(self, weights: HeadWeights, products: NativeProducts) -> None:
+        self.weights, self.products = weights, products
         self.rows = _ROWS if weights.a is None else _KEPT_ROWS
         self.grad_a, self.grad_b = (
             torch.zeros(0) if part is None else torch.zeros(part.shape)
@@ -45,7 +43,7 @@ class NativeHead:
         self.total = torch.empty(count, width) if keep else None
         kept = keep and weights.b is not None
         self.kept = self.hidden.new_empty(count, vocabulary) if kept else None
-        self.library.functions.tinkersmith_head(
+        self.products.library.functions.tinkersmith_head(
             *(count, vocabulary, width, address(self.hidden), address(weights.base)),
             *(address(self.low), 0 if weights.b is None else weights.b.shape[1]),
             *(address(weights.b), address(weights.bias), address(shift)),

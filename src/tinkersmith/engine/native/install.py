@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from tinkersmith.engine.base_model import BaseModel
-from tinkersmith.engine.dense_layers import DenseModel
+from tinkersmith.engine.dense_layers import Decoding, DenseModel
 from tinkersmith.engine.dense_projection import TorchProducts
 from tinkersmith.engine.lora import Adapter, new_adapter
 from tinkersmith.engine.messages import Datum, LoraConfig
 from tinkersmith.engine.native.build import Library
+from tinkersmith.engine.native.decoding import NativeCache, native_logits
 from tinkersmith.engine.native.head import NativeHead
 from tinkersmith.engine.native.kernels import NativeAttention, NativeProducts, native_elementwise
 from tinkersmith.engine.training_step import forward_backward
@@ -32,12 +33,17 @@ def with_native_code(base: BaseModel, library: Library) -> BaseModel:
     elementwise = native_elementwise(library, base.dtype)
     faster = replace(dense, elementwise=elementwise, products=TorchProducts(elementwise))
     if base.dtype == torch.bfloat16 and library.products and _even(base, dense):
-        share = dense.heads // dense.key_heads
+        share, products = dense.heads // dense.key_heads, NativeProducts(library, elementwise)
         faster = replace(
             faster,
-            products=NativeProducts(library),
+            products=products,
             attention=partial(NativeAttention, library=library, queries_per_key=share),
-            head=partial(NativeHead, library=library),
+            head=partial(NativeHead, products=products),
+            decoding=Decoding(
+                partial(NativeCache, products=products),
+                *(elementwise, products),
+                partial(native_logits, products=products),
+            ),
         )
     worst = _difference(base, replace(base, dense=faster))
     if not worst < _TOLERANCE[base.dtype]:

@@ -18,6 +18,8 @@ from tinkersmith.engine.dense_projection import Part, Projection, Update
 from tinkersmith.engine.elementwise import Elementwise
 from tinkersmith.engine.native.build import Library
 
+_FEW = 128  # rows, up to which it is faster to leave the weights as they lie
+
 
 def address(tensor: torch.Tensor | None) -> int | None:
     """Of the first number; the others follow it in order."""
@@ -91,6 +93,7 @@ class NativeProducts:
     """In bf16, on processors that have instructions for its products."""
 
     library: Library
+    elementwise: Elementwise  # for bf16, too
 
     def project(self, x, projection, update, output, low, residual=None) -> None:
         parts: list[tuple[slice, Part | None]] = [(slice(0, len(projection.weight)), None)]
@@ -111,6 +114,10 @@ class NativeProducts:
     def project_swiglu(self, x, projection, update, gate_up, low) -> torch.Tensor:
         count, width = len(x), gate_up.shape[1] // 2
         activated = gate_up.new_empty(count, width)
+        if count <= _FEW:
+            self.project(x, projection, update, gate_up, low)
+            self.elementwise.swiglu(gate_up, activated)
+            return activated
         gate = up = None
         rank = 0
         if update is not None:
@@ -175,7 +182,9 @@ class NativeProducts:
     ) -> None:
         """output = x weight^T + low b^T + bias + residual"""
         assert residual is None or residual.stride(0) == output.stride(0)
-        self.library.functions.tinkersmith_linear(
+        functions = self.library.functions
+        call = functions.tinkersmith_linear_few if len(x) <= _FEW else functions.tinkersmith_linear
+        call(
             *(len(x), *weight.shape, address(x), x.shape[1], address(weight)),
             *((None, 0) if low is None else (low.data_ptr(), low.stride(0))),
             *(0 if b is None else b.shape[1], address(b), address(bias)),

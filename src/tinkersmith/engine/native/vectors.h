@@ -9,10 +9,12 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
 
 namespace tinkersmith {
 
@@ -54,6 +56,8 @@ inline __mmask16 first_lanes(i64 count) {
 inline __m512 widen(__m256i half) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
+
+inline float to_float(bf16 x) { return _mm512_cvtss_f32(widen(_mm256_set1_epi16(x))); }
 
 inline __m512 load(const bf16* from) {
   return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
@@ -191,6 +195,26 @@ inline void pack_columns(const bf16* matrix, i64 ld, i64 columns, i64 depth, bf1
       _mm512_storeu_si512(to, _mm512_permutex2var_epi16(one, low, two));
       _mm512_storeu_si512(to + 32, _mm512_permutex2var_epi16(one, high, two));
     }
+}
+
+// exp(score - largest) of the first `visible` scores as bf16, zeros up to `end`; the largest score
+// and the sum of the exponentials.
+inline std::pair<float, float> soft_max(const float* scores, i64 visible, i64 end, bf16* output) {
+  __m512 largest = _mm512_set1_ps(-INFINITY);
+  for (i64 k = 0; k < visible; k += LANES)
+    largest = _mm512_mask_max_ps(largest, first_lanes(visible - k), largest,
+                                 _mm512_loadu_ps(scores + k));
+  const float shift = _mm512_reduce_max_ps(largest);
+  __m512 sum = _mm512_setzero_ps();
+  i64 k = 0;
+  for (; k < visible; k += LANES) {
+    const __m512 gap = _mm512_sub_ps(_mm512_loadu_ps(scores + k), _mm512_set1_ps(shift));
+    const __m512 value = _mm512_maskz_mov_ps(first_lanes(visible - k), exponential(gap));
+    sum = _mm512_add_ps(sum, value);
+    store(output + k, value);
+  }
+  for (; k < end; k += LANES) store(output + k, _mm512_setzero_ps());
+  return {shift, _mm512_reduce_add_ps(sum)};
 }
 
 }  // namespace tinkersmith
