@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,7 @@ def _build(folder: Path) -> Path:
     library = folder / f"native-{key.hexdigest()[:20]}.so"
     if library.is_file():
         return library
+    start = time.perf_counter()
     # Of this user alone: what lies there is run.
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
@@ -142,6 +144,7 @@ def _build(folder: Path) -> Path:
             check=True,
         )
         os.replace(target, library)
+    log.info("compiled the native code in %.1f s", time.perf_counter() - start)
     return library
 
 
