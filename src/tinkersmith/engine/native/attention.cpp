@@ -26,25 +26,6 @@ struct Shape {
   }
 };
 
-// numbers (rows, PANEL), `ld` apart, += x (rows, depth) times a panel.
-void add_product(i64 rows, const bf16* x, i64 ldx, const bf16* panel, i64 depth, float* numbers,
-                 i64 ld) {
-  by_tiles(0, rows, [&]<int COUNT>(i64 row) {
-    __m512 sum[COUNT][VECTORS];
-#pragma GCC unroll 8
-    for (int i = 0; i < COUNT; ++i)
-#pragma GCC unroll 8
-      for (int j = 0; j < VECTORS; ++j)
-        sum[i][j] = _mm512_loadu_ps(numbers + (row + i) * ld + j * LANES);
-    dot(sum, x + row * ldx, ldx, panel, depth);
-#pragma GCC unroll 8
-    for (int i = 0; i < COUNT; ++i)
-#pragma GCC unroll 8
-      for (int j = 0; j < VECTORS; ++j)
-        _mm512_storeu_ps(numbers + (row + i) * ld + j * LANES, sum[i][j]);
-  });
-}
-
 // Keys and values of one group and document as panels: keys by blocks of 64, values by 64 numbers.
 struct Packed {
   std::vector<i64> key_starts, value_starts;  // of each document, in numbers, within a group

@@ -46,7 +46,7 @@ _PRODUCTS = {
     "weight_gradient": "iii p i p i f p i",
     "attend": "iiii p ppp pp",
     "attend_backward": "iiii p ppp pp p ppp",
-    "head": "iii ppp i ppp ppp",
+    "head": "iii ppp i pp p i ppp",
     "linear_few": "iii p i p p i i p p p p i",
     "logits": "iii ppp i pp p pp",
     "remember": "iiiii pp i pp",

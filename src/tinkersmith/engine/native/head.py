@@ -12,6 +12,8 @@ _ROWS = 4096
 _KEPT_ROWS = 512  # where exponentials are kept, for the gradient of the layer's own LoRA
 _LARGEST = 1e30  # of a sum of exponentials: products with it are finite
 _BLOCK = 4096
+_BLOCK_NUMBERS = 2**19  # of the weights that are used at a time: a core's cache holds them
+_PANEL = 64  # tokens, or numbers, that the products take at a time
 
 
 class NativeHead:
@@ -36,18 +38,23 @@ class NativeHead:
         return picked - shift[:, None] - self.sums.log()
 
     def _pass(self, shift: torch.Tensor, keep: bool) -> torch.Tensor:
-        """The sums (N,) of exp(logits - shift); keeps exp(logits - shift) weight, (N, H)."""
+        """The sums (N,) of e = exp(logits - shift); keeps e weight (N, H) and e b (N, R)."""
         weights, (count, width) = self.weights, self.hidden.shape
-        vocabulary = len(weights.base)
+        vocabulary, rank = len(weights.base), 0 if weights.b is None else weights.b.shape[1]
+        block = min(1024, max(_PANEL, _BLOCK_NUMBERS // width // _PANEL * _PANEL))  # tokens
         sums = torch.empty(count)
-        self.total = torch.empty(count, width) if keep else None
-        kept = keep and weights.b is not None
-        self.kept = self.hidden.new_empty(count, vocabulary) if kept else None
+        room = kept = None
+        if keep:
+            wide, low_wide = (-(-size // _PANEL) * _PANEL for size in (width, rank))
+            room = torch.empty(count, wide + low_wide)
+            self.total, self.low_total = room[:, :width], room[:, wide : wide + rank]
+            if weights.b is not None:
+                blocks = -(-vocabulary // block)
+                kept = self.kept = self.hidden.new_empty(blocks, count, block)
         self.products.library.functions.tinkersmith_head(
             *(count, vocabulary, width, address(self.hidden), address(weights.base)),
-            *(address(self.low), 0 if weights.b is None else weights.b.shape[1]),
-            *(address(weights.b), address(weights.bias), address(shift)),
-            *(address(sums), address(self.total), address(self.kept)),
+            *(address(self.low), rank, address(weights.b), address(weights.bias)),
+            *(address(shift), block, address(sums), address(room), address(kept)),
         )
         return sums
 
@@ -80,19 +87,16 @@ class NativeHead:
 
     def backward(self, slope: torch.Tensor) -> torch.Tensor:
         weights, low = self.weights, self.low
-        assert self.total is not None
         scale = slope.sum(-1, keepdim=True) / self.sums  # (N, 1)
         grad = weighted_rows(weights.base, self.targets, slope)
         grad.addcmul_(self.total, scale, value=-1)
-        if weights.a is None or weights.b is None or low is None or self.kept is None:
+        if weights.a is None or weights.b is None or low is None:
             return grad
         grad_low = weighted_rows(weights.b, self.targets, slope)  # (N, R)
-        of_sums = torch.empty_like(low)
-        self.products.multiply(self.kept, weights.b, of_sums)
-        grad_low = grad_low.addcmul_(of_sums, scale, value=-1).to(low.dtype)
+        grad_low = grad_low.addcmul_(self.low_total, scale, value=-1).to(low.dtype)
         self.grad_a += grad_low.T @ self.hidden
         scaled = (low * (weights.scaling * scale)).to(low.dtype)
-        self.products.add_product(scaled, self.kept, scaled.shape[1], -1.0, self.grad_b, 1)
+        self.products.add_blocks(scaled, self.kept, -1.0, self.grad_b)
         for target, factor in zip(self.targets.T, slope.T, strict=True):
             self.grad_b.index_add_(0, target, low * (weights.scaling * factor)[:, None])
         return grad.add_(grad_low @ weights.a)

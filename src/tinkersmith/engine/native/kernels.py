@@ -222,6 +222,20 @@ class NativeProducts:
             *(scale, address(gradient), transposed),
         )
 
+    def add_blocks(
+        self,
+        low: torch.Tensor,  # (N, R)
+        x: torch.Tensor,  # (blocks, N, width)
+        scale: float,
+        gradient: torch.Tensor,  # (columns, R) in fp32; the last block may have more
+    ) -> None:
+        """gradient += scale x^T low"""
+        columns, rank = gradient.shape
+        self.library.functions.tinkersmith_weight_gradient(
+            *(len(low), columns, rank, address(low), rank, address(x), x.shape[2]),
+            *(scale, address(gradient), 1),
+        )
+
 
 class NativeAttention:
     """Attention of documents packed end to end, in bf16 (see dense_layers.py).

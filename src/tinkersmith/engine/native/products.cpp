@@ -294,6 +294,8 @@ void tinkersmith_swiglu_input_gradient(i64 count, i64 width_, i64 depth, const b
 }
 
 // gradient (R, N) in fp32 += scale * low^T (R, M) x (M, N); or, `transposed`, its transpose (N, R).
+// Of more columns than ldx, a multiple of 64 then, groups of as many follow each other: (N / ldx, M,
+// ldx).
 void tinkersmith_weight_gradient(i64 count, i64 columns_, i64 rank, const bf16* low, i64 ld_low,
                                  const bf16* x, i64 ldx, float scale, float* gradient,
                                  i64 transposed) {
@@ -309,7 +311,8 @@ void tinkersmith_weight_gradient(i64 count, i64 columns_, i64 rank, const bf16* 
     multiply(
         first, last, width, rows, ld, round_up(count, 2),
         [&](i64 start, i64 part) {
-          pack_columns(x + start * ldx + n, ldx, width, std::min(part, count - start), main);
+          const bf16* from = x + n / ldx * ldx * count + n % ldx + start * ldx;
+          pack_columns(from, ldx, width, std::min(part, count - start), main);
         },
         [](i64, auto&) {}, [](i64) {},
         [&](i64 row, const __m512(&sum)[VECTORS]) {

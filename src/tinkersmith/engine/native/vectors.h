@@ -197,6 +197,25 @@ inline void pack_columns(const bf16* matrix, i64 ld, i64 columns, i64 depth, bf1
     }
 }
 
+// numbers (rows, PANEL), `ld` apart, += x (rows, depth) times a panel.
+inline void add_product(i64 rows, const bf16* x, i64 ldx, const bf16* panel, i64 depth, float* numbers,
+                        i64 ld) {
+  by_tiles(0, rows, [&]<int COUNT>(i64 row) {
+    __m512 sum[COUNT][VECTORS];
+#pragma GCC unroll 8
+    for (int i = 0; i < COUNT; ++i)
+#pragma GCC unroll 8
+      for (int j = 0; j < VECTORS; ++j)
+        sum[i][j] = _mm512_loadu_ps(numbers + (row + i) * ld + j * LANES);
+    dot(sum, x + row * ldx, ldx, panel, depth);
+#pragma GCC unroll 8
+    for (int i = 0; i < COUNT; ++i)
+#pragma GCC unroll 8
+      for (int j = 0; j < VECTORS; ++j)
+        _mm512_storeu_ps(numbers + (row + i) * ld + j * LANES, sum[i][j]);
+  });
+}
+
 // exp(score - largest) of the first `visible` scores as bf16, zeros up to `end`; the largest score
 // and the sum of the exponentials.
 inline std::pair<float, float> soft_max(const float* scores, i64 visible, i64 end, bf16* output) {
