@@ -45,7 +45,7 @@ TRL_SETTINGS: dict[str, dict] = {
 def main() -> None:
     job = json.loads(sys.argv[1])
     what = job["what"]
-    if what == "tinkersmith":
+    if what.startswith("tinkersmith"):
         keep_freed_memory()  # as the engine does at its start, before torch has threads
     import torch
 
@@ -67,8 +67,8 @@ def _measured(what: str, folder: Path, lengths: Lengths) -> dict[str, float]:
     ]
     by_length = sorted(samples, key=lambda sample: len(sample[0]))
     warm_up = [by_length[0], by_length[-1]]
-    if what == "tinkersmith":
-        step, loading = _ours(folder)
+    if what.startswith("tinkersmith"):
+        step, loading = _ours(folder, output_layer=what != "tinkersmith")
     elif what.startswith("plain"):
         step, loading = _plain(folder, 1 if what == "plain, batch 1" else 2), {}
     else:
@@ -113,7 +113,7 @@ def graded(samples: list[Sample]) -> int:
     return sum(len(tokens) - 1 - prompt for tokens, prompt in samples)
 
 
-def _ours(folder: Path) -> tuple[Step, dict[str, float]]:
+def _ours(folder: Path, *, output_layer: bool) -> tuple[Step, dict[str, float]]:
     from tinkersmith.engine.base_model import load_base_model
     from tinkersmith.engine.base_models import with_fast_code
     from tinkersmith.engine.lora import new_adapter
@@ -127,7 +127,7 @@ def _ours(folder: Path) -> tuple[Step, dict[str, float]]:
     start = time.perf_counter()
     base = with_fast_code(base)
     loading["compile_seconds"] = time.perf_counter() - start
-    adapter = new_adapter(base, LoraConfig(RANK, 0, train_unembed=False))
+    adapter = new_adapter(base, LoraConfig(RANK, 0, train_unembed=output_layer))
     state = new_state(adapter)
 
     def step(samples: list[Sample]) -> float:

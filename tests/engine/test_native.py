@@ -5,6 +5,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from tinkersmith.engine.drawing import BLOCK, Exponentials
 from tinkersmith.engine.elementwise import Elementwise
 from tinkersmith.engine.head import HeadWeights, TorchHead, head_pass
 from tinkersmith.engine.lora import Adapter
-from tinkersmith.engine.messages import LoraConfig
+from tinkersmith.engine.messages import Datum, LoraConfig, SampleRequest
 from tinkersmith.engine.native import build, install
 from tinkersmith.engine.native.build import Library, cache_folder, native_library
 from tinkersmith.engine.native.decoding import NativeCache, native_logits
@@ -31,9 +32,11 @@ from tinkersmith.engine.native.head import NativeHead
 from tinkersmith.engine.native.install import with_native_code
 from tinkersmith.engine.native.kernels import NativeAttention, NativeProducts, native_elementwise
 from tinkersmith.engine.prefixes import Run
+from tinkersmith.engine.sampler import sample
 from tinkersmith.engine.tile_attention import TileAttention
-from tinkersmith.engine.training_step import forward_backward
+from tinkersmith.engine.training_step import forward, forward_backward
 
+NEAR: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-5}
 ROUNDING = 4e-3  # of a result in bf16, relative to the norm of all: half a unit is 2^-9
 
 
@@ -337,20 +340,57 @@ def test_logits_come_with_the_sums_that_a_draw_needs(
     projection = projection_of((2500,), 66, bias=True)
     update = update_of(projection, adapter_of(projection, rank, {0})) if rank else None
     hidden = bf16(rows, 66, scale=5.0)
-    logits, found = native_logits(hidden, projection, update, products)
+    logits, exact = native_logits(hidden, projection, update, products)
     assert projection.bias is not None
     expected = hidden.double() @ projection.weight.double().T + projection.bias.double()
     if update is not None:
         low = (hidden.double() @ update.a.double().T).bfloat16()
         expected += low.double() @ update.parts[0].b.double().T
     assert off(logits, expected) < ROUNDING
-    for index, block in enumerate(logits.double().split(BLOCK, -1)):
-        assert torch.equal(found.highest[:, index].double(), block.amax(-1))
-        sums = (block - block.amax(-1, keepdim=True)).exp().sum(-1)
-        torch.testing.assert_close(found.sums[:, index].double(), sums, rtol=1e-5, atol=0)
-    plain, known = Exponentials(logits), Exponentials(logits, known=found)
-    torch.testing.assert_close(known.normaliser(), plain.normaliser(), atol=1e-5, rtol=0)
-    assert torch.equal(known.argmax(), plain.argmax())
+    blocks = zip(expected.split(BLOCK, -1), logits.split(BLOCK, -1), strict=True)
+    for index, (block, rounded) in enumerate(blocks):
+        highest = block.amax(-1, keepdim=True)
+        torch.testing.assert_close(exact.highest[:, index, None].double(), highest, **NEAR)
+        sums = (block - highest).exp().sum(-1)
+        torch.testing.assert_close(exact.sums[:, index].double(), sums, rtol=1e-4, atol=0)
+        assert torch.equal(exact.highest[:, index].bfloat16(), rounded.amax(-1))
+    normaliser = Exponentials(logits, exact=exact).normaliser()
+    torch.testing.assert_close(
+        normaliser[:, 0].double(), expected.logsumexp(-1), atol=1e-4, rtol=1e-5
+    )
+    tokens = torch.randint(2500, (rows,))
+    theirs = expected.gather(-1, tokens[:, None])[:, 0]
+    torch.testing.assert_close(exact.of(tokens).double(), theirs, **NEAR)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("company", [0, 3, 140])
+def test_what_the_sampler_says_of_its_tokens_is_what_training_says_of_them_in_bf16(
+    base: BaseModel, library: Library, company: int
+) -> None:
+    native = with_native_code(base, with_products(library))
+    adapter = filled_adapter(native, LoraConfig(5, 0))
+    rng = np.random.default_rng()
+    prompt = rng.integers(0, 300, 80).tolist()
+    asked = SampleRequest(
+        prompt, num_samples=2, max_tokens=60, stop=[], seed=3, prompt_logprobs=True
+    )
+    others = [
+        SampleRequest(rng.integers(0, 300, n).tolist(), max_tokens=20, stop=[])
+        for n in rng.integers(1, 90, company)
+    ]
+    [result, *_] = sample(native, adapter, [asked, *others])
+    alone = sample(native, adapter, [asked])[0]
+    for sequence, twin in zip(result.sequences, alone.sequences, strict=True):
+        assert sequence.tokens == twin.tokens  # also in bf16, whoever else is sampled
+        tokens = np.array([*prompt, *sequence.tokens])
+        datum = Datum(tokens[:-1], {"target_tokens": tokens[1:]})
+        [trained] = forward(native, adapter, [datum], "cross_entropy", {}).logprobs
+        np.testing.assert_allclose(sequence.logprobs, trained[len(prompt) - 1 :], atol=2e-4)
+        assert result.prompt_logprobs is not None
+        np.testing.assert_allclose(
+            result.prompt_logprobs[1:], trained[: len(prompt) - 1], atol=2e-4
+        )
 
 
 @torch.no_grad()

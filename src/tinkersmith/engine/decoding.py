@@ -12,7 +12,8 @@ import torch
 
 from tinkersmith.engine.attention import CachedRows, KeysAndValues, PackedDocuments
 from tinkersmith.engine.base_model import BaseModel
-from tinkersmith.engine.drawing import BlockSums
+from tinkersmith.engine.drawing import ExactLogits
+from tinkersmith.engine.head import target_logprobs
 from tinkersmith.engine.lora import Adapter
 from tinkersmith.engine.prefixes import Run
 
@@ -32,12 +33,18 @@ class Decoder(Protocol):
 
     def move(self, source: int, target: int) -> None: ...
 
-    def step(self, tokens: Sequence[int]) -> tuple[torch.Tensor, BlockSums | None]:
+    def step(self, tokens: Sequence[int]) -> tuple[torch.Tensor, ExactLogits | None]:
         """The next token of each active row, slots 0 to B - 1, is read: (B, V) logits of the one
-        after it, in any precision, and what is summed of them already."""
+        after it, in any precision, and what is known of them before they were rounded."""
         ...
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...  # (T, H) -> (T, V)
+
+    def logprobs(
+        self, hidden: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:  # (T, H), (T, K) -> (T, K)
+        """Those that training would report, to the last digit but one."""
+        ...
 
 
 class LayerDecoder:
@@ -76,6 +83,9 @@ class LayerDecoder:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.base.logits(hidden, self.adapter)
+
+    def logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return target_logprobs(self.base, self.adapter, hidden, targets)
 
 
 def past_of(layers: KeysAndValues, start: int, end: int) -> KeysAndValues:

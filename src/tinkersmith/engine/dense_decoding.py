@@ -21,8 +21,9 @@ from tinkersmith.engine.dense_projection import (
     update_of,
 )
 from tinkersmith.engine.dense_training import DensePass
-from tinkersmith.engine.drawing import BlockSums
+from tinkersmith.engine.drawing import ExactLogits
 from tinkersmith.engine.elementwise import Elementwise
+from tinkersmith.engine.head import target_logprobs
 from tinkersmith.engine.lora import Adapter
 from tinkersmith.engine.padded_cache import PaddedCache
 from tinkersmith.engine.prefixes import Run
@@ -37,8 +38,7 @@ class DenseDecoder:
     def __init__(self, base: BaseModel, adapter: Adapter | None, slots: int) -> None:
         assert base.dense is not None
         model = self.model = base.dense
-        self.device = base.device
-        self.adapter = adapter
+        self.device, self.base, self.adapter = base.device, base, adapter
         self.updates = [layer_updates(layer, adapter) for layer in model.layers]
         self.head = _head(base, adapter)
         # What is compiled for training's blocks of rows is not made for a few.
@@ -76,7 +76,7 @@ class DenseDecoder:
     # ---- decode
 
     @torch.no_grad()
-    def step(self, tokens: Sequence[int]) -> tuple[torch.Tensor, BlockSums | None]:
+    def step(self, tokens: Sequence[int]) -> tuple[torch.Tensor, ExactLogits | None]:
         model, count = self.model, len(tokens)
         x = model.embedding(torch.tensor(tokens, device=self.device))  # (B, H)
         positions = torch.tensor(self.cache.lengths[:count], device=self.device)
@@ -117,6 +117,9 @@ class DenseDecoder:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:  # (N, H) -> (N, V)
         return self._project(hidden, *self.head)
+
+    def logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return target_logprobs(self.base, self.adapter, hidden, targets)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from tinkersmith.engine.varlen_attention import VarlenAttention
 
 if TYPE_CHECKING:
     from tinkersmith.engine.attention import KeysAndValues
-    from tinkersmith.engine.drawing import BlockSums
+    from tinkersmith.engine.drawing import ExactLogits
     from tinkersmith.engine.head import Head, HeadWeights
 
 _FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
@@ -97,8 +97,8 @@ class Cache(Protocol):
 class Logits(Protocol):
     def __call__(
         self, hidden: torch.Tensor, projection: Projection, update: Update | None
-    ) -> "tuple[torch.Tensor, BlockSums]":
-        """(B, H) -> (B, V), and the sums that drawing.py would make of them."""
+    ) -> "tuple[torch.Tensor, ExactLogits]":
+        """(B, H) -> (B, V), and what was known of them before they were rounded."""
         ...
 
 

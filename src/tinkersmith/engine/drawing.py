@@ -3,7 +3,7 @@
 Axes: B rows, V vocabulary, W width of a block of the vocabulary, N blocks, C likeliest tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import log
 
@@ -19,33 +19,34 @@ _COLDEST = 1e-30  # below this temperature only the likeliest token is left anyw
 
 
 @dataclass(frozen=True, slots=True)
-class BlockSums:
-    """Of each block of a row's logits, both (B, N) in fp32."""
+class ExactLogits:
+    """What is known of rows of logits before they were rounded, in fp32."""
 
-    highest: torch.Tensor
-    sums: torch.Tensor  # of exp(logit - highest)
+    highest: torch.Tensor  # (B, N), of each block
+    sums: torch.Tensor  # (B, N), of exp(logit - highest)
+    of: Callable[[torch.Tensor], torch.Tensor]  # (B,), a token of each row -> its logit, (B,)
 
 
 class Exponentials:
     """exp((logits - maximum) / temperature) of each row, summed in blocks of the vocabulary.
 
-    `known` says what is summed already, at temperature 1.
+    `exact` are the logits' own sums, at temperature 1.
     """
 
     def __init__(
         self,
         logits: torch.Tensor,
         temperatures: torch.Tensor | None = None,
-        known: BlockSums | None = None,
+        exact: ExactLogits | None = None,
     ) -> None:
         count, vocabulary = logits.shape
         self.logits = logits
         self.inverse = None if temperatures is None else 1 / temperatures  # (B, 1)
         blocks = -(-vocabulary // BLOCK)
-        self.highest = self._highest(blocks) if known is None else known.highest  # (B, N)
+        self.highest = self._highest(blocks) if exact is None else exact.highest  # (B, N)
         self.maximum = self.highest.amax(-1, keepdim=True).float()  # (B, 1)
-        if known is not None and temperatures is None:
-            self.sums = known.sums * (known.highest - self.maximum).exp()
+        if exact is not None and temperatures is None:
+            self.sums = exact.sums * (exact.highest - self.maximum).exp()
             return
         # A power of two is computed faster than one of e.
         scale = _LOG2_E if self.inverse is None else self.inverse * _LOG2_E
@@ -92,7 +93,9 @@ class Exponentials:
         before = torch.where(block > 0, cumulative.gather(-1, (block - 1).clamp(min=0)), 0.0)
         gaps = self._logits_of(block).double() - self.maximum
         inner = (gaps if self.inverse is None else gaps * self.inverse).exp().cumsum(-1)
-        return (block * BLOCK + _position(inner, target - before))[:, 0]
+        # The block's sum may be of exact logits, these are rounded: the share counts.
+        share = (target - before) / self.sums.double().gather(-1, block)
+        return (block * BLOCK + _position(inner, share * inner[:, -1:]))[:, 0]
 
     def _logits_of(self, block: torch.Tensor) -> torch.Tensor:
         """(B, 1) -> (B, W), in fp32; minus infinity beyond the vocabulary."""
@@ -112,14 +115,14 @@ def choose_tokens(
     logits: torch.Tensor,
     requests: Sequence[SampleRequest],
     uniforms: torch.Tensor,  # (B,) fp64, in [0, 1)
-    known: BlockSums | None = None,
+    exact: ExactLogits | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (B, V) -> (B,), (B, 1)
     """One token a row under its temperature (0: the likeliest), top_k and top_p; the normalisers.
 
     Drawn in the order of token ids, not of probability: otherwise two tokens of almost the same
     probability could change places with the last digit of a logit, and a seed its tokens.
     """
-    plain = Exponentials(logits, known=known)
+    plain = Exponentials(logits, exact=exact)
     greedy = [request.temperature == 0 for request in requests]
     if all(greedy):
         return plain.argmax(), plain.normaliser()
@@ -127,7 +130,7 @@ def choose_tokens(
     tempered = plain
     if any(one != 1 for one in temperatures):
         column = torch.tensor(temperatures, device=logits.device)[:, None]
-        tempered = Exponentials(logits, column, known)
+        tempered = Exponentials(logits, column, exact)
     tokens = tempered.draw(uniforms)
     if any(greedy):
         tokens = torch.where(torch.tensor(greedy, device=tokens.device), plain.argmax(), tokens)

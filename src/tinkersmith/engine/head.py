@@ -103,6 +103,16 @@ def head_pass(
     return HeadOutput(logprobs, losses, grad_hidden)
 
 
+@torch.no_grad()
+def target_logprobs(
+    base: BaseModel, adapter: Adapter | None, hidden: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:  # (T, H), (T, K) -> (T, K) in fp32
+    """Log-probabilities alone, as `head_pass` gives them."""
+    head = _head(base, _weights(base, adapter))
+    chunks = zip(hidden.split(head.rows), targets.split(head.rows), strict=True)
+    return torch.cat([head.logprobs(*chunk, keep=False) for chunk in chunks])
+
+
 def add_gradient(adapter: Adapter, name: str, gradient: torch.Tensor) -> None:
     """Add to a weight's gradient, in fp32."""
     weight = adapter.weights[name]

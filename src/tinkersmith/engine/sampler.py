@@ -18,7 +18,7 @@ import torch
 from tinkersmith.engine.base_model import BaseModel
 from tinkersmith.engine.decoding import Decoder, LayerDecoder
 from tinkersmith.engine.dense_decoding import DenseDecoder
-from tinkersmith.engine.drawing import BlockSums, choose_tokens, draw_alternatives
+from tinkersmith.engine.drawing import ExactLogits, choose_tokens, draw_alternatives
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.lora import Adapter
 from tinkersmith.engine.memory import free_memory
@@ -315,19 +315,22 @@ def _close(row: _Row) -> None:
         row.sequence.topk = (np.stack(row.top_ids), np.stack(row.top_logprobs))
 
 
-def _take_tokens(logits: torch.Tensor, sums: BlockSums | None, rows: Sequence[_Row]) -> None:
+def _take_tokens(logits: torch.Tensor, exact: ExactLogits | None, rows: Sequence[_Row]) -> None:
     """Sample one token for each row from (B, V) logits and note its log-probability."""
     requests = [row.request for row in rows]
     uniforms = [row.rng.random() if row.request.temperature > 0 else 0.0 for row in rows]
     chosen, normaliser = choose_tokens(
-        logits, requests, torch.tensor(uniforms, dtype=torch.float64, device=logits.device), sums
+        logits, requests, torch.tensor(uniforms, dtype=torch.float64, device=logits.device), exact
     )
     if not bool(normaliser.isfinite().all()):
         raise Refused(
             "the model's output is not finite, so nothing can be sampled: its weights are broken; "
             "use an earlier checkpoint, and a lower learning rate."
         )
-    picked = (logits.gather(-1, chosen[:, None]).float() - normaliser)[:, 0].tolist()
+    of_chosen = (
+        logits.gather(-1, chosen[:, None])[:, 0].float() if exact is None else exact.of(chosen)
+    )
+    picked = (of_chosen - normaliser[:, 0]).tolist()
     for row, token, logprob in zip(rows, chosen.tolist(), picked, strict=True):
         row.sequence.tokens.append(token)
         row.sequence.logprobs.append(logprob)
@@ -357,20 +360,20 @@ def _prompt_outputs(
     alternative_values = np.zeros((length - 1, alternatives_k), np.float32)
     rng = _generator(request.seed, 2**32 - 1)
     prompt = torch.tensor(request.prompt, device=base.device)
-    for first in range(0, length - 1, _CHUNK_ROWS):
+    if length > 1:
+        logprobs[1:] = decoder.logprobs(hidden, prompt[1:, None])[:, 0].cpu().numpy()
+    if targets is not None and target_values is not None and length > 1:
+        wanted = torch.from_numpy(targets.astype(np.int64)).to(base.device)  # (T - 1, K)
+        values = decoder.logprobs(hidden, wanted.clamp(min=0))
+        target_values[:] = torch.where(wanted < 0, 0.0, values).cpu().numpy()
+    for first in range(0, length - 1 if top_k or alternatives_k else 0, _CHUNK_ROWS):
         last = min(first + _CHUNK_ROWS, length - 1)
         logits = decoder.logits(hidden[first:last]).float()
         chunk = logits - logits.logsumexp(-1, keepdim=True)  # of tokens first+1 ... last
-        picked = chunk.gather(-1, prompt[first + 1 : last + 1, None])[:, 0]
-        logprobs[first + 1 : last + 1] = picked.cpu().numpy()
         if top_k:
             values, ids = chunk.topk(top_k)
             top_ids[first + 1 : last + 1] = ids.cpu().numpy()
             top_values[first + 1 : last + 1] = values.cpu().numpy()
-        if targets is not None and target_values is not None:
-            rows = torch.from_numpy(targets[first:last].astype(np.int64)).to(base.device)
-            values = chunk.gather(-1, rows.clamp(min=0))
-            target_values[first:last] = torch.where(rows < 0, 0.0, values).cpu().numpy()
         if alternatives_k:
             uniforms = torch.from_numpy(rng.random((last - first, alternatives_k)))
             drawn = draw_alternatives(logits, request.temperature, uniforms.to(base.device))

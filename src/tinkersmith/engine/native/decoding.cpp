@@ -155,7 +155,7 @@ void tinkersmith_linear_few(i64 count, i64 columns, i64 depth, const bf16* x, i6
 }
 
 // logits (B, V) of hidden (B, K), and of each block of 1,024 tokens the highest (B, blocks) and the
-// sum of exp(logit - highest) (B, blocks), in fp32 from the rounded logits.
+// sum of exp(logit - highest) (B, blocks), in fp32 from the logits before they are rounded.
 void tinkersmith_logits(i64 count, i64 vocabulary, i64 depth, const bf16* hidden,
                         const bf16* weight, const bf16* low, i64 rank, const bf16* b,
                         const bf16* bias, bf16* logits, float* highest, float* sums) {
@@ -174,8 +174,6 @@ void tinkersmith_logits(i64 count, i64 vocabulary, i64 depth, const bf16* hidden
       for (i64 n = block * BLOCK; n < end; n += COLUMNS) {
         const i64 width = std::min(COLUMNS, end - n);
         fill(main, more, panel, n, width, weight, b, bias, tile);
-        for (i64 i = 0; i < width * VECTORS; ++i)
-          _mm512_store_ps(tile + i * LANES, widen(narrow(_mm512_load_ps(tile + i * LANES))));
         write_rows(tile, here, width, nullptr, logits + first * vocabulary + n, vocabulary);
         running.add(tile, width);
       }

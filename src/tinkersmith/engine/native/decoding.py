@@ -11,7 +11,7 @@ import torch
 from tinkersmith.engine.attention import KeysAndValues
 from tinkersmith.engine.dense_layers import DenseModel, Turn
 from tinkersmith.engine.dense_projection import Projection, Update
-from tinkersmith.engine.drawing import BLOCK, BlockSums
+from tinkersmith.engine.drawing import BLOCK, ExactLogits
 from tinkersmith.engine.native.kernels import NativeProducts, address
 
 _STEP = 64  # positions of a panel of keys
@@ -110,7 +110,7 @@ def native_logits(
     projection: Projection,
     update: Update | None,
     products: NativeProducts,
-) -> tuple[torch.Tensor, BlockSums]:  # (B, V)
+) -> tuple[torch.Tensor, ExactLogits]:  # (B, V)
     count, vocabulary = len(hidden), len(projection.weight)
     low = part = None
     if update is not None:
@@ -118,11 +118,18 @@ def native_logits(
         products.linear(hidden, update.a, low)
     logits = hidden.new_empty(count, vocabulary)
     blocks = -(-vocabulary // BLOCK)
-    found = BlockSums(torch.empty(count, blocks), torch.empty(count, blocks))
+    highest, sums = torch.empty(count, blocks), torch.empty(count, blocks)
     products.library.functions.tinkersmith_logits(
         *(count, vocabulary, hidden.shape[1], address(hidden), address(projection.weight)),
         *(address(low), 0 if low is None else low.shape[1], address(part.b if part else None)),
         *(address(projection.bias), address(logits)),
-        *(address(found.highest), address(found.sums)),
+        *(address(highest), address(sums)),
     )
-    return logits, found
+
+    def of(tokens: torch.Tensor) -> torch.Tensor:
+        found = (hidden.float() * projection.weight[tokens]).sum(-1)
+        if low is not None and part is not None:
+            found += (low.float() * part.b[tokens]).sum(-1)
+        return found if projection.bias is None else found + projection.bias[tokens]
+
+    return logits, ExactLogits(highest, sums, of)
