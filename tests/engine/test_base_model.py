@@ -20,10 +20,13 @@ from transformers import (
 )
 
 from tests.tiny_models import make_tiny_model, make_tiny_tokenizer
+from tinkersmith.engine import base_model
 from tinkersmith.engine.base_model import load_base_model
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.lora import new_adapter
+from tinkersmith.engine.memory import free_memory, machine_memory
 from tinkersmith.engine.messages import LoraConfig
+from tinkersmith.engine.processor import multiplies_bf16
 
 SIZES = {
     "vocab_size": 259,
@@ -119,3 +122,40 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(Refused, match="cannot be loaded"):
         load_base_model("empty", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("bf16", "memory", "expected"),
+    [
+        (True, 10**12, torch.bfloat16),
+        (False, 10**12, torch.float32),
+        (False, 10**5, torch.bfloat16),  # float32 would take more than half of the memory
+    ],
+)
+def test_a_large_model_is_kept_in_bf16_where_the_processor_multiplies_it_or_memory_is_short(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bf16: bool,
+    memory: int,
+    expected: torch.dtype,
+) -> None:
+    folder = make_tiny_model(tmp_path)
+    assert load_base_model("small", folder).dtype == torch.float32
+    monkeypatch.setattr(base_model, "SMALL", 1000)
+    monkeypatch.setattr(base_model, "multiplies_bf16", lambda: bf16)
+    monkeypatch.setattr(base_model, "machine_memory", lambda: memory)
+    assert load_base_model("large", folder).dtype == expected
+
+
+def test_the_processor_is_asked_in_the_same_words_with_and_without_torchs_help(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not Path("/proc/cpuinfo").is_file():
+        pytest.skip("only Linux describes its processor in a file")
+    by_torch = multiplies_bf16()
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert multiplies_bf16() == by_torch
+
+
+def test_the_memory_that_is_free_is_less_than_the_machine_has() -> None:
+    assert 0 < free_memory(torch.device("cpu")) < machine_memory()

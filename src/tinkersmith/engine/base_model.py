@@ -23,10 +23,12 @@ from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.expert_lora import find_experts, part_shapes
 from tinkersmith.engine.float8 import quantise_layers
 from tinkersmith.engine.lora import Adapter, LayerShape, LoraLinear, using
+from tinkersmith.engine.memory import machine_memory
+from tinkersmith.engine.processor import multiplies_bf16
 
 _ROUTERS = ("gate", "router", "shared_expert_gate")  # they stay frozen
 _PROJECTION = re.compile(r"\.(self_attn|mlp)\.\w+_proj\.weight$")  # of the dense families
-SMALL = 300_000_000  # parameters up to which fp32 is affordable on a CPU
+SMALL = 300_000_000  # parameters up to which fp32 is affordable on every CPU
 
 
 @dataclass
@@ -194,7 +196,10 @@ def _dtype(folder: Path, wanted: str, device: str) -> torch.dtype:
         return {"float32": torch.float32, "bfloat16": wide, "float8": wide}[wanted]
     if device != "cpu":
         return torch.bfloat16
-    return torch.float32 if _parameters(folder) <= SMALL else torch.bfloat16
+    parameters = _parameters(folder)
+    # By what the machine has, not by what is free now: a run goes on in the precision it began in.
+    affordable = SMALL if multiplies_bf16() else machine_memory() // 2 // torch.float32.itemsize
+    return torch.float32 if parameters <= max(affordable, SMALL) else torch.bfloat16
 
 
 def _parameters(folder: Path, pattern: re.Pattern[str] = re.compile("")) -> int:

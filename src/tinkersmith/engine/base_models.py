@@ -20,6 +20,7 @@ from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.memory import free_memory, return_freed_memory
 from tinkersmith.engine.native.build import cache_folder, native_library
 from tinkersmith.engine.native.install import with_native_code
+from tinkersmith.engine.processor import multiplies_bf16
 
 log = logging.getLogger("tinkersmith.engine")
 
@@ -59,6 +60,12 @@ class BaseModels:
         seconds = time.perf_counter() - start
         dtype = "float8" if self.dtype == "float8" else base.dtype
         log.info("loaded %s (%s, %s) in %.1f s", name, dtype, base.device, seconds)
+        if base.device.type == "cpu" and base.dtype == torch.bfloat16 and not multiplies_bf16():
+            log.warning(
+                "this processor has no instructions for bfloat16, so %s will be slow; "
+                "--dtype float32 is faster and needs twice the memory",
+                name,
+            )
         return with_fast_code(base)
 
     def _make_room(self, name: str, needed: int) -> None:

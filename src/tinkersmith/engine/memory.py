@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 
 _CGROUP = Path("/sys/fs/cgroup")
+_UNKNOWN = 4 * 2**30  # where there is no figure that is true for long
 
 
 def keep_freed_memory() -> None:
@@ -71,16 +72,35 @@ def _freed_and_kept() -> int:
     return int(libc.mallinfo2().fordblks)
 
 
+def machine_memory() -> int:
+    """Bytes that the machine has, or its container may have."""
+    try:
+        total = int(_meminfo()["MemTotal"].split()[0]) * 1024
+    except OSError:
+        return _UNKNOWN
+    return min([total, *(limit for limit, _, _ in _container())])
+
+
 def _machine_free() -> int:
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:  # not Linux: no figure that is true for long
-        return 4 * 2**30
-    fields = dict(line.split(":", 1) for line in lines)
-    return int(fields["MemAvailable"].split()[0]) * 1024
+        return int(_meminfo()["MemAvailable"].split()[0]) * 1024
+    except OSError:
+        return _UNKNOWN
+
+
+def _meminfo() -> dict[str, str]:
+    """Raises: OSError: this is not Linux."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return dict(line.split(":", 1) for line in lines)  # type: ignore[misc]
 
 
 def _container_free() -> list[int]:
+    # Files that were read are counted as used, but make room when it is wanted.
+    return [limit - (used - cached) for limit, used, cached in _container()]
+
+
+def _container() -> list[tuple[int, int, int]]:
+    """Limit, use, and what of it are cached files, in bytes; nothing where there is no limit."""
     for limit, used, counts, cache in (
         ("memory.max", "memory.current", "memory.stat", "inactive_file"),
         (
@@ -90,9 +110,9 @@ def _container_free() -> list[int]:
     ):
         try:
             fields = dict(line.split() for line in (_CGROUP / counts).read_text().splitlines())
-            # Files that were read are counted as used, but make room when it is wanted.
-            taken = int((_CGROUP / used).read_text()) - int(fields[cache])
-            return [int((_CGROUP / limit).read_text()) - taken]
+            numbers = (_CGROUP / limit).read_text(), (_CGROUP / used).read_text(), fields[cache]
+            bound, taken, cached = (int(number) for number in numbers)
+            return [(bound, taken, cached)]
         except (OSError, ValueError, KeyError):  # no such file, or "max"
             continue
     return []
