@@ -207,8 +207,9 @@ def test_tokens_are_made_once_for_the_same_bytes_tokenizer_and_template(
 
 
 def test_a_damaged_file_of_the_cache_is_made_again(settings: Settings, open_data: Open) -> None:
-    expected = as_values(open_data(settings).batch(0))
-    open_data(settings).summary(wait=True)
+    data = open_data(settings)
+    expected = as_values(data.batch(0))
+    data.summary(wait=True)
     for number, path in enumerate((Path(settings.output_dir) / FOLDER).iterdir()):
         path.write_bytes(path.read_bytes()[: 100 * (number % 3)])
     assert as_values(open_data(settings).batch(0)) == expected

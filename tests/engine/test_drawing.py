@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tinkersmith.engine.drawing import BLOCK, choose_tokens
+from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import SampleRequest
 
 VOCABULARY = 3 * BLOCK + 100  # the last block is not full
@@ -67,3 +68,12 @@ def test_the_first_of_equal_logits_is_the_greedy_choice() -> None:
     logits[1, -1] = 1.0
     tokens, _ = choose_tokens(logits, [SampleRequest([0], temperature=0)] * 2, torch.zeros(2))
     assert tokens.tolist() == [BLOCK + 5, VOCABULARY - 1]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_refused(temperature: float) -> None:
+    logits = torch.zeros(2, VOCABULARY)
+    logits[1] = torch.nan
+    requests = [SampleRequest([0], temperature=temperature)] * 2
+    with pytest.raises(Refused, match="its weights are broken; use an earlier checkpoint"):
+        choose_tokens(logits, requests, torch.zeros(2, dtype=torch.float64))

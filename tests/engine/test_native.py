@@ -358,8 +358,8 @@ def test_logits_come_with_the_sums_that_a_draw_needs(
     torch.testing.assert_close(
         normaliser[:, 0].double(), expected.logsumexp(-1), atol=1e-4, rtol=1e-5
     )
-    tokens = torch.randint(2500, (rows,))
-    theirs = expected.gather(-1, tokens[:, None])[:, 0]
+    tokens = torch.randint(2500, (rows, 3))
+    theirs = expected.gather(-1, tokens)
     torch.testing.assert_close(exact.of(tokens).double(), theirs, **NEAR)
 
 
@@ -532,7 +532,7 @@ def test_without_a_compiler_torch_does_the_work_and_the_log_says_so(
     monkeypatch.delenv("CXX", raising=False)
     with caplog.at_level(logging.INFO, "tinkersmith.engine"):
         assert native_library(tmp_path / "code") is None
-    assert "no C++ compiler (g++ or clang++) is installed" in caplog.text
+    assert "no C++ compiler (g++) is installed" in caplog.text
 
 
 def test_a_compiler_that_fails_leaves_nothing_behind_and_its_reason_in_the_log(

@@ -9,6 +9,7 @@ from math import log
 
 import torch
 
+from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import SampleRequest
 
 BLOCK = 1024  # tokens: a draw finds its block first, then its token
@@ -24,7 +25,7 @@ class ExactLogits:
 
     highest: torch.Tensor  # (B, N), of each block
     sums: torch.Tensor  # (B, N), of exp(logit - highest)
-    of: Callable[[torch.Tensor], torch.Tensor]  # (B,), a token of each row -> its logit, (B,)
+    of: Callable[[torch.Tensor], torch.Tensor]  # (B, K), tokens of each row -> their logits
 
 
 class Exponentials:
@@ -121,11 +122,19 @@ def choose_tokens(
 
     Drawn in the order of token ids, not of probability: otherwise two tokens of almost the same
     probability could change places with the last digit of a logit, and a seed its tokens.
+
+    Raises Refused where a row has no probabilities because its logits are not finite.
     """
     plain = Exponentials(logits, exact=exact)
+    normaliser = plain.normaliser()
+    if not bool(normaliser.isfinite().all()):
+        raise Refused(
+            "the model's output is not finite, so nothing can be sampled: its weights are broken; "
+            "use an earlier checkpoint, and a lower learning rate."
+        )
     greedy = [request.temperature == 0 for request in requests]
     if all(greedy):
-        return plain.argmax(), plain.normaliser()
+        return plain.argmax(), normaliser
     temperatures = [max(one.temperature, _COLDEST) if one.temperature else 1.0 for one in requests]
     tempered = plain
     if any(one != 1 for one in temperatures):
@@ -139,7 +148,7 @@ def choose_tokens(
             mass = tempered.sums[i].double().sum()
             peak = tempered.maximum[i, 0]
             tokens[i] = _draw_likeliest(logits[i], peak, mass, request, uniforms[i])
-    return tokens, plain.normaliser()
+    return tokens, normaliser
 
 
 def _draw_likeliest(

@@ -322,23 +322,20 @@ def _take_tokens(logits: torch.Tensor, exact: ExactLogits | None, rows: Sequence
     chosen, normaliser = choose_tokens(
         logits, requests, torch.tensor(uniforms, dtype=torch.float64, device=logits.device), exact
     )
-    if not bool(normaliser.isfinite().all()):
-        raise Refused(
-            "the model's output is not finite, so nothing can be sampled: its weights are broken; "
-            "use an earlier checkpoint, and a lower learning rate."
-        )
-    of_chosen = (
-        logits.gather(-1, chosen[:, None])[:, 0].float() if exact is None else exact.of(chosen)
-    )
-    picked = (of_chosen - normaliser[:, 0]).tolist()
-    for row, token, logprob in zip(rows, chosen.tolist(), picked, strict=True):
+    widest = max(request.topk_sample_logprobs for request in requests)
+    likeliest = logits.float().topk(widest).indices if widest else chosen.new_empty(len(rows), 0)
+    tokens = torch.cat((chosen[:, None], likeliest), -1)  # (B, 1 + K)
+    found = logits.gather(-1, tokens).float() if exact is None else exact.of(tokens)
+    logprobs = found - normaliser
+    for row, token, logprob in zip(rows, chosen.tolist(), logprobs[:, 0].tolist(), strict=True):
         row.sequence.tokens.append(token)
         row.sequence.logprobs.append(logprob)
     for index, row in enumerate(rows):
         if count := row.request.topk_sample_logprobs:
-            values, ids = logits[index].float().topk(count)
-            row.top_ids.append(ids.cpu().numpy().astype(np.int32))
-            row.top_logprobs.append((values - normaliser[index]).cpu().numpy())
+            # By the scores' own order: the logits that chose them may have been rounded.
+            values, order = logprobs[index, 1 : 1 + count].sort(descending=True, stable=True)
+            row.top_ids.append(likeliest[index, order].cpu().numpy().astype(np.int32))
+            row.top_logprobs.append(values.cpu().numpy())
 
 
 def _prompt_outputs(
@@ -349,43 +346,49 @@ def _prompt_outputs(
     hidden: torch.Tensor,  # (T - 1, H), of all but the prompt's last token
 ) -> None:
     """What was asked about the prompt's own tokens; position 0 has nothing before it."""
-    length = len(request.prompt)
-    logprobs = np.full(length, np.nan, np.float32)
+    length, device = len(request.prompt), base.device
     top_k, alternatives_k = request.topk_prompt_logprobs, request.prompt_alt_tokens_k
-    top_ids = np.zeros((length, top_k), np.int32)
-    top_values = np.full((length, top_k), EMPTY_LOGPROB, np.float32)
     targets = request.target_prompt_logprobs
-    target_values = None if targets is None else np.zeros(targets.shape, np.float32)
-    alternative_ids = np.zeros((length - 1, alternatives_k), np.int32)
-    alternative_values = np.zeros((length - 1, alternatives_k), np.float32)
+    if targets is None:
+        targets = np.zeros((length - 1, 0), np.int32)
+    own = torch.tensor(request.prompt[1:], dtype=torch.int64, device=device)[:, None]
+    wanted = torch.from_numpy(targets.astype(np.int64)).to(device)
+    top_ids = own.new_zeros(length - 1, top_k)
+    alternatives = own.new_zeros(length - 1, alternatives_k)
     rng = _generator(request.seed, 2**32 - 1)
-    prompt = torch.tensor(request.prompt, device=base.device)
-    if length > 1:
-        logprobs[1:] = decoder.logprobs(hidden, prompt[1:, None])[:, 0].cpu().numpy()
-    if targets is not None and target_values is not None and length > 1:
-        wanted = torch.from_numpy(targets.astype(np.int64)).to(base.device)  # (T - 1, K)
-        values = decoder.logprobs(hidden, wanted.clamp(min=0))
-        target_values[:] = torch.where(wanted < 0, 0.0, values).cpu().numpy()
     for first in range(0, length - 1 if top_k or alternatives_k else 0, _CHUNK_ROWS):
         last = min(first + _CHUNK_ROWS, length - 1)
         logits = decoder.logits(hidden[first:last]).float()
-        chunk = logits - logits.logsumexp(-1, keepdim=True)  # of tokens first+1 ... last
         if top_k:
-            values, ids = chunk.topk(top_k)
-            top_ids[first + 1 : last + 1] = ids.cpu().numpy()
-            top_values[first + 1 : last + 1] = values.cpu().numpy()
+            top_ids[first:last] = logits.topk(top_k).indices
         if alternatives_k:
-            uniforms = torch.from_numpy(rng.random((last - first, alternatives_k)))
-            drawn = draw_alternatives(logits, request.temperature, uniforms.to(base.device))
-            alternative_ids[first:last] = drawn.cpu().numpy()
-            alternative_values[first:last] = chunk.gather(-1, drawn).cpu().numpy()
+            uniforms = torch.from_numpy(rng.random((last - first, alternatives_k))).to(device)
+            alternatives[first:last] = draw_alternatives(logits, request.temperature, uniforms)
+    columns = (own, wanted, alternatives, top_ids)
+    scores = torch.empty(length - 1, sum(column.shape[1] for column in columns))
+    if length > 1:
+        scores = decoder.logprobs(hidden, torch.cat(columns, -1).clamp(min=0))
+    own_scores, wanted_scores, alternative_scores, top_scores = scores.split(
+        [column.shape[1] for column in columns], -1
+    )
+    # By the scores' own order: the logits that chose them may have been rounded.
+    top_scores, order = top_scores.sort(dim=-1, descending=True, stable=True)
+    unasked = 0
     if request.prompt_logprobs_last_n is not None:
-        unasked = length - request.prompt_logprobs_last_n
-        logprobs[:unasked], top_ids[:unasked], top_values[:unasked] = np.nan, 0, EMPTY_LOGPROB
+        unasked = max(length - request.prompt_logprobs_last_n - 1, 0)
     if request.prompt_logprobs:
-        result.prompt_logprobs = logprobs
+        result.prompt_logprobs = np.full(length, np.nan, np.float32)
+        result.prompt_logprobs[1 + unasked :] = own_scores[unasked:, 0].cpu().numpy()
     if top_k:
-        result.topk_prompt_logprobs = (top_ids, top_values)
-    result.target_prompt_logprobs = target_values
+        ids = np.zeros((length, top_k), np.int32)
+        values = np.full((length, top_k), EMPTY_LOGPROB, np.float32)
+        ids[1 + unasked :] = top_ids.gather(-1, order)[unasked:].cpu().numpy()
+        values[1 + unasked :] = top_scores[unasked:].cpu().numpy()
+        result.topk_prompt_logprobs = (ids, values)
+    if request.target_prompt_logprobs is not None:
+        result.target_prompt_logprobs = wanted_scores.where(wanted >= 0, 0.0).cpu().numpy()
     if alternatives_k:
-        result.prompt_alt_tokens = (alternative_ids, alternative_values)
+        result.prompt_alt_tokens = (
+            alternatives.cpu().numpy().astype(np.int32),
+            alternative_scores.cpu().numpy(),
+        )

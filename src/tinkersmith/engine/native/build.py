@@ -1,7 +1,7 @@
 """The C++ sources of this folder -> a shared library for this processor, compiled once and kept.
 
-A compiler (g++ or clang++) is needed at the first start only, for some seconds; without one there
-is no library, and torch does the work.
+g++ is needed at the first start only, for some seconds; without it there is no library, and torch
+does the work. (clang's OpenMP is another than torch's: it would not know how many threads to use.)
 """
 
 import contextlib
@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,13 @@ class Library:
     products: bool  # whether those of bf16 are among them
 
 
+@lru_cache
 def cache_folder() -> Path:
     """Where machine code is kept for all runs of this user, as a compiler's cache is."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinkersmith"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinkersmith"
+    except RuntimeError:  # a user without a home: for this process only
+        return Path(tempfile.mkdtemp(prefix="tinkersmith-"))
 
 
 def start_building(folder: Path) -> None:
@@ -106,9 +111,9 @@ def _built(folder: Path) -> Path:
 
 
 def _build(folder: Path) -> Path:
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    compiler = os.environ.get("CXX") or shutil.which("g++")
     if compiler is None:
-        raise OSError("no C++ compiler (g++ or clang++) is installed")
+        raise OSError("no C++ compiler (g++) is installed")
     sources = sorted(_SOURCES.glob("*.cpp"))
     key = hashlib.sha256()
     for file in [*sources, *sorted(_SOURCES.glob("*.h"))]:

@@ -127,9 +127,9 @@ def native_logits(
     )
 
     def of(tokens: torch.Tensor) -> torch.Tensor:
-        found = (hidden.float() * projection.weight[tokens]).sum(-1)
+        found = (hidden.float()[:, None] * projection.weight[tokens]).sum(-1)  # (B, K)
         if low is not None and part is not None:
-            found += (low.float() * part.b[tokens]).sum(-1)
+            found += (low.float()[:, None] * part.b[tokens]).sum(-1)
         return found if projection.bias is None else found + projection.bias[tokens]
 
     return logits, ExactLogits(highest, sums, of)
