@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.process_memory import resident_gb
 from benchmarks.results_file import write_results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,13 +95,13 @@ def _train(folder: Path, file: Path, seconds: float) -> dict[str, object]:
             if recipe.poll() is not None:
                 sys.exit("The recipe has ended; see above.")
             if quarter is None and time.monotonic() - start > seconds / 4:
-                quarter = _memory(recipe.pid, "VmRSS")
+                quarter = round(resident_gb("VmRSS", recipe.pid), 3)
             time.sleep(1)
         trained = time.monotonic() - start
         memory = {
-            "peak": _memory(recipe.pid, "VmHWM"),
+            "peak": round(resident_gb("VmHWM", recipe.pid), 3),
             "after a quarter of the time": quarter,
-            "at the end": _memory(recipe.pid, "VmRSS"),
+            "at the end": round(resident_gb("VmRSS", recipe.pid), 3),
         }
         tokenised = sum(1 for _ in (folder / "runs/token-cache").iterdir())
         steps = (run / "metrics.jsonl").read_bytes().count(b"\n")
@@ -128,14 +129,6 @@ def _wait_for(recipe: subprocess.Popen, folder: Path, name: str, patience: float
             sys.exit("The recipe has ended; see above.")
         time.sleep(0.05)
     sys.exit(f"There was no {name} after {patience:.0f} s.")
-
-
-def _memory(pid: int, what: str) -> float:
-    """Resident GB now (VmRSS) or at most so far (VmHWM): of this process alone, not the engine."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(f"{what}:"):
-            return round(int(line.split()[1]) * 1024 / 1e9, 3)
-    raise ValueError(f"no {what}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ batch until the longest of its answers is done, as it must.
 """
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.process_memory import resident_gb
 from tinkersmith.engine.memory import keep_freed_memory
 
 Prompt = tuple[list[int], int]  # tokens, and how many are to be sampled
@@ -52,7 +52,7 @@ def main() -> None:
             {
                 "seconds": seconds,
                 "tokens": sum(wanted for _, wanted in prompts),
-                "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+                "peak_memory_gb": resident_gb("VmHWM"),
             }
         )
     )

@@ -4,7 +4,6 @@ Warm-up: one step of the step's longest and shortest sample. Then the whole step
 """
 
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.process_memory import resident_gb
 from benchmarks.training_data import RANK, Lengths, random_tokens
 from tinkersmith.engine.memory import keep_freed_memory
 
@@ -90,7 +90,7 @@ def _timed(step: Step, samples: list[Sample]) -> tuple[float, float]:
 def _memory(samples: list[Sample]) -> dict[str, float]:
     return {
         "tokens": sum(len(tokens) - 1 for tokens, _ in samples),
-        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "peak_memory_gb": resident_gb("VmHWM"),
     }
 
 

@@ -148,6 +148,8 @@ def _build(folder: Path) -> Path:
             text=True,
             check=True,
         )
+        with target.open("rb") as written:
+            os.fsync(written.fileno())
         os.replace(target, library)
     log.info("compiled the native code in %.1f s", time.perf_counter() - start)
     return library
