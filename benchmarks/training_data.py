@@ -89,7 +89,14 @@ def random_model(folder: Path, vocabulary: int) -> Path:
 
 
 def useful_flops(lengths: Lengths, vocabulary: int, shape: dict[str, int] = SHAPE) -> float:
-    """Operations that a step needs, however it is computed; padding and recomputation add none.
+    """Operations that a step needs, however it is computed; padding and recomputation add none."""
+    return sum(useful_parts(lengths, vocabulary, shape).values())
+
+
+def useful_parts(
+    lengths: Lengths, vocabulary: int, shape: dict[str, int] = SHAPE
+) -> dict[str, float]:
+    """The same, by what needs them.
 
     A product of (m, k) and (k, n) is 2mkn. Frozen weights: forward and the input's gradient, 4 a
     weight and token, but no input gradient for the first layer's q/k/v. LoRA: 6. Output layer: 4,
@@ -109,8 +116,9 @@ def useful_flops(lengths: Lengths, vocabulary: int, shape: dict[str, int] = SHAP
     tokens = sum(prompt + rest for prompt, rest in lengths)
     graded = sum(rest for _, rest in lengths)
     pairs = sum((a + b) * (a + b + 1) / 2 for a, b in lengths)
-    return (
-        tokens * (layers * (4 * frozen + 6 * lora) - first)
-        + graded * 4 * hidden * vocabulary
-        + layers * pairs * 6 * 2 * query
-    )
+    return {
+        "layers' products": tokens * (layers * (4 * frozen + 6 * lora) - first),
+        "attention, forward": layers * pairs * 2 * 2 * query,
+        "attention, backward": layers * pairs * 4 * 2 * query,
+        "output layer": graded * 4 * hidden * vocabulary,
+    }

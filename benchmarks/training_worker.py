@@ -9,12 +9,16 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.process_memory import resident_gb
 from benchmarks.training_data import RANK, Lengths, random_tokens
 from tinkersmith.engine.memory import keep_freed_memory
+
+if TYPE_CHECKING:
+    from tinkersmith.engine.base_model import BaseModel
 
 Sample = tuple[np.ndarray, int]  # tokens, how many of them are prompt
 Step = Callable[[list[Sample]], float]  # -> loss a completion token
@@ -51,7 +55,7 @@ def main() -> None:
 
     torch.set_num_threads(job["threads"])
     if what == "peak":
-        answer = {"gflops": _peak()}
+        answer = {"gflops": product_peak()}
     elif what == "exactness":
         answer = _exactness(Path(job["folder"]))
     else:
@@ -68,7 +72,7 @@ def _measured(what: str, folder: Path, lengths: Lengths) -> dict[str, float]:
     by_length = sorted(samples, key=lambda sample: len(sample[0]))
     warm_up = [by_length[0], by_length[-1]]
     if what.startswith("tinkersmith"):
-        step, loading = _ours(folder, output_layer=what != "tinkersmith")
+        step, loading = our_step(folder, output_layer=what != "tinkersmith")
     elif what.startswith("plain"):
         step, loading = _plain(folder, 1 if what == "plain, batch 1" else 2), {}
     else:
@@ -113,7 +117,12 @@ def graded(samples: list[Sample]) -> int:
     return sum(len(tokens) - 1 - prompt for tokens, prompt in samples)
 
 
-def _ours(folder: Path, *, output_layer: bool) -> tuple[Step, dict[str, float]]:
+def our_step(
+    folder: Path,
+    fast: "Callable[[BaseModel], BaseModel] | None" = None,  # None: as the engine does it
+    *,
+    output_layer: bool = False,  # whether it is trained, too
+) -> tuple[Step, dict[str, float]]:
     from tinkersmith.engine.base_model import load_base_model
     from tinkersmith.engine.base_models import with_fast_code
     from tinkersmith.engine.lora import new_adapter
@@ -125,7 +134,7 @@ def _ours(folder: Path, *, output_layer: bool) -> tuple[Step, dict[str, float]]:
     base = load_base_model("random", folder, "bfloat16")
     loading = {"load_seconds": time.perf_counter() - start}
     start = time.perf_counter()
-    base = with_fast_code(base)
+    base = (fast or with_fast_code)(base)
     loading["compile_seconds"] = time.perf_counter() - start
     adapter = new_adapter(base, LoraConfig(RANK, 0, train_unembed=output_layer))
     state = new_state(adapter)
@@ -263,7 +272,7 @@ def _trl(
     return answer
 
 
-def _peak() -> float:
+def product_peak() -> float:
     """GFLOP/s of the best bf16 product among sizes that suit different machines."""
     import torch
 
