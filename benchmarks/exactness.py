@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.results_file import write_results
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.engine.base_model import load_base_model
+from tinkersmith.engine.base_models import with_fast_code
 from tinkersmith.engine.lora import Adapter, adapter_state, new_adapter, peft_config
 from tinkersmith.engine.messages import Datum, LoraConfig, SampleRequest
 from tinkersmith.engine.sampler import sample
@@ -46,7 +47,7 @@ def main() -> None:
     ).samples
     prompts = [template.render_prompt(one) for one in samples[:PROMPTS]]
 
-    base = load_base_model(MODEL, folder, dtype="float32", device="cpu")
+    base = with_fast_code(load_base_model(MODEL, folder, dtype="float32", device="cpu"))
     adapter = new_adapter(
         base, LoraConfig(rank=16, seed=0, train_attn=True, train_mlp=True, train_unembed=True)
     )

@@ -22,6 +22,7 @@ from benchmarks.results_file import write_results
 from tests.tiny_models import make_tiny_model
 from tinkersmith.embedded import start_engine
 from tinkersmith.engine.base_model import load_base_model
+from tinkersmith.engine.base_models import with_fast_code
 from tinkersmith.engine.lora import new_adapter
 from tinkersmith.engine.messages import AdamParams, Datum, LoraConfig
 from tinkersmith.engine.optimizer import new_state, optim_step
@@ -63,7 +64,7 @@ def main() -> None:
 
 def _bare_step(folder: Path, samples: list[np.ndarray]) -> tuple[Callable[[], object], int]:
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))  # as the engine for small models
-    base = load_base_model("bare", folder, "float32", "cpu")
+    base = with_fast_code(load_base_model("bare", folder, "float32", "cpu"))
     adapter = new_adapter(base, LoraConfig(RANK, 0))
     state = new_state(adapter)
     datums = [

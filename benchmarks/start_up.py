@@ -99,8 +99,10 @@ def _first_step(threads: int) -> dict[str, float]:
 
     from tinkersmith.bundled import BUNDLED_MODELS
     from tinkersmith.engine.base_model import load_base_model
+    from tinkersmith.engine.base_models import with_fast_code
     from tinkersmith.engine.lora import new_adapter
     from tinkersmith.engine.messages import AdamParams, Datum, LoraConfig
+    from tinkersmith.engine.native.build import cache_folder, native_library
     from tinkersmith.engine.optimizer import new_state, optim_step
     from tinkersmith.engine.training_step import forward_backward
     from tinkersmith.prompts import choose_template
@@ -123,9 +125,11 @@ def _first_step(threads: int) -> dict[str, float]:
         )
         for one in tokenize(samples, template, tokenizer, max_length=1024, truncate=True).samples
     ]
+    native_library(cache_folder())  # compiled at the first start of all, and then kept
     start = time.perf_counter()
     base = load_base_model(model, folder, "auto")
     loaded = time.perf_counter()
+    base = with_fast_code(base)
     adapter = new_adapter(base, LoraConfig(16, 0))
     state = new_state(adapter)
     ends = []

@@ -293,6 +293,7 @@ def _exactness(folder: Path) -> dict[str, float]:
     import torch
 
     from tinkersmith.engine.base_model import load_base_model
+    from tinkersmith.engine.base_models import with_fast_code
     from tinkersmith.engine.lora import new_adapter
     from tinkersmith.engine.messages import LoraConfig
     from tinkersmith.engine.training_step import forward_backward
@@ -303,7 +304,7 @@ def _exactness(folder: Path) -> dict[str, float]:
         (tokens, prompt)
         for tokens, (prompt, _) in zip(random_tokens(lengths, vocabulary), lengths, strict=True)
     ]
-    base = load_base_model("random", folder, "float32")
+    base = with_fast_code(load_base_model("random", folder, "float32"))
     adapter = new_adapter(base, LoraConfig(RANK, 0, train_unembed=False))
     plain = _peft(folder, "float32")
     theirs = {
