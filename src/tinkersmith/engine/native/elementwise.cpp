@@ -34,7 +34,9 @@ inline void put(bf16& to, float x) {  // to the nearest, of two as near the even
   to = static_cast<bf16>(x != x ? 0x7fc0 : rounded);
 }
 
-// exp(x) = 2^(whole + rest), with the best polynomial of its degree: a relative error of 2e-7.
+// exp(x) = 2^(whole + rest), with the best polynomial of its degree: a relative error of 2e-7. The
+// one of vectors.h gives the same digits: decoding takes this one where training takes that one, and
+// their log-probabilities in bf16 would drift apart.
 inline float exponential(float x) {
   const float power = std::clamp(x * 1.44269504f, -126.0f, 127.0f);
   const float whole = __builtin_rintf(power), rest = power - whole;
