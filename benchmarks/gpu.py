@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.results_file import write_results
-from benchmarks.training_data import Lengths, random_tokens, useful_flops
+from benchmarks.training_data import Lengths, random_samples, useful_flops
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS, FLOAT8 = "tinkersmith", "tinkersmith, float8 base"
@@ -98,10 +98,7 @@ def measure(
     """Losses a token of the first steps, and the median of the later ones' speed."""
     import torch
 
-    samples = [
-        (tokens, prompt)
-        for tokens, (prompt, _) in zip(random_tokens(lengths, vocabulary), lengths, strict=True)
-    ]
+    samples = random_samples(lengths, vocabulary)
     step = (_ours if what in (OURS, FLOAT8) else _plain)(what, shape, vocabulary, device)
 
     def timed() -> tuple[float, float]:

@@ -24,7 +24,7 @@ from benchmarks.training_data import (
     SHAPE,
     Lengths,
     random_model,
-    random_tokens,
+    random_samples,
     step_lengths,
     useful_parts,
 )
@@ -97,10 +97,7 @@ def main() -> None:
 
 def _profile(library: Library, lengths: Lengths, vocabulary: int) -> dict[str, Any]:
     functions = TimedFunctions(library)
-    samples = [
-        (tokens, prompt)
-        for tokens, (prompt, _) in zip(random_tokens(lengths, vocabulary), lengths, strict=True)
-    ]
+    samples = random_samples(lengths, vocabulary)
     with tempfile.TemporaryDirectory() as temporary:
         step, _ = our_step(
             random_model(Path(temporary), vocabulary),

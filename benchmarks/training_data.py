@@ -23,6 +23,7 @@ SHAPE = {
 }
 
 Lengths = list[list[int]]  # [prompt, completion] tokens of each sample
+Sample = tuple[np.ndarray, int]  # tokens, how many of them are prompt
 
 
 def data_lengths(data: Path, count: int) -> tuple[np.ndarray, str]:
@@ -65,6 +66,11 @@ def random_tokens(lengths: Lengths, vocabulary: int) -> list[np.ndarray]:
     """Tokens of each sample, one more than its length: inputs are [:-1], targets are [1:]."""
     generator = np.random.default_rng(1)
     return [generator.integers(0, vocabulary, prompt + rest + 1) for prompt, rest in lengths]
+
+
+def random_samples(lengths: Lengths, vocabulary: int) -> list[Sample]:
+    tokens = random_tokens(lengths, vocabulary)
+    return [(row, prompt) for row, (prompt, _) in zip(tokens, lengths, strict=True)]
 
 
 def random_model(folder: Path, vocabulary: int) -> Path:

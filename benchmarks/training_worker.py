@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.process_memory import resident_gb
-from benchmarks.training_data import RANK, Lengths, random_tokens
+from benchmarks.training_data import RANK, Lengths, Sample, random_samples
 from tinkersmith.engine.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from tinkersmith.engine.base_model import BaseModel
 
-Sample = tuple[np.ndarray, int]  # tokens, how many of them are prompt
 Step = Callable[[list[Sample]], float]  # -> loss a completion token
 
 LEARNING_RATE = 1e-4
@@ -65,10 +64,7 @@ def main() -> None:
 
 def _measured(what: str, folder: Path, lengths: Lengths) -> dict[str, float]:
     vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
-    samples = [
-        (tokens, prompt)
-        for tokens, (prompt, _) in zip(random_tokens(lengths, vocabulary), lengths, strict=True)
-    ]
+    samples = random_samples(lengths, vocabulary)
     by_length = sorted(samples, key=lambda sample: len(sample[0]))
     warm_up = [by_length[0], by_length[-1]]
     if what.startswith("tinkersmith"):
@@ -300,10 +296,7 @@ def _exactness(folder: Path) -> dict[str, float]:
 
     lengths = [[40, 120], [90, 33], [5, 300], [64, 64]]
     vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
-    samples = [
-        (tokens, prompt)
-        for tokens, (prompt, _) in zip(random_tokens(lengths, vocabulary), lengths, strict=True)
-    ]
+    samples = random_samples(lengths, vocabulary)
     base = with_fast_code(load_base_model("random", folder, "float32"))
     adapter = new_adapter(base, LoraConfig(RANK, 0, train_unembed=False))
     plain = _peft(folder, "float32")
