@@ -11,7 +11,9 @@ namespace {
 
 constexpr i64 COLUMNS = 64;   // of a tile: as many as there are rows in a panel
 constexpr i64 BLOCK = 1024;   // of the vocabulary: drawing.py wants their sums
-constexpr int FEW = 4;        // weights' rows at a time
+constexpr i64 AHEAD = 64;     // numbers of a row of weights that are called into the caches at once
+constexpr int SUMS = 24;      // vectors of sums that stay in registers
+constexpr int FEW = 4;        // rows of weights at a time, at the end of a tile
 
 // Rows of x as panels of 64, over K.
 struct Across {
@@ -31,17 +33,31 @@ Across across(const bf16* x, i64 ldx, i64 count, i64 depth, Scratch<bf16>& scrat
   return {count, panels, to, depth};
 }
 
-// sums (columns, 64 rows) of one panel of rows and some columns from n on.
+// Calls numbers into a core's own cache: what a step reads comes from memory, in runs that end too
+// soon for a processor to guess what follows.
+inline void fetch(const bf16* from, i64 count) {
+#pragma GCC unroll 2
+  for (i64 i = 0; i < count; i += 2 * LANES) _mm_prefetch(from + i, _MM_HINT_T1);
+}
+
+// sums (columns, 64 rows) of one panel of rows and some columns from n on; LAST * 16 rows count.
 template <int LAST>
 void fill_tile(const Across& x, const Across& low, i64 panel, i64 n, i64 columns,
                const bf16* weight, const bf16* b, const bf16* bias, float* sums) {
   auto tile = [&]<int COUNT>(i64 column) {
     __m512 sum[COUNT][VECTORS];
     clear(sum);
-    dot<0, LAST>(sum, weight + (n + column) * x.depth, x.depth, x.panel(panel), x.depth);
+    const bf16* rows = weight + (n + column) * x.depth;
+    for (i64 k = 0; k < x.depth; k += AHEAD) {
+      if (panel == 0)
+#pragma GCC unroll 24
+        for (int i = COUNT; i < 2 * COUNT; ++i) fetch(rows + i * x.depth + k, AHEAD);
+      dot<0, LAST>(sum, rows + k, x.depth, x.panel(panel) + k * PANEL,
+                   std::min(AHEAD, x.depth - k));
+    }
     if (low.depth)
       dot<0, LAST>(sum, b + (n + column) * low.depth, low.depth, low.panel(panel), low.depth);
-#pragma GCC unroll 8
+#pragma GCC unroll 24
     for (int i = 0; i < COUNT; ++i) {
       const __m512 more = _mm512_set1_ps(bias == nullptr ? 0.0f : to_float(bias[n + column + i]));
 #pragma GCC unroll 8
@@ -49,7 +65,9 @@ void fill_tile(const Across& x, const Across& low, i64 panel, i64 n, i64 columns
         _mm512_store_ps(sums + (column + i) * PANEL + j * LANES, _mm512_add_ps(sum[i][j], more));
     }
   };
+  constexpr int MANY = SUMS / LAST;
   i64 column = 0;
+  for (; column + MANY <= columns; column += MANY) tile.template operator()<MANY>(column);
   for (; column + FEW <= columns; column += FEW) tile.template operator()<FEW>(column);
   for (; column < columns; ++column) tile.template operator()<1>(column);
 }
@@ -57,7 +75,10 @@ void fill_tile(const Across& x, const Across& low, i64 panel, i64 n, i64 columns
 void fill(const Across& x, const Across& low, i64 panel, i64 n, i64 columns, const bf16* weight,
           const bf16* b, const bf16* bias, float* sums) {
   const i64 rows = x.count - panel * PANEL;
-  const auto part = rows > 2 * LANES ? fill_tile<4> : rows > LANES ? fill_tile<2> : fill_tile<1>;
+  const auto part = rows > 3 * LANES   ? fill_tile<4>
+                    : rows > 2 * LANES ? fill_tile<3>
+                    : rows > LANES     ? fill_tile<2>
+                                       : fill_tile<1>;
   part(x, low, panel, n, columns, weight, b, bias, sums);
 }
 

@@ -21,7 +21,7 @@ namespace tinkersmith {
 using bf16 = uint16_t;
 using i64 = int64_t;
 
-constexpr int ROWS = 6;
+constexpr int ROWS = 6;  // by_tiles counts on there being less than 8
 constexpr int VECTORS = 4;
 constexpr i64 LANES = 16;
 constexpr i64 PANEL = VECTORS * LANES;  // columns
@@ -99,7 +99,7 @@ __attribute__((always_inline)) inline void dot(__m512 (&sum)[COUNT][VECTORS], co
 #pragma GCC unroll 8
     for (int j = FIRST; j < LAST; ++j)
       columns[j] = (__m512bh)_mm512_loadu_si512(panel + 2 * LANES * j);
-#pragma GCC unroll 8
+#pragma GCC unroll 24
     for (int i = 0; i < COUNT; ++i) {
       int pair;
       std::memcpy(&pair, x + i * ldx + k, sizeof pair);
@@ -115,12 +115,15 @@ __attribute__((always_inline)) inline void dot(__m512 (&sum)[COUNT][VECTORS], co
 template <class Rows>
 inline void by_tiles(i64 first, i64 last, Rows rows) {
   for (; first + ROWS <= last; first += ROWS) rows.template operator()<ROWS>(first);
-  for (; first < last; ++first) rows.template operator()<1>(first);
+  const i64 left = last - first;
+  if (left & 4) rows.template operator()<4>(first);
+  if (left & 2) rows.template operator()<2>(first + (left & 4));
+  if (left & 1) rows.template operator()<1>(last - 1);
 }
 
 template <int COUNT>
 inline void clear(__m512 (&sum)[COUNT][VECTORS]) {
-#pragma GCC unroll 8
+#pragma GCC unroll 24
   for (int i = 0; i < COUNT; ++i)
 #pragma GCC unroll 8
     for (int j = 0; j < VECTORS; ++j) sum[i][j] = _mm512_setzero_ps();
