@@ -19,7 +19,7 @@ from tinkersmith.engine import dense_training, varlen_attention
 from tinkersmith.engine.base_model import load_base_model
 from tinkersmith.engine.messages import LoraConfig
 from tinkersmith.engine.training_step import forward_backward
-from tinkersmith.engine.varlen_attention import VarlenAttention
+from tinkersmith.engine.varlen_attention import of_documents
 
 
 def plain_varlen(
@@ -72,7 +72,7 @@ def test_a_training_step_with_it_equals_one_with_tiles(
     expected = forward_backward(base, adapter, datums, "cross_entropy", {}).metrics["loss:sum"]
     theirs = gradients(adapter)
     adapter.clear_gradients()
-    attention = partial(VarlenAttention, device=base.device)
+    attention = partial(of_documents, device=base.device)
     varlen = replace(base, dense=replace(base.dense, attention=attention))
     output = forward_backward(varlen, adapter, datums, "cross_entropy", {})
     assert output.metrics["loss:sum"] == pytest.approx(expected, rel=1e-5)

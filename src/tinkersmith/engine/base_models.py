@@ -21,6 +21,7 @@ from tinkersmith.engine.memory import free_memory, return_freed_memory
 from tinkersmith.engine.native.build import cache_folder, native_library
 from tinkersmith.engine.native.install import with_native_code
 from tinkersmith.engine.processor import multiplies_bf16
+from tinkersmith.engine.recorded_passes import with_recorded_passes
 
 log = logging.getLogger("tinkersmith.engine")
 
@@ -91,7 +92,7 @@ def with_fast_code(base: BaseModel) -> BaseModel:
             return faster
     # A tiny model's functions are not worth the wait for the compiler.
     large = base.model.num_parameters() >= _TINY
-    return compile_elementwise(base, cache_folder()) if large else base
+    return with_recorded_passes(compile_elementwise(base, cache_folder()) if large else base)
 
 
 def choose_device(wanted: str) -> str:

@@ -27,12 +27,12 @@ from tinkersmith.engine.elementwise import Elementwise
 from tinkersmith.engine.float8 import Float8Linear
 from tinkersmith.engine.lora import Adapter, LoraLinear
 from tinkersmith.engine.tile_attention import TileAttention
-from tinkersmith.engine.varlen_attention import VarlenAttention
 
 if TYPE_CHECKING:
     from tinkersmith.engine.attention import KeysAndValues
     from tinkersmith.engine.drawing import ExactLogits
     from tinkersmith.engine.head import Head, HeadWeights
+    from tinkersmith.engine.recorded_passes import RecordedPasses
 
 _FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
 
@@ -140,6 +140,7 @@ class DenseModel:
     products: Products = field(default_factory=TorchProducts)
     head: "Callable[[HeadWeights], Head] | None" = None  # the output layer, if not by torch
     decoding: Decoding | None = None  # if not by torch
+    recorded: "RecordedPasses | None" = None  # training passes that a GPU launches as a whole
 
     def turn(self, positions: torch.Tensor) -> Turn:
         """Of tokens at these positions, (T,)."""
@@ -201,7 +202,7 @@ def _attention(
     heads: int, key_heads: int, size: int, dtype: torch.dtype, device: torch.device
 ) -> Callable[[Sequence[int]], PackedAttention]:
     if varlen_attention.works(heads, key_heads, size, dtype, device):
-        return partial(VarlenAttention, device=device)
+        return partial(varlen_attention.of_documents, device=device)
     share = heads // key_heads
     return partial(TileAttention, queries_per_key=share, dtype=dtype, device=device)
 

@@ -64,9 +64,8 @@ class DensePass:
         kept_layers: int | None = None,
         starts: Sequence[int] | None = None,  # the position of each document's first token: 0
     ) -> None:
-        self.model, self.backward_follows = model, backward
+        self.model, self.adapter, self.backward_follows = model, adapter, backward
         self.share = model.heads // model.key_heads
-        self.updates = [layer_updates(layer, adapter) for layer in model.layers]
         weight = model.final_norm
         # Few shapes of products occur: a document of padding makes T a multiple of ROW_STEP.
         self.tokens = sum(lengths)
@@ -108,6 +107,7 @@ class DensePass:
     def forward(self, tokens: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
         """(T,) -> (T, H), the input of the output layer; or (len(rows), H), of some rows only."""
         self.rows = rows
+        self.updates = [layer_updates(layer, self.adapter) for layer in self.model.layers]
         x = self.model.embedding(pad_rows(tokens[:, None])[:, 0])
         last = len(self.model.layers) - 1
         for index in range(last + 1):

@@ -98,7 +98,11 @@ def _budget(base: BaseModel, adapter: Adapter | None) -> int:
 
 
 def _run_dense(base, adapter, tokens, lengths, rows, head, backward: bool) -> HeadOutput:
-    one_pass = DensePass(base.dense, adapter, lengths, backward=backward)
+    one_pass = None
+    if base.dense.recorded is not None and adapter is not None:
+        one_pass = base.dense.recorded.begin(adapter, lengths)
+    if one_pass is None:
+        one_pass = DensePass(base.dense, adapter, lengths, backward=backward)
     output = head(one_pass.forward(tokens, rows))
     if backward:
         one_pass.backward(output.grad_hidden)

@@ -22,10 +22,13 @@ log = logging.getLogger("tinkersmith.engine")
 class VarlenAttention:
     """Attention of documents packed end to end (see dense_layers.py)."""
 
-    def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
-        ends = [0, *accumulate(lengths)]
-        self.ends = torch.tensor(ends, dtype=torch.int32, device=device)
-        self.longest, self.tokens = max(lengths), ends[-1]
+    def __init__(
+        self,
+        ends: torch.Tensor,  # (documents + 1,) in int32, from 0 to T; some may have no tokens
+        tokens: int,  # T
+        longest: int,  # no document has more tokens
+    ) -> None:
+        self.ends, self.tokens, self.longest = ends, tokens, longest
 
     def numbers_kept(self, heads: int, key_heads: int, size: int) -> int:
         """Queries, keys, values and the output, once more."""
@@ -62,6 +65,11 @@ class VarlenAttention:
         return of_query, grads[1].transpose(0, 1), grads[2].transpose(0, 1)
 
 
+def of_documents(lengths: Sequence[int], device: torch.device) -> VarlenAttention:
+    ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    return VarlenAttention(ends, sum(lengths), max(lengths))
+
+
 def works(heads: int, groups: int, size: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether this machine has such a kernel, and it gives what tiles give, forward and back."""
     if device.type != "cuda":
@@ -96,7 +104,7 @@ def _difference(
         output, kept = attention.attend(query, key, value, keep=True)
         return [output, *attention.backward(grad, query, key, value, output, kept)]
 
-    ours = pass_of(VarlenAttention(lengths, device))
+    ours = pass_of(of_documents(lengths, device))
     expected = pass_of(TileAttention(lengths, share, dtype, device))
     return max(
         float((a.float() - b.float()).norm() / b.float().norm())
