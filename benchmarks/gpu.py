@@ -1,8 +1,8 @@
-"""Training on one GPU: Qwen3-8B and Qwen3-30B-A3B shapes with random weights, in bf16.
+"""Training on one GPU: Qwen3-8B, Qwen3-30B-A3B and Qwen3-0.6B shapes, random weights, in bf16.
 
 Documents of 4,096 tokens, LoRA on all linear layers, against plain transformers + peft with and
-without checkpointing. Every measurement has its own process, which makes the model on the GPU: no
-weights are read. `--quick` runs tiny shapes wherever it is, as a check that all works.
+without Liger's kernels and checkpointing. Every measurement has its own process, which makes the
+model on the GPU: no weights are read. `--quick` runs tiny shapes wherever it is, as a check that all works.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,7 +24,9 @@ from benchmarks.training_data import Lengths, random_samples, useful_flops
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS, FLOAT8 = "tinkersmith", "tinkersmith, float8 base"
+UNRECORDED = "tinkersmith, no CUDA graphs"
 PLAIN, SPARING = "plain", "plain, checkpointing"
+LIGER, LIGER_SPARING = "plain, Liger kernels", "plain, Liger kernels, checkpointing"
 PEAK = 989e12  # bf16 operations a second of an H100 or H200, as its maker gives it
 STEPS = 4  # after the first
 _COMMON = {"head": 128, "LoRA rank": 32}
@@ -34,6 +37,8 @@ SHAPES: dict[str, dict[str, int]] = {
     "Qwen3-30B-A3B": _COMMON
     | {"hidden": 2048, "layers": 48, "heads": 32, "key/value heads": 4, "mlp": 8 * 768}
     | {"experts": 128, "experts a token": 8},
+    "Qwen3-0.6B": _COMMON
+    | {"hidden": 1024, "layers": 28, "heads": 16, "key/value heads": 8, "mlp": 3072},
 }
 TINY: dict[str, dict[str, int]] = {
     "tiny": {"head": 16, "LoRA rank": 4}
@@ -79,8 +84,10 @@ def main() -> None:
 
 
 def _contestants(shape: dict[str, int], device: str) -> list[str]:
-    dense = "experts" not in shape
-    return [OURS, *([FLOAT8] if dense and device == "cuda" else []), PLAIN, SPARING]
+    if device == "cpu":
+        return [OURS, PLAIN, SPARING]
+    ours = [OURS] if "experts" in shape else [OURS, UNRECORDED, FLOAT8]
+    return [*ours, PLAIN, SPARING, LIGER, LIGER_SPARING]
 
 
 def _run(job: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +106,8 @@ def measure(
     import torch
 
     samples = random_samples(lengths, vocabulary)
-    step = (_ours if what in (OURS, FLOAT8) else _plain)(what, shape, vocabulary, device)
+    make = _ours if what in (OURS, UNRECORDED, FLOAT8) else _plain
+    step = make(what, shape, vocabulary, device)
 
     def timed() -> tuple[float, float]:
         start = time.perf_counter()
@@ -163,11 +171,10 @@ def _ours(
     from benchmarks.training_worker import LEARNING_RATE, datums, graded
     from tinkersmith.engine.attention import NAME
     from tinkersmith.engine.base_model import base_model_of
-    from tinkersmith.engine.compilation import compile_elementwise
+    from tinkersmith.engine.base_models import with_fast_code
     from tinkersmith.engine.float8 import check_device
     from tinkersmith.engine.lora import new_adapter
     from tinkersmith.engine.messages import AdamParams, LoraConfig
-    from tinkersmith.engine.native.build import cache_folder
     from tinkersmith.engine.optimizer import new_state, optim_step
     from tinkersmith.engine.training_step import forward_backward
 
@@ -179,7 +186,10 @@ def _ours(
         model.config.save_pretrained(folder)
         base = base_model_of(what, Path(folder), model, place, narrow=what == FLOAT8)
     if device == "cuda":
-        base = compile_elementwise(base, cache_folder())
+        base = with_fast_code(base)
+    if what == UNRECORDED:
+        assert base.dense is not None
+        base = replace(base, dense=replace(base.dense, recorded=None))
     adapter = new_adapter(base, LoraConfig(shape["LoRA rank"], 0, train_unembed=False))
     state = new_state(adapter)
 
@@ -199,23 +209,26 @@ def _plain(
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from benchmarks.training_worker import LEARNING_RATE, graded, plain_loss
+    from benchmarks.training_worker import LEARNING_RATE, graded, own_loss, plain_loss
 
-    model = _model(shape, vocabulary, device, "sdpa")
+    model, loss_of = _model(shape, vocabulary, device, "sdpa"), plain_loss
+    if what in (LIGER, LIGER_SPARING):
+        _apply_liger(model)
+        loss_of = own_loss
     rank = shape["LoRA rank"]
     lora = LoraConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(model, lora)
-    if what == SPARING:
+    model.train()
+    if what in (SPARING, LIGER_SPARING):
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE)
 
     def step(samples: list[tuple[np.ndarray, int]]) -> float:
         total = 0.0
         for sample in samples:  # one at a time: documents of one length need no padding
-            loss = plain_loss(model, [sample])
+            loss = loss_of(model, [sample])
             loss.backward()
             total += loss.item()
         optimizer.step()
@@ -223,6 +236,16 @@ def _plain(
         return total / graded(samples)
 
     return step
+
+
+def _apply_liger(model: Any) -> None:
+    """Fused norms, rotary positions, SwiGLU, and the output layer with its loss in chunks."""
+    from liger_kernel import transformers as liger  # pyright: ignore[reportMissingImports]
+
+    if model.config.model_type == "qwen3":
+        liger.apply_liger_kernel_to_qwen3(model=model)
+    else:
+        liger.apply_liger_kernel_to_qwen3_moe(model=model)
 
 
 if __name__ == "__main__":

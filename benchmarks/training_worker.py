@@ -182,6 +182,18 @@ def plain_loss(model, samples: list[Sample]):
     )
 
 
+def own_loss(model, samples: list[Sample]):
+    """The same by the model itself, which Liger's kernels do without a matrix of logits."""
+    tokens, targets, mask = (part.to(model.device) for part in _labelled(samples))
+    return model(
+        input_ids=tokens,
+        attention_mask=mask if len(samples) > 1 else None,
+        labels=targets,
+        shift_labels=targets,  # they are shifted
+        num_items_in_batch=1,  # so that it is the sum
+    ).loss
+
+
 def _plain(folder: Path, batch: int) -> Step:
     import torch
 

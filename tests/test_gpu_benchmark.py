@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu import OURS, PLAIN, SPARING, TINY, measure
+from benchmarks.gpu import OURS, PLAIN, SPARING, TINY, _model, measure
+from benchmarks.training_data import random_samples
+from benchmarks.training_worker import own_loss, plain_loss
 
 ROOT = Path(__file__).resolve().parent.parent
 LENGTHS = [[10, 40], [3, 21]]
@@ -25,6 +27,14 @@ def test_ours_and_the_plain_loops_begin_with_one_model_and_one_loss(shape: str) 
         one["loss of the last step"] < one["loss of the first step"] for one in found.values()
     )
     assert all(one["tokens a second"] > 0 for one in found.values())
+
+
+@pytest.mark.parametrize("shape", list(TINY))
+def test_the_loss_that_ligers_kernels_replace_is_that_of_the_plain_loop(shape: str) -> None:
+    model = _model(TINY[shape], 512, "cpu", "sdpa").float()
+    samples = random_samples(LENGTHS, 512)
+    ours, plain = own_loss(model, samples), plain_loss(model, samples)
+    assert ours.item() == pytest.approx(plain.item(), rel=1e-5)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
