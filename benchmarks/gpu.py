@@ -2,7 +2,8 @@
 
 Documents of 4,096 tokens, LoRA on all linear layers, against plain transformers + peft with and
 without Liger's kernels and checkpointing. Every measurement has its own process, which makes the
-model on the GPU: no weights are read. `--quick` runs tiny shapes wherever it is, as a check that all works.
+model on the GPU: no weights are read. `--quick` runs tiny shapes wherever it is, as a check that
+all works.
 """
 
 import argparse
