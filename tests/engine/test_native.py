@@ -27,7 +27,7 @@ from tinkersmith.engine.lora import Adapter
 from tinkersmith.engine.messages import Datum, LoraConfig, SampleRequest
 from tinkersmith.engine.native import build, install
 from tinkersmith.engine.native.build import Library, cache_folder, native_library
-from tinkersmith.engine.native.decoding import NativeCache, native_logits
+from tinkersmith.engine.native.decoding import NativeLayers, native_logits
 from tinkersmith.engine.native.head import NativeHead
 from tinkersmith.engine.native.install import with_native_code
 from tinkersmith.engine.native.kernels import NativeAttention, NativeProducts, native_elementwise
@@ -394,20 +394,21 @@ def test_what_the_sampler_says_of_its_tokens_is_what_training_says_of_them_in_bf
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("parts", [{}, {"train_attn": False}, {"train_mlp": False}], ids=str)
 def test_rows_that_grow_move_and_end_get_the_logits_of_full_precision(
-    base: BaseModel, library: Library
+    base: BaseModel, library: Library, parts: dict[str, bool]
 ) -> None:
     native = with_native_code(base, with_products(library))
     exact = load_base_model("exact", base.folder, "float32")
     rng = np.random.default_rng()
     prompts = [rng.integers(0, 300, n).tolist() for n in (40, 1, 33, 70, 2, 130, 0, 21)]
-    config = LoraConfig(3, 0)
+    config = LoraConfig(3, 0, **parts)
     errors: dict[str, list[float]] = {"torch": [], "native": []}
     exactly: list[torch.Tensor] = []
     for name, model in (("exact", exact), ("torch", base), ("native", native)):
         draws = np.random.default_rng(0)
         decoder = DenseDecoder(model, filled_adapter(model, config), len(prompts))
-        assert isinstance(decoder.cache, NativeCache) == (name == "native")
+        assert isinstance(decoder.layers, NativeLayers) == (name == "native")
         runs = [Run(tokens) for tokens in prompts]
         decoder.prefill([run for run in runs if run.tokens], [False] * (len(runs) - 1))
         for slot, run in enumerate(runs):

@@ -12,8 +12,16 @@ import torch
 from tinkersmith.engine.attention import KeysAndValues
 from tinkersmith.engine.base_model import BaseModel
 from tinkersmith.engine.decoding import past_of
-from tinkersmith.engine.dense_layers import Decoding, DenseModel, PackedAttention, layer_updates
+from tinkersmith.engine.dense_layers import (
+    Decoding,
+    DenseModel,
+    LayerUpdates,
+    PackedAttention,
+    Turn,
+    layer_updates,
+)
 from tinkersmith.engine.dense_projection import (
+    Products,
     Projection,
     TorchProducts,
     Update,
@@ -39,11 +47,11 @@ class DenseDecoder:
         assert base.dense is not None
         model = self.model = base.dense
         self.device, self.base, self.adapter = base.device, base, adapter
-        self.updates = [layer_updates(layer, adapter) for layer in model.layers]
+        updates = [layer_updates(layer, adapter) for layer in model.layers]
         self.head = _head(base, adapter)
         # What is compiled for training's blocks of rows is not made for a few.
-        self.how = model.decoding or Decoding(PaddedCache, Elementwise(), TorchProducts())
-        self.cache = self.how.cache(model, slots)
+        self.how = model.decoding or Decoding(TorchLayers, Elementwise(), TorchProducts())
+        self.layers = self.how.layers(model, updates, slots)
 
     # ---- prefill
 
@@ -68,10 +76,10 @@ class DenseDecoder:
         return answer
 
     def put(self, slot: int, run: Run) -> None:
-        self.cache.put(slot, [one.past for one in run.chain() if one.past is not None])
+        self.layers.put(slot, [one.past for one in run.chain() if one.past is not None])
 
     def move(self, source: int, target: int) -> None:
-        self.cache.move(source, target)
+        self.layers.move(source, target)
 
     # ---- decode
 
@@ -79,47 +87,61 @@ class DenseDecoder:
     def step(self, tokens: Sequence[int]) -> tuple[torch.Tensor, ExactLogits | None]:
         model, count = self.model, len(tokens)
         x = model.embedding(torch.tensor(tokens, device=self.device))  # (B, H)
-        positions = torch.tensor(self.cache.lengths[:count], device=self.device)
-        self.cache.begin(model.turn(positions))
-        for index in range(len(model.layers)):
-            x = self._layer(index, x)
+        positions = torch.tensor(self.layers.lengths[:count], device=self.device)
+        x = self.layers.step(x, model.turn(positions))
         for slot in range(count):
-            self.cache.lengths[slot] += 1
+            self.layers.lengths[slot] += 1
         normed = torch.empty_like(x)
         self.how.elementwise.rms_norm(x, model.final_norm, model.eps, normed)
         if self.how.logits is None:
             return self.logits(normed), None
         return self.how.logits(normed, *self.head)
 
-    def _layer(self, index: int, x: torch.Tensor) -> torch.Tensor:  # (B, H)
-        model, layer, updates = self.model, self.model.layers[index], self.updates[index]
-        do, normed = self.how.elementwise, torch.empty_like(x)
-        do.rms_norm(x, layer.attention_norm, model.eps, normed)
-        heads = self.cache.attend(index, self._project(normed, layer.qkv, updates.qkv))
-        middle = self._project(heads, layer.output, updates.output, x)
-        do.rms_norm(middle, layer.mlp_norm, model.eps, normed)
-        gate_up, low = outputs(len(x), layer.gate_up, updates.gate_up)
-        activated = self.how.products.project_swiglu(
-            *(normed, layer.gate_up, updates.gate_up), gate_up, low
-        )
-        return self._project(activated, layer.down, updates.down, middle)
-
-    def _project(
-        self,
-        x: torch.Tensor,  # (N, in)
-        projection: Projection,
-        update: Update | None,
-        residual: torch.Tensor | None = None,  # (N, out)
-    ) -> torch.Tensor:  # (N, out)
-        output, low = outputs(len(x), projection, update)
-        self.how.products.project(x, projection, update, output, low, residual)
-        return output
-
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:  # (N, H) -> (N, V)
-        return self._project(hidden, *self.head)
+        return _project(self.how.products, hidden, *self.head)
 
     def logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return target_logprobs(self.base, self.adapter, hidden, targets)
+
+
+class TorchLayers:
+    """Layer by layer, on every device."""
+
+    def __init__(self, model: DenseModel, updates: Sequence[LayerUpdates], slots: int) -> None:
+        self.model, self.updates = model, updates
+        self.elementwise, self.products = Elementwise(), TorchProducts()
+        self.cache = PaddedCache(model, slots)
+        self.lengths = self.cache.lengths
+        self.put, self.move = self.cache.put, self.cache.move
+
+    def step(self, x: torch.Tensor, turn: Turn) -> torch.Tensor:
+        self.cache.begin(turn)
+        for index in range(len(self.model.layers)):
+            x = self._layer(index, x)
+        return x
+
+    def _layer(self, index: int, x: torch.Tensor) -> torch.Tensor:  # (B, H)
+        model, layer, updates = self.model, self.model.layers[index], self.updates[index]
+        do, products, normed = self.elementwise, self.products, torch.empty_like(x)
+        do.rms_norm(x, layer.attention_norm, model.eps, normed)
+        heads = self.cache.attend(index, _project(products, normed, layer.qkv, updates.qkv))
+        middle = _project(products, heads, layer.output, updates.output, x)
+        do.rms_norm(middle, layer.mlp_norm, model.eps, normed)
+        gate_up, low = outputs(len(x), layer.gate_up, updates.gate_up)
+        activated = products.project_swiglu(normed, layer.gate_up, updates.gate_up, gate_up, low)
+        return _project(products, activated, layer.down, updates.down, middle)
+
+
+def _project(
+    products: Products,
+    x: torch.Tensor,  # (N, in)
+    projection: Projection,
+    update: Update | None,
+    residual: torch.Tensor | None = None,  # (N, out)
+) -> torch.Tensor:  # (N, out)
+    output, low = outputs(len(x), projection, update)
+    products.project(x, projection, update, output, low, residual)
+    return output
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,8 +74,8 @@ class PackedAttention(Protocol):
 Turn = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of rotary positions, (T, 1, D/2)
 
 
-class Cache(Protocol):
-    """Keys and values of the rows that decode together, each in a slot."""
+class DecodingLayers(Protocol):
+    """A model's layers for rows that decode together, each in a slot with its keys and values."""
 
     lengths: list[int]  # positions in each slot; whoever decodes adds the new ones
 
@@ -85,12 +85,8 @@ class Cache(Protocol):
 
     def move(self, source: int, target: int) -> None: ...
 
-    def begin(self, turn: Turn) -> None:
-        """A step of as many rows, from slot 0 on, as `turn` is for."""
-        ...
-
-    def attend(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
-        """(B, (Q + 2 G) D), before norms and rotation -> (B, Q D); keeps the keys and values."""
+    def step(self, x: torch.Tensor, turn: Turn) -> torch.Tensor:  # (B, H) -> (B, H)
+        """A new token in each of the first B slots; their keys and values are kept."""
         ...
 
 
@@ -106,7 +102,8 @@ class Logits(Protocol):
 class Decoding:
     """What decodes a few rows at a time."""
 
-    cache: "Callable[[DenseModel, int], Cache]"  # with so many slots
+    # With so many slots; of a model and what an adapter adds to its layers.
+    layers: "Callable[[DenseModel, Sequence[LayerUpdates], int], DecodingLayers]"
     elementwise: Elementwise
     products: Products
     logits: "Logits | None" = None

@@ -51,7 +51,7 @@ _PRODUCTS = {
     "linear_few": "iii p i p p i i p p p p i",
     "logits": "iii ppp i pp p pp",
     "remember": "iiiii pp i pp",
-    "attend_past": "iiii pp pp ppp p",
+    "decode": "iiiiii p i ff pp i pp pp pp p",
 }
 _TYPES = {"i": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
 _building = threading.Lock()

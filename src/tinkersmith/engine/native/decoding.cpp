@@ -4,6 +4,8 @@
 // Axes: B rows (sequences), K what is summed over, N columns, V vocabulary, G key/value heads,
 // R queries that share a key, D head size, S positions of the past.
 #ifdef __AVX512BF16__
+#include <vector>
+
 #include "vectors.h"
 
 namespace tinkersmith {
@@ -146,12 +148,35 @@ struct RunningSums {
   }
 };
 
+// A projection of a layer and what an adapter adds to it; what is absent is null.
+struct Linear {
+  const bf16 *weight, *bias;  // (columns in all, depth), (columns in all)
+  const bf16* a;              // (n R, depth), of its n trained parts
+  const bf16* b[3];           // (columns, R) of each part
+  i64 columns[3];             // of each part: 0 where there is none
+  i64 depth, low;             // low: n R
+
+  i64 width() const { return columns[0] + columns[1] + columns[2]; }
+};
+
+struct Layer {
+  const bf16 *attention_norm, *query_norm, *key_norm, *mlp_norm;
+  Linear qkv, output, gate_up, down;
+};
+
 }  // namespace
 }  // namespace tinkersmith
 
 using namespace tinkersmith;
 
 extern "C" {
+
+// In elementwise.cpp.
+void tinkersmith_rms_norm_bfloat16(i64, i64, const bf16*, const bf16*, float, bf16*);
+void tinkersmith_swiglu_bfloat16(i64, i64, const bf16*, bf16*);
+void tinkersmith_split_heads_bfloat16(i64, i64, i64, i64, i64, const bf16*, const bf16*,
+                                      const bf16*, float, const float*, const float*, i64, float,
+                                      bf16*, bf16*, bf16*);
 
 // As tinkersmith_linear, for up to some hundred rows.
 void tinkersmith_linear_few(i64 count, i64 columns, i64 depth, const bf16* x, i64 ldx,
@@ -275,6 +300,66 @@ void tinkersmith_attend_past(i64 groups, i64 share, i64 size, i64 count, const i
           }
         });
     }
+}
+
+// All layers for one new token in each row: x (B, H) becomes what the last one gives. Keys and values
+// of row i's first layer begin at keys[i] and values[i], those of the next key_steps[i] and
+// value_steps[i] numbers on. cosine and sine are (B, ld).
+void tinkersmith_decode(i64 count, i64 hidden, i64 groups, i64 share, i64 size, i64 layers,
+                        const void* of_layers, i64 rank, float eps, float scale,
+                        const float* cosine, const float* sine, i64 ld, const i64* lengths,
+                        const i64* capacities, bf16* const* keys, const i64* key_steps,
+                        bf16* const* values, const i64* value_steps, bf16* x) {
+  static thread_local Scratch<bf16> scratch;
+  const Layer* all = static_cast<const Layer*>(of_layers);
+  const i64 heads = groups * share * size, past = groups * size;
+  const i64 inner = all->gate_up.width(), low_width = 3 * rank;
+  bf16* room = scratch.room(count * (2 * hidden + 3 * heads + 4 * past + inner * 3 / 2 + low_width));
+  auto take = [&](i64 width) { return std::exchange(room, room + count * width); };
+  bf16 *normed = take(hidden), *middle = take(hidden), *qkv = take(heads + 2 * past);
+  bf16 *query = take(heads), *key = take(past), *value = take(past), *attended = take(heads);
+  bf16 *gate_up = take(inner), *activated = take(inner / 2), *low = take(low_width);
+  std::vector<bf16*> own_keys(keys, keys + count), own_values(values, values + count);
+
+  auto project = [&](const Linear& one, const bf16* input, const bf16* residual, bf16* output) {
+    if (one.a != nullptr)
+      tinkersmith_linear_few(count, one.low, one.depth, input, one.depth, one.a, nullptr, 0, 0,
+                             nullptr, nullptr, nullptr, low, one.low);
+    i64 start = 0, trained = 0;
+    for (int i = 0; i < 3 && one.columns[i]; ++i) {
+      // Without an adapter all parts are one.
+      const i64 columns = one.a == nullptr ? one.width() : one.columns[i];
+      const bool adds = one.b[i] != nullptr;
+      tinkersmith_linear_few(count, columns, one.depth, input, one.depth,
+                             one.weight + start * one.depth, adds ? low + trained : nullptr,
+                             one.low, adds ? rank : 0, one.b[i],
+                             one.bias == nullptr ? nullptr : one.bias + start,
+                             residual == nullptr ? nullptr : residual + start, output + start,
+                             one.width());
+      if (one.a == nullptr) break;
+      start += columns;
+      trained += adds ? rank : 0;
+    }
+  };
+  for (i64 index = 0; index < layers; ++index) {
+    const Layer& layer = all[index];
+    tinkersmith_rms_norm_bfloat16(count, hidden, x, layer.attention_norm, eps, normed);
+    project(layer.qkv, normed, nullptr, qkv);
+    tinkersmith_split_heads_bfloat16(count, groups, share, size, count, qkv, layer.query_norm,
+                                     layer.key_norm, eps, cosine, sine, ld, scale, query, key,
+                                     value);
+    tinkersmith_attend_past(groups, share, size, count, lengths, capacities, own_keys.data(),
+                            own_values.data(), query, key, value, attended);
+    project(layer.output, attended, x, middle);
+    tinkersmith_rms_norm_bfloat16(count, hidden, middle, layer.mlp_norm, eps, normed);
+    project(layer.gate_up, normed, nullptr, gate_up);
+    tinkersmith_swiglu_bfloat16(count, inner / 2, gate_up, activated);
+    project(layer.down, activated, middle, x);
+    for (i64 row = 0; row < count; ++row) {
+      own_keys[row] += key_steps[row];
+      own_values[row] += value_steps[row];
+    }
+  }
 }
 }
 

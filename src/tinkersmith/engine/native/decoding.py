@@ -4,24 +4,34 @@ Axes: B active rows, S positions of a slot, Q query heads, G key/value heads, R 
 size, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from tinkersmith.engine.attention import KeysAndValues
-from tinkersmith.engine.dense_layers import DenseModel, Turn
-from tinkersmith.engine.dense_projection import Projection, Update
+from tinkersmith.engine.dense_layers import DenseLayer, DenseModel, LayerUpdates, Turn
+from tinkersmith.engine.dense_projection import Part, Projection, Update
 from tinkersmith.engine.drawing import BLOCK, ExactLogits
-from tinkersmith.engine.native.kernels import NativeProducts, address
+from tinkersmith.engine.native.kernels import NativeProducts, address, of_columns
 
 _STEP = 64  # positions of a panel of keys
 
 
-class NativeCache:
-    """Every slot has memory of its own, and attention reads its own positions only."""
+class NativeLayers:
+    """A step of all layers is one call. Every slot has memory of its own for keys and values, and
+    attention reads its own positions only."""
 
-    def __init__(self, model: DenseModel, slots: int, products: NativeProducts) -> None:
-        self.model, self.products = model, products
+    def __init__(
+        self,
+        model: DenseModel,
+        updates: Sequence[LayerUpdates],
+        slots: int,
+        products: NativeProducts,
+    ) -> None:
+        self.model, self.products, self.updates = model, products, updates
+        self.table = torch.tensor(list(map(_addresses, model.layers, updates)))
+        ranks = {part.b.shape[1] for part in _trained(updates)}
+        self.rank = max(ranks, default=0)  # they have one
         self.lengths = [0] * slots
         # (layers, S G D) each, as panels (see decoding.cpp); what is not written yet is zero.
         self.keys = [model.final_norm.new_empty(0)] * slots
@@ -43,36 +53,30 @@ class NativeCache:
         self.keys[target], self.values[target] = self.keys[source], self.values[source]
         self.capacities[target], self.capacities[source] = self.capacities[source], 0
 
-    def begin(self, turn: Turn) -> None:
-        self.turn, self.active = turn, len(turn[0])
-        for slot in range(self.active):
+    def step(self, x: torch.Tensor, turn: Turn) -> torch.Tensor:
+        model, (count, hidden) = self.model, x.shape
+        for slot in range(count):
             if self.lengths[slot] + 1 > self.capacities[slot]:
                 self._grow(slot)
-        self.positions, self.rooms = (
-            torch.tensor(numbers[: self.active]) for numbers in (self.lengths, self.capacities)
+        lengths, capacities = (
+            torch.tensor(numbers[:count]) for numbers in (self.lengths, self.capacities)
         )
-        # Addresses of each slot's first layer, and the bytes from one layer to the next.
-        stores = self.keys[: self.active], self.values[: self.active]
-        self.firsts = torch.tensor([[one.data_ptr() for one in store] for store in stores])
-        self.steps = torch.tensor([[one[0].nbytes for one in store] for store in stores])
-
-    def attend(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
-        model, dense = self.model, self.model.layers[layer]
-        count, groups, size = len(qkv), model.key_heads, model.head_size
-        query = qkv.new_empty(groups, count, model.heads // groups, size)
-        key, value = (qkv.new_empty(groups, count, size) for _ in range(2))
-        self.products.elementwise.split_heads(
-            *(qkv, dense.query_norm, dense.key_norm, model.eps, *self.turn, model.scale),
-            *(query, key, value),
+        keys, values = self.keys[:count], self.values[:count]
+        # Of each slot: where its first layer begins, and how far the next one is.
+        places = [torch.tensor([one.data_ptr() for one in store]) for store in (keys, values)]
+        steps = [torch.tensor([one[0].numel() for one in store]) for store in (keys, values)]
+        cosine, sine = turn
+        assert cosine.stride() == sine.stride() and cosine.stride(-1) == 1
+        x = x.contiguous()
+        self.products.library.functions.tinkersmith_decode(
+            *(count, hidden, model.key_heads, model.heads // model.key_heads, model.head_size),
+            *(len(model.layers), address(self.table), self.rank, model.eps, model.scale),
+            *(cosine.data_ptr(), sine.data_ptr(), cosine.stride(0)),
+            *(address(lengths), address(capacities)),
+            *(address(places[0]), address(steps[0]), address(places[1]), address(steps[1])),
+            address(x),
         )
-        places = self.firsts + layer * self.steps  # (2, B)
-        output = qkv.new_empty(count, model.heads * size)
-        self.products.library.functions.tinkersmith_attend_past(
-            *(groups, model.heads // groups, size, count),
-            *(address(self.positions), address(self.rooms), *map(address, places)),
-            *(address(query), address(key), address(value), address(output)),
-        )
-        return output
+        return x
 
     def _make_room(self, slot: int, positions: int) -> None:
         """Empty memory for so many, and some more."""
@@ -103,6 +107,32 @@ class NativeCache:
             *(key.data_ptr(), value.data_ptr(), key.stride(0)),
             *(self.keys[slot][layer].data_ptr(), self.values[slot][layer].data_ptr()),
         )
+
+
+def _addresses(layer: DenseLayer, updates: LayerUpdates) -> list[int]:
+    """What decoding.cpp's Layer holds."""
+    norms = layer.attention_norm, layer.query_norm, layer.key_norm, layer.mlp_norm
+    found = [address(norm) or 0 for norm in norms]
+    for projection, update in (
+        (layer.qkv, updates.qkv),
+        (layer.output, updates.output),
+        (layer.gate_up, updates.gate_up),
+        (layer.down, updates.down),
+    ):
+        parts = of_columns(projection, update)
+        missing = [0] * (3 - len(projection.sizes))
+        found += [address(projection.weight) or 0, address(projection.bias) or 0]
+        found += [0 if update is None else address(update.a) or 0]
+        found += [0 if part is None else address(part.b) or 0 for _, part in parts] + missing
+        found += [*projection.sizes, *missing]
+        found += [projection.weight.shape[1], 0 if update is None else len(update.a)]
+    return found
+
+
+def _trained(updates: Sequence[LayerUpdates]) -> Iterator[Part]:
+    for one in updates:
+        for update in (one.qkv, one.output, one.gate_up, one.down):
+            yield from () if update is None else update.parts
 
 
 def native_logits(

@@ -10,7 +10,7 @@ from tinkersmith.engine.base_model import BaseModel
 from tinkersmith.engine.dense_layers import Decoding, DenseModel
 from tinkersmith.engine.dense_projection import TorchProducts
 from tinkersmith.engine.native.build import Library
-from tinkersmith.engine.native.decoding import NativeCache, native_logits
+from tinkersmith.engine.native.decoding import NativeLayers, native_logits
 from tinkersmith.engine.native.head import NativeHead
 from tinkersmith.engine.native.kernels import NativeAttention, NativeProducts, native_elementwise
 from tinkersmith.engine.self_check import gradient_difference
@@ -46,7 +46,7 @@ def _faster(base: BaseModel, library: Library) -> BaseModel:
             attention=partial(NativeAttention, library=library, queries_per_key=share),
             head=partial(NativeHead, products=products),
             decoding=Decoding(
-                partial(NativeCache, products=products),
+                partial(NativeLayers, products=products),
                 *(elementwise, products),
                 partial(native_logits, products=products),
             ),

@@ -99,7 +99,7 @@ class NativeProducts:
         parts: list[tuple[slice, Part | None]] = [(slice(0, len(projection.weight)), None)]
         if update is not None:
             self.linear(x, update.a, low)
-            parts = _parts(projection, update)
+            parts = of_columns(projection, update)
         for columns, part in parts:
             self.linear(
                 x,
@@ -122,7 +122,7 @@ class NativeProducts:
         rank = 0
         if update is not None:
             self.linear(x, update.a, low)
-            (_, gate), (_, up) = _parts(projection, update)
+            (_, gate), (_, up) = of_columns(projection, update)
             rank = update.parts[0].b.shape[1]
         self.library.functions.tinkersmith_swiglu_linear(
             *(count, width, x.shape[1], address(x), address(projection.weight)),
@@ -275,9 +275,9 @@ class NativeAttention:
         return grad_query, grad_key, grad_value
 
 
-def _parts(projection: Projection, update: Update) -> list[tuple[slice, Part | None]]:
+def of_columns(projection: Projection, update: Update | None) -> list[tuple[slice, Part | None]]:
     """The columns of each of the projection's layers, with what trains it."""
-    trained = {part.columns.start: part for part in update.parts}
+    trained = {part.columns.start: part for part in (update.parts if update else ())}
     starts = [0, *accumulate(projection.sizes)]
     return [
         (slice(start, start + size), trained.get(start))
