@@ -12,7 +12,7 @@ from tests.engine.test_dense_training import FAMILIES
 from tests.engine.test_lora import filled_adapter
 from tinkersmith.engine import dense_decoding, padded_cache, sampler, tile_attention
 from tinkersmith.engine.base_model import BaseModel, load_base_model
-from tinkersmith.engine.decoding import LayerDecoder
+from tinkersmith.engine.decoding import Decoder, LayerDecoder
 from tinkersmith.engine.dense_decoding import DenseDecoder
 from tinkersmith.engine.lora import Adapter, snapshot
 from tinkersmith.engine.messages import LoraConfig, SampleRequest
@@ -53,6 +53,12 @@ def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
+def next_logits(decoder: Decoder, tokens: list[int]) -> torch.Tensor:  # (B, V)
+    logits, _ = decoder.step(tokens)
+    assert logits is not None
+    return logits
+
+
 @torch.no_grad()
 def test_logits_equal_those_of_the_models_layers_as_rows_grow_move_and_end(
     base: BaseModel, small_blocks: None
@@ -72,7 +78,7 @@ def test_logits_equal_those_of_the_models_layers_as_rows_grow_move_and_end(
                 decoder.put(slot, run)
             active = len(prompts)
             for number in range(30):
-                seen.append(decoder.step(rng.integers(0, 300, active).tolist())[0])
+                seen.append(next_logits(decoder, rng.integers(0, 300, active).tolist()))
                 if number % 7 == 6:  # the row of slot 1 has ended; the last one takes its place
                     active -= 1
                     decoder.move(active, 1)
@@ -114,7 +120,7 @@ def test_a_shared_beginning_computed_once_changes_nothing(
             shared.put(slot, one)
             alone.put(slot, other)
         for tokens in random_tokens(rng, [len(prompts)] * 3):
-            assert_close(shared.step(tokens)[0], alone.step(tokens)[0])
+            assert_close(next_logits(shared, tokens), next_logits(alone, tokens))
 
 
 @pytest.mark.parametrize("rows", [3, 64])

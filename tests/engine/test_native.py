@@ -20,7 +20,7 @@ from tinkersmith.engine.base_model import BaseModel, load_base_model
 from tinkersmith.engine.dense_decoding import DenseDecoder
 from tinkersmith.engine.dense_projection import Projection, TorchProducts, update_of
 from tinkersmith.engine.dense_training import DensePass
-from tinkersmith.engine.drawing import BLOCK, Exponentials
+from tinkersmith.engine.drawing import BLOCK
 from tinkersmith.engine.elementwise import Elementwise
 from tinkersmith.engine.head import HeadWeights, TorchHead, head_pass
 from tinkersmith.engine.lora import Adapter
@@ -341,6 +341,9 @@ def test_logits_come_with_the_sums_that_a_draw_needs(
     update = update_of(projection, adapter_of(projection, rank, {0})) if rank else None
     hidden = bf16(rows, 66, scale=5.0)
     logits, exact = native_logits(hidden, projection, update, products)
+    nothing, alone = native_logits(hidden, projection, update, products, written=False)
+    assert logits is not None and nothing is None
+    assert torch.equal(exact.sums, alone.sums) and torch.equal(exact.likeliest, alone.likeliest)
     assert projection.bias is not None
     expected = hidden.double() @ projection.weight.double().T + projection.bias.double()
     if update is not None:
@@ -351,13 +354,16 @@ def test_logits_come_with_the_sums_that_a_draw_needs(
     for index, (block, rounded) in enumerate(blocks):
         highest = block.amax(-1, keepdim=True)
         torch.testing.assert_close(exact.highest[:, index, None].double(), highest, **NEAR)
+        likeliest = exact.likeliest[:, index, None].long() - index * BLOCK
+        torch.testing.assert_close(block.gather(-1, likeliest), highest, **NEAR)
         sums = (block - highest).exp().sum(-1)
         torch.testing.assert_close(exact.sums[:, index].double(), sums, rtol=1e-4, atol=0)
         assert torch.equal(exact.highest[:, index].bfloat16(), rounded.amax(-1))
-    normaliser = Exponentials(logits, exact=exact).normaliser()
     torch.testing.assert_close(
-        normaliser[:, 0].double(), expected.logsumexp(-1), atol=1e-4, rtol=1e-5
+        exact.normaliser()[:, 0].double(), expected.logsumexp(-1), atol=1e-4, rtol=1e-5
     )
+    greatest = expected.gather(-1, exact.argmax()[:, None])
+    torch.testing.assert_close(greatest, expected.amax(-1, keepdim=True), **NEAR)
     tokens = torch.randint(2500, (rows, 3))
     theirs = expected.gather(-1, tokens)
     torch.testing.assert_close(exact.of(tokens).double(), theirs, **NEAR)
@@ -415,7 +421,9 @@ def test_rows_that_grow_move_and_end_get_the_logits_of_full_precision(
             decoder.put(slot, run)
         active, seen = len(prompts), []
         for number in range(120):  # beyond what a slot has room for at first
-            seen.append(decoder.step(draws.integers(0, 300, active).tolist())[0].float())
+            logits, _ = decoder.step(draws.integers(0, 300, active).tolist())
+            assert logits is not None
+            seen.append(logits.float())
             if number % 17 == 16 and active > 3:  # slot 1 has ended; the last takes its place
                 active -= 1
                 decoder.move(active, 1)

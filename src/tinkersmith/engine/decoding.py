@@ -33,9 +33,12 @@ class Decoder(Protocol):
 
     def move(self, source: int, target: int) -> None: ...
 
-    def step(self, tokens: Sequence[int]) -> tuple[torch.Tensor, ExactLogits | None]:
+    def step(
+        self, tokens: Sequence[int], *, greedy: bool = False
+    ) -> tuple[torch.Tensor | None, ExactLogits | None]:
         """The next token of each active row, slots 0 to B - 1, is read: (B, V) logits of the one
-        after it, in any precision, and what is known of them before they were rounded."""
+        after it, in any precision, and what is known of them before they were rounded; the latter
+        alone may do if `greedy`, that is if nothing but the likeliest token is wanted."""
         ...
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...  # (T, H) -> (T, V)
@@ -73,7 +76,7 @@ class LayerDecoder:
     def move(self, source: int, target: int) -> None:
         self.cache.move(source, target)
 
-    def step(self, tokens: Sequence[int]) -> tuple[torch.Tensor, None]:
+    def step(self, tokens: Sequence[int], *, greedy: bool = False) -> tuple[torch.Tensor, None]:
         self.cache.prepare(len(tokens))
         positions = self.cache.lengths[: len(tokens), None]
         ids = torch.tensor(tokens, device=self.base.device)[:, None]

@@ -84,7 +84,9 @@ class DenseDecoder:
     # ---- decode
 
     @torch.no_grad()
-    def step(self, tokens: Sequence[int]) -> tuple[torch.Tensor, ExactLogits | None]:
+    def step(
+        self, tokens: Sequence[int], *, greedy: bool = False
+    ) -> tuple[torch.Tensor | None, ExactLogits | None]:
         model, count = self.model, len(tokens)
         x = model.embedding(torch.tensor(tokens, device=self.device))  # (B, H)
         positions = torch.tensor(self.layers.lengths[:count], device=self.device)
@@ -95,7 +97,7 @@ class DenseDecoder:
         self.how.elementwise.rms_norm(x, model.final_norm, model.eps, normed)
         if self.how.logits is None:
             return self.logits(normed), None
-        return self.how.logits(normed, *self.head)
+        return self.how.logits(normed, *self.head, written=not greedy)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:  # (N, H) -> (N, V)
         return _project(self.how.products, hidden, *self.head)

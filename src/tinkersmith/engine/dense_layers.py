@@ -92,9 +92,14 @@ class DecodingLayers(Protocol):
 
 class Logits(Protocol):
     def __call__(
-        self, hidden: torch.Tensor, projection: Projection, update: Update | None
-    ) -> "tuple[torch.Tensor, ExactLogits]":
-        """(B, H) -> (B, V), and what was known of them before they were rounded."""
+        self,
+        hidden: torch.Tensor,
+        projection: Projection,
+        update: Update | None,
+        *,
+        written: bool,
+    ) -> "tuple[torch.Tensor | None, ExactLogits]":
+        """(B, H) -> (B, V), if `written`, and what was known of them before they were rounded."""
         ...
 
 

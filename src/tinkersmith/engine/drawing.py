@@ -24,8 +24,20 @@ class ExactLogits:
     """What is known of rows of logits before they were rounded, in fp32."""
 
     highest: torch.Tensor  # (B, N), of each block
+    likeliest: torch.Tensor  # (B, N) in int32, the tokens of those, the first of equals
     sums: torch.Tensor  # (B, N), of exp(logit - highest)
     of: Callable[[torch.Tensor], torch.Tensor]  # (B, K), tokens of each row -> their logits
+
+    def normaliser(self) -> torch.Tensor:
+        """(B, 1): logits less this are log-probabilities."""
+        maximum = self.highest.amax(-1, keepdim=True)
+        sums = self.sums * (self.highest - maximum).exp()
+        return maximum + sums.sum(-1, keepdim=True).log()
+
+    def argmax(self) -> torch.Tensor:
+        """(B,); the first of equals."""
+        block = self.highest.argmax(-1, keepdim=True)
+        return self.likeliest.gather(-1, block)[:, 0].long()
 
 
 class Exponentials:
@@ -113,7 +125,7 @@ def _position(cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def choose_tokens(
-    logits: torch.Tensor,
+    logits: torch.Tensor | None,
     requests: Sequence[SampleRequest],
     uniforms: torch.Tensor,  # (B,) fp64, in [0, 1)
     exact: ExactLogits | None = None,
@@ -121,11 +133,16 @@ def choose_tokens(
     """One token a row under its temperature (0: the likeliest), top_k and top_p; the normalisers.
 
     Drawn in the order of token ids, not of probability: otherwise two tokens of almost the same
-    probability could change places with the last digit of a logit, and a seed its tokens.
+    probability could change places with the last digit of a logit, and a seed its tokens. Where all
+    are greedy, `exact` alone does.
 
     Raises Refused where a row has no probabilities because its logits are not finite.
     """
-    plain = Exponentials(logits, exact=exact)
+    if exact is None:
+        assert logits is not None
+        plain = Exponentials(logits)
+    else:
+        plain = exact
     normaliser = plain.normaliser()
     if not bool(normaliser.isfinite().all()):
         raise Refused(
@@ -135,11 +152,16 @@ def choose_tokens(
     greedy = [request.temperature == 0 for request in requests]
     if all(greedy):
         return plain.argmax(), normaliser
+    assert logits is not None
+    uniforms = uniforms.to(logits.device)
     temperatures = [max(one.temperature, _COLDEST) if one.temperature else 1.0 for one in requests]
-    tempered = plain
+    column = None
     if any(one != 1 for one in temperatures):
         column = torch.tensor(temperatures, device=logits.device)[:, None]
+    tempered = plain
+    if column is not None or exact is not None:
         tempered = Exponentials(logits, column, exact)
+    assert isinstance(tempered, Exponentials)
     tokens = tempered.draw(uniforms)
     if any(greedy):
         tokens = torch.where(torch.tensor(greedy, device=tokens.device), plain.argmax(), tokens)

@@ -159,7 +159,9 @@ def sample(
     while waiting or active:
         if waiting and len(active) < slots:
             _fill(base, decoder, waiting, results, active, slots)
-        _take_tokens(*decoder.step([row.last_token for row in active]), active)
+        requests = [row.request for row in active]
+        greedy = not any(one.temperature or one.topk_sample_logprobs for one in requests)
+        _take_tokens(*decoder.step([row.last_token for row in active], greedy=greedy), active)
         _drop_finished(decoder, active, decode)
     return results
 
@@ -315,17 +317,25 @@ def _close(row: _Row) -> None:
         row.sequence.topk = (np.stack(row.top_ids), np.stack(row.top_logprobs))
 
 
-def _take_tokens(logits: torch.Tensor, exact: ExactLogits | None, rows: Sequence[_Row]) -> None:
+def _take_tokens(
+    logits: torch.Tensor | None, exact: ExactLogits | None, rows: Sequence[_Row]
+) -> None:
     """Sample one token for each row from (B, V) logits and note its log-probability."""
     requests = [row.request for row in rows]
     uniforms = [row.rng.random() if row.request.temperature > 0 else 0.0 for row in rows]
     chosen, normaliser = choose_tokens(
-        logits, requests, torch.tensor(uniforms, dtype=torch.float64, device=logits.device), exact
+        logits, requests, torch.tensor(uniforms, dtype=torch.float64), exact
     )
-    widest = max(request.topk_sample_logprobs for request in requests)
-    likeliest = logits.float().topk(widest).indices if widest else chosen.new_empty(len(rows), 0)
-    tokens = torch.cat((chosen[:, None], likeliest), -1)  # (B, 1 + K)
-    found = logits.gather(-1, tokens).float() if exact is None else exact.of(tokens)
+    tokens, likeliest = chosen[:, None], chosen.new_empty(len(rows), 0)
+    if widest := max(request.topk_sample_logprobs for request in requests):
+        assert logits is not None
+        likeliest = logits.float().topk(widest).indices
+        tokens = torch.cat((tokens, likeliest), -1)  # (B, 1 + K)
+    if exact is not None:
+        found = exact.of(tokens)
+    else:
+        assert logits is not None
+        found = logits.gather(-1, tokens).float()
     logprobs = found - normaliser
     for row, token, logprob in zip(rows, chosen.tolist(), logprobs[:, 0].tolist(), strict=True):
         row.sequence.tokens.append(token)

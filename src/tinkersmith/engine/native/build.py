@@ -49,7 +49,7 @@ _PRODUCTS = {
     "attend_backward": "iiii p ppp pp p ppp",
     "head": "iii ppp i pp p i ppp",
     "linear_few": "iii p i p p i i p p p p i",
-    "logits": "iii ppp i pp p pp",
+    "logits": "iii ppp i pp p ppp",
     "remember": "iiiii pp i pp",
     "decode": "iiiiii p i ff pp i pp pp pp p",
 }

@@ -116,28 +116,38 @@ inline void put_value(bf16* values, i64 capacity, i64 size, i64 position, const 
     to[d / PANEL * PANEL * capacity + d % PANEL * 2] = value[d];
 }
 
-// The exponentials of a block of the vocabulary, added up tile by tile for 64 rows.
+// The likeliest tokens of a block of the vocabulary, and its exponentials added up tile by tile, for 64
+// rows.
 struct RunningSums {
   __m512 highest[VECTORS], sums[VECTORS];
+  __m512i likeliest[VECTORS];
 
   RunningSums() {
     for (int j = 0; j < VECTORS; ++j) {
       highest[j] = _mm512_set1_ps(-INFINITY);
       sums[j] = _mm512_setzero_ps();
+      likeliest[j] = _mm512_setzero_si512();
     }
   }
 
-  void add(const float* tile, i64 columns) {
-    for (int j = 0; j < VECTORS; ++j) {
+  // `first` is the token of the tile's first column; `vectors` * 16 rows count.
+  void add(const float* tile, i64 first, i64 columns, i64 vectors) {
+    for (int j = 0; j < vectors; ++j) {
       __m512 top = highest[j];
-      for (i64 n = 0; n < columns; ++n)
-        top = _mm512_max_ps(top, _mm512_load_ps(tile + n * PANEL + j * LANES));
+      __m512i token = likeliest[j];
+      for (i64 n = 0; n < columns; ++n) {
+        const __m512 logit = _mm512_load_ps(tile + n * PANEL + j * LANES);
+        const __mmask16 higher = _mm512_cmp_ps_mask(logit, top, _CMP_GT_OQ);
+        token = _mm512_mask_set1_epi32(token, higher, static_cast<int>(first + n));
+        top = _mm512_max_ps(top, logit);
+      }
       // Before the first tile there is nothing that could shrink: exp(-inf) times 0.
       __m512 sum = _mm512_mul_ps(sums[j], shrink(highest[j], top));
       for (i64 n = 0; n < columns; ++n)
         sum = _mm512_add_ps(sum, exponential(_mm512_sub_ps(
                                      _mm512_load_ps(tile + n * PANEL + j * LANES), top)));
       highest[j] = top;
+      likeliest[j] = token;
       sums[j] = sum;
     }
   }
@@ -200,11 +210,13 @@ void tinkersmith_linear_few(i64 count, i64 columns, i64 depth, const bf16* x, i6
   }
 }
 
-// logits (B, V) of hidden (B, K), and of each block of 1,024 tokens the highest (B, blocks) and the
-// sum of exp(logit - highest) (B, blocks), in fp32 from the logits before they are rounded.
+// logits (B, V) of hidden (B, K), and of each block of 1,024 tokens the highest (B, blocks), its
+// token (B, blocks) and the sum of exp(logit - highest) (B, blocks), in fp32 from the logits before
+// they are rounded. logits may be null.
 void tinkersmith_logits(i64 count, i64 vocabulary, i64 depth, const bf16* hidden,
                         const bf16* weight, const bf16* low, i64 rank, const bf16* b,
-                        const bf16* bias, bf16* logits, float* highest, float* sums) {
+                        const bf16* bias, bf16* logits, float* highest, int* likeliest,
+                        float* sums) {
   static thread_local Scratch<bf16> rows, low_rows;
   const Across main = across(hidden, depth, count, depth, rows);
   const Across more = low == nullptr ? Across{count, 0, nullptr, 0}
@@ -220,17 +232,21 @@ void tinkersmith_logits(i64 count, i64 vocabulary, i64 depth, const bf16* hidden
       for (i64 n = block * BLOCK; n < end; n += COLUMNS) {
         const i64 width = std::min(COLUMNS, end - n);
         fill(main, more, panel, n, width, weight, b, bias, tile);
-        write_rows(tile, here, width, nullptr, logits + first * vocabulary + n, vocabulary);
-        running.add(tile, width);
+        if (logits != nullptr)
+          write_rows(tile, here, width, nullptr, logits + first * vocabulary + n, vocabulary);
+        running.add(tile, n, width, (here + LANES - 1) / LANES);
       }
       alignas(64) float numbers[2][PANEL];
+      alignas(64) int tokens[PANEL];
       for (int j = 0; j < VECTORS; ++j) {
         _mm512_store_ps(numbers[0] + j * LANES, running.highest[j]);
         _mm512_store_ps(numbers[1] + j * LANES, running.sums[j]);
+        _mm512_store_si512(tokens + j * LANES, running.likeliest[j]);
       }
       for (i64 i = 0; i < here; ++i) {
         highest[(first + i) * blocks + block] = numbers[0][i];
         sums[(first + i) * blocks + block] = numbers[1][i];
+        likeliest[(first + i) * blocks + block] = tokens[i];
       }
     }
   }

@@ -140,20 +140,23 @@ def native_logits(
     projection: Projection,
     update: Update | None,
     products: NativeProducts,
-) -> tuple[torch.Tensor, ExactLogits]:  # (B, V)
+    *,
+    written: bool = True,
+) -> tuple[torch.Tensor | None, ExactLogits]:  # (B, V), if they are to be written
     count, vocabulary = len(hidden), len(projection.weight)
     low = part = None
     if update is not None:
         low, [part] = hidden.new_empty(count, len(update.a)), update.parts
         products.linear(hidden, update.a, low)
-    logits = hidden.new_empty(count, vocabulary)
+    logits = hidden.new_empty(count, vocabulary) if written else None
     blocks = -(-vocabulary // BLOCK)
     highest, sums = torch.empty(count, blocks), torch.empty(count, blocks)
+    likeliest = torch.empty(count, blocks, dtype=torch.int32)
     products.library.functions.tinkersmith_logits(
         *(count, vocabulary, hidden.shape[1], address(hidden), address(projection.weight)),
         *(address(low), 0 if low is None else low.shape[1], address(part.b if part else None)),
         *(address(projection.bias), address(logits)),
-        *(address(highest), address(sums)),
+        *(address(highest), address(likeliest), address(sums)),
     )
 
     def of(tokens: torch.Tensor) -> torch.Tensor:
@@ -162,4 +165,4 @@ def native_logits(
             found += (low.float()[:, None] * part.b[tokens]).sum(-1)
         return found if projection.bias is None else found + projection.bias[tokens]
 
-    return logits, ExactLogits(highest, sums, of)
+    return logits, ExactLogits(highest, likeliest, sums, of)
