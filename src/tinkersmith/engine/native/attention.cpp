@@ -204,18 +204,21 @@ void backward_of_keys(const Shape& shape, const Task& task, i64 start, const Que
   const i64 offset = (task.group * shape.tokens + start) * size;
   const i64 first_row = task.first * shape.share;  // of `q`
   for (i64 first = task.first; first < task.last; first += TILE) {
-    const i64 count = std::min(TILE, task.last - first), depth = round_up(count, 2);
+    const i64 count = std::min(TILE, task.last - first);
     const bf16 *keys = key + offset + first * size, *values = value + offset + first * size;
     std::memset(of_key, 0, 2 * TILE * wide * sizeof(float));
     transpose_keys(keys, count, size, turned);
     for (i64 block = (first * shape.share - first_row) / TILE; block < q.blocks; ++block) {
-      fill_tile(shape, count, first, first_row + block * TILE, keys, values, q, block, tile);
+      const i64 row = first_row + block * TILE;
+      const i64 seen = std::min(count, (row + TILE - 1) / shape.share + 1 - first);
+      fill_tile(shape, seen, first, row, keys, values, q, block, tile);
       for (i64 d = 0; d < size; d += PANEL) {
         const i64 panel = block * q.panel(size) + d * TILE;
-        add_product(count, tile.probabilities, TILE, q.grad_along + panel, TILE, of_value + d, wide);
-        add_product(count, tile.grads, TILE, q.along + panel, TILE, of_key + d, wide);
+        add_product(seen, tile.probabilities, TILE, q.grad_along + panel, TILE, of_value + d, wide);
+        add_product(seen, tile.grads, TILE, q.along + panel, TILE, of_key + d, wide);
       }
-      add_product(size, turned, TILE, tile.paired, depth, grad_query + block * size * TILE, TILE);
+      add_product(size, turned, TILE, tile.paired, round_up(seen, 2),
+                  grad_query + block * size * TILE, TILE);
     }
     for (i64 i = 0; i < count; ++i) {
       const i64 to = offset + (first + i) * size;
