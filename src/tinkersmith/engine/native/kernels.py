@@ -165,10 +165,13 @@ class NativeProducts:
         if update is None or grad_low is None:
             return
         rank, scaling = update.adapter.config.rank, update.adapter.scaling
+        # All A matrices have one input: it is laid out for them once.
+        of_a = torch.zeros(grad_low.shape[1], x.shape[1])  # (n R, in)
+        self.add_product(grad_low, x, len(of_a), 1.0, of_a, 0)
         for part in update.parts:
-            of_b, of_a = update.gradient(part, "B"), update.gradient(part, "A")
+            of_b = update.gradient(part, "B")
             self.add_product(low[:, part.ranks], grad[:, part.columns], rank, scaling, of_b, 1)
-            self.add_product(grad_low[:, part.ranks], x, rank, 1.0, of_a, 0)
+            update.gradient(part, "A").add_(of_a[part.ranks][:rank])
 
     def linear(
         self,

@@ -190,6 +190,9 @@ inline void pack_columns(const bf16* matrix, i64 ld, i64 columns, i64 depth, bf1
     for (i64 n = 0; n < PANEL; n += 2 * LANES) {
       const i64 left = columns - n;
       const __mmask32 mask = left >= 32 ? 0xffffffffu : left <= 0 ? 0 : (1u << left) - 1;
+      // Rows are apart by more than a processor guesses.
+      _mm_prefetch(matrix + (k + 16) * ld + n, _MM_HINT_T0);
+      _mm_prefetch(matrix + (k + 17) * ld + n, _MM_HINT_T0);
       const __m512i one = _mm512_maskz_loadu_epi16(mask, matrix + k * ld + n);
       const __m512i two = k + 1 < depth
                               ? _mm512_maskz_loadu_epi16(mask, matrix + (k + 1) * ld + n)
