@@ -185,7 +185,8 @@ def test_only_what_comes_again_and_is_small_is_recorded_and_the_oldest_is_forgot
     for name, value in (("_LAUNCH_BOUND", 1), ("free_memory", lambda device: 0)):
         with monkeypatch.context() as patch:
             patch.setattr(recorded_passes, name, value)
-            assert passes.begin(adapter, [310]) is None
+            assert passes.begin(adapter, [500]) is passes.begin(adapter, [500]) is None
+            assert passes.begin(adapter, [310]) is kept  # it has its memory
 
 
 def test_a_model_is_checked_before_its_passes_are_recorded(

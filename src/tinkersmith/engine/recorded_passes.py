@@ -75,20 +75,18 @@ class RecordedPasses:
     def begin(self, adapter: Adapter, lengths: Sequence[int]) -> "RecordedPass | None":
         """A pass over such a pack; None if it is to be made as it is."""
         shape, config = shape_of(lengths), adapter.config
-        if not self._is_worth_it(adapter, shape):
-            return None
         key = shape, config.rank, config.train_attn, config.train_mlp
-        if key not in self.passes:
-            self.passes[key] = None
-            while len(self.passes) > _MOST:
-                self.passes.popitem(last=False)
-            return None
-        self.passes.move_to_end(key)
-        found = self.passes[key]
-        if found is None:
-            found = self.passes[key] = RecordedPass(self.model, adapter, lengths)
-        else:
+        found = self.passes.get(key)
+        if found is not None:
             found.begin(adapter, lengths)
+        elif not self._is_worth_it(adapter, shape):
+            return None
+        elif key in self.passes:
+            found = RecordedPass(self.model, adapter, lengths)
+        self.passes[key] = found
+        self.passes.move_to_end(key)
+        while len(self.passes) > _MOST:
+            self.passes.popitem(last=False)
         return found
 
     def _is_worth_it(self, adapter: Adapter, shape: Shape) -> bool:
