@@ -169,15 +169,13 @@ def _ours(
 ) -> Callable[[list[tuple[np.ndarray, int]]], float]:
     import torch
 
-    from benchmarks.training_worker import LEARNING_RATE, datums, graded
+    from benchmarks.training_worker import step_on
     from tinkersmith.engine.attention import NAME
     from tinkersmith.engine.base_model import base_model_of
     from tinkersmith.engine.base_models import with_fast_code
     from tinkersmith.engine.float8 import check_device
     from tinkersmith.engine.lora import new_adapter
-    from tinkersmith.engine.messages import AdamParams, LoraConfig
-    from tinkersmith.engine.optimizer import new_state, optim_step
-    from tinkersmith.engine.training_step import forward_backward
+    from tinkersmith.engine.messages import LoraConfig
 
     place = torch.device(device)
     if what == FLOAT8:
@@ -192,16 +190,7 @@ def _ours(
         assert base.dense is not None
         base = replace(base, dense=replace(base.dense, recorded=None))
     adapter = new_adapter(base, LoraConfig(shape["LoRA rank"], 0, train_unembed=False))
-    state = new_state(adapter)
-
-    def step(samples: list[tuple[np.ndarray, int]]) -> float:
-        output = forward_backward(
-            base, adapter, datums(samples), "cross_entropy", {}, only_graded=True
-        )
-        optim_step(adapter, state, AdamParams(learning_rate=LEARNING_RATE))
-        return output.metrics["loss:sum"] / graded(samples)
-
-    return step
+    return step_on(base, adapter)
 
 
 def _plain(

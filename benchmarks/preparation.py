@@ -19,6 +19,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.results_file import write_results
+from benchmarks.training_data import REAL_DATA
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS, BARE, TRL = "tinkersmith", "encode_batch", "TRL"
@@ -35,7 +36,7 @@ def main() -> None:
     parser.add_argument(
         "--data",
         type=Path,
-        default=ROOT.parent / "shared/data/s1k_1.1.json",
+        default=REAL_DATA,
         help="a JSON array of samples with instruction and output",
     )
     parser.add_argument("--copies", type=int, default=10, help="how often the file is repeated")

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.results_file import write_results
-from benchmarks.training_data import SHAPE, data_lengths, random_model
+from benchmarks.training_data import SHAPE, add_arguments, data_lengths, random_model
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "tinkersmith"
@@ -28,13 +28,7 @@ CASES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=ROOT.parent / "shared/data/s1k_1.1.json",
-        help="samples whose prompts' and answers' lengths are taken; without the file, drawn",
-    )
-    parser.add_argument("--threads", type=int, default=2)
+    add_arguments(parser)
     parser.add_argument("--vocabulary", type=int, default=151936)
     parser.add_argument("--prompts", type=int, default=96)
     parser.add_argument("--tokens", type=int, default=64, help="of an answer, when all are equal")

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from benchmarks.results_file import write_results
-from benchmarks.training import ROOT
 from benchmarks.training_data import (
     SHAPE,
     Lengths,
+    add_arguments,
     random_model,
     random_samples,
     step_lengths,
@@ -67,13 +67,7 @@ class TimedFunctions:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=ROOT.parent / "shared/data/s1k_1.1.json",
-        help="samples whose lengths are taken; without the file, lengths are drawn",
-    )
-    parser.add_argument("--threads", type=int, default=2)
+    add_arguments(parser)
     options = parser.parse_args()
     keep_freed_memory()  # as the engine does at its start, before torch has threads
     torch.set_num_threads(options.threads)

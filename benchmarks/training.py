@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.results_file import write_results
-from benchmarks.training_data import SHAPE, random_model, step_lengths, useful_flops
+from benchmarks.training_data import SHAPE, add_arguments, random_model, step_lengths, useful_flops
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "tinkersmith"
@@ -30,13 +30,7 @@ ROUNDS = 3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=ROOT.parent / "shared/data/s1k_1.1.json",
-        help="samples whose lengths are taken; without the file, lengths are drawn",
-    )
-    parser.add_argument("--threads", type=int, default=2)
+    add_arguments(parser)
     parser.add_argument("--vocabularies", type=int, nargs="+", default=[151936, 32000])
     parser.add_argument("--max-tokens", type=int, default=16384, help="longer samples are cut")
     parser.add_argument(

@@ -3,11 +3,13 @@
 Speed depends on lengths and shapes, not on which tokens or weights they are.
 """
 
+import argparse
 import json
 from pathlib import Path
 
 import numpy as np
 
+REAL_DATA = Path(__file__).resolve().parents[2] / "shared/data/s1k_1.1.json"
 SAMPLES = 16  # a step
 MEAN_TOKENS = 505  # of s1k-1.1 under a tokenizer of 151,936 entries
 RANK = 32
@@ -24,6 +26,17 @@ SHAPE = {
 
 Lengths = list[list[int]]  # [prompt, completion] tokens of each sample
 Sample = tuple[np.ndarray, int]  # tokens, how many of them are prompt
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of every benchmark that takes lengths from data."""
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=REAL_DATA,
+        help="samples whose lengths are taken; without the file, lengths are drawn",
+    )
+    parser.add_argument("--threads", type=int, default=2)
 
 
 def data_lengths(data: Path, count: int) -> tuple[np.ndarray, str]:

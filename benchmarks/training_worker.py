@@ -19,6 +19,7 @@ from tinkersmith.engine.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from tinkersmith.engine.base_model import BaseModel
+    from tinkersmith.engine.lora import Adapter
 
 Step = Callable[[list[Sample]], float]  # -> loss a completion token
 
@@ -122,9 +123,7 @@ def our_step(
     from tinkersmith.engine.base_model import load_base_model
     from tinkersmith.engine.base_models import with_fast_code
     from tinkersmith.engine.lora import new_adapter
-    from tinkersmith.engine.messages import AdamParams, LoraConfig
-    from tinkersmith.engine.optimizer import new_state, optim_step
-    from tinkersmith.engine.training_step import forward_backward
+    from tinkersmith.engine.messages import LoraConfig
 
     start = time.perf_counter()
     base = load_base_model("random", folder, "bfloat16")
@@ -133,6 +132,15 @@ def our_step(
     base = (fast or with_fast_code)(base)
     loading["compile_seconds"] = time.perf_counter() - start
     adapter = new_adapter(base, LoraConfig(RANK, 0, train_unembed=output_layer))
+    return step_on(base, adapter), loading
+
+
+def step_on(base: "BaseModel", adapter: "Adapter") -> Step:
+    """A step of the engine's, its loss a token."""
+    from tinkersmith.engine.messages import AdamParams
+    from tinkersmith.engine.optimizer import new_state, optim_step
+    from tinkersmith.engine.training_step import forward_backward
+
     state = new_state(adapter)
 
     def step(samples: list[Sample]) -> float:
@@ -142,7 +150,7 @@ def our_step(
         optim_step(adapter, state, AdamParams(learning_rate=LEARNING_RATE))
         return output.metrics["loss:sum"] / graded(samples)
 
-    return step, loading
+    return step
 
 
 def _peft(folder: Path, dtype: str = "bfloat16"):

@@ -125,6 +125,10 @@ class DenseLayer:
     gate_up: Projection  # H -> 2 F
     down: Projection  # F -> H
 
+    @property
+    def projections(self) -> tuple[Projection, ...]:
+        return self.qkv, self.output, self.gate_up, self.down
+
 
 @dataclass(frozen=True, slots=True)
 class DenseModel:
@@ -158,6 +162,11 @@ class LayerUpdates:
     output: Update | None
     gate_up: Update | None
     down: Update | None
+
+    @property
+    def in_order(self) -> tuple[Update | None, ...]:
+        """As DenseLayer.projections."""
+        return self.qkv, self.output, self.gate_up, self.down
 
 
 def layer_updates(layer: DenseLayer, adapter: Adapter | None) -> LayerUpdates:

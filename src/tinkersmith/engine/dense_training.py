@@ -257,7 +257,7 @@ class DensePass:
 def numbers_kept(model: DenseModel, adapter: Adapter) -> float:
     """How many numbers a token leaves in each layer for the backward pass, about."""
     layer = model.layers[0]
-    widths = [sum(part.sizes) for part in (layer.qkv, layer.output, layer.gate_up, layer.down)]
+    widths = [sum(part.sizes) for part in layer.projections]
     ranks = adapter.config.rank * len(adapter.weights) / 2 / len(model.layers)
     # Of _Kept: x, middle and attended are as wide as what output and down give, or about so.
     return 2 * widths[0] + 2 * widths[1] + widths[2] + widths[3] + ranks

@@ -92,8 +92,7 @@ class RecordedPasses:
     def _is_worth_it(self, adapter: Adapter, shape: Shape) -> bool:
         model = self.model
         layer, like = model.layers[0], model.final_norm
-        parts = (layer.qkv, layer.output, layer.gate_up, layer.down)
-        operations = 2 * shape.tokens * sum(part.weight.numel() for part in parts)
+        operations = 2 * shape.tokens * sum(part.weight.numel() for part in layer.projections)
         # A graph's memory stays its own: other passes need as much besides.
         kept = numbers_kept(model, adapter) * len(model.layers) * shape.tokens * like.itemsize
         return operations < _LAUNCH_BOUND and kept < free_memory(like.device) / 4
@@ -106,8 +105,8 @@ class RecordedPass:
         self.shape = shape = shape_of(lengths)
         device, like = model.final_norm.device, model.final_norm
         # Weights and gradients at addresses that stay: an adapter's own are copied.
-        layers = [(one.qkv, one.output, one.gate_up, one.down) for one in model.layers]
-        paths = {path for layer in layers for projection in layer for path in projection.paths}
+        projections = [part for layer in model.layers for part in layer.projections]
+        paths = {path for projection in projections for path in projection.paths}
         self.weights = {
             name: nn.Parameter(weight.detach().clone())
             for name, weight in adapter.weights.items()

@@ -113,12 +113,7 @@ def _addresses(layer: DenseLayer, updates: LayerUpdates) -> list[int]:
     """What decoding.cpp's Layer holds."""
     norms = layer.attention_norm, layer.query_norm, layer.key_norm, layer.mlp_norm
     found = [address(norm) or 0 for norm in norms]
-    for projection, update in (
-        (layer.qkv, updates.qkv),
-        (layer.output, updates.output),
-        (layer.gate_up, updates.gate_up),
-        (layer.down, updates.down),
-    ):
+    for projection, update in zip(layer.projections, updates.in_order, strict=True):
         parts = of_columns(projection, update)
         missing = [0] * (3 - len(projection.sizes))
         found += [address(projection.weight) or 0, address(projection.bias) or 0]
@@ -131,7 +126,7 @@ def _addresses(layer: DenseLayer, updates: LayerUpdates) -> list[int]:
 
 def _trained(updates: Sequence[LayerUpdates]) -> Iterator[Part]:
     for one in updates:
-        for update in (one.qkv, one.output, one.gate_up, one.down):
+        for update in one.in_order:
             yield from () if update is None else update.parts
 
 

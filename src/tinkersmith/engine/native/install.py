@@ -58,6 +58,6 @@ def _even(base: BaseModel, dense: DenseModel) -> bool:
     """The products take numbers in pairs."""
     sizes = [base.vocab_size, dense.head_size]
     for layer in dense.layers:
-        for projection in (layer.qkv, layer.output, layer.gate_up, layer.down):
+        for projection in layer.projections:
             sizes += [projection.weight.shape[1], *projection.sizes]
     return not any(size % 2 for size in sizes)
