@@ -164,6 +164,24 @@ ROWS = [
         "1e-5",
     ),
     Row(
+        "without_bf16",
+        "training in bfloat16 on a CPU with AVX2 alone (simulated): speed against plain"
+        " `transformers` + `peft`",
+        "在只有 AVX2 的 CPU（模拟）上以 bfloat16 训练：与普通 `transformers` + `peft` 的速度比",
+        lambda figures: f"{figures['bfloat16: times as fast as the plain loop']:.0f}×",
+        "",
+    ),
+    Row(
+        "without_bf16",
+        "the same against it in float32, which takes twice the memory for weights",
+        "同上，与它以 float32 训练（权重占两倍内存）的速度比",
+        lambda figures: _times(
+            figures["contestants"]["plain, batch 1, float32"]["seconds"]
+            / figures["contestants"]["tinkersmith, bfloat16"]["seconds"]
+        ),
+        "",
+    ),
+    Row(
         "sampling",
         "sampling: speed against `generate` at its best batch size, answers as long as real ones",
         "采样：与 `generate`（最佳批大小）的速度比，回答长度同真实数据",

@@ -71,7 +71,7 @@ def _measured(what: str, folder: Path, lengths: Lengths) -> dict[str, float]:
     if what.startswith("tinkersmith"):
         step, loading = our_step(folder, output_layer=what != "tinkersmith")
     elif what.startswith("plain"):
-        step, loading = _plain(folder, 1 if what == "plain, batch 1" else 2), {}
+        step, loading = plain_step(folder, 1 if what == "plain, batch 1" else 2), {}
     else:
         return _trl(folder, TRL_SETTINGS[what], warm_up, samples) | _memory(samples)
     first, _ = _timed(step, warm_up)
@@ -119,6 +119,7 @@ def our_step(
     fast: "Callable[[BaseModel], BaseModel] | None" = None,  # None: as the engine does it
     *,
     output_layer: bool = False,  # whether it is trained, too
+    dtype: str = "bfloat16",
 ) -> tuple[Step, dict[str, float]]:
     from tinkersmith.engine.base_model import load_base_model
     from tinkersmith.engine.base_models import with_fast_code
@@ -126,7 +127,7 @@ def our_step(
     from tinkersmith.engine.messages import LoraConfig
 
     start = time.perf_counter()
-    base = load_base_model("random", folder, "bfloat16")
+    base = load_base_model("random", folder, dtype)
     loading = {"load_seconds": time.perf_counter() - start}
     start = time.perf_counter()
     base = (fast or with_fast_code)(base)
@@ -202,10 +203,10 @@ def own_loss(model, samples: list[Sample]):
     ).loss
 
 
-def _plain(folder: Path, batch: int) -> Step:
+def plain_step(folder: Path, batch: int, dtype: str = "bfloat16") -> Step:
     import torch
 
-    model = _peft(folder)
+    model = _peft(folder, dtype)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE)
 

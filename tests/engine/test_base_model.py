@@ -144,7 +144,7 @@ def test_a_large_model_is_kept_in_bf16_where_the_processor_multiplies_it_or_memo
     monkeypatch.setattr(base_model, "SMALL", 1000)
     monkeypatch.setattr(base_model, "multiplies_bf16", lambda: bf16)
     monkeypatch.setattr(base_model, "machine_memory", lambda: memory)
-    assert load_base_model("large", folder).dtype == expected
+    assert load_base_model("large", folder).model.dtype == expected
 
 
 def test_the_processor_is_asked_in_the_same_words_with_and_without_torchs_help(

@@ -512,7 +512,7 @@ def test_rows_without_a_gradient_get_their_log_probabilities(
     found = head_pass(native, None, hidden, inputs, "cross_entropy", {}, backward=True)
     plain = TorchHead(
         HeadWeights(base.unembed.weight.detach(), None, None, None, 0.0),
-        torch.device("cpu"),
+        *(torch.bfloat16, torch.device("cpu")),
         Elementwise(),
     )
     expected = plain.logprobs(hidden[:128], inputs["target_tokens"][:128], keep=False)

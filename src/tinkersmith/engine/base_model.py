@@ -25,6 +25,7 @@ from tinkersmith.engine.float8 import quantise_layers
 from tinkersmith.engine.lora import Adapter, LayerShape, LoraLinear, using
 from tinkersmith.engine.memory import machine_memory
 from tinkersmith.engine.processor import multiplies_bf16
+from tinkersmith.engine.widening import widen
 
 _ROUTERS = ("gate", "router", "shared_expert_gate")  # they stay frozen
 _PROJECTION = re.compile(r"\.(self_attn|mlp)\.\w+_proj\.weight$")  # of the dense families
@@ -44,6 +45,7 @@ class BaseModel:
     max_context: int
     eos_ids: frozenset[int]
     tied: bool
+    dtype: torch.dtype  # of what is computed; frozen weights may be narrower
     layers: int = field(init=False)
     dense: DenseModel | None = None  # how the fast paths see it, if it is of a family they know
 
@@ -53,10 +55,6 @@ class BaseModel:
     @property
     def device(self) -> torch.device:
         return self.model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.dtype
 
     @property
     def arch(self) -> str:
@@ -152,6 +150,9 @@ def base_model_of(
         quantised = [linears[path] for part in ("attention", "mlp") for path in parts[part]]
         quantise_layers(quantised, device)
         model.to(device)  # type: ignore[arg-type]
+    widened = not narrow and _is_to_be_widened(model, device)
+    if widened:
+        widen(model, linears.values())
     shapes = {
         path: LayerShape(layer.base.in_features, layer.base.out_features)
         for path, layer in linears.items()
@@ -174,10 +175,16 @@ def base_model_of(
         max_context=_max_context(name, text_config),
         eos_ids=_eos_ids(folder, model),
         tied=embedding is linears[parts["unembed"][0]].weight,
+        dtype=torch.float32 if widened else model.dtype,
     )
     _check_against_plain(base)
     base.dense = dense_model(model)
     return base
+
+
+def _is_to_be_widened(model: PreTrainedModel, device: torch.device) -> bool:
+    narrow = device.type == "cpu" and model.dtype == torch.bfloat16
+    return narrow and is_dense(model.config) and not multiplies_bf16()
 
 
 def memory_of_weights(folder: Path, dtype: str, device: str) -> int:

@@ -59,7 +59,9 @@ class BaseModels:
         base = load_base_model(name, folder, self.dtype, self.device)
         torch.set_num_threads(self.threads or _threads_for([*self._loaded.values(), base]))
         seconds = time.perf_counter() - start
-        dtype = "float8" if self.dtype == "float8" else base.dtype
+        dtype = "float8" if self.dtype == "float8" else base.model.dtype
+        if base.dtype != base.model.dtype:
+            dtype = f"{dtype}, computed in {base.dtype}"
         log.info("loaded %s (%s, %s) in %.1f s", name, dtype, base.device, seconds)
         if base.device.type == "cpu" and base.dtype == torch.bfloat16 and not multiplies_bf16():
             log.warning(

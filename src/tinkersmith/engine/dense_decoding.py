@@ -248,5 +248,5 @@ def _head(base: BaseModel, adapter: Adapter | None) -> tuple[Projection, Update 
     layer = base.unembed
     weight, bias = layer.weight.detach(), layer.base.bias
     bias = None if bias is None else bias.detach()
-    projection = Projection(weight, weight.dtype, bias, (layer.path,), (len(weight),))
+    projection = Projection(weight, base.dtype, bias, (layer.path,), (len(weight),))
     return projection, update_of(projection, adapter)

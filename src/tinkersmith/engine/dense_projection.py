@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch.nn.functional import pad
 
-from tinkersmith.engine import float8
+from tinkersmith.engine import float8, widening
 from tinkersmith.engine.elementwise import Elementwise
 from tinkersmith.engine.lora import Adapter
 
@@ -19,7 +19,7 @@ from tinkersmith.engine.lora import Adapter
 class Projection:
     """Linear layers with one input, their weights joined along the output."""
 
-    weight: torch.Tensor  # (out, in)
+    weight: torch.Tensor  # (out, in), may be in a narrower dtype
     dtype: torch.dtype  # of what goes in and what comes out
     bias: torch.Tensor | None  # (out,)
     paths: tuple[str, ...]  # the layers' module paths, in the order of their outputs
@@ -158,7 +158,7 @@ class TorchProducts:
 
     def project(self, x, projection, update, output, low, residual=None) -> None:
         if projection.scale is None:
-            torch.mm(x, projection.weight.T, out=output)
+            widening.product(x, projection.weight, output)
         else:
             float8.product(x, projection.weight, projection.scale, output)
         if projection.bias is not None:
@@ -178,7 +178,7 @@ class TorchProducts:
 
     def input_gradient(self, grad, projection, update):
         if projection.scale is None:
-            grad_x = grad @ projection.weight
+            grad_x = widening.input_product(grad, projection.weight)
         else:
             grad_x = float8.input_product(grad, projection.weight, projection.scale)
         grad_low = self.low_gradient(grad, update)

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch.nn.functional import pad
 
+from tinkersmith.engine import widening
 from tinkersmith.engine.base_model import BaseModel
 from tinkersmith.engine.elementwise import Elementwise
 from tinkersmith.engine.lora import Adapter
@@ -127,7 +128,7 @@ def _head(base: BaseModel, weights: HeadWeights) -> Head:
     if dense is not None and dense.head is not None:
         return dense.head(weights)
     elementwise = Elementwise() if dense is None else dense.elementwise
-    return TorchHead(weights, base.device, elementwise)
+    return TorchHead(weights, base.dtype, base.device, elementwise)
 
 
 def _weights(base: BaseModel, adapter: Adapter | None) -> HeadWeights:
@@ -139,8 +140,8 @@ def _weights(base: BaseModel, adapter: Adapter | None) -> HeadWeights:
     a, b = (adapter.weights[f"{layer.path}.lora_{side}"].detach() for side in "AB")
     odd = adapter.config.rank % 2
     a, b = pad(a, (0, 0, 0, odd)), pad(b, (0, odd))
-    scaled = (b * adapter.scaling).to(weight.dtype)
-    return HeadWeights(weight, bias, a.to(weight.dtype), scaled, adapter.scaling)
+    scaled = (b * adapter.scaling).to(base.dtype)
+    return HeadWeights(weight, bias, a.to(base.dtype), scaled, adapter.scaling)
 
 
 class TorchHead:
@@ -151,12 +152,18 @@ class TorchHead:
     """
 
     def __init__(
-        self, weights: HeadWeights, device: torch.device, elementwise: Elementwise
+        self,
+        weights: HeadWeights,
+        dtype: torch.dtype,  # of the hidden states
+        device: torch.device,
+        elementwise: Elementwise,
     ) -> None:
         self.weights, self.elementwise = weights, elementwise
-        self.vocabulary, dtype = len(weights.base), weights.base.dtype
+        self.vocabulary = len(weights.base)
         # On a CPU a block of logits stays in the caches between the passes over it.
         self.rows, width = CPU_BLOCK if device.type == "cpu" else (2048, self.vocabulary)
+        if weights.base.dtype != dtype:
+            self.rows *= 2  # to widen the weights takes as long for any number
         width = min(width, self.vocabulary)
         starts = list(range(0, self.vocabulary, width))
         self.bounds = [(start, min(start + width, self.vocabulary)) for start in starts]
@@ -211,7 +218,7 @@ class TorchHead:
         """Of tokens start to end: (N, end - start), in a buffer."""
         weights = self.weights
         block = _view(self.block, len(self.hidden), end - start)
-        torch.mm(self.hidden, weights.base[start:end].T, out=block)
+        widening.product(self.hidden, weights.base[start:end], block)
         if weights.bias is not None:
             block.add_(weights.bias[start:end])
         if weights.b is not None:
@@ -224,7 +231,7 @@ class TorchHead:
         kept = _view(self.kept, len(slope), self.vocabulary)
         scale = slope.sum(-1, keepdim=True) / self.sums  # (N, 1)
         grad = weighted_rows(weights.base, self.targets, slope)  # (N, H)
-        grad.sub_((kept @ weights.base).float().mul_(scale))
+        grad.sub_(widening.input_product(kept, weights.base).float().mul_(scale))
         if weights.a is None or weights.b is None:
             return grad[:count]
         grad_low = weighted_rows(weights.b, self.targets, slope)  # (N, R)
