@@ -236,7 +236,7 @@ def test_a_file_of_bad_records_only_is_an_error_that_shows_the_first(tmp_path: P
         load_samples([bad])
 
 
-def test_duplicates_are_counted_and_overlap_is_found_despite_white_space(tmp_path: Path) -> None:
+def test_overlap_is_found_despite_white_space(tmp_path: Path) -> None:
     train = write(
         tmp_path / "train.json",
         [GOOD, GOOD, {**GOOD, "output": "b"}, {**GOOD, "instruction": "two  words\n"}],
@@ -246,7 +246,6 @@ def test_duplicates_are_counted_and_overlap_is_found_despite_white_space(tmp_pat
         [{**GOOD, "instruction": "new"}, {**GOOD, "instruction": " two words"}, GOOD],
     )
     trained, tested = load_samples([train]), load_samples([test])
-    assert trained.duplicates == 1
     assert [(a.record, b.record) for a, b in overlap(trained.samples, tested.samples)] == [
         (4, 2),
         (1, 3),

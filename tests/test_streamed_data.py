@@ -42,12 +42,13 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Every tenth answer is long; records 18 and 200 are no samples."""
+    """Every tenth answer is long; 18 and 200 are no samples; 77 and 250 are copies of 31."""
     records: list[Any] = [
         {"instruction": "Add.", "input": f"{n}", "output": f"中{n}" + "x" * (n % 10 == 0) * n}
         for n in range(COUNT)
     ]
     records[17], records[199] = {"instruction": "q"}, 7
+    records[76] = records[249] = records[30]
     text = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
     (tmp_path / "train.jsonl").write_text(text, encoding="utf-8")
     return settings_from(
@@ -138,8 +139,14 @@ def test_the_summary_and_the_files_say_what_they_say_of_data_in_memory(
         assert summary is not None
         run = newest(settings)
         lines = sorted(run.lines("skipped.jsonl"), key=str)
+        copies = run.lines("duplicates.jsonl")
         whole.start(run, 0)
         assert lines == sorted(run.lines("skipped.jsonl"), key=str)
+        assert copies == run.lines("duplicates.jsonl")
+        assert [(one["record"], one["copy_of"]["record"]) for one in copies] == [
+            (77, 31),
+            (250, 31),
+        ]
         assert summary.training + len(data.validation) == expected.training
         assert summary.too_long == expected.too_long
         assert summary.truncated == expected.truncated

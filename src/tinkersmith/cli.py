@@ -140,6 +140,7 @@ def _stats(rest: list[str], prog: str) -> int:
     )
     parser.add_argument("--template", default="auto", help="PROMPT_TEMPLATE (default: auto)")
     wanted = parser.parse_args(rest)
+    from tinkersmith.copies import find_copies
     from tinkersmith.lengths import LengthStatistics, format_length_statistics
     from tinkersmith.samples import characters, load_samples
     from tinkersmith.service import local_model_folder
@@ -152,8 +153,8 @@ def _stats(rest: list[str], prog: str) -> int:
         print(f"Warning: {file} does not exist.")
     for skipped in loaded.skipped:
         print(f"Skipped {skipped}")
-    if loaded.duplicates:
-        print(f"{loaded.duplicates:,} samples are exact copies of earlier ones.")
+    if copies := find_copies(loaded.samples):
+        print(f"{copies}.")
     folder = local_model_folder(wanted.base_model)
     if folder is None:
         print(f"{wanted.base_model} is not on this machine, so characters are counted.")

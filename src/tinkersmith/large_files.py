@@ -1,7 +1,8 @@
 """Large JSON Lines files -> chunks of whole lines that are read one at a time, in any order.
 
 A first pass checks every record, so that a broken line stops the run before anything is spent; it
-keeps only where the chunks lie. Memory does not grow with the files. No prompts or tokens here.
+keeps only where the chunks lie, and 12 bytes a sample to find copies by: otherwise memory does not
+grow with the files. No prompts or tokens here.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tinkersmith.batches import VALIDATION_STREAM, shuffled
+from tinkersmith.copies import COPIES_FILE, Copies, CopyFinder, find_copies
 from tinkersmith.errors import UserError
 from tinkersmith.samples import (
     BOM,
@@ -69,6 +71,7 @@ class LargeFiles:
     counts: dict[str, int]  # file -> usable samples
     missing_files: list[str]
     skipped_count: int
+    copies: list[Copies]  # of DATA_FILES, and of VALIDATION_FILES if there are any
     first_skipped: list[Skipped] = field(default_factory=list)  # at most 10
     shared: int = 0  # validation samples that ask what a training sample asks
 
@@ -83,6 +86,7 @@ class LargeFiles:
         more = self.skipped_count + len(self.validation_skipped) - len(skipped)
         if more:
             lines.append(f"  ... and {more:,} more; all of them are in skipped.jsonl.")
+        lines += [f"  {one}; all of them are in {COPIES_FILE}." for one in self.copies if one]
         if self.validation:
             lines.append(f"  {len(self.validation):,} of them are kept for validation.")
         if self.shared:
@@ -92,7 +96,7 @@ class LargeFiles:
             )
         lines.append(
             "  The files are large: they are read as a stream, and training begins with the first "
-            "part. Exact copies are not looked for."
+            "part."
         )
         return lines
 
@@ -125,10 +129,12 @@ def scan(settings: Settings, say: Callable[[str], None]) -> LargeFiles:
     found, missing = find_files(settings.data_files)
     validation, validation_skipped, ratio = [], [], settings.validation_ratio
     validation_counts: dict[str, int] = {}
+    copies: list[Copies] = []
     if settings.validation_files:
         loaded = load_samples(settings.validation_files)
         validation, validation_skipped, ratio = loaded.samples, loaded.skipped, 0.0
         validation_counts, missing = loaded.counts, [*missing, *loaded.missing_files]
+        copies.append(find_copies(validation))
     passed = _Pass(found, ratio, settings.seed, say)
     training = passed.training_samples()
     shared = len(overlap(training, validation)) if validation else 0
@@ -147,6 +153,7 @@ def scan(settings: Settings, say: Callable[[str], None]) -> LargeFiles:
         counts={**passed.counts, **validation_counts},
         missing_files=missing,
         skipped_count=passed.skipped_count,
+        copies=[passed.copies.found(), *copies],
         first_skipped=passed.first_skipped,
         shared=shared,
     )
@@ -197,6 +204,7 @@ class _Pass:
         self.counts: dict[str, int] = {}
         self.first_skipped: list[Skipped] = []  # at most 10
         self.skipped_count = 0
+        self.copies = CopyFinder()
 
     def training_samples(self) -> Iterator[Sample]:
         whole = sum(path.stat().st_size for path in self.files)
@@ -205,6 +213,8 @@ class _Pass:
             before = usable
             for block in _blocks_of(path):
                 samples = [one for one in block.checked if isinstance(one, Sample)]
+                for sample in samples:
+                    self.copies.add(sample)
                 held_out = self._held_out(usable, len(samples))
                 self._keep(path, block, len(samples), held_out)
                 self.validation += [samples[place] for place in held_out]

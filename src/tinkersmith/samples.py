@@ -67,7 +67,6 @@ class LoadedSamples:
     skipped: list[Skipped]
     missing_files: list[str]
     counts: dict[str, int]  # file -> usable samples
-    duplicates: int  # samples equal to an earlier one in every text
 
 
 def load_samples(files: Sequence[str], *, allow_missing: bool = True) -> LoadedSamples:
@@ -94,7 +93,7 @@ def load_samples(files: Sequence[str], *, allow_missing: bool = True) -> LoadedS
                 skipped.append(checked)
         counts[path.as_posix()] = len(samples) - before
     refuse_if_nothing_is_usable(len(samples), skipped)
-    return LoadedSamples(samples, skipped, missing, counts, count_duplicates(samples))
+    return LoadedSamples(samples, skipped, missing, counts)
 
 
 def find_files(files: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -241,12 +240,6 @@ def characters(sample: Sample) -> int:
     """The length of all of a sample's texts."""
     texts = [sample.system, *(text for turn in sample.history for text in turn)]
     return sum(map(len, (*texts, sample.instruction, sample.input, sample.output)))
-
-
-def count_duplicates(samples: Sequence[Sample]) -> int:
-    """How many samples equal an earlier one in every text."""
-    texts = {(s.instruction, s.input, s.output, s.system, s.history) for s in samples}
-    return len(samples) - len(texts)
 
 
 def overlap(train: Iterable[Sample], test: Sequence[Sample]) -> list[tuple[Source, Source]]:

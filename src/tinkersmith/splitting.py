@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tinkersmith.cli import run_front_door
+from tinkersmith.copies import find_copies
 from tinkersmith.errors import UserError
 from tinkersmith.files import write_atomically, write_json
 from tinkersmith.lengths import LengthStatistics, format_length_statistics
@@ -25,7 +26,6 @@ from tinkersmith.samples import (
     Source,
     characters,
     check_record,
-    count_duplicates,
     find_files,
     question_of,
     read_records,
@@ -111,7 +111,7 @@ def split_dataset(
         train_count=len(train),
         test_count=len(test),
         questions=len(groups),
-        duplicates=count_duplicates(samples),
+        duplicates=len(find_copies(samples)),
         skipped=skipped,
         skipped_file=skipped_out if skipped else None,
         unit=unit,

@@ -23,7 +23,7 @@ from tinkersmith.runs import RunFolder
 from tinkersmith.settings import Settings
 from tinkersmith.token_cache import ChunkTokens, TokenCache
 from tinkersmith.tokens import LengthEvent, TextTokenizer, TokenizedSample, tokenize
-from tinkersmith.training_data import DataSummary, event_lines
+from tinkersmith.training_data import DataSummary, event_lines, write_copies
 
 WINDOW = 8  # chunks: some ten thousand samples
 
@@ -90,6 +90,7 @@ class StreamedData:
         order = np.concatenate([*windows[number:], *windows[:number]]).tolist()
         self._background = _Background(self._files, self._cache, self._policy, run, order)
         run.rewrite("skipped.jsonl", self._validation_lines())
+        write_copies(run, self._files.copies)
         self._background.thread.start()
 
     def stop(self) -> None:

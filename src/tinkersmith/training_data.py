@@ -1,12 +1,15 @@
 """Settings -> tokenised training and validation sets; whatever is left out is named."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 
 from tinkersmith.batches import VALIDATION_STREAM, batch_indices, shuffled
+from tinkersmith.copies import COPIES_FILE, Copies, find_copies
 from tinkersmith.errors import UserError
 from tinkersmith.files import write_json
 from tinkersmith.lengths import LengthStatistics
@@ -24,6 +27,7 @@ class RawData:
     training: list[Sample]
     validation: list[Sample]
     loaded: list[LoadedSamples]  # of DATA_FILES, and of VALIDATION_FILES if there are any
+    copies: list[Copies]  # likewise
 
     @property
     def first(self) -> Sample:
@@ -32,7 +36,7 @@ class RawData:
     def report(self) -> list[str]:
         """What was read, line by line, for the user."""
         lines = []
-        for loaded in self.loaded:
+        for loaded, copies in zip(self.loaded, self.copies, strict=True):
             lines += [f"  {count:,} samples from {file}" for file, count in loaded.counts.items()]
             lines += [
                 f"  Warning: {file} does not exist; going on without it."
@@ -42,8 +46,8 @@ class RawData:
             if len(loaded.skipped) > 10:
                 more = len(loaded.skipped) - 10
                 lines.append(f"  ... and {more:,} more; all of them are in skipped.jsonl.")
-            if loaded.duplicates:
-                lines.append(f"  {loaded.duplicates:,} samples are exact copies of earlier ones.")
+            if copies:
+                lines.append(f"  {copies}; all of them are in {COPIES_FILE}.")
         if self.validation:
             lines.append(f"  {len(self.validation):,} of them are kept for validation.")
             shared = len(overlap(self.training, self.validation))
@@ -77,6 +81,7 @@ class TrainingData:
     truncated: list[LengthEvent]
     too_long: list[LengthEvent]
     skipped_records: list[dict[str, Any]]
+    copies: list[Copies]
     batch_size: int
     seed: int
 
@@ -93,6 +98,7 @@ class TrainingData:
         write_json(run.file("lengths.json"), self.lengths.to_json())
         lines = event_lines(self.skipped_records, self.too_long, self.truncated)
         run.rewrite("skipped.jsonl", lines)
+        write_copies(run, self.copies)
 
     def stop(self) -> None:
         """Nothing runs in the background."""
@@ -129,6 +135,15 @@ def event_lines(
     ]
 
 
+def write_copies(run: RunFolder, copies: Iterable[Copies]) -> None:
+    """Name every copy in a file of the run, if there are any."""
+    lines = chain.from_iterable(one.lines() for one in copies)
+    written = False
+    while part := list(islice(lines, 10_000)):  # the file may be as large as the data
+        (run.append if written else run.rewrite)(COPIES_FILE, part)
+        written = True
+
+
 def read_data(settings: Settings) -> RawData:
     """Read the files and set the validation samples apart.
 
@@ -138,7 +153,8 @@ def read_data(settings: Settings) -> RawData:
     training = load_samples(settings.data_files)
     if settings.validation_files:
         validation = load_samples(settings.validation_files)
-        return RawData(training.samples, validation.samples, [training, validation])
+        copies = [find_copies(one.samples) for one in (training, validation)]
+        return RawData(training.samples, validation.samples, [training, validation], copies)
     count = len(training.samples)
     kept = round(count * settings.validation_ratio)
     if settings.validation_ratio and not 0 < kept < count:
@@ -152,6 +168,7 @@ def read_data(settings: Settings) -> RawData:
         [sample for index, sample in enumerate(training.samples) if index not in held_out],
         [training.samples[index] for index in sorted(held_out)],
         [training],
+        [find_copies(training.samples)],
     )
 
 
@@ -179,6 +196,7 @@ def tokenize_data(
         truncated=[*training.truncated, *validation.truncated],
         too_long=[*training.skipped, *validation.skipped],
         skipped_records=[skipped.to_json() for one in raw.loaded for skipped in one.skipped],
+        copies=raw.copies,
         batch_size=settings.batch_size,
         seed=settings.seed,
     )
