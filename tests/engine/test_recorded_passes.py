@@ -210,6 +210,31 @@ def test_a_model_is_checked_before_its_passes_are_recorded(
         assert said in caplog.text
 
 
+def test_a_recording_that_fails_leaves_the_pass_plain_and_the_earlier_ones_in_use(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorded, adapter = _recording(base), filled_adapter(base, LoraConfig(4, 0))
+    packs = [documents(50, 40), documents(200), documents(300, 20)]
+    expected = [one_pass(base, adapter, pack)[1] for pack in packs]
+    for _ in range(2):
+        one_pass(recorded, adapter, packs[0])
+
+    def short_of_memory(work: Callable[[], None]) -> Callable[[], None]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
+
+    monkeypatch.setattr(recorded_passes, "record", short_of_memory)
+    with caplog.at_level(logging.INFO, "tinkersmith.engine"):
+        for _ in range(3):
+            for pack, grads in zip(packs, expected, strict=True):
+                assert_equal_gradients(one_pass(recorded, adapter, pack)[1], grads)
+    [said] = caplog.messages
+    assert said == (
+        "no more passes are recorded as CUDA graphs: CUDA out of memory. Tried to allocate 2 GiB."
+    )
+    assert recorded.dense is not None and recorded.dense.recorded is not None
+    assert recorded.dense.recorded.begin(adapter, [50, 40]) is not None
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_recorded_passes_equal_plain_ones(tmp_path: Path) -> None:
     base = load_base_model("tiny", make_tiny_model(tmp_path), "bfloat16", "cuda")

@@ -14,7 +14,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate
 from typing import Any
 
@@ -65,12 +65,13 @@ def _power_of_two(at_least: int) -> int:
 
 
 class RecordedPasses:
-    """Those of one model."""
+    """Those of one model. Where recording fails, `strict` ones raise; others go on without it."""
 
-    def __init__(self, model: DenseModel) -> None:
-        self.model = model
+    def __init__(self, model: DenseModel, *, strict: bool = False) -> None:
+        self.model, self.strict = model, strict
         # None: seen once. The least lately used first.
         self.passes: OrderedDict[Hashable, RecordedPass | None] = OrderedDict()
+        self.records_more = True
 
     def begin(self, adapter: Adapter, lengths: Sequence[int]) -> "RecordedPass | None":
         """A pass over such a pack; None if it is to be made as it is."""
@@ -82,14 +83,27 @@ class RecordedPasses:
         elif not self._is_worth_it(adapter, shape):
             return None
         elif key in self.passes:
-            found = RecordedPass(self.model, adapter, lengths)
+            found = self._record(adapter, lengths)
         self.passes[key] = found
         self.passes.move_to_end(key)
         while len(self.passes) > _MOST:
             self.passes.popitem(last=False)
         return found
 
+    def _record(self, adapter: Adapter, lengths: Sequence[int]) -> "RecordedPass | None":
+        try:
+            return RecordedPass(self.model, adapter, lengths)
+        except RuntimeError as error:  # memory is short, for the most part
+            if self.strict:
+                raise
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            log.warning("no more passes are recorded as CUDA graphs: %s", reason[0])
+            self.records_more = False
+            return None
+
     def _is_worth_it(self, adapter: Adapter, shape: Shape) -> bool:
+        if not self.records_more:
+            return False
         model = self.model
         layer, like = model.layers[0], model.final_norm
         operations = 2 * shape.tokens * sum(part.weight.numel() for part in layer.projections)
@@ -195,7 +209,7 @@ def with_recorded_passes(base: BaseModel) -> BaseModel:
 
 def _recording_if_right(base: BaseModel) -> BaseModel:
     try:
-        worst = gradient_difference(base, _recording, passes=3)
+        worst = gradient_difference(base, partial(_recording, strict=True), passes=3)
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         log.warning("no CUDA graphs here: %s", reason[0])
@@ -206,6 +220,7 @@ def _recording_if_right(base: BaseModel) -> BaseModel:
     return _recording(base)
 
 
-def _recording(base: BaseModel) -> BaseModel:
+def _recording(base: BaseModel, *, strict: bool = False) -> BaseModel:
     assert base.dense is not None
-    return replace(base, dense=replace(base.dense, recorded=RecordedPasses(base.dense)))
+    passes = RecordedPasses(base.dense, strict=strict)
+    return replace(base, dense=replace(base.dense, recorded=passes))
