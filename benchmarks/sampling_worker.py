@@ -33,12 +33,12 @@ def main() -> None:
         print(json.dumps(_exactness(folder)))
         return
     if what == "tinkersmith":
-        answers = _ours(folder)
+        answers = our_answers(folder)
     elif what == "continuous batching":
         answers = _continuous(folder)
     else:
-        answers = _generate(folder, int(what.rsplit(" ", 1)[1]))
-    prompts = _prompts(job["lengths"], folder)
+        answers = generate_answers(folder, int(what.rsplit(" ", 1)[1]))
+    prompts = random_prompts(job["lengths"], folder)
     by_length = sorted(prompts, key=lambda prompt: len(prompt[0]))
     answers([(tokens, 4) for tokens, _ in (by_length[0], by_length[-1])])
     start = time.perf_counter()
@@ -58,13 +58,13 @@ def main() -> None:
     )
 
 
-def _prompts(lengths: list[list[int]], folder: Path) -> list[Prompt]:
+def random_prompts(lengths: list[list[int]], folder: Path) -> list[Prompt]:
     vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
     generator = np.random.default_rng(1)
     return [(generator.integers(0, vocabulary, size).tolist(), wanted) for size, wanted in lengths]
 
 
-def _ours(folder: Path, dtype: str = "bfloat16") -> Answers:
+def our_answers(folder: Path, dtype: str = "bfloat16") -> Answers:
     from tinkersmith.engine.base_model import load_base_model
     from tinkersmith.engine.base_models import with_fast_code
     from tinkersmith.engine.messages import SampleRequest
@@ -92,7 +92,7 @@ def _plain(folder: Path, dtype: str = "bfloat16", **settings: Any) -> Any:
     return model.eval()
 
 
-def _generate(folder: Path, batch: int, dtype: str = "bfloat16") -> Answers:
+def generate_answers(folder: Path, batch: int, dtype: str = "bfloat16") -> Answers:
     import torch
 
     model = _plain(folder, dtype)
@@ -149,9 +149,9 @@ def _continuous(folder: Path) -> Answers:
 
 def _exactness(folder: Path) -> dict[str, int]:
     """Greedy answers in fp32, ours in one go and those of `generate` one by one."""
-    prompts = _prompts([[40, 24], [7, 24], [150, 24], [1, 24], [90, 24], [64, 24]], folder)
-    ours = _ours(folder, "float32")(prompts)
-    theirs = _generate(folder, 1, "float32")(prompts)
+    prompts = random_prompts([[40, 24], [7, 24], [150, 24], [1, 24], [90, 24], [64, 24]], folder)
+    ours = our_answers(folder, "float32")(prompts)
+    theirs = generate_answers(folder, 1, "float32")(prompts)
     equal = sum(one == other for one, other in zip(ours, theirs, strict=True))
     return {"fp32 greedy answers": len(prompts), "of them equal to generate's": equal}
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from tests.engine.test_dense_training import FAMILIES, flat
 from tests.engine.test_lora import filled_adapter
 from tests.engine.test_training_step import gradients, random_datums
+from tinkersmith.engine import widening
 from tinkersmith.engine.base_model import BaseModel, load_base_model
 from tinkersmith.engine.dense_decoding import DenseDecoder
 from tinkersmith.engine.dense_projection import Projection, TorchProducts, update_of
@@ -28,6 +29,7 @@ from tinkersmith.engine.messages import Datum, LoraConfig, SampleRequest
 from tinkersmith.engine.native import build, install
 from tinkersmith.engine.native.build import Library, cache_folder, native_library
 from tinkersmith.engine.native.decoding import NativeLayers, native_logits
+from tinkersmith.engine.native.few_rows import few_rows_product
 from tinkersmith.engine.native.head import NativeHead
 from tinkersmith.engine.native.install import with_native_code
 from tinkersmith.engine.native.kernels import NativeAttention, NativeProducts, native_elementwise
@@ -254,6 +256,45 @@ def test_the_mlp_between_its_products_equals_that_in_float64(
     middle.backward(of_middle)
     assert leaf.grad is not None
     assert off(inner, leaf.grad) < ROUNDING
+
+
+# ---- products of a few rows in fp32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_of_a_few_rows_are_right_for_every_number_of_them(
+    library: Library, dtype: torch.dtype
+) -> None:
+    product = few_rows_product(library)
+    assert product is not widening.product
+    for rows in [*range(1, 12), 31, 32, 33, 100]:
+        outputs, width = (int(torch.randint(1, 150, (1,))) for _ in range(2))
+        x, weight = torch.randn(rows, 2 * width)[:, :width], torch.randn(outputs, width).to(dtype)
+        output = torch.full((rows, outputs + 9), 7.0)
+        product(x, weight, output[:, 5:-4])
+        assert off(output[:, 5:-4], x.double() @ weight.double().T) < 1e-6
+        assert (output[:, :5] == 7).all() and (output[:, -4:] == 7).all()
+
+
+def test_a_row_has_the_same_digits_in_any_company(library: Library) -> None:
+    product, x, weight = few_rows_product(library), torch.randn(32, 70), torch.randn(90, 70)
+    together, alone = torch.empty(32, 90), torch.empty(32, 90)
+    product(x, weight, together)
+    for row in range(32):
+        product(x[row : row + 1], weight, alone[row : row + 1])
+    assert torch.equal(together, alone)
+
+
+def test_wrong_products_of_a_few_rows_are_not_used(
+    library: Library, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Idle:
+        def __getattr__(self, name: str) -> Callable[..., None]:
+            return lambda *arguments: None
+
+    with caplog.at_level(logging.WARNING, "tinkersmith.engine"):
+        assert few_rows_product(replace(library, functions=Idle())) is widening.product
+    assert "native products of a few rows are off by" in caplog.text
 
 
 # ---- attention

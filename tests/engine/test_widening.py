@@ -95,17 +95,18 @@ def in_way(base: BaseModel, way: str) -> BaseModel:
     return base if way == "torch" else replace(base, dense=None)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_greedy_samples_equal_those_of_the_model_in_float32(
-    folder: Path, without_bf16: None
+    folder: Path, without_bf16: None, dtype: str
 ) -> None:
-    narrow, wide = (load_base_model("model", folder, dtype) for dtype in ("bfloat16", "float32"))
+    ours_base, wide = (load_base_model("model", folder, one) for one in (dtype, "float32"))
     adapter = snapshot(filled_adapter(wide, LoraConfig(4, 0)))
     rng = np.random.default_rng()
     prompts = [rng.integers(0, 300, length).tolist() for length in (1, 9, 30, 17, 50, 4)]
     requests = [SampleRequest(prompt, max_tokens=12, temperature=0.0) for prompt in prompts]
     differing = 0
     for ours, theirs in zip(
-        sample(with_fast_code(narrow), adapter, requests),
+        sample(with_fast_code(ours_base), adapter, requests),
         sample(replace(wide, dense=None), adapter, requests),
         strict=True,
     ):

@@ -6,6 +6,7 @@ R queries a key, D head size, V vocabulary.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -50,7 +51,7 @@ class DenseDecoder:
         updates = [layer_updates(layer, adapter) for layer in model.layers]
         self.head = _head(base, adapter)
         # What is compiled for training's blocks of rows is not made for a few.
-        self.how = model.decoding or Decoding(TorchLayers, Elementwise(), TorchProducts())
+        self.how = model.decoding or torch_decoding(Elementwise(), TorchProducts())
         self.layers = self.how.layers(model, updates, slots)
 
     # ---- prefill
@@ -106,12 +107,24 @@ class DenseDecoder:
         return target_logprobs(self.base, self.adapter, hidden, targets)
 
 
-class TorchLayers:
+def torch_decoding(elementwise: Elementwise, products: Products) -> Decoding:
     """Layer by layer, on every device."""
+    layers = partial(TorchLayers, elementwise=elementwise, products=products)
+    return Decoding(layers, elementwise, products)
 
-    def __init__(self, model: DenseModel, updates: Sequence[LayerUpdates], slots: int) -> None:
+
+class TorchLayers:
+    def __init__(
+        self,
+        model: DenseModel,
+        updates: Sequence[LayerUpdates],
+        slots: int,
+        *,
+        elementwise: Elementwise,
+        products: Products,
+    ) -> None:
         self.model, self.updates = model, updates
-        self.elementwise, self.products = Elementwise(), TorchProducts()
+        self.elementwise, self.products = elementwise, products
         self.cache = PaddedCache(model, slots)
         self.lengths = self.cache.lengths
         self.put, self.move = self.cache.put, self.cache.move

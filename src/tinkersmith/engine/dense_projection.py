@@ -4,6 +4,7 @@ Axes: N rows of a block, M rows in all, R rank of the adapter (made even), n tra
 projection, F width of the MLP.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -155,16 +156,18 @@ class TorchProducts:
     """By torch, on every device."""
 
     elementwise: Elementwise = field(default_factory=Elementwise)
+    # (N, K), (M, K), (N, M): output = x W^T
+    product: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None] = widening.product
 
     def project(self, x, projection, update, output, low, residual=None) -> None:
         if projection.scale is None:
-            widening.product(x, projection.weight, output)
+            self.product(x, projection.weight, output)
         else:
             float8.product(x, projection.weight, projection.scale, output)
         if projection.bias is not None:
             output += projection.bias
         if update is not None:
-            torch.mm(x, update.a.T, out=low)
+            self.product(x, update.a, low)
             for part in update.parts:
                 output[:, part.columns].addmm_(low[:, part.ranks], part.b.T)
         if residual is not None:

@@ -30,7 +30,7 @@ _FLAGS = [
 ]
 _DTYPES = ("float32", "bfloat16")
 # What the functions take, in the order of the sources. i: int64, f: float, p: an address.
-_ELEMENTWISE = {
+_ON_EVERY_PROCESSOR = {
     "rms_norm": "ii pp f p",
     "rms_norm_backward": "ii ppp f pp",
     "swiglu": "ii pp",
@@ -38,6 +38,7 @@ _ELEMENTWISE = {
     "split_heads": "iiiii ppp f pp i f ppp",
     "split_heads_backward": "iiiii ppp f pp i f pppp",
     "exponentials": "ii p i ppp i",
+    "few_rows": "iii pp p i",
 }
 _PRODUCTS = {
     "linear": "iii p i p p i i p p p p i",
@@ -96,7 +97,9 @@ def native_library(folder: Path) -> Library | None:
         log.warning("no native code, torch does its work: %s", lines[0] if lines else error)
         return None
     products = bool(functions.tinkersmith_products())
-    names = {f"{name}_{dtype}": _ELEMENTWISE[name] for name in _ELEMENTWISE for dtype in _DTYPES}
+    names = {
+        f"{name}_{dtype}": types for name, types in _ON_EVERY_PROCESSOR.items() for dtype in _DTYPES
+    }
     for name, types in (names | (_PRODUCTS if products else {})).items():
         function = getattr(functions, f"tinkersmith_{name}")
         function.argtypes = [_TYPES[letter] for letter in types.replace(" ", "")]

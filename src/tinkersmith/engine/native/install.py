@@ -7,10 +7,12 @@ from functools import partial
 import torch
 
 from tinkersmith.engine.base_model import BaseModel
+from tinkersmith.engine.dense_decoding import torch_decoding
 from tinkersmith.engine.dense_layers import Decoding, DenseModel
 from tinkersmith.engine.dense_projection import TorchProducts
 from tinkersmith.engine.native.build import Library
 from tinkersmith.engine.native.decoding import NativeLayers, native_logits
+from tinkersmith.engine.native.few_rows import few_rows_product
 from tinkersmith.engine.native.head import NativeHead
 from tinkersmith.engine.native.kernels import NativeAttention, NativeProducts, native_elementwise
 from tinkersmith.engine.self_check import gradient_difference
@@ -22,7 +24,8 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 
 
 def with_native_code(base: BaseModel, library: Library) -> BaseModel:
-    """Its element-wise work by `library`; in bf16 its products, attention and output layer, too."""
+    """Its element-wise work by `library`; in bf16 its products, attention and output layer, too,
+    and in fp32 the products of a few rows."""
     if base.dense is None or base.device.type != "cpu" or base.dtype not in _TOLERANCE:
         return base
     faster = partial(_faster, library=library)
@@ -38,6 +41,9 @@ def _faster(base: BaseModel, library: Library) -> BaseModel:
     assert dense is not None
     elementwise = native_elementwise(library, base.dtype)
     dense = replace(dense, elementwise=elementwise, products=TorchProducts(elementwise))
+    if base.dtype == torch.float32:
+        few = TorchProducts(elementwise, few_rows_product(library))
+        dense = replace(dense, decoding=torch_decoding(elementwise, few))
     if base.dtype == torch.bfloat16 and library.products and _even(base, dense):
         share, products = dense.heads // dense.key_heads, NativeProducts(library, elementwise)
         dense = replace(
