@@ -15,7 +15,7 @@ from tinkersmith.engine.base_model import BaseModel, load_base_model
 from tinkersmith.engine.decoding import Decoder, LayerDecoder
 from tinkersmith.engine.dense_decoding import DenseDecoder
 from tinkersmith.engine.lora import Adapter, snapshot
-from tinkersmith.engine.messages import LoraConfig, SampleRequest
+from tinkersmith.engine.messages import LoraConfig, SampleRequest, SampleResult
 from tinkersmith.engine.prefixes import Run, shared_runs
 from tinkersmith.engine.sampler import sample
 
@@ -146,6 +146,10 @@ def test_samples_equal_those_through_the_models_layers(
     adapter = adapters(base)[1]
     found = sample(base, adapter, requests)
     expected = sample(replace(base, dense=None), adapter, requests)
+    assert_equal_answers(found, expected)
+
+
+def assert_equal_answers(found: Sequence[SampleResult], expected: Sequence[SampleResult]) -> None:
     differing = 0
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours.prompt_logprobs is None) == (theirs.prompt_logprobs is None)

@@ -4,7 +4,6 @@ Axes: N rows of a block, M rows in all, R rank of the adapter (made even), n tra
 projection, F width of the MLP.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -156,8 +155,7 @@ class TorchProducts:
     """By torch, on every device."""
 
     elementwise: Elementwise = field(default_factory=Elementwise)
-    # (N, K), (M, K), (N, M): output = x W^T
-    product: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None] = widening.product
+    product: widening.Product = widening.product
 
     def project(self, x, projection, update, output, low, residual=None) -> None:
         if projection.scale is None:

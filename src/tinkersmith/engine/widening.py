@@ -7,7 +7,7 @@ tile, and a tile stays in the caches until it is used.
 Axes: N rows, M outputs and K inputs of a layer.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import nn
@@ -16,11 +16,14 @@ from transformers import PreTrainedModel
 
 from tinkersmith.engine.lora import LoraLinear
 
+# (N, K), (M, K), (N, M): writes x W^T to the last, which may be columns of a matrix
+Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
+
 _TILE = 1 << 21  # numbers; the best of five by measurement
 
 
 def product(x: torch.Tensor, weight: torch.Tensor, output: torch.Tensor) -> None:
-    """output = x W^T: (N, K), (M, K), (N, M)."""
+    """A `Product`."""
     if weight.dtype == x.dtype:
         torch.mm(x, weight.T, out=output)
         return

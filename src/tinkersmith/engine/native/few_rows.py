@@ -4,7 +4,6 @@ Axes: N rows, K inputs and M outputs of a layer.
 """
 
 import logging
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -17,10 +16,8 @@ log = logging.getLogger("tinkersmith.engine")
 
 _MOST = 32  # rows; of more, torch's products are as fast
 
-Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 
-
-def few_rows_product(library: Library) -> Product:
+def few_rows_product(library: Library) -> widening.Product:
     """`widening.product`, of a few rows by `library`, if that is right on this processor."""
     fast = partial(_product, library=library)
     worst = max(_difference(fast, dtype) for dtype in (torch.float32, torch.bfloat16))
@@ -48,7 +45,7 @@ def _product(
     )
 
 
-def _difference(product: Product, dtype: torch.dtype) -> float:
+def _difference(product: widening.Product, dtype: torch.dtype) -> float:
     """From torch's, relative; for sizes that are no multiples of anything."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(7, 83, generator=generator)
