@@ -10,7 +10,7 @@ import pytest
 from tinkersmith import large_files
 from tinkersmith.errors import UserError
 from tinkersmith.large_files import LargeFiles, are_streamed, iterate_samples, read_chunk, scan
-from tinkersmith.samples import Sample, load_samples
+from tinkersmith.samples import Sample, load_samples, overlap
 from tinkersmith.settings import settings_from
 
 BOM = b"\xef\xbb\xbf"
@@ -162,6 +162,17 @@ def test_the_part_for_validation_depends_on_the_seed_alone_and_is_not_trained_on
     assert len(trained) == 180
     assert sorted(one.source.record for one in [*trained, *files.validation]) == [*range(1, 201)]
     assert files.first == trained[0]
+
+
+def test_held_out_samples_that_ask_what_a_training_sample_asks_are_counted(tmp_path: Path) -> None:
+    repeats = [{"instruction": f" 中文  {n}", "output": "other"} for n in range(0, 200, 5)]
+    file = write(tmp_path / "a.jsonl", lines([*records(200), *repeats]))
+    files = scanned(file, VALIDATION_RATIO=0.2)
+    places = [(chunk, place) for chunk in files.chunks for place in chunk.training_places()]
+    trained = [read_chunk(chunk)[0][place] for chunk, place in places]
+    assert files.shared == len(overlap(trained, files.validation)) > 3
+    assert f"{files.shared} validation samples ask what" in "\n".join(files.report())
+    assert scanned(write(file, lines(records(200))), VALIDATION_RATIO=0.2).shared == 0
 
 
 def test_validation_files_are_compared_with_the_whole_stream(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """Large JSON Lines files -> chunks of whole lines that are read one at a time, in any order.
 
 A first pass checks every record, so that a broken line stops the run before anything is spent; it
-keeps only where the chunks lie, and 12 bytes a sample to find copies by: otherwise memory does not
-grow with the files. No prompts or tokens here.
+keeps only where the chunks lie, and at most 20 bytes a sample to find copies and shared questions
+by: otherwise memory does not grow with the files. No prompts or tokens here.
 """
 
 import hashlib
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from tinkersmith.samples import (
     load_samples,
     overlap,
     parse_line,
+    question_of,
     refuse_if_nothing_is_usable,
 )
 from tinkersmith.settings import Settings
@@ -137,8 +139,15 @@ def scan(settings: Settings, say: Callable[[str], None]) -> LargeFiles:
         copies.append(find_copies(validation))
     passed = _Pass(found, ratio, settings.seed, say)
     training = passed.training_samples()
-    shared = len(overlap(training, validation)) if validation else 0
-    deque(training, maxlen=0)  # the rest of the walk
+    shared = 0
+    if validation:
+        shared = len(overlap(training, validation))
+    elif ratio:  # what is held out is known when the walk has ended
+        asked = array("q", (hash(question_of(one)) for one in training))
+        held_out = [hash(question_of(one)) for one in passed.validation]
+        shared = int(np.isin(held_out, np.frombuffer(asked, dtype=np.int64)).sum())
+    else:
+        deque(training, maxlen=0)
     refuse_if_nothing_is_usable(sum(passed.counts.values()), passed.first_skipped)
     if passed.first is None or (ratio and not passed.validation):
         raise UserError(
