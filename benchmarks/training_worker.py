@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -74,18 +74,19 @@ def _measured(what: str, folder: Path, lengths: Lengths) -> dict[str, float]:
         step, loading = plain_step(folder, 1 if what == "plain, batch 1" else 2), {}
     else:
         return _trl(folder, TRL_SETTINGS[what], warm_up, samples) | _memory(samples)
-    first, _ = _timed(step, warm_up)
-    seconds, loss = _timed(step, samples)
+    first, _ = timed(step, warm_up)
+    seconds, loss = timed(step, samples)
     answer = {"seconds": seconds, "loss": loss} | _memory(samples) | loading
     if loading:
-        answer |= {"first_step": first, "same_step_later": _timed(step, warm_up)[0]}
+        answer |= {"first_step": first, "same_step_later": timed(step, warm_up)[0]}
     return answer
 
 
-def _timed(step: Step, samples: list[Sample]) -> tuple[float, float]:
+def timed(work: Callable[[Any], Any], given: Any) -> tuple[float, Any]:
+    """Seconds, and the answer."""
     start = time.perf_counter()
-    loss = step(samples)
-    return time.perf_counter() - start, loss
+    answer = work(given)
+    return time.perf_counter() - start, answer
 
 
 def _memory(samples: list[Sample]) -> dict[str, float]:

@@ -13,11 +13,8 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from benchmarks.process_memory import resident_gb
 from benchmarks.results_file import write_results
@@ -115,37 +112,31 @@ def _measured(
 
 def _trained(who: str, dtype: str, folder: Path, lengths: Lengths) -> dict[str, float]:
     """A step after one of the shortest sample, and the memory at the most."""
-    from benchmarks.training_worker import our_step, plain_step
+    from benchmarks.training_worker import our_step, plain_step, timed
 
     samples = random_samples(lengths, VOCABULARY)
     step = our_step(folder, dtype=dtype)[0] if who == OURS else plain_step(folder, 1, dtype)
     step(samples[:1])
-    seconds, loss = _timed(lambda: step(samples))
+    seconds, loss = timed(step, samples)
     return {"seconds": seconds, "loss": loss, "peak_memory_gb": resident_gb("VmHWM")}
 
 
 def _sampled(who: str, dtype: str, folder: Path) -> dict[str, float]:
     """Tokens a second, by how many prompts there are; all go together."""
     from benchmarks.sampling_worker import generate_answers, our_answers, random_prompts
+    from benchmarks.training_worker import timed
 
+    if who == OURS:
+        answers = our_answers(folder, dtype)
+    else:
+        answers = generate_answers(folder, max(PROMPTS), dtype)
     speeds = {}
     for count in PROMPTS:
-        answers = (
-            our_answers(folder, dtype)
-            if who == OURS
-            else generate_answers(folder, batch=count, dtype=dtype)
-        )
         prompts = random_prompts([[PROMPT, ANSWER]] * count, folder)
         answers(prompts[:1])
-        seconds, _ = _timed(lambda: answers(prompts))  # noqa: B023
+        seconds, _ = timed(answers, prompts)
         speeds[f"{count} prompts, tokens a second"] = count * ANSWER / seconds
     return speeds
-
-
-def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
-    result = work()
-    return time.perf_counter() - start, result
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, islice
 from typing import Any
 
@@ -20,14 +21,18 @@ from tinkersmith.settings import Settings
 from tinkersmith.tokens import LengthEvent, TextTokenizer, TokenizedSample, tokenize
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RawData:
     """What the files hold, before a tokenizer is known."""
 
     training: list[Sample]
     validation: list[Sample]
     loaded: list[LoadedSamples]  # of DATA_FILES, and of VALIDATION_FILES if there are any
-    copies: list[Copies]  # likewise
+
+    @cached_property
+    def copies(self) -> list[Copies]:
+        """In each of `loaded`."""
+        return [find_copies(one.samples) for one in self.loaded]
 
     @property
     def first(self) -> Sample:
@@ -153,8 +158,7 @@ def read_data(settings: Settings) -> RawData:
     training = load_samples(settings.data_files)
     if settings.validation_files:
         validation = load_samples(settings.validation_files)
-        copies = [find_copies(one.samples) for one in (training, validation)]
-        return RawData(training.samples, validation.samples, [training, validation], copies)
+        return RawData(training.samples, validation.samples, [training, validation])
     count = len(training.samples)
     kept = round(count * settings.validation_ratio)
     if settings.validation_ratio and not 0 < kept < count:
@@ -168,7 +172,6 @@ def read_data(settings: Settings) -> RawData:
         [sample for index, sample in enumerate(training.samples) if index not in held_out],
         [training.samples[index] for index in sorted(held_out)],
         [training],
-        [find_copies(training.samples)],
     )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engine.test_dense_training import FAMILIES
+from tests.engine.test_dense_training import FAMILIES, save_uneven
 from tests.engine.test_lora import filled_adapter
 from tinkersmith.engine import dense_decoding, padded_cache, sampler, tile_attention
 from tinkersmith.engine.base_model import BaseModel, load_base_model
@@ -22,12 +22,7 @@ from tinkersmith.engine.sampler import sample
 
 @pytest.fixture(params=FAMILIES)
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> BaseModel:
-    model = FAMILIES[request.param]().float()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():  # norms of 1 and biases of 0 hide errors
-            if "norm" in name or "bias" in name:
-                parameter.add_(torch.randn(parameter.shape) * 0.2)
-    model.save_pretrained(tmp_path)
+    save_uneven(FAMILIES[request.param](), tmp_path)
     return load_base_model(request.param, tmp_path)
 
 

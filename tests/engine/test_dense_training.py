@@ -57,14 +57,19 @@ FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
 }
 
 
-@pytest.fixture(params=FAMILIES)
-def base(request: pytest.FixtureRequest, tmp_path: Path) -> BaseModel:
-    model = FAMILIES[request.param]().float()
+def save_uneven(model: PreTrainedModel, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """With norms other than 1 and biases other than 0, which hide errors."""
+    model.float()
     with torch.no_grad():
-        for name, parameter in model.named_parameters():  # norms of 1 and biases of 0 hide errors
+        for name, parameter in model.named_parameters():
             if "norm" in name or "bias" in name:
                 parameter.add_(torch.randn(parameter.shape) * 0.2)
-    model.save_pretrained(tmp_path)
+    model.to(dtype).save_pretrained(folder)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture(params=FAMILIES)
+def base(request: pytest.FixtureRequest, tmp_path: Path) -> BaseModel:
+    save_uneven(FAMILIES[request.param](), tmp_path)
     return load_base_model(request.param, tmp_path)
 
 

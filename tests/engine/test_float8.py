@@ -26,7 +26,13 @@ from transformers import (
 )
 
 from tests.engine.test_dense_decoding import assert_equal_answers
-from tests.engine.test_dense_training import FAMILIES, SHAPE, assert_equal_gradients, flat
+from tests.engine.test_dense_training import (
+    FAMILIES,
+    SHAPE,
+    assert_equal_gradients,
+    flat,
+    save_uneven,
+)
 from tests.engine.test_lora import filled_adapter
 from tests.engine.test_training_step import gradients, random_datums
 from tests.tiny_models import make_tiny_model
@@ -65,12 +71,7 @@ class Rounding(nn.Module):
 
 @pytest.fixture(params=["qwen3", "qwen2", "llama"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    model = FAMILIES[request.param]().float()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():  # norms of 1 and biases of 0 hide errors
-            if "norm" in name or "bias" in name:
-                parameter.add_(torch.randn(parameter.shape) * 0.2)
-    model.save_pretrained(tmp_path)
+    save_uneven(FAMILIES[request.param](), tmp_path)
     return tmp_path
 
 

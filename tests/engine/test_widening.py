@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import Phi3Config, Phi3ForCausalLM, PreTrainedModel
+from transformers import Phi3Config, Phi3ForCausalLM
 
 from tests.engine.test_dense_decoding import assert_equal_answers
-from tests.engine.test_dense_training import FAMILIES, SHAPE, assert_equal_gradients
+from tests.engine.test_dense_training import FAMILIES, SHAPE, assert_equal_gradients, save_uneven
 from tests.engine.test_lora import filled_adapter
 from tests.engine.test_training_step import gradients, random_datums
 from tests.tiny_models import make_tiny_model
@@ -36,16 +36,8 @@ def without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=FAMILIES)
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A model in bfloat16, so that its weights are the same numbers in float32."""
-    return saved(FAMILIES[request.param](), tmp_path / request.param)
-
-
-def saved(model: PreTrainedModel, folder: Path) -> Path:
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():  # norms of 1 and biases of 0 hide errors
-            if "norm" in name or "bias" in name:
-                parameter.add_(torch.randn(parameter.shape) * 0.2)
-    model.bfloat16().save_pretrained(folder)
-    return folder
+    save_uneven(FAMILIES[request.param](), tmp_path, torch.bfloat16)
+    return tmp_path
 
 
 @pytest.mark.parametrize("tile", [1, 700, 10**6])  # numbers: a row, some rows, all of them
@@ -124,7 +116,8 @@ def test_other_families_compute_in_bfloat16_and_the_log_warns(
     tmp_path: Path, without_bf16: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = Phi3ForCausalLM(Phi3Config(**SHAPE, pad_token_id=0))
-    models = BaseModels(Catalogue({"phi": saved(model, tmp_path / "phi")}), "bfloat16", threads=1)
+    save_uneven(model, tmp_path, torch.bfloat16)
+    models = BaseModels(Catalogue({"phi": tmp_path}), "bfloat16", threads=1)
     with caplog.at_level(logging.INFO, "tinkersmith.engine"):
         assert models.get("phi").dtype == torch.bfloat16
     assert "phi will be slow; --dtype float32 is faster" in caplog.text
