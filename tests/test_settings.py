@@ -6,14 +6,8 @@ from pathlib import Path
 import pytest
 
 from tinkersmith.errors import UserError
-from tinkersmith.settings import (
-    FIELDS,
-    Settings,
-    load_settings,
-    resolve_base_model,
-    settings_from,
-    settings_table,
-)
+from tinkersmith.models import resolve_base_model
+from tinkersmith.settings import FIELDS, Settings, load_settings, settings_from, settings_table
 
 ROOT = Path(__file__).parent.parent
 

@@ -142,8 +142,8 @@ def _stats(rest: list[str], prog: str) -> int:
     wanted = parser.parse_args(rest)
     from tinkersmith.copies import find_copies
     from tinkersmith.lengths import LengthStatistics, format_length_statistics
+    from tinkersmith.models import local_model_folder
     from tinkersmith.samples import characters, load_samples
-    from tinkersmith.service import local_model_folder
     from tinkersmith.tokens import token_lengths
 
     loaded = load_samples(wanted.files)

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tinkersmith.errors import UserError
-from tinkersmith.merging import ADAPTER_CONFIG, ADAPTER_WEIGHTS, read_base
-from tinkersmith.service import LOOPBACK, Service, local_model_folder
+from tinkersmith.merging import read_base
+from tinkersmith.models import local_model_folder
+from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from tinkersmith.service import LOOPBACK, Service
 from tinkersmith.trained_model import TrainedModel
 
 if TYPE_CHECKING:

@@ -21,7 +21,6 @@ from tinkersmith.errors import UserError
 from tinkersmith.files import new_folder, write_atomically, write_json
 from tinkersmith.large_files import iterate_samples
 from tinkersmith.merging import (
-    ADAPTER_CONFIG,
     BaseFolder,
     LoraLayer,
     copy_tokenizer,
@@ -31,8 +30,10 @@ from tinkersmith.merging import (
     write_merged,
 )
 from tinkersmith.model_card import loading_lines, model_card
+from tinkersmith.models import local_model_folder
+from tinkersmith.peft_format import ADAPTER_CONFIG
 from tinkersmith.samples import Sample, Source
-from tinkersmith.service import Service, local_model_folder, open_service
+from tinkersmith.service import Service, open_service
 from tinkersmith.settings import Settings, settings_from
 from tinkersmith.trained_model import TrainedModel, find_trained_model, user_settings
 from tinkersmith.verification import Verification, verify_export

@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from tinkersmith.errors import UserError
 from tinkersmith.files import write_json
+from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-PEFT_PREFIX = "base_model.model."
 _INDEX = "model.safetensors.index.json"
 _LORA_TENSOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 # How Tinker's cloud names the parts of an expert; the matrices of all experts are one tensor there.

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.embedded import Engine, start_engine
 from tinkersmith.errors import UserError
-from tinkersmith.settings import Settings, resolve_base_model
+from tinkersmith.models import local_model_folder, resolve_base_model
+from tinkersmith.settings import Settings
 
 if TYPE_CHECKING:
     import tinker
@@ -194,21 +195,6 @@ def open_service(settings: Settings, *, base_model: str | None = None) -> Iterat
     finally:
         if engine is not None:
             engine.stop()
-
-
-def local_model_folder(name: str) -> Path | None:
-    """The folder of a bundled model or of a path; None for names that only a server knows."""
-    if name in BUNDLED_MODELS:
-        return BUNDLED_MODELS[name]
-    folder = Path(name).expanduser()
-    if (folder / "config.json").is_file():
-        return folder.resolve()
-    if folder.is_absolute() or name.startswith((".", "~")):
-        raise UserError(
-            f"BASE_MODEL {name} is not a model folder: it has no config.json. Name a folder in "
-            "Hugging Face format."
-        )
-    return None
 
 
 # ---- which server, and is it there

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinkersmith.errors import UserError
+from tinkersmith.models import local_model_folder, resolve_base_model
 from tinkersmith.runs import RunFolder, newest_run, run_of
-from tinkersmith.service import local_model_folder
-from tinkersmith.settings import Settings, load_settings, resolve_base_model
+from tinkersmith.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from tinkersmith.prompts import PromptTemplate

@@ -17,11 +17,12 @@ from tinkersmith.errors import UserError
 from tinkersmith.files import write_json
 from tinkersmith.large_files import LargeFiles, are_streamed, scan
 from tinkersmith.lengths import format_length_statistics
+from tinkersmith.models import resolve_base_model
 from tinkersmith.prompts import PromptTemplate, choose_template, unguarded
 from tinkersmith.runs import Checkpoint, RunFolder, open_run
 from tinkersmith.samples import Sample, find_files
 from tinkersmith.service import TRAINING_METADATA, ServerGone, Service, open_service
-from tinkersmith.settings import Settings, resolve_base_model, settings_from
+from tinkersmith.settings import Settings, settings_from
 from tinkersmith.streamed_data import StreamedData
 from tinkersmith.tokens import TextTokenizer, to_datum
 from tinkersmith.training_data import (

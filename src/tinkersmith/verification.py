@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinkersmith.errors import UserError
-from tinkersmith.merging import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
     from torch import nn
