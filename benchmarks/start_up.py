@@ -39,12 +39,12 @@ def main() -> None:
         return
 
     helps = {name: [name, "--help"] for name in SCRIPTS}
-    helps["tinkersmith"] = ["-m", "tinkersmith.cli", "--help"]
+    helps["tinkersmith"] = ["-m", "tinkersmith", "--help"]
     with tempfile.TemporaryDirectory() as folder:
         outputs = ("--train-out", f"{folder}/train.json", "--test-out", f"{folder}/test.json")
         data = {
             "split, 2,000 samples": ["split_dataset.py", "--inputs", DATA, *outputs, "--force"],
-            "stats, 2,000 samples": ["-m", "tinkersmith.cli", "stats", DATA],
+            "stats, 2,000 samples": ["-m", "tinkersmith", "stats", DATA],
         }
         seconds = {
             "--help": _timed(helps, options),

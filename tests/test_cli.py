@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.tiny_models import make_tiny_model
-from tinkersmith.cli import main, run_front_door, train_command
+from tinkersmith.cli.front_door import run_front_door
+from tinkersmith.cli.main import main
+from tinkersmith.cli.train import train_command
 from tinkersmith.errors import UserError
 
 GOOD = {"instruction": "Say yes.", "output": "yes"}
@@ -150,7 +152,7 @@ def test_a_bug_keeps_its_traceback() -> None:
 def test_a_reader_that_goes_away_is_no_error() -> None:
     Path("data.json").write_text(json.dumps(["bad"] * 20_000 + [GOOD]))
     ended = subprocess.run(
-        f"{sys.executable} -m tinkersmith.cli stats data.json | head -1",
+        f"{sys.executable} -m tinkersmith stats data.json | head -1",
         shell=True,
         capture_output=True,
         text=True,
@@ -165,7 +167,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 
 def seconds_of_help() -> float:
     begin = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "tinkersmith.cli", "--help"], capture_output=True)
+    subprocess.run([sys.executable, "-m", "tinkersmith", "--help"], capture_output=True)
     return time.perf_counter() - begin
 
 

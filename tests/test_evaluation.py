@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from tests.small_run import SmallRun, small_run
+from tinkersmith.cli.evaluate import evaluate_command
 from tinkersmith.errors import UserError
-from tinkersmith.evaluation import evaluate, main
+from tinkersmith.evaluation import evaluate
 from tinkersmith.results import Rate, Record, Scored
 from tinkersmith.samples import Source
 from tinkersmith.scoring import METRICS, score
@@ -212,7 +213,7 @@ def test_without_any_run_the_user_is_told_how_to_make_one(small: SmallRun, tmp_p
 
 def test_the_command_prints_the_sentence_and_fails(capsys: Any, monkeypatch: Any, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
-    assert main(["--test-data", "nowhere.json"]) == 1
+    assert evaluate_command(["--test-data", "nowhere.json"]) == 1
     shown = capsys.readouterr()
     assert shown.err.startswith("Error: ") and shown.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

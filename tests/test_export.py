@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.small_run import SmallRun, small_run
 from tinkersmith import merging
 from tinkersmith.chat_templates import chat_template_of
+from tinkersmith.cli.export import export_command
 from tinkersmith.download import _fetch
 from tinkersmith.errors import UserError
-from tinkersmith.export import _stop_at_end_token, export_model, main
+from tinkersmith.export import _stop_at_end_token, export_model
 from tinkersmith.prompts import choose_template, template_from_json
 from tinkersmith.samples import Sample, Source
 from tinkersmith.service import open_service
@@ -274,9 +275,9 @@ def test_no_temporary_copy_stays_on_the_server(small: SmallRun, adapter: tuple[P
 
 def test_the_command_prints_the_sentence_and_fails(capsys: Any, monkeypatch: Any, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
-    assert main(["--dtype", "float32"]) == 1
+    assert export_command(["--dtype", "float32"]) == 1
     assert "--merged" in capsys.readouterr().err
-    assert main([]) == 1
+    assert export_command([]) == 1
     shown = capsys.readouterr()
     assert "train_with_config.py" in shown.err and shown.err.count("\n") == 1
 

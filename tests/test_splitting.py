@@ -12,9 +12,10 @@ import pytest
 
 from tests.tiny_models import make_tiny_tokenizer
 from tinkersmith.bundled import BUNDLED_MODELS
+from tinkersmith.cli.split import split_command
 from tinkersmith.errors import UserError
 from tinkersmith.samples import load_samples, overlap
-from tinkersmith.splitting import SplitResult, format_split, main, split_dataset
+from tinkersmith.split import SplitResult, format_split, split_dataset
 
 ROOT = Path(__file__).parent.parent
 
@@ -271,7 +272,7 @@ def test_a_missing_input_is_a_warning(folder: Path) -> None:
 def test_the_printed_text_has_counts_shares_unit_and_both_tables(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["--inputs", "data/all.json", "--ratio", "0.75", "--seed", "3"]) == 0
+    assert split_command(["--inputs", "data/all.json", "--ratio", "0.75", "--seed", "3"]) == 0
     text = capsys.readouterr().out
     assert "Read 100 samples from data/all.json" in text
     assert "Wrote 75 samples (75.0 %) to data/train_set.json" in text

@@ -3,18 +3,16 @@
 The prompts are those of the model's own run, so training and test cannot differ in their format.
 """
 
-import argparse
 import datetime as dt
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinkersmith.cli import run_front_door
 from tinkersmith.errors import UserError
 from tinkersmith.files import write_json
 from tinkersmith.large_files import iterate_samples
@@ -23,7 +21,7 @@ from tinkersmith.samples import LoadedSamples, Sample, Source, load_samples, ove
 from tinkersmith.scoring import final_answer, score
 from tinkersmith.service import Service, open_service
 from tinkersmith.settings import Settings, settings_from
-from tinkersmith.trained_model import TrainedModel, find_trained_model, user_settings
+from tinkersmith.trained_model import TrainedModel, find_trained_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,52 +80,6 @@ def evaluate(
     for line in report(result, model.settings.sampling_max_tokens):
         say(line)
     return result
-
-
-def main(
-    argv: Sequence[str] | None = None,
-    *,
-    model_path: str = "",
-    test_file: str = "data/test_set.json",
-    base_model: str = "",
-    compare_base: bool = False,
-    limit: int = 0,
-    output_file: str = "evaluation_results.json",
-    prog: str | None = None,
-) -> int:
-    """The command line of evaluate_model.py and `tinkersmith evaluate`, with these defaults."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description="Score a trained model on a test set, and the base model beside it."
-    )
-    parser.add_argument(
-        "--model-path", default=model_path, help="tinker:// path; newest run if none"
-    )
-    parser.add_argument("--test-data", default=test_file, metavar="FILE")
-    parser.add_argument("--base-model", default=base_model, help="for paths without a run folder")
-    parser.add_argument(
-        "--compare-base",
-        action="store_true",
-        default=compare_base,
-        help="score the untouched base model on the same set",
-    )
-    parser.add_argument("--limit", type=int, default=limit, help="only so many samples; 0 is all")
-    parser.add_argument("--output", default=output_file, metavar="FILE")
-    parser.add_argument("--config", default="", help="settings file; config.py if it is there")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
-    wanted = parser.parse_args(argv)
-
-    def act() -> None:
-        evaluate(
-            user_settings(wanted.config, wanted.set),
-            model_path=wanted.model_path,
-            test_file=wanted.test_data,
-            base_model=wanted.base_model,
-            compare_base=wanted.compare_base,
-            limit=wanted.limit,
-            output_file=wanted.output,
-        )
-
-    return run_front_door(act)
 
 
 # ---- what is asked

@@ -3,10 +3,9 @@
 The output folder appears as a whole or not at all.
 """
 
-import argparse
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinkersmith.chat_templates import write_chat_template
-from tinkersmith.cli import run_front_door
 from tinkersmith.download import base_folder as find_base_folder
 from tinkersmith.download import download_adapter, open_state
 from tinkersmith.errors import UserError
@@ -35,7 +33,7 @@ from tinkersmith.peft_format import ADAPTER_CONFIG
 from tinkersmith.samples import Sample, Source
 from tinkersmith.service import Service, open_service
 from tinkersmith.settings import Settings, settings_from
-from tinkersmith.trained_model import TrainedModel, find_trained_model, user_settings
+from tinkersmith.trained_model import TrainedModel, find_trained_model
 from tinkersmith.verification import Verification, verify_export
 
 if TYPE_CHECKING:
@@ -44,7 +42,6 @@ if TYPE_CHECKING:
     from tinkersmith.prompts import PromptTemplate
     from tinkersmith.tokens import TextTokenizer
 
-__all__ = ["export_model", "main", "verify_export"]
 
 _FP32_ON_CPU = 600_000_000  # bytes of 16-bit weights up to which the engine computes in fp32
 _VERIFIED_SAMPLES, _VERIFIED_TOKENS = 8, 256
@@ -107,60 +104,6 @@ def export_model(
         if verify:
             say(f"Verified: {_verify(export, service, client, base, template, tokenizer)}")
     return folder
-
-
-def main(
-    argv: Sequence[str] | None = None,
-    *,
-    model_path: str = "",
-    merged: bool = False,
-    output: str = "",
-    base_model: str = "",
-    prog: str | None = None,
-) -> int:
-    """The command line of export_model.py and `tinkersmith export`, with these defaults."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description="Export a trained model as a PEFT adapter or as a merged model."
-    )
-    parser.add_argument(
-        "--model-path", default=model_path, help="tinker:// path; newest run if none"
-    )
-    parser.add_argument("--merged", action="store_true", default=merged, help="a full model folder")
-    parser.add_argument("--out", default=output, metavar="FOLDER")
-    parser.add_argument("--force", action="store_true", help="replace an export that is there")
-    parser.add_argument(
-        "--verify", action="store_true", help="load it with plain transformers and compare"
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=["auto", "float32", "bfloat16"],
-        default="auto",
-        help="precision of a merged model; auto is that of the base model",
-    )
-    parser.add_argument("--base-model", default=base_model, help="for paths without a run folder")
-    parser.add_argument(
-        "--base-folder", metavar="FOLDER", help="the base model, if not found itself"
-    )
-    parser.add_argument("--config", default="", help="settings file; config.py if it is there")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
-    wanted = parser.parse_args(argv)
-
-    def act() -> None:
-        if wanted.dtype != "auto" and not wanted.merged:
-            raise UserError("--dtype has an effect only with --merged. Add that, or leave it out.")
-        export_model(
-            user_settings(wanted.config, wanted.set),
-            wanted.model_path,
-            wanted.out,
-            wanted.merged,
-            base_model=wanted.base_model,
-            base_folder=wanted.base_folder,
-            force=wanted.force,
-            verify=wanted.verify,
-            dtype=wanted.dtype,
-        )
-
-    return run_front_door(act)
 
 
 # ---- the output folder

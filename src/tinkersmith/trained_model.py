@@ -1,15 +1,13 @@
 """tinker:// path, or nothing -> a trained model and what belongs to it: run, template, base."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tinkersmith.errors import UserError
 from tinkersmith.models import local_model_folder, resolve_base_model
 from tinkersmith.runs import RunFolder, newest_run, run_of
-from tinkersmith.settings import Settings, load_settings
+from tinkersmith.settings import Settings
 
 if TYPE_CHECKING:
     from tinkersmith.prompts import PromptTemplate
@@ -85,12 +83,6 @@ def find_trained_model(
         base_model=trained_on,
         settings=settings,
     )
-
-
-def user_settings(config: str, overrides: Sequence[str]) -> Settings:
-    """Of the named file; without one, of config.py if there is one here."""
-    path = Path(config or "config.py")
-    return load_settings(path if config or path.is_file() else None, overrides)
 
 
 def _folder(name: str) -> str | None:

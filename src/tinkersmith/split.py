@@ -3,7 +3,6 @@
 The same records, ratio and seed give the same bytes, whatever the order of files and records.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -15,7 +14,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from tinkersmith.cli import run_front_door
 from tinkersmith.copies import find_copies
 from tinkersmith.errors import UserError
 from tinkersmith.files import write_atomically, write_json
@@ -146,45 +144,6 @@ def format_split(result: SplitResult) -> str:
         format_length_statistics(result.test_lengths, "Test"),
     ]
     return "\n".join(lines)
-
-
-def main(
-    argv: Sequence[str] | None = None,
-    *,
-    inputs: Sequence[str] = INPUT_FILES,
-    ratio: float = TRAIN_RATIO,
-    seed: int = SEED,
-    train_out: str = TRAIN_FILE,
-    test_out: str = TEST_FILE,
-    prog: str | None = None,
-) -> int:
-    """The command line of split_dataset.py and `tinkersmith split`, with these defaults."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Merge data files, shuffle them by seed, and write a training and a test file.",
-    )
-    parser.add_argument("--inputs", nargs="+", default=list(inputs), metavar="FILE")
-    parser.add_argument("--ratio", type=float, default=ratio, help="share of the training file")
-    parser.add_argument("--seed", type=int, default=seed)
-    parser.add_argument("--train-out", default=train_out, metavar="FILE")
-    parser.add_argument("--test-out", default=test_out, metavar="FILE")
-    parser.add_argument(
-        "--force", action="store_true", help="overwrite files that were not written here"
-    )
-    wanted = parser.parse_args(argv)
-
-    def act() -> None:
-        result = split_dataset(
-            wanted.inputs,
-            wanted.ratio,
-            wanted.seed,
-            wanted.train_out,
-            wanted.test_out,
-            wanted.force,
-        )
-        print(format_split(result))
-
-    return run_front_door(act)
 
 
 def _read(files: Sequence[Path]) -> tuple[list[Any], list[Sample], list[Skipped]]:
