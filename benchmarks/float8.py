@@ -13,14 +13,15 @@ import torch
 from benchmarks.exactness import MODEL, fill
 from benchmarks.results_file import write_results
 from tinkersmith.bundled import BUNDLED_MODELS
+from tinkersmith.data.samples import load_samples
 from tinkersmith.engine.base_model import BaseModel, load_base_model, memory_of_weights
 from tinkersmith.engine.lora import new_adapter
 from tinkersmith.engine.messages import AdamParams, Datum, LoraConfig
 from tinkersmith.engine.optimizer import new_state, optim_step
 from tinkersmith.engine.training_step import forward, forward_backward
-from tinkersmith.prompts import choose_template
-from tinkersmith.samples import load_samples
-from tinkersmith.tokens import load_tokenizer, tokenize
+from tinkersmith.text.templates import choose_template
+from tinkersmith.text.tokenize import tokenize
+from tinkersmith.text.tokenizer import load_tokenizer
 
 DTYPES = ("float32", "bfloat16", "float8")
 BATCH = 32

@@ -100,8 +100,8 @@ def _train(folder: Path, steps: int, delay: float) -> list[dict]:
 
 def _serve(log: Path, folder: str, delay: float) -> None:
     """The engine, with each request of a client `delay` seconds slower and written to `log`."""
-    from tinkersmith.engine import queue
     from tinkersmith.engine.__main__ import main as engine_main
+    from tinkersmith.engine.scheduling import queue
 
     run_jobs = queue.EngineThread._run_jobs
 

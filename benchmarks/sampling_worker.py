@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.process_memory import resident_gb
-from tinkersmith.engine.memory import keep_freed_memory
+from tinkersmith.engine.hardware.memory import keep_freed_memory
 
 Prompt = tuple[list[int], int]  # tokens, and how many are to be sampled
 Answers = Callable[[list[Prompt]], list[list[int]]]

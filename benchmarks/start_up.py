@@ -91,13 +91,14 @@ def _run(command: list[str], threads: int) -> str:
 
 def _first_step(threads: int) -> dict[str, float]:
     """A new adapter, 16 samples of the bundled data and AdamW; then the same again, for scale."""
-    from tinkersmith.engine.memory import keep_freed_memory
+    from tinkersmith.engine.hardware.memory import keep_freed_memory
 
     keep_freed_memory()  # as the engine does at its start
     import numpy as np
     import torch
 
     from tinkersmith.bundled import BUNDLED_MODELS
+    from tinkersmith.data.samples import load_samples
     from tinkersmith.engine.base_model import load_base_model
     from tinkersmith.engine.base_models import with_fast_code
     from tinkersmith.engine.lora import new_adapter
@@ -105,9 +106,9 @@ def _first_step(threads: int) -> dict[str, float]:
     from tinkersmith.engine.native.build import cache_folder, native_library
     from tinkersmith.engine.optimizer import new_state, optim_step
     from tinkersmith.engine.training_step import forward_backward
-    from tinkersmith.prompts import choose_template
-    from tinkersmith.samples import load_samples
-    from tinkersmith.tokens import load_tokenizer, tokenize
+    from tinkersmith.text.templates import choose_template
+    from tinkersmith.text.tokenize import tokenize
+    from tinkersmith.text.tokenizer import load_tokenizer
 
     torch.set_num_threads(threads)
     model = "tinkersmith/tiny-math"

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.process_memory import resident_gb
 from benchmarks.training_data import RANK, Lengths, Sample, random_samples
-from tinkersmith.engine.memory import keep_freed_memory
+from tinkersmith.engine.hardware.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from tinkersmith.engine.base_model import BaseModel

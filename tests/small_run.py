@@ -9,9 +9,9 @@ from functools import cache
 from pathlib import Path
 
 from tests.tiny_models import make_tiny_model
-from tinkersmith.runs import RunFolder
+from tinkersmith.runs.folder import RunFolder
 from tinkersmith.settings import Settings, settings_from
-from tinkersmith.training import train
+from tinkersmith.training.loop import train
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tinkersmith.advice import advice
+from tinkersmith.training.advice import advice
 
 
 def test_a_rising_validation_loss_says_fewer_epochs() -> None:

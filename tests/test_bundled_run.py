@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tinkersmith import train
-from tinkersmith.runs import newest_run
+from tinkersmith.runs.folder import newest_run
 from tinkersmith.settings import Settings, settings_from
 
 ROOT = Path(__file__).resolve().parent.parent

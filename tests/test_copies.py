@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tinkersmith.copies import CopyFinder, find_copies
-from tinkersmith.runs import RunFolder
-from tinkersmith.samples import Sample, Source
-from tinkersmith.training_data import write_copies
+from tinkersmith.data.copies import CopyFinder, find_copies
+from tinkersmith.data.samples import Sample, Source
+from tinkersmith.runs.folder import RunFolder
+from tinkersmith.training.summary import write_copies
 
 FILES = ["a.json", "b.jsonl", "a.json"]  # a file may be listed twice
 

@@ -8,11 +8,11 @@ import pytest
 
 from tests.small_run import SmallRun, small_run
 from tinkersmith.cli.evaluate import evaluate_command
+from tinkersmith.data.samples import Source
 from tinkersmith.errors import UserError
-from tinkersmith.evaluation import evaluate
-from tinkersmith.results import Rate, Record, Scored
-from tinkersmith.samples import Source
-from tinkersmith.scoring import METRICS, score
+from tinkersmith.evaluation.evaluate import evaluate
+from tinkersmith.evaluation.results import Rate, Record, Scored
+from tinkersmith.evaluation.scoring import METRICS, score
 from tinkersmith.settings import settings_from
 
 

@@ -14,17 +14,18 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.small_run import SmallRun, small_run
-from tinkersmith import merging
-from tinkersmith.chat_templates import chat_template_of
 from tinkersmith.cli.export import export_command
-from tinkersmith.download import _fetch
+from tinkersmith.data.samples import Sample, Source
 from tinkersmith.errors import UserError
-from tinkersmith.export import _stop_at_end_token, export_model
-from tinkersmith.prompts import choose_template, template_from_json
-from tinkersmith.samples import Sample, Source
-from tinkersmith.service import open_service
+from tinkersmith.export import adapter as adapter_files
+from tinkersmith.export import merge as merged_files
+from tinkersmith.export.chat_template import chat_template_of
+from tinkersmith.export.download import _fetch
+from tinkersmith.export.export import _stop_at_end_token, export_model
+from tinkersmith.service.connection import open_service
 from tinkersmith.settings import settings_from
-from tinkersmith.tokens import load_tokenizer
+from tinkersmith.text.templates import choose_template, template_from_json
+from tinkersmith.text.tokenizer import load_tokenizer
 
 PROMPT = "Instruction: Add.\nInput: 41 + 41\nResponse:\n"
 
@@ -173,7 +174,7 @@ def test_force_does_not_replace_what_is_no_export(small: SmallRun, tmp_path: Pat
 def test_a_full_disk_leaves_nothing_behind(
     small: SmallRun, tmp_path: Path, monkeypatch: Any, merge: bool
 ):
-    written = merging.write_tensors
+    written = adapter_files.write_tensors
 
     def fails_in_the_middle(path: Path, tensors: Any) -> None:
         written(path, tensors)
@@ -181,7 +182,8 @@ def test_a_full_disk_leaves_nothing_behind(
             file.truncate(100)
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(merging, "write_tensors", fails_in_the_middle)
+    monkeypatch.setattr(adapter_files, "write_tensors", fails_in_the_middle)
+    monkeypatch.setattr(merged_files, "write_tensors", fails_in_the_middle)
     with pytest.raises(UserError, match="No space left on device") as caught:
         export_model(small.settings, out=tmp_path / "new", merged=merge, say=lambda _: None)
     assert "\n" not in str(caught.value)

@@ -15,9 +15,9 @@ import pytest
 from tests.sample_files import records, write
 from tests.tiny_models import make_tiny_model
 from tinkersmith import TrainedRun, UserError, train
-from tinkersmith.batches import batch_indices, learning_rate_at
-from tinkersmith.runs import RunFolder, newest_run
+from tinkersmith.runs.folder import RunFolder, newest_run
 from tinkersmith.settings import Settings, settings_from
+from tinkersmith.training.batches import batch_indices, learning_rate_at
 
 CONTEXT = 256
 SCRUBBED = ("TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_CREDENTIAL_CMD")

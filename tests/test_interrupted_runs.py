@@ -16,7 +16,7 @@ import pytest
 from tests.processes import is_gone, within
 from tests.sample_files import records, write
 from tests.tiny_models import make_tiny_model
-from tinkersmith.runs import RunFolder, newest_run
+from tinkersmith.runs.folder import RunFolder, newest_run
 
 ROOT = Path(__file__).resolve().parent.parent
 

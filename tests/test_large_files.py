@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tinkersmith import large_files
+from tinkersmith.data import large_files
+from tinkersmith.data.large_files import LargeFiles, are_streamed, iterate_samples, read_chunk, scan
+from tinkersmith.data.samples import Sample, load_samples, overlap
 from tinkersmith.errors import UserError
-from tinkersmith.large_files import LargeFiles, are_streamed, iterate_samples, read_chunk, scan
-from tinkersmith.samples import Sample, load_samples, overlap
 from tinkersmith.settings import settings_from
 
 BOM = b"\xef\xbb\xbf"

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tinkersmith.lengths import LengthStatistics, format_length_statistics
+from tinkersmith.data.lengths import LengthStatistics, format_length_statistics
 
 
 def test_the_figures_are_those_of_numpy() -> None:

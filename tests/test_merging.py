@@ -16,8 +16,10 @@ from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausal
 
 from tests.tiny_models import make_tiny_model
 from tinkersmith.errors import UserError
-from tinkersmith.merging import read_base, read_layers, write_adapter, write_merged, write_tensors
-from tinkersmith.verification import verify_export
+from tinkersmith.export.adapter import read_layers, write_adapter, write_tensors
+from tinkersmith.export.base_folder import read_base
+from tinkersmith.export.merge import write_merged
+from tinkersmith.export.verify import verify_export
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 MLP = ["gate_proj", "up_proj", "down_proj"]
@@ -276,7 +278,7 @@ def test_a_full_disk_shows_as_the_system_s_error(tmp_path: Path):
     script = (
         "import resource, signal, torch\n"
         "from pathlib import Path\n"
-        "from tinkersmith.merging import write_tensors\n"
+        "from tinkersmith.export.adapter import write_tensors\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
         "try:\n"

@@ -10,19 +10,17 @@ import numpy as np
 import pytest
 
 from tests.tiny_models import make_tiny_tokenizer
+from tinkersmith.data.samples import Sample, Source
 from tinkersmith.errors import UserError
-from tinkersmith.prompts import (
-    GUARDED,
+from tinkersmith.text.guards import GUARDED, guard, unguarded
+from tinkersmith.text.templates import (
     ChatTemplate,
     PromptTemplate,
     TextTemplate,
     choose_template,
-    guard,
     template_from_json,
-    unguarded,
 )
-from tinkersmith.samples import Sample, Source
-from tinkersmith.tokens import TextTokenizer, load_tokenizer
+from tinkersmith.text.tokenizer import TextTokenizer, load_tokenizer
 
 HERE = Source("data/train.json", 1)
 PLAIN = Sample("Add.", "", "4", HERE)

@@ -12,10 +12,10 @@ import pytest
 
 from tests.tiny_models import make_tiny_tokenizer
 from tinkersmith.errors import UserError
-from tinkersmith.prompts import choose_template
-from tinkersmith.runs import Checkpoint, RunFolder, all_runs, newest_run, open_run, run_of
+from tinkersmith.runs.folder import Checkpoint, RunFolder, all_runs, newest_run, open_run, run_of
 from tinkersmith.settings import settings_from
-from tinkersmith.tokens import load_tokenizer
+from tinkersmith.text.templates import choose_template
+from tinkersmith.text.tokenizer import load_tokenizer
 
 NOON = datetime(2026, 1, 31, 12, 0, 0)
 
@@ -138,7 +138,7 @@ def test_appended_lines_survive_a_kill(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "my-model", NOON)
     code = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from tinkersmith.runs import RunFolder\n"
+        "from tinkersmith.runs.folder import RunFolder\n"
         "run = RunFolder(Path(sys.argv[1]))\n"
         "for step in range(5): run.append('metrics.jsonl', [{'step': step}])\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -153,7 +153,7 @@ def test_a_line_that_a_full_disk_refuses_leaves_the_file_usable(tmp_path: Path) 
     run.append("metrics.jsonl", [{"step": 1}])
     code = (
         "import resource, signal, sys; from pathlib import Path\n"
-        "from tinkersmith.runs import RunFolder\n"
+        "from tinkersmith.runs.folder import RunFolder\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))\n"
         "try: RunFolder(Path(sys.argv[1])).append('metrics.jsonl', [{'text': 'x' * 50}])\n"

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinkersmith.errors import UserError
-from tinkersmith.samples import (
+from tinkersmith.data.samples import (
     Sample,
     Skipped,
     Source,
@@ -18,6 +17,7 @@ from tinkersmith.samples import (
     overlap,
     record_text,
 )
+from tinkersmith.errors import UserError
 
 GOOD = {"instruction": "q", "input": "", "output": "a"}
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tinkersmith.scoring import (
+from tinkersmith.evaluation.scoring import (
     METRICS,
     contains_answer,
     exact_match,

@@ -15,7 +15,7 @@ from tests.engine.conftest import KEY, MODEL, RunningEngine, datum, running_engi
 from tests.processes import is_gone, within
 from tests.tiny_models import make_tiny_model
 from tinkersmith.errors import UserError
-from tinkersmith.service import Service, open_service
+from tinkersmith.service.connection import Service, open_service
 from tinkersmith.settings import Settings, settings_from
 
 TINKER_NAMES = ("TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_CREDENTIAL_CMD", "TINKER_TELEMETRY")

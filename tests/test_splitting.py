@@ -13,8 +13,8 @@ import pytest
 from tests.tiny_models import make_tiny_tokenizer
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.cli.split import split_command
+from tinkersmith.data.samples import load_samples, overlap
 from tinkersmith.errors import UserError
-from tinkersmith.samples import load_samples, overlap
 from tinkersmith.split import SplitResult, format_split, split_dataset
 
 ROOT = Path(__file__).parent.parent

@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 
 from tests.tiny_models import make_tiny_model, make_tiny_tokenizer
-from tinkersmith import large_files
-from tinkersmith.batches import steps_per_epoch
+from tinkersmith.data import large_files
+from tinkersmith.data.large_files import scan
 from tinkersmith.errors import UserError
-from tinkersmith.large_files import scan
-from tinkersmith.prompts import choose_template
-from tinkersmith.runs import RunFolder
+from tinkersmith.runs.folder import RunFolder
 from tinkersmith.settings import Settings, settings_from
-from tinkersmith.streamed_data import StreamedData
-from tinkersmith.token_cache import FOLDER
-from tinkersmith.tokens import TextTokenizer, TokenizedSample, load_tokenizer
-from tinkersmith.training import train
-from tinkersmith.training_data import TrainingData, read_data, tokenize_data
+from tinkersmith.text.templates import choose_template
+from tinkersmith.text.token_cache import FOLDER
+from tinkersmith.text.tokenize import TokenizedSample
+from tinkersmith.text.tokenizer import TextTokenizer, load_tokenizer
+from tinkersmith.training.batches import steps_per_epoch
+from tinkersmith.training.in_memory import TrainingData, read_data, tokenize_data
+from tinkersmith.training.loop import train
+from tinkersmith.training.streamed import StreamedData
 
 COUNT = 300
 

@@ -14,17 +14,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from tests.tiny_models import SPECIAL_TOKENS, make_tiny_tokenizer
+from tinkersmith.data.samples import Sample, Source, load_samples
 from tinkersmith.errors import UserError
-from tinkersmith.prompts import GUARDED, choose_template, guard
-from tinkersmith.samples import Sample, Source, load_samples
-from tinkersmith.tokens import (
-    TextTokenizer,
-    TokenizedSample,
-    load_tokenizer,
-    to_datum,
-    tokenize,
-    wrap_tokenizer,
-)
+from tinkersmith.service.answers import to_datum
+from tinkersmith.text.guards import GUARDED, guard
+from tinkersmith.text.templates import choose_template
+from tinkersmith.text.tokenize import TokenizedSample, tokenize
+from tinkersmith.text.tokenizer import TextTokenizer, load_tokenizer, wrap_tokenizer
 
 TEXT = ["<| the <|im_end|> 中文 |> end of text, the end", "the theme of <|im_start|>"] * 40
 
@@ -346,9 +342,10 @@ def test_a_plain_folder_needs_neither_torch_nor_transformers(tmp_path: Path) -> 
     make_tiny_tokenizer(tmp_path)
     script = (
         "import sys\n"
-        "from tinkersmith.prompts import choose_template\n"
-        "from tinkersmith.samples import Sample, Source\n"
-        "from tinkersmith.tokens import load_tokenizer, tokenize\n"
+        "from tinkersmith.text.templates import choose_template\n"
+        "from tinkersmith.data.samples import Sample, Source\n"
+        "from tinkersmith.text.tokenize import tokenize\n"
+        "from tinkersmith.text.tokenizer import load_tokenizer\n"
         f"tokenizer = load_tokenizer({str(tmp_path)!r})\n"
         "template = choose_template('chat', tokenizer, 'some/model')\n"
         "sample = Sample('q', '', 'a', Source('a', 1))\n"

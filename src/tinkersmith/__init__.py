@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tinkersmith.errors import UserError
-    from tinkersmith.evaluation import evaluate
-    from tinkersmith.export import export_model
+    from tinkersmith.evaluation.evaluate import evaluate
+    from tinkersmith.export.export import export_model
     from tinkersmith.settings import Settings
-    from tinkersmith.training import TrainedRun, train
+    from tinkersmith.training.loop import TrainedRun, train
 
 __version__ = "0.1.0"
 __all__ = ["Settings", "TrainedRun", "UserError", "evaluate", "export_model", "train"]
 
 _HOMES = {
     "Settings": "settings",
-    "TrainedRun": "training",
+    "TrainedRun": "training.loop",
     "UserError": "errors",
-    "evaluate": "evaluation",
-    "export_model": "export",
-    "train": "training",
+    "evaluate": "evaluation.evaluate",
+    "export_model": "export.export",
+    "train": "training.loop",
 }
 
 

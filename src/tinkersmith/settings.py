@@ -253,7 +253,7 @@ class Settings(BaseModel):
     @field_validator("prompt_template")
     @classmethod
     def _known_template_or_sound_format(cls, value: str) -> str:
-        from tinkersmith.prompts import check_template_setting
+        from tinkersmith.text.templates import check_template_setting
 
         check_template_setting(value)
         return value

@@ -14,11 +14,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from tinkersmith.copies import find_copies
-from tinkersmith.errors import UserError
-from tinkersmith.files import write_atomically, write_json
-from tinkersmith.lengths import LengthStatistics, format_length_statistics
-from tinkersmith.samples import (
+from tinkersmith.data.copies import find_copies
+from tinkersmith.data.lengths import LengthStatistics, format_length_statistics
+from tinkersmith.data.samples import (
     Sample,
     Skipped,
     Source,
@@ -30,6 +28,8 @@ from tinkersmith.samples import (
     record_text,
     refuse_if_nothing_is_usable,
 )
+from tinkersmith.errors import UserError
+from tinkersmith.files import write_atomically, write_json
 
 INPUT_FILES = ["data/word_problems.json"]
 TRAIN_RATIO = 0.8
@@ -204,7 +204,7 @@ def _measure(sides: list[list[Sample]]) -> tuple[str, list[LengthStatistics]]:
         lengths = [[characters(sample) for sample in side] for side in sides]
         return "characters", [LengthStatistics.of(side, "characters") for side in lengths]
 
-    from tinkersmith.tokens import token_lengths
+    from tinkersmith.text.tokenize import token_lengths
 
     together = iter(token_lengths(chain.from_iterable(sides), folder, name, "instruction"))
     lengths = [list(islice(together, len(side))) for side in sides]

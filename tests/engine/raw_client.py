@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tests.engine.conftest import KEY, MODEL, RunningEngine
-from tinkersmith.engine.wire import pb
+from tinkersmith.engine.server.wire import pb
 
 
 def call(

@@ -8,7 +8,7 @@ import tinker
 from tests.engine.conftest import KEY, MODEL, RunningEngine, random_datums
 from tests.engine.raw_client import call
 from tests.engine.test_training_client import new_client, train
-from tinkersmith.engine.identity import is_token, make_token
+from tinkersmith.engine.server.identity import is_token, make_token
 
 
 def test_a_copy_outlives_its_source_and_loads_the_same_weights(

@@ -13,8 +13,8 @@ from tests.engine.test_training_client import train
 from tests.tiny_models import make_tiny_model
 from tinkersmith.engine import base_models
 from tinkersmith.engine.base_models import BaseModels
-from tinkersmith.engine.catalogue import Catalogue
 from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.storage.catalogue import Catalogue
 
 # An engine in whose memory there is room for one model at a time.
 ROOM_FOR_ONE = """

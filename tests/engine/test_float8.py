@@ -39,7 +39,6 @@ from tests.tiny_models import make_tiny_model
 from tinkersmith.engine import float8
 from tinkersmith.engine.base_model import BaseModel, load_base_model, memory_of_weights
 from tinkersmith.engine.base_models import BaseModels
-from tinkersmith.engine.catalogue import Catalogue
 from tinkersmith.engine.dense_layers import dense_model
 from tinkersmith.engine.dense_projection import Projection, TorchProducts, update_of
 from tinkersmith.engine.errors import Refused
@@ -47,6 +46,7 @@ from tinkersmith.engine.float8 import Float8Linear, check_device, dequantise, qu
 from tinkersmith.engine.lora import Adapter, LoraLinear, snapshot
 from tinkersmith.engine.messages import LoraConfig, SampleRequest
 from tinkersmith.engine.sampler import sample
+from tinkersmith.engine.storage.catalogue import Catalogue
 from tinkersmith.engine.training_step import forward_backward
 
 CPU = torch.device("cpu")

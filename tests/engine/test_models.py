@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinkersmith.engine.catalogue import Catalogue
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import AdamParams, BatchRequest, Datum, LoraConfig, SampleRequest
 from tinkersmith.engine.models import ADAPTER_MEMORY, Models
 from tinkersmith.engine.shelf import Shelf
-from tinkersmith.engine.store import Store
+from tinkersmith.engine.storage.catalogue import Catalogue
+from tinkersmith.engine.storage.store import Store
 
 
 def make(folder: Path, model: Path, adapter_memory: int) -> Models:

@@ -10,9 +10,20 @@ import pytest
 
 from tinkersmith.engine.errors import Gone, Refused
 from tinkersmith.engine.messages import LoraConfig, SampleRequest
-from tinkersmith.engine.queue import EngineThread, Future, Job, OrderedOperations, SampleJob
-from tinkersmith.engine.sessions import KEEP_DELIVERED, KEEP_RESULTS, SESSION_SILENCE, Sessions
-from tinkersmith.engine.store import Store
+from tinkersmith.engine.scheduling.queue import (
+    EngineThread,
+    Future,
+    Job,
+    OrderedOperations,
+    SampleJob,
+)
+from tinkersmith.engine.scheduling.sessions import (
+    KEEP_DELIVERED,
+    KEEP_RESULTS,
+    SESSION_SILENCE,
+    Sessions,
+)
+from tinkersmith.engine.storage.store import Store
 
 
 def test_numbered_operations_begin_in_order_whatever_order_they_come_in() -> None:

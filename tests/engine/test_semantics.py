@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.engine.conftest import RunningEngine, random_datums
 from tests.engine.test_training_client import new_client, train
-from tinkersmith.engine.store import Store, parse_path
+from tinkersmith.engine.storage.store import Store, parse_path
 
 
 @pytest.fixture(scope="module")

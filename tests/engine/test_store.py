@@ -10,7 +10,7 @@ import pytest
 
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import LoraConfig
-from tinkersmith.engine.store import Run, Store, TinkerPath, parse_path
+from tinkersmith.engine.storage.store import Run, Store, TinkerPath, parse_path
 from tinkersmith.files import new_folder
 
 PATH = TinkerPath("s:train:0", "weights", "a")

@@ -10,7 +10,7 @@ import tinker
 from tests.engine.conftest import MODEL, RunningEngine, random_datums
 from tests.engine.test_training_client import new_client, train
 from tinkersmith.engine.errors import NotFound
-from tinkersmith.engine.traces import Span, Traces
+from tinkersmith.engine.scheduling.traces import Span, Traces
 
 
 def test_a_trace_holds_every_request_of_a_session_in_the_order_in_which_they_ran(
@@ -48,8 +48,8 @@ def test_the_address_of_a_trace_is_good_for_this_trace_only(
 
 
 def test_only_the_newest_spans_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinkersmith.engine.traces.SPANS_KEPT", 3)
-    monkeypatch.setattr("tinkersmith.engine.traces.SESSIONS_KEPT", 2)
+    monkeypatch.setattr("tinkersmith.engine.scheduling.traces.SPANS_KEPT", 3)
+    monkeypatch.setattr("tinkersmith.engine.scheduling.traces.SESSIONS_KEPT", 2)
     traces = Traces()
     for session in "abc":
         for second in range(5):

@@ -22,13 +22,13 @@ from tests.engine.test_lora import filled_adapter
 from tests.tiny_models import make_tiny_model
 from tinkersmith.engine import vllm_sampling
 from tinkersmith.engine.base_model import BaseModel, load_base_model
-from tinkersmith.engine.catalogue import Catalogue
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.lora import Adapter, snapshot
 from tinkersmith.engine.messages import LoraConfig, SampleRequest, SampleResult
 from tinkersmith.engine.models import Models
 from tinkersmith.engine.sampler import sample
-from tinkersmith.engine.store import Store
+from tinkersmith.engine.storage.catalogue import Catalogue
+from tinkersmith.engine.storage.store import Store
 from tinkersmith.engine.vllm_sampling import VllmSampling, sampling_params
 
 

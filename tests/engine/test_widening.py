@@ -17,11 +17,11 @@ from tests.tiny_models import make_tiny_model
 from tinkersmith.engine import base_model, base_models, widening
 from tinkersmith.engine.base_model import BaseModel, load_base_model
 from tinkersmith.engine.base_models import BaseModels, with_fast_code
-from tinkersmith.engine.catalogue import Catalogue
+from tinkersmith.engine.hardware.processor import multiplies_bf16
 from tinkersmith.engine.lora import snapshot
 from tinkersmith.engine.messages import LoraConfig, SampleRequest
-from tinkersmith.engine.processor import multiplies_bf16
 from tinkersmith.engine.sampler import sample
+from tinkersmith.engine.storage.catalogue import Catalogue
 from tinkersmith.engine.training_step import forward_backward
 
 

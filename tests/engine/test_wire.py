@@ -9,9 +9,9 @@ import torch
 
 from tests.engine.conftest import datum, random_datums
 from tests.engine.test_training_client import new_client, train
-from tinkersmith.engine import fields, wire
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import LossOutput
+from tinkersmith.engine.server import fields, wire
 
 TOKENS = [5, 6, 7, 8, 9]
 

@@ -17,7 +17,7 @@ from tests.tiny_models import make_tiny_model
 # Adapters go to disk at once, and a client is dead after twice the SDK's ten seconds of silence.
 IMPATIENT = WITHOUT_MEMORY.replace(
     "sys.exit",
-    "from tinkersmith.engine import sessions\n"
+    "from tinkersmith.engine.scheduling import sessions\n"
     "sessions.SESSION_SILENCE = 20\n"
     "sessions.Sessions.sweep.__defaults__ = (0.2,)\n"
     "sys.exit",

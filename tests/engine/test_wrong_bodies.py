@@ -19,7 +19,7 @@ import zstandard
 from tests.engine.conftest import RunningEngine, random_datums, running_engine
 from tests.engine.raw_client import batch, call, loss, new_model, result, stream
 from tests.engine.test_training_client import new_client, train
-from tinkersmith.engine.bodies import MAX_BODY, MAX_JSON
+from tinkersmith.engine.server.bodies import MAX_BODY, MAX_JSON
 
 SECOND = 1.0
 GIB = 2**30

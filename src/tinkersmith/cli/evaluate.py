@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from tinkersmith.cli.common import user_settings
 from tinkersmith.cli.front_door import run_front_door
-from tinkersmith.evaluation import evaluate
+from tinkersmith.evaluation.evaluate import evaluate
 
 
 def evaluate_command(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from tinkersmith.cli.common import user_settings
 from tinkersmith.cli.front_door import run_front_door
 from tinkersmith.errors import UserError
-from tinkersmith.export import export_model
+from tinkersmith.export.export import export_model
 
 
 def export_command(

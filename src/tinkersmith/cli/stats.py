@@ -16,11 +16,11 @@ def stats_command(argv: Sequence[str], *, prog: str) -> int:
     )
     parser.add_argument("--template", default="auto", help="PROMPT_TEMPLATE (default: auto)")
     wanted = parser.parse_args(argv)
-    from tinkersmith.copies import find_copies
-    from tinkersmith.lengths import LengthStatistics, format_length_statistics
+    from tinkersmith.data.copies import find_copies
+    from tinkersmith.data.lengths import LengthStatistics, format_length_statistics
+    from tinkersmith.data.samples import characters, load_samples
     from tinkersmith.models import local_model_folder
-    from tinkersmith.samples import characters, load_samples
-    from tinkersmith.tokens import token_lengths
+    from tinkersmith.text.tokenize import token_lengths
 
     loaded = load_samples(wanted.files)
     for file, count in loaded.counts.items():

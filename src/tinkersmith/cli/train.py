@@ -35,7 +35,7 @@ def train_command(
         raise UserError(
             f"--set {changed[0]} has no effect with --resume: a run goes on with its own settings."
         )
-    from tinkersmith.training import train
+    from tinkersmith.training.loop import train
 
     trained = train(settings, resume=wanted.resume)
     trained.close()
@@ -49,7 +49,7 @@ def offer_export(choice: str, tinker_path: str, settings: "Settings") -> None:
         answer = input("Export it now? [a]dapter, [m]erged model, or Enter for no: ").strip()
         choice = {"a": "adapter", "m": "merged"}.get(answer[:1].lower(), "no")
     if choice in ("adapter", "merged"):
-        from tinkersmith.export import export_model
+        from tinkersmith.export.export import export_model
 
         export_model(settings, tinker_path, merged=choice == "merged")
         return

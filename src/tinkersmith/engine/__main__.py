@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.memory import keep_freed_memory
+from tinkersmith.engine.hardware.memory import keep_freed_memory
 
 KEY_VARIABLE = "TINKERSMITH_ENGINE_KEY"
 _EXIT_PATIENCE = 1.5  # seconds for open requests; a long computation is not waited for
@@ -84,12 +84,12 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
     import uvicorn
 
     keep_freed_memory()  # before the engine thread starts
-    from tinkersmith.engine.app import TESTED_SDK, make_app
-    from tinkersmith.engine.catalogue import make_catalogue
     from tinkersmith.engine.native.build import cache_folder, start_building
-    from tinkersmith.engine.queue import EngineThread
-    from tinkersmith.engine.sessions import Sessions
-    from tinkersmith.engine.store import Store
+    from tinkersmith.engine.scheduling.queue import EngineThread
+    from tinkersmith.engine.scheduling.sessions import Sessions
+    from tinkersmith.engine.server.app import TESTED_SDK, make_app
+    from tinkersmith.engine.storage.catalogue import make_catalogue
+    from tinkersmith.engine.storage.store import Store
 
     catalogue = make_catalogue(options.base_model)
     try:
@@ -168,8 +168,8 @@ def _check_float8(device: str) -> None:
 
 
 def _sample(models: Any, sampler_id: str, requests: list[Any]) -> list[Any]:
-    from tinkersmith.engine.queue import failure
-    from tinkersmith.engine.wire import sample_output
+    from tinkersmith.engine.scheduling.queue import failure
+    from tinkersmith.engine.server.wire import sample_output
 
     results = models.sample(sampler_id, requests)
     return [

@@ -22,9 +22,9 @@ from tinkersmith.engine.dense_layers import DenseModel, dense_model, is_dense
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.expert_lora import find_experts, part_shapes
 from tinkersmith.engine.float8 import quantise_layers
+from tinkersmith.engine.hardware.memory import machine_memory
+from tinkersmith.engine.hardware.processor import multiplies_bf16
 from tinkersmith.engine.lora import Adapter, LayerShape, LoraLinear, using
-from tinkersmith.engine.memory import machine_memory
-from tinkersmith.engine.processor import multiplies_bf16
 from tinkersmith.engine.widening import widen
 
 _ROUTERS = ("gate", "router", "shared_expert_gate")  # they stay frozen

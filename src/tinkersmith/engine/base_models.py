@@ -14,14 +14,14 @@ from collections.abc import Iterable
 import torch
 
 from tinkersmith.engine.base_model import BaseModel, load_base_model, memory_of_weights
-from tinkersmith.engine.catalogue import Catalogue
 from tinkersmith.engine.compilation import compile_elementwise
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.memory import free_memory, return_freed_memory
+from tinkersmith.engine.hardware.memory import free_memory, return_freed_memory
+from tinkersmith.engine.hardware.processor import multiplies_bf16
 from tinkersmith.engine.native.build import cache_folder, native_library
 from tinkersmith.engine.native.install import with_native_code
-from tinkersmith.engine.processor import multiplies_bf16
 from tinkersmith.engine.recorded_passes import with_recorded_passes
+from tinkersmith.engine.storage.catalogue import Catalogue
 
 log = logging.getLogger("tinkersmith.engine")
 

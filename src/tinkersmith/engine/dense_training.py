@@ -22,9 +22,9 @@ from tinkersmith.engine.dense_layers import (
     layer_updates,
 )
 from tinkersmith.engine.dense_projection import outputs
+from tinkersmith.engine.hardware.memory import free_memory
 from tinkersmith.engine.head import ROW_STEP, pad_rows
 from tinkersmith.engine.lora import Adapter
-from tinkersmith.engine.memory import free_memory
 
 log = logging.getLogger("tinkersmith.engine")
 

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 
 from tinkersmith.engine.base_model import BaseModel
 from tinkersmith.engine.base_models import BaseModels
-from tinkersmith.engine.catalogue import Catalogue
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.lora import (
     Adapter,
@@ -43,7 +42,8 @@ from tinkersmith.engine.optimizer import (
 )
 from tinkersmith.engine.sampler import TOKENIZER, check_request, sample
 from tinkersmith.engine.shelf import Shelf
-from tinkersmith.engine.store import Store, TinkerPath
+from tinkersmith.engine.storage.catalogue import Catalogue
+from tinkersmith.engine.storage.store import Store, TinkerPath
 from tinkersmith.engine.training_step import forward, forward_backward
 from tinkersmith.engine.vllm_sampling import VllmSampling
 from tinkersmith.files import new_folder

@@ -26,8 +26,8 @@ from torch.nn.functional import pad
 from tinkersmith.engine.base_model import BaseModel
 from tinkersmith.engine.dense_layers import DenseModel
 from tinkersmith.engine.dense_training import DensePass, numbers_kept
+from tinkersmith.engine.hardware.memory import free_memory
 from tinkersmith.engine.lora import Adapter
-from tinkersmith.engine.memory import free_memory
 from tinkersmith.engine.self_check import gradient_difference
 from tinkersmith.engine.varlen_attention import VarlenAttention, of_documents
 

@@ -20,8 +20,8 @@ from tinkersmith.engine.decoding import Decoder, LayerDecoder
 from tinkersmith.engine.dense_decoding import DenseDecoder
 from tinkersmith.engine.drawing import ExactLogits, choose_tokens, draw_alternatives
 from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.hardware.memory import free_memory
 from tinkersmith.engine.lora import Adapter
-from tinkersmith.engine.memory import free_memory
 from tinkersmith.engine.messages import SampledSequence, SampleRequest, SampleResult
 from tinkersmith.engine.packing import PACK_TOKENS, packs
 from tinkersmith.engine.prefixes import Run, shared_runs

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from tinkersmith.engine.base_model import BaseModel
+from tinkersmith.engine.hardware.memory import free_memory, return_freed_memory
 from tinkersmith.engine.lora import Adapter, write_adapter
-from tinkersmith.engine.memory import free_memory, return_freed_memory
 from tinkersmith.engine.messages import SampledSequence, SampleRequest, SampleResult
 from tinkersmith.engine.sampler import asks_about_prompt, sample
 

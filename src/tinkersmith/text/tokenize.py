@@ -1,0 +1,148 @@
+"""Samples -> token ids and loss weights, under a length policy. No batches or servers here.
+
+T: the tokens of one sample, prompt then completion.
+"""
+
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinkersmith.data.samples import Sample, Source
+from tinkersmith.text.templates import PromptTemplate, choose_template
+from tinkersmith.text.tokenizer import _CHUNK, TextTokenizer, load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedSample:
+    tokens: np.ndarray  # (T,) int32: prompt then completion
+    prompt_length: int
+    source: Source
+
+    @property
+    def weights(self) -> np.ndarray:
+        """(T,) float32: 0 on the prompt, 1 on the completion."""
+        weights = np.ones(len(self.tokens), dtype=np.float32)
+        weights[: self.prompt_length] = 0
+        return weights
+
+    @property
+    def completion_length(self) -> int:
+        return len(self.tokens) - self.prompt_length
+
+
+@dataclass(frozen=True, slots=True)
+class LengthEvent:
+    """A sample that the length policy cut (after > 0) or left out (after = 0)."""
+
+    source: Source
+    before: int  # tokens of the whole sample
+    after: int
+    reason: str
+
+    def __str__(self) -> str:
+        what = "Truncated" if self.after else "Skipped"
+        return f"{what} example {self.source.record} of {self.source.file}: {self.reason}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "file": self.source.file,
+            "record": self.source.record,
+            "tokens_before": self.before,
+            "tokens_after": self.after,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedData:
+    samples: list[TokenizedSample]
+    truncated: list[LengthEvent] = field(default_factory=list)
+    skipped: list[LengthEvent] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)  # of every sample, before the policy
+
+
+def tokenize(
+    samples: Iterable[Sample],
+    template: PromptTemplate,
+    tokenizer: TextTokenizer,
+    max_length: int,
+    truncate: bool,
+) -> TokenizedData:
+    """Prompt and completion are encoded apart, so that their join is the same in training and use.
+
+    Longer than `max_length`: the prompt is kept whole and the answer's end is cut, without an end
+    token (`truncate`), or the sample is skipped.
+    """
+    data = TokenizedData(samples=[])
+    for sample, tokens, prompt_length in encode_samples(samples, template, tokenizer):
+        length = len(tokens)
+        data.lengths.append(length)
+        event = length_event(sample.source, prompt_length, length, max_length, truncate)
+        if event is not None:
+            (data.truncated if event.after else data.skipped).append(event)
+        if event is None or event.after:
+            kept = TokenizedSample(tokens[:max_length], prompt_length, sample.source)
+            data.samples.append(kept)
+    return data
+
+
+def encode_samples(
+    samples: Iterable[Sample], template: PromptTemplate, tokenizer: TextTokenizer
+) -> Iterator[tuple[Sample, np.ndarray, int]]:
+    """Each sample, its whole tokens, (T,) int32, and how many of them are its prompt's."""
+    # The tokenizer uses all cores and not Python's lock: meanwhile the chunk before is taken, and
+    # the one after is rendered.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        encoding: deque[tuple[list[Sample], Future[list[list[int]]]]] = deque()
+        for chunk in _chunks(samples):
+            rendered = [template.render(sample) for sample in chunk]
+            texts = [text for one in rendered for text in (one.prompt, one.completion)]
+            encoding.append((chunk, pool.submit(tokenizer.ids_of, texts)))
+            if len(encoding) > 2:
+                yield from _joined(*encoding.popleft())
+        while encoding:
+            yield from _joined(*encoding.popleft())
+
+
+def _joined(
+    samples: list[Sample], ids: "Future[list[list[int]]]"
+) -> Iterator[tuple[Sample, np.ndarray, int]]:
+    rows = ids.result()
+    for sample, prompt, completion in zip(samples, rows[::2], rows[1::2], strict=True):
+        yield sample, np.array(prompt + completion, dtype=np.int32), len(prompt)
+
+
+def length_event(
+    source: Source, prompt_length: int, length: int, limit: int, truncate: bool
+) -> LengthEvent | None:
+    """What the length policy does to a sample; None: it stays as it is."""
+    if length <= limit:
+        return None
+    if prompt_length >= limit:
+        reason = f"its prompt alone has {prompt_length:,} tokens, and {limit:,} is the most"
+        return LengthEvent(source, length, 0, reason)
+    if not truncate:
+        return LengthEvent(source, length, 0, f"{length:,} tokens are more than {limit:,}")
+    return LengthEvent(source, length, limit, f"{length:,} -> {limit:,} tokens")
+
+
+def token_lengths(
+    samples: Iterable[Sample], folder: Path, base_model: str, template: str
+) -> list[int]:
+    """The whole length of each sample, as the model in `folder` counts under PROMPT_TEMPLATE."""
+    tokenizer = load_tokenizer(folder)
+    chosen = choose_template(template, tokenizer, base_model)
+    return tokenize(samples, chosen, tokenizer, sys.maxsize, truncate=False).lengths
+
+
+def _chunks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    remaining = iter(samples)
+    while chunk := list(islice(remaining, _CHUNK)):
+        yield chunk

@@ -1,0 +1,249 @@
+"""Large files -> batches: tokenised chunk by chunk in the background, and trained on meanwhile.
+
+Each epoch takes the chunks in an order of its own and shuffles the samples of every `WINDOW` chunks
+together: a pure function of seed and step, whatever the background has done. Memory holds one
+window, or two where a batch takes from both.
+"""
+
+import hashlib
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from tinkersmith.data.large_files import Chunk, LargeFiles
+from tinkersmith.data.lengths import LengthStatistics
+from tinkersmith.data.shuffle import shuffled
+from tinkersmith.files import write_json
+from tinkersmith.runs.folder import RunFolder
+from tinkersmith.settings import Settings
+from tinkersmith.text.templates import PromptTemplate
+from tinkersmith.text.token_cache import ChunkTokens, TokenCache
+from tinkersmith.text.tokenize import LengthEvent, TokenizedSample, tokenize
+from tinkersmith.text.tokenizer import TextTokenizer
+from tinkersmith.training.batches import steps_per_epoch
+from tinkersmith.training.summary import DataSummary, event_lines, write_copies
+
+WINDOW = 8  # chunks: some ten thousand samples
+
+
+class StreamedData:
+    """What the loop trains on, as `TrainingData` is for files that fit into memory."""
+
+    def __init__(
+        self,
+        files: LargeFiles,
+        settings: Settings,
+        template: PromptTemplate,
+        tokenizer: TextTokenizer,
+        max_length: int,
+    ) -> None:
+        self._files, self._chunks = files, files.chunks
+        self._seed, self._batch_size = settings.seed, settings.batch_size
+        self._policy = (max_length, settings.truncate_long_sequences)
+        self._cache = TokenCache(settings.output_dir, template, tokenizer)
+        self._held_out = tokenize(files.validation, template, tokenizer, *self._policy)
+        self._sizes = np.array([chunk.training for chunk in self._chunks])
+        self._epoch_order = lru_cache(maxsize=2)(self._shuffled_chunks)
+        self._windows: dict[tuple[int, int], _Window] = {}
+        self._background: _Background | None = None
+        self.validation = self._held_out.samples
+        self.count = int(self._sizes.sum())
+
+    def batch(self, step: int) -> list[TokenizedSample]:
+        """The samples of a step, waiting for their tokens if need be.
+
+        A sample that is too long leaves its batch one smaller; a batch may thus be empty.
+        """
+        epoch, place = divmod(step, steps_per_epoch(self.count, self._batch_size))
+        windows, ends = self._epoch_order(epoch)
+        first = place * self._batch_size
+        used: dict[tuple[int, int], _Window] = {}
+        batch = []
+        for position in range(first, min(first + self._batch_size, self.count)):
+            number = int(np.searchsorted(ends, position, side="right"))
+            if (epoch, number) not in used:
+                window = self._windows.get((epoch, number))
+                used[epoch, number] = window or self._load(windows[number], epoch, number)
+            before = int(ends[number - 1]) if number else 0
+            sample = used[epoch, number].sample(position - before, *self._policy)
+            if sample is not None:
+                batch.append(sample)
+        self._windows = used
+        return batch
+
+    def digest(self) -> str:
+        """Changes when any token of the data may; a resumed run must find the same."""
+        digest = hashlib.sha256(f"{self._cache.digest} {self._policy}".encode())
+        for chunk in self._chunks:
+            digest.update(f"{chunk.digest} {chunk.held_out}".encode())
+        for sample in self.validation:
+            digest.update(sample.tokens.tobytes())
+        return digest.hexdigest()
+
+    def start(self, run: RunFolder, first_step: int) -> None:
+        """Begin to tokenise everything, first what `first_step` needs."""
+        epoch, place = divmod(first_step, steps_per_epoch(self.count, self._batch_size))
+        windows, ends = self._epoch_order(epoch)
+        number = int(np.searchsorted(ends, place * self._batch_size, side="right"))
+        order = np.concatenate([*windows[number:], *windows[:number]]).tolist()
+        self._background = _Background(self._files, self._cache, self._policy, run, order)
+        run.rewrite("skipped.jsonl", self._validation_lines())
+        write_copies(run, self._files.copies)
+        self._background.thread.start()
+
+    def stop(self) -> None:
+        if self._background is not None:
+            self._background.stop()
+
+    def summary(self, wait: bool) -> DataSummary | None:
+        """Lengths and counts, once everything is tokenised; None before, unless `wait`."""
+        assert self._background is not None
+        if not self._background.is_complete(wait):
+            return None
+        return self._background.summary(self._held_out.truncated, self._held_out.skipped)
+
+    def _validation_lines(self) -> list[dict[str, Any]]:
+        records = [one.to_json() for one in self._files.validation_skipped]
+        return event_lines(records, self._held_out.skipped, self._held_out.truncated)
+
+    def _shuffled_chunks(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
+        """The chunks of each window, and the position after each window's last sample."""
+        order = shuffled(len(self._chunks), self._seed, epoch)
+        windows = [order[start : start + WINDOW] for start in range(0, len(order), WINDOW)]
+        return windows, np.cumsum([self._sizes[chunks].sum() for chunks in windows])
+
+    def _load(self, indices: np.ndarray, epoch: int, number: int) -> "_Window":
+        assert self._background is not None
+        self._background.wait_for(indices)
+        chunks = [self._chunks[index] for index in indices]
+        return _Window.of(chunks, self._cache, (self._seed, epoch, number))
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    chunks: list[Chunk]
+    tokens: list[ChunkTokens]
+    places: np.ndarray  # (N, 2): chunk, and place within it, of each sample in its new order
+
+    @classmethod
+    def of(cls, chunks: list[Chunk], cache: TokenCache, seeds: tuple[int, ...]) -> "_Window":
+        pairs = [
+            np.stack([np.full(chunk.training, index), chunk.training_places()], axis=1)
+            for index, chunk in enumerate(chunks)
+        ]
+        places = np.concatenate(pairs)
+        return cls(
+            chunks,
+            [cache.tokens_of(chunk) for chunk in chunks],
+            places[shuffled(len(places), *seeds)],
+        )
+
+    def sample(self, position: int, limit: int, truncate: bool) -> TokenizedSample | None:
+        """None: it is too long."""
+        index, place = self.places[position].tolist()
+        chunk, tokens = self.chunks[index], self.tokens[index]
+        event = tokens.event(chunk, place, limit, truncate)
+        if event is not None and not event.after:
+            return None
+        return TokenizedSample(
+            tokens.sample(place)[:limit],
+            int(tokens.prompt_lengths[place]),
+            tokens.source(chunk, place),
+        )
+
+
+class _Background:
+    """Tokenises all chunks in a thread of its own.
+
+    Only that thread counts lengths and appends to skipped.jsonl; what it counted is read after
+    `is_complete`.
+    """
+
+    def __init__(
+        self,
+        files: LargeFiles,
+        cache: TokenCache,
+        policy: tuple[int, bool],
+        run: RunFolder,
+        order: list[int],
+    ) -> None:
+        self._files, self._cache, self._policy = files, cache, policy
+        self._run, self._order = run, order
+        self._lengths: Counter[int] = Counter()
+        self._first_events: list[LengthEvent] = []
+        self._too_long = self._truncated = 0
+        self._done: set[int] = set()
+        self._error: BaseException | None = None
+        self._stopped = False
+        self._changed = threading.Condition()  # guards the three above
+        self.thread = threading.Thread(target=self._tokenise, name="tokenise", daemon=True)
+
+    def wait_for(self, indices: np.ndarray) -> None:
+        wanted = set(indices.tolist())
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or wanted <= self._done)
+            if self._error is not None:
+                raise self._error
+
+    def is_complete(self, wait: bool) -> bool:
+        if wait:
+            self.wait_for(np.array(self._order))
+        with self._changed:
+            return len(self._done) == len(self._order)
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopped = True
+        self.thread.join()
+
+    def summary(self, truncated: list[LengthEvent], skipped: list[LengthEvent]) -> DataSummary:
+        """With the validation samples that are `truncated` and `skipped`."""
+        return DataSummary(
+            lengths=self._statistics(),
+            training=sum(chunk.training for chunk in self._files.chunks) - self._too_long,
+            too_long=self._too_long + len(skipped),
+            truncated=self._truncated + len(truncated),
+            unusable=self._files.skipped_count + len(self._files.validation_skipped),
+            first_events=[*self._first_events, *skipped, *truncated][:10],
+        )
+
+    def _tokenise(self) -> None:
+        try:
+            for index in self._order:
+                chunk = self._files.chunks[index]
+                tokens = self._cache.tokens_of(chunk)
+                self._run.append("skipped.jsonl", self._judge(chunk, tokens))
+                if index == self._order[-1]:
+                    write_json(self._run.file("lengths.json"), self._statistics().to_json())
+                with self._changed:
+                    self._done.add(index)
+                    self._changed.notify_all()
+                    if self._stopped:
+                        return
+        except BaseException as error:  # the loop raises it
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+
+    def _judge(self, chunk: Chunk, tokens: ChunkTokens) -> list[dict[str, Any]]:
+        """Count the chunk's lengths; the lines of skipped.jsonl that it makes."""
+        places = chunk.training_places()
+        lengths = tokens.lengths[places]
+        self._lengths.update(lengths.tolist())
+        over = places[lengths > self._policy[0]].tolist()
+        events = [event for place in over if (event := tokens.event(chunk, place, *self._policy))]
+        too_long = [event for event in events if not event.after]
+        truncated = [event for event in events if event.after]
+        self._too_long += len(too_long)
+        self._truncated += len(truncated)
+        self._first_events += events[: 10 - len(self._first_events)]
+        return event_lines(tokens.bad_records(chunk), too_long, truncated)
+
+    def _statistics(self) -> LengthStatistics:
+        values = np.array(sorted(self._lengths), dtype=np.int64)
+        counts = np.array([self._lengths[length] for length in values.tolist()], dtype=np.int64)
+        return LengthStatistics.of_counts(values, counts, "tokens", self._policy[0])
