@@ -27,8 +27,8 @@ test: $(INSTALLED) $(COOKBOOK)
 test-older-sdk: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/tinker-$(OLDER_SDK) tinker==$(OLDER_SDK)
 	PYTHONPATH=$(CURDIR)/.venv/tinker-$(OLDER_SDK) $(BIN)/python -m pytest -n 2 --dist loadfile \
-	  tests/engine/test_training_client.py tests/engine/test_sampling_client.py \
-	  tests/engine/test_rest_client.py tests/engine/test_process.py
+	  tests/engine/server/routes/test_training.py tests/engine/server/routes/test_sampling.py \
+	  tests/engine/server/routes/test_rest.py tests/engine/test_process.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -98,7 +98,7 @@ def _make_tokenizer(folder: Path, texts: list[str]) -> None:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from tests.tiny_models import CHAT_TEMPLATE, SPECIAL_TOKENS
+    from tests.support.tiny_models import CHAT_TEMPLATE, SPECIAL_TOKENS
 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -167,7 +167,7 @@ def _trl(folder: Path, records: list[dict[str, str]]) -> Callable[[], int]:
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
 
-    from tests.tiny_models import make_tiny_model
+    from tests.support.tiny_models import make_tiny_model
 
     datasets.disable_caching()
     datasets.disable_progress_bars()

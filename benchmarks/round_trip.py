@@ -19,7 +19,7 @@ import torch
 from tinker import types
 
 from benchmarks.results_file import write_results
-from tests.tiny_models import make_tiny_model
+from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.messages import AdamParams, Datum, LoraConfig
 from tinkersmith.engine.model.adapters import new_adapter
 from tinkersmith.engine.model.base_model import load_base_model

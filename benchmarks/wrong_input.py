@@ -18,12 +18,12 @@ from statistics import median
 import tinker
 
 from benchmarks.results_file import write_results
-from tests.engine.conftest import RunningEngine, no_proxy_for_loopback, running_engine
-from tests.engine.raw_client import batch, call, new_model, result, stream
-from tests.engine.test_training_client import new_client, train
-from tests.engine.test_wrong_bodies import BROKEN, GIB, encoding_of, memory, pieces_of
-from tests.engine.test_wrong_input import BATCHES, CASES, World, new_world
-from tests.tiny_models import make_tiny_model
+from tests.support.clients import new_client, train
+from tests.support.engine import RunningEngine, no_proxy_for_loopback, running_engine
+from tests.support.raw_client import batch, call, new_model, result, stream
+from tests.support.tiny_models import make_tiny_model
+from tests.support.wrong_bodies import BROKEN, GIB, encoding_of, memory, pieces_of
+from tests.support.wrong_input import BATCHES, CASES, World, new_world
 
 Timed = Callable[[], tuple[float, str]]  # seconds to the answer, and what it says
 

@@ -1,13 +1,12 @@
 """What the README says is what the code does, in both languages."""
 
 import re
-from pathlib import Path
 
 import pytest
 
+from tests.support.paths import ROOT
 from tinkersmith.settings import FIELDS, settings_table
 
-ROOT = Path(__file__).resolve().parent.parent
 PAIRS = [
     ("README.md", "README.zh-CN.md"),
     ("MODEL_EXPORT_EVALUATION.md", "MODEL_EXPORT_EVALUATION.zh-CN.md"),

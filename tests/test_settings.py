@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.paths import ROOT
 from tinkersmith.errors import UserError
 from tinkersmith.models import resolve_base_model
 from tinkersmith.settings import FIELDS, Settings, load_settings, settings_from, settings_table
-
-ROOT = Path(__file__).parent.parent
 
 
 def write_config(tmp_path: Path, text: str) -> Path:

@@ -393,8 +393,8 @@ def page(world: World) -> str:
 def run_page() -> str:
     """`page` against an engine of its own, whose model is named by its folder: the SDK can then
     find the tokenizer of a sampling client without a hub."""
-    from tests.engine.conftest import KEY, running_engine
-    from tests.tiny_models import make_tiny_model
+    from tests.support.engine import KEY, running_engine
+    from tests.support.tiny_models import make_tiny_model
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place).resolve()
