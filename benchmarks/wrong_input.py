@@ -1,7 +1,7 @@
 """How soon wrong input is answered with a sentence, while another client trains undisturbed.
 
-The cases are those of tests/engine/test_wrong_input.py, sent by the unmodified SDK, and the broken,
-growing and far too large bodies of tests/engine/test_wrong_bodies.py, sent as they are: to an
+The cases are those of tests/support/wrong_input.py, sent by the unmodified SDK, and the broken,
+growing and far too large bodies of tests/support/wrong_bodies.py, sent as they are: to an
 engine process of its own on loopback. What an answer says and leaves behind is tested there.
 """
 
