@@ -21,7 +21,6 @@ ENGLISH_ONLY = (
     "CONTRIBUTING.md",
     "SECURITY.md",
     "docs/STYLE.md",
-    "docs/architecture.md",
     "docs/decisions/",
     "docs/reference/compatibility.md",
 )
@@ -151,17 +150,21 @@ def test_every_link_leads_to_a_file_and_its_heading(name: str) -> None:
             assert anchor in anchors(page), target
 
 
-@pytest.mark.parametrize("index", ["docs/README.md", "docs/README.zh-CN.md"])
+INDEXES = ["docs/README.md", "docs/README.zh-CN.md"]
+
+
+@pytest.mark.parametrize("index", INDEXES)
 def test_the_index_leads_to_every_page_of_docs(index: str) -> None:
     linked = {
         (ROOT / "docs" / target).resolve().relative_to(ROOT).as_posix()
         for target in re.findall(r"\]\((?!https?://|#)([^)\s#]+)", read(index))
     }
     for english in ENGLISH_PAGES:
-        if not english.startswith("docs/") or english == "docs/README.md":
+        if not english.startswith("docs/") or english in INDEXES:
             continue
         page = twin(english) if "zh-CN" in index and twin(english) in PAGES else english
-        assert page in linked or Path(page).parent.as_posix() in linked, page
+        folder = Path(page).parent / "README.md"  # a folder may have an index of its own
+        assert page in linked or folder.as_posix() in linked.difference(INDEXES), page
 
 
 # ---- what the pages name
@@ -255,9 +258,10 @@ def test_every_option_that_is_shown_is_one_of_its_command(name: str) -> None:
 def test_a_command_or_option_that_does_not_exist_is_noticed() -> None:
     with pytest.raises(AssertionError, match="no command bake"):
         ours(["tinkersmith", "bake"])
-    command = ours(["tinkersmith", "stats", "FILE", "--base-model", "NAME"])
-    assert command == (("-m", "tinkersmith", "stats"), ["FILE", "--base-model", "NAME"])
-    assert "--base-model" in help_of(*command[0]) and "--no-such" not in help_of(*command[0])
+    stats = ("-m", "tinkersmith", "stats")
+    words = ["tinkersmith", "stats", "FILE", "--base-model", "NAME"]
+    assert ours(words) == (stats, words[2:])
+    assert "--base-model" in help_of(*stats) and "--no-such" not in help_of(*stats)
 
 
 # ---- the picture
@@ -271,7 +275,7 @@ def test_the_picture_is_what_its_tool_draws_and_shows_a_run_in_order() -> None:
         lines = [line.replace(mark, sign) for line in lines]
     assert picture(lines) == svg
     whole = "\n".join(line for line in lines if line != "...")
-    assert excerpt(whole.removeprefix("$ make demo\n"))[0] == "$ make demo"
+    assert set(excerpt(whole)) <= set(lines)
 
 
 def test_a_run_without_its_scores_makes_no_picture() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "images" / "demo.svg"
-COLUMNS = 88  # longer lines are continued on the next one
+COLUMNS = 90  # longer lines are continued on the next one
 
 # What is shown: a line that begins so, and how many lines from there. "..." stands between two.
 EXCERPTS = [
@@ -65,12 +65,8 @@ def excerpt(output: str) -> list[str]:
             shown.append("...")
         end = start + count
         shown += lines[start:end]
-    return [
-        piece
-        for line in shown
-        for piece in textwrap.wrap(line, COLUMNS, drop_whitespace=False, break_on_hyphens=False)
-        or [""]
-    ]
+    wrapped = [textwrap.wrap(line, COLUMNS, break_on_hyphens=False) or [""] for line in shown]
+    return [row for rows in wrapped for row in rows]
 
 
 def picture(lines: list[str]) -> str:
