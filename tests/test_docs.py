@@ -243,7 +243,7 @@ def ours(words: list[str]) -> tuple[tuple[str, ...], list[str]] | None:
     return None
 
 
-@pytest.mark.parametrize("name", ENGLISH_PAGES)
+@pytest.mark.parametrize("name", PAGES)
 def test_every_option_that_is_shown_is_one_of_its_command(name: str) -> None:
     for words in shown_commands(name):
         command = ours(words)
