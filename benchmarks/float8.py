@@ -14,11 +14,11 @@ from benchmarks.exactness import MODEL, fill
 from benchmarks.results_file import write_results
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.data.samples import load_samples
-from tinkersmith.engine.base_model import BaseModel, load_base_model, memory_of_weights
-from tinkersmith.engine.lora import new_adapter
 from tinkersmith.engine.messages import AdamParams, Datum, LoraConfig
-from tinkersmith.engine.optimizer import new_state, optim_step
-from tinkersmith.engine.training_step import forward, forward_backward
+from tinkersmith.engine.model.adapters import new_adapter
+from tinkersmith.engine.model.base_model import BaseModel, load_base_model, memory_of_weights
+from tinkersmith.engine.training.optimizer import new_state, optim_step
+from tinkersmith.engine.training.step import forward, forward_backward
 from tinkersmith.text.templates import choose_template
 from tinkersmith.text.tokenize import tokenize
 from tinkersmith.text.tokenizer import load_tokenizer

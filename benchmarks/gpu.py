@@ -170,12 +170,12 @@ def _ours(
     import torch
 
     from benchmarks.training_worker import step_on
-    from tinkersmith.engine.attention import NAME
-    from tinkersmith.engine.base_model import base_model_of
-    from tinkersmith.engine.base_models import with_fast_code
-    from tinkersmith.engine.float8 import check_device
-    from tinkersmith.engine.lora import new_adapter
     from tinkersmith.engine.messages import LoraConfig
+    from tinkersmith.engine.model.adapters import new_adapter
+    from tinkersmith.engine.model.attention import NAME
+    from tinkersmith.engine.model.base_model import base_model_of
+    from tinkersmith.engine.model.float8 import check_device
+    from tinkersmith.engine.runtime.fast_code import with_fast_code
 
     place = torch.device(device)
     if what == FLOAT8:

@@ -65,10 +65,10 @@ def random_prompts(lengths: list[list[int]], folder: Path) -> list[Prompt]:
 
 
 def our_answers(folder: Path, dtype: str = "bfloat16") -> Answers:
-    from tinkersmith.engine.base_model import load_base_model
-    from tinkersmith.engine.base_models import with_fast_code
     from tinkersmith.engine.messages import SampleRequest
-    from tinkersmith.engine.sampler import sample
+    from tinkersmith.engine.model.base_model import load_base_model
+    from tinkersmith.engine.runtime.fast_code import with_fast_code
+    from tinkersmith.engine.sampling.sampler import sample
 
     base = with_fast_code(load_base_model("random", folder, dtype))
 

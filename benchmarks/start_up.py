@@ -99,13 +99,13 @@ def _first_step(threads: int) -> dict[str, float]:
 
     from tinkersmith.bundled import BUNDLED_MODELS
     from tinkersmith.data.samples import load_samples
-    from tinkersmith.engine.base_model import load_base_model
-    from tinkersmith.engine.base_models import with_fast_code
-    from tinkersmith.engine.lora import new_adapter
+    from tinkersmith.engine.kernels.native.build import cache_folder, native_library
     from tinkersmith.engine.messages import AdamParams, Datum, LoraConfig
-    from tinkersmith.engine.native.build import cache_folder, native_library
-    from tinkersmith.engine.optimizer import new_state, optim_step
-    from tinkersmith.engine.training_step import forward_backward
+    from tinkersmith.engine.model.adapters import new_adapter
+    from tinkersmith.engine.model.base_model import load_base_model
+    from tinkersmith.engine.runtime.fast_code import with_fast_code
+    from tinkersmith.engine.training.optimizer import new_state, optim_step
+    from tinkersmith.engine.training.step import forward_backward
     from tinkersmith.text.templates import choose_template
     from tinkersmith.text.tokenize import tokenize
     from tinkersmith.text.tokenizer import load_tokenizer

@@ -20,13 +20,13 @@ from transformers import (
 )
 
 from tests.tiny_models import make_tiny_model, make_tiny_tokenizer
-from tinkersmith.engine import base_model
-from tinkersmith.engine.base_model import load_base_model
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.hardware.memory import free_memory, machine_memory
 from tinkersmith.engine.hardware.processor import multiplies_bf16
-from tinkersmith.engine.lora import new_adapter
 from tinkersmith.engine.messages import LoraConfig
+from tinkersmith.engine.model import base_model
+from tinkersmith.engine.model.adapters import new_adapter
+from tinkersmith.engine.model.base_model import load_base_model
 
 SIZES = {
     "vocab_size": 259,

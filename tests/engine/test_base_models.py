@@ -11,9 +11,9 @@ import tinker
 from tests.engine.conftest import MODEL, random_datums, running_engine
 from tests.engine.test_training_client import train
 from tests.tiny_models import make_tiny_model
-from tinkersmith.engine import base_models
-from tinkersmith.engine.base_models import BaseModels
 from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.runtime import base_models
+from tinkersmith.engine.runtime.base_models import BaseModels
 from tinkersmith.engine.storage.catalogue import Catalogue
 
 # An engine in whose memory there is room for one model at a time.

@@ -13,11 +13,11 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from tests.engine.test_dense_training import SHAPE, assert_equal_gradients
 from tests.engine.test_lora import filled_adapter
 from tests.engine.test_training_step import gradients, random_datums
-from tinkersmith.engine import compilation
-from tinkersmith.engine.base_model import BaseModel, load_base_model
-from tinkersmith.engine.compilation import compile_elementwise
 from tinkersmith.engine.messages import LoraConfig
-from tinkersmith.engine.training_step import forward_backward
+from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.runtime import compilation
+from tinkersmith.engine.runtime.compilation import compile_elementwise
+from tinkersmith.engine.training.step import forward_backward
 
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler is installed"

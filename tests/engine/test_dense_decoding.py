@@ -10,14 +10,16 @@ import torch
 
 from tests.engine.test_dense_training import FAMILIES, save_uneven
 from tests.engine.test_lora import filled_adapter
-from tinkersmith.engine import dense_decoding, padded_cache, sampler, tile_attention
-from tinkersmith.engine.base_model import BaseModel, load_base_model
-from tinkersmith.engine.decoding import Decoder, LayerDecoder
-from tinkersmith.engine.dense_decoding import DenseDecoder
-from tinkersmith.engine.lora import Adapter, snapshot
+from tinkersmith.engine.kernels import tile_attention
 from tinkersmith.engine.messages import LoraConfig, SampleRequest, SampleResult
-from tinkersmith.engine.prefixes import Run, shared_runs
-from tinkersmith.engine.sampler import sample
+from tinkersmith.engine.model.adapters import snapshot
+from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model.lora import Adapter
+from tinkersmith.engine.sampling import cache, dense_decoder, sampler
+from tinkersmith.engine.sampling.decoder import Decoder, LayerDecoder
+from tinkersmith.engine.sampling.dense_decoder import DenseDecoder
+from tinkersmith.engine.sampling.prefixes import Run, shared_runs
+from tinkersmith.engine.sampling.sampler import sample
 
 
 @pytest.fixture(params=FAMILIES)
@@ -29,9 +31,9 @@ def base(request: pytest.FixtureRequest, tmp_path: Path) -> BaseModel:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several groups of slots, growing caches and tiles also for tiny inputs."""
-    monkeypatch.setattr(padded_cache, "_GROUP", 3)
-    monkeypatch.setattr(padded_cache, "_STEP", 8)
-    monkeypatch.setattr(dense_decoding, "_STEP", 8)
+    monkeypatch.setattr(cache, "_GROUP", 3)
+    monkeypatch.setattr(cache, "_STEP", 8)
+    monkeypatch.setattr(dense_decoder, "_STEP", 8)
     monkeypatch.setattr(tile_attention, "TILE_TOKENS", 32)
 
 

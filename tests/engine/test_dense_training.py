@@ -22,14 +22,14 @@ from transformers import (
 
 from tests.engine.test_lora import filled_adapter
 from tests.engine.test_training_step import gradients, random_datums
-from tinkersmith.engine import head, tile_attention
-from tinkersmith.engine.base_model import BaseModel, load_base_model
-from tinkersmith.engine.dense_training import DensePass
-from tinkersmith.engine.head import head_pass
-from tinkersmith.engine.lora import Adapter
+from tinkersmith.engine.kernels import head, tile_attention
+from tinkersmith.engine.kernels.tile_attention import attend, attend_backward, tiles
 from tinkersmith.engine.messages import Datum, LoraConfig
-from tinkersmith.engine.tile_attention import attend, attend_backward, tiles
-from tinkersmith.engine.training_step import forward, forward_backward
+from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model.lora import Adapter
+from tinkersmith.engine.training.dense_pass import DensePass
+from tinkersmith.engine.training.head_pass import head_pass
+from tinkersmith.engine.training.step import forward, forward_backward
 
 SHAPE = {
     "vocab_size": 300,
@@ -78,7 +78,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks, blocks and tiles also for tiny inputs."""
     monkeypatch.setattr(head, "CPU_BLOCK", (50, 70))
     monkeypatch.setattr(tile_attention, "TILE_TOKENS", 32)
-    monkeypatch.setattr("tinkersmith.engine.dense_training._ROWS", 45)
+    monkeypatch.setattr("tinkersmith.engine.training.dense_pass._ROWS", 45)
 
 
 def assert_equal_gradients(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:

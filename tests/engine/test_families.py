@@ -37,11 +37,12 @@ from tests.engine.test_training_client import train
 from tests.engine.test_training_step import gradients, random_datums
 from tests.test_merging import export
 from tests.tiny_models import make_tiny_tokenizer
-from tinkersmith.engine.base_model import load_base_model
-from tinkersmith.engine.expert_lora import find_experts
-from tinkersmith.engine.lora import Adapter, adapter_state, load_adapter_state, new_adapter
 from tinkersmith.engine.messages import LoraConfig
-from tinkersmith.engine.training_step import forward, forward_backward
+from tinkersmith.engine.model.adapters import adapter_state, load_adapter_state, new_adapter
+from tinkersmith.engine.model.base_model import load_base_model
+from tinkersmith.engine.model.experts import find_experts
+from tinkersmith.engine.model.lora import Adapter
+from tinkersmith.engine.training.step import forward, forward_backward
 
 SIZES: dict[str, Any] = {
     "vocab_size": 259,

@@ -36,18 +36,20 @@ from tests.engine.test_dense_training import (
 from tests.engine.test_lora import filled_adapter
 from tests.engine.test_training_step import gradients, random_datums
 from tests.tiny_models import make_tiny_model
-from tinkersmith.engine import float8
-from tinkersmith.engine.base_model import BaseModel, load_base_model, memory_of_weights
-from tinkersmith.engine.base_models import BaseModels
-from tinkersmith.engine.dense_layers import dense_model
-from tinkersmith.engine.dense_projection import Projection, TorchProducts, update_of
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.float8 import Float8Linear, check_device, dequantise, quantise
-from tinkersmith.engine.lora import Adapter, LoraLinear, snapshot
+from tinkersmith.engine.kernels.products import TorchProducts
 from tinkersmith.engine.messages import LoraConfig, SampleRequest
-from tinkersmith.engine.sampler import sample
+from tinkersmith.engine.model import float8
+from tinkersmith.engine.model.adapters import snapshot
+from tinkersmith.engine.model.base_model import BaseModel, load_base_model, memory_of_weights
+from tinkersmith.engine.model.dense import dense_model
+from tinkersmith.engine.model.float8 import Float8Linear, check_device, dequantise, quantise
+from tinkersmith.engine.model.lora import Adapter, LoraLinear
+from tinkersmith.engine.model.projection import Projection, update_of
+from tinkersmith.engine.runtime.base_models import BaseModels
+from tinkersmith.engine.sampling.sampler import sample
 from tinkersmith.engine.storage.catalogue import Catalogue
-from tinkersmith.engine.training_step import forward_backward
+from tinkersmith.engine.training.step import forward_backward
 
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(

@@ -10,17 +10,17 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from tests.tiny_models import make_tiny_model
-from tinkersmith.engine.base_model import BaseModel, load_base_model
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.lora import (
-    Adapter,
+from tinkersmith.engine.messages import LoraConfig
+from tinkersmith.engine.model.adapters import (
     adapter_state,
     load_adapter_state,
     new_adapter,
     peft_config,
     snapshot,
 )
-from tinkersmith.engine.messages import LoraConfig
+from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model.lora import Adapter
 
 
 def filled_adapter(base: BaseModel, config: LoraConfig, seed: int = 0) -> Adapter:

@@ -15,11 +15,11 @@ import torch
 from tests.engine.test_lora import filled_adapter
 from tests.engine.test_training_step import gradients
 from tests.tiny_models import make_tiny_model
-from tinkersmith.engine.base_model import BaseModel, load_base_model
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.losses import check_datums
 from tinkersmith.engine.messages import Datum, LoraConfig, LossConfig
-from tinkersmith.engine.training_step import forward, forward_backward
+from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.training.checks import check_datums
+from tinkersmith.engine.training.step import forward, forward_backward
 
 CONFIG = LoraConfig(4, 0)
 Array = np.ndarray

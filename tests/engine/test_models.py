@@ -8,8 +8,8 @@ import pytest
 
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import AdamParams, BatchRequest, Datum, LoraConfig, SampleRequest
-from tinkersmith.engine.models import ADAPTER_MEMORY, Models
-from tinkersmith.engine.shelf import Shelf
+from tinkersmith.engine.runtime.clients import ADAPTER_MEMORY, Models
+from tinkersmith.engine.runtime.shelf import Shelf
 from tinkersmith.engine.storage.catalogue import Catalogue
 from tinkersmith.engine.storage.store import Store
 
@@ -87,7 +87,7 @@ def test_clients_that_take_turns_on_disk_compute_what_they_would_in_memory(
 def test_the_shelves_of_dead_engines_are_swept_and_those_of_live_ones_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinkersmith.engine.shelf._NEWBORN", 0.0)
+    monkeypatch.setattr("tinkersmith.engine.runtime.shelf._NEWBORN", 0.0)
     dead, alive = Shelf(tmp_path), Shelf(tmp_path)
     dead._lock.close()  # as the system does when a process ends
     new = Shelf(tmp_path)

@@ -16,27 +16,34 @@ from transformers import PreTrainedModel
 from tests.engine.test_dense_training import FAMILIES, flat
 from tests.engine.test_lora import filled_adapter
 from tests.engine.test_training_step import gradients, random_datums
-from tinkersmith.engine import widening
-from tinkersmith.engine.base_model import BaseModel, load_base_model
-from tinkersmith.engine.dense_decoding import DenseDecoder
-from tinkersmith.engine.dense_projection import Projection, TorchProducts, update_of
-from tinkersmith.engine.dense_training import DensePass
-from tinkersmith.engine.drawing import BLOCK
-from tinkersmith.engine.elementwise import Elementwise
-from tinkersmith.engine.head import HeadWeights, TorchHead, head_pass
-from tinkersmith.engine.lora import Adapter
+from tinkersmith.engine.kernels.elementwise import TORCH_ELEMENTWISE
+from tinkersmith.engine.kernels.head import TorchHead
+from tinkersmith.engine.kernels.native import build
+from tinkersmith.engine.kernels.native.build import Library, cache_folder, native_library
+from tinkersmith.engine.kernels.native.decoding import NativeLayers, native_logits
+from tinkersmith.engine.kernels.native.few_rows import few_rows_product
+from tinkersmith.engine.kernels.native.head import NativeHead
+from tinkersmith.engine.kernels.native.kernels import (
+    NativeAttention,
+    NativeProducts,
+    native_elementwise,
+)
+from tinkersmith.engine.kernels.products import TorchProducts
+from tinkersmith.engine.kernels.tile_attention import TileAttention
 from tinkersmith.engine.messages import Datum, LoraConfig, SampleRequest
-from tinkersmith.engine.native import build, install
-from tinkersmith.engine.native.build import Library, cache_folder, native_library
-from tinkersmith.engine.native.decoding import NativeLayers, native_logits
-from tinkersmith.engine.native.few_rows import few_rows_product
-from tinkersmith.engine.native.head import NativeHead
-from tinkersmith.engine.native.install import with_native_code
-from tinkersmith.engine.native.kernels import NativeAttention, NativeProducts, native_elementwise
-from tinkersmith.engine.prefixes import Run
-from tinkersmith.engine.sampler import sample
-from tinkersmith.engine.tile_attention import TileAttention
-from tinkersmith.engine.training_step import forward, forward_backward
+from tinkersmith.engine.model import widening
+from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model.kernels import BLOCK, Elementwise, HeadWeights
+from tinkersmith.engine.model.lora import Adapter
+from tinkersmith.engine.model.projection import Projection, update_of
+from tinkersmith.engine.runtime import native_code
+from tinkersmith.engine.runtime.native_code import with_native_code
+from tinkersmith.engine.sampling.dense_decoder import DenseDecoder
+from tinkersmith.engine.sampling.prefixes import Run
+from tinkersmith.engine.sampling.sampler import sample
+from tinkersmith.engine.training.dense_pass import DensePass
+from tinkersmith.engine.training.head_pass import head_pass
+from tinkersmith.engine.training.step import forward, forward_backward
 
 NEAR: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-5}
 ROUNDING = 4e-3  # of a result in bf16, relative to the norm of all: half a unit is 2^-9
@@ -119,7 +126,7 @@ def test_element_wise_work_is_that_of_torch(
     arguments, written = elementwise_calls(dtype)[name]
     theirs = [one.clone() if isinstance(one, torch.Tensor) else one for one in arguments]
     getattr(native_elementwise(library, dtype), name)(*arguments)
-    getattr(Elementwise(), name)(*theirs)
+    getattr(TORCH_ELEMENTWISE, name)(*theirs)
     for index in written:
         limit = 1e-6 if arguments[index].dtype == torch.float32 else ROUNDING
         assert off(arguments[index], theirs[index]) < limit, index
@@ -131,7 +138,7 @@ def test_heads_without_a_norm_are_only_turned(library: Library, norms: bool) -> 
     back, _ = elementwise_calls(torch.float32)["split_heads_backward"]
     if not norms:
         arguments[1] = arguments[2] = back[1] = back[2] = None
-    ours, plain = native_elementwise(library, torch.float32), Elementwise()
+    ours, plain = native_elementwise(library, torch.float32), TORCH_ELEMENTWISE
     expected = [one.clone() for one in arguments[-3:]]
     ours.split_heads(*arguments)
     plain.split_heads(*arguments[:-3], *expected)
@@ -519,7 +526,7 @@ def test_a_step_in_fp32_is_that_of_torch(base: BaseModel, library: Library) -> N
     exact = load_base_model("exact", base.folder, "float32")
     native = with_native_code(exact, library)
     assert native.dense is not None and isinstance(native.dense.products, TorchProducts)
-    assert native.dense.elementwise != Elementwise()
+    assert native.dense.elementwise != TORCH_ELEMENTWISE
     datums = random_datums(np.random.default_rng(), 12)
     ours, theirs = filled_adapter(exact, LoraConfig(4, 0)), filled_adapter(exact, LoraConfig(4, 0))
     found = forward_backward(native, ours, datums, "cross_entropy", {}).metrics["loss:sum"]
@@ -554,7 +561,7 @@ def test_rows_without_a_gradient_get_their_log_probabilities(
     plain = TorchHead(
         HeadWeights(base.unembed.weight.detach(), None, None, None, 0.0),
         *(torch.bfloat16, torch.device("cpu")),
-        Elementwise(),
+        TORCH_ELEMENTWISE,
     )
     expected = plain.logprobs(hidden[:128], inputs["target_tokens"][:128], keep=False)
     torch.testing.assert_close(found.logprobs[:128], expected, atol=0.03, rtol=0.01)
@@ -618,8 +625,8 @@ def test_native_code_that_is_wrong_is_not_used_and_the_log_says_so(
 def test_odd_sizes_are_left_to_torch(base: BaseModel, library: Library) -> None:
     assert base.dense is not None
     odd = replace(base, vocab_size=base.vocab_size + 1)
-    assert not install._even(odd, base.dense)
-    assert install._even(base, base.dense)
+    assert not native_code._even(odd, base.dense)
+    assert native_code._even(base, base.dense)
 
 
 def test_the_sources_compile_without_a_warning(library: Library, tmp_path: Path) -> None:

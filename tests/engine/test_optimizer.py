@@ -10,19 +10,20 @@ from safetensors.torch import load_file, save_file
 from tests.engine.test_lora import filled_adapter
 from tests.engine.test_training_step import gradients, random_datums
 from tests.tiny_models import make_tiny_model
-from tinkersmith.engine.base_model import BaseModel, load_base_model
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.lora import Adapter, adapter_state, load_adapter_state, new_adapter
 from tinkersmith.engine.messages import AdamParams, Datum, LoraConfig, SampleRequest
-from tinkersmith.engine.optimizer import (
+from tinkersmith.engine.model.adapters import adapter_state, load_adapter_state, new_adapter
+from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model.lora import Adapter
+from tinkersmith.engine.sampling.sampler import sample
+from tinkersmith.engine.training.optimizer import (
     AdamState,
     load_state_tensors,
     new_state,
     optim_step,
     state_tensors,
 )
-from tinkersmith.engine.sampler import sample
-from tinkersmith.engine.training_step import forward_backward
+from tinkersmith.engine.training.step import forward_backward
 
 PARAMS = AdamParams(learning_rate=1e-2, weight_decay=0.05, grad_clip_norm=5.0)
 Batches = list[list[Datum]]

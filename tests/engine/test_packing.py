@@ -10,11 +10,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.engine.test_lora import filled_adapter
 from tests.engine.test_training_step import gradients, random_datums
 from tests.tiny_models import make_tiny_model
-from tinkersmith.engine import training_step
-from tinkersmith.engine.base_model import BaseModel, load_base_model
 from tinkersmith.engine.messages import Datum, LoraConfig
-from tinkersmith.engine.packing import PACK_TOKENS, gpu_budget, packs
-from tinkersmith.engine.training_step import forward_backward
+from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.training import step
+from tinkersmith.engine.training.packing import PACK_TOKENS, gpu_budget, packs
+from tinkersmith.engine.training.step import forward_backward
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_one_pack_and_many_packs_give_the_same_loss_and_gradients(
     datums = random_datums(np.random.default_rng(3), 10)
     together, apart = (filled_adapter(base, LoraConfig(4, 0)) for _ in range(2))
     whole = forward_backward(base, together, datums, "cross_entropy", {})
-    monkeypatch.setattr(training_step, "packs", lambda lengths, _: packs(lengths, budget=1))
+    monkeypatch.setattr(step, "packs", lambda lengths, _: packs(lengths, budget=1))
     alone = forward_backward(base, apart, datums, "cross_entropy", {})
     assert alone.metrics["loss:sum"] == pytest.approx(whole.metrics["loss:sum"], rel=1e-5)
     for ours, theirs in zip(whole.logprobs, alone.logprobs, strict=True):

@@ -18,20 +18,21 @@ from tests.engine.test_dense_training import assert_equal_gradients
 from tests.engine.test_lora import filled_adapter
 from tests.engine.test_training_step import gradients
 from tests.tiny_models import make_tiny_model
-from tinkersmith.engine import recorded_passes, varlen_attention
-from tinkersmith.engine.base_model import BaseModel, load_base_model
-from tinkersmith.engine.dense_training import DensePass
-from tinkersmith.engine.lora import Adapter
-from tinkersmith.engine.messages import Datum, LoraConfig
-from tinkersmith.engine.recorded_passes import (
+from tinkersmith.engine.gpu import recorded_passes
+from tinkersmith.engine.gpu.recorded_passes import (
     RecordedPasses,
     _recording,
     _recording_if_right,
     shape_of,
     with_recorded_passes,
 )
-from tinkersmith.engine.training_step import forward, forward_backward
-from tinkersmith.engine.varlen_attention import of_documents
+from tinkersmith.engine.kernels import varlen_attention
+from tinkersmith.engine.kernels.varlen_attention import of_documents
+from tinkersmith.engine.messages import Datum, LoraConfig
+from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model.lora import Adapter
+from tinkersmith.engine.training.dense_pass import DensePass
+from tinkersmith.engine.training.step import forward, forward_backward
 
 
 class Recording(TorchDispatchMode):

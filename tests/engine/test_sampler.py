@@ -17,14 +17,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from tests.engine.test_base_model import SIZES, save
 from tests.engine.test_lora import filled_adapter, save_as_peft
 from tests.tiny_models import make_tiny_model
-from tinkersmith.engine import sampler
-from tinkersmith.engine.base_model import BaseModel, load_base_model
-from tinkersmith.engine.drawing import choose_tokens
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.lora import Adapter, snapshot
 from tinkersmith.engine.messages import Datum, LoraConfig, SampledSequence, SampleRequest
-from tinkersmith.engine.sampler import check_request, sample
-from tinkersmith.engine.training_step import forward
+from tinkersmith.engine.model.adapters import snapshot
+from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model.lora import Adapter
+from tinkersmith.engine.sampling import sampler
+from tinkersmith.engine.sampling.checks import check_request
+from tinkersmith.engine.sampling.drawing import choose_tokens
+from tinkersmith.engine.sampling.sampler import sample
+from tinkersmith.engine.training.step import forward
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,22 @@ from transformers import AutoModelForCausalLM
 
 from tests.engine.test_lora import filled_adapter, save_as_peft
 from tests.tiny_models import make_tiny_model
-from tinkersmith.engine import head
-from tinkersmith.engine.base_model import BaseModel, load_base_model
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.lora import Adapter, new_adapter
-from tinkersmith.engine.losses import check_datums, token_losses
+from tinkersmith.engine.kernels import head
 from tinkersmith.engine.messages import AdamParams, Datum, LoraConfig
-from tinkersmith.engine.optimizer import load_state_tensors, new_state, optim_step, state_tensors
-from tinkersmith.engine.packing import packs
-from tinkersmith.engine.training_step import forward, forward_backward
+from tinkersmith.engine.model.adapters import new_adapter
+from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model.lora import Adapter
+from tinkersmith.engine.training.checks import check_datums
+from tinkersmith.engine.training.losses import token_losses
+from tinkersmith.engine.training.optimizer import (
+    load_state_tensors,
+    new_state,
+    optim_step,
+    state_tensors,
+)
+from tinkersmith.engine.training.packing import packs
+from tinkersmith.engine.training.step import forward, forward_backward
 
 
 @pytest.fixture

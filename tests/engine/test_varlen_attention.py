@@ -15,11 +15,12 @@ from tests.engine.test_dense_training import assert_equal_gradients
 from tests.engine.test_lora import filled_adapter
 from tests.engine.test_training_step import gradients, random_datums
 from tests.tiny_models import make_tiny_model
-from tinkersmith.engine import dense_training, varlen_attention
-from tinkersmith.engine.base_model import load_base_model
+from tinkersmith.engine.kernels import varlen_attention
+from tinkersmith.engine.kernels.varlen_attention import of_documents
 from tinkersmith.engine.messages import LoraConfig
-from tinkersmith.engine.training_step import forward_backward
-from tinkersmith.engine.varlen_attention import of_documents
+from tinkersmith.engine.model.base_model import load_base_model
+from tinkersmith.engine.training import dense_pass
+from tinkersmith.engine.training.step import forward_backward
 
 
 def plain_varlen(
@@ -64,7 +65,7 @@ def test_a_training_step_with_it_equals_one_with_tiles(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
 ) -> None:
     if not kept:  # every layer is computed twice
-        monkeypatch.setattr(dense_training, "free_memory", lambda device: 0)
+        monkeypatch.setattr(dense_pass, "free_memory", lambda device: 0)
     base = load_base_model("tiny", make_tiny_model(tmp_path))
     assert base.dense is not None
     adapter = filled_adapter(base, LoraConfig(4, 0))

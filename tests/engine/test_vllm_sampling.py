@@ -20,16 +20,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.engine.test_lora import filled_adapter
 from tests.tiny_models import make_tiny_model
-from tinkersmith.engine import vllm_sampling
-from tinkersmith.engine.base_model import BaseModel, load_base_model
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.lora import Adapter, snapshot
+from tinkersmith.engine.gpu import vllm_sampling
+from tinkersmith.engine.gpu.vllm_sampling import VllmSampling, sampling_params
 from tinkersmith.engine.messages import LoraConfig, SampleRequest, SampleResult
-from tinkersmith.engine.models import Models
-from tinkersmith.engine.sampler import sample
+from tinkersmith.engine.model.adapters import snapshot
+from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model.lora import Adapter
+from tinkersmith.engine.runtime.clients import Models
+from tinkersmith.engine.sampling.sampler import sample
 from tinkersmith.engine.storage.catalogue import Catalogue
 from tinkersmith.engine.storage.store import Store
-from tinkersmith.engine.vllm_sampling import VllmSampling, sampling_params
 
 
 @dataclasses.dataclass

@@ -14,15 +14,17 @@ from tests.engine.test_dense_training import FAMILIES, SHAPE, assert_equal_gradi
 from tests.engine.test_lora import filled_adapter
 from tests.engine.test_training_step import gradients, random_datums
 from tests.tiny_models import make_tiny_model
-from tinkersmith.engine import base_model, base_models, widening
-from tinkersmith.engine.base_model import BaseModel, load_base_model
-from tinkersmith.engine.base_models import BaseModels, with_fast_code
 from tinkersmith.engine.hardware.processor import multiplies_bf16
-from tinkersmith.engine.lora import snapshot
 from tinkersmith.engine.messages import LoraConfig, SampleRequest
-from tinkersmith.engine.sampler import sample
+from tinkersmith.engine.model import base_model, widening
+from tinkersmith.engine.model.adapters import snapshot
+from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.runtime import base_models
+from tinkersmith.engine.runtime.base_models import BaseModels
+from tinkersmith.engine.runtime.fast_code import with_fast_code
+from tinkersmith.engine.sampling.sampler import sample
 from tinkersmith.engine.storage.catalogue import Catalogue
-from tinkersmith.engine.training_step import forward_backward
+from tinkersmith.engine.training.step import forward_backward
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
     import uvicorn
 
     keep_freed_memory()  # before the engine thread starts
-    from tinkersmith.engine.native.build import cache_folder, start_building
+    from tinkersmith.engine.kernels.native.build import cache_folder, start_building
     from tinkersmith.engine.scheduling.queue import EngineThread
     from tinkersmith.engine.scheduling.sessions import Sessions
     from tinkersmith.engine.server.app import TESTED_SDK, make_app
@@ -110,7 +110,7 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
         """On the engine thread: torch and transformers are imported while HTTP already answers."""
         from transformers.utils.logging import disable_progress_bar
 
-        from tinkersmith.engine.models import Models
+        from tinkersmith.engine.runtime.clients import Models
 
         disable_progress_bar()
         return Models(store, catalogue, options.dtype, options.device, options.threads)
@@ -161,8 +161,8 @@ def _check_float8(device: str) -> None:
     """Loads torch before the engine serves, so that what cannot be is refused at once."""
     import torch
 
-    from tinkersmith.engine.base_models import choose_device
-    from tinkersmith.engine.float8 import check_device
+    from tinkersmith.engine.model.float8 import check_device
+    from tinkersmith.engine.runtime.base_models import choose_device
 
     check_device(torch.device(choose_device(device)))
 

@@ -1,0 +1,258 @@
+"""Prefill and decode of Llama-shaped models, written out in few operations over joined weights.
+
+Axes: B active rows, P tokens of a past, T packed tokens, H hidden size, G key/value heads,
+R queries a key, D head size, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from tinkersmith.engine.kernels.elementwise import TORCH_ELEMENTWISE
+from tinkersmith.engine.kernels.products import TorchProducts
+from tinkersmith.engine.kernels.tile_attention import Tile, TileAttention, by_token
+from tinkersmith.engine.model.attention import KeysAndValues
+from tinkersmith.engine.model.base_model import BaseModel
+from tinkersmith.engine.model.dense import DenseModel, LayerUpdates, Turn, layer_updates
+from tinkersmith.engine.model.kernels import (
+    Decoding,
+    Elementwise,
+    ExactLogits,
+    PackedAttention,
+    Products,
+)
+from tinkersmith.engine.model.lora import Adapter
+from tinkersmith.engine.model.projection import Projection, Update, outputs, update_of
+from tinkersmith.engine.sampling.cache import PaddedCache
+from tinkersmith.engine.sampling.decoder import past_of
+from tinkersmith.engine.sampling.prefixes import Run
+from tinkersmith.engine.training.dense_pass import DensePass
+from tinkersmith.engine.training.head_pass import target_logprobs
+
+_STEP = 64  # of a past's length: every size of a product is a kernel of its own to oneDNN
+
+
+class DenseDecoder:
+    shares = True
+
+    def __init__(self, base: BaseModel, adapter: Adapter | None, slots: int) -> None:
+        assert base.dense is not None
+        model = self.model = base.dense
+        self.device, self.base, self.adapter = base.device, base, adapter
+        updates = [layer_updates(layer, adapter) for layer in model.layers]
+        self.head = _head(base, adapter)
+        # What is compiled for training's blocks of rows is not made for a few.
+        self.how = model.decoding or torch_decoding(TORCH_ELEMENTWISE, TorchProducts())
+        self.layers = self.how.layers(model, updates, slots)
+
+    # ---- prefill
+
+    def prefill(self, runs: Sequence[Run], wanted: Sequence[bool]) -> list[torch.Tensor | None]:
+        # Runs with one parent stand together: they attend to its keys in one go.
+        parents = list(dict.fromkeys(run.parent for run in runs))
+        order = sorted(range(len(runs)), key=lambda index: parents.index(runs[index].parent))
+        ordered = [runs[index] for index in order]
+        tokens = torch.tensor([token for run in ordered for token in run.tokens])
+        lengths = [len(run.tokens) for run in ordered]
+        bounds = torch.tensor([0, *lengths]).cumsum(0).tolist()
+        asked = [torch.arange(*bounds[i : i + 2]) for i, j in enumerate(order) if wanted[j]]
+        rows = torch.cat([torch.arange(1), *asked]).to(self.device)  # one at least
+        forward = _Prefill(self.model, self.adapter, ordered)
+        hidden = forward.forward(tokens.to(self.device), rows)[1:]
+        parts = iter(hidden.split([len(part) for part in asked]))
+        answer: list[torch.Tensor | None] = [None] * len(runs)
+        for index, start, end in zip(order, bounds[:-1], bounds[1:], strict=True):
+            runs[index].past = past_of(forward.past, start, end)
+            if wanted[index]:
+                answer[index] = next(parts)
+        return answer
+
+    def put(self, slot: int, run: Run) -> None:
+        self.layers.put(slot, [one.past for one in run.chain() if one.past is not None])
+
+    def move(self, source: int, target: int) -> None:
+        self.layers.move(source, target)
+
+    # ---- decode
+
+    @torch.no_grad()
+    def step(
+        self, tokens: Sequence[int], *, greedy: bool = False
+    ) -> tuple[torch.Tensor | None, ExactLogits | None]:
+        model, count = self.model, len(tokens)
+        x = model.embedding(torch.tensor(tokens, device=self.device))  # (B, H)
+        positions = torch.tensor(self.layers.lengths[:count], device=self.device)
+        x = self.layers.step(x, model.turn(positions))
+        for slot in range(count):
+            self.layers.lengths[slot] += 1
+        normed = torch.empty_like(x)
+        self.how.elementwise.rms_norm(x, model.final_norm, model.eps, normed)
+        if self.how.logits is None:
+            return self.logits(normed), None
+        return self.how.logits(normed, *self.head, written=not greedy)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:  # (N, H) -> (N, V)
+        return _project(self.how.products, hidden, *self.head)
+
+    def logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return target_logprobs(self.base, self.adapter, hidden, targets)
+
+
+def torch_decoding(elementwise: Elementwise, products: Products) -> Decoding:
+    """Layer by layer, on every device."""
+    layers = partial(TorchLayers, elementwise=elementwise, products=products)
+    return Decoding(layers, elementwise, products)
+
+
+class TorchLayers:
+    def __init__(
+        self,
+        model: DenseModel,
+        updates: Sequence[LayerUpdates],
+        slots: int,
+        *,
+        elementwise: Elementwise,
+        products: Products,
+    ) -> None:
+        self.model, self.updates = model, updates
+        self.elementwise, self.products = elementwise, products
+        self.cache = PaddedCache(model, slots)
+        self.lengths = self.cache.lengths
+        self.put, self.move = self.cache.put, self.cache.move
+
+    def step(self, x: torch.Tensor, turn: Turn) -> torch.Tensor:
+        self.cache.begin(turn)
+        for index in range(len(self.model.layers)):
+            x = self._layer(index, x)
+        return x
+
+    def _layer(self, index: int, x: torch.Tensor) -> torch.Tensor:  # (B, H)
+        model, layer, updates = self.model, self.model.layers[index], self.updates[index]
+        do, products, normed = self.elementwise, self.products, torch.empty_like(x)
+        do.rms_norm(x, layer.attention_norm, model.eps, normed)
+        heads = self.cache.attend(index, _project(products, normed, layer.qkv, updates.qkv))
+        middle = _project(products, heads, layer.output, updates.output, x)
+        do.rms_norm(middle, layer.mlp_norm, model.eps, normed)
+        gate_up, low = outputs(len(x), layer.gate_up, updates.gate_up)
+        activated = products.project_swiglu(normed, layer.gate_up, updates.gate_up, gate_up, low)
+        return _project(products, activated, layer.down, updates.down, middle)
+
+
+def _project(
+    products: Products,
+    x: torch.Tensor,  # (N, in)
+    projection: Projection,
+    update: Update | None,
+    residual: torch.Tensor | None = None,  # (N, out)
+) -> torch.Tensor:  # (N, out)
+    output, low = outputs(len(x), projection, update)
+    products.project(x, projection, update, output, low, residual)
+    return output
+
+
+@dataclass(frozen=True, slots=True)
+class _Siblings:
+    """Runs of one parent, end to end in a pack."""
+
+    tokens: slice
+    past: int  # how many tokens are before them
+    layers: KeysAndValues | None  # (G, P, D): the past, zeros at its end
+    attention: PackedAttention  # among themselves; TileAttention where there is a past
+
+
+class _Prefill(DensePass):
+    """A forward pass over runs that keeps keys and values, and lets each see its parents'."""
+
+    def __init__(
+        self,
+        model: DenseModel,
+        adapter: Adapter | None,
+        runs: Sequence[Run],  # those of one parent stand together
+    ) -> None:
+        lengths, starts = [len(run.tokens) for run in runs], [run.start for run in runs]
+        super().__init__(model, adapter, lengths, backward=False, starts=starts)
+        self.past: KeysAndValues = []
+        self.siblings = list(self._siblings(runs))
+
+    def _siblings(self, runs: Sequence[Run]) -> Iterator[_Siblings]:
+        start = first = 0
+        while first < len(runs):
+            parent = runs[first].parent
+            last = first + 1
+            while last < len(runs) and runs[last].parent is parent:
+                last += 1
+            lengths = [len(run.tokens) for run in runs[first:last]]
+            end = start + sum(lengths)
+            if last == len(runs) and end < self.padded:
+                lengths.append(self.padded - end)
+                end = self.padded
+            weight = self.model.final_norm
+            yield _Siblings(
+                slice(start, end),
+                runs[first].start,
+                None if parent is None else _padded_past(parent),
+                self.model.attention(lengths)
+                if parent is None
+                else TileAttention(lengths, self.share, weight.dtype, weight.device),
+            )
+            start, first = end, last
+
+    def _attend(
+        self, index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, None]:
+        self.past.append((key, value))
+        parts = []
+        for one in self.siblings:
+            rows = slice(one.tokens.start * self.share, one.tokens.stop * self.share)
+            own = query[:, rows], key[:, one.tokens], value[:, one.tokens]
+            if one.layers is None:
+                parts.append(one.attention.attend(*own, keep=False)[0])
+                continue
+            assert isinstance(one.attention, TileAttention)
+            heads = _attend_to_past(*own, one.attention.tiles, *one.layers[index], one.past)
+            parts.append(by_token(heads, own[1].shape[1]))
+        return torch.cat(parts), None
+
+
+def _padded_past(parent: Run) -> KeysAndValues:
+    """Keys and values of a run and all before it, (G, P, D), P a round number."""
+    chain = [run.past for run in parent.chain() if run.past is not None]
+    joined: KeysAndValues = []
+    for layer in zip(*chain, strict=True):
+        sides = [torch.cat([pair[side] for pair in layer], 1) for side in (0, 1)]
+        missing = -sides[0].shape[1] % _STEP
+        key, value = (torch.nn.functional.pad(side, (0, 0, 0, missing)) for side in sides)
+        joined.append((key, value))
+    return joined
+
+
+def _attend_to_past(
+    query: torch.Tensor,  # (G, T R, D), scaled
+    key: torch.Tensor,  # (G, T, D)
+    value: torch.Tensor,  # (G, T, D)
+    tiles: Sequence[Tile],
+    past_key: torch.Tensor,  # (G, P, D)
+    past_value: torch.Tensor,
+    length: int,  # of the past; beyond it are zeros
+) -> torch.Tensor:  # (G, T R, D)
+    """As `attend`, every query sees the past, too."""
+    output = torch.empty_like(query)
+    share, before = query.shape[1] // key.shape[1], past_key.shape[1]
+    for tile in tiles:
+        rows, own = slice(tile.start * share, tile.end * share), slice(tile.first, tile.end)
+        keys = torch.cat([past_key, key[:, own]], 1)
+        scores = query[:, rows] @ keys.transpose(1, 2)  # (G, L R, P + S)
+        scores[:, :, length : before + tile.hidden] = -torch.inf
+        scores[:, :, before + tile.masked - tile.first :] += tile.mask
+        output[:, rows] = scores.softmax(-1) @ torch.cat([past_value, value[:, own]], 1)
+    return output
+
+
+def _head(base: BaseModel, adapter: Adapter | None) -> tuple[Projection, Update | None]:
+    layer = base.unembed
+    weight, bias = layer.weight.detach(), layer.base.bias
+    bias = None if bias is None else bias.detach()
+    projection = Projection(weight, base.dtype, bias, (layer.path,), (len(weight),))
+    return projection, update_of(projection, adapter)
