@@ -1,8 +1,8 @@
 """Every public method of the tinker SDK and every `tinker` command, against a running engine.
 
-Methods and commands are found by introspection; one without a driver here is an error. Writes
-docs/compatibility.md; with --check it only compares. Needs the tests' tiny model: run it in the
-repository's root: python tools/compatibility.py
+Finds methods and commands by introspection; one without a driver here is an error. Writes
+docs/reference/compatibility.md; with --check it only compares. It needs the tests' tiny model, so
+run it in the repository's root: python tools/compatibility.py
 """
 
 import argparse
@@ -29,7 +29,7 @@ from tinker import types
 from tinker.lib.api_future_impl import QueueState
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "compatibility.md"
+PAGE = ROOT / "docs" / "reference" / "compatibility.md"
 CLIENTS = (
     tinker.ServiceClient,
     tinker.TrainingClient,
@@ -336,7 +336,7 @@ def outcome_of_command(world: World, command: str, scratch: Path) -> str:
 
 
 def page(world: World) -> str:
-    """The whole of docs/compatibility.md, from a run.
+    """The text of docs/reference/compatibility.md, from a run.
 
     Raises:
         LookupError: a method or a command has no driver, or a driver has no method.
@@ -410,22 +410,25 @@ def _cell(outcome: str) -> str:
     return outcome if outcome == "works" else f"refused: {outcome.replace('|', '/')}"
 
 
-SDK = "0.38."  # whose table it is
-HEADER = """# What of the Tinker API the engine does
+SDK = "0.38."  # the SDK version that the table describes
+HEADER = """# Tinker API compatibility
 
-Every public method of the SDK's four clients and every command of its command line, each called
-once against a running engine by `python tools/compatibility.py`, which writes this page; a test
-compares. A method with an `_async` twin was called both ways, with the same answer. What is refused
-is refused at once, with the sentence that stands here.
+This page lists every public method of the SDK's four clients and every `tinker` command.
+`python tools/compatibility.py` writes it: the script calls each of them once against a running
+engine and records the answer. A test compares the page with a new run.
 
-SDK of this table: tinker 0.38.0. The tests of the engine also pass with tinker 0.30.0 (`make
-test-older-sdk`), but for what that SDK does otherwise: it downloads archives, which the newer ones
-and this engine no longer know.
+- `works`: the engine answered.
+- `refused`: the engine refused at once, with the sentence shown.
+- `_async`: the method has an asynchronous twin, which gave the same answer.
+
+The table is for tinker 0.38.0. The engine's tests also pass with tinker 0.30.0
+(`make test-older-sdk`). One thing differs: tinker 0.30.0 downloads archives, which newer SDKs and
+this engine no longer offer.
 """
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write docs/compatibility.md from a run.")
+    parser = argparse.ArgumentParser(description="Write docs/reference/compatibility.md from a run.")
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))

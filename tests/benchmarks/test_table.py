@@ -1,20 +1,30 @@
-"""The READMEs' figures are those of benchmarks/results, and the benchmark counts what it says."""
+"""The figures of docs/explanation/speed.md are those of benchmarks/results; their counts hold."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from benchmarks.table import BEGIN, END, HEADS, RESULTS, ROWS, table, with_table
+from benchmarks.table import (
+    BEGIN,
+    CHINESE,
+    END,
+    ENGLISH,
+    HEADS,
+    RESULTS,
+    ROWS,
+    table,
+    with_table,
+)
 from benchmarks.training_data import SAMPLES, random_tokens, step_lengths, useful_flops
 from tests.support.paths import ROOT
 
 
-@pytest.mark.parametrize("readme", list(HEADS))
-def test_the_table_of_figures_is_the_one_that_the_results_give(readme: str) -> None:
-    text = (ROOT / readme).read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", list(HEADS))
+def test_the_table_of_figures_is_the_one_that_the_results_give(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
     shown = text.split(BEGIN, 1)[1].split(END, 1)[0]
-    assert shown == table(readme), "run: python -m benchmarks.table"
+    assert shown == table(page), "run: python -m benchmarks.table"
 
 
 def test_a_changed_result_changes_the_table(tmp_path: Path) -> None:
@@ -23,19 +33,19 @@ def test_a_changed_result_changes_the_table(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "exactness.json").read_text())
     content["figures"]["greedy prompts equal token for token"] = 49
     (tmp_path / "exactness.json").write_text(json.dumps(content))
-    assert "49 / 50" in table("README.md", tmp_path)
-    assert "49 / 50" not in table("README.md")
+    assert "49 / 50" in table(ENGLISH, tmp_path)
+    assert "49 / 50" not in table(ENGLISH)
 
 
 def test_a_missing_results_file_takes_its_rows_along(tmp_path: Path) -> None:
-    assert table("README.md", tmp_path) == HEADS["README.md"]
+    assert table(ENGLISH, tmp_path) == HEADS[ENGLISH]
 
 
 def test_both_languages_show_the_same_rows_and_values() -> None:
-    def values(readme: str) -> list[list[str]]:
-        return [line.split(" | ")[1:] for line in table(readme).splitlines()[2:]]
+    def values(page: str) -> list[list[str]]:
+        return [line.split(" | ")[1:] for line in table(page).splitlines()[2:]]
 
-    assert values("README.md") == values("README.zh-CN.md")
+    assert values(ENGLISH) == values(CHINESE)
     assert len({row.english for row in ROWS}) == len({row.chinese for row in ROWS}) == len(ROWS)
 
 

@@ -1,4 +1,4 @@
-"""docs/compatibility.md against a run of what writes it."""
+"""docs/reference/compatibility.md is what a run of tools/compatibility.py writes."""
 
 import sys
 
