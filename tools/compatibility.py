@@ -428,7 +428,9 @@ this engine no longer offer.
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write docs/reference/compatibility.md from a run.")
+    parser = argparse.ArgumentParser(
+        description="Write docs/reference/compatibility.md from a run."
+    )
     parser.add_argument("--check", action="store_true", help="compare, write nothing")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
