@@ -17,11 +17,10 @@ from typing import Any
 
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.hardware.memory import keep_freed_memory
+from tinkersmith.engine.log import log
 
 KEY_VARIABLE = "TINKERSMITH_ENGINE_KEY"
 _EXIT_PATIENCE = 1.5  # seconds for open requests; a long computation is not waited for
-
-log = logging.getLogger("tinkersmith.engine")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

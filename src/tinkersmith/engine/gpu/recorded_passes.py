@@ -10,7 +10,6 @@ compared with those of a plain pass; where they do not agree, nothing is recorde
 Axes: T tokens of a shape, N those of a pack, M rows that are wanted, H hidden size.
 """
 
-import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -25,13 +24,12 @@ from torch.nn.functional import pad
 
 from tinkersmith.engine.hardware.memory import free_memory
 from tinkersmith.engine.kernels.varlen_attention import VarlenAttention, of_documents
+from tinkersmith.engine.log import log
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.dense import DenseModel
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.training.dense_pass import DensePass, numbers_kept
 from tinkersmith.engine.training.self_check import gradient_difference
-
-log = logging.getLogger("tinkersmith.engine")
 
 _STEP = 1024  # tokens: shapes have a multiple of them
 _MOST = 16  # shapes and kinds of adapters that are remembered

@@ -6,7 +6,6 @@ for the base model and once for every adapter; where it fails or disagrees, it i
 
 import gc
 import importlib.util
-import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -18,13 +17,12 @@ import numpy as np
 import torch
 
 from tinkersmith.engine.hardware.memory import free_memory, return_freed_memory
+from tinkersmith.engine.log import log
 from tinkersmith.engine.messages import SampledSequence, SampleRequest, SampleResult
 from tinkersmith.engine.model.adapters import write_adapter
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.sampling.sampler import asks_about_prompt, sample
-
-log = logging.getLogger("tinkersmith.engine")
 
 _SHARE = 0.5  # of the GPU's free memory; the rest is for training
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can be told to have room for

@@ -6,7 +6,6 @@ and where it does not agree, or does not run, tiles are taken.
 Axes: T packed tokens, Q query heads, G key/value heads, R = Q / G queries a key, D head size.
 """
 
-import logging
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -15,8 +14,7 @@ import torch
 from torch.nn.attention.varlen import varlen_attn
 
 from tinkersmith.engine.kernels.tile_attention import TileAttention, by_group, by_token
-
-log = logging.getLogger("tinkersmith.engine")
+from tinkersmith.engine.log import log
 
 
 class VarlenAttention:

@@ -12,8 +12,9 @@ from torch import nn
 
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import LoraConfig
-from tinkersmith.engine.model.lora import ALPHA, PEFT_PREFIX, Adapter
+from tinkersmith.engine.model.lora import ALPHA, Adapter
 from tinkersmith.files import write_json
+from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX
 
 if TYPE_CHECKING:
     from tinkersmith.engine.model.base_model import BaseModel
@@ -114,8 +115,8 @@ def peft_config(base: "BaseModel", adapter: Adapter, base_name_or_path: str) -> 
 
 def write_adapter(base: "BaseModel", adapter: Adapter, folder: Path) -> None:
     """The two files of an adapter in PEFT's format."""
-    save_file(adapter_state(adapter), folder / "adapter_model.safetensors")
-    write_json(folder / "adapter_config.json", peft_config(base, adapter, base.name))
+    save_file(adapter_state(adapter), folder / ADAPTER_WEIGHTS)
+    write_json(folder / ADAPTER_CONFIG, peft_config(base, adapter, base.name))
 
 
 def _target_modules(trained: list[str], all_paths: list[str]) -> list[str]:

@@ -16,7 +16,6 @@ from torch.nn.functional import linear
 from tinkersmith.engine.messages import LoraConfig
 
 ALPHA = 32
-PEFT_PREFIX = "base_model.model."
 
 
 @dataclass(slots=True)

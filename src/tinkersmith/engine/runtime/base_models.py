@@ -5,7 +5,6 @@ it by name every time, and keeps no reference.
 """
 
 import gc
-import logging
 import os
 import time
 from collections import OrderedDict
@@ -16,11 +15,10 @@ import torch
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.hardware.memory import free_memory, return_freed_memory
 from tinkersmith.engine.hardware.processor import multiplies_bf16
+from tinkersmith.engine.log import log
 from tinkersmith.engine.model.base_model import BaseModel, load_base_model, memory_of_weights
 from tinkersmith.engine.runtime.fast_code import _TINY, with_fast_code
 from tinkersmith.engine.storage.catalogue import Catalogue
-
-log = logging.getLogger("tinkersmith.engine")
 
 _SPARE = 1.1  # of the weights' memory is asked for: a model has some besides
 

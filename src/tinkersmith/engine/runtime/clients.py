@@ -3,7 +3,6 @@
 Every method runs on the engine thread, called by a job.
 """
 
-import logging
 import shutil
 import time
 from collections import OrderedDict
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.gpu.vllm_sampling import VllmSampling
+from tinkersmith.engine.log import log
 from tinkersmith.engine.messages import (
     AdamParams,
     BatchRequest,
@@ -48,8 +48,7 @@ from tinkersmith.engine.training.optimizer import (
 )
 from tinkersmith.engine.training.step import forward, forward_backward
 from tinkersmith.files import new_folder
-
-log = logging.getLogger("tinkersmith.engine")
+from tinkersmith.peft_format import ADAPTER_WEIGHTS
 
 ADAPTER_MEMORY = 4 * 2**30  # bytes of adapters and optimizer states held; idle ones go to disk
 
@@ -258,13 +257,13 @@ class Models:
             )
         # Into a new adapter, so that a checkpoint that does not fit leaves the old one whole.
         adapter = new_adapter(self.bases.get(model.base_name), model.adapter.config)
-        load_adapter_state(adapter, load_file(folder / "adapter_model.safetensors"))
+        load_adapter_state(adapter, load_file(folder / ADAPTER_WEIGHTS))
         state = load_state_tensors(adapter, load_file(file)) if optimizer else new_state(adapter)
         model.adapter, model.optimizer, model.dropped = adapter, state, None
 
     def _weights(self, path: TinkerPath) -> Path:
         folder = self.store.weights_folder(self.store.checkpoint(path))
-        if not (folder / "adapter_model.safetensors").is_file():
+        if not (folder / ADAPTER_WEIGHTS).is_file():
             raise Refused(f"{path} is listed, but its files in {folder} are gone.")
         return folder
 
@@ -277,7 +276,7 @@ class Models:
         if path is not None:
             config = self.store.run(path.run_id).lora
             adapter = new_adapter(base, config)
-            tensors = load_file(self._weights(path) / "adapter_model.safetensors")
+            tensors = load_file(self._weights(path) / ADAPTER_WEIGHTS)
             load_adapter_state(adapter, tensors)
         self.samplers[sampler_id] = Sampler(base_name, adapter)
         self._use(sampler_id)

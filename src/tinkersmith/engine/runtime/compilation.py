@@ -4,7 +4,6 @@ The machine code is kept on disk: a later start reads it. Without a C++ compiler
 as they stand, somewhat slower.
 """
 
-import logging
 import os
 import time
 from dataclasses import fields, replace
@@ -15,13 +14,12 @@ import torch
 
 from tinkersmith.engine.kernels.elementwise import TORCH_ELEMENTWISE
 from tinkersmith.engine.kernels.products import TorchProducts
+from tinkersmith.engine.log import log
 from tinkersmith.engine.messages import Datum, LoraConfig
 from tinkersmith.engine.model.adapters import new_adapter
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.kernels import Elementwise
 from tinkersmith.engine.training.step import forward, forward_backward
-
-log = logging.getLogger("tinkersmith.engine")
 
 # Tokens of the passes that make the compiler see all there is: less than a block of rows, another
 # such number, and several blocks.

@@ -1,6 +1,5 @@
 """A model on a CPU -> the same with the C++ functions, where they are right."""
 
-import logging
 from dataclasses import replace
 from functools import partial
 
@@ -16,13 +15,12 @@ from tinkersmith.engine.kernels.native.kernels import (
     native_elementwise,
 )
 from tinkersmith.engine.kernels.products import TorchProducts
+from tinkersmith.engine.log import log
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.dense import DenseModel
 from tinkersmith.engine.model.kernels import Decoding
 from tinkersmith.engine.sampling.dense_decoder import torch_decoding
 from tinkersmith.engine.training.self_check import gradient_difference
-
-log = logging.getLogger("tinkersmith.engine")
 
 # How far LoRA gradients may be from torch's, relative to their norm: both are rounded.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}

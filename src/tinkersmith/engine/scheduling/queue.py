@@ -6,7 +6,6 @@ training client, one a sampler); lanes take turns, so no client waits for anothe
 
 import asyncio
 import contextlib
-import logging
 import sqlite3
 import threading
 import time
@@ -18,9 +17,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.log import log
 from tinkersmith.engine.scheduling.traces import Span, Traces
-
-log = logging.getLogger("tinkersmith.engine")
 
 SAMPLES_AT_A_TIME = 512  # sequences that one turn of a sampler's lane takes together
 

@@ -4,7 +4,6 @@ Lives on the event loop; hands work to the engine thread and never computes.
 """
 
 import asyncio
-import logging
 import secrets
 import sqlite3
 import time
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tinkersmith.engine.errors import Gone, NotFound, Refused
+from tinkersmith.engine.log import log
 from tinkersmith.engine.messages import LoraConfig, SampleRequest
 from tinkersmith.engine.scheduling.queue import (
     EngineThread,
@@ -25,8 +25,6 @@ from tinkersmith.engine.scheduling.queue import (
     failure,
 )
 from tinkersmith.engine.storage.store import Run, Store
-
-log = logging.getLogger("tinkersmith.engine")
 
 SESSION_SILENCE = 30 * 60  # seconds without a sign of life after which a client counts as dead
 KEEP_RESULTS = 10 * 60  # seconds that a result stays for a repeated poll

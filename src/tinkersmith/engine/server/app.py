@@ -5,7 +5,6 @@ ever for the hole. It is accepted, and its future fails with a sentence. All els
 """
 
 import asyncio
-import logging
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -14,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from tinkersmith.engine.log import log
 from tinkersmith.engine.scheduling.sessions import Sessions
 from tinkersmith.engine.server import fields, wire
 from tinkersmith.engine.server.http import (
@@ -33,8 +33,6 @@ from tinkersmith.engine.server.routes.sampling import SamplingRoutes
 from tinkersmith.engine.server.routes.traces import trace_download, trace_routes
 from tinkersmith.engine.server.routes.training import TrainingRoutes
 from tinkersmith.engine.storage.catalogue import Catalogue
-
-log = logging.getLogger("tinkersmith.engine")
 
 LONG_POLL = 20.0  # seconds that a pending future's request is held
 TESTED_SDK = ("0.30", "0.38")  # the oldest and the newest that the tests run with

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import hmac
 import json
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -17,8 +16,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tinkersmith.engine.errors import Gone, NotFound, Refused
 from tinkersmith.engine.scheduling.queue import failure
 from tinkersmith.engine.server.bodies import HEAD, MAX_BODY, MAX_JSON
-
-log = logging.getLogger("tinkersmith.engine")
 
 API = "/api/v1"
 FILES = "/files"  # downloads

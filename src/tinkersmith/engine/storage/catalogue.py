@@ -3,7 +3,6 @@
 import asyncio
 import difflib
 import json
-import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +10,7 @@ from pathlib import Path
 
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.engine.errors import Refused
-
-log = logging.getLogger("tinkersmith.engine")
+from tinkersmith.engine.log import log
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_PATIENCE = 10.0  # seconds for an answer of the hub

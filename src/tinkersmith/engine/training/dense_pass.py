@@ -7,7 +7,6 @@ Axes: T packed tokens, N rows of a block, H hidden size, Q query heads, G key/va
 D head size, F width of the MLP, R rank of the adapter.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,12 +15,11 @@ from typing import Any
 import torch
 
 from tinkersmith.engine.hardware.memory import free_memory
+from tinkersmith.engine.log import log
 from tinkersmith.engine.model.dense import DenseLayer, DenseModel, layer_updates
 from tinkersmith.engine.model.kernels import ROW_STEP, PackedAttention, pad_rows
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.model.projection import outputs
-
-log = logging.getLogger("tinkersmith.engine")
 
 _ROWS = 1024
 

@@ -7,7 +7,6 @@ does the work. (clang's OpenMP is another than torch's: it would not know how ma
 import contextlib
 import ctypes
 import hashlib
-import logging
 import os
 import platform
 import shutil
@@ -20,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-log = logging.getLogger("tinkersmith.engine")
+from tinkersmith.engine.log import log
 
 _SOURCES = Path(__file__).parent
 # Without the two rules about errors and traps, loops with roots and roundings are not vectorised.

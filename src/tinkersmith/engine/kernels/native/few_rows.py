@@ -3,16 +3,14 @@
 Axes: N rows, K inputs and M outputs of a layer.
 """
 
-import logging
 from functools import partial
 
 import torch
 
 from tinkersmith.engine.kernels.native.build import Library
 from tinkersmith.engine.kernels.native.kernels import address
+from tinkersmith.engine.log import log
 from tinkersmith.engine.model import widening
-
-log = logging.getLogger("tinkersmith.engine")
 
 _MOST = 32  # rows; of more, torch's products are as fast
 

@@ -14,8 +14,9 @@ from tinkersmith.engine.server.addresses import check_address, signed_address
 from tinkersmith.engine.server.age import encrypted
 from tinkersmith.engine.server.http import Handler, detail, read_json
 from tinkersmith.engine.storage.store import KINDS, Run, Store, TinkerPath, iso, parse_path
+from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
-DOWNLOADABLE = ("adapter_config.json", "adapter_model.safetensors")
+DOWNLOADABLE = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 
 
 def rest_routes(store: Store) -> list[tuple[str, str, Handler]]:
