@@ -246,7 +246,7 @@ def test_an_engine_killed_while_we_wait_is_reported_within_5_s(tmp_path: Path, m
 
 RECIPE = """
 import os, signal, subprocess, sys, time
-from tinkersmith.service import open_service
+from tinkersmith.service.connection import open_service
 from tinkersmith.settings import settings_from
 
 wanted = settings_from({"OUTPUT_DIR": sys.argv[1], "BASE_MODEL": sys.argv[2], "LORA_RANK": 4})
