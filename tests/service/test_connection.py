@@ -275,7 +275,7 @@ def recipe(output_dir: Path, model: Path, then: str) -> tuple[subprocess.Popen, 
 
 
 WAIT_LONG = """
-from tests.engine.conftest import datum
+from tests.support.engine import datum
 client = service.create_training_client(wanted)
 work = [client.forward_backward([datum([7] * 500)] * 300, "cross_entropy") for _ in range(30)]
 print("waiting", flush=True)
