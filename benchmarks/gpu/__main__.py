@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 1
     from benchmarks.gpu.blocks import all_blocks, environment_block  # they import torch
-    from benchmarks.gpu.report import HEAD, is_defect, summary
+    from benchmarks.gpu.report import HEAD, comparisons, is_defect, summary
 
     deadline = start + 60 * options.minutes - _LAST
     out = options.out or package.ROOT / "benchmarks/results" / _file_name(options.quick)
@@ -45,13 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if device == "cpu" and not options.quick:
         print(NO_GPU, file=sys.stderr)
         return 1
-    if device == "cpu":  # tiny work, in which threads would only wait for each other
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", _threads(device))
     blocks = all_blocks(device, machine.figures.get("optional", ()), quick=options.quick)
     wanted = [word.lower() for word in options.only]
     if wanted:
         blocks = [block for block in blocks if any(word in block.name.lower() for word in wanted)]
     outcomes = show(blocks, deadline, out, command, earlier=[machine])
+    for line in [] if options.quick else comparisons(outcomes):
+        print(line)
     print(f"{summary(outcomes)}, in {time.monotonic() - start:.0f} s; written: {out}")
     return int(any(is_defect(outcome) for outcome in outcomes))
 
@@ -101,6 +102,11 @@ def _file_name(quick: bool) -> str:
 
 def _at_once() -> int:
     return max(1, min(_AT_ONCE, (os.cpu_count() or 1) // 2))
+
+
+def _threads(device: str) -> str:
+    """On the CPU alone the work is tiny, and threads would only wait for each other."""
+    return "1" if device == "cpu" else str(max(1, (os.cpu_count() or 1) // _at_once()))
 
 
 if __name__ == "__main__":

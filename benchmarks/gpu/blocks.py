@@ -11,7 +11,6 @@ ENVIRONMENT, CORRECTNESS = "environment", "correctness"
 TRAINING, SAMPLING = "training", "sampling"
 NEEDS_GPU = "needs a GPU"
 _LARGE, _EXPERTS, _SMALL = "Qwen3-8B", "Qwen3-30B-A3B", "Qwen3-0.6B"
-_ON_GPU_ONLY = {paths.VARLEN, paths.COMPILED, paths.GRAPHS}
 
 
 def environment_block() -> Block:
@@ -140,7 +139,8 @@ def _first_speed(make: _Blocks) -> Iterator[Block]:
     yield make.training(_LARGE, training.OURS, limit=110)  # the first to compile for this shape
     yield make.training(_LARGE, training.SPARING)
     yield make.training(_EXPERTS, training.OURS, limit=90)
-    yield make.training(_EXPERTS, training.SPARING, limit=90)
+    yield make.training(_EXPERTS, training.OURS_ATTENTION, limit=90)
+    yield make.training(_EXPERTS, training.SPARING_ATTENTION, limit=90)
     yield make.sampling(_LARGE, sampling.OURS)
     yield make.sampling(_LARGE, sampling.GENERATE)
     yield make.sampling(_LARGE, sampling.VLLM, "vllm", limit=120)
@@ -157,7 +157,7 @@ def _more_speed(make: _Blocks) -> Iterator[Block]:
     yield make.training(_LARGE, training.FLOAT8, gpu=True)
     yield make.training(_LARGE, training.GRAPHS, gpu=True)
     yield make.training(_LARGE, training.UNCOMPILED, gpu=True)
-    yield make.training(_EXPERTS, training.ATTENTION_ONLY)
+    yield make.training(_EXPERTS, training.SPARING, limit=90)
     yield make.training(_LARGE, training.TRL, "trl", "datasets", limit=90)
     yield make.training(_LARGE, training.LIGER_SPARING, "liger_kernel", gpu=True)
     yield make.training(_LARGE, training.LIGER, "liger_kernel", gpu=True)
@@ -166,4 +166,3 @@ def _more_speed(make: _Blocks) -> Iterator[Block]:
     yield make.training(_SMALL, training.GRAPHS, gpu=True, limit=45)
     yield make.training(_SMALL, training.UNCOMPILED, gpu=True, limit=45)
     yield make.training(_SMALL, training.PLAIN, limit=45)
-    yield make.training(_EXPERTS, training.PLAIN, limit=90)

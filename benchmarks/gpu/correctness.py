@@ -172,19 +172,25 @@ def _compare(base: BaseModel, reference: BaseModel, passes: int = 1) -> dict[str
             adapters[0].clear_gradients()
             ours = forward_backward(base, adapters[0], datums, "cross_entropy", {}, **how)
         theirs = forward_backward(reference, adapters[1], datums, "cross_entropy", {}, **how)
-        pairs = [
-            (adapters[0].weights[name].grad, weight.grad)
-            for name, weight in adapters[1].weights.items()
-        ]
+        found, wanted = (_gradients(adapter) for adapter in adapters)
         loss, expected = ours.metrics["loss:sum"], theirs.metrics["loss:sum"]
-        found = {
+        differences = {
             "loss": abs(loss - expected) / abs(expected),
             "log-probabilities": _mean_difference(ours.logprobs, theirs.logprobs),
-            "gradients": _relative(*(_flat(part) for part in zip(*pairs, strict=True))),
-            WORST_TENSOR: max(_relative(a.cpu(), b) for a, b in pairs),
+            "gradients": _relative(_flat(found.values()), _flat(wanted.values())),
+            WORST_TENSOR: max(_relative(found[name], wanted[name]) for name in wanted),
         }
-        worst = {name: max(value, worst.get(name, 0.0)) for name, value in found.items()}
+        worst = {name: max(value, worst.get(name, 0.0)) for name, value in differences.items()}
     return worst
+
+
+def _gradients(adapter: Adapter) -> dict[str, torch.Tensor]:
+    gradients = {}
+    for name, weight in adapter.weights.items():
+        if weight.grad is None:
+            raise Wrong(f"{name} has no gradient")
+        gradients[name] = weight.grad.cpu()
+    return gradients
 
 
 def _documents(vocabulary: int) -> list[Datum]:

@@ -11,8 +11,8 @@ from importlib.util import find_spec
 import torch
 
 from benchmarks.gpu.runner import Figures, reason_of
-from tinkersmith.engine import varlen_attention
 from tinkersmith.engine.float8 import check_device
+from tinkersmith.engine.varlen_attention import works as varlen_attention_works
 
 PACKAGES = ("torch", "transformers", "peft", "numpy", "tokenizers", "safetensors", "triton")
 # Name of the import -> of the distribution.
@@ -53,7 +53,7 @@ def look() -> Iterator[Figures]:
     figures["copy, TB/s"] = _copy_rate()
     yield figures
     device = torch.device("cuda")
-    works = varlen_attention.works(32, 8, 128, torch.bfloat16, device)
+    works = varlen_attention_works(32, 8, 128, torch.bfloat16, device)
     figures["variable-length FlashAttention"] = "works" if works else "not usable: see the log"
     try:
         check_device(device)

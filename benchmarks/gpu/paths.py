@@ -12,6 +12,7 @@ from functools import partial
 from tinkersmith.engine.base_model import BaseModel
 from tinkersmith.engine.base_models import with_fast_code
 from tinkersmith.engine.compilation import compile_elementwise
+from tinkersmith.engine.elementwise import Elementwise
 from tinkersmith.engine.native.build import cache_folder
 from tinkersmith.engine.recorded_passes import with_recorded_passes
 from tinkersmith.engine.tile_attention import TileAttention
@@ -67,6 +68,20 @@ def graphs(base: BaseModel) -> BaseModel:
         raise Unusable("; ".join(said) or "the engine makes no CUDA graphs of this model")
     recording.dense.recorded._is_worth_it = lambda adapter, shape: True
     return recording
+
+
+def described(base: BaseModel) -> str:
+    """Which of the paths `base` takes, for a reader of the results."""
+    dense = base.dense
+    if dense is None:
+        return "transformers' layers"
+    with_varlen = getattr(dense.attention, "func", None) is of_documents
+    parts = ["variable-length FlashAttention" if with_varlen else "tiles or native attention"]
+    if dense.elementwise != Elementwise():
+        parts.append("compiled or native element-wise work")
+    if dense.recorded is not None:
+        parts.append("CUDA graphs of small passes")
+    return ", ".join(parts)
 
 
 def count_graphs(base: BaseModel) -> int:

@@ -5,12 +5,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.gpu import sampling, training
 from benchmarks.gpu.blocks import CORRECTNESS, ENVIRONMENT, SAMPLING, TRAINING
 from benchmarks.gpu.correctness import WORST_TENSOR
 from benchmarks.gpu.runner import Figures, Outcome
 from tinkersmith.files import write_json
 
-HEAD = f"{'block':60} {'result':8} {'s':>6}  figures"
+HEAD = f"{'block':62} {'result':8} {'s':>6}  figures"
 _REASON = 160  # characters
 
 
@@ -18,7 +19,7 @@ def row(outcome: Outcome) -> str:
     seconds = f"{outcome.seconds:6.1f}" if outcome.status != "not run" else f"{'-':>6}"
     text = _FORMS[outcome.block.kind](outcome.figures) if outcome.figures else ""
     text = "; ".join(filter(None, [outcome.reason[:_REASON], text]))
-    return f"{outcome.block.name:60} {outcome.status:8} {seconds}  {text}"
+    return f"{outcome.block.name:62} {outcome.status:8} {seconds}  {text}"
 
 
 def write(path: Path, command: str, outcomes: Sequence[Outcome]) -> None:
@@ -48,6 +49,40 @@ def write(path: Path, command: str, outcomes: Sequence[Outcome]) -> None:
 def summary(outcomes: Sequence[Outcome]) -> str:
     counts = Counter(outcome.status for outcome in outcomes)
     return ", ".join(f"{count} {status}" for status, count in counts.items())
+
+
+def comparisons(outcomes: Sequence[Outcome]) -> list[str]:
+    """How fast ours is beside each other contestant of its shape, and whether first losses agree.
+
+    Contestants that train the attention layers only are compared with each other.
+    """
+    fields: dict[tuple[str, str, bool], list[Outcome]] = {}
+    for outcome in outcomes:
+        if "tokens a second" in outcome.figures:
+            what, shape = (outcome.block.arguments[name] for name in ("what", "shape"))
+            part = what.endswith(training.ATTENTION_ONLY)
+            fields.setdefault((outcome.block.kind, str(shape), part), []).append(outcome)
+    ours = {training.OURS, training.OURS_ATTENTION, sampling.OURS}
+    return [
+        _comparison(first, peer)
+        for field in fields.values()
+        for first in field
+        if first.block.arguments["what"] in ours
+        for peer in field
+        if peer is not first
+    ]
+
+
+def _comparison(ours: Outcome, peer: Outcome) -> str:
+    ratio = ours.figures["tokens a second"] / peer.figures["tokens a second"]
+    line = f"{ours.block.name} is {ratio:.2f} times as fast as {peer.block.arguments['what']}"
+    if ours.figures.get("documents") != peer.figures.get("documents"):
+        return f"{line}, with documents of another length"
+    name = "loss of the first step"
+    if name not in ours.figures or name not in peer.figures:
+        return line
+    theirs = peer.figures[name]
+    return f"{line}; first losses differ by {abs(ours.figures[name] - theirs) / theirs:.2%}"
 
 
 def is_defect(outcome: Outcome) -> bool:
@@ -90,6 +125,7 @@ def _training(figures: Figures) -> str:
     parts = [f"{figures['tokens a second']:,.0f} tokens/s"]
     if "share of the bf16 peak" in figures:
         parts.append(f"{figures['share of the bf16 peak']:.0%} of the bf16 peak")
+    if "peak memory, GB" in figures:
         parts.append(f"{figures['peak memory, GB']:.1f} GB")
     documents = figures["documents"]
     parts.append(f"{len(documents)} documents of {sum(documents[0]):,} tokens")

@@ -24,6 +24,7 @@ from benchmarks.gpu.runner import Figures
 from benchmarks.training_data import Lengths, Sample, random_samples, useful_flops
 from benchmarks.training_worker import LEARNING_RATE, graded, own_loss, plain_loss, step_on
 from tinkersmith.engine.attention import NAME as OUR_ATTENTION
+from tinkersmith.engine.base_model import BaseModel
 from tinkersmith.engine.float8 import check_device
 from tinkersmith.engine.lora import new_adapter
 from tinkersmith.engine.messages import LoraConfig
@@ -34,17 +35,23 @@ OURS = "tinkersmith"
 FLOAT8 = "tinkersmith, float8 base"
 GRAPHS = "tinkersmith, CUDA graphs"
 UNCOMPILED = "tinkersmith, nothing compiled"
-ATTENTION_ONLY = "tinkersmith, attention layers only"
+ATTENTION_ONLY = ", attention only"  # of models whose experts' LoRAs take much memory
+OURS_ATTENTION = OURS + ATTENTION_ONLY
 PLAIN, SPARING = "plain", "plain, checkpointing"
+SPARING_ATTENTION = SPARING + ATTENTION_ONLY
 LIGER, LIGER_SPARING = "plain, Liger kernels", "plain, Liger kernels, checkpointing"
 TRL = "TRL"
-_PATHS = {GRAPHS: paths.graphs, UNCOMPILED: paths.varlen}  # the others take the default
+_PATHS: dict[str, Callable[[BaseModel], BaseModel]] = {  # the others take the default one
+    GRAPHS: lambda base: paths.graphs(paths.compiled(base)),
+    UNCOMPILED: paths.varlen,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
     step: Callable[[list[Sample]], float]  # -> loss a completion token
     trained: Sequence[nn.Parameter]
+    way: str  # through the model, for a reader of the results
 
 
 def speed(
@@ -58,7 +65,10 @@ def speed(
     make = _ours if what.startswith(OURS) else _plain
     contestant = make(what, shape, vocabulary, device)
     _finish(device)
-    figures: Figures = {"seconds until the model is ready": time.perf_counter() - start}
+    figures: Figures = {
+        "way": contestant.way,
+        "seconds until the model is ready": time.perf_counter() - start,
+    }
     yield figures
     samples, (first, loss), lengths = _first_step(contestant, lengths, vocabulary, device)
     figures |= {
@@ -71,7 +81,9 @@ def speed(
     for _ in range(STEPS):
         seconds, loss = _timed(contestant.step, samples, device)
         times.append(seconds)
-        figures |= _speed(times, lengths, vocabulary, shape, device)
+        figures |= _speed(times, lengths, device)
+        if device == "cuda" and not what.endswith(ATTENTION_ONLY):  # fewer operations
+            figures |= _share(figures, lengths, vocabulary, shape)
         figures["loss of the last step"] = loss
         yield figures
 
@@ -112,19 +124,19 @@ def _finish(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _speed(
-    times: Sequence[float], lengths: Lengths, vocabulary: int, shape: dict[str, int], device: str
-) -> Figures:
-    seconds = median(times)
+def _speed(times: Sequence[float], lengths: Lengths, device: str) -> Figures:
     figures: Figures = {
         "seconds of the later steps": list(times),
-        "tokens a second": sum(map(sum, lengths)) / seconds,
+        "tokens a second": sum(map(sum, lengths)) / median(times),
     }
     if device == "cuda":
-        flops = useful_flops(lengths, vocabulary, shape)
-        figures["share of the bf16 peak"] = flops / seconds / PEAK
         figures["peak memory, GB"] = torch.cuda.max_memory_allocated() / 1e9
     return figures
+
+
+def _share(figures: Figures, lengths: Lengths, vocabulary: int, shape: dict[str, int]) -> Figures:
+    seconds = median(figures["seconds of the later steps"])
+    return {"share of the bf16 peak": useful_flops(lengths, vocabulary, shape) / seconds / PEAK}
 
 
 def _ours(what: str, shape: dict[str, int], vocabulary: int, device: str) -> Contestant:
@@ -134,21 +146,21 @@ def _ours(what: str, shape: dict[str, int], vocabulary: int, device: str) -> Con
     base = base_of(model, narrow=what == FLOAT8)
     base = _PATHS.get(what, paths.default)(base)
     config = LoraConfig(
-        shape["LoRA rank"], 0, train_mlp=what != ATTENTION_ONLY, train_unembed=False
+        shape["LoRA rank"], 0, train_mlp=what != OURS_ATTENTION, train_unembed=False
     )
     adapter = new_adapter(base, config)
-    return Contestant(step_on(base, adapter), list(adapter.weights.values()))
+    return Contestant(step_on(base, adapter), list(adapter.weights.values()), paths.described(base))
 
 
 def _plain(what: str, shape: dict[str, int], vocabulary: int, device: str) -> Contestant:
-    """transformers + peft; "all-linear" trains neither the output layer nor experts."""
+    """transformers + peft; "all-linear" trains experts and their router, not the output layer."""
     model, loss_of = shaped_model(shape, vocabulary, device, "sdpa"), plain_loss
     if what in (LIGER, LIGER_SPARING):
         _apply_liger(model)
         loss_of = own_loss
-    model = _with_lora(model, shape)
+    model = _with_lora(model, shape, what)
     model.train()
-    if what in (SPARING, LIGER_SPARING):
+    if what in (SPARING, SPARING_ATTENTION, LIGER_SPARING):
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable({"use_reentrant": False})
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -164,18 +176,21 @@ def _plain(what: str, shape: dict[str, int], vocabulary: int, device: str) -> Co
         optimizer.zero_grad()
         return total / graded(samples)
 
-    return Contestant(step, trained)
+    return Contestant(step, trained, "transformers and peft")
 
 
-def _with_lora(model: PreTrainedModel, shape: dict[str, int]) -> Any:
+def _with_lora(model: PreTrainedModel, shape: dict[str, int], what: str) -> Any:
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
 
-    rank = shape["LoRA rank"]
-    return get_peft_model(
-        model,
-        PeftConfig(r=rank, lora_alpha=rank, target_modules="all-linear", task_type="CAUSAL_LM"),
+    attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    config = PeftConfig(
+        r=shape["LoRA rank"],
+        lora_alpha=shape["LoRA rank"],
+        target_modules=attention if what.endswith(ATTENTION_ONLY) else "all-linear",
+        task_type="CAUSAL_LM",
     )
+    return get_peft_model(model, config)
 
 
 def _apply_liger(model: Any) -> None:
@@ -225,7 +240,7 @@ def trl(
     watch = Watch()
     with tempfile.TemporaryDirectory() as folder:
         trainer = SFTTrainer(
-            model=_with_lora(shaped_model(shape, vocabulary, device, "sdpa"), shape),
+            model=_with_lora(shaped_model(shape, vocabulary, device, "sdpa"), shape, what),
             args=SFTConfig(
                 output_dir=folder,
                 bf16=True,
@@ -251,7 +266,10 @@ def trl(
         "seconds of the first step": first,
         "mean loss of all steps": loss,
     }
-    yield figures | _speed(later, lengths, vocabulary, shape, device)
+    figures |= _speed(later, lengths, device)
+    if device == "cuda":
+        figures |= _share(figures, lengths, vocabulary, shape)
+    yield figures
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
