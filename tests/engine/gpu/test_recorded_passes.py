@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from tests.support.adapters import filled_adapter, gradients
 from tests.support.dense_models import assert_equal_gradients
+from tests.support.loading import load_with_torch
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.gpu import recorded_passes
 from tinkersmith.engine.gpu.recorded_passes import (
@@ -28,7 +29,7 @@ from tinkersmith.engine.gpu.recorded_passes import (
 from tinkersmith.engine.kernels import varlen_attention
 from tinkersmith.engine.kernels.varlen_attention import of_documents
 from tinkersmith.engine.messages import Datum, LoraConfig
-from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.training.dense_pass import DensePass
 from tinkersmith.engine.training.step import forward, forward_backward
@@ -92,10 +93,10 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BaseModel:
     monkeypatch.setattr(varlen_attention, "varlen_attn", masked_varlen)
     monkeypatch.setattr(recorded_passes, "record", record)
     monkeypatch.setattr(recorded_passes, "_STEP", 128)
-    loaded = load_base_model("tiny", make_tiny_model(tmp_path))
-    assert loaded.dense is not None
+    loaded = load_with_torch("tiny", make_tiny_model(tmp_path))
+    assert loaded.kernels is not None
     attention = partial(of_documents, device=loaded.device)
-    return replace(loaded, dense=replace(loaded.dense, attention=attention))
+    return replace(loaded, kernels=replace(loaded.kernels, attention=attention))
 
 
 def documents(*lengths: int) -> list[Datum]:
@@ -173,10 +174,10 @@ def test_a_pack_fits_into_its_shape() -> None:
 def test_only_what_comes_again_and_is_small_is_recorded_and_the_oldest_is_forgotten(
     base: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert base.dense is not None
+    assert base.dense is not None and base.kernels is not None
     adapter = filled_adapter(base, LoraConfig(4, 0))
     monkeypatch.setattr(recorded_passes, "_MOST", 2)
-    passes = RecordedPasses(base.dense)
+    passes = RecordedPasses(base.dense, base.kernels)
     shapes = [[50], [200], [300]]
     assert [passes.begin(adapter, lengths) for lengths in shapes] == [None] * 3
     assert passes.begin(adapter, [50]) is None  # forgotten
@@ -194,7 +195,7 @@ def test_a_model_is_checked_before_its_passes_are_recorded(
 ) -> None:
     assert with_recorded_passes(base) is base  # on a CPU
     checked = _recording_if_right(base)
-    assert checked.dense is not None and checked.dense.recorded is not None
+    assert checked.kernels is not None and checked.kernels.prepared is not None
 
     def idle(work: Callable[[], None]) -> Callable[[], None]:
         work()
@@ -231,13 +232,13 @@ def test_a_recording_that_fails_leaves_the_pass_plain_and_the_earlier_ones_in_us
     assert said == (
         "no more passes are recorded as CUDA graphs: CUDA out of memory. Tried to allocate 2 GiB."
     )
-    assert recorded.dense is not None and recorded.dense.recorded is not None
-    assert recorded.dense.recorded.begin(adapter, [50, 40]) is not None
+    assert recorded.kernels is not None and recorded.kernels.prepared is not None
+    assert recorded.kernels.prepared(adapter, [50, 40]) is not None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_recorded_passes_equal_plain_ones(tmp_path: Path) -> None:
-    base = load_base_model("tiny", make_tiny_model(tmp_path), "bfloat16", "cuda")
+    base = load_with_torch("tiny", make_tiny_model(tmp_path), "bfloat16", "cuda")
     recorded = with_recorded_passes(base)
     assert recorded is not base, "its attention or its graphs do not work here"
     adapter, pack = filled_adapter(base, LoraConfig(4, 0)), documents(500, 300, 90)

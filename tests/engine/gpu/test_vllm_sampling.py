@@ -19,13 +19,14 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.adapters import filled_adapter
+from tests.support.loading import load_with_torch
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.gpu import vllm_sampling
 from tinkersmith.engine.gpu.vllm_sampling import VllmSampling, sampling_params
 from tinkersmith.engine.messages import LoraConfig, SampleRequest, SampleResult
 from tinkersmith.engine.model.adapters import snapshot
-from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.runtime.clients import Models
 from tinkersmith.engine.sampling.sampler import sample
@@ -141,7 +142,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> type[LLM]:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     folder: Path = tmp_path_factory.mktemp("model")
-    return load_base_model("tiny", make_tiny_model(folder, max_context=128))
+    return load_with_torch("tiny", make_tiny_model(folder, max_context=128))
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +296,7 @@ def test_on_a_cpu_it_is_not_looked_for(base: BaseModel, monkeypatch: pytest.Monk
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="vLLM needs a GPU")
 def test_vllm_itself_agrees_with_our_sampler(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
-    base = load_base_model("tiny", make_tiny_model(tmp_path), "bfloat16", "cuda")
+    base = load_with_torch("tiny", make_tiny_model(tmp_path), "bfloat16", "cuda")
     adapter = snapshot(filled_adapter(base, LoraConfig(8, 0, train_unembed=False)))
     found = VllmSampling().sample(base, "one", adapter, [greedy([1, 2, 3])])
     assert found != [None]

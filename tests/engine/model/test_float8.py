@@ -29,13 +29,14 @@ from tests.support.adapters import filled_adapter, gradients
 from tests.support.answers import assert_equal_answers
 from tests.support.batches import random_datums
 from tests.support.dense_models import FAMILIES, SHAPE, assert_equal_gradients, flat, save_uneven
+from tests.support.loading import load_with_torch
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.kernels.products import TorchProducts
 from tinkersmith.engine.messages import LoraConfig, SampleRequest
 from tinkersmith.engine.model import float8
 from tinkersmith.engine.model.adapters import snapshot
-from tinkersmith.engine.model.base_model import BaseModel, load_base_model, memory_of_weights
+from tinkersmith.engine.model.base_model import BaseModel, memory_of_weights
 from tinkersmith.engine.model.dense import dense_model
 from tinkersmith.engine.model.float8 import Float8Linear, check_device, dequantise, quantise
 from tinkersmith.engine.model.lora import Adapter, LoraLinear
@@ -77,7 +78,7 @@ def projections(base: BaseModel) -> list[LoraLinear]:
 
 def in_full_precision(folder: Path) -> BaseModel:
     """Layers in 8 bits, and all else in fp32, so that nothing but the 8 bits rounds."""
-    base = load_base_model("narrow", folder)
+    base = load_with_torch("narrow", folder)
     float8.quantise_layers(projections(base), CPU)
     base.dense = dense_model(base.model)
     return base
@@ -85,10 +86,10 @@ def in_full_precision(folder: Path) -> BaseModel:
 
 def twin(folder: Path) -> BaseModel:
     """The same function through the model's own layers and autograd."""
-    base = load_base_model("twin", folder)
+    base = load_with_torch("twin", folder)
     for layer in projections(base):
         layer.base = Rounding(Float8Linear(layer.base, CPU))  # type: ignore[assignment]
-    return replace(base, dense=None)
+    return replace(base, kernels=None)
 
 
 # ---- rounding
@@ -198,7 +199,7 @@ def test_a_training_step_equals_that_of_a_model_with_the_widened_weights(
     datums = random_datums(np.random.default_rng(), 12)
     ours, theirs = (filled_adapter(narrow, LoraConfig(4, 0)) for _ in range(2))
     found = forward_backward(narrow, ours, datums, "cross_entropy", {})
-    wide = replace(narrow, dense=None)
+    wide = replace(narrow, kernels=None)
     expected = forward_backward(wide, theirs, datums, "cross_entropy", {})
     assert found.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"], rel=1e-5)
     assert_equal_gradients(gradients(ours), gradients(theirs))
@@ -210,7 +211,7 @@ def test_greedy_samples_equal_those_of_a_model_with_the_widened_weights(
     narrow = in_full_precision(folder)
     adapter = snapshot(filled_adapter(narrow, LoraConfig(4, 0)))
     found = sample(narrow, adapter, greedy_requests())
-    expected = sample(replace(narrow, dense=None), adapter, greedy_requests())
+    expected = sample(replace(narrow, kernels=None), adapter, greedy_requests())
     assert_equal_answers(found, expected)
 
 
@@ -249,7 +250,7 @@ def test_a_training_step_stays_near_that_in_bfloat16_and_full_precision(folder: 
     datums = random_datums(np.random.default_rng(), 12)
     losses, steps = {}, {}
     for dtype in ("float32", "bfloat16", "float8"):
-        base = load_base_model(dtype, folder, dtype)
+        base = load_with_torch(dtype, folder, dtype)
         adapter = filled_adapter(base, LoraConfig(4, 0))
         output = forward_backward(base, adapter, datums, "cross_entropy", {})
         losses[dtype], steps[dtype] = np.concatenate(output.logprobs), flat(adapter)
@@ -264,7 +265,7 @@ def test_a_training_step_stays_near_that_in_bfloat16_and_full_precision(folder: 
 
 def test_nothing_is_held_twice_and_the_accounting_knows(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path, hidden=256)
-    base = load_base_model("narrow", folder, "float8")
+    base = load_with_torch("narrow", folder, "float8")
     assert base.dense is not None and base.dtype == torch.bfloat16
     held = memory_held(base)
     expected = memory_of_weights(folder, "float8", "cpu")
@@ -351,7 +352,7 @@ def test_models_without_the_dense_path_are_refused(
 def test_sizes_that_the_products_cannot_have_are_refused(tmp_path: Path) -> None:
     MistralForCausalLM(MistralConfig(**SHAPE, head_dim=12)).save_pretrained(tmp_path)
     with pytest.raises(Refused, match=r"has 48 inputs and 72 outputs; .* multiples of 16"):
-        load_base_model("odd", tmp_path, "float8")
+        load_with_torch("odd", tmp_path, "float8")
 
 
 # ---- on a GPU
@@ -362,7 +363,7 @@ def test_a_training_step_on_a_gpu_equals_that_on_a_cpu(folder: Path) -> None:
     datums = random_datums(np.random.default_rng(), 12)
     steps = []
     for device in ("cpu", "cuda"):
-        base = load_base_model(device, folder, "float8", device)
+        base = load_with_torch(device, folder, "float8", device)
         adapter = filled_adapter(base, LoraConfig(4, 0))
         forward_backward(base, adapter, datums, "cross_entropy", {})
         steps.append(flat(adapter).cpu())

@@ -11,12 +11,13 @@ import torch
 from tests.support.adapters import filled_adapter
 from tests.support.answers import assert_equal_answers
 from tests.support.dense_models import FAMILIES, save_uneven
-from tinkersmith.engine.kernels import tile_attention
+from tests.support.loading import load_with_torch
+from tinkersmith.engine.kernels import padded_cache, tile_attention
 from tinkersmith.engine.messages import LoraConfig, SampleRequest
 from tinkersmith.engine.model.adapters import snapshot
-from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
-from tinkersmith.engine.sampling import cache, dense_decoder, sampler
+from tinkersmith.engine.sampling import dense_decoder, sampler
 from tinkersmith.engine.sampling.decoder import Decoder, LayerDecoder
 from tinkersmith.engine.sampling.dense_decoder import DenseDecoder
 from tinkersmith.engine.sampling.prefixes import Run, shared_runs
@@ -26,14 +27,14 @@ from tinkersmith.engine.sampling.sampler import sample
 @pytest.fixture(params=FAMILIES)
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> BaseModel:
     save_uneven(FAMILIES[request.param](), tmp_path)
-    return load_base_model(request.param, tmp_path)
+    return load_with_torch(request.param, tmp_path)
 
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several groups of slots, growing caches and tiles also for tiny inputs."""
-    monkeypatch.setattr(cache, "_GROUP", 3)
-    monkeypatch.setattr(cache, "_STEP", 8)
+    monkeypatch.setattr(padded_cache, "_GROUP", 3)
+    monkeypatch.setattr(padded_cache, "_STEP", 8)
     monkeypatch.setattr(dense_decoder, "_STEP", 8)
     monkeypatch.setattr(tile_attention, "TILE_TOKENS", 32)
 
@@ -143,12 +144,12 @@ def test_samples_equal_those_through_the_models_layers(
     ]
     adapter = adapters(base)[1]
     found = sample(base, adapter, requests)
-    expected = sample(replace(base, dense=None), adapter, requests)
+    expected = sample(replace(base, kernels=None), adapter, requests)
     assert_equal_answers(found, expected)
 
 
 def test_half_precision_samples_stay_near_full_precision(base: BaseModel) -> None:
-    halved = load_base_model("half", base.folder, "bfloat16")
+    halved = load_with_torch("half", base.folder, "bfloat16")
     prompt = np.random.default_rng().integers(0, 300, 60).tolist()
     request = SampleRequest(prompt, num_samples=4, max_tokens=40, stop=[], seed=0)
     for sequence in sample(halved, None, [request])[0].sequences:

@@ -16,11 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from tests.support.adapters import filled_adapter, save_as_peft
 from tests.support.base_models import SIZES, save
+from tests.support.loading import load_with_torch
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import Datum, LoraConfig, SampledSequence, SampleRequest
 from tinkersmith.engine.model.adapters import snapshot
-from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.sampling import sampler
 from tinkersmith.engine.sampling.checks import check_request
@@ -32,7 +33,7 @@ from tinkersmith.engine.training.step import forward
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     folder: Path = tmp_path_factory.mktemp("model")
-    return load_base_model("tiny", make_tiny_model(folder, max_context=128))
+    return load_with_torch("tiny", make_tiny_model(folder, max_context=128))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_greedy_equals_transformers_generate_with_the_exported_adapter(
 
 def test_greedy_equals_generate_for_llama_too(tmp_path: Path) -> None:
     folder = save(tmp_path, LlamaForCausalLM, LlamaConfig(**SIZES))
-    base = load_base_model("llama", folder)
+    base = load_with_torch("llama", folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     for prompt in prompts(seed=2, count=3):
         ours = one(base, None, SampleRequest(prompt, max_tokens=20, temperature=0)).tokens

@@ -27,6 +27,7 @@ from tinkersmith.engine.kernels.varlen_attention import VarlenAttention, of_docu
 from tinkersmith.engine.log import log
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.dense import DenseModel
+from tinkersmith.engine.model.kernels import Kernels
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.training.dense_pass import DensePass, numbers_kept
 from tinkersmith.engine.training.self_check import gradient_difference
@@ -65,8 +66,8 @@ def _power_of_two(at_least: int) -> int:
 class RecordedPasses:
     """Those of one model. Where recording fails, `strict` ones raise; others go on without it."""
 
-    def __init__(self, model: DenseModel, *, strict: bool = False) -> None:
-        self.model, self.strict = model, strict
+    def __init__(self, model: DenseModel, kernels: Kernels, *, strict: bool = False) -> None:
+        self.model, self.kernels, self.strict = model, kernels, strict
         # None: seen once. The least lately used first.
         self.passes: OrderedDict[Hashable, RecordedPass | None] = OrderedDict()
         self.records_more = True
@@ -90,7 +91,7 @@ class RecordedPasses:
 
     def _record(self, adapter: Adapter, lengths: Sequence[int]) -> "RecordedPass | None":
         try:
-            return RecordedPass(self.model, adapter, lengths)
+            return RecordedPass(self.model, self.kernels, adapter, lengths)
         except RuntimeError as error:  # memory is short, for the most part
             if self.strict:
                 raise
@@ -113,7 +114,9 @@ class RecordedPasses:
 class RecordedPass:
     """A forward and a backward pass of one shape, as DensePass makes them, for every pack in it."""
 
-    def __init__(self, model: DenseModel, adapter: Adapter, lengths: Sequence[int]) -> None:
+    def __init__(
+        self, model: DenseModel, kernels: Kernels, adapter: Adapter, lengths: Sequence[int]
+    ) -> None:
         self.shape = shape = shape_of(lengths)
         device, like = model.final_norm.device, model.final_norm
         # Weights and gradients at addresses that stay: an adapter's own are copied.
@@ -130,7 +133,7 @@ class RecordedPass:
         self.ends = torch.zeros(shape.documents + 1, dtype=torch.int32, device=device)
         self.grad = like.new_zeros(shape.tokens, len(like))
         own = Adapter(adapter.config, self.weights)
-        self.one = DensePass(model, own, [shape.tokens], backward=True)
+        self.one = DensePass(model, kernels, own, [shape.tokens], backward=True)
         self.one.attention = VarlenAttention(self.ends, shape.tokens, shape.longest)
         self.begin(adapter, lengths)
         self.launch_forward = record(self._forward)
@@ -148,8 +151,8 @@ class RecordedPass:
         ends[: len(padded) + 1] = [0, *accumulate(padded)]
         self.ends.copy_(torch.from_numpy(ends))
         positions = torch.cat([torch.arange(length) for length in padded])
-        of_pack = self.one.model.turn(positions.to(self.ends.device))
-        for part, new in zip(self.one.turn, of_pack, strict=True):
+        of_pack = self.one.model.rotary_tables(positions.to(self.ends.device))
+        for part, new in zip(self.one.rotary, of_pack, strict=True):
             part.copy_(new)
 
     @torch.no_grad()
@@ -197,10 +200,10 @@ def _pool() -> Any:
 
 def with_recorded_passes(base: BaseModel) -> BaseModel:
     """The same model; on a GPU with variable-length attention its passes will be recorded."""
-    if base.device.type != "cuda" or base.dense is None:
+    if base.device.type != "cuda" or base.kernels is None:
         return base
     # The plan of tiles is another one for every pack.
-    if getattr(base.dense.attention, "func", None) is not of_documents:
+    if getattr(base.kernels.attention, "func", None) is not of_documents:
         return base
     return _recording_if_right(base)
 
@@ -219,6 +222,6 @@ def _recording_if_right(base: BaseModel) -> BaseModel:
 
 
 def _recording(base: BaseModel, *, strict: bool = False) -> BaseModel:
-    assert base.dense is not None
-    passes = RecordedPasses(base.dense, strict=strict)
-    return replace(base, dense=replace(base.dense, recorded=passes))
+    assert base.dense is not None and base.kernels is not None
+    passes = RecordedPasses(base.dense, base.kernels, strict=strict)
+    return replace(base, kernels=replace(base.kernels, prepared=passes.begin))

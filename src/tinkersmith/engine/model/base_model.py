@@ -24,6 +24,7 @@ from tinkersmith.engine.model.attention import AttentionContext, PackedDocuments
 from tinkersmith.engine.model.dense import DenseModel, dense_model, is_dense
 from tinkersmith.engine.model.experts import find_experts, part_shapes
 from tinkersmith.engine.model.float8 import quantise_layers
+from tinkersmith.engine.model.kernels import Kernels
 from tinkersmith.engine.model.lora import Adapter, LayerShape, LoraLinear, using
 from tinkersmith.engine.model.widening import widen
 
@@ -47,7 +48,8 @@ class BaseModel:
     tied: bool
     dtype: torch.dtype  # of what is computed; frozen weights may be narrower
     layers: int = field(init=False)
-    dense: DenseModel | None = None  # how the fast paths see it, if it is of a family they know
+    dense: DenseModel | None = None  # its layers laid out for kernels, if they know its family
+    kernels: Kernels | None = None  # what computes `dense`; None: the model's own layers compute
 
     def __post_init__(self) -> None:
         self.layers = self.model.config.get_text_config().num_hidden_layers

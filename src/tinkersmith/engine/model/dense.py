@@ -6,27 +6,20 @@ working on views of it, so nothing is held twice.
 Axes: H hidden size, D head size, Q query heads, G key/value heads, F width of the MLP.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from tinkersmith.engine.model.float8 import Float8Linear
-from tinkersmith.engine.model.kernels import Decoding, Elementwise, PackedAttention, Products
 from tinkersmith.engine.model.lora import Adapter, LoraLinear
 from tinkersmith.engine.model.projection import Projection, Update, update_of
 
-if TYPE_CHECKING:
-    from tinkersmith.engine.gpu.recorded_passes import RecordedPasses
-    from tinkersmith.engine.model.kernels import Head, HeadWeights
-
 _FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
 
-
-Turn = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of rotary positions, (T, 1, D/2)
+RotaryTables = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of positions, (T, 1, D/2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +38,6 @@ class DenseLayer:
         return self.qkv, self.output, self.gate_up, self.down
 
 
-def _torch_elementwise() -> Elementwise:
-    from tinkersmith.engine.kernels.elementwise import TORCH_ELEMENTWISE
-
-    return TORCH_ELEMENTWISE
-
-
-def _torch_products() -> Products:
-    from tinkersmith.engine.kernels.products import TorchProducts
-
-    return TorchProducts()
-
-
 @dataclass(frozen=True, slots=True)
 class DenseModel:
     layers: list[DenseLayer]
@@ -68,15 +49,9 @@ class DenseModel:
     key_heads: int  # G
     head_size: int  # D
     scale: float  # of the attention scores
-    attention: Callable[[Sequence[int]], PackedAttention]  # from the lengths of documents
-    elementwise: Elementwise = field(default_factory=_torch_elementwise)
-    products: Products = field(default_factory=_torch_products)
-    head: "Callable[[HeadWeights], Head] | None" = None  # the output layer, if not by torch
-    decoding: Decoding | None = None  # if not by torch
-    recorded: "RecordedPasses | None" = None  # training passes that a GPU launches as a whole
 
-    def turn(self, positions: torch.Tensor) -> Turn:
-        """Of tokens at these positions, (T,)."""
+    def rotary_tables(self, positions: torch.Tensor) -> RotaryTables:
+        """The cosines and sines of tokens at these positions, (T,)."""
         like = self.final_norm.new_empty(0, dtype=torch.float32)
         cosine, sine = self.rotary(like, positions[None])
         half = self.head_size // 2  # both halves are the same
@@ -111,8 +86,6 @@ def dense_model(model: PreTrainedModel) -> DenseModel | None:
 
     A sliding window is not described: sequences longer than it are refused before they come here.
     """
-    from tinkersmith.engine.kernels.choose import _attention
-
     config: Any = model.config
     inner: Any = model.base_model
     if not is_dense(config):
@@ -123,7 +96,6 @@ def dense_model(model: PreTrainedModel) -> DenseModel | None:
     attention, norm = inner.layers[0].self_attn, inner.norm
     heads, key_heads = config.num_attention_heads, config.num_key_value_heads
     size = attention.head_dim
-    like = norm.weight.dtype, norm.weight.device
     return DenseModel(
         layers=cast(list[DenseLayer], layers),
         embedding=inner.embed_tokens,
@@ -134,7 +106,6 @@ def dense_model(model: PreTrainedModel) -> DenseModel | None:
         key_heads=key_heads,
         head_size=size,
         scale=attention.scaling,
-        attention=_attention(heads, key_heads, size, *like),
     )
 
 

@@ -6,17 +6,15 @@ position, F width of the MLP.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import pad
 
+from tinkersmith.engine.model.attention import KeysAndValues
+from tinkersmith.engine.model.dense import DenseModel, LayerUpdates, RotaryTables
+from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.model.projection import Projection, Update
-
-if TYPE_CHECKING:
-    from tinkersmith.engine.model.attention import KeysAndValues
-    from tinkersmith.engine.model.dense import DenseModel, LayerUpdates, Turn
-
 
 ROW_STEP = 64
 BLOCK = 1024  # tokens: a draw finds its block first, then its token
@@ -139,13 +137,13 @@ class DecodingLayers(Protocol):
 
     lengths: list[int]  # positions in each slot; whoever decodes adds the new ones
 
-    def put(self, slot: int, parts: "Sequence[KeysAndValues]") -> None:
+    def put(self, slot: int, parts: Sequence[KeysAndValues]) -> None:
         """Lets a row begin in this slot, after a past in some parts."""
         ...
 
     def move(self, source: int, target: int) -> None: ...
 
-    def step(self, x: torch.Tensor, turn: "Turn") -> torch.Tensor:  # (B, H) -> (B, H)
+    def step(self, x: torch.Tensor, rotary: RotaryTables) -> torch.Tensor:  # (B, H) -> (B, H)
         """A new token in each of the first B slots; their keys and values are kept."""
         ...
 
@@ -189,10 +187,10 @@ class Decoding:
     """What decodes a few rows at a time."""
 
     # With so many slots; of a model and what an adapter adds to its layers.
-    layers: "Callable[[DenseModel, Sequence[LayerUpdates], int], DecodingLayers]"
+    layers: Callable[[DenseModel, Sequence[LayerUpdates], int], DecodingLayers]
     elementwise: Elementwise
     products: Products
-    logits: "Logits | None" = None
+    logits: Logits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +221,32 @@ class Head(Protocol):
         d loss / d logits = sum_k slope_k (onehot(target_k) - softmax).
         """
         ...
+
+
+class TrainingPass(Protocol):
+    """A forward pass over a pack, and the backward pass that belongs to it."""
+
+    def forward(self, tokens: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        """(T,) -> (T, H), the input of the output layer; or (M, H), of some rows only."""
+        ...
+
+    def backward(self, grad: torch.Tensor) -> None:
+        """Add the gradients of the adapter's weights; `grad` has the shape that `forward` gave."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """The implementations that compute a model's dense path; kernels/choose.py chooses them."""
+
+    attention: Callable[[Sequence[int]], PackedAttention]  # from the lengths of documents
+    elementwise: Elementwise
+    products: Products
+    head: Callable[[HeadWeights], Head]
+    decoding: Decoding
+    # A pass prepared earlier for an adapter and the lengths of documents, or None where there is
+    # none; the pass is then computed by the parts above, layer by layer.
+    prepared: Callable[[Adapter, Sequence[int]], TrainingPass | None] | None = None
 
 
 def pad_rows(matrix: torch.Tensor) -> torch.Tensor:

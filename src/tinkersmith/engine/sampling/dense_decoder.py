@@ -6,26 +6,17 @@ R queries a key, D head size, V vocabulary.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
-from tinkersmith.engine.kernels.elementwise import TORCH_ELEMENTWISE
-from tinkersmith.engine.kernels.products import TorchProducts
+from tinkersmith.engine.kernels.decoding import project
 from tinkersmith.engine.kernels.tile_attention import Tile, TileAttention, by_token
 from tinkersmith.engine.model.attention import KeysAndValues
 from tinkersmith.engine.model.base_model import BaseModel
-from tinkersmith.engine.model.dense import DenseModel, LayerUpdates, Turn, layer_updates
-from tinkersmith.engine.model.kernels import (
-    Decoding,
-    Elementwise,
-    ExactLogits,
-    PackedAttention,
-    Products,
-)
+from tinkersmith.engine.model.dense import DenseModel, layer_updates
+from tinkersmith.engine.model.kernels import ExactLogits, Kernels, PackedAttention
 from tinkersmith.engine.model.lora import Adapter
-from tinkersmith.engine.model.projection import Projection, Update, outputs, update_of
-from tinkersmith.engine.sampling.cache import PaddedCache
+from tinkersmith.engine.model.projection import Projection, Update, update_of
 from tinkersmith.engine.sampling.decoder import past_of
 from tinkersmith.engine.sampling.prefixes import Run
 from tinkersmith.engine.training.dense_pass import DensePass
@@ -38,14 +29,13 @@ class DenseDecoder:
     shares = True
 
     def __init__(self, base: BaseModel, adapter: Adapter | None, slots: int) -> None:
-        assert base.dense is not None
-        model = self.model = base.dense
+        assert base.dense is not None and base.kernels is not None
+        model, self.kernels = base.dense, base.kernels
+        self.model, self.decoding = model, base.kernels.decoding
         self.device, self.base, self.adapter = base.device, base, adapter
         updates = [layer_updates(layer, adapter) for layer in model.layers]
         self.head = _head(base, adapter)
-        # What is compiled for training's blocks of rows is not made for a few.
-        self.how = model.decoding or torch_decoding(TORCH_ELEMENTWISE, TorchProducts())
-        self.layers = self.how.layers(model, updates, slots)
+        self.layers = self.decoding.layers(model, updates, slots)
 
     # ---- prefill
 
@@ -59,7 +49,7 @@ class DenseDecoder:
         bounds = torch.tensor([0, *lengths]).cumsum(0).tolist()
         asked = [torch.arange(*bounds[i : i + 2]) for i, j in enumerate(order) if wanted[j]]
         rows = torch.cat([torch.arange(1), *asked]).to(self.device)  # one at least
-        forward = _Prefill(self.model, self.adapter, ordered)
+        forward = _Prefill(self.model, self.kernels, self.adapter, ordered)
         hidden = forward.forward(tokens.to(self.device), rows)[1:]
         parts = iter(hidden.split([len(part) for part in asked]))
         answer: list[torch.Tensor | None] = [None] * len(runs)
@@ -84,72 +74,20 @@ class DenseDecoder:
         model, count = self.model, len(tokens)
         x = model.embedding(torch.tensor(tokens, device=self.device))  # (B, H)
         positions = torch.tensor(self.layers.lengths[:count], device=self.device)
-        x = self.layers.step(x, model.turn(positions))
+        x = self.layers.step(x, model.rotary_tables(positions))
         for slot in range(count):
             self.layers.lengths[slot] += 1
         normed = torch.empty_like(x)
-        self.how.elementwise.rms_norm(x, model.final_norm, model.eps, normed)
-        if self.how.logits is None:
+        self.decoding.elementwise.rms_norm(x, model.final_norm, model.eps, normed)
+        if self.decoding.logits is None:
             return self.logits(normed), None
-        return self.how.logits(normed, *self.head, written=not greedy)
+        return self.decoding.logits(normed, *self.head, written=not greedy)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:  # (N, H) -> (N, V)
-        return _project(self.how.products, hidden, *self.head)
+        return project(self.decoding.products, hidden, *self.head)
 
     def logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return target_logprobs(self.base, self.adapter, hidden, targets)
-
-
-def torch_decoding(elementwise: Elementwise, products: Products) -> Decoding:
-    """Layer by layer, on every device."""
-    layers = partial(TorchLayers, elementwise=elementwise, products=products)
-    return Decoding(layers, elementwise, products)
-
-
-class TorchLayers:
-    def __init__(
-        self,
-        model: DenseModel,
-        updates: Sequence[LayerUpdates],
-        slots: int,
-        *,
-        elementwise: Elementwise,
-        products: Products,
-    ) -> None:
-        self.model, self.updates = model, updates
-        self.elementwise, self.products = elementwise, products
-        self.cache = PaddedCache(model, slots)
-        self.lengths = self.cache.lengths
-        self.put, self.move = self.cache.put, self.cache.move
-
-    def step(self, x: torch.Tensor, turn: Turn) -> torch.Tensor:
-        self.cache.begin(turn)
-        for index in range(len(self.model.layers)):
-            x = self._layer(index, x)
-        return x
-
-    def _layer(self, index: int, x: torch.Tensor) -> torch.Tensor:  # (B, H)
-        model, layer, updates = self.model, self.model.layers[index], self.updates[index]
-        do, products, normed = self.elementwise, self.products, torch.empty_like(x)
-        do.rms_norm(x, layer.attention_norm, model.eps, normed)
-        heads = self.cache.attend(index, _project(products, normed, layer.qkv, updates.qkv))
-        middle = _project(products, heads, layer.output, updates.output, x)
-        do.rms_norm(middle, layer.mlp_norm, model.eps, normed)
-        gate_up, low = outputs(len(x), layer.gate_up, updates.gate_up)
-        activated = products.project_swiglu(normed, layer.gate_up, updates.gate_up, gate_up, low)
-        return _project(products, activated, layer.down, updates.down, middle)
-
-
-def _project(
-    products: Products,
-    x: torch.Tensor,  # (N, in)
-    projection: Projection,
-    update: Update | None,
-    residual: torch.Tensor | None = None,  # (N, out)
-) -> torch.Tensor:  # (N, out)
-    output, low = outputs(len(x), projection, update)
-    products.project(x, projection, update, output, low, residual)
-    return output
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +106,12 @@ class _Prefill(DensePass):
     def __init__(
         self,
         model: DenseModel,
+        kernels: Kernels,
         adapter: Adapter | None,
         runs: Sequence[Run],  # those of one parent stand together
     ) -> None:
         lengths, starts = [len(run.tokens) for run in runs], [run.start for run in runs]
-        super().__init__(model, adapter, lengths, backward=False, starts=starts)
+        super().__init__(model, kernels, adapter, lengths, backward=False, starts=starts)
         self.past: KeysAndValues = []
         self.siblings = list(self._siblings(runs))
 
@@ -193,7 +132,7 @@ class _Prefill(DensePass):
                 slice(start, end),
                 runs[first].start,
                 None if parent is None else _padded_past(parent),
-                self.model.attention(lengths)
+                self.kernels.attention(lengths)
                 if parent is None
                 else TileAttention(lengths, self.share, weight.dtype, weight.device),
             )

@@ -72,7 +72,7 @@ def sample(
         return []
     slots = _slots(base, requests)
     decoder: Decoder
-    if base.dense is None:
+    if base.kernels is None:
         decoder = LayerDecoder(base, adapter, slots)
     else:
         decoder = DenseDecoder(base, adapter, slots)

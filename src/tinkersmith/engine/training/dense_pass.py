@@ -17,7 +17,7 @@ import torch
 from tinkersmith.engine.hardware.memory import free_memory
 from tinkersmith.engine.log import log
 from tinkersmith.engine.model.dense import DenseLayer, DenseModel, layer_updates
-from tinkersmith.engine.model.kernels import ROW_STEP, PackedAttention, pad_rows
+from tinkersmith.engine.model.kernels import ROW_STEP, Kernels, PackedAttention, pad_rows
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.model.projection import outputs
 
@@ -50,6 +50,7 @@ class DensePass:
     def __init__(
         self,
         model: DenseModel,
+        kernels: Kernels,
         adapter: Adapter | None,
         lengths: Sequence[int],
         *,
@@ -57,7 +58,8 @@ class DensePass:
         kept_layers: int | None = None,
         starts: Sequence[int] | None = None,  # the position of each document's first token: 0
     ) -> None:
-        self.model, self.adapter, self.backward_follows = model, adapter, backward
+        self.model, self.kernels, self.adapter = model, kernels, adapter
+        self.backward_follows = backward
         self.share = model.heads // model.key_heads
         weight = model.final_norm
         # Few shapes of products occur: a document of padding makes T a multiple of ROW_STEP.
@@ -71,7 +73,7 @@ class DensePass:
                 for first, n in zip(firsts, lengths, strict=True)
             ]
         )
-        self.turn = model.turn(positions)
+        self.rotary = model.rotary_tables(positions)
         self.kept_layers, self.attention_keeps = 0, False
         if backward and adapter is not None:
             self._choose_what_is_kept(adapter, kept_layers)
@@ -79,7 +81,7 @@ class DensePass:
 
     @cached_property
     def attention(self) -> PackedAttention:
-        return self.model.attention(self.lengths)
+        return self.kernels.attention(self.lengths)
 
     def _choose_what_is_kept(self, adapter: Adapter, kept_layers: int | None) -> None:
         """All that fits into half of the free memory: layers first, then what attention keeps."""
@@ -110,7 +112,7 @@ class DensePass:
         self.last = x
         output = torch.empty_like(x)
         for block in _blocks(len(x), x.device):
-            self.model.elementwise.rms_norm(
+            self.kernels.elementwise.rms_norm(
                 x[block], self.model.final_norm, self.model.eps, output[block]
             )
         return output[: self.tokens if rows is None else len(rows)]
@@ -123,7 +125,7 @@ class DensePass:
         last, norm = len(self.model.layers) - 1, (self.model.final_norm, self.model.eps)
         for block in _blocks(len(grad), grad.device):
             x = self.last[block]
-            self.model.elementwise.rms_norm_backward(
+            self.kernels.elementwise.rms_norm_backward(
                 of_normed[block], x, *norm, grad[block], torch.empty_like(x)
             )
         for index in range(last, -1, -1):
@@ -137,7 +139,7 @@ class DensePass:
     ) -> tuple[torch.Tensor, _Kept]:
         """(T, H) -> (T, H), or (M, H) where only some rows go through the MLP."""
         model, layer, updates = self.model, self.model.layers[index], self.updates[index]
-        do, products = model.elementwise, model.products
+        do, products = self.kernels.elementwise, self.kernels.products
         count, groups, share, size = len(x), model.key_heads, self.share, model.head_size
         qkv, low_qkv = outputs(count, layer.qkv, updates.qkv)
         query = x.new_empty(groups, count, share, size)
@@ -191,7 +193,7 @@ class DensePass:
     ) -> torch.Tensor:
         """(T or M, H) -> (T, H)"""
         model, layer, updates = self.model, self.model.layers[index], self.updates[index]
-        do, products = model.elementwise, model.products
+        do, products = self.kernels.elementwise, self.kernels.products
         low_qkv, low_output, low_gate_up, low_down = kept.low
         grad_attended = torch.empty_like(kept.attended)
         for block in _blocks(len(grad), grad.device):
@@ -242,7 +244,7 @@ class DensePass:
         return grad
 
     def _of_heads(self, layer: DenseLayer, block: slice) -> tuple[Any, ...]:
-        cosine, sine = (part[block] for part in self.turn)
+        cosine, sine = (part[block] for part in self.rotary)
         model = self.model
         return layer.query_norm, layer.key_norm, model.eps, cosine, sine, model.scale
 

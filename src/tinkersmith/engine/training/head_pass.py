@@ -90,11 +90,9 @@ def add_gradient(adapter: Adapter, name: str, gradient: torch.Tensor) -> None:
 
 
 def _head(base: BaseModel, weights: HeadWeights) -> Head:
-    dense = base.dense
-    if dense is not None and dense.head is not None:
-        return dense.head(weights)
-    elementwise = TORCH_ELEMENTWISE if dense is None else dense.elementwise
-    return TorchHead(weights, base.dtype, base.device, elementwise)
+    if base.kernels is not None:
+        return base.kernels.head(weights)
+    return TorchHead(weights, base.dtype, base.device, TORCH_ELEMENTWISE)
 
 
 def _weights(base: BaseModel, adapter: Adapter | None) -> HeadWeights:

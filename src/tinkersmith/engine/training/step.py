@@ -65,7 +65,7 @@ def _run(
         def head(hidden: torch.Tensor, inputs: dict[str, torch.Tensor] = head_inputs) -> HeadOutput:
             return head_pass(base, adapter, hidden, inputs, loss_fn, config, backward=backward)
 
-        run_pack = _run_generic if base.dense is None else _run_dense
+        run_pack = _run_generic if base.kernels is None else _run_dense
         output = run_pack(base, adapter, tokens.to(base.device), lengths, rows, head, backward)
         found = (_in_place(part, rows, len(tokens)) for part in (output.losses, output.logprobs))
         parts = (part.split(lengths) for part in found)
@@ -88,24 +88,25 @@ def _run(
 
 def _budget(base: BaseModel, adapter: Adapter | None) -> int:
     """Tokens of a pack: on a GPU as many as can keep all that their backward pass needs."""
-    if base.device.type != "cuda" or base.dense is None or adapter is None:
+    if base.device.type != "cuda" or base.kernels is None or adapter is None:
         return PACK_TOKENS
     # Of the GPU's whole memory, not of what is free now: packs are the same every time.
     total = torch.cuda.get_device_properties(base.device).total_memory
     weights = sum(parameter.nbytes for parameter in base.model.parameters())
+    assert base.dense is not None
     numbers = numbers_kept(base.dense, adapter) * base.layers
     return gpu_budget(total - weights, numbers * base.dtype.itemsize)
 
 
 def _run_dense(base, adapter, tokens, lengths, rows, head, backward: bool) -> HeadOutput:
-    one_pass = None
-    if base.dense.recorded is not None and adapter is not None:
-        one_pass = base.dense.recorded.begin(adapter, lengths)
-    if one_pass is None:
-        one_pass = DensePass(base.dense, adapter, lengths, backward=backward)
-    output = head(one_pass.forward(tokens, rows))
+    kernels, training_pass = base.kernels, None
+    if kernels.prepared is not None and adapter is not None:
+        training_pass = kernels.prepared(adapter, lengths)
+    if training_pass is None:
+        training_pass = DensePass(base.dense, kernels, adapter, lengths, backward=backward)
+    output = head(training_pass.forward(tokens, rows))
     if backward:
-        one_pass.backward(output.grad_hidden)
+        training_pass.backward(output.grad_hidden)
     return output
 
 

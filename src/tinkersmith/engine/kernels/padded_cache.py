@@ -13,14 +13,14 @@ import torch
 from torch.nn.functional import rms_norm as scaled_norm
 
 from tinkersmith.engine.model.attention import KeysAndValues
-from tinkersmith.engine.model.dense import DenseLayer, DenseModel, Turn
+from tinkersmith.engine.model.dense import DenseLayer, DenseModel, RotaryTables
 
 _GROUP = 16  # slots
 _STEP = 64  # positions by which a cache grows: every size is a kernel of its own to oneDNN
 
 
 class PaddedCache:
-    """See dense_decoding.py for what a cache does."""
+    """The KV cache of rows in slots; `attend` adds one position to each active row."""
 
     def __init__(self, model: DenseModel, slots: int) -> None:
         self.model = model
@@ -42,9 +42,10 @@ class PaddedCache:
         self._fit(target // _GROUP, length)
         group.put(end, [origin.take(start, length)])
 
-    def begin(self, turn: Turn) -> None:
-        count = len(turn[0])
-        self.turn = self._turn(turn)
+    def begin(self, rotary: RotaryTables) -> None:
+        """A step of as many rows as there are positions in `rotary` begins."""
+        count = len(rotary[0])
+        self.rotary = self._per_head(rotary)
         self.active = []
         for index, start in enumerate(range(0, count, _GROUP)):
             lengths = self.lengths[start : min(start + _GROUP, count)]
@@ -70,16 +71,19 @@ class PaddedCache:
         longest = max(self.lengths[group * _GROUP : (group + 1) * _GROUP])
         self.groups[group].fit(max(needed, longest))
 
-    def _turn(self, turn: Turn) -> Turn:
-        """Each head's whole cosines and sines, (B, Q + G, D): queries are scaled by them, too."""
-        model, (cosine, sine) = self.model, turn
+    def _per_head(self, rotary: RotaryTables) -> RotaryTables:
+        """Full-width rotary tables per head, (B, Q + G, D).
+
+        The attention scale is folded into the rows of queries.
+        """
+        model, (cosine, sine) = self.model, rotary
         factor = torch.ones(model.heads + model.key_heads, 1, device=cosine.device)
         factor[: model.heads] = model.scale
         return torch.cat([cosine, cosine], -1) * factor, torch.cat([-sine, sine], -1) * factor
 
     def _rotate(self, qkv: torch.Tensor, norm: torch.Tensor | None) -> torch.Tensor:
         """Queries and keys, normed and rotated in fp32 (Su et al. 2021): (B, Q + G, D)."""
-        model, (cosine, sine) = self.model, self.turn
+        model, (cosine, sine) = self.model, self.rotary
         heads = qkv[:, : -model.key_heads * model.head_size]
         heads = heads.view(len(qkv), -1, model.head_size).float()
         if norm is not None:

@@ -1,0 +1,1 @@
+"""From a batch to losses, gradients and an optimizer step."""
