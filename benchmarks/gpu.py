@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,7 +24,7 @@ from benchmarks.training_data import Lengths, random_samples, useful_flops
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS, FLOAT8 = "tinkersmith", "tinkersmith, float8 base"
-UNRECORDED = "tinkersmith, no CUDA graphs"
+GRAPHS = "tinkersmith, CUDA graphs"
 PLAIN, SPARING = "plain", "plain, checkpointing"
 LIGER, LIGER_SPARING = "plain, Liger kernels", "plain, Liger kernels, checkpointing"
 PEAK = 989e12  # bf16 operations a second of an H100 or H200, as its maker gives it
@@ -87,7 +86,7 @@ def main() -> None:
 def _contestants(shape: dict[str, int], device: str) -> list[str]:
     if device == "cpu":
         return [OURS, PLAIN, SPARING]
-    ours = [OURS] if "experts" in shape else [OURS, UNRECORDED, FLOAT8]
+    ours = [OURS] if "experts" in shape else [OURS, GRAPHS, FLOAT8]
     return [*ours, PLAIN, SPARING, LIGER, LIGER_SPARING]
 
 
@@ -107,7 +106,7 @@ def measure(
     import torch
 
     samples = random_samples(lengths, vocabulary)
-    make = _ours if what in (OURS, UNRECORDED, FLOAT8) else _plain
+    make = _ours if what in (OURS, GRAPHS, FLOAT8) else _plain
     step = make(what, shape, vocabulary, device)
 
     def timed() -> tuple[float, float]:
@@ -170,25 +169,23 @@ def _ours(
     import torch
 
     from benchmarks.training_worker import step_on
+    from tinkersmith.engine.kernels.choose import with_torch_kernels
     from tinkersmith.engine.messages import LoraConfig
     from tinkersmith.engine.model.adapters import new_adapter
     from tinkersmith.engine.model.attention import NAME
     from tinkersmith.engine.model.base_model import base_model_of
-    from tinkersmith.engine.model.float8 import check_device
+    from tinkersmith.engine.runtime.experimental import Experimental
     from tinkersmith.engine.runtime.fast_code import with_fast_code
 
     place = torch.device(device)
-    if what == FLOAT8:
-        check_device(place)
+    experimental = Experimental(float8=what == FLOAT8, graphs=what == GRAPHS)
+    if device == "cuda":
+        experimental.check(place)
     model = _model(shape, vocabulary, device, NAME)
     with tempfile.TemporaryDirectory() as folder:
         model.config.save_pretrained(folder)
-        base = base_model_of(what, Path(folder), model, place, narrow=what == FLOAT8)
-    if device == "cuda":
-        base = with_fast_code(base)
-    if what == UNRECORDED:
-        assert base.dense is not None
-        base = replace(base, dense=replace(base.dense, recorded=None))
+        base = base_model_of(what, Path(folder), model, place, experimental.storage())
+    base = with_fast_code(base, experimental) if device == "cuda" else with_torch_kernels(base)
     adapter = new_adapter(base, LoraConfig(shape["LoRA rank"], 0, train_unembed=False))
     return step_on(base, adapter)
 

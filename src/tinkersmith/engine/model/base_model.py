@@ -5,7 +5,7 @@ Axes: T packed tokens, H hidden size, V vocabulary.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -23,7 +23,6 @@ from tinkersmith.engine.model import attention
 from tinkersmith.engine.model.attention import AttentionContext, PackedDocuments, attending
 from tinkersmith.engine.model.dense import DenseModel, dense_model, is_dense
 from tinkersmith.engine.model.experts import find_experts, part_shapes
-from tinkersmith.engine.model.float8 import quantise_layers
 from tinkersmith.engine.model.kernels import Kernels
 from tinkersmith.engine.model.lora import Adapter, LayerShape, LoraLinear, using
 from tinkersmith.engine.model.widening import widen
@@ -95,23 +94,38 @@ class BaseModel:
             return self.unembed(hidden).float()
 
 
+@dataclass(frozen=True, slots=True)
+class LinearStorage:
+    """A way to store the frozen layers of attention and MLPs other than in the model's dtype."""
+
+    name: str  # the value of --dtype that asks for it
+    itemsize: int  # bytes of a weight
+    # Replaces layers one after another, each on the device then, so that no GPU holds them all in
+    # full width.
+    store: Callable[[Iterable[LoraLinear], torch.device], None]
+
+
 def load_base_model(
-    name: str, folder: Path | str, dtype: str = "auto", device: str = "cpu"
+    name: str,
+    folder: Path | str,
+    dtype: str = "auto",
+    device: str = "cpu",
+    storage: LinearStorage | None = None,
 ) -> BaseModel:
     """Load and freeze the model of `folder`; safetensors only.
 
     Raises:
         Refused: no such folder, not a causal language model, or one this engine would get wrong.
     """
-    folder, narrow = Path(folder), dtype == "float8"
+    folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise Refused(f"{folder} is not a model folder: it has no config.json.")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        if narrow and not is_dense(config):
+        if storage is not None and not is_dense(config):
             raise Refused(
-                f"{name} ({config.model_type}) cannot be loaded with --dtype float8, which is for "
-                "Llama, Mistral, Qwen2 and Qwen3; use --dtype bfloat16."
+                f"{name} ({config.model_type}) cannot be loaded with --dtype {storage.name}, which "
+                "is for Llama, Mistral, Qwen2 and Qwen3; use --dtype bfloat16."
             )
         loaded = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -121,19 +135,22 @@ def load_base_model(
             use_safetensors=True,
             local_files_only=True,
         )
-        # What is quantised goes to the device layer by layer, and never there in full width.
-        place = torch.device("cpu" if narrow else device)
+        place = torch.device("cpu" if storage is not None else device)
         model = cast(PreTrainedModel, loaded).to(place)  # type: ignore[arg-type]
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise Refused(f"the model in {folder} cannot be loaded: {reason}") from error
-    return base_model_of(name, folder, model, torch.device(device), narrow=narrow)
+    return base_model_of(name, folder, model, torch.device(device), storage)
 
 
 def base_model_of(
-    name: str, folder: Path, model: PreTrainedModel, device: torch.device, *, narrow: bool = False
+    name: str,
+    folder: Path,
+    model: PreTrainedModel,
+    device: torch.device,
+    storage: LinearStorage | None = None,
 ) -> BaseModel:
-    """Freeze a model that was made with this engine's attention, its layers in 8 bits if `narrow`.
+    """Freeze a model that was made with this engine's attention.
 
     Raises:
         Refused: this engine would get it wrong.
@@ -148,11 +165,11 @@ def base_model_of(
     experts, why_no_experts = find_experts(model)
     parts = _linear_parts(model)
     linears = {path: _replace(model, path) for paths in parts.values() for path in paths}
-    if narrow:
-        quantised = [linears[path] for part in ("attention", "mlp") for path in parts[part]]
-        quantise_layers(quantised, device)
+    if storage is not None:
+        stored = [linears[path] for group in ("attention", "mlp") for path in parts[group]]
+        storage.store(stored, device)
         model.to(device)  # type: ignore[arg-type]
-    widened = not narrow and _is_to_be_widened(model, device)
+    widened = storage is None and _is_to_be_widened(model, device)
     if widened:
         widen(model, linears.values())
     shapes = {
@@ -189,20 +206,20 @@ def _is_to_be_widened(model: PreTrainedModel, device: torch.device) -> bool:
     return narrow and is_dense(model.config) and not multiplies_bf16()
 
 
-def memory_of_weights(folder: Path, dtype: str, device: str) -> int:
+def memory_of_weights(
+    folder: Path, dtype: str, device: str, storage: LinearStorage | None = None
+) -> int:
     """Bytes that the model of `folder` takes as it would be loaded."""
     wide = _dtype(folder, dtype, device).itemsize
-    if dtype != "float8":
+    if storage is None:
         return wide * _parameters(folder)
     projections = _parameters(folder, _PROJECTION)
-    return projections + wide * (_parameters(folder) - projections)
+    return storage.itemsize * projections + wide * (_parameters(folder) - projections)
 
 
 def _dtype(folder: Path, wanted: str, device: str) -> torch.dtype:
     if wanted != "auto":
-        # With float8, what stays wide: all but the projections of the layers.
-        wide = torch.bfloat16
-        return {"float32": torch.float32, "bfloat16": wide, "float8": wide}[wanted]
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
     if device != "cpu":
         return torch.bfloat16
     parameters = _parameters(folder)

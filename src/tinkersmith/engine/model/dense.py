@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from tinkersmith.engine.model.float8 import Float8Linear
 from tinkersmith.engine.model.lora import Adapter, LoraLinear
 from tinkersmith.engine.model.projection import Projection, Update, update_of
 
@@ -136,8 +135,6 @@ def _layer(layer: Any) -> DenseLayer | None:
 def _joined(layers: list[LoraLinear], dtype: torch.dtype) -> Projection:
     linears = [layer.base for layer in layers]
     weight, bias = linears[0].weight.detach(), linears[0].bias
-    quantised = [linear for linear in linears if isinstance(linear, Float8Linear)]  # all, or none
-    scale = torch.cat([linear.scale for linear in quantised]) if quantised else None
     if len(linears) > 1:
         weight = torch.cat([linear.weight.detach() for linear in linears])
         if bias is not None:
@@ -152,5 +149,4 @@ def _joined(layers: list[LoraLinear], dtype: torch.dtype) -> Projection:
         bias=None if bias is None else bias.detach(),
         paths=tuple(layer.path for layer in layers),
         sizes=tuple(linear.out_features for linear in linears),
-        scale=scale,
     )

@@ -21,7 +21,6 @@ class Projection:
     bias: torch.Tensor | None  # (out,)
     paths: tuple[str, ...]  # the layers' module paths, in the order of their outputs
     sizes: tuple[int, ...]  # the width of each one's output
-    scale: torch.Tensor | None = None  # (out, 1) in fp32, of a weight in 8 bits (see float8.py)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.gpu.vllm_sampling import VllmSampling
 from tinkersmith.engine.log import log
 from tinkersmith.engine.messages import (
     AdamParams,
@@ -33,9 +32,9 @@ from tinkersmith.engine.model.adapters import (
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.runtime.base_models import BaseModels
+from tinkersmith.engine.runtime.experimental import NOTHING, Experimental
 from tinkersmith.engine.runtime.shelf import Shelf
 from tinkersmith.engine.sampling.checks import TOKENIZER, check_request
-from tinkersmith.engine.sampling.sampler import sample
 from tinkersmith.engine.storage.catalogue import Catalogue
 from tinkersmith.engine.storage.store import Store, TinkerPath
 from tinkersmith.engine.training.checks import check_datums
@@ -118,12 +117,13 @@ class Models:
         device: str = "auto",
         threads: int = 0,  # 0: by the size of the models
         adapter_memory: int = ADAPTER_MEMORY,
+        experimental: Experimental = NOTHING,
     ) -> None:
         self.store = store
-        self.bases = BaseModels(catalogue, dtype, device, threads)
+        self.bases = BaseModels(catalogue, dtype, device, threads, experimental)
         self.trained: dict[str, TrainedModel] = {}
         self.samplers: dict[str, Sampler] = {}
-        self.vllm = VllmSampling()
+        self.sampler = experimental.sampler()
         self.adapter_memory = adapter_memory
         self.shelf = Shelf(store.folder / "idle")
         # Bytes of each client whose tensors are in memory, the least lately used first.
@@ -305,15 +305,13 @@ class Models:
                 results.append(SampleResult([]))
             except Refused as refusal:
                 results.append(refusal)
-        fast = self.vllm.sample(base, sampler_id, sampler.adapter, good)
-        rest = [request for request, answer in zip(good, fast, strict=True) if answer is None]
-        others = iter(sample(base, sampler.adapter, rest, self._decoder(base)))
-        answers = iter([next(others) if answer is None else answer for answer in fast])
+        decode = self._decoder(base)
+        answers = iter(self.sampler.sample(base, sampler_id, sampler.adapter, good, decode))
         return [result if isinstance(result, Refused) else next(answers) for result in results]
 
     def free_sampler(self, sampler_id: str) -> None:
         self.samplers.pop(sampler_id, None)
-        self.vllm.forget(sampler_id)
+        self.sampler.forget(sampler_id)
         self._forget(sampler_id)
 
     # ---- memory

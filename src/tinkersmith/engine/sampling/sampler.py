@@ -11,6 +11,7 @@ Axes: B active rows, H hidden size, V vocabulary, K top-k, T prompt tokens.
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -56,6 +57,41 @@ class _Prompt:
     rows: list[_Row]  # that have not begun
 
 
+class Sampler(Protocol):
+    """Answers the requests of sampling clients; the user chooses which one with --sampler."""
+
+    def sample(
+        self,
+        base: BaseModel,
+        sampler_id: str,  # of the client; its adapter never changes
+        adapter: Adapter | None,
+        requests: Sequence[SampleRequest],
+        decode: Callable[[list[int]], str] | None,
+    ) -> list[SampleResult]:
+        """Answer all requests; `decode` is needed where a stop is a string."""
+        ...
+
+    def forget(self, sampler_id: str) -> None:
+        """Free what is held for a sampling client that has ended."""
+        ...
+
+
+class OwnSampler:
+    """The engine's own `Sampler`: it holds nothing between requests."""
+
+    def sample(
+        self,
+        base: BaseModel,
+        sampler_id: str,
+        adapter: Adapter | None,
+        requests: Sequence[SampleRequest],
+        decode: Callable[[list[int]], str] | None,
+    ) -> list[SampleResult]:
+        return sample(base, adapter, requests, decode)
+
+    def forget(self, sampler_id: str) -> None: ...
+
+
 @torch.no_grad()
 def sample(
     base: BaseModel,
@@ -63,7 +99,7 @@ def sample(
     requests: Sequence[SampleRequest],
     decode: Callable[[list[int]], str] | None = None,
 ) -> list[SampleResult]:
-    """Answer all requests; `decode` is needed where a stop is text.
+    """Answer all requests; `decode` is needed where a stop is a string.
 
     A result does not depend on the other requests, beyond the last digit of a float: every
     sequence draws from a generator of its own, seeded by (seed, its number).

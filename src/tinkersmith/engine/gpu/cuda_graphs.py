@@ -1,13 +1,13 @@
-"""Passes of one shape as CUDA graphs: a small model's kernels end before Python launches the next.
+"""Training passes of one shape as CUDA graphs: one launch instead of one for every kernel.
 
-Packs are padded to one of few shapes. A shape that comes a second time is recorded, for all
-adapters of one kind, and from then on launched as a whole: forward, and after the output layer
-backward.
+A small model's kernels end before Python launches the next. Packs are padded to one of few shapes.
+When a shape comes a second time, its pass is captured, for all adapters of one kind, and from then
+on launched as a whole: forward, and after the output layer backward.
 
-Written without a GPU at hand: what it gains is not measured. When a model is loaded, gradients are
-compared with those of a plain pass; where they do not agree, nothing is recorded.
+Experimental: never run on a GPU, and what it gains is not measured. When a model is loaded,
+gradients are compared with those of a plain pass.
 
-Axes: T tokens of a shape, N those of a pack, M rows that are wanted, H hidden size.
+Axes: T tokens of a shape, N tokens of a pack, M rows that reach the output layer, H hidden size.
 """
 
 from collections import OrderedDict
@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.nn.functional import pad
 
+from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.hardware.memory import free_memory
 from tinkersmith.engine.kernels.varlen_attention import VarlenAttention, of_documents
 from tinkersmith.engine.log import log
@@ -32,6 +33,7 @@ from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.training.dense_pass import DensePass, numbers_kept
 from tinkersmith.engine.training.self_check import gradient_difference
 
+_OPTION = "--gpu-graphs"
 _STEP = 1024  # tokens: shapes have a multiple of them
 _MOST = 16  # shapes and kinds of adapters that are remembered
 # Operations of a layer's forward products, below which launching its kernels takes longer than they
@@ -42,7 +44,7 @@ _TOLERANCE = 0.03  # both are rounded
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a pack is padded to."""
+    """The sizes that a pack is padded to."""
 
     tokens: int
     documents: int
@@ -63,56 +65,60 @@ def _power_of_two(at_least: int) -> int:
     return 1 << (at_least - 1).bit_length()
 
 
-class RecordedPasses:
-    """Those of one model. Where recording fails, `strict` ones raise; others go on without it."""
+class CudaGraphs:
+    """The captured passes of one model.
+
+    If a capture fails, raise when `strict`, otherwise fall back to plain passes.
+    """
 
     def __init__(self, model: DenseModel, kernels: Kernels, *, strict: bool = False) -> None:
         self.model, self.kernels, self.strict = model, kernels, strict
         # None: seen once. The least lately used first.
-        self.passes: OrderedDict[Hashable, RecordedPass | None] = OrderedDict()
-        self.records_more = True
+        self.passes: OrderedDict[Hashable, GraphPass | None] = OrderedDict()
+        self.captures_more = True
 
-    def begin(self, adapter: Adapter, lengths: Sequence[int]) -> "RecordedPass | None":
-        """A pass over such a pack; None if it is to be made as it is."""
+    def begin(self, adapter: Adapter, lengths: Sequence[int]) -> "GraphPass | None":
+        """A captured pass over documents of these lengths; None if there is none."""
         shape, config = shape_of(lengths), adapter.config
         key = shape, config.rank, config.train_attn, config.train_mlp
-        found = self.passes.get(key)
-        if found is not None:
-            found.begin(adapter, lengths)
+        graph_pass = self.passes.get(key)
+        if graph_pass is not None:
+            graph_pass.begin(adapter, lengths)
         elif not self._is_worth_it(adapter, shape):
             return None
         elif key in self.passes:
-            found = self._record(adapter, lengths)
-        self.passes[key] = found
+            graph_pass = self._capture(adapter, lengths)
+        self.passes[key] = graph_pass
         self.passes.move_to_end(key)
         while len(self.passes) > _MOST:
             self.passes.popitem(last=False)
-        return found
+        return graph_pass
 
-    def _record(self, adapter: Adapter, lengths: Sequence[int]) -> "RecordedPass | None":
+    def _capture(self, adapter: Adapter, lengths: Sequence[int]) -> "GraphPass | None":
         try:
-            return RecordedPass(self.model, self.kernels, adapter, lengths)
+            return GraphPass(self.model, self.kernels, adapter, lengths)
         except RuntimeError as error:  # memory is short, for the most part
             if self.strict:
                 raise
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            log.warning("no more passes are recorded as CUDA graphs: %s", reason[0])
-            self.records_more = False
+            log.warning("no more passes are captured as CUDA graphs: %s", reason[0])
+            self.captures_more = False
             return None
 
     def _is_worth_it(self, adapter: Adapter, shape: Shape) -> bool:
-        if not self.records_more:
+        if not self.captures_more:
             return False
         model = self.model
         layer, like = model.layers[0], model.final_norm
-        operations = 2 * shape.tokens * sum(part.weight.numel() for part in layer.projections)
+        weights = sum(projection.weight.numel() for projection in layer.projections)
+        operations = 2 * shape.tokens * weights
         # A graph's memory stays its own: other passes need as much besides.
         kept = numbers_kept(model, adapter) * len(model.layers) * shape.tokens * like.itemsize
         return operations < _LAUNCH_BOUND and kept < free_memory(like.device) / 4
 
 
-class RecordedPass:
-    """A forward and a backward pass of one shape, as DensePass makes them, for every pack in it."""
+class GraphPass:
+    """A DensePass of one shape as two CUDA graphs, for every pack that fits into the shape."""
 
     def __init__(
         self, model: DenseModel, kernels: Kernels, adapter: Adapter, lengths: Sequence[int]
@@ -120,24 +126,28 @@ class RecordedPass:
         self.shape = shape = shape_of(lengths)
         device, like = model.final_norm.device, model.final_norm
         # Weights and gradients at addresses that stay: an adapter's own are copied.
-        projections = [part for layer in model.layers for part in layer.projections]
-        paths = {path for projection in projections for path in projection.paths}
+        trained = [
+            path
+            for layer in model.layers
+            for projection in layer.projections
+            for path in projection.paths
+        ]
         self.weights = {
             name: nn.Parameter(weight.detach().clone())
             for name, weight in adapter.weights.items()
-            if name.rpartition(".")[0] in paths
+            if name.rpartition(".")[0] in trained
         }
         for weight in self.weights.values():
             weight.grad = torch.zeros_like(weight)
         self.tokens = torch.zeros(shape.tokens, dtype=torch.long, device=device)
         self.ends = torch.zeros(shape.documents + 1, dtype=torch.int32, device=device)
         self.grad = like.new_zeros(shape.tokens, len(like))
-        own = Adapter(adapter.config, self.weights)
-        self.one = DensePass(model, kernels, own, [shape.tokens], backward=True)
-        self.one.attention = VarlenAttention(self.ends, shape.tokens, shape.longest)
+        captured_adapter = Adapter(adapter.config, self.weights)
+        self.dense_pass = DensePass(model, kernels, captured_adapter, [shape.tokens], backward=True)
+        self.dense_pass.attention = VarlenAttention(self.ends, shape.tokens, shape.longest)
         self.begin(adapter, lengths)
-        self.launch_forward = record(self._forward)
-        self.launch_backward = record(self._backward)
+        self.launch_forward = capture(self._forward)
+        self.launch_backward = capture(self._backward)
 
     @torch.no_grad()
     def begin(self, adapter: Adapter, lengths: Sequence[int]) -> None:
@@ -151,9 +161,9 @@ class RecordedPass:
         ends[: len(padded) + 1] = [0, *accumulate(padded)]
         self.ends.copy_(torch.from_numpy(ends))
         positions = torch.cat([torch.arange(length) for length in padded])
-        of_pack = self.one.model.rotary_tables(positions.to(self.ends.device))
-        for part, new in zip(self.one.rotary, of_pack, strict=True):
-            part.copy_(new)
+        rotary = self.dense_pass.model.rotary_tables(positions.to(self.ends.device))
+        for table, values in zip(self.dense_pass.rotary, rotary, strict=True):
+            table.copy_(values)
 
     @torch.no_grad()
     def forward(self, tokens: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
@@ -169,23 +179,26 @@ class RecordedPass:
         self.grad.zero_()
         self.grad[self.rows] = grad
         self.launch_backward()
-        for name, own in self.weights.items():
+        for name, captured in self.weights.items():
             weight = self.adapter.weights[name]
-            assert own.grad is not None
-            weight.grad = own.grad.clone() if weight.grad is None else weight.grad.add_(own.grad)
+            assert captured.grad is not None
+            if weight.grad is None:
+                weight.grad = captured.grad.clone()
+            else:
+                weight.grad += captured.grad
 
     def _forward(self) -> None:
-        self.hidden = self.one.forward(self.tokens)  # (T, H)
+        self.hidden = self.dense_pass.forward(self.tokens)  # (T, H)
 
     def _backward(self) -> None:
         for weight in self.weights.values():
             assert weight.grad is not None
             weight.grad.zero_()
-        self.one.backward(self.grad)
+        self.dense_pass.backward(self.grad)
 
 
-def record(work: Callable[[], None]) -> Callable[[], None]:
-    """Work on a GPU -> the same as one launch, on the same memory."""
+def capture(work: Callable[[], None]) -> Callable[[], None]:
+    """Capture work on a GPU as a graph that one call launches, on the same memory."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=_pool(), capture_error_mode="thread_local"):
         work()
@@ -194,34 +207,36 @@ def record(work: Callable[[], None]) -> Callable[[], None]:
 
 @lru_cache
 def _pool() -> Any:
-    """One for all graphs: no two passes are under way at a time."""
+    """The memory pool of all graphs: no two passes are under way at a time."""
     return torch.cuda.graph_pool_handle()
 
 
-def with_recorded_passes(base: BaseModel) -> BaseModel:
-    """The same model; on a GPU with variable-length attention its passes will be recorded."""
-    if base.device.type != "cuda" or base.kernels is None:
-        return base
+def with_cuda_graphs(base: BaseModel) -> BaseModel:
+    """Let the training passes of a model on a GPU be launched as CUDA graphs.
+
+    Raises:
+        Refused: graphs are not possible for this model here, or give other gradients.
+    """
+    if base.kernels is None:
+        raise Refused(f"{_OPTION} is for Llama, Mistral, Qwen2 and Qwen3, not for {base.arch}.")
     # The plan of tiles is another one for every pack.
     if getattr(base.kernels.attention, "func", None) is not of_documents:
-        return base
-    return _recording_if_right(base)
+        raise Refused(f"{_OPTION} needs variable-length FlashAttention, which does not work here.")
+    return _checked(base)
 
 
-def _recording_if_right(base: BaseModel) -> BaseModel:
+def _checked(base: BaseModel) -> BaseModel:
     try:
-        worst = gradient_difference(base, partial(_recording, strict=True), passes=3)
+        worst = gradient_difference(base, partial(_with_graphs, strict=True), passes=3)
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        log.warning("no CUDA graphs here: %s", reason[0])
-        return base
+        raise Refused(f"{_OPTION} does not work here: {reason[0]}") from error
     if not worst < _TOLERANCE:
-        log.warning("passes as CUDA graphs are off by %.1e: none is recorded", worst)
-        return base
-    return _recording(base)
+        raise Refused(f"{_OPTION} gives wrong gradients for {base.name}: off by {worst:.1e}.")
+    return _with_graphs(base)
 
 
-def _recording(base: BaseModel, *, strict: bool = False) -> BaseModel:
+def _with_graphs(base: BaseModel, *, strict: bool = False) -> BaseModel:
     assert base.dense is not None and base.kernels is not None
-    passes = RecordedPasses(base.dense, base.kernels, strict=strict)
-    return replace(base, kernels=replace(base.kernels, prepared=passes.begin))
+    graphs = CudaGraphs(base.dense, base.kernels, strict=strict)
+    return replace(base, kernels=replace(base.kernels, prepared=graphs.begin))
