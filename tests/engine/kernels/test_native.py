@@ -33,17 +33,18 @@ from tinkersmith.engine.kernels.native.kernels import (
 from tinkersmith.engine.kernels.products import TorchProducts
 from tinkersmith.engine.kernels.tile_attention import TileAttention
 from tinkersmith.engine.messages import Datum, LoraConfig, SampleRequest
-from tinkersmith.engine.model import widening
+from tinkersmith.engine.model import dtype_cast
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.kernels import BLOCK, Elementwise, HeadWeights
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.model.projection import Projection, update_of
 from tinkersmith.engine.runtime.fast_code import with_native_code
 from tinkersmith.engine.sampling.dense_decoder import DenseDecoder
-from tinkersmith.engine.sampling.prefixes import Run
+from tinkersmith.engine.sampling.prefixes import TokenRun
 from tinkersmith.engine.sampling.sampler import sample
 from tinkersmith.engine.training.dense_pass import DensePass
-from tinkersmith.engine.training.head_pass import head_pass
+from tinkersmith.engine.training.head_pass import Pass, head_pass
+from tinkersmith.engine.training.losses import has_gradient
 from tinkersmith.engine.training.step import forward, forward_backward
 
 NEAR: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-5}
@@ -274,7 +275,7 @@ def test_products_of_a_few_rows_are_right_for_every_number_of_them(
     library: Library, dtype: torch.dtype
 ) -> None:
     product = few_rows_product(library)
-    assert product is not widening.product
+    assert product is not dtype_cast.linear_product
     for rows in [*range(1, 12), 31, 32, 33, 100]:
         outputs, width = (int(torch.randint(1, 150, (1,))) for _ in range(2))
         x, weight = torch.randn(rows, 2 * width)[:, :width], torch.randn(outputs, width).to(dtype)
@@ -301,7 +302,7 @@ def test_wrong_products_of_a_few_rows_are_not_used(
             return lambda *arguments: None
 
     with caplog.at_level(logging.WARNING, "tinkersmith.engine"):
-        assert few_rows_product(replace(library, functions=Idle())) is widening.product
+        assert few_rows_product(replace(library, functions=Idle())) is dtype_cast.linear_product
     assert "native products of a few rows are off by" in caplog.text
 
 
@@ -464,7 +465,7 @@ def test_rows_that_grow_move_and_end_get_the_logits_of_full_precision(
         draws = np.random.default_rng(0)
         decoder = DenseDecoder(model, filled_adapter(model, config), len(prompts))
         assert isinstance(decoder.layers, NativeLayers) == (name == "native")
-        runs = [Run(tokens) for tokens in prompts]
+        runs = [TokenRun(tokens) for tokens in prompts]
         decoder.prefill([run for run in runs if run.tokens], [False] * (len(runs) - 1))
         for slot, run in enumerate(runs):
             decoder.put(slot, run)
@@ -565,7 +566,12 @@ def test_rows_without_a_gradient_get_their_log_probabilities(
         "target_tokens": torch.randint(300, (150, 1)),
         "weights": (torch.arange(150) % 3 > 0).float()[:, None],
     }
-    found = head_pass(native, None, hidden, inputs, "cross_entropy", {}, backward=True)
+    found = head_pass(
+        Pass(native, None, "cross_entropy", {}, backward=True),
+        hidden,
+        inputs,
+        has_gradient("cross_entropy", inputs),
+    )
     plain = TorchHead(
         HeadWeights(base.unembed.weight.detach(), None, None, None, 0.0),
         *(torch.bfloat16, torch.device("cpu")),

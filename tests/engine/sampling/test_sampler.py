@@ -25,8 +25,8 @@ from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.sampling import sampler
 from tinkersmith.engine.sampling.checks import check_request
-from tinkersmith.engine.sampling.drawing import choose_tokens
 from tinkersmith.engine.sampling.sampler import sample
+from tinkersmith.engine.sampling.token_choice import choose_tokens
 from tinkersmith.engine.training.step import forward
 
 
@@ -419,7 +419,7 @@ def test_the_limit_is_the_reason_when_nothing_stopped_it(base: BaseModel) -> Non
         ({"prompt": [-1]}, "token id -1 is not"),
         ({"prompt": [1] * 129}, "the prompt has 129 tokens; tiny takes at most 128"),
         ({"max_tokens": 0}, "max_tokens is 0"),
-        ({"max_tokens": 127}, "has room for 1 to 126"),
+        ({"max_tokens": 127}, "can sample 1 to 126"),
         ({"num_samples": 0}, "num_samples is 0"),
         ({"temperature": -0.1}, r"temperature is -0\.1"),
         ({"temperature": float("nan")}, "temperature is nan"),

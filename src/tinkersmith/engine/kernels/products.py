@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from tinkersmith.engine.kernels.elementwise import TORCH_ELEMENTWISE
-from tinkersmith.engine.model import widening
+from tinkersmith.engine.model import dtype_cast
 from tinkersmith.engine.model.kernels import Elementwise
 from tinkersmith.engine.model.projection import Projection
 
@@ -15,7 +15,7 @@ class TorchProducts:
     """By torch, on every device."""
 
     elementwise: Elementwise = TORCH_ELEMENTWISE
-    product: widening.Product = widening.product
+    product: dtype_cast.LinearProduct = dtype_cast.linear_product
 
     def multiply(self, x: torch.Tensor, projection: Projection, output: torch.Tensor) -> None:
         """output = x W^T: (N, in) -> (N, out)."""
@@ -23,7 +23,7 @@ class TorchProducts:
 
     def multiply_back(self, grad: torch.Tensor, projection: Projection) -> torch.Tensor:
         """grad W: (N, out) -> (N, in)."""
-        return widening.input_product(grad, projection.weight)
+        return dtype_cast.input_gradient(grad, projection.weight)
 
     def project(self, x, projection, update, output, low, residual=None) -> None:
         self.multiply(x, projection, output)
