@@ -64,12 +64,12 @@ def choose_way(base: BaseModel, library: Library | None) -> Way:
 def choose_kernels(base: BaseModel, means: Means) -> Kernels:
     """The kernels of a model that has a dense path.
 
-    | Way                | attention     | element-wise    | products, output layer | decoding        |
-    | ------------------ | ------------- | --------------- | ---------------------- | --------------- |
-    | TORCH              | tiles, varlen | torch, compiled | torch                  | torch           |
-    | NATIVE_FLOAT32     | tiles         | C++             | torch                  | torch, with C++ |
-    | NATIVE_ELEMENTWISE | tiles         | C++             | torch                  | torch           |
-    | NATIVE             | C++           | C++             | C++                    | C++             |
+    | Way                | attention     | element-wise    | products, output | decoding        |
+    | ------------------ | ------------- | --------------- | ---------------- | --------------- |
+    | TORCH              | tiles, varlen | torch, compiled | torch            | torch           |
+    | NATIVE_FLOAT32     | tiles         | C++             | torch            | torch, with C++ |
+    | NATIVE_ELEMENTWISE | tiles         | C++             | torch            | torch           |
+    | NATIVE             | C++           | C++             | C++              | C++             |
 
     Where a cell names two, the second is used if `means` has it.
     """
