@@ -13,7 +13,7 @@ def multiplies_bf16() -> bool:
 
     Without them torch's are slow: with AVX-512 alone a training step takes twice as long as in
     float32, with AVX2 tens of times as long (measured with ONEDNN_MAX_CPU_ISA). What does not need
-    them is in widening.py.
+    them is in model/dtype_cast.py.
     """
     capabilities: Any = getattr(torch.cpu, "get_capabilities", None)  # since torch 2.12 or so
     if capabilities is not None:
