@@ -24,10 +24,8 @@ def new_adapter(base: "BaseModel", config: LoraConfig) -> Adapter:
     """An adapter that changes nothing yet: A uniform in ±1/sqrt(in), B zero.
 
     Raises:
-        Refused: the rank is out of range, or a wanted part cannot be trained in this model.
+        Refused: a wanted part cannot be trained in this model.
     """
-    if not 1 <= config.rank <= 512:
-        raise Refused(f"rank is {config.rank}; it must be between 1 and 512.")
     groups = [
         (config.train_attn, "attention", "train_attn"),
         (config.train_mlp, "mlp", "train_mlp"),
