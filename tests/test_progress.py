@@ -3,10 +3,10 @@
 import io
 import itertools
 import threading
-from collections.abc import Callable
 
 import pytest
 
+from tests.support.clocks import Lines, hurried_clock
 from tinkersmith.progress import Progress, allowed_silence, watched
 
 
@@ -149,26 +149,14 @@ def test_the_live_line_is_cut_to_the_width_of_the_terminal(monkeypatch: pytest.M
     assert terminal.getvalue().startswith("\r\x1b[2K" + "x" * 19 + "\r")
 
 
-def hurried() -> Callable[[], float]:
-    """A clock that is a second further at each look."""
-    seconds = itertools.count()
-    return lambda: float(next(seconds))
-
-
 def test_a_thread_looks_while_the_work_blocks() -> None:
-    said: list[str] = []
-    heard = threading.Event()
-
-    def say(text: str) -> None:
-        said.append(text)
-        heard.set()
-
+    said = Lines()
     with (
-        watched(say, clock=hurried(), look_every=0.001) as progress,
+        watched(said.say, clock=hurried_clock(), look_every=0.001) as progress,
         progress.doing("reading the data"),
     ):
-        assert heard.wait(60)
-    assert said[0].startswith("  Still reading the data (")
+        assert said.wait_for("Still")
+    assert said.texts[0].startswith("  Still reading the data (")
     assert not any(thread.name == "progress" for thread in threading.enumerate())
 
 
@@ -180,7 +168,7 @@ def test_an_output_that_is_gone_ends_the_looking_and_not_the_work() -> None:
         raise BrokenPipeError
 
     with (
-        watched(say, clock=hurried(), look_every=0.001) as progress,
+        watched(say, clock=hurried_clock(), look_every=0.001) as progress,
         progress.doing("reading the data"),
     ):
         assert tried.wait(60)
