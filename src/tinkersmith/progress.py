@@ -8,7 +8,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
@@ -70,7 +70,7 @@ class Progress:
             self._last_line = self._clock()
 
     @contextmanager
-    def doing(self, what: str) -> Iterator["Task"]:
+    def doing(self, what: str) -> Generator[Task, None, None]:
         """Within the block, `what` is under way: "reading the data", "training step 3"."""
         now = self._clock()
         task = Task(what, begun=now, reported=now)
@@ -136,7 +136,7 @@ class Progress:
 @contextmanager
 def watched(
     say: Say, *, clock: Clock = time.monotonic, look_every: float = LOOK_EVERY
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, None]:
     """A `Progress` that looks from a thread of its own until the block ends."""
     terminal = sys.stdout if sys.stdout.isatty() else None
     progress = Progress(say, clock=clock, terminal=terminal)

@@ -1,7 +1,7 @@
 """Settings, or an interrupted run -> a finished run: `train`."""
 
 import atexit
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -62,7 +62,7 @@ def _settings_of(run: RunFolder) -> Settings:
 @contextmanager
 def _explained(
     run: RunFolder | None, settings: Settings, progress: Progress, *, under_way: bool
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     """Failures within the block say how to continue the run, if there is one to continue."""
     how = f"Continue with: python train_with_config.py --resume {run.name}" if run else ""
     try:
