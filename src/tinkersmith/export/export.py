@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tinkersmith.text.templates import PromptTemplate
     from tinkersmith.text.tokenizer import TextTokenizer
 
-
+EXPORTS = "exported"  # the folder that gets one folder per export
 _FP32_ON_CPU = 600_000_000  # bytes of 16-bit weights up to which the engine computes in fp32
 _VERIFIED_SAMPLES, _VERIFIED_TOKENS = 8, 256
 
@@ -62,9 +62,19 @@ def export_model(
     force: bool = False,
     verify: bool = False,
     dtype: str = "auto",
+    exports: str | Path = EXPORTS,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Download the LoRA at `tinker_path` (default: the newest run's last) and write it to `out`.
+
+    Args:
+        out: the folder to write; without it, one in `exports` that is named for the run.
+        merged: write a full model instead of a PEFT adapter.
+        base_model: the model that was trained on, for paths that no run folder knows.
+        base_folder: its folder; without it, it is looked for.
+        force: replace an export that is there.
+        verify: load the result with plain transformers (and peft) and compare log-probabilities.
+        dtype: of a merged model: "float32", "bfloat16", or "auto" for that of the base model.
 
     Raises:
         UserError: one sentence about what is wrong; `out` is then as it was before.
@@ -73,7 +83,7 @@ def export_model(
 
     model = find_trained_model(settings or settings_from({}), tinker_path, base_model)
     kind = "merged" if merged else "adapter"
-    folder = Path(out) if out else Path("exported") / f"{model.name}-{kind}"
+    folder = Path(out) if out else Path(exports) / f"{model.name}-{kind}"
     if base_folder and not (Path(base_folder).expanduser() / "config.json").is_file():
         raise UserError(f"{base_folder} is not a model folder: it has no config.json.")
     _check_output(folder, force)

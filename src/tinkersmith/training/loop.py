@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tinkersmith.command_line import command_line
 from tinkersmith.data.large_files import LargeFiles, are_streamed, scan
 from tinkersmith.data.lengths import format_length_statistics
 from tinkersmith.data.samples import Sample, find_files
@@ -165,7 +166,7 @@ class _Run:
     def how_to_resume(self) -> str:
         if self.run is None:
             return ""
-        return f"Go on with: python train_with_config.py --resume {self.run.name}"
+        return f"Go on with: {command_line('train', '--resume', self.run.path)}"
 
     def _show_settings(self, base_model: str, note: str | None) -> None:
         if note:
@@ -233,9 +234,13 @@ class _Run:
         saved = self.run.checkpoints()
         complete = self.run.file("samples.json").is_file()  # the last thing that a run writes
         if complete and saved and saved[-1].step >= self.run.facts()["total_steps"]:
+            evaluate = command_line(
+                *("evaluate", "--model-path", saved[-1].sampler_path),
+                *("--set", f"OUTPUT_DIR={self.run.path.parent}"),
+            )
             raise UserError(
-                f"{self.run.name} is finished; nothing is left to train. Evaluate it with: python "
-                f"evaluate_model.py --model-path {saved[-1].sampler_path}"
+                f"{self.run.name} is finished; nothing is left to train. Evaluate it with: "
+                f"{evaluate}"
             )
         return saved[-1] if saved else None
 
