@@ -1,7 +1,7 @@
 # make demo   the whole job on the bundled model and data, nothing else needed
 # make test   the tests
 # make test-older-sdk   the engine with the oldest SDK that it is tested with
-# make lint   format, lint and types
+# make lint   format, lint, the directions of imports, and types
 # make bench  the quick benchmarks; their figures go to benchmarks/results
 PYTHON ?= python3
 BIN := .venv/bin
@@ -33,6 +33,7 @@ test-older-sdk: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/pyright
 
 format: $(INSTALLED)

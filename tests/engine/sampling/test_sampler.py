@@ -22,7 +22,7 @@ from tinkersmith.engine.messages import Datum, LoraConfig, SampledSequence, Samp
 from tinkersmith.engine.model.adapters import snapshot
 from tinkersmith.engine.model.base_model import BaseModel, load_base_model
 from tinkersmith.engine.model.lora import Adapter
-from tinkersmith.engine.sampling import sampler
+from tinkersmith.engine.sampling import checks, sampler
 from tinkersmith.engine.sampling.checks import check_request
 from tinkersmith.engine.sampling.drawing import choose_tokens
 from tinkersmith.engine.sampling.sampler import sample
@@ -451,7 +451,7 @@ def test_no_request_gets_no_answer(base: BaseModel) -> None:
 def test_a_table_over_the_prompt_that_would_fill_the_memory_is_refused(
     base: BaseModel, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(sampler, "MAX_CELLS", 300)
+    monkeypatch.setattr(checks, "MAX_CELLS", 300)
     wanted: dict[str, Any] = {name: 100}
     check_request(base, SampleRequest([1, 2, 3], **wanted))
     wanted[name] += 1
