@@ -19,7 +19,7 @@ from tinkersmith.errors import UserError
 from tinkersmith.evaluation.results import EvaluationResult, Record, Scored, named, report
 from tinkersmith.evaluation.scoring import final_answer, score
 from tinkersmith.files import write_json
-from tinkersmith.runs.trained_model import TrainedModel, find_trained_model
+from tinkersmith.runs.trained_model import ModelReference, find_trained_model
 from tinkersmith.service.connection import Service, open_service
 from tinkersmith.settings import Settings, settings_from
 
@@ -117,7 +117,7 @@ def _choose(samples: list[Sample], limit: int | None, seed: int) -> list[Sample]
 
 
 def _overlap_with_training(
-    model: TrainedModel, samples: list[Sample]
+    model: ModelReference, samples: list[Sample]
 ) -> list[tuple[Source, Source]] | None:
     if model.run is None:
         return None
@@ -243,7 +243,7 @@ def _progress(
 # ---- what is told before and after
 
 
-def _report_test_set(loaded: LoadedSamples, chosen: int, model: TrainedModel) -> list[str]:
+def _report_test_set(loaded: LoadedSamples, chosen: int, model: ModelReference) -> list[str]:
     file, count = next(iter(loaded.counts.items()))
     lines = [f"Model:    {model.sampler_path} ({model.name}, on {model.base_model})"]
     lines.append(f"Test set: {file}, {count:,} samples")
@@ -283,7 +283,7 @@ def _report_overlap(shared: list[tuple[Source, Source]] | None, n: int) -> str:
 
 def _write(
     result: EvaluationResult,
-    model: TrainedModel,
+    model: ModelReference,
     template: "PromptTemplate",
     loaded: LoadedSamples,
     test_file: str,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tinkersmith.data.large_files import iterate_samples
 from tinkersmith.data.samples import Sample, Source
 from tinkersmith.errors import UserError
-from tinkersmith.export.adapter import LoraLayer, read_layers, write_adapter
+from tinkersmith.export.adapter import LoraLayer, read_layers, write_peft_adapter
 from tinkersmith.export.base_folder import BaseFolder, copy_tokenizer, read_base
 from tinkersmith.export.chat_template import write_chat_template
 from tinkersmith.export.download import base_folder as find_base_folder
@@ -26,7 +26,7 @@ from tinkersmith.export.verify import Verification, verify_export
 from tinkersmith.files import new_folder, write_atomically, write_json
 from tinkersmith.models import local_model_folder
 from tinkersmith.peft_format import ADAPTER_CONFIG
-from tinkersmith.runs.trained_model import TrainedModel, find_trained_model
+from tinkersmith.runs.trained_model import ModelReference, find_trained_model
 from tinkersmith.service.connection import Service, open_service
 from tinkersmith.settings import Settings, settings_from
 
@@ -45,7 +45,7 @@ _VERIFIED_SAMPLES, _VERIFIED_TOKENS = 8, 256
 class Export:
     """What is exported, and to where."""
 
-    model: TrainedModel
+    model: ModelReference
     folder: Path
     merged: bool
     dtype: str  # "auto": the base model's
@@ -172,7 +172,7 @@ def _write(
             _stop_at_end_token(folder, template, tokenizer)
         else:
             reference = _base_reference(service, base)
-            write_adapter(layers, base, reference, folder)
+            write_peft_adapter(layers, base, reference, folder)
             copy_tokenizer(base.folder, folder)
         write_json(folder / "prompt_template.json", template.to_json())
         has_chat = write_chat_template(template, folder)
@@ -239,7 +239,7 @@ def _verify(
 
 
 def _texts_to_verify(
-    model: TrainedModel, template: "PromptTemplate", tokenizer: "TextTokenizer"
+    model: ModelReference, template: "PromptTemplate", tokenizer: "TextTokenizer"
 ) -> list[list[int]]:
     samples = [
         Sample(instruction="Say hello.", input="", output="Hello!", source=Source("", 1)),
