@@ -6,17 +6,23 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tinkersmith.errors import UserError
 from tinkersmith.export.base_folder import BaseFolder, _read_json
 from tinkersmith.files import write_json
-from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX
+from tinkersmith.peft_format import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    PEFT_PREFIX,
+    adapter_config,
+    target_modules,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
+_Number = TypeVar("_Number", int, float)
 _LORA_TENSOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 # How Tinker's cloud names the parts of an expert; the matrices of all experts are one tensor there.
 _EXPERT_PARTS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
@@ -62,37 +68,27 @@ def read_layers(folder: Path, base: BaseFolder) -> list[LoraLayer]:
     return list(layers.values())
 
 
-def write_adapter(
+def write_peft_adapter(
     layers: Iterable[LoraLayer], base: BaseFolder, base_name_or_path: str, out: Path
 ) -> None:
-    """adapter_model.safetensors and a complete adapter_config.json, as plain PEFT wants them."""
+    """Write adapter_model.safetensors and a complete adapter_config.json, for plain PEFT."""
     layers = list(layers)
-    tensors = {}
-    for layer in layers:  # copies, as those of several experts may share memory
+    tensors: dict[str, Tensor] = {}
+    for layer in layers:  # cloned, because the tensors of several experts may share memory
         tensors[f"{PEFT_PREFIX}{layer.path}.lora_A.weight"] = layer.a.clone()
         tensors[f"{PEFT_PREFIX}{layer.path}.lora_B.weight"] = layer.b.clone()
     write_tensors(out / ADAPTER_WEIGHTS, tensors)
     ranks = {layer.path: int(layer.a.shape[0]) for layer in layers}
     alphas = {layer.path: layer.scaling * layer.a.shape[0] for layer in layers}
-    rank, alpha = _commonest(ranks.values()), _commonest(alphas.values())
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name_or_path,
-        "r": rank,
-        "lora_alpha": _whole(alpha),
-        "rank_pattern": {path: value for path, value in ranks.items() if value != rank},
-        "alpha_pattern": {path: _whole(value) for path, value in alphas.items() if value != alpha},
-        "target_modules": _target_modules([layer.path for layer in layers], base),
-        "modules_to_save": None,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "use_dora": False,
-        "use_rslora": False,
-    }
+    rank, alpha = _most_common(ranks.values()), _most_common(alphas.values())
+    config = adapter_config(
+        base_name_or_path,
+        rank,
+        alpha,
+        target_modules(ranks, base.layers()),
+        rank_pattern={path: value for path, value in ranks.items() if value != rank},
+        alpha_pattern={path: value for path, value in alphas.items() if value != alpha},
+    )
     write_json(out / ADAPTER_CONFIG, config)
 
 
@@ -222,19 +218,6 @@ def _of_pattern(patterns: dict[str, float] | None, path: str, default: float) ->
     return default
 
 
-def _target_modules(paths: list[str], base: BaseFolder) -> list[str]:
-    """Last names such as "q_proj" where they fit the trained layers only, else full paths."""
-    layers = [name.removesuffix(".weight") for name in base.files if name.endswith(".weight")]
-    layers += [base.output_layer] if base.output_layer not in layers else []
-    short = {path.rpartition(".")[2] for path in paths}
-    matched = {layer for layer in layers if layer.rpartition(".")[2] in short}
-    return sorted(short if matched == set(paths) else paths)
-
-
-def _commonest(values: Iterable[Any]) -> Any:
+def _most_common(values: Iterable[_Number]) -> _Number:
     values = list(values)
     return max(sorted(set(values)), key=values.count)
-
-
-def _whole(value: float) -> float:
-    return int(value) if float(value).is_integer() else value

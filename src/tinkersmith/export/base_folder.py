@@ -29,6 +29,11 @@ class BaseFolder:
         found = [name for name in self.files if re.fullmatch(r"(.+\.)?lm_head\.weight", name)]
         return found[0].removesuffix(".weight") if found else "lm_head"
 
+    def layers(self) -> set[str]:
+        """The paths of everything that has weights, a tied output layer included."""
+        weighted = {name.removesuffix(".weight") for name in self.files if name.endswith(".weight")}
+        return weighted | {self.output_layer}
+
     def has_layer(self, path: str) -> bool:
         return f"{path}.weight" in self.files or (self.tied and path == self.output_layer)
 

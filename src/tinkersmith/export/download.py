@@ -13,7 +13,7 @@ from tinkersmith.export.base_folder import read_base
 from tinkersmith.models import local_model_folder
 from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tinkersmith.progress import Progress
-from tinkersmith.runs.trained_model import TrainedModel
+from tinkersmith.runs.trained_model import ModelReference
 from tinkersmith.service.connection import LOOPBACK, Service
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
 _OTHER_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 
 
-def open_state(service: Service, model: TrainedModel) -> "tinker.TrainingClient":
+def open_state(service: Service, model: ModelReference) -> "tinker.TrainingClient":
     """A training client on the saved state: the SDK exports from these only."""
     pending = service.client.create_training_client_from_state(
         model.state_path, user_metadata={"created_by": "tinkersmith export"}

@@ -11,10 +11,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError
 from tinkersmith.files import write_atomically, write_json
-from tinkersmith.settings import Settings
+from tinkersmith.settings import Settings, settings_for_file, settings_from
 from tinkersmith.text.templates import PromptTemplate, template_from_json
+
+_NAMES_FROM = "relative_names_start_from"  # seen from the run's folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +64,16 @@ class RunFolder:
     # ---- settings.json: what the run was made from
 
     def write_facts(self, settings: Settings, template: PromptTemplate, **facts: Any) -> None:
-        """Settings, the prompt template, and `facts` (base_model, backend, data hash, ...)."""
+        """Write settings, the prompt template, and `facts` (base_model, backend, data hash, ...).
+
+        Relative names of files are written as seen from the run's folder, so that the run is found
+        complete from any folder, and after its project has moved.
+        """
         write_json(
             self.file("settings.json"),
             {
-                "settings": {name.upper(): value for name, value in settings.model_dump().items()},
+                _NAMES_FROM: ".",
+                "settings": settings_for_file(settings, self.path),
                 "prompt_template": template.to_json(),
                 **facts,
             },
@@ -87,9 +95,13 @@ class RunFolder:
         return facts
 
     def settings(self) -> Settings:
-        from tinkersmith.settings import settings_from
-
-        return settings_from(self.facts()["settings"], where=str(self.file("settings.json")))
+        """The settings that the run began with; names of files as seen from the current folder."""
+        facts = self.facts()
+        # Runs of version 0.1 hold names as seen from the folder that they were started in.
+        folder = self.path / facts[_NAMES_FROM] if _NAMES_FROM in facts else Path()
+        return settings_from(
+            facts["settings"], where=str(self.file("settings.json")), folder=folder
+        )
 
     def template(self) -> PromptTemplate:
         return template_from_json(self.facts()["prompt_template"])
@@ -161,7 +173,7 @@ def newest_run(output_dir: Path | str) -> RunFolder:
         if run.checkpoints():
             return run
     raise UserError(
-        f"There is no finished run in {output_dir}. Train one first: python train_with_config.py"
+        f"There is no finished run in {output_dir}. Train one first: {command_line('train')}"
     )
 
 

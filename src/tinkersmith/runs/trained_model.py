@@ -19,7 +19,7 @@ _BACKENDS = {"embedded": "local", "cloud": "tinker", "url": "tinker"}
 
 
 @dataclass(frozen=True, slots=True)
-class TrainedModel:
+class ModelReference:
     name: str  # of the run, or made from the path
     run: RunFolder | None  # None for a path that no run folder knows
     state_path: str
@@ -38,7 +38,7 @@ class TrainedModel:
 
 def find_trained_model(
     settings: Settings, tinker_path: str = "", base_model: str = ""
-) -> TrainedModel:
+) -> ModelReference:
     """The model at `tinker_path`, or the newest run's last one.
 
     Raises:
@@ -54,7 +54,7 @@ def find_trained_model(
         found = run_of(tinker_path.strip(), settings.output_dir)
         if found is None:
             run_id, _, name = match.groups()
-            return TrainedModel(
+            return ModelReference(
                 name=re.sub(r"[^\w.-]+", "-", f"{run_id}-{name}"),
                 run=None,
                 state_path=f"tinker://{run_id}/weights/{name}",
@@ -75,7 +75,7 @@ def find_trained_model(
     backend = _BACKENDS.get(run.facts().get("backend", ""), settings.backend)
     if settings.backend == "auto":
         settings = settings.model_copy(update={"backend": backend})
-    return TrainedModel(
+    return ModelReference(
         name=run.name,
         run=run,
         state_path=checkpoint.state_path,
