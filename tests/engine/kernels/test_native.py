@@ -33,7 +33,7 @@ from tinkersmith.engine.kernels.tile_attention import TileAttention
 from tinkersmith.engine.messages import Datum, LoraConfig, SampleRequest
 from tinkersmith.engine.model import widening
 from tinkersmith.engine.model.base_model import BaseModel, load_base_model
-from tinkersmith.engine.model.kernels import BLOCK, Elementwise, HeadWeights
+from tinkersmith.engine.model.kernels import BLOCK, Elementwise, HeadTransform, HeadWeights
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.model.projection import Projection, update_of
 from tinkersmith.engine.runtime import native_code
@@ -91,7 +91,7 @@ def elementwise_calls(dtype: torch.dtype) -> dict[str, tuple[list, list[int]]]:
     turn = torch.randn(n, 1, size)  # more than is taken: rows are not end to end
     cosine, sine = turn[:, :, : size // 2], turn[:, :, size // 2 :]
     qkv = random(n, groups * (share + 2) * size)
-    norms = random(size), random(size)
+    transform = HeadTransform(random(size), random(size), 1e-6, cosine, sine, 0.3)
     heads = random(groups, n, share, size), torch.randn(groups, n, size)
     into = random(groups, n, share, size), random(groups, n, size), random(groups, n, size)
     before = random(n, width)
@@ -106,10 +106,10 @@ def elementwise_calls(dtype: torch.dtype) -> dict[str, tuple[list, list[int]]]:
             [random(n, width), random(n, 2 * width), random(n, width), random(n, 2 * width)],
             [2, 3],
         ),
-        "split_heads": ([qkv, *norms, 1e-6, cosine, sine, 0.3, *into], [7, 8, 9]),
+        "split_heads": ([qkv, transform, *into], [2, 3, 4]),
         "split_heads_backward": (
-            [qkv, *norms, 1e-6, cosine, sine, 0.3, *heads, heads[1] + 1, random(*qkv.shape)],
-            [10],
+            [qkv, transform, *heads, heads[1] + 1, random(*qkv.shape)],
+            [5],
         ),
         "exponentials": (
             [random(n, width), torch.randn(n, 1), room(n), room(n, width, dtype=dtype)],
@@ -137,7 +137,8 @@ def test_heads_without_a_norm_are_only_turned(library: Library, norms: bool) -> 
     arguments, _ = elementwise_calls(torch.float32)["split_heads"]
     back, _ = elementwise_calls(torch.float32)["split_heads_backward"]
     if not norms:
-        arguments[1] = arguments[2] = back[1] = back[2] = None
+        for given in (arguments, back):
+            given[1] = given[1]._replace(query_norm=None, key_norm=None)
     ours, plain = native_elementwise(library, torch.float32), TORCH_ELEMENTWISE
     expected = [one.clone() for one in arguments[-3:]]
     ours.split_heads(*arguments)
@@ -301,7 +302,7 @@ def test_wrong_products_of_a_few_rows_are_not_used(
 
     with caplog.at_level(logging.WARNING, "tinkersmith.engine"):
         assert few_rows_product(replace(library, functions=Idle())) is widening.product
-    assert "native products of a few rows are off by" in caplog.text
+    assert "native small-batch products are off by" in caplog.text
 
 
 # ---- attention

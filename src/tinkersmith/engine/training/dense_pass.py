@@ -17,7 +17,7 @@ import torch
 from tinkersmith.engine.hardware.memory import free_memory
 from tinkersmith.engine.log import log
 from tinkersmith.engine.model.dense import DenseLayer, DenseModel, layer_updates
-from tinkersmith.engine.model.kernels import ROW_STEP, PackedAttention, pad_rows
+from tinkersmith.engine.model.kernels import ROW_STEP, HeadTransform, PackedAttention, pad_rows
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.model.projection import outputs
 
@@ -148,7 +148,7 @@ class DensePass:
             products.project(normed, layer.qkv, updates.qkv, qkv[block], low_qkv[block])
             do.split_heads(
                 qkv[block],
-                *self._of_heads(layer, block),
+                self._head_transform(layer, block),
                 *(query[:, block], key[:, block], value[:, block]),
             )
         attended, remembered = self._attend(index, query.flatten(1, 2), key, value)  # (T, Q D)
@@ -227,7 +227,7 @@ class DensePass:
             inner = torch.empty_like(kept.qkv[block])
             do.split_heads_backward(
                 kept.qkv[block],
-                *self._of_heads(layer, block),
+                self._head_transform(layer, block),
                 *(grad_query[:, block], grad_key[:, block], grad_value[:, block]),
                 inner,
             )
@@ -241,10 +241,10 @@ class DensePass:
             products.add_gradients(updates.qkv, inner, normed, grad_low, low_qkv[block])
         return grad
 
-    def _of_heads(self, layer: DenseLayer, block: slice) -> tuple[Any, ...]:
+    def _head_transform(self, layer: DenseLayer, block: slice) -> HeadTransform:
         cosine, sine = (part[block] for part in self.turn)
         model = self.model
-        return layer.query_norm, layer.key_norm, model.eps, cosine, sine, model.scale
+        return HeadTransform(layer.query_norm, layer.key_norm, model.eps, cosine, sine, model.scale)
 
 
 def numbers_kept(model: DenseModel, adapter: Adapter) -> float:

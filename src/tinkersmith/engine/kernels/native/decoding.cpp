@@ -12,7 +12,6 @@ namespace tinkersmith {
 namespace {
 
 constexpr i64 COLUMNS = 64;   // of a tile: as many as there are rows in a panel
-constexpr i64 BLOCK = 1024;   // of the vocabulary: drawing.py wants their sums
 constexpr i64 AHEAD = 64;     // numbers of a row of weights that are called into the caches at once
 constexpr int SUMS = 24;      // vectors of sums that stay in registers
 constexpr int FEW = 4;        // rows of weights at a time, at the end of a tile
@@ -158,21 +157,7 @@ struct RunningSums {
   }
 };
 
-// A projection of a layer and what an adapter adds to it; what is absent is null.
-struct Linear {
-  const bf16 *weight, *bias;  // (columns in all, depth), (columns in all)
-  const bf16* a;              // (n R, depth), of its n trained parts
-  const bf16* b[3];           // (columns, R) of each part
-  i64 columns[3];             // of each part: 0 where there is none
-  i64 depth, low;             // low: n R
-
-  i64 width() const { return columns[0] + columns[1] + columns[2]; }
-};
-
-struct Layer {
-  const bf16 *attention_norm, *query_norm, *key_norm, *mlp_norm;
-  Linear qkv, output, gate_up, down;
-};
+i64 width(const Linear& one) { return one.outputs[0] + one.outputs[1] + one.outputs[2]; }
 
 }  // namespace
 }  // namespace tinkersmith
@@ -181,15 +166,8 @@ using namespace tinkersmith;
 
 extern "C" {
 
-// In elementwise.cpp.
-void tinkersmith_rms_norm_bfloat16(i64, i64, const bf16*, const bf16*, float, bf16*);
-void tinkersmith_swiglu_bfloat16(i64, i64, const bf16*, bf16*);
-void tinkersmith_split_heads_bfloat16(i64, i64, i64, i64, i64, const bf16*, const bf16*,
-                                      const bf16*, float, const float*, const float*, i64, float,
-                                      bf16*, bf16*, bf16*);
-
 // As tinkersmith_linear, for up to some hundred rows.
-void tinkersmith_linear_few(i64 count, i64 columns, i64 depth, const bf16* x, i64 ldx,
+void tinkersmith_small_batch_linear(i64 count, i64 columns, i64 depth, const bf16* x, i64 ldx,
                             const bf16* weight, const bf16* low, i64 ld_low, i64 rank,
                             const bf16* b, const bf16* bias, const bf16* residual, bf16* y,
                             i64 ldy) {
@@ -215,21 +193,21 @@ void tinkersmith_linear_few(i64 count, i64 columns, i64 depth, const bf16* x, i6
 // they are rounded. logits may be null.
 void tinkersmith_logits(i64 count, i64 vocabulary, i64 depth, const bf16* hidden,
                         const bf16* weight, const bf16* low, i64 rank, const bf16* b,
-                        const bf16* bias, bf16* logits, float* highest, int* likeliest,
+                        const bf16* bias, bf16* logits, float* highest, int* most_likely,
                         float* sums) {
   static thread_local Scratch<bf16> rows, low_rows;
   const Across main = across(hidden, depth, count, depth, rows);
   const Across more = low == nullptr ? Across{count, 0, nullptr, 0}
                                      : across(low, rank, count, rank, low_rows);
-  const i64 blocks = (vocabulary + BLOCK - 1) / BLOCK;
+  const i64 blocks = (vocabulary + VOCABULARY_BLOCK - 1) / VOCABULARY_BLOCK;
 #pragma omp parallel for schedule(dynamic, 1)
   for (i64 block = 0; block < blocks; ++block) {
     alignas(64) float tile[COLUMNS * PANEL];
-    const i64 end = std::min(vocabulary, (block + 1) * BLOCK);
+    const i64 end = std::min(vocabulary, (block + 1) * VOCABULARY_BLOCK);
     for (i64 panel = 0; panel < main.panels; ++panel) {
       const i64 first = panel * PANEL, here = std::min(PANEL, count - first);
       RunningSums running;
-      for (i64 n = block * BLOCK; n < end; n += COLUMNS) {
+      for (i64 n = block * VOCABULARY_BLOCK; n < end; n += COLUMNS) {
         const i64 width = std::min(COLUMNS, end - n);
         fill(main, more, panel, n, width, weight, b, bias, tile);
         if (logits != nullptr)
@@ -246,7 +224,7 @@ void tinkersmith_logits(i64 count, i64 vocabulary, i64 depth, const bf16* hidden
       for (i64 i = 0; i < here; ++i) {
         highest[(first + i) * blocks + block] = numbers[0][i];
         sums[(first + i) * blocks + block] = numbers[1][i];
-        likeliest[(first + i) * blocks + block] = tokens[i];
+        most_likely[(first + i) * blocks + block] = tokens[i];
       }
     }
   }
@@ -254,7 +232,7 @@ void tinkersmith_logits(i64 count, i64 vocabulary, i64 depth, const bf16* hidden
 
 // Positions `start` on of one row's keys and values (G, S, D), from key and value (G, T, D), the
 // groups of which are `ld` apart. `capacity` is a multiple of 64; so is D made for the values.
-void tinkersmith_remember(i64 groups, i64 size, i64 capacity, i64 start, i64 count,
+void tinkersmith_fill_cache(i64 groups, i64 size, i64 capacity, i64 start, i64 count,
                           const bf16* key, const bf16* value, i64 ld, bf16* keys, bf16* values) {
 #pragma omp parallel for schedule(static)
   for (i64 group = 0; group < groups; ++group)
@@ -267,7 +245,7 @@ void tinkersmith_remember(i64 groups, i64 size, i64 capacity, i64 start, i64 cou
 
 // One new token in each row: its key and value (G, B, D) are put behind the row's lengths[row]
 // positions, and output (B, G R D) attends to them all. query is (G, B, R, D), scaled.
-void tinkersmith_attend_past(i64 groups, i64 share, i64 size, i64 count, const i64* lengths,
+void tinkersmith_attend_cache(i64 groups, i64 share, i64 size, i64 count, const i64* lengths,
                              const i64* capacities, bf16* const* keys, bf16* const* values,
                              const bf16* query, const bf16* key, const bf16* value, bf16* output) {
 #pragma omp parallel for collapse(2) schedule(dynamic, 1)
@@ -322,14 +300,13 @@ void tinkersmith_attend_past(i64 groups, i64 share, i64 size, i64 count, const i
 // of row i's first layer begin at keys[i] and values[i], those of the next key_steps[i] and
 // value_steps[i] numbers on. cosine and sine are (B, ld).
 void tinkersmith_decode(i64 count, i64 hidden, i64 groups, i64 share, i64 size, i64 layers,
-                        const void* of_layers, i64 rank, float eps, float scale,
+                        const Layer* all, i64 rank, float eps, float scale,
                         const float* cosine, const float* sine, i64 ld, const i64* lengths,
                         const i64* capacities, bf16* const* keys, const i64* key_steps,
                         bf16* const* values, const i64* value_steps, bf16* x) {
   static thread_local Scratch<bf16> scratch;
-  const Layer* all = static_cast<const Layer*>(of_layers);
   const i64 heads = groups * share * size, past = groups * size;
-  const i64 inner = all->gate_up.width(), low_width = 3 * rank;
+  const i64 inner = width(all->gate_up), low_width = 3 * rank;
   bf16* room = scratch.room(count * (2 * hidden + 3 * heads + 4 * past + inner * 3 / 2 + low_width));
   auto take = [&](i64 width) { return std::exchange(room, room + count * width); };
   bf16 *normed = take(hidden), *middle = take(hidden), *qkv = take(heads + 2 * past);
@@ -339,19 +316,19 @@ void tinkersmith_decode(i64 count, i64 hidden, i64 groups, i64 share, i64 size, 
 
   auto project = [&](const Linear& one, const bf16* input, const bf16* residual, bf16* output) {
     if (one.a != nullptr)
-      tinkersmith_linear_few(count, one.low, one.depth, input, one.depth, one.a, nullptr, 0, 0,
-                             nullptr, nullptr, nullptr, low, one.low);
+      tinkersmith_small_batch_linear(count, one.ranks, one.inputs, input, one.inputs, one.a, nullptr, 0, 0,
+                             nullptr, nullptr, nullptr, low, one.ranks);
     i64 start = 0, trained = 0;
-    for (int i = 0; i < 3 && one.columns[i]; ++i) {
+    for (int i = 0; i < 3 && one.outputs[i]; ++i) {
       // Without an adapter all parts are one.
-      const i64 columns = one.a == nullptr ? one.width() : one.columns[i];
+      const i64 columns = one.a == nullptr ? width(one) : one.outputs[i];
       const bool adds = one.b[i] != nullptr;
-      tinkersmith_linear_few(count, columns, one.depth, input, one.depth,
-                             one.weight + start * one.depth, adds ? low + trained : nullptr,
-                             one.low, adds ? rank : 0, one.b[i],
+      tinkersmith_small_batch_linear(count, columns, one.inputs, input, one.inputs,
+                             one.weight + start * one.inputs, adds ? low + trained : nullptr,
+                             one.ranks, adds ? rank : 0, one.b[i],
                              one.bias == nullptr ? nullptr : one.bias + start,
                              residual == nullptr ? nullptr : residual + start, output + start,
-                             one.width());
+                             width(one));
       if (one.a == nullptr) break;
       start += columns;
       trained += adds ? rank : 0;
@@ -364,7 +341,7 @@ void tinkersmith_decode(i64 count, i64 hidden, i64 groups, i64 share, i64 size, 
     tinkersmith_split_heads_bfloat16(count, groups, share, size, count, qkv, layer.query_norm,
                                      layer.key_norm, eps, cosine, sine, ld, scale, query, key,
                                      value);
-    tinkersmith_attend_past(groups, share, size, count, lengths, capacities, own_keys.data(),
+    tinkersmith_attend_cache(groups, share, size, count, lengths, capacities, own_keys.data(),
                             own_values.data(), query, key, value, attended);
     project(layer.output, attended, x, middle);
     tinkersmith_rms_norm_bfloat16(count, hidden, middle, layer.mlp_norm, eps, normed);

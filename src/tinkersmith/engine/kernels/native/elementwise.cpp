@@ -11,10 +11,9 @@
 #include <cstring>
 #include <vector>
 
-namespace {
+#include "interface.h"
 
-using bf16 = uint16_t;
-using i64 = int64_t;
+namespace {
 
 inline float number(float x) { return x; }
 
@@ -294,7 +293,7 @@ void exponentials(i64 rows, i64 width, const T* logits, i64 ld, const float* shi
 extern "C" {
 // Whether this library has products of bf16 that are worth it: torch has faster ones where the
 // processor multiplies whole tiles (AMX).
-int tinkersmith_products() {
+int tinkersmith_has_products() {
 #if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
   return 1;
 #else

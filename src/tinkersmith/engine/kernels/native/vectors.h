@@ -16,15 +16,13 @@
 #include <new>
 #include <utility>
 
+#include "interface.h"
+
 namespace tinkersmith {
 
-using bf16 = uint16_t;
-using i64 = int64_t;
-
 constexpr int ROWS = 6;  // by_tiles counts on there being less than 8
-constexpr int VECTORS = 4;
-constexpr i64 LANES = 16;
-constexpr i64 PANEL = VECTORS * LANES;  // columns
+constexpr i64 LANES = 16;  // numbers in fp32 of a vector
+constexpr int VECTORS = PANEL / LANES;
 constexpr i64 DEPTH = 4096;             // a panel of so many rows stays in a core's own cache
 
 constexpr i64 round_up(i64 count, i64 step) { return (count + step - 1) / step * step; }
