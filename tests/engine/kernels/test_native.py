@@ -33,7 +33,15 @@ from tinkersmith.engine.kernels.tile_attention import TileAttention
 from tinkersmith.engine.messages import Datum, LoraConfig, SampleRequest
 from tinkersmith.engine.model import widening
 from tinkersmith.engine.model.base_model import BaseModel, load_base_model
-from tinkersmith.engine.model.kernels import BLOCK, Elementwise, HeadTransform, HeadWeights
+from tinkersmith.engine.model.kernels import (
+    BLOCK,
+    Elementwise,
+    Head,
+    HeadTransform,
+    HeadWeights,
+    PackedAttention,
+    Products,
+)
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.model.projection import Projection, update_of
 from tinkersmith.engine.runtime import native_code
@@ -193,7 +201,7 @@ CASES = [
 
 @pytest.mark.parametrize(("rows", "sizes", "width", "rank", "trained", "bias"), CASES)
 def test_a_projection_and_its_gradients_equal_those_in_float64(
-    products: NativeProducts,
+    products: Products,
     rows: int,
     sizes: tuple[int, ...],
     width: int,
@@ -236,7 +244,7 @@ def test_a_projection_and_its_gradients_equal_those_in_float64(
 @pytest.mark.parametrize("rows", [43, 200])
 @pytest.mark.parametrize("trained", [{0, 1}, {0}, {1}, set()], ids=str)
 def test_the_mlp_between_its_products_equals_that_in_float64(
-    products: NativeProducts, trained: set[int], rows: int
+    products: Products, trained: set[int], rows: int
 ) -> None:
     width, hidden, rank = 70, 50, 6
     into = projection_of((width, width), hidden, bias=True)
@@ -326,10 +334,10 @@ def test_attention_equals_that_of_each_document_in_float64(
     query = bf16(groups, tokens * share, size, scale=size**-0.5)
     key, value = bf16(groups, tokens, size), bf16(groups, tokens, size)
     grad = bf16(tokens, groups * share * size)
-    ours = NativeAttention(lengths, library, share)
+    ours: PackedAttention = NativeAttention(lengths, library, share)
     output, kept = ours.attend(query, key, value, keep=True)
     found = [output, *ours.backward(grad, query, key, value, output, kept)]
-    exact = TileAttention(lengths, share, torch.float64, torch.device("cpu"))
+    exact: PackedAttention = TileAttention(lengths, share, torch.float64, torch.device("cpu"))
     q, k, v = (part.double() for part in (query, key, value))
     expected, remembered = exact.attend(q, k, v, keep=True)
     twins = [expected, *exact.backward(grad.double(), q, k, v, expected, remembered)]
@@ -356,7 +364,7 @@ def test_the_head_equals_a_full_soft_max_in_float64(
     if rank:
         even = rank + rank % 2
         a, b = bf16(even, hidden, scale=0.1), bf16(vocabulary, even, scale=0.3)
-    ours = NativeHead(HeadWeights(weight, bias, a, b, 2.0), products)
+    ours: Head = NativeHead(HeadWeights(weight, bias, a, b, 2.0), products)
     slope = torch.randn(rows, targets) * (torch.rand(rows, 1) > 0.3)
     logprobs = ours.logprobs(x, chosen, keep=True)
     grad = ours.backward(slope)
@@ -559,7 +567,7 @@ def test_rows_without_a_gradient_get_their_log_probabilities(
         "weights": (torch.arange(150) % 3 > 0).float()[:, None],
     }
     found = head_pass(native, None, hidden, inputs, "cross_entropy", {}, backward=True)
-    plain = TorchHead(
+    plain: Head = TorchHead(
         HeadWeights(base.unembed.weight.detach(), None, None, None, 0.0),
         *(torch.bfloat16, torch.device("cpu")),
         TORCH_ELEMENTWISE,

@@ -33,10 +33,10 @@ inline Vector load(const float* from) {
   return numbers;
 }
 
-// y (COUNT, OUTPUTS) = x (COUNT, I) times the rows of `weight`, each (I): the first `outputs` of them.
-// Where there are fewer rows than OUTPUTS, the last one is repeated. With a smaller template for them
-// the compiler would join other products and sums into one instruction, and round differently when
-// other numbers of rows go together.
+// y (COUNT, OUTPUTS) = x (COUNT, I) times the rows of `weight`, each (I): the first `outputs` of
+// them. Where there are fewer rows than OUTPUTS, the last one is repeated. With a smaller template
+// for them the compiler would join other products and sums into one instruction, and round
+// differently when other numbers of rows go together.
 template <int COUNT>
 inline void dot(const float* x, const float* const (&weight)[OUTPUTS], i64 outputs, i64 inputs,
                 float* y, i64 ld_y) {

@@ -1,16 +1,16 @@
 // What Python and C++ share: every function of the library, and the constants and structures that
 // both sides must agree on. The compiler checks the definitions in the .cpp files against these
 // declarations, and interface.py reads this file to call the functions. interface.py understands
-// only the kinds of lines that stand here now, and refuses all others.
+// only the kinds of lines that are here now, and refuses all others.
 //
-// Tensors are row-major and contiguous unless a parameter `ld...` gives the distance from one row to
-// the next, in numbers. A pointer called nullable may be null.
+// Tensors are row-major and contiguous unless a parameter `ld...` gives the distance from one row
+// to the next, in numbers. A pointer called nullable may be null.
 //
 // Axes: N rows (tokens), I and O input and output size of a linear layer, R rank of the adapter,
 // C layers joined in one projection that the adapter trains, F width of the MLP, T packed tokens,
-// B sequences that decode together, S positions in the KV cache, P tokens of a prompt, G key/value
-// heads, J queries per key, D head size, H hidden size, V vocabulary, W tokens of a block of the
-// vocabulary, Y such blocks.
+// B sequences that decode together, S positions in the KV cache, G key/value heads, J queries per
+// key, D head size, H hidden size, V vocabulary, W tokens of a block of the vocabulary, Y such
+// blocks.
 #pragma once
 
 #include <cstdint>
@@ -24,13 +24,13 @@ constexpr i64 JOINED_LAYERS = 3;        // the most layers of a model in one pro
 
 // A projection of a layer, and what an adapter adds to it. What is absent is null, or 0.
 struct Linear {
-  const bf16* weight;          // (O, I), O = the sum of `outputs`
-  const bf16* bias;            // (O)
-  const bf16* a;               // (C R, I)
+  const bf16* weight;            // (O, I), O = the sum of `outputs`
+  const bf16* bias;              // (O)
+  const bf16* a;                 // (C R, I)
   const bf16* b[JOINED_LAYERS];  // (outputs[i], R) of each joined layer
   i64 outputs[JOINED_LAYERS];    // of each joined layer
-  i64 inputs;                  // I
-  i64 ranks;                   // C R
+  i64 inputs;                    // I
+  i64 ranks;                     // C R
 };
 
 struct Layer {
@@ -57,8 +57,8 @@ void tinkersmith_rms_norm_float32(i64 rows, i64 width, const float* x, const flo
 void tinkersmith_rms_norm_bfloat16(i64 rows, i64 width, const bf16* x, const bf16* weight,
                                    float eps, bf16* output);
 
-// total (N, H) += the gradient of x, from `grad` (N, H), that of the normed rows; normed (N, H) = the
-// output of rms_norm.
+// total (N, H) += the gradient of x, from `grad` (N, H), that of the normed rows; normed (N, H) =
+// the output of rms_norm.
 void tinkersmith_rms_norm_backward_float32(i64 rows, i64 width, const float* grad, const float* x,
                                            const float* weight, float eps, float* total,
                                            float* normed);
@@ -121,12 +121,12 @@ void tinkersmith_small_batch_product_float32(i64 rows, i64 outputs, i64 inputs, 
 void tinkersmith_small_batch_product_bfloat16(i64 rows, i64 outputs, i64 inputs, const float* x,
                                               const bf16* weight, float* y, i64 ld_y);
 
-// ---- in bf16, on processors with instructions for its products. Sizes that are summed over (I, R, D)
-// and V are even, as these instructions multiply pairs of numbers.
+// ---- in bf16, on processors with instructions for its products. These multiply pairs of numbers:
+// V and all sizes that are summed over (I, O, R, D) are even.
 #ifdef __AVX512BF16__
 
-// y (N, O) = x (N, I) weight^T (O, I) + low (N, R) b^T (O, R) + bias (O) + residual (N, O). low, bias
-// and residual are nullable; the rows of residual are ld_y apart, too.
+// y (N, O) = x (N, I) weight^T (O, I) + low (N, R) b^T (O, R) + bias (O) + residual (N, O). low,
+// bias and residual are nullable; the rows of residual are ld_y apart, too.
 void tinkersmith_linear(i64 rows, i64 outputs, i64 inputs, const bf16* x, i64 ld_x,
                         const bf16* weight, const bf16* low, i64 ld_low, i64 rank, const bf16* b,
                         const bf16* bias, const bf16* residual, bf16* y, i64 ld_y);
@@ -137,9 +137,10 @@ void tinkersmith_small_batch_linear(i64 rows, i64 outputs, i64 inputs, const bf1
                                     const bf16* b, const bf16* bias, const bf16* residual, bf16* y,
                                     i64 ld_y);
 
-// gate_up (N, 2 F) = x (N, I) weight^T (2 F, I) + bias (2 F), and to each half is added the product of
-// its own columns of low (N, ld_low) and its own b (F, R), if it has one: the gate's columns come
-// first. activated (N, F) = silu(gate) * up, of the halves as rounded. The b's and bias are nullable.
+// gate_up (N, 2 F) = x (N, I) weight^T (2 F, I) + bias (2 F), and to each half is added the product
+// of its own columns of low (N, ld_low) and its own b (F, R), if it has one: the gate's columns
+// come first. activated (N, F) = silu(gate) * up, of the halves as rounded. The b's and bias are
+// nullable.
 void tinkersmith_swiglu_linear(i64 rows, i64 width, i64 inputs, const bf16* x, const bf16* weight,
                                const bf16* low, i64 ld_low, i64 rank, const bf16* gate_b,
                                const bf16* up_b, const bf16* bias, bf16* gate_up, bf16* activated);
@@ -156,21 +157,21 @@ void tinkersmith_swiglu_input_gradient(i64 rows, i64 width, i64 outputs, const b
                                        const bf16* a, const bf16* gate_up, bf16* activated,
                                        bf16* grad_gate_up);
 
-// gradient (R, I) in fp32 += scale * low^T (R, N) x (N, I); if `transposed`, gradient is (I, R). Where
-// x has more than ld_x columns (a multiple of PANEL then), it is (I / ld_x, N, ld_x).
+// gradient (R, I) in fp32 += scale * low^T (R, N) x (N, I); if `transposed`, gradient is (I, R).
+// Where x has more than ld_x columns (a multiple of PANEL then), it is (I / ld_x, N, ld_x).
 void tinkersmith_weight_gradient(i64 rows, i64 inputs, i64 rank, const bf16* low, i64 ld_low,
                                  const bf16* x, i64 ld_x, float scale, float* gradient,
                                  i64 transposed);
 
 // Causal attention within documents: document i has tokens starts[i] to starts[i + 1].
-// output (T, G J D), and each row's normaliser (G, T J), the logarithm of its sum of exponentials, of
-// query (G, T J, D), scaled, and key and value (G, T, D).
+// output (T, G J D), and each row's normaliser (G, T J), the logarithm of its sum of exponentials,
+// of query (G, T J, D), scaled, and key and value (G, T, D).
 void tinkersmith_attend(i64 kv_heads, i64 queries_per_key, i64 head_size, i64 documents,
                         const i64* starts, const bf16* query, const bf16* key, const bf16* value,
                         bf16* output, float* normaliser);
 
-// The gradients of query (G, T J, D), and in fp32 of key and value (G, T, D), from `grad` (T, G J D),
-// that of output.
+// The gradients of query (G, T J, D), and in fp32 of key and value (G, T, D), from `grad`
+// (T, G J D), that of output.
 void tinkersmith_attend_backward(i64 kv_heads, i64 queries_per_key, i64 head_size, i64 documents,
                                  const i64* starts, const bf16* query, const bf16* key,
                                  const bf16* value, const bf16* output, const float* normaliser,
@@ -178,42 +179,34 @@ void tinkersmith_attend_backward(i64 kv_heads, i64 queries_per_key, i64 head_siz
                                  float* grad_value);
 
 // With logits (N, V) = hidden (N, H) weight^T (V, H) + low (N, R) b^T (V, R) + bias (V), and
-// e = exp(logits - shift (N)): sums (N) of e; grad (N, H' + R') in fp32 = e weight, then e b, where H'
-// and R' are H and R rounded up to a multiple of PANEL; powers (V / block, N, block) = e. `block`, in
-// tokens, is a multiple of PANEL. low, bias, grad and powers are nullable.
+// e = exp(logits - shift (N)): sums (N) of e; grad (N, H' + R') in fp32 = e weight, then e b, where
+// H' and R' are H and R rounded up to a multiple of PANEL; powers (V / block, N, block) = e.
+// `block`, in tokens, is a multiple of PANEL. low, bias, grad and powers are nullable.
 void tinkersmith_head(i64 rows, i64 vocabulary, i64 hidden_size, const bf16* hidden,
                       const bf16* weight, const bf16* low, i64 rank, const bf16* b,
                       const bf16* bias, const float* shift, i64 block, float* sums, float* grad,
                       bf16* powers);
 
-// logits (B, V) = hidden (B, H) weight^T (V, H) + low (B, R) b^T (V, R) + bias (V). Of each block of
-// VOCABULARY_BLOCK tokens, from the logits in fp32 before they are rounded: the highest (B, Y), its
-// token (B, Y), the first of equals, and the sum of exp(logit - highest) (B, Y). low, bias and logits
-// are nullable.
+// logits (B, V) = hidden (B, H) weight^T (V, H) + low (B, R) b^T (V, R) + bias (V). Of each block
+// of VOCABULARY_BLOCK tokens, from the logits in fp32 before they are rounded: the highest (B, Y),
+// its token (B, Y), the first of equals, and the sum of exp(logit - highest) (B, Y). low, bias and
+// logits are nullable.
 void tinkersmith_logits(i64 rows, i64 vocabulary, i64 hidden_size, const bf16* hidden,
                         const bf16* weight, const bf16* low, i64 rank, const bf16* b,
                         const bf16* bias, bf16* logits, float* highest, int* most_likely,
                         float* sums);
 
 // The KV cache of one sequence and layer. Keys are (G, S / PANEL, D / 2, PANEL, 2): panels of PANEL
-// positions. Values are (G, D / PANEL, S / 2, PANEL, 2): panels of PANEL numbers of D, rounded up to a
-// multiple of it. S is `capacity`, a multiple of PANEL.
-// Writes key and value (G, P, D), whose heads are `ld_heads` numbers apart, to positions `start` on.
+// positions. Values are (G, D / PANEL, S / 2, PANEL, 2): panels of PANEL numbers of D, rounded up
+// to a multiple of it. S is `capacity`, a multiple of PANEL. Writes key and value (G, T, D), whose
+// heads are `ld_heads` numbers apart, to positions `start` on.
 void tinkersmith_fill_cache(i64 kv_heads, i64 head_size, i64 capacity, i64 start, i64 count,
                             const bf16* key, const bf16* value, i64 ld_heads, bf16* cached_keys,
                             bf16* cached_values);
 
-// One new token of each sequence: key and value (G, B, D) are put into its cache behind `lengths`
-// positions, and output (B, G J D) attends to them all. query is (G, B, J, D), scaled.
-void tinkersmith_attend_cache(i64 kv_heads, i64 queries_per_key, i64 head_size, i64 sequences,
-                              const i64* lengths, const i64* capacities,
-                              bf16* const* cached_keys, bf16* const* cached_values,
-                              const bf16* query, const bf16* key, const bf16* value,
-                              bf16* output);
-
 // All layers for one new token of each sequence: x (B, H) becomes the output of the last layer. A
-// sequence's cache of the first layer begins at cached_keys[i] and cached_values[i], that of the next
-// layer key_steps[i] and value_steps[i] numbers behind. cosine and sine are (B, D/2).
+// sequence's cache of the first layer begins at cached_keys[i] and cached_values[i], that of the
+// next layer key_steps[i] and value_steps[i] numbers behind. cosine and sine are (B, D/2).
 void tinkersmith_decode(i64 sequences, i64 hidden_size, i64 kv_heads, i64 queries_per_key,
                         i64 head_size, i64 layer_count, const Layer* layers, i64 rank, float eps,
                         float scale, const float* cosine, const float* sine, i64 ld_rotary,
