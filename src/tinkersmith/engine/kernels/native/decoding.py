@@ -13,7 +13,7 @@ import torch
 from tinkersmith.engine.kernels.native.interface import INTERFACE, InterfaceError
 from tinkersmith.engine.kernels.native.kernels import NativeProducts, address, joined_layers
 from tinkersmith.engine.model.attention import KeysAndValues
-from tinkersmith.engine.model.dense import DenseLayer, DenseModel, LayerUpdates, Turn
+from tinkersmith.engine.model.dense import DenseLayer, DenseModel, LayerUpdates, RotaryTables
 from tinkersmith.engine.model.kernels import BLOCK, ExactLogits
 from tinkersmith.engine.model.projection import Part, Projection, Update
 
@@ -63,7 +63,7 @@ class NativeLayers:
         self.keys[target], self.values[target] = self.keys[source], self.values[source]
         self.capacities[target], self.capacities[source] = self.capacities[source], 0
 
-    def step(self, x: torch.Tensor, turn: Turn) -> torch.Tensor:
+    def step(self, x: torch.Tensor, rotary: RotaryTables) -> torch.Tensor:
         model, (count, hidden) = self.model, x.shape
         for slot in range(count):
             if self.lengths[slot] + 1 > self.capacities[slot]:
@@ -79,7 +79,7 @@ class NativeLayers:
         key_steps, value_steps = (
             torch.tensor([cache[0].numel() for cache in caches]) for caches in (keys, values)
         )
-        cosine, sine = turn
+        cosine, sine = rotary
         assert cosine.stride() == sine.stride() and cosine.stride(-1) == 1
         x = x.contiguous()
         self.products.library.functions.tinkersmith_decode(

@@ -10,13 +10,13 @@ import torch
 from tinkersmith.engine.kernels.native.build import Library
 from tinkersmith.engine.kernels.native.kernels import address
 from tinkersmith.engine.log import log
-from tinkersmith.engine.model import widening
+from tinkersmith.engine.model import dtype_cast
 
 _MOST = 32  # rows; beyond them torch's products are as fast
 
 
-def few_rows_product(library: Library) -> widening.Product:
-    """`widening.product`, computed by `library` for small batches if it is right on this processor.
+def few_rows_product(library: Library) -> dtype_cast.LinearProduct:
+    """`linear_product`, computed by `library` for small batches if it is right on this processor.
 
     A difference to torch is logged.
     """
@@ -24,7 +24,7 @@ def few_rows_product(library: Library) -> widening.Product:
     worst = max(_difference(native, dtype) for dtype in (torch.float32, torch.bfloat16))
     if not worst < 1e-5:
         log.warning("native small-batch products are off by %.1e and are not used", worst)
-        return widening.product
+        return dtype_cast.linear_product
     return native
 
 
@@ -36,7 +36,7 @@ def _product(
 ) -> None:
     """output = x weight^T"""
     if len(x) > _MOST:
-        widening.product(x, weight, output)
+        dtype_cast.linear_product(x, weight, output)
         return
     assert x.dtype == output.dtype == torch.float32 and output.stride(1) == 1
     dtype, x = str(weight.dtype).removeprefix("torch."), x.contiguous()
@@ -46,7 +46,7 @@ def _product(
     )
 
 
-def _difference(product: widening.Product, dtype: torch.dtype) -> float:
+def _difference(product: dtype_cast.LinearProduct, dtype: torch.dtype) -> float:
     """The relative difference to torch, for sizes that are multiples of no vector length."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(7, 83, generator=generator)
