@@ -189,7 +189,7 @@ CASES = [
     sampling("a prompt beyond the vocabulary", "99999 is not in the", [1, 99_999]),
     sampling("a prompt token of 71 bits", "is not in the vocabulary", [2**70]),
     sampling("too long a prompt", "has 600 tokens; tiny takes at most 512", [1] * 600),
-    sampling("a prompt and answer too long", "has room for 1 to 3", [1] * 510, max_tokens=4),
+    sampling("a prompt and answer too long", "can sample 1 to 3", [1] * 510, max_tokens=4),
     sampling("no token to answer with", "max_tokens is 0", max_tokens=0),
     sampling("no prompt", "the prompt has no tokens", []),
     sampling("a negative temperature", "temperature is -1.0", temperature=-1.0),

@@ -11,7 +11,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["--version"]:
-        from tinkersmith import __version__
+        from tinkersmith.version import __version__
 
         print(f"tinkersmith {__version__}")
         return 0

@@ -68,11 +68,23 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype",
         choices=["auto", "float32", "bfloat16", "float8"],
         default="auto",
-        help="of the frozen weights; float8: the layers in 8 bits, half the memory of bfloat16, "
-        "on a GPU that has such products",
+        help="precision of the frozen weights; float8 (experimental: has never run on a GPU): "
+        "layers in 8 bits, half the memory of bfloat16, on a GPU with 8-bit products",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: by the model")
+    parser.add_argument(
+        "--gpu-graphs",
+        action="store_true",
+        help="launch training passes of small models as CUDA graphs "
+        "(experimental: has never run on a GPU)",
+    )
+    parser.add_argument(
+        "--sampler",
+        choices=["own", "vllm"],
+        default="own",
+        help="what samples tokens; vllm: vLLM on a GPU (experimental: has never run on a GPU)",
+    )
     parser.add_argument(
         "--exit-with-stdin", action="store_true", help="end when standard input is closed"
     )
@@ -100,8 +112,8 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
         raise Refused(
             f"cannot keep checkpoints in {options.dir}: {reason}; choose another --dir."
         ) from None
-    if options.dtype == "float8":
-        _check_float8(options.device)
+    if options.dtype == "float8" or options.gpu_graphs or options.sampler == "vllm":
+        _check_experimental(options)
     listener = _listen(options.host, options.port)
     if options.device != "cuda":
         start_building(cache_folder())
@@ -114,7 +126,15 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
         from tinkersmith.engine.runtime.clients import Models
 
         disable_progress_bar()
-        return Models(store, catalogue, options.dtype, options.device, options.threads)
+        return Models(
+            store,
+            catalogue,
+            # With float8, all but the layers is in bfloat16.
+            "bfloat16" if options.dtype == "float8" else options.dtype,
+            options.device,
+            options.threads,
+            experimental=_experimental(options),
+        )
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()
@@ -158,14 +178,23 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
     os._exit(0)
 
 
-def _check_float8(device: str) -> None:
-    """Loads torch before the engine serves, so that what cannot be is refused at once."""
+def _experimental(options: argparse.Namespace) -> Any:
+    from tinkersmith.engine.runtime.experimental import Experimental
+
+    return Experimental(
+        float8=options.dtype == "float8",
+        graphs=options.gpu_graphs,
+        vllm=options.sampler == "vllm",
+    )
+
+
+def _check_experimental(options: argparse.Namespace) -> None:
+    """Loads torch before the engine serves, so that what cannot work is refused at once."""
     import torch
 
-    from tinkersmith.engine.model.float8 import check_device
     from tinkersmith.engine.runtime.base_models import choose_device
 
-    check_device(torch.device(choose_device(device)))
+    _experimental(options).check(torch.device(choose_device(options.device)))
 
 
 def _when_stdin_closes(act: Any) -> None:

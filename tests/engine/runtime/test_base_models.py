@@ -19,7 +19,9 @@ from tinkersmith.engine.storage.catalogue import Catalogue
 # An engine in whose memory there is room for one model at a time.
 ROOM_FOR_ONE = """
 import gc, sys
-from tinkersmith.engine import __main__, base_model, base_models
+from tinkersmith.engine import __main__
+from tinkersmith.engine.model import base_model
+from tinkersmith.engine.runtime import base_models
 def free_memory(device):
     gc.collect()
     return 0 if any(isinstance(one, base_model.BaseModel) for one in gc.get_objects()) else 10**9
