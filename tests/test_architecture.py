@@ -1,4 +1,4 @@
-"""No circle of imports, those for types included. `make lint` checks which room may import which."""
+"""No circle of imports, types included; `make lint` checks which room may import which."""
 
 from graphlib import TopologicalSorter
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.paths import ROOT
 from tinkersmith.cli import init
-from tinkersmith.cli.init import FILES, STARTER
+from tinkersmith.cli.init import STARTER, STARTER_FILES
 from tinkersmith.cli.main import main
 
 
@@ -22,13 +22,13 @@ def everything(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 
-WHOLE = {*FILES, "data"}
+WHOLE = {*STARTER_FILES, "data"}
 
 
 def test_the_starter_files_are_those_of_the_repository() -> None:
     shipped = {path.relative_to(STARTER).as_posix() for path in STARTER.rglob("*.*")}
-    assert {name for name in shipped if not name.endswith(".pyc")} == set(FILES)
-    for name in FILES:
+    assert {name for name in shipped if not name.endswith(".pyc")} == set(STARTER_FILES)
+    for name in STARTER_FILES:
         assert (STARTER / name).read_bytes() == (ROOT / name).read_bytes(), name
 
 
@@ -116,13 +116,13 @@ def test_what_was_begun_is_taken_back(
 ) -> None:
     """The fourth of the starter files cannot be read or written."""
     starter = tmp_path / "starter"
-    for name in FILES[:3]:
+    for name in STARTER_FILES[:3]:
         (starter / name).parent.mkdir(parents=True, exist_ok=True)
         (starter / name).write_text("x")
 
     class Failing(type(starter)):
         def read_bytes(self) -> bytes:
-            if self.name == Path(FILES[3]).name:
+            if self.name == Path(STARTER_FILES[3]).name:
                 raise error
             return b"x"
 
@@ -130,7 +130,7 @@ def test_what_was_begun_is_taken_back(
     assert main(["init", "new/project"]) == (1 if isinstance(error, OSError) else 130)
     assert everything(tmp_path) == {
         "starter",
-        *(f"starter/{name}" for name in FILES[:3]),
+        *(f"starter/{name}" for name in STARTER_FILES[:3]),
         "starter/data",
     }
 

@@ -11,7 +11,7 @@ from tinkersmith.command_line import command_line, python_command
 from tinkersmith.errors import UserError
 
 STARTER = Path(__file__).parents[1] / "starter"
-FILES = (
+STARTER_FILES = (
     "config.py",
     "data/word_problems.json",
     "split_dataset.py",
@@ -34,7 +34,7 @@ def init_command(argv: Sequence[str], *, prog: str) -> int:
     )
     folder = Path(parser.parse_args(argv).folder)
     make_project(folder)
-    print(f"Wrote {', '.join(FILES)} to {folder.resolve()}. Go on with:")
+    print(f"Wrote {', '.join(STARTER_FILES)} to {folder.resolve()}. Go on with:")
     print("\n".join(f"  {line}" for line in next_commands(folder)))
     return 0
 
@@ -45,7 +45,7 @@ def make_project(folder: Path) -> None:
     Raises:
         UserError: a file exists, or the folder cannot be written.
     """
-    present = [name for name in FILES if os.path.lexists(folder / name)]
+    present = [name for name in STARTER_FILES if os.path.lexists(folder / name)]
     if present:
         raise UserError(
             f"{folder.resolve()} already has {', '.join(present)}; nothing was written. Move "
@@ -54,7 +54,7 @@ def make_project(folder: Path) -> None:
         )
     made: list[Path] = []
     try:
-        for name in FILES:
+        for name in STARTER_FILES:
             file = folder / name
             _make_folder(file.parent, made)
             with file.open("xb") as target:  # never over a file that appeared meanwhile

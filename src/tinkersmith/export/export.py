@@ -43,7 +43,7 @@ _VERIFIED_SAMPLES, _VERIFIED_TOKENS = 8, 256
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What is exported, and to where."""
+    """What is exported, where to, and in which form."""
 
     model: ModelReference
     folder: Path
@@ -114,7 +114,11 @@ def export_model(
 
 
 def _check_output(folder: Path, force: bool) -> None:
-    """Refuse early, before time is spent on a download."""
+    """Refuse early, before a download costs time.
+
+    Raises:
+        UserError: the folder exists and may not be replaced, or it cannot be written.
+    """
     if folder.exists() and not force:
         raise UserError(
             f"{folder} exists already. Name another folder, or replace it with --force."
@@ -143,7 +147,7 @@ def _is_export(folder: Path) -> bool:
 
 @contextmanager
 def _folder_beside(folder: Path) -> Iterator[Path]:
-    """A temporary folder on the same disk, which may be larger than the system's."""
+    """A temporary folder beside `folder`: its disk may have more space than the system's."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.download.") as name:
         yield Path(name)
 
@@ -151,8 +155,8 @@ def _folder_beside(folder: Path) -> Iterator[Path]:
 def _not_written(folder: Path, error: OSError) -> UserError:
     reason = error.strerror or str(error)
     return UserError(
-        f"{folder} cannot be written: {reason}. Nothing was left behind; make room or name another "
-        "folder."
+        f"{folder} cannot be written: {reason}. Nothing was left behind. Free some space, or name "
+        "another folder."
     )
 
 
@@ -183,17 +187,16 @@ def _write(
 
 
 def _base_reference(service: Service, base: BaseFolder) -> str:
-    """What peft shall load: the folder for models that no hub has, else the hub's name."""
+    """The base model reference stored for PEFT: a local folder, or else its name on the hub."""
     return str(base.folder) if local_model_folder(service.base_model) else service.base_model
 
 
 def _stop_at_end_token(
     folder: Path, template: "PromptTemplate", tokenizer: "TextTokenizer"
 ) -> None:
-    """Make generation stop where the trained answers end, also if the base model ends elsewhere."""
-    end = next(
-        (t for t in tokenizer.special_tokens if template.end.endswith(t)), tokenizer.eos_text
-    )
+    """Add the end token of the trained answers to those at which generation stops."""
+    special = (token for token in tokenizer.special_tokens if template.end.endswith(token))
+    end = next(special, tokenizer.eos_text)
     end_id = tokenizer.special_tokens[end]
     file = folder / "generation_config.json"
     values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -221,7 +224,7 @@ def _verify(
     token_lists = _texts_to_verify(export.model, template, tokenizer)
     sampler = service.wait(client.save_weights_and_get_sampling_client(), "opening the weights")
     pending = [sampler.compute_logprobs(tinker.ModelInput.from_ints(ids)) for ids in token_lists]
-    expected = [service.wait(one, "computing log-probabilities") for one in pending]
+    expected = [service.wait(future, "computing log-probabilities") for future in pending]
     size = sum(file.stat().st_size for file in base.folder.glob("*.safetensors"))
     engine_in_fp32 = (
         service.kind == "embedded" and not torch.cuda.is_available() and size <= _FP32_ON_CPU
