@@ -102,9 +102,8 @@ def split_dataset(
             contents = {
                 train_out: _as_json([records[index] for index in train]),
                 test_out: _as_json([records[index] for index in test]),
+                **({skipped_out: _as_lines(skipped)} if skipped else {}),
             }
-            if skipped:
-                contents[skipped_out] = _as_lines([record.to_json() for record in skipped])
             _write_all_or_none(contents)
     if not skipped and _is_ours(skipped_out):
         skipped_out.unlink(missing_ok=True)
@@ -296,8 +295,8 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _as_lines(records: list[dict[str, Any]]) -> bytes:
-    return "".join(record_text(record) + "\n" for record in records).encode()
+def _as_lines(skipped: Sequence[Skipped]) -> bytes:
+    return "".join(record_text(record.to_json()) + "\n" for record in skipped).encode()
 
 
 def _as_json(records: list[Any]) -> bytes:
