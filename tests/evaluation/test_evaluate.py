@@ -93,7 +93,7 @@ def test_a_prompt_without_room_for_an_answer_is_skipped_and_named(small: SmallRu
 
 def test_a_test_question_that_was_trained_on_is_a_warning(compared: Any):
     _, stored, said = compared
-    assert "1 of 11 test questions are in the training data" in said
+    assert "1 of 11 test questions is also in the training data" in said
     assert stored["overlap_with_training"][0]["test"].endswith("test.json, record 11")
     assert stored["overlap_with_training"][0]["training"].endswith("train.json, record 1")
 
@@ -205,9 +205,12 @@ def test_a_mistake_is_one_sentence(small: SmallRun, tmp_path: Path, change: Any,
     assert not out.exists()
 
 
-def test_without_any_run_the_user_is_told_how_to_make_one(small: SmallRun, tmp_path: Path):
+def test_without_any_run_the_user_is_told_how_to_make_one(
+    small: SmallRun, tmp_path: Path, monkeypatch: Any
+):
+    monkeypatch.chdir(tmp_path)
     settings = settings_from({"OUTPUT_DIR": str(tmp_path)})
-    with pytest.raises(UserError, match=r"train_with_config\.py"):
+    with pytest.raises(UserError, match=r"tinkersmith train$"):
         evaluate(settings, test_file=str(small.test_file), output_file=tmp_path / "out.json")
 
 

@@ -22,6 +22,7 @@ from tinkersmith.export import merge as merged_files
 from tinkersmith.export.chat_template import chat_template_of
 from tinkersmith.export.download import _fetch
 from tinkersmith.export.export import _stop_at_end_token, export_model
+from tinkersmith.progress import Progress
 from tinkersmith.service.connection import open_service
 from tinkersmith.settings import settings_from
 from tinkersmith.text.templates import choose_template, template_from_json
@@ -247,11 +248,11 @@ def test_a_broken_download_is_told_and_loopback_needs_no_proxy(
     try:
         url = f"http://127.0.0.1:{server.server_port}/{path}"
         if words is None:
-            _fetch(url, tmp_path / "file")
+            _fetch(url, tmp_path / "file", Progress(print))
             assert (tmp_path / "file").read_bytes() == b"x" * 100
             return
         with pytest.raises(UserError, match=words):
-            _fetch(url, tmp_path / "file")
+            _fetch(url, tmp_path / "file", Progress(print))
     finally:
         server.shutdown()
         server.server_close()
@@ -281,9 +282,10 @@ def test_the_command_prints_the_sentence_and_fails(capsys: Any, monkeypatch: Any
     assert "--merged" in capsys.readouterr().err
     assert export_command([]) == 1
     shown = capsys.readouterr()
-    assert "train_with_config.py" in shown.err and shown.err.count("\n") == 1
+    assert "tinkersmith train" in shown.err and shown.err.count("\n") == 1
 
 
-def test_without_any_run_the_user_is_told_how_to_make_one(tmp_path: Path):
-    with pytest.raises(UserError, match=r"train_with_config\.py"):
+def test_without_any_run_the_user_is_told_how_to_make_one(tmp_path: Path, monkeypatch: Any):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"tinkersmith train$"):
         export_model(settings_from({"OUTPUT_DIR": str(tmp_path)}))

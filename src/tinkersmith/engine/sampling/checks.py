@@ -44,7 +44,6 @@ def check_request(base: BaseModel, request: SampleRequest) -> None:
             f"{base.name} can sample 1 to {longest:,}."
         )
     bounds = [
-        ("num_samples", request.num_samples, 1 <= request.num_samples <= 4096, "1 to 4,096"),
         ("temperature", request.temperature, 0 <= request.temperature <= 100, "0 to 100"),
         ("top_k", request.top_k, request.top_k >= -1, "-1 (off) or at least 1"),
         ("top_p", request.top_p, 0 < request.top_p <= 1, "above 0 and at most 1"),
