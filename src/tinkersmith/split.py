@@ -14,8 +14,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from tinkersmith.data.copies import find_copies
+from tinkersmith.data.duplicates import find_duplicates
 from tinkersmith.data.lengths import LengthStatistics, format_length_statistics
+from tinkersmith.data.report import read_lines, skipped_lines
 from tinkersmith.data.samples import (
     Sample,
     Skipped,
@@ -30,6 +31,7 @@ from tinkersmith.data.samples import (
 )
 from tinkersmith.errors import UserError
 from tinkersmith.files import write_atomically, write_json
+from tinkersmith.plurals import counted
 
 INPUT_FILES = ["data/word_problems.json"]
 TRAIN_RATIO = 0.8
@@ -76,10 +78,10 @@ def split_dataset(
     if not 0 < ratio < 1:
         raise UserError(f"TRAIN_RATIO is {ratio}; it must be above 0 and below 1 (usual: 0.8).")
     train_out, test_out = Path(train_out), Path(test_out)
-    found, missing = find_files(files)
-    _check_outputs(found, train_out, test_out, force)
-    records, samples, skipped = _read(found)
-    refuse_if_nothing_is_usable(len(samples), skipped)
+    paths, missing = find_files(files)
+    _check_outputs(paths, train_out, test_out, force)
+    records, samples, skipped = _read(paths)
+    refuse_if_nothing_is_usable(len(samples), len(skipped), skipped)
 
     groups = _groups_in_order(records, samples, seed)
     train, test = _cut(groups, ratio)
@@ -90,7 +92,7 @@ def split_dataset(
     skipped_out = train_out.parent / _SKIPPED_FILE
     if skipped:
         contents[skipped_out] = "".join(
-            record_text(one.to_json()) + "\n" for one in skipped
+            record_text(record.to_json()) + "\n" for record in skipped
         ).encode()
     unit, (train_lengths, test_lengths) = _measure(
         [[samples[index] for index in side] for side in (train, test)]
@@ -98,7 +100,7 @@ def split_dataset(
     _write_all_or_none(contents)
     if not skipped and _is_ours(skipped_out):
         skipped_out.unlink(missing_ok=True)
-    counts = {path.as_posix(): 0 for path in found}
+    counts = {path.as_posix(): 0 for path in paths}
     for sample in samples:
         counts[sample.source.file] += 1
     return SplitResult(
@@ -109,7 +111,7 @@ def split_dataset(
         train_count=len(train),
         test_count=len(test),
         questions=len(groups),
-        duplicates=len(find_copies(samples)),
+        duplicates=len(find_duplicates(samples)),
         skipped=skipped,
         skipped_file=skipped_out if skipped else None,
         unit=unit,
@@ -120,22 +122,20 @@ def split_dataset(
 
 def format_split(result: SplitResult) -> str:
     """What was read, what was written, and how long the samples are."""
-    lines = [f"Warning: {name} does not exist; going on." for name in result.missing_files]
-    lines += [f"Read {count:,} samples from {file}" for file, count in result.counts.items()]
+    lines = read_lines(result.counts, result.missing_files)
     total = result.train_count + result.test_count
     if repeated := total - result.questions:
         lines.append(
             f"Samples that repeat an earlier question: {repeated:,} (exact duplicates: "
             f"{result.duplicates:,}); each stays on the side of the first"
         )
-    if result.skipped:
-        lines.append(f"Skipped {len(result.skipped):,} records, all in {result.skipped_file}:")
-        lines += [f"  {skipped}" for skipped in result.skipped[:10]]
+    lines += skipped_lines(result.skipped, len(result.skipped), str(result.skipped_file))
     for file, count in (
         (result.train_file, result.train_count),
         (result.test_file, result.test_count),
     ):
-        lines.append(f"Wrote {count:,} samples ({100 * count / total:.1f} %) to {file}")
+        share = f"{100 * count / total:.1f} %"
+        lines.append(f"Wrote {counted(count, 'sample')} ({share}) to {file}")
     lines += [
         "",
         f"Lengths in {result.unit}:",

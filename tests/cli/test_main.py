@@ -159,7 +159,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         timeout=60,
     )
     assert ended.stderr == ""
-    assert "1 samples from data.json" in ended.stdout
+    assert "Read 1 sample from data.json" in ended.stdout
 
 
 # ---- the commands

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from tinkersmith.plurals import counted
+
 LIMITS: tuple[int, ...] = (2048, 4096, 8192, 16384)
 _BAR_WIDTH = 40
 _BAR_STEPS = " ▏▎▍▌▋▊▉█"  # eighths of a column
@@ -79,7 +81,8 @@ class LengthStatistics:
 
 def format_length_statistics(stats: LengthStatistics, title: str) -> str:
     """The table, the histogram and the advice, each line below 80 columns."""
-    lines = [f"{title}: {stats.count:,} samples, {stats.total:,} {stats.unit}"]
+    total = counted(stats.total, stats.unit.removesuffix("s"))
+    lines = [f"{title}: {counted(stats.count, 'sample')}, {total}"]
     if not stats.count:
         return lines[0]
     names = ("min", "median", "mean", "p90", "p95", "p99", "max")
@@ -164,7 +167,7 @@ def _advice(values: np.ndarray, counts: np.ndarray, unit: str, limit: int | None
     if limit is not None and longest > limit:
         cut = int(counts[values > limit].sum())
         enough = _next_power_of_two(longest)
-        who = "1 sample exceeds" if cut == 1 else f"{cut:,} samples exceed"
+        who = counted(cut, "sample exceeds", "samples exceed")
         return f"{who} MAX_SEQUENCE_LENGTH = {limit:,}; {enough:,} would hold all."
     enough = max(_next_power_of_two(longest), 256)
     for smaller in (256, 512, 1024, *LIMITS):
@@ -186,5 +189,4 @@ def _percent(share: float, count: int) -> str:
     if share == 0:
         return "0 %"
     text = f"{100 * share:.1f} %"
-    few = round(share * count)
-    return text if text != "0.0 %" else f"{few:,} sample{'' if few == 1 else 's'}"
+    return text if text != "0.0 %" else counted(round(share * count), "sample")

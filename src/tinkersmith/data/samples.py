@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from tinkersmith.errors import UserError
+from tinkersmith.plurals import counted
 
 BOM = b"\xef\xbb\xbf"
 _LONGEST_FIRST_LINE = 1 << 20  # bytes that are looked at to tell JSON Lines from other files
@@ -69,21 +70,17 @@ class LoadedSamples:
     counts: dict[str, int]  # file -> usable samples
 
 
-def load_samples(files: Sequence[str], *, allow_missing: bool = True) -> LoadedSamples:
+def load_samples(files: Sequence[str]) -> LoadedSamples:
     """Read and check all records of `files`.
 
     Raises:
-        UserError: no file exists, a file is no JSON, or not one record can be used.
+        UserError: no file exists, a file is not JSON, or not one record can be used.
     """
-    found, missing = find_files(files)
-    if missing and not allow_missing:
-        raise UserError(
-            f"{missing[0]} does not exist (looked in {_places()}). Correct the name, or make it."
-        )
+    paths, missing = find_files(files)
     samples: list[Sample] = []
     skipped: list[Skipped] = []
     counts: dict[str, int] = {}
-    for path in found:
+    for path in paths:
         before = len(samples)
         for number, record in enumerate(read_records(path), start=1):
             checked = check_record(record, Source(path.as_posix(), number))
@@ -92,29 +89,33 @@ def load_samples(files: Sequence[str], *, allow_missing: bool = True) -> LoadedS
             else:
                 skipped.append(checked)
         counts[path.as_posix()] = len(samples) - before
-    refuse_if_nothing_is_usable(len(samples), skipped)
+    refuse_if_nothing_is_usable(len(samples), len(skipped), skipped)
     return LoadedSamples(samples, skipped, missing, counts)
 
 
 def find_files(files: Sequence[str]) -> tuple[list[Path], list[str]]:
     """The files where they are found (as given, in data/, beside the script); the missing names."""
-    found: list[Path] = []
+    paths: list[Path] = []
     missing: list[str] = []
     for name in files:
         path = next((place for place in _candidates(name) if place.exists()), None)
         if path is None:
             missing.append(name)
             continue
-        if any(path.samefile(other) for other in found):
+        if any(path.samefile(other) for other in paths):
             raise UserError(f"{path} is named twice. Name each file once.")
-        found.append(path)
-    if not found:
-        names = ", ".join(missing) if missing else "no file is named"
-        raise UserError(
-            f"There is no data file: {names} (looked in {_places()}). Put a file there, or correct "
-            "the name."
-        )
-    return found, missing
+        paths.append(path)
+    if not missing and not paths:
+        raise UserError("No data file is named. Name at least one.")
+    if not paths:
+        raise UserError(f"{does_not_exist(missing)}. Put a file there, or correct the name.")
+    return paths, missing
+
+
+def does_not_exist(files: Sequence[str]) -> str:
+    """The beginning of the sentence about missing data files, whatever follows from it."""
+    verb = "does" if len(files) == 1 else "do"
+    return f"{', '.join(files)} {verb} not exist (looked in {_places()})"
 
 
 def read_records(path: Path, parse: Callable[[bytes], Any] = orjson.loads) -> list[Any]:
@@ -221,9 +222,12 @@ def check_record(record: Any, source: Source) -> Sample | Skipped:
     )
 
 
-def refuse_if_nothing_is_usable(usable: int, skipped: Sequence[Skipped]) -> None:
+def refuse_if_nothing_is_usable(usable: int, skipped: int, first: Sequence[Skipped]) -> None:
+    """Raise UserError if all records are skipped; `first` holds the first of them."""
     if not usable:
-        raise UserError(f"Not one of {len(skipped):,} records can be used. The first: {skipped[0]}")
+        raise UserError(
+            f"Not one of {counted(skipped, 'record')} can be used. The first: {first[0]}"
+        )
 
 
 def question_of(sample: Sample) -> tuple[Any, ...]:

@@ -132,8 +132,9 @@ def report(result: EvaluationResult, max_tokens: int) -> list[str]:
             f"The {title}: {scored.mean_tokens:.1f} tokens an answer, {scored.seconds:.1f} s."
         )
         if scored.cut:
+            were = "was" if len(scored.cut) == 1 else "were"
             lines.append(
-                f"  {len(scored.cut):,} of its answers were cut at SAMPLING_MAX_TOKENS = "
+                f"  {len(scored.cut):,} of its answers {were} cut at SAMPLING_MAX_TOKENS = "
                 f"{max_tokens:,} or at the end of the context: "
                 f"{named(scored.cut)}."
             )

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from tinkersmith.data.samples import Sample, Source
+from tinkersmith.plurals import counted
 from tinkersmith.text.templates import PromptTemplate, choose_template
-from tinkersmith.text.tokenizer import _CHUNK, TextTokenizer, load_tokenizer
+from tinkersmith.text.tokenizer import CHUNK, TextTokenizer, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,9 @@ def length_event(
     if length <= limit:
         return None
     if prompt_length >= limit:
-        reason = f"its prompt alone has {prompt_length:,} tokens, and {limit:,} is the most"
+        reason = (
+            f"its prompt alone has {counted(prompt_length, 'token')}, and {limit:,} is the most"
+        )
         return LengthEvent(source, length, 0, reason)
     if not truncate:
         return LengthEvent(source, length, 0, f"{length:,} tokens are more than {limit:,}")
@@ -144,5 +147,5 @@ def token_lengths(
 
 def _chunks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
     remaining = iter(samples)
-    while chunk := list(islice(remaining, _CHUNK)):
+    while chunk := list(islice(remaining, CHUNK)):
         yield chunk

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-_CHUNK = 1000  # texts or samples per call: keeps the Rust side's memory small on big files
+CHUNK = 1000  # texts or samples per call: keeps the Rust side's memory small on big files
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class TextTokenizer:
         """Ids of each text, (T,) int32. Guarded parts (see prompts.py) never become specials."""
         return [
             np.asarray(row, dtype=np.int32)
-            for start in range(0, len(texts), _CHUNK)
-            for row in self.ids_of(texts[start : start + _CHUNK])
+            for start in range(0, len(texts), CHUNK)
+            for row in self.ids_of(texts[start : start + CHUNK])
         ]
 
     def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
