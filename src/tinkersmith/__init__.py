@@ -6,6 +6,8 @@ The public names load on first use, so that `import tinkersmith` stays quick.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tinkersmith.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from tinkersmith.errors import UserError
     from tinkersmith.evaluation.evaluate import evaluate
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from tinkersmith.training.finish import TrainedRun
     from tinkersmith.training.train import train
 
-__version__ = "0.1.0"
+
 __all__ = ["Settings", "TrainedRun", "UserError", "evaluate", "export_model", "train"]
 
 _HOMES = {

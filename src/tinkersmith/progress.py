@@ -8,7 +8,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
@@ -22,11 +22,11 @@ Clock = Callable[[], float]  # seconds
 
 
 def allowed_silence(elapsed: float) -> float:
-    """How many seconds may pass without a line in work that began `elapsed` seconds ago.
+    """How many seconds may pass after a line that came `elapsed` seconds after the work began.
 
-    It grows, so that a log of many hours stays short.
+    They grow, so that a log of many hours stays short.
     """
-    if elapsed <= 10:
+    if elapsed < 10:
         return 2.0
     return 10.0 if elapsed < 60 else 30.0
 
@@ -70,7 +70,7 @@ class Progress:
             self._last_line = self._clock()
 
     @contextmanager
-    def doing(self, what: str) -> Iterator["Task"]:
+    def doing(self, what: str) -> Generator[Task, None, None]:
         """Within the block, `what` is under way: "reading the data", "training step 3"."""
         now = self._clock()
         task = Task(what, begun=now, reported=now)
@@ -91,7 +91,7 @@ class Progress:
         with self._lock:
             task.state, task.share = state, share
             now = self._clock()
-            due = now - task.reported >= allowed_silence(now - task.begun)
+            due = now - task.reported >= allowed_silence(task.reported - task.begun)
             if due and self._terminal is None:
                 task.reported = now
                 self.say(f"  {state}")
@@ -108,7 +108,7 @@ class Progress:
                 return
             # Short pieces of a longer task, such as its steps, follow the pace of the whole.
             pace = self._tasks[-2] if len(self._tasks) > 1 else task
-            silence = allowed_silence(now - pace.begun)
+            silence = allowed_silence(self._last_line - pace.begun)
             if min(seconds, now - self._last_line) >= silence:
                 self.say(f"  Still {task.doing} ({seconds:.0f} s)")
 
@@ -136,7 +136,7 @@ class Progress:
 @contextmanager
 def watched(
     say: Say, *, clock: Clock = time.monotonic, look_every: float = LOOK_EVERY
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, None]:
     """A `Progress` that looks from a thread of its own until the block ends."""
     terminal = sys.stdout if sys.stdout.isatty() else None
     progress = Progress(say, clock=clock, terminal=terminal)

@@ -205,9 +205,12 @@ def test_a_mistake_is_one_sentence(small: SmallRun, tmp_path: Path, change: Any,
     assert not out.exists()
 
 
-def test_without_any_run_the_user_is_told_how_to_make_one(small: SmallRun, tmp_path: Path):
+def test_without_any_run_the_user_is_told_how_to_make_one(
+    small: SmallRun, tmp_path: Path, monkeypatch: Any
+):
+    monkeypatch.chdir(tmp_path)
     settings = settings_from({"OUTPUT_DIR": str(tmp_path)})
-    with pytest.raises(UserError, match=r"train_with_config\.py"):
+    with pytest.raises(UserError, match=r"tinkersmith train$"):
         evaluate(settings, test_file=str(small.test_file), output_file=tmp_path / "out.json")
 
 

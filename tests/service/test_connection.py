@@ -249,7 +249,7 @@ def test_an_engine_killed_while_we_wait_is_reported_within_5_s(tmp_path: Path, m
 
 RECIPE = """
 import os, signal, subprocess, sys, time
-from tinkersmith.service import open_service
+from tinkersmith.service.connection import open_service
 from tinkersmith.settings import settings_from
 
 wanted = settings_from({"OUTPUT_DIR": sys.argv[1], "BASE_MODEL": sys.argv[2], "LORA_RANK": 4})
@@ -278,7 +278,7 @@ def recipe(output_dir: Path, model: Path, then: str) -> tuple[subprocess.Popen, 
 
 
 WAIT_LONG = """
-from tests.engine.conftest import datum
+from tests.support.engine import datum
 client = service.create_training_client(wanted)
 work = [client.forward_backward([datum([7] * 500)] * 300, "cross_entropy") for _ in range(30)]
 print("waiting", flush=True)

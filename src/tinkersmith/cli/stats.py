@@ -3,16 +3,17 @@
 import argparse
 from collections.abc import Sequence
 
-from tinkersmith.cli.front_door import COMMANDS
+from tinkersmith.cli.entry_point import COMMANDS
 
 
 def stats_command(argv: Sequence[str], *, prog: str) -> int:
-    parser = argparse.ArgumentParser(prog=prog, description=COMMANDS["stats"].capitalize() + ".")
-    parser.add_argument("files", nargs="+", metavar="FILE")
+    """The command line of `tinkersmith stats`."""
+    parser = argparse.ArgumentParser(prog=prog, description=COMMANDS["stats"])
+    parser.add_argument("files", nargs="+", metavar="FILE", help="JSON or JSON Lines, also gzip-ed")
     parser.add_argument(
         "--base-model",
         default="tinkersmith/tiny-math",
-        help="whose tokenizer counts: a bundled model or a folder (default: %(default)s)",
+        help="the model whose tokenizer counts: bundled, or a folder (default: %(default)s)",
     )
     parser.add_argument("--template", default="auto", help="PROMPT_TEMPLATE (default: auto)")
     wanted = parser.parse_args(argv)
@@ -21,13 +22,16 @@ def stats_command(argv: Sequence[str], *, prog: str) -> int:
     from tinkersmith.data.report import duplicate_lines, read_lines, skipped_lines
     from tinkersmith.data.samples import characters, load_samples
     from tinkersmith.models import local_model_folder
+    from tinkersmith.progress import watched
     from tinkersmith.text.tokenize import token_lengths
 
-    loaded = load_samples(wanted.files)
+    with watched(print) as progress, progress.doing("reading the data"):
+        loaded = load_samples(wanted.files)
+        duplicates = find_duplicates(loaded.samples)
     for line in (
         *read_lines(loaded.counts, loaded.missing_files),
         *skipped_lines(loaded.skipped, len(loaded.skipped)),
-        *duplicate_lines([find_duplicates(loaded.samples)], listed=False),
+        *duplicate_lines([duplicates], listed=False),
     ):
         print(line)
     folder = local_model_folder(wanted.base_model)
@@ -36,7 +40,8 @@ def stats_command(argv: Sequence[str], *, prog: str) -> int:
         lengths = [characters(sample) for sample in loaded.samples]
         print(format_length_statistics(LengthStatistics.of(lengths, "characters"), "Lengths"))
         return 0
-    lengths = token_lengths(loaded.samples, folder, wanted.base_model, wanted.template)
+    with watched(print) as progress, progress.doing("measuring the lengths"):
+        lengths = token_lengths(loaded.samples, folder, wanted.base_model, wanted.template)
     print(f"Tokens as {wanted.base_model} counts them")
     print(format_length_statistics(LengthStatistics.of(lengths), "Lengths"))
     return 0

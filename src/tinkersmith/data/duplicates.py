@@ -32,8 +32,8 @@ class Duplicates:
     def __iter__(self) -> Iterator[tuple[Source, Source]]:
         for places, records in zip(self.places, self.records, strict=True):
             duplicate, first = (
-                Source(self.files[place], record)
-                for place, record in zip(places.tolist(), records.tolist(), strict=True)
+                Source(self.files[int(place)], int(record))
+                for place, record in zip(places, records, strict=True)
             )
             yield duplicate, first
 

@@ -48,7 +48,7 @@ _BLOCK_BYTES = 2_000_000
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some whole lines of one file."""
+    """Consecutive whole lines of one file."""
 
     file: Path
     start: int  # byte
@@ -56,15 +56,16 @@ class Chunk:
     first_line: int
     first_record: int
     usable: int  # records that are samples
-    held_out: tuple[int, ...]  # places among them that are kept for validation
+    held_out: tuple[int, ...]  # their places that are held out for validation
     digest: str  # of the bytes
 
     @property
     def training(self) -> int:
-        """How many samples are trained on."""
+        """The number of samples to train on."""
         return self.usable - len(self.held_out)
 
     def training_places(self) -> np.ndarray:
+        """The places of the samples to train on, among the chunk's samples."""
         return np.delete(np.arange(self.usable), self.held_out)
 
 
@@ -80,7 +81,7 @@ class LargeFiles:
     missing_files: list[str]
     skipped_count: int
     duplicates: list[Duplicates]  # of DATA_FILES, and of VALIDATION_FILES if there are any
-    first_skipped: list[Skipped] = field(default_factory=list)  # at most SHOWN
+    first_skipped: list[Skipped] = field(default_factory=list[Skipped])  # at most SHOWN
     shared: int = 0  # validation samples that ask what a training sample asks
 
     def report(self) -> list[str]:
@@ -92,13 +93,13 @@ class LargeFiles:
             *skipped_lines(skipped, total, "skipped.jsonl"),
             *duplicate_lines(self.duplicates, listed=True),
             *validation_lines(len(self.validation), self.shared),
-            "The files are large: they are read as a stream, and training begins with the first "
-            "part.",
+            "The files are large: they are read as a stream, and training begins when the first "
+            "samples are tokenised.",
         ]
 
 
 def are_streamed(files: Sequence[Path]) -> bool:
-    """Whether the files are large, and can be read line by line.
+    """Whether the files are large and can be read line by line.
 
     Raises:
         UserError: the files are very large, and one of them cannot be read line by line.

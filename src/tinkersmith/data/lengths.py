@@ -1,6 +1,6 @@
 """Lengths of samples -> a statistics table, a histogram and one line of advice, as plain text.
 
-Counts tokens or, where no tokenizer is at hand, characters; the unit is only a word to it.
+The lengths count tokens or, without a tokenizer, characters. This module only prints the unit.
 """
 
 import math
@@ -19,6 +19,8 @@ _BAR_STEPS = " ▏▎▍▌▋▊▉█"  # eighths of a column
 
 @dataclass(frozen=True, slots=True)
 class LengthStatistics:
+    """The distribution of the samples' lengths."""
+
     count: int
     unit: str  # "tokens" or "characters"
     min: int
@@ -41,6 +43,7 @@ class LengthStatistics:
         unit: str = "tokens",
         max_sequence_length: int | None = None,
     ) -> "LengthStatistics":
+        """The statistics of all `lengths`, one per sample."""
         values, counts = np.unique(np.asarray(lengths, dtype=np.int64), return_counts=True)
         return cls.of_counts(values, counts, unit, max_sequence_length)
 
@@ -52,7 +55,12 @@ class LengthStatistics:
         unit: str = "tokens",
         max_sequence_length: int | None = None,
     ) -> "LengthStatistics":
-        """The same from the different lengths, (D,) ascending, and how often each occurs, (D,)."""
+        """Like `of`, from the distinct lengths and how often each occurs.
+
+        Args:
+            values: (D,) ascending lengths.
+            counts: (D,) the number of samples of each length.
+        """
         if values.size == 0:
             nothing = dict[int, float].fromkeys(LIMITS, 0.0)
             return cls(0, unit, 0, 0, 0, 0, 0, 0, 0, 0, nothing, [0, 1], [0], "No samples.")
@@ -109,7 +117,7 @@ def _bars(stats: LengthStatistics) -> list[str]:
         labels[-1] = f"{stats.edges[-2]:,} to {stats.max:,}"
     width = max(len(label) for label in labels)
     bar_width = min(_BAR_WIDTH, 78 - width - 14)
-    rows = []
+    rows: list[str] = []
     for label, count in zip(labels, stats.bins, strict=True):
         eighths = round(8 * bar_width * count / tallest)
         if count and not eighths:
@@ -120,7 +128,7 @@ def _bars(stats: LengthStatistics) -> list[str]:
 
 
 def _percentile(values: np.ndarray, counts: np.ndarray, percent: float) -> float:
-    """np.percentile of the values repeated: linear between the two nearest."""
+    """Like `np.percentile` of the repeated values: linear between the two nearest."""
     ends = np.cumsum(counts)  # (D,)
     place = (int(ends[-1]) - 1) * percent / 100
     low, high = (
@@ -135,7 +143,7 @@ def _share_over(values: np.ndarray, counts: np.ndarray, limit: int) -> float:
 
 
 def _histogram(values: np.ndarray, counts: np.ndarray) -> tuple[list[int], list[int]]:
-    """About ten bins of a round width; the last one takes a long tail."""
+    """Edges and counts of about ten bins of a round width; the last bin takes a long tail."""
     low, high = int(values[0]), int(values[-1])
     typical = max(int(_percentile(values, counts, 98)), low + 1)
     step = _round_step((min(high, typical) - low + 1) / 10)
@@ -177,7 +185,7 @@ def _advice(values: np.ndarray, counts: np.ndarray, unit: str, limit: int | None
                 f"MAX_SEQUENCE_LENGTH = {enough:,} holds all; {smaller:,} would cut only "
                 f"{_percent(over, int(counts.sum()))}."
             )
-    return f"MAX_SEQUENCE_LENGTH = {enough:,} holds all; a larger one changes nothing."
+    return f"MAX_SEQUENCE_LENGTH = {enough:,} holds all; a larger value changes nothing."
 
 
 def _next_power_of_two(length: int) -> int:
@@ -185,7 +193,7 @@ def _next_power_of_two(length: int) -> int:
 
 
 def _percent(share: float, count: int) -> str:
-    """Never "0.0 %" for a share that is not nothing."""
+    """A share as a percentage; a small one as its number of samples, never as "0.0 %"."""
     if share == 0:
         return "0 %"
     text = f"{100 * share:.1f} %"

@@ -105,9 +105,11 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
 
     keep_freed_memory()  # before the engine thread starts
     from tinkersmith.engine.kernels.native.build import cache_folder, start_building
+    from tinkersmith.engine.scheduling.operations import ModelOperations
     from tinkersmith.engine.scheduling.queue import EngineThread
     from tinkersmith.engine.scheduling.sessions import Sessions
-    from tinkersmith.engine.server.app import TESTED_SDK, make_app
+    from tinkersmith.engine.server.app import make_app
+    from tinkersmith.engine.server.routes.service import TESTED_WITH
     from tinkersmith.engine.storage.catalogue import make_catalogue
     from tinkersmith.engine.storage.store import Store
 
@@ -126,7 +128,7 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
         start_building(cache_folder())
     port = listener.getsockname()[1]
 
-    def prepare() -> Any:
+    def prepare() -> ModelOperations:
         """On the engine thread: torch and transformers are imported while HTTP already answers."""
         from transformers.utils.logging import disable_progress_bar
 
@@ -145,7 +147,7 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()
-        thread = EngineThread(loop, prepare, _sample)
+        thread = EngineThread(loop, prepare)
         sessions = Sessions(store, thread)
         server = uvicorn.Server(
             uvicorn.Config(
@@ -174,7 +176,7 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
         # The listener takes connections already; they are answered from the next line on.
         print(json.dumps({"event": "ready", "port": port, "pid": os.getpid()}), flush=True)
         log.info("serving the Tinker API on http://%s:%d", options.host, port)
-        log.info("tested with tinker %s to %s", *TESTED_SDK)
+        log.info(TESTED_WITH)
         await server.serve(sockets=[listener])
         sweeping.cancel()
 
@@ -202,19 +204,6 @@ def _check_experimental(options: argparse.Namespace) -> None:
     from tinkersmith.engine.runtime.base_models import choose_device
 
     _experimental(options).check(torch.device(choose_device(options.device)))
-
-
-def _sample(models: Any, sampler_id: str, requests: list[Any]) -> list[Any]:
-    from tinkersmith.engine.scheduling.queue import failure
-    from tinkersmith.engine.server.wire import sample_output
-
-    results = models.sample(sampler_id, requests)
-    return [
-        failure(result)
-        if isinstance(result, Refused)
-        else sample_output(result, request.target_layout)
-        for request, result in zip(requests, results, strict=True)
-    ]
 
 
 def _when_stdin_closes(act: Any) -> None:

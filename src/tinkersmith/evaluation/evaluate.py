@@ -1,6 +1,6 @@
-"""A trained model + a test file -> scores with intervals, and evaluation_results.json.
+"""A trained model and a test file -> scores with intervals, and evaluation_results.json.
 
-The prompts are those of the model's own run, so training and test cannot differ in their format.
+The prompts use the template of the model's own run, so training and test have the same format.
 """
 
 import datetime as dt
@@ -20,7 +20,7 @@ from tinkersmith.evaluation.scoring import final_answer, score
 from tinkersmith.files import write_json
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress, watched
-from tinkersmith.runs.trained_model import TrainedModel, find_trained_model
+from tinkersmith.runs.trained_model import ModelReference, find_trained_model
 from tinkersmith.service.connection import Service, open_service
 from tinkersmith.settings import Settings, settings_from
 
@@ -45,10 +45,17 @@ def evaluate(
     output_file: str | Path = "evaluation_results.json",
     say: Callable[[str], None] = print,
 ) -> EvaluationResult:
-    """Answer all of `test_file` with the model at `model_path` (default: the newest run's last).
+    """Answer all prompts of a test file with a trained model, and score the answers.
+
+    Args:
+        model_path: a tinker:// path; the last checkpoint of the newest run if it is empty.
+        base_model: for a path that no run folder knows.
+        compare_base: also score the untouched base model.
+        limit: use only so many samples, chosen by SEED.
+        say: prints a line.
 
     Raises:
-        UserError: one sentence about what is wrong; nothing is written then.
+        UserError: one sentence about what is wrong. Nothing is written then.
     """
     output_file = Path(output_file)
     _check_output(output_file)
@@ -85,11 +92,11 @@ def evaluate(
     return result
 
 
-# ---- what is asked
+# ---- prompts
 
 
 def _check_output(file: Path) -> None:
-    """Refuse early what could not be written after all the sampling."""
+    """Raise UserError now if the file could not be written after all the sampling."""
     try:
         if file.is_dir():
             raise IsADirectoryError(0, "it is a folder")
@@ -108,7 +115,7 @@ def _not_written(file: Path, error: OSError) -> UserError:
 
 
 def _choose(samples: list[Sample], limit: int | None, seed: int) -> list[Sample]:
-    """A share of the samples that only the seed decides, in the order of the file."""
+    """At most `limit` samples, chosen by the seed alone, in the order of the file."""
     if not limit:
         return samples
     if limit < 0:
@@ -120,7 +127,7 @@ def _choose(samples: list[Sample], limit: int | None, seed: int) -> list[Sample]
 
 
 def _overlap_with_training(
-    model: TrainedModel, samples: list[Sample]
+    model: ModelReference, samples: list[Sample]
 ) -> list[tuple[Source, Source]] | None:
     if model.run is None:
         return None
@@ -146,6 +153,8 @@ def _fitting_prompts(
 
 @dataclass(frozen=True, slots=True)
 class _Asker:
+    """Gets answers from a model and scores them."""
+
     service: Service
     template: "PromptTemplate"
     tokenizer: "TextTokenizer"
@@ -153,7 +162,7 @@ class _Asker:
     progress: Progress
 
     def ask(self, model_path: str | None, asked: "list[tuple[Sample, np.ndarray]]") -> Scored:
-        """All samples answered by one model; many prompts are under way at a time."""
+        """One model's answers to all prompts. Many requests are under way at a time."""
         start = time.monotonic()
         client = self.service.create_sampling_client(model_path)
         records: list[Record] = []
@@ -180,7 +189,7 @@ class _Asker:
     def _send(self, client: "tinker.SamplingClient", prompt: "np.ndarray") -> Any:
         from tinkersmith.service.answers import request_answers
 
-        greedy = self.settings.sampling_temperature == 0  # all draws would be the same
+        greedy = self.settings.sampling_temperature == 0  # all answers would be the same
         return request_answers(
             client,
             prompt,
@@ -197,7 +206,7 @@ class _Asker:
         answered = self.service.wait(pending, f"answering {sample.source}")
         expected = self.template.answer(sample.output)
         named = _named_answer(sample)
-        records = []
+        records: list[Record] = []
         for draw, sequence in enumerate(answered.sequences, start=1):
             produced = self.template.answer(self.tokenizer.decode(sequence.tokens))
             records.append(
@@ -217,7 +226,7 @@ class _Asker:
 
 
 def _named_answer(sample: Sample) -> str | None:
-    """The sample's own field `answer`, if that is a text or a number."""
+    """The sample's own field `answer`, if it is a string or a number."""
     value = sample.extra.get("answer")
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
@@ -228,28 +237,28 @@ def _named_answer(sample: Sample) -> str | None:
 
 
 def _report_test_set(
-    loaded: LoadedSamples, chosen: int, model: TrainedModel, output_file: Path
+    loaded: LoadedSamples, chosen: int, model: ModelReference, output_file: Path
 ) -> list[str]:
     file, count = next(iter(loaded.counts.items()))
     lines = [f"Model:    {model.sampler_path} ({model.name}, on {model.base_model})"]
     lines.append(f"Test set: {file}, {counted(count, 'sample')}")
     if chosen < count:
         lines.append(
-            f"  Only {chosen:,} of them are used, chosen by SEED = {model.settings.seed}: the same "
+            f"  Only {chosen:,} of them are used. SEED = {model.settings.seed} chooses the same "
             "ones every time."
         )
     skipped = skipped_lines(loaded.skipped, len(loaded.skipped), str(output_file))
     lines += [f"  {line}" for line in skipped]
     if model.run is None:
         lines.append(
-            "  No run folder knows this path: the prompt template is that of PROMPT_TEMPLATE = "
-            f"{model.settings.prompt_template!r}, which may not be the trained one."
+            "  No run folder knows this path, so PROMPT_TEMPLATE = "
+            f"{model.settings.prompt_template!r} is used. The model may be trained with another."
         )
     draws = model.settings.sampling_num_samples
     if draws > 1 and model.settings.sampling_temperature == 0:
         lines.append(
-            f"  SAMPLING_TEMPERATURE is 0, so all {draws} answers to a prompt would be the same: "
-            "one is drawn."
+            f"  SAMPLING_TEMPERATURE is 0, so all {draws} answers to a prompt would be the same. "
+            "Only one is sampled."
         )
     return lines
 
@@ -265,7 +274,7 @@ def _report_too_long(sources: list[Source], max_context: int | None) -> str:
 
 def _report_overlap(shared: list[tuple[Source, Source]] | None, n: int) -> str:
     if shared is None:
-        return "Overlap with the training data could not be checked: that data is not here."
+        return "Overlap with the training data is not checked: that data is not here."
     if not shared:
         return "No question of the test set is in the training data."
     trained, tested = shared[0]
@@ -278,7 +287,7 @@ def _report_overlap(shared: list[tuple[Source, Source]] | None, n: int) -> str:
 
 def _write(
     result: EvaluationResult,
-    model: TrainedModel,
+    model: ModelReference,
     template: "PromptTemplate",
     loaded: LoadedSamples,
     test_file: str,

@@ -1,8 +1,8 @@
-"""Large files -> batches: tokenised chunk by chunk in the background, and trained on meanwhile.
+"""Large files -> batches. A background thread tokenises them chunk by chunk while they are used.
 
 Each epoch takes the chunks in an order of its own and shuffles the samples of every `WINDOW` chunks
-together: a pure function of seed and step, whatever the background has done. Memory holds one
-window, or two where a batch takes from both.
+together. The order is a pure function of seed and step, whatever the background has done. Memory
+holds one window, or two if a batch takes from both.
 """
 
 import hashlib
@@ -151,7 +151,7 @@ class TokenStream:
 
     def _load(self, indices: np.ndarray, epoch: int, number: int) -> "_Window":
         self._background.wait_for(indices.tolist())
-        chunks = [self._chunks[index] for index in indices]
+        chunks = [self._chunks[int(index)] for index in indices]
         return _Window.of(chunks, self._cache, (self._seed, epoch, number))
 
 
@@ -176,7 +176,7 @@ class _Window:
 
     def sample(self, position: int, limit: int, truncate: bool) -> TokenizedSample | None:
         """The sample at a position of the window; None if it is too long."""
-        index, place = self.places[position].tolist()
+        index, place = int(self.places[position, 0]), int(self.places[position, 1])
         chunk, tokens = self.chunks[index], self.tokens[index]
         event = tokens.event(chunk, place, limit, truncate)
         if event is not None and not event.after:

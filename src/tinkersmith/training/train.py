@@ -1,10 +1,11 @@
 """Settings, or an interrupted run -> a finished run: `train`."""
 
 import atexit
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError
 from tinkersmith.progress import Progress, watched
 from tinkersmith.runs.folder import RunFolder, open_run
@@ -62,9 +63,9 @@ def _settings_of(run: RunFolder) -> Settings:
 @contextmanager
 def _explained(
     run: RunFolder | None, settings: Settings, progress: Progress, *, under_way: bool
-) -> Iterator[None]:
+) -> Generator[None, None, None]:
     """Failures within the block say how to continue the run, if there is one to continue."""
-    how = f"Continue with: python train_with_config.py --resume {run.name}" if run else ""
+    how = f"Continue with: {command_line('train', '--resume', run.path)}" if run else ""
     try:
         yield
     except UserError as error:

@@ -62,7 +62,7 @@ needs_gpu = pytest.mark.skipif(
 
 
 class Rounding(nn.Module):
-    """A layer with the weights of `layer`, widened, whose input is rounded; in plain autograd."""
+    """A layer with the weights of `layer` in float32, whose input is rounded; in plain autograd."""
 
     def __init__(self, layer: Float8Linear) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ def test_rounding_keeps_four_digits_of_every_number_that_is_not_tiny_in_its_row(
     assert (largest <= 448 * scale.double()).all() and (largest > 223 * scale.double()).all()
 
 
-def test_widened_again_it_is_exact_in_bfloat16_too() -> None:
+def test_cast_back_it_is_exact_in_bfloat16_too() -> None:
     values, scale = quantise(torch.randn(40, 160) * torch.logspace(-3, 3, 40)[:, None])
     exact = values.double() * scale.double()
     assert torch.equal(dequantise(values, scale, torch.bfloat16).double(), exact)
@@ -208,7 +208,7 @@ def unrounded_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(float8, "scaled_product", exact_product)
 
 
-def test_a_training_step_equals_that_of_a_model_with_the_widened_weights(
+def test_a_training_step_equals_that_of_a_model_with_the_rounded_weights(
     folder: Path, unrounded_inputs: None
 ) -> None:
     narrow = in_full_precision(folder)
@@ -221,7 +221,7 @@ def test_a_training_step_equals_that_of_a_model_with_the_widened_weights(
     assert_equal_gradients(gradients(ours), gradients(theirs))
 
 
-def test_greedy_samples_equal_those_of_a_model_with_the_widened_weights(
+def test_greedy_samples_equal_those_of_a_model_with_the_rounded_weights(
     folder: Path, unrounded_inputs: None
 ) -> None:
     narrow = in_full_precision(folder)

@@ -20,7 +20,7 @@ from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.sampling import dense_decoder, sampler
 from tinkersmith.engine.sampling.decoder import Decoder, LayerDecoder
 from tinkersmith.engine.sampling.dense_decoder import DenseDecoder
-from tinkersmith.engine.sampling.prefixes import Run, shared_runs
+from tinkersmith.engine.sampling.prefixes import TokenRun, shared_runs
 from tinkersmith.engine.sampling.sampler import sample
 
 
@@ -69,7 +69,7 @@ def test_logits_equal_those_of_the_models_layers_as_rows_grow_move_and_end(
         for kind in (DenseDecoder, LayerDecoder):
             rng = np.random.default_rng(0)
             decoder = kind(base, adapter, len(prompts))
-            runs = [Run(tokens) for tokens in prompts]
+            runs = [TokenRun(tokens) for tokens in prompts]
             filled = [run for run in runs if run.tokens]
             hidden = decoder.prefill(filled, [index % 3 == 0 for index in range(len(filled))])
             seen = [decoder.logits(part) for part in hidden if part is not None]
@@ -113,7 +113,7 @@ def test_a_shared_beginning_computed_once_changes_nothing(
         while missing := [run for run in runs.values() if run.past is None]:
             ready = [run for run in missing if run.parent is None or run.parent.past]
             shared.prefill(ready, [False] * len(ready))
-        single = [Run(prompt) for prompt in prompts]
+        single = [TokenRun(prompt) for prompt in prompts]
         alone.prefill(single, [False] * len(single))
         for slot, (one, other) in enumerate(zip(last, single, strict=True)):
             shared.put(slot, one)

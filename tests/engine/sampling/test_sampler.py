@@ -23,10 +23,10 @@ from tinkersmith.engine.messages import Datum, LoraConfig, SampledSequence, Samp
 from tinkersmith.engine.model.adapters import snapshot
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
-from tinkersmith.engine.sampling import sampler
+from tinkersmith.engine.sampling import checks, sampler
 from tinkersmith.engine.sampling.checks import check_request
-from tinkersmith.engine.sampling.drawing import choose_tokens
 from tinkersmith.engine.sampling.sampler import sample
+from tinkersmith.engine.sampling.token_choice import choose_tokens
 from tinkersmith.engine.training.step import forward
 
 
@@ -419,7 +419,7 @@ def test_the_limit_is_the_reason_when_nothing_stopped_it(base: BaseModel) -> Non
         ({"prompt": [-1]}, "token id -1 is not"),
         ({"prompt": [1] * 129}, "the prompt has 129 tokens; tiny takes at most 128"),
         ({"max_tokens": 0}, "max_tokens is 0"),
-        ({"max_tokens": 127}, "has room for 1 to 126"),
+        ({"max_tokens": 127}, "can sample 1 to 126"),
         ({"num_samples": 0}, "num_samples is 0"),
         ({"temperature": -0.1}, r"temperature is -0\.1"),
         ({"temperature": float("nan")}, "temperature is nan"),
@@ -452,7 +452,7 @@ def test_no_request_gets_no_answer(base: BaseModel) -> None:
 def test_a_table_over_the_prompt_that_would_fill_the_memory_is_refused(
     base: BaseModel, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(sampler, "MAX_CELLS", 300)
+    monkeypatch.setattr(checks, "MAX_CELLS", 300)
     wanted: dict[str, Any] = {name: 100}
     check_request(base, SampleRequest([1, 2, 3], **wanted))
     wanted[name] += 1

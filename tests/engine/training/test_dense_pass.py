@@ -17,7 +17,8 @@ from tinkersmith.engine.kernels.tile_attention import attend, attend_backward, t
 from tinkersmith.engine.messages import Datum, LoraConfig
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.training.dense_pass import DensePass
-from tinkersmith.engine.training.head_pass import head_pass
+from tinkersmith.engine.training.head_pass import Pass, head_pass
+from tinkersmith.engine.training.losses import has_gradient
 from tinkersmith.engine.training.step import forward, forward_backward
 
 
@@ -133,7 +134,12 @@ def test_the_head_equals_a_full_soft_max_in_float64(
         "target_tokens": torch.randint(300, (120, targets)),
         "weights": torch.randn(120, targets) * (torch.rand(120, 1) > 0.3),
     }
-    found = head_pass(base, adapter, hidden, inputs, "cross_entropy", {}, backward=True)
+    found = head_pass(
+        Pass(base, adapter, "cross_entropy", {}, backward=True),
+        hidden,
+        inputs,
+        has_gradient("cross_entropy", inputs),
+    )
 
     path = base.unembed.path
     leaf = hidden.double().requires_grad_()
@@ -212,7 +218,12 @@ def test_logits_far_above_those_of_the_first_block_do_not_overflow(
         base.unembed.weight[120:125] *= 150  # logits of hundreds; exp(89) overflows
     hidden, targets = torch.randn(120, 48), torch.randint(118, 127, (120, 1))
     inputs = {"target_tokens": targets, "weights": torch.ones(120, 1)}
-    found = head_pass(base, None, hidden, inputs, "cross_entropy", {}, backward=True)
+    found = head_pass(
+        Pass(base, None, "cross_entropy", {}, backward=True),
+        hidden,
+        inputs,
+        has_gradient("cross_entropy", inputs),
+    )
     leaf = hidden.double().requires_grad_()
     logits = leaf @ base.unembed.weight.double().T
     assert logits.max() > 100

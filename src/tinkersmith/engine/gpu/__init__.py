@@ -1,1 +1,1 @@
-"""Experimental code for GPUs, which has never run on one: off unless a user asks for it."""
+"""Experimental paths that have never run on a GPU. Off unless asked for."""

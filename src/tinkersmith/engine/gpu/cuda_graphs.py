@@ -109,12 +109,12 @@ class CudaGraphs:
         if not self.captures_more:
             return False
         model = self.model
-        layer, like = model.layers[0], model.final_norm
+        layer, norm = model.layers[0], model.final_norm
         weights = sum(projection.weight.numel() for projection in layer.projections)
         operations = 2 * shape.tokens * weights
         # A graph's memory stays its own: other passes need as much besides.
-        kept = numbers_kept(model, adapter) * len(model.layers) * shape.tokens * like.itemsize
-        return operations < _LAUNCH_BOUND and kept < free_memory(like.device) / 4
+        needed = numbers_kept(model, adapter) * len(model.layers) * shape.tokens * norm.itemsize
+        return operations < _LAUNCH_BOUND and needed < free_memory(norm.device) / 4
 
 
 class GraphPass:
@@ -124,7 +124,8 @@ class GraphPass:
         self, model: DenseModel, kernels: Kernels, adapter: Adapter, lengths: Sequence[int]
     ) -> None:
         self.shape = shape = shape_of(lengths)
-        device, like = model.final_norm.device, model.final_norm
+        norm = model.final_norm
+        device = norm.device
         # Weights and gradients at addresses that stay: an adapter's own are copied.
         trained = [
             path
@@ -141,7 +142,7 @@ class GraphPass:
             weight.grad = torch.zeros_like(weight)
         self.tokens = torch.zeros(shape.tokens, dtype=torch.long, device=device)
         self.ends = torch.zeros(shape.documents + 1, dtype=torch.int32, device=device)
-        self.grad = like.new_zeros(shape.tokens, len(like))
+        self.grad = norm.new_zeros(shape.tokens, len(norm))
         captured_adapter = Adapter(adapter.config, self.weights)
         self.dense_pass = DensePass(model, kernels, captured_adapter, [shape.tokens], backward=True)
         self.dense_pass.attention = VarlenAttention(self.ends, shape.tokens, shape.longest)

@@ -21,7 +21,7 @@ from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.hardware.memory import free_memory, return_freed_memory
 from tinkersmith.engine.log import log
 from tinkersmith.engine.messages import SampledSequence, SampleRequest, SampleResult
-from tinkersmith.engine.model.adapters import write_adapter
+from tinkersmith.engine.model.adapters import save_adapter
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.sampling.sampler import asks_about_prompt, sample
@@ -161,7 +161,7 @@ class VllmSampler:
 
             if sampler_id not in self._folders:
                 self._folders[sampler_id] = tempfile.TemporaryDirectory(prefix="tinkersmith-")
-                write_adapter(base, adapter, Path(self._folders[sampler_id].name))
+                save_adapter(base, adapter, Path(self._folders[sampler_id].name))
             self._made += 1  # vLLM knows adapters by their numbers
             request = LoRARequest(sampler_id, self._made, self._folders[sampler_id].name)
         loaded.adapters[sampler_id] = request

@@ -1,1 +1,1 @@
-"""The implementations of a model's dense path, and the one place that chooses among them."""
+"""One idea, several implementations: attention, element-wise work, products, output layer."""

@@ -51,6 +51,7 @@ class Way(Enum):
 
 
 def choose_way(base: BaseModel, library: Library | None) -> Way:
+    """The column of those tables that a model belongs to: the first rule that holds."""
     if library is None or base.device.type != "cpu":
         return Way.TORCH
     if base.dtype == torch.float32:
@@ -61,7 +62,17 @@ def choose_way(base: BaseModel, library: Library | None) -> Way:
 
 
 def choose_kernels(base: BaseModel, means: Means) -> Kernels:
-    """The kernels of a model that has a dense path."""
+    """The kernels of a model that has a dense path.
+
+    | Way                | attention     | element-wise    | products, output | decoding        |
+    | ------------------ | ------------- | --------------- | ---------------- | --------------- |
+    | TORCH              | tiles, varlen | torch, compiled | torch            | torch           |
+    | NATIVE_FLOAT32     | tiles         | C++             | torch            | torch, with C++ |
+    | NATIVE_ELEMENTWISE | tiles         | C++             | torch            | torch           |
+    | NATIVE             | C++           | C++             | C++              | C++             |
+
+    Where a cell names two, the second is used if `means` has it.
+    """
     way, library = choose_way(base, means.library), means.library
     if library is None or way is Way.TORCH:
         return _torch_kernels(base, means, means.compiled or TORCH_ELEMENTWISE)

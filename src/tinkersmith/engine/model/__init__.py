@@ -1,1 +1,1 @@
-"""Frozen base weights, the LoRA adapters on them, and the protocols of kernels."""
+"""A base model's weights, LoRA adapters, and the protocols that kernels implement."""

@@ -14,7 +14,13 @@ from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import LoraConfig
 from tinkersmith.engine.model.lora import ALPHA, Adapter
 from tinkersmith.files import write_json
-from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX
+from tinkersmith.peft_format import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    PEFT_PREFIX,
+    adapter_config,
+    target_modules,
+)
 
 if TYPE_CHECKING:
     from tinkersmith.engine.model.base_model import BaseModel
@@ -24,23 +30,21 @@ def new_adapter(base: "BaseModel", config: LoraConfig) -> Adapter:
     """An adapter that changes nothing yet: A uniform in ±1/sqrt(in), B zero.
 
     Raises:
-        Refused: the rank is out of range, or a wanted part cannot be trained in this model.
+        Refused: a wanted part cannot be trained in this model.
     """
-    if not 1 <= config.rank <= 512:
-        raise Refused(f"rank is {config.rank}; it must be between 1 and 512.")
-    wanted = [
+    groups = [
         (config.train_attn, "attention", "train_attn"),
         (config.train_mlp, "mlp", "train_mlp"),
         (config.train_unembed, "unembed", "train_unembed"),
     ]
     paths: list[str] = []
-    for chosen, part, flag in wanted:
-        if chosen and not base.parts[part]:
+    for wanted, part, flag in groups:
+        if wanted and not base.parts[part]:
             raise Refused(
                 f"{base.name} has no {part} layers that a LoRA can train here"
                 f"{base.why_not.get(part, '')}; create the client with {flag}=False."
             )
-        paths += base.parts[part] if chosen else []
+        paths += base.parts[part] if wanted else []
     if not paths:
         raise Refused("train_attn, train_mlp and train_unembed are all False: nothing would train.")
     seed = config.seed if config.seed is not None else int(torch.randint(2**31, (1,)))
@@ -57,16 +61,16 @@ def new_adapter(base: "BaseModel", config: LoraConfig) -> Adapter:
 
 
 def snapshot(adapter: Adapter) -> Adapter:
-    """A copy that later training of `adapter` does not change."""
-    copies = {
+    """A copy of the adapter that later training does not change."""
+    weights = {
         name: nn.Parameter(weight.detach().clone(), requires_grad=False)
         for name, weight in adapter.weights.items()
     }
-    return Adapter(adapter.config, copies)
+    return Adapter(adapter.config, weights)
 
 
 def adapter_state(adapter: Adapter) -> dict[str, torch.Tensor]:
-    """The tensors under the names that PEFT reads and writes; experts' as Tinker's cloud does."""
+    """The tensors under PEFT's names; those of experts under the names of Tinker's cloud."""
     return {
         f"{PEFT_PREFIX}{name}.weight": weight.detach().cpu().contiguous()
         for name, weight in adapter.weights.items()
@@ -94,36 +98,21 @@ def load_adapter_state(adapter: Adapter, tensors: Mapping[str, torch.Tensor]) ->
 
 
 def peft_config(base: "BaseModel", adapter: Adapter, base_name_or_path: str) -> dict[str, Any]:
-    """A complete adapter_config.json: without the list of modules PEFT would guess, silently."""
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name_or_path,
-        "r": adapter.config.rank,
-        "lora_alpha": ALPHA,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "use_rslora": False,
-        "use_dora": False,
-        "target_modules": _target_modules(adapter.module_paths, list(base.shapes)),
-        "modules_to_save": None,
-    }
+    """The adapter's adapter_config.json."""
+    # Linear layers that no LoRA can train here may share a last name with those that are trained.
+    modules = {*base.shapes, *(path for path, _ in base.model.named_modules())}
+    return adapter_config(
+        base_name_or_path,
+        adapter.config.rank,
+        ALPHA,
+        target_modules(adapter.module_paths, modules),
+    )
 
 
-def write_adapter(base: "BaseModel", adapter: Adapter, folder: Path) -> None:
-    """The two files of an adapter in PEFT's format."""
+def save_adapter(base: "BaseModel", adapter: Adapter, folder: Path) -> None:
+    """Write the two files of an adapter in PEFT's format."""
     save_file(adapter_state(adapter), folder / ADAPTER_WEIGHTS)
     write_json(folder / ADAPTER_CONFIG, peft_config(base, adapter, base.name))
-
-
-def _target_modules(trained: list[str], all_paths: list[str]) -> list[str]:
-    """Last names such as "q_proj" where they fit the trained layers only, else full paths."""
-    short = {path.rsplit(".", 1)[-1] for path in trained}
-    matched = [path for path in all_paths if path.rsplit(".", 1)[-1] in short]
-    return sorted(short if len(matched) == len(trained) else trained)
 
 
 def _generator(seed: int, path: str) -> torch.Generator:

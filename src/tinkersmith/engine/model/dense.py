@@ -1,7 +1,7 @@
-"""The weights of Llama-shaped models (Llama, Mistral, Qwen2, Qwen3), laid out for fast paths.
+"""The weights of Llama-shaped models (Llama, Mistral, Qwen2, Qwen3), laid out for fast kernels.
 
 Projections that read the same input are joined into one matrix; the model's own layers keep
-working on views of it, so nothing is held twice.
+working on views of it, so nothing is held twice. This module does not compute them: kernels do.
 
 Axes: H hidden size, D head size, Q query heads, G key/value heads, F width of the MLP.
 """
@@ -51,8 +51,8 @@ class DenseModel:
 
     def rotary_tables(self, positions: torch.Tensor) -> RotaryTables:
         """The cosines and sines of tokens at these positions, (T,)."""
-        like = self.final_norm.new_empty(0, dtype=torch.float32)
-        cosine, sine = self.rotary(like, positions[None])
+        template = self.final_norm.new_empty(0, dtype=torch.float32)
+        cosine, sine = self.rotary(template, positions[None])
         half = self.head_size // 2  # both halves are the same
         return cosine[0, :, None, :half], sine[0, :, None, :half]
 
@@ -66,12 +66,12 @@ class LayerUpdates:
 
     @property
     def in_order(self) -> tuple[Update | None, ...]:
-        """As DenseLayer.projections."""
+        """The updates in the order of `DenseLayer.projections`."""
         return self.qkv, self.output, self.gate_up, self.down
 
 
 def layer_updates(layer: DenseLayer, adapter: Adapter | None) -> LayerUpdates:
-    """The adapter's matrices as this layer's projections use them."""
+    """The adapter's matrices in the form that this layer's projections use."""
     return LayerUpdates(
         qkv=update_of(layer.qkv, adapter),
         output=update_of(layer.output, adapter),
@@ -83,7 +83,7 @@ def layer_updates(layer: DenseLayer, adapter: Adapter | None) -> LayerUpdates:
 def dense_model(model: PreTrainedModel) -> DenseModel | None:
     """The layers of `model`, whose linear layers are LoraLinear already; None if it has others.
 
-    A sliding window is not described: sequences longer than it are refused before they come here.
+    A sliding window is not part of it: sequences longer than the window are refused earlier.
     """
     config: Any = model.config
     inner: Any = model.base_model
@@ -109,26 +109,26 @@ def dense_model(model: PreTrainedModel) -> DenseModel | None:
 
 
 def is_dense(config: Any) -> bool:
-    """Whether models of this kind have the layers that are described here."""
+    """Whether models with this configuration have the layers of `DenseModel`."""
     return config.model_type in _FAMILIES and config.hidden_act == "silu"
 
 
 def _layer(layer: Any) -> DenseLayer | None:
     attention, mlp = layer.self_attn, layer.mlp
-    parts = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-    parts += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-    if not all(isinstance(part, LoraLinear) for part in parts):
+    linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+    linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    if not all(isinstance(linear, LoraLinear) for linear in linears):
         return None
     norm = layer.input_layernorm.weight
     return DenseLayer(
         attention_norm=norm,
-        qkv=_joined(parts[:3], norm.dtype),
+        qkv=_joined(linears[:3], norm.dtype),
         query_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
         key_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
-        output=_joined(parts[3:4], norm.dtype),
+        output=_joined(linears[3:4], norm.dtype),
         mlp_norm=layer.post_attention_layernorm.weight,
-        gate_up=_joined(parts[4:6], norm.dtype),
-        down=_joined(parts[6:], norm.dtype),
+        gate_up=_joined(linears[4:6], norm.dtype),
+        down=_joined(linears[6:], norm.dtype),
     )
 
 

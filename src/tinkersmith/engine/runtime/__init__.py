@@ -1,1 +1,1 @@
-"""What the engine thread holds: loaded base models with fast code, and their clients."""
+"""What a running engine holds: clients' adapters, loaded base models, compiled code."""

@@ -1,1 +1,1 @@
-"""From prompts to sampled tokens and log-probabilities."""
+"""From a request to tokens."""

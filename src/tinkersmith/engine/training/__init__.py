@@ -1,1 +1,1 @@
-"""From a batch to losses, gradients and an optimizer step."""
+"""From a batch to gradients and an optimizer step."""

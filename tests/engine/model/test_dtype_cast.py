@@ -17,7 +17,7 @@ from tests.support.loading import load_with_torch
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.hardware.processor import multiplies_bf16
 from tinkersmith.engine.messages import LoraConfig, SampleRequest
-from tinkersmith.engine.model import base_model, widening
+from tinkersmith.engine.model import base_model, dtype_cast
 from tinkersmith.engine.model.adapters import snapshot
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.runtime import base_models
@@ -33,7 +33,7 @@ def without_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor that has no instructions for it; and several tiles also of tiny weights."""
     for module in (base_model, base_models):
         monkeypatch.setattr(module, "multiplies_bf16", lambda: False)
-    monkeypatch.setattr(widening, "_TILE", 1000)
+    monkeypatch.setattr(dtype_cast, "_TILE", 1000)
 
 
 @pytest.fixture(params=FAMILIES)
@@ -44,16 +44,16 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("tile", [1, 700, 10**6])  # numbers: a row, some rows, all of them
-def test_products_are_those_of_the_widened_weight(
+def test_products_are_those_of_the_weight_in_float32(
     tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(widening, "_TILE", tile)
+    monkeypatch.setattr(dtype_cast, "_TILE", tile)
     weight, x, grad = torch.randn(70, 33).bfloat16(), torch.randn(5, 33), torch.randn(5, 70)
     output = torch.empty(5, 100)[:, 20:90]  # columns of a wider matrix
-    widening.product(x, weight, output)
+    dtype_cast.linear_product(x, weight, output)
     expected = x.double() @ weight.double().T
     torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-5)
-    found = widening.input_product(grad, weight)
+    found = dtype_cast.input_gradient(grad, weight)
     assert found.dtype == torch.float32
     expected = grad.double() @ weight.double()
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
