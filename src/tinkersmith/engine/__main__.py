@@ -125,7 +125,7 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
         _check_experimental(options)
     listener = _listen(options.host, options.port)
     if options.device != "cuda":
-        start_building(cache_folder())
+        start_building(cache_folder(), products=False)
     port = listener.getsockname()[1]
 
     def prepare() -> ModelOperations:

@@ -17,7 +17,7 @@ from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.hardware.memory import free_memory, return_freed_memory
 from tinkersmith.engine.hardware.processor import multiplies_bf16
 from tinkersmith.engine.hardware.threads import ThreadChoice, requested_threads
-from tinkersmith.engine.kernels.native.build import cache_folder
+from tinkersmith.engine.kernels.native.build import cache_folder, start_building
 from tinkersmith.engine.log import log
 from tinkersmith.engine.model.base_model import BaseModel, load_base_model, memory_of_weights
 from tinkersmith.engine.runtime.experimental import NOTHING, Experimental
@@ -67,6 +67,8 @@ class BaseModels:
         storage = self.experimental.storage()
         needed = memory_of_weights(folder, self.dtype, self.device, storage)
         self._make_room(name, int(_SPARE * needed))
+        if self.device == "cpu" and needed == torch.bfloat16.itemsize * _parameters(folder):
+            start_building(cache_folder(), products=True)  # while the weights are read
         set_threads(self.threads_for(name))  # the checks at loading compute, too
         run_check = RememberedChecks(
             cache_folder() / "checks",

@@ -39,7 +39,7 @@ def with_fast_code(
         return experimental.with_graphs(base)
     products = experimental.products(base)
     if base.device.type == "cpu" and products is TorchProducts:
-        library = native_library(cache_folder())
+        library = native_library(cache_folder(), products=base.dtype == torch.bfloat16)
         if (
             library is not None
             and (faster := with_native_code(base, library, run_check)) is not base

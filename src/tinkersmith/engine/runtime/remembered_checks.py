@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from tinkersmith.engine.hardware.processor import processor_features
+from tinkersmith.engine.kernels.native.build import processor_features
 from tinkersmith.engine.log import log
 from tinkersmith.files import write_json
 
