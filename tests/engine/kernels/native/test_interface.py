@@ -98,11 +98,24 @@ def test_the_loaded_library_has_the_declared_signatures() -> None:
 def test_a_changed_header_is_another_library(compiler: str, tmp_path: Path) -> None:
     for source in [*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp")]:
         shutil.copy(source, tmp_path)
-    before = build._key(tmp_path, compiler)
-    assert before == build._key(SOURCES, compiler)
+    before = build._key(tmp_path, compiler, [])
+    assert before == build._key(SOURCES, compiler, [])
     with (tmp_path / "interface.h").open("a") as header:
         header.write("// changed\n")
-    assert build._key(tmp_path, compiler) != before
+    assert build._key(tmp_path, compiler, []) != before
+
+
+def test_a_float32_model_waits_for_no_products_and_other_processors_have_one_library() -> None:
+    able, unable = "flags : avx2 avx512_bf16 amx", "flags : avx2"
+    assert build._flags(True, able) != build._flags(False, able)
+    assert build._flags(True, unable) == build._flags(False, unable) == build._flags(True, able)
+
+
+def test_a_processor_with_products_can_have_a_library_without_them(
+    compiler: str, tmp_path: Path
+) -> None:
+    library = compiled(compiler, [*PRODUCTS, build._WITHOUT_PRODUCTS], tmp_path)
+    assert exported(library) == declared(with_products=False)
 
 
 # ---- constants and structures

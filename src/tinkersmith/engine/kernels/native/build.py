@@ -2,6 +2,9 @@
 
 Only the first start needs g++, for some seconds. Without g++ there is no library, and torch does
 the work. clang is not used: its OpenMP is not torch's, and would not know how many threads to use.
+
+The products in bfloat16 take nine tenths of the compiler's time. A library without them is compiled
+first; the one with them, when a model in bfloat16 is loaded.
 """
 
 import contextlib
@@ -14,7 +17,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +32,8 @@ _FLAGS = [
     *("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"),
     *("-fopenmp", "-fPIC", "-w"),
 ]
+_PRODUCTS = "avx512_bf16"  # the processor's feature that the products in bf16 need
+_WITHOUT_PRODUCTS = "-mno-avx512bf16"  # leaves them out of the sources
 _building = threading.Lock()
 
 
@@ -55,51 +60,55 @@ def cache_folder() -> Path:
         return Path(tempfile.mkdtemp(prefix="tinkersmith-"))
 
 
-def start_building(folder: Path) -> None:
-    """Compile in the background while torch is imported. `native_library` reports errors."""
+def start_building(folder: Path, *, products: bool) -> None:
+    """Compile in the background while something else is read. `native_library` reports errors."""
 
     def build() -> None:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            _built(folder)
+            _built(folder, products)
 
     threading.Thread(target=build, name="compiler", daemon=True).start()
 
 
-def native_library(folder: Path) -> Library | None:
+def native_library(folder: Path, *, products: bool = True) -> Library | None:
     """The library, compiled into `folder` if it is not there; None if that fails, with a warning.
 
     Call it after torch was imported: both use the OpenMP library that was loaded first.
+
+    Args:
+        products: compile the products in bf16, too, if this processor can have them.
     """
     try:
-        functions = ctypes.CDLL(str(_built(folder)))
+        functions = ctypes.CDLL(str(_built(folder, products)))
     except (OSError, subprocess.SubprocessError) as error:
         lines = str(getattr(error, "stderr", "") or error).strip().splitlines()
         log.warning("no native code, torch is used instead: %s", lines[0] if lines else error)
         return None
-    products = bool(functions.tinkersmith_has_products())
+    has_products = bool(functions.tinkersmith_has_products())
     for declared in INTERFACE.functions.values():
-        if products or not declared.needs_products:
+        if has_products or not declared.needs_products:
             function = getattr(functions, declared.name)
             function.argtypes = list(declared.parameters.values())
             function.restype = declared.result
-    return Library(functions, products)
+    return Library(functions, has_products)
 
 
-def _built(folder: Path) -> Path:
+def _built(folder: Path, products: bool) -> Path:
     """The library's file, compiled by one thread at a time.
 
     Raises: OSError, SubprocessError: it cannot be compiled here.
     """
     with _building:
-        return _build(folder)
+        return _build(folder, products)
 
 
-def _build(folder: Path) -> Path:
+def _build(folder: Path, products: bool) -> Path:
     compiler = os.environ.get("CXX") or shutil.which("g++")
     if compiler is None:
         raise OSError("no C++ compiler (g++) is installed")
+    flags = _flags(products, processor_features())
     sources = sorted(_SOURCES.glob("*.cpp"))
-    library = folder / f"native-{_key(_SOURCES, compiler)}.so"
+    library = folder / f"native-{_key(_SOURCES, compiler, flags)}.so"
     if library.is_file():
         return library
     start = time.perf_counter()
@@ -109,7 +118,7 @@ def _build(folder: Path) -> Path:
         objects = [Path(temporary) / f"{source.stem}.o" for source in sources]
         compiling = [
             subprocess.Popen(
-                [compiler, *_FLAGS, "-c", str(source), "-o", str(target)],
+                [compiler, *flags, "-c", str(source), "-o", str(target)],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -122,7 +131,7 @@ def _build(folder: Path) -> Path:
                 raise subprocess.CalledProcessError(process.returncode, compiler, stderr=errors)
         target = Path(temporary) / library.name
         subprocess.run(
-            [compiler, *_FLAGS, "-shared", *map(str, objects), "-o", str(target)],
+            [compiler, *flags, "-shared", *map(str, objects), "-o", str(target)],
             capture_output=True,
             text=True,
             check=True,
@@ -134,7 +143,14 @@ def _build(folder: Path) -> Path:
     return library
 
 
-def _key(sources: Path, compiler: str) -> str:
+def _flags(products: bool, processor: str) -> list[str]:
+    """The compiler's flags. A processor that cannot have the products has one library, not two."""
+    if products or _PRODUCTS not in processor.split():
+        return _FLAGS
+    return [*_FLAGS, _WITHOUT_PRODUCTS]
+
+
+def _key(sources: Path, compiler: str, flags: Sequence[str]) -> str:
     """A digest of all that the machine code depends on.
 
     Raises: SubprocessError: the compiler does not run.
@@ -143,12 +159,12 @@ def _key(sources: Path, compiler: str) -> str:
     for file in [*sorted(sources.glob("*.cpp")), *sorted(sources.glob("*.h"))]:
         key.update(file.read_bytes())
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
-    key.update("\n".join([version.stdout, *_FLAGS, _processor()]).encode())
+    key.update("\n".join([version.stdout, *flags, processor_features()]).encode())
     return key.hexdigest()[:20]
 
 
-def _processor() -> str:
-    """The processor's features, on which -march=native depends."""
+def processor_features() -> str:
+    """The processor's features, on which -march=native depends; its name if there is no list."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
