@@ -38,7 +38,7 @@ def look() -> Iterator[Figures]:
     figures |= {
         "python": platform.python_version(),
         "processor cores": os.cpu_count(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": {name: number for name in PACKAGES if (number := _version(name))},
         "optional": {
             name: _version(distribution)
             for name, distribution in OPTIONAL.items()

@@ -79,8 +79,8 @@ def base_of(model: PreTrainedModel, *, narrow: bool = False) -> BaseModel:
 
 def filled_adapter(base: BaseModel, rank: int = 16) -> Adapter:
     """An adapter on all parts that changes something: its B matrices are not zero."""
-    wanted = {f"train_{flag}": bool(base.parts[part]) for flag, part in _PARTS.items()}
-    adapter = new_adapter(base, LoraConfig(rank, 0, **wanted))
+    flags = {flag: bool(base.parts[layers]) for flag, layers in _FLAGS.items()}
+    adapter = new_adapter(base, LoraConfig(rank, 0, **flags))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, weight in adapter.weights.items():
@@ -89,7 +89,7 @@ def filled_adapter(base: BaseModel, rank: int = 16) -> Adapter:
     return adapter
 
 
-_PARTS = {"attn": "attention", "mlp": "mlp", "unembed": "unembed"}
+_FLAGS = {"train_attn": "attention", "train_mlp": "mlp", "train_unembed": "unembed"}
 
 # ---- real shapes, whose speed is measured
 

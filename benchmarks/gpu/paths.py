@@ -53,19 +53,19 @@ def varlen(base: BaseModel) -> BaseModel:
 
 def compiled(base: BaseModel) -> BaseModel:
     """With the element-wise work compiled by torch.compile."""
-    with _messages() as said:
+    with _messages() as messages:
         faster = compile_elementwise(base, cache_folder())
     if faster is base:
-        raise Unusable("; ".join(said) or "the engine does not compile this model")
+        raise Unusable("; ".join(messages) or "the engine does not compile this model")
     return faster
 
 
 def graphs(base: BaseModel) -> BaseModel:
     """With passes as CUDA graphs, also where the engine finds a model too large to gain by them."""
-    with _messages() as said:
+    with _messages() as messages:
         recording = with_recorded_passes(varlen(base))
     if recording.dense is None or recording.dense.recorded is None:
-        raise Unusable("; ".join(said) or "the engine makes no CUDA graphs of this model")
+        raise Unusable("; ".join(messages) or "the engine makes no CUDA graphs of this model")
     recording.dense.recorded._is_worth_it = lambda adapter, shape: True
     return recording
 
@@ -103,12 +103,12 @@ PATHS: dict[str, Callable[[BaseModel], BaseModel]] = {
 @contextmanager
 def _messages() -> Iterator[list[str]]:
     """What the engine logs inside the block."""
-    said: list[str] = []
+    messages: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())
+    handler.emit = lambda record: messages.append(record.getMessage())
     log = logging.getLogger("tinkersmith.engine")
     log.addHandler(handler)
     try:
-        yield said
+        yield messages
     finally:
         log.removeHandler(handler)
