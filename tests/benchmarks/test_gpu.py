@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import benchmarks.gpu.__main__ as command
-from benchmarks.gpu import ROOT
+from benchmarks.gpu import ROOT, runner
 from benchmarks.gpu.runner import NO_TIME, Block, Figures, Outcome, Wrong, run
 
 # ---- blocks that processes of their own work through
@@ -135,11 +135,11 @@ def test_what_no_longer_fits_is_not_run_and_what_is_shorter_is() -> None:
     assert (short.status, short.figures) == ("ok", {"value": 2})
 
 
-def test_the_deadline_ends_a_block_before_its_limit() -> None:
-    start = time.monotonic()
-    [outcome] = run([block_of(hangs, limit=12)], start + 10)
-    assert outcome.status == "failed" and outcome.reason.startswith("no end within")
-    assert outcome.seconds < 12
+def test_the_deadline_ends_a_block_before_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_is_time_for", lambda block, deadline: True)
+    [outcome] = run([block_of(hangs, limit=1000)], time.monotonic() + 2)
+    assert outcome.status == "failed" and outcome.reason.startswith("no end within ")
+    assert int(outcome.reason.split()[3]) <= 2
 
 
 def test_blocks_run_in_turn_unless_all_may_run_side_by_side(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def start(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_quick_command_prints_a_table_and_writes_what_it_found(tmp_path: Path) -> None:
     out = tmp_path / "quick.json"
-    only = ["tiles", "varlen", "0.6b, tinkersmith", "8b, generate"]
+    only = ["tiles", "varlen", "training: qwen3-8b, tinkersmith"]
     done = start("--quick", "--out", str(out), "--only", *only)
     assert done.returncode == 0, done.stderr
     head, *rows = done.stdout.splitlines()
@@ -197,8 +197,7 @@ def test_the_quick_command_prints_a_table_and_writes_what_it_found(tmp_path: Pat
     assert str(out) in rows[-1]
     blocks = {block["name"]: block for block in json.loads(out.read_text())["blocks"]}
     assert blocks["correctness: tiles"]["figures"]["float32"]["gradients"] < 1e-4
-    assert blocks["training: Qwen3-0.6B, tinkersmith"]["figures"]["tokens a second"] > 0
-    assert blocks["sampling: Qwen3-8B, generate"]["figures"]["tokens a second"] > 0
+    assert blocks["training: Qwen3-8B, tinkersmith"]["figures"]["tokens a second"] > 0
     if blocks["environment"]["figures"]["device"] == "cpu":
         assert blocks["correctness: varlen"]["reason"] == "needs a GPU"
 
