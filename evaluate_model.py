@@ -27,10 +27,10 @@ OUTPUT_FILE = "evaluation_results.json"
 # How answers are sampled (SAMPLING_MAX_TOKENS, SAMPLING_TEMPERATURE, ...) stands in config.py.
 
 if __name__ == "__main__":
-    from tinkersmith.evaluation import main
+    from tinkersmith.cli.evaluate import evaluate_command
 
     sys.exit(
-        main(
+        evaluate_command(
             model_path=MODEL_PATH,
             test_file=TEST_DATA_FILE,
             base_model=BASE_MODEL,

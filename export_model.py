@@ -19,6 +19,8 @@ OUTPUT = ""
 BASE_MODEL = ""
 
 if __name__ == "__main__":
-    from tinkersmith.export import main
+    from tinkersmith.cli.export import export_command
 
-    sys.exit(main(model_path=MODEL_PATH, merged=MERGED, output=OUTPUT, base_model=BASE_MODEL))
+    sys.exit(
+        export_command(model_path=MODEL_PATH, merged=MERGED, output=OUTPUT, base_model=BASE_MODEL)
+    )

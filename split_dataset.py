@@ -20,10 +20,10 @@ TRAIN_FILE = "data/train_set.json"
 TEST_FILE = "data/test_set.json"
 
 if __name__ == "__main__":
-    from tinkersmith.splitting import main
+    from tinkersmith.cli.split import split_command
 
     sys.exit(
-        main(
+        split_command(
             inputs=INPUT_FILES,
             ratio=TRAIN_RATIO,
             seed=SEED,

@@ -34,7 +34,7 @@ EXPORT_AFTER_TRAINING = "ask"
 
 def main() -> None:
     from tinkersmith import train
-    from tinkersmith.cli import offer_export
+    from tinkersmith.cli.train import offer_export
     from tinkersmith.settings import settings_from
 
     settings = settings_from(globals())
@@ -44,6 +44,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from tinkersmith.cli import run_front_door
+    from tinkersmith.cli.front_door import run_front_door
 
     sys.exit(run_front_door(main))

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    from tinkersmith.cli import run_front_door, train_command
+    from tinkersmith.cli.front_door import run_front_door
+    from tinkersmith.cli.train import train_command
 
     config = Path(__file__).resolve().parent / "config.py"
     sys.exit(run_front_door(lambda: train_command(config=config)))

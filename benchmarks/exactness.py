@@ -16,16 +16,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.results_file import write_results
 from tinkersmith.bundled import BUNDLED_MODELS
-from tinkersmith.engine.base_model import load_base_model
-from tinkersmith.engine.base_models import with_fast_code
-from tinkersmith.engine.lora import Adapter, adapter_state, new_adapter, peft_config
+from tinkersmith.data.samples import load_samples
 from tinkersmith.engine.messages import Datum, LoraConfig, SampleRequest
-from tinkersmith.engine.sampler import sample
-from tinkersmith.engine.training_step import forward_backward
-from tinkersmith.merging import read_base, read_layers, write_merged
-from tinkersmith.prompts import choose_template
-from tinkersmith.samples import load_samples
-from tinkersmith.tokens import load_tokenizer, tokenize
+from tinkersmith.engine.model.adapters import adapter_state, new_adapter, peft_config
+from tinkersmith.engine.model.base_model import load_base_model
+from tinkersmith.engine.model.lora import Adapter
+from tinkersmith.engine.runtime.fast_code import with_fast_code
+from tinkersmith.engine.sampling.sampler import sample
+from tinkersmith.engine.training.step import forward_backward
+from tinkersmith.export.adapter import read_layers
+from tinkersmith.export.base_folder import read_base
+from tinkersmith.export.merge import write_merged
+from tinkersmith.text.templates import choose_template
+from tinkersmith.text.tokenize import tokenize
+from tinkersmith.text.tokenizer import load_tokenizer
 
 MODEL = "tinkersmith/tiny-math"
 BATCH = 32

@@ -98,7 +98,7 @@ def _make_tokenizer(folder: Path, texts: list[str]) -> None:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from tests.tiny_models import CHAT_TEMPLATE, SPECIAL_TOKENS
+    from tests.support.tiny_models import CHAT_TEMPLATE, SPECIAL_TOKENS
 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -124,9 +124,10 @@ def _make_tokenizer(folder: Path, texts: list[str]) -> None:
 
 
 def _ours(folder: Path, file: Path) -> Callable[[], int]:
-    from tinkersmith.prompts import choose_template
-    from tinkersmith.samples import load_samples
-    from tinkersmith.tokens import load_tokenizer, tokenize
+    from tinkersmith.data.samples import load_samples
+    from tinkersmith.text.templates import choose_template
+    from tinkersmith.text.tokenize import tokenize
+    from tinkersmith.text.tokenizer import load_tokenizer
 
     def prepare() -> int:
         tokenizer = load_tokenizer(folder)
@@ -140,9 +141,9 @@ def _ours(folder: Path, file: Path) -> Callable[[], int]:
 def _bare(folder: Path, file: Path) -> Callable[[], int]:
     from tokenizers import Tokenizer
 
-    from tinkersmith.prompts import choose_template
-    from tinkersmith.samples import load_samples
-    from tinkersmith.tokens import load_tokenizer
+    from tinkersmith.data.samples import load_samples
+    from tinkersmith.text.templates import choose_template
+    from tinkersmith.text.tokenizer import load_tokenizer
 
     template = choose_template("chat", load_tokenizer(folder), "benchmark")
     rendered = [template.render(sample) for sample in load_samples([str(file)]).samples]
@@ -166,7 +167,7 @@ def _trl(folder: Path, records: list[dict[str, str]]) -> Callable[[], int]:
     from transformers import AutoTokenizer
     from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]
 
-    from tests.tiny_models import make_tiny_model
+    from tests.support.tiny_models import make_tiny_model
 
     datasets.disable_caching()
     datasets.disable_progress_bars()

@@ -36,7 +36,7 @@ def main() -> None:
             "SAMPLING_MAX_TOKENS=128",
         ):
             sets += ["--set", override]
-        seconds["statistics"] = _run("-m", "tinkersmith.cli", "stats", arguments.data.resolve())
+        seconds["statistics"] = _run("-m", "tinkersmith", "stats", arguments.data.resolve())
         seconds["train"] = _run("train_with_config.py", *sets)
         scores = output / "scores.json"
         seconds["evaluate 50"] = _run(

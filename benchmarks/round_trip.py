@@ -19,14 +19,14 @@ import torch
 from tinker import types
 
 from benchmarks.results_file import write_results
-from tests.tiny_models import make_tiny_model
-from tinkersmith.embedded import start_engine
-from tinkersmith.engine.base_model import load_base_model
-from tinkersmith.engine.base_models import with_fast_code
-from tinkersmith.engine.lora import new_adapter
+from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.messages import AdamParams, Datum, LoraConfig
-from tinkersmith.engine.optimizer import new_state, optim_step
-from tinkersmith.engine.training_step import forward_backward
+from tinkersmith.engine.model.adapters import new_adapter
+from tinkersmith.engine.model.base_model import load_base_model
+from tinkersmith.engine.runtime.fast_code import with_fast_code
+from tinkersmith.engine.training.optimizer import new_state, optim_step
+from tinkersmith.engine.training.step import forward_backward
+from tinkersmith.service.embedded import start_engine
 
 SAMPLES, TOKENS, RANK = 8, 64, 8
 

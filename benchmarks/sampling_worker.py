@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.process_memory import resident_gb
-from tinkersmith.engine.memory import keep_freed_memory
+from tinkersmith.engine.hardware.memory import keep_freed_memory
 
 Prompt = tuple[list[int], int]  # tokens, and how many are to be sampled
 Answers = Callable[[list[Prompt]], list[list[int]]]
@@ -65,10 +65,10 @@ def random_prompts(lengths: list[list[int]], folder: Path) -> list[Prompt]:
 
 
 def our_answers(folder: Path, dtype: str = "bfloat16") -> Answers:
-    from tinkersmith.engine.base_model import load_base_model
-    from tinkersmith.engine.base_models import with_fast_code
     from tinkersmith.engine.messages import SampleRequest
-    from tinkersmith.engine.sampler import sample
+    from tinkersmith.engine.model.base_model import load_base_model
+    from tinkersmith.engine.runtime.fast_code import with_fast_code
+    from tinkersmith.engine.sampling.sampler import sample
 
     base = with_fast_code(load_base_model("random", folder, dtype))
 

@@ -39,12 +39,12 @@ def main() -> None:
         return
 
     helps = {name: [name, "--help"] for name in SCRIPTS}
-    helps["tinkersmith"] = ["-m", "tinkersmith.cli", "--help"]
+    helps["tinkersmith"] = ["-m", "tinkersmith", "--help"]
     with tempfile.TemporaryDirectory() as folder:
         outputs = ("--train-out", f"{folder}/train.json", "--test-out", f"{folder}/test.json")
         data = {
             "split, 2,000 samples": ["split_dataset.py", "--inputs", DATA, *outputs, "--force"],
-            "stats, 2,000 samples": ["-m", "tinkersmith.cli", "stats", DATA],
+            "stats, 2,000 samples": ["-m", "tinkersmith", "stats", DATA],
         }
         seconds = {
             "--help": _timed(helps, options),
@@ -91,23 +91,24 @@ def _run(command: list[str], threads: int) -> str:
 
 def _first_step(threads: int) -> dict[str, float]:
     """A new adapter, 16 samples of the bundled data and AdamW; then the same again, for scale."""
-    from tinkersmith.engine.memory import keep_freed_memory
+    from tinkersmith.engine.hardware.memory import keep_freed_memory
 
     keep_freed_memory()  # as the engine does at its start
     import numpy as np
     import torch
 
     from tinkersmith.bundled import BUNDLED_MODELS
-    from tinkersmith.engine.base_model import load_base_model
-    from tinkersmith.engine.base_models import with_fast_code
-    from tinkersmith.engine.lora import new_adapter
+    from tinkersmith.data.samples import load_samples
+    from tinkersmith.engine.kernels.native.build import cache_folder, native_library
     from tinkersmith.engine.messages import AdamParams, Datum, LoraConfig
-    from tinkersmith.engine.native.build import cache_folder, native_library
-    from tinkersmith.engine.optimizer import new_state, optim_step
-    from tinkersmith.engine.training_step import forward_backward
-    from tinkersmith.prompts import choose_template
-    from tinkersmith.samples import load_samples
-    from tinkersmith.tokens import load_tokenizer, tokenize
+    from tinkersmith.engine.model.adapters import new_adapter
+    from tinkersmith.engine.model.base_model import load_base_model
+    from tinkersmith.engine.runtime.fast_code import with_fast_code
+    from tinkersmith.engine.training.optimizer import new_state, optim_step
+    from tinkersmith.engine.training.step import forward_backward
+    from tinkersmith.text.templates import choose_template
+    from tinkersmith.text.tokenize import tokenize
+    from tinkersmith.text.tokenizer import load_tokenizer
 
     torch.set_num_threads(threads)
     model = "tinkersmith/tiny-math"

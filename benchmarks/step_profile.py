@@ -29,9 +29,9 @@ from benchmarks.training_data import (
     useful_parts,
 )
 from benchmarks.training_worker import our_step, product_peak
-from tinkersmith.engine.memory import keep_freed_memory
-from tinkersmith.engine.native.build import Library, cache_folder, native_library
-from tinkersmith.engine.native.install import with_native_code
+from tinkersmith.engine.hardware.memory import keep_freed_memory
+from tinkersmith.engine.kernels.native.build import Library, cache_folder, native_library
+from tinkersmith.engine.runtime.fast_code import with_native_code
 
 STEPS = 5
 KINDS = {  # of functions; the other ones are element-wise

@@ -1,4 +1,4 @@
-"""benchmarks/results/*.json -> the table of figures in both READMEs: python -m benchmarks.table
+"""benchmarks/results/*.json -> the table in docs/explanation/speed.md: python -m benchmarks.table
 
 A figure whose results file is not there is left out; one without a row here is named.
 """
@@ -13,9 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
 BEGIN = "<!-- figures:begin (made by python -m benchmarks.table) -->\n"
 END = "<!-- figures:end -->"
+ENGLISH, CHINESE = "docs/explanation/speed.md", "docs/explanation/speed.zh-CN.md"
 HEADS = {
-    "README.md": "| what | measured | wanted | date |\n| --- | --- | --- | --- |\n",
-    "README.zh-CN.md": "| 内容 | 实测 | 目标 | 日期 |\n| --- | --- | --- | --- |\n",
+    ENGLISH: "| what | measured | wanted | date |\n| --- | --- | --- | --- |\n",
+    CHINESE: "| 内容 | 实测 | 目标 | 日期 |\n| --- | --- | --- | --- |\n",
 }
 
 
@@ -295,8 +296,8 @@ ROWS = [
 ]
 
 
-def table(readme: str, results: Path = RESULTS) -> str:
-    """The table for "README.md" or "README.zh-CN.md", from the results that are there."""
+def table(page: str, results: Path = RESULTS) -> str:
+    """The table for a page of `HEADS`, from the results that are there."""
     lines = []
     for row in ROWS:
         path = results / f"{row.results}.json"
@@ -306,9 +307,9 @@ def table(readme: str, results: Path = RESULTS) -> str:
         measured = row.measured(content["figures"])
         if measured is None:
             continue
-        label = row.english if readme == "README.md" else row.chinese
+        label = row.english if page == ENGLISH else row.chinese
         lines.append(f"| {label} | {measured} | {row.wanted} | {content['date']} |\n")
-    return HEADS[readme] + "".join(lines)
+    return HEADS[page] + "".join(lines)
 
 
 def with_table(text: str, new: str) -> str:
@@ -318,11 +319,9 @@ def with_table(text: str, new: str) -> str:
 
 
 def main() -> None:
-    for readme in HEADS:
-        path = ROOT / readme
-        path.write_text(
-            with_table(path.read_text(encoding="utf-8"), table(readme)), encoding="utf-8"
-        )
+    for page in HEADS:
+        path = ROOT / page
+        path.write_text(with_table(path.read_text(encoding="utf-8"), table(page)), encoding="utf-8")
     known = {row.results for row in ROWS} | {
         "training_quick",
         "sampling_quick",

@@ -15,11 +15,11 @@ import numpy as np
 
 from benchmarks.process_memory import resident_gb
 from benchmarks.training_data import RANK, Lengths, Sample, random_samples
-from tinkersmith.engine.memory import keep_freed_memory
+from tinkersmith.engine.hardware.memory import keep_freed_memory
 
 if TYPE_CHECKING:
-    from tinkersmith.engine.base_model import BaseModel
-    from tinkersmith.engine.lora import Adapter
+    from tinkersmith.engine.model.base_model import BaseModel
+    from tinkersmith.engine.model.lora import Adapter
 
 Step = Callable[[list[Sample]], float]  # -> loss a completion token
 
@@ -122,10 +122,10 @@ def our_step(
     output_layer: bool = False,  # whether it is trained, too
     dtype: str = "bfloat16",
 ) -> tuple[Step, dict[str, float]]:
-    from tinkersmith.engine.base_model import load_base_model
-    from tinkersmith.engine.base_models import with_fast_code
-    from tinkersmith.engine.lora import new_adapter
     from tinkersmith.engine.messages import LoraConfig
+    from tinkersmith.engine.model.adapters import new_adapter
+    from tinkersmith.engine.model.base_model import load_base_model
+    from tinkersmith.engine.runtime.fast_code import with_fast_code
 
     start = time.perf_counter()
     base = load_base_model("random", folder, dtype)
@@ -140,8 +140,8 @@ def our_step(
 def step_on(base: "BaseModel", adapter: "Adapter") -> Step:
     """A step of the engine's, its loss a token."""
     from tinkersmith.engine.messages import AdamParams
-    from tinkersmith.engine.optimizer import new_state, optim_step
-    from tinkersmith.engine.training_step import forward_backward
+    from tinkersmith.engine.training.optimizer import new_state, optim_step
+    from tinkersmith.engine.training.step import forward_backward
 
     state = new_state(adapter)
 
@@ -310,11 +310,11 @@ def _exactness(folder: Path) -> dict[str, float]:
     """fp32, the same adapter on both sides, B not zero: loss and every LoRA gradient."""
     import torch
 
-    from tinkersmith.engine.base_model import load_base_model
-    from tinkersmith.engine.base_models import with_fast_code
-    from tinkersmith.engine.lora import new_adapter
     from tinkersmith.engine.messages import LoraConfig
-    from tinkersmith.engine.training_step import forward_backward
+    from tinkersmith.engine.model.adapters import new_adapter
+    from tinkersmith.engine.model.base_model import load_base_model
+    from tinkersmith.engine.runtime.fast_code import with_fast_code
+    from tinkersmith.engine.training.step import forward_backward
 
     lengths = [[40, 120], [90, 33], [5, 300], [64, 64]]
     vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]

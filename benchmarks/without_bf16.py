@@ -96,8 +96,8 @@ def _medians(runs: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, flo
 def _measured(
     who: str, dtype: str, folder: str, lengths: Lengths | None, threads: int
 ) -> dict[str, float]:
-    from tinkersmith.engine import base_model
-    from tinkersmith.engine.memory import keep_freed_memory
+    from tinkersmith.engine.hardware.memory import keep_freed_memory
+    from tinkersmith.engine.model import base_model
 
     if who == OURS:
         keep_freed_memory()  # as the engine does at its start, before torch has threads

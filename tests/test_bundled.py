@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.support.paths import ROOT
 from tinkersmith.bundled import BUNDLED_MODELS
 
-ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-from make_dataset import make_problems, make_samples  # noqa: E402
-from pretraining_text import documents  # noqa: E402
-from wordproblems import FAMILIES, draw_problem  # noqa: E402
+from make_dataset import make_problems, make_samples
+from pretraining_text import documents
+from wordproblems import FAMILIES, draw_problem
 
 FOLDER = BUNDLED_MODELS["tinkersmith/tiny-math"]
 SAMPLES = json.loads((ROOT / "data" / "word_problems.json").read_text(encoding="utf-8"))

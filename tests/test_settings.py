@@ -5,17 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.paths import ROOT
 from tinkersmith.errors import UserError
-from tinkersmith.settings import (
-    FIELDS,
-    Settings,
-    load_settings,
-    resolve_base_model,
-    settings_from,
-    settings_table,
-)
-
-ROOT = Path(__file__).parent.parent
+from tinkersmith.models import resolve_base_model
+from tinkersmith.settings import FIELDS, Settings, load_settings, settings_from, settings_table
 
 
 def write_config(tmp_path: Path, text: str) -> Path:

@@ -20,14 +20,14 @@ from torch.nn.functional import linear
 from benchmarks.gpu import paths
 from benchmarks.gpu.models import base_of, filled_adapter, moved, tiny_model
 from benchmarks.gpu.runner import Figures, Wrong
-from tinkersmith.engine.base_model import BaseModel
-from tinkersmith.engine.float8 import check_device, dequantise, quantise
-from tinkersmith.engine.lora import Adapter
+from tinkersmith.engine.gpu.float8 import FLOAT8, check_device, dequantise, quantise
+from tinkersmith.engine.gpu.vllm_sampler import VllmSampler
 from tinkersmith.engine.messages import AdamParams, Datum, SampleRequest
-from tinkersmith.engine.optimizer import new_state, optim_step
-from tinkersmith.engine.sampler import sample
-from tinkersmith.engine.training_step import forward, forward_backward
-from tinkersmith.engine.vllm_sampling import VllmSampling
+from tinkersmith.engine.model.base_model import BaseModel
+from tinkersmith.engine.model.lora import Adapter
+from tinkersmith.engine.sampling.sampler import sample
+from tinkersmith.engine.training.optimizer import new_state, optim_step
+from tinkersmith.engine.training.step import forward, forward_backward
 
 # How far results may be off: relative differences, but for log-probabilities (mean difference).
 # bfloat16 has 8 binary digits, and with the last of them a token's choice of experts can change.
@@ -74,7 +74,7 @@ def float8_training(device: str) -> Iterator[Figures]:
     for path in (*rounded.parts["attention"], *rounded.parts["mlp"]):
         layer = rounded.linears[path]
         layer.base = _Rounding(layer.base)  # type: ignore[assignment]
-    base = base_of(moved(model, device, torch.bfloat16), narrow=True)
+    base = paths.float8(base_of(moved(model, device, torch.bfloat16), FLOAT8))
     figures = {"float8": _compare(base, reference), "float8, rounded": _compare(base, rounded)}
     yield figures
     for name, differences in figures.items():
@@ -162,11 +162,11 @@ def vllm(device: str) -> Iterator[Figures]:
         model.save_pretrained(folder)
         base = base_of(moved(model, device, torch.bfloat16))
         base = replace(base, folder=Path(folder))
-        sampler = VllmSampling()
+        sampler = VllmSampler()
         requests = [request for request in _requests(base.vocab_size) if not request.temperature]
         figures: Figures = {}
         for name, adapter in (("base model", None), ("adapter", filled_adapter(base))):
-            results = sampler.sample(base, name, adapter, requests)
+            results = sampler.answers(base, name, adapter, requests)
             answers = [result.sequences[0] for result in results if result is not None]
             if len(answers) < len(requests):
                 raise Wrong(f"{name}: the engine does not take vLLM's answers; the log says why")

@@ -11,8 +11,8 @@ from importlib.util import find_spec
 import torch
 
 from benchmarks.gpu.runner import Figures, reason_of
-from tinkersmith.engine.float8 import check_device
-from tinkersmith.engine.varlen_attention import works as varlen_attention_works
+from tinkersmith.engine.gpu.float8 import check_device
+from tinkersmith.engine.kernels.varlen_attention import works as varlen_attention_works
 
 PACKAGES = ("torch", "transformers", "peft", "numpy", "tokenizers", "safetensors", "triton")
 # Name of the import -> of the distribution.

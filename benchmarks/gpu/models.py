@@ -17,10 +17,11 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from tinkersmith.engine.attention import NAME as OUR_ATTENTION
-from tinkersmith.engine.base_model import BaseModel, base_model_of
-from tinkersmith.engine.lora import Adapter, new_adapter
 from tinkersmith.engine.messages import LoraConfig
+from tinkersmith.engine.model.adapters import new_adapter
+from tinkersmith.engine.model.attention import NAME as OUR_ATTENTION
+from tinkersmith.engine.model.base_model import BaseModel, LinearStorage, base_model_of
+from tinkersmith.engine.model.lora import Adapter
 
 # ---- tiny models, whose answers on two devices are compared
 
@@ -69,11 +70,11 @@ def moved(model: PreTrainedModel, device: str, dtype: torch.dtype) -> PreTrained
     return copy.deepcopy(model).to(device, dtype)  # type: ignore[arg-type]
 
 
-def base_of(model: PreTrainedModel, *, narrow: bool = False) -> BaseModel:
-    """`model`, made with the engine's attention, as the engine sees it; `narrow`: in float8."""
+def base_of(model: PreTrainedModel, storage: LinearStorage | None = None) -> BaseModel:
+    """Make a base model of one that has the engine's attention; it has no kernels yet."""
     with tempfile.TemporaryDirectory() as folder:
         model.config.save_pretrained(folder)
-        return base_model_of("random", Path(folder), model, model.device, narrow=narrow)
+        return base_model_of("random", Path(folder), model, model.device, storage)
 
 
 def filled_adapter(base: BaseModel, rank: int = 16) -> Adapter:

@@ -12,9 +12,9 @@ from transformers import GenerationConfig
 from benchmarks.gpu import paths
 from benchmarks.gpu.models import base_of, filled_adapter, shaped_config, shaped_model
 from benchmarks.gpu.runner import Figures
-from tinkersmith.engine.attention import NAME as OUR_ATTENTION
 from tinkersmith.engine.messages import SampleRequest
-from tinkersmith.engine.sampler import sample
+from tinkersmith.engine.model.attention import NAME as OUR_ATTENTION
+from tinkersmith.engine.sampling.sampler import sample
 
 OURS, OURS_ADAPTED = "tinkersmith", "tinkersmith, with an adapter"
 GENERATE, VLLM = "generate", "vLLM"

@@ -23,11 +23,12 @@ from benchmarks.gpu.models import base_of, shaped_model
 from benchmarks.gpu.runner import Figures
 from benchmarks.training_data import Lengths, Sample, random_samples, useful_flops
 from benchmarks.training_worker import LEARNING_RATE, graded, own_loss, plain_loss, step_on
-from tinkersmith.engine.attention import NAME as OUR_ATTENTION
-from tinkersmith.engine.base_model import BaseModel
-from tinkersmith.engine.float8 import check_device
-from tinkersmith.engine.lora import new_adapter
+from tinkersmith.engine.gpu.float8 import FLOAT8 as FLOAT8_STORAGE
+from tinkersmith.engine.gpu.float8 import check_device
 from tinkersmith.engine.messages import LoraConfig
+from tinkersmith.engine.model.adapters import new_adapter
+from tinkersmith.engine.model.attention import NAME as OUR_ATTENTION
+from tinkersmith.engine.model.base_model import BaseModel
 
 PEAK = 989e12  # bf16 operations a second of an H100 or H200, as its maker gives it
 STEPS = 3  # after the first
@@ -42,7 +43,8 @@ SPARING_ATTENTION = SPARING + ATTENTION_ONLY
 LIGER, LIGER_SPARING = "plain, Liger kernels", "plain, Liger kernels, checkpointing"
 TRL = "TRL"
 _PATHS: dict[str, Callable[[BaseModel], BaseModel]] = {  # the others take the default one
-    GRAPHS: lambda base: paths.graphs(paths.compiled(base)),
+    FLOAT8: paths.float8,
+    GRAPHS: lambda base: paths.graphs(paths.varlen_compiled(base)),
     UNCOMPILED: paths.varlen,
 }
 
@@ -143,7 +145,7 @@ def _ours(what: str, shape: dict[str, int], vocabulary: int, device: str) -> Con
     if what == FLOAT8:
         check_device(torch.device(device))
     model = shaped_model(shape, vocabulary, device, OUR_ATTENTION)
-    base = base_of(model, narrow=what == FLOAT8)
+    base = base_of(model, FLOAT8_STORAGE if what == FLOAT8 else None)
     base = _PATHS.get(what, paths.default)(base)
     config = LoraConfig(
         shape["LoRA rank"], 0, train_mlp=what != OURS_ATTENTION, train_unembed=False

@@ -6,23 +6,26 @@ The public names load on first use, so that `import tinkersmith` stays quick.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tinkersmith.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from tinkersmith.errors import UserError
-    from tinkersmith.evaluation import evaluate
-    from tinkersmith.export import export_model
+    from tinkersmith.evaluation.evaluate import evaluate
+    from tinkersmith.export.export import export_model
     from tinkersmith.settings import Settings
-    from tinkersmith.training import TrainedRun, train
+    from tinkersmith.training.finish import TrainedRun
+    from tinkersmith.training.train import train
 
-__version__ = "0.1.0"
+
 __all__ = ["Settings", "TrainedRun", "UserError", "evaluate", "export_model", "train"]
 
 _HOMES = {
     "Settings": "settings",
-    "TrainedRun": "training",
+    "TrainedRun": "training.finish",
     "UserError": "errors",
-    "evaluate": "evaluation",
-    "export_model": "export",
-    "train": "training",
+    "evaluate": "evaluation.evaluate",
+    "export_model": "export.export",
+    "train": "training.train",
 }
 
 

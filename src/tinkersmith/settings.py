@@ -253,7 +253,7 @@ class Settings(BaseModel):
     @field_validator("prompt_template")
     @classmethod
     def _known_template_or_sound_format(cls, value: str) -> str:
-        from tinkersmith.prompts import check_template_setting
+        from tinkersmith.text.templates import check_template_setting
 
         check_template_setting(value)
         return value
@@ -335,26 +335,6 @@ def settings_table() -> str:
             f"{field.description} | {allowed} |"
         )
     return "\n".join(rows) + "\n"
-
-
-_MODEL_ALIASES = {
-    "Qwen/Qwen3-30B-A3B-Instruct": "Qwen/Qwen3-30B-A3B-Instruct-2507",
-    "Qwen/Qwen3-4B-Instruct": "Qwen/Qwen3-4B-Instruct-2507",
-    "Qwen/Qwen3-235B-A22B-Instruct": "Qwen/Qwen3-235B-A22B-Instruct-2507",
-    "tiny-math": "tinkersmith/tiny-math",
-}
-
-
-def resolve_base_model(name: str) -> tuple[str, str | None]:
-    """The name under which a model really exists, and the sentence to say when it differs."""
-    wanted = name.strip()
-    for alias, real in _MODEL_ALIASES.items():
-        if wanted.lower() == alias.lower() and not Path(wanted).exists():
-            return (
-                real,
-                f'There is no model named "{wanted}"; using "{real}", which is meant by it.',
-            )
-    return wanted, None
 
 
 def _field_name(name: str, where: str) -> str:

@@ -17,15 +17,8 @@ from pathlib import Path
 import pytest
 import tinker
 
-from tests.engine.conftest import (
-    KEY,
-    MODEL,
-    RunningEngine,
-    get_json,
-    random_datums,
-    running_engine,
-)
-from tests.engine.raw_client import batch, call, new_model, result
+from tests.support.engine import KEY, MODEL, RunningEngine, get_json, random_datums, running_engine
+from tests.support.raw_client import batch, call, new_model, result
 
 PATIENCE = 2.0  # seconds in which the engine must end
 

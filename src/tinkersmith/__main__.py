@@ -1,0 +1,8 @@
+"""`python -m tinkersmith`: the same as the command `tinkersmith`."""
+
+import sys
+
+from tinkersmith.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

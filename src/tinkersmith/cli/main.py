@@ -1,0 +1,62 @@
+"""The command line: tinkersmith train|split|stats|evaluate|export|engine. Imports late."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tinkersmith.cli.front_door import COMMANDS, run_front_door
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["--version"]:
+        from tinkersmith.version import __version__
+
+        print(f"tinkersmith {__version__}")
+        return 0
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: tinkersmith COMMAND [options]; tinkersmith COMMAND --help says more\n")
+        for name, about in COMMANDS.items():
+            print(f"  {name:10} {about}")
+        return 0 if arguments else 2
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.0)[0]
+        print(f"Error: there is no command {command}; did you mean {near}?", file=sys.stderr)
+        return 2
+    return run_front_door(lambda: _run(command, rest))
+
+
+def _run(command: str, rest: list[str]) -> int | None:
+    prog = f"tinkersmith {command}"
+    if command == "train":
+        from tinkersmith.cli.train import train_command
+
+        here = Path("config.py")
+        return train_command(rest, config=here if here.is_file() else None, prog=prog)
+    if command == "split":
+        from tinkersmith.cli.split import split_command
+
+        return split_command(rest, prog=prog)
+    if command == "stats":
+        from tinkersmith.cli.stats import stats_command
+
+        return stats_command(rest, prog=prog)
+    if command == "evaluate":
+        from tinkersmith.cli.evaluate import evaluate_command
+
+        return evaluate_command(rest, prog=prog)
+    if command == "export":
+        from tinkersmith.cli.export import export_command
+
+        return export_command(rest, prog=prog)
+    from tinkersmith.engine.__main__ import main as engine_main
+
+    return engine_main(rest)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Files of samples: reading, checking, duplicates, lengths, and the order of samples."""

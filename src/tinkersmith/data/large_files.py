@@ -1,0 +1,309 @@
+"""Large JSON Lines files -> chunks of whole lines that are read one at a time, in any order.
+
+A first pass checks every record, so that a broken line stops the run before anything is spent. It
+keeps only where the chunks lie, and at most 20 bytes per sample to find duplicates and shared
+questions; otherwise memory does not grow with the files. This module does not handle prompts or
+tokens.
+"""
+
+import hashlib
+from array import array
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tinkersmith.data.duplicates import DuplicateFinder, Duplicates, find_duplicates
+from tinkersmith.data.report import (
+    SHOWN,
+    duplicate_lines,
+    read_lines,
+    skipped_lines,
+    validation_lines,
+)
+from tinkersmith.data.samples import (
+    BOM,
+    Sample,
+    Skipped,
+    Source,
+    check_record,
+    find_files,
+    is_plain_json_lines,
+    load_samples,
+    overlap,
+    parse_line,
+    question_of,
+    refuse_if_nothing_is_usable,
+)
+from tinkersmith.data.shuffle import VALIDATION_STREAM, shuffled
+from tinkersmith.errors import UserError
+from tinkersmith.progress import Progress
+
+STREAMED_ABOVE = 100_000_000  # bytes of all files; below, all fits into about 1 GB of memory
+_WHOLE_AT_MOST = 1_000_000_000  # bytes of files that cannot be read line by line (9 GB of memory)
+_BLOCK_BYTES = 2_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive whole lines of one file."""
+
+    file: Path
+    start: int  # byte
+    size: int
+    first_line: int
+    first_record: int
+    usable: int  # records that are samples
+    held_out: tuple[int, ...]  # their places that are held out for validation
+    digest: str  # of the bytes
+
+    @property
+    def training(self) -> int:
+        """The number of samples to train on."""
+        return self.usable - len(self.held_out)
+
+    def training_places(self) -> np.ndarray:
+        """The places of the samples to train on, among the chunk's samples."""
+        return np.delete(np.arange(self.usable), self.held_out)
+
+
+@dataclass(frozen=True, slots=True)
+class LargeFiles:
+    """The result of the first pass."""
+
+    chunks: list[Chunk]
+    first: Sample  # to train on
+    validation: list[Sample]
+    validation_skipped: list[Skipped]
+    counts: dict[str, int]  # file -> usable samples
+    missing_files: list[str]
+    skipped_count: int
+    duplicates: list[Duplicates]  # of DATA_FILES, and of VALIDATION_FILES if there are any
+    first_skipped: list[Skipped] = field(default_factory=list[Skipped])  # at most SHOWN
+    shared: int = 0  # validation samples that ask what a training sample asks
+
+    def report(self) -> list[str]:
+        """What was read, line by line, for the user."""
+        skipped = [*self.first_skipped, *self.validation_skipped]
+        total = self.skipped_count + len(self.validation_skipped)
+        return [
+            *read_lines(self.counts, self.missing_files),
+            *skipped_lines(skipped, total, "skipped.jsonl"),
+            *duplicate_lines(self.duplicates, listed=True),
+            *validation_lines(len(self.validation), self.shared),
+            "The files are large: they are read as a stream, and training begins when the first "
+            "samples are tokenised.",
+        ]
+
+
+def are_streamed(files: Sequence[Path]) -> bool:
+    """Whether the files are large and can be read line by line.
+
+    Raises:
+        UserError: the files are very large, and one of them cannot be read line by line.
+    """
+    size = sum(path.stat().st_size for path in files if path.is_file())
+    if size <= STREAMED_ABOVE:
+        return False
+    whole = [path for path in files if not is_plain_json_lines(path)]
+    if whole and size > _WHOLE_AT_MOST:
+        raise UserError(
+            f"{whole[0]} is not a plain JSON Lines file, and data of {size / 1e9:.1f} GB can only "
+            "be read line by line. Unpack it if it is gzip-ed; write one record per line, for "
+            f"example with: jq -c '.[]' {whole[0]} > {whole[0].with_suffix('.jsonl')}"
+        )
+    return not whole
+
+
+def scan(
+    files: Sequence[str],
+    validation_files: Sequence[str],
+    validation_ratio: float,
+    seed: int,
+    progress: Progress,
+) -> LargeFiles:
+    """Check every record of `files`, and set the validation samples apart.
+
+    Raises:
+        UserError: a line is not JSON, or not one record can be used.
+    """
+    paths, missing = find_files(files)
+    separate = load_samples(validation_files) if validation_files else None
+    first_pass = _FirstPass(paths, 0.0 if separate else validation_ratio, seed, progress)
+    shared = _walk(first_pass, separate.samples if separate else [])
+    refuse_if_nothing_is_usable(
+        sum(first_pass.counts.values()), first_pass.skipped_count, first_pass.first_skipped
+    )
+    nothing_held_out = first_pass.ratio and not first_pass.validation
+    if first_pass.first is None or nothing_held_out:
+        raise UserError(
+            f"VALIDATION_RATIO {validation_ratio} leaves nothing for training or for validation; "
+            "give more data, or set VALIDATION_FILES."
+        )
+    return LargeFiles(
+        chunks=first_pass.chunks,
+        first=first_pass.first,
+        validation=separate.samples if separate else first_pass.validation,
+        validation_skipped=separate.skipped if separate else [],
+        counts={**first_pass.counts, **(separate.counts if separate else {})},
+        missing_files=[*missing, *(separate.missing_files if separate else [])],
+        skipped_count=first_pass.skipped_count,
+        duplicates=[
+            first_pass.finder.duplicates(),
+            *([find_duplicates(separate.samples)] if separate else []),
+        ],
+        first_skipped=first_pass.first_skipped,
+        shared=shared,
+    )
+
+
+def _walk(first_pass: "_FirstPass", separate: Sequence[Sample]) -> int:
+    """Read everything; how many validation samples ask what a training sample asks."""
+    training = first_pass.training_samples()
+    if separate:
+        return len(overlap(training, separate))
+    if not first_pass.ratio:
+        deque(training, maxlen=0)
+        return 0
+    # Which samples are held out is known only at the end of the walk.
+    asked = array("q", (hash(question_of(sample)) for sample in training))
+    held_out = [hash(question_of(sample)) for sample in first_pass.validation]
+    return int(np.isin(held_out, np.frombuffer(asked, dtype=np.int64)).sum())
+
+
+def read_chunk(chunk: Chunk) -> tuple[list[Sample], list[Skipped]]:
+    """The samples of a chunk, and its unusable records.
+
+    Raises:
+        UserError: the file has changed since the first pass.
+    """
+    with chunk.file.open("rb") as file:
+        file.seek(chunk.start)
+        data = file.read(chunk.size)
+    if hashlib.sha256(data).hexdigest() != chunk.digest:
+        raise UserError(f"{chunk.file} has changed while it was trained on. Start a new run.")
+    samples: list[Sample] = []
+    skipped: list[Skipped] = []
+    for checked in _checked(chunk.file, data, chunk.start, chunk.first_line, chunk.first_record):
+        if isinstance(checked, Sample):
+            samples.append(checked)
+        else:
+            skipped.append(checked)
+    return samples, skipped
+
+
+def iterate_samples(files: Sequence[str]) -> Iterator[Sample]:
+    """The usable samples of `files`; large files are not held in memory.
+
+    Raises:
+        UserError: see `load_samples`.
+    """
+    paths, _ = find_files(files)
+    if not are_streamed(paths):
+        yield from load_samples(files).samples
+        return
+    for path in paths:
+        for block in _blocks_of(path):
+            yield from block.samples
+
+
+class _FirstPass:
+    """One walk through all files. Its attributes are complete when the walk has ended."""
+
+    def __init__(self, files: Sequence[Path], ratio: float, seed: int, progress: Progress) -> None:
+        self.files, self.ratio, self.seed, self.progress = files, ratio, seed, progress
+        self.chunks: list[Chunk] = []
+        self.first: Sample | None = None
+        self.validation: list[Sample] = []
+        self.counts: dict[str, int] = {}
+        self.first_skipped: list[Skipped] = []  # at most SHOWN
+        self.skipped_count = 0
+        self.finder = DuplicateFinder()
+
+    def training_samples(self) -> Iterator[Sample]:
+        size = sum(path.stat().st_size for path in self.files)
+        seen = usable = 0
+        with self.progress.doing("checking the data") as task:
+            for path in self.files:
+                before = usable
+                for block in _blocks_of(path):
+                    samples = block.samples
+                    for sample in samples:
+                        self.finder.add(sample)
+                    held_out = self._held_out(usable, len(samples))
+                    self._add_chunk(path, block, len(samples), held_out)
+                    self.validation += [samples[place] for place in held_out]
+                    for place in sorted(set(range(len(samples))).difference(held_out)):
+                        self.first = self.first or samples[place]
+                        yield samples[place]
+                    usable += len(samples)
+                    seen += len(block.data)
+                    state = f"Checked {seen / 1e9:.1f} of {size / 1e9:.1f} GB"
+                    self.progress.reached(task, state, seen / size)
+                self.counts[path.as_posix()] = usable - before
+
+    def _add_chunk(self, path: Path, block: "_Block", usable: int, held_out: list[int]) -> None:
+        if not block.checked:  # blank lines alone
+            return
+        skipped = [record for record in block.checked if isinstance(record, Skipped)]
+        self.skipped_count += len(skipped)
+        self.first_skipped += skipped[: SHOWN - len(self.first_skipped)]
+        self.chunks.append(
+            Chunk(
+                file=path,
+                start=block.start,
+                size=len(block.data),
+                first_line=block.first_line,
+                first_record=block.first_record,
+                usable=usable,
+                held_out=tuple(held_out),
+                digest=hashlib.sha256(block.data).hexdigest(),
+            )
+        )
+
+    def _held_out(self, before: int, count: int) -> list[int]:
+        """The places of a block's samples that are held out for validation."""
+        share = round((before + count) * self.ratio) - round(before * self.ratio)
+        order = shuffled(count, self.seed, VALIDATION_STREAM, len(self.chunks))
+        return sorted(order[:share].tolist())
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Consecutive whole lines."""
+
+    start: int  # byte
+    data: bytes
+    first_line: int
+    first_record: int
+    checked: list[Sample | Skipped]
+
+    @property
+    def samples(self) -> list[Sample]:
+        return [record for record in self.checked if isinstance(record, Sample)]
+
+
+def _blocks_of(path: Path) -> Iterator[_Block]:
+    start, line, record = 0, 1, 1
+    with path.open("rb") as file:
+        while data := file.read(_BLOCK_BYTES) + file.readline():
+            checked = list(_checked(path, data, start, line, record))
+            yield _Block(start, data, line, record, checked)
+            start += len(data)
+            line += data.count(b"\n")
+            record += len(checked)
+
+
+def _checked(
+    path: Path, data: bytes, start: int, first_line: int, first_record: int
+) -> Iterator[Sample | Skipped]:
+    name, record = path.as_posix(), first_record
+    if start == 0:
+        data = data.removeprefix(BOM)
+    for number, line in enumerate(data.split(b"\n"), start=first_line):
+        if not line or line.isspace():
+            continue
+        yield check_record(parse_line(path, line, number), Source(name, record))
+        record += 1

@@ -1,0 +1,462 @@
+"""Files -> samples, each with its file and record number.
+
+Nothing is dropped silently: an unusable record comes back as `Skipped` with its reason. This module
+does not handle prompts or tokens.
+"""
+
+import gzip
+import json
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import orjson
+
+from tinkersmith.errors import UserError
+from tinkersmith.plurals import counted
+
+BOM = b"\xef\xbb\xbf"
+_LONGEST_FIRST_LINE = 1 << 20  # bytes that are read to tell JSON Lines from other files
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a record comes from."""
+
+    file: str
+    record: int  # counted from 1
+
+    def __str__(self) -> str:
+        return f"{self.file}, record {self.record}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A checked record."""
+
+    instruction: str
+    input: str
+    output: str
+    source: Source
+    system: str = ""
+    history: tuple[tuple[str, str], ...] = ()  # earlier (question, answer) turns
+    extra: dict[str, Any] = field(default_factory=dict[str, Any])  # for evaluation, not trained on
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An unusable record, and why."""
+
+    source: Source
+    field: str
+    reason: str
+    record_text: str  # the record as JSON
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.reason}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "file": self.source.file,
+            "record": self.source.record,
+            "field": self.field,
+            "reason": self.reason,
+            "text": self.record_text,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSamples:
+    """All records of some files."""
+
+    samples: list[Sample]
+    skipped: list[Skipped]
+    missing_files: list[str]
+    counts: dict[str, int]  # file -> usable samples
+
+
+def load_samples(files: Sequence[str]) -> LoadedSamples:
+    """Read and check all records of `files`.
+
+    Raises:
+        UserError: no file exists, a file is not JSON, or not one record can be used.
+    """
+    paths, missing = find_files(files)
+    samples: list[Sample] = []
+    skipped: list[Skipped] = []
+    counts: dict[str, int] = {}
+    for path in paths:
+        before = len(samples)
+        for number, record in enumerate(read_records(path), start=1):
+            checked = check_record(record, Source(path.as_posix(), number))
+            if isinstance(checked, Sample):
+                samples.append(checked)
+            else:
+                skipped.append(checked)
+        counts[path.as_posix()] = len(samples) - before
+    refuse_if_nothing_is_usable(len(samples), len(skipped), skipped)
+    return LoadedSamples(samples, skipped, missing, counts)
+
+
+def find_files(files: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The files where they exist (as given, in data/, beside the script); the missing names.
+
+    Raises:
+        UserError: no file exists, or one is named twice.
+    """
+    paths: list[Path] = []
+    missing: list[str] = []
+    for name in files:
+        path = next((place for place in _candidates(name) if place.exists()), None)
+        if path is None:
+            missing.append(name)
+            continue
+        if any(path.samefile(other) for other in paths):
+            raise UserError(f"{path} is named twice. Name each file once.")
+        paths.append(path)
+    if not missing and not paths:
+        raise UserError("No data file is named. Name at least one.")
+    if not paths:
+        raise UserError(f"{does_not_exist(missing)}. Put a file there, or correct the name.")
+    return paths, missing
+
+
+def does_not_exist(files: Sequence[str]) -> str:
+    """The beginning of the sentence about missing data files, whatever follows from it."""
+    verb = "does" if len(files) == 1 else "do"
+    return f"{', '.join(files)} {verb} not exist (looked in {_places()})"
+
+
+def read_records(path: Path, parse: Callable[[bytes], Any] = orjson.loads) -> list[Any]:
+    """All records of a JSON array or of JSON Lines, either gzip-ed, in UTF-8 with or without BOM.
+
+    Raises:
+        UserError: the file is neither; the sentence has the line and column.
+    """
+    data = _read_bytes(path)
+    if not data.strip():
+        raise UserError(f"{path} is empty. Add records, or remove it from the list of files.")
+    try:
+        value = parse(data)
+    except (ValueError, RecursionError):
+        text = _decode(path, data)
+        if _is_json_lines(path, text):
+            return _json_lines(path, text)
+        value = _parse_or_explain(path, text, first_line=1)
+    if isinstance(value, dict) and _has_lines_name(path):
+        return [cast("dict[str, Any]", value)]
+    if not isinstance(value, list):
+        raise UserError(f"{path} holds {_kind(value)} instead of an array. {_object_hint(value)}")
+    if not value:
+        raise UserError(
+            f"{path} holds an empty array. Add records, or remove it from the list of files."
+        )
+    return cast("list[Any]", value)
+
+
+def is_plain_json_lines(path: Path) -> bool:
+    """Whether the file can be read line by line: JSON Lines, neither gzip-ed nor an array."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(_LONGEST_FIRST_LINE).removeprefix(BOM).lstrip()
+    except OSError:  # a folder, or no permission: reading it says so
+        return False
+    if not start.startswith(b"{"):
+        return False
+    if _has_lines_name(path):
+        return True
+    try:
+        orjson.loads(start.partition(b"\n")[0])
+    except ValueError:
+        return False
+    return True
+
+
+def parse_line(path: Path, line: bytes, number: int) -> Any:
+    """The record on line `number` of a JSON Lines file.
+
+    Raises:
+        UserError: it is not JSON; the sentence has the line and column.
+    """
+    try:
+        return orjson.loads(line)
+    except ValueError:  # Python's parser takes more (NaN, lone surrogates), and explains better
+        return _parse_or_explain(path, _decode(path, line, number), first_line=number)
+
+
+def check_record(record: Any, source: Source) -> Sample | Skipped:
+    """One record as a sample, or the reason why it cannot be one."""
+
+    def skip(name: str, reason: str) -> Skipped:
+        return Skipped(source, name, reason, record_text(record))
+
+    if not isinstance(record, dict):
+        return skip(
+            "",
+            f"the record is {_kind(record)}; it must be an object with instruction and output.",
+        )
+    fields = cast("dict[str, Any]", record)
+    texts: dict[str, str] = {}
+    for name in ("instruction", "input", "output", "system"):
+        value = fields.get(name)
+        required = name in ("instruction", "output")
+        if value is None:
+            if required:
+                what = "null" if name in fields else "missing"
+                return skip(name, f'"{name}" is {what}. {_shape_hint(fields)}')
+            value = ""
+        if not isinstance(value, str):
+            return skip(name, f'"{name}" is {_kind(value)}; it must be a string.')
+        if required and not value.strip():
+            return skip(name, f'"{name}" is empty. Fill it in, or remove the record.')
+        texts[name] = value
+    history = _history(fields.get("history"))
+    if history is None:
+        return skip(
+            "history", '"history" must be a list of [question, answer] pairs, both strings.'
+        )
+    for name, value in [*texts.items(), *(("history", text) for turn in history for text in turn)]:
+        if _has_lone_surrogate(value):
+            return skip(name, f'"{name}" contains an unpaired surrogate (\\ud8xx). Fix the text.')
+    known = (*texts, "history")
+    return Sample(
+        instruction=texts["instruction"],
+        input=texts["input"],
+        output=texts["output"],
+        system=texts["system"],
+        history=history,
+        extra={name: value for name, value in fields.items() if name not in known},
+        source=source,
+    )
+
+
+def refuse_if_nothing_is_usable(usable: int, skipped: int, first: Sequence[Skipped]) -> None:
+    """Raise UserError if all records are skipped; `first` holds the first of them."""
+    if not usable:
+        raise UserError(
+            f"Not one of {counted(skipped, 'record')} can be used. The first: {first[0]}"
+        )
+
+
+def question_of(sample: Sample) -> tuple[Any, ...]:
+    """What a sample asks, with each run of white space as one space, to compare questions."""
+    return (
+        _one_spaced(sample.instruction),
+        _one_spaced(sample.input),
+        _one_spaced(sample.system),
+        tuple((_one_spaced(question), _one_spaced(answer)) for question, answer in sample.history),
+    )
+
+
+def characters(sample: Sample) -> int:
+    """The number of characters in all texts of a sample."""
+    texts = [sample.system, *(text for turn in sample.history for text in turn)]
+    return sum(map(len, (*texts, sample.instruction, sample.input, sample.output)))
+
+
+def overlap(train: Iterable[Sample], test: Sequence[Sample]) -> list[tuple[Source, Source]]:
+    """The (training source, test source) of every test sample whose question is also trained on."""
+    tested = [(question_of(sample), sample.source) for sample in test]
+    asked = {question for question, _ in tested}
+    seen: dict[tuple[Any, ...], Source] = {}  # only the test's questions: `train` may be large
+    for sample in train:
+        question = question_of(sample)
+        if question in asked:
+            seen.setdefault(question, sample.source)
+    return [(seen[question], source) for question, source in tested if question in seen]
+
+
+def record_text(record: Any) -> str:
+    """The record as one line of JSON; unpaired surrogates are escaped, so any file can hold it."""
+    text = json.dumps(record, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _candidates(name: str) -> list[Path]:
+    return [Path(name), *(folder / name for folder in (Path("data"), _script_folder()))]
+
+
+def _script_folder() -> Path:
+    folder = Path(sys.argv[0] or ".").parent
+    try:  # messages and Source show short names
+        return folder.resolve().relative_to(Path.cwd())
+    except ValueError:
+        return folder
+
+
+def _places() -> str:
+    folders = dict.fromkeys(
+        str(folder.resolve()) for folder in (Path(), Path("data"), _script_folder())
+    )
+    return ", ".join(folders)
+
+
+def _read_bytes(path: Path) -> bytes:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder. Name the files in it.")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read: {error.strerror}. Check its permissions."
+        ) from None
+    if data[:2] == b"\x1f\x8b":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{path} is a damaged gzip file ({error}). Make it again.") from None
+    for mark, encoding in (
+        (b"\xff\xfe\x00\x00", "UTF-32"),
+        (b"\x00\x00\xfe\xff", "UTF-32"),
+        (b"\xff\xfe", "UTF-16"),
+        (b"\xfe\xff", "UTF-16"),
+    ):
+        if data.startswith(mark):
+            raise UserError(f"{path} is encoded as {encoding}. Save it as UTF-8.")
+    return data.removeprefix(BOM)
+
+
+def _decode(path: Path, data: bytes, first_line: int = 1) -> str:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + first_line
+        start = data.rfind(b"\n", 0, error.start) + 1
+        column = len(data[start : error.start].decode("utf-8", "replace")) + 1
+        raise UserError(
+            f"{path}, line {line}, column {column}: the byte 0x{data[error.start]:02X} is not "
+            f"UTF-8 (the file looks like {_likely_encoding(data)}). Save it as UTF-8."
+        ) from None
+    if text.startswith(("[\x00", "{\x00", "\x00")):
+        raise UserError(f"{path} looks like UTF-16 without a mark. Save it as UTF-8.")
+    return text
+
+
+def _likely_encoding(data: bytes) -> str:
+    start = data[:100_000]
+    if start.count(b"\x00") > len(start) // 4:
+        return "UTF-16"
+    # GBK letters are pairs of high bytes; an accent in Latin-1 mostly stands alone among ASCII.
+    runs = [len(run) for run in re.findall(rb"[\x80-\xff]+", start)]
+    in_pairs = sum(length for length in runs if length % 2 == 0)
+    return "GBK" if in_pairs > 0.6 * sum(runs) else "Latin-1"
+
+
+def _has_lines_name(path: Path) -> bool:
+    return bool({".jsonl", ".ndjson"} & set(path.suffixes))
+
+
+def _is_json_lines(path: Path, text: str) -> bool:
+    if _has_lines_name(path):
+        return True
+    start = text.lstrip()
+    if not start.startswith("{"):
+        return False
+    first = start.partition("\n")[0]
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _json_lines(path: Path, text: str) -> list[Any]:
+    # Only "\n" ends a line: JSON texts may hold U+2028 and its like, at which splitlines() cuts.
+    return [
+        _parse_or_explain(path, line, first_line=number)
+        for number, line in enumerate(text.split("\n"), start=1)
+        if line.strip()
+    ]
+
+
+def _parse_or_explain(path: Path, text: str, first_line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        if not text[error.pos :].strip() or error.msg.startswith("Unterminated string"):
+            what = f"it ends too early ({error.msg})"
+        else:
+            what = f"{error.msg}, found {text[error.pos : error.pos + 12]!r}"
+        line = first_line + error.lineno - 1
+        raise UserError(
+            f"{path}, line {line}, column {error.colno}: not JSON: {what}. Fix it there."
+        ) from None
+    except RecursionError:
+        raise UserError(f"{path}, line {first_line}: the JSON is nested too deeply.") from None
+    except ValueError as error:
+        raise UserError(f"{path}, line {first_line}: not readable as JSON: {error}.") from None
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return f"the number {value}" if len(repr(value)) < 40 else "a number"
+    if isinstance(value, str):
+        return "a string"
+    return "a list" if isinstance(value, list) else "an object"
+
+
+def _object_hint(value: Any) -> str:
+    if isinstance(value, dict):
+        for name, inner in cast("dict[str, Any]", value).items():
+            if isinstance(inner, list) and inner and isinstance(inner[0], dict):
+                return f'Its "{name}" holds a list. Save only that list, beginning with [.'
+    return "Enclose the records in [ ... ], or write one record per line to a .jsonl file."
+
+
+def _shape_hint(record: dict[str, Any]) -> str:
+    """Advice for records in another common shape."""
+    for name in ("messages", "conversations", "conversation"):
+        if isinstance(record.get(name), list):
+            return (
+                f'The record has chat "{name}"; write the question as "instruction" and the answer '
+                'as "output" (earlier turns as "history").'
+            )
+    if "role" in record and "content" in record:
+        return "The record is one chat message. Put question and answer into one record."
+    for question, answer in (
+        ("prompt", "completion"),
+        ("prompt", "response"),
+        ("question", "answer"),
+        ("query", "response"),
+    ):
+        if question in record and answer in record:
+            return f'Rename "{question}" to "instruction" and "{answer}" to "output".'
+    return "Add it, or remove the record."
+
+
+def _history(value: Any) -> tuple[tuple[str, str], ...] | None:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        return None
+    turns: list[tuple[str, str]] = []
+    for turn in cast("list[Any]", value):
+        if not isinstance(turn, list | tuple):
+            return None
+        texts = [text for text in cast("Sequence[Any]", turn) if isinstance(text, str)]
+        if len(texts) != 2 or len(cast("Sequence[Any]", turn)) != 2:
+            return None
+        turns.append((texts[0], texts[1]))
+    return tuple(turns)
+
+
+def _has_lone_surrogate(text: str) -> bool:
+    if text.isascii():
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _one_spaced(text: str) -> str:
+    return " ".join(text.split())

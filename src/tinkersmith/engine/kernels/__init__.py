@@ -1,0 +1,1 @@
+"""One idea, several implementations: attention, element-wise work, products, output layer."""

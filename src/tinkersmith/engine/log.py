@@ -1,0 +1,5 @@
+"""The engine's one logger."""
+
+import logging
+
+log = logging.getLogger("tinkersmith.engine")

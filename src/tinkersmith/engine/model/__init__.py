@@ -1,0 +1,1 @@
+"""A base model's weights, LoRA adapters, and the protocols that kernels implement."""

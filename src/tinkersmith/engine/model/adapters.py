@@ -1,0 +1,129 @@
+"""Adapters: made from a seed, copied, and written to and read from PEFT's files."""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.messages import LoraConfig
+from tinkersmith.engine.model.lora import ALPHA, Adapter
+from tinkersmith.files import write_json
+from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX
+
+if TYPE_CHECKING:
+    from tinkersmith.engine.model.base_model import BaseModel
+
+
+def new_adapter(base: "BaseModel", config: LoraConfig) -> Adapter:
+    """An adapter that changes nothing yet: A uniform in ±1/sqrt(in), B zero.
+
+    Raises:
+        Refused: a wanted part cannot be trained in this model.
+    """
+    groups = [
+        (config.train_attn, "attention", "train_attn"),
+        (config.train_mlp, "mlp", "train_mlp"),
+        (config.train_unembed, "unembed", "train_unembed"),
+    ]
+    paths: list[str] = []
+    for wanted, part, flag in groups:
+        if wanted and not base.parts[part]:
+            raise Refused(
+                f"{base.name} has no {part} layers that a LoRA can train here"
+                f"{base.why_not.get(part, '')}; create the client with {flag}=False."
+            )
+        paths += base.parts[part] if wanted else []
+    if not paths:
+        raise Refused("train_attn, train_mlp and train_unembed are all False: nothing would train.")
+    seed = config.seed if config.seed is not None else int(torch.randint(2**31, (1,)))
+    weights = {}
+    for path in paths:
+        shape = base.shapes[path]
+        a = torch.empty(*shape.a_lead, config.rank, shape.in_size)
+        bound = 1 / math.sqrt(shape.in_size)
+        a.uniform_(-bound, bound, generator=_generator(seed, path))
+        b = torch.zeros(*shape.b_lead, shape.out_size, config.rank)
+        weights[f"{path}.lora_A"] = nn.Parameter(a.to(base.device))
+        weights[f"{path}.lora_B"] = nn.Parameter(b.to(base.device))
+    return Adapter(config, weights)
+
+
+def snapshot(adapter: Adapter) -> Adapter:
+    """A copy of the adapter that later training does not change."""
+    weights = {
+        name: nn.Parameter(weight.detach().clone(), requires_grad=False)
+        for name, weight in adapter.weights.items()
+    }
+    return Adapter(adapter.config, weights)
+
+
+def adapter_state(adapter: Adapter) -> dict[str, torch.Tensor]:
+    """The tensors under PEFT's names; those of experts under the names of Tinker's cloud."""
+    return {
+        f"{PEFT_PREFIX}{name}.weight": weight.detach().cpu().contiguous()
+        for name, weight in adapter.weights.items()
+    }
+
+
+def load_adapter_state(adapter: Adapter, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copy `tensors` (see `adapter_state`) into `adapter`.
+
+    Raises:
+        Refused: names or shapes are not those of this adapter.
+    """
+    expected = {f"{PEFT_PREFIX}{name}.weight": weight for name, weight in adapter.weights.items()}
+    if expected.keys() != tensors.keys():
+        odd = sorted(expected.keys() ^ tensors.keys())[0]
+        raise Refused(f"the checkpoint does not fit this adapter: {odd} is only on one side.")
+    with torch.no_grad():
+        for name, weight in expected.items():
+            if weight.shape != tensors[name].shape:
+                raise Refused(
+                    f"the checkpoint does not fit this adapter: {name} is "
+                    f"{list(tensors[name].shape)}, not {list(weight.shape)}."
+                )
+            weight.copy_(tensors[name])
+
+
+def peft_config(base: "BaseModel", adapter: Adapter, base_name_or_path: str) -> dict[str, Any]:
+    """A complete adapter_config.json: without `target_modules` PEFT would guess, silently."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name_or_path,
+        "r": adapter.config.rank,
+        "lora_alpha": ALPHA,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "use_dora": False,
+        "target_modules": _target_modules(adapter.module_paths, list(base.shapes)),
+        "modules_to_save": None,
+    }
+
+
+def save_adapter(base: "BaseModel", adapter: Adapter, folder: Path) -> None:
+    """Write the two files of an adapter in PEFT's format."""
+    save_file(adapter_state(adapter), folder / ADAPTER_WEIGHTS)
+    write_json(folder / ADAPTER_CONFIG, peft_config(base, adapter, base.name))
+
+
+def _target_modules(trained: list[str], all_paths: list[str]) -> list[str]:
+    """Short names such as "q_proj" if they match trained layers only, otherwise full paths."""
+    short = {path.rsplit(".", 1)[-1] for path in trained}
+    matched = [path for path in all_paths if path.rsplit(".", 1)[-1] in short]
+    return sorted(short if len(matched) == len(trained) else trained)
+
+
+def _generator(seed: int, path: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}/{path}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -1,0 +1,341 @@
+"""A folder in Hugging Face format -> a frozen model on which many adapters can work in turn.
+
+Axes: T packed tokens, H hidden size, V vocabulary.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.hardware.memory import machine_memory
+from tinkersmith.engine.hardware.processor import multiplies_bf16
+from tinkersmith.engine.model import attention
+from tinkersmith.engine.model.attention import AttentionContext, PackedDocuments, attending
+from tinkersmith.engine.model.dense import DenseModel, dense_model, is_dense
+from tinkersmith.engine.model.dtype_cast import compute_in_float32
+from tinkersmith.engine.model.experts import find_experts, part_shapes
+from tinkersmith.engine.model.kernels import Kernels
+from tinkersmith.engine.model.lora import Adapter, LayerShape, LoraLinear, using
+
+_ROUTERS = ("gate", "router", "shared_expert_gate")  # they stay frozen
+_PROJECTION = re.compile(r"\.(self_attn|mlp)\.\w+_proj\.weight$")  # of the dense families
+SMALL = 300_000_000  # parameters up to which fp32 is affordable on every CPU
+
+
+@dataclass
+class BaseModel:
+    name: str
+    folder: Path
+    model: PreTrainedModel
+    linears: dict[str, LoraLinear]  # all linear layers that a LoRA can train, by module path
+    shapes: dict[str, LayerShape]  # of these layers and of the parts of experts
+    parts: dict[str, list[str]]  # "attention" | "mlp" | "unembed" -> module paths
+    why_not: dict[str, str]  # the reason why a part has none
+    vocab_size: int
+    max_context: int
+    eos_ids: frozenset[int]
+    tied: bool
+    dtype: torch.dtype  # of the computation; frozen weights may be narrower
+    layers: int = field(init=False)
+    dense: DenseModel | None = None  # its layers laid out for kernels, if they know its family
+    kernels: Kernels | None = None  # what computes `dense`; None: the model's own layers compute
+
+    def __post_init__(self) -> None:
+        self.layers = self.model.config.get_text_config().num_hidden_layers
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def arch(self) -> str:
+        return str(self.model.config.model_type)
+
+    @property
+    def unembed(self) -> LoraLinear:
+        return self.linears[self.parts["unembed"][0]]
+
+    def hidden(
+        self, tokens: torch.Tensor, document_lengths: Sequence[int], adapter: Adapter | None
+    ) -> torch.Tensor:
+        """The last layer's output of documents packed end to end, each alone: (T,) -> (T, H)."""
+        positions = torch.cat([torch.arange(n, device=self.device) for n in document_lengths])
+        return self.run(tokens, positions, PackedDocuments(document_lengths), adapter)
+
+    def run(
+        self,
+        tokens: torch.Tensor,  # (T,) or (B, 1)
+        positions: torch.Tensor,  # the same shape
+        context: AttentionContext,
+        adapter: Adapter | None,
+    ) -> torch.Tensor:  # (T, H) or (B, H)
+        shape = (1, -1) if tokens.ndim == 1 else tokens.shape
+        with attending(context), using(adapter):
+            output = self.model.base_model(
+                input_ids=tokens.to(self.device).view(shape),
+                position_ids=positions.view(shape),
+                use_cache=False,
+            )
+        return output.last_hidden_state.flatten(0, 1)
+
+    def logits(self, hidden: torch.Tensor, adapter: Adapter | None) -> torch.Tensor:
+        """(T, H) -> (T, V) in fp32: a soft-max over a large vocabulary needs the digits."""
+        with using(adapter):
+            return self.unembed(hidden).float()
+
+
+@dataclass(frozen=True, slots=True)
+class LinearStorage:
+    """A way to store the frozen layers of attention and MLPs other than in the model's dtype."""
+
+    name: str  # the value of --dtype that asks for it
+    itemsize: int  # bytes of a weight
+    # Replaces layers one after another, each on the device then, so that no GPU holds them all in
+    # full width.
+    store: Callable[[Iterable[LoraLinear], torch.device], None]
+
+
+def load_base_model(
+    name: str,
+    folder: Path | str,
+    dtype: str = "auto",
+    device: str = "cpu",
+    storage: LinearStorage | None = None,
+) -> BaseModel:
+    """Load and freeze the model of `folder`; safetensors only.
+
+    Raises:
+        Refused: no such folder, not a causal language model, or one this engine would get wrong.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise Refused(f"{folder} is not a model folder: it has no config.json.")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if storage is not None and not is_dense(config):
+            raise Refused(
+                f"{name} ({config.model_type}) cannot be loaded with --dtype {storage.name}, which "
+                "is for Llama, Mistral, Qwen2 and Qwen3; use --dtype bfloat16."
+            )
+        loaded = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=_dtype(folder, dtype, device),
+            attn_implementation=attention.NAME,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+        place = torch.device("cpu" if storage is not None else device)
+        model = cast(PreTrainedModel, loaded).to(place)  # type: ignore[arg-type]
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise Refused(f"the model in {folder} cannot be loaded: {reason}") from error
+    return base_model_of(name, folder, model, torch.device(device), storage)
+
+
+def base_model_of(
+    name: str,
+    folder: Path,
+    model: PreTrainedModel,
+    device: torch.device,
+    storage: LinearStorage | None = None,
+) -> BaseModel:
+    """Freeze a model that was made with this engine's attention.
+
+    Raises:
+        Refused: this engine would get it wrong.
+    """
+    model.eval().requires_grad_(False)
+    if model.base_model is model:
+        raise Refused(
+            f"{name} ({model.config.model_type}) has no separate output layer here, "
+            "so this architecture is not supported."
+        )
+    text_config = model.config.get_text_config()
+    experts, why_no_experts = find_experts(model)
+    parts = _linear_parts(model)
+    linears = {path: _replace(model, path) for paths in parts.values() for path in paths}
+    if storage is not None:
+        stored = [linears[path] for group in ("attention", "mlp") for path in parts[group]]
+        storage.store(stored, device)
+        model.to(device)  # type: ignore[arg-type]
+    in_float32 = storage is None and _needs_float32(model, device)
+    if in_float32:
+        compute_in_float32(model, linears.values())
+    shapes = {
+        path: LayerShape(layer.base.in_features, layer.base.out_features)
+        for path, layer in linears.items()
+    }
+    for layer in experts.values():
+        expert_shapes = part_shapes(layer)
+        shapes |= expert_shapes
+        parts["mlp"] += expert_shapes
+    if why_no_experts:
+        parts["mlp"] = []
+    embedding = cast(nn.Embedding, model.get_input_embeddings()).weight  # (V, H)
+    base = BaseModel(
+        name=name,
+        folder=folder,
+        model=model,
+        linears=linears,
+        shapes=shapes,
+        parts=parts,
+        why_not={"mlp": why_no_experts},
+        vocab_size=embedding.shape[0],
+        max_context=_max_context(name, text_config),
+        eos_ids=_eos_ids(folder, model),
+        tied=embedding is linears[parts["unembed"][0]].weight,
+        dtype=torch.float32 if in_float32 else model.dtype,
+    )
+    _check_against_plain(base)
+    base.dense = dense_model(model)
+    return base
+
+
+def _needs_float32(model: PreTrainedModel, device: torch.device) -> bool:
+    narrow = device.type == "cpu" and model.dtype == torch.bfloat16
+    return narrow and is_dense(model.config) and not multiplies_bf16()
+
+
+def memory_of_weights(
+    folder: Path, dtype: str, device: str, storage: LinearStorage | None = None
+) -> int:
+    """Bytes that the model of `folder` takes as it would be loaded."""
+    wide = _dtype(folder, dtype, device).itemsize
+    if storage is None:
+        return wide * _parameters(folder)
+    projections = _parameters(folder, _PROJECTION)
+    return storage.itemsize * projections + wide * (_parameters(folder) - projections)
+
+
+def _dtype(folder: Path, wanted: str, device: str) -> torch.dtype:
+    if wanted != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
+    if device != "cpu":
+        return torch.bfloat16
+    parameters = _parameters(folder)
+    # The machine's memory, not what is free now: a resumed run keeps the precision it began with.
+    affordable = SMALL if multiplies_bf16() else machine_memory() // 2 // torch.float32.itemsize
+    return torch.float32 if parameters <= max(affordable, SMALL) else torch.bfloat16
+
+
+def _parameters(folder: Path, pattern: re.Pattern[str] = re.compile("")) -> int:
+    """The number of parameters in tensors whose names match."""
+    count = 0
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(file, "pt") as tensors:
+                names = [name for name in tensors.keys() if pattern.search(name)]  # noqa: SIM118
+                count += sum(prod(tensors.get_slice(name).get_shape()) for name in names)
+        except SafetensorError as error:
+            raise Refused(f"{file} is damaged: {error}.") from None
+    return count
+
+
+def _max_context(name: str, config: PreTrainedConfig) -> int:
+    """The longest document that the model takes.
+
+    Raises:
+        Refused: positions depend on the other documents of a pack or batch.
+    """
+    limit = int(getattr(config, "max_position_embeddings", 0) or 2048)
+    rope = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in rope.values() if isinstance(value, dict)]
+    for scaling in nested or [rope]:
+        kind = scaling.get("rope_type", "default")
+        if kind == "dynamic":
+            raise Refused(
+                f"{name} has dynamic rotary positions, which depend on the longest sequence of a "
+                "batch; this engine packs sequences together and does not support it."
+            )
+        if kind == "longrope":  # beyond this length all positions of a batch would change
+            limit = min(limit, int(scaling.get("original_max_position_embeddings") or limit))
+    return limit
+
+
+def _linear_parts(model: PreTrainedModel) -> dict[str, list[str]]:
+    """The paths of the linear layers of attention, of the MLPs, and of the output layer."""
+    parts: dict[str, list[str]] = {"attention": [], "mlp": [], "unembed": []}
+    unembed = model.get_output_embeddings()
+    for path, module in model.named_modules():
+        *parents, name = path.split(".")
+        if not isinstance(module, nn.Linear) or "experts" in parents:
+            continue
+        if module is unembed:
+            parts["unembed"].append(path)
+        elif any("attn" in parent or "attention" in parent for parent in parents):
+            parts["attention"].append(path)
+        elif name not in _ROUTERS and any(
+            parent in ("mlp", "feed_forward", "ffn") for parent in parents
+        ):
+            parts["mlp"].append(path)
+    if not parts["unembed"]:
+        raise Refused("this model's output layer is not a linear layer, so it is not supported.")
+    return parts
+
+
+def _replace(model: nn.Module, path: str) -> LoraLinear:
+    parent_path, _, name = path.rpartition(".")
+    parent = model.get_submodule(parent_path)
+    layer = LoraLinear(getattr(parent, name), path)
+    setattr(parent, name, layer)
+    return layer
+
+
+def _eos_ids(folder: Path, model: PreTrainedModel) -> frozenset[int]:
+    """All tokens that end a text: in the generation settings, the model, or its tokenizer."""
+    ids: set[int] = set()
+    sources = [model.config.get_text_config().eos_token_id]
+    if model.generation_config is not None:
+        sources.append(model.generation_config.eos_token_id)
+    for source in sources:
+        ids.update([source] if isinstance(source, int) else source or [])
+    file = folder / "tokenizer_config.json"
+    if not ids and file.is_file():
+        from transformers import AutoTokenizer
+
+        if json.loads(file.read_text(encoding="utf-8")).get("eos_token"):
+            ids.add(AutoTokenizer.from_pretrained(folder, local_files_only=True).eos_token_id)
+    return frozenset(ids)
+
+
+@torch.no_grad()
+def _check_against_plain(base: BaseModel) -> None:
+    """Check that two packed documents give what transformers gives for each alone.
+
+    This catches every architecture whose attention or output layer does something else.
+    """
+    generator = torch.Generator().manual_seed(0)
+    documents = [torch.randint(base.vocab_size, (n,), generator=generator) for n in (7, 12)]
+    lengths = [len(document) for document in documents]
+    packed = PackedDocuments(lengths)
+    positions = torch.cat([torch.arange(n, device=base.device) for n in lengths])
+    hidden = base.run(torch.cat(documents), positions, packed, None)
+    ours = base.logits(hidden, None).split(lengths)
+    base.model.set_attn_implementation("sdpa")
+    try:
+        theirs = [
+            base.model(input_ids=document[None].to(base.device), use_cache=False).logits[0].float()
+            for document in documents
+        ]
+    finally:
+        base.model.set_attn_implementation(attention.NAME)
+    tolerance = 1e-3 if base.dtype == torch.float32 else 0.1
+    worst = max(((a - b).norm() / b.norm()).item() for a, b in zip(ours, theirs, strict=True))
+    if not worst <= tolerance or packed.calls != base.layers:
+        raise Refused(
+            f"{base.name} ({base.arch}) computes something that this engine does not reproduce "
+            f"(relative difference {worst:.1e}); this architecture is not supported."
+        )
+    if packed.window is not None:
+        base.max_context = min(base.max_context, packed.window)

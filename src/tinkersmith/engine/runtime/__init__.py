@@ -1,0 +1,1 @@
+"""What a running engine holds: clients' adapters, loaded base models, compiled code."""

@@ -1,0 +1,98 @@
+"""The base models that are loaded: each at its first use, the least lately used unloaded for room.
+
+Everything here runs on the engine thread, between two uses of a model: whoever needs one asks for
+it by name every time, and keeps no reference.
+"""
+
+import gc
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+
+import torch
+
+from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.hardware.memory import free_memory, return_freed_memory
+from tinkersmith.engine.hardware.processor import multiplies_bf16
+from tinkersmith.engine.log import log
+from tinkersmith.engine.model.base_model import BaseModel, load_base_model, memory_of_weights
+from tinkersmith.engine.runtime.experimental import NOTHING, Experimental
+from tinkersmith.engine.runtime.fast_code import _TINY, with_fast_code
+from tinkersmith.engine.storage.catalogue import Catalogue
+
+_SPARE = 1.1  # of the weights' memory is asked for: a model has some besides
+
+
+class BaseModels:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        dtype: str = "auto",
+        device: str = "auto",
+        threads: int = 0,  # 0: by the size of the models
+        experimental: Experimental = NOTHING,
+    ) -> None:
+        self.catalogue, self.dtype, self.threads = catalogue, dtype, threads
+        self.device, self.experimental = choose_device(device), experimental
+        self._loaded: OrderedDict[str, BaseModel] = OrderedDict()  # the least lately used first
+
+    def get(self, name: str) -> BaseModel:
+        """The model of that name, loaded if it is not there.
+
+        Raises:
+            Refused: there is no such model, it cannot be trained here, or there is no room.
+        """
+        if name not in self._loaded:
+            self._loaded[name] = self._load(name)
+        self._loaded.move_to_end(name)
+        return self._loaded[name]
+
+    def _load(self, name: str) -> BaseModel:
+        start = time.perf_counter()
+        folder = self.catalogue.folder(name)
+        storage = self.experimental.storage()
+        needed = memory_of_weights(folder, self.dtype, self.device, storage)
+        self._make_room(name, int(_SPARE * needed))
+        base = load_base_model(name, folder, self.dtype, self.device, storage)
+        torch.set_num_threads(self.threads or _threads_for([*self._loaded.values(), base]))
+        seconds = time.perf_counter() - start
+        dtype = base.model.dtype if storage is None else storage.name
+        if base.dtype != base.model.dtype:
+            dtype = f"{dtype}, computed in {base.dtype}"
+        log.info("loaded %s (%s, %s) in %.1f s", name, dtype, base.device, seconds)
+        if base.device.type == "cpu" and base.dtype == torch.bfloat16 and not multiplies_bf16():
+            log.warning(
+                "this processor has no instructions for bfloat16, so %s will be slow; "
+                "--dtype float32 is faster and needs twice the memory",
+                name,
+            )
+        return with_fast_code(base, self.experimental)
+
+    def _make_room(self, name: str, needed: int) -> None:
+        device = torch.device(self.device)
+        while (free := free_memory(device)) < needed and self._loaded:
+            idle = next(iter(self._loaded))
+            del self._loaded[idle]
+            gc.collect()  # a model's modules refer to each other
+            return_freed_memory()
+            log.info("unloaded %s to make room for %s; it is loaded again when used", idle, name)
+        if free < needed:
+            raise Refused(
+                f"{name} needs about {needed / 1e9:.2f} GB of memory, and {free / 1e9:.2f} GB are "
+                "free; end other programs, or use a smaller model."
+            )
+
+
+def choose_device(wanted: str) -> str:
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _threads_for(bases: Iterable[BaseModel]) -> int:
+    """All cores for models that can use them. A tiny one is as quick on half of them, and threads
+    that wait for each other stall it many times over as soon as another program wants a core."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    largest = max(base.model.num_parameters() for base in bases)
+    return max(1, (cores or 1) // 2) if largest < _TINY else (cores or 1)

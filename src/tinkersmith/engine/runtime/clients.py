@@ -1,0 +1,385 @@
+"""The clients that the engine thread holds: adapters in training, and snapshots to sample from.
+
+Every method runs on the engine thread, called by a job.
+"""
+
+import shutil
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.log import log
+from tinkersmith.engine.messages import (
+    AdamParams,
+    BatchRequest,
+    LoraConfig,
+    LossOutput,
+    SampleRequest,
+    SampleResult,
+)
+from tinkersmith.engine.model.adapters import (
+    load_adapter_state,
+    new_adapter,
+    save_adapter,
+    snapshot,
+)
+from tinkersmith.engine.model.base_model import BaseModel
+from tinkersmith.engine.model.lora import Adapter
+from tinkersmith.engine.runtime.base_models import BaseModels
+from tinkersmith.engine.runtime.experimental import NOTHING, Experimental
+from tinkersmith.engine.runtime.spill import SpillFolder
+from tinkersmith.engine.sampling.checks import TOKENIZER, check_request
+from tinkersmith.engine.storage.catalogue import Catalogue
+from tinkersmith.engine.storage.store import Store, TinkerPath
+from tinkersmith.engine.training.checks import check_datums
+from tinkersmith.engine.training.optimizer import (
+    AdamState,
+    load_state_tensors,
+    new_state,
+    optim_step,
+    state_tensors,
+)
+from tinkersmith.engine.training.step import forward, forward_backward
+from tinkersmith.files import new_folder
+from tinkersmith.peft_format import ADAPTER_WEIGHTS
+
+ADAPTER_MEMORY = 4 * 2**30  # bytes of adapters and optimizer states in memory
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedStep:
+    seq_id: int  # of the forward_backward that failed
+    reason: str
+
+
+@dataclass(slots=True)
+class TrainingClient:
+    """An adapter in training, with its optimizer."""
+
+    base_name: str
+    adapter: Adapter
+    optimizer: AdamState
+    # The client does not read log-probabilities of positions without a weight; they are 0.
+    only_graded: bool = False
+    # A batch of the step under way failed: the optim_step behind it fails too, so that half a step
+    # is never applied.
+    dropped: DroppedStep | None = None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        tensors = _named("state", state_tensors(self.optimizer))
+        for name, weight in self.adapter.weights.items():
+            tensors[f"weight.{name}"] = weight.detach()
+            if weight.grad is not None:
+                tensors[f"gradient.{name}"] = weight.grad
+        return tensors
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        for name, weight in self.adapter.weights.items():
+            weight.data = tensors[f"weight.{name}"].to(weight.device)
+            gradient = tensors.get(f"gradient.{name}")
+            weight.grad = None if gradient is None else gradient.to(weight.device)
+        self.optimizer = load_state_tensors(self.adapter, _with_prefix(tensors, "state"))
+
+    def clear(self) -> None:
+        _clear(self.adapter)
+        self.optimizer = AdamState(0, {}, {})
+
+
+@dataclass(slots=True)
+class SamplingClient:
+    """A frozen adapter to sample from, or the base model alone."""
+
+    base_name: str
+    adapter: Adapter | None
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        weights = self.adapter.weights if self.adapter else {}
+        return _named("weight", {name: weight.detach() for name, weight in weights.items()})
+
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        if self.adapter is not None:
+            for name, weight in self.adapter.weights.items():
+                weight.data = tensors[f"weight.{name}"].to(weight.device)
+
+    def clear(self) -> None:
+        if self.adapter is not None:
+            _clear(self.adapter)
+
+
+class Models:
+    def __init__(
+        self,
+        store: Store,
+        catalogue: Catalogue,
+        dtype: str = "auto",
+        device: str = "auto",
+        threads: int = 0,  # 0: by the size of the models
+        adapter_memory: int = ADAPTER_MEMORY,
+        experimental: Experimental = NOTHING,
+    ) -> None:
+        self.store = store
+        self.bases = BaseModels(catalogue, dtype, device, threads, experimental)
+        self.training: dict[str, TrainingClient] = {}
+        self.sampling: dict[str, SamplingClient] = {}
+        self.sampler = experimental.sampler()
+        self.adapter_memory = adapter_memory
+        self.spilled = SpillFolder(store.folder / "idle")
+        # Bytes of each client whose tensors are in memory, the least recently used first.
+        self._held: OrderedDict[str, int] = OrderedDict()
+        self._decoders: dict[Path, Callable[[list[int]], str]] = {}
+
+    # ---- training clients
+
+    def create(
+        self, model_id: str, base_name: str, config: LoraConfig, *, only_graded: bool = False
+    ) -> None:
+        adapter = new_adapter(self.bases.get(base_name), config)
+        self.training[model_id] = TrainingClient(
+            base_name, adapter, new_state(adapter), only_graded
+        )
+        self._use(model_id)
+        log.info("training client %s on %s, rank %d", model_id, base_name, config.rank)
+
+    def create_from(
+        self,
+        model_id: str,
+        base_name: str,
+        config: LoraConfig,
+        path: TinkerPath,
+        optimizer: bool,
+        *,
+        only_graded: bool = False,
+    ) -> None:
+        self.create(model_id, base_name, config, only_graded=only_graded)
+        try:
+            self.load(model_id, path, optimizer)
+        except BaseException:
+            self.free(model_id)
+            raise
+
+    def get(self, model_id: str) -> TrainingClient:
+        if model_id not in self.training:
+            raise Refused(f"the training client {model_id} could not be created, or has ended.")
+        self._use(model_id)
+        return self.training[model_id]
+
+    def batch(self, request: BatchRequest, failure_told: int) -> LossOutput:
+        """Compute forward or forward_backward; if the latter fails, drop its step's gradients.
+
+        `failure_told` is the last failure the client knew of when it sent this. What it sent
+        before it knew belongs to the failed step; what it sends after that is a new step.
+        """
+        model = self.get(request.model_id)
+        if model.dropped is not None and failure_told >= model.dropped.seq_id:
+            model.dropped = None
+            model.adapter.clear_gradients()
+        try:
+            if isinstance(request.datums, Refused):
+                raise request.datums
+            base = self.bases.get(model.base_name)
+            check_datums(base, request.datums, request.loss_fn, request.config)
+            compute = forward if request.forward_only else forward_backward
+            return compute(
+                base,
+                model.adapter,
+                request.datums,
+                request.loss_fn,
+                request.config,
+                only_graded=model.only_graded,
+            )
+        except BaseException as error:
+            if not request.forward_only:
+                model.adapter.clear_gradients()
+                model.dropped = model.dropped or DroppedStep(request.seq_id, str(error))
+            raise
+
+    def check_step(self, model_id: str) -> None:
+        """Check that the step under way can be applied.
+
+        Raises:
+            Refused: a forward_backward of it failed; its gradients are dropped.
+        """
+        model = self.get(model_id)
+        if model.dropped is not None:
+            dropped, model.dropped = model.dropped, None
+            model.adapter.clear_gradients()
+            raise Refused(
+                "the step was not taken, because a forward_backward before it failed and its "
+                f"gradients were dropped: {dropped.reason}"
+            )
+
+    def optim_step(self, model_id: str, params: AdamParams) -> dict[str, float]:
+        model = self.get(model_id)
+        return optim_step(model.adapter, model.optimizer, params)
+
+    def free(self, model_id: str) -> None:
+        self.training.pop(model_id, None)
+        self._forget(model_id)
+
+    # ---- checkpoints
+
+    def save(
+        self,
+        model_id: str,
+        path: TinkerPath,
+        *,
+        optimizer: bool,
+        overwrite: bool = False,
+        ttl_seconds: int | None = None,
+        user_metadata: dict[str, str] | None = None,
+        recipients: list[str] | None = None,
+    ) -> int:
+        """Write the adapter (and optimizer state) under `path`; returns its size in bytes."""
+        model = self.get(model_id)
+        self.store.check_new(path, overwrite)
+        start = time.perf_counter()
+        folder = self.store.new_weights_folder(path)
+        with new_folder(folder) as temporary:
+            save_adapter(self.bases.get(model.base_name), model.adapter, temporary)
+            if optimizer:
+                save_file(state_tensors(model.optimizer), temporary / "optimizer.safetensors")
+        try:
+            size = self.store.add_checkpoint(
+                path, folder, user_metadata, ttl_seconds, recipients
+            ).size_bytes
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        seconds = time.perf_counter() - start
+        log.info("saved %s (%.1f MB) in %.2f s", path, size / 1e6, seconds)
+        return size
+
+    def load(self, model_id: str, path: TinkerPath, optimizer: bool) -> None:
+        """Replace the adapter by a checkpoint's, and its optimizer state by that or a fresh one."""
+        model = self.get(model_id)
+        folder = self._weights(path)
+        file = folder / "optimizer.safetensors"
+        if optimizer and not file.is_file():
+            raise Refused(
+                f"{path} holds no optimizer state; load it without, or load a state that "
+                "save_state wrote (tinker://RUN/weights/NAME)."
+            )
+        # Into a new adapter, so that a checkpoint that does not fit leaves the old one whole.
+        adapter = new_adapter(self.bases.get(model.base_name), model.adapter.config)
+        load_adapter_state(adapter, load_file(folder / ADAPTER_WEIGHTS))
+        state = load_state_tensors(adapter, load_file(file)) if optimizer else new_state(adapter)
+        model.adapter, model.optimizer, model.dropped = adapter, state, None
+
+    def _weights(self, path: TinkerPath) -> Path:
+        folder = self.store.weights_folder(self.store.checkpoint(path))
+        if not (folder / ADAPTER_WEIGHTS).is_file():
+            raise Refused(f"{path} is listed, but its files in {folder} are gone.")
+        return folder
+
+    # ---- sampling clients
+
+    def add_sampler(self, sampler_id: str, base_name: str, path: TinkerPath | None) -> None:
+        """Create a sampling client on a checkpoint, or on the base model alone."""
+        base = self.bases.get(base_name)
+        adapter = None
+        if path is not None:
+            config = self.store.run(path.run_id).lora
+            adapter = new_adapter(base, config)
+            tensors = load_file(self._weights(path) / ADAPTER_WEIGHTS)
+            load_adapter_state(adapter, tensors)
+        self.sampling[sampler_id] = SamplingClient(base_name, adapter)
+        self._use(sampler_id)
+
+    def add_snapshot(self, sampler_id: str, model_id: str) -> None:
+        """Create a sampling client on a training client's weights as they are now."""
+        model = self.get(model_id)
+        self.sampling[sampler_id] = SamplingClient(model.base_name, snapshot(model.adapter))
+        self._use(sampler_id)
+
+    def sample(
+        self, sampler_id: str, requests: Sequence[SampleRequest]
+    ) -> list[SampleResult | Refused]:
+        """Answer requests together; a bad one is refused alone."""
+        if sampler_id not in self.sampling:
+            raise Refused(f"the sampling client {sampler_id} could not be created, or has ended.")
+        self._use(sampler_id)
+        client = self.sampling[sampler_id]
+        base = self.bases.get(client.base_name)
+        results: list[SampleResult | Refused] = []
+        good: list[SampleRequest] = []
+        for request in requests:
+            try:
+                check_request(base, request)
+                good.append(request)
+                results.append(SampleResult([]))
+            except Refused as refusal:
+                results.append(refusal)
+        decode = self._decoder(base)
+        answers = iter(self.sampler.sample(base, sampler_id, client.adapter, good, decode))
+        return [result if isinstance(result, Refused) else next(answers) for result in results]
+
+    def free_sampler(self, sampler_id: str) -> None:
+        self.sampling.pop(sampler_id, None)
+        self.sampler.forget(sampler_id)
+        self._forget(sampler_id)
+
+    # ---- memory
+
+    def _use(self, name: str) -> None:
+        """Load the client's tensors into memory; others, least recently used first, are spilled."""
+        client = self.training.get(name) or self.sampling[name]
+        if name not in self._held:
+            if self.spilled.has(name):
+                client.restore(self.spilled.take(name))
+            tensors = client.tensors().values()
+            # The gradients of a training client come and go: they are always counted.
+            factor = 4 / 3 if isinstance(client, TrainingClient) else 1
+            self._held[name] = int(factor * sum(tensor.nbytes for tensor in tensors))
+        self._held.move_to_end(name)
+        while sum(self._held.values()) > self.adapter_memory and len(self._held) > 1:
+            self._spill(next(iter(self._held)))
+
+    def _spill(self, name: str) -> None:
+        client = self.training.get(name) or self.sampling[name]
+        tensors = client.tensors()
+        if tensors:  # a sampling client on the base model alone has none
+            self.spilled.put(name, {key: tensor.cpu() for key, tensor in tensors.items()})
+            client.clear()
+            log.info("%s is idle: spilled to disk", name)
+        del self._held[name]
+
+    def _forget(self, name: str) -> None:
+        self._held.pop(name, None)
+        self.spilled.drop(name)
+
+    def _decoder(self, base: BaseModel) -> Callable[[list[int]], str] | None:
+        file = base.folder / TOKENIZER
+        if not file.is_file():
+            return None
+        if base.folder not in self._decoders:
+            from tokenizers import Tokenizer
+
+            tokenizer = Tokenizer.from_file(str(file))
+            self._decoders[base.folder] = lambda tokens: tokenizer.decode(
+                tokens, skip_special_tokens=False
+            )
+        return self._decoders[base.folder]
+
+
+def _clear(adapter: Adapter) -> None:
+    for weight in adapter.weights.values():
+        weight.data = weight.data.new_empty(0)
+        weight.grad = None
+
+
+def _named(kind: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{kind}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _with_prefix(tensors: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix(f"{kind}."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(f"{kind}.")
+    }

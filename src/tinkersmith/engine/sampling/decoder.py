@@ -1,0 +1,103 @@
+"""What a sampler needs of a model: prefill of token runs, and decoding of rows in slots.
+
+`LayerDecoder` works through the model's own layers; dense_decoder.py has its fast twin.
+
+Axes: T tokens of a run, B active rows, H hidden size, V vocabulary, G key/value heads, D head size.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from tinkersmith.engine.model.attention import CachedRows, KeysAndValues, PackedDocuments
+from tinkersmith.engine.model.base_model import BaseModel
+from tinkersmith.engine.model.kernels import ExactLogits
+from tinkersmith.engine.model.lora import Adapter
+from tinkersmith.engine.sampling.prefixes import TokenRun
+from tinkersmith.engine.training.head_pass import target_logprobs
+
+
+class Decoder(Protocol):
+    shares: bool  # whether runs can have parents
+
+    def prefill(
+        self, runs: Sequence[TokenRun], wanted: Sequence[bool]
+    ) -> list[torch.Tensor | None]:  # (T, H) of each wanted run
+        """Compute the pasts of runs whose parents have theirs; no run is empty."""
+        ...
+
+    def put(self, slot: int, run: TokenRun) -> None:
+        """Begin a row in this slot, after the tokens up to the end of `run`."""
+        ...
+
+    def move(self, source: int, target: int) -> None: ...
+
+    def step(
+        self, tokens: Sequence[int], *, greedy: bool = False
+    ) -> tuple[torch.Tensor | None, ExactLogits | None]:
+        """Read the next token of each active row, slots 0 to B - 1.
+
+        Gives the logits (B, V) of the token after it, in any precision, and what is known of them
+        before they were rounded. If `greedy`, only the most likely token is needed: the logits may
+        then be left out.
+        """
+        ...
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...  # (T, H) -> (T, V)
+
+    def logprobs(
+        self, hidden: torch.Tensor, targets: torch.Tensor
+    ) -> torch.Tensor:  # (T, H), (T, K) -> (T, K)
+        """The log-probabilities that training would report, up to rounding in the last digit."""
+        ...
+
+
+class LayerDecoder:
+    """A `Decoder` through the model's own layers, for every architecture that can be loaded."""
+
+    shares = False
+
+    def __init__(self, base: BaseModel, adapter: Adapter | None, slots: int) -> None:
+        self.base, self.adapter = base, adapter
+        self.cache = CachedRows(base.layers, slots, base.device)
+
+    def prefill(
+        self, runs: Sequence[TokenRun], wanted: Sequence[bool]
+    ) -> list[torch.Tensor | None]:
+        lengths = [len(run.tokens) for run in runs]
+        packed = PackedDocuments(lengths, keep=True)
+        positions = torch.cat([torch.arange(n, device=self.base.device) for n in lengths])
+        tokens = torch.tensor([token for run in runs for token in run.tokens])
+        hidden = self.base.run(tokens, positions, packed, self.adapter).split(lengths)
+        assert packed.kept is not None
+        for run, (start, end) in zip(runs, packed.bounds, strict=True):
+            run.past = past_of([(key[0], value[0]) for key, value in packed.kept], start, end)
+        return [
+            states if is_wanted else None for states, is_wanted in zip(hidden, wanted, strict=True)
+        ]
+
+    def put(self, slot: int, run: TokenRun) -> None:
+        self.cache.put(slot, run.past)
+
+    def move(self, source: int, target: int) -> None:
+        self.cache.move(source, target)
+
+    def step(self, tokens: Sequence[int], *, greedy: bool = False) -> tuple[torch.Tensor, None]:
+        self.cache.prepare(len(tokens))
+        positions = self.cache.lengths[: len(tokens), None]
+        ids = torch.tensor(tokens, device=self.base.device)[:, None]
+        hidden = self.base.run(ids, positions, self.cache, self.adapter)  # (B, H)
+        self.cache.advance()
+        return self.logits(hidden), None
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.base.logits(hidden, self.adapter)
+
+    def logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return target_logprobs(self.base, self.adapter, hidden, targets)
+
+
+def past_of(layers: KeysAndValues, start: int, end: int) -> KeysAndValues:
+    """The past of a run, copied so that it does not hold the whole pack in memory."""
+    return [(key[:, start:end].clone(), value[:, start:end].clone()) for key, value in layers]

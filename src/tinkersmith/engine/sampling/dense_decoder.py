@@ -1,0 +1,202 @@
+"""Prefill and decode of Llama-shaped models, written out in few operations over joined weights.
+
+Axes: B active rows, P tokens of a shared prefix, T packed tokens, L queries and S keys of a tile,
+N rows, H hidden size, G key/value heads, J queries per key, D head size, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tinkersmith.engine.kernels.decoding import project
+from tinkersmith.engine.kernels.tile_attention import Tile, TileAttention, by_token
+from tinkersmith.engine.model.attention import KeysAndValues
+from tinkersmith.engine.model.base_model import BaseModel
+from tinkersmith.engine.model.dense import DenseModel, layer_updates
+from tinkersmith.engine.model.kernels import ExactLogits, Kernels, PackedAttention
+from tinkersmith.engine.model.lora import Adapter
+from tinkersmith.engine.model.projection import Projection, Update, update_of
+from tinkersmith.engine.sampling.decoder import past_of
+from tinkersmith.engine.sampling.prefixes import TokenRun
+from tinkersmith.engine.training.dense_pass import DensePass
+from tinkersmith.engine.training.head_pass import target_logprobs
+
+_STEP = 64  # of a past's length: every size of a product is a kernel of its own to oneDNN
+
+
+class DenseDecoder:
+    shares = True
+
+    def __init__(self, base: BaseModel, adapter: Adapter | None, slots: int) -> None:
+        assert base.dense is not None and base.kernels is not None
+        model, self.kernels = base.dense, base.kernels
+        self.model, self.decoding = model, base.kernels.decoding
+        self.device, self.base, self.adapter = base.device, base, adapter
+        updates = [layer_updates(layer, adapter) for layer in model.layers]
+        self.head = _head(base, adapter)
+        self.layers = self.decoding.layers(model, updates, slots)
+
+    # ---- prefill
+
+    def prefill(
+        self, runs: Sequence[TokenRun], wanted: Sequence[bool]
+    ) -> list[torch.Tensor | None]:
+        # Runs with one parent stand together: their attention to its keys is one computation.
+        parents = list(dict.fromkeys(run.parent for run in runs))
+        order = sorted(range(len(runs)), key=lambda index: parents.index(runs[index].parent))
+        ordered = [runs[index] for index in order]
+        tokens = torch.tensor([token for run in ordered for token in run.tokens])
+        lengths = [len(run.tokens) for run in ordered]
+        bounds = torch.tensor([0, *lengths]).cumsum(0).tolist()
+        asked = [torch.arange(*bounds[i : i + 2]) for i, j in enumerate(order) if wanted[j]]
+        rows = torch.cat([torch.arange(1), *asked]).to(self.device)  # at least one row
+        forward = _Prefill(self.model, self.kernels, self.adapter, ordered)
+        hidden = forward.forward(tokens.to(self.device), rows)[1:]
+        asked_hidden = iter(hidden.split([len(positions) for positions in asked]))
+        answer: list[torch.Tensor | None] = [None] * len(runs)
+        for index, start, end in zip(order, bounds[:-1], bounds[1:], strict=True):
+            runs[index].past = past_of(forward.past, start, end)
+            if wanted[index]:
+                answer[index] = next(asked_hidden)
+        return answer
+
+    def put(self, slot: int, run: TokenRun) -> None:
+        self.layers.put(slot, [link.past for link in run.chain() if link.past is not None])
+
+    def move(self, source: int, target: int) -> None:
+        self.layers.move(source, target)
+
+    # ---- decode
+
+    @torch.no_grad()
+    def step(
+        self, tokens: Sequence[int], *, greedy: bool = False
+    ) -> tuple[torch.Tensor | None, ExactLogits | None]:
+        model, count = self.model, len(tokens)
+        x = model.embedding(torch.tensor(tokens, device=self.device))  # (B, H)
+        positions = torch.tensor(self.layers.lengths[:count], device=self.device)
+        x = self.layers.step(x, model.rotary_tables(positions))
+        for slot in range(count):
+            self.layers.lengths[slot] += 1
+        normed = torch.empty_like(x)
+        self.decoding.elementwise.rms_norm(x, model.final_norm, model.eps, normed)
+        if self.decoding.logits is None:
+            return self.logits(normed), None
+        return self.decoding.logits(normed, *self.head, written=not greedy)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:  # (N, H) -> (N, V)
+        return project(self.decoding.products, hidden, *self.head)
+
+    def logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return target_logprobs(self.base, self.adapter, hidden, targets)
+
+
+@dataclass(frozen=True, slots=True)
+class _Siblings:
+    """Runs with one parent, end to end in a pack."""
+
+    tokens: slice
+    past: int  # tokens before them
+    layers: KeysAndValues | None  # (G, P, D): the past, zeros at its end
+    attention: PackedAttention  # among themselves; TileAttention where there is a past
+
+
+class _Prefill(DensePass):
+    """A forward pass over runs that keeps keys and values; each run attends to its parents' too."""
+
+    def __init__(
+        self,
+        model: DenseModel,
+        kernels: Kernels,
+        adapter: Adapter | None,
+        runs: Sequence[TokenRun],  # those of one parent stand together
+    ) -> None:
+        lengths, starts = [len(run.tokens) for run in runs], [run.start for run in runs]
+        super().__init__(model, kernels, adapter, lengths, backward=False, starts=starts)
+        self.past: KeysAndValues = []
+        self.siblings = list(self._siblings(runs))
+
+    def _siblings(self, runs: Sequence[TokenRun]) -> Iterator[_Siblings]:
+        start = first = 0
+        while first < len(runs):
+            parent = runs[first].parent
+            last = first + 1
+            while last < len(runs) and runs[last].parent is parent:
+                last += 1
+            lengths = [len(run.tokens) for run in runs[first:last]]
+            end = start + sum(lengths)
+            if last == len(runs) and end < self.padded:
+                lengths.append(self.padded - end)
+                end = self.padded
+            weight = self.model.final_norm
+            yield _Siblings(
+                slice(start, end),
+                runs[first].start,
+                None if parent is None else _padded_past(parent),
+                self.kernels.attention(lengths)
+                if parent is None
+                else TileAttention(lengths, self.queries_per_key, weight.dtype, weight.device),
+            )
+            start, first = end, last
+
+    def _attend(
+        self, index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, None]:
+        self.past.append((key, value))
+        parts = []
+        for siblings in self.siblings:
+            per_key, tokens = self.queries_per_key, siblings.tokens
+            rows = slice(tokens.start * per_key, tokens.stop * per_key)
+            among = query[:, rows], key[:, siblings.tokens], value[:, siblings.tokens]
+            if siblings.layers is None:
+                parts.append(siblings.attention.attend(*among, keep=False)[0])
+                continue
+            assert isinstance(siblings.attention, TileAttention)
+            heads = _attend_to_past(
+                *among, siblings.attention.tiles, *siblings.layers[index], siblings.past
+            )
+            parts.append(by_token(heads, among[1].shape[1]))
+        return torch.cat(parts), None
+
+
+def _padded_past(parent: TokenRun) -> KeysAndValues:
+    """Keys and values of a run and all before it, (G, P, D), P a multiple of _STEP."""
+    chain = [run.past for run in parent.chain() if run.past is not None]
+    joined: KeysAndValues = []
+    for layer in zip(*chain, strict=True):
+        sides = [torch.cat([pair[side] for pair in layer], 1) for side in (0, 1)]
+        missing = -sides[0].shape[1] % _STEP
+        key, value = (torch.nn.functional.pad(side, (0, 0, 0, missing)) for side in sides)
+        joined.append((key, value))
+    return joined
+
+
+def _attend_to_past(
+    query: torch.Tensor,  # (G, T J, D), scaled
+    key: torch.Tensor,  # (G, T, D)
+    value: torch.Tensor,  # (G, T, D)
+    tiles: Sequence[Tile],
+    past_key: torch.Tensor,  # (G, P, D)
+    past_value: torch.Tensor,
+    length: int,  # of the past; beyond it are zeros
+) -> torch.Tensor:  # (G, T J, D)
+    """Like `tile_attention.attend`, but every query sees the past, too."""
+    output = torch.empty_like(query)
+    per_key, before = query.shape[1] // key.shape[1], past_key.shape[1]
+    for tile in tiles:
+        rows, near = slice(tile.start * per_key, tile.end * per_key), slice(tile.first, tile.end)
+        keys = torch.cat([past_key, key[:, near]], 1)
+        scores = query[:, rows] @ keys.transpose(1, 2)  # (G, L J, P + S)
+        scores[:, :, length : before + tile.hidden] = -torch.inf
+        scores[:, :, before + tile.masked - tile.first :] += tile.mask
+        output[:, rows] = scores.softmax(-1) @ torch.cat([past_value, value[:, near]], 1)
+    return output
+
+
+def _head(base: BaseModel, adapter: Adapter | None) -> tuple[Projection, Update | None]:
+    layer = base.unembed
+    weight, bias = layer.weight.detach(), layer.base.bias
+    bias = None if bias is None else bias.detach()
+    projection = Projection(weight, base.dtype, bias, (layer.path,), (len(weight),))
+    return projection, update_of(projection, adapter)

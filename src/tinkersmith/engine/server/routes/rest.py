@@ -1,0 +1,219 @@
+"""Routes that list and change what is stored: runs, checkpoints, sessions, downloads."""
+
+import asyncio
+import os
+from collections.abc import Iterator, Sequence
+from typing import IO, Any
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+
+from tinkersmith.engine.errors import Gone, NotFound, Refused
+from tinkersmith.engine.server import fields
+from tinkersmith.engine.server.addresses import check_address, signed_address
+from tinkersmith.engine.server.age import encrypted
+from tinkersmith.engine.server.http import Handler, Routes, detail, read_json
+from tinkersmith.engine.storage.store import KINDS, Store, StoredRun, TinkerPath, iso, parse_path
+from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+
+DOWNLOADABLE = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+
+
+class RestRoutes:
+    """What is stored, as the SDK's RestClient lists, changes and downloads it."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def routes(self) -> Routes:
+        checkpoint = "/training_runs/{run}/checkpoints/{checkpoint:path}"
+        return [
+            ("GET", "/training_runs", self.runs),
+            ("GET", "/training_runs/{run}", self.run),
+            ("GET", "/training_runs/{run}/checkpoints", self.checkpoints_of_run),
+            # The first match counts, and {checkpoint:path} matches these endings too.
+            ("POST", f"{checkpoint}/publish", self.publish),
+            ("DELETE", f"{checkpoint}/publish", self.unpublish),
+            ("PUT", f"{checkpoint}/ttl", self.set_ttl),
+            ("GET", f"{checkpoint}/external_weights_urls", self.download_urls),
+            ("DELETE", checkpoint, self.delete_checkpoint),
+            ("GET", "/checkpoints", self.checkpoints),
+            ("POST", "/weights_info", self.weights_info),
+            ("GET", "/sessions", self.sessions),
+            ("GET", "/sessions/{session_id}", self.session),
+        ]
+
+    # ---- runs
+
+    async def runs(self, request: Request) -> Response:
+        return _page(request, "training_runs", [self._run_json(run) for run in self.store.runs()])
+
+    async def run(self, request: Request) -> Response:
+        return JSONResponse(self._run_json(self.store.run(request.path_params["run"])))
+
+    def _run_json(self, run: StoredRun) -> dict[str, Any]:
+        newest: dict[str, Any] = dict.fromkeys(KINDS.values())
+        for checkpoint in reversed(self.store.checkpoints(run.id)):
+            newest[KINDS[checkpoint.path.segment]] = checkpoint.to_json()
+        return {
+            "training_run_id": run.id,
+            "base_model": run.base_model,
+            "model_owner": "local",
+            "is_lora": True,
+            "lora_rank": run.lora.rank,
+            "corrupted": False,
+            "last_request_time": iso(run.last_request),
+            "last_checkpoint": newest["training"],
+            "last_sampler_checkpoint": newest["sampler"],
+            "user_metadata": run.user_metadata,
+        }
+
+    # ---- checkpoints
+
+    async def checkpoints(self, request: Request) -> Response:
+        listed = [checkpoint.to_json() for checkpoint in self.store.checkpoints()]
+        return _page(request, "checkpoints", listed)
+
+    async def checkpoints_of_run(self, request: Request) -> Response:
+        run = self.store.run(request.path_params["run"])
+        listed = [checkpoint.to_json() for checkpoint in self.store.checkpoints(run.id)]
+        return JSONResponse({"checkpoints": listed})
+
+    async def delete_checkpoint(self, request: Request) -> Response:
+        self.store.delete_checkpoint(_checkpoint_path(request))
+        return Response(status_code=204)
+
+    async def publish(self, request: Request) -> Response:
+        self.store.set_public(_checkpoint_path(request), True)
+        return Response(status_code=204)
+
+    async def unpublish(self, request: Request) -> Response:
+        self.store.set_public(_checkpoint_path(request), False)
+        return Response(status_code=204)
+
+    async def set_ttl(self, request: Request) -> Response:
+        self.store.set_ttl(_checkpoint_path(request), fields.ttl(await read_json(request)))
+        return Response(status_code=204)
+
+    async def weights_info(self, request: Request) -> Response:
+        path = parse_path(fields.string(await read_json(request), "tinker_path"))
+        self.store.checkpoint(path)
+        run = self.store.run(path.run_id)
+        return JSONResponse(
+            {
+                "base_model": run.base_model,
+                "is_lora": True,
+                "lora_rank": run.lora.rank,
+                "train_mlp": run.lora.train_mlp,
+                "train_attn": run.lora.train_attn,
+                "train_unembed": run.lora.train_unembed,
+                "optimizer_config": {"type": "adamw"},
+            }
+        )
+
+    # ---- downloads
+
+    async def download_urls(self, request: Request) -> Response:
+        checkpoint = self.store.checkpoint(_checkpoint_path(request))
+        address, expires = signed_address(request, _download_path(checkpoint.path))
+        ending = ".age" if checkpoint.recipients else ""
+        urls = {f"{name}{ending}": f"{address}/{name}{ending}" for name in DOWNLOADABLE}
+        return JSONResponse({"urls": urls, "expires": iso(expires)})
+
+    async def download(self, request: Request) -> Response:
+        """Serve /files/<token>/<run>/<segment>/<name>/<file>, which is requested without a key."""
+        *names, file_name = request.path_params["path"].split("/")
+        path = TinkerPath(*names) if len(names) == 3 else TinkerPath("", "", "")
+        check_address(request.path_params["token"], _download_path(path))
+        checkpoint = self.store.checkpoint(path)
+        plain_name = file_name.removesuffix(".age")
+        sealed = file_name.endswith(".age")
+        if plain_name not in DOWNLOADABLE or sealed != bool(checkpoint.recipients):
+            raise NotFound(f"{path} has no file {file_name}.")
+        file = self.store.weights_folder(checkpoint) / plain_name
+        if not checkpoint.recipients:
+            if not file.is_file():
+                raise Gone(f"{path} is listed, but its files in {file.parent} are gone.")
+            return FileResponse(file, media_type="application/octet-stream")
+        content = await asyncio.to_thread(encrypted, file, checkpoint.recipients)
+        return StreamingResponse(
+            _chunks(content),
+            headers={"content-length": str(os.fstat(content.fileno()).st_size)},
+            media_type="application/octet-stream",
+        )
+
+    # ---- sessions
+
+    async def sessions(self, request: Request) -> Response:
+        return _page(request, "sessions", self.store.session_ids())
+
+    async def session(self, request: Request) -> Response:
+        session_id = request.path_params["session_id"]
+        metadata, display_name = self.store.session(session_id)
+        return JSONResponse(
+            {
+                "training_run_ids": [run.id for run in self.store.runs(session_id)],
+                "sampler_ids": self.store.sampler_ids(session_id),
+                "user_metadata": metadata,
+                "display_name": display_name,
+            }
+        )
+
+
+_NOT_SUPPORTED = {
+    "/billing/{rest:path}": "billing has no meaning on a machine of your own.",
+    "/audit": "this engine keeps no audit log.",
+    "/auth/apikey/me": "this engine knows one API key and no tokens or users.",
+    "/sessions/{session}/project": "there are no projects on this engine.",
+    "/create_custom_loss": "this engine runs no losses sent by clients; "
+    "forward_backward_custom computes them on the client's side.",
+    "/join_sampling_session": "this engine does not offer it; use the sampling session's id.",
+    "/retrieve_futures": "this engine answers futures one at a time: /retrieve_future.",
+    "/cancel_future": "this engine does not cancel single requests; finish the session instead.",
+}
+
+
+def refused_routes() -> Routes:
+    """Routes that the SDK may use and this engine does not support, each with the reason."""
+
+    def refusing(sentence: str) -> Handler:
+        async def refuse(request: Request) -> Response:
+            return detail(sentence, 400)
+
+        return refuse
+
+    return [
+        (method, path, refusing(sentence))
+        for path, sentence in _NOT_SUPPORTED.items()
+        for method in ("GET", "POST", "PUT", "DELETE")
+    ]
+
+
+def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+    with file:
+        while chunk := file.read(1 << 20):
+            yield chunk
+
+
+def _download_path(path: TinkerPath) -> str:
+    return f"{path.run_id}/{path.segment}/{path.name}"
+
+
+def _checkpoint_path(request: Request) -> TinkerPath:
+    segment, _, name = request.path_params["checkpoint"].partition("/")
+    if segment not in KINDS or not name:
+        raise Refused(f"{request.path_params['checkpoint']!r} is not a checkpoint id.")
+    return TinkerPath(request.path_params["run"], segment, name)
+
+
+def _page(request: Request, name: str, items: Sequence[object]) -> Response:
+    offset, limit = _count(request, "offset", 0), _count(request, "limit", 20)
+    cursor = {"offset": offset, "limit": limit, "total_count": len(items)}
+    return JSONResponse({name: items[offset : offset + limit], "cursor": cursor})
+
+
+def _count(request: Request, name: str, default: int) -> int:
+    value = request.query_params.get(name, str(default))
+    if not (value.isascii() and value.isdigit() and len(value) < 20):
+        raise Refused(f"{name} is {value!r}; it must be a whole number of at least 0.")
+    return int(value)

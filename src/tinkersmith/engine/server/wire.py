@@ -1,0 +1,339 @@
+"""Bytes of the Tinker wire <-> messages. Protobuf for batches and samples, JSON for the rest.
+
+Reads leniently: an unknown field is refused only if it changes the result.
+"""
+
+import importlib.util
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.messages import (
+    AdamParams,
+    BatchRequest,
+    Datum,
+    LoraConfig,
+    LossOutput,
+    SampleRequest,
+    SampleResult,
+    SparseLayout,
+)
+from tinkersmith.engine.server import fields
+from tinkersmith.engine.server.bodies import MAX_BODY, Address, Envelope
+from tinkersmith.engine.server.fields import Body
+
+PROTOBUF = "application/x-protobuf"
+
+
+def _load_protocol() -> ModuleType:
+    """Load the SDK's message classes without `import tinker`, which takes seconds."""
+    name = "tinker.proto.tinker_public_pb2"
+    if name in sys.modules:
+        return sys.modules[name]
+    package = importlib.util.find_spec("tinker")
+    if package is None or not package.submodule_search_locations:
+        raise ImportError("the tinker SDK is not installed")
+    file = Path(package.submodule_search_locations[0], "proto", "tinker_public_pb2.py")
+    spec = importlib.util.spec_from_file_location("tinkersmith_tinker_public_pb2", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+pb: Any = _load_protocol()
+
+_DTYPES = {
+    pb.DTYPE_FLOAT32: np.dtype("<f4"),
+    pb.DTYPE_INT64: np.dtype("<i8"),
+    pb.DTYPE_INT32: np.dtype("<i4"),
+}
+
+
+def read_batch(envelope: Envelope) -> BatchRequest:
+    """Parse a forward_backward body. If it cannot be parsed, `datums` holds the reason."""
+    if isinstance(envelope.plain, Refused):
+        return _unreadable_batch(envelope.address, envelope.plain)
+    message = pb.ForwardBackwardRequest()
+    try:
+        message.ParseFromString(envelope.plain)
+    except DecodeError:
+        reason = Refused("the body is not a ForwardBackwardRequest protobuf message.")
+        return _unreadable_batch(envelope.address, reason)
+    try:
+        datums = [_read_datum(datum, index) for index, datum in enumerate(message.data)]
+    except Refused as refusal:
+        datums = Refused(str(refusal))  # without its traceback, which holds the message
+    config: dict[str, float | str] = dict(message.loss_fn_config)
+    for key, value in message.loss_fn_config_v2.items():
+        config[key] = value.text if value.WhichOneof("value") == "text" else value.number
+    return BatchRequest(
+        model_id=envelope.address.model_id,
+        seq_id=envelope.address.seq_id,
+        datums=datums,
+        loss_fn=message.loss_fn,
+        config=config,
+        forward_only=message.forward_only,
+    )
+
+
+def _unreadable_batch(address: Address, reason: Refused) -> BatchRequest:
+    # Counts as a forward_backward: its step loses gradients, so the optim_step must fail too.
+    return BatchRequest(*address, datums=reason, loss_fn="", config={}, forward_only=False)
+
+
+def _read_datum(message: Any, index: int) -> Datum:
+    tokens = [np.zeros(0, np.int64)]
+    for chunk in message.model_input:
+        kind = chunk.WhichOneof("chunk")
+        if kind != "encoded_text":
+            raise Refused(f"datum {index} has a chunk of kind {kind}; only text is supported.")
+        tokens.append(_numbers(chunk.encoded_text.tokens, np.dtype("<i4"), f"datum {index}"))
+    inputs = {
+        name: _read_tensor(tensor, f"datum {index}, {name}")
+        for name, tensor in message.loss_fn_inputs.items()
+    }
+    return Datum(np.concatenate(tokens).astype(np.int64), inputs)
+
+
+def _read_tensor(message: Any, where: str) -> np.ndarray:
+    dtype = _DTYPES.get(message.dtype)
+    if dtype is None:
+        raise Refused(f"{where}: its dtype is not float32 or int64.")
+    if len(message.shape) > 2:
+        raise Refused(f"{where}: its shape has {len(message.shape)} axes; it may have one or two.")
+    shape = tuple(message.shape)
+    if message.WhichOneof("encoding") == "sparse_csr":
+        sparse = message.sparse_csr
+        if len(shape) != 2:
+            raise Refused(f"{where}: a sparse tensor needs a shape of two axes.")
+        values = _numbers(sparse.values, dtype, where)
+        columns = _numbers(sparse.col_indices, np.dtype("<i8"), where)
+        row_starts = _numbers(sparse.crow_indices, np.dtype("<i8"), where)
+        return _dense(values, SparseLayout(row_starts, columns), shape, 0, where)
+    values = _numbers(message.dense, dtype, where)
+    if not shape:
+        return values
+    if math.prod(shape) != values.size or min(shape) < 0:
+        raise Refused(f"{where}: {values.size} values do not fit the shape {list(shape)}.")
+    return values.reshape(shape)
+
+
+def _dense(
+    values: np.ndarray, layout: SparseLayout, shape: Sequence[int], elsewhere: int, where: str
+) -> np.ndarray:
+    """The matrix that has `values` in the cells of `layout`, and `elsewhere` in the others."""
+    rows, columns = shape
+    starts = layout.row_starts
+    fits = len(starts) == rows + 1 and starts[0] == 0 and (np.diff(starts) >= 0).all()
+    if not fits or starts[-1] != len(values):
+        raise Refused(f"{where}: the sparse indices do not fit the shape {list(shape)}.")
+    outside = (layout.columns < 0) | (layout.columns >= columns)
+    if len(layout.columns) != len(values) or outside.any():
+        raise Refused(f"{where}: a sparse column is outside the shape {list(shape)}.")
+    if rows * columns * values.itemsize > MAX_BODY:
+        raise Refused(f"{where}: the shape {list(shape)} is too large.")
+    dense = np.full(shape, elsewhere, values.dtype)
+    dense[layout.cells()] = values
+    return dense
+
+
+def _numbers(data: bytes, dtype: np.dtype, where: str) -> np.ndarray:
+    if len(data) % dtype.itemsize:
+        raise Refused(f"{where}: {len(data)} bytes are not a whole number of {dtype} values.")
+    return np.frombuffer(data, dtype).copy()  # torch needs memory that it may write to
+
+
+def batch_output(output: LossOutput) -> bytes:
+    """A ForwardBackwardOutput message. Neighbours with targets of equal width share a record."""
+    message = pb.ForwardBackwardOutput(loss_fn_output_type="ArrayRecord")
+    start = 0
+    for end in range(1, len(output.logprobs) + 1):
+        if end < len(output.logprobs) and (
+            output.logprobs[end].shape[1:] == output.logprobs[start].shape[1:]
+        ):
+            continue
+        group = output.logprobs[start:end]
+        record = message.loss_fn_outputs.add(type_tag="ArrayRecord", num_datums=len(group))
+        tensor = record.fields["logprobs"]
+        tensor.dtype = pb.DTYPE_FLOAT32
+        tensor.data = b"".join(logprobs.astype("<f4").tobytes() for logprobs in group)
+        offsets = np.cumsum([0, *(logprobs.size * 4 for logprobs in group)])
+        tensor.offsets = offsets.astype("<i8").tobytes()
+        tensor.trailing_shape.extend(group[0].shape[1:])
+        start = end
+    for name, value in output.metrics.items():
+        message.metrics[name] = value
+    return message.SerializeToString()
+
+
+def read_lora_config(body: Body) -> LoraConfig:
+    """The lora_config of a create_model body."""
+    config = fields.json_object(body, "lora_config")
+    known = {"rank", "seed", "train_attn", "train_mlp", "train_unembed"}
+    fields.refuse_unknown(config, known, "lora_config")
+    seed = fields.optional_integer(config, "seed")
+    if seed is not None and not -(2**63) <= seed < 2**63:
+        raise Refused(f"seed is {seed}; it must be a whole number of at most 64 bits.")
+    return LoraConfig(
+        rank=fields.integer(config, "rank"),
+        seed=seed,
+        train_attn=fields.flag(config, "train_attn", True),
+        train_mlp=fields.flag(config, "train_mlp", True),
+        train_unembed=fields.flag(config, "train_unembed", True),
+    )
+
+
+def read_adam_params(body: Body) -> AdamParams:
+    """The parameters of an optim_step body."""
+    if body.get("optimizer_params"):
+        raise Refused("only the Adam optimizer is supported; send adam_params.")
+    params = fields.json_object(body, "adam_params")
+    names = AdamParams.__dataclass_fields__
+    fields.refuse_unknown(params, {*names, "type"}, "adam_params")
+    return AdamParams(**{name: fields.number(params, name) for name in names if name in params})
+
+
+def read_sample_request(body: Body) -> SampleRequest:
+    """An asample body, without its address."""
+    params = fields.json_object(body, "sampling_params")
+    fields.refuse_unknown(
+        params,
+        {"max_tokens", "seed", "stop", "temperature", "top_k", "top_p", "type"},
+        "sampling_params",
+    )
+    if fields.flag(body, "record_stability_info", False):
+        raise Refused(
+            "record_stability_info is for the loss stable_reinforce, which only Tinker's cloud "
+            "has; leave it out and train with importance_sampling, ppo, cispo or dro."
+        )
+    targets, layout = _read_targets(body)
+    return SampleRequest(
+        prompt=_read_prompt(body),
+        num_samples=fields.optional_integer(body, "num_samples", 1),
+        max_tokens=fields.optional_integer(params, "max_tokens"),
+        temperature=fields.optional_number(params, "temperature", 1.0),
+        top_k=fields.optional_integer(params, "top_k", -1),
+        top_p=fields.optional_number(params, "top_p", 1.0),
+        seed=fields.optional_integer(params, "seed"),
+        stop=_read_stop(params.get("stop")),
+        prompt_logprobs=fields.flag(body, "prompt_logprobs", False),
+        prompt_logprobs_last_n=fields.optional_integer(body, "prompt_logprobs_last_n"),
+        topk_prompt_logprobs=fields.optional_integer(body, "topk_prompt_logprobs", 0),
+        topk_sample_logprobs=fields.optional_integer(body, "topk_sample_logprobs", 0),
+        target_prompt_logprobs=targets,
+        target_layout=layout,
+        prompt_alt_tokens_k=fields.optional_integer(body, "prompt_alt_tokens_k", 0),
+    )
+
+
+def _read_prompt(body: Body) -> list[int]:
+    tokens: list[int] = []
+    for chunk in fields.object_list(fields.json_object(body, "prompt"), "chunks"):
+        kind = chunk.get("type", "encoded_text")
+        if kind != "encoded_text":
+            raise Refused(f"the prompt has a chunk of kind {kind}; only text is supported.")
+        ids: object = chunk.get("tokens") or []
+        # One set of types, not a test for each token: prompts are long, and this runs on the
+        # event loop.
+        if not fields.is_list(ids) or set(map(type, ids)) - {int}:
+            raise Refused("the prompt's tokens must be a list of whole numbers.")
+        tokens += ids
+    return tokens
+
+
+def _read_stop(stop: object) -> list[int] | list[str] | None:
+    if stop is None:
+        return None
+    items: object = [stop] if isinstance(stop, str) else stop
+    if not fields.is_list(items):
+        raise Refused("stop must be a string, a list of strings, or a list of token ids.")
+    if all(isinstance(item, str) and item for item in items):
+        return items
+    if all(isinstance(item, int) for item in items):
+        return items
+    raise Refused("stop must hold either non-empty strings or token ids, not both.")
+
+
+def _read_targets(body: Body) -> tuple[np.ndarray | None, SparseLayout | None]:
+    """Token ids for each position of the prompt except the first; -1 where none is requested."""
+    name = "target_prompt_logprobs"
+    if body.get(name) is None:
+        return None, None
+    tensor = fields.json_object(body, name)
+    try:
+        values = np.asarray(tensor["data"], np.int64)
+        shape = [int(size) for size in tensor.get("shape") or [values.size]]
+        if tensor.get("sparse_crow_indices") is None:
+            return values.reshape(shape), None
+        row_starts = np.asarray(tensor["sparse_crow_indices"], np.int64)
+        columns = np.asarray(tensor["sparse_col_indices"], np.int64)
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise Refused(f"{name} cannot be read: {error}.") from None
+    if len(shape) != 2:
+        raise Refused(f"{name}: a sparse tensor needs a shape of two axes.")
+    layout = SparseLayout(row_starts, columns)
+    return _dense(values, layout, shape, -1, name), layout
+
+
+def sample_output(result: SampleResult, target_layout: SparseLayout | None = None) -> bytes:
+    """A SampleResponse message, with the target log-probabilities in the layout of the request."""
+    message = pb.SampleResponse()
+    for sequence in result.sequences:
+        stopped = sequence.stop_reason == "stop"
+        added = message.sequences.add(
+            stop_reason=pb.STOP_REASON_STOP if stopped else pb.STOP_REASON_LENGTH,
+            tokens=np.asarray(sequence.tokens, "<i4").tobytes(),
+            logprobs=np.asarray(sequence.logprobs, "<f4").tobytes(),
+        )
+        if sequence.topk is not None:
+            _write_topk(added.topk_sampled_logprobs, *sequence.topk)
+    if result.prompt_logprobs is not None:
+        message.prompt_logprobs = result.prompt_logprobs.astype("<f4").tobytes()
+    if result.topk_prompt_logprobs is not None:
+        _write_topk(message.topk_prompt_logprobs, *result.topk_prompt_logprobs)
+    if result.target_prompt_logprobs is not None:
+        _write_tensor(message.target_prompt_logprobs, result.target_prompt_logprobs, target_layout)
+    if result.prompt_alt_tokens is not None:
+        ids, logprobs = result.prompt_alt_tokens
+        _write_tensor(message.prompt_alt_tokens.tokens, ids)
+        _write_tensor(message.prompt_alt_tokens.logprobs, logprobs)
+    return message.SerializeToString()
+
+
+def _write_topk(message: Any, ids: np.ndarray, logprobs: np.ndarray) -> None:
+    message.length, message.k = ids.shape
+    message.token_ids = ids.astype("<i4").tobytes()
+    message.logprobs = logprobs.astype("<f4").tobytes()
+
+
+def _write_tensor(message: Any, values: np.ndarray, layout: SparseLayout | None = None) -> None:
+    whole = values.dtype.kind == "i"
+    dtype = "<i4" if whole else "<f4"
+    message.dtype = pb.DTYPE_INT32 if whole else pb.DTYPE_FLOAT32
+    message.shape.extend(values.shape)
+    if layout is None:
+        message.dense = values.astype(dtype).tobytes()
+        return
+    message.sparse_csr.values = values[layout.cells()].astype(dtype).tobytes()
+    message.sparse_csr.crow_indices = layout.row_starts.astype("<i8").tobytes()
+    message.sparse_csr.col_indices = layout.columns.astype("<i8").tobytes()
+
+
+def json_numbers(metrics: Mapping[str, float]) -> dict[str, float | str]:
+    """The metrics with NaN and infinities as strings, which the SDK reads as numbers: JSON has
+    none."""
+    return {name: _json_number(value) for name, value in metrics.items()}
+
+
+def _json_number(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")

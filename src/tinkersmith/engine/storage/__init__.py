@@ -1,0 +1,1 @@
+"""Checkpoints on disk, their index, and the names of base models. Imports no torch."""

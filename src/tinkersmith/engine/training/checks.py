@@ -1,0 +1,71 @@
+"""A batch and a base model -> a refusal, before any work is done."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.messages import Datum, LossConfig
+from tinkersmith.engine.model.base_model import BaseModel
+from tinkersmith.engine.training.losses import LOSSES, loss_options
+
+
+def check_datums(base: BaseModel, datums: Sequence[Datum], name: str, config: LossConfig) -> None:
+    """Check everything that can be wrong with a batch, before any work is done.
+
+    Raises:
+        Refused: with the datum's number and what is wrong with it.
+    """
+    if name not in LOSSES:
+        raise Refused(f"loss_fn {name!r} is not one of {', '.join(LOSSES)}.")
+    loss_options(name, config)
+    if not datums:
+        raise Refused("the batch holds no datum.")
+    for index, datum in enumerate(datums):
+        _check_datum(base, datum, name, f"datum {index}")
+
+
+def _check_datum(base: BaseModel, datum: Datum, name: str, where: str) -> None:
+    length = len(datum.tokens)
+    if length == 0:
+        raise Refused(f"{where} has no tokens.")
+    if length > base.max_context:
+        raise Refused(
+            f"{where} has {length:,} tokens; {base.name} takes at most {base.max_context:,}."
+        )
+    _check_token_ids(datum.tokens, base.vocab_size, f"{where}, model_input")
+    loss = LOSSES[name]
+    missing = sorted(loss.inputs - datum.inputs.keys())
+    if missing:
+        raise Refused(f"{where}: {name} needs loss_fn_inputs[{missing[0]!r}].")
+    unknown = sorted(datum.inputs.keys() - loss.inputs - loss.optional)
+    if unknown:
+        raise Refused(f"{where}: {name} has no use for loss_fn_inputs[{unknown[0]!r}].")
+    targets = datum.inputs["target_tokens"]
+    if targets.ndim not in (1, 2) or targets.shape[0] != length or targets.size == 0:
+        raise Refused(
+            f"{where}: target_tokens has shape {list(targets.shape)}, "
+            f"but model_input has {length} tokens."
+        )
+    if targets.dtype.kind != "i":
+        raise Refused(f"{where}: target_tokens has dtype {targets.dtype}; it must be int64.")
+    if name != "cross_entropy" and targets.ndim != 1:
+        raise Refused(f"{where}: {name} takes one target token a position.")
+    _check_token_ids(targets, base.vocab_size, f"{where}, target_tokens")
+    for key, values in datum.inputs.items():
+        if values.shape != targets.shape:
+            raise Refused(
+                f"{where}: {key} has shape {list(values.shape)}, "
+                f"but target_tokens has {list(targets.shape)}."
+            )
+        if not np.isfinite(values).all():
+            raise Refused(f"{where}: {key} holds a value that is not finite.")
+
+
+def _check_token_ids(tokens: np.ndarray, vocab_size: int, where: str) -> None:
+    outside = tokens[(tokens < 0) | (tokens >= vocab_size)]
+    if outside.size:
+        raise Refused(
+            f"{where}: token id {int(outside.flat[0])} is not in the vocabulary of "
+            f"{vocab_size:,} tokens."
+        )

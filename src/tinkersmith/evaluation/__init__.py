@@ -1,0 +1,1 @@
+"""A trained model and a test set -> scores with their intervals."""

@@ -1,0 +1,329 @@
+"""A trained model and a test file -> scores with intervals, and evaluation_results.json.
+
+The prompts use the template of the model's own run, so training and test have the same format.
+"""
+
+import datetime as dt
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinkersmith.data.large_files import iterate_samples
+from tinkersmith.data.report import skipped_lines
+from tinkersmith.data.samples import LoadedSamples, Sample, Source, load_samples, overlap
+from tinkersmith.errors import UserError
+from tinkersmith.evaluation.results import EvaluationResult, Record, Scored, named, report
+from tinkersmith.evaluation.scoring import final_answer, score
+from tinkersmith.files import write_json
+from tinkersmith.plurals import counted
+from tinkersmith.progress import Progress, watched
+from tinkersmith.runs.trained_model import TrainedModel, find_trained_model
+from tinkersmith.service.connection import Service, open_service
+from tinkersmith.settings import Settings, settings_from
+
+if TYPE_CHECKING:
+    import numpy as np
+    import tinker
+
+    from tinkersmith.text.templates import PromptTemplate
+    from tinkersmith.text.tokenizer import TextTokenizer
+
+_IN_FLIGHT = 256  # prompts sent before the first answer is awaited
+
+
+def evaluate(
+    settings: Settings | None = None,
+    *,
+    model_path: str = "",
+    test_file: str = "data/test_set.json",
+    base_model: str = "",
+    compare_base: bool = False,
+    limit: int | None = None,
+    output_file: str | Path = "evaluation_results.json",
+    say: Callable[[str], None] = print,
+) -> EvaluationResult:
+    """Answer all prompts of a test file with a trained model, and score the answers.
+
+    Args:
+        model_path: a tinker:// path; the last checkpoint of the newest run if it is empty.
+        base_model: for a path that no run folder knows.
+        compare_base: also score the untouched base model.
+        limit: use only so many samples, chosen by SEED.
+        say: prints a line.
+
+    Raises:
+        UserError: one sentence about what is wrong. Nothing is written then.
+    """
+    output_file = Path(output_file)
+    _check_output(output_file)
+    with watched(say) as progress:
+        with progress.doing("reading the test set"):
+            loaded = load_samples([test_file])
+        model = find_trained_model(settings or settings_from({}), model_path, base_model)
+        samples = _choose(loaded.samples, limit, model.settings.seed)
+        for line in _report_test_set(loaded, len(samples), model, output_file):
+            progress.say(line)
+        with progress.doing("comparing the test set with the training data"):
+            shared = _overlap_with_training(model, samples)
+        progress.say(_report_overlap(shared, len(samples)))
+        with open_service(
+            model.settings, base_model=model.base_model, progress=progress
+        ) as service:
+            with progress.doing("loading the tokenizer"):
+                tokenizer = service.tokenizer()
+            template = model.template(tokenizer)
+            asked, too_long = _fitting_prompts(samples, template, tokenizer, service.max_context)
+            if too_long:
+                progress.say(_report_too_long(too_long, service.max_context))
+            if not asked:
+                raise UserError(f"Not one prompt of {test_file} fits into the model's context.")
+            asker = _Asker(service, template, tokenizer, model.settings, progress)
+            trained = asker.ask(model.sampler_path, asked)
+            base = asker.ask(None, asked) if compare_base else None
+    result = EvaluationResult(
+        model.sampler_path, model.base_model, trained, base, too_long, shared, output_file
+    )
+    _write(result, model, template, loaded, test_file, limit)
+    for line in report(result, model.settings.sampling_max_tokens):
+        say(line)
+    return result
+
+
+# ---- prompts
+
+
+def _check_output(file: Path) -> None:
+    """Raise UserError now if the file could not be written after all the sampling."""
+    try:
+        if file.is_dir():
+            raise IsADirectoryError(0, "it is a folder")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        probe = file.with_name(f".{file.name}.probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise _not_written(file, error) from None
+
+
+def _not_written(file: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{file} cannot be written: {error.strerror}. Name another file with --output."
+    )
+
+
+def _choose(samples: list[Sample], limit: int | None, seed: int) -> list[Sample]:
+    """At most `limit` samples, chosen by the seed alone, in the order of the file."""
+    if not limit:
+        return samples
+    if limit < 0:
+        raise UserError(f"The limit is {limit}; it must be at least 1, or 0 for all samples.")
+    import numpy as np
+
+    order = np.random.default_rng(seed).permutation(len(samples))
+    return [samples[index] for index in sorted(order[:limit])]
+
+
+def _overlap_with_training(
+    model: TrainedModel, samples: list[Sample]
+) -> list[tuple[Source, Source]] | None:
+    if model.run is None:
+        return None
+    try:
+        return overlap(iterate_samples(model.run.settings().data_files), samples)
+    except UserError:  # the training data has gone since
+        return None
+
+
+def _fitting_prompts(
+    samples: list[Sample],
+    template: "PromptTemplate",
+    tokenizer: "TextTokenizer",
+    max_context: int | None,
+) -> "tuple[list[tuple[Sample, np.ndarray]], list[Source]]":
+    rows = tokenizer.encode_batch([template.render_prompt(sample) for sample in samples])
+    pairs = list(zip(samples, rows, strict=True))
+    if max_context is None:
+        return pairs, []
+    too_long = [sample.source for sample, row in pairs if len(row) >= max_context]
+    return [(sample, row) for sample, row in pairs if len(row) < max_context], too_long
+
+
+@dataclass(frozen=True, slots=True)
+class _Asker:
+    """Gets answers from a model and scores them."""
+
+    service: Service
+    template: "PromptTemplate"
+    tokenizer: "TextTokenizer"
+    settings: Settings
+    progress: Progress
+
+    def ask(self, model_path: str | None, asked: "list[tuple[Sample, np.ndarray]]") -> Scored:
+        """One model's answers to all prompts. Many requests are under way at a time."""
+        start = time.monotonic()
+        client = self.service.create_sampling_client(model_path)
+        records: list[Record] = []
+        under_way: deque[tuple[Sample, Any]] = deque()
+        answered = 0
+        who = "the trained model" if model_path else "the base model"
+        with self.progress.doing(f"asking {who}") as task:
+
+            def take_answer() -> None:
+                nonlocal answered, records
+                records += self._records(*under_way.popleft())
+                answered += 1
+                state = f"Asking {who}: {answered:,}/{len(asked):,}"
+                self.progress.reached(task, state, answered / len(asked))
+
+            for sample, prompt in asked:
+                if len(under_way) == _IN_FLIGHT:
+                    take_answer()
+                under_way.append((sample, self._send(client, prompt)))
+            while under_way:
+                take_answer()
+        return Scored(records, time.monotonic() - start)
+
+    def _send(self, client: "tinker.SamplingClient", prompt: "np.ndarray") -> Any:
+        from tinkersmith.service.answers import request_answers
+
+        greedy = self.settings.sampling_temperature == 0  # all answers would be the same
+        return request_answers(
+            client,
+            prompt,
+            self.settings,
+            self.template,
+            self.tokenizer,
+            self.service.max_context,
+            1 if greedy else self.settings.sampling_num_samples,
+        )
+
+    def _records(self, sample: Sample, pending: Any) -> list[Record]:
+        from tinkersmith.text.guards import unguarded
+
+        answered = self.service.wait(pending, f"answering {sample.source}")
+        expected = self.template.answer(sample.output)
+        named = _named_answer(sample)
+        records: list[Record] = []
+        for draw, sequence in enumerate(answered.sequences, start=1):
+            produced = self.template.answer(self.tokenizer.decode(sequence.tokens))
+            records.append(
+                Record(
+                    source=sample.source,
+                    prompt=unguarded(self.template.render_prompt(sample)),
+                    expected=expected,
+                    expected_answer=final_answer(expected) if named is None else named,
+                    produced=produced,
+                    scores=score(expected, produced, named),
+                    stop_reason=str(sequence.stop_reason),
+                    tokens=len(sequence.tokens),
+                    draw=draw,
+                )
+            )
+        return records
+
+
+def _named_answer(sample: Sample) -> str | None:
+    """The sample's own field `answer`, if it is a string or a number."""
+    value = sample.extra.get("answer")
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    return str(value).strip() or None
+
+
+# ---- what is printed and written
+
+
+def _report_test_set(
+    loaded: LoadedSamples, chosen: int, model: TrainedModel, output_file: Path
+) -> list[str]:
+    file, count = next(iter(loaded.counts.items()))
+    lines = [f"Model:    {model.sampler_path} ({model.name}, on {model.base_model})"]
+    lines.append(f"Test set: {file}, {counted(count, 'sample')}")
+    if chosen < count:
+        lines.append(
+            f"  Only {chosen:,} of them are used. SEED = {model.settings.seed} chooses the same "
+            "ones every time."
+        )
+    skipped = skipped_lines(loaded.skipped, len(loaded.skipped), str(output_file))
+    lines += [f"  {line}" for line in skipped]
+    if model.run is None:
+        lines.append(
+            "  No run folder knows this path, so PROMPT_TEMPLATE = "
+            f"{model.settings.prompt_template!r} is used. The model may be trained with another."
+        )
+    draws = model.settings.sampling_num_samples
+    if draws > 1 and model.settings.sampling_temperature == 0:
+        lines.append(
+            f"  SAMPLING_TEMPERATURE is 0, so all {draws} answers to a prompt would be the same. "
+            "Only one is sampled."
+        )
+    return lines
+
+
+def _report_too_long(sources: list[Source], max_context: int | None) -> str:
+    who = counted(len(sources), "prompt leaves", "prompts leave")
+    what = "It is" if len(sources) == 1 else "They are"
+    return (
+        f"{who} no space for an answer in the model's context of {max_context:,} tokens. {what} "
+        f"skipped: {named(sources)}."
+    )
+
+
+def _report_overlap(shared: list[tuple[Source, Source]] | None, n: int) -> str:
+    if shared is None:
+        return "Overlap with the training data is not checked: that data is not here."
+    if not shared:
+        return "No question of the test set is in the training data."
+    trained, tested = shared[0]
+    are = "is" if len(shared) == 1 else "are"
+    return (
+        f"Warning: {len(shared):,} of {counted(n, 'test question')} {are} also in the training "
+        f"data, so the rates are too good (the first: {tested} is {trained})."
+    )
+
+
+def _write(
+    result: EvaluationResult,
+    model: TrainedModel,
+    template: "PromptTemplate",
+    loaded: LoadedSamples,
+    test_file: str,
+    limit: int | None,
+) -> None:
+    trained, base = result.trained, result.base
+    names = [name for name in model.settings.model_dump() if name.startswith("sampling_")]
+    content: dict[str, Any] = {
+        "model_path": result.model_path,
+        "run": model.name if model.run else None,
+        "base_model": result.base_model,
+        "test_file": test_file,
+        "created": dt.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "settings": {
+            name.upper(): getattr(model.settings, name) for name in [*names, "seed", "backend"]
+        },
+        "limit": limit or None,
+        "prompt_template": template.name,
+        "counts": {
+            "samples": len(loaded.samples),
+            "skipped_records": len(loaded.skipped),
+            "prompts_too_long": len(result.too_long),
+            "evaluated": len({record.source for record in trained.records}),
+            "overlap_with_training": None if result.overlap is None else len(result.overlap),
+        },
+        **trained.to_json(),
+        "base": base.to_json() if base else None,
+        "skipped": [skipped.to_json() for skipped in loaded.skipped],
+        "prompts_too_long": [str(source) for source in result.too_long],
+        "overlap_with_training": [
+            {"test": str(tested), "training": str(known)} for known, tested in result.overlap or []
+        ],
+        "samples": [record.to_json() for record in trained.records],
+        "base_samples": [record.to_json() for record in base.records] if base else [],
+    }
+    try:
+        write_json(result.output_file, content)
+    except OSError as error:
+        raise _not_written(result.output_file, error) from None

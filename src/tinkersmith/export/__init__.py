@@ -1,0 +1,1 @@
+"""A checkpoint -> a PEFT folder or a merged model, checked against the server."""

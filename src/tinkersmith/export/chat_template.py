@@ -1,0 +1,118 @@
+"""A run's prompt template -> a Jinja chat template, for whoever serves the export."""
+
+import json
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from string import Formatter
+
+from tinkersmith.data.samples import Sample, Source
+from tinkersmith.text.templates import ChatTemplate, PromptTemplate, TextTemplate
+
+
+def chat_template_of(template: PromptTemplate) -> str | None:
+    """Jinja that renders a conversation as `template` does; None where that cannot be done.
+
+    A chat message has no separate input: whoever has one puts it into the question.
+    """
+    if isinstance(template, ChatTemplate):
+        return template.chat_template
+    source = _jinja(template)
+    chat = ChatTemplate(
+        name="check",
+        chat_template=source,
+        end="",
+        tail="",
+        lead="",
+        named_tokens={},
+        special_tokens=template.special_tokens,
+        date=date.today().isoformat(),
+    )
+    same = all(chat.render(probe) == template.render(probe) for probe in _probes())
+    return source if same else None
+
+
+def write_chat_template(template: PromptTemplate, folder: Path) -> bool:
+    """Make the tokenizer in `folder` use the run's template; False: it now has none at all.
+
+    A chat template of another format than the trained one would be wrong without a word.
+    """
+    source = chat_template_of(template)
+    config = folder / "tokenizer_config.json"
+    if config.is_file():
+        values = json.loads(config.read_text(encoding="utf-8"))
+        if values.pop("chat_template", None) is not None:
+            text = json.dumps(values, ensure_ascii=False, indent=2) + "\n"
+            config.write_text(text, encoding="utf-8")
+    for file in folder.glob("chat_template*"):
+        file.unlink()
+    if source is not None:
+        (folder / "chat_template.jinja").write_text(source, encoding="utf-8")
+    return source is not None
+
+
+def _jinja(template: TextTemplate) -> str:
+    """All text stands in expressions: nothing depends on how white space around tags is treated."""
+    question = _question(template.format_without_input)
+    front = "" if "{system}" in template.format_without_input else _front()
+    return (
+        "{%- set state = namespace(system='') -%}"
+        + _text(template.begin)
+        + "{%- for message in messages -%}"
+        + "{%- if message['role'] == 'system' -%}"
+        + "{%- set state.system = message['content'] -%}"
+        + "{%- elif message['role'] == 'user' -%}"
+        + front
+        + question
+        + "{%- set state.system = '' -%}"
+        + "{%- else -%}"
+        + "{{- message['content'] -}}"
+        + "{%- if loop.last -%}"
+        + _text(template.end)
+        + "{%- else -%}"
+        + _text("\n")
+        + "{%- endif -%}{%- endif -%}{%- endfor -%}"
+    )
+
+
+def _question(text: str) -> str:
+    """All lines of the format, joined as the template joins those that it does not leave out."""
+    lines = [[part[:2] for part in Formatter().parse(line)] for line in text.split("\n")]
+    fields = [{field for _, field in line if field} for line in lines]
+    always = next(n for n, found in enumerate(fields) if not found or "instruction" in found)
+    written = []
+    for number, line in enumerate(lines):
+        if fields[number] == {"input"}:
+            continue
+        before = _text("\n") if number > always else ""
+        after = _text("\n") if number < always else ""
+        piece = before + "".join(_text(words) + _field(field) for words, field in line) + after
+        if fields[number] and "instruction" not in fields[number]:
+            piece = "{%- if state.system -%}" + piece + "{%- endif -%}"
+        written.append(piece)
+    return "".join(written)
+
+
+def _field(field: str | None) -> str:
+    known = {"instruction": "{{- message['content'] -}}", "system": "{{- state.system -}}"}
+    return known.get(field or "", "")
+
+
+def _front() -> str:
+    return "{%- if state.system -%}{{- state.system -}}" + _text("\n\n") + "{%- endif -%}"
+
+
+def _text(literal: str) -> str:
+    return "{{- " + json.dumps(literal) + " -}}" if literal else ""
+
+
+def _probes() -> list[Sample]:
+    plain = Sample(
+        instruction="How many?\n  Two lines", input="", output="Four.\n", source=Source("probe", 1)
+    )
+    return [
+        plain,
+        replace(plain, instruction="好吗？ {{ 'x' }} {% if %}", system="Be brief."),
+        replace(plain, history=(("one", "1"), ("two", " 2\n"))),
+        replace(plain, history=(("one", "1"),), system="S"),
+    ]

@@ -1,0 +1,124 @@
+"""Checkpoint on a server -> the files of its LoRA; base model's name -> the folder of its files."""
+
+import datetime as dt
+import http.client
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from tinkersmith.errors import UserError
+from tinkersmith.export.base_folder import read_base
+from tinkersmith.models import local_model_folder
+from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from tinkersmith.progress import Progress
+from tinkersmith.runs.trained_model import TrainedModel
+from tinkersmith.service.connection import LOOPBACK, Service
+
+if TYPE_CHECKING:
+    import tinker
+
+_LIFETIME = 3600  # seconds that the server keeps the copy made for the download; its least
+_WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
+_OTHER_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
+
+
+def open_state(service: Service, model: TrainedModel) -> "tinker.TrainingClient":
+    """A training client on the saved state: the SDK exports from these only."""
+    pending = service.client.create_training_client_from_state(
+        model.state_path, user_metadata={"created_by": "tinkersmith export"}
+    )
+    try:
+        return service.wait(pending, f"loading {model.state_path}")
+    except UserError as error:
+        if model.run is not None:
+            raise
+        raise UserError(
+            f"{error} Only a saved state can be exported, so one of the same name must stand "
+            "beside sampler weights."
+        ) from None
+
+
+def download_adapter(service: Service, client: "tinker.TrainingClient", folder: Path) -> None:
+    """A temporary copy in the server's exchange format, fetched file by file, then deleted.
+
+    Raises:
+        UserError: the server offers something else, or the connection broke.
+        OSError: a file cannot be written.
+    """
+    name = f"export-{dt.datetime.now():%Y%m%d-%H%M%S}"
+    pending = client.save_weights_external(name, ttl_seconds=_LIFETIME)
+    copy = service.wait(pending, "preparing the download").path
+    try:
+        signed = service.wait(service.rest.get_external_weights_urls(copy), "asking for the files")
+        wanted = {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
+        if signed.urls.keys() != wanted:
+            odd = sorted(signed.urls.keys() ^ wanted)[0]
+            raise UserError(
+                f"The server offers {sorted(signed.urls)} for download, but a LoRA in PEFT format "
+                f"is {sorted(wanted)}: {odd} is only on one side, so this cannot be exported."
+            )
+        for file_name, url in sorted(signed.urls.items()):
+            _fetch(url, folder / file_name, service.progress)
+    finally:
+        # Where this fails, the server deletes the copy itself within the hour.
+        service.rest.delete_checkpoint_from_tinker_path(copy)
+
+
+def base_folder(service: Service, named: str | Path | None, *, weights: bool) -> Path:
+    """The base model's files: in `named`, bundled, local, in the hub's cache, or from the hub."""
+    if named:
+        return Path(named).expanduser().resolve()
+    name = service.base_model
+    if (found := local_model_folder(name)) is not None:
+        return found
+    from huggingface_hub import snapshot_download
+
+    try:
+        cached = Path(snapshot_download(name, local_files_only=True))
+        if read_base(cached).shapes or not weights:
+            return cached
+    except Exception:  # not in the cache, or only a part of it is
+        pass
+    patterns = [*_OTHER_FILES, *(_WEIGHT_FILES if weights else _WEIGHT_FILES[1:])]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=10))
+    except Exception as error:
+        raise UserError(
+            f"The base model {name} is needed, but is not in the local Hugging Face cache and "
+            f"could not be downloaded ({type(error).__name__}). Name its folder with --base-folder."
+        ) from None
+
+
+def _fetch(url: str, file: Path, progress: Progress) -> None:
+    loopback = urlsplit(url).hostname in LOOPBACK
+    opener = urllib.request.build_opener(*[urllib.request.ProxyHandler({})] if loopback else [])
+    size = expected = 0
+    with file.open("wb") as target:
+        try:
+            response = _unbroken(lambda: opener.open(url, timeout=60))
+            with response, progress.doing(f"downloading {file.name}") as task:
+                expected = int(response.headers.get("Content-Length") or 0)
+                while block := _unbroken(lambda: response.read(1 << 20)):
+                    size += len(block)
+                    target.write(block)
+                    state = f"{file.name}: {size / 1e6:,.1f} of {expected / 1e6:,.1f} MB"
+                    progress.reached(task, state, size / max(expected, 1))
+        except _Broken as error:
+            raise UserError(
+                f"{file.name} could not be downloaded ({error}). Check the connection, try again."
+            ) from None
+    if expected and size != expected:
+        raise UserError(f"{file.name} came with {size:,} of {expected:,} bytes. Export again.")
+
+
+class _Broken(Exception):
+    """The connection's fault, told apart from a full disk, which is an OSError as well."""
+
+
+def _unbroken(receive: Callable[[], Any]) -> Any:
+    try:
+        return receive()
+    except (OSError, http.client.HTTPException) as error:
+        raise _Broken(str(error) or type(error).__name__) from None

@@ -1,0 +1,249 @@
+"""A checkpoint on a server -> a PEFT folder or a merged model, through the official SDK only.
+
+The output folder appears as a whole or not at all.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinkersmith.data.large_files import iterate_samples
+from tinkersmith.data.samples import Sample, Source
+from tinkersmith.errors import UserError
+from tinkersmith.export.adapter import LoraLayer, read_layers, write_adapter
+from tinkersmith.export.base_folder import BaseFolder, copy_tokenizer, read_base
+from tinkersmith.export.chat_template import write_chat_template
+from tinkersmith.export.download import base_folder as find_base_folder
+from tinkersmith.export.download import download_adapter, open_state
+from tinkersmith.export.merge import write_merged
+from tinkersmith.export.model_card import loading_lines, model_card
+from tinkersmith.export.verify import Verification, verify_export
+from tinkersmith.files import new_folder, write_atomically, write_json
+from tinkersmith.models import local_model_folder
+from tinkersmith.peft_format import ADAPTER_CONFIG
+from tinkersmith.runs.trained_model import TrainedModel, find_trained_model
+from tinkersmith.service.connection import Service, open_service
+from tinkersmith.settings import Settings, settings_from
+
+if TYPE_CHECKING:
+    import tinker
+
+    from tinkersmith.text.templates import PromptTemplate
+    from tinkersmith.text.tokenizer import TextTokenizer
+
+
+_FP32_ON_CPU = 600_000_000  # bytes of 16-bit weights up to which the engine computes in fp32
+_VERIFIED_SAMPLES, _VERIFIED_TOKENS = 8, 256
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What is exported, and to where."""
+
+    model: TrainedModel
+    folder: Path
+    merged: bool
+    dtype: str  # "auto": the base model's
+
+
+def export_model(
+    settings: Settings | None = None,
+    tinker_path: str = "",
+    out: str | Path = "",
+    merged: bool = False,
+    *,
+    base_model: str = "",
+    base_folder: str | Path | None = None,
+    force: bool = False,
+    verify: bool = False,
+    dtype: str = "auto",
+    say: Callable[[str], None] = print,
+) -> Path:
+    """Download the LoRA at `tinker_path` (default: the newest run's last) and write it to `out`.
+
+    Raises:
+        UserError: one sentence about what is wrong; `out` is then as it was before.
+    """
+    from tinkersmith.text.tokenizer import load_tokenizer
+
+    model = find_trained_model(settings or settings_from({}), tinker_path, base_model)
+    kind = "merged" if merged else "adapter"
+    folder = Path(out) if out else Path("exported") / f"{model.name}-{kind}"
+    if base_folder and not (Path(base_folder).expanduser() / "config.json").is_file():
+        raise UserError(f"{base_folder} is not a model folder: it has no config.json.")
+    _check_output(folder, force)
+    export = Export(model, folder, merged, dtype)
+    with open_service(model.settings, base_model=model.base_model) as service:
+        say(f"Exporting {model.state_path} ({service.base_model})")
+        client = open_state(service, model)
+        base = read_base(find_base_folder(service, base_folder, weights=merged))
+        tokenizer = load_tokenizer(base.folder)
+        template = model.template(tokenizer)
+        try:
+            with _folder_beside(folder) as downloaded:
+                download_adapter(service, client, downloaded)
+                layers = read_layers(downloaded, base)
+            _write(export, service, layers, base, template, tokenizer, force)
+        except OSError as error:
+            raise _not_written(folder, error) from None
+        what = "merged model" if merged else "adapter"
+        say(f"Wrote the {what} to {folder} ({_size(folder)}). Load it with:")
+        reference = None if merged else _base_reference(service, base)
+        say("\n".join(f"  {line}" for line in loading_lines(folder, reference)))
+        if verify:
+            say(f"Verified: {_verify(export, service, client, base, template, tokenizer)}")
+    return folder
+
+
+# ---- the output folder
+
+
+def _check_output(folder: Path, force: bool) -> None:
+    """Refuse early, before time is spent on a download."""
+    if folder.exists() and not force:
+        raise UserError(
+            f"{folder} exists already. Name another folder, or replace it with --force."
+        )
+    if folder.exists() and not _is_export(folder):
+        raise UserError(
+            f"{folder} exists and does not look like an export; even --force does not "
+            "replace it. Name another folder."
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}."):
+            pass
+    except OSError as error:
+        raise _not_written(folder, error) from None
+
+
+def _is_export(folder: Path) -> bool:
+    if not folder.is_dir() or folder.is_symlink():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    return not names or (
+        "prompt_template.json" in names and bool({"config.json", ADAPTER_CONFIG} & names)
+    )
+
+
+@contextmanager
+def _folder_beside(folder: Path) -> Iterator[Path]:
+    """A temporary folder on the same disk, which may be larger than the system's."""
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.download.") as name:
+        yield Path(name)
+
+
+def _not_written(folder: Path, error: OSError) -> UserError:
+    reason = error.strerror or str(error)
+    return UserError(
+        f"{folder} cannot be written: {reason}. Nothing was left behind; make room or name another "
+        "folder."
+    )
+
+
+def _write(
+    export: Export,
+    service: Service,
+    layers: list[LoraLayer],
+    base: BaseFolder,
+    template: "PromptTemplate",
+    tokenizer: "TextTokenizer",
+    force: bool,
+) -> None:
+    model, reference = export.model, None
+    with new_folder(export.folder, overwrite=force) as folder:
+        if export.merged:
+            write_merged(layers, base, folder, export.dtype)
+            _stop_at_end_token(folder, template, tokenizer)
+        else:
+            reference = _base_reference(service, base)
+            write_adapter(layers, base, reference, folder)
+            copy_tokenizer(base.folder, folder)
+        write_json(folder / "prompt_template.json", template.to_json())
+        has_chat = write_chat_template(template, folder)
+        card = model_card(
+            model.name, model.state_path, service.base_model, reference, template, has_chat
+        )
+        write_atomically(folder / "README.md", card)
+
+
+def _base_reference(service: Service, base: BaseFolder) -> str:
+    """What peft shall load: the folder for models that no hub has, else the hub's name."""
+    return str(base.folder) if local_model_folder(service.base_model) else service.base_model
+
+
+def _stop_at_end_token(
+    folder: Path, template: "PromptTemplate", tokenizer: "TextTokenizer"
+) -> None:
+    """Make generation stop where the trained answers end, also if the base model ends elsewhere."""
+    end = next(
+        (t for t in tokenizer.special_tokens if template.end.endswith(t)), tokenizer.eos_text
+    )
+    end_id = tokenizer.special_tokens[end]
+    file = folder / "generation_config.json"
+    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    known = values.get("eos_token_id", config.get("eos_token_id"))
+    known = known if isinstance(known, list) else [] if known is None else [known]
+    if end_id not in known:
+        write_json(file, {**values, "eos_token_id": [end_id, *known]})
+
+
+# ---- verification
+
+
+def _verify(
+    export: Export,
+    service: Service,
+    client: "tinker.TrainingClient",
+    base: BaseFolder,
+    template: "PromptTemplate",
+    tokenizer: "TextTokenizer",
+) -> Verification:
+    import tinker
+    import torch
+
+    token_lists = _texts_to_verify(export.model, template, tokenizer)
+    sampler = service.wait(client.save_weights_and_get_sampling_client(), "opening the weights")
+    pending = [sampler.compute_logprobs(tinker.ModelInput.from_ints(ids)) for ids in token_lists]
+    expected = [service.wait(one, "computing log-probabilities") for one in pending]
+    size = sum(file.stat().st_size for file in base.folder.glob("*.safetensors"))
+    engine_in_fp32 = (
+        service.kind == "embedded" and not torch.cuda.is_available() and size <= _FP32_ON_CPU
+    )
+    same_weights = (
+        not export.merged or export.dtype == "float32" or set(base.dtypes.values()) == {"F32"}
+    )
+    return verify_export(
+        export.folder,
+        token_lists,
+        expected,
+        base_folder=base.folder,
+        exact=engine_in_fp32 and same_weights,
+    )
+
+
+def _texts_to_verify(
+    model: TrainedModel, template: "PromptTemplate", tokenizer: "TextTokenizer"
+) -> list[list[int]]:
+    samples = [
+        Sample(instruction="Say hello.", input="", output="Hello!", source=Source("", 1)),
+        Sample(instruction="3 + 4 = ?", input="", output="Answer: 7", source=Source("", 2)),
+    ]
+    if model.run is not None:
+        with suppress(UserError):  # the data files may have gone since
+            trained = iterate_samples(model.run.settings().data_files)
+            samples = list(islice(trained, _VERIFIED_SAMPLES))
+    texts = [template.render(sample) for sample in samples[:_VERIFIED_SAMPLES]]
+    rows = tokenizer.encode_batch([text.prompt + text.completion for text in texts])
+    return [row[:_VERIFIED_TOKENS].tolist() for row in rows]
+
+
+def _size(folder: Path) -> str:
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

@@ -1,0 +1,66 @@
+"""What an exported folder says about itself: its README.md, and the lines that load it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tinkersmith.data.samples import Sample, Source
+
+if TYPE_CHECKING:
+    from tinkersmith.text.templates import PromptTemplate
+
+
+def loading_lines(folder: Path | str, base: str | None) -> list[str]:
+    """Python that loads the export; `base` is the base model's folder or name, None if merged."""
+    if base is None:
+        return [
+            "from transformers import AutoModelForCausalLM",
+            f"model = AutoModelForCausalLM.from_pretrained({str(folder)!r})",
+        ]
+    return [
+        "from peft import PeftModel; from transformers import AutoModelForCausalLM",
+        f"base = AutoModelForCausalLM.from_pretrained({base!r})",
+        f"model = PeftModel.from_pretrained(base, {str(folder)!r})",
+    ]
+
+
+def model_card(
+    name: str,
+    source: str,  # the tinker:// path
+    base_model: str,
+    base: str | None,  # as in `loading_lines`
+    template: "PromptTemplate",
+    has_chat_template: bool,
+) -> str:
+    from tinkersmith.text.guards import unguarded
+
+    sample = Sample(instruction="{instruction}", input="", output="{output}", source=Source("", 1))
+    rendered = template.render(sample)
+    prompt = unguarded(rendered.prompt)
+    end = unguarded(rendered.completion).rpartition("{output}")[2].strip()
+    kind = "A full model" if base is None else "A LoRA adapter (PEFT)"
+    lines = [
+        f"# {name}",
+        "",
+        f"{kind}, fine-tuned from `{base_model}` with Tinkersmith.",
+        f"Source: `{source}`.",
+        "",
+        "```python",
+        *loading_lines(".", base),
+        "",
+        "from transformers import AutoTokenizer",
+        'tokenizer = AutoTokenizer.from_pretrained(".")',
+        f"prompt = {prompt!r}.replace('{{instruction}}', 'Your question')",
+        'tokens = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)',
+        "output = model.generate(**tokens, max_new_tokens=256, do_sample=False)",
+        "answer = output[0, tokens['input_ids'].shape[1] :]",
+        "print(tokenizer.decode(answer, skip_special_tokens=True))",
+        "```",
+        "",
+        f"The model knows prompts of this form only (template `{template.name}`, whole in",
+        f"`prompt_template.json`). Its answers end with `{end or 'its end token'}`.",
+        "The tokenizer's chat template writes the same prompt."
+        if has_chat_template
+        else "The tokenizer has no chat template, as none would write this prompt.",
+        "",
+    ]
+    return "\n".join(lines)

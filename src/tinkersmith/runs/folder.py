@@ -1,0 +1,196 @@
+"""The run folder: what a run was made from, what happened in it, and what it saved.
+
+Appended files survive a kill; the others are written whole or not at all.
+"""
+
+import datetime as dt
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tinkersmith.errors import UserError
+from tinkersmith.files import write_atomically, write_json
+from tinkersmith.settings import Settings
+from tinkersmith.text.templates import PromptTemplate, template_from_json
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A point that was saved: the state to go on from, and the weights to sample from."""
+
+    name: str
+    step: int  # steps done before it
+    epoch: int  # epochs done before it
+    state_path: str
+    sampler_path: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    path: Path
+
+    @classmethod
+    def create(cls, output_dir: Path | str, prefix: str, now: dt.datetime) -> "RunFolder":
+        """Make `<output_dir>/<prefix>-<YYYYmmdd-HHMMSS>`; two runs in one second get a number."""
+        stamp = now.strftime("%Y%m%d-%H%M%S")
+        for number in range(1, 1000):
+            ending = "" if number == 1 else f"-{number}"
+            path = Path(output_dir) / f"{prefix}-{stamp}{ending}"
+            try:
+                path.mkdir(parents=True)
+                return cls(path)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise UserError(
+                    f"OUTPUT_DIR {output_dir} cannot be written to: {error.strerror}. Choose "
+                    "another folder, or make room."
+                ) from None
+        raise UserError(f"There are too many runs of one second in {output_dir}.")
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    # ---- settings.json: what the run was made from
+
+    def write_facts(self, settings: Settings, template: PromptTemplate, **facts: Any) -> None:
+        """Settings, the prompt template, and `facts` (base_model, backend, data hash, ...)."""
+        write_json(
+            self.file("settings.json"),
+            {
+                "settings": {name.upper(): value for name, value in settings.model_dump().items()},
+                "prompt_template": template.to_json(),
+                **facts,
+            },
+        )
+
+    def facts(self) -> dict[str, Any]:
+        file = self.file("settings.json")
+        try:
+            facts = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(
+                f"{self.path} is not the folder of a run: it has no settings.json. Name a folder "
+                "inside OUTPUT_DIR."
+            ) from None
+        except ValueError as error:
+            raise UserError(f"{file} is damaged ({error}). Start a new run.") from None
+        if not isinstance(facts, dict) or not {"settings", "prompt_template"} <= facts.keys():
+            raise UserError(f"{file} is not the file of a training run. Name another folder.")
+        return facts
+
+    def settings(self) -> Settings:
+        from tinkersmith.settings import settings_from
+
+        return settings_from(self.facts()["settings"], where=str(self.file("settings.json")))
+
+    def template(self) -> PromptTemplate:
+        return template_from_json(self.facts()["prompt_template"])
+
+    def base_model(self) -> str:
+        return self.facts()["base_model"]
+
+    # ---- appended files
+
+    def append(self, name: str, records: Iterable[dict[str, Any]]) -> None:
+        """Add lines to a JSON Lines file; they are on disk when this returns."""
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        with self.file(name).open("a+b", buffering=0) as file:
+            # A line that a kill or a full disk cut short must not swallow the next one.
+            end = _end_of_whole_lines(file)
+            file.truncate(end)
+            try:
+                data = memoryview(text.encode("utf-8", "backslashreplace"))
+                while data:
+                    data = data[file.write(data) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """The records of a JSON Lines file; a last line that a kill cut short is left out."""
+        file = self.file(name)
+        if not file.is_file():
+            return []
+        # Only "\n" ends a line: texts may hold U+2028 and its like, at which splitlines() cuts.
+        whole = file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+        records = []
+        for number, line in enumerate(whole, start=1):
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                raise UserError(f"{file}, line {number} is damaged. Remove that line.") from None
+        return records
+
+    def rewrite(self, name: str, records: Iterable[dict[str, Any]]) -> None:
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        write_atomically(self.file(name), text)
+
+    def add_checkpoint(self, checkpoint: Checkpoint) -> None:
+        self.append("checkpoints.jsonl", [asdict(checkpoint)])
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Oldest first."""
+        return [Checkpoint(**record) for record in self.lines("checkpoints.jsonl")]
+
+
+def all_runs(output_dir: Path | str) -> list[RunFolder]:
+    """Every run that has its settings, newest first."""
+    folder = Path(output_dir)
+    found = [path.parent for path in folder.glob("*/settings.json")] if folder.is_dir() else []
+    newest_first = sorted(found, key=lambda path: (path / "settings.json").stat().st_mtime_ns)
+    return [RunFolder(path) for path in reversed(newest_first)]
+
+
+def newest_run(output_dir: Path | str) -> RunFolder:
+    """The newest run that has saved something to use.
+
+    Raises:
+        UserError: there is none.
+    """
+    runs = all_runs(output_dir)
+    for run in runs:
+        if run.checkpoints():
+            return run
+    raise UserError(
+        f"There is no finished run in {output_dir}. Train one first: python train_with_config.py"
+    )
+
+
+def open_run(name: str, output_dir: Path | str) -> RunFolder:
+    """A run by its folder, or by its name inside `output_dir`."""
+    for path in (Path(name), Path(output_dir) / name):
+        if (path / "settings.json").is_file():
+            return RunFolder(path)
+    known = ", ".join(run.name for run in all_runs(output_dir)[:5]) or "none"
+    raise UserError(f"There is no run {name} in {output_dir}; the newest there: {known}.")
+
+
+def run_of(tinker_path: str, output_dir: Path | str) -> tuple[RunFolder, Checkpoint] | None:
+    """The run and the saved point that a tinker:// path belongs to, if it is one of ours."""
+    for run in all_runs(output_dir):
+        for checkpoint in run.checkpoints():
+            if tinker_path in (checkpoint.state_path, checkpoint.sampler_path):
+                return run, checkpoint
+    return None
+
+
+def _end_of_whole_lines(file: BinaryIO) -> int:
+    """Where the last complete line ends; reads backwards, as the file may be long."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(end - 65536, 0)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0

@@ -1,0 +1,58 @@
+"""Prompt tokens -> a request for answers, as the SAMPLING_* settings want them."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tinkersmith.settings import Settings
+from tinkersmith.text.templates import PromptTemplate
+from tinkersmith.text.tokenize import TokenizedSample
+from tinkersmith.text.tokenizer import TextTokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    import tinker
+
+
+def request_answers(
+    client: "tinker.SamplingClient",
+    prompt: "np.ndarray",  # (T,)
+    settings: Settings,
+    template: PromptTemplate,
+    tokenizer: TextTokenizer,
+    max_context: int | None,
+    draws: int,
+) -> Any:
+    """The SDK's future of `draws` answers. The prompt must leave room for one token at least."""
+    import tinker
+
+    room = settings.sampling_max_tokens if max_context is None else max_context - len(prompt)
+    return client.sample(
+        tinker.ModelInput.from_ints(prompt.tolist()),
+        draws,
+        tinker.SamplingParams(
+            max_tokens=min(settings.sampling_max_tokens, room),
+            temperature=settings.sampling_temperature,
+            seed=settings.seed,
+            stop=stop_tokens(template, tokenizer),
+        ),
+    )
+
+
+def to_datum(tokenized: TokenizedSample, weight: float = 1.0) -> "tinker.Datum":
+    """The SDK's form: position i predicts token i + 1; `weight` is that of a completion token."""
+    import tinker
+
+    return tinker.Datum(
+        model_input=tinker.ModelInput.from_ints(tokenized.tokens[:-1].tolist()),
+        loss_fn_inputs={
+            "target_tokens": tinker.TensorData.from_numpy(tokenized.tokens[1:].astype(np.int64)),
+            "weights": tinker.TensorData.from_numpy(tokenized.weights[1:] * np.float32(weight)),
+        },
+    )
+
+
+def stop_tokens(template: PromptTemplate, tokenizer: TextTokenizer) -> list[int]:
+    """The tokens that end an answer: the template's own end token, and the model's."""
+    end = tokenizer.encode(template.end)
+    return sorted({tokenizer.eos_id, *(end.tolist() if len(end) == 1 else [])})

@@ -1,0 +1,288 @@
+"""Settings -> a connection that cannot hang: Tinker's cloud, a server at a URL, or our own engine.
+
+The SDK waits in silence for minutes when a server is gone. So the server is checked before the SDK
+is asked, watched while it works, and whatever goes wrong becomes one sentence.
+"""
+
+import concurrent.futures
+import difflib
+import importlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinkersmith.bundled import BUNDLED_MODELS
+from tinkersmith.errors import UserError
+from tinkersmith.models import local_model_folder, resolve_base_model
+from tinkersmith.progress import Progress, watched
+from tinkersmith.service.embedded import start_engine
+from tinkersmith.service.probe import _Probe
+from tinkersmith.settings import Settings
+
+if TYPE_CHECKING:
+    import tinker
+
+    from tinkersmith.text.tokenizer import TextTokenizer
+
+# The training loop reads no log-probability of a position without a weight: our own engine need
+# not compute them then. Other servers take it as a note.
+TRAINING_METADATA = {"tinkersmith.logprobs": "weighted"}
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+START_REACH = 5.0  # seconds for the first answer
+SLICE = 0.2  # seconds between two looks at the server while waiting
+
+
+class ServerGone(UserError):
+    """The server stopped answering in the middle of the work."""
+
+
+@dataclass
+class Service:
+    """One connection. Make it with `open_service`."""
+
+    client: "tinker.ServiceClient"
+    rest: "tinker.RestClient"
+    kind: str  # "embedded" | "cloud" | "url"
+    base_model: str  # as the server knows it
+    max_contexts: dict[str, int | None]  # of the models that the server names
+    progress: Progress  # says what takes long
+    _probe: "_Probe"
+    _tokenizer: "TextTokenizer | None" = None
+
+    @property
+    def max_context(self) -> int | None:
+        return self.max_contexts.get(self.base_model)
+
+    def wait(self, pending: Any, doing: str) -> Any:
+        """The result of an SDK future; `doing` completes "while ...".
+
+        Raises:
+            ServerGone: the server went away meanwhile.
+            UserError: what the server or the SDK objects to, as a sentence.
+        """
+        future = pending.future() if hasattr(pending, "future") else pending
+        with self.progress.doing(doing):
+            while True:
+                done, _ = concurrent.futures.wait([future], timeout=SLICE)
+                if done:
+                    return self._result(future, doing)
+                if (trouble := self._probe.trouble()) is not None:
+                    raise ServerGone(f"{trouble} This happened while {doing}.")
+
+    def ask(self, call: Callable[[], Any], doing: str) -> Any:
+        """The result of an SDK call that may block before it returns its future."""
+        started: concurrent.futures.Future = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                started.set_result(call())
+            except BaseException as error:  # raised again by whoever waits
+                started.set_exception(error)
+
+        # A daemon: a call that hangs on a dead server must not keep the program alive.
+        threading.Thread(target=run, daemon=True).start()
+        pending = self.wait(started, doing)
+        return self.wait(pending, doing) if hasattr(pending, "future") else pending
+
+    def create_training_client(self, settings: Settings) -> "tinker.TrainingClient":
+        return self.ask(
+            lambda: self.client.create_lora_training_client(
+                base_model=self.base_model,
+                rank=settings.lora_rank,
+                seed=settings.seed,
+                user_metadata=TRAINING_METADATA,
+            ),
+            f"creating a LoRA on {self.base_model}",
+        )
+
+    def create_sampling_client(self, model_path: str | None) -> "tinker.SamplingClient":
+        """On a checkpoint, or on the untouched base model."""
+        base_model = None if model_path else self.base_model
+        return self.ask(
+            lambda: self.client.create_sampling_client(model_path, base_model),
+            f"opening {model_path or self.base_model}",
+        )
+
+    def tokenizer(self, training_client: Any = None) -> "TextTokenizer":
+        """The base model's tokenizer: from its folder where that is known, else from the server."""
+        from tinkersmith.text.tokenizer import load_tokenizer, wrap_tokenizer
+
+        if self._tokenizer is None:
+            folder = local_model_folder(self.base_model)
+            if folder is not None:
+                self._tokenizer = load_tokenizer(folder)
+            else:
+                client = training_client or self.create_sampling_client(None)
+                self._tokenizer = wrap_tokenizer(client.get_tokenizer())
+        return self._tokenizer
+
+    def _result(self, future: concurrent.futures.Future, doing: str) -> Any:
+        import tinker
+        from tinker.lib.retryable_exception import RetryableException
+
+        try:
+            return future.result()
+        except tinker.RequestFailedError as error:
+            reason = str(error).split(" for self.request_id")[0].removeprefix("Request failed: ")
+            raise UserError(f"The server refused {doing}: {reason}") from None
+        except tinker.AuthenticationError:
+            raise UserError(_wrong_key()) from None
+        except tinker.APIStatusError as error:
+            raise UserError(f"The server refused {doing}: {self._detail(error)}") from None
+        except tinker.APIConnectionError as error:
+            trouble = self._probe.trouble() or f"The server cannot be reached ({error})."
+            raise ServerGone(f"{trouble} This happened while {doing}.") from None
+        except tinker.TinkerError as error:
+            raise UserError(f"The tinker SDK stopped while {doing}: {error}") from None
+        except RetryableException:
+            raise ServerGone(
+                f"The server lost a request (was it restarted?). This happened while {doing}."
+            ) from None
+        except ValueError as error:  # how the SDK reports a 4xx to a poll
+            if not str(error).startswith("Error retrieving result: "):
+                raise
+            reason = str(error).removeprefix("Error retrieving result: ").split(" for self.")[0]
+            raise ServerGone(f"{reason}. This happened while {doing}.") from None
+
+    def _detail(self, error: Any) -> str:
+        body = error.body if isinstance(error.body, dict) else {}
+        detail = str(body.get("detail") or error)
+        offered = sorted(self.max_contexts)
+        if "base" in detail.lower() and "offered" not in detail and offered:
+            near = difflib.get_close_matches(self.base_model, offered, n=len(offered), cutoff=0.0)
+            detail += f" It offers, nearest first: {', '.join(near)}."
+        return detail
+
+
+@contextmanager
+def open_service(
+    settings: Settings, *, base_model: str | None = None, progress: Progress | None = None
+) -> Iterator[Service]:
+    """Connect as BACKEND and the environment say, and close everything again at the end.
+
+    Args:
+        progress: says what takes long; without one, lines on standard output do.
+    """
+    with ExitStack() as stack:
+        spoken = progress or stack.enter_context(watched(print))
+        yield stack.enter_context(_opened(settings, base_model, spoken))
+
+
+@contextmanager
+def _opened(settings: Settings, base_model: str | None, progress: Progress) -> Iterator[Service]:
+    name, _ = resolve_base_model(base_model or settings.base_model)
+    folder = local_model_folder(name)
+    if folder is not None and name not in BUNDLED_MODELS:
+        name = str(folder)
+    # The SDK takes seconds to import; a server takes seconds to start: both at once.
+    importing = threading.Thread(target=_import_sdk, daemon=True)
+    importing.start()
+    kind, url, key = _where(settings)
+    engine = None
+    try:
+        if kind == "embedded":
+            with progress.doing("starting the engine"):
+                engine = start_engine(
+                    Path(settings.output_dir),
+                    [] if name in BUNDLED_MODELS or not folder else [name],
+                )
+            url, key = engine.url, engine.key
+        _take_loopback_out_of_proxies()
+        probe = _Probe(url, engine)
+        with progress.doing("loading the tinker SDK"):
+            importing.join()
+        service = _connect(kind, url, key, name, probe, progress)
+        finished = "errored"
+        try:
+            yield service
+            finished = "success"
+        finally:
+            _close(service, finished)
+            probe.stop()
+    finally:
+        if engine is not None:
+            engine.stop()
+
+
+# ---- which server, and is it there
+
+
+def _where(settings: Settings) -> tuple[str, str, str]:
+    """(kind, url, key) from BACKEND and the environment; url and key are "" where not known yet."""
+    url = os.environ.get("TINKER_BASE_URL", "").strip()
+    key = os.environ.get("TINKER_API_KEY", "").strip()
+    backend = settings.backend
+    if backend == "local" or (backend == "auto" and not url and not key):
+        return "embedded", "", ""
+    if not key:
+        raise UserError(
+            'BACKEND is "tinker", but there is no TINKER_API_KEY. Set it with: export '
+            'TINKER_API_KEY="<your key>" - or set BACKEND = "local" to train on this machine.'
+            if not url
+            else "TINKER_BASE_URL is set, but no TINKER_API_KEY. Set the key of that server."
+        )
+    if not key.startswith(("tml-", "eyJ")):
+        raise UserError("TINKER_API_KEY is not a Tinker key: those begin with tml-. Copy it again.")
+    if url:
+        return "url", url.rstrip("/"), key
+    return "cloud", "", key
+
+
+def _connect(
+    kind: str, url: str, key: str, base_model: str, probe: "_Probe", progress: Progress
+) -> Service:
+    import tinker
+
+    if kind == "cloud":
+        from tinker.lib.base_url import resolve_base_url
+
+        probe.url = resolve_base_url()
+    if kind != "embedded" and (trouble := probe.reach(START_REACH)) is not None:
+        raise UserError(trouble.sentence)
+    if kind == "embedded":
+        os.environ["TINKER_TELEMETRY"] = "0"  # nothing leaves the machine
+    address: dict[str, Any] = {"base_url": url} if url else {}
+    probe.start(watch=kind != "cloud")  # the SDK outlives a lost network, as does the cloud's work
+    client = tinker.ServiceClient(api_key=key, **address)
+    service = Service(client, None, kind, base_model, {}, progress, probe)  # type: ignore[arg-type]
+    service.rest = service.ask(lambda: tinker.RestClient(api_key=key, **address), "connecting")
+    found = service.ask(service.rest.get_server_capabilities, "asking which models it offers")
+    service.max_contexts = {
+        model.model_name: model.max_context_length
+        for model in found.supported_models
+        if model.model_name
+    }
+    return service
+
+
+def _close(service: Service, status: str) -> None:
+    """Finish the session, but never wait long for a server that may be gone."""
+    if service._probe.trouble() is not None:
+        return
+    with suppress(Exception):
+        service.client.close(status).future().result(timeout=3)  # type: ignore[arg-type]
+
+
+def _take_loopback_out_of_proxies() -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        hosts = [host for host in os.environ.get(name, "").split(",") if host]
+        os.environ[name] = ",".join(dict.fromkeys([*hosts, *LOOPBACK]))
+
+
+def _import_sdk() -> None:
+    with suppress(ImportError):  # the importing thread's failure shows at the real import
+        importlib.import_module("tinker")
+    # Heartbeat warnings of a server that is gone: `wait` says it better.
+    logging.getLogger("tinker").setLevel(logging.ERROR)
+
+
+def _wrong_key() -> str:
+    return (
+        "The server does not accept the API key. Check TINKER_API_KEY"
+        f"{' and TINKER_BASE_URL' if os.environ.get('TINKER_BASE_URL') else ''}."
+    )

@@ -1,0 +1,1 @@
+"""Prompts and tokens: templates, tokenizers, and samples as token ids with loss weights."""

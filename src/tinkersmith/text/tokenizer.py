@@ -1,0 +1,295 @@
+"""A model folder, or the server's tokenizer -> a `TextTokenizer`: text to token ids and back."""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from tinkersmith.errors import UserError
+from tinkersmith.text.guards import GUARDED, unguarded
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+CHUNK = 1000  # texts or samples per call: limits the memory of the Rust side on large files
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """Turns text into token ids and back. It adds nothing to the text, such as a begin token."""
+
+    encode_texts: Callable[[list[str]], list[list[int]]]  # special tokens are recognised
+    encode_plain_texts: Callable[[list[str]], list[list[int]]]  # special tokens stay plain text
+    decode_ids: Callable[[list[int]], str]
+    vocab_size: int
+    eos_id: int
+    eos_text: str
+    begin_text: str  # what the tokenizer by default puts before a text: "" for most
+    special_tokens: dict[str, int]
+    named_tokens: dict[str, str]  # bos_token, eos_token, ... as chat templates name them
+    stripping: tuple[frozenset[str], frozenset[str]]  # specials that take the space left, right
+    serialised: Callable[[], str]  # everything that decides which ids a text gets
+    chat_template: str | None = None
+    folder: Path | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash that is equal for tokenizers that give the same ids."""
+        from tokenizers import __version__
+
+        return hashlib.sha256(f"{__version__}\n{self.serialised()}".encode()).hexdigest()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of each text, (T,) int32. Guarded text never becomes a special token."""
+        return [
+            np.asarray(row, dtype=np.int32)
+            for start in range(0, len(texts), CHUNK)
+            for row in self.ids_of(texts[start : start + CHUNK])
+        ]
+
+    def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
+        """Like `encode_batch`, as lists and in one call."""
+        guarded = {index for index, text in enumerate(texts) if GUARDED in text}
+        plain = ["" if index in guarded else text for index, text in enumerate(texts)]
+        ids = _encode_any_text(self.encode_texts, plain)
+        for index in guarded:
+            ids[index] = self._encode_guarded(texts[index])
+        return ids
+
+    def encode(self, text: str) -> np.ndarray:
+        """The ids of one text: (T,) int32."""
+        return self.encode_batch([text])[0]
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of `ids`, without special tokens."""
+        return self.decode_ids([int(token) for token in ids])
+
+    def _encode_guarded(self, text: str) -> list[int]:
+        """Encode like the tokenizer: special tokens first, then the text between them."""
+        takes_left, takes_right = self.stripping
+        split = self._special_pattern.split(text)  # text, special, text, special, ..., text
+        texts: list[str] = []
+        for index in range(0, len(split), 2):
+            between = split[index]
+            if index and split[index - 1] in takes_right:
+                between = between.lstrip()
+            if index + 1 < len(split) and split[index + 1] in takes_left:
+                between = between.rstrip()
+            texts.append(unguarded(between))
+        encoded = _encode_any_text(self.encode_plain_texts, texts)
+        ids = list(encoded[0])
+        for special, row in zip(split[1::2], encoded[1:], strict=True):
+            ids.append(self.special_tokens[special])
+            ids.extend(row)
+        return ids
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern[str]:
+        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+
+
+def load_tokenizer(folder: Path | str) -> TextTokenizer:
+    """The tokenizer of a model folder in Hugging Face format.
+
+    Raises:
+        UserError: the folder has none, or none that can be read.
+    """
+    folder = Path(folder)
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return _load_with_transformers(folder)
+    from tokenizers import Tokenizer
+
+    try:
+        backend = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception for every damaged file
+        raise UserError(f"{file} is not a tokenizer: {error}. Copy the model again.") from None
+    config = _read_json(folder / "tokenizer_config.json")
+    named = {
+        name: text
+        for source in (_read_json(folder / "special_tokens_map.json"), config)
+        for name, value in source.items()
+        if name.endswith("_token") and (text := _token_text(value))
+    }
+    if "eos_token" not in named:
+        named["eos_token"] = _eos_from_model_config(folder, backend)
+    return _of_backend(backend, named, _stored_chat_template(folder, config), folder)
+
+
+def wrap_tokenizer(hf_tokenizer: Any) -> TextTokenizer:
+    """Wrap a `transformers` tokenizer, such as the SDK's `training_client.get_tokenizer()` gives.
+
+    Raises:
+        UserError: it has no end token.
+    """
+    named = {
+        name: str(value)
+        for name, value in hf_tokenizer.special_tokens_map.items()
+        if isinstance(value, str) or hasattr(value, "content")
+    }
+    template: Any = hf_tokenizer.chat_template
+    if isinstance(template, dict):
+        template = cast("dict[str, Any]", template).get("default")
+    folder = Path(hf_tokenizer.name_or_path) if hf_tokenizer.name_or_path else None
+    folder = folder if folder and folder.is_dir() else None
+    if "eos_token" not in named:
+        raise UserError("The model's tokenizer has no end token (eos_token); choose another model.")
+    if backend := getattr(hf_tokenizer, "backend_tokenizer", None):
+        from tokenizers import Tokenizer
+
+        return _of_backend(Tokenizer.from_str(backend.to_str()), named, template, folder)
+
+    def encode(texts: list[str], **options: bool) -> list[list[int]]:
+        return [hf_tokenizer.encode(text, add_special_tokens=False, **options) for text in texts]
+
+    specials = {
+        str(token): index
+        for index, token in hf_tokenizer.added_tokens_decoder.items()
+        if getattr(token, "special", True)
+    }
+    eos_id = int(hf_tokenizer.convert_tokens_to_ids(named["eos_token"]))
+    specials.setdefault(named["eos_token"], eos_id)
+    return TextTokenizer(
+        encode_texts=encode,
+        encode_plain_texts=lambda texts: encode(texts, split_special_tokens=True),
+        decode_ids=lambda ids: hf_tokenizer.decode(ids, skip_special_tokens=True),
+        vocab_size=len(hf_tokenizer),
+        eos_id=eos_id,
+        eos_text=named["eos_token"],
+        begin_text=_begin_text(hf_tokenizer.convert_ids_to_tokens(hf_tokenizer.encode("")), named),
+        special_tokens=specials,
+        named_tokens=named,
+        stripping=(frozenset(), frozenset()),
+        serialised=lambda: json.dumps([str(hf_tokenizer.__class__), hf_tokenizer.get_vocab()]),
+        chat_template=template,
+        folder=folder,
+    )
+
+
+def _encode_any_text(
+    encode: Callable[[list[str]], list[list[int]]], texts: list[str]
+) -> list[list[int]]:
+    try:
+        return encode(texts)
+    except (TypeError, UnicodeEncodeError):
+        # Unpaired surrogates have no UTF-8; they become U+FFFD.
+        whole = (text.encode("utf-16", "surrogatepass") for text in texts)
+        return encode([text.decode("utf-16", "replace") for text in whole])
+
+
+def _of_backend(
+    backend: "Tokenizer", named: dict[str, str], chat_template: str | None, folder: Path | None
+) -> TextTokenizer:
+    backend.no_truncation()
+    backend.no_padding()
+    eos_text = named["eos_token"]
+    eos_id = backend.token_to_id(eos_text)
+    if eos_id is None:
+        raise UserError(f'The end token "{eos_text}" is not in the tokenizer{_in_folder(folder)}.')
+    # Most tokenizers know it already; others would encode the end token letter by letter.
+    cast("Any", backend).add_special_tokens([eos_text])
+    added = backend.get_added_tokens_decoder()
+    specials = {token.content: index for index, token in added.items() if token.special}
+
+    @cache
+    def plain_twin() -> "Tokenizer":  # the switch is a state of a whole tokenizer
+        twin = type(backend).from_str(backend.to_str())
+        twin.encode_special_tokens = True
+        return twin
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_plain(texts: list[str]) -> list[list[int]]:
+        return [row.ids for row in plain_twin().encode_batch_fast(texts, add_special_tokens=False)]
+
+    return TextTokenizer(
+        encode_texts=encode,
+        encode_plain_texts=encode_plain,
+        decode_ids=lambda ids: backend.decode(ids, skip_special_tokens=True),
+        vocab_size=backend.get_vocab_size(with_added_tokens=True),
+        eos_id=eos_id,
+        eos_text=eos_text,
+        begin_text=_begin_text(backend.encode("").tokens, named),
+        special_tokens=specials,
+        named_tokens=named,
+        stripping=(
+            frozenset(token.content for token in added.values() if token.special and token.lstrip),
+            frozenset(token.content for token in added.values() if token.special and token.rstrip),
+        ),
+        serialised=backend.to_str,
+        chat_template=chat_template,
+        folder=folder,
+    )
+
+
+def _begin_text(added_to_nothing: Sequence[str], named: dict[str, str]) -> str:
+    """The begin token, if this tokenizer puts one before every text (as Llama's does)."""
+    bos_text = named.get("bos_token", "")
+    puts_begin = list(added_to_nothing[:1]) == [bos_text] and bos_text != named["eos_token"]
+    return bos_text if puts_begin else ""
+
+
+def _load_with_transformers(folder: Path) -> TextTokenizer:
+    if not (folder / "tokenizer_config.json").is_file():
+        raise UserError(
+            f"{folder} has no tokenizer.json. Name a model folder in Hugging Face format."
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        untyped = cast("Any", AutoTokenizer)
+        hf_tokenizer = untyped.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"The tokenizer in {folder} cannot be read: {error}") from None
+    return wrap_tokenizer(hf_tokenizer)
+
+
+def _stored_chat_template(folder: Path, config: dict[str, Any]) -> str | None:
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    stored: Any = _read_json(folder / "chat_template.json").get("chat_template")
+    stored = stored or config.get("chat_template")
+    if isinstance(stored, list):  # several templates by name
+        entries = cast("list[dict[str, Any]]", stored)
+        stored = {entry.get("name"): entry.get("template") for entry in entries}.get("default")
+    return stored if isinstance(stored, str) else None
+
+
+def _eos_from_model_config(folder: Path, backend: "Tokenizer") -> str:
+    for name in ("generation_config.json", "config.json"):
+        eos: Any = _read_json(folder / name).get("eos_token_id")
+        eos = cast("list[Any]", eos)[0] if isinstance(eos, list) and eos else eos
+        if isinstance(eos, int) and (text := backend.id_to_token(eos)):
+            return text
+    raise UserError(
+        f"The tokenizer in {folder} names no end token. Add eos_token to tokenizer_config.json."
+    )
+
+
+def _token_text(value: Any) -> str:
+    if isinstance(value, dict):
+        value = cast("dict[str, Any]", value).get("content")
+    return value if isinstance(value, str) else ""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        value: Any = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}. Copy the model again.") from None
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _in_folder(folder: Path | None) -> str:
+    return f" in {folder}" if folder else ""

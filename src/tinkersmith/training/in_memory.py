@@ -1,0 +1,154 @@
+"""Files that fit into memory -> tokenised training and validation sets."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from tinkersmith.data.duplicates import Duplicates, find_duplicates
+from tinkersmith.data.lengths import LengthStatistics
+from tinkersmith.data.report import duplicate_lines, read_lines, skipped_lines, validation_lines
+from tinkersmith.data.samples import LoadedSamples, Sample, load_samples, overlap
+from tinkersmith.data.shuffle import VALIDATION_STREAM, shuffled
+from tinkersmith.errors import UserError
+from tinkersmith.files import write_json
+from tinkersmith.plurals import counted
+from tinkersmith.progress import Progress
+from tinkersmith.runs.folder import RunFolder
+from tinkersmith.settings import Settings
+from tinkersmith.text.tokenize import LengthEvent, TokenizedSample, tokenize
+from tinkersmith.training.batches import batch_indices
+from tinkersmith.training.source import Encoding
+from tinkersmith.training.summary import DataSummary, event_lines, none_fits, write_duplicates
+
+
+@dataclass(frozen=True)
+class SamplesInMemory:
+    """The samples of the files, before a tokenizer is known. See `DataSource`."""
+
+    training: list[Sample]
+    validation: list[Sample]
+    loaded: list[LoadedSamples]  # of DATA_FILES, and of VALIDATION_FILES if there are any
+
+    @cached_property
+    def duplicates(self) -> list[Duplicates]:
+        """The duplicates in each of `loaded`."""
+        return [find_duplicates(loaded.samples) for loaded in self.loaded]
+
+    @property
+    def first(self) -> Sample:
+        return self.training[0]
+
+    def report(self) -> list[str]:
+        counts = {file: count for loaded in self.loaded for file, count in loaded.counts.items()}
+        missing = [file for loaded in self.loaded for file in loaded.missing_files]
+        skipped = [record for loaded in self.loaded for record in loaded.skipped]
+        shared = len(overlap(self.training, self.validation)) if self.validation else 0
+        return [
+            *read_lines(counts, missing),
+            *skipped_lines(skipped, len(skipped), "skipped.jsonl"),
+            *duplicate_lines(self.duplicates, listed=True),
+            *validation_lines(len(self.validation), shared),
+        ]
+
+    def tokenized(self, encoding: Encoding, progress: Progress) -> "TokensInMemory":
+        how = (encoding.template, encoding.tokenizer, encoding.max_length, encoding.truncate)
+        count = len(self.training) + len(self.validation)
+        with progress.doing(f"tokenising {counted(count, 'sample')}"):
+            training = tokenize(self.training, *how)
+            validation = tokenize(self.validation, *how)
+        if not training.samples:
+            raise none_fits(len(self.training), encoding.max_length)
+        return TokensInMemory(
+            training=training.samples,
+            validation=validation.samples,
+            lengths=LengthStatistics.of(training.lengths, "tokens", encoding.max_length),
+            truncated=[*training.truncated, *validation.truncated],
+            too_long=[*training.skipped, *validation.skipped],
+            skipped_records=[
+                record.to_json() for loaded in self.loaded for record in loaded.skipped
+            ],
+            duplicates=self.duplicates,
+            batch_size=encoding.settings.batch_size,
+            seed=encoding.settings.seed,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TokensInMemory:
+    """All batches of a run. See `TokenizedData`."""
+
+    training: list[TokenizedSample]
+    validation: list[TokenizedSample]
+    lengths: LengthStatistics
+    truncated: list[LengthEvent]
+    too_long: list[LengthEvent]
+    skipped_records: list[dict[str, Any]]
+    duplicates: list[Duplicates]
+    batch_size: int
+    seed: int
+
+    @property
+    def count(self) -> int:
+        return len(self.training)
+
+    def batch(self, step: int) -> list[TokenizedSample]:
+        indices = batch_indices(len(self.training), self.batch_size, self.seed, step)
+        return [self.training[index] for index in indices]
+
+    def start(self, run: RunFolder, first_step: int) -> None:
+        write_json(run.file("lengths.json"), self.lengths.to_json())
+        lines = event_lines(self.skipped_records, self.too_long, self.truncated)
+        run.rewrite("skipped.jsonl", lines)
+        write_duplicates(run, self.duplicates)
+
+    def stop(self) -> None:
+        """Nothing runs in the background."""
+
+    def is_complete(self) -> bool:
+        return True
+
+    def summary(self) -> DataSummary:
+        return DataSummary(
+            lengths=self.lengths,
+            training=len(self.training),
+            too_long=len(self.too_long),
+            truncated=len(self.truncated),
+            unusable=len(self.skipped_records),
+            first_events=[*self.too_long, *self.truncated][:10],
+        )
+
+    def digest(self) -> str:
+        digest = hashlib.sha256()
+        for sample in [*self.training, *self.validation]:
+            digest.update(np.array([len(sample.tokens), sample.prompt_length]).tobytes())
+            digest.update(sample.tokens.tobytes())
+        return digest.hexdigest()
+
+
+def read_into_memory(settings: Settings) -> SamplesInMemory:
+    """Read the files and set the validation samples apart.
+
+    Raises:
+        UserError: see `load_samples`; or validation leaves nothing to train on.
+    """
+    training = load_samples(settings.data_files)
+    if settings.validation_files:
+        validation = load_samples(settings.validation_files)
+        return SamplesInMemory(training.samples, validation.samples, [training, validation])
+    count = len(training.samples)
+    held_out_count = round(count * settings.validation_ratio)
+    if settings.validation_ratio and not 0 < held_out_count < count:
+        raise UserError(
+            f"VALIDATION_RATIO {settings.validation_ratio} of {counted(count, 'sample')} leaves "
+            f"{held_out_count} for validation; give more data, or set VALIDATION_FILES."
+        )
+    order = shuffled(count, settings.seed, VALIDATION_STREAM)
+    held_out = set(order[:held_out_count].tolist())
+    return SamplesInMemory(
+        [sample for index, sample in enumerate(training.samples) if index not in held_out],
+        [training.samples[index] for index in sorted(held_out)],
+        [training],
+    )

@@ -1,0 +1,255 @@
+"""A `Plan` -> its steps through the SDK, with losses, validation and checkpoints on the way."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tinkersmith.errors import UserError
+from tinkersmith.plurals import counted
+from tinkersmith.progress import Clock, Progress, Task
+from tinkersmith.runs.folder import Checkpoint
+from tinkersmith.service.answers import to_datum
+from tinkersmith.training.batches import learning_rate_at
+from tinkersmith.training.length_report import LengthReport
+from tinkersmith.training.plan import Plan
+from tinkersmith.training.summary import none_fits
+
+if TYPE_CHECKING:
+    import tinker
+
+_PIPELINE = 2  # steps that are submitted ahead, so that the server never waits for us
+_VALIDATION_BATCH = 64  # samples per forward request
+
+
+@dataclass
+class Curves:
+    """The losses of a run so far, each a mean per completion token."""
+
+    steps: list[float] = field(default_factory=list[float])
+    epochs: list[float] = field(default_factory=list[float])
+    validation: list[float] = field(default_factory=list[float])
+    epoch_sum: float = 0.0  # of the completion tokens' losses in the unfinished epoch
+    epoch_tokens: int = 0  # completion tokens in the unfinished epoch
+
+    @classmethod
+    def of(cls, metrics: Sequence[dict[str, Any]], epochs_done: int) -> "Curves":
+        """The curves that the lines of metrics.jsonl hold."""
+        curves = cls()
+        for line in metrics:
+            if "loss" in line:
+                unfinished = line["epoch"] > epochs_done
+                curves.add_step(line["loss"], line["completion_tokens"] if unfinished else 0)
+            if "epoch_loss" in line:
+                curves.epochs.append(line["epoch_loss"])
+            if "validation_loss" in line:
+                curves.validation.append(line["validation_loss"])
+        return curves
+
+    def add_step(self, loss: float, completion_tokens: int) -> None:
+        self.steps.append(loss)
+        self.epoch_sum += loss * completion_tokens
+        self.epoch_tokens += completion_tokens
+
+    def end_epoch(self) -> float:
+        """The finished epoch's mean loss per completion token."""
+        loss = self.epoch_sum / self.epoch_tokens
+        self.epoch_sum, self.epoch_tokens = 0.0, 0
+        self.epochs.append(loss)
+        return loss
+
+
+class Loop:
+    """The steps that are left of a plan. `run` may be called once."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        lengths: LengthReport,
+        progress: Progress,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._plan, self._lengths, self._progress, self._clock = plan, lengths, progress, clock
+        self._curves = Curves.of(plan.measured, plan.first_step // plan.steps_per_epoch)
+        self._pending: deque[_Step] = deque()
+        self._begun = clock()
+        self._tokens = 0  # since then
+
+    def run(self) -> Curves:
+        """Train. The next step is submitted before the last one's result is awaited."""
+        plan, settings = self._plan, self._plan.settings
+        self._progress.say("")
+        self._progress.say(
+            f"Training {plan.run.name}: {counted(plan.data.count, 'sample')}, "
+            f"{counted(settings.num_epochs, 'epoch')}, {counted(plan.total_steps, 'step')}"
+        )
+        self._begun = self._clock()
+        with self._progress.doing("training") as task:
+            for number in range(plan.first_step, plan.total_steps):
+                self._submit(number)
+                done = number + 1
+                epoch_ends = done % plan.steps_per_epoch == 0
+                validates = epoch_ends or _is_due(done, settings.eval_every)
+                saves = epoch_ends or _is_due(done, settings.save_every)
+                # What is measured or saved must not run ahead of what is recorded.
+                while len(self._pending) > (0 if validates or saves else _PIPELINE - 1):
+                    self._record(self._pending.popleft(), task)
+                if epoch_ends:
+                    self._lengths.summary()
+                    self._end_epoch(done)
+                else:
+                    self._lengths.print_if_complete()
+                if validates and plan.data.validation:
+                    self._validate(done)
+                if saves:
+                    self._save(done)
+        return self._curves
+
+    def _submit(self, number: int) -> None:
+        """Send a step to the server, unless every sample of its batch is too long."""
+        import tinker
+
+        plan, settings = self._plan, self._plan.settings
+        with self._progress.doing(f"preparing the batch of step {number + 1:,}"):
+            batch = plan.data.batch(number)
+        if not batch:
+            return
+        completion_tokens = sum(sample.completion_length for sample in batch)
+        # The server sums over tokens. Weights that add up to 1 make that the mean, so that the
+        # loss and GRAD_CLIP_NORM mean the same for short and long batches.
+        datums = [to_datum(sample, 1 / completion_tokens) for sample in batch]
+        rate = learning_rate_at(
+            number,
+            plan.total_steps,
+            settings.learning_rate,
+            settings.lr_schedule,
+            settings.warmup_ratio,
+        )
+        params = tinker.AdamParams(learning_rate=rate, grad_clip_norm=settings.grad_clip_norm)
+        self._pending.append(
+            _Step(
+                number=number,
+                learning_rate=rate,
+                samples=len(batch),
+                tokens=sum(len(sample.tokens) for sample in batch),
+                completion_tokens=completion_tokens,
+                forward_backward=plan.client.forward_backward(datums, "cross_entropy"),
+                optim_step=plan.client.optim_step(params),
+                begun=self._clock(),
+            )
+        )
+
+    def _record(self, step: "_Step", task: Task) -> None:
+        """Wait for a step, and write down what it measured."""
+        plan, number = self._plan, step.number + 1
+        doing = f"training step {number:,} of {plan.total_steps:,}"
+        output = plan.service.wait(step.forward_backward, doing)
+        update = plan.service.wait(step.optim_step, doing)
+        loss = float(output.metrics["loss:sum"])
+        if not math.isfinite(loss):
+            raise UserError(
+                f"The loss of step {number:,} is {loss}: training has diverged. Start a new run "
+                "with a lower LEARNING_RATE."
+            )
+        self._curves.add_step(loss, step.completion_tokens)
+        self._tokens += step.tokens
+        rate = self._show(number, loss, task)
+        line: dict[str, Any] = {
+            "step": number,
+            "epoch": step.number // plan.steps_per_epoch + 1,
+            "loss": loss,
+            "learning_rate": step.learning_rate,
+            "samples": step.samples,
+            "tokens": step.tokens,
+            "completion_tokens": step.completion_tokens,
+            "tokens_per_second": round(rate, 1),
+            "seconds": round(self._clock() - step.begun, 4),
+        }
+        if update.metrics and "grad_norm" in update.metrics:
+            line["grad_norm"] = update.metrics["grad_norm"]
+        plan.run.append("metrics.jsonl", [line])
+
+    def _show(self, done: int, loss: float, task: Task) -> float:
+        """Show how far the run is; returns the tokens per second so far."""
+        plan = self._plan
+        elapsed = max(self._clock() - self._begun, 1e-6)
+        rate = self._tokens / elapsed
+        left = elapsed / max(done - plan.first_step, 1) * (plan.total_steps - done)
+        state = (
+            f"step {done:,}/{plan.total_steps:,}  loss {loss:.4f}  {rate:,.0f} tokens/s  "
+            f"{_minutes(left)} left"
+        )
+        if done == plan.total_steps:
+            self._progress.say(f"  {state}")
+        else:
+            self._progress.reached(task, state, done / plan.total_steps)
+        return rate
+
+    def _end_epoch(self, done: int) -> None:
+        plan, epoch = self._plan, done // self._plan.steps_per_epoch
+        if not self._curves.epoch_tokens:
+            raise none_fits(plan.data.count, plan.max_length)
+        loss = self._curves.end_epoch()
+        plan.run.append("metrics.jsonl", [{"step": done, "epoch_loss": loss}])
+        self._progress.say(f"  Epoch {epoch}/{plan.settings.num_epochs}: mean loss {loss:.4f}")
+
+    def _validate(self, done: int) -> None:
+        plan, samples = self._plan, self._plan.data.validation
+        doing = "measuring the validation loss"
+        with self._progress.doing(doing):
+            futures = [
+                plan.client.forward(
+                    [to_datum(sample) for sample in samples[start : start + _VALIDATION_BATCH]],
+                    "cross_entropy",
+                )
+                for start in range(0, len(samples), _VALIDATION_BATCH)
+            ]
+            outputs = [plan.service.wait(future, doing) for future in futures]
+        total = sum(float(output.metrics["loss:sum"]) for output in outputs)
+        loss = total / sum(sample.completion_length for sample in samples)
+        self._curves.validation.append(loss)
+        plan.run.append("metrics.jsonl", [{"step": done, "validation_loss": loss}])
+        self._progress.say(f"  Step {done:,}: validation loss {loss:.4f}")
+
+    def _save(self, done: int) -> None:
+        """Save the state to continue from and the weights to sample from, under one name."""
+        plan, name = self._plan, f"step-{done:06}"
+        doing = f"saving the checkpoint of step {done:,}"
+        with self._progress.doing(doing):
+            state = plan.client.save_state(name)
+            sampler = plan.client.save_weights_for_sampler(name)
+            checkpoint = Checkpoint(
+                name=name,
+                step=done,
+                epoch=done // plan.steps_per_epoch,
+                state_path=plan.service.wait(state, doing).path,
+                sampler_path=plan.service.wait(sampler, doing).path,
+            )
+        plan.run.add_checkpoint(checkpoint)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A step that the server works on."""
+
+    number: int  # counted from 0
+    learning_rate: float
+    samples: int
+    tokens: int
+    completion_tokens: int
+    forward_backward: "tinker.APIFuture[tinker.ForwardBackwardOutput]"
+    optim_step: "tinker.APIFuture[tinker.OptimStepResponse]"
+    begun: float  # of the loop's clock
+
+
+def _is_due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0
+
+
+def _minutes(seconds: float) -> str:
+    """A duration as 1:23 or 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

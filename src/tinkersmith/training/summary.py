@@ -1,0 +1,55 @@
+"""What became of a run's samples: counts, lines of skipped.jsonl and duplicates.jsonl."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
+
+from tinkersmith.data.duplicates import DUPLICATES_FILE, Duplicates
+from tinkersmith.data.lengths import LengthStatistics
+from tinkersmith.errors import UserError
+from tinkersmith.plurals import counted
+from tinkersmith.runs.folder import RunFolder
+from tinkersmith.text.tokenize import LengthEvent
+
+
+@dataclass(frozen=True, slots=True)
+class DataSummary:
+    """Counts of all samples. The skipped and truncated ones are listed in skipped.jsonl."""
+
+    lengths: LengthStatistics  # of the training samples, before the length policy
+    training: int  # samples to train on
+    too_long: int
+    truncated: int
+    unusable: int  # records
+    first_events: list[LengthEvent]  # at most 10
+
+
+def event_lines(
+    skipped_records: Sequence[dict[str, Any]],
+    too_long: Sequence[LengthEvent],
+    truncated: Sequence[LengthEvent],
+) -> list[dict[str, Any]]:
+    """The lines of skipped.jsonl: every sample that is skipped or truncated."""
+    return [
+        *({"kind": "bad record", **record} for record in skipped_records),
+        *({"kind": "too long", **event.to_json()} for event in too_long),
+        *({"kind": "truncated", **event.to_json()} for event in truncated),
+    ]
+
+
+def write_duplicates(run: RunFolder, found: Iterable[Duplicates]) -> None:
+    """List every duplicate in a file of the run, if there are any."""
+    lines = chain.from_iterable(duplicates.lines() for duplicates in found)
+    write = run.rewrite
+    while some := list(islice(lines, 10_000)):  # the file may be as large as the data
+        write(DUPLICATES_FILE, some)
+        write = run.append
+
+
+def none_fits(count: int, max_length: int) -> UserError:
+    """The error that not one of `count` samples is short enough."""
+    return UserError(
+        f"Not one of {counted(count, 'sample')} fits into {max_length:,} tokens. Raise "
+        "MAX_SEQUENCE_LENGTH, set TRUNCATE_LONG_SEQUENCES = True, or shorten the samples."
+    )

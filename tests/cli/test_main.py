@@ -1,0 +1,223 @@
+"""The front doors: exit codes, one sentence for each mistake, quick help."""
+
+import errno
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.tiny_models import make_tiny_model
+from tinkersmith.cli.front_door import run_front_door
+from tinkersmith.cli.main import main
+from tinkersmith.cli.train import train_command
+from tinkersmith.errors import UserError
+
+GOOD = {"instruction": "Say yes.", "output": "yes"}
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_CREDENTIAL_CMD"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def one_error(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr."""
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("Error: ")
+    return line
+
+
+def train_with(*arguments: str) -> int:
+    return run_front_door(lambda: train_command(list(arguments)))
+
+
+# ---- mistakes
+
+
+def written(content: bytes) -> Callable[[], list[str]]:
+    def arguments() -> list[str]:
+        Path("data.json").write_bytes(content)
+        return ["--set", "DATA_FILES=['data.json']"]
+
+    return arguments
+
+
+def setting(text: str) -> Callable[[], list[str]]:
+    def arguments() -> list[str]:
+        Path("data.json").write_text(json.dumps([GOOD]))
+        return ["--set", "DATA_FILES=['data.json']", "--set", text]
+
+    return arguments
+
+
+MISTAKES = {
+    "no data file": (lambda: ["--set", "DATA_FILES=['nowhere.json']"], "nowhere.json"),
+    "an empty file": (written(b""), "data.json is empty"),
+    "JSON cut short": (written(b'[{"instruction": "a",\n "outp'), "line 2"),
+    "an object": (written(json.dumps(GOOD).encode()), "an object instead of an array"),
+    "only strings": (written(b'["text"]'), "data.json, record 1"),
+    "no output": (written(b'[{"instruction": "a"}]'), '"output" is missing'),
+    "a null": (written(b'[{"instruction": null, "output": "b"}]'), '"instruction" is null'),
+    "a number": (written(b'[{"instruction": "a", "output": 4}]'), '"output" is the number 4'),
+    "another encoding": (written('[{"instruction": "é"}]'.encode("latin-1")), "UTF-8"),
+    "an unknown setting": (setting("LORA_RNK=8"), "LORA_RANK"),
+    "rank 0": (setting("LORA_RANK=0"), "between 1 and 512"),
+    "a negative rate": (setting("LEARNING_RATE=-0.1"), "LEARNING_RATE is -0.1"),
+    "no value": (setting("LORA_RANK"), "NAME=VALUE"),
+    "a folder that is not there": (setting("BASE_MODEL=./nothing"), "./nothing"),
+    "the cloud without a key": (setting("BACKEND=tinker"), "TINKER_API_KEY"),
+    "an output folder that is a file": (setting("OUTPUT_DIR=data.json"), "data.json"),
+    "no such config": (lambda: ["--config", "nowhere.py"], "nowhere.py"),
+    "no such run": (lambda: ["--resume", "nothing"], "nothing"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(
+    mistake: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make, expected = MISTAKES[mistake]
+    assert train_with(*make()) == 1
+    assert expected in one_error(capsys)
+    assert not list(Path().glob("runs/*/*"))
+
+
+def test_a_python_error_in_the_config_is_named_with_its_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("mine.py").write_text("LORA_RANK = 8\nNUM_EPOCHS = = 2\n")
+    assert train_with("--config", "mine.py") == 1
+    assert "mine.py, line 2" in one_error(capsys)
+
+
+def test_a_setting_that_resume_would_ignore_is_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert train_with("--resume", "some-run", "--set", "LORA_RANK=8") == 1
+    assert "LORA_RANK" in one_error(capsys)
+
+
+def test_an_unknown_base_model_is_answered_with_what_there_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("data.json").write_text(json.dumps([GOOD]))
+    begin = time.monotonic()
+    sets = ["--set", "DATA_FILES=['data.json']", "--set", "BASE_MODEL=tinkersmith/tiny-mth"]
+    assert train_with(*sets) == 1
+    assert time.monotonic() - begin < 30
+    assert "tinkersmith/tiny-math" in one_error(capsys)
+    assert not list(Path("runs").glob("*/settings.json"))
+
+
+# ---- exit codes
+
+
+def raising(error: BaseException) -> Callable[[], int]:
+    def act() -> int:
+        raise error
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UserError("It is so."), 1),
+        (KeyboardInterrupt(), 130),
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x/metrics.jsonl"), 1),
+        (PermissionError(errno.EACCES, "Permission denied", "runs/x"), 1),
+    ],
+)
+def test_what_ends_a_command_becomes_an_exit_code(
+    error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_front_door(raising(error)) == code
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    if isinstance(error, OSError):
+        assert shown.startswith("Error: runs/x")
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_front_door(raising(ZeroDivisionError()))
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    Path("data.json").write_text(json.dumps(["bad"] * 20_000 + [GOOD]))
+    ended = subprocess.run(
+        f"{sys.executable} -m tinkersmith stats data.json | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.stderr == ""
+    assert "Read 1 sample from data.json" in ended.stdout
+
+
+# ---- the commands
+
+
+def seconds_of_help() -> float:
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "tinkersmith", "--help"], capture_output=True)
+    return time.perf_counter() - begin
+
+
+def test_help_answers_in_under_300_ms() -> None:
+    assert min(seconds_of_help() for _ in range(5)) < 0.3
+
+
+def test_help_names_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for command in ("train", "split", "stats", "evaluate", "export", "engine"):
+        assert f"  {command} " in shown
+
+
+@pytest.mark.parametrize("command", ["train", "split", "stats", "evaluate", "export", "engine"])
+def test_every_command_has_a_help_of_its_own(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: tinkersmith {command}" in capsys.readouterr().out
+
+
+def test_no_command_and_an_unknown_one_are_usage_errors(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([]) == 2
+    capsys.readouterr()
+    assert main(["trian"]) == 2
+    assert "did you mean train?" in one_error(capsys)
+
+
+def test_stats_counts_in_tokens_of_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    make_tiny_model(Path("model"))
+    Path("data.json").write_text(json.dumps([GOOD, "bad"]))
+    files = ["data.json", "missing.json"]
+    model = ["--base-model", "./model", "--template", "instruction"]
+    assert main(["stats", *files, *model]) == 0
+    shown = capsys.readouterr().out
+    # One token a byte: the template, the texts, and the end token.
+    assert len("Instruction: Say yes.\nResponse:\nyes") + 1 == 36
+    assert "1 sample, 36 tokens" in shown
+    assert "data.json, record 2" in shown
+    assert "missing.json" in shown
+
+
+def test_stats_without_the_models_tokenizer_counts_characters(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("data.json").write_text(json.dumps([GOOD]))
+    assert main(["stats", "data.json", "--base-model", "Qwen/Qwen3-8B"]) == 0
+    assert "1 sample, 11 characters" in capsys.readouterr().out

@@ -1,0 +1,224 @@
+"""Large JSON Lines files are walked in chunks: the same samples, in memory that does not grow."""
+
+import gzip
+import itertools
+import json
+import tracemalloc
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tinkersmith.data import large_files
+from tinkersmith.data.large_files import LargeFiles, are_streamed, iterate_samples, read_chunk, scan
+from tinkersmith.data.samples import Sample, load_samples, overlap
+from tinkersmith.errors import UserError
+from tinkersmith.progress import Progress
+
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.fixture(autouse=True)
+def _small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_files, "STREAMED_ABOVE", 1000)
+    monkeypatch.setattr(large_files, "_BLOCK_BYTES", 500)
+
+
+def records(count: int) -> list[dict[str, str]]:
+    return [
+        {"instruction": f"中文 {n}", "input": "\u2028" * (n % 3), "output": "x" * (n % 90 + 1)}
+        for n in range(count)
+    ]
+
+
+def lines(some: list[dict[str, str]], end: bytes = b"\n") -> bytes:
+    return end.join(json.dumps(one, ensure_ascii=False).encode() for one in some)
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def scanned(
+    *files: Path,
+    validation_files: Sequence[str] = (),
+    ratio: float = 0.0,
+    seed: int = 42,
+    progress: Progress | None = None,
+) -> LargeFiles:
+    names = [str(file) for file in files]
+    return scan(names, validation_files, ratio, seed, progress or Progress(print))
+
+
+def everything(files: LargeFiles) -> list[Sample]:
+    return [sample for chunk in files.chunks for sample in read_chunk(chunk)[0]]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        lines(records(40)),
+        lines(records(40)) + b"\n",
+        lines(records(40), b"\r\n") + b"\r\n\r\n",
+        BOM + b"\n\n" + lines(records(40), b"\n \n"),
+        lines(records(20)) + b'\n{"instruction": "q"}\n7\n' + lines(records(20)),
+        lines(records(20)) + b'\n{"instruction": "q", "output": NaN}\n' + lines(records(20)),
+        lines(records(20)) + b"\n" * 2000 + lines(records(20)),
+    ],
+)
+def test_the_chunks_hold_what_loading_the_file_at_once_gives(tmp_path: Path, data: bytes) -> None:
+    file = write(tmp_path / "a.jsonl", data)
+    whole = load_samples([str(file)])
+    files = scanned(file)
+    assert len(files.chunks) > 3
+    assert everything(files) == whole.samples == list(iterate_samples([str(file)]))
+    assert files.counts == whole.counts
+    assert files.first == whole.samples[0]
+    skipped = [one for chunk in files.chunks for one in read_chunk(chunk)[1]]
+    assert skipped == files.first_skipped == whole.skipped
+    assert files.skipped_count == len(skipped)
+
+
+def test_several_files_are_one_walk_each_with_its_own_record_numbers(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.jsonl", lines(records(20)))
+    second = write(tmp_path / "b.json", lines(records(30)))
+    files = scanned(first, second, tmp_path / "nowhere.jsonl")
+    assert everything(files) == load_samples([str(first), str(second)]).samples
+    assert list(files.counts.values()) == [20, 30]
+    assert files.missing_files == [str(tmp_path / "nowhere.jsonl")]
+    assert "going on without it" in "\n".join(files.report())
+
+
+@pytest.mark.parametrize(
+    ("bad", "sentence"),
+    [
+        (b'{"instruction": "q",}', "line 31, column 21: not JSON: "),
+        (b'{"instruction": "q"', "line 31, column 20: not JSON: it ends too early"),
+        ("{'Käse'}".encode("latin-1"), "line 31, column 4: the byte 0xE4 is not UTF-8"),
+    ],
+)
+def test_a_broken_line_stops_before_anything_is_spent(
+    tmp_path: Path, bad: bytes, sentence: str
+) -> None:
+    data = lines(records(30)) + b"\n" + bad + b"\n" + lines(records(30))
+    file = write(tmp_path / "a.jsonl", data)
+    with pytest.raises(UserError) as caught:
+        scanned(file)
+    assert str(caught.value).startswith(f"{file}, {sentence}")
+
+
+def test_a_file_of_bad_records_only_is_an_error_that_shows_the_first(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", b'{"instruction": "q"}\n' * 100)
+    with pytest.raises(UserError, match=r"Not one of 100 records can be used.*record 1: \"output"):
+        scanned(file)
+
+
+def test_only_the_first_ten_bad_records_are_shown_and_all_are_counted(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", b'{"instruction": "q"}\n' * 100 + lines(records(1)))
+    files = scanned(file)
+    assert files.skipped_count == 100
+    report = "\n".join(files.report())
+    assert report.count('"output" is missing') == 10
+    assert "Skipped 100 records, listed in skipped.jsonl:" in report
+    assert "... and 90 more" in report
+
+
+def test_a_file_that_changes_while_it_is_used_is_noticed(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", lines(records(40)))
+    chunk = scanned(file).chunks[2]
+    write(file, lines(records(40)).replace(b"x", b"y"))
+    with pytest.raises(UserError, match="has changed while it was trained on"):
+        read_chunk(chunk)
+
+
+def test_small_files_are_not_streamed_nor_are_those_that_are_no_plain_json_lines(
+    tmp_path: Path,
+) -> None:
+    small = write(tmp_path / "small.jsonl", lines(records(3)))
+    large = write(tmp_path / "large.jsonl", lines(records(40)))
+    array = write(tmp_path / "array.jsonl", json.dumps(records(40)).encode())
+    zipped = write(tmp_path / "zipped.jsonl", gzip.compress(lines(records(900))))
+    spread = write(tmp_path / "spread.json", json.dumps(records(40)[0], indent=2).encode() * 30)
+    assert not are_streamed([small])
+    assert are_streamed([large]) and are_streamed([large, small])
+    for other in (array, zipped, spread, tmp_path):
+        assert not are_streamed([large, other])
+    assert len(list(iterate_samples([str(array)]))) == 40
+
+
+def test_very_large_data_that_cannot_be_streamed_says_how_to_convert_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(large_files, "_WHOLE_AT_MOST", 2000)
+    array = write(tmp_path / "a.json", json.dumps(records(40)).encode())
+    with pytest.raises(UserError, match=r"a\.json is not a plain JSON Lines file.*jq -c '\.\[\]'"):
+        are_streamed([array])
+
+
+def test_the_part_for_validation_depends_on_the_seed_alone_and_is_not_trained_on(
+    tmp_path: Path,
+) -> None:
+    file = write(tmp_path / "a.jsonl", lines(records(200)))
+    files = scanned(file, ratio=0.1)
+    again = scanned(file, ratio=0.1)
+    other = scanned(file, ratio=0.1, seed=7)
+    assert (files.chunks, files.validation) == (again.chunks, again.validation)
+    assert files.validation != other.validation
+    assert len(files.validation) == len(other.validation) == 20
+    places = [(chunk, place) for chunk in files.chunks for place in chunk.training_places()]
+    trained = [read_chunk(chunk)[0][place] for chunk, place in places]
+    assert len(trained) == 180
+    assert sorted(one.source.record for one in [*trained, *files.validation]) == [*range(1, 201)]
+    assert files.first == trained[0]
+
+
+def test_held_out_samples_that_ask_what_a_training_sample_asks_are_counted(tmp_path: Path) -> None:
+    repeats = [{"instruction": f" 中文  {n}", "output": "other"} for n in range(0, 200, 5)]
+    file = write(tmp_path / "a.jsonl", lines([*records(200), *repeats]))
+    files = scanned(file, ratio=0.2)
+    places = [(chunk, place) for chunk in files.chunks for place in chunk.training_places()]
+    trained = [read_chunk(chunk)[0][place] for chunk, place in places]
+    assert files.shared == len(overlap(trained, files.validation)) > 3
+    assert f"{files.shared} validation samples ask what" in "\n".join(files.report())
+    assert scanned(write(file, lines(records(200))), ratio=0.2).shared == 0
+
+
+def test_validation_files_are_compared_with_the_whole_stream(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", lines(records(100)))
+    shared = [{**records(90)[-1], "output": "other"}, {"instruction": "new", "output": "x"}]
+    check = write(tmp_path / "check.json", json.dumps(shared).encode())
+    files = scanned(file, validation_files=[str(check), "nowhere.json"])
+    assert files.counts == {file.as_posix(): 100, check.as_posix(): 2}
+    assert files.missing_files == ["nowhere.json"]
+    assert (len(files.validation), files.shared) == (2, 1)
+    assert "1 validation sample asks what" in "\n".join(files.report())
+
+
+def test_memory_does_not_grow_with_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(large_files, "_BLOCK_BYTES", 50_000)
+    long = lines([{"instruction": "q" * 1000, "output": "a" * 1000}] * 500)
+
+    def peak(copies: int) -> int:
+        file = write(tmp_path / "a.jsonl", b"\n".join([long] * copies))
+        tracemalloc.start()
+        try:
+            for chunk in scanned(file).chunks:
+                read_chunk(chunk)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(1)  # what is made once
+    small, large = peak(1), peak(10)  # 1 and 10 MB
+    assert large < small + 300_000
+
+
+def test_a_long_walk_says_how_far_it_is(tmp_path: Path) -> None:
+    said: list[str] = []
+    seconds = itertools.count()  # each look at the clock is a second later
+    progress = Progress(said.append, clock=lambda: float(next(seconds)))
+    scanned(write(tmp_path / "a.jsonl", lines(records(200))), progress=progress)
+    assert said[0].startswith("  Checked 0.0 of 0.0 GB") and len(said) > 3

@@ -1,0 +1,311 @@
+"""Files in all their forms become samples; nothing is dropped without a word."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support.paths import S1K
+from tinkersmith.data.report import read_lines
+from tinkersmith.data.samples import (
+    Sample,
+    Skipped,
+    Source,
+    check_record,
+    load_samples,
+    overlap,
+    record_text,
+)
+from tinkersmith.errors import UserError
+
+GOOD = {"instruction": "q", "input": "", "output": "a"}
+
+
+def write(path: Path, data: object) -> str:
+    if isinstance(data, bytes):
+        path.write_bytes(data)
+    elif isinstance(data, str):
+        path.write_text(data, encoding="utf-8")
+    else:
+        path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+    return str(path)
+
+
+RECORDS = [{**GOOD, "instruction": f"中文 {n}", "topic": {"n": n}} for n in range(3)]
+ARRAY = json.dumps(RECORDS, ensure_ascii=False).encode()
+LINES = "\n\n".join(json.dumps(record, ensure_ascii=False) for record in RECORDS).encode()
+
+
+def zipped(data: bytes) -> bytes:
+    return gzip.compress(data, mtime=0)  # the time would be part of the test's name
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.json", ARRAY),
+        ("a.json", b"\xef\xbb\xbf" + ARRAY),
+        ("a.json", b"\n  " + ARRAY + b"\n"),
+        ("a.json", LINES),
+        ("a.jsonl", LINES + b"\n"),
+        ("a.jsonl", LINES.replace(b"\n", b"\r\n")),
+        ("a.jsonl", b"\xef\xbb\xbf" + LINES),
+        ("a.jsonl", ARRAY),
+        ("a.json.gz", zipped(ARRAY)),
+        ("a.jsonl.gz", zipped(LINES)),
+        ("gzip-without-the-name.json", zipped(LINES)),
+    ],
+)
+def test_every_file_form_gives_the_same_samples(tmp_path: Path, name: str, data: bytes) -> None:
+    loaded = load_samples([write(tmp_path / name, data)])
+    assert [sample.instruction for sample in loaded.samples] == ["中文 0", "中文 1", "中文 2"]
+    assert [sample.source.record for sample in loaded.samples] == [1, 2, 3]
+    assert loaded.samples[2].extra == {"topic": {"n": 2}}
+    assert loaded.counts == {(tmp_path / name).as_posix(): 3}
+
+
+def test_json_lines_with_one_record_is_told_by_its_name(tmp_path: Path) -> None:
+    assert len(load_samples([write(tmp_path / "a.jsonl", json.dumps(GOOD))]).samples) == 1
+
+
+def test_line_separators_inside_a_text_do_not_end_a_line(tmp_path: Path) -> None:
+    lines = "\n".join(
+        json.dumps({**GOOD, "output": f"a\u2028b\x85{n}"}, ensure_ascii=False) for n in range(2)
+    )
+    assert load_samples([write(tmp_path / "a.jsonl", lines)]).samples[1].output == "a\u2028b\x851"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "sentence"),
+    [
+        ("a.json", b"", "is empty"),
+        ("a.json", b" \n\t", "is empty"),
+        ("a.json", zipped(b""), "is empty"),
+        ("a.json", b"[]", "holds an empty array"),
+        ("a.json", b'{"a": 1}', "holds an object instead of an array. Enclose the records in"),
+        ("a.json", b'{"data": [{"a": 1}]}', 'an object instead of an array. Its "data" holds'),
+        ("a.json", b'"text"', "holds a string instead of an array"),
+        ("a.json", b"7", "holds the number 7 instead of an array"),
+        ("a.json", b'[\n{"a": 1},\n{"b"', "line 3, column 5: not JSON: it ends too early"),
+        ("a.json", b'[{"a": "the text goes on', "line 1, column 8: not JSON: it ends too early"),
+        ("a.json", b'[{"a": 1}\n{"a": 2}]', "line 2, column 1: not JSON: Expecting ',' delim"),
+        ("a.json", b'[{"a": "x\x01"}]', "line 1, column 10: not JSON: Invalid control"),
+        ("a.json", b"instruction,output\n", "line 1, column 1: not JSON: Expecting value, found"),
+        ("a.json", b"{\n", "line 2, column 1: not JSON: it ends too early"),
+        ("a.json", b'{"a": 1}\n{"a": 2\n{"a": 3}', "line 2, column 8: not JSON: it ends too early"),
+        ("a.jsonl", b'{"a": 1}\n\n[1,}\n', "line 3, column 4: not JSON: "),
+        ("a.json", b"[" * 100_000, "nested too deeply"),
+        ("a.json", b"[" + b"1" * 5000 + b"x]", "not readable as JSON: Exceeds the limit"),
+        ("a.json", "[]".encode("utf-16"), "is encoded as UTF-16. Save it as UTF-8."),
+        ("a.json", "[]".encode("utf-32"), "is encoded as UTF-32. Save it as UTF-8."),
+        ("a.json", '[{"a": 1}]'.encode("utf-16-le"), "looks like UTF-16 without a mark"),
+        (
+            "a.json",
+            '[\n{"instruction": "把下面的句子翻译成英文"}]'.encode("gbk"),
+            "line 2, column 18: the byte 0xB0 is not UTF-8 (the file looks like GBK). Save it",
+        ),
+        (
+            "a.json",
+            '[{"a": "Der Käse ist schön und für alle da"}]'.encode("latin-1"),
+            "the byte 0xE4 is not UTF-8 (the file looks like Latin-1). Save it as UTF-8.",
+        ),
+        ("a.json", zipped(ARRAY)[:-20], "is a damaged gzip file"),
+        ("a.json", zipped(ARRAY)[:5], "is a damaged gzip file"),
+    ],
+)
+def test_a_file_that_is_no_data_stops_the_run_with_the_place(
+    tmp_path: Path, name: str, data: bytes, sentence: str
+) -> None:
+    bad = write(tmp_path / name, data)
+    good = write(tmp_path / "good.json", [GOOD])
+    with pytest.raises(UserError) as caught:
+        load_samples([good, bad])
+    assert sentence in str(caught.value)
+    assert str(caught.value).startswith(bad)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("record", "field", "sentence"),
+    [
+        ("text", "", "the record is a string; it must be an object"),
+        (None, "", "the record is null; it must be an object"),
+        ([1], "", "the record is a list; it must be an object"),
+        (3, "", "the record is the number 3; it must be an object"),
+        ({"output": "a"}, "instruction", '"instruction" is missing. Add it, or remove'),
+        ({"instruction": "q"}, "output", '"output" is missing. Add it, or remove the record.'),
+        ({"instruction": None, "output": "a"}, "instruction", '"instruction" is null.'),
+        ({"instruction": "q", "output": 128}, "output", '"output" is the number 128; it must be'),
+        ({"instruction": "q", "output": True}, "output", '"output" is true; it must be'),
+        ({"instruction": " \n", "output": "a"}, "instruction", '"instruction" is empty.'),
+        ({"instruction": "q", "output": ""}, "output", '"output" is empty.'),
+        ({**GOOD, "input": 5}, "input", '"input" is the number 5; it must be a string'),
+        ({**GOOD, "input": ["x"]}, "input", '"input" is a list; it must be a string'),
+        ({**GOOD, "system": {}}, "system", '"system" is an object; it must be a string'),
+        ({**GOOD, "history": "x"}, "history", '"history" must be a list of [question, answer]'),
+        ({**GOOD, "history": [["q"]]}, "history", '"history" must be a list of'),
+        ({**GOOD, "history": [["q", None]]}, "history", '"history" must be a list of'),
+        ({**GOOD, "history": [{"role": "user"}]}, "history", '"history" must be a list of'),
+        ({"messages": [{"role": "user"}]}, "instruction", 'The record has chat "messages"'),
+        ({"conversations": [{"from": "human"}]}, "instruction", 'has chat "conversations"'),
+        ({"role": "user", "content": "q"}, "instruction", "is one chat message"),
+        ({"prompt": "q", "completion": "a"}, "instruction", 'Rename "prompt" to "instruction"'),
+        ({**GOOD, "output": "half \ud83d"}, "output", '"output" contains an unpaired'),
+        ({**GOOD, "history": [["q", "\ude00"]]}, "history", '"history" contains an unpaired'),
+    ],
+)
+def test_a_bad_record_is_skipped_with_its_field_and_reason(
+    record: Any, field: str, sentence: str
+) -> None:
+    skipped = check_record(record, Source("data/train.json", 17))
+    assert isinstance(skipped, Skipped)
+    assert skipped.field == field
+    assert sentence in skipped.reason
+    assert str(skipped).startswith("data/train.json, record 17: ")
+    json.dumps(skipped.to_json(), ensure_ascii=False).encode()
+    assert json.loads(skipped.record_text) == record
+
+
+def test_null_and_absent_input_system_and_history_are_empty() -> None:
+    bare = check_record({"instruction": "q", "output": "a"}, Source("a", 1))
+    nulls = {"input": None, "system": None, "history": None}
+    assert check_record({"instruction": "q", "output": "a", **nulls}, Source("a", 1)) == bare
+    assert isinstance(bare, Sample)
+    assert (bare.input, bare.system, bare.history, bare.extra) == ("", "", (), {})
+
+
+def test_unpaired_surrogates_and_nul_bytes_crash_nothing(tmp_path: Path) -> None:
+    text = (
+        '[{"instruction": "\\u0000", "output": "a\\u0000b"},'
+        ' {"instruction": "q", "output": "\\ud83d"},'
+        ' {"instruction": "q", "output": "\\ud83d\\ude00", "note": "\\udfff", "n": NaN}]'
+    )
+    loaded = load_samples([write(tmp_path / "a.json", text)])
+    assert [sample.output for sample in loaded.samples] == ["a\x00b", "😀"]
+    assert [skipped.source.record for skipped in loaded.skipped] == [2]
+    assert record_text(loaded.samples[1].extra) == '{"note": "\\udfff", "n": NaN}'
+
+
+def test_a_missing_file_is_reported_and_the_others_are_loaded(tmp_path: Path) -> None:
+    good = write(tmp_path / "good.json", [GOOD])
+    loaded = load_samples(["nowhere.json", good])
+    assert loaded.missing_files == ["nowhere.json"]
+    assert len(loaded.samples) == 1
+    (warning,) = read_lines({}, loaded.missing_files)
+    assert warning.startswith("Warning: nowhere.json does not exist (looked in ")
+    assert warning.endswith("; going on without it.")
+
+
+def test_no_file_at_all_says_where_it_looked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        load_samples(["a.json", "b.json"])
+    assert "a.json, b.json do not exist (looked in " in str(caught.value)
+    assert str(tmp_path / "data") in str(caught.value)
+
+
+def test_files_are_found_as_given_then_in_data_then_beside_the_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, script = tmp_path / "here", tmp_path / "script"
+    (here / "data").mkdir(parents=True)
+    script.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("sys.argv", [str(script / "train.py")])
+    write(script / "a.json", [GOOD])
+    assert load_samples(["a.json"]).samples[0].source.file == (script / "a.json").as_posix()
+    write(here / "data" / "a.json", [GOOD])
+    assert str(load_samples(["a.json"]).samples[0].source) == "data/a.json, record 1"
+    write(here / "a.json", [GOOD])
+    assert load_samples(["a.json"]).samples[0].source.file == "a.json"
+
+
+def test_one_file_under_two_names_and_a_folder_are_refused(tmp_path: Path) -> None:
+    good = write(tmp_path / "good.json", [GOOD])
+    with pytest.raises(UserError, match="named twice"):
+        load_samples([good, str(tmp_path / "." / "good.json")])
+    with pytest.raises(UserError, match="is a folder"):
+        load_samples([str(tmp_path)])
+
+
+def test_a_file_of_bad_records_only_is_an_error_that_shows_the_first(tmp_path: Path) -> None:
+    bad = write(tmp_path / "bad.json", [{"instruction": "q"}, 7])
+    with pytest.raises(UserError, match=r"Not one of 2 records can be used.*record 1: \"output\""):
+        load_samples([bad])
+
+
+def test_overlap_is_found_despite_white_space(tmp_path: Path) -> None:
+    train = write(
+        tmp_path / "train.json",
+        [GOOD, GOOD, {**GOOD, "output": "b"}, {**GOOD, "instruction": "two  words\n"}],
+    )
+    test = write(
+        tmp_path / "test.json",
+        [{**GOOD, "instruction": "new"}, {**GOOD, "instruction": " two words"}, GOOD],
+    )
+    trained, tested = load_samples([train]), load_samples([test])
+    assert [(a.record, b.record) for a, b in overlap(trained.samples, tested.samples)] == [
+        (4, 2),
+        (1, 3),
+    ]
+
+
+def random_record(rng: np.random.Generator) -> Any:
+    values: list[Any] = [None, "", " ", "q", "中文\u2028\x00", 7, 1.5, True, [], ["a", "b"], {}]
+    if rng.random() < 0.1:
+        return values[rng.integers(len(values))]
+    names = ["instruction", "input", "output", "system", "history", "messages", "note"]
+    record = {name: values[rng.integers(len(values))] for name in names if rng.random() < 0.4}
+    if rng.random() < 0.6:
+        record.update(GOOD)
+    return record
+
+
+def test_every_random_record_is_either_a_sample_or_named(tmp_path: Path) -> None:
+    seed = int(np.random.default_rng().integers(2**32))
+    print(f"seed {seed}")
+    rng = np.random.default_rng(seed)
+    records = [GOOD, *(random_record(rng) for _ in range(500))]
+    as_array = load_samples([write(tmp_path / "a.json", records)])
+    lines = "\n".join(json.dumps(record) for record in records)
+    as_lines = load_samples([write(tmp_path / "a.jsonl", lines)])
+    for loaded in (as_array, as_lines):
+        numbers = [s.source.record for s in (*loaded.samples, *loaded.skipped)]
+        assert sorted(numbers) == list(range(1, len(records) + 1))
+    assert [s.source.record for s in as_array.samples] == [
+        s.source.record for s in as_lines.samples
+    ]
+
+
+def test_random_damage_to_a_file_gives_samples_or_one_sentence(tmp_path: Path) -> None:
+    seed = int(np.random.default_rng().integers(2**32))
+    print(f"seed {seed}")
+    rng = np.random.default_rng(seed)
+    refused = 0
+    for number in range(300):
+        data = bytearray(ARRAY if number % 2 else LINES)
+        for _ in range(rng.integers(1, 4)):
+            data[rng.integers(len(data))] = rng.integers(256)
+        cut = rng.integers(len(data)) if rng.random() < 0.3 else len(data)
+        path = write(tmp_path / "a.json", bytes(data[:cut]))
+        try:
+            loaded = load_samples([path])
+            assert loaded.samples
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 30
+
+
+@pytest.mark.skipif(
+    not S1K.exists(), reason="the real data set s1k_1.1.json is not on this machine"
+)
+def test_all_thousand_samples_of_a_real_data_set_load() -> None:
+    loaded = load_samples([str(S1K)])
+    assert (len(loaded.samples), loaded.skipped) == (1000, [])
+    assert max(len(sample.output) for sample in loaded.samples) == 6904

@@ -1,0 +1,654 @@
+"""The C++ functions against float64 on the same rounded numbers, and their twins in torch."""
+
+import logging
+import subprocess
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import silu
+from transformers import PreTrainedModel
+
+from tests.support.adapters import filled_adapter, gradients
+from tests.support.batches import random_datums
+from tests.support.dense_models import FAMILIES, flat
+from tests.support.loading import load_with_torch
+from tinkersmith.engine.kernels.choose import Way, choose_way
+from tinkersmith.engine.kernels.elementwise import TORCH_ELEMENTWISE
+from tinkersmith.engine.kernels.head import TorchHead
+from tinkersmith.engine.kernels.native import build
+from tinkersmith.engine.kernels.native.build import Library, cache_folder, native_library
+from tinkersmith.engine.kernels.native.decoding import NativeLayers, native_logits
+from tinkersmith.engine.kernels.native.few_rows import few_rows_product
+from tinkersmith.engine.kernels.native.head import NativeHead
+from tinkersmith.engine.kernels.native.kernels import (
+    NativeAttention,
+    NativeProducts,
+    native_elementwise,
+)
+from tinkersmith.engine.kernels.products import TorchProducts
+from tinkersmith.engine.kernels.tile_attention import TileAttention
+from tinkersmith.engine.messages import Datum, LoraConfig, SampleRequest
+from tinkersmith.engine.model import dtype_cast
+from tinkersmith.engine.model.base_model import BaseModel
+from tinkersmith.engine.model.kernels import BLOCK, Elementwise, HeadWeights
+from tinkersmith.engine.model.lora import Adapter
+from tinkersmith.engine.model.projection import Projection, update_of
+from tinkersmith.engine.runtime.fast_code import with_native_code
+from tinkersmith.engine.sampling.dense_decoder import DenseDecoder
+from tinkersmith.engine.sampling.prefixes import TokenRun
+from tinkersmith.engine.sampling.sampler import sample
+from tinkersmith.engine.training.dense_pass import DensePass
+from tinkersmith.engine.training.head_pass import Pass, head_pass
+from tinkersmith.engine.training.losses import has_gradient
+from tinkersmith.engine.training.step import forward, forward_backward
+
+NEAR: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-5}
+ROUNDING = 4e-3  # of a result in bf16, relative to the norm of all: half a unit is 2^-9
+
+
+@pytest.fixture(scope="module")
+def library() -> Library:
+    found = native_library(cache_folder())
+    if found is None:
+        pytest.skip("no C++ compiler is installed")
+    return found
+
+
+@pytest.fixture
+def products(library: Library) -> NativeProducts:
+    return NativeProducts(with_products(library), native_elementwise(library, torch.bfloat16))
+
+
+def with_products(library: Library) -> Library:
+    if not library.products:
+        pytest.skip("this processor multiplies bf16 faster by torch, or not at all")
+    return library
+
+
+def bf16(*shape: int, scale: float = 1.0) -> torch.Tensor:
+    return (torch.randn(shape) * scale).bfloat16()
+
+
+def off(ours: torch.Tensor, expected: torch.Tensor) -> float:
+    """The difference relative to the norm of what is expected."""
+    return float((ours.double() - expected.double()).norm() / expected.double().norm())
+
+
+# ---- element-wise work
+
+
+def elementwise_calls(dtype: torch.dtype) -> dict[str, tuple[list, list[int]]]:
+    """Arguments for every function, and which of them it writes to."""
+    n, width, groups, share, size = 37, 50, 3, 2, 16
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape).to(dtype)
+
+    room = torch.zeros
+    turn = torch.randn(n, 1, size)  # more than is taken: rows are not end to end
+    cosine, sine = turn[:, :, : size // 2], turn[:, :, size // 2 :]
+    qkv = random(n, groups * (share + 2) * size)
+    norms = random(size), random(size)
+    heads = random(groups, n, share, size), torch.randn(groups, n, size)
+    into = random(groups, n, share, size), random(groups, n, size), random(groups, n, size)
+    before = random(n, width)
+    return {
+        "rms_norm": ([random(n, width), random(width), 1e-6, random(n, width)], [3]),
+        "rms_norm_backward": (
+            [random(n, width), random(n, width), random(width), 1e-6, before, random(n, width)],
+            [4, 5],
+        ),
+        "swiglu": ([random(n, 2 * width), random(n, width)], [1]),
+        "swiglu_backward": (
+            [random(n, width), random(n, 2 * width), random(n, width), random(n, 2 * width)],
+            [2, 3],
+        ),
+        "split_heads": ([qkv, *norms, 1e-6, cosine, sine, 0.3, *into], [7, 8, 9]),
+        "split_heads_backward": (
+            [qkv, *norms, 1e-6, cosine, sine, 0.3, *heads, heads[1] + 1, random(*qkv.shape)],
+            [10],
+        ),
+        "exponentials": (
+            [random(n, width), torch.randn(n, 1), room(n), room(n, width, dtype=dtype)],
+            [2, 3],
+        ),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", [field.name for field in fields(Elementwise)])
+def test_element_wise_work_is_that_of_torch(
+    library: Library, dtype: torch.dtype, name: str
+) -> None:
+    arguments, written = elementwise_calls(dtype)[name]
+    theirs = [one.clone() if isinstance(one, torch.Tensor) else one for one in arguments]
+    getattr(native_elementwise(library, dtype), name)(*arguments)
+    getattr(TORCH_ELEMENTWISE, name)(*theirs)
+    for index in written:
+        limit = 1e-6 if arguments[index].dtype == torch.float32 else ROUNDING
+        assert off(arguments[index], theirs[index]) < limit, index
+
+
+@pytest.mark.parametrize("norms", [True, False])
+def test_heads_without_a_norm_are_only_turned(library: Library, norms: bool) -> None:
+    arguments, _ = elementwise_calls(torch.float32)["split_heads"]
+    back, _ = elementwise_calls(torch.float32)["split_heads_backward"]
+    if not norms:
+        arguments[1] = arguments[2] = back[1] = back[2] = None
+    ours, plain = native_elementwise(library, torch.float32), TORCH_ELEMENTWISE
+    expected = [one.clone() for one in arguments[-3:]]
+    ours.split_heads(*arguments)
+    plain.split_heads(*arguments[:-3], *expected)
+    for one, other in zip(arguments[-3:], expected, strict=True):
+        assert off(one, other) < 1e-6
+    expected = back[-1].clone()
+    ours.split_heads_backward(*back)
+    plain.split_heads_backward(*back[:-1], expected)
+    assert off(back[-1], expected) < 1e-6
+
+
+def test_what_is_no_number_stays_none(library: Library) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(4, 64).to(dtype)
+        x[1, 7] = torch.nan
+        output = torch.empty(4, 32, dtype=dtype)
+        native_elementwise(library, dtype).swiglu(x, output)
+        assert output.isnan().sum() == 1 and output[1, 7].isnan()
+
+
+# ---- products
+
+
+def projection_of(sizes: tuple[int, ...], width: int, bias: bool) -> Projection:
+    weight = bf16(sum(sizes), width, scale=width**-0.5)
+    paths = tuple(f"part{index}" for index in range(len(sizes)))
+    return Projection(weight, weight.dtype, bf16(sum(sizes)) if bias else None, paths, sizes)
+
+
+def adapter_of(projection: Projection, rank: int, trained: set[int]) -> Adapter:
+    weights = {}
+    for index, (path, size) in enumerate(zip(projection.paths, projection.sizes, strict=True)):
+        if index in trained:
+            a = torch.randn(rank, projection.weight.shape[1]) * 0.1
+            weights[f"{path}.lora_A"] = torch.nn.Parameter(a)
+            weights[f"{path}.lora_B"] = torch.nn.Parameter(torch.randn(size, rank) * 0.1)
+    return Adapter(LoraConfig(rank, 0), weights)
+
+
+CASES = [
+    pytest.param(rows, sizes, width, rank, trained, bias, id=f"{rows}-{sizes}-{width}-{rank}")
+    for rows, sizes, width, rank, trained, bias in [
+        (37, (64, 32, 32), 48, 4, {0, 1, 2}, True),
+        (6, (50, 22, 22), 70, 3, {0, 2}, False),
+        (1, (130,), 34, 1, {0}, False),
+        (300, (200,), 5000, 6, {0}, True),  # deeper than a panel
+        (450, (12, 20), 66, 70, {1}, True),
+    ]
+]
+
+
+@pytest.mark.parametrize(("rows", "sizes", "width", "rank", "trained", "bias"), CASES)
+def test_a_projection_and_its_gradients_equal_those_in_float64(
+    products: NativeProducts,
+    rows: int,
+    sizes: tuple[int, ...],
+    width: int,
+    rank: int,
+    trained: set[int],
+    bias: bool,
+) -> None:
+    projection = projection_of(sizes, width, bias)
+    adapter = adapter_of(projection, rank, trained)
+    update = update_of(projection, adapter)
+    assert update is not None
+    x, grad, residual = bf16(rows, width), bf16(rows, sum(sizes)), bf16(rows, sum(sizes))
+    output, low = torch.empty_like(grad), x.new_empty(rows, len(update.a))
+    products.project(x, projection, update, output, low, residual)
+    grad_x, grad_low = products.input_gradient(grad, projection, update)
+    assert grad_low is not None
+    for _ in range(2):  # what is there already stays
+        products.add_gradients(update, grad, x, grad_low, low)
+
+    # Only where a rounded number is passed on do the twins start from it.
+    expected_low = x.double() @ update.a.double().T
+    assert off(low, expected_low) < ROUNDING
+    expected = x.double() @ projection.weight.double().T + residual.double()
+    if projection.bias is not None:
+        expected += projection.bias.double()
+    expected_grad_low = torch.zeros_like(expected_low)
+    for part in update.parts:
+        expected[:, part.columns] += low[:, part.ranks].double() @ part.b.double().T
+        expected_grad_low[:, part.ranks] = grad[:, part.columns].double() @ part.b.double()
+        of_b = 2 * adapter.scaling * grad[:, part.columns].double().T @ low[:, part.ranks].double()
+        of_a = 2 * grad_low[:, part.ranks].double().T @ x.double()
+        assert off(update.gradient(part, "B"), of_b[:, :rank]) < 1e-5
+        assert off(update.gradient(part, "A"), of_a[:rank]) < 1e-5
+    assert off(output, expected) < ROUNDING
+    assert off(grad_low, expected_grad_low) < ROUNDING
+    expected = grad.double() @ projection.weight.double() + grad_low.double() @ update.a.double()
+    assert off(grad_x, expected) < ROUNDING
+
+
+@pytest.mark.parametrize("rows", [43, 200])
+@pytest.mark.parametrize("trained", [{0, 1}, {0}, {1}, set()], ids=str)
+def test_the_mlp_between_its_products_equals_that_in_float64(
+    products: NativeProducts, trained: set[int], rows: int
+) -> None:
+    width, hidden, rank = 70, 50, 6
+    into = projection_of((width, width), hidden, bias=True)
+    outof = projection_of((hidden,), width, bias=False)
+    first = update_of(into, adapter_of(into, rank, trained))
+    last = update_of(outof, adapter_of(outof, rank, trained & {0}))
+    x, grad = bf16(rows, hidden), bf16(rows, hidden)
+    gate_up, low = x.new_empty(rows, 2 * width), x.new_empty(rows, len(trained) * rank)
+    activated = products.project_swiglu(x, into, first, gate_up, low)
+    again, inner, grad_low = products.input_gradient_swiglu(grad, outof, last, gate_up)
+
+    assert into.bias is not None
+    expected = x.double() @ into.weight.double().T + into.bias.double()
+    for part in first.parts if first else ():
+        expected[:, part.columns] += low[:, part.ranks].double() @ part.b.double().T
+    assert off(gate_up, expected) < ROUNDING
+    leaf = gate_up.double().requires_grad_()
+    gate, up = leaf.chunk(2, -1)
+    middle = silu(gate) * up
+    assert off(activated, middle.detach()) < ROUNDING
+    assert torch.equal(activated, again)
+    of_middle = grad.double() @ outof.weight.double()
+    if last is not None and grad_low is not None:
+        of_middle += grad_low.double() @ last.a.double()
+    middle.backward(of_middle)
+    assert leaf.grad is not None
+    assert off(inner, leaf.grad) < ROUNDING
+
+
+# ---- products of a few rows in fp32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_of_a_few_rows_are_right_for_every_number_of_them(
+    library: Library, dtype: torch.dtype
+) -> None:
+    product = few_rows_product(library)
+    assert product is not dtype_cast.linear_product
+    for rows in [*range(1, 12), 31, 32, 33, 100]:
+        outputs, width = (int(torch.randint(1, 150, (1,))) for _ in range(2))
+        x, weight = torch.randn(rows, 2 * width)[:, :width], torch.randn(outputs, width).to(dtype)
+        output = torch.full((rows, outputs + 9), 7.0)
+        product(x, weight, output[:, 5:-4])
+        assert off(output[:, 5:-4], x.double() @ weight.double().T) < 1e-6
+        assert (output[:, :5] == 7).all() and (output[:, -4:] == 7).all()
+
+
+def test_a_row_has_the_same_digits_in_any_company(library: Library) -> None:
+    product, x, weight = few_rows_product(library), torch.randn(32, 70), torch.randn(90, 70)
+    together, alone = torch.empty(32, 90), torch.empty(32, 90)
+    product(x, weight, together)
+    for row in range(32):
+        product(x[row : row + 1], weight, alone[row : row + 1])
+    assert torch.equal(together, alone)
+
+
+def test_wrong_products_of_a_few_rows_are_not_used(
+    library: Library, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Idle:
+        def __getattr__(self, name: str) -> Callable[..., None]:
+            return lambda *arguments: None
+
+    with caplog.at_level(logging.WARNING, "tinkersmith.engine"):
+        assert few_rows_product(replace(library, functions=Idle())) is dtype_cast.linear_product
+    assert "native products of a few rows are off by" in caplog.text
+
+
+# ---- attention
+
+
+@pytest.mark.parametrize(
+    ("lengths", "groups", "share", "size"),
+    [
+        ([5, 1, 40, 70, 3, 9, 25, 33, 130], 2, 3, 8),
+        ([5, 1, 40, 70, 3, 9, 25, 33, 130], 3, 1, 34),
+        ([200, 3, 67], 2, 2, 128),
+        ([900], 1, 2, 80),  # one document and one group: its keys are divided among the threads
+    ],
+    ids=str,
+)
+def test_attention_equals_that_of_each_document_in_float64(
+    library: Library, lengths: list[int], groups: int, share: int, size: int
+) -> None:
+    with_products(library)
+    tokens = sum(lengths)
+    query = bf16(groups, tokens * share, size, scale=size**-0.5)
+    key, value = bf16(groups, tokens, size), bf16(groups, tokens, size)
+    grad = bf16(tokens, groups * share * size)
+    ours = NativeAttention(lengths, library, share)
+    output, kept = ours.attend(query, key, value, keep=True)
+    found = [output, *ours.backward(grad, query, key, value, output, kept)]
+    exact = TileAttention(lengths, share, torch.float64, torch.device("cpu"))
+    q, k, v = (part.double() for part in (query, key, value))
+    expected, remembered = exact.attend(q, k, v, keep=True)
+    twins = [expected, *exact.backward(grad.double(), q, k, v, expected, remembered)]
+    for index, (one, other) in enumerate(zip(found, twins, strict=True)):
+        assert off(one, other) < ROUNDING, index
+
+
+# ---- the output layer
+
+
+@pytest.mark.parametrize("targets", [1, 3])
+@pytest.mark.parametrize("rank", [0, 1, 4])
+@pytest.mark.parametrize("far", [False, True], ids=["", "targets far below the largest logit"])
+def test_the_head_equals_a_full_soft_max_in_float64(
+    products: NativeProducts, targets: int, rank: int, far: bool
+) -> None:
+    rows, vocabulary, hidden = 75, 1030, 66
+    x, weight, bias = bf16(rows, hidden), bf16(vocabulary, hidden, scale=0.2), bf16(vocabulary)
+    chosen = torch.randint(vocabulary, (rows, targets))
+    if far:  # exp of the gap to them overflows
+        bias[7] += 200
+        chosen[chosen == 7] = 8
+    a = b = None
+    if rank:
+        even = rank + rank % 2
+        a, b = bf16(even, hidden, scale=0.1), bf16(vocabulary, even, scale=0.3)
+    ours = NativeHead(HeadWeights(weight, bias, a, b, 2.0), products)
+    slope = torch.randn(rows, targets) * (torch.rand(rows, 1) > 0.3)
+    logprobs = ours.logprobs(x, chosen, keep=True)
+    grad = ours.backward(slope)
+
+    leaf = x.double().requires_grad_()
+    logits = leaf @ weight.double().T + bias.double()
+    leaf_a = leaf_b = None
+    if a is not None and b is not None:
+        leaf_a, leaf_b = a.double().requires_grad_(), (b.double() / 2).requires_grad_()
+        logits = logits + 2 * leaf @ leaf_a.T @ leaf_b.T
+    expected = logits.log_softmax(-1).gather(-1, chosen)
+    (expected * slope).sum().backward()
+    torch.testing.assert_close(logprobs.double(), expected, atol=0.02, rtol=1e-3)
+    assert leaf.grad is not None and off(grad, leaf.grad) < 2 * ROUNDING
+    for found, twin in ((ours.grad_a, leaf_a), (ours.grad_b, leaf_b)):
+        if twin is not None:
+            assert twin.grad is not None and off(found, twin.grad) < 3 * ROUNDING
+    alone = ours.logprobs(x, chosen, keep=False)
+    torch.testing.assert_close(alone, logprobs, atol=1e-6, rtol=1e-6)
+
+
+# ---- decoding
+
+
+@pytest.mark.parametrize("rows", [1, 17, 40, 100])
+@pytest.mark.parametrize("rank", [0, 6])
+def test_logits_come_with_the_sums_that_a_draw_needs(
+    products: NativeProducts, rows: int, rank: int
+) -> None:
+    projection = projection_of((2500,), 66, bias=True)
+    update = update_of(projection, adapter_of(projection, rank, {0})) if rank else None
+    hidden = bf16(rows, 66, scale=5.0)
+    logits, exact = native_logits(hidden, projection, update, products)
+    nothing, alone = native_logits(hidden, projection, update, products, written=False)
+    assert logits is not None and nothing is None
+    assert torch.equal(exact.sums, alone.sums) and torch.equal(exact.likeliest, alone.likeliest)
+    assert projection.bias is not None
+    expected = hidden.double() @ projection.weight.double().T + projection.bias.double()
+    if update is not None:
+        low = (hidden.double() @ update.a.double().T).bfloat16()
+        expected += low.double() @ update.parts[0].b.double().T
+    assert off(logits, expected) < ROUNDING
+    blocks = zip(expected.split(BLOCK, -1), logits.split(BLOCK, -1), strict=True)
+    for index, (block, rounded) in enumerate(blocks):
+        highest = block.amax(-1, keepdim=True)
+        torch.testing.assert_close(exact.highest[:, index, None].double(), highest, **NEAR)
+        likeliest = exact.likeliest[:, index, None].long() - index * BLOCK
+        torch.testing.assert_close(block.gather(-1, likeliest), highest, **NEAR)
+        sums = (block - highest).exp().sum(-1)
+        torch.testing.assert_close(exact.sums[:, index].double(), sums, rtol=1e-4, atol=0)
+        assert torch.equal(exact.highest[:, index].bfloat16(), rounded.amax(-1))
+    torch.testing.assert_close(
+        exact.normaliser()[:, 0].double(), expected.logsumexp(-1), atol=1e-4, rtol=1e-5
+    )
+    greatest = expected.gather(-1, exact.argmax()[:, None])
+    torch.testing.assert_close(greatest, expected.amax(-1, keepdim=True), **NEAR)
+    tokens = torch.randint(2500, (rows, 3))
+    theirs = expected.gather(-1, tokens)
+    torch.testing.assert_close(exact.of(tokens).double(), theirs, **NEAR)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("company", [0, 3, 140])
+def test_what_the_sampler_says_of_its_tokens_is_what_training_says_of_them_in_bf16(
+    base: BaseModel, library: Library, company: int
+) -> None:
+    native = with_native_code(base, with_products(library))
+    adapter = filled_adapter(native, LoraConfig(5, 0))
+    rng = np.random.default_rng()
+    prompt = rng.integers(0, 300, 80).tolist()
+    asked = SampleRequest(
+        prompt, num_samples=2, max_tokens=60, stop=[], seed=3, prompt_logprobs=True
+    )
+    others = [
+        SampleRequest(rng.integers(0, 300, n).tolist(), max_tokens=20, stop=[])
+        for n in rng.integers(1, 90, company)
+    ]
+    [result, *_] = sample(native, adapter, [asked, *others])
+    alone = sample(native, adapter, [asked])[0]
+    for sequence, twin in zip(result.sequences, alone.sequences, strict=True):
+        assert sequence.tokens == twin.tokens  # also in bf16, whoever else is sampled
+        tokens = np.array([*prompt, *sequence.tokens])
+        datum = Datum(tokens[:-1], {"target_tokens": tokens[1:]})
+        [trained] = forward(native, adapter, [datum], "cross_entropy", {}).logprobs
+        np.testing.assert_allclose(sequence.logprobs, trained[len(prompt) - 1 :], atol=2e-4)
+        assert result.prompt_logprobs is not None
+        np.testing.assert_allclose(
+            result.prompt_logprobs[1:], trained[: len(prompt) - 1], atol=2e-4
+        )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("parts", [{}, {"train_attn": False}, {"train_mlp": False}], ids=str)
+def test_rows_that_grow_move_and_end_get_the_logits_of_full_precision(
+    base: BaseModel, library: Library, parts: dict[str, bool]
+) -> None:
+    native = with_native_code(base, with_products(library))
+    exact = load_with_torch("exact", base.folder, "float32")
+    rng = np.random.default_rng()
+    prompts = [rng.integers(0, 300, n).tolist() for n in (40, 1, 33, 70, 2, 130, 0, 21)]
+    config = LoraConfig(3, 0, **parts)
+    errors: dict[str, list[float]] = {"torch": [], "native": []}
+    exactly: list[torch.Tensor] = []
+    for name, model in (("exact", exact), ("torch", base), ("native", native)):
+        draws = np.random.default_rng(0)
+        decoder = DenseDecoder(model, filled_adapter(model, config), len(prompts))
+        assert isinstance(decoder.layers, NativeLayers) == (name == "native")
+        runs = [TokenRun(tokens) for tokens in prompts]
+        decoder.prefill([run for run in runs if run.tokens], [False] * (len(runs) - 1))
+        for slot, run in enumerate(runs):
+            decoder.put(slot, run)
+        active, seen = len(prompts), []
+        for number in range(120):  # beyond what a slot has room for at first
+            logits, _ = decoder.step(draws.integers(0, 300, active).tolist())
+            assert logits is not None
+            seen.append(logits.float())
+            if number % 17 == 16 and active > 3:  # slot 1 has ended; the last takes its place
+                active -= 1
+                decoder.move(active, 1)
+            if number == 40:
+                decoder.put(active, runs[3])
+                active += 1
+        if name == "exact":
+            exactly = seen
+            continue
+        errors[name] = [off(one, other) for one, other in zip(seen, exactly, strict=True)]
+    assert np.mean(errors["native"]) < 1.3 * np.mean(errors["torch"]) < 0.2
+    assert max(errors["native"]) < 2 * max(errors["torch"])
+
+
+# ---- whole steps
+
+
+@pytest.fixture(params=FAMILIES)
+def base(request: pytest.FixtureRequest, tmp_path: Path) -> BaseModel:
+    make: Callable[[], PreTrainedModel] = FAMILIES[request.param]
+    model = make().float()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or "bias" in name:
+                parameter.add_(torch.randn(parameter.shape) * 0.2)
+    model.bfloat16().save_pretrained(tmp_path)
+    return load_with_torch(request.param, tmp_path, "bfloat16")
+
+
+@pytest.mark.parametrize("parts", [{}, {"train_unembed": False}, {"train_attn": False}], ids=str)
+def test_a_step_in_bf16_is_as_near_to_fp32_as_one_by_torch(
+    base: BaseModel, library: Library, parts: dict[str, bool]
+) -> None:
+    native = with_native_code(base, with_products(library))
+    assert native.kernels is not None and isinstance(native.kernels.products, NativeProducts)
+    exact = load_with_torch("exact", base.folder, "float32")
+    datums = random_datums(np.random.default_rng(), 12)
+    losses, errors, reference = [], [], None
+    for model in (exact, base, native):
+        adapter = filled_adapter(model, LoraConfig(5, 0, **parts))
+        losses.append(
+            forward_backward(model, adapter, datums, "cross_entropy", {}).metrics["loss:sum"]
+        )
+        reference = flat(adapter) if reference is None else reference
+        errors.append(off(flat(adapter), reference))
+    assert errors[2] < 1.3 * errors[1] < 0.2
+    scale = sum(np.abs(datum.inputs["weights"]).sum() for datum in datums)
+    assert abs(losses[2] - losses[0]) / scale < 0.02
+
+
+def test_a_step_in_fp32_is_that_of_torch(base: BaseModel, library: Library) -> None:
+    exact = load_with_torch("exact", base.folder, "float32")
+    native = with_native_code(exact, library)
+    assert native.kernels is not None and isinstance(native.kernels.products, TorchProducts)
+    assert native.kernels.elementwise != TORCH_ELEMENTWISE
+    datums = random_datums(np.random.default_rng(), 12)
+    ours, theirs = filled_adapter(exact, LoraConfig(4, 0)), filled_adapter(exact, LoraConfig(4, 0))
+    found = forward_backward(native, ours, datums, "cross_entropy", {}).metrics["loss:sum"]
+    expected = forward_backward(exact, theirs, datums, "cross_entropy", {}).metrics["loss:sum"]
+    assert found == pytest.approx(expected, rel=1e-5)
+    for name, gradient in gradients(ours).items():
+        assert off(gradient, gradients(theirs)[name]) < 1e-5, name
+
+
+def test_layers_computed_again_give_the_same_gradients(base: BaseModel, library: Library) -> None:
+    native = with_native_code(base, with_products(library))
+    assert native.dense is not None and native.kernels is not None
+    tokens, results = torch.randint(300, (90,)), []
+    for kept in (None, 0, 2):
+        adapter = filled_adapter(base, LoraConfig(4, 0, train_unembed=False))
+        one_pass = DensePass(
+            native.dense,
+            native.kernels,
+            adapter,
+            [50, 40],
+            backward=True,
+            kept_layers=kept,
+        )
+        one_pass.backward(one_pass.forward(tokens).square())
+        results.append(flat(adapter))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_rows_without_a_gradient_get_their_log_probabilities(
+    base: BaseModel, library: Library
+) -> None:
+    native = with_native_code(base, with_products(library))
+    hidden = bf16(150, 48)
+    inputs = {
+        "target_tokens": torch.randint(300, (150, 1)),
+        "weights": (torch.arange(150) % 3 > 0).float()[:, None],
+    }
+    found = head_pass(
+        Pass(native, None, "cross_entropy", {}, backward=True),
+        hidden,
+        inputs,
+        has_gradient("cross_entropy", inputs),
+    )
+    plain = TorchHead(
+        HeadWeights(base.unembed.weight.detach(), None, None, None, 0.0),
+        *(torch.bfloat16, torch.device("cpu")),
+        TORCH_ELEMENTWISE,
+    )
+    expected = plain.logprobs(hidden[:128], inputs["target_tokens"][:128], keep=False)
+    torch.testing.assert_close(found.logprobs[:128], expected, atol=0.03, rtol=0.01)
+    assert found.grad_hidden is not None and not found.grad_hidden[::3].any()
+
+
+# ---- where it is not used
+
+
+def test_a_library_is_compiled_once(library: Library, tmp_path: Path) -> None:
+    folder = tmp_path / "code"
+    assert native_library(folder) is not None
+    [made] = folder.iterdir()
+    before = made.stat()
+    assert folder.stat().st_mode & 0o077 == 0
+    assert native_library(folder) is not None
+    assert list(folder.iterdir()) == [made]
+    assert (made.stat().st_ino, made.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_without_a_compiler_torch_does_the_work_and_the_log_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with caplog.at_level(logging.INFO, "tinkersmith.engine"):
+        assert native_library(tmp_path / "code") is None
+    assert "no C++ compiler (g++) is installed" in caplog.text
+
+
+def test_a_compiler_that_fails_leaves_nothing_behind_and_its_reason_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler = tmp_path / "broken-compiler"
+    compiler.write_text(
+        "#!/bin/sh\n[ $1 = --version ] && exit 0\necho cannot do this >&2; exit 3\n"
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with caplog.at_level(logging.INFO, "tinkersmith.engine"):
+        assert native_library(tmp_path / "code") is None
+    assert "cannot do this" in caplog.text
+    assert not list((tmp_path / "code").iterdir())
+
+
+def test_native_code_that_is_wrong_is_not_used_and_the_log_says_so(
+    base: BaseModel,
+    library: Library,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def wrong(self, x, weight, output, *rest) -> None:
+        output.fill_(1)
+
+    monkeypatch.setattr(NativeProducts, "linear", wrong)
+    with caplog.at_level(logging.INFO, "tinkersmith.engine"):
+        assert with_native_code(base, with_products(library)) is base
+    assert "and is not used" in caplog.text
+
+
+def test_odd_sizes_are_left_to_torch(base: BaseModel, library: Library) -> None:
+    odd = replace(base, vocab_size=base.vocab_size + 1)
+    assert choose_way(odd, with_products(library)) is Way.NATIVE_ELEMENTWISE
+    assert choose_way(base, with_products(library)) is Way.NATIVE
+
+
+def test_the_sources_compile_without_a_warning(library: Library, tmp_path: Path) -> None:
+    """Of our own code: a processor without these products gets the rest."""
+    source = Path(build.__file__).parent / "elementwise.cpp"
+    command = ["g++", "-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-fopenmp", "-c"]
+    done = subprocess.run(
+        [*command, str(source), "-o", str(tmp_path / "plain.o")], capture_output=True, text=True
+    )
+    if "not found" in done.stderr:
+        pytest.skip("g++ is not installed")
+    assert not done.returncode, done.stderr

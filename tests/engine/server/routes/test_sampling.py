@@ -1,0 +1,222 @@
+"""Sampling through the unmodified SDK: snapshots, parameters, log-probabilities, many at once."""
+
+import concurrent.futures
+
+import numpy as np
+import pytest
+import tinker
+import torch
+
+from tests.support.clients import PROMPT, greedy, new_client, train
+from tests.support.engine import MODEL, SDK, datum, random_datums
+
+
+@pytest.fixture(scope="module")
+def base(service: tinker.ServiceClient) -> tinker.SamplingClient:
+    return service.create_sampling_client(base_model=MODEL).result()
+
+
+def test_a_saved_and_an_ephemeral_sampler_stay_as_they_were_while_training_goes_on(
+    service: tinker.ServiceClient, base: tinker.SamplingClient
+) -> None:
+    client = new_client(service)
+    data = [datum([72, 101, 108, 108, 111, *[33] * 12])]
+    for _ in range(30):
+        train(client, data)
+    path = client.save_weights_for_sampler("taught").result().path
+    saved = service.create_sampling_client(model_path=path).result()
+    ephemeral = client.save_weights_and_get_sampling_client().result()
+    answer = greedy(saved)
+    assert greedy(ephemeral) == answer != greedy(base)
+    assert answer.count(33) > 6
+    for _ in range(30):
+        train(client, [datum([72, 101, 108, 108, 111, *[44] * 12])])
+    after = client.save_weights_and_get_sampling_client().result()
+    assert greedy(after).count(44) > 6
+    assert greedy(saved) == greedy(ephemeral) == answer
+
+
+def test_a_sampler_outlives_its_checkpoint(
+    service: tinker.ServiceClient, rest: tinker.RestClient
+) -> None:
+    client = new_client(service)
+    path = client.save_weights_for_sampler("short-lived").result().path
+    sampler = service.create_sampling_client(model_path=path).result()
+    before = greedy(sampler)
+    rest.delete_checkpoint_from_tinker_path(path).result()
+    assert greedy(sampler) == before
+    with pytest.raises(tinker.BadRequestError, match="does not exist here"):
+        service.create_sampling_client(model_path=path).result()
+
+
+def test_a_training_state_can_be_sampled_from(service: tinker.ServiceClient) -> None:
+    client = new_client(service)
+    train(client, random_datums(2), rate=0.1)
+    state = client.save_state("sampled").result().path
+    weights = client.save_weights_for_sampler("sampled").result().path
+    answers = [
+        greedy(service.create_sampling_client(model_path=path).result())
+        for path in (state, weights)
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_the_logprobs_of_sampled_tokens_are_those_of_forward(
+    service: tinker.ServiceClient,
+) -> None:
+    client = new_client(service)
+    train(client, random_datums(4), rate=0.05)
+    sampler = client.save_weights_and_get_sampling_client().result()
+    params = tinker.SamplingParams(max_tokens=20, temperature=0.8, top_p=0.9, seed=3, stop=[])
+    for sequence in sampler.sample(PROMPT, 4, params).result().sequences:
+        whole = [*PROMPT.to_ints(), *sequence.tokens]
+        output = client.forward([datum(whole)], "cross_entropy").result()
+        logprobs = output.loss_fn_outputs[0]["logprobs"].to_numpy()
+        np.testing.assert_allclose(np.asarray(sequence.logprobs), logprobs[-20:], atol=1e-4)
+        known = sampler.compute_logprobs(tinker.ModelInput.from_ints(whole)).result()
+        assert known[0] is None
+        np.testing.assert_allclose(np.asarray(known[1:], float), logprobs, atol=1e-4)
+
+
+def test_a_seed_gives_the_same_tokens_whatever_else_is_asked_at_the_time(
+    base: tinker.SamplingClient,
+) -> None:
+    params = tinker.SamplingParams(max_tokens=16, temperature=1.0, seed=11, stop=[])
+    alone = base.sample(PROMPT, 3, params).result()
+    others = [
+        base.sample(
+            tinker.ModelInput.from_ints(list(range(1, 2 + n))),
+            2,
+            tinker.SamplingParams(max_tokens=5 + n, temperature=1.0, stop=[]),
+        )
+        for n in range(20)
+    ]
+    again = base.sample(PROMPT, 3, params).result()
+    tokens = [list(sequence.tokens) for sequence in alone.sequences]
+    assert [list(sequence.tokens) for sequence in again.sequences] == tokens
+    assert len({tuple(sequence) for sequence in tokens}) == 3
+    for n, other in enumerate(others):
+        assert [len(sequence.tokens) for sequence in other.result().sequences] == [5 + n] * 2
+
+
+def test_stops_end_an_answer_and_stay_in_it(base: tinker.SamplingClient) -> None:
+    free = greedy(base)
+    by_id = tinker.SamplingParams(max_tokens=12, temperature=0.0, stop=[free[4]])
+    [sequence] = base.sample(PROMPT, 1, by_id).result().sequences
+    assert list(sequence.tokens) == free[: free.index(free[4]) + 1]
+    assert sequence.stop_reason == "stop"
+    short = tinker.SamplingParams(max_tokens=3, temperature=0.0, stop=[])
+    [sequence] = base.sample(PROMPT, 1, short).result().sequences
+    assert (list(sequence.tokens), sequence.stop_reason) == (free[:3], "length")
+
+
+def test_without_max_tokens_the_context_is_filled(base: tinker.SamplingClient) -> None:
+    params = tinker.SamplingParams(temperature=1.0, stop=[], seed=1)
+    [sequence] = base.sample(PROMPT, 1, params).result().sequences
+    assert PROMPT.length + len(sequence.tokens) in (512, 513)
+
+
+def test_prompt_logprobs_and_their_top_k_are_given_when_asked(base: tinker.SamplingClient) -> None:
+    params = tinker.SamplingParams(max_tokens=1, temperature=0.0)
+    plain = base.sample(PROMPT, 1, params).result()
+    assert plain.prompt_logprobs is None and plain.topk_prompt_logprobs is None
+    detailed = base.sample(
+        PROMPT, 1, params, include_prompt_logprobs=True, topk_prompt_logprobs=3
+    ).result()
+    assert detailed.prompt_logprobs is not None and detailed.topk_prompt_logprobs is not None
+    assert len(detailed.prompt_logprobs) == len(detailed.topk_prompt_logprobs) == PROMPT.length
+    assert detailed.prompt_logprobs[0] is None and detailed.topk_prompt_logprobs[0] is None
+    for logprob, top in zip(
+        detailed.prompt_logprobs[1:], detailed.topk_prompt_logprobs[1:], strict=True
+    ):
+        assert logprob is not None and top is not None and len(top) == 3
+        assert logprob <= top[0][1] + 1e-6 and top[0][1] >= top[1][1] >= top[2][1]
+
+
+@pytest.mark.skipif(SDK < (0, 38), reason="older SDKs do not ask about other tokens")
+def test_tokens_named_by_a_sparse_tensor_are_scored_as_those_of_a_dense_one(
+    base: tinker.SamplingClient,
+) -> None:
+    params = tinker.SamplingParams(max_tokens=1, temperature=0.0)
+    wanted = torch.full((PROMPT.length - 1, 8), -1)
+    wanted[0, 5], wanted[2, 0], wanted[2, 7] = 101, 33, 108
+    sparse = tinker.TensorData.from_torch_sparse(wanted, pad_value=-1)
+    assert sparse.sparse_crow_indices is not None
+    dense = tinker.TensorData.from_torch(wanted)
+    answers = [
+        base.sample(PROMPT, 1, params, target_prompt_logprobs=targets).result()
+        for targets in (sparse, dense)
+    ]
+    scored = [tensor for answer in answers if (tensor := answer.target_prompt_logprobs)]
+    assert scored[0].sparse_col_indices == sparse.sparse_col_indices
+    matrices = [scores.to_torch().to_dense() for scores in scored]
+    assert torch.equal(*matrices) and (matrices[0] != 0).sum() == 3
+    logprobs = base.compute_logprobs(PROMPT).result()
+    assert float(matrices[0][0, 5]) == logprobs[1]  # token 101 stands there in the prompt
+
+
+@pytest.mark.skipif(SDK < (0, 38), reason="older SDKs do not ask about other tokens")
+def test_alternatives_to_the_prompts_tokens_are_drawn_when_asked(
+    base: tinker.SamplingClient,
+) -> None:
+    params = tinker.SamplingParams(max_tokens=1, temperature=1.0, seed=5)
+    drawn = base.sample(PROMPT, 1, params, prompt_alt_tokens_k=4).result().prompt_alt_tokens
+    assert drawn is not None
+    ids, logprobs = drawn.tokens.to_numpy(), drawn.logprobs.to_numpy()
+    assert ids.dtype == np.int64 and ids.shape == logprobs.shape == (PROMPT.length - 1, 4)
+    targets = tinker.TensorData.from_numpy(ids)
+    checked = base.sample(PROMPT, 1, params, target_prompt_logprobs=targets).result()
+    assert checked.target_prompt_logprobs is not None
+    np.testing.assert_array_equal(checked.target_prompt_logprobs.to_numpy(), logprobs)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "count", "params", "sentence"),
+    [
+        ([1, 99_999], 1, {"max_tokens": 1}, "99999 is not in the vocabulary"),
+        ([1] * 600, 1, {"max_tokens": 1}, "takes at most 512"),
+        ([1], 1, {"max_tokens": 4096}, "max_tokens is 4,096"),
+        ([1], 1, {"max_tokens": 1, "temperature": -1.0}, "temperature is -1.0"),
+        ([1], 1, {"max_tokens": 1, "top_p": 0.0}, "top_p is 0.0"),
+        ([1], 0, {"max_tokens": 1}, "num_samples is 0"),
+        ([1], 10**9, {"max_tokens": 1}, "num_samples is 1000000000"),
+        ([], 1, {"max_tokens": 1}, "prompt has no tokens"),
+    ],
+)
+def test_a_wrong_request_is_refused_with_a_sentence_and_the_next_works(
+    base: tinker.SamplingClient, prompt: list[int], count: int, params: dict, sentence: str
+) -> None:
+    with pytest.raises(tinker.TinkerError, match=sentence):
+        base.sample(
+            tinker.ModelInput.from_ints(prompt), count, tinker.SamplingParams(**params)
+        ).result()
+    assert len(greedy(base)) == 12
+
+
+def test_a_sampler_that_should_record_stability_is_refused_before_it_samples(
+    service: tinker.ServiceClient,
+) -> None:
+    """The cookbook asks for it by default, with a loss that is not here: say so at once."""
+    sampler = service.create_sampling_client(base_model=MODEL, record_stability_info=True).result()
+    with pytest.raises(tinker.TinkerError, match="train with importance_sampling"):
+        sampler.sample(
+            tinker.ModelInput.from_ints([1, 2]), 1, tinker.SamplingParams(max_tokens=2)
+        ).result()
+
+
+def test_training_and_sampling_clients_of_several_threads_do_not_disturb_each_other(
+    service: tinker.ServiceClient, base: tinker.SamplingClient
+) -> None:
+    batches = [random_datums(3, seed=seed) for seed in range(4)]
+
+    def train_alone(seed: int) -> list[float]:
+        client = new_client(service, rank=2 + seed, seed=seed)
+        return [train(client, batch) for batch in batches]
+
+    expected = [train_alone(seed) for seed in range(4)]
+    answer = greedy(base)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        trained = [pool.submit(train_alone, seed) for seed in range(4)]
+        sampled = [pool.submit(greedy, base) for _ in range(40)]
+        assert [future.result() for future in trained] == expected
+        assert all(future.result() == answer for future in sampled)

@@ -1,0 +1,176 @@
+"""Requests of the SDK become the messages they stand for, and results reach the SDK unchanged."""
+
+import time
+
+import numpy as np
+import pytest
+import tinker
+import torch
+
+from tests.support.clients import new_client, train
+from tests.support.engine import datum, random_datums
+from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.messages import BatchRequest, LossOutput
+from tinkersmith.engine.server import fields, wire
+from tinkersmith.engine.server.bodies import open_batch
+
+TOKENS = [5, 6, 7, 8, 9]
+
+
+def read_batch(body: bytes) -> BatchRequest:
+    return wire.read_batch(open_batch(body))
+
+
+def wide_datum(targets: object, weights: object, tokens: list[int] = TOKENS) -> tinker.Datum:
+    return tinker.Datum(
+        model_input=tinker.ModelInput.from_ints(tokens),
+        loss_fn_inputs={"target_tokens": targets, "weights": weights},  # type: ignore[dict-item]
+    )
+
+
+def test_sparse_and_dense_targets_of_several_tokens_a_position_mean_the_same(
+    service: tinker.ServiceClient,
+) -> None:
+    targets = np.array([[6, 1], [7, 2], [8, 0], [9, 4], [3, 0]], np.int64)
+    weights = np.array([[1, 0.5], [1, 0.25], [1, 0], [0.5, 0.5], [1, 0]], np.float32)
+    client = new_client(service)
+    dense = wide_datum(tinker.TensorData.from_numpy(targets), tinker.TensorData.from_numpy(weights))
+    sparse = wide_datum(torch.from_numpy(targets), torch.from_numpy(weights))
+    outputs = [
+        client.forward(data, "cross_entropy").result() for data in ([dense], [sparse, dense])
+    ]
+    first = outputs[0].loss_fn_outputs[0]["logprobs"].to_numpy()
+    assert first.shape == (5, 2)
+    second = outputs[1].loss_fn_outputs[0]["logprobs"].to_numpy()
+    np.testing.assert_allclose(second, first, atol=1e-5)
+    loss = outputs[0].metrics["loss:sum"]
+    assert loss == pytest.approx(-(first * weights).sum(), rel=1e-5)
+    assert outputs[1].metrics["loss:sum"] == pytest.approx(2 * loss, rel=1e-5)
+
+
+def test_datums_of_different_widths_in_one_batch_keep_their_order(
+    service: tinker.ServiceClient,
+) -> None:
+    rng = np.random.default_rng(0)
+    shapes = [(5,), (5, 2), (5, 2), (5,), (5, 3)]
+    data = [
+        wide_datum(
+            tinker.TensorData.from_numpy(rng.integers(0, 250, shape)),
+            tinker.TensorData.from_numpy(np.ones(shape, np.float32)),
+        )
+        for shape in shapes
+    ]
+    output = new_client(service).forward(data, "cross_entropy").result()
+    assert [result["logprobs"].to_numpy().shape for result in output.loss_fn_outputs] == shapes
+
+
+@pytest.mark.parametrize(
+    ("loss", "config"),
+    [
+        ("importance_sampling", None),
+        ("ppo", {"clip_low_threshold": 0.9, "clip_high_threshold": 1.1}),
+        ("cispo", None),
+        ("dro", {"beta": 0.1}),
+    ],
+)
+def test_reinforcement_raises_what_was_rewarded(
+    service: tinker.ServiceClient, loss: str, config: dict | None
+) -> None:
+    client = new_client(service)
+    plain = [datum(TOKENS), datum([5, 50, 60, 70, 80])]
+    forward = client.forward(plain, "cross_entropy").result()
+    old = [result["logprobs"].to_numpy() for result in forward.loss_fn_outputs]
+    data = [
+        tinker.Datum(
+            model_input=plain_datum.model_input,
+            loss_fn_inputs={
+                "target_tokens": plain_datum.loss_fn_inputs["target_tokens"],
+                "logprobs": tinker.TensorData.from_numpy(logprobs),
+                "advantages": tinker.TensorData.from_numpy(np.full(4, reward, np.float32)),
+            },
+        )
+        for plain_datum, logprobs, reward in zip(plain, old, (1.0, -1.0), strict=True)
+    ]
+    first = client.forward_backward(data, loss, config).result()  # type: ignore[arg-type]
+    if loss == "importance_sampling":  # at ratio 1 the loss is minus the sum of advantages
+        assert first.metrics["loss:sum"] == pytest.approx(0.0, abs=1e-5)
+    client.optim_step(tinker.AdamParams(learning_rate=1e-2)).result()
+    after = client.forward(plain, "cross_entropy").result()
+    new = [result["logprobs"].to_numpy() for result in after.loss_fn_outputs]
+    assert new[0].sum() > old[0].sum()
+    assert new[1].sum() < old[1].sum()
+
+
+def test_a_state_is_loaded_into_an_old_client_and_a_new_one_with_or_without_optimizer(
+    service: tinker.ServiceClient,
+) -> None:
+    data = random_datums(3)
+    client = new_client(service)
+    for _ in range(3):
+        train(client, data)
+    path = client.save_state("loaded").result().path
+    with_optimizer = [train(client, data) for _ in range(3)]
+    client.load_state_with_optimizer(path).result()
+    assert [train(client, data) for _ in range(3)] == with_optimizer
+    client.load_state(path).result()
+    without = [train(client, data) for _ in range(3)]
+    assert without[0] == with_optimizer[0] and without[2] != with_optimizer[2]
+    fresh = service.create_training_client_from_state(path).result()
+    assert [train(fresh, data) for _ in range(3)] == without
+    other = new_client(service, rank=8)
+    before = train(other, data)
+    with pytest.raises(tinker.RequestFailedError, match="does not fit this adapter"):
+        other.load_state(path).result()
+    assert train(other, data) < before
+    sampler = client.save_weights_for_sampler("no-optimizer").result().path
+    with pytest.raises(tinker.RequestFailedError, match="holds no optimizer state"):
+        service.create_training_client_from_state_with_optimizer(sampler).result()
+
+
+def test_a_round_trip_costs_a_few_milliseconds(service: tinker.ServiceClient) -> None:
+    client = new_client(service, rank=1)
+    seconds = []
+    for _ in range(20):
+        begin = time.perf_counter()
+        client.forward([datum([1, 2])], "cross_entropy").result()
+        seconds.append(time.perf_counter() - begin)
+    # The best, for the machine may be busy; a delayed acknowledgement alone would add 40 ms.
+    assert min(seconds) < 0.03
+
+
+def test_a_broken_tensor_is_named() -> None:
+    message = wire.pb.ForwardBackwardRequest(model_id="a", seq_id=1)
+    tensor = message.data.add().loss_fn_inputs["weights"]
+    tensor.dtype, tensor.dense = wire.pb.DTYPE_FLOAT32, b"12345"
+    assert "datum 0, weights: 5 bytes" in str(read_batch(message.SerializeToString()).datums)
+    tensor.dense = b"12345678"
+    tensor.shape.append(3)
+    assert "2 values do not fit" in str(read_batch(message.SerializeToString()).datums)
+
+
+def test_a_batch_that_cannot_be_parsed_keeps_its_address_and_the_reason() -> None:
+    good = wire.pb.ForwardBackwardRequest(model_id="a", seq_id=7, loss_fn="x").SerializeToString()
+    request = read_batch(good + b"\xff" * 9)
+    assert (request.model_id, request.seq_id) == ("a", 7)
+    assert "not a ForwardBackwardRequest" in str(request.datums)
+
+
+def test_numbers_that_json_lacks_are_sent_as_strings() -> None:
+    metrics = {"a": float("nan"), "b": float("-inf"), "c": 1.5}
+    assert wire.json_numbers(metrics) == {"a": "NaN", "b": "-Infinity", "c": 1.5}
+
+
+def test_an_output_of_no_datums_is_a_message_without_records() -> None:
+    message = wire.pb.ForwardBackwardOutput()
+    message.ParseFromString(wire.batch_output(LossOutput([], {"loss:sum": 0.0})))
+    assert len(message.loss_fn_outputs) == 0
+
+
+@pytest.mark.parametrize("value", [None, True, "1", 1.5, float("nan"), float("inf"), [1]])
+def test_a_value_that_is_not_a_whole_number_is_refused(value: object) -> None:
+    with pytest.raises(Refused, match="must be a whole number"):
+        fields.integer({"seq_id": value}, "seq_id")
+
+
+def test_numbers_of_64_bits_are_kept_exactly() -> None:
+    assert fields.integer({"seq_id": 10**18 + 1}, "seq_id") == 10**18 + 1

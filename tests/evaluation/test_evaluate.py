@@ -1,0 +1,219 @@
+"""Evaluation through the SDK on a real engine, and what it tells the user."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.small_run import SmallRun, small_run
+from tinkersmith.cli.evaluate import evaluate_command
+from tinkersmith.data.samples import Source
+from tinkersmith.errors import UserError
+from tinkersmith.evaluation.evaluate import evaluate
+from tinkersmith.evaluation.results import Rate, Record, Scored
+from tinkersmith.evaluation.scoring import METRICS, score
+from tinkersmith.settings import settings_from
+
+
+@pytest.fixture(scope="module")
+def small() -> SmallRun:
+    return small_run()
+
+
+@pytest.fixture(scope="module")
+def compared(small: SmallRun) -> tuple[Any, dict[str, Any], str]:
+    """One evaluation with the base model beside it: result, file, and what was said."""
+    said: list[str] = []
+    result = evaluate(
+        small.settings,
+        test_file=str(small.test_file),
+        compare_base=True,
+        output_file=small.folder / "results.json",
+        say=said.append,
+    )
+    stored = json.loads((small.folder / "results.json").read_text(encoding="utf-8"))
+    return result, stored, "\n".join(said)
+
+
+def test_every_sample_is_answered_once_with_the_prompt_of_training(small: SmallRun, compared: Any):
+    _, stored, _ = compared
+    assert [sample["record"] for sample in stored["samples"]] == [*range(1, 10), 11]
+    first = stored["samples"][0]
+    assert first["prompt"] == "Instruction: Add.\nInput: 40 + 40\nResponse:\n"
+    assert (first["expected"], first["expected_answer"]) == ("Answer: 80", "80")
+    assert stored["model_path"] == small.sampler_path
+    assert stored["run"] == small.run.name
+    assert stored["prompt_template"] == "instruction"
+
+
+def test_the_rates_follow_from_the_records(compared: Any):
+    result, stored, _ = compared
+    for samples, part in (
+        (stored["samples"], stored["metrics"]),
+        (stored["base_samples"], stored["base"]["metrics"]),
+    ):
+        assert len(samples) == 10
+        for sample in samples:
+            assert sample["scores"] == score(sample["expected"], sample["produced"])
+        for name, rate in part.items():
+            assert rate["correct"] == sum(sample["scores"][name] for sample in samples)
+            assert rate["n"] == 10 and rate["rate"] == rate["correct"] / 10
+            low, high = rate["interval_95"]
+            assert low <= rate["rate"] <= high
+    assert result.trained.to_json()["metrics"] == stored["metrics"]
+
+
+def test_answers_at_the_token_limit_are_counted_and_named(compared: Any):
+    _, stored, said = compared
+    for sample in [*stored["samples"], *stored["base_samples"]]:
+        assert sample["tokens"] <= 24
+        assert (sample["stop_reason"] == "length") == (sample["tokens"] == 24) or sample[
+            "stop_reason"
+        ] == "stop"
+    cut = [sample for sample in stored["base_samples"] if sample["stop_reason"] == "length"]
+    assert cut, "the untrained model never stops by itself"
+    assert stored["base"]["cut_at_token_limit"] == len(cut)
+    assert f"{len(cut)} of its answers were cut at SAMPLING_MAX_TOKENS = 24" in said
+
+
+def test_a_prompt_without_room_for_an_answer_is_skipped_and_named(small: SmallRun, compared: Any):
+    result, stored, said = compared
+    name = f"{small.test_file.as_posix()}, record 10"
+    assert [str(source) for source in result.too_long] == [name] == stored["prompts_too_long"]
+    assert name in said and "512 tokens" in said
+    assert stored["counts"] == {
+        "samples": 11,
+        "skipped_records": 0,
+        "prompts_too_long": 1,
+        "evaluated": 10,
+        "overlap_with_training": 1,
+    }
+
+
+def test_a_test_question_that_was_trained_on_is_a_warning(compared: Any):
+    _, stored, said = compared
+    assert "1 of 11 test questions is also in the training data" in said
+    assert stored["overlap_with_training"][0]["test"].endswith("test.json, record 11")
+    assert stored["overlap_with_training"][0]["training"].endswith("train.json, record 1")
+
+
+def test_the_report_shows_both_models_and_their_difference(compared: Any):
+    result, _, said = compared
+    gain = (
+        result.trained.metrics["exact_match"].rate - result.base.metrics["exact_match"].rate
+    ) * 100
+    line = next(line for line in said.splitlines() if line.startswith("exact match"))
+    assert line.endswith(f"{gain:+.1f} points")
+    assert "trained model" in said and "base model" in said
+    assert "tokens an answer" in said
+
+
+def test_a_limit_takes_the_same_samples_every_time(small: SmallRun):
+    asked = []
+    for limit in (3, 5):
+        result = evaluate(
+            small.settings,
+            test_file=str(small.test_file),
+            limit=limit,
+            output_file=small.folder / "limited.json",
+            say=lambda _: None,
+        )
+        asked.append({record.source.record for record in result.trained.records})
+    assert len(asked[0]) in (2, 3) and asked[0] <= asked[1]
+
+
+def test_several_draws_are_averaged_over_their_prompt(small: SmallRun):
+    settings = small.settings.model_copy(
+        update={"sampling_temperature": 1.0, "sampling_num_samples": 3}
+    )
+    result = evaluate(
+        settings,
+        model_path=small.state_path,  # its sampler weights stand beside it
+        test_file=str(small.test_file),
+        output_file=small.folder / "drawn.json",
+        say=lambda _: None,
+    )
+    records = result.trained.records
+    assert [record.draw for record in records[:4]] == [1, 2, 3, 1]
+    assert len(records) == 30 and result.trained.metrics["exact_match"].n == 10
+    assert len({record.produced for record in records}) > 10
+
+
+def test_a_path_without_a_run_folder_takes_the_template_of_the_settings(small: SmallRun):
+    known, hidden = small.run.file("checkpoints.jsonl"), small.run.file("hidden")
+    said: list[str] = []
+    known.rename(hidden)
+    try:
+        result = evaluate(
+            small.settings,
+            model_path=small.sampler_path,
+            test_file=str(small.test_file),
+            limit=2,
+            output_file=small.folder / "unknown.json",
+            say=said.append,
+        )
+    finally:
+        hidden.rename(known)
+    assert "No run folder knows this path" in "\n".join(said)
+    assert "could not be checked" in "\n".join(said) and result.overlap is None
+    assert result.trained.records[0].prompt.startswith("Instruction: ")
+
+
+def _record(number: int, right: bool, draw: int = 1) -> Record:
+    scores: dict[str, float] = {name: float(right) for name in METRICS}
+    return Record(Source("f", number), "p", "e", "e", "e", scores, "stop", 5, draw)
+
+
+def test_rates_count_prompts_not_draws():
+    scored = Scored(
+        [_record(1, True), _record(1, False, 2), _record(2, True), _record(2, True, 2)], 1
+    )
+    assert scored.metrics["exact_match"] == Rate(1.5, 2)
+
+
+def test_a_field_named_answer_is_the_expected_final_answer(small: SmallRun, tmp_path: Path):
+    file = tmp_path / "named.json"
+    record = {"instruction": "Add.", "input": "1 + 1", "output": "It is in 1999.", "answer": 2}
+    file.write_text(json.dumps([record, {**record, "answer": True}]))
+    result = evaluate(
+        small.settings,
+        test_file=str(file),
+        output_file=tmp_path / "out.json",
+        say=lambda _: None,
+    )
+    assert [record.expected_answer for record in result.trained.records] == ["2", "1999"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model_path": "my-model"}, "is not a path of trained weights"),
+        ({"model_path": "tinker://nobody:train:0/sampler_weights/x"}, "nobody"),
+        ({"test_file": "nowhere.json"}, "nowhere.json"),
+        ({"base_model": "Qwen/Qwen3-8B"}, "was trained on"),
+        ({"limit": -1}, "at least 1"),
+        ({"output_file": "/proc/nowhere/out.json"}, "cannot be written"),
+    ],
+)
+def test_a_mistake_is_one_sentence(small: SmallRun, tmp_path: Path, change: Any, words: str):
+    out = tmp_path / "out.json"
+    options: dict[str, Any] = {"test_file": str(small.test_file), "output_file": out, **change}
+    with pytest.raises(UserError) as caught:
+        evaluate(small.settings, say=lambda _: None, **options)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert not out.exists()
+
+
+def test_without_any_run_the_user_is_told_how_to_make_one(small: SmallRun, tmp_path: Path):
+    settings = settings_from({"OUTPUT_DIR": str(tmp_path)})
+    with pytest.raises(UserError, match=r"train_with_config\.py"):
+        evaluate(settings, test_file=str(small.test_file), output_file=tmp_path / "out.json")
+
+
+def test_the_command_prints_the_sentence_and_fails(capsys: Any, monkeypatch: Any, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    assert evaluate_command(["--test-data", "nowhere.json"]) == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith("Error: ") and shown.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

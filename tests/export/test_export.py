@@ -1,0 +1,290 @@
+"""Export through the SDK from a real engine, loaded again by plain transformers and peft."""
+
+import errno
+import json
+import threading
+import warnings
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.support.small_run import SmallRun, small_run
+from tinkersmith.cli.export import export_command
+from tinkersmith.data.samples import Sample, Source
+from tinkersmith.errors import UserError
+from tinkersmith.export import adapter as adapter_files
+from tinkersmith.export import merge as merged_files
+from tinkersmith.export.chat_template import chat_template_of
+from tinkersmith.export.download import _fetch
+from tinkersmith.export.export import _stop_at_end_token, export_model
+from tinkersmith.progress import Progress
+from tinkersmith.service.connection import open_service
+from tinkersmith.settings import settings_from
+from tinkersmith.text.templates import choose_template, template_from_json
+from tinkersmith.text.tokenizer import load_tokenizer
+
+PROMPT = "Instruction: Add.\nInput: 41 + 41\nResponse:\n"
+
+
+@pytest.fixture(scope="module")
+def small() -> SmallRun:
+    torch.set_num_threads(2)
+    return small_run()
+
+
+@pytest.fixture(scope="module")
+def adapter(small: SmallRun) -> tuple[Path, str]:
+    said: list[str] = []
+    out = small.folder / "adapter"
+    export_model(small.settings, small.sampler_path, out, verify=True, say=said.append)
+    return out, "\n".join(said)
+
+
+@pytest.fixture(scope="module")
+def merged(small: SmallRun) -> tuple[Path, str]:
+    said: list[str] = []
+    out = small.folder / "merged"
+    export_model(small.settings, small.state_path, out, merged=True, verify=True, say=said.append)
+    return out, "\n".join(said)
+
+
+def load_adapter(folder: Path, base: Path) -> Any:
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return PeftModel.from_pretrained(model, folder).eval()
+
+
+def test_an_adapter_export_is_complete_and_verified(small: SmallRun, adapter: tuple[Path, str]):
+    folder, said = adapter
+    assert {file.name for file in folder.iterdir()} == {
+        *("adapter_model.safetensors", "adapter_config.json", "README.md"),
+        *("prompt_template.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json"),
+    }
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str((small.folder / "base").resolve())
+    assert config["target_modules"] == sorted(
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
+    )
+    assert (config["r"], config["lora_alpha"]) == (4, 32)
+    assert "transformers + peft loaded all 30 tensors" in said
+    assert "allowed: 0.0001" in said
+    assert all(file.stat().st_mode & 0o044 for file in folder.iterdir())
+
+
+def test_a_merged_export_is_complete_and_verified(merged: tuple[Path, str]):
+    folder, said = merged
+    assert {file.name for file in folder.iterdir()} == {
+        *("model.safetensors", "config.json", "generation_config.json", "README.md"),
+        *("prompt_template.json", "chat_template.jinja", "tokenizer.json", "tokenizer_config.json"),
+    }
+    assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is False
+    assert "Verified: transformers loaded all" in said and "allowed: 0.0001" in said
+
+
+def test_greedy_answers_are_those_of_generate_token_for_token(
+    small: SmallRun, adapter: tuple[Path, str], merged: tuple[Path, str]
+):
+    import tinker
+
+    tokenizer = AutoTokenizer.from_pretrained(adapter[0])
+    prompts = [PROMPT.replace("41", str(n)) for n in range(36, 42)]
+    with open_service(small.settings, base_model=small.run.base_model()) as service:
+        client = service.create_sampling_client(small.sampler_path)
+        params = tinker.SamplingParams(max_tokens=40, temperature=0)
+        pending = [
+            client.sample(tinker.ModelInput.from_ints(tokenizer(text)["input_ids"]), 1, params)
+            for text in prompts
+        ]
+        ours = [service.wait(one, "sampling").sequences[0].tokens for one in pending]
+    for model in (load_adapter(adapter[0], small.folder / "base"), _load(merged[0])):
+        for text, tokens in zip(prompts, ours, strict=True):
+            ids = tokenizer(text, return_tensors="pt")
+            theirs = model.generate(**ids, max_new_tokens=40, do_sample=False)
+            assert theirs[0, ids["input_ids"].shape[1] :].tolist() == list(tokens), text
+    assert len({tuple(tokens) for tokens in ours}) > 1
+
+
+def _load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def test_the_template_travels_with_the_export(small: SmallRun, adapter: tuple[Path, str]):
+    stored = json.loads((adapter[0] / "prompt_template.json").read_text())
+    template = template_from_json(stored)
+    assert template == small.run.template()
+    tokenizer = AutoTokenizer.from_pretrained(adapter[0])
+    sample = Sample(instruction="2 + 2?", input="", output="4", system="Add.", source=Source("", 1))
+    messages = [{"role": "system", "content": "Add."}, {"role": "user", "content": "2 + 2?"}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert (
+        text == template.render_prompt(sample) == "System: Add.\nInstruction: 2 + 2?\nResponse:\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "instruction",
+        "alpaca",
+        "chat",
+        "Q: {instruction}\nA: ",
+        "{system}\n{instruction} {input} =>",
+        "a {{b}} \"' \\n {instruction}",
+        "Q: {instruction}\n{input}",
+    ],
+)
+def test_every_template_has_a_chat_template_that_writes_the_same(small: SmallRun, setting: str):
+    tokenizer = load_tokenizer(small.folder / "base")
+    assert chat_template_of(choose_template(setting, tokenizer, "x")) is not None
+
+
+def test_the_readme_s_code_runs(adapter: tuple[Path, str], monkeypatch: Any, capsys: Any):
+    monkeypatch.chdir(adapter[0])
+    code = Path("README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(code.replace("max_new_tokens=256", "max_new_tokens=4"), {})
+    assert capsys.readouterr().out
+
+
+def test_an_export_there_is_replaced_only_by_force(small: SmallRun, adapter: tuple[Path, str]):
+    before = (adapter[0] / "adapter_model.safetensors").read_bytes()
+    (adapter[0] / "README.md").write_text("old")
+    with pytest.raises(UserError, match="--force"):
+        export_model(small.settings, out=adapter[0])
+    export_model(small.settings, out=adapter[0], force=True, say=lambda _: None)
+    assert (adapter[0] / "README.md").read_text() != "old"
+    assert (adapter[0] / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_force_does_not_replace_what_is_no_export(small: SmallRun, tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("dear")
+    with pytest.raises(UserError, match="does not look like an export"):
+        export_model(small.settings, out=tmp_path / "mine", force=True)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "dear"
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_a_full_disk_leaves_nothing_behind(
+    small: SmallRun, tmp_path: Path, monkeypatch: Any, merge: bool
+):
+    written = adapter_files.write_tensors
+
+    def fails_in_the_middle(path: Path, tensors: Any) -> None:
+        written(path, tensors)
+        with path.open("r+b") as file:
+            file.truncate(100)
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(adapter_files, "write_tensors", fails_in_the_middle)
+    monkeypatch.setattr(merged_files, "write_tensors", fails_in_the_middle)
+    with pytest.raises(UserError, match="No space left on device") as caught:
+        export_model(small.settings, out=tmp_path / "new", merged=merge, say=lambda _: None)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "words"),
+    [
+        ("my-model", {}, "is not a path of trained weights"),
+        ("tinker://nobody:train:0/weights/x", {}, "nobody"),
+        ("", {"base_model": "Qwen/Qwen3-8B"}, "was trained on"),
+        ("", {"base_folder": "/nowhere"}, "/nowhere"),
+        ("", {"out": "/proc/nowhere/x"}, "cannot be written"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    small: SmallRun, tmp_path: Path, path: str, options: dict[str, Any], words: str
+):
+    with pytest.raises(UserError) as caught:
+        export_model(small.settings, path, **{"out": tmp_path / "new", "say": len, **options})
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_base_model_is_refused(small: SmallRun, tmp_path: Path):
+    from tests.support.tiny_models import make_tiny_model
+
+    other = make_tiny_model(tmp_path / "other", hidden=48)
+    with pytest.raises(UserError, match="Check that this is the model it was trained on"):
+        export_model(small.settings, out=tmp_path / "new", base_folder=other, say=lambda _: None)
+    assert not (tmp_path / "new").exists()
+
+
+class _Server(BaseHTTPRequestHandler):
+    """Promises 100 bytes, and sends as many as the path says, or hangs up."""
+
+    def do_GET(self) -> None:
+        if self.path == "/hang-up":
+            self.connection.close()
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", "100")
+        self.end_headers()
+        self.wfile.write(b"x" * int(self.path[1:]))
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("100", None), ("60", "60 of 100 bytes"), ("hang-up", "could not be downloaded")],
+)
+def test_a_broken_download_is_told_and_loopback_needs_no_proxy(
+    tmp_path: Path, monkeypatch: Any, path: str, words: str | None
+):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody there
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/{path}"
+        if words is None:
+            _fetch(url, tmp_path / "file", Progress(print))
+            assert (tmp_path / "file").read_bytes() == b"x" * 100
+            return
+        with pytest.raises(UserError, match=words):
+            _fetch(url, tmp_path / "file", Progress(print))
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_merged_model_stops_at_the_template_s_end_token(small: SmallRun, tmp_path: Path):
+    tokenizer = load_tokenizer(small.folder / "base")
+    (tmp_path / "config.json").write_text("{}")
+    file = tmp_path / "generation_config.json"
+    file.write_text(json.dumps({"eos_token_id": tokenizer.eos_id, "top_k": 5}))
+    _stop_at_end_token(tmp_path, choose_template("instruction", tokenizer, "x"), tokenizer)
+    assert json.loads(file.read_text())["eos_token_id"] == tokenizer.eos_id
+    _stop_at_end_token(tmp_path, choose_template("chat", tokenizer, "x"), tokenizer)
+    end = tokenizer.special_tokens["<|im_end|>"]
+    assert json.loads(file.read_text()) == {"eos_token_id": [end, tokenizer.eos_id], "top_k": 5}
+
+
+def test_no_temporary_copy_stays_on_the_server(small: SmallRun, adapter: tuple[Path, str]):
+    with open_service(small.settings, base_model=small.run.base_model()) as service:
+        found = service.wait(service.rest.list_user_checkpoints(), "listing").checkpoints
+    assert {checkpoint.checkpoint_type for checkpoint in found} == {"training", "sampler"}
+
+
+def test_the_command_prints_the_sentence_and_fails(capsys: Any, monkeypatch: Any, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    assert export_command(["--dtype", "float32"]) == 1
+    assert "--merged" in capsys.readouterr().err
+    assert export_command([]) == 1
+    shown = capsys.readouterr()
+    assert "train_with_config.py" in shown.err and shown.err.count("\n") == 1
+
+
+def test_without_any_run_the_user_is_told_how_to_make_one(tmp_path: Path):
+    with pytest.raises(UserError, match=r"train_with_config\.py"):
+        export_model(settings_from({"OUTPUT_DIR": str(tmp_path)}))

@@ -1,0 +1,217 @@
+"""Run folders: what survives a kill, how runs are found again, what damaged ones lead to."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+
+from tests.support.tiny_models import make_tiny_tokenizer
+from tinkersmith.errors import UserError
+from tinkersmith.runs.folder import Checkpoint, RunFolder, all_runs, newest_run, open_run, run_of
+from tinkersmith.settings import settings_from
+from tinkersmith.text.templates import choose_template
+from tinkersmith.text.tokenizer import load_tokenizer
+
+NOON = datetime(2026, 1, 31, 12, 0, 0)
+
+
+def checkpoint(step: int, client: str = "abc:train:0") -> Checkpoint:
+    name = f"step-{step}"
+    return Checkpoint(
+        name=name,
+        step=step,
+        epoch=0,
+        state_path=f"tinker://{client}/weights/{name}",
+        sampler_path=f"tinker://{client}/sampler_weights/{name}",
+    )
+
+
+def run_with_facts(output_dir: Path, prefix: str = "model", age: int = 0) -> RunFolder:
+    """A run that is `age` seconds old."""
+    make_tiny_tokenizer(output_dir / "tokenizer")
+    tokenizer = load_tokenizer(output_dir / "tokenizer")
+    template = choose_template("instruction", tokenizer, "some/model")
+    run = RunFolder.create(output_dir / "runs", prefix, NOON)
+    settings = settings_from({"LORA_RANK": 4, "OUTPUT_DIR": str(output_dir / "runs")})
+    run.write_facts(settings, template, base_model="some/model", backend="embedded")
+    written = NOON.timestamp() - age
+    os.utime(run.path / "settings.json", (written, written))
+    return run
+
+
+def test_a_run_is_named_for_its_model_and_time(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "deep" / "runs", "my-model", NOON)
+    assert run.name == "my-model-20260131-120000"
+    assert run.path.is_dir()
+
+
+def test_two_runs_of_one_second_get_two_folders(tmp_path: Path) -> None:
+    first, second = (RunFolder.create(tmp_path, "my-model", NOON) for _ in range(2))
+    assert first.path != second.path
+    assert second.path.is_dir()
+
+
+def test_an_output_folder_that_is_a_file_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(UserError, match="OUTPUT_DIR"):
+        RunFolder.create(tmp_path / "taken", "my-model", NOON)
+
+
+def test_the_facts_come_back_as_they_were(tmp_path: Path) -> None:
+    run = run_with_facts(tmp_path)
+    assert run.settings() == settings_from({"LORA_RANK": 4, "OUTPUT_DIR": str(tmp_path / "runs")})
+    assert run.base_model() == "some/model"
+    assert run.facts()["backend"] == "embedded"
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    assert run.template() == choose_template("instruction", tokenizer, "some/model")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [(None, "settings.json"), ("{", "settings.json"), ("[]", "settings.json")],
+    ids=["missing", "cut short", "an array"],
+)
+def test_facts_that_cannot_be_read_are_a_sentence(
+    tmp_path: Path, text: str | None, named: str
+) -> None:
+    run = RunFolder.create(tmp_path, "my-model", NOON)
+    if text is not None:
+        (run.path / "settings.json").write_text(text)
+    with pytest.raises(UserError, match=named):
+        run.settings()
+
+
+# ---- appended lines
+
+
+def test_lines_come_back_in_order_with_any_text(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "my-model", NOON)
+    records = [
+        {"step": 1, "text": 'two\nlines, "quotes", 中文 and 😀'},
+        {"step": 2, "text": "ends of line in Unicode: \u2028 \u2029 \x85 \x0b \x0c \x1c"},
+        {"step": 3, "loss": 1e-30},
+    ]
+    run.append("metrics.jsonl", records[:1])
+    run.append("metrics.jsonl", records[1:])
+    assert run.lines("metrics.jsonl") == records
+    run.rewrite("metrics.jsonl", records[1:])
+    assert run.lines("metrics.jsonl") == records[1:]
+
+
+def test_a_file_that_is_not_there_has_no_lines(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "my-model", NOON)
+    assert run.lines("metrics.jsonl") == []
+    assert run.checkpoints() == []
+
+
+@pytest.mark.parametrize("kept", range(0, 25, 4))
+def test_a_last_line_that_a_kill_cut_short_does_not_count(tmp_path: Path, kept: int) -> None:
+    run = RunFolder.create(tmp_path, "my-model", NOON)
+    run.append("metrics.jsonl", [{"step": 1, "loss": 2.5}])
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 2, "loss": 1.25})[:kept])
+    assert run.lines("metrics.jsonl") == [{"step": 1, "loss": 2.5}]
+
+
+def test_what_is_appended_after_a_line_cut_short_is_not_lost(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "my-model", NOON)
+    run.append("checkpoints.jsonl", [{"step": 1}])
+    with (run.path / "checkpoints.jsonl").open("a") as file:
+        file.write('{"step": 2, "na')
+    run.append("checkpoints.jsonl", [{"step": 3}])
+    assert run.lines("checkpoints.jsonl") == [{"step": 1}, {"step": 3}]
+
+
+def test_a_damaged_line_in_the_middle_is_named_and_not_taken_for_the_end(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "my-model", NOON)
+    (run.path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(UserError, match="line 2"):
+        run.lines("metrics.jsonl")
+
+
+def test_appended_lines_survive_a_kill(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "my-model", NOON)
+    code = (
+        "import os, signal, sys; from pathlib import Path\n"
+        "from tinkersmith.runs.folder import RunFolder\n"
+        "run = RunFolder(Path(sys.argv[1]))\n"
+        "for step in range(5): run.append('metrics.jsonl', [{'step': step}])\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(run.path)])
+    assert [line["step"] for line in run.lines("metrics.jsonl")] == list(range(5))
+
+
+def test_a_line_that_a_full_disk_refuses_leaves_the_file_usable(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE stands in for a full disk: the write is cut short, then refused."""
+    run = RunFolder.create(tmp_path, "my-model", NOON)
+    run.append("metrics.jsonl", [{"step": 1}])
+    code = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from tinkersmith.runs.folder import RunFolder\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))\n"
+        "try: RunFolder(Path(sys.argv[1])).append('metrics.jsonl', [{'text': 'x' * 50}])\n"
+        "except OSError: sys.exit(7)\n"
+    )
+    assert resource.RLIMIT_FSIZE is not None
+    ended = subprocess.run([sys.executable, "-c", code, str(run.path)])
+    assert ended.returncode == 7
+    run.append("metrics.jsonl", [{"step": 2}])
+    assert run.lines("metrics.jsonl") == [{"step": 1}, {"step": 2}]
+
+
+# ---- finding runs again
+
+
+def test_checkpoints_come_back_oldest_first(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "my-model", NOON)
+    for step in (10, 20):
+        run.add_checkpoint(checkpoint(step))
+    assert run.checkpoints() == [checkpoint(10), checkpoint(20)]
+
+
+def test_the_newest_run_is_the_last_begun_that_saved_something(tmp_path: Path) -> None:
+    old, middle, empty = (
+        run_with_facts(tmp_path, prefix, age)
+        for prefix, age in (("z-old", 30), ("a-middle", 20), ("m-empty", 10))
+    )
+    for run in (old, middle):
+        run.add_checkpoint(checkpoint(1))
+    assert newest_run(tmp_path / "runs") == middle
+    assert [run.name for run in all_runs(tmp_path / "runs")] == [
+        run.name for run in (empty, middle, old)
+    ]
+
+
+def test_no_run_at_all_says_how_to_make_one(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "not-there"):
+        with pytest.raises(UserError, match=r"train_with_config\.py"):
+            newest_run(folder)
+
+
+def test_a_run_opens_by_name_and_by_folder_and_not_otherwise(tmp_path: Path) -> None:
+    run = run_with_facts(tmp_path)
+    assert open_run(run.name, tmp_path / "runs").path == run.path
+    assert open_run(str(run.path), tmp_path / "elsewhere").path == run.path
+    with pytest.raises(UserError) as caught:
+        open_run("modle-20260131-120000", tmp_path / "runs")
+    assert "modle-20260131-120000" in str(caught.value)
+    assert run.name in str(caught.value)
+
+
+def test_a_tinker_path_leads_to_its_run_and_checkpoint(tmp_path: Path) -> None:
+    first, second = (run_with_facts(tmp_path, prefix) for prefix in ("one", "two"))
+    first.add_checkpoint(checkpoint(1, "abc:train:0"))
+    for step in (1, 2):
+        second.add_checkpoint(checkpoint(step, "def:train:0"))
+    wanted = checkpoint(2, "def:train:0")
+    for path in (wanted.state_path, wanted.sampler_path):
+        assert run_of(path, tmp_path / "runs") == (second, wanted)
+    assert run_of("tinker://nobody:train:0/weights/x", tmp_path / "runs") is None
+    assert run_of(wanted.state_path, tmp_path / "not-there") is None

@@ -1,0 +1,164 @@
+"""Runs that are stopped halfway, and that go on to the same losses to the last bit."""
+
+import contextlib
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.paths import ROOT
+from tests.support.processes import is_gone, within
+from tests.support.sample_files import records, write
+from tests.support.tiny_models import make_tiny_model
+from tinkersmith.runs.folder import RunFolder, newest_run
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_cloud() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_CREDENTIAL_CMD"):
+            patch.delenv(name, raising=False)
+        patch.setenv("OMP_NUM_THREADS", "2")
+        yield
+
+
+@dataclass
+class Interrupted:
+    """`train_with_config.py` as a process of its own, on enough data to be stopped in time."""
+
+    process: subprocess.Popen
+    folder: Path
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs"
+
+    def run(self) -> RunFolder:
+        (settings,) = self.runs.glob("*/settings.json")
+        return RunFolder(settings.parent)
+
+    def wait_for(self, file: str, lines: int) -> None:
+        def there() -> bool:
+            assert self.process.poll() is None, self.process.communicate()
+            return any(
+                len(path.read_bytes().splitlines()) >= lines for path in self.runs.glob(f"*/{file}")
+            )
+
+        assert within(40, there), "the run did not get that far"
+
+    def engine(self) -> int:
+        listed = subprocess.run(
+            ["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)],
+            capture_output=True,
+            text=True,
+        ).stdout
+        (pid,) = [int(x.split()[0]) for x in listed.splitlines() if "tinkersmith.engine" in x]
+        return pid
+
+
+def command(folder: Path, model: Path, *more: str) -> list[str]:
+    config = folder / "config.py"
+    if not config.exists():
+        data = write(folder / "data.json", records(40, seed=3))
+        config.write_text(
+            f"DATA_FILES = [{str(data)!r}]\nBASE_MODEL = {str(model)!r}\n"
+            f"OUTPUT_DIR = {str(folder / 'runs')!r}\nVALIDATION_RATIO = 0.1\n"
+            "NUM_EPOCHS = 2\nBATCH_SIZE = 2\nLORA_RANK = 4\nLEARNING_RATE = 0.01\n"
+            "SAVE_EVERY = 5\nSAMPLING_MAX_TOKENS = 4\nEXPORT_AFTER_TRAINING = 'no'\n"
+        )
+    return [sys.executable, str(ROOT / "train_with_config.py"), "--config", str(config), *more]
+
+
+@contextlib.contextmanager
+def training(folder: Path, model: Path) -> Iterator[Interrupted]:
+    process = subprocess.Popen(
+        command(folder, model), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield Interrupted(process, folder)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def resume(folder: Path, model: Path, run: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(folder, model, "--resume", run), capture_output=True, text=True, timeout=120
+    )
+
+
+def curve(run: RunFolder) -> list[dict[str, Any]]:
+    """All that was measured, without the times."""
+    timed = ("tokens_per_second", "seconds")
+    return [
+        {name: value for name, value in line.items() if name not in timed}
+        for line in run.lines("metrics.jsonl")
+    ]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, model: Path) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    done = subprocess.run(command(folder, model), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return curve(newest_run(folder / "runs"))
+
+
+def test_a_killed_run_goes_on_to_the_same_losses_to_the_last_bit(
+    tmp_path: Path, model: Path, uninterrupted: list[dict[str, Any]]
+) -> None:
+    with training(tmp_path, model) as started:
+        started.wait_for("checkpoints.jsonl", 1)
+        engine = started.engine()
+        started.process.kill()
+        assert within(3, lambda: is_gone(engine)), "the engine outlived the recipe"
+    run = started.run()
+    assert len(run.lines("metrics.jsonl")) < len(uninterrupted)
+    done = resume(tmp_path, model, run.name)
+    assert done.returncode == 0, done.stderr
+    assert curve(run) == uninterrupted
+
+
+def test_two_ctrl_c_end_it_at_once_without_a_traceback(tmp_path: Path, model: Path) -> None:
+    with training(tmp_path, model) as started:
+        started.wait_for("metrics.jsonl", 6)
+        engine = started.engine()
+        started.process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+        begin = time.monotonic()
+        started.process.send_signal(signal.SIGINT)
+        _, errors = started.process.communicate(timeout=20)
+        assert time.monotonic() - begin < 3
+    assert started.process.returncode not in (0, 1)
+    assert "Traceback" not in errors, errors
+    assert within(3, lambda: is_gone(engine))
+
+
+def test_a_full_disk_is_a_sentence(tmp_path: Path, model: Path) -> None:
+    """A limit on file sizes stands in: the engine cannot write its weights."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    ended = subprocess.run(
+        command(tmp_path, model),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=limit,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("Error: "), ended.stderr
+    assert "Traceback" not in ended.stderr
