@@ -17,6 +17,7 @@ from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.gpu.cuda_graphs import CudaGraphs
 from tinkersmith.engine.gpu.vllm_sampler import VllmSampler
 from tinkersmith.engine.kernels.choose import Means, choose_kernels, with_torch_kernels
+from tinkersmith.engine.kernels.elementwise import TORCH_ELEMENTWISE
 from tinkersmith.engine.kernels.native.build import cache_folder
 from tinkersmith.engine.kernels.varlen_attention import of_documents
 from tinkersmith.engine.model.base_model import BaseModel
@@ -26,7 +27,7 @@ from tinkersmith.engine.runtime.fast_code import with_fast_code
 
 DEFAULT, TILES, VARLEN, COMPILED = "default", "tiles", "varlen", "compiled"
 GRAPHS, FLOAT8 = "graphs", "float8"
-# The options of the engine's that are off unless a user asks for them.
+# The engine's options, which are off unless a user asks for them.
 OPTIONS = {GRAPHS: Experimental(graphs=True), FLOAT8: Experimental(float8=True)}
 VLLM = Experimental(vllm=True)
 
@@ -57,9 +58,9 @@ def _compiled(base: BaseModel) -> BaseModel:
 
 
 def _graphs(base: BaseModel) -> BaseModel:
-    """With every training pass as CUDA graphs: where one cannot be captured, an error says so.
+    """With all training passes as CUDA graphs; a pass that cannot be captured is an error.
 
-    The engine captures no passes of a model that it finds too large to gain by it.
+    The engine leaves passes that it finds too large to gain by it as they are.
     """
     base = with_fast_code(base, OPTIONS[GRAPHS])
     graphs = _graphs_of(base)
@@ -68,7 +69,7 @@ def _graphs(base: BaseModel) -> BaseModel:
     return base
 
 
-# Tiles and all the rest by torch's plain operations; the default is what the engine does by itself.
+# DEFAULT is what the engine does by itself; TILES computes everything by torch's plain operations.
 PATHS: dict[str, Callable[[BaseModel], BaseModel]] = {
     DEFAULT: with_fast_code,
     TILES: with_torch_kernels,
@@ -80,18 +81,15 @@ PATHS: dict[str, Callable[[BaseModel], BaseModel]] = {
 
 
 def described(base: BaseModel) -> str:
-    """Which of the paths `base` takes, for a reader of the results."""
+    """Name what computes `base`, for a reader of the results."""
     kernels = base.kernels
     if kernels is None:
         return "transformers' layers"
-    plain = with_torch_kernels(base).kernels
-    assert plain is not None
     with_varlen = getattr(kernels.attention, "func", None) is of_documents
-    parts = ["variable-length FlashAttention" if with_varlen else "tiles or native attention"]
-    if kernels.elementwise != plain.elementwise:
-        parts.append("compiled or native element-wise work")
-    if type(kernels.products) is not type(plain.products):
-        parts.append("float8 or native products")
+    parts = ["variable-length FlashAttention" if with_varlen else "tiles or C++ attention"]
+    if kernels.elementwise != TORCH_ELEMENTWISE:
+        parts.append("compiled or C++ element-wise work")
+    parts.append(type(kernels.products).__name__)
     if kernels.prepared is not None:
         parts.append("CUDA graphs of training passes")
     return ", ".join(parts)

@@ -159,7 +159,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         timeout=60,
     )
     assert ended.stderr == ""
-    assert "1 samples from data.json" in ended.stdout
+    assert "Read 1 sample from data.json" in ended.stdout
 
 
 # ---- the commands
@@ -210,7 +210,7 @@ def test_stats_counts_in_tokens_of_the_model(capsys: pytest.CaptureFixture[str])
     shown = capsys.readouterr().out
     # One token a byte: the template, the texts, and the end token.
     assert len("Instruction: Say yes.\nResponse:\nyes") + 1 == 36
-    assert "1 samples, 36 tokens" in shown
+    assert "1 sample, 36 tokens" in shown
     assert "data.json, record 2" in shown
     assert "missing.json" in shown
 
@@ -220,4 +220,4 @@ def test_stats_without_the_models_tokenizer_counts_characters(
 ) -> None:
     Path("data.json").write_text(json.dumps([GOOD]))
     assert main(["stats", "data.json", "--base-model", "Qwen/Qwen3-8B"]) == 0
-    assert "1 samples, 11 characters" in capsys.readouterr().out
+    assert "1 sample, 11 characters" in capsys.readouterr().out
