@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tests.support.engine import KEY, MODEL, RunningEngine
+from tests.support.stopwatch import Stopwatch
 from tinkersmith.engine.server.wire import pb
 
 
@@ -92,6 +93,7 @@ class Answer:
     body: Any
     sent: int  # bytes of the request's body before the answer
     seconds: float  # from the last sent byte to the answer
+    seconds_running: float  # the same without the time spent waiting for a core
 
 
 def stream(
@@ -125,5 +127,7 @@ def stream(
         else:
             if not length:
                 connection.send(b"0\r\n\r\n")
+        watch = Stopwatch(engine)
         response = connection.getresponse()
-        return Answer(response.status, _read(response), sent, time.perf_counter() - last)
+        body, seconds = _read(response), time.perf_counter() - last
+        return Answer(response.status, body, sent, seconds, watch.seconds())
