@@ -196,7 +196,8 @@ def _opened(settings: Settings, base_model: str | None, progress: Progress) -> I
         probe = _Probe(url, engine)
         with progress.doing("loading the tinker SDK"):
             importing.join()
-        service = _connect(kind, url, key, name, probe, progress)
+        with progress.doing("connecting to the server"):
+            service = _connect(kind, url, key, name, probe, progress)
         finished = "errored"
         try:
             yield service

@@ -60,7 +60,9 @@ def prepare(
     settings = _show_settings(settings, progress.say)
     progress.say("Data")
     source = read_data(settings, progress)
-    for line in source.report():
+    with progress.doing("comparing the samples"):
+        lines = source.report()
+    for line in lines:
         progress.say(f"  {line}")
     service = guard.enter_context(open_service(settings, progress=progress))
     checkpoint = _last_checkpoint(run) if run else None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from tinkersmith.engine.hardware.threads import (
-    LOAD_EVERY,
+    READ_LOAD_EVERY,
     ThreadChoice,
     requested_threads,
     wait_passively,
@@ -27,8 +27,8 @@ class Machine:
 
     def pass_time(self, load: float, own: float = 0.0) -> None:
         """Let time pass with this load, in which the engine itself kept `own` cores busy."""
-        self.now += LOAD_EVERY
-        self.used += own * LOAD_EVERY
+        self.now += READ_LOAD_EVERY
+        self.used += own * READ_LOAD_EVERY
         self.load = load
 
 
@@ -124,7 +124,7 @@ def test_the_load_is_looked_at_once_in_a_while_only() -> None:
     machine = Machine()
     choice = machine.choice()
     machine.load = 6
-    machine.now += LOAD_EVERY / 2
+    machine.now += READ_LOAD_EVERY / 2
     assert number(choice) == 8
-    machine.now += LOAD_EVERY / 2
+    machine.now += READ_LOAD_EVERY / 2
     assert number(choice) == 2

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 
-LOAD_EVERY = 30.0  # seconds between two looks at the machine's load
+READ_LOAD_EVERY = 30.0  # seconds between two looks at the machine's load
 _STEP = 0.75  # idle cores more or fewer than our threads, from which their number changes
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
@@ -99,7 +99,7 @@ class ThreadChoice:
     def _look(self) -> None:
         now, used = self.clock(), self.cpu_time()
         passed = now - self._looked
-        if passed < LOAD_EVERY:
+        if passed < READ_LOAD_EVERY:
             return
         own = (used - self._used) / passed
         self._idle = self.machine_cores - max(self.load() - own, 0.0)
