@@ -5,11 +5,14 @@ python evaluate_model.py --compare-base
 """
 
 import sys
+from pathlib import Path
+
+# Relative names of files start from the folder of this script.
 
 # The tinker:// path of a trained model; "" is the newest run's last checkpoint.
 MODEL_PATH = ""
 
-# The samples to be answered: a JSON array or JSON Lines, as for training.
+# The samples to answer: a JSON array or JSON Lines, in the format of the training data.
 TEST_DATA_FILE = "data/test_set.json"
 
 # The model that MODEL_PATH was trained on; "" is what its run says.
@@ -18,13 +21,13 @@ BASE_MODEL = ""
 # Score the untouched base model on the same samples as well.
 COMPARE_BASE = False
 
-# Use only so many samples; 0 is all of them.
+# Use only this many samples; 0 is all of them.
 LIMIT = 0
 
-# Rates, settings and every single answer go here.
+# Where scores, settings and every single answer are written.
 OUTPUT_FILE = "evaluation_results.json"
 
-# How answers are sampled (SAMPLING_MAX_TOKENS, SAMPLING_TEMPERATURE, ...) stands in config.py.
+# config.py says how answers are sampled: SAMPLING_MAX_TOKENS, SAMPLING_TEMPERATURE and others.
 
 if __name__ == "__main__":
     from tinkersmith.cli.evaluate import evaluate_command
@@ -37,5 +40,6 @@ if __name__ == "__main__":
             compare_base=COMPARE_BASE,
             limit=LIMIT,
             output_file=OUTPUT_FILE,
+            folder=Path(__file__).resolve().parent,
         )
     )

@@ -5,11 +5,14 @@ python export_model.py --merged --out exported/my-model
 """
 
 import sys
+from pathlib import Path
+
+# Relative names of files start from the folder of this script.
 
 # The tinker:// path of a trained model; "" is the newest run's last checkpoint.
 MODEL_PATH = ""
 
-# False writes the LoRA alone, in PEFT's format; True a full model with the LoRA merged in.
+# False writes the LoRA alone, in PEFT's format; True writes a full model with the LoRA merged in.
 MERGED = False
 
 # The folder to write; "" is exported/<name of the run>-adapter or -merged.
@@ -22,5 +25,11 @@ if __name__ == "__main__":
     from tinkersmith.cli.export import export_command
 
     sys.exit(
-        export_command(model_path=MODEL_PATH, merged=MERGED, output=OUTPUT, base_model=BASE_MODEL)
+        export_command(
+            model_path=MODEL_PATH,
+            merged=MERGED,
+            output=OUTPUT,
+            base_model=BASE_MODEL,
+            folder=Path(__file__).resolve().parent,
+        )
     )

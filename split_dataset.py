@@ -5,17 +5,20 @@ python split_dataset.py --inputs a.json b.jsonl --ratio 0.9 --seed 7
 """
 
 import sys
+from pathlib import Path
+
+# Relative names of files start from the folder of this script.
 
 # The files to merge: JSON arrays or JSON Lines, also gzip-ed.
 INPUT_FILES = ["data/word_problems.json"]
 
-# The share of the samples that goes into the training file; the rest is for testing.
+# The share of the samples that goes into the training file; the others are for testing.
 TRAIN_RATIO = 0.8
 
 # Another seed gives another split; the same seed always gives the same files, byte for byte.
 SEED = 42
 
-# Where the two parts go. config.py trains on the first, evaluate_model.py tests on the second.
+# The two files to write. config.py trains on the first, evaluate_model.py tests on the second.
 TRAIN_FILE = "data/train_set.json"
 TEST_FILE = "data/test_set.json"
 
@@ -29,5 +32,6 @@ if __name__ == "__main__":
             seed=SEED,
             train_out=TRAIN_FILE,
             test_out=TEST_FILE,
+            folder=Path(__file__).resolve().parent,
         )
     )

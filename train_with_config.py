@@ -1,4 +1,4 @@
-"""Fine-tune a LoRA with the settings of config.py.
+"""Fine-tune a LoRA with the settings of config.py, which lies beside this script.
 
 python train_with_config.py
 python train_with_config.py --config other.py --set NUM_EPOCHS=3
@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    from tinkersmith.cli.front_door import run_front_door
+    from tinkersmith.cli.entry_point import run_entry_point
     from tinkersmith.cli.train import train_command
 
-    config = Path(__file__).resolve().parent / "config.py"
-    sys.exit(run_front_door(lambda: train_command(config=config)))
+    folder = Path(__file__).resolve().parent
+    sys.exit(run_entry_point(lambda: train_command(folder=folder)))

@@ -27,7 +27,6 @@ ENGLISH_ONLY = (
 LONGEST_README = 200  # lines
 LONGEST_BULLET = 60  # English words
 LONGEST_CHINESE_BULLET = 120  # Chinese characters, which stand for about 60 English words
-NOT_BUILT_YET = {"init"}  # commands that may be shown before `tinkersmith --help` lists them
 ENVIRONMENT = {"TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_TELEMETRY"}
 
 PAGES = sorted(
@@ -233,10 +232,7 @@ def ours(words: list[str]) -> tuple[tuple[str, ...], list[str]] | None:
     if words[:1] == ["tinkersmith"] and len(words) > 1 and words[1].islower():
         if words[1].startswith("-"):
             return ("-m", "tinkersmith"), []
-        known = commands_of_tinkersmith()
-        if words[1] not in known:
-            assert words[1] in NOT_BUILT_YET, f"tinkersmith has no command {words[1]}"
-            return None
+        assert words[1] in commands_of_tinkersmith(), f"tinkersmith has no command {words[1]}"
         return ("-m", "tinkersmith", words[1]), words[2:]
     if words[:1] == ["python"] and len(words) > 1 and words[1].endswith(".py"):
         return (words[1],), words[2:]

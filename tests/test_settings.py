@@ -1,6 +1,8 @@
 """What users write in config.py, on the command line, and what they are told when it is wrong."""
 
+import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,14 @@ import pytest
 from tests.support.paths import ROOT
 from tinkersmith.errors import UserError
 from tinkersmith.models import resolve_base_model
-from tinkersmith.settings import FIELDS, Settings, load_settings, settings_from, settings_table
+from tinkersmith.settings import (
+    FIELDS,
+    Settings,
+    load_settings,
+    settings_for_file,
+    settings_from,
+    settings_table,
+)
 
 
 def write_config(tmp_path: Path, text: str) -> Path:
@@ -23,8 +32,17 @@ def test_config_py_names_every_setting_and_nothing_else() -> None:
     assert named == set(FIELDS)
 
 
-def test_config_py_holds_the_values_for_the_bundled_demo() -> None:
-    settings = load_settings(ROOT / "config.py")
+@pytest.mark.parametrize("script", ["config.py", "tinker_finetune.py"])
+def test_scripts_hold_the_same_values_as_the_built_in_defaults(script: str) -> None:
+    namespace = runpy.run_path(str(ROOT / script))
+    named = {name: value for name, value in namespace.items() if name.isupper()}
+    assert len(named) > 10
+    defaults = {name.upper(): value for name, value in Settings().model_dump().items()}
+    assert {name: defaults[name] for name in named} == named
+
+
+def test_the_defaults_suit_the_bundled_demo() -> None:
+    settings = load_settings(None)
     assert settings.data_files == ["data/train_set.json"]
     assert (settings.lora_rank, settings.learning_rate) == (16, 5e-3)
     assert (settings.batch_size, settings.num_epochs) == (8, 2)
@@ -104,7 +122,12 @@ RANK = "between 1 and 512 (a usual choice: 8 to 64)."
         ({"DATA_FILES": ""}, 'DATA_FILES[0] is ""; it must be the name of a file.'),
         ({"MODEL_NAME_PREFIX": "../x"}, 'MODEL_NAME_PREFIX is "../x"; it must be a name of'),
         ({"LORA_RNK": 8}, "LORA_RNK is not a setting; did you mean LORA_RANK?"),
-        ({"COLOUR": 8}, "COLOUR is not a setting; the README lists all"),
+        ({"COLOUR": 8}, "COLOUR is not a setting; docs/reference/settings.md lists all"),
+        (
+            {"TINKER_API_KEY": "tml-x"},
+            "TINKER_API_KEY is not a setting. Set it in the environment, where it is not saved "
+            'with the run: export TINKER_API_KEY="..."',
+        ),
         ({"EVAL_EVERY": 5}, "EVAL_EVERY is 5, but there is no validation data to measure."),
         (
             {"VALIDATION_FILES": ["v.json"], "VALIDATION_RATIO": 0.1},
@@ -139,6 +162,7 @@ def test_an_override_without_a_value_or_with_an_unknown_name_is_refused() -> Non
         ("SEED = 1\n\nLORA_RANK = rank\n", "config.py, line 3: NameError: name 'rank'"),
         ("import sys\nsys.exit(3)\n", "config.py, line 2: SystemExit: 3"),
         ("LORA_RNK = 8\n", "config.py: LORA_RNK is not a setting"),
+        ("TINKER_API_KEY = 'tml-x'\n", "config.py: TINKER_API_KEY is not a setting. Set it in the"),
     ],
 )
 def test_a_mistake_in_config_py_is_named_with_file_and_line(
@@ -154,6 +178,152 @@ def test_a_config_file_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
         load_settings(tmp_path / "other.py")
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("run.json", '{"LORA_RANK": 8}'),
+        ("run.yaml", "LORA_RANK: 8\nNUM_EPOCHS: 3\n"),
+        ("run.yaml", "lora_rank: 8\ndata: [a.json\n"),
+        ("run.toml", "[run]\nlora_rank = eight\n"),
+    ],
+)
+def test_a_settings_file_in_another_format_is_refused_with_what_to_write(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_settings(tmp_path / name)
+    assert name in str(caught.value)
+    assert "A settings file is Python: one line such as LORA_RANK = 16" in str(caught.value)
+
+
+def test_a_config_file_that_sets_nothing_has_the_defaults(tmp_path: Path) -> None:
+    assert load_settings(write_config(tmp_path, "# LORA_RANK = 8\n")).lora_rank == 16
+
+
+@pytest.mark.parametrize("text", ["a.json,b.json", "a.json, b.json", "[a.json, b.json]"])
+def test_a_list_that_is_no_python_list_is_answered_with_one(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        settings_from({}, [f"DATA_FILES={text}"])
+    (advice,) = re.findall(r"--set ('.*')$", str(caught.value))
+    (override,) = shlex.split(advice)
+    assert settings_from({}, [override]).data_files == ["a.json", "b.json"]
+    (tmp_path / text).write_text("[]")  # a file that really has this name
+    assert settings_from({}, [f"DATA_FILES={text}"]).data_files == [text]
+
+
+# ---- names of files
+
+
+FILES = """
+DATA_FILES = ["train.json", "more.json", "/else/where.json"]
+VALIDATION_FILES = ["sub/check.json"]
+OUTPUT_DIR = "my runs"
+BASE_MODEL = "models/small"
+"""
+
+
+def names(settings: Settings) -> tuple[list[str], list[str], str, str]:
+    return (
+        settings.data_files,
+        settings.validation_files,
+        settings.output_dir,
+        settings.base_model,
+    )
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "more.json").write_text("[]")
+    (folder / "models" / "small").mkdir(parents=True)
+    (folder / "models" / "small" / "config.json").write_text("{}")
+    write_config(folder, FILES)
+    return folder
+
+
+def test_names_in_a_settings_file_start_from_its_folder(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.parent)
+    assert names(load_settings("project/config.py")) == (
+        ["project/train.json", "project/data/more.json", "/else/where.json"],
+        ["project/sub/check.json"],
+        "project/my runs",
+        "./project/models/small",
+    )
+    monkeypatch.chdir("/")
+    here = project.relative_to("/")
+    assert load_settings(project / "config.py").output_dir == str(here / "my runs")
+    monkeypatch.chdir(project / "models")
+    assert load_settings("../config.py").output_dir == str(project / "my runs")
+
+
+def test_names_stay_as_they_are_written_in_the_folder_of_the_settings_file(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    for config in ("config.py", project / "config.py", "../project/config.py"):
+        assert names(load_settings(config)) == (
+            ["train.json", "more.json", "/else/where.json"],
+            ["sub/check.json"],
+            "my runs",
+            "models/small",
+        )
+
+
+def test_names_on_the_command_line_start_from_the_current_folder(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.parent)
+    overrides = ["DATA_FILES=train.json", "output_dir=runs", "BASE_MODEL=./small"]
+    assert names(load_settings("project/config.py", overrides)) == (
+        ["train.json"],
+        ["project/sub/check.json"],
+        "runs",
+        "./small",
+    )
+
+
+def test_a_name_that_a_settings_file_leaves_out_starts_from_its_folder_too(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_config(project, "BASE_MODEL = 'Qwen/Qwen3-8B'\n")
+    monkeypatch.chdir(project.parent)
+    settings = load_settings("project/config.py")
+    assert settings.data_files == ["project/data/train_set.json"]
+    assert settings.output_dir == "project/runs"
+    assert settings.base_model == "Qwen/Qwen3-8B"  # a name, where no such folder is
+
+
+def test_settings_come_back_from_a_file_after_the_project_has_moved(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
+    run = project / "my runs" / "model-1"
+    run.mkdir(parents=True)
+    (project / "train.json").write_text("[]")
+    settings = load_settings("config.py")
+    written = settings_for_file(settings, run)
+    back = settings_from(written, folder=run)
+    assert back.data_files == ["train.json", "data/more.json", "/else/where.json"]
+    assert back == settings.model_copy(
+        update={"data_files": back.data_files, "base_model": "./models/small"}
+    )
+    moved = project.rename(project.parent / "elsewhere")
+    monkeypatch.chdir(moved.parent)
+    assert names(settings_from(written, folder=moved / "my runs" / "model-1")) == (
+        ["elsewhere/train.json", "elsewhere/data/more.json", "/else/where.json"],
+        ["elsewhere/sub/check.json"],
+        "elsewhere/my runs",
+        "./elsewhere/models/small",
+    )
+
+
 def test_settings_cannot_be_changed_afterwards() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Settings().seed = 1
@@ -164,7 +334,7 @@ def test_the_table_has_one_row_per_setting_with_its_default() -> None:
     assert [row.split("`")[1].lower() for row in rows] == list(FIELDS)
     assert all(row.count(" | ") == 3 for row in rows)
     (rate,) = [row for row in rows if "`LEARNING_RATE`" in row]
-    assert "| `5e-4` |" in rate and "above 0 and at most 1" in rate
+    assert "| `5e-3` |" in rate and "above 0 and at most 1" in rate
 
 
 def test_a_model_that_users_call_by_half_its_name_is_resolved_and_said() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -300,7 +301,9 @@ def test_lengths_are_tokens_of_the_bundled_model_or_else_characters(
 
 
 def run_script(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "split_dataset.py"), *arguments]
+    """Run a copy of the script in `folder`: it works on the files beside it."""
+    shutil.copyfile(ROOT / "split_dataset.py", folder / "split_dataset.py")
+    command = [sys.executable, "split_dataset.py", *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
@@ -318,10 +321,11 @@ def test_the_script_splits_and_speaks_one_sentence_without_traceback_on_a_mistak
 
 
 def test_splitting_and_statistics_import_no_torch_transformers_or_tinker(folder: Path) -> None:
+    shutil.copyfile(ROOT / "split_dataset.py", folder / "split_dataset.py")
     script = (
         "import runpy, sys\n"
         "def loaded(): return sorted({'torch', 'transformers', 'tinker'} & set(sys.modules))\n"
-        f"sys.argv = [{str(ROOT / 'split_dataset.py')!r}, '--inputs', 'data/all.json']\n"
+        "sys.argv = ['split_dataset.py', '--inputs', 'data/all.json']\n"
         "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
         "except SystemExit as stop: assert stop.code == 0\n"
         "sys.argv[1:] = ['--help']\n"

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import linear
+from transformers import PreTrainedModel
 
 from benchmarks.gpu import paths
 from benchmarks.gpu.models import base_of, filled_adapter, moved, tiny_model
 from benchmarks.gpu.runner import Figures, Wrong
-from tinkersmith.engine.gpu.float8 import FLOAT8, check_device, dequantise, quantise
-from tinkersmith.engine.gpu.vllm_sampler import VllmSampler
+from tinkersmith.engine.gpu.float8 import dequantise, quantise
 from tinkersmith.engine.messages import AdamParams, Datum, SampleRequest
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
@@ -51,12 +51,10 @@ def training(
     figures: Figures = {}
     for dtype in dtypes:
         model = tiny_model(family, getattr(torch, dtype))
-        reference = paths.layers(base_of(moved(model, "cpu", torch.float32)))
-        base = base_of(moved(model, device, getattr(torch, dtype)))
-        base = paths.PATHS[path](base)
+        base = paths.base_on(path, moved(model, device, getattr(torch, dtype)))
         # A pass of one shape becomes a CUDA graph when it comes a second time.
         passes = 3 if path == paths.GRAPHS else 1
-        figures[dtype] = _compare(base, reference, passes)
+        figures[dtype] = _compare(base, _reference(model), passes)
         yield figures
         if path == paths.GRAPHS and not paths.count_graphs(base):
             raise Wrong("no pass was made a CUDA graph")
@@ -67,15 +65,16 @@ def training(
 
 def float8_training(device: str) -> Iterator[Figures]:
     """A base in float8 against one that is not rounded, and against one rounded on the CPU."""
-    check_device(torch.device(device))
     model = tiny_model("qwen3", torch.bfloat16)
-    reference = paths.layers(base_of(moved(model, "cpu", torch.float32)))
-    rounded = paths.layers(base_of(moved(model, "cpu", torch.float32)))
+    base = paths.base_on(paths.FLOAT8, moved(model, device, torch.bfloat16))
+    rounded = _reference(model)
     for path in (*rounded.parts["attention"], *rounded.parts["mlp"]):
         layer = rounded.linears[path]
         layer.base = _Rounding(layer.base)  # type: ignore[assignment]
-    base = paths.float8(base_of(moved(model, device, torch.bfloat16), FLOAT8))
-    figures = {"float8": _compare(base, reference), "float8, rounded": _compare(base, rounded)}
+    figures = {
+        "float8": _compare(base, _reference(model)),
+        "float8, rounded": _compare(base, rounded),
+    }
     yield figures
     for name, differences in figures.items():
         _within(differences, LIMITS[name], name)
@@ -133,13 +132,13 @@ def sampling(
     figures: Figures = {}
     for dtype in dtypes:
         model = tiny_model(family, getattr(torch, dtype))
-        base = paths.default(base_of(moved(model, device, getattr(torch, dtype))))
+        base = paths.base_on(paths.DEFAULT, moved(model, device, getattr(torch, dtype)))
         adapter = filled_adapter(base)
         requests = _requests(base.vocab_size)
         answers = [result.sequences[0] for result in sample(base, adapter, requests)]
         figures[dtype] = {"log-probabilities": _off_from_forward(base, adapter, requests, answers)}
         if dtype == "float32":  # rounded further, the likeliest token may be another
-            reference = paths.layers(base_of(moved(model, "cpu", torch.float32)))
+            reference = _reference(model)
             theirs = sample(reference, filled_adapter(reference), requests)
             equal = [
                 answer.tokens == result.sequences[0].tokens
@@ -157,12 +156,12 @@ def sampling(
 
 def vllm(device: str) -> Iterator[Figures]:
     """Greedy answers by vLLM, for the base model and for an adapter, against our own sampler's."""
+    sampler = paths.vllm_sampler(device)
     with tempfile.TemporaryDirectory() as folder:
         model = tiny_model("qwen3", torch.bfloat16).to(torch.bfloat16)  # type: ignore[arg-type]
         model.save_pretrained(folder)
-        base = base_of(moved(model, device, torch.bfloat16))
+        base = paths.base_on(paths.DEFAULT, moved(model, device, torch.bfloat16))
         base = replace(base, folder=Path(folder))
-        sampler = VllmSampler()
         requests = [request for request in _requests(base.vocab_size) if not request.temperature]
         figures: Figures = {}
         for name, adapter in (("base model", None), ("adapter", filled_adapter(base))):
@@ -176,6 +175,11 @@ def vllm(device: str) -> Iterator[Figures]:
             yield figures
     for name, differences in figures.items():
         _within(differences, {"log-probabilities": 0.1}, name)
+
+
+def _reference(model: PreTrainedModel) -> BaseModel:
+    """`model` through transformers' own layers, in float32 on the CPU."""
+    return base_of(moved(model, "cpu", torch.float32))
 
 
 def _compare(base: BaseModel, reference: BaseModel, passes: int = 1) -> dict[str, float]:

@@ -71,7 +71,10 @@ def moved(model: PreTrainedModel, device: str, dtype: torch.dtype) -> PreTrained
 
 
 def base_of(model: PreTrainedModel, storage: LinearStorage | None = None) -> BaseModel:
-    """Make a base model of one that has the engine's attention; it has no kernels yet."""
+    """`model`, made with the engine's attention, as the engine loads it.
+
+    It goes through transformers' own layers and autograd, in packs, until a path gives it kernels.
+    """
     with tempfile.TemporaryDirectory() as folder:
         model.config.save_pretrained(folder)
         return base_model_of("random", Path(folder), model, model.device, storage)

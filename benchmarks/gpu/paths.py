@@ -1,82 +1,87 @@
-"""The engine's ways through a model, each switched on by itself: a base model -> the same, faster.
+"""The engine's ways through a model, each switched on by itself.
 
 Nearly all that this benchmark knows of the engine's inside stands here.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
-from tinkersmith.engine.gpu.cuda_graphs import CudaGraphs, with_cuda_graphs
+import torch
+from transformers import PreTrainedModel
+
+from benchmarks.gpu.models import base_of
+from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.gpu.cuda_graphs import CudaGraphs
+from tinkersmith.engine.gpu.vllm_sampler import VllmSampler
 from tinkersmith.engine.kernels.choose import Means, choose_kernels, with_torch_kernels
 from tinkersmith.engine.kernels.elementwise import TORCH_ELEMENTWISE
 from tinkersmith.engine.kernels.native.build import cache_folder
 from tinkersmith.engine.kernels.varlen_attention import of_documents
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.runtime.compilation import compiled_elementwise
-from tinkersmith.engine.runtime.experimental import Experimental
+from tinkersmith.engine.runtime.experimental import NOTHING, Experimental
 from tinkersmith.engine.runtime.fast_code import with_fast_code
 
-DEFAULT, TILES, VARLEN = "default", "tiles", "varlen"
-COMPILED, GRAPHS, LAYERS = "compiled", "graphs", "layers"
+DEFAULT, TILES, VARLEN, COMPILED = "default", "tiles", "varlen", "compiled"
+GRAPHS, FLOAT8 = "graphs", "float8"
+# The engine's options, which are off unless a user asks for them.
+OPTIONS = {GRAPHS: Experimental(graphs=True), FLOAT8: Experimental(float8=True)}
+VLLM = Experimental(vllm=True)
 
 
-class Unusable(Exception):
-    """The engine does not take this path here."""
+def base_on(path: str, model: PreTrainedModel) -> BaseModel:
+    """`model`, made with the engine's attention, as the engine computes it on one of the PATHS.
+
+    Raises:
+        Refused: the engine does not take this path here; the message is its own reason.
+    """
+    option = OPTIONS.get(path, NOTHING)
+    option.check(model.device)
+    return PATHS[path](base_of(model, option.storage()))
 
 
-def default(base: BaseModel) -> BaseModel:
-    """The path that the engine takes by itself on this machine."""
-    return with_fast_code(base)
-
-
-def float8(base: BaseModel) -> BaseModel:
-    """The engine's path for a base whose layers are stored in 8 bits."""
-    return with_fast_code(base, Experimental(float8=True))
-
-
-def layers(base: BaseModel) -> BaseModel:
-    """Through transformers' own layers and autograd, in packs."""
-    return replace(base, dense=None, kernels=None)
-
-
-def tiles(base: BaseModel) -> BaseModel:
-    """The written-out pass with attention in tiles, all by torch's plain operations."""
-    return with_torch_kernels(base)
-
-
-def varlen(base: BaseModel) -> BaseModel:
-    """The written-out pass with torch's variable-length FlashAttention."""
+def _varlen(base: BaseModel) -> BaseModel:
+    """With torch's variable-length FlashAttention, whether or not the engine finds it right."""
     return replace(base, kernels=choose_kernels(base, Means(varlen=True)))
 
 
-def compiled(base: BaseModel) -> BaseModel:
-    """With the element-wise work compiled by torch.compile, and attention in tiles."""
-    return _compiled(base, Means())
+def _compiled(base: BaseModel) -> BaseModel:
+    """With the element-wise work compiled by torch.compile, however small the model is."""
+    with _messages() as messages:
+        elementwise = compiled_elementwise(base, Means(), cache_folder())
+    if elementwise is None:
+        raise Refused("; ".join(messages))
+    return replace(base, kernels=choose_kernels(base, Means(compiled=elementwise)))
 
 
-def varlen_compiled(base: BaseModel) -> BaseModel:
-    """With variable-length FlashAttention and the element-wise work compiled."""
-    return _compiled(base, Means(varlen=True))
+def _graphs(base: BaseModel) -> BaseModel:
+    """With all training passes as CUDA graphs; a pass that cannot be captured is an error.
 
-
-def graphs(base: BaseModel) -> BaseModel:
-    """With passes as CUDA graphs, also where the engine finds a model too large to gain by them.
-
-    Raises:
-        Refused: the engine cannot make them here, or their gradients are wrong.
+    The engine leaves passes that it finds too large to gain by it as they are.
     """
-    capturing = with_cuda_graphs(base if base.kernels is not None else varlen(base))
-    _graphs_of(capturing)._is_worth_it = lambda adapter, shape: True
-    return capturing
+    base = with_fast_code(base, OPTIONS[GRAPHS])
+    graphs = _graphs_of(base)
+    graphs.strict = True
+    graphs._is_worth_it = lambda adapter, shape: True
+    return base
 
 
-def count_graphs(base: BaseModel) -> int:
-    """How many of `base`'s passes were captured as CUDA graphs."""
-    return sum(captured is not None for captured in _graphs_of(base).passes.values())
+# DEFAULT is what the engine does by itself; TILES computes everything by torch's plain operations.
+PATHS: dict[str, Callable[[BaseModel], BaseModel]] = {
+    DEFAULT: with_fast_code,
+    TILES: with_torch_kernels,
+    VARLEN: _varlen,
+    COMPILED: _compiled,
+    GRAPHS: _graphs,
+    FLOAT8: partial(with_fast_code, experimental=OPTIONS[FLOAT8]),
+}
 
 
 def described(base: BaseModel) -> str:
-    """Name the parts that compute `base`, for a reader of the results."""
+    """Name what computes `base`, for a reader of the results."""
     kernels = base.kernels
     if kernels is None:
         return "transformers' layers"
@@ -86,27 +91,43 @@ def described(base: BaseModel) -> str:
         parts.append("compiled or C++ element-wise work")
     parts.append(type(kernels.products).__name__)
     if kernels.prepared is not None:
-        parts.append("CUDA graphs")
+        parts.append("CUDA graphs of training passes")
     return ", ".join(parts)
 
 
-def _compiled(base: BaseModel, means: Means) -> BaseModel:
-    elementwise = compiled_elementwise(base, means, cache_folder())
-    if elementwise is None:
-        raise Unusable("the element-wise work cannot be compiled; the log says why")
-    return replace(base, kernels=choose_kernels(base, replace(means, compiled=elementwise)))
+def count_graphs(base: BaseModel) -> int:
+    """How many CUDA graphs were captured of the training passes of a base on GRAPHS."""
+    return sum(graph_pass is not None for graph_pass in _graphs_of(base).passes.values())
 
 
 def _graphs_of(base: BaseModel) -> CudaGraphs:
-    assert base.kernels is not None and base.kernels.prepared is not None
-    return base.kernels.prepared.__self__  # type: ignore[attr-defined] # its method `begin`
+    assert base.kernels is not None
+    graphs = getattr(base.kernels.prepared, "__self__", None)
+    assert isinstance(graphs, CudaGraphs)
+    return graphs
 
 
-PATHS: dict[str, Callable[[BaseModel], BaseModel]] = {
-    DEFAULT: default,
-    LAYERS: layers,
-    TILES: tiles,
-    VARLEN: varlen,
-    COMPILED: compiled,
-    GRAPHS: graphs,
-}
+def vllm_sampler(device: str) -> VllmSampler:
+    """The engine's sampler through vLLM.
+
+    Raises:
+        Refused: the engine does not sample by vLLM here.
+    """
+    VLLM.check(torch.device(device))
+    sampler = VLLM.sampler()
+    assert isinstance(sampler, VllmSampler)
+    return sampler
+
+
+@contextmanager
+def _messages() -> Iterator[list[str]]:
+    """What the engine logs inside the block."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    log = logging.getLogger("tinkersmith.engine")
+    log.addHandler(handler)
+    try:
+        yield messages
+    finally:
+        log.removeHandler(handler)

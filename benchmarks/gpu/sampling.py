@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from benchmarks.gpu import paths
-from benchmarks.gpu.models import base_of, filled_adapter, shaped_config, shaped_model
+from benchmarks.gpu.models import filled_adapter, shaped_config, shaped_model
 from benchmarks.gpu.runner import Figures
 from tinkersmith.engine.messages import SampleRequest
 from tinkersmith.engine.model.attention import NAME as OUR_ATTENTION
@@ -64,7 +64,7 @@ def speed(
 
 
 def _ours(what: str, shape: dict[str, int], vocabulary: int, device: str, longest: int) -> Answers:
-    base = paths.default(base_of(shaped_model(shape, vocabulary, device, OUR_ATTENTION)))
+    base = paths.base_on(paths.DEFAULT, shaped_model(shape, vocabulary, device, OUR_ATTENTION))
     adapter = filled_adapter(base, shape["LoRA rank"]) if what == OURS_ADAPTED else None
 
     def answers(prompts: list[list[int]], new_tokens: int) -> int:

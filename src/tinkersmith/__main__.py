@@ -1,4 +1,4 @@
-"""`python -m tinkersmith`: the same as the command `tinkersmith`."""
+"""`python -m tinkersmith` runs the command `tinkersmith`."""
 
 import sys
 

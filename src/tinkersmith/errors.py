@@ -1,5 +1,5 @@
-"""The exception that is meant for the user: one whole sentence, shown without a traceback."""
+"""The exception whose text is meant for the user: one whole sentence, shown without a traceback."""
 
 
 class UserError(Exception):
-    """A mistake or obstacle the user can mend. The text says what, where, and what to do next."""
+    """Something that the user can fix. The text says what is wrong, where, and what to do next."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_asking_umask = threading.Lock()  # it can only be asked for by setting it
+_umask_lock = threading.Lock()  # the umask can only be read by setting it
 
 
 def write_atomically(path: Path | str, data: bytes | str) -> None:
@@ -27,7 +27,7 @@ def write_atomically(path: Path | str, data: bytes | str) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes the file private; a file the user made by hand would follow the umask.
+        # mkstemp makes the file private; other files of the user follow the umask.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
@@ -43,7 +43,7 @@ def write_json(path: Path | str, value: object) -> None:
 
 @contextmanager
 def new_folder(path: Path | str, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; when the block ends well it becomes `path`.
+    """Yield a temporary folder beside `path`, which becomes `path` if the block raises nothing.
 
     Raises:
         FileExistsError: `path` exists and `overwrite` is false.
@@ -83,7 +83,7 @@ def _fsync_folder(folder: Path) -> None:
 
 
 def _umask() -> int:
-    with _asking_umask:
+    with _umask_lock:
         current = os.umask(0)
         os.umask(current)
     return current

@@ -1,4 +1,4 @@
-"""A base model's name -> the name that the server knows, and its folder on this machine."""
+"""A base model's name -> the name that servers know, and its folder on this machine."""
 
 from pathlib import Path
 
@@ -14,7 +14,11 @@ _MODEL_ALIASES = {
 
 
 def local_model_folder(name: str) -> Path | None:
-    """The folder of a bundled model or of a path; None for names that only a server knows."""
+    """The folder of a bundled model or of a path; None for names that only a server knows.
+
+    Raises:
+        UserError: `name` is a path, but there is no model in that folder.
+    """
     if name in BUNDLED_MODELS:
         return BUNDLED_MODELS[name]
     folder = Path(name).expanduser()
@@ -29,12 +33,12 @@ def local_model_folder(name: str) -> Path | None:
 
 
 def resolve_base_model(name: str) -> tuple[str, str | None]:
-    """The name under which a model really exists, and the sentence to say when it differs."""
+    """The name under which a model exists, and a note for the user where that is another name."""
     wanted = name.strip()
     for alias, real in _MODEL_ALIASES.items():
         if wanted.lower() == alias.lower() and not Path(wanted).exists():
             return (
                 real,
-                f'There is no model named "{wanted}"; using "{real}", which is meant by it.',
+                f'There is no model named "{wanted}"; "{real}" is used instead.',
             )
     return wanted, None

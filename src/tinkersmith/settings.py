@@ -1,12 +1,16 @@
 """The user's settings: every name, type, range, default and help text, in one typed place.
 
 Users write them upper-case in config.py or as --set NAME=VALUE; code reads `settings.lora_rank`.
+Names of files in a `Settings` value are as seen from the current folder.
 """
 
 import ast
 import difflib
+import json
 import os
+import re
 import runpy
+import shlex
 import traceback
 import types
 from collections.abc import Mapping, Sequence
@@ -24,7 +28,15 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from tinkersmith.bundled import BUNDLED_MODELS
+from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError
+from tinkersmith.paths import (
+    data_file_seen_from_folder,
+    data_file_seen_from_here,
+    seen_from_folder,
+    seen_from_here,
+)
 
 
 def _as_file_list(value: object) -> object:
@@ -83,9 +95,9 @@ class Settings(BaseModel):
         le=512,
     )
     learning_rate: float = _setting(
-        5e-4,
-        "The highest learning rate of the run. LoRA wants about ten times that of full "
-        "fine-tuning; small models want more.",
+        5e-3,
+        "The highest learning rate of the run. The default suits only the bundled model; larger "
+        "models need less.",
         "a number",
         "above 0 and at most 1",
         "1e-4 to 5e-4; 5e-3 for the bundled model",
@@ -93,8 +105,8 @@ class Settings(BaseModel):
         le=1,
     )
     num_epochs: int = _setting(
-        1,
-        "How often the whole training data is seen.",
+        2,
+        "How often training goes through the whole training data.",
         "a whole number",
         "between 1 and 1000",
         "1 to 3",
@@ -260,25 +272,31 @@ class Settings(BaseModel):
 
 
 FIELDS: Mapping[str, FieldInfo] = Settings.model_fields
+_ENVIRONMENT = ("TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_CREDENTIAL_CMD")
 
 
 def load_settings(config_file: Path | str | None, overrides: Sequence[str] = ()) -> Settings:
-    """Run `config_file` as Python and read its upper-case names; None gives the defaults."""
+    """Run `config_file` as Python and read its upper-case names; None gives the defaults.
+
+    Relative names of files start from the folder of `config_file`; those in `overrides` and without
+    a `config_file` start from the current folder.
+
+    Raises:
+        UserError: there is no such file, it is not Python, or a setting is wrong.
+    """
     if config_file is None:
         return settings_from({}, overrides)
     path = Path(config_file)
     if not path.is_file():
         raise UserError(
-            f"The settings file {path} does not exist. Name another with --config, or copy "
-            "config.py from the project."
+            f"The settings file {path} does not exist. Name another with --config, or write a new "
+            f"project folder with: {command_line('init', 'my-project')}"
         )
     try:
         namespace = runpy.run_path(str(path))
     except SyntaxError as error:
         where = error.filename or str(path)
-        raise UserError(
-            f"{where}, line {error.lineno}: {error.msg}. Mend that line of Python."
-        ) from None
+        raise UserError(f"{where}, line {error.lineno}: {error.msg}. {_hint(path)}") from None
     except (Exception, SystemExit) as error:
         lines = [
             frame.lineno
@@ -286,42 +304,73 @@ def load_settings(config_file: Path | str | None, overrides: Sequence[str] = ())
             if frame.filename == str(path)
         ]
         where = f"{path}, line {lines[-1]}" if lines else str(path)
-        raise UserError(
-            f"{where}: {type(error).__name__}: {error}. Mend that line of Python."
-        ) from None
-    return settings_from(namespace, overrides, where=str(path))
+        raise UserError(f"{where}: {type(error).__name__}: {error}. {_hint(path)}") from None
+    if path.suffix != ".py" and not _named_values(namespace):
+        raise UserError(f"{path} sets nothing. {_HOW_TO_WRITE}")
+    return settings_from(namespace, overrides, where=str(path), folder=path.parent)
 
 
 def settings_from(
-    namespace: Mapping[str, object], overrides: Sequence[str] = (), *, where: str = ""
+    namespace: Mapping[str, object],
+    overrides: Sequence[str] = (),
+    *,
+    where: str = "",
+    folder: Path | str = ".",
 ) -> Settings:
     """Settings from the upper-case names of `namespace` (a script's globals) and NAME=VALUE texts.
 
     Lower-case names, names with a leading underscore, and imported things are left alone.
+
+    Args:
+        where: the file to name in an error.
+        folder: where relative names of files start that `overrides` do not set; a name that
+            `namespace` leaves to its default starts there as well.
+
+    Raises:
+        UserError: an unknown name, or a value that a setting cannot have.
     """
-    values: dict[str, object] = {}
-    for name, value in namespace.items():
-        if not name.isupper() or name.startswith("_"):
-            continue
-        if isinstance(value, types.ModuleType | type | types.FunctionType):
-            continue
-        values[_field_name(name, where)] = value
+    values: dict[str, object] = {
+        _field_name(name, where): value for name, value in _named_values(namespace).items()
+    }
+    overridden: set[str] = set()
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals:
             raise UserError(f"--set {override} has no value; write it as --set NAME=VALUE.")
         field = _field_name(name.strip(), "--set")
         values[field] = _override_value(field, text.strip())
+        overridden.add(field)
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
         raise UserError(_sentence(error)) from None
     _refuse_settings_without_effect(settings)
-    return settings
+    moved = _file_names_from(folder, settings)
+    return settings.model_copy(
+        update={field: value for field, value in moved.items() if field not in overridden}
+    )
+
+
+def settings_for_file(settings: Settings, folder: Path | str) -> dict[str, object]:
+    """Settings by their upper-case names, with relative names of files starting from `folder`.
+
+    `settings_from(..., folder=folder)` reads them back.
+    """
+    values: dict[str, object] = {
+        **settings.model_dump(),
+        "data_files": [data_file_seen_from_folder(folder, name) for name in settings.data_files],
+        "validation_files": [
+            data_file_seen_from_folder(folder, name) for name in settings.validation_files
+        ],
+        "output_dir": seen_from_folder(folder, settings.output_dir),
+    }
+    if _is_relative_model_folder(settings.base_model, Path()):
+        values["base_model"] = f"./{seen_from_folder(folder, settings.base_model)}"
+    return {name.upper(): value for name, value in values.items()}
 
 
 def settings_table() -> str:
-    """The Markdown table of all settings for the README."""
+    """The Markdown table of all settings for docs/reference/settings.md."""
     rows = ["| Name | Default | Meaning | Allowed |", "| --- | --- | --- | --- |"]
     for name, field in FIELDS.items():
         allowed = " ".join(
@@ -337,16 +386,65 @@ def settings_table() -> str:
     return "\n".join(rows) + "\n"
 
 
+def _named_values(namespace: Mapping[str, object]) -> dict[str, object]:
+    """The upper-case names that hold values."""
+    return {
+        name: value
+        for name, value in namespace.items()
+        if name.isupper()
+        and not name.startswith("_")
+        and not isinstance(value, types.ModuleType | type | types.FunctionType)
+    }
+
+
+def _file_names_from(folder: Path | str, settings: Settings) -> dict[str, object]:
+    """The settings that name files, for names that start from `folder`."""
+
+    def data_files(names: list[str]) -> list[str]:
+        return [data_file_seen_from_here(folder, name) for name in names]
+
+    base_model = settings.base_model
+    if _is_relative_model_folder(base_model, Path(folder)):
+        place = seen_from_here(folder, base_model)
+        # "./" says that it is a folder, and not a name on the hub, also where it does not exist.
+        explicit = place == base_model or Path(place).is_absolute()
+        base_model = place if explicit else f"./{place}"
+    return {
+        "data_files": data_files(settings.data_files),
+        "validation_files": data_files(settings.validation_files),
+        "output_dir": seen_from_here(folder, settings.output_dir),
+        "base_model": base_model,
+    }
+
+
+def _is_relative_model_folder(name: str, folder: Path) -> bool:
+    if name in BUNDLED_MODELS or name.startswith("~") or Path(name).is_absolute():
+        return False
+    return name.startswith(".") or (folder / name / "config.json").is_file()
+
+
+_HOW_TO_WRITE = "A settings file is Python: one line such as LORA_RANK = 16 for each setting."
+
+
+def _hint(path: Path) -> str:
+    return "Fix that line." if path.suffix == ".py" else _HOW_TO_WRITE
+
+
 def _field_name(name: str, where: str) -> str:
     field = name.lower()
     if field in FIELDS:
         return field
     place = f"{where}: " if where else ""
+    if name.upper() in _ENVIRONMENT:
+        raise UserError(
+            f"{place}{name} is not a setting. Set it in the environment, where it is not saved "
+            f'with the run: export {name.upper()}="..."'
+        )
     near = difflib.get_close_matches(name.upper(), [known.upper() for known in FIELDS], n=1)
     advice = (
         f"did you mean {near[0]}?"
         if near
-        else "the README lists all of them; a name of your own must be lower-case."
+        else "docs/reference/settings.md lists all of them; write names of your own in lower case."
     )
     raise UserError(f"{place}{name} is not a setting; {advice}")
 
@@ -360,11 +458,25 @@ def _override_value(field: str, text: str) -> object:
         try:
             literal = ast.literal_eval(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
+            if field in ("data_files", "validation_files") and re.search(r",|^\[", text):
+                _refuse_list_of_bare_names(field, text)
             return text
     annotation = FIELDS[field].annotation
     is_text = annotation is str or get_origin(annotation) is Literal
     # MODEL_NAME_PREFIX=2024 names a model, although 2024 is also a number.
     return text if is_text and not isinstance(literal, str) else literal
+
+
+def _refuse_list_of_bare_names(field: str, text: str) -> None:
+    """Refuse "a.json,b.json" and "[a.json]", unless a file really has that name."""
+    if Path(text).exists() or (Path("data") / text).exists():
+        return
+    names = [name.strip(" '\"") for name in text.strip("[] ").split(",")]
+    literal = json.dumps([name for name in names if name], ensure_ascii=False)
+    raise UserError(
+        f"--set {field.upper()}={text} is not a list of files. Write it as a Python list: "
+        f"--set {shlex.quote(f'{field.upper()}={literal}')}"
+    )
 
 
 _TYPE_ERRORS = ("int_type", "int_from_float", "float_type", "bool_type", "string_type", "list_type")
@@ -411,7 +523,7 @@ def _python_text(value: object) -> str:
         text = '"' + value.replace("\n", "\\n") + '"'
     elif isinstance(value, list):
         text = "[" + ", ".join(_python_text(item) for item in value) + "]"
-    elif isinstance(value, float) and 0 < abs(value) < 0.001:
+    elif isinstance(value, float) and 0 < abs(value) < 0.01:
         mantissa, exponent = f"{value:.6e}".split("e")
         text = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
     else:

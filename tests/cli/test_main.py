@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.tiny_models import make_tiny_model
-from tinkersmith.cli.front_door import run_front_door
+from tinkersmith.cli.entry_point import run_entry_point
 from tinkersmith.cli.main import main
 from tinkersmith.cli.train import train_command
 from tinkersmith.errors import UserError
@@ -34,7 +34,7 @@ def one_error(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def train_with(*arguments: str) -> int:
-    return run_front_door(lambda: train_command(list(arguments)))
+    return run_entry_point(lambda: train_command(list(arguments)))
 
 
 # ---- mistakes
@@ -137,7 +137,7 @@ def raising(error: BaseException) -> Callable[[], int]:
 def test_what_ends_a_command_becomes_an_exit_code(
     error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_front_door(raising(error)) == code
+    assert run_entry_point(raising(error)) == code
     shown = capsys.readouterr().err
     assert "Traceback" not in shown
     if isinstance(error, OSError):
@@ -146,7 +146,7 @@ def test_what_ends_a_command_becomes_an_exit_code(
 
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
-        run_front_door(raising(ZeroDivisionError()))
+        run_entry_point(raising(ZeroDivisionError()))
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

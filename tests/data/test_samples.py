@@ -209,16 +209,18 @@ def test_no_file_at_all_says_where_it_looked(
     assert str(tmp_path / "data") in str(caught.value)
 
 
-def test_files_are_found_as_given_then_in_data_then_beside_the_script(
+def test_files_are_found_as_given_then_in_data_and_never_beside_the_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here, script = tmp_path / "here", tmp_path / "script"
+    here, program = tmp_path / "here", tmp_path / "venv" / "bin"
     (here / "data").mkdir(parents=True)
-    script.mkdir()
+    program.mkdir(parents=True)
     monkeypatch.chdir(here)
-    monkeypatch.setattr("sys.argv", [str(script / "train.py")])
-    write(script / "a.json", [GOOD])
-    assert load_samples(["a.json"]).samples[0].source.file == (script / "a.json").as_posix()
+    monkeypatch.setattr("sys.argv", [str(program / "tinkersmith")])
+    write(program / "a.json", [GOOD])
+    with pytest.raises(UserError) as caught:
+        load_samples(["a.json"])
+    assert str(program) not in str(caught.value)
     write(here / "data" / "a.json", [GOOD])
     assert str(load_samples(["a.json"]).samples[0].source) == "data/a.json, record 1"
     write(here / "a.json", [GOOD])

@@ -282,9 +282,10 @@ def test_the_command_prints_the_sentence_and_fails(capsys: Any, monkeypatch: Any
     assert "--merged" in capsys.readouterr().err
     assert export_command([]) == 1
     shown = capsys.readouterr()
-    assert "train_with_config.py" in shown.err and shown.err.count("\n") == 1
+    assert "tinkersmith train" in shown.err and shown.err.count("\n") == 1
 
 
-def test_without_any_run_the_user_is_told_how_to_make_one(tmp_path: Path):
-    with pytest.raises(UserError, match=r"train_with_config\.py"):
+def test_without_any_run_the_user_is_told_how_to_make_one(tmp_path: Path, monkeypatch: Any):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"tinkersmith train$"):
         export_model(settings_from({"OUTPUT_DIR": str(tmp_path)}))

@@ -189,9 +189,12 @@ def test_the_newest_run_is_the_last_begun_that_saved_something(tmp_path: Path) -
     ]
 
 
-def test_no_run_at_all_says_how_to_make_one(tmp_path: Path) -> None:
+def test_no_run_at_all_says_how_to_make_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     for folder in (tmp_path, tmp_path / "not-there"):
-        with pytest.raises(UserError, match=r"train_with_config\.py"):
+        with pytest.raises(UserError, match=r"tinkersmith train$"):
             newest_run(folder)
 
 
@@ -215,3 +218,35 @@ def test_a_tinker_path_leads_to_its_run_and_checkpoint(tmp_path: Path) -> None:
         assert run_of(path, tmp_path / "runs") == (second, wanted)
     assert run_of("tinker://nobody:train:0/weights/x", tmp_path / "runs") is None
     assert run_of(wanted.state_path, tmp_path / "not-there") is None
+
+
+# ---- names of files
+
+
+def test_a_run_finds_its_files_again_from_another_folder_and_after_a_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    monkeypatch.chdir(project)
+    make_tiny_tokenizer(project / "tokenizer")
+    template = choose_template("instruction", load_tokenizer(project / "tokenizer"), "some/model")
+    run = RunFolder.create("runs", "model", NOON)
+    run.write_facts(settings_from({"DATA_FILES": "a.json"}), template, base_model="some/model")
+    assert (run.settings().data_files, run.settings().output_dir) == (["a.json"], "runs")
+    monkeypatch.chdir(tmp_path)
+    moved = RunFolder(project.rename(tmp_path / "moved") / run.path)
+    assert moved.settings().data_files == ["moved/a.json"]
+    assert moved.settings().output_dir == "moved/runs"
+
+
+def test_the_names_of_a_run_of_version_0_1_start_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_with_facts(tmp_path)
+    facts = run.facts()
+    del facts["relative_names_start_from"]
+    facts["settings"]["DATA_FILES"] = ["data/a.json"]
+    (run.path / "settings.json").write_text(json.dumps(facts))
+    monkeypatch.chdir(tmp_path)
+    assert run.settings().data_files == ["data/a.json"]

@@ -33,7 +33,7 @@ class RunningEngine:
     def client(self) -> tinker.ServiceClient:
         return tinker.ServiceClient(base_url=self.url, api_key=KEY)
 
-    def rest(self) -> tinker.RestClient:
+    def rest(self) -> "tinker.RestClient":
         return self.client().create_rest_client()
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tinkersmith.export.adapter import read_layers, write_adapter
+from tinkersmith.export.adapter import read_layers, write_peft_adapter
 from tinkersmith.export.base_folder import read_base
 from tinkersmith.export.merge import write_merged
 
@@ -14,5 +14,5 @@ def export(adapter: Path, base: Path, out: Path, *, merged: bool, dtype: str = "
     if merged:
         write_merged(layers, source, out, dtype)
     else:
-        write_adapter(layers, source, str(base), out)
+        write_peft_adapter(layers, source, str(base), out)
     return out

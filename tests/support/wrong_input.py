@@ -26,12 +26,12 @@ class World:
     service: tinker.ServiceClient
     client: tinker.TrainingClient
     sampler: tinker.SamplingClient
-    rest: tinker.RestClient
+    rest: "tinker.RestClient"
     bystander: tinker.TrainingClient
 
 
 def new_world(
-    engine: RunningEngine, service: tinker.ServiceClient, rest: tinker.RestClient
+    engine: RunningEngine, service: tinker.ServiceClient, rest: "tinker.RestClient"
 ) -> World:
     sampler = service.create_sampling_client(base_model=MODEL).result()
     client, bystander = new_client(service, seed=1), new_client(service, seed=2)

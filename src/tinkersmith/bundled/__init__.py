@@ -1,4 +1,4 @@
-"""The base model that ships with the package, so that nothing has to be downloaded."""
+"""The base model that ships with the package: it works without a download."""
 
 from pathlib import Path
 

@@ -1,12 +1,24 @@
-"""Command-line options that several commands share."""
+"""Folders and settings, as every command finds them.
+
+A script of a project works on the files beside it; the command `tinkersmith` on those of the
+current folder.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinkersmith.settings import Settings, load_settings
+from tinkersmith.settings import Settings, load_settings, settings_from
 
 
-def user_settings(config: str, overrides: Sequence[str]) -> Settings:
-    """Load settings from `config`, or from ./config.py if it exists, and apply NAME=VALUE."""
-    path = Path(config or "config.py")
-    return load_settings(path if config or path.is_file() else None, overrides)
+def user_settings(config: str, overrides: Sequence[str], folder: Path | str = ".") -> Settings:
+    """Load the settings of `config`, or of config.py in `folder` if it exists, with NAME=VALUE.
+
+    Without a settings file, names of files start from `folder`.
+
+    Raises:
+        UserError: `config` does not exist, or a setting is wrong.
+    """
+    path = Path(config or Path(folder) / "config.py")
+    if config or path.is_file():
+        return load_settings(path, overrides)
+    return settings_from({}, overrides, folder=folder)

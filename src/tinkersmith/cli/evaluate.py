@@ -2,10 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from tinkersmith.cli.common import user_settings
-from tinkersmith.cli.front_door import run_front_door
+from tinkersmith.cli.entry_point import COMMANDS, run_entry_point
 from tinkersmith.evaluation.evaluate import evaluate
+from tinkersmith.paths import data_file_seen_from_here, seen_from_here
 
 
 def evaluate_command(
@@ -17,16 +19,24 @@ def evaluate_command(
     compare_base: bool = False,
     limit: int = 0,
     output_file: str = "evaluation_results.json",
+    folder: Path | str = ".",
     prog: str | None = None,
 ) -> int:
-    """The command line of evaluate_model.py and `tinkersmith evaluate`, with these defaults."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description="Score a trained model on a test set, and the base model beside it."
+    """The command line of evaluate_model.py and `tinkersmith evaluate`, with these defaults.
+
+    Relative names in the defaults start from `folder`, where config.py is looked for as well.
+    """
+    test_file = data_file_seen_from_here(folder, test_file)
+    output_file = seen_from_here(folder, output_file)
+    parser = argparse.ArgumentParser(prog=prog, description=COMMANDS["evaluate"])
+    parser.add_argument(
+        "--model-path",
+        default=model_path,
+        help="tinker:// path (default: the newest run's last checkpoint)",
     )
     parser.add_argument(
-        "--model-path", default=model_path, help="tinker:// path; newest run if none"
+        "--test-data", default=test_file, metavar="FILE", help="default: %(default)s"
     )
-    parser.add_argument("--test-data", default=test_file, metavar="FILE")
     parser.add_argument("--base-model", default=base_model, help="for paths without a run folder")
     parser.add_argument(
         "--compare-base",
@@ -35,14 +45,23 @@ def evaluate_command(
         help="score the untouched base model on the same set",
     )
     parser.add_argument("--limit", type=int, default=limit, help="only so many samples; 0 is all")
-    parser.add_argument("--output", default=output_file, metavar="FILE")
-    parser.add_argument("--config", default="", help="settings file; config.py if it is there")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument(
+        "--output", default=output_file, metavar="FILE", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--config",
+        default="",
+        metavar="FILE",
+        help="settings file (default: config.py, if there is one)",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting"
+    )
     wanted = parser.parse_args(argv)
 
     def act() -> None:
         evaluate(
-            user_settings(wanted.config, wanted.set),
+            user_settings(wanted.config, wanted.set, folder),
             model_path=wanted.model_path,
             test_file=wanted.test_data,
             base_model=wanted.base_model,
@@ -51,4 +70,4 @@ def evaluate_command(
             output_file=wanted.output,
         )
 
-    return run_front_door(act)
+    return run_entry_point(act)

@@ -2,11 +2,13 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from tinkersmith.cli.common import user_settings
-from tinkersmith.cli.front_door import run_front_door
+from tinkersmith.cli.entry_point import COMMANDS, run_entry_point
 from tinkersmith.errors import UserError
-from tinkersmith.export.export import export_model
+from tinkersmith.export.export import EXPORTS, export_model
+from tinkersmith.paths import seen_from_here
 
 
 def export_command(
@@ -16,17 +18,24 @@ def export_command(
     merged: bool = False,
     output: str = "",
     base_model: str = "",
+    folder: Path | str = ".",
     prog: str | None = None,
 ) -> int:
-    """The command line of export_model.py and `tinkersmith export`, with these defaults."""
-    parser = argparse.ArgumentParser(
-        prog=prog, description="Export a trained model as a PEFT adapter or as a merged model."
-    )
+    """The command line of export_model.py and `tinkersmith export`, with these defaults.
+
+    Relative names in the defaults start from `folder`, where config.py is looked for as well.
+    """
+    output = seen_from_here(folder, output) if output else ""
+    parser = argparse.ArgumentParser(prog=prog, description=COMMANDS["export"])
     parser.add_argument(
-        "--model-path", default=model_path, help="tinker:// path; newest run if none"
+        "--model-path",
+        default=model_path,
+        help="tinker:// path (default: the newest run's last checkpoint)",
     )
     parser.add_argument("--merged", action="store_true", default=merged, help="a full model folder")
-    parser.add_argument("--out", default=output, metavar="FOLDER")
+    parser.add_argument(
+        "--out", default=output, metavar="FOLDER", help="default: exported/RUN-adapter or -merged"
+    )
     parser.add_argument("--force", action="store_true", help="replace an export that is there")
     parser.add_argument(
         "--verify", action="store_true", help="load it with plain transformers and compare"
@@ -39,17 +48,24 @@ def export_command(
     )
     parser.add_argument("--base-model", default=base_model, help="for paths without a run folder")
     parser.add_argument(
-        "--base-folder", metavar="FOLDER", help="the base model, if not found itself"
+        "--base-folder", metavar="FOLDER", help="the base model's folder, if it is not found"
     )
-    parser.add_argument("--config", default="", help="settings file; config.py if it is there")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument(
+        "--config",
+        default="",
+        metavar="FILE",
+        help="settings file (default: config.py, if there is one)",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting"
+    )
     wanted = parser.parse_args(argv)
 
     def act() -> None:
         if wanted.dtype != "auto" and not wanted.merged:
             raise UserError("--dtype has an effect only with --merged. Add that, or leave it out.")
         export_model(
-            user_settings(wanted.config, wanted.set),
+            user_settings(wanted.config, wanted.set, folder),
             wanted.model_path,
             wanted.out,
             wanted.merged,
@@ -58,6 +74,7 @@ def export_command(
             force=wanted.force,
             verify=wanted.verify,
             dtype=wanted.dtype,
+            exports=seen_from_here(folder, EXPORTS),
         )
 
-    return run_front_door(act)
+    return run_entry_point(act)

@@ -1,14 +1,13 @@
-"""The command line: tinkersmith train|split|stats|evaluate|export|engine. Imports late."""
+"""The command `tinkersmith`: picks the command and imports only what that one needs."""
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from tinkersmith.cli.front_door import COMMANDS, run_front_door
+from tinkersmith.cli.entry_point import COMMANDS, run_entry_point
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
+    """Run one command and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["--version"]:
         from tinkersmith.version import __version__
@@ -18,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: tinkersmith COMMAND [options]; tinkersmith COMMAND --help says more\n")
         for name, about in COMMANDS.items():
-            print(f"  {name:10} {about}")
+            print(f"  {name:10} {about[0].lower()}{about[1:].rstrip('.')}")
         return 0 if arguments else 2
     command, rest = arguments[0], arguments[1:]
     if command not in COMMANDS:
@@ -27,16 +26,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.0)[0]
         print(f"Error: there is no command {command}; did you mean {near}?", file=sys.stderr)
         return 2
-    return run_front_door(lambda: _run(command, rest))
+    return run_entry_point(lambda: _run(command, rest))
 
 
 def _run(command: str, rest: list[str]) -> int | None:
     prog = f"tinkersmith {command}"
+    if command == "init":
+        from tinkersmith.cli.init import init_command
+
+        return init_command(rest, prog=prog)
     if command == "train":
         from tinkersmith.cli.train import train_command
 
-        here = Path("config.py")
-        return train_command(rest, config=here if here.is_file() else None, prog=prog)
+        return train_command(rest, prog=prog)
     if command == "split":
         from tinkersmith.cli.split import split_command
 

@@ -2,8 +2,10 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
-from tinkersmith.cli.front_door import run_front_door
+from tinkersmith.cli.entry_point import COMMANDS, run_entry_point
+from tinkersmith.paths import data_file_seen_from_here, seen_from_here
 from tinkersmith.split import (
     INPUT_FILES,
     SEED,
@@ -23,20 +25,44 @@ def split_command(
     seed: int = SEED,
     train_out: str = TRAIN_FILE,
     test_out: str = TEST_FILE,
+    folder: Path | str = ".",
     prog: str | None = None,
 ) -> int:
-    """The command line of split_dataset.py and `tinkersmith split`, with these defaults."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Merge data files, shuffle them by seed, and write a training and a test file.",
-    )
-    parser.add_argument("--inputs", nargs="+", default=list(inputs), metavar="FILE")
-    parser.add_argument("--ratio", type=float, default=ratio, help="share of the training file")
-    parser.add_argument("--seed", type=int, default=seed)
-    parser.add_argument("--train-out", default=train_out, metavar="FILE")
-    parser.add_argument("--test-out", default=test_out, metavar="FILE")
+    """The command line of split_dataset.py and `tinkersmith split`, with these defaults.
+
+    Relative names in the defaults start from `folder`.
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=COMMANDS["split"])
     parser.add_argument(
-        "--force", action="store_true", help="overwrite files that were not written here"
+        "--inputs",
+        nargs="+",
+        default=[data_file_seen_from_here(folder, name) for name in inputs],
+        metavar="FILE",
+        help=f"files to merge (default: {', '.join(inputs)})",
+    )
+    parser.add_argument(
+        "--ratio",
+        type=float,
+        default=ratio,
+        help="share of the samples that goes into the training file (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=seed, help="decides the split (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--train-out",
+        default=seen_from_here(folder, train_out),
+        metavar="FILE",
+        help="default: %(default)s",
+    )
+    parser.add_argument(
+        "--test-out",
+        default=seen_from_here(folder, test_out),
+        metavar="FILE",
+        help="default: %(default)s",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="overwrite files that this command did not write"
     )
     wanted = parser.parse_args(argv)
 
@@ -51,4 +77,4 @@ def split_command(
         )
         print(format_split(result))
 
-    return run_front_door(act)
+    return run_entry_point(act)

@@ -3,16 +3,17 @@
 import argparse
 from collections.abc import Sequence
 
-from tinkersmith.cli.front_door import COMMANDS
+from tinkersmith.cli.entry_point import COMMANDS
 
 
 def stats_command(argv: Sequence[str], *, prog: str) -> int:
-    parser = argparse.ArgumentParser(prog=prog, description=COMMANDS["stats"].capitalize() + ".")
-    parser.add_argument("files", nargs="+", metavar="FILE")
+    """The command line of `tinkersmith stats`."""
+    parser = argparse.ArgumentParser(prog=prog, description=COMMANDS["stats"])
+    parser.add_argument("files", nargs="+", metavar="FILE", help="JSON or JSON Lines, also gzip-ed")
     parser.add_argument(
         "--base-model",
         default="tinkersmith/tiny-math",
-        help="whose tokenizer counts: a bundled model or a folder (default: %(default)s)",
+        help="the model whose tokenizer counts: bundled, or a folder (default: %(default)s)",
     )
     parser.add_argument("--template", default="auto", help="PROMPT_TEMPLATE (default: auto)")
     wanted = parser.parse_args(argv)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinkersmith.cli.front_door import COMMANDS
+from tinkersmith.cli.entry_point import COMMANDS
 
 if TYPE_CHECKING:
     from tinkersmith.settings import Settings
@@ -15,21 +15,31 @@ if TYPE_CHECKING:
 def train_command(
     argv: Sequence[str] | None = None,
     *,
-    config: Path | str | None = None,
+    folder: Path | str | None = None,
     prog: str | None = None,
 ) -> int:
-    """`train_with_config.py` and `tinkersmith train`; `config` is the default settings file."""
-    parser = argparse.ArgumentParser(prog=prog, description=COMMANDS["train"].capitalize() + ".")
-    parser.add_argument("--config", default=config, metavar="FILE", help="default: config.py")
+    """The command line of train_with_config.py and `tinkersmith train`.
+
+    `folder` is that of the script: its config.py must exist, unless --config names another file.
+    The command has no such folder and uses config.py of the current folder if there is one.
+    """
+    parser = argparse.ArgumentParser(prog=prog, description=COMMANDS["train"])
+    parser.add_argument(
+        "--config", default="", metavar="FILE", help="settings file (default: config.py)"
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting"
     )
-    parser.add_argument("--resume", metavar="RUN", help="go on with an interrupted run")
+    parser.add_argument(
+        "--resume", metavar="RUN", help="continue an interrupted run: its name or folder"
+    )
     wanted = parser.parse_args(argv)
+    from tinkersmith.cli.common import user_settings
     from tinkersmith.errors import UserError
-    from tinkersmith.settings import load_settings
+    from tinkersmith.paths import seen_from_here
 
-    settings = load_settings(wanted.config, wanted.set)
+    config = seen_from_here(folder, "config.py") if folder and not wanted.config else wanted.config
+    settings = user_settings(config, wanted.set)
     changed = [name for name in wanted.set if not name.startswith("OUTPUT_DIR")]
     if wanted.resume and changed:
         raise UserError(
@@ -39,18 +49,46 @@ def train_command(
 
     trained = train(settings, resume=wanted.resume)
     trained.close()
-    offer_export(trained.run.settings().export_after_training, trained.state_path, settings)
+    runs = trained.run.path.parent
+    found_by_default = (
+        not wanted.config
+        and not any(change.upper().startswith("OUTPUT_DIR") for change in wanted.set)
+        and runs == Path(settings.output_dir)
+    )
+    offer_export(
+        trained.run.settings().export_after_training,
+        trained.state_path,
+        settings.model_copy(update={"output_dir": str(runs)}),
+        folder=folder or ".",
+        options=() if found_by_default else ("--set", f"OUTPUT_DIR={runs}"),
+    )
     return 0
 
 
-def offer_export(choice: str, tinker_path: str, settings: "Settings") -> None:
-    """Export as EXPORT_AFTER_TRAINING says; "ask" asks only where somebody can answer."""
+def offer_export(
+    choice: str,
+    tinker_path: str,
+    settings: "Settings",
+    *,
+    folder: Path | str = ".",
+    options: Sequence[str] | None = None,
+) -> None:
+    """Export as EXPORT_AFTER_TRAINING says; "ask" asks only where somebody can answer.
+
+    Exports go to exported/ in `folder`. Where nothing is exported, the command for it is printed;
+    `options` are what that command needs to find the run, None sets OUTPUT_DIR.
+    """
     if choice == "ask" and sys.stdin.isatty() and sys.stdout.isatty():
         answer = input("Export it now? [a]dapter, [m]erged model, or Enter for no: ").strip()
         choice = {"a": "adapter", "m": "merged"}.get(answer[:1].lower(), "no")
     if choice in ("adapter", "merged"):
-        from tinkersmith.export.export import export_model
+        from tinkersmith.export.export import EXPORTS, export_model
+        from tinkersmith.paths import seen_from_here
 
-        export_model(settings, tinker_path, merged=choice == "merged")
+        exports = seen_from_here(folder, EXPORTS)
+        export_model(settings, tinker_path, merged=choice == "merged", exports=exports)
         return
-    print(f"Export   python export_model.py --model-path {tinker_path}")
+    from tinkersmith.command_line import command_line
+
+    options = ("--set", f"OUTPUT_DIR={settings.output_dir}") if options is None else options
+    print(f"Export   {command_line('export', '--model-path', tinker_path, *options)}")

@@ -7,7 +7,6 @@ does not handle prompts or tokens.
 import gzip
 import json
 import re
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -103,7 +102,7 @@ def load_samples(files: Sequence[str]) -> LoadedSamples:
 
 
 def find_files(files: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The files where they exist (as given, in data/, beside the script); the missing names.
+    """The files where they are found (as given, else in data/); the missing names.
 
     Raises:
         UserError: no file exists, or one is named twice.
@@ -277,22 +276,11 @@ def record_text(record: Any) -> str:
 
 
 def _candidates(name: str) -> list[Path]:
-    return [Path(name), *(folder / name for folder in (Path("data"), _script_folder()))]
-
-
-def _script_folder() -> Path:
-    folder = Path(sys.argv[0] or ".").parent
-    try:  # messages and Source show short names
-        return folder.resolve().relative_to(Path.cwd())
-    except ValueError:
-        return folder
+    return [Path(name), Path("data") / name]
 
 
 def _places() -> str:
-    folders = dict.fromkeys(
-        str(folder.resolve()) for folder in (Path(), Path("data"), _script_folder())
-    )
-    return ", ".join(folders)
+    return f"{Path.cwd()}, {Path('data').absolute()}"
 
 
 def _read_bytes(path: Path) -> bytes:

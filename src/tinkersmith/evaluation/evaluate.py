@@ -20,7 +20,7 @@ from tinkersmith.evaluation.scoring import final_answer, score
 from tinkersmith.files import write_json
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress, watched
-from tinkersmith.runs.trained_model import TrainedModel, find_trained_model
+from tinkersmith.runs.trained_model import ModelReference, find_trained_model
 from tinkersmith.service.connection import Service, open_service
 from tinkersmith.settings import Settings, settings_from
 
@@ -75,7 +75,10 @@ def evaluate(
             with progress.doing("loading the tokenizer"):
                 tokenizer = service.tokenizer()
             template = model.template(tokenizer)
-            asked, too_long = _fitting_prompts(samples, template, tokenizer, service.max_context)
+            with progress.doing(f"tokenising {counted(len(samples), 'prompt')}"):
+                asked, too_long = _fitting_prompts(
+                    samples, template, tokenizer, service.max_context
+                )
             if too_long:
                 progress.say(_report_too_long(too_long, service.max_context))
             if not asked:
@@ -127,7 +130,7 @@ def _choose(samples: list[Sample], limit: int | None, seed: int) -> list[Sample]
 
 
 def _overlap_with_training(
-    model: TrainedModel, samples: list[Sample]
+    model: ModelReference, samples: list[Sample]
 ) -> list[tuple[Source, Source]] | None:
     if model.run is None:
         return None
@@ -237,7 +240,7 @@ def _named_answer(sample: Sample) -> str | None:
 
 
 def _report_test_set(
-    loaded: LoadedSamples, chosen: int, model: TrainedModel, output_file: Path
+    loaded: LoadedSamples, chosen: int, model: ModelReference, output_file: Path
 ) -> list[str]:
     file, count = next(iter(loaded.counts.items()))
     lines = [f"Model:    {model.sampler_path} ({model.name}, on {model.base_model})"]
@@ -287,7 +290,7 @@ def _report_overlap(shared: list[tuple[Source, Source]] | None, n: int) -> str:
 
 def _write(
     result: EvaluationResult,
-    model: TrainedModel,
+    model: ModelReference,
     template: "PromptTemplate",
     loaded: LoadedSamples,
     test_file: str,

@@ -1,1 +1,1 @@
-"""A checkpoint -> a PEFT folder or a merged model, checked against the server."""
+"""From a checkpoint to a PEFT folder or a merged model, verified against the server."""

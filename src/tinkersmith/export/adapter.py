@@ -1,4 +1,7 @@
-"""A downloaded LoRA -> layers of the base model -> a PEFT folder."""
+"""A downloaded LoRA -> layers of the base model -> PEFT's two files.
+
+Axes: R rank, E experts, I and O input and output size of a layer.
+"""
 
 import math
 import os
@@ -6,42 +9,49 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tinkersmith.errors import UserError
-from tinkersmith.export.base_folder import BaseFolder, _read_json
+from tinkersmith.export.base_folder import BaseFolder, read_model_json
 from tinkersmith.files import write_json
-from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX
+from tinkersmith.peft_format import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    PEFT_PREFIX,
+    adapter_config,
+    target_modules,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
+_Number = TypeVar("_Number", int, float)
 _LORA_TENSOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
-# How Tinker's cloud names the parts of an expert; the matrices of all experts are one tensor there.
-_EXPERT_PARTS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+# Tinker's cloud names the matrices of an expert so, and stacks those of all experts in one tensor.
+_EXPERT_MATRICES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 
 
 @dataclass(frozen=True, slots=True)
 class LoraLayer:
-    """The layer's weight becomes W + scaling * b @ a."""
+    """LoRA weights of one layer, whose weight W becomes W + scaling * b @ a."""
 
-    path: str  # of the layer in the base model, such as model.layers.0.self_attn.q_proj
-    a: "Tensor"  # (R, in)
-    b: "Tensor"  # (out, R)
+    path: str  # in the base model, such as model.layers.0.self_attn.q_proj
+    a: "Tensor"  # (R, I)
+    b: "Tensor"  # (O, R)
     scaling: float
 
 
 def read_layers(folder: Path, base: BaseFolder) -> list[LoraLayer]:
-    """The downloaded LoRA in `folder` as layers of `base`, with Tinker's names translated.
+    """Read the downloaded LoRA in `folder` as layers of `base`, with Tinker's names translated.
 
     Raises:
-        UserError: a tensor has no place in the base model, or the LoRA is of another kind.
+        UserError: a tensor has no layer in the base model, or the LoRA has features that PEFT files
+            of this export do not have.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config = _read_json(folder / ADAPTER_CONFIG)
+    config = read_model_json(folder / ADAPTER_CONFIG)
     _check_kind(config)
     try:
         tensors = load_file(folder / ADAPTER_WEIGHTS)
@@ -50,62 +60,56 @@ def read_layers(folder: Path, base: BaseFolder) -> list[LoraLayer]:
             f"The downloaded {ADAPTER_WEIGHTS} is damaged ({error}). Run the export again."
         ) from None
     layers: dict[str, LoraLayer] = {}
-    for path, a, b in _expanded(_pairs(tensors)):
-        place = _place(path, base)
-        layer = LoraLayer(place, a, b, _scaling(config, place, a.shape[0]))
+    for path, a, b in _single_experts(_pairs(tensors)):
+        name = _name_in_base(path, base)
+        layer = LoraLayer(name, a, b, _scaling(config, name, a.shape[0]))
         _check_shape(layer, base)
-        if place in layers:
-            raise UserError(f"The LoRA has two sets of weights for {place}; it cannot be exported.")
-        layers[place] = layer
+        if name in layers:
+            raise UserError(f"The LoRA has two sets of weights for {name}; it cannot be exported.")
+        layers[name] = layer
     if not layers:
         raise UserError("The downloaded LoRA has no weights at all; there is nothing to export.")
     return list(layers.values())
 
 
-def write_adapter(
+def write_peft_adapter(
     layers: Iterable[LoraLayer], base: BaseFolder, base_name_or_path: str, out: Path
 ) -> None:
-    """adapter_model.safetensors and a complete adapter_config.json, as plain PEFT wants them."""
+    """Write adapter_model.safetensors and a complete adapter_config.json, for plain PEFT."""
     layers = list(layers)
-    tensors = {}
-    for layer in layers:  # copies, as those of several experts may share memory
+    tensors: dict[str, Tensor] = {}
+    for layer in layers:  # cloned, because the tensors of several experts may share memory
         tensors[f"{PEFT_PREFIX}{layer.path}.lora_A.weight"] = layer.a.clone()
         tensors[f"{PEFT_PREFIX}{layer.path}.lora_B.weight"] = layer.b.clone()
     write_tensors(out / ADAPTER_WEIGHTS, tensors)
     ranks = {layer.path: int(layer.a.shape[0]) for layer in layers}
     alphas = {layer.path: layer.scaling * layer.a.shape[0] for layer in layers}
-    rank, alpha = _commonest(ranks.values()), _commonest(alphas.values())
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name_or_path,
-        "r": rank,
-        "lora_alpha": _whole(alpha),
-        "rank_pattern": {path: value for path, value in ranks.items() if value != rank},
-        "alpha_pattern": {path: _whole(value) for path, value in alphas.items() if value != alpha},
-        "target_modules": _target_modules([layer.path for layer in layers], base),
-        "modules_to_save": None,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "use_dora": False,
-        "use_rslora": False,
-    }
+    rank, alpha = _most_common(ranks.values()), _most_common(alphas.values())
+    config = adapter_config(
+        base_name_or_path,
+        rank,
+        alpha,
+        target_modules(ranks, base.layers()),
+        rank_pattern={path: value for path, value in ranks.items() if value != rank},
+        alpha_pattern={path: value for path, value in alphas.items() if value != alpha},
+    )
     write_json(out / ADAPTER_CONFIG, config)
 
 
 def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
-    """Raises: OSError: the disk is full, or the folder cannot be written."""
+    """Write a safetensors file with the permissions that other new files of the user have.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path.touch()
-    mode = path.stat().st_mode  # the user's; the library makes its files private
+    mode = path.stat().st_mode  # safetensors makes its files private
     try:
         save_file(dict(tensors), path, metadata={"format": "pt"})
-    except SafetensorError as error:  # it wraps the system's errors
+    except SafetensorError as error:  # may wrap an error of the operating system
         code = re.search(r"os error (\d+)", str(error))
         if code is None:
             raise
@@ -138,38 +142,40 @@ def _pairs(tensors: "Mapping[str, Tensor]") -> "dict[str, tuple[Tensor, Tensor]]
                 "it cannot be exported without losing that."
             )
         sides.setdefault(match[1], {})[match[2]] = tensor
-    for path, found in sides.items():
-        if len(found) != 2:
-            raise UserError(f"The downloaded LoRA has only lora_{''.join(found)} for {path}.")
-    return {path: (found["A"], found["B"]) for path, found in sides.items()}
+    for path, matrices in sides.items():
+        if len(matrices) != 2:
+            raise UserError(f"The downloaded LoRA has only lora_{''.join(matrices)} for {path}.")
+    return {path: (matrices["A"], matrices["B"]) for path, matrices in sides.items()}
 
 
-def _expanded(pairs: "dict[str, tuple[Tensor, Tensor]]") -> "Iterable[tuple[str, Tensor, Tensor]]":
-    """Matrices of all experts in one tensor, (E or 1, R, in) and (E or 1, out, R), one by one."""
+def _single_experts(
+    pairs: "dict[str, tuple[Tensor, Tensor]]",
+) -> "Iterable[tuple[str, Tensor, Tensor]]":
+    """The pairs, with stacked experts, (E or 1, R, I) and (E or 1, O, R), as one pair for each."""
     for path, (a, b) in pairs.items():
         if a.numel() == 0 and b.numel() == 0:
-            continue  # a part that this kind of expert does not have
-        parent, _, part = path.rpartition(".")
+            continue  # a matrix that this kind of expert does not have
+        parent, _, matrix = path.rpartition(".")
         if a.ndim == 2 and b.ndim == 2:
             yield path, a, b
             continue
         if a.ndim != 3 or b.ndim != 3 or not parent.endswith(".experts"):
             raise UserError(
                 f"The LoRA's weights for {path} have the shapes {list(a.shape)} and "
-                f"{list(b.shape)}, which this export does not know."
+                f"{list(b.shape)}, which this export does not support."
             )
         count = max(a.shape[0], b.shape[0])
         if {a.shape[0], b.shape[0]} - {1, count}:
             raise UserError(
-                f"The LoRA's weights for {path} are for {a.shape[0]} and {b.shape[0]} experts; "
-                "these numbers do not fit together."
+                f"The LoRA's weights for {path} are for {a.shape[0]} and {b.shape[0]} experts. "
+                "Both numbers must be equal, or one of them 1."
             )
         a, b = a.expand(count, -1, -1), b.expand(count, -1, -1)
         for expert in range(count):
-            yield f"{parent}.{expert}.{_EXPERT_PARTS.get(part, part)}", a[expert], b[expert]
+            yield f"{parent}.{expert}.{_EXPERT_MATRICES.get(matrix, matrix)}", a[expert], b[expert]
 
 
-def _place(path: str, base: BaseFolder) -> str:
+def _name_in_base(path: str, base: BaseFolder) -> str:
     """The base model's name for the layer that the LoRA calls `path`."""
     if path.rpartition(".")[2] in ("unembed_tokens", "lm_head"):
         names = [base.output_layer]
@@ -190,21 +196,22 @@ def _place(path: str, base: BaseFolder) -> str:
 def _check_shape(layer: LoraLayer, base: BaseFolder) -> None:
     if layer.a.shape[0] != layer.b.shape[1]:
         raise UserError(
-            f"The LoRA's weights for {layer.path} do not fit each other: {list(layer.a.shape)} and "
+            f"The LoRA's weights for {layer.path} have different ranks: {list(layer.a.shape)} and "
             f"{list(layer.b.shape)}."
         )
     if not base.shapes:
         return
-    expected, found = base.shapes[base.weight_of(layer.path)], (layer.b.shape[0], layer.a.shape[1])
-    if expected != found:
+    expected = base.shapes[base.weight_of(layer.path)]
+    shape = (layer.b.shape[0], layer.a.shape[1])
+    if expected != shape:
         raise UserError(
-            f"The LoRA's weights for {layer.path} are for a matrix of {list(found)}, but that of "
+            f"The LoRA's weights for {layer.path} are for a matrix of {list(shape)}, but that of "
             f"{base.folder} is {list(expected)}. Check that this is the model it was trained on."
         )
 
 
 def _scaling(config: dict[str, Any], path: str, rank: int) -> float:
-    """alpha / R, with PEFT's exceptions for single layers."""
+    """alpha / R, or alpha / sqrt(R) for rank-stabilised LoRA, with the exceptions of patterns."""
     alpha = _of_pattern(config.get("alpha_pattern"), path, config["lora_alpha"])
     expected = _of_pattern(config.get("rank_pattern"), path, config["r"])
     if rank != expected:
@@ -222,19 +229,6 @@ def _of_pattern(patterns: dict[str, float] | None, path: str, default: float) ->
     return default
 
 
-def _target_modules(paths: list[str], base: BaseFolder) -> list[str]:
-    """Last names such as "q_proj" where they fit the trained layers only, else full paths."""
-    layers = [name.removesuffix(".weight") for name in base.files if name.endswith(".weight")]
-    layers += [base.output_layer] if base.output_layer not in layers else []
-    short = {path.rpartition(".")[2] for path in paths}
-    matched = {layer for layer in layers if layer.rpartition(".")[2] in short}
-    return sorted(short if matched == set(paths) else paths)
-
-
-def _commonest(values: Iterable[Any]) -> Any:
+def _most_common(values: Iterable[_Number]) -> _Number:
     values = list(values)
     return max(sorted(set(values)), key=values.count)
-
-
-def _whole(value: float) -> float:
-    return int(value) if float(value).is_integer() else value

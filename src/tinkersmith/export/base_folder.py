@@ -1,15 +1,34 @@
-"""A base model's folder -> the names, shapes and types of its tensors, read from headers alone."""
+"""A base model's folder -> names, shapes and dtypes of its tensors, read from file headers only."""
 
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tinkersmith.errors import UserError
 
-_INDEX = "model.safetensors.index.json"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+)
+_OTHER_FILES = (
+    "generation_config.json",
+    "*processor_config.json",
+    "*.py",
+    "LICENSE*",
+    "NOTICE*",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +37,7 @@ class BaseFolder:
 
     folder: Path
     files: dict[str, str]  # tensor -> file name
-    shapes: dict[str, tuple[int, ...]]  # empty where only the index is at hand, not the weights
+    shapes: dict[str, tuple[int, ...]]  # empty where only the index is present, not the weights
     dtypes: dict[str, str]  # as safetensors names them: "F32", "BF16", ...
     config: dict[str, Any]
     tied: bool  # the output layer is the input embedding
@@ -26,48 +45,58 @@ class BaseFolder:
     @property
     def output_layer(self) -> str:
         """The path of the output layer; a tied one has no tensor of its own."""
-        found = [name for name in self.files if re.fullmatch(r"(.+\.)?lm_head\.weight", name)]
-        return found[0].removesuffix(".weight") if found else "lm_head"
+        heads = [name for name in self.files if re.fullmatch(r"(.+\.)?lm_head\.weight", name)]
+        return heads[0].removesuffix(".weight") if heads else "lm_head"
+
+    def layers(self) -> set[str]:
+        """The paths of everything that has weights, a tied output layer included."""
+        weighted = {name.removesuffix(".weight") for name in self.files if name.endswith(".weight")}
+        return weighted | {self.output_layer}
 
     def has_layer(self, path: str) -> bool:
+        """Whether there is a layer at `path`, a tied output layer included."""
         return f"{path}.weight" in self.files or (self.tied and path == self.output_layer)
 
     def weight_of(self, path: str) -> str:
-        """The tensor that the layer at `path` multiplies by."""
-        own = f"{path}.weight"
-        return self.embedding() if self.tied and path == self.output_layer else own
+        """The name of the tensor that the layer at `path` multiplies by."""
+        return self.embedding() if self.tied and path == self.output_layer else f"{path}.weight"
 
     def embedding(self) -> str:
-        found = [name for name in self.files if re.search(r"(embed_tokens|wte)\.weight$", name)]
-        if len(found) != 1:
+        """The name of the input embedding's tensor.
+
+        Raises:
+            UserError: there is none, or several.
+        """
+        names = [name for name in self.files if re.search(r"(embed_tokens|wte)\.weight$", name)]
+        if len(names) != 1:
             raise UserError(
-                f"The input embedding of the model in {self.folder} cannot be told (found "
-                f"{found or 'none'}), so its tied output layer cannot be exported."
+                f"The model in {self.folder} has {len(names)} input embeddings "
+                f"({', '.join(names) or 'none'}); its tied output layer cannot be exported."
             )
-        return found[0]
+        return names[0]
 
 
 def read_base(folder: Path) -> BaseFolder:
-    """Read headers only.
+    """What a model folder holds, from its config and the headers of its safetensors files.
 
     Raises:
-        UserError: the folder holds no safetensors model.
+        UserError: the folder holds no safetensors model, or a damaged one.
     """
     from safetensors import SafetensorError, safe_open
 
-    config = _read_json(folder / "config.json")
+    config = read_model_json(folder / "config.json")
     files: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: dict[str, str] = {}
-    index = folder / _INDEX
+    index = folder / WEIGHTS_INDEX
     if index.is_file():
-        files = dict(_read_json(index)["weight_map"])
+        files = dict(read_model_json(index)["weight_map"])
     elif (folder / "model.safetensors").is_file():
         files = {"": "model.safetensors"}
     else:
         raise UserError(
-            f"{folder} holds no model in safetensors format (no model.safetensors, no {_INDEX}). "
-            "Name the folder of the base model."
+            f"{folder} holds no model in safetensors format: neither model.safetensors nor "
+            f"{WEIGHTS_INDEX} is there. Name the folder of the base model."
         )
     names = sorted(set(files.values()))
     present = [name for name in names if (folder / name).is_file()]
@@ -89,26 +118,17 @@ def read_base(folder: Path) -> BaseFolder:
 
 
 def copy_tokenizer(folder: Path, out: Path) -> None:
-    """The tokenizer's files of a model folder."""
-    for pattern in (
-        *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*"),
-        *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken"),
-    ):
-        for file in folder.glob(pattern):
-            if file.is_file():
-                shutil.copyfile(file, out / file.name)
+    """Copy the tokenizer's files of a model folder."""
+    _copy(folder, out, _TOKENIZER_FILES)
 
 
-def _copy_other_files(folder: Path, out: Path) -> None:
-    """What a model needs besides weights; not the base model's own card."""
-    copy_tokenizer(folder, out)
-    for pattern in (
-        "generation_config.json",
-        "*processor_config.json",
-        "*.py",
-        "LICENSE*",
-        "NOTICE*",
-    ):
+def copy_all_but_weights(folder: Path, out: Path) -> None:
+    """Copy everything that a model needs besides its weights and config.json, but not its card."""
+    _copy(folder, out, (*_TOKENIZER_FILES, *_OTHER_FILES))
+
+
+def _copy(folder: Path, out: Path, patterns: Sequence[str]) -> None:
+    for pattern in patterns:
         for file in folder.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, out / file.name)
@@ -118,13 +138,16 @@ def _is_tied(config: dict[str, Any], files: dict[str, str]) -> bool:
     if not any(re.fullmatch(r"(.+\.)?lm_head\.weight", name) for name in files):
         return True
     inner = config.get("text_config")
-    said = config.get(
-        "tie_word_embeddings", inner.get("tie_word_embeddings") if isinstance(inner, dict) else None
-    )
-    return bool(said)
+    inner_value = inner.get("tie_word_embeddings") if isinstance(inner, dict) else None
+    return bool(config.get("tie_word_embeddings", inner_value))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_model_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model or an adapter.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""A run's prompt template -> a Jinja chat template, for whoever serves the export."""
+"""A run's prompt template -> a Jinja chat template for programs that serve the export."""
 
 import json
 from dataclasses import replace
@@ -11,9 +11,9 @@ from tinkersmith.text.templates import ChatTemplate, PromptTemplate, TextTemplat
 
 
 def chat_template_of(template: PromptTemplate) -> str | None:
-    """Jinja that renders a conversation as `template` does; None where that cannot be done.
+    """Jinja that renders a conversation as `template` does; None where Jinja cannot.
 
-    A chat message has no separate input: whoever has one puts it into the question.
+    A chat message has no separate input; it belongs into the question.
     """
     if isinstance(template, ChatTemplate):
         return template.chat_template
@@ -33,9 +33,10 @@ def chat_template_of(template: PromptTemplate) -> str | None:
 
 
 def write_chat_template(template: PromptTemplate, folder: Path) -> bool:
-    """Make the tokenizer in `folder` use the run's template; False: it now has none at all.
+    """Make the tokenizer in `folder` use the run's template; False: it now has none.
 
-    A chat template of another format than the trained one would be wrong without a word.
+    The base model's chat template is removed: prompts in a format that the model was not trained on
+    would give worse answers, without any error.
     """
     source = chat_template_of(template)
     config = folder / "tokenizer_config.json"
@@ -52,7 +53,7 @@ def write_chat_template(template: PromptTemplate, folder: Path) -> bool:
 
 
 def _jinja(template: TextTemplate) -> str:
-    """All text stands in expressions: nothing depends on how white space around tags is treated."""
+    """The chat template. All text is in expressions, so that no white space around tags counts."""
     question = _question(template.format_without_input)
     front = "" if "{system}" in template.format_without_input else _front()
     return (
@@ -76,7 +77,7 @@ def _jinja(template: TextTemplate) -> str:
 
 
 def _question(text: str) -> str:
-    """All lines of the format, joined as the template joins those that it does not leave out."""
+    """Jinja for the lines of a format; like `TextTemplate`, it leaves out lines without content."""
     lines = [[part[:2] for part in Formatter().parse(line)] for line in text.split("\n")]
     fields = [{field for _, field in line if field} for line in lines]
     always = next(n for n, found in enumerate(fields) if not found or "instruction" in found)

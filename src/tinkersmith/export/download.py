@@ -13,7 +13,7 @@ from tinkersmith.export.base_folder import read_base
 from tinkersmith.models import local_model_folder
 from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tinkersmith.progress import Progress
-from tinkersmith.runs.trained_model import TrainedModel
+from tinkersmith.runs.trained_model import ModelReference
 from tinkersmith.service.connection import LOOPBACK, Service
 
 if TYPE_CHECKING:
@@ -24,8 +24,12 @@ _WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
 _OTHER_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 
 
-def open_state(service: Service, model: TrainedModel) -> "tinker.TrainingClient":
-    """A training client on the saved state: the SDK exports from these only."""
+def open_state(service: Service, model: ModelReference) -> "tinker.TrainingClient":
+    """A training client on the saved state. The SDK exports from such clients only.
+
+    Raises:
+        UserError: the server has no such state.
+    """
     pending = service.client.create_training_client_from_state(
         model.state_path, user_metadata={"created_by": "tinkersmith export"}
     )
@@ -35,13 +39,13 @@ def open_state(service: Service, model: TrainedModel) -> "tinker.TrainingClient"
         if model.run is not None:
             raise
         raise UserError(
-            f"{error} Only a saved state can be exported, so one of the same name must stand "
-            "beside sampler weights."
+            f"{error} Only a saved state can be exported: sampler weights need a state of the same "
+            "name."
         ) from None
 
 
 def download_adapter(service: Service, client: "tinker.TrainingClient", folder: Path) -> None:
-    """A temporary copy in the server's exchange format, fetched file by file, then deleted.
+    """Download the LoRA: the server makes a temporary copy for it, which is deleted afterwards.
 
     Raises:
         UserError: the server offers something else, or the connection broke.
@@ -54,10 +58,9 @@ def download_adapter(service: Service, client: "tinker.TrainingClient", folder: 
         signed = service.wait(service.rest.get_external_weights_urls(copy), "asking for the files")
         wanted = {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
         if signed.urls.keys() != wanted:
-            odd = sorted(signed.urls.keys() ^ wanted)[0]
             raise UserError(
-                f"The server offers {sorted(signed.urls)} for download, but a LoRA in PEFT format "
-                f"is {sorted(wanted)}: {odd} is only on one side, so this cannot be exported."
+                f"The server offers the files {', '.join(sorted(signed.urls))}, but a LoRA in PEFT "
+                f"format is {', '.join(sorted(wanted))}. It cannot be exported."
             )
         for file_name, url in sorted(signed.urls.items()):
             _fetch(url, folder / file_name, service.progress)
@@ -67,12 +70,18 @@ def download_adapter(service: Service, client: "tinker.TrainingClient", folder: 
 
 
 def base_folder(service: Service, named: str | Path | None, *, weights: bool) -> Path:
-    """The base model's files: in `named`, bundled, local, in the hub's cache, or from the hub."""
+    """The base model's folder: `named`, bundled, local, in the hub's cache, or downloaded.
+
+    Without `weights`, its config and tokenizer are enough.
+
+    Raises:
+        UserError: it cannot be downloaded.
+    """
     if named:
         return Path(named).expanduser().resolve()
     name = service.base_model
-    if (found := local_model_folder(name)) is not None:
-        return found
+    if (folder := local_model_folder(name)) is not None:
+        return folder
     from huggingface_hub import snapshot_download
 
     try:
@@ -107,14 +116,17 @@ def _fetch(url: str, file: Path, progress: Progress) -> None:
                     progress.reached(task, state, size / max(expected, 1))
         except _Broken as error:
             raise UserError(
-                f"{file.name} could not be downloaded ({error}). Check the connection, try again."
+                f"{file.name} could not be downloaded ({error}). Check the connection and run the "
+                "export again."
             ) from None
     if expected and size != expected:
-        raise UserError(f"{file.name} came with {size:,} of {expected:,} bytes. Export again.")
+        raise UserError(
+            f"Only {size:,} of {expected:,} bytes of {file.name} arrived. Run the export again."
+        )
 
 
 class _Broken(Exception):
-    """The connection's fault, told apart from a full disk, which is an OSError as well."""
+    """A failure of the connection, as opposed to a full disk, which is an OSError as well."""
 
 
 def _unbroken(receive: Callable[[], Any]) -> Any:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tinkersmith.data.large_files import iterate_samples
 from tinkersmith.data.samples import Sample, Source
 from tinkersmith.errors import UserError
-from tinkersmith.export.adapter import LoraLayer, read_layers, write_adapter
+from tinkersmith.export.adapter import LoraLayer, read_layers, write_peft_adapter
 from tinkersmith.export.base_folder import BaseFolder, copy_tokenizer, read_base
 from tinkersmith.export.chat_template import write_chat_template
 from tinkersmith.export.download import base_folder as find_base_folder
@@ -26,7 +26,7 @@ from tinkersmith.export.verify import Verification, verify_export
 from tinkersmith.files import new_folder, write_atomically, write_json
 from tinkersmith.models import local_model_folder
 from tinkersmith.peft_format import ADAPTER_CONFIG
-from tinkersmith.runs.trained_model import TrainedModel, find_trained_model
+from tinkersmith.runs.trained_model import ModelReference, find_trained_model
 from tinkersmith.service.connection import Service, open_service
 from tinkersmith.settings import Settings, settings_from
 
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
     from tinkersmith.text.templates import PromptTemplate
     from tinkersmith.text.tokenizer import TextTokenizer
 
-
+EXPORTS = "exported"  # the folder that gets one folder per export
 _FP32_ON_CPU = 600_000_000  # bytes of 16-bit weights up to which the engine computes in fp32
 _VERIFIED_SAMPLES, _VERIFIED_TOKENS = 8, 256
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What is exported, and to where."""
+    """What is exported, where to, and in which form."""
 
-    model: TrainedModel
+    model: ModelReference
     folder: Path
     merged: bool
     dtype: str  # "auto": the base model's
@@ -62,9 +62,19 @@ def export_model(
     force: bool = False,
     verify: bool = False,
     dtype: str = "auto",
+    exports: str | Path = EXPORTS,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Download the LoRA at `tinker_path` (default: the newest run's last) and write it to `out`.
+
+    Args:
+        out: the folder to write; without it, one in `exports` that is named for the run.
+        merged: write a full model instead of a PEFT adapter.
+        base_model: the model that was trained on, for paths that no run folder knows.
+        base_folder: its folder; without it, it is looked for.
+        force: replace an export that is there.
+        verify: load the result with plain transformers (and peft) and compare log-probabilities.
+        dtype: of a merged model: "float32", "bfloat16", or "auto" for that of the base model.
 
     Raises:
         UserError: one sentence about what is wrong; `out` is then as it was before.
@@ -73,7 +83,7 @@ def export_model(
 
     model = find_trained_model(settings or settings_from({}), tinker_path, base_model)
     kind = "merged" if merged else "adapter"
-    folder = Path(out) if out else Path("exported") / f"{model.name}-{kind}"
+    folder = Path(out) if out else Path(exports) / f"{model.name}-{kind}"
     if base_folder and not (Path(base_folder).expanduser() / "config.json").is_file():
         raise UserError(f"{base_folder} is not a model folder: it has no config.json.")
     _check_output(folder, force)
@@ -104,7 +114,11 @@ def export_model(
 
 
 def _check_output(folder: Path, force: bool) -> None:
-    """Refuse early, before time is spent on a download."""
+    """Refuse early, before a download costs time.
+
+    Raises:
+        UserError: the folder exists and may not be replaced, or it cannot be written.
+    """
     if folder.exists() and not force:
         raise UserError(
             f"{folder} exists already. Name another folder, or replace it with --force."
@@ -133,7 +147,7 @@ def _is_export(folder: Path) -> bool:
 
 @contextmanager
 def _folder_beside(folder: Path) -> Iterator[Path]:
-    """A temporary folder on the same disk, which may be larger than the system's."""
+    """A temporary folder beside `folder`: its disk may have more space than the system's."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.download.") as name:
         yield Path(name)
 
@@ -141,8 +155,8 @@ def _folder_beside(folder: Path) -> Iterator[Path]:
 def _not_written(folder: Path, error: OSError) -> UserError:
     reason = error.strerror or str(error)
     return UserError(
-        f"{folder} cannot be written: {reason}. Nothing was left behind; make room or name another "
-        "folder."
+        f"{folder} cannot be written: {reason}. Nothing was left behind. Free some space, or name "
+        "another folder."
     )
 
 
@@ -162,7 +176,7 @@ def _write(
             _stop_at_end_token(folder, template, tokenizer)
         else:
             reference = _base_reference(service, base)
-            write_adapter(layers, base, reference, folder)
+            write_peft_adapter(layers, base, reference, folder)
             copy_tokenizer(base.folder, folder)
         write_json(folder / "prompt_template.json", template.to_json())
         has_chat = write_chat_template(template, folder)
@@ -173,17 +187,16 @@ def _write(
 
 
 def _base_reference(service: Service, base: BaseFolder) -> str:
-    """What peft shall load: the folder for models that no hub has, else the hub's name."""
+    """The base model reference stored for PEFT: a local folder, or else its name on the hub."""
     return str(base.folder) if local_model_folder(service.base_model) else service.base_model
 
 
 def _stop_at_end_token(
     folder: Path, template: "PromptTemplate", tokenizer: "TextTokenizer"
 ) -> None:
-    """Make generation stop where the trained answers end, also if the base model ends elsewhere."""
-    end = next(
-        (t for t in tokenizer.special_tokens if template.end.endswith(t)), tokenizer.eos_text
-    )
+    """Add the end token of the trained answers to those at which generation stops."""
+    special = (token for token in tokenizer.special_tokens if template.end.endswith(token))
+    end = next(special, tokenizer.eos_text)
     end_id = tokenizer.special_tokens[end]
     file = folder / "generation_config.json"
     values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -211,7 +224,7 @@ def _verify(
     token_lists = _texts_to_verify(export.model, template, tokenizer)
     sampler = service.wait(client.save_weights_and_get_sampling_client(), "opening the weights")
     pending = [sampler.compute_logprobs(tinker.ModelInput.from_ints(ids)) for ids in token_lists]
-    expected = [service.wait(one, "computing log-probabilities") for one in pending]
+    expected = [service.wait(future, "computing log-probabilities") for future in pending]
     size = sum(file.stat().st_size for file in base.folder.glob("*.safetensors"))
     engine_in_fp32 = (
         service.kind == "embedded" and not torch.cuda.is_available() and size <= _FP32_ON_CPU
@@ -229,7 +242,7 @@ def _verify(
 
 
 def _texts_to_verify(
-    model: TrainedModel, template: "PromptTemplate", tokenizer: "TextTokenizer"
+    model: ModelReference, template: "PromptTemplate", tokenizer: "TextTokenizer"
 ) -> list[list[int]]:
     samples = [
         Sample(instruction="Say hello.", input="", output="Hello!", source=Source("", 1)),

@@ -1,8 +1,8 @@
-"""A downloaded LoRA + the base model's folder -> the files of a PEFT adapter, or of a merged model.
+"""Layers of a LoRA + the base model's folder -> the files of a merged model.
 
-Works on the safetensors files alone, one at a time; no model is built. Every tensor of the LoRA
-ends up in the output, or the export is refused with a sentence.
-Axes: R rank, E experts.
+Works on the safetensors files one at a time and builds no model. Every tensor of the LoRA ends up
+in the output, or the export is refused.
+Axes: R rank, I and O input and output size of a layer.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinkersmith.errors import UserError
 from tinkersmith.export.adapter import LoraLayer, write_tensors
-from tinkersmith.export.base_folder import _INDEX, BaseFolder, _copy_other_files
+from tinkersmith.export.base_folder import WEIGHTS_INDEX, BaseFolder, copy_all_but_weights
 from tinkersmith.files import write_json
 
 if TYPE_CHECKING:
@@ -23,9 +23,13 @@ _MERGEABLE = ("F64", "F32", "F16", "BF16")
 def write_merged(
     layers: Iterable[LoraLayer], base: BaseFolder, out: Path, dtype: str = "auto"
 ) -> None:
-    """The base model's files with the LoRA added in fp32, in the base's precision or `dtype`.
+    """Write the base model's files with the LoRA added in fp32, in the base's precision or `dtype`.
 
-    A LoRA on a tied output layer unties it: added to the shared matrix it would change the inputs.
+    A LoRA on a tied output layer unties it, because the shared matrix also embeds the inputs.
+
+    Raises:
+        UserError: the base model's weights are not there, or are quantised.
+        OSError: a file cannot be written.
     """
     import torch
     from safetensors import safe_open
@@ -46,50 +50,45 @@ def write_merged(
         with safe_open(base.folder / name, framework="pt") as weights:
             for key in weights.keys():  # noqa: SIM118 (no mapping)
                 weight = weights.get_tensor(key)
-                kept = cast if cast is not None and weight.is_floating_point() else weight.dtype
+                is_cast = cast is not None and weight.is_floating_point()
+                target = cast if is_cast else weight.dtype
                 if untied is not None and key == base.embedding():
-                    tensors[f"{untied.path}.weight"] = _added(weight, untied).to(kept)
+                    tensors[f"{untied.path}.weight"] = _added(weight, untied).to(target)
                 if untied is not None and key == f"{untied.path}.weight":
-                    continue  # an unused copy of the embedding
+                    continue  # a stored copy of the embedding, which nothing uses
                 layer = pending.pop(key, None)
-                tensors[key] = (weight if layer is None else _added(weight, layer)).to(kept)
+                tensors[key] = (weight if layer is None else _added(weight, layer)).to(target)
         write_tensors(out / name, tensors)
         written |= dict.fromkeys(tensors, name)
         size += sum(tensor.nbytes for tensor in tensors.values())
     if pending:
-        raise UserError(f"{next(iter(pending))} was not found in {base.folder}; nothing is merged.")
-    if (base.folder / _INDEX).is_file():
-        write_json(out / _INDEX, {"metadata": {"total_size": size}, "weight_map": written})
-    _copy_other_files(base.folder, out)
+        raise UserError(f"{base.folder} has no tensor {next(iter(pending))}; nothing was merged.")
+    if (base.folder / WEIGHTS_INDEX).is_file():
+        write_json(out / WEIGHTS_INDEX, {"metadata": {"total_size": size}, "weight_map": written})
+    copy_all_but_weights(base.folder, out)
     config = _with_changes(base.config, untie=untied is not None, dtype=dtype)
     write_json(out / "config.json", config)
-
-
-# ---- reading the LoRA
-
-
-# ---- writing
 
 
 def _added(weight: "Tensor", layer: LoraLayer) -> "Tensor":
     """W + scaling * b @ a, in fp32 at least."""
     import torch
 
-    product = layer.b.float() @ layer.a.float()  # (out, in)
+    product = layer.b.float() @ layer.a.float()  # (O, I)
     return weight.to(torch.promote_types(weight.dtype, torch.float32)) + layer.scaling * product
 
 
 def _check_mergeable(base: BaseFolder) -> None:
     if base.config.get("quantization_config"):
         raise UserError(
-            f"The base model in {base.folder} is quantised; a LoRA cannot be merged into it "
-            "without loss. Export the adapter, or name the unquantised model's folder."
+            f"The base model in {base.folder} is quantised, so a LoRA cannot be merged into it "
+            "without loss. Export the adapter, or name the folder of the unquantised model."
         )
     odd = next((name for name, kind in base.dtypes.items() if kind not in _MERGEABLE), None)
     if odd is not None and odd.endswith(".weight"):
         raise UserError(
-            f"{odd} in {base.folder} has the type {base.dtypes[odd]}; a LoRA can be merged only "
-            "into 16-, 32- and 64-bit floating point weights. Export the adapter."
+            f"{odd} in {base.folder} has the type {base.dtypes[odd]}. A LoRA can be merged only "
+            "into floating-point weights of 16, 32 or 64 bits. Export the adapter instead."
         )
 
 

@@ -1,4 +1,4 @@
-"""What an exported folder says about itself: its README.md, and the lines that load it."""
+"""The README.md of an exported folder, and the Python lines that load the export."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +31,7 @@ def model_card(
     template: "PromptTemplate",
     has_chat_template: bool,
 ) -> str:
+    """The Markdown of the README.md, with code that asks the model a question."""
     from tinkersmith.text.guards import unguarded
 
     sample = Sample(instruction="{instruction}", input="", output="{output}", source=Source("", 1))
@@ -56,11 +57,11 @@ def model_card(
         "print(tokenizer.decode(answer, skip_special_tokens=True))",
         "```",
         "",
-        f"The model knows prompts of this form only (template `{template.name}`, whole in",
+        f"The model was trained on prompts of this form only (template `{template.name}`; see",
         f"`prompt_template.json`). Its answers end with `{end or 'its end token'}`.",
         "The tokenizer's chat template writes the same prompt."
         if has_chat_template
-        else "The tokenizer has no chat template, as none would write this prompt.",
+        else "The tokenizer has no chat template: none can write this prompt.",
         "",
     ]
     return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""An exported folder -> proof that plain transformers (and peft) load all of it and agree with us.
+"""An exported folder -> proof that plain transformers (and peft) load it whole and agree with us.
 
-Compares log-probabilities of given tokens; who computed the expected ones is the caller's matter.
+Compares log-probabilities of given tokens with expected ones, which the caller brings.
 Axes: T tokens, V vocabulary.
 """
 
@@ -18,23 +18,26 @@ from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 if TYPE_CHECKING:
     from torch import nn
 
-# Of a log-probability. The loose ones are for services that compute in bfloat16, or for merged
-# weights rounded to it: its 8 bits are 0.4 % of each weight.
+# Allowed differences of a log-probability. The loose ones are for services that compute in
+# bfloat16, and for merged weights rounded to it: its 8 bits are 0.4 % of each weight.
 TIGHT = 1e-4
 LOOSE_MAX, LOOSE_MEAN = 1.0, 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Verification:
+    """How far an export agrees with the service."""
+
     tokens: int
-    tensors: int  # of the LoRA, or of the whole model
+    tensors: int  # that were loaded: of the LoRA, or of the whole model
     largest: float  # difference of a token's log-probability
-    mean: float
+    mean: float  # difference
     exact: bool  # whether both sides compute in fp32 with the same weights
     loaded_with: str
 
     @property
     def passed(self) -> bool:
+        """Whether the differences are within what rounding explains."""
         if self.exact:
             return self.largest <= TIGHT
         return self.largest <= LOOSE_MAX and self.mean <= LOOSE_MEAN
@@ -56,9 +59,13 @@ def verify_export(
     base_folder: Path | str | None = None,
     exact: bool = True,
 ) -> Verification:
-    """Load `folder` in fp32 and compare with `expected`, as the SDK's compute_logprobs gives it.
+    """Load `folder` in fp32 and compare its log-probabilities with `expected`.
 
-    `base_folder` is needed for adapters whose adapter_config.json names no folder.
+    Args:
+        token_lists: the sequences to compare.
+        expected: their log-probabilities, as the SDK's compute_logprobs returns them.
+        base_folder: the base model, for adapters whose adapter_config.json names no folder.
+        exact: whether both sides compute in fp32 with the same weights.
 
     Raises:
         UserError: a tensor was not loaded, peft is missing, or the numbers differ too much.
@@ -71,15 +78,15 @@ def verify_export(
         model, tensors = _load_model(folder)
     differences: list[float] = []
     for tokens, wanted in zip(token_lists, expected, strict=True):
-        found = _logprobs(model, tokens)
+        ours = _logprobs(model, tokens)
         if len(wanted) != len(tokens):
             raise UserError(
-                f"The service gave {len(wanted)} log-probabilities for {len(tokens)} tokens."
+                f"The service returned {len(wanted)} log-probabilities for {len(tokens)} tokens."
             )
-        pairs = zip(found, wanted[1:], strict=True)
+        pairs = zip(ours, wanted[1:], strict=True)
         differences += [abs(a - b) for a, b in pairs if b is not None]
     if not differences:
-        raise UserError("There is nothing to compare: no text of two tokens or more was given.")
+        raise UserError("There is nothing to compare: no text has two tokens or more.")
     result = Verification(
         tokens=len(differences),
         tensors=tensors,
@@ -107,23 +114,23 @@ def _load_adapter(folder: Path, base_folder: Path | str | None) -> "tuple[nn.Mod
     base, _ = _load_model(Path(base_folder or config["base_model_name_or_path"]))
     with warnings.catch_warnings():
         # It warns of a LoRA on a tied output layer, which it does apply, and of missing keys, which
-        # are looked for below.
+        # the code below finds.
         warnings.simplefilter("ignore")
         model = PeftModel.from_pretrained(base, folder)  # type: ignore[arg-type]
         loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
     stored = load_file(folder / ADAPTER_WEIGHTS)
-    experts = [name for name in stored if ".experts." in name]  # peft fuses these while it loads
+    experts = [name for name in stored if ".experts." in name]  # peft fuses these when loading
     plain = stored.keys() - set(experts)
-    absent = sorted(plain - loaded.keys())
-    absent += sorted(
+    wrong = sorted(plain - loaded.keys())
+    wrong += sorted(
         name
         for name in plain & loaded.keys()
         if not torch.equal(*_fp32(loaded[name], stored[name]))
     )
     extra = [name for name in loaded.keys() - plain if ".experts." not in name]
-    if absent or extra:
-        name = [*absent, *extra][0]
-        raise UserError(f"peft did not load {folder} completely: {name} is not as it was written.")
+    if wrong or extra:
+        name = [*wrong, *extra][0]
+        raise UserError(f"peft did not load {folder} whole: {name} is not as it was written.")
     return model.eval(), len(stored)
 
 
@@ -144,8 +151,10 @@ def _load_model(folder: Path) -> "tuple[nn.Module, int]":
         raise UserError(f"transformers cannot load {folder}: {reason}") from None
     model, about = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        if found := about.get(kind):
-            raise UserError(f"transformers loads {folder} with {kind.replace('_', ' ')}: {found}.")
+        if problems := about.get(kind):
+            raise UserError(
+                f"transformers loads {folder} with {kind.replace('_', ' ')}: {problems}."
+            )
     return model.eval(), len(model.state_dict())
 
 
@@ -154,11 +163,11 @@ def _fp32(*tensors: Any) -> list[Any]:
 
 
 def _logprobs(model: "nn.Module", tokens: Sequence[int]) -> list[float]:
-    """Of each token but the first, given those before it."""
+    """The log-probability of each token but the first, given the tokens before it."""
     import torch
 
     with torch.no_grad():
         ids = torch.tensor([list(tokens)])  # (1, T)
         logits = model(input_ids=ids).logits[0, :-1].float()  # (T - 1, V)
-        found = logits.log_softmax(-1).gather(-1, ids[0, 1:, None])  # (T - 1, 1)
-    return found[:, 0].tolist()
+        logprobs = logits.log_softmax(-1).gather(-1, ids[0, 1:, None])  # (T - 1, 1)
+    return logprobs[:, 0].tolist()

@@ -1,4 +1,4 @@
-"""The run folder: what a run was made from, what happened in it, and what it saved.
+"""The run folder: the settings of a run, what happened in it, and what it saved.
 
 Appended files survive a kill; the others are written whole or not at all.
 """
@@ -11,15 +11,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError
 from tinkersmith.files import write_atomically, write_json
-from tinkersmith.settings import Settings
+from tinkersmith.settings import Settings, settings_for_file, settings_from
 from tinkersmith.text.templates import PromptTemplate, template_from_json
+
+_NAMES_FROM = "relative_names_start_from"  # seen from the run's folder
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A point that was saved: the state to go on from, and the weights to sample from."""
+    """A saved point of a run: the state to continue from, and the weights to sample from."""
 
     name: str
     step: int  # steps done before it
@@ -30,11 +33,17 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
+    """One run, by its folder. Its files are described in docs/reference/run-files.md."""
+
     path: Path
 
     @classmethod
     def create(cls, output_dir: Path | str, prefix: str, now: dt.datetime) -> "RunFolder":
-        """Make `<output_dir>/<prefix>-<YYYYmmdd-HHMMSS>`; two runs in one second get a number."""
+        """Make `<output_dir>/<prefix>-<YYYYmmdd-HHMMSS>`; two runs in one second get a number.
+
+        Raises:
+            UserError: the folder cannot be made.
+        """
         stamp = now.strftime("%Y%m%d-%H%M%S")
         for number in range(1, 1000):
             ending = "" if number == 1 else f"-{number}"
@@ -47,31 +56,42 @@ class RunFolder:
             except OSError as error:
                 raise UserError(
                     f"OUTPUT_DIR {output_dir} cannot be written to: {error.strerror}. Choose "
-                    "another folder, or make room."
+                    "another folder, or free some space."
                 ) from None
-        raise UserError(f"There are too many runs of one second in {output_dir}.")
+        raise UserError(f"Too many runs were started in {output_dir} within one second.")
 
     @property
     def name(self) -> str:
         return self.path.name
 
     def file(self, name: str) -> Path:
+        """The path of a file of this run."""
         return self.path / name
 
-    # ---- settings.json: what the run was made from
+    # ---- settings.json
 
     def write_facts(self, settings: Settings, template: PromptTemplate, **facts: Any) -> None:
-        """Settings, the prompt template, and `facts` (base_model, backend, data hash, ...)."""
+        """Write settings, the prompt template, and `facts` (base_model, backend, data hash, ...).
+
+        Relative names of files are written as seen from the run's folder, so that the run is found
+        complete from any folder, and after its project has moved.
+        """
         write_json(
             self.file("settings.json"),
             {
-                "settings": {name.upper(): value for name, value in settings.model_dump().items()},
+                _NAMES_FROM: ".",
+                "settings": settings_for_file(settings, self.path),
                 "prompt_template": template.to_json(),
                 **facts,
             },
         )
 
     def facts(self) -> dict[str, Any]:
+        """The content of settings.json.
+
+        Raises:
+            UserError: it is missing, damaged, or not that of a run.
+        """
         file = self.file("settings.json")
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
@@ -83,24 +103,34 @@ class RunFolder:
         except ValueError as error:
             raise UserError(f"{file} is damaged ({error}). Start a new run.") from None
         if not isinstance(facts, dict) or not {"settings", "prompt_template"} <= facts.keys():
-            raise UserError(f"{file} is not the file of a training run. Name another folder.")
+            raise UserError(f"{file} does not describe a training run. Name another folder.")
         return facts
 
     def settings(self) -> Settings:
-        from tinkersmith.settings import settings_from
-
-        return settings_from(self.facts()["settings"], where=str(self.file("settings.json")))
+        """The settings that the run began with; names of files as seen from the current folder."""
+        facts = self.facts()
+        # Runs of version 0.1 hold names as seen from the folder that they were started in.
+        folder = self.path / facts[_NAMES_FROM] if _NAMES_FROM in facts else Path()
+        return settings_from(
+            facts["settings"], where=str(self.file("settings.json")), folder=folder
+        )
 
     def template(self) -> PromptTemplate:
+        """The prompt template that the run trained with."""
         return template_from_json(self.facts()["prompt_template"])
 
     def base_model(self) -> str:
+        """The base model, by the name that the server knows."""
         return self.facts()["base_model"]
 
     # ---- appended files
 
     def append(self, name: str, records: Iterable[dict[str, Any]]) -> None:
-        """Add lines to a JSON Lines file; they are on disk when this returns."""
+        """Add lines to a JSON Lines file; they are on disk when this returns.
+
+        Raises:
+            OSError: the disk is full; the file is then as it was.
+        """
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         with self.file(name).open("a+b", buffering=0) as file:
             # A line that a kill or a full disk cut short must not swallow the next one.
@@ -116,7 +146,11 @@ class RunFolder:
                 raise
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """The records of a JSON Lines file; a last line that a kill cut short is left out."""
+        """The records of a JSON Lines file, without a last line that a kill cut short.
+
+        Raises:
+            UserError: another line is damaged.
+        """
         file = self.file(name)
         if not file.is_file():
             return []
@@ -131,51 +165,57 @@ class RunFolder:
         return records
 
     def rewrite(self, name: str, records: Iterable[dict[str, Any]]) -> None:
+        """Replace a JSON Lines file as a whole."""
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         write_atomically(self.file(name), text)
 
     def add_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Add a line to checkpoints.jsonl."""
         self.append("checkpoints.jsonl", [asdict(checkpoint)])
 
     def checkpoints(self) -> list[Checkpoint]:
-        """Oldest first."""
+        """All checkpoints of the run, oldest first."""
         return [Checkpoint(**record) for record in self.lines("checkpoints.jsonl")]
 
 
 def all_runs(output_dir: Path | str) -> list[RunFolder]:
-    """Every run that has its settings, newest first."""
+    """Every run in `output_dir` that has its settings.json, newest first."""
     folder = Path(output_dir)
-    found = [path.parent for path in folder.glob("*/settings.json")] if folder.is_dir() else []
-    newest_first = sorted(found, key=lambda path: (path / "settings.json").stat().st_mtime_ns)
-    return [RunFolder(path) for path in reversed(newest_first)]
+    files = folder.glob("*/settings.json") if folder.is_dir() else []
+    newest_first = sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    return [RunFolder(file.parent) for file in newest_first]
 
 
 def newest_run(output_dir: Path | str) -> RunFolder:
-    """The newest run that has saved something to use.
+    """The newest run with a checkpoint.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such run.
     """
     runs = all_runs(output_dir)
     for run in runs:
         if run.checkpoints():
             return run
     raise UserError(
-        f"There is no finished run in {output_dir}. Train one first: python train_with_config.py"
+        f"There is no finished run in {output_dir}. Train one first: {command_line('train')}"
     )
 
 
 def open_run(name: str, output_dir: Path | str) -> RunFolder:
-    """A run by its folder, or by its name inside `output_dir`."""
+    """The run with this folder, or with this name inside `output_dir`.
+
+    Raises:
+        UserError: there is no such run; the newest runs are named.
+    """
     for path in (Path(name), Path(output_dir) / name):
         if (path / "settings.json").is_file():
             return RunFolder(path)
     known = ", ".join(run.name for run in all_runs(output_dir)[:5]) or "none"
-    raise UserError(f"There is no run {name} in {output_dir}; the newest there: {known}.")
+    raise UserError(f"There is no run {name} in {output_dir}. The newest runs there: {known}.")
 
 
 def run_of(tinker_path: str, output_dir: Path | str) -> tuple[RunFolder, Checkpoint] | None:
-    """The run and the saved point that a tinker:// path belongs to, if it is one of ours."""
+    """The run and the checkpoint that a tinker:// path belongs to; None for other paths."""
     for run in all_runs(output_dir):
         for checkpoint in run.checkpoints():
             if tinker_path in (checkpoint.state_path, checkpoint.sampler_path):
@@ -184,7 +224,7 @@ def run_of(tinker_path: str, output_dir: Path | str) -> tuple[RunFolder, Checkpo
 
 
 def _end_of_whole_lines(file: BinaryIO) -> int:
-    """Where the last complete line ends; reads backwards, as the file may be long."""
+    """Where the last complete line ends. Reads backwards, because the file may be long."""
     end = file.seek(0, os.SEEK_END)
     while end:
         start = max(end - 65536, 0)

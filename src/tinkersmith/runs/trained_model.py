@@ -1,4 +1,4 @@
-"""tinker:// path, or nothing -> a trained model and what belongs to it: run, template, base."""
+"""A tinker:// path or the newest run -> the trained model there, its run, template and base."""
 
 import re
 from dataclasses import dataclass
@@ -14,21 +14,23 @@ if TYPE_CHECKING:
     from tinkersmith.text.tokenizer import TextTokenizer
 
 _PATH = re.compile(r"tinker://([^/\s]+)/(weights|sampler_weights)/([^/\s]+)")
-# What "auto" must mean for a run that was trained there, whatever keys are set today.
+# BACKEND for a run that was trained there: "auto" must not depend on the keys that are set today.
 _BACKENDS = {"embedded": "local", "cloud": "tinker", "url": "tinker"}
 
 
 @dataclass(frozen=True, slots=True)
-class TrainedModel:
+class ModelReference:
+    """A trained model on a server, and all that is needed to use it."""
+
     name: str  # of the run, or made from the path
     run: RunFolder | None  # None for a path that no run folder knows
     state_path: str
     sampler_path: str
     base_model: str
-    settings: Settings  # to connect with: of the user, with the run's backend
+    settings: Settings  # those of the user, with the run's backend
 
     def template(self, tokenizer: "TextTokenizer") -> "PromptTemplate":
-        """The run's own; without a run, the one that the settings mean."""
+        """The run's prompt template; without a run, the one that the settings choose."""
         from tinkersmith.text.templates import choose_template
 
         if self.run is not None:
@@ -38,23 +40,23 @@ class TrainedModel:
 
 def find_trained_model(
     settings: Settings, tinker_path: str = "", base_model: str = ""
-) -> TrainedModel:
-    """The model at `tinker_path`, or the newest run's last one.
+) -> ModelReference:
+    """The model at `tinker_path`; without a path, the newest run's last checkpoint.
 
     Raises:
-        UserError: the path is none, there is no run, or `base_model` is not the run's.
+        UserError: the path is malformed, there is no run, or `base_model` is not the run's.
     """
     if tinker_path:
         match = _PATH.fullmatch(tinker_path.strip())
         if match is None:
             raise UserError(
-                f"{tinker_path!r} is not a path of trained weights; it looks like "
-                "tinker://RUN/sampler_weights/NAME. A run's paths are in its checkpoints.jsonl."
+                f"{tinker_path!r} is not a path of trained weights. Such a path has the form "
+                "tinker://RUN/sampler_weights/NAME; a run's checkpoints.jsonl lists its paths."
             )
-        found = run_of(tinker_path.strip(), settings.output_dir)
-        if found is None:
+        known = run_of(tinker_path.strip(), settings.output_dir)
+        if known is None:
             run_id, _, name = match.groups()
-            return TrainedModel(
+            return ModelReference(
                 name=re.sub(r"[^\w.-]+", "-", f"{run_id}-{name}"),
                 run=None,
                 state_path=f"tinker://{run_id}/weights/{name}",
@@ -62,7 +64,7 @@ def find_trained_model(
                 base_model=resolve_base_model(base_model or settings.base_model)[0],
                 settings=settings,
             )
-        run, checkpoint = found
+        run, checkpoint = known
     else:
         run = newest_run(settings.output_dir)
         checkpoint = run.checkpoints()[-1]
@@ -75,7 +77,7 @@ def find_trained_model(
     backend = _BACKENDS.get(run.facts().get("backend", ""), settings.backend)
     if settings.backend == "auto":
         settings = settings.model_copy(update={"backend": backend})
-    return TrainedModel(
+    return ModelReference(
         name=run.name,
         run=run,
         state_path=checkpoint.state_path,

@@ -5,6 +5,7 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError
 from tinkersmith.progress import Progress, watched
 from tinkersmith.runs.folder import RunFolder, open_run
@@ -64,7 +65,7 @@ def _explained(
     run: RunFolder | None, settings: Settings, progress: Progress, *, under_way: bool
 ) -> Generator[None, None, None]:
     """Failures within the block say how to continue the run, if there is one to continue."""
-    how = f"Continue with: python train_with_config.py --resume {run.name}" if run else ""
+    how = f"Continue with: {command_line('train', '--resume', run.path)}" if run else ""
     try:
         yield
     except UserError as error:

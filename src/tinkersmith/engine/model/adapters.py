@@ -14,7 +14,13 @@ from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import LoraConfig
 from tinkersmith.engine.model.lora import ALPHA, Adapter
 from tinkersmith.files import write_json
-from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX
+from tinkersmith.peft_format import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    PEFT_PREFIX,
+    adapter_config,
+    target_modules,
+)
 
 if TYPE_CHECKING:
     from tinkersmith.engine.model.base_model import BaseModel
@@ -92,36 +98,21 @@ def load_adapter_state(adapter: Adapter, tensors: Mapping[str, torch.Tensor]) ->
 
 
 def peft_config(base: "BaseModel", adapter: Adapter, base_name_or_path: str) -> dict[str, Any]:
-    """A complete adapter_config.json: without `target_modules` PEFT would guess, silently."""
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name_or_path,
-        "r": adapter.config.rank,
-        "lora_alpha": ALPHA,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "use_rslora": False,
-        "use_dora": False,
-        "target_modules": _target_modules(adapter.module_paths, list(base.shapes)),
-        "modules_to_save": None,
-    }
+    """The adapter's adapter_config.json."""
+    # Linear layers that no LoRA can train here may share a last name with those that are trained.
+    modules = {*base.shapes, *(path for path, _ in base.model.named_modules())}
+    return adapter_config(
+        base_name_or_path,
+        adapter.config.rank,
+        ALPHA,
+        target_modules(adapter.module_paths, modules),
+    )
 
 
 def save_adapter(base: "BaseModel", adapter: Adapter, folder: Path) -> None:
     """Write the two files of an adapter in PEFT's format."""
     save_file(adapter_state(adapter), folder / ADAPTER_WEIGHTS)
     write_json(folder / ADAPTER_CONFIG, peft_config(base, adapter, base.name))
-
-
-def _target_modules(trained: list[str], all_paths: list[str]) -> list[str]:
-    """Short names such as "q_proj" if they match trained layers only, otherwise full paths."""
-    short = {path.rsplit(".", 1)[-1] for path in trained}
-    matched = [path for path in all_paths if path.rsplit(".", 1)[-1] in short]
-    return sorted(short if len(matched) == len(trained) else trained)
 
 
 def _generator(seed: int, path: str) -> torch.Generator:

@@ -1,0 +1,38 @@
+"""The commands' names, and how a command ends: a user's mistake becomes one sentence."""
+
+import io
+import sys
+from collections.abc import Callable
+
+COMMANDS = {
+    "init": "Make a project folder: settings, sample data and scripts.",
+    "train": "Fine-tune a LoRA with the settings of config.py.",
+    "split": "Merge data files and split them into a training and a test set.",
+    "stats": "Show how long the samples of data files are.",
+    "evaluate": "Score a trained model on a test set.",
+    "export": "Write a trained model as a PEFT folder or a merged model.",
+    "engine": "Serve the Tinker API on this machine.",
+}
+
+
+def run_entry_point(act: Callable[[], int | None]) -> int:
+    """Call `act` and return the exit code; a user's mistake becomes one sentence on stderr."""
+    from tinkersmith.errors import UserError
+
+    # A console that lacks a character shows another one; the work goes on.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        return act() or 0
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
+        sys.stderr.close()
+        return 1
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"Error: {place}{error.strerror or error}.", file=sys.stderr)
+        return 1

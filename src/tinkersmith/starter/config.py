@@ -1,0 +1,99 @@
+"""Settings of this project. A name that you remove has its default.
+
+All settings stand here, with their defaults; docs/reference/settings.md has their limits. The
+values suit the bundled model and data. A comment says where real models need another one.
+
+This file is Python. Relative names of files start from its folder.
+"""
+
+# --- What to train on -------------------------------------------------------------------------
+
+# JSON arrays or JSON Lines (also .gz) with "instruction", "input" (optional) and "output".
+# A file is looked for as named, then in data/.
+DATA_FILES = ["data/train_set.json"]
+
+# Kept out of training, and measured while it runs: files, or a share of the training data (0.05 is
+# 5 %). Set one of the two, or neither.
+VALIDATION_FILES = []
+VALIDATION_RATIO = 0.0
+
+# How a sample becomes text: "instruction", "alpaca", "chat" (the model's own chat template), or
+# your own format such as "Question: {instruction}\n{input}\nAnswer: ".
+# "auto" uses "chat" for instruct models and "instruction" for all others.
+PROMPT_TEMPLATE = "auto"
+
+# --- The model --------------------------------------------------------------------------------
+
+# The bundled model needs no download. With a TINKER_API_KEY, name one of the cloud's models, such
+# as "Qwen/Qwen3-30B-A3B-Instruct-2507". A folder in Hugging Face format works as well.
+BASE_MODEL = "tinkersmith/tiny-math"
+
+# The trained model's name begins with this; date and time follow.
+MODEL_NAME_PREFIX = "my-model"
+
+# Where to train: "auto" is Tinker's cloud if TINKER_API_KEY is set, else this machine; "tinker" and
+# "local" choose one of them.
+BACKEND = "auto"
+
+# --- Training ---------------------------------------------------------------------------------
+
+# The adapter's rank: 8 to 64. A higher one learns more and needs more memory.
+LORA_RANK = 16
+
+# The highest learning rate. 5e-3 suits only the tiny bundled model. Use 1e-4 to 5e-4 for models of
+# 1 billion parameters and more; the larger the model, the lower.
+LEARNING_RATE = 5e-3
+
+# "linear" and "cosine" fall to nearly 0; "constant" stays.
+LR_SCHEDULE = "linear"
+
+# The share of the run in which the learning rate rises to its highest value.
+WARMUP_RATIO = 0.03
+
+# How often training goes through the data: 1 to 3. More makes the model memorise the samples.
+NUM_EPOCHS = 2
+
+# Samples per step: 8 to 128. A larger batch is steadier and needs fewer steps per epoch.
+BATCH_SIZE = 8
+
+# Gradients with a larger norm are scaled down to this one; 0 turns it off.
+GRAD_CLIP_NORM = 1.0
+
+# Decides the order of the samples and the adapter's first weights.
+SEED = 42
+
+# --- Long samples -----------------------------------------------------------------------------
+
+# The longest sample (prompt and answer together), in tokens. Training prints what yours need.
+MAX_SEQUENCE_LENGTH = 16384
+
+# True cuts the end off answers that are too long; False skips such samples.
+TRUNCATE_LONG_SEQUENCES = True
+
+# Print the first ten samples that were cut or skipped.
+SHOW_LENGTH_WARNINGS = True
+
+# --- During and after training ----------------------------------------------------------------
+
+# Measure the validation data every so many steps; 0 is at the end of each epoch.
+EVAL_EVERY = 0
+
+# Save a checkpoint every so many steps; 0 is at the end of each epoch only.
+SAVE_EVERY = 0
+
+# What to export after training: "ask", "no", "adapter" (a PEFT folder) or "merged" (a full model).
+EXPORT_AFTER_TRAINING = "ask"
+
+# Each run gets a folder of its own in this one.
+OUTPUT_DIR = "runs"
+
+# --- Answers of the trained model -------------------------------------------------------------
+
+# The longest answer, in tokens.
+SAMPLING_MAX_TOKENS = 1024
+
+# 0 always takes the most likely token; 0.7 varies the answers.
+SAMPLING_TEMPERATURE = 0.0
+
+# How many answers are sampled for one prompt.
+SAMPLING_NUM_SAMPLES = 1
