@@ -1,5 +1,7 @@
 # make demo   the whole job on the bundled model and data, nothing else needed
 # make test   the tests
+# make test-quick   those that start no engine and take no long time: under a minute
+# make soak   the long trials: all tests beside a loaded machine, and runs that are killed again and again
 # make test-older-sdk   the engine with the oldest SDK that it is tested with
 # make lint   format, lint, the directions of imports, and types
 # make bench  the quick benchmarks; their figures go to benchmarks/results
@@ -9,7 +11,7 @@ OLDER_SDK := 0.30.0
 INSTALLED := .venv/.installed
 COOKBOOK := .venv/.cookbook
 
-.PHONY: demo test test-older-sdk lint format bench clean
+.PHONY: demo test test-quick test-older-sdk soak lint format bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python split_dataset.py
@@ -23,6 +25,16 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED) $(COOKBOOK)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-quick: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not engine and not cookbook and not slow"
+
+soak: $(INSTALLED) $(COOKBOOK)
+	$(BIN)/python tools/beside_load.py 4 $(BIN)/python -m pytest -n 2 --dist loadfile
+	for trial in 1 2 3 4 5; do \
+	  $(BIN)/python tools/beside_load.py 2 $(BIN)/python -m pytest -n 0 \
+	    tests/training/test_interrupted_runs.py tests/service/test_connection.py || exit 1; \
+	done
 
 test-older-sdk: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/tinker-$(OLDER_SDK) tinker==$(OLDER_SDK)

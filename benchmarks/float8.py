@@ -14,6 +14,8 @@ from benchmarks.exactness import MODEL, fill
 from benchmarks.results_file import write_results
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.data.samples import load_samples
+from tinkersmith.engine.gpu.float8 import FLOAT8, float8_products
+from tinkersmith.engine.kernels.choose import Means, choose_kernels, with_torch_kernels
 from tinkersmith.engine.messages import AdamParams, Datum, LoraConfig
 from tinkersmith.engine.model.adapters import new_adapter
 from tinkersmith.engine.model.base_model import BaseModel, load_base_model, memory_of_weights
@@ -50,9 +52,15 @@ def main() -> None:
         for one in tokenize(samples, template, tokenizer, max_length=1024, truncate=True).samples
     ]
     apart, trained = datums[:APART], datums[APART:]
-    bases = {dtype: load_base_model(MODEL, folder, dtype=dtype) for dtype in DTYPES}
+    bases = {
+        dtype: with_torch_kernels(load_base_model(MODEL, folder, dtype))
+        for dtype in ("float32", "bfloat16")
+    }
+    narrow = load_base_model(MODEL, folder, "bfloat16", storage=FLOAT8)
+    means = Means(products=float8_products(narrow))
+    bases["float8"] = replace(narrow, kernels=choose_kernels(narrow, means))
     # Through the model's own layers, which round the weights to 8 bits and not what goes in.
-    bases["float8, weights only"] = replace(bases["float8"], dense=None)
+    bases["float8, weights only"] = replace(narrow, kernels=None)
     figures: dict[str, object] = {"samples in the batch": BATCH}
     figures |= _one_batch(bases, trained[:BATCH])
     figures |= {"training steps": arguments.steps, "samples set apart": len(apart)}
@@ -60,8 +68,10 @@ def main() -> None:
         before, after = _training(bases[dtype], trained, apart, arguments.steps)
         figures[f"loss per token before training, {dtype}"] = before
         figures[f"loss per token after training, {dtype}"] = after
-    for dtype in DTYPES:
+    for dtype in ("float32", "bfloat16"):
         figures[f"bytes of weights, {dtype}"] = memory_of_weights(folder, dtype, "cpu")
+    in_8_bits = memory_of_weights(folder, "bfloat16", "cpu", FLOAT8)
+    figures["bytes of weights, float8"] = in_8_bits
     for name, value in figures.items():
         print(f"{name:75} {value}")
     print("written:", write_results("float8", "python -m benchmarks.float8", figures))

@@ -103,20 +103,21 @@ def _serve(log: Path, folder: str, delay: float) -> None:
     from tinkersmith.engine.__main__ import main as engine_main
     from tinkersmith.engine.scheduling import queue
 
-    run_jobs = queue.EngineThread._run_jobs
+    run_turn = queue._run_turn
 
-    def slowly(self, made, lane, jobs):
-        if jobs[0].name is None:  # nothing that a client asked for
-            return run_jobs(self, made, lane, jobs)
+    def slowly(models, turn):
+        name = turn.name if isinstance(turn, queue.Job) else "sample"
+        if name is None:  # no client requested it
+            return run_turn(models, turn)
         started = time.time()
         time.sleep(delay)
-        results = run_jobs(self, made, lane, jobs)
-        call = {"name": jobs[0].name, "started": started, "ended": time.time()}
+        results = run_turn(models, turn)
+        call = {"name": name, "started": started, "ended": time.time()}
         with log.open("a") as file:
             file.write(json.dumps(call) + "\n")
         return results
 
-    queue.EngineThread._run_jobs = slowly
+    queue._run_turn = slowly
     sys.exit(engine_main(["--port", "0", "--dir", folder, "--exit-with-stdin"]))
 
 

@@ -31,7 +31,7 @@ from benchmarks.training_data import (
 from benchmarks.training_worker import our_step, product_peak
 from tinkersmith.engine.hardware.memory import keep_freed_memory
 from tinkersmith.engine.kernels.native.build import Library, cache_folder, native_library
-from tinkersmith.engine.runtime.native_code import with_native_code
+from tinkersmith.engine.runtime.fast_code import with_native_code
 
 STEPS = 5
 KINDS = {  # of functions; the other ones are element-wise

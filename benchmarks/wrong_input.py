@@ -1,8 +1,8 @@
 """How soon wrong input is answered with a sentence, while another client trains undisturbed.
 
-The cases are those of tests/support/wrong_input.py, sent by the unmodified SDK, and the broken,
-growing and far too large bodies of tests/support/wrong_bodies.py, sent as they are: to an
-engine process of its own on loopback. What an answer says and leaves behind is tested there.
+The cases come from tests/support/wrong_input.py, sent by the unmodified SDK, and from
+tests/support/wrong_bodies.py: malformed, growing and too large bodies, sent without the SDK. All go
+to a separate engine process on loopback. Tests check the answers and their effects.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from tests.support.tiny_models import make_tiny_model
 from tests.support.wrong_bodies import BROKEN, GIB, encoding_of, memory, pieces_of
 from tests.support.wrong_input import BATCHES, CASES, World, new_world
 
-Timed = Callable[[], tuple[float, str]]  # seconds to the answer, and what it says
+Timed = Callable[[], tuple[float, str]]  # seconds to the answer, and the answer
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
             world = new_world(engine, service, engine.rest())
             steps: list[float] = []
             with _training(world.bystander, steps):
-                time.sleep(2.0)  # its steps alone
+                time.sleep(2.0)  # its steps without wrong input
             alone = max(steps)
             begin = memory(engine, "VmRSS")
             kinds = _cases(world, repeats)
@@ -72,7 +72,7 @@ def main() -> None:
 
 @contextmanager
 def _training(client: tinker.TrainingClient, seconds: list[float]) -> Iterator[None]:
-    """Another client's steps, one after the other, each timed."""
+    """Time each step of another client, one step after the other."""
     over = threading.Event()
     seconds.clear()
 
@@ -93,7 +93,7 @@ def _training(client: tinker.TrainingClient, seconds: list[float]) -> Iterator[N
 
 def _measured(timed: Timed, repeats: int) -> dict:
     answers = [timed() for _ in range(repeats)]
-    seconds = [one for one, _ in answers]
+    seconds = [elapsed for elapsed, _ in answers]
     return {
         "milliseconds": round(1e3 * median(seconds), 1),
         "worst": round(1e3 * max(seconds), 1),
@@ -102,18 +102,18 @@ def _measured(timed: Timed, repeats: int) -> dict:
 
 
 def _cases(world: World, repeats: int) -> dict[str, Timed]:
-    found = {case.name: _by_sdk(world, lambda do=case.call: do(world)) for case in CASES}
-    found["a call after its session has ended"] = _by_sdk(world, _ended(world.engine))
+    timed = {case.name: _by_sdk(world, lambda do=case.call: do(world)) for case in CASES}
+    timed["a call after its session has ended"] = _by_sdk(world, _ended(world.engine))
     for name in BROKEN:
-        found[f"a batch: {name}"] = _broken(world.engine, name, repeats)
-    found["1 GB, its length declared"] = _gigabyte(world.engine, GIB)
-    found["1 GB of unknown length, after the limit"] = _gigabyte(world.engine, None)
-    return found
+        timed[f"a batch: {name}"] = _broken(world.engine, name, repeats)
+    timed["1 GB, its length declared"] = _gigabyte(world.engine, GIB)
+    timed["1 GB of unknown length, after the limit"] = _gigabyte(world.engine, None)
+    return timed
 
 
 def _by_sdk(world: World, do: Callable[[], object]) -> Timed:
     def timed() -> tuple[float, str]:
-        train(world.client, BATCHES[0])  # so that nothing of the case before is left
+        train(world.client, BATCHES[0])  # removes what the case before left
         begin = time.perf_counter()
         try:
             do()
@@ -134,7 +134,7 @@ def _ended(engine: RunningEngine) -> Callable[[], object]:
 
 def _broken(engine: RunningEngine, name: str, repeats: int) -> Timed:
     spoil, _ = BROKEN[name]
-    # Made beforehand: it takes this process seconds, in which the other client could not step.
+    # Made beforehand: it takes seconds, in which the other client of this process could not step.
     bodies = [spoil(batch(new_model(engine), 1, [5, 6, 7])) for _ in range(repeats)]
 
     def timed() -> tuple[float, str]:

@@ -168,7 +168,7 @@ def test_skipped_records_are_counted_named_and_all_written(folder: Path) -> None
     assert (entry["file"], entry["record"], entry["field"]) == ("data/bad.json", 2, "output")
     assert json.loads(entry["text"]) == {"instruction": "q"}
     text = format_split(result)
-    assert "Skipped 15 records, all in data/split_skipped.jsonl:" in text
+    assert "Skipped 15 records, listed in data/split_skipped.jsonl:" in text
     assert text.count("data/bad.json, record") == 10
     split()  # nothing to skip: the old list goes
     assert files_in(folder) == [
@@ -240,7 +240,7 @@ def test_an_output_folder_that_cannot_be_is_an_error_and_nothing_is_written(fold
         ({"ratio": 0.0}, "TRAIN_RATIO is 0.0; it must be above 0 and below 1"),
         ({"ratio": 1.0}, "TRAIN_RATIO is 1.0; it must be above 0 and below 1"),
         ({"ratio": float("nan")}, "TRAIN_RATIO is nan; it must be above 0 and below 1"),
-        ({"files": ("nowhere.json",)}, "There is no data file: nowhere.json"),
+        ({"files": ("nowhere.json",)}, "nowhere.json does not exist (looked in "),
         ({"train_out": "data/all.json"}, "data/all.json is an input and an output."),
         ({"test_out": "data/../data/all.json"}, "is an input and an output."),
         ({"test_out": "data/train_set.json"}, "is named for both outputs."),
@@ -266,7 +266,7 @@ def test_what_cannot_be_done_is_said_and_nothing_is_written(
 
 def test_a_missing_input_is_a_warning(folder: Path) -> None:
     result = split(("nowhere.json", "data/all.json"))
-    assert "Warning: nowhere.json does not exist; going on." in format_split(result)
+    assert "Warning: nowhere.json does not exist (looked in " in format_split(result)
 
 
 def test_the_printed_text_has_counts_shares_unit_and_both_tables(
@@ -315,7 +315,7 @@ def test_the_script_splits_and_speaks_one_sentence_without_traceback_on_a_mistak
     assert Path("a.json").exists() and Path("data/test_set.json").exists()
     failed = run_script(folder, "--inputs", "data/none.json")
     assert failed.returncode == 1
-    assert failed.stderr.startswith("Error: There is no data file: data/none.json")
+    assert failed.stderr.startswith("Error: data/none.json does not exist (looked in ")
     assert failed.stderr.count("\n") == 1
     assert run_script(folder, "--ratio", "much").returncode == 2
 

@@ -1,8 +1,8 @@
 """Every public method of the tinker SDK and every `tinker` command, against a running engine.
 
-Finds methods and commands by introspection; one without a driver here is an error. Writes
-docs/reference/compatibility.md; with --check it only compares. It needs the tests' tiny model, so
-run it in the repository's root: python tools/compatibility.py
+Finds methods and commands by introspection; a method or command without a driver is an error.
+Writes docs/reference/compatibility.md; with --check it only compares. It needs the tests' tiny
+model, so run it in the repository's root: python tools/compatibility.py
 """
 
 import argparse
@@ -28,6 +28,8 @@ from click.testing import CliRunner
 from tinker import types
 from tinker.lib.api_future_impl import QueueState
 
+from tinkersmith.engine.server.routes.service import TESTED_SDK
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference" / "compatibility.md"
 CLIENTS = (
@@ -36,7 +38,7 @@ CLIENTS = (
     tinker.SamplingClient,
     tinker.RestClient,
 )
-LOCAL = {"holder"}  # properties and hooks which are no call to a server
+LOCAL = {"holder"}  # attributes that send nothing to a server
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -47,7 +49,7 @@ def call(*arguments: Any, **named: Any) -> Call:
 
 @dataclass
 class World:
-    """What the drivers need: one client of each class, and a fresh checkpoint when one is used."""
+    """What the drivers need: a client of each class, and new checkpoints on request."""
 
     url: str
     key: str
@@ -71,7 +73,7 @@ class World:
         return self.training.save_weights_for_sampler(self.name()).result().path
 
     def graded(self, params: types.AdamParams) -> Call:
-        """Arguments of an optim_step, for which there are gradients."""
+        """Arguments of an optim_step, after a forward_backward."""
         self.training.forward_backward(datums(), "cross_entropy").result()
         return call(params)
 
@@ -114,7 +116,7 @@ def prompt() -> types.ModelInput:
 
 
 def custom_loss(data: list[types.Datum], logprobs: list[Any]) -> tuple[Any, dict[str, float]]:
-    loss = -sum(part.sum() for part in logprobs)
+    loss = -sum(values.sum() for values in logprobs)
     return loss, {"mine": float(loss)}
 
 
@@ -127,7 +129,7 @@ def usage_days() -> Call:
     return call(dt.datetime(2026, 1, 1, tzinfo=dt.UTC), dt.datetime(2026, 1, 2, tzinfo=dt.UTC))
 
 
-# The arguments of each method; an async twin is called with those of its method.
+# The arguments of each method, also for its async twin.
 METHODS: dict[str, Callable[[World], Call]] = {
     "ServiceClient.close": lambda w: call("success"),
     "ServiceClient.copy_weights": lambda w: call(w.state(), ttl_seconds=3600),
@@ -201,7 +203,7 @@ METHODS: dict[str, Callable[[World], Call]] = {
     "RestClient.whoami": lambda w: call(),
 }
 
-# The arguments of each command; SCRATCH stands for an empty folder.
+# The arguments of each command. SCRATCH stands for an empty folder.
 SCRATCH = "<scratch>"
 COMMANDS: dict[str, Callable[[World], list[str]]] = {
     "auth login": lambda w: [],
@@ -227,7 +229,7 @@ NOT_RUN = {"checkpoint push-hf": "downloads as `checkpoint download`, then sends
 
 
 def public_methods() -> list[str]:
-    """Class.method, each with its async twin counted apart."""
+    """Each Class.method, async twins included."""
     return [
         f"{client.__name__}.{name}"
         for client in CLIENTS
@@ -237,7 +239,7 @@ def public_methods() -> list[str]:
 
 
 def commands() -> list[str]:
-    """Every leaf of the `tinker` command's tree."""
+    """Every command of `tinker` that has no subcommands."""
     from tinker.cli.__main__ import main_cli
 
     def leaves(command: click.Command, words: list[str]) -> Iterator[str]:
@@ -246,17 +248,17 @@ def commands() -> list[str]:
             return
         context = click.Context(command)
         for name in command.list_commands(context):
-            found = command.get_command(context, name)
-            assert found is not None
-            yield from leaves(found, [*words, name])
+            subcommand = command.get_command(context, name)
+            assert subcommand is not None
+            yield from leaves(subcommand, [*words, name])
 
     return list(leaves(main_cli, []))
 
 
 def outcome_of_method(world: World, method: str) -> str:
-    """ "works", or the sentence of the refusal; anything else is raised."""
+    """Return "works" or the sentence of the refusal; raise anything else."""
     class_name, name = method.split(".")
-    if method == "ServiceClient.close":  # of a client of its own: the others go on
+    if method == "ServiceClient.close":  # of another client: this one is still needed
         return _outcome(
             lambda: (
                 tinker.ServiceClient(base_url=world.url, api_key=world.key)
@@ -271,7 +273,7 @@ def outcome_of_method(world: World, method: str) -> str:
         "RestClient": world.rest,
     }[class_name]
     arguments, named = METHODS[method.removesuffix("_async")](world)
-    if name == "copy_weights":  # the SDK asks for a project before it asks the server
+    if name == "copy_weights":  # the SDK needs a project before it calls the server
         os.environ.setdefault("TINKER_PROJECT_ID", "local")
     function = getattr(owner, name)
     if name.endswith("_async"):
@@ -308,7 +310,7 @@ def _outcome(do: Callable[[], object]) -> str:
 
 
 def outcome_of_command(world: World, command: str, scratch: Path) -> str:
-    """As outcome_of_method; the command runs in this process: starting it is most of its time."""
+    """Like `outcome_of_method`. The command runs in this process, because starting one is slow."""
     from tinker.cli.__main__ import main_cli
     from tinker.cli.exceptions import TinkerCliError
 
@@ -329,9 +331,9 @@ def outcome_of_command(world: World, command: str, scratch: Path) -> str:
         return "works"
     if isinstance(error, TinkerCliError):
         text = f"{error.message} {error.details or ''}"
-        told = re.search(r"'detail': ([\"'])(.*)\1\}", text) or re.search(r"()(.*)", text, re.S)
-        assert told is not None
-        return " ".join(told[2].split())
+        match = re.search(r"'detail': ([\"'])(.*)\1\}", text) or re.search(r"()(.*)", text, re.S)
+        assert match is not None
+        return " ".join(match[2].split())
     raise RuntimeError(f"tinker {command}: {done.output}") from error
 
 
@@ -340,15 +342,15 @@ def page(world: World) -> str:
 
     Raises:
         LookupError: a method or a command has no driver, or a driver has no method.
-        RuntimeError: some gave neither a result nor a refusal; all of them are listed.
+        RuntimeError: some gave neither a result nor a refusal; the message lists them.
     """
     logging.getLogger("tinker").setLevel(logging.CRITICAL)  # refusals are expected
-    methods, found_commands = public_methods(), commands()
-    found = {name.removesuffix("_async") for name in methods} | set(found_commands)
+    methods, leaf_commands = public_methods(), commands()
+    names = {name.removesuffix("_async") for name in methods} | set(leaf_commands)
     driven = {*METHODS, *COMMANDS, *NOT_RUN}
-    if found != driven:
+    if names != driven:
         raise LookupError(
-            f"without a driver: {sorted(found - driven)}; no longer there: {sorted(driven - found)}"
+            f"without a driver: {sorted(names - driven)}; no longer there: {sorted(driven - names)}"
         )
     twins = set(methods)
     failures: list[str] = []
@@ -375,7 +377,7 @@ def page(world: World) -> str:
         rows.append(f"| {shown} | {_cell(outcome)} |")
     rows += ["", "| Command | Answer |", "| --- | --- |"]
     with tempfile.TemporaryDirectory() as scratch:
-        for command in found_commands:
+        for command in leaf_commands:
             if command in NOT_RUN:
                 cell = f"not run: {NOT_RUN[command]}"
             else:
@@ -391,8 +393,8 @@ def page(world: World) -> str:
 
 
 def run_page() -> str:
-    """`page` against an engine of its own, whose model is named by its folder: the SDK can then
-    find the tokenizer of a sampling client without a hub."""
+    """Run `page` against a new engine. Its model is named by its folder, so that the SDK finds the
+    tokenizer of a sampling client without the Hub."""
     from tests.support.engine import KEY, running_engine
     from tests.support.tiny_models import make_tiny_model
 
@@ -410,8 +412,9 @@ def _cell(outcome: str) -> str:
     return outcome if outcome == "works" else f"refused: {outcome.replace('|', '/')}"
 
 
-SDK = "0.38."  # the SDK version that the table describes
-HEADER = """# Tinker API compatibility
+OLDEST, NEWEST = (f"{version}.0" for version in TESTED_SDK)
+SDK = f"{TESTED_SDK[-1]}."  # the table describes these versions of the SDK
+HEADER = f"""# Tinker API compatibility
 
 This page lists every public method of the SDK's four clients and every `tinker` command.
 `python tools/compatibility.py` writes it: the script calls each of them once against a running
@@ -421,8 +424,8 @@ engine and records the answer. A test compares the page with a new run.
 - `refused`: the engine refused at once, with the sentence shown.
 - `_async`: the method has an asynchronous twin, which gave the same answer.
 
-The table is for tinker 0.38.0. The engine's tests also pass with tinker 0.30.0
-(`make test-older-sdk`). One thing differs: tinker 0.30.0 downloads archives, which newer SDKs and
+The table is for tinker {NEWEST}. The engine's tests also pass with tinker {OLDEST}
+(`make test-older-sdk`). One thing differs: tinker {OLDEST} downloads archives, which newer SDKs and
 this engine no longer offer.
 """
 
@@ -431,16 +434,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description="Write docs/reference/compatibility.md from a run."
     )
-    parser.add_argument("--check", action="store_true", help="compare, write nothing")
+    parser.add_argument("--check", action="store_true", help="compare without writing")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"
     os.environ["TINKER_TELEMETRY"] = "0"
-    made = run_page()
+    new_page = run_page()
     if not options.check:
-        PAGE.write_text(made, encoding="utf-8")
+        PAGE.write_text(new_page, encoding="utf-8")
         return 0
-    if made == PAGE.read_text(encoding="utf-8"):
+    if new_page == PAGE.read_text(encoding="utf-8"):
         return 0
     print(f"Error: {PAGE.name} is not what a run gives: python tools/compatibility.py writes it.")
     return 1

@@ -13,18 +13,19 @@ if TYPE_CHECKING:
     from tinkersmith.evaluation.evaluate import evaluate
     from tinkersmith.export.export import export_model
     from tinkersmith.settings import Settings
-    from tinkersmith.training.loop import TrainedRun, train
+    from tinkersmith.training.finish import TrainedRun
+    from tinkersmith.training.train import train
 
 
 __all__ = ["Settings", "TrainedRun", "UserError", "evaluate", "export_model", "train"]
 
 _HOMES = {
     "Settings": "settings",
-    "TrainedRun": "training.loop",
+    "TrainedRun": "training.finish",
     "UserError": "errors",
     "evaluate": "evaluation.evaluate",
     "export_model": "export.export",
-    "train": "training.loop",
+    "train": "training.train",
 }
 
 

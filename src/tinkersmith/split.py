@@ -14,8 +14,9 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from tinkersmith.data.copies import find_copies
+from tinkersmith.data.duplicates import find_duplicates
 from tinkersmith.data.lengths import LengthStatistics, format_length_statistics
+from tinkersmith.data.report import read_lines, skipped_lines
 from tinkersmith.data.samples import (
     Sample,
     Skipped,
@@ -30,6 +31,8 @@ from tinkersmith.data.samples import (
 )
 from tinkersmith.errors import UserError
 from tinkersmith.files import write_atomically, write_json
+from tinkersmith.plurals import counted
+from tinkersmith.progress import Say, watched
 
 INPUT_FILES = ["data/word_problems.json"]
 TRAIN_RATIO = 0.8
@@ -37,12 +40,14 @@ SEED = 42
 TRAIN_FILE = "data/train_set.json"
 TEST_FILE = "data/test_set.json"
 
-_MARKER = ".split.json"  # beside the outputs: the SHA-256 of what we wrote there
+_MARKER = ".split.json"  # beside the outputs: the SHA-256 of the files that we wrote
 _SKIPPED_FILE = "split_skipped.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
 class SplitResult:
+    """What was read and written."""
+
     train_file: Path
     test_file: Path
     counts: dict[str, int]  # input file -> usable samples
@@ -65,40 +70,47 @@ def split_dataset(
     train_out: Path | str = TRAIN_FILE,
     test_out: Path | str = TEST_FILE,
     force: bool = False,
+    say: Say = print,
 ) -> SplitResult:
     """Write about `ratio` of the samples to `train_out` and the others to `test_out`.
 
-    Both are written, or neither. Records keep all their fields.
+    Both files are written, or neither. Records keep all their fields.
+
+    Args:
+        force: overwrite files that this command did not write.
+        say: prints a line about work that takes long.
 
     Raises:
-        UserError: bad input, or an output that exists, was not written here, and no `force`.
+        UserError: the input is wrong, or an output exists and may not be overwritten.
     """
     if not 0 < ratio < 1:
         raise UserError(f"TRAIN_RATIO is {ratio}; it must be above 0 and below 1 (usual: 0.8).")
     train_out, test_out = Path(train_out), Path(test_out)
-    found, missing = find_files(files)
-    _check_outputs(found, train_out, test_out, force)
-    records, samples, skipped = _read(found)
-    refuse_if_nothing_is_usable(len(samples), skipped)
-
-    groups = _groups_in_order(records, samples, seed)
-    train, test = _cut(groups, ratio)
-    contents = {
-        train_out: _as_json([records[index] for index in train]),
-        test_out: _as_json([records[index] for index in test]),
-    }
+    paths, missing = find_files(files)
+    _check_outputs(paths, train_out, test_out, force)
     skipped_out = train_out.parent / _SKIPPED_FILE
-    if skipped:
-        contents[skipped_out] = "".join(
-            record_text(one.to_json()) + "\n" for one in skipped
-        ).encode()
-    unit, (train_lengths, test_lengths) = _measure(
-        [[samples[index] for index in side] for side in (train, test)]
-    )
-    _write_all_or_none(contents)
+    with watched(say) as progress:
+        with progress.doing("reading the data"):
+            records, samples, skipped = _read(paths)
+        refuse_if_nothing_is_usable(len(samples), len(skipped), skipped)
+        with progress.doing("splitting the data"):
+            groups = _groups_in_order(records, samples, seed)
+            train, test = _cut(groups, ratio)
+            contents = {
+                train_out: _as_json([records[index] for index in train]),
+                test_out: _as_json([records[index] for index in test]),
+            }
+        if skipped:
+            contents[skipped_out] = _as_lines([record.to_json() for record in skipped])
+        with progress.doing("measuring the lengths"):
+            unit, (train_lengths, test_lengths) = _measure(
+                [[samples[index] for index in side] for side in (train, test)]
+            )
+        with progress.doing("writing the files"):
+            _write_all_or_none(contents)
     if not skipped and _is_ours(skipped_out):
         skipped_out.unlink(missing_ok=True)
-    counts = {path.as_posix(): 0 for path in found}
+    counts = {path.as_posix(): 0 for path in paths}
     for sample in samples:
         counts[sample.source.file] += 1
     return SplitResult(
@@ -109,7 +121,7 @@ def split_dataset(
         train_count=len(train),
         test_count=len(test),
         questions=len(groups),
-        duplicates=len(find_copies(samples)),
+        duplicates=len(find_duplicates(samples)),
         skipped=skipped,
         skipped_file=skipped_out if skipped else None,
         unit=unit,
@@ -120,22 +132,20 @@ def split_dataset(
 
 def format_split(result: SplitResult) -> str:
     """What was read, what was written, and how long the samples are."""
-    lines = [f"Warning: {name} does not exist; going on." for name in result.missing_files]
-    lines += [f"Read {count:,} samples from {file}" for file, count in result.counts.items()]
+    lines = read_lines(result.counts, result.missing_files)
     total = result.train_count + result.test_count
     if repeated := total - result.questions:
         lines.append(
             f"Samples that repeat an earlier question: {repeated:,} (exact duplicates: "
             f"{result.duplicates:,}); each stays on the side of the first"
         )
-    if result.skipped:
-        lines.append(f"Skipped {len(result.skipped):,} records, all in {result.skipped_file}:")
-        lines += [f"  {skipped}" for skipped in result.skipped[:10]]
+    lines += skipped_lines(result.skipped, len(result.skipped), str(result.skipped_file))
     for file, count in (
         (result.train_file, result.train_count),
         (result.test_file, result.test_count),
     ):
-        lines.append(f"Wrote {count:,} samples ({100 * count / total:.1f} %) to {file}")
+        share = f"{100 * count / total:.1f} %"
+        lines.append(f"Wrote {counted(count, 'sample')} ({share}) to {file}")
     lines += [
         "",
         f"Lengths in {result.unit}:",
@@ -147,7 +157,7 @@ def format_split(result: SplitResult) -> str:
 
 
 def _read(files: Sequence[Path]) -> tuple[list[Any], list[Sample], list[Skipped]]:
-    """Usable records as they stand, the same as samples, and the unusable ones."""
+    """The usable records, their samples, and the unusable records."""
     records: list[Any] = []
     samples: list[Sample] = []
     skipped: list[Skipped] = []
@@ -167,7 +177,7 @@ def _read(files: Sequence[Path]) -> tuple[list[Any], list[Sample], list[Skipped]
 def _groups_in_order(
     records: Sequence[Any], samples: Sequence[Sample], seed: int
 ) -> list[list[int]]:
-    """Indices of the records of each question, the questions shuffled by `seed`."""
+    """The indices of the records of each question. The questions are shuffled by `seed`."""
     groups: dict[str, list[int]] = defaultdict(list)
     for index, sample in enumerate(samples):
         question = record_text([seed, question_of(sample)])
@@ -180,10 +190,10 @@ def _groups_in_order(
 
 
 def _cut(groups: list[list[int]], ratio: float) -> tuple[list[int], list[int]]:
-    """Cut between two questions, where the first side is nearest to `ratio` of all samples."""
+    """Cut between two questions, so that the first side is nearest to `ratio` of all samples."""
     if len(groups) < 2:
         raise UserError(
-            "All records ask the same question, so there is nothing to test on. Add other ones."
+            "All records ask the same question, so there is nothing to test on. Add others."
         )
     total = sum(len(group) for group in groups)
     best, distance, reached = 1, float("inf"), 0
@@ -196,7 +206,7 @@ def _cut(groups: list[list[int]], ratio: float) -> tuple[list[int], list[int]]:
 
 
 def _measure(sides: list[list[Sample]]) -> tuple[str, list[LengthStatistics]]:
-    """Lengths in tokens of the bundled model, or in characters where it is not there."""
+    """The unit and each side's lengths: tokens of the bundled model, or characters without it."""
     from tinkersmith.bundled import BUNDLED_MODELS
 
     name, folder = next(iter(BUNDLED_MODELS.items()))
@@ -208,7 +218,7 @@ def _measure(sides: list[list[Sample]]) -> tuple[str, list[LengthStatistics]]:
 
     together = iter(token_lengths(chain.from_iterable(sides), folder, name, "instruction"))
     lengths = [list(islice(together, len(side))) for side in sides]
-    unit = f"tokens of {name} (other models count otherwise)"
+    unit = f"tokens of {name} (other models count differently)"
     return unit, [LengthStatistics.of(side) for side in lengths]
 
 
@@ -244,18 +254,18 @@ def _marks(folder: Path) -> dict[str, list[str]]:
 
 
 def _write_all_or_none(contents: dict[Path, bytes]) -> None:
-    """Write everything aside first; a full disk then leaves all the old files as they were."""
-    aside = {path: path.with_name(f".{path.name}.new") for path in contents}
+    """Write everything to temporary files first, so that a full disk leaves the old files whole."""
+    temporary = {path: path.with_name(f".{path.name}.new") for path in contents}
     renamed: list[tuple[Path, bytes | None]] = []
     path = next(iter(contents))
     try:
         for path, content in contents.items():
-            write_atomically(aside[path], content)
+            write_atomically(temporary[path], content)
         for path, content in contents.items():
             _mark(path, content)
         for path in contents:
             old = path.read_bytes() if path.exists() else None
-            os.replace(aside[path], path)
+            os.replace(temporary[path], path)
             renamed.append((path, old))
     except BaseException as error:
         for done, old in renamed:
@@ -265,18 +275,18 @@ def _write_all_or_none(contents: dict[Path, bytes]) -> None:
                 write_atomically(done, old)
         if isinstance(error, OSError):
             raise UserError(
-                f"{path} cannot be written: {error.strerror}. Nothing was changed; make room or "
-                "choose another folder."
+                f"{path} cannot be written: {error.strerror}. Nothing was changed. Free some "
+                "space or choose another folder."
             ) from None
         raise
     finally:
-        for temporary in aside.values():
-            with suppress(OSError):  # already renamed, or its folder never came to be
-                temporary.unlink()
+        for file in temporary.values():
+            with suppress(OSError):  # already renamed, or its folder was not made
+                file.unlink()
 
 
 def _mark(path: Path, content: bytes) -> None:
-    """Note what we are about to write, beside what is there: we may be stopped in between."""
+    """Note the hash of what we are about to write, and of the old file in case we are stopped."""
     present = [_digest(path.read_bytes())] if _is_ours(path) else []
     marks = _marks(path.parent)
     marks[path.name] = [*present, _digest(content)]
@@ -285,6 +295,10 @@ def _mark(path: Path, content: bytes) -> None:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def _as_lines(records: list[dict[str, Any]]) -> bytes:
+    return "".join(record_text(record) + "\n" for record in records).encode()
 
 
 def _as_json(records: list[Any]) -> bytes:

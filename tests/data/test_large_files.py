@@ -1,8 +1,10 @@
 """Large JSON Lines files are walked in chunks: the same samples, in memory that does not grow."""
 
 import gzip
+import itertools
 import json
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from tinkersmith.data import large_files
 from tinkersmith.data.large_files import LargeFiles, are_streamed, iterate_samples, read_chunk, scan
 from tinkersmith.data.samples import Sample, load_samples, overlap
 from tinkersmith.errors import UserError
-from tinkersmith.settings import settings_from
+from tinkersmith.progress import Progress
 
 BOM = b"\xef\xbb\xbf"
 
@@ -38,9 +40,15 @@ def write(path: Path, data: bytes) -> Path:
     return path
 
 
-def scanned(*files: Path, said: list[str] | None = None, **names: object) -> LargeFiles:
-    settings = settings_from({"DATA_FILES": [str(file) for file in files], **names})
-    return scan(settings, (said if said is not None else []).append)
+def scanned(
+    *files: Path,
+    validation_files: Sequence[str] = (),
+    ratio: float = 0.0,
+    seed: int = 42,
+    progress: Progress | None = None,
+) -> LargeFiles:
+    names = [str(file) for file in files]
+    return scan(names, validation_files, ratio, seed, progress or Progress(print))
 
 
 def everything(files: LargeFiles) -> list[Sample]:
@@ -102,7 +110,7 @@ def test_a_broken_line_stops_before_anything_is_spent(
 
 def test_a_file_of_bad_records_only_is_an_error_that_shows_the_first(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", b'{"instruction": "q"}\n' * 100)
-    with pytest.raises(UserError, match=r"Not one of \d+ records can be used.*record 1: \"output"):
+    with pytest.raises(UserError, match=r"Not one of 100 records can be used.*record 1: \"output"):
         scanned(file)
 
 
@@ -112,7 +120,8 @@ def test_only_the_first_ten_bad_records_are_shown_and_all_are_counted(tmp_path: 
     assert files.skipped_count == 100
     report = "\n".join(files.report())
     assert report.count('"output" is missing') == 10
-    assert "... and 90 more; all of them are in skipped.jsonl." in report
+    assert "Skipped 100 records, listed in skipped.jsonl:" in report
+    assert "... and 90 more" in report
 
 
 def test_a_file_that_changes_while_it_is_used_is_noticed(tmp_path: Path) -> None:
@@ -143,7 +152,7 @@ def test_very_large_data_that_cannot_be_streamed_says_how_to_convert_it(
 ) -> None:
     monkeypatch.setattr(large_files, "_WHOLE_AT_MOST", 2000)
     array = write(tmp_path / "a.json", json.dumps(records(40)).encode())
-    with pytest.raises(UserError, match=r"a\.json is no plain JSON Lines file.*jq -c '\.\[\]'"):
+    with pytest.raises(UserError, match=r"a\.json is not a plain JSON Lines file.*jq -c '\.\[\]'"):
         are_streamed([array])
 
 
@@ -151,9 +160,9 @@ def test_the_part_for_validation_depends_on_the_seed_alone_and_is_not_trained_on
     tmp_path: Path,
 ) -> None:
     file = write(tmp_path / "a.jsonl", lines(records(200)))
-    files = scanned(file, VALIDATION_RATIO=0.1)
-    again = scanned(file, VALIDATION_RATIO=0.1)
-    other = scanned(file, VALIDATION_RATIO=0.1, SEED=7)
+    files = scanned(file, ratio=0.1)
+    again = scanned(file, ratio=0.1)
+    other = scanned(file, ratio=0.1, seed=7)
     assert (files.chunks, files.validation) == (again.chunks, again.validation)
     assert files.validation != other.validation
     assert len(files.validation) == len(other.validation) == 20
@@ -167,23 +176,23 @@ def test_the_part_for_validation_depends_on_the_seed_alone_and_is_not_trained_on
 def test_held_out_samples_that_ask_what_a_training_sample_asks_are_counted(tmp_path: Path) -> None:
     repeats = [{"instruction": f" 中文  {n}", "output": "other"} for n in range(0, 200, 5)]
     file = write(tmp_path / "a.jsonl", lines([*records(200), *repeats]))
-    files = scanned(file, VALIDATION_RATIO=0.2)
+    files = scanned(file, ratio=0.2)
     places = [(chunk, place) for chunk in files.chunks for place in chunk.training_places()]
     trained = [read_chunk(chunk)[0][place] for chunk, place in places]
     assert files.shared == len(overlap(trained, files.validation)) > 3
     assert f"{files.shared} validation samples ask what" in "\n".join(files.report())
-    assert scanned(write(file, lines(records(200))), VALIDATION_RATIO=0.2).shared == 0
+    assert scanned(write(file, lines(records(200))), ratio=0.2).shared == 0
 
 
 def test_validation_files_are_compared_with_the_whole_stream(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", lines(records(100)))
     shared = [{**records(90)[-1], "output": "other"}, {"instruction": "new", "output": "x"}]
     check = write(tmp_path / "check.json", json.dumps(shared).encode())
-    files = scanned(file, VALIDATION_FILES=[str(check), "nowhere.json"])
+    files = scanned(file, validation_files=[str(check), "nowhere.json"])
     assert files.counts == {file.as_posix(): 100, check.as_posix(): 2}
     assert files.missing_files == ["nowhere.json"]
     assert (len(files.validation), files.shared) == (2, 1)
-    assert "1 validation samples ask what" in "\n".join(files.report())
+    assert "1 validation sample asks what" in "\n".join(files.report())
 
 
 def test_memory_does_not_grow_with_the_file(
@@ -207,8 +216,9 @@ def test_memory_does_not_grow_with_the_file(
     assert large < small + 300_000
 
 
-def test_a_long_walk_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(large_files, "_SAID_EVERY", 0.0)
+def test_a_long_walk_says_how_far_it_is(tmp_path: Path) -> None:
     said: list[str] = []
-    scanned(write(tmp_path / "a.jsonl", lines(records(40))), said=said)
+    seconds = itertools.count()  # each look at the clock is a second later
+    progress = Progress(said.append, clock=lambda: float(next(seconds)))
+    scanned(write(tmp_path / "a.jsonl", lines(records(200))), progress=progress)
     assert said[0].startswith("  Checked 0.0 of 0.0 GB") and len(said) > 3

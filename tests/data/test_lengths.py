@@ -60,7 +60,7 @@ def test_a_share_that_is_not_nothing_is_never_shown_as_nothing() -> None:
 
 def test_the_advice_names_a_length_that_holds_all_or_nearly_all() -> None:
     fits = LengthStatistics.of([100, 900], max_sequence_length=16384)
-    assert fits.advice == "MAX_SEQUENCE_LENGTH = 1,024 holds all; a larger one changes nothing."
+    assert fits.advice == "MAX_SEQUENCE_LENGTH = 1,024 holds all; a larger value changes nothing."
     tail = LengthStatistics.of([100] * 999 + [30000])
     assert tail.advice == "MAX_SEQUENCE_LENGTH = 32,768 holds all; 256 would cut only 0.1 %."
     over = LengthStatistics.of([100, 9000], max_sequence_length=8192)
@@ -88,5 +88,5 @@ TABLE = [
     "    400 to 449 │ 0",
     "    450 to 499 │██████ 6",
     "  500 to 2,500 │█ 1",
-    "  MAX_SEQUENCE_LENGTH = 4,096 holds all; a larger one changes nothing.",
+    "  MAX_SEQUENCE_LENGTH = 4,096 holds all; a larger value changes nothing.",
 ]

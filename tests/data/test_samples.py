@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.support.paths import S1K
+from tinkersmith.data.report import read_lines
 from tinkersmith.data.samples import (
     Sample,
     Skipped,
@@ -84,9 +85,9 @@ def test_line_separators_inside_a_text_do_not_end_a_line(tmp_path: Path) -> None
         ("a.json", b" \n\t", "is empty"),
         ("a.json", zipped(b""), "is empty"),
         ("a.json", b"[]", "holds an empty array"),
-        ("a.json", b'{"a": 1}', "holds an object instead of an array. Put the records into"),
+        ("a.json", b'{"a": 1}', "holds an object instead of an array. Enclose the records in"),
         ("a.json", b'{"data": [{"a": 1}]}', 'an object instead of an array. Its "data" holds'),
-        ("a.json", b'"text"', "holds a text instead of an array"),
+        ("a.json", b'"text"', "holds a string instead of an array"),
         ("a.json", b"7", "holds the number 7 instead of an array"),
         ("a.json", b'[\n{"a": 1},\n{"b"', "line 3, column 5: not JSON: it ends too early"),
         ("a.json", b'[{"a": "the text goes on', "line 1, column 8: not JSON: it ends too early"),
@@ -130,10 +131,10 @@ def test_a_file_that_is_no_data_stops_the_run_with_the_place(
 @pytest.mark.parametrize(
     ("record", "field", "sentence"),
     [
-        ("text", "", "the record is a text, not an object"),
-        (None, "", "the record is null, not an object"),
-        ([1], "", "the record is a list, not an object"),
-        (3, "", "the record is the number 3, not an object"),
+        ("text", "", "the record is a string; it must be an object"),
+        (None, "", "the record is null; it must be an object"),
+        ([1], "", "the record is a list; it must be an object"),
+        (3, "", "the record is the number 3; it must be an object"),
         ({"output": "a"}, "instruction", '"instruction" is missing. Add it, or remove'),
         ({"instruction": "q"}, "output", '"output" is missing. Add it, or remove the record.'),
         ({"instruction": None, "output": "a"}, "instruction", '"instruction" is null.'),
@@ -141,9 +142,9 @@ def test_a_file_that_is_no_data_stops_the_run_with_the_place(
         ({"instruction": "q", "output": True}, "output", '"output" is true; it must be'),
         ({"instruction": " \n", "output": "a"}, "instruction", '"instruction" is empty.'),
         ({"instruction": "q", "output": ""}, "output", '"output" is empty.'),
-        ({**GOOD, "input": 5}, "input", '"input" is the number 5; it must be a text'),
-        ({**GOOD, "input": ["x"]}, "input", '"input" is a list; it must be a text'),
-        ({**GOOD, "system": {}}, "system", '"system" is an object; it must be a text'),
+        ({**GOOD, "input": 5}, "input", '"input" is the number 5; it must be a string'),
+        ({**GOOD, "input": ["x"]}, "input", '"input" is a list; it must be a string'),
+        ({**GOOD, "system": {}}, "system", '"system" is an object; it must be a string'),
         ({**GOOD, "history": "x"}, "history", '"history" must be a list of [question, answer]'),
         ({**GOOD, "history": [["q"]]}, "history", '"history" must be a list of'),
         ({**GOOD, "history": [["q", None]]}, "history", '"history" must be a list of'),
@@ -152,8 +153,8 @@ def test_a_file_that_is_no_data_stops_the_run_with_the_place(
         ({"conversations": [{"from": "human"}]}, "instruction", 'has chat "conversations"'),
         ({"role": "user", "content": "q"}, "instruction", "is one chat message"),
         ({"prompt": "q", "completion": "a"}, "instruction", 'Rename "prompt" to "instruction"'),
-        ({**GOOD, "output": "half \ud83d"}, "output", '"output" holds half a character'),
-        ({**GOOD, "history": [["q", "\ude00"]]}, "history", '"history" holds half a character'),
+        ({**GOOD, "output": "half \ud83d"}, "output", '"output" contains an unpaired'),
+        ({**GOOD, "history": [["q", "\ude00"]]}, "history", '"history" contains an unpaired'),
     ],
 )
 def test_a_bad_record_is_skipped_with_its_field_and_reason(
@@ -176,7 +177,7 @@ def test_null_and_absent_input_system_and_history_are_empty() -> None:
     assert (bare.input, bare.system, bare.history, bare.extra) == ("", "", (), {})
 
 
-def test_half_characters_and_nul_bytes_crash_nothing(tmp_path: Path) -> None:
+def test_unpaired_surrogates_and_nul_bytes_crash_nothing(tmp_path: Path) -> None:
     text = (
         '[{"instruction": "\\u0000", "output": "a\\u0000b"},'
         ' {"instruction": "q", "output": "\\ud83d"},'
@@ -193,8 +194,9 @@ def test_a_missing_file_is_reported_and_the_others_are_loaded(tmp_path: Path) ->
     loaded = load_samples(["nowhere.json", good])
     assert loaded.missing_files == ["nowhere.json"]
     assert len(loaded.samples) == 1
-    with pytest.raises(UserError, match=r"nowhere\.json does not exist"):
-        load_samples(["nowhere.json", good], allow_missing=False)
+    (warning,) = read_lines({}, loaded.missing_files)
+    assert warning.startswith("Warning: nowhere.json does not exist (looked in ")
+    assert warning.endswith("; going on without it.")
 
 
 def test_no_file_at_all_says_where_it_looked(
@@ -203,7 +205,7 @@ def test_no_file_at_all_says_where_it_looked(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
         load_samples(["a.json", "b.json"])
-    assert "There is no data file: a.json, b.json" in str(caught.value)
+    assert "a.json, b.json do not exist (looked in " in str(caught.value)
     assert str(tmp_path / "data") in str(caught.value)
 
 

@@ -93,7 +93,7 @@ def test_a_prompt_without_room_for_an_answer_is_skipped_and_named(small: SmallRu
 
 def test_a_test_question_that_was_trained_on_is_a_warning(compared: Any):
     _, stored, said = compared
-    assert "1 of 11 test questions are in the training data" in said
+    assert "1 of 11 test questions is also in the training data" in said
     assert stored["overlap_with_training"][0]["test"].endswith("test.json, record 11")
     assert stored["overlap_with_training"][0]["training"].endswith("train.json, record 1")
 

@@ -265,7 +265,7 @@ def test_every_text_agrees_with_itself():
 
 
 def test_a_model_in_a_loop_is_scored_in_no_time():
-    start = time.perf_counter()
+    start = time.process_time()
     for text in (
         "the answer is " * 3000,
         "\\boxed{" * 3000 + "}" * 3000,
@@ -280,7 +280,7 @@ def test_a_model_in_a_loop_is_scored_in_no_time():
         final_answer(text)
         contains_answer("Answer: 5", text)
         same_answer(text, text + "1")
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from tinkersmith.export import merge as merged_files
 from tinkersmith.export.chat_template import chat_template_of
 from tinkersmith.export.download import _fetch
 from tinkersmith.export.export import _stop_at_end_token, export_model
+from tinkersmith.progress import Progress
 from tinkersmith.service.connection import open_service
 from tinkersmith.settings import settings_from
 from tinkersmith.text.templates import choose_template, template_from_json
@@ -247,11 +248,11 @@ def test_a_broken_download_is_told_and_loopback_needs_no_proxy(
     try:
         url = f"http://127.0.0.1:{server.server_port}/{path}"
         if words is None:
-            _fetch(url, tmp_path / "file")
+            _fetch(url, tmp_path / "file", Progress(print))
             assert (tmp_path / "file").read_bytes() == b"x" * 100
             return
         with pytest.raises(UserError, match=words):
-            _fetch(url, tmp_path / "file")
+            _fetch(url, tmp_path / "file", Progress(print))
     finally:
         server.shutdown()
         server.server_close()

@@ -1,5 +1,6 @@
 """The connection: which server is chosen, what a failing one leads to, and that nothing hangs."""
 
+import concurrent.futures
 import os
 import signal
 import subprocess
@@ -11,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.clocks import Lines, hurried_clock
 from tests.support.engine import KEY, MODEL, RunningEngine, datum, running_engine
 from tests.support.processes import is_gone, within
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.errors import UserError
+from tinkersmith.progress import watched
 from tinkersmith.service.connection import Service, open_service
 from tinkersmith.settings import Settings, settings_from
 
@@ -398,3 +401,26 @@ def test_a_server_that_goes_away_in_mid_work_is_reported_within_5_s(
             finally:
                 assert time.monotonic() - begin < 5
         assert running.url in str(caught.value)
+
+
+# ---- nothing is silent
+
+
+def test_the_start_of_the_engine_and_a_late_answer_are_said_to_be_under_way(
+    tmp_path: Path, model: Path
+) -> None:
+    said = Lines()
+    answer: concurrent.futures.Future[int] = concurrent.futures.Future()
+
+    def say(text: str) -> None:
+        said.say(text)
+        if "measuring" in text:
+            answer.set_result(7)
+
+    with (
+        watched(say, clock=hurried_clock(), look_every=0.01) as progress,
+        open_service(settings(tmp_path, model), progress=progress) as service,
+    ):
+        assert service.wait(answer, "measuring the validation loss") == 7
+    assert any("  Still starting the engine (" in text for text in said.texts)
+    assert any("  Still measuring the validation loss (" in text for text in said.texts)

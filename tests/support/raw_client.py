@@ -1,4 +1,4 @@
-"""The wire without the SDK: for requests that the SDK would not send, or would send for ever."""
+"""Requests without the SDK, which would not send them, or would repeat them forever."""
 
 import contextlib
 import http.client
@@ -42,7 +42,7 @@ def _read(response: Any) -> Any:
 
 
 def result(engine: RunningEngine, request_id: str) -> Any:
-    """Waits as the SDK does: an engine that is still at work answers 408 and "try_again"."""
+    """The result of a future, polled like the SDK does: 408 means that it is pending."""
     status = 408
     while status == 408:
         status, answer = call(engine, "/retrieve_future", {"request_id": request_id})
@@ -63,7 +63,7 @@ def new_model(engine: RunningEngine, rank: int = 2) -> str:
 def batch(
     model_id: str, seq_id: int, tokens: list[int], *, copies: int = 1, **changes: Any
 ) -> bytes:
-    """A forward_backward body: next-token prediction over `tokens`."""
+    """A forward_backward body: next-token prediction over `tokens`, `copies` times."""
     message = pb.ForwardBackwardRequest(model_id=model_id, seq_id=seq_id, loss_fn="cross_entropy")
     datum = message.data.add()
     datum.model_input.add().encoded_text.tokens = np.asarray(tokens[:-1], "<i4").tobytes()
@@ -90,8 +90,8 @@ def loss(answer: bytes) -> float:
 class Answer:
     status: int
     body: Any
-    sent: int  # bytes of the request's body when it came
-    seconds: float  # since the last of them
+    sent: int  # bytes of the request's body before the answer
+    seconds: float  # from the last sent byte to the answer
 
 
 def stream(
@@ -103,9 +103,9 @@ def stream(
     key: str = KEY,
     stubborn: bool = False,
 ) -> Answer:
-    """POST a body piece by piece, chunked unless its `length` is given, and stop at the answer.
+    """POST a body piece by piece until an answer arrives; chunked unless `length` is given.
 
-    A stubborn client sends all before it looks for an answer.
+    A `stubborn` client sends everything before it looks for an answer.
     """
     port = int(engine.url.rpartition(":")[2])
     with contextlib.closing(
@@ -113,8 +113,8 @@ def stream(
     ) as connection:
         connection.putrequest("POST", f"/api/v1{path}")
         connection.putheader("X-API-Key", key)
-        named = ("Content-Length", str(length)) if length else ("Transfer-Encoding", "chunked")
-        connection.putheader(*named)
+        header = ("Content-Length", str(length)) if length else ("Transfer-Encoding", "chunked")
+        connection.putheader(*header)
         connection.endheaders()
         sent, last = 0, time.perf_counter()
         for piece in pieces:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.runs.folder import RunFolder
 from tinkersmith.settings import Settings, settings_from
-from tinkersmith.training.loop import train
+from tinkersmith.training.train import train
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Request bodies that are broken, and what an engine's process takes to read them."""
+"""Malformed request bodies, and the memory that an engine uses to read them."""
 
 import os
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ GIB = 2**30
 
 
 def zstd(data: bytes, filling: bytes = b"", *, declared: bool = True) -> bytes:
-    """`data`, compressed, and behind it pieces of `filling` up to 2 GiB."""
+    """`data` followed by 2 GiB of `filling`, if any, compressed."""
     pieces = 2 * GIB // len(filling) if filling else 0
     size = len(data) + pieces * len(filling) if declared else -1
     compressor = zstandard.ZstdCompressor().compressobj(size)
-    parts = [compressor.compress(data), *(compressor.compress(filling) for _ in range(pieces))]
-    packed = b"".join([*parts, compressor.flush()])
+    blocks = [compressor.compress(data), *(compressor.compress(filling) for _ in range(pieces))]
+    packed = b"".join([*blocks, compressor.flush()])
     assert zstandard.frame_content_size(packed) == size
     return packed
 
@@ -27,13 +27,12 @@ def encoding_of(body: bytes) -> str:
 
 
 def memory(engine: RunningEngine, name: str) -> int:
-    """Bytes that the engine takes now (VmRSS), or has at most taken (VmHWM)."""
+    """Bytes that the engine uses now (VmRSS), or has used at most (VmHWM)."""
     status = Path(f"/proc/{engine.process.pid}/status").read_text()
     return int(status.split(f"{name}:")[1].split()[0]) * 1024
 
 
 ZEROS = bytes(2**20)
-
 
 BROKEN = {
     "cut off": (lambda good: good[:-9], "not a ForwardBackwardRequest"),

@@ -12,20 +12,15 @@ from tests.support.clients import new_client
 from tests.support.engine import MODEL, RunningEngine, datum, random_datums
 
 BATCHES = [random_datums(2, seed=seed) for seed in range(4)]
-
-
 NAN = float("nan")
-
+T = [1, 2, 3]  # tokens of a datum whose inputs are wrong
 
 as_input = tinker.ModelInput.from_ints
 
 
-T = [1, 2, 3]  # tokens of a datum whose inputs are wrong
-
-
 @dataclass
 class World:
-    """Clients of one session: those that go wrong, and one that does not."""
+    """Clients of one session. The bystander sends no wrong input."""
 
     engine: RunningEngine
     service: tinker.ServiceClient
@@ -47,9 +42,9 @@ def new_world(
 class Case:
     name: str
     call: Callable[[World], Any]
-    sentence: str  # a part of it
-    category: str = "user"  # of a failed future; else the status
-    status: int = 0
+    sentence: str  # which the answer contains
+    category: str = "user"  # of a failed future
+    status: int = 0  # of a refused request; 0: the future fails
 
 
 def training(name: str, data: list, sentence: str, loss: Any = "cross_entropy", **config) -> Case:
@@ -91,11 +86,7 @@ def ones(count: int, kind: type = np.float32) -> np.ndarray:
 
 
 PICTURE = tinker.types.ImageChunk(data=b"x", format="png", expected_tokens=1)
-
-
 PPO: dict[str, Any] = {"target_tokens": T, "logprobs": ones(3), "advantages": ones(3)}
-
-
 ABSENT = "tinker://a/weights/b"
 
 
@@ -150,10 +141,10 @@ CASES = [
     Case(
         "no name",
         lambda w: w.client.save_weights_for_sampler("").result(),
-        "path is ''; it must be a text",
+        "path is ''; it must be a non-empty string",
     ),
     Case(
-        "a time to live of 1 s less than nothing",
+        "a negative time to live",
         lambda w: w.client.save_state("x", ttl_seconds=-1).result(),
         "ttl_seconds is -1",
     ),
@@ -191,22 +182,22 @@ CASES = [
     refused(
         "a wrong key",
         lambda w: new_client(tinker.ServiceClient(base_url=w.engine.url, api_key="tml-other")),
-        "the API key is not the one of this engine",
+        "the API key is not this engine's key",
         401,
     ),
     # ---- sampling
     sampling("a prompt beyond the vocabulary", "99999 is not in the", [1, 99_999]),
     sampling("a prompt token of 71 bits", "is not in the vocabulary", [2**70]),
     sampling("too long a prompt", "has 600 tokens; tiny takes at most 512", [1] * 600),
-    sampling("a prompt and answer too long", "has room for 1 to 3", [1] * 510, max_tokens=4),
-    sampling("no room to answer", "max_tokens is 0", max_tokens=0),
+    sampling("a prompt and answer too long", "can sample 1 to 3", [1] * 510, max_tokens=4),
+    sampling("no token to answer with", "max_tokens is 0", max_tokens=0),
     sampling("no prompt", "the prompt has no tokens", []),
     sampling("a negative temperature", "temperature is -1.0", temperature=-1.0),
     sampling("a top_p of 0", "top_p is 0.0", top_p=0.0),
     sampling("a top_k of -2", "top_k is -2", top_k=-2),
     refused("no samples", sampling("", "", count=0).call, "num_samples is 0"),
     refused("a billion samples", sampling("", "", count=10**9).call, "num_samples is 1000000000"),
-    refused("an empty stop", sampling("", "", stop="").call, "texts that are not empty"),
+    refused("an empty stop", sampling("", "", stop="").call, "non-empty strings"),
     refused(
         "a picture in a prompt",
         sampling("", "", tinker.ModelInput(chunks=[PICTURE])).call,
@@ -227,7 +218,7 @@ CASES = [
     refused(
         "a checkpoint's malformed id",
         lambda w: w.rest.delete_checkpoint("x", "y").result(),
-        "'y' is no checkpoint id",
+        "'y' is not a checkpoint id",
     ),
     refused(
         "a malformed path's weights",

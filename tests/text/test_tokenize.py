@@ -208,7 +208,7 @@ def test_an_end_token_that_is_an_ordinary_entry_is_still_one_token(tmp_path: Pat
 
 
 def test_a_folder_without_a_sound_tokenizer_is_an_error_with_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no tokenizer"):
+    with pytest.raises(UserError, match="has no tokenizer.json"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="is not a tokenizer"):
@@ -262,7 +262,7 @@ def test_a_truncated_sample_keeps_its_whole_prompt_and_gets_no_end_token(
     assert tokenized.prompt_length == whole.prompt_length
     assert tokenizer.eos_id not in tokenized.tokens
     assert str(event) == (
-        f"Truncated example 17 of data/s1k.json: {len(whole.tokens):,} -> 8,192 tokens"
+        f"Truncated data/s1k.json, record 17: {len(whole.tokens):,} -> 8,192 tokens"
     )
     assert data.lengths == [len(whole.tokens)]
     assert event.to_json()["tokens_before"] == len(whole.tokens)
@@ -274,7 +274,7 @@ def test_without_truncation_a_long_sample_is_skipped_and_named(tokenizer: TextTo
     data = tokenize(samples, template, tokenizer, 8192, False)
     assert [kept.source.record for kept in data.samples] == [19]
     assert str(data.skipped[0]) == (
-        f"Skipped example 18 of data/s1k.json: {data.lengths[0]:,} tokens are more than 8,192"
+        f"Skipped data/s1k.json, record 18: {data.lengths[0]:,} tokens are more than 8,192"
     )
     assert data.truncated == []
 
@@ -289,7 +289,7 @@ def test_a_prompt_alone_too_long_is_always_skipped(
     # 30 + "8" + end = 32 fits; 31 + "8" is cut; from 32 on there is no room for an answer
     assert [len(kept.tokens) for kept in data.samples] == ([32, 32] if truncate else [32])
     assert str(data.skipped[-1]) == (
-        "Skipped example 33 of data/s1k.json: its prompt alone has 33 tokens, and 32 is the most"
+        "Skipped data/s1k.json, record 33: its prompt alone has 33 tokens, and 32 is the most"
     )
 
 

@@ -48,7 +48,7 @@ def test_a_run_leaves_everything_it_promises(data: Path, capsys: pytest.CaptureF
         assert trained.sampler_path.startswith("tinker://")
     shown = capsys.readouterr().out
     assert "Warning: gone.json does not exist" in shown
-    assert re.search(r"Truncated example \d+ of .*: \d+ -> 90 tokens", shown)
+    assert re.search(r"Truncated .*, record \d+: \d+ -> 90 tokens", shown)
     assert "median" in shown and trained.sampler_path in shown
     assert run.file("train.log").read_text(encoding="utf-8").splitlines()[0] == "Settings"
     metrics = run.lines("metrics.jsonl")

@@ -12,8 +12,8 @@ import pytest
 
 from tests.support.tiny_models import make_tiny_model, make_tiny_tokenizer
 from tinkersmith.data import large_files
-from tinkersmith.data.large_files import scan
 from tinkersmith.errors import UserError
+from tinkersmith.progress import Progress
 from tinkersmith.runs.folder import RunFolder
 from tinkersmith.settings import Settings, settings_from
 from tinkersmith.text.templates import choose_template
@@ -21,9 +21,10 @@ from tinkersmith.text.token_cache import FOLDER
 from tinkersmith.text.tokenize import TokenizedSample
 from tinkersmith.text.tokenizer import TextTokenizer, load_tokenizer
 from tinkersmith.training.batches import steps_per_epoch
-from tinkersmith.training.in_memory import TrainingData, read_data, tokenize_data
-from tinkersmith.training.loop import train
-from tinkersmith.training.streamed import StreamedData
+from tinkersmith.training.in_memory import TokensInMemory, read_into_memory
+from tinkersmith.training.source import Encoding
+from tinkersmith.training.streamed import TokenStream, open_stream
+from tinkersmith.training.train import train
 
 COUNT = 300
 
@@ -61,7 +62,7 @@ def settings(tmp_path: Path) -> Settings:
     )
 
 
-Open = Callable[..., StreamedData]
+Open = Callable[..., TokenStream]
 
 
 @pytest.fixture
@@ -71,11 +72,12 @@ def open_data(tokenizer: TextTokenizer) -> Iterator[Open]:
 
     def open_it(
         settings: Settings, first_step: int = 0, template: str = "instruction"
-    ) -> StreamedData:
+    ) -> TokenStream:
         run = RunFolder.create(settings.output_dir, "run", datetime.now())
         chosen = choose_template(template, tokenizer, "some/model")
-        files = scan(settings, lambda text: None)
-        data = StreamedData(files, settings, chosen, tokenizer, settings.max_sequence_length)
+        encoding = Encoding(settings, chosen, tokenizer, settings.max_sequence_length)
+        progress = Progress(print)
+        data = open_stream(settings, progress).tokenized(encoding, progress)
         data.start(run, first_step)
         opened.append(data)
         return data
@@ -85,11 +87,10 @@ def open_data(tokenizer: TextTokenizer) -> Iterator[Open]:
         data.stop()
 
 
-def in_memory(settings: Settings, tokenizer: TextTokenizer) -> TrainingData:
+def in_memory(settings: Settings, tokenizer: TextTokenizer) -> TokensInMemory:
     template = choose_template("instruction", tokenizer, "some/model")
-    return tokenize_data(
-        read_data(settings), settings, template, tokenizer, settings.max_sequence_length
-    )
+    encoding = Encoding(settings, template, tokenizer, settings.max_sequence_length)
+    return read_into_memory(settings).tokenized(encoding, Progress(print))
 
 
 def newest(settings: Settings) -> RunFolder:
@@ -102,7 +103,7 @@ def as_values(samples: list[TokenizedSample]) -> list[tuple[Any, ...]]:
     return [(one.tokens.tolist(), one.prompt_length, one.source) for one in samples]
 
 
-def epoch_of(data: StreamedData, settings: Settings, epoch: int) -> list[TokenizedSample]:
+def epoch_of(data: TokenStream, settings: Settings, epoch: int) -> list[TokenizedSample]:
     steps = steps_per_epoch(data.count, settings.batch_size)
     return [one for step in range(epoch * steps, (epoch + 1) * steps) for one in data.batch(step)]
 
@@ -136,8 +137,7 @@ def test_the_summary_and_the_files_say_what_they_say_of_data_in_memory(
             open_data(settings),
             in_memory(settings.model_copy(update={"validation_ratio": 0.0}), tokenizer),
         )
-        summary, expected = data.summary(wait=True), whole.summary(wait=True)
-        assert summary is not None
+        summary, expected = data.summary(), whole.summary()
         run = newest(settings)
         lines = sorted(run.lines("skipped.jsonl"), key=str)
         copies = run.lines("duplicates.jsonl")
@@ -160,8 +160,7 @@ def test_lengths_are_those_of_data_in_memory(
     settings: Settings, open_data: Open, tokenizer: TextTokenizer
 ) -> None:
     data = open_data(settings)
-    summary = data.summary(wait=True)
-    assert summary is not None
+    summary = data.summary()
     assert summary.lengths == in_memory(settings, tokenizer).lengths
     stored = json.loads(newest(settings).file("lengths.json").read_text())
     assert stored["total"] == summary.lengths.total
@@ -195,12 +194,12 @@ def test_batches_are_full_but_the_last_and_those_with_samples_that_are_too_long(
 def test_tokens_are_made_once_for_the_same_bytes_tokenizer_and_template(
     settings: Settings, open_data: Open
 ) -> None:
-    open_data(settings).summary(wait=True)
+    open_data(settings).summary()
     made = cache_files(settings)
     shorter = settings.model_copy(update={"max_sequence_length": 120, "seed": 3})
-    open_data(shorter).summary(wait=True)
+    open_data(shorter).summary()
     assert cache_files(settings) == made
-    open_data(settings, template="alpaca").summary(wait=True)
+    open_data(settings, template="alpaca").summary()
     assert len(cache_files(settings)) == 2 * len(made)
     file = Path(settings.data_files[0])
     moved = file.rename(file.with_name("moved.jsonl"))
@@ -208,7 +207,7 @@ def test_tokens_are_made_once_for_the_same_bytes_tokenizer_and_template(
         appended.write("\n" + json.dumps({"instruction": "new", "output": "x"}))
     data = open_data(settings.model_copy(update={"data_files": [str(moved)]}))
     assert data.count == COUNT - 1
-    data.summary(wait=True)
+    data.summary()
     assert len(cache_files(settings)) == 2 * len(made) + 1
     sources = {one.source.file for one in epoch_of(data, settings, 0)}
     assert sources == {moved.as_posix()}
@@ -217,7 +216,7 @@ def test_tokens_are_made_once_for_the_same_bytes_tokenizer_and_template(
 def test_a_damaged_file_of_the_cache_is_made_again(settings: Settings, open_data: Open) -> None:
     data = open_data(settings)
     expected = as_values(data.batch(0))
-    data.summary(wait=True)
+    data.summary()
     for number, path in enumerate((Path(settings.output_dir) / FOLDER).iterdir()):
         path.write_bytes(path.read_bytes()[: 100 * (number % 3)])
     assert as_values(open_data(settings).batch(0)) == expected
@@ -227,7 +226,7 @@ def test_a_file_that_changes_stops_the_loop_with_a_sentence(
     settings: Settings, open_data: Open
 ) -> None:
     data = open_data(settings)
-    data.summary(wait=True)
+    data.summary()
     file = Path(settings.data_files[0])
     file.write_bytes(file.read_bytes().replace(b"Add", b"Sub"))
     shutil.rmtree(Path(settings.output_dir) / FOLDER)

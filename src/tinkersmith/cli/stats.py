@@ -17,28 +17,31 @@ def stats_command(argv: Sequence[str], *, prog: str) -> int:
     )
     parser.add_argument("--template", default="auto", help="PROMPT_TEMPLATE (default: auto)")
     wanted = parser.parse_args(argv)
-    from tinkersmith.data.copies import find_copies
+    from tinkersmith.data.duplicates import find_duplicates
     from tinkersmith.data.lengths import LengthStatistics, format_length_statistics
+    from tinkersmith.data.report import duplicate_lines, read_lines, skipped_lines
     from tinkersmith.data.samples import characters, load_samples
     from tinkersmith.models import local_model_folder
+    from tinkersmith.progress import watched
     from tinkersmith.text.tokenize import token_lengths
 
-    loaded = load_samples(wanted.files)
-    for file, count in loaded.counts.items():
-        print(f"{count:,} samples from {file}")
-    for file in loaded.missing_files:
-        print(f"Warning: {file} does not exist.")
-    for skipped in loaded.skipped:
-        print(f"Skipped {skipped}")
-    if copies := find_copies(loaded.samples):
-        print(f"{copies}.")
+    with watched(print) as progress, progress.doing("reading the data"):
+        loaded = load_samples(wanted.files)
+        duplicates = find_duplicates(loaded.samples)
+    for line in (
+        *read_lines(loaded.counts, loaded.missing_files),
+        *skipped_lines(loaded.skipped, len(loaded.skipped)),
+        *duplicate_lines([duplicates], listed=False),
+    ):
+        print(line)
     folder = local_model_folder(wanted.base_model)
     if folder is None:
         print(f"{wanted.base_model} is not on this machine, so characters are counted.")
         lengths = [characters(sample) for sample in loaded.samples]
         print(format_length_statistics(LengthStatistics.of(lengths, "characters"), "Lengths"))
         return 0
-    lengths = token_lengths(loaded.samples, folder, wanted.base_model, wanted.template)
+    with watched(print) as progress, progress.doing("measuring the lengths"):
+        lengths = token_lengths(loaded.samples, folder, wanted.base_model, wanted.template)
     print(f"Tokens as {wanted.base_model} counts them")
     print(format_length_statistics(LengthStatistics.of(lengths), "Lengths"))
     return 0

@@ -45,7 +45,7 @@ def train_command(
         raise UserError(
             f"--set {changed[0]} has no effect with --resume: a run goes on with its own settings."
         )
-    from tinkersmith.training.loop import train
+    from tinkersmith.training.train import train
 
     trained = train(settings, resume=wanted.resume)
     trained.close()

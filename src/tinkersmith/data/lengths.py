@@ -1,6 +1,6 @@
 """Lengths of samples -> a statistics table, a histogram and one line of advice, as plain text.
 
-Counts tokens or, where no tokenizer is at hand, characters; the unit is only a word to it.
+The lengths count tokens or, without a tokenizer, characters. This module only prints the unit.
 """
 
 import math
@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from tinkersmith.plurals import counted
+
 LIMITS: tuple[int, ...] = (2048, 4096, 8192, 16384)
 _BAR_WIDTH = 40
 _BAR_STEPS = " ▏▎▍▌▋▊▉█"  # eighths of a column
@@ -17,6 +19,8 @@ _BAR_STEPS = " ▏▎▍▌▋▊▉█"  # eighths of a column
 
 @dataclass(frozen=True, slots=True)
 class LengthStatistics:
+    """The distribution of the samples' lengths."""
+
     count: int
     unit: str  # "tokens" or "characters"
     min: int
@@ -39,6 +43,7 @@ class LengthStatistics:
         unit: str = "tokens",
         max_sequence_length: int | None = None,
     ) -> "LengthStatistics":
+        """The statistics of all `lengths`, one per sample."""
         values, counts = np.unique(np.asarray(lengths, dtype=np.int64), return_counts=True)
         return cls.of_counts(values, counts, unit, max_sequence_length)
 
@@ -50,7 +55,12 @@ class LengthStatistics:
         unit: str = "tokens",
         max_sequence_length: int | None = None,
     ) -> "LengthStatistics":
-        """The same from the different lengths, (D,) ascending, and how often each occurs, (D,)."""
+        """Like `of`, from the distinct lengths and how often each occurs.
+
+        Args:
+            values: (D,) ascending lengths.
+            counts: (D,) the number of samples of each length.
+        """
         if values.size == 0:
             nothing = dict[int, float].fromkeys(LIMITS, 0.0)
             return cls(0, unit, 0, 0, 0, 0, 0, 0, 0, 0, nothing, [0, 1], [0], "No samples.")
@@ -79,7 +89,8 @@ class LengthStatistics:
 
 def format_length_statistics(stats: LengthStatistics, title: str) -> str:
     """The table, the histogram and the advice, each line below 80 columns."""
-    lines = [f"{title}: {stats.count:,} samples, {stats.total:,} {stats.unit}"]
+    total = counted(stats.total, stats.unit.removesuffix("s"))
+    lines = [f"{title}: {counted(stats.count, 'sample')}, {total}"]
     if not stats.count:
         return lines[0]
     names = ("min", "median", "mean", "p90", "p95", "p99", "max")
@@ -106,7 +117,7 @@ def _bars(stats: LengthStatistics) -> list[str]:
         labels[-1] = f"{stats.edges[-2]:,} to {stats.max:,}"
     width = max(len(label) for label in labels)
     bar_width = min(_BAR_WIDTH, 78 - width - 14)
-    rows = []
+    rows: list[str] = []
     for label, count in zip(labels, stats.bins, strict=True):
         eighths = round(8 * bar_width * count / tallest)
         if count and not eighths:
@@ -117,7 +128,7 @@ def _bars(stats: LengthStatistics) -> list[str]:
 
 
 def _percentile(values: np.ndarray, counts: np.ndarray, percent: float) -> float:
-    """np.percentile of the values repeated: linear between the two nearest."""
+    """Like `np.percentile` of the repeated values: linear between the two nearest."""
     ends = np.cumsum(counts)  # (D,)
     place = (int(ends[-1]) - 1) * percent / 100
     low, high = (
@@ -132,7 +143,7 @@ def _share_over(values: np.ndarray, counts: np.ndarray, limit: int) -> float:
 
 
 def _histogram(values: np.ndarray, counts: np.ndarray) -> tuple[list[int], list[int]]:
-    """About ten bins of a round width; the last one takes a long tail."""
+    """Edges and counts of about ten bins of a round width; the last bin takes a long tail."""
     low, high = int(values[0]), int(values[-1])
     typical = max(int(_percentile(values, counts, 98)), low + 1)
     step = _round_step((min(high, typical) - low + 1) / 10)
@@ -164,7 +175,7 @@ def _advice(values: np.ndarray, counts: np.ndarray, unit: str, limit: int | None
     if limit is not None and longest > limit:
         cut = int(counts[values > limit].sum())
         enough = _next_power_of_two(longest)
-        who = "1 sample exceeds" if cut == 1 else f"{cut:,} samples exceed"
+        who = counted(cut, "sample exceeds", "samples exceed")
         return f"{who} MAX_SEQUENCE_LENGTH = {limit:,}; {enough:,} would hold all."
     enough = max(_next_power_of_two(longest), 256)
     for smaller in (256, 512, 1024, *LIMITS):
@@ -174,7 +185,7 @@ def _advice(values: np.ndarray, counts: np.ndarray, unit: str, limit: int | None
                 f"MAX_SEQUENCE_LENGTH = {enough:,} holds all; {smaller:,} would cut only "
                 f"{_percent(over, int(counts.sum()))}."
             )
-    return f"MAX_SEQUENCE_LENGTH = {enough:,} holds all; a larger one changes nothing."
+    return f"MAX_SEQUENCE_LENGTH = {enough:,} holds all; a larger value changes nothing."
 
 
 def _next_power_of_two(length: int) -> int:
@@ -182,9 +193,8 @@ def _next_power_of_two(length: int) -> int:
 
 
 def _percent(share: float, count: int) -> str:
-    """Never "0.0 %" for a share that is not nothing."""
+    """A share as a percentage; a small one as its number of samples, never as "0.0 %"."""
     if share == 0:
         return "0 %"
     text = f"{100 * share:.1f} %"
-    few = round(share * count)
-    return text if text != "0.0 %" else f"{few:,} sample{'' if few == 1 else 's'}"
+    return text if text != "0.0 %" else counted(round(share * count), "sample")

@@ -1,6 +1,7 @@
-"""Files -> samples, each with its file and record number. Knows nothing of prompts or tokens.
+"""Files -> samples, each with its file and record number.
 
-Nothing is dropped silently: a record that cannot be used comes back as `Skipped` with its reason.
+Nothing is dropped silently: an unusable record comes back as `Skipped` with its reason. This module
+does not handle prompts or tokens.
 """
 
 import gzip
@@ -10,18 +11,21 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
 from tinkersmith.errors import UserError
+from tinkersmith.plurals import counted
 
 BOM = b"\xef\xbb\xbf"
-_LONGEST_FIRST_LINE = 1 << 20  # bytes that are looked at to tell JSON Lines from other files
+_LONGEST_FIRST_LINE = 1 << 20  # bytes that are read to tell JSON Lines from other files
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
+    """Where a record comes from."""
+
     file: str
     record: int  # counted from 1
 
@@ -31,17 +35,21 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
+    """A checked record."""
+
     instruction: str
     input: str
     output: str
     source: Source
     system: str = ""
     history: tuple[tuple[str, str], ...] = ()  # earlier (question, answer) turns
-    extra: dict[str, Any] = field(default_factory=dict)  # kept for evaluation, not trained on
+    extra: dict[str, Any] = field(default_factory=dict[str, Any])  # for evaluation, not trained on
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
+    """An unusable record, and why."""
+
     source: Source
     field: str
     reason: str
@@ -62,27 +70,25 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class LoadedSamples:
+    """All records of some files."""
+
     samples: list[Sample]
     skipped: list[Skipped]
     missing_files: list[str]
     counts: dict[str, int]  # file -> usable samples
 
 
-def load_samples(files: Sequence[str], *, allow_missing: bool = True) -> LoadedSamples:
+def load_samples(files: Sequence[str]) -> LoadedSamples:
     """Read and check all records of `files`.
 
     Raises:
-        UserError: no file exists, a file is no JSON, or not one record can be used.
+        UserError: no file exists, a file is not JSON, or not one record can be used.
     """
-    found, missing = find_files(files)
-    if missing and not allow_missing:
-        raise UserError(
-            f"{missing[0]} does not exist (looked in {_places()}). Correct the name, or make it."
-        )
+    paths, missing = find_files(files)
     samples: list[Sample] = []
     skipped: list[Skipped] = []
     counts: dict[str, int] = {}
-    for path in found:
+    for path in paths:
         before = len(samples)
         for number, record in enumerate(read_records(path), start=1):
             checked = check_record(record, Source(path.as_posix(), number))
@@ -91,44 +97,48 @@ def load_samples(files: Sequence[str], *, allow_missing: bool = True) -> LoadedS
             else:
                 skipped.append(checked)
         counts[path.as_posix()] = len(samples) - before
-    refuse_if_nothing_is_usable(len(samples), skipped)
+    refuse_if_nothing_is_usable(len(samples), len(skipped), skipped)
     return LoadedSamples(samples, skipped, missing, counts)
 
 
 def find_files(files: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The files where they are found (as given, else in data/); the missing names.
+    """The files where they exist (as given, else in data/); the missing names.
 
     Raises:
         UserError: no file exists, or one is named twice.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     missing: list[str] = []
     for name in files:
         path = next((place for place in _candidates(name) if place.exists()), None)
         if path is None:
             missing.append(name)
             continue
-        if any(path.samefile(other) for other in found):
+        if any(path.samefile(other) for other in paths):
             raise UserError(f"{path} is named twice. Name each file once.")
-        found.append(path)
-    if not found:
-        names = ", ".join(missing) if missing else "no file is named"
-        raise UserError(
-            f"There is no data file: {names} (looked in {_places()}). Put a file there, or correct "
-            "the name."
-        )
-    return found, missing
+        paths.append(path)
+    if not missing and not paths:
+        raise UserError("No data file is named. Name at least one.")
+    if not paths:
+        raise UserError(f"{does_not_exist(missing)}. Put a file there, or correct the name.")
+    return paths, missing
+
+
+def does_not_exist(files: Sequence[str]) -> str:
+    """The beginning of the sentence about missing data files, whatever follows from it."""
+    verb = "does" if len(files) == 1 else "do"
+    return f"{', '.join(files)} {verb} not exist (looked in {_places()})"
 
 
 def read_records(path: Path, parse: Callable[[bytes], Any] = orjson.loads) -> list[Any]:
     """All records of a JSON array or of JSON Lines, either gzip-ed, in UTF-8 with or without BOM.
 
     Raises:
-        UserError: the file is no such thing; the sentence has the line and column.
+        UserError: the file is neither; the sentence has the line and column.
     """
     data = _read_bytes(path)
     if not data.strip():
-        raise UserError(f"{path} is empty. Put records into it, or take it off the list.")
+        raise UserError(f"{path} is empty. Add records, or remove it from the list of files.")
     try:
         value = parse(data)
     except (ValueError, RecursionError):
@@ -137,14 +147,14 @@ def read_records(path: Path, parse: Callable[[bytes], Any] = orjson.loads) -> li
             return _json_lines(path, text)
         value = _parse_or_explain(path, text, first_line=1)
     if isinstance(value, dict) and _has_lines_name(path):
-        return [value]
+        return [cast("dict[str, Any]", value)]
     if not isinstance(value, list):
         raise UserError(f"{path} holds {_kind(value)} instead of an array. {_object_hint(value)}")
     if not value:
         raise UserError(
-            f"{path} holds an empty array. Put records into it, or take it off the list."
+            f"{path} holds an empty array. Add records, or remove it from the list of files."
         )
-    return value
+    return cast("list[Any]", value)
 
 
 def is_plain_json_lines(path: Path) -> bool:
@@ -169,11 +179,11 @@ def parse_line(path: Path, line: bytes, number: int) -> Any:
     """The record on line `number` of a JSON Lines file.
 
     Raises:
-        UserError: it is no JSON; the sentence has the line and column.
+        UserError: it is not JSON; the sentence has the line and column.
     """
     try:
         return orjson.loads(line)
-    except ValueError:  # Python's parser takes more (NaN, half characters), and explains better
+    except ValueError:  # Python's parser takes more (NaN, lone surrogates), and explains better
         return _parse_or_explain(path, _decode(path, line, number), first_line=number)
 
 
@@ -186,32 +196,31 @@ def check_record(record: Any, source: Source) -> Sample | Skipped:
     if not isinstance(record, dict):
         return skip(
             "",
-            f"the record is {_kind(record)}, not an object with instruction and output. Mend it.",
+            f"the record is {_kind(record)}; it must be an object with instruction and output.",
         )
+    fields = cast("dict[str, Any]", record)
     texts: dict[str, str] = {}
     for name in ("instruction", "input", "output", "system"):
-        value = record.get(name)
+        value = fields.get(name)
         required = name in ("instruction", "output")
         if value is None:
             if required:
-                what = "null" if name in record else "missing"
-                return skip(name, f'"{name}" is {what}. {_shape_hint(record)}')
+                what = "null" if name in fields else "missing"
+                return skip(name, f'"{name}" is {what}. {_shape_hint(fields)}')
             value = ""
         if not isinstance(value, str):
-            return skip(name, f'"{name}" is {_kind(value)}; it must be a text in quotes.')
+            return skip(name, f'"{name}" is {_kind(value)}; it must be a string.')
         if required and not value.strip():
             return skip(name, f'"{name}" is empty. Fill it in, or remove the record.')
         texts[name] = value
-    history = _history(record.get("history"))
+    history = _history(fields.get("history"))
     if history is None:
         return skip(
-            "history", '"history" must be a list of [question, answer] pairs, both texts. Mend it.'
+            "history", '"history" must be a list of [question, answer] pairs, both strings.'
         )
     for name, value in [*texts.items(), *(("history", text) for turn in history for text in turn)]:
         if _has_lone_surrogate(value):
-            return skip(
-                name, f'"{name}" holds half a character (a lone \\ud8xx surrogate). Mend the text.'
-            )
+            return skip(name, f'"{name}" contains an unpaired surrogate (\\ud8xx). Fix the text.')
     known = (*texts, "history")
     return Sample(
         instruction=texts["instruction"],
@@ -219,18 +228,21 @@ def check_record(record: Any, source: Source) -> Sample | Skipped:
         output=texts["output"],
         system=texts["system"],
         history=history,
-        extra={name: value for name, value in record.items() if name not in known},
+        extra={name: value for name, value in fields.items() if name not in known},
         source=source,
     )
 
 
-def refuse_if_nothing_is_usable(usable: int, skipped: Sequence[Skipped]) -> None:
+def refuse_if_nothing_is_usable(usable: int, skipped: int, first: Sequence[Skipped]) -> None:
+    """Raise UserError if all records are skipped; `first` holds the first of them."""
     if not usable:
-        raise UserError(f"Not one of {len(skipped):,} records can be used. The first: {skipped[0]}")
+        raise UserError(
+            f"Not one of {counted(skipped, 'record')} can be used. The first: {first[0]}"
+        )
 
 
 def question_of(sample: Sample) -> tuple[Any, ...]:
-    """What is asked, with runs of white space as one space: equal for the same question."""
+    """What a sample asks, with each run of white space as one space, to compare questions."""
     return (
         _one_spaced(sample.instruction),
         _one_spaced(sample.input),
@@ -240,16 +252,16 @@ def question_of(sample: Sample) -> tuple[Any, ...]:
 
 
 def characters(sample: Sample) -> int:
-    """The length of all of a sample's texts."""
+    """The number of characters in all texts of a sample."""
     texts = [sample.system, *(text for turn in sample.history for text in turn)]
     return sum(map(len, (*texts, sample.instruction, sample.input, sample.output)))
 
 
 def overlap(train: Iterable[Sample], test: Sequence[Sample]) -> list[tuple[Source, Source]]:
-    """(training source, test source) of every test sample whose question is trained on, too."""
+    """The (training source, test source) of every test sample whose question is also trained on."""
     tested = [(question_of(sample), sample.source) for sample in test]
     asked = {question for question, _ in tested}
-    seen: dict[tuple[Any, ...], Source] = {}  # of the test's questions only: `train` may be large
+    seen: dict[tuple[Any, ...], Source] = {}  # only the test's questions: `train` may be large
     for sample in train:
         question = question_of(sample)
         if question in asked:
@@ -258,7 +270,7 @@ def overlap(train: Iterable[Sample], test: Sequence[Sample]) -> list[tuple[Sourc
 
 
 def record_text(record: Any) -> str:
-    """The record as one line of JSON that any file can hold, half characters as \\u escapes."""
+    """The record as one line of JSON; unpaired surrogates are escaped, so any file can hold it."""
     text = json.dumps(record, ensure_ascii=False)
     return text.encode("utf-8", "backslashreplace").decode()
 
@@ -313,11 +325,11 @@ def _decode(path: Path, data: bytes, first_line: int = 1) -> str:
 
 
 def _likely_encoding(data: bytes) -> str:
-    part = data[:100_000]
-    if part.count(b"\x00") > len(part) // 4:
+    start = data[:100_000]
+    if start.count(b"\x00") > len(start) // 4:
         return "UTF-16"
     # GBK letters are pairs of high bytes; an accent in Latin-1 mostly stands alone among ASCII.
-    runs = [len(run) for run in re.findall(rb"[\x80-\xff]+", part)]
+    runs = [len(run) for run in re.findall(rb"[\x80-\xff]+", start)]
     in_pairs = sum(length for length in runs if length % 2 == 0)
     return "GBK" if in_pairs > 0.6 * sum(runs) else "Latin-1"
 
@@ -359,7 +371,7 @@ def _parse_or_explain(path: Path, text: str, first_line: int) -> Any:
             what = f"{error.msg}, found {text[error.pos : error.pos + 12]!r}"
         line = first_line + error.lineno - 1
         raise UserError(
-            f"{path}, line {line}, column {error.colno}: not JSON: {what}. Mend the file there."
+            f"{path}, line {line}, column {error.colno}: not JSON: {what}. Fix it there."
         ) from None
     except RecursionError:
         raise UserError(f"{path}, line {first_line}: the JSON is nested too deeply.") from None
@@ -375,16 +387,16 @@ def _kind(value: Any) -> str:
     if isinstance(value, int | float):
         return f"the number {value}" if len(repr(value)) < 40 else "a number"
     if isinstance(value, str):
-        return "a text"
+        return "a string"
     return "a list" if isinstance(value, list) else "an object"
 
 
 def _object_hint(value: Any) -> str:
     if isinstance(value, dict):
-        for name, inner in value.items():
+        for name, inner in cast("dict[str, Any]", value).items():
             if isinstance(inner, list) and inner and isinstance(inner[0], dict):
-                return f'Its "{name}" holds a list: save only that list, beginning with [.'
-    return "Put the records into [ ... ], or write one record per line into a .jsonl file."
+                return f'Its "{name}" holds a list. Save only that list, beginning with [.'
+    return "Enclose the records in [ ... ], or write one record per line to a .jsonl file."
 
 
 def _shape_hint(record: dict[str, Any]) -> str:
@@ -396,7 +408,7 @@ def _shape_hint(record: dict[str, Any]) -> str:
                 'as "output" (earlier turns as "history").'
             )
     if "role" in record and "content" in record:
-        return "The record is one chat message; put question and answer together into one record."
+        return "The record is one chat message. Put question and answer into one record."
     for question, answer in (
         ("prompt", "completion"),
         ("prompt", "response"),
@@ -413,13 +425,14 @@ def _history(value: Any) -> tuple[tuple[str, str], ...] | None:
         return ()
     if not isinstance(value, list):
         return None
-    turns = []
-    for turn in value:
-        if not (isinstance(turn, list | tuple) and len(turn) == 2):
+    turns: list[tuple[str, str]] = []
+    for turn in cast("list[Any]", value):
+        if not isinstance(turn, list | tuple):
             return None
-        if not all(isinstance(text, str) for text in turn):
+        texts = [text for text in cast("Sequence[Any]", turn) if isinstance(text, str)]
+        if len(texts) != 2 or len(cast("Sequence[Any]", turn)) != 2:
             return None
-        turns.append((turn[0], turn[1]))
+        turns.append((texts[0], texts[1]))
     return tuple(turns)
 
 

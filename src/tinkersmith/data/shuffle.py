@@ -2,10 +2,10 @@
 
 import numpy as np
 
-VALIDATION_STREAM = 2**31  # keeps the shuffle that sets validation apart from those of the epochs
+VALIDATION_STREAM = 2**31  # a seed that no epoch uses: the shuffle that chooses validation samples
 
 
 def shuffled(n: int, *seeds: int) -> np.ndarray:
-    """(N,) int64: a permutation that only `seeds` decide."""
-    # Sorting raw PCG64 output, whose stream numpy keeps for ever, unlike Generator.permutation's.
+    """A permutation of `n` indices that only `seeds` decide: (N,) int64."""
+    # Raw PCG64 output is the same in every numpy version, unlike Generator.permutation.
     return np.argsort(np.random.PCG64(seeds).random_raw(n), kind="stable")

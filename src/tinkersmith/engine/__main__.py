@@ -68,11 +68,23 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype",
         choices=["auto", "float32", "bfloat16", "float8"],
         default="auto",
-        help="of the frozen weights; float8: the layers in 8 bits, half the memory of bfloat16, "
-        "on a GPU that has such products",
+        help="precision of the frozen weights; float8 (experimental: has never run on a GPU): "
+        "layers in 8 bits, half the memory of bfloat16, on a GPU with 8-bit products",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: by the model")
+    parser.add_argument(
+        "--gpu-graphs",
+        action="store_true",
+        help="launch training passes of small models as CUDA graphs "
+        "(experimental: has never run on a GPU)",
+    )
+    parser.add_argument(
+        "--sampler",
+        choices=["own", "vllm"],
+        default="own",
+        help="what samples tokens; vllm: vLLM on a GPU (experimental: has never run on a GPU)",
+    )
     parser.add_argument(
         "--exit-with-stdin", action="store_true", help="end when standard input is closed"
     )
@@ -84,9 +96,11 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
 
     keep_freed_memory()  # before the engine thread starts
     from tinkersmith.engine.kernels.native.build import cache_folder, start_building
+    from tinkersmith.engine.scheduling.operations import ModelOperations
     from tinkersmith.engine.scheduling.queue import EngineThread
     from tinkersmith.engine.scheduling.sessions import Sessions
-    from tinkersmith.engine.server.app import TESTED_SDK, make_app
+    from tinkersmith.engine.server.app import make_app
+    from tinkersmith.engine.server.routes.service import TESTED_WITH
     from tinkersmith.engine.storage.catalogue import make_catalogue
     from tinkersmith.engine.storage.store import Store
 
@@ -98,25 +112,33 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
         raise Refused(
             f"cannot keep checkpoints in {options.dir}: {reason}; choose another --dir."
         ) from None
-    if options.dtype == "float8":
-        _check_float8(options.device)
+    if options.dtype == "float8" or options.gpu_graphs or options.sampler == "vllm":
+        _check_experimental(options)
     listener = _listen(options.host, options.port)
     if options.device != "cuda":
         start_building(cache_folder())
     port = listener.getsockname()[1]
 
-    def prepare() -> Any:
+    def prepare() -> ModelOperations:
         """On the engine thread: torch and transformers are imported while HTTP already answers."""
         from transformers.utils.logging import disable_progress_bar
 
         from tinkersmith.engine.runtime.clients import Models
 
         disable_progress_bar()
-        return Models(store, catalogue, options.dtype, options.device, options.threads)
+        return Models(
+            store,
+            catalogue,
+            # With float8, all but the layers is in bfloat16.
+            "bfloat16" if options.dtype == "float8" else options.dtype,
+            options.device,
+            options.threads,
+            experimental=_experimental(options),
+        )
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()
-        thread = EngineThread(loop, prepare, _sample)
+        thread = EngineThread(loop, prepare)
         sessions = Sessions(store, thread)
         server = uvicorn.Server(
             uvicorn.Config(
@@ -145,7 +167,7 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
         # The listener takes connections already; they are answered from the next line on.
         print(json.dumps({"event": "ready", "port": port, "pid": os.getpid()}), flush=True)
         log.info("serving the Tinker API on http://%s:%d", options.host, port)
-        log.info("tested with tinker %s to %s", *TESTED_SDK)
+        log.info(TESTED_WITH)
         await server.serve(sockets=[listener])
         sweeping.cancel()
 
@@ -156,27 +178,23 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
     os._exit(0)
 
 
-def _check_float8(device: str) -> None:
-    """Loads torch before the engine serves, so that what cannot be is refused at once."""
+def _experimental(options: argparse.Namespace) -> Any:
+    from tinkersmith.engine.runtime.experimental import Experimental
+
+    return Experimental(
+        float8=options.dtype == "float8",
+        graphs=options.gpu_graphs,
+        vllm=options.sampler == "vllm",
+    )
+
+
+def _check_experimental(options: argparse.Namespace) -> None:
+    """Loads torch before the engine serves, so that what cannot work is refused at once."""
     import torch
 
-    from tinkersmith.engine.model.float8 import check_device
     from tinkersmith.engine.runtime.base_models import choose_device
 
-    check_device(torch.device(choose_device(device)))
-
-
-def _sample(models: Any, sampler_id: str, requests: list[Any]) -> list[Any]:
-    from tinkersmith.engine.scheduling.queue import failure
-    from tinkersmith.engine.server.wire import sample_output
-
-    results = models.sample(sampler_id, requests)
-    return [
-        failure(result)
-        if isinstance(result, Refused)
-        else sample_output(result, request.target_layout)
-        for request, result in zip(requests, results, strict=True)
-    ]
+    _experimental(options).check(torch.device(choose_device(options.device)))
 
 
 def _when_stdin_closes(act: Any) -> None:

@@ -1,13 +1,13 @@
-"""What the engine says no to: the text of `Refused` is the sentence that the SDK shows its user."""
+"""Refusals: the text of a `Refused` is the sentence that the SDK shows its user."""
 
 
 class Refused(Exception):
-    """A request that cannot be carried out as it stands; the sender can mend it."""
+    """A request that the engine cannot carry out; the sender can fix it."""
 
 
 class NotFound(Refused):
-    """What is asked for was never here."""
+    """The requested thing never existed on this engine."""
 
 
 class Gone(Refused):
-    """What is asked for was here and is no more."""
+    """The requested thing existed on this engine, and exists no longer."""

@@ -1,6 +1,6 @@
-"""What passes between the wire and the computation: plain values, no torch, no HTTP.
+"""Requests and results between the server half and the torch half: plain values, no torch, no HTTP.
 
-Axes: T tokens, K targets or alternatives a position.
+Axes: T tokens, K targets or alternatives of a position.
 """
 
 import math
@@ -13,18 +13,33 @@ from tinkersmith.engine.errors import Refused
 
 LossConfig = Mapping[str, float | str]
 
+MAX_RANK = 512
+MAX_SAMPLES = 4096  # of one sampling request
+
 
 @dataclass(frozen=True, slots=True)
 class LoraConfig:
+    """Size and place of an adapter.
+
+    Raises:
+        Refused: the rank is out of range.
+    """
+
     rank: int
     seed: int | None = None
     train_attn: bool = True
     train_mlp: bool = True
     train_unembed: bool = True
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.rank <= MAX_RANK:
+            raise Refused(f"rank is {self.rank}; it must be between 1 and {MAX_RANK}.")
+
 
 @dataclass(frozen=True, slots=True)
 class Datum:
+    """One sequence to train on."""
+
     tokens: np.ndarray  # (T,) int64: position i predicts target_tokens[i]
     inputs: dict[str, np.ndarray]  # each (T,) or (T, K)
 
@@ -35,7 +50,7 @@ class BatchRequest:
 
     model_id: str
     seq_id: int
-    datums: list[Datum] | Refused  # Refused: its number is known, so its future must say it
+    datums: list[Datum] | Refused  # Refused: the reason why they cannot be read
     loss_fn: str
     config: LossConfig
     forward_only: bool
@@ -43,13 +58,15 @@ class BatchRequest:
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    logprobs: list[np.ndarray]  # of each datum's targets, float32, (T,) or (T, K)
-    metrics: dict[str, float]  # "name:reduction", as the SDK wants them
+    """The result of a `BatchRequest`."""
+
+    logprobs: list[np.ndarray]  # of the targets, one array for each datum: float32, (T,) or (T, K)
+    metrics: dict[str, float]  # by "name:reduction", which the SDK requires
 
 
 @dataclass(frozen=True, slots=True)
 class AdamParams:
-    """Defaults as in the SDK.
+    """Parameters of one optimizer step; the defaults are the SDK's.
 
     Raises:
         Refused: a value is out of range.
@@ -74,23 +91,29 @@ class AdamParams:
 
 @dataclass(frozen=True, slots=True)
 class SparseLayout:
-    """Which cells of a matrix are given (compressed rows): N of them, in R rows."""
+    """Which N cells of a matrix of R rows are given, in compressed rows (CSR)."""
 
     row_starts: np.ndarray  # (R + 1,): row r has the cells row_starts[r] to row_starts[r + 1]
     columns: np.ndarray  # (N,)
 
     def cells(self) -> tuple[np.ndarray, np.ndarray]:
-        """Their rows and columns, as numpy indexes a matrix."""
+        """Row and column of each cell, two arrays of shape (N,): an index for numpy."""
         counts = np.diff(self.row_starts)
         return np.repeat(np.arange(len(counts)), counts), self.columns
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
+    """What to sample from one prompt, and which log-probabilities to return.
+
+    Raises:
+        Refused: the number of samples is out of range. Other fields are checked with the model.
+    """
+
     prompt: list[int]
     num_samples: int = 1
-    max_tokens: int | None = None  # None: as many as the context has room for
-    temperature: float = 1.0  # 0: always the likeliest token
+    max_tokens: int | None = None  # None: up to the end of the context
+    temperature: float = 1.0  # 0: greedy
     top_k: int = -1  # -1: off
     top_p: float = 1.0
     seed: int | None = None
@@ -99,21 +122,31 @@ class SampleRequest:
     prompt_logprobs_last_n: int | None = None
     topk_prompt_logprobs: int = 0
     topk_sample_logprobs: int = 0
-    target_prompt_logprobs: np.ndarray | None = None  # (T - 1, K) token ids; -1: not asked
-    target_layout: SparseLayout | None = None  # the asked cells, if the client named only those
+    target_prompt_logprobs: np.ndarray | None = None  # (T - 1, K) token ids; -1: none requested
+    target_layout: SparseLayout | None = None  # the requested cells, if the client sent only those
     prompt_alt_tokens_k: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_samples <= MAX_SAMPLES:
+            raise Refused(
+                f"num_samples is {self.num_samples}; it must be from 1 to {MAX_SAMPLES:,}."
+            )
 
 
 @dataclass(slots=True)
 class SampledSequence:
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
+    """One sampled completion."""
+
+    tokens: list[int] = field(default_factory=list[int])
+    logprobs: list[float] = field(default_factory=list[float])
     stop_reason: str = "length"  # or "stop"
-    topk: tuple[np.ndarray, np.ndarray] | None = None  # ids and log-probabilities, (len, K)
+    topk: tuple[np.ndarray, np.ndarray] | None = None  # ids and log-probabilities, each (tokens, K)
 
 
 @dataclass(slots=True)
 class SampleResult:
+    """The result of a `SampleRequest`. Pairs of arrays are token ids and log-probabilities."""
+
     sequences: list[SampledSequence]
     prompt_logprobs: np.ndarray | None = None  # (T,) float32, NaN where unknown
     topk_prompt_logprobs: tuple[np.ndarray, np.ndarray] | None = None  # (T, K)

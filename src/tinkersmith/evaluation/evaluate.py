@@ -1,24 +1,25 @@
-"""A trained model + a test file -> scores with intervals, and evaluation_results.json.
+"""A trained model and a test file -> scores with intervals, and evaluation_results.json.
 
-The prompts are those of the model's own run, so training and test cannot differ in their format.
+The prompts use the template of the model's own run, so training and test have the same format.
 """
 
 import datetime as dt
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinkersmith.data.large_files import iterate_samples
+from tinkersmith.data.report import skipped_lines
 from tinkersmith.data.samples import LoadedSamples, Sample, Source, load_samples, overlap
 from tinkersmith.errors import UserError
 from tinkersmith.evaluation.results import EvaluationResult, Record, Scored, named, report
 from tinkersmith.evaluation.scoring import final_answer, score
 from tinkersmith.files import write_json
+from tinkersmith.plurals import counted
+from tinkersmith.progress import Progress, watched
 from tinkersmith.runs.trained_model import ModelReference, find_trained_model
 from tinkersmith.service.connection import Service, open_service
 from tinkersmith.settings import Settings, settings_from
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from tinkersmith.text.tokenizer import TextTokenizer
 
 _IN_FLIGHT = 256  # prompts sent before the first answer is awaited
-_SAY_EVERY = 10.0  # seconds between progress lines where there is no terminal
 
 
 def evaluate(
@@ -45,34 +45,44 @@ def evaluate(
     output_file: str | Path = "evaluation_results.json",
     say: Callable[[str], None] = print,
 ) -> EvaluationResult:
-    """Answer all of `test_file` with the model at `model_path` (default: the newest run's last).
+    """Answer all prompts of a test file with a trained model, and score the answers.
+
+    Args:
+        model_path: a tinker:// path; the last checkpoint of the newest run if it is empty.
+        base_model: for a path that no run folder knows.
+        compare_base: also score the untouched base model.
+        limit: use only so many samples, chosen by SEED.
+        say: prints a line.
 
     Raises:
-        UserError: one sentence about what is wrong; nothing is written then.
+        UserError: one sentence about what is wrong. Nothing is written then.
     """
     output_file = Path(output_file)
     _check_output(output_file)
-    loaded = load_samples([test_file])
-    model = find_trained_model(settings or settings_from({}), model_path, base_model)
-    samples = _choose(loaded.samples, limit, model.settings.seed)
-    for line in _report_test_set(loaded, len(samples), model):
-        say(line)
-    shared = _overlap_with_training(model, samples)
-    say(_report_overlap(shared, len(samples)))
-    with open_service(model.settings, base_model=model.base_model) as service:
-        tokenizer = service.tokenizer()
-        template = model.template(tokenizer)
-        asked, too_long = _fitting_prompts(samples, template, tokenizer, service.max_context)
-        if too_long:
-            say(
-                f"{len(too_long):,} prompts leave no room for an answer in the model's context of "
-                f"{service.max_context:,} tokens and are skipped: {named(too_long)}."
-            )
-        if not asked:
-            raise UserError(f"Not one prompt of {test_file} fits into the model's context.")
-        asker = _Asker(service, template, tokenizer, model.settings, say)
-        trained = asker.ask(model.sampler_path, asked)
-        base = asker.ask(None, asked) if compare_base else None
+    with watched(say) as progress:
+        with progress.doing("reading the test set"):
+            loaded = load_samples([test_file])
+        model = find_trained_model(settings or settings_from({}), model_path, base_model)
+        samples = _choose(loaded.samples, limit, model.settings.seed)
+        for line in _report_test_set(loaded, len(samples), model, output_file):
+            progress.say(line)
+        with progress.doing("comparing the test set with the training data"):
+            shared = _overlap_with_training(model, samples)
+        progress.say(_report_overlap(shared, len(samples)))
+        with open_service(
+            model.settings, base_model=model.base_model, progress=progress
+        ) as service:
+            with progress.doing("loading the tokenizer"):
+                tokenizer = service.tokenizer()
+            template = model.template(tokenizer)
+            asked, too_long = _fitting_prompts(samples, template, tokenizer, service.max_context)
+            if too_long:
+                progress.say(_report_too_long(too_long, service.max_context))
+            if not asked:
+                raise UserError(f"Not one prompt of {test_file} fits into the model's context.")
+            asker = _Asker(service, template, tokenizer, model.settings, progress)
+            trained = asker.ask(model.sampler_path, asked)
+            base = asker.ask(None, asked) if compare_base else None
     result = EvaluationResult(
         model.sampler_path, model.base_model, trained, base, too_long, shared, output_file
     )
@@ -82,11 +92,11 @@ def evaluate(
     return result
 
 
-# ---- what is asked
+# ---- prompts
 
 
 def _check_output(file: Path) -> None:
-    """Refuse early what could not be written after all the sampling."""
+    """Raise UserError now if the file could not be written after all the sampling."""
     try:
         if file.is_dir():
             raise IsADirectoryError(0, "it is a folder")
@@ -105,7 +115,7 @@ def _not_written(file: Path, error: OSError) -> UserError:
 
 
 def _choose(samples: list[Sample], limit: int | None, seed: int) -> list[Sample]:
-    """A share of the samples that only the seed decides, in the order of the file."""
+    """At most `limit` samples, chosen by the seed alone, in the order of the file."""
     if not limit:
         return samples
     if limit < 0:
@@ -143,36 +153,43 @@ def _fitting_prompts(
 
 @dataclass(frozen=True, slots=True)
 class _Asker:
+    """Gets answers from a model and scores them."""
+
     service: Service
     template: "PromptTemplate"
     tokenizer: "TextTokenizer"
     settings: Settings
-    say: Callable[[str], None]
+    progress: Progress
 
     def ask(self, model_path: str | None, asked: "list[tuple[Sample, np.ndarray]]") -> Scored:
-        """All samples answered by one model; many prompts are under way at a time."""
+        """One model's answers to all prompts. Many requests are under way at a time."""
         start = time.monotonic()
         client = self.service.create_sampling_client(model_path)
         records: list[Record] = []
         under_way: deque[tuple[Sample, Any]] = deque()
-        sent = 0
+        answered = 0
         who = "the trained model" if model_path else "the base model"
-        with _progress(f"Asking {who}", len(asked), self.say) as show:
+        with self.progress.doing(f"asking {who}") as task:
+
+            def take_answer() -> None:
+                nonlocal answered, records
+                records += self._records(*under_way.popleft())
+                answered += 1
+                state = f"Asking {who}: {answered:,}/{len(asked):,}"
+                self.progress.reached(task, state, answered / len(asked))
+
             for sample, prompt in asked:
                 if len(under_way) == _IN_FLIGHT:
-                    records += self._records(*under_way.popleft())
+                    take_answer()
                 under_way.append((sample, self._send(client, prompt)))
-                sent += 1
-                show(sent - len(under_way))
             while under_way:
-                records += self._records(*under_way.popleft())
-                show(sent - len(under_way))
+                take_answer()
         return Scored(records, time.monotonic() - start)
 
     def _send(self, client: "tinker.SamplingClient", prompt: "np.ndarray") -> Any:
         from tinkersmith.service.answers import request_answers
 
-        greedy = self.settings.sampling_temperature == 0  # all draws would be the same
+        greedy = self.settings.sampling_temperature == 0  # all answers would be the same
         return request_answers(
             client,
             prompt,
@@ -189,7 +206,7 @@ class _Asker:
         answered = self.service.wait(pending, f"answering {sample.source}")
         expected = self.template.answer(sample.output)
         named = _named_answer(sample)
-        records = []
+        records: list[Record] = []
         for draw, sequence in enumerate(answered.sequences, start=1):
             produced = self.template.answer(self.tokenizer.decode(sequence.tokens))
             records.append(
@@ -209,75 +226,62 @@ class _Asker:
 
 
 def _named_answer(sample: Sample) -> str | None:
-    """The sample's own field `answer`, if that is a text or a number."""
+    """The sample's own field `answer`, if it is a string or a number."""
     value = sample.extra.get("answer")
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
     return str(value).strip() or None
 
 
-@contextmanager
-def _progress(
-    title: str, total: int, say: Callable[[str], None]
-) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, a line every few seconds elsewhere."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(title, total=total)
-            yield lambda done: bar.update(task, completed=done)
-        return
-    said = time.monotonic()
-
-    def show(done: int) -> None:
-        nonlocal said
-        if time.monotonic() - said > _SAY_EVERY:
-            said = time.monotonic()
-            say(f"  {title}: {done:,}/{total:,}")
-
-    yield show
+# ---- what is printed and written
 
 
-# ---- what is told before and after
-
-
-def _report_test_set(loaded: LoadedSamples, chosen: int, model: ModelReference) -> list[str]:
+def _report_test_set(
+    loaded: LoadedSamples, chosen: int, model: ModelReference, output_file: Path
+) -> list[str]:
     file, count = next(iter(loaded.counts.items()))
     lines = [f"Model:    {model.sampler_path} ({model.name}, on {model.base_model})"]
-    lines.append(f"Test set: {file}, {count:,} samples")
+    lines.append(f"Test set: {file}, {counted(count, 'sample')}")
     if chosen < count:
         lines.append(
-            f"  Only {chosen:,} of them are used, chosen by SEED = {model.settings.seed}: the same "
+            f"  Only {chosen:,} of them are used. SEED = {model.settings.seed} chooses the same "
             "ones every time."
         )
-    if loaded.skipped:
-        lines.append(f"  {len(loaded.skipped):,} records cannot be used and are skipped:")
-        lines += [f"  Skipped {skipped}" for skipped in loaded.skipped[:10]]
+    skipped = skipped_lines(loaded.skipped, len(loaded.skipped), str(output_file))
+    lines += [f"  {line}" for line in skipped]
     if model.run is None:
         lines.append(
-            "  No run folder knows this path: the prompt template is that of PROMPT_TEMPLATE = "
-            f"{model.settings.prompt_template!r}, which may not be the trained one."
+            "  No run folder knows this path, so PROMPT_TEMPLATE = "
+            f"{model.settings.prompt_template!r} is used. The model may be trained with another."
         )
     draws = model.settings.sampling_num_samples
     if draws > 1 and model.settings.sampling_temperature == 0:
         lines.append(
-            f"  SAMPLING_TEMPERATURE is 0, so all {draws} answers to a prompt would be the same: "
-            "one is drawn."
+            f"  SAMPLING_TEMPERATURE is 0, so all {draws} answers to a prompt would be the same. "
+            "Only one is sampled."
         )
     return lines
 
 
+def _report_too_long(sources: list[Source], max_context: int | None) -> str:
+    who = counted(len(sources), "prompt leaves", "prompts leave")
+    what = "It is" if len(sources) == 1 else "They are"
+    return (
+        f"{who} no space for an answer in the model's context of {max_context:,} tokens. {what} "
+        f"skipped: {named(sources)}."
+    )
+
+
 def _report_overlap(shared: list[tuple[Source, Source]] | None, n: int) -> str:
     if shared is None:
-        return "Overlap with the training data could not be checked: that data is not here."
+        return "Overlap with the training data is not checked: that data is not here."
     if not shared:
         return "No question of the test set is in the training data."
     trained, tested = shared[0]
+    are = "is" if len(shared) == 1 else "are"
     return (
-        f"Warning: {len(shared):,} of {n:,} test questions are in the training data, too, so the "
-        f"rates are too good (the first: {tested} is {trained})."
+        f"Warning: {len(shared):,} of {counted(n, 'test question')} {are} also in the training "
+        f"data, so the rates are too good (the first: {tested} is {trained})."
     )
 
 

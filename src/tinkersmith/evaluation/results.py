@@ -1,4 +1,4 @@
-"""What an evaluation found: one record per answer, rates with intervals, and the report of both."""
+"""The results of an evaluation: one record per answer, rates with intervals, and their report."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,9 @@ _TITLES = {
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    correct: float  # samples; a fraction where several answers to one prompt are averaged
+    """A share of correct samples with its 95 % interval."""
+
+    correct: float  # samples; a fraction if several answers to one prompt are averaged
     n: int  # samples
 
     @property
@@ -52,7 +54,7 @@ class Record:
     scores: dict[str, float]
     stop_reason: str  # "stop" or "length"
     tokens: int
-    draw: int  # counted from 1, where several answers are drawn for a prompt
+    draw: int  # counted from 1, if several answers are sampled for a prompt
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -71,13 +73,14 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """How one model did on the whole test set."""
+    """One model's answers to the whole test set."""
 
     records: list[Record]
     seconds: float
 
     @property
     def metrics(self) -> dict[str, Rate]:
+        """The rate of each metric; several answers to one prompt are averaged."""
         sources = {record.source for record in self.records}
         draws = max(1, len(self.records) // max(1, len(sources)))
         return {
@@ -87,7 +90,7 @@ class Scored:
 
     @property
     def cut(self) -> list[Source]:
-        """Samples with an answer that was still going on at the token limit."""
+        """Samples with an answer that was cut at the token limit."""
         return list(dict.fromkeys(r.source for r in self.records if r.stop_reason == "length"))
 
     @property
@@ -105,17 +108,19 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult:
+    """The answers of the trained model and of the base model, and what limits them."""
+
     model_path: str
     base_model: str
     trained: Scored
-    base: Scored | None  # the untouched base model, if it was asked for
-    too_long: list[Source]  # prompts that leave no room for an answer
-    overlap: list[tuple[Source, Source]] | None  # (training, test); None: could not be looked up
+    base: Scored | None  # the untouched base model, if requested
+    too_long: list[Source]  # prompts that leave no space for an answer
+    overlap: list[tuple[Source, Source]] | None  # (training, test); None: training data not found
     output_file: Path
 
 
 def report(result: EvaluationResult, max_tokens: int) -> list[str]:
-    """The rates, what limits them, and some answers, line by line."""
+    """The rates, what limits them, and two answers, line by line."""
     columns = [("trained model", result.trained)]
     columns += [("base model", result.base)] if result.base else []
     lines = ["", f"{'':16}" + "".join(f"{title:28}" for title, _ in columns).rstrip()]
@@ -132,21 +137,22 @@ def report(result: EvaluationResult, max_tokens: int) -> list[str]:
             f"The {title}: {scored.mean_tokens:.1f} tokens an answer, {scored.seconds:.1f} s."
         )
         if scored.cut:
+            were = "was" if len(scored.cut) == 1 else "were"
             lines.append(
-                f"  {len(scored.cut):,} of its answers were cut at SAMPLING_MAX_TOKENS = "
+                f"  {len(scored.cut):,} of its answers {were} cut at SAMPLING_MAX_TOKENS = "
                 f"{max_tokens:,} or at the end of the context: "
                 f"{named(scored.cut)}."
             )
     for title, wanted in (("A correct answer", 1.0), ("An incorrect answer", 0.0)):
-        found = [r for r in result.trained.records if r.scores["final_answer"] == wanted]
-        if found:
-            lines += ["", f"{title} ({found[0].source}):", *_shown(found[0])]
+        examples = [r for r in result.trained.records if r.scores["final_answer"] == wanted]
+        if examples:
+            lines += ["", f"{title} ({examples[0].source}):", *_shown(examples[0])]
     lines += ["", f"All answers: {result.output_file}"]
     return lines
 
 
 def named(sources: list[Source]) -> str:
-    """The first five, and how many more."""
+    """The first five sources, and how many more there are."""
     more = f" and {len(sources) - 5:,} more" if len(sources) > 5 else ""
     return "; ".join(map(str, sources[:5])) + more
 
@@ -159,7 +165,7 @@ def _shown(record: Record) -> list[str]:
             ("expected", record.expected),
             ("produced", record.produced),
         )
-        for line in (f"  {title}:", *(f"    {part}" for part in _short(text).splitlines()))
+        for line in (f"  {title}:", *(f"    {row}" for row in _short(text).splitlines()))
     ]
 
 

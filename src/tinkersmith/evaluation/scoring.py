@@ -15,17 +15,17 @@ Metric = Callable[[str, str], float]
 
 
 def exact_match(expected: str, produced: str) -> float:
-    """1 where both texts are equal after `normalise`."""
+    """1 if both texts are equal after `normalise`, else 0."""
     return float(normalise(expected) == normalise(produced))
 
 
 def final_answer_match(expected: str, produced: str) -> float:
-    """1 where the final answers of both texts are the same (see `same_answer`)."""
+    """1 if the final answers of both texts are the same (see `same_answer`), else 0."""
     return answer_match(final_answer(expected), produced)
 
 
 def contains_answer(expected: str, produced: str) -> float:
-    """1 where the expected final answer stands anywhere in the produced text."""
+    """1 if the produced text contains the expected final answer anywhere, else 0."""
     return answer_contained(final_answer(expected), produced)
 
 
@@ -37,7 +37,11 @@ METRICS: dict[str, Metric] = {
 
 
 def score(expected: str, produced: str, answer: str | None = None) -> dict[str, float]:
-    """All metrics. `answer` is the expected final answer where the sample names it itself."""
+    """The value of each metric.
+
+    Args:
+        answer: the expected final answer, if the sample names it; else it is taken from `expected`.
+    """
     if answer is None:
         return {name: metric(expected, produced) for name, metric in METRICS.items()}
     return {
@@ -48,12 +52,13 @@ def score(expected: str, produced: str, answer: str | None = None) -> dict[str, 
 
 
 def answer_match(answer: str | None, produced: str) -> float:
-    found = final_answer(produced)
-    return float(answer is not None and found is not None and same_answer(answer, found))
+    """1 if the final answer of `produced` is `answer`, else 0."""
+    given = final_answer(produced)
+    return float(answer is not None and given is not None and same_answer(answer, given))
 
 
 def answer_contained(answer: str | None, produced: str) -> float:
-    """1 where `answer` stands in `produced` as a whole number (by value) or as whole words."""
+    """1 if `produced` contains `answer` as a whole number (by value) or as whole words, else 0."""
     if answer is None:
         return 0.0
     wanted = _quantity(answer)
@@ -76,7 +81,7 @@ def normalise(text: str) -> str:
 
 
 def wilson_interval(successes: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a rate (Wilson 1927); sound at 0 %, at 100 % and for small n."""
+    """The 95 % interval of a rate (Wilson 1927), which is also valid at 0 %, 100 % and small n."""
     if n == 0:
         return 0.0, 1.0
     z = 1.959963984540054
@@ -96,7 +101,7 @@ _MARKER = re.compile(
     r"|(?:^|(?<=\n))[ \t]*(?:Ans(?:wer)?[.:：]|答[:：])",
     re.IGNORECASE,
 )
-_LAST = 20  # markers looked at: a model in a loop announces its answer thousands of times
+_LAST = 20  # markers to look at: a model in a loop announces its answer thousands of times
 _BLANK_FIRST_LINE = re.compile(r"[ \t*_`]*(?:\$\$|\\\[)?[ \t]*\n\s*")
 _BOXED = re.compile(r"\\f?boxed\s*\{")
 _HASHES = re.compile(r"^[ \t]*####(?!#)[ \t]*(\S.*)$", re.MULTILINE)
@@ -105,13 +110,13 @@ _HASHES = re.compile(r"^[ \t]*####(?!#)[ \t]*(\S.*)$", re.MULTILINE)
 def final_answer(text: str) -> str | None:
     """The final answer as it is written, without emphasis, math marks and full stop around it.
 
-    None where the text is blank.
+    None if the text is blank.
     """
     text = normalise(text)
     if not text:
         return None
-    found = [*_announced(text), *_boxed(text), *_after_hashes(text)]
-    for _, answer in sorted(found, reverse=True):
+    candidates = [*_announced(text), *_boxed(text), *_after_hashes(text)]
+    for _, answer in sorted(candidates, reverse=True):
         if stripped := _stripped(answer):
             return stripped
     plain = _plain(text)
@@ -122,17 +127,17 @@ def final_answer(text: str) -> str | None:
 
 
 def _announced(text: str) -> list[tuple[int, str]]:
-    """(place, rest of the line) after each "Answer:"; the next line where the rest is blank."""
-    found = []
+    """The (place, rest of the line) after each "Answer:"; the next line if the rest is blank."""
+    announced: list[tuple[int, str]] = []
     for marker in list(_MARKER.finditer(text))[-_LAST:]:
         begin = _BLANK_FIRST_LINE.match(text, marker.end())
         line = text[begin.end() if begin else marker.end() :].partition("\n")[0]
-        found.append((marker.start(), _first_sentence(line.lstrip("*_` \t"))))
-    return found
+        announced.append((marker.start(), _first_sentence(line.lstrip("*_` \t"))))
+    return announced
 
 
 def _boxed(text: str) -> list[tuple[int, str]]:
-    """(place, content) of each \\boxed{…} whose braces are balanced."""
+    """The (place, content) of each \\boxed{…} whose braces are balanced."""
     openings = list(_BOXED.finditer(text))
     if not openings:
         return []
@@ -144,14 +149,14 @@ def _boxed(text: str) -> list[tuple[int, str]]:
         elif brace.group() == "}" and opened:
             closing[opened.pop()] = brace.start()
     return [
-        (found.start(), text[found.end() : closing[found.end()]])
-        for found in openings
-        if found.end() in closing
+        (opening.start(), text[opening.end() : closing[opening.end()]])
+        for opening in openings
+        if opening.end() in closing
     ]
 
 
 def _after_hashes(text: str) -> list[tuple[int, str]]:
-    """GSM8K's "#### 72". A heading in Markdown counts only as a number, or as the last line."""
+    """Answers like GSM8K's "#### 72". A Markdown heading counts if it is a number or comes last."""
     return [
         (match.start(), match[1])
         for match in _HASHES.finditer(text)
@@ -160,7 +165,7 @@ def _after_hashes(text: str) -> list[tuple[int, str]]:
 
 
 def _first_sentence(line: str) -> str:
-    """The line up to its first full stop, if that leaves a number: "42. I hope this helps!" """
+    """The line up to its first full stop if that leaves a number ("42. I hope this helps!")."""
     chinese = line.partition("。")[0]
     for end in re.finditer(r"[.;!](?=\s)|,(?=\s*[a-zA-Z])|\s(?:because|since|as)\b", chinese):
         if _quantity(chinese[: end.start()]) is not None:
@@ -171,24 +176,24 @@ def _first_sentence(line: str) -> str:
 # ---- comparing answers
 
 
-def same_answer(one: str, other: str) -> bool:
-    """Equal as quantities where both are, else as texts without marks, spaces and case.
+def same_answer(expected: str, given: str) -> bool:
+    """Whether two answers are equal: as quantities, or as texts without marks, spaces and case.
 
-    Numbers compare by value (1,234 = 1234, 3.0 = 3, 1/2 = 0.5, 50% = 0.5), a unit that only one
-    of both has is forgiven (5 km = 5, 50% = 50), and so is "x =" in front.
+    Numbers compare by value (1,234 = 1234, 3.0 = 3, 1/2 = 0.5, 50% = 0.5). A unit that only one of
+    the two has does not matter (5 km = 5, 50% = 50), nor does "x =" in front.
     """
-    first, second = _quantity(one), _quantity(other)
+    first, second = _quantity(expected), _quantity(given)
     if first is not None and second is not None:
         return first.equals(second)
-    plain, plain_other = _compact(one), _compact(other)
-    if plain == plain_other:
+    plain, plain_given = _compact(expected), _compact(given)
+    if plain == plain_given:
         return bool(plain)
-    if ("=" in plain) == ("=" in plain_other):
+    if ("=" in plain) == ("=" in plain_given):
         return False
-    bare, bare_other = _without_name(one), _without_name(other)
-    if (bare, bare_other) == (one, other):
+    bare, bare_given = _without_name(expected), _without_name(given)
+    if (bare, bare_given) == (expected, given):
         return False
-    return same_answer(bare, bare_other)
+    return same_answer(bare, bare_given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +203,7 @@ class _Quantity:
 
     @property
     def values(self) -> set[Fraction]:
-        """50 % is 0.5, and often written as 50."""
+        """The values that the text may mean: 50 % is 0.5, and often written as 50."""
         return {self.value, self.value / 100} if self.unit == "%" else {self.value}
 
     def equals(self, other: "_Quantity") -> bool:
@@ -225,7 +230,7 @@ _CURRENCIES = {"€": "euro", "£": "pound", "¥": "元", "￥": "元", "rmb": "
 
 
 def _quantity(text: str) -> _Quantity | None:
-    """The text as one number with or without a unit; None where it is anything else."""
+    """The text as one number with or without a unit; None if it is anything else."""
     plain = _plain(text).rstrip(" .")
     if re.match(r"[-+]?\d{1,3}(?: \d{3})+(?![\d/])", plain):
         plain = re.sub(r"(?<=\d) (?=\d{3}(?!\d))", "", plain)  # thousands: 10 000
@@ -248,14 +253,14 @@ def _quantity(text: str) -> _Quantity | None:
     if number.group().endswith("%"):
         return _Quantity(sign * value * 100, "%") if number.end() == len(plain) else None
     rest = plain[number.end() :]
-    found = _unit(rest)
-    if found is None:
+    unit_after = _unit(rest)
+    if unit_after is None:
         return None
-    return _Quantity(sign * value, found or unit)
+    return _Quantity(sign * value, unit_after or unit)
 
 
 def _unit(rest: str) -> str | None:
-    """The unit after a number: "" for none, None where `rest` cannot be one."""
+    """The unit after a number: "" if there is none, None if `rest` cannot be one."""
     words = rest.split()
     if not words:
         return ""
@@ -271,16 +276,16 @@ def _unit(rest: str) -> str | None:
 
 
 def _number(match: re.Match[str]) -> Fraction | None:
-    """The value of what `_NUMBER` found; percent as hundredths."""
+    """The value of a match of `_NUMBER`; percent as hundredths."""
     text = match.group().replace(",", "").replace("- ", "-").replace("+ ", "+")
     percent = text.endswith("%")
     text = text.rstrip("% ")
     text = re.sub(r" ?/ ?", "/", text)
-    whole, space, part = text.partition(" ")
+    whole, space, fraction = text.partition(" ")
     try:
         value = _fraction(whole)
         if space:
-            value += _fraction(part) * (-1 if whole.startswith("-") else 1)
+            value += _fraction(fraction) * (-1 if whole.startswith("-") else 1)
     except (ValueError, ZeroDivisionError):
         return None
     return value / 100 if percent else value
@@ -300,7 +305,7 @@ def _ten_to(exponent: int) -> Fraction:
 
 
 def _without_name(text: str) -> str:
-    """ "x = 4" -> "4"; other texts as they are."""
+    """The text without a variable's name in front: "x = 4" is "4"."""
     match = re.fullmatch(r"\s*[$(\[\\ ]*[a-zA-Zα-ω](?:_?\{?\w\}?)?\s*=(.*)", text, re.DOTALL)
     return match[1] if match and "=" not in match[1] else text
 
@@ -318,7 +323,7 @@ _QUOTES = "\"'“”‘’「」『』"
 
 
 def _stripped(text: str) -> str:
-    """Without emphasis, math marks, quotes and closing punctuation around it."""
+    """The text without emphasis, math marks, quotes and closing punctuation around it."""
     before = None
     text = text.strip()
     while text != before:
@@ -377,7 +382,7 @@ _LATEX_WORDS = [
 
 
 def _plain(text: str) -> str:
-    r"""Full-width forms, LaTeX and Markdown marks as plain ASCII: "$\frac{1}{2}$" is "1/2"."""
+    r"""The text without full-width forms, LaTeX and Markdown: "$\frac{1}{2}$" is "1/2"."""
     text = _spelled_out(unicodedata.normalize("NFC", text)).translate(_FULL_WIDTH)
     # Thousands: 12{,}345 and 12\,345. Their comma must be gone before \, becomes a space.
     text = re.sub(r"(?<=\d)(?:\{,\}|\\[,!:;])(?=\d{3}(?!\d))", "", text)
@@ -398,11 +403,11 @@ def _plain(text: str) -> str:
 
 
 def _spelled_out(text: str) -> str:
-    """Vulgar fractions and superscripts in plain characters: 1½ is "1 1/2", m² is "m^2"."""
+    """The text with plain fractions and superscripts: 1½ is "1 1/2", m² is "m^2"."""
     if text.isascii():
         return text
     text = re.sub(r"[⁰¹²³⁴-⁹⁻]+", lambda match: "^" + match[0].translate(_SUPERSCRIPTS), text)
-    pieces = []
+    pieces: list[str] = []
     for letter in text:
         kind, _, parts = unicodedata.decomposition(letter).partition(" ")
         if kind == "<fraction>" and parts.endswith(tuple("0123456789")):

@@ -3,8 +3,7 @@
 import datetime as dt
 import http.client
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -13,6 +12,7 @@ from tinkersmith.errors import UserError
 from tinkersmith.export.base_folder import read_base
 from tinkersmith.models import local_model_folder
 from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from tinkersmith.progress import Progress
 from tinkersmith.runs.trained_model import ModelReference
 from tinkersmith.service.connection import LOOPBACK, Service
 
@@ -63,7 +63,7 @@ def download_adapter(service: Service, client: "tinker.TrainingClient", folder: 
                 f"format is {', '.join(sorted(wanted))}. It cannot be exported."
             )
         for file_name, url in sorted(signed.urls.items()):
-            _fetch(url, folder / file_name)
+            _fetch(url, folder / file_name, service.progress)
     finally:
         # Where this fails, the server deletes the copy itself within the hour.
         service.rest.delete_checkpoint_from_tinker_path(copy)
@@ -100,19 +100,20 @@ def base_folder(service: Service, named: str | Path | None, *, weights: bool) ->
         ) from None
 
 
-def _fetch(url: str, file: Path) -> None:
+def _fetch(url: str, file: Path, progress: Progress) -> None:
     loopback = urlsplit(url).hostname in LOOPBACK
     opener = urllib.request.build_opener(*[urllib.request.ProxyHandler({})] if loopback else [])
     size = expected = 0
     with file.open("wb") as target:
         try:
             response = _unbroken(lambda: opener.open(url, timeout=60))
-            with response, _progress(file.name) as show:
+            with response, progress.doing(f"downloading {file.name}") as task:
                 expected = int(response.headers.get("Content-Length") or 0)
                 while block := _unbroken(lambda: response.read(1 << 20)):
                     size += len(block)
                     target.write(block)
-                    show(size, expected)
+                    state = f"{file.name}: {size / 1e6:,.1f} of {expected / 1e6:,.1f} MB"
+                    progress.reached(task, state, size / max(expected, 1))
         except _Broken as error:
             raise UserError(
                 f"{file.name} could not be downloaded ({error}). Check the connection and run the "
@@ -133,18 +134,3 @@ def _unbroken(receive: Callable[[], Any]) -> Any:
         return receive()
     except (OSError, http.client.HTTPException) as error:
         raise _Broken(str(error) or type(error).__name__) from None
-
-
-@contextmanager
-def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A function that shows (bytes so far, bytes in all): a bar on a terminal, else nothing."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(name), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, disable=not console.is_terminal, transient=True
-    ) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total or None)

@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.errors import UserError
 from tinkersmith.models import local_model_folder, resolve_base_model
+from tinkersmith.progress import Progress, watched
 from tinkersmith.service.embedded import start_engine
 from tinkersmith.service.probe import _Probe
 from tinkersmith.settings import Settings
@@ -49,6 +50,7 @@ class Service:
     kind: str  # "embedded" | "cloud" | "url"
     base_model: str  # as the server knows it
     max_contexts: dict[str, int | None]  # of the models that the server names
+    progress: Progress  # says what takes long
     _probe: "_Probe"
     _tokenizer: "TextTokenizer | None" = None
 
@@ -64,12 +66,13 @@ class Service:
             UserError: what the server or the SDK objects to, as a sentence.
         """
         future = pending.future() if hasattr(pending, "future") else pending
-        while True:
-            done, _ = concurrent.futures.wait([future], timeout=SLICE)
-            if done:
-                return self._result(future, doing)
-            if (trouble := self._probe.trouble()) is not None:
-                raise ServerGone(f"{trouble} This happened while {doing}.")
+        with self.progress.doing(doing):
+            while True:
+                done, _ = concurrent.futures.wait([future], timeout=SLICE)
+                if done:
+                    return self._result(future, doing)
+                if (trouble := self._probe.trouble()) is not None:
+                    raise ServerGone(f"{trouble} This happened while {doing}.")
 
     def ask(self, call: Callable[[], Any], doing: str) -> Any:
         """The result of an SDK call that may block before it returns its future."""
@@ -157,8 +160,21 @@ class Service:
 
 
 @contextmanager
-def open_service(settings: Settings, *, base_model: str | None = None) -> Iterator[Service]:
-    """Connect as BACKEND and the environment say, and close everything again at the end."""
+def open_service(
+    settings: Settings, *, base_model: str | None = None, progress: Progress | None = None
+) -> Iterator[Service]:
+    """Connect as BACKEND and the environment say, and close everything again at the end.
+
+    Args:
+        progress: says what takes long; without one, lines on standard output do.
+    """
+    with ExitStack() as stack:
+        spoken = progress or stack.enter_context(watched(print))
+        yield stack.enter_context(_opened(settings, base_model, spoken))
+
+
+@contextmanager
+def _opened(settings: Settings, base_model: str | None, progress: Progress) -> Iterator[Service]:
     name, _ = resolve_base_model(base_model or settings.base_model)
     folder = local_model_folder(name)
     if folder is not None and name not in BUNDLED_MODELS:
@@ -170,14 +186,17 @@ def open_service(settings: Settings, *, base_model: str | None = None) -> Iterat
     engine = None
     try:
         if kind == "embedded":
-            engine = start_engine(
-                Path(settings.output_dir), [] if name in BUNDLED_MODELS or not folder else [name]
-            )
+            with progress.doing("starting the engine"):
+                engine = start_engine(
+                    Path(settings.output_dir),
+                    [] if name in BUNDLED_MODELS or not folder else [name],
+                )
             url, key = engine.url, engine.key
         _take_loopback_out_of_proxies()
         probe = _Probe(url, engine)
-        importing.join()
-        service = _connect(kind, url, key, name, probe)
+        with progress.doing("loading the tinker SDK"):
+            importing.join()
+        service = _connect(kind, url, key, name, probe, progress)
         finished = "errored"
         try:
             yield service
@@ -214,7 +233,9 @@ def _where(settings: Settings) -> tuple[str, str, str]:
     return "cloud", "", key
 
 
-def _connect(kind: str, url: str, key: str, base_model: str, probe: "_Probe") -> Service:
+def _connect(
+    kind: str, url: str, key: str, base_model: str, probe: "_Probe", progress: Progress
+) -> Service:
     import tinker
 
     if kind == "cloud":
@@ -228,7 +249,7 @@ def _connect(kind: str, url: str, key: str, base_model: str, probe: "_Probe") ->
     address: dict[str, Any] = {"base_url": url} if url else {}
     probe.start(watch=kind != "cloud")  # the SDK outlives a lost network, as does the cloud's work
     client = tinker.ServiceClient(api_key=key, **address)
-    service = Service(client, None, kind, base_model, {}, probe)  # type: ignore[arg-type]
+    service = Service(client, None, kind, base_model, {}, progress, probe)  # type: ignore[arg-type]
     service.rest = service.ask(lambda: tinker.RestClient(api_key=key, **address), "connecting")
     found = service.ask(service.rest.get_server_capabilities, "asking which models it offers")
     service.max_contexts = {

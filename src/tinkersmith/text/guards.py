@@ -1,11 +1,11 @@
-"""Special tokens inside a user's text are broken by a guard character, and restored for display."""
+"""A user's text -> the same text with its special tokens broken by a guard character, and back."""
 
 import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-# Unicode keeps these two for a program's own use: no text that is exchanged holds them. Where one
-# does all the same, it is escaped by the other, and nothing is lost.
+# Unicode reserves these two for internal use, so an exchanged text does not hold them. If it does,
+# the second escapes the first, and nothing is lost.
 GUARDED = "\ufdd0"
 _ESCAPE = "\ufdd1"
 
@@ -23,7 +23,7 @@ def guard(text: str, special_tokens: Sequence[str]) -> str:
 
 
 def unguarded(text: str) -> str:
-    """The text as the user knows it."""
+    """The text without guard characters, as the user wrote it."""
     if GUARDED not in text:
         return text
     return re.sub(f"{GUARDED}({_ESCAPE}?)", lambda match: GUARDED if match[1] else "", text)
@@ -35,5 +35,5 @@ def _special_pattern(tokens: tuple[str, ...]) -> tuple[re.Pattern[str] | None, f
     if not longest_first:
         return None, frozenset()
     pattern = re.compile("|".join(map(re.escape, longest_first)))
-    # Looking for a few beginnings first is far quicker than the pattern on text without any.
+    # Looking for a few beginnings first is much faster than the pattern on text without any.
     return pattern, frozenset(token[:2] for token in longest_first)

@@ -1,8 +1,8 @@
-"""Sample -> prompt and completion text. The template is a value that travels with the run as JSON.
+"""Sample -> prompt and completion text. The template is a value, stored with the run as JSON.
 
-Text from the user may spell a control token such as <|im_end|>. There, a guard character is put
-after the token's first character; `TextTokenizer.encode_batch` then keeps it plain text. Whoever
-shows a rendered text calls `unguarded` first.
+Text from the user may contain a control token such as <|im_end|>. A guard character after the
+token's first character makes `TextTokenizer.encode_batch` keep it plain text. Call `unguarded`
+before you show a rendered text.
 """
 
 import datetime
@@ -11,7 +11,7 @@ import re
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from string import Formatter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tinkersmith.data.samples import Sample
 from tinkersmith.errors import UserError
@@ -37,16 +37,18 @@ TEMPLATE_NAMES = ("auto", "instruction", "alpaca", "chat")
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
+    """A sample as text."""
+
     prompt: str
-    completion: str  # what the model shall learn to write, end token included
+    completion: str  # the text that the model should learn to produce, end token included
 
 
 @dataclass(frozen=True)
 class TextTemplate:
     """A format string with {instruction}, {input} and {system}; literal braces are {{ and }}.
 
-    A line whose only fields are {input} or {system} is left out where these are empty. A format
-    without {input} gets the input after the instruction, one without {system} gets it in front.
+    A line whose only fields are {input} or {system} is omitted if these are empty. A format without
+    {input} puts the input after the instruction; one without {system} puts it in front.
     """
 
     name: str
@@ -70,7 +72,7 @@ class TextTemplate:
         return "".join(parts)
 
     def answer(self, generated: str) -> str:
-        """The answer within what the model wrote."""
+        """The answer within a generated text: all of it."""
         return generated
 
     def to_json(self) -> dict[str, Any]:
@@ -89,15 +91,15 @@ class TextTemplate:
             "input": self._guard(input),
             "system": self._guard(system),
         }
-        kept = []
+        filled: list[str] = []
         for line in lines:
             fields = [field for _, field in line if field]
             if fields and not any(values[field] for field in fields):
                 continue
-            kept.append(
+            filled.append(
                 "".join(literal + (values[field] if field else "") for literal, field in line)
             )
-        return front + "\n".join(kept)
+        return front + "\n".join(filled)
 
     def _guard(self, text: str) -> str:
         return guard(text, self.special_tokens)
@@ -114,13 +116,13 @@ class ChatTemplate:
     lead: str  # what it writes between the generation prompt and an answer
     named_tokens: dict[str, str]
     special_tokens: tuple[str, ...]
-    date: str  # strftime_now gives this day for ever: training and use see the same prompt
+    date: str  # strftime_now always gives this day, so that training and use see the same prompt
 
     def render(self, sample: Sample) -> Rendered:
-        """The completion is what the whole conversation has after the prompt, up to its end token.
+        """Render the prompt, and as the completion the rest of the whole conversation.
 
-        Where the template does not continue its own prompt, or rewrites the answer, the completion
-        is the answer itself and the end token.
+        The completion ends with the end token. If the template does not continue its own prompt, or
+        rewrites the answer, the completion is the answer itself and the end token.
         """
         messages = self._messages(sample)
         prompt = self._render(messages, sample, add_generation_prompt=True)
@@ -137,7 +139,7 @@ class ChatTemplate:
         return self._render(self._messages(sample), sample, add_generation_prompt=True)
 
     def answer(self, generated: str) -> str:
-        """The answer within what the model wrote: without thoughts and channel names."""
+        """The answer within a generated text, without thoughts and channel names."""
         lead = self.lead
         for token in self.special_tokens:
             lead = lead.replace(token, "")
@@ -184,7 +186,14 @@ def choose_template(
     base_model: str,
     today: datetime.date | None = None,
 ) -> PromptTemplate:
-    """The template that PROMPT_TEMPLATE means for this model."""
+    """The template that PROMPT_TEMPLATE selects for this model.
+
+    Args:
+        today: the date that the chat template sees; the current day if None.
+
+    Raises:
+        UserError: the setting is wrong, or the model has no chat template that works.
+    """
     check_template_setting(setting)
     if setting == "auto":
         setting = "chat" if tokenizer.chat_template and _is_instruct(base_model) else "instruction"
@@ -205,7 +214,11 @@ def choose_template(
 
 
 def template_from_json(value: dict[str, Any]) -> PromptTemplate:
-    """What `to_json` wrote."""
+    """The template that `to_json` stored.
+
+    Raises:
+        UserError: the value is damaged.
+    """
     kinds = {"text": TextTemplate, "chat": ChatTemplate}
     fields = {name: item for name, item in value.items() if name != "kind"}
     try:
@@ -216,7 +229,7 @@ def template_from_json(value: dict[str, Any]) -> PromptTemplate:
 
 
 def check_template_setting(setting: str) -> None:
-    """Raise UserError where PROMPT_TEMPLATE is neither a known name nor a sound format string."""
+    """Raise UserError unless PROMPT_TEMPLATE is a known name or a valid format string."""
     if setting in TEMPLATE_NAMES:
         return
     if "{" not in setting:
@@ -230,7 +243,7 @@ def check_template_setting(setting: str) -> None:
         if field not in ("instruction", "input", "system"):
             raise UserError(
                 f"PROMPT_TEMPLATE has the field {{{field}}}; only {{instruction}}, {{input}} and "
-                "{system} are filled in. Write braces that are meant as text double: {{ and }}."
+                "{system} are filled in. Write literal braces twice: {{ and }}."
             )
     if "instruction" not in fields:
         raise UserError("PROMPT_TEMPLATE has no {instruction}. Put it where the question belongs.")
@@ -239,26 +252,26 @@ def check_template_setting(setting: str) -> None:
 @lru_cache(maxsize=8)
 def _parsed(format_string: str) -> tuple[tuple[tuple[str, str | None], ...], ...]:
     """The format's lines, each as (literal text, field after it)."""
-    lines = []
+    lines: list[tuple[tuple[str, str | None], ...]] = []
     for line in format_string.split("\n"):
         try:
-            parts = list(Formatter().parse(line))
+            fields = list(Formatter().parse(line))
         except ValueError as error:
             raise UserError(
-                f"PROMPT_TEMPLATE, in the line {line!r}: {error}. Write braces that are meant as "
-                "text double: {{ and }}."
+                f"PROMPT_TEMPLATE, in the line {line!r}: {error}. Write literal braces "
+                "twice: {{ and }}."
             ) from None
-        for _, field, spec, conversion in parts:
+        for _, field, spec, conversion in fields:
             if spec or conversion:
                 raise UserError(
                     f"PROMPT_TEMPLATE formats the field {{{field}}} with ':' or '!'; write only "
                     f"{{{field}}}."
                 )
-        lines.append(tuple((literal, field) for literal, field, _, _ in parts))
+        lines.append(tuple((literal, field) for literal, field, _, _ in fields))
     return tuple(lines)
 
 
-# Models that are no chat models although their tokenizer has a chat template.
+# Base models although their tokenizer has a chat template.
 _BASE_MODEL = re.compile(
     r"(^|[-_. ])(base|pt)($|[-_. ])|^qwen(1\.5|2|2\.5)-[\d.]+b$", re.IGNORECASE
 )
@@ -283,10 +296,10 @@ def _chat_template(
     question, answer = {"role": "user", "content": "qqq"}, {"role": "assistant", "content": "zzz"}
     prompt = _render_chat(source, date, [question], named, add_generation_prompt=True)
     whole = _render_chat(source, date, [question, answer], named, add_generation_prompt=False)
-    before, found, tail = whole.rpartition("zzz")
-    if not found:
+    before, probe, tail = whole.rpartition("zzz")
+    if not probe:
         raise UserError(
-            f"The chat template of {base_model} leaves answers out; set PROMPT_TEMPLATE to "
+            f"The chat template of {base_model} omits answers. Set PROMPT_TEMPLATE to "
             '"instruction".'
         )
     ends = [tail.index(token) + len(token) for token in tokenizer.special_tokens if token in tail]
@@ -303,7 +316,7 @@ def _chat_template(
 
 
 def _closing_thought(prompt: str, output: str) -> str:
-    """An answer for a prompt that has opened a thought: the thought is closed first."""
+    """The answer to a prompt that has opened a thought: the thought is closed first."""
     if not prompt.rstrip().endswith("<think>"):
         return output
     if "</think>" in output:
@@ -342,13 +355,13 @@ def _render_chat(
 
 @lru_cache(maxsize=4)
 def _compiled(source: str, date: str) -> Any:
-    """The template with the functions that chat templates call."""
+    """The compiled template, with the functions that chat templates call."""
     import jinja2
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """{% generation %} only marks the answer; what stands inside is rendered as it is."""
+        """Renders what {% generation %} encloses; the tag only marks the answer."""
 
         tags = {"generation"}  # noqa: RUF012
 
@@ -371,5 +384,6 @@ def _compiled(source: str, date: str) -> Any:
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
     )
     environment.filters["tojson"] = tojson
-    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
+    functions: dict[str, Any] = {"raise_exception": raise_exception, "strftime_now": strftime_now}
+    cast("dict[str, Any]", environment.globals).update(functions)
     return environment.from_string(source)

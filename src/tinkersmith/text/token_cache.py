@@ -1,16 +1,16 @@
 """Chunks of a large file -> their tokens, made once and then read from the output folder.
 
-A file of the cache is named by what decides its content: the chunk's bytes, the tokenizer, and the
-prompt template. It may be removed at any time. The length policy is not in it.
+The name of a cache file depends on what decides its content: the chunk's bytes, the tokenizer and
+the prompt template. You may delete it at any time. The length policy is not part of it.
 
-R: the samples of a chunk, T: the tokens of one.
+R: the samples of a chunk. T: the tokens of one sample.
 """
 
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -27,40 +27,51 @@ _FORM = 1  # of the files
 
 @dataclass(frozen=True, slots=True)
 class ChunkTokens:
+    """The tokens of a chunk's samples, before the length policy."""
+
     tokens: np.ndarray  # (sum of all T,), each sample's prompt, then its completion
     ends: np.ndarray  # (R,) where each sample's tokens end
     prompt_lengths: np.ndarray  # (R,)
     records: np.ndarray  # (R,) record numbers, counted from 0 at the chunk's first
-    skipped: list[dict[str, Any]]  # as Skipped.to_json, "record" counted likewise
+    skipped: list[dict[str, Any]]  # from Skipped.to_json, "record" counted likewise
 
     @property
     def lengths(self) -> np.ndarray:
+        """The number of tokens of each sample: (R,)."""
         return np.diff(self.ends, prepend=0)
 
     def sample(self, place: int) -> np.ndarray:
-        """(T,) int32"""
+        """The tokens of a sample: (T,) int32."""
         start = self.ends[place - 1] if place else 0
         return self.tokens[start : self.ends[place]].astype(np.int32)
 
     def source(self, chunk: Chunk, place: int) -> Source:
+        """Where a sample comes from."""
         return Source(chunk.file.as_posix(), chunk.first_record + int(self.records[place]))
 
     def event(self, chunk: Chunk, place: int, limit: int, truncate: bool) -> LengthEvent | None:
-        """What the length policy does to a sample."""
+        """What the length policy does to a sample; None if it stays whole."""
         start = int(self.ends[place - 1]) if place else 0
         length, prompt_length = int(self.ends[place]) - start, int(self.prompt_lengths[place])
         return length_event(self.source(chunk, place), prompt_length, length, limit, truncate)
 
     def bad_records(self, chunk: Chunk) -> list[dict[str, Any]]:
-        """As Skipped.to_json."""
+        """The chunk's unusable records, like `Skipped.to_json`."""
         return [
-            {**one, "file": chunk.file.as_posix(), "record": chunk.first_record + one["record"]}
-            for one in self.skipped
+            {
+                **record,
+                "file": chunk.file.as_posix(),
+                "record": chunk.first_record + record["record"],
+            }
+            for record in self.skipped
         ]
 
 
 class TokenCache:
-    """Any thread may ask; two that ask for the same chunk at once both make it."""
+    """The cache files of one output folder, for one tokenizer and prompt template.
+
+    Any thread may use it. Two threads that need the same chunk at once both tokenise it.
+    """
 
     def __init__(
         self, output_dir: Path | str, template: PromptTemplate, tokenizer: TextTokenizer
@@ -75,7 +86,7 @@ class TokenCache:
         self.digest = _digest(str(_FORM), tokenizer.digest, json.dumps(made_with, sort_keys=True))
 
     def tokens_of(self, chunk: Chunk) -> ChunkTokens:
-        """The tokens of all samples of the chunk, from the cache if they are there."""
+        """The tokens of all samples of the chunk, from the cache if it holds them."""
         path = self.folder / f"{_digest(self.digest, chunk.digest)}.safetensors"
         stored = _read(path)
         if stored is None:
@@ -91,23 +102,33 @@ class TokenCache:
             tokens=np.concatenate([nothing, *(tokens for tokens, _ in rows)]).astype(self.dtype),
             ends=np.cumsum([len(tokens) for tokens, _ in rows], dtype=np.int64),
             prompt_lengths=np.array([length for _, length in rows], dtype=np.int64),
-            records=np.array([one.source.record for one in samples], dtype=np.int64)
+            records=np.array([sample.source.record for sample in samples], dtype=np.int64)
             - chunk.first_record,
             skipped=[
-                {**one.to_json(), "record": one.source.record - chunk.first_record}
-                for one in skipped
+                {**record.to_json(), "record": record.source.record - chunk.first_record}
+                for record in skipped
             ],
         )
 
 
+class _TensorFile(Protocol):
+    """What we use of safetensors' `safe_open`, which has no types."""
+
+    def __enter__(self) -> "_TensorFile": ...
+    def __exit__(self, *error: object) -> None: ...
+    def keys(self) -> list[str]: ...
+    def get_tensor(self, name: str) -> np.ndarray: ...
+    def metadata(self) -> dict[str, str]: ...
+
+
 def _read(path: Path) -> ChunkTokens | None:
-    """None: it is not there, or damaged."""
+    """The stored tokens; None if the file does not exist or is damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, "np") as file:
-            parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return ChunkTokens(**parts, skipped=json.loads(file.metadata()["skipped"]))
+        with cast("_TensorFile", safe_open(path, "np")) as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return ChunkTokens(**arrays, skipped=json.loads(file.metadata()["skipped"]))
     except (FileNotFoundError, SafetensorError):
         return None
 
@@ -115,14 +136,14 @@ def _read(path: Path) -> ChunkTokens | None:
 def _write(path: Path, chunk: ChunkTokens) -> None:
     from safetensors.numpy import save
 
-    parts = {
+    arrays = {
         "tokens": chunk.tokens,
         "ends": chunk.ends,
         "prompt_lengths": chunk.prompt_lengths,
         "records": chunk.records,
     }
     skipped = json.dumps(chunk.skipped, ensure_ascii=True)
-    write_atomically(path, save(parts, {"skipped": skipped}))
+    write_atomically(path, save(arrays, {"skipped": skipped}))
 
 
 def _digest(*parts: str) -> str:

@@ -1,4 +1,4 @@
-"""A model folder or the server's tokenizer -> text to token ids and back."""
+"""A model folder, or the server's tokenizer -> a `TextTokenizer`: text to token ids and back."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-_CHUNK = 1000  # texts or samples per call: keeps the Rust side's memory small on big files
+CHUNK = 1000  # texts or samples per call: limits the memory of the Rust side on large files
 
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """Text to token ids and back; nothing is added to the text, such as a begin token."""
+    """Turns text into token ids and back. It adds nothing to the text, such as a begin token."""
 
     encode_texts: Callable[[list[str]], list[list[int]]]  # special tokens are recognised
     encode_plain_texts: Callable[[list[str]], list[list[int]]]  # special tokens stay plain text
@@ -31,31 +31,31 @@ class TextTokenizer:
     vocab_size: int
     eos_id: int
     eos_text: str
-    begin_text: str  # what the tokenizer would itself put before a text: "" for most
+    begin_text: str  # what the tokenizer by default puts before a text: "" for most
     special_tokens: dict[str, int]
     named_tokens: dict[str, str]  # bos_token, eos_token, ... as chat templates name them
     stripping: tuple[frozenset[str], frozenset[str]]  # specials that take the space left, right
-    serialised: Callable[[], str]  # all that decides which ids a text gets
+    serialised: Callable[[], str]  # everything that decides which ids a text gets
     chat_template: str | None = None
     folder: Path | None = None
 
     @cached_property
     def digest(self) -> str:
-        """Equal for tokenizers that give the same ids."""
+        """A hash that is equal for tokenizers that give the same ids."""
         from tokenizers import __version__
 
         return hashlib.sha256(f"{__version__}\n{self.serialised()}".encode()).hexdigest()
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids of each text, (T,) int32. Guarded parts (see prompts.py) never become specials."""
+        """The ids of each text, (T,) int32. Guarded text never becomes a special token."""
         return [
             np.asarray(row, dtype=np.int32)
-            for start in range(0, len(texts), _CHUNK)
-            for row in self.ids_of(texts[start : start + _CHUNK])
+            for start in range(0, len(texts), CHUNK)
+            for row in self.ids_of(texts[start : start + CHUNK])
         ]
 
     def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
-        """The same as lists, all at once."""
+        """Like `encode_batch`, as lists and in one call."""
         guarded = {index for index, text in enumerate(texts) if GUARDED in text}
         plain = ["" if index in guarded else text for index, text in enumerate(texts)]
         ids = _encode_any_text(self.encode_texts, plain)
@@ -64,29 +64,30 @@ class TextTokenizer:
         return ids
 
     def encode(self, text: str) -> np.ndarray:
+        """The ids of one text: (T,) int32."""
         return self.encode_batch([text])[0]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of `ids`, special tokens left out."""
+        """The text of `ids`, without special tokens."""
         return self.decode_ids([int(token) for token in ids])
 
     def _encode_guarded(self, text: str) -> list[int]:
-        """As the tokenizer does it: special tokens first, then the text between them."""
+        """Encode like the tokenizer: special tokens first, then the text between them."""
         takes_left, takes_right = self.stripping
-        parts = self._special_pattern.split(text)  # text, special, text, special, ..., text
-        pieces = []
-        for index in range(0, len(parts), 2):
-            piece = parts[index]
-            if index and parts[index - 1] in takes_right:
-                piece = piece.lstrip()
-            if index + 1 < len(parts) and parts[index + 1] in takes_left:
-                piece = piece.rstrip()
-            pieces.append(unguarded(piece))
-        encoded = _encode_any_text(self.encode_plain_texts, pieces)
+        split = self._special_pattern.split(text)  # text, special, text, special, ..., text
+        texts: list[str] = []
+        for index in range(0, len(split), 2):
+            between = split[index]
+            if index and split[index - 1] in takes_right:
+                between = between.lstrip()
+            if index + 1 < len(split) and split[index + 1] in takes_left:
+                between = between.rstrip()
+            texts.append(unguarded(between))
+        encoded = _encode_any_text(self.encode_plain_texts, texts)
         ids = list(encoded[0])
-        for special, piece in zip(parts[1::2], encoded[1:], strict=True):
+        for special, row in zip(split[1::2], encoded[1:], strict=True):
             ids.append(self.special_tokens[special])
-            ids.extend(piece)
+            ids.extend(row)
         return ids
 
     @cached_property
@@ -124,15 +125,19 @@ def load_tokenizer(folder: Path | str) -> TextTokenizer:
 
 
 def wrap_tokenizer(hf_tokenizer: Any) -> TextTokenizer:
-    """A `transformers` tokenizer, such as the SDK's training_client.get_tokenizer() gives."""
+    """Wrap a `transformers` tokenizer, such as the SDK's `training_client.get_tokenizer()` gives.
+
+    Raises:
+        UserError: it has no end token.
+    """
     named = {
         name: str(value)
         for name, value in hf_tokenizer.special_tokens_map.items()
         if isinstance(value, str) or hasattr(value, "content")
     }
-    template = hf_tokenizer.chat_template
+    template: Any = hf_tokenizer.chat_template
     if isinstance(template, dict):
-        template = template.get("default")
+        template = cast("dict[str, Any]", template).get("default")
     folder = Path(hf_tokenizer.name_or_path) if hf_tokenizer.name_or_path else None
     folder = folder if folder and folder.is_dir() else None
     if "eos_token" not in named:
@@ -163,7 +168,7 @@ def wrap_tokenizer(hf_tokenizer: Any) -> TextTokenizer:
         special_tokens=specials,
         named_tokens=named,
         stripping=(frozenset(), frozenset()),
-        serialised=lambda: json.dumps([str(type(hf_tokenizer)), hf_tokenizer.get_vocab()]),
+        serialised=lambda: json.dumps([str(hf_tokenizer.__class__), hf_tokenizer.get_vocab()]),
         chat_template=template,
         folder=folder,
     )
@@ -175,7 +180,7 @@ def _encode_any_text(
     try:
         return encode(texts)
     except (TypeError, UnicodeEncodeError):
-        # Half characters (lone surrogates) have no UTF-8; they become U+FFFD.
+        # Unpaired surrogates have no UTF-8; they become U+FFFD.
         whole = (text.encode("utf-16", "surrogatepass") for text in texts)
         return encode([text.decode("utf-16", "replace") for text in whole])
 
@@ -188,9 +193,9 @@ def _of_backend(
     eos_text = named["eos_token"]
     eos_id = backend.token_to_id(eos_text)
     if eos_id is None:
-        raise UserError(f'The end token "{eos_text}" is not in the tokenizer{_of(folder)}.')
-    # No matter to most tokenizers; others would spell the end token out in letters.
-    backend.add_special_tokens([eos_text])
+        raise UserError(f'The end token "{eos_text}" is not in the tokenizer{_in_folder(folder)}.')
+    # Most tokenizers know it already; others would encode the end token letter by letter.
+    cast("Any", backend).add_special_tokens([eos_text])
     added = backend.get_added_tokens_decoder()
     specials = {token.content: index for index, token in added.items() if token.special}
 
@@ -236,13 +241,13 @@ def _begin_text(added_to_nothing: Sequence[str], named: dict[str, str]) -> str:
 def _load_with_transformers(folder: Path) -> TextTokenizer:
     if not (folder / "tokenizer_config.json").is_file():
         raise UserError(
-            f"{folder} holds no tokenizer (no tokenizer.json). Name a model folder in Hugging Face "
-            "format."
+            f"{folder} has no tokenizer.json. Name a model folder in Hugging Face format."
         )
     from transformers import AutoTokenizer
 
     try:
-        hf_tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        untyped = cast("Any", AutoTokenizer)
+        hf_tokenizer = untyped.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"The tokenizer in {folder} cannot be read: {error}") from None
     return wrap_tokenizer(hf_tokenizer)
@@ -251,18 +256,18 @@ def _load_with_transformers(folder: Path) -> TextTokenizer:
 def _stored_chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    stored = _read_json(folder / "chat_template.json").get("chat_template")
+    stored: Any = _read_json(folder / "chat_template.json").get("chat_template")
     stored = stored or config.get("chat_template")
     if isinstance(stored, list):  # several templates by name
-        named = {entry.get("name"): entry.get("template") for entry in stored}
-        stored = named.get("default")
+        entries = cast("list[dict[str, Any]]", stored)
+        stored = {entry.get("name"): entry.get("template") for entry in entries}.get("default")
     return stored if isinstance(stored, str) else None
 
 
 def _eos_from_model_config(folder: Path, backend: "Tokenizer") -> str:
     for name in ("generation_config.json", "config.json"):
-        eos = _read_json(folder / name).get("eos_token_id")
-        eos = eos[0] if isinstance(eos, list) and eos else eos
+        eos: Any = _read_json(folder / name).get("eos_token_id")
+        eos = cast("list[Any]", eos)[0] if isinstance(eos, list) and eos else eos
         if isinstance(eos, int) and (text := backend.id_to_token(eos)):
             return text
     raise UserError(
@@ -272,7 +277,7 @@ def _eos_from_model_config(folder: Path, backend: "Tokenizer") -> str:
 
 def _token_text(value: Any) -> str:
     if isinstance(value, dict):
-        value = value.get("content")
+        value = cast("dict[str, Any]", value).get("content")
     return value if isinstance(value, str) else ""
 
 
@@ -280,11 +285,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value: Any = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}. Copy the model again.") from None
-    return value if isinstance(value, dict) else {}
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
-def _of(folder: Path | None) -> str:
+def _in_folder(folder: Path | None) -> str:
     return f" in {folder}" if folder else ""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-_LEARNT = 0.02  # mean loss of an epoch: 98 % of the probability on every right token
+_NEAR_ZERO = 0.02  # mean loss of an epoch: 98 % of the probability on every right token
 
 
 def advice(
@@ -12,30 +12,39 @@ def advice(
     step_losses: Sequence[float],
     truncated_share: float,
 ) -> list[str]:
-    """What the curves suggest for the next run; an empty list where they suggest nothing."""
-    lines = []
-    learnt = bool(epoch_losses) and epoch_losses[-1] < _LEARNT
+    """What the curves suggest for the next run; empty if they suggest nothing.
+
+    Args:
+        epoch_losses: the mean loss of each epoch.
+        validation_losses: in the order in which they were measured.
+        step_losses: the loss of each step.
+        truncated_share: the share of the samples that were truncated, from 0 to 1.
+    """
+    lines: list[str] = []
+    near_zero = bool(epoch_losses) and epoch_losses[-1] < _NEAR_ZERO
     if rising := _rising(validation_losses):
         lines.append(rising)
-    elif not learnt and (falling := _falling(epoch_losses, step_losses)):
+    elif not near_zero and (falling := _falling(epoch_losses, step_losses)):
         lines.append(falling)
     if _noisy(step_losses):
         lines.append(
-            "The loss jumps from step to step: a lower LEARNING_RATE or a larger BATCH_SIZE "
-            "makes it calmer."
+            "The loss jumps from step to step. A lower LEARNING_RATE or a larger BATCH_SIZE "
+            "makes it smoother."
         )
     if truncated_share > 0.05:
         lines.append(
-            f"{truncated_share:.0%} of the answers were cut and have no end: raise "
+            f"{truncated_share:.0%} of the samples were cut and have no end. Raise "
             "MAX_SEQUENCE_LENGTH, or set TRUNCATE_LONG_SEQUENCES = False."
         )
-    if learnt:
+    if near_zero:
         lines.append(
-            "The training loss is close to 0: either the answers follow surely from the "
-            "questions, or the samples were learnt by heart. Only the test set tells."
+            "The training loss is near 0: the task may be easy, or the model may have memorised "
+            "the samples. Check the test set."
         )
     if not validation_losses:
-        lines.append("There was no validation data: VALIDATION_RATIO = 0.05 shows when to stop.")
+        lines.append(
+            "There is no validation data. With VALIDATION_RATIO = 0.05 you see when to stop."
+        )
     return lines
 
 
@@ -47,7 +56,7 @@ def _rising(validation_losses: Sequence[float]) -> str | None:
         return None
     return (
         f"The validation loss rose from {best:.4f} to {validation_losses[-1]:.4f}: the model "
-        "begins to learn by heart. Use fewer epochs, or the checkpoint with the lowest value."
+        "begins to memorise. Use fewer epochs, or the checkpoint with the lowest value."
     )
 
 
@@ -62,11 +71,11 @@ def _falling(epoch_losses: Sequence[float], step_losses: Sequence[float]) -> str
         return None
     if after > 0.9 * before:
         return None
-    return f"The loss still fell by {1 - after / before:.0%} in {what}: more NUM_EPOCHS may help."
+    return f"The loss still fell by {1 - after / before:.0%} in {what}. More NUM_EPOCHS may help."
 
 
 def _noisy(step_losses: Sequence[float]) -> bool:
-    """Neighbouring steps of the second half differ by much more than the level of the loss."""
+    """Whether neighbouring steps of the second half differ by much more than the loss itself."""
     half = list(step_losses[len(step_losses) // 2 :])
     if len(half) < 20:
         return False

@@ -12,13 +12,14 @@ from tinkersmith.data.shuffle import shuffled
 
 
 def steps_per_epoch(n: int, batch_size: int) -> int:
+    """How many batches hold `n` samples; the last one may be short."""
     return -(-n // batch_size)
 
 
 def batch_indices(n: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """(B,) int64: which of the n samples step `step` trains on.
+    """The indices of the samples that a step trains on: (B,) int64, each below `n`.
 
-    Each epoch is a permutation of its own; an epoch's last batch may be short.
+    Each epoch has a permutation of its own; its last batch may be short.
     """
     epoch, place = divmod(step, steps_per_epoch(n, batch_size))
     return _epoch_order(n, seed, epoch)[place * batch_size : (place + 1) * batch_size]
@@ -27,7 +28,13 @@ def batch_indices(n: int, batch_size: int, seed: int, step: int) -> np.ndarray:
 def learning_rate_at(
     step: int, total_steps: int, peak: float, schedule: str, warmup_ratio: float
 ) -> float:
-    """Linear warmup to `peak`, then constant, or linear or cosine decay that ends near 0."""
+    """The learning rate of a step: linear warmup to `peak`, then what `schedule` says.
+
+    Args:
+        step: counted from 0.
+        schedule: "constant", or "linear" or "cosine" decay that ends near 0.
+        warmup_ratio: the share of all steps that warm up.
+    """
     warmup = int(total_steps * warmup_ratio)
     if step < warmup:
         return peak * (step + 1) / warmup

@@ -1,68 +1,105 @@
-"""Large files -> batches: tokenised chunk by chunk in the background, and trained on meanwhile.
+"""Large files -> batches. A background thread tokenises them chunk by chunk while they are used.
 
 Each epoch takes the chunks in an order of its own and shuffles the samples of every `WINDOW` chunks
-together: a pure function of seed and step, whatever the background has done. Memory holds one
-window, or two where a batch takes from both.
+together. The order is a pure function of seed and step, whatever the background has done. Memory
+holds one window, or two if a batch takes from both.
 """
 
 import hashlib
 import threading
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from tinkersmith.data.large_files import Chunk, LargeFiles
+from tinkersmith.data.large_files import Chunk, LargeFiles, scan
 from tinkersmith.data.lengths import LengthStatistics
+from tinkersmith.data.samples import Sample
 from tinkersmith.data.shuffle import shuffled
 from tinkersmith.files import write_json
+from tinkersmith.plurals import counted
+from tinkersmith.progress import Progress
 from tinkersmith.runs.folder import RunFolder
 from tinkersmith.settings import Settings
-from tinkersmith.text.templates import PromptTemplate
 from tinkersmith.text.token_cache import ChunkTokens, TokenCache
 from tinkersmith.text.tokenize import LengthEvent, TokenizedSample, tokenize
-from tinkersmith.text.tokenizer import TextTokenizer
 from tinkersmith.training.batches import steps_per_epoch
-from tinkersmith.training.summary import DataSummary, event_lines, write_copies
+from tinkersmith.training.source import Encoding
+from tinkersmith.training.summary import DataSummary, event_lines, write_duplicates
 
 WINDOW = 8  # chunks: some ten thousand samples
 
+_Policy = tuple[int, bool]  # MAX_SEQUENCE_LENGTH, and whether longer samples are truncated
 
-class StreamedData:
-    """What the loop trains on, as `TrainingData` is for files that fit into memory."""
 
-    def __init__(
-        self,
-        files: LargeFiles,
-        settings: Settings,
-        template: PromptTemplate,
-        tokenizer: TextTokenizer,
-        max_length: int,
-    ) -> None:
+@dataclass(frozen=True, slots=True)
+class SampleStream:
+    """Large files after their first pass. See `DataSource`."""
+
+    files: LargeFiles
+
+    @property
+    def first(self) -> Sample:
+        return self.files.first
+
+    def report(self) -> list[str]:
+        return self.files.report()
+
+    def tokenized(self, encoding: Encoding, progress: Progress) -> "TokenStream":
+        count = len(self.files.validation)
+        with progress.doing(f"tokenising {counted(count, 'validation sample')}"):
+            return TokenStream(self.files, encoding)
+
+
+def open_stream(settings: Settings, progress: Progress) -> SampleStream:
+    """Check all records of the data files.
+
+    Raises:
+        UserError: see `scan`.
+    """
+    return SampleStream(
+        scan(
+            settings.data_files,
+            settings.validation_files,
+            settings.validation_ratio,
+            settings.seed,
+            progress,
+        )
+    )
+
+
+class TokenStream:
+    """Batches of a stream, whose tokens are made in the background. See `TokenizedData`."""
+
+    def __init__(self, files: LargeFiles, encoding: Encoding) -> None:
+        settings = encoding.settings
         self._files, self._chunks = files, files.chunks
         self._seed, self._batch_size = settings.seed, settings.batch_size
-        self._policy = (max_length, settings.truncate_long_sequences)
-        self._cache = TokenCache(settings.output_dir, template, tokenizer)
-        self._held_out = tokenize(files.validation, template, tokenizer, *self._policy)
+        self._policy: _Policy = (encoding.max_length, encoding.truncate)
+        self._cache = TokenCache(settings.output_dir, encoding.template, encoding.tokenizer)
+        self._held_out = tokenize(
+            files.validation, encoding.template, encoding.tokenizer, *self._policy
+        )
         self._sizes = np.array([chunk.training for chunk in self._chunks])
         self._epoch_order = lru_cache(maxsize=2)(self._shuffled_chunks)
         self._windows: dict[tuple[int, int], _Window] = {}
-        self._background: _Background | None = None
+        self._background = _Background(files, self._cache, self._policy)
         self.validation = self._held_out.samples
         self.count = int(self._sizes.sum())
 
     def batch(self, step: int) -> list[TokenizedSample]:
-        """The samples of a step, waiting for their tokens if need be.
+        """The samples of a step. Waits until their tokens are made.
 
-        A sample that is too long leaves its batch one smaller; a batch may thus be empty.
+        A sample that is too long leaves its batch one smaller, so a batch may be empty.
         """
         epoch, place = divmod(step, steps_per_epoch(self.count, self._batch_size))
         windows, ends = self._epoch_order(epoch)
         first = place * self._batch_size
         used: dict[tuple[int, int], _Window] = {}
-        batch = []
+        batch: list[TokenizedSample] = []
         for position in range(first, min(first + self._batch_size, self.count)):
             number = int(np.searchsorted(ends, position, side="right"))
             if (epoch, number) not in used:
@@ -76,7 +113,6 @@ class StreamedData:
         return batch
 
     def digest(self) -> str:
-        """Changes when any token of the data may; a resumed run must find the same."""
         digest = hashlib.sha256(f"{self._cache.digest} {self._policy}".encode())
         for chunk in self._chunks:
             digest.update(f"{chunk.digest} {chunk.held_out}".encode())
@@ -85,29 +121,26 @@ class StreamedData:
         return digest.hexdigest()
 
     def start(self, run: RunFolder, first_step: int) -> None:
-        """Begin to tokenise everything, first what `first_step` needs."""
+        """Begin to tokenise everything, beginning with what `first_step` needs."""
         epoch, place = divmod(first_step, steps_per_epoch(self.count, self._batch_size))
         windows, ends = self._epoch_order(epoch)
         number = int(np.searchsorted(ends, place * self._batch_size, side="right"))
         order = np.concatenate([*windows[number:], *windows[:number]]).tolist()
-        self._background = _Background(self._files, self._cache, self._policy, run, order)
         run.rewrite("skipped.jsonl", self._validation_lines())
-        write_copies(run, self._files.copies)
-        self._background.thread.start()
+        write_duplicates(run, self._files.duplicates)
+        self._background.start(run, order)
 
     def stop(self) -> None:
-        if self._background is not None:
-            self._background.stop()
+        self._background.stop()
 
-    def summary(self, wait: bool) -> DataSummary | None:
-        """Lengths and counts, once everything is tokenised; None before, unless `wait`."""
-        assert self._background is not None
-        if not self._background.is_complete(wait):
-            return None
+    def is_complete(self) -> bool:
+        return self._background.is_complete()
+
+    def summary(self) -> DataSummary:
         return self._background.summary(self._held_out.truncated, self._held_out.skipped)
 
     def _validation_lines(self) -> list[dict[str, Any]]:
-        records = [one.to_json() for one in self._files.validation_skipped]
+        records = [skipped.to_json() for skipped in self._files.validation_skipped]
         return event_lines(records, self._held_out.skipped, self._held_out.truncated)
 
     def _shuffled_chunks(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
@@ -117,9 +150,8 @@ class StreamedData:
         return windows, np.cumsum([self._sizes[chunks].sum() for chunks in windows])
 
     def _load(self, indices: np.ndarray, epoch: int, number: int) -> "_Window":
-        assert self._background is not None
-        self._background.wait_for(indices)
-        chunks = [self._chunks[index] for index in indices]
+        self._background.wait_for(indices.tolist())
+        chunks = [self._chunks[int(index)] for index in indices]
         return _Window.of(chunks, self._cache, (self._seed, epoch, number))
 
 
@@ -127,7 +159,7 @@ class StreamedData:
 class _Window:
     chunks: list[Chunk]
     tokens: list[ChunkTokens]
-    places: np.ndarray  # (N, 2): chunk, and place within it, of each sample in its new order
+    places: np.ndarray  # (N, 2): (chunk, place in it) of each sample, in the shuffled order
 
     @classmethod
     def of(cls, chunks: list[Chunk], cache: TokenCache, seeds: tuple[int, ...]) -> "_Window":
@@ -143,8 +175,8 @@ class _Window:
         )
 
     def sample(self, position: int, limit: int, truncate: bool) -> TokenizedSample | None:
-        """None: it is too long."""
-        index, place = self.places[position].tolist()
+        """The sample at a position of the window; None if it is too long."""
+        index, place = int(self.places[position, 0]), int(self.places[position, 1])
         chunk, tokens = self.chunks[index], self.tokens[index]
         event = tokens.event(chunk, place, limit, truncate)
         if event is not None and not event.after:
@@ -159,20 +191,12 @@ class _Window:
 class _Background:
     """Tokenises all chunks in a thread of its own.
 
-    Only that thread counts lengths and appends to skipped.jsonl; what it counted is read after
+    Only that thread counts lengths and appends to skipped.jsonl; its counts are read when
     `is_complete`.
     """
 
-    def __init__(
-        self,
-        files: LargeFiles,
-        cache: TokenCache,
-        policy: tuple[int, bool],
-        run: RunFolder,
-        order: list[int],
-    ) -> None:
+    def __init__(self, files: LargeFiles, cache: TokenCache, policy: _Policy) -> None:
         self._files, self._cache, self._policy = files, cache, policy
-        self._run, self._order = run, order
         self._lengths: Counter[int] = Counter()
         self._first_events: list[LengthEvent] = []
         self._too_long = self._truncated = 0
@@ -180,28 +204,40 @@ class _Background:
         self._error: BaseException | None = None
         self._stopped = False
         self._changed = threading.Condition()  # guards the three above
-        self.thread = threading.Thread(target=self._tokenise, name="tokenise", daemon=True)
+        self._thread: threading.Thread | None = None
 
-    def wait_for(self, indices: np.ndarray) -> None:
-        wanted = set(indices.tolist())
+    def start(self, run: RunFolder, order: list[int]) -> None:
+        """Begin with the chunks in `order`, and write to `run` what becomes of their samples."""
+        self._thread = threading.Thread(
+            target=self._tokenise, args=(run, order), name="tokenise", daemon=True
+        )
+        self._thread.start()
+
+    def wait_for(self, indices: Iterable[int]) -> None:
+        """Wait until these chunks are tokenised.
+
+        Raises:
+            UserError: a chunk cannot be read any more.
+        """
+        wanted = set(indices)
         with self._changed:
             self._changed.wait_for(lambda: self._error or wanted <= self._done)
             if self._error is not None:
                 raise self._error
 
-    def is_complete(self, wait: bool) -> bool:
-        if wait:
-            self.wait_for(np.array(self._order))
+    def is_complete(self) -> bool:
         with self._changed:
-            return len(self._done) == len(self._order)
+            return len(self._done) == len(self._files.chunks)
 
     def stop(self) -> None:
         with self._changed:
             self._stopped = True
-        self.thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def summary(self, truncated: list[LengthEvent], skipped: list[LengthEvent]) -> DataSummary:
-        """With the validation samples that are `truncated` and `skipped`."""
+        """Counts of all samples, including validation samples, which are `truncated`, `skipped`."""
+        self.wait_for(range(len(self._files.chunks)))
         return DataSummary(
             lengths=self._statistics(),
             training=sum(chunk.training for chunk in self._files.chunks) - self._too_long,
@@ -211,26 +247,26 @@ class _Background:
             first_events=[*self._first_events, *skipped, *truncated][:10],
         )
 
-    def _tokenise(self) -> None:
+    def _tokenise(self, run: RunFolder, order: list[int]) -> None:
         try:
-            for index in self._order:
+            for index in order:
                 chunk = self._files.chunks[index]
                 tokens = self._cache.tokens_of(chunk)
-                self._run.append("skipped.jsonl", self._judge(chunk, tokens))
-                if index == self._order[-1]:
-                    write_json(self._run.file("lengths.json"), self._statistics().to_json())
+                run.append("skipped.jsonl", self._apply_policy(chunk, tokens))
+                if index == order[-1]:
+                    write_json(run.file("lengths.json"), self._statistics().to_json())
                 with self._changed:
                     self._done.add(index)
                     self._changed.notify_all()
                     if self._stopped:
                         return
-        except BaseException as error:  # the loop raises it
+        except BaseException as error:  # `wait_for` raises it
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
 
-    def _judge(self, chunk: Chunk, tokens: ChunkTokens) -> list[dict[str, Any]]:
-        """Count the chunk's lengths; the lines of skipped.jsonl that it makes."""
+    def _apply_policy(self, chunk: Chunk, tokens: ChunkTokens) -> list[dict[str, Any]]:
+        """Count the chunk's lengths, and return its lines of skipped.jsonl."""
         places = chunk.training_places()
         lengths = tokens.lengths[places]
         self._lengths.update(lengths.tolist())

@@ -1,20 +1,21 @@
 """What became of a run's samples: counts, lines of skipped.jsonl and duplicates.jsonl."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
-from tinkersmith.data.copies import COPIES_FILE, Copies
+from tinkersmith.data.duplicates import DUPLICATES_FILE, Duplicates
 from tinkersmith.data.lengths import LengthStatistics
 from tinkersmith.errors import UserError
+from tinkersmith.plurals import counted
 from tinkersmith.runs.folder import RunFolder
 from tinkersmith.text.tokenize import LengthEvent
 
 
 @dataclass(frozen=True, slots=True)
 class DataSummary:
-    """What became of the samples; each that was not trained on whole is in skipped.jsonl."""
+    """Counts of all samples. The skipped and truncated ones are listed in skipped.jsonl."""
 
     lengths: LengthStatistics  # of the training samples, before the length policy
     training: int  # samples to train on
@@ -25,11 +26,11 @@ class DataSummary:
 
 
 def event_lines(
-    skipped_records: list[dict[str, Any]],
-    too_long: list[LengthEvent],
-    truncated: list[LengthEvent],
+    skipped_records: Sequence[dict[str, Any]],
+    too_long: Sequence[LengthEvent],
+    truncated: Sequence[LengthEvent],
 ) -> list[dict[str, Any]]:
-    """The lines of skipped.jsonl: every sample that was not trained on whole."""
+    """The lines of skipped.jsonl: every sample that is skipped or truncated."""
     return [
         *({"kind": "bad record", **record} for record in skipped_records),
         *({"kind": "too long", **event.to_json()} for event in too_long),
@@ -37,17 +38,18 @@ def event_lines(
     ]
 
 
-def write_copies(run: RunFolder, copies: Iterable[Copies]) -> None:
-    """Name every copy in a file of the run, if there are any."""
-    lines = chain.from_iterable(one.lines() for one in copies)
-    written = False
-    while part := list(islice(lines, 10_000)):  # the file may be as large as the data
-        (run.append if written else run.rewrite)(COPIES_FILE, part)
-        written = True
+def write_duplicates(run: RunFolder, found: Iterable[Duplicates]) -> None:
+    """List every duplicate in a file of the run, if there are any."""
+    lines = chain.from_iterable(duplicates.lines() for duplicates in found)
+    write = run.rewrite
+    while some := list(islice(lines, 10_000)):  # the file may be as large as the data
+        write(DUPLICATES_FILE, some)
+        write = run.append
 
 
 def none_fits(count: int, max_length: int) -> UserError:
+    """The error that not one of `count` samples is short enough."""
     return UserError(
-        f"Not one of {count:,} samples fits into {max_length:,} tokens. Raise "
+        f"Not one of {counted(count, 'sample')} fits into {max_length:,} tokens. Raise "
         "MAX_SEQUENCE_LENGTH, set TRUNCATE_LONG_SEQUENCES = True, or shorten the samples."
     )

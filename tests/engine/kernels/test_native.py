@@ -16,6 +16,8 @@ from transformers import PreTrainedModel
 from tests.support.adapters import filled_adapter, gradients
 from tests.support.batches import random_datums
 from tests.support.dense_models import FAMILIES, flat
+from tests.support.loading import load_with_torch
+from tinkersmith.engine.kernels.choose import Way, choose_way
 from tinkersmith.engine.kernels.elementwise import TORCH_ELEMENTWISE
 from tinkersmith.engine.kernels.head import TorchHead
 from tinkersmith.engine.kernels.native import build
@@ -31,18 +33,18 @@ from tinkersmith.engine.kernels.native.kernels import (
 from tinkersmith.engine.kernels.products import TorchProducts
 from tinkersmith.engine.kernels.tile_attention import TileAttention
 from tinkersmith.engine.messages import Datum, LoraConfig, SampleRequest
-from tinkersmith.engine.model import widening
-from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model import dtype_cast
+from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.kernels import BLOCK, Elementwise, HeadWeights
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.model.projection import Projection, update_of
-from tinkersmith.engine.runtime import native_code
-from tinkersmith.engine.runtime.native_code import with_native_code
+from tinkersmith.engine.runtime.fast_code import with_native_code
 from tinkersmith.engine.sampling.dense_decoder import DenseDecoder
-from tinkersmith.engine.sampling.prefixes import Run
+from tinkersmith.engine.sampling.prefixes import TokenRun
 from tinkersmith.engine.sampling.sampler import sample
 from tinkersmith.engine.training.dense_pass import DensePass
-from tinkersmith.engine.training.head_pass import head_pass
+from tinkersmith.engine.training.head_pass import Pass, head_pass
+from tinkersmith.engine.training.losses import has_gradient
 from tinkersmith.engine.training.step import forward, forward_backward
 
 NEAR: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-5}
@@ -273,7 +275,7 @@ def test_products_of_a_few_rows_are_right_for_every_number_of_them(
     library: Library, dtype: torch.dtype
 ) -> None:
     product = few_rows_product(library)
-    assert product is not widening.product
+    assert product is not dtype_cast.linear_product
     for rows in [*range(1, 12), 31, 32, 33, 100]:
         outputs, width = (int(torch.randint(1, 150, (1,))) for _ in range(2))
         x, weight = torch.randn(rows, 2 * width)[:, :width], torch.randn(outputs, width).to(dtype)
@@ -300,7 +302,7 @@ def test_wrong_products_of_a_few_rows_are_not_used(
             return lambda *arguments: None
 
     with caplog.at_level(logging.WARNING, "tinkersmith.engine"):
-        assert few_rows_product(replace(library, functions=Idle())) is widening.product
+        assert few_rows_product(replace(library, functions=Idle())) is dtype_cast.linear_product
     assert "native products of a few rows are off by" in caplog.text
 
 
@@ -453,7 +455,7 @@ def test_rows_that_grow_move_and_end_get_the_logits_of_full_precision(
     base: BaseModel, library: Library, parts: dict[str, bool]
 ) -> None:
     native = with_native_code(base, with_products(library))
-    exact = load_base_model("exact", base.folder, "float32")
+    exact = load_with_torch("exact", base.folder, "float32")
     rng = np.random.default_rng()
     prompts = [rng.integers(0, 300, n).tolist() for n in (40, 1, 33, 70, 2, 130, 0, 21)]
     config = LoraConfig(3, 0, **parts)
@@ -463,7 +465,7 @@ def test_rows_that_grow_move_and_end_get_the_logits_of_full_precision(
         draws = np.random.default_rng(0)
         decoder = DenseDecoder(model, filled_adapter(model, config), len(prompts))
         assert isinstance(decoder.layers, NativeLayers) == (name == "native")
-        runs = [Run(tokens) for tokens in prompts]
+        runs = [TokenRun(tokens) for tokens in prompts]
         decoder.prefill([run for run in runs if run.tokens], [False] * (len(runs) - 1))
         for slot, run in enumerate(runs):
             decoder.put(slot, run)
@@ -498,7 +500,7 @@ def base(request: pytest.FixtureRequest, tmp_path: Path) -> BaseModel:
             if "norm" in name or "bias" in name:
                 parameter.add_(torch.randn(parameter.shape) * 0.2)
     model.bfloat16().save_pretrained(tmp_path)
-    return load_base_model(request.param, tmp_path, "bfloat16")
+    return load_with_torch(request.param, tmp_path, "bfloat16")
 
 
 @pytest.mark.parametrize("parts", [{}, {"train_unembed": False}, {"train_attn": False}], ids=str)
@@ -506,8 +508,8 @@ def test_a_step_in_bf16_is_as_near_to_fp32_as_one_by_torch(
     base: BaseModel, library: Library, parts: dict[str, bool]
 ) -> None:
     native = with_native_code(base, with_products(library))
-    assert native.dense is not None and isinstance(native.dense.products, NativeProducts)
-    exact = load_base_model("exact", base.folder, "float32")
+    assert native.kernels is not None and isinstance(native.kernels.products, NativeProducts)
+    exact = load_with_torch("exact", base.folder, "float32")
     datums = random_datums(np.random.default_rng(), 12)
     losses, errors, reference = [], [], None
     for model in (exact, base, native):
@@ -523,10 +525,10 @@ def test_a_step_in_bf16_is_as_near_to_fp32_as_one_by_torch(
 
 
 def test_a_step_in_fp32_is_that_of_torch(base: BaseModel, library: Library) -> None:
-    exact = load_base_model("exact", base.folder, "float32")
+    exact = load_with_torch("exact", base.folder, "float32")
     native = with_native_code(exact, library)
-    assert native.dense is not None and isinstance(native.dense.products, TorchProducts)
-    assert native.dense.elementwise != TORCH_ELEMENTWISE
+    assert native.kernels is not None and isinstance(native.kernels.products, TorchProducts)
+    assert native.kernels.elementwise != TORCH_ELEMENTWISE
     datums = random_datums(np.random.default_rng(), 12)
     ours, theirs = filled_adapter(exact, LoraConfig(4, 0)), filled_adapter(exact, LoraConfig(4, 0))
     found = forward_backward(native, ours, datums, "cross_entropy", {}).metrics["loss:sum"]
@@ -537,12 +539,19 @@ def test_a_step_in_fp32_is_that_of_torch(base: BaseModel, library: Library) -> N
 
 
 def test_layers_computed_again_give_the_same_gradients(base: BaseModel, library: Library) -> None:
-    native = with_native_code(base, with_products(library)).dense
-    assert native is not None
+    native = with_native_code(base, with_products(library))
+    assert native.dense is not None and native.kernels is not None
     tokens, results = torch.randint(300, (90,)), []
     for kept in (None, 0, 2):
         adapter = filled_adapter(base, LoraConfig(4, 0, train_unembed=False))
-        one_pass = DensePass(native, adapter, [50, 40], backward=True, kept_layers=kept)
+        one_pass = DensePass(
+            native.dense,
+            native.kernels,
+            adapter,
+            [50, 40],
+            backward=True,
+            kept_layers=kept,
+        )
         one_pass.backward(one_pass.forward(tokens).square())
         results.append(flat(adapter))
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
@@ -557,7 +566,12 @@ def test_rows_without_a_gradient_get_their_log_probabilities(
         "target_tokens": torch.randint(300, (150, 1)),
         "weights": (torch.arange(150) % 3 > 0).float()[:, None],
     }
-    found = head_pass(native, None, hidden, inputs, "cross_entropy", {}, backward=True)
+    found = head_pass(
+        Pass(native, None, "cross_entropy", {}, backward=True),
+        hidden,
+        inputs,
+        has_gradient("cross_entropy", inputs),
+    )
     plain = TorchHead(
         HeadWeights(base.unembed.weight.detach(), None, None, None, 0.0),
         *(torch.bfloat16, torch.device("cpu")),
@@ -623,10 +637,9 @@ def test_native_code_that_is_wrong_is_not_used_and_the_log_says_so(
 
 
 def test_odd_sizes_are_left_to_torch(base: BaseModel, library: Library) -> None:
-    assert base.dense is not None
     odd = replace(base, vocab_size=base.vocab_size + 1)
-    assert not native_code._even(odd, base.dense)
-    assert native_code._even(base, base.dense)
+    assert choose_way(odd, with_products(library)) is Way.NATIVE_ELEMENTWISE
+    assert choose_way(base, with_products(library)) is Way.NATIVE
 
 
 def test_the_sources_compile_without_a_warning(library: Library, tmp_path: Path) -> None:

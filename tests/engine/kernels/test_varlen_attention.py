@@ -14,11 +14,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from tests.support.adapters import filled_adapter, gradients
 from tests.support.batches import random_datums
 from tests.support.dense_models import assert_equal_gradients
+from tests.support.loading import load_with_torch
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.kernels import varlen_attention
 from tinkersmith.engine.kernels.varlen_attention import of_documents
 from tinkersmith.engine.messages import LoraConfig
-from tinkersmith.engine.model.base_model import load_base_model
 from tinkersmith.engine.training import dense_pass
 from tinkersmith.engine.training.step import forward_backward
 
@@ -66,15 +66,15 @@ def test_a_training_step_with_it_equals_one_with_tiles(
 ) -> None:
     if not kept:  # every layer is computed twice
         monkeypatch.setattr(dense_pass, "free_memory", lambda device: 0)
-    base = load_base_model("tiny", make_tiny_model(tmp_path))
-    assert base.dense is not None
+    base = load_with_torch("tiny", make_tiny_model(tmp_path))
+    assert base.kernels is not None
     adapter = filled_adapter(base, LoraConfig(4, 0))
     datums = random_datums(np.random.default_rng(), 7)
     expected = forward_backward(base, adapter, datums, "cross_entropy", {}).metrics["loss:sum"]
     theirs = gradients(adapter)
     adapter.clear_gradients()
     attention = partial(of_documents, device=base.device)
-    varlen = replace(base, dense=replace(base.dense, attention=attention))
+    varlen = replace(base, kernels=replace(base.kernels, attention=attention))
     output = forward_backward(varlen, adapter, datums, "cross_entropy", {})
     assert output.metrics["loss:sum"] == pytest.approx(expected, rel=1e-5)
     assert_equal_gradients(gradients(adapter), theirs)

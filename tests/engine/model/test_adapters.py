@@ -8,6 +8,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests.support.adapters import filled_adapter, save_as_peft
+from tests.support.loading import load_with_torch
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import LoraConfig
@@ -17,7 +18,6 @@ from tinkersmith.engine.model.adapters import (
     new_adapter,
     snapshot,
 )
-from tinkersmith.engine.model.base_model import load_base_model
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -27,7 +27,7 @@ from tinkersmith.engine.model.base_model import load_base_model
 def test_plain_peft_loads_every_tensor_and_gives_the_same_logits(
     tmp_path: Path, tied: bool, attn: bool, mlp: bool, unembed: bool
 ) -> None:
-    base = load_base_model("tiny", make_tiny_model(tmp_path / "model", tied=tied))
+    base = load_with_torch("tiny", make_tiny_model(tmp_path / "model", tied=tied))
     adapter = filled_adapter(base, LoraConfig(8, 0, attn, mlp, unembed))
     folder = save_as_peft(base, adapter, tmp_path / "adapter")
     tokens = torch.randint(0, 250, (30,))
@@ -44,7 +44,7 @@ def test_plain_peft_loads_every_tensor_and_gives_the_same_logits(
 
 
 def test_a_new_adapter_changes_nothing_and_the_seed_decides_it(tmp_path: Path) -> None:
-    base = load_base_model("tiny", make_tiny_model(tmp_path))
+    base = load_with_torch("tiny", make_tiny_model(tmp_path))
     one, again, other = (new_adapter(base, LoraConfig(4, seed)) for seed in (1, 1, 2))
     tokens = torch.randint(0, 250, (9,))
     assert torch.equal(base.hidden(tokens, [9], one), base.hidden(tokens, [9], None))
@@ -54,7 +54,7 @@ def test_a_new_adapter_changes_nothing_and_the_seed_decides_it(tmp_path: Path) -
 
 
 def test_a_snapshot_does_not_follow_later_training(tmp_path: Path) -> None:
-    base = load_base_model("tiny", make_tiny_model(tmp_path))
+    base = load_with_torch("tiny", make_tiny_model(tmp_path))
     adapter = filled_adapter(base, LoraConfig(4, 0))
     frozen = snapshot(adapter)
     before = {name: weight.clone() for name, weight in frozen.weights.items()}
@@ -65,7 +65,7 @@ def test_a_snapshot_does_not_follow_later_training(tmp_path: Path) -> None:
 
 
 def test_a_state_of_another_shape_is_refused(tmp_path: Path) -> None:
-    base = load_base_model("tiny", make_tiny_model(tmp_path))
+    base = load_with_torch("tiny", make_tiny_model(tmp_path))
     small, large = new_adapter(base, LoraConfig(4)), new_adapter(base, LoraConfig(8))
     with pytest.raises(Refused, match="does not fit this adapter"):
         load_adapter_state(small, adapter_state(large))
@@ -75,7 +75,7 @@ def test_a_state_of_another_shape_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_adapter_that_would_train_nothing_is_refused(tmp_path: Path) -> None:
-    base = load_base_model("tiny", make_tiny_model(tmp_path))
+    base = load_with_torch("tiny", make_tiny_model(tmp_path))
     with pytest.raises(Refused, match="nothing would train"):
         new_adapter(base, LoraConfig(4, 0, False, False, False))
     with pytest.raises(Refused, match="between 1 and 512"):

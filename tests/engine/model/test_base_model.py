@@ -22,8 +22,6 @@ from transformers import (
 from tests.support.base_models import SIZES, save
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.hardware.memory import free_memory, machine_memory
-from tinkersmith.engine.hardware.processor import multiplies_bf16
 from tinkersmith.engine.messages import LoraConfig
 from tinkersmith.engine.model import base_model
 from tinkersmith.engine.model.adapters import new_adapter
@@ -128,17 +126,3 @@ def test_a_large_model_is_kept_in_bf16_where_the_processor_multiplies_it_or_memo
     monkeypatch.setattr(base_model, "multiplies_bf16", lambda: bf16)
     monkeypatch.setattr(base_model, "machine_memory", lambda: memory)
     assert load_base_model("large", folder).model.dtype == expected
-
-
-def test_the_processor_is_asked_in_the_same_words_with_and_without_torchs_help(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    if not Path("/proc/cpuinfo").is_file():
-        pytest.skip("only Linux describes its processor in a file")
-    by_torch = multiplies_bf16()
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert multiplies_bf16() == by_torch
-
-
-def test_the_memory_that_is_free_is_less_than_the_machine_has() -> None:
-    assert 0 < free_memory(torch.device("cpu")) < machine_memory()

@@ -26,9 +26,9 @@ from tests.support.engine import MODEL, datum, running_engine
 from tests.support.engine import random_datums as random_sdk_datums
 from tests.support.exports import export
 from tests.support.families import FAMILIES, SIZES, make
+from tests.support.loading import load_with_torch
 from tinkersmith.engine.messages import LoraConfig
 from tinkersmith.engine.model.adapters import adapter_state, load_adapter_state, new_adapter
-from tinkersmith.engine.model.base_model import load_base_model
 from tinkersmith.engine.model.experts import find_experts
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.training.step import forward, forward_backward
@@ -67,7 +67,7 @@ def logprobs_of_the_twin(
 def test_losses_and_lora_gradients_equal_those_of_plain_transformers(
     tmp_path: Path, family: str, rank: int
 ) -> None:
-    base = load_base_model(family, make(tmp_path, family))
+    base = load_with_torch(family, make(tmp_path, family))
     adapter = filled_adapter(base, LoraConfig(rank, 0))
     for weight in adapter.weights.values():  # a change of about the same size at every rank
         weight.data *= (rank / 8) ** 0.5
@@ -104,7 +104,7 @@ def test_losses_and_lora_gradients_equal_those_of_plain_transformers(
 def test_attention_and_mlps_or_experts_are_trained_and_no_router(
     tmp_path: Path, family: str, parts: set[str]
 ) -> None:
-    base = load_base_model(family, make(tmp_path, family))
+    base = load_with_torch(family, make(tmp_path, family))
     adapter = new_adapter(base, LoraConfig(4))
     assert {path.rsplit(".", 1)[-1] for path in adapter.module_paths} == parts | {"lm_head"}
     attention = new_adapter(base, LoraConfig(4, train_mlp=False, train_unembed=False))
@@ -124,7 +124,7 @@ def test_experts_of_another_kind_are_not_touched_and_named() -> None:
 def test_an_expert_adapter_has_the_cloud_s_shapes_and_comes_back_from_its_files(
     tmp_path: Path,
 ) -> None:
-    base = load_base_model("moe", make(tmp_path, "qwen3_moe"))
+    base = load_with_torch("moe", make(tmp_path, "qwen3_moe"))
     adapter = filled_adapter(base, LoraConfig(4, 0))
     state = adapter_state(adapter)
     shapes = {

@@ -9,7 +9,7 @@ import pytest
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import AdamParams, BatchRequest, Datum, LoraConfig, SampleRequest
 from tinkersmith.engine.runtime.clients import ADAPTER_MEMORY, Models
-from tinkersmith.engine.runtime.shelf import Shelf
+from tinkersmith.engine.runtime.spill import SpillFolder
 from tinkersmith.engine.storage.catalogue import Catalogue
 from tinkersmith.engine.storage.store import Store
 
@@ -73,23 +73,23 @@ def test_clients_that_take_turns_on_disk_compute_what_they_would_in_memory(
     scarce = make(tmp_path / "scarce", tiny_model, 1)
     expected = run(ample, steps)
     assert run(scarce, steps) == expected, f"seed {seed}"
-    on_disk = list(scarce.shelf.folder.glob("*.safetensors"))
+    on_disk = list(scarce.spilled.folder.glob("*.safetensors"))
     assert len(on_disk) == len(names) + sum(taken.values()) - 1
     for name in names:
         scarce.free(name)
         for number in range(taken[name]):
             scarce.free_sampler(f"{name}:sampler:{number}")
-    assert not list(scarce.shelf.folder.glob("*.safetensors"))
+    assert not list(scarce.spilled.folder.glob("*.safetensors"))
     with pytest.raises(Refused, match="has ended"):
         scarce.get("a")
 
 
-def test_the_shelves_of_dead_engines_are_swept_and_those_of_live_ones_stay(
+def test_the_spill_folders_of_dead_engines_are_swept_and_those_of_live_ones_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinkersmith.engine.runtime.shelf._NEWBORN", 0.0)
-    dead, alive = Shelf(tmp_path), Shelf(tmp_path)
+    monkeypatch.setattr("tinkersmith.engine.runtime.spill._NEWBORN", 0.0)
+    dead, alive = SpillFolder(tmp_path), SpillFolder(tmp_path)
     dead._lock.close()  # as the system does when a process ends
-    new = Shelf(tmp_path)
+    new = SpillFolder(tmp_path)
     assert not dead.folder.exists()
     assert {path.name for path in tmp_path.iterdir()} == {alive.folder.name, new.folder.name}

@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from tests.support.adapters import filled_adapter, gradients
 from tests.support.batches import random_datums
 from tests.support.dense_models import SHAPE, assert_equal_gradients
+from tests.support.loading import load_with_torch
+from tinkersmith.engine.kernels.choose import Means, choose_kernels
 from tinkersmith.engine.messages import LoraConfig
-from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.runtime import compilation
-from tinkersmith.engine.runtime.compilation import compile_elementwise
+from tinkersmith.engine.runtime.compilation import compiled_elementwise
 from tinkersmith.engine.training.step import forward_backward
 
 needs_compiler = pytest.mark.skipif(
@@ -29,7 +32,7 @@ def base(tmp_path: Path) -> BaseModel:
     config = Qwen3Config(**SHAPE, head_dim=16)
     config.max_position_embeddings = 2048
     Qwen3ForCausalLM(config).float().save_pretrained(tmp_path / "model")
-    return load_base_model("qwen3", tmp_path / "model")
+    return load_with_torch("qwen3", tmp_path / "model")
 
 
 @pytest.fixture(autouse=True)
@@ -43,9 +46,9 @@ def nothing_compiled_before() -> Iterator[None]:
 def test_compiled_functions_give_the_same_loss_and_gradients_and_compile_only_at_loading(
     base: BaseModel, tmp_path: Path
 ) -> None:
-    compiled = compile_elementwise(base, tmp_path / "code")
-    assert compiled.dense is not None and base.dense is not None
-    assert compiled.dense.elementwise != base.dense.elementwise
+    functions = compiled_elementwise(base, Means(), tmp_path / "code")
+    assert functions is not None
+    compiled = replace(base, kernels=choose_kernels(base, Means(compiled=functions)))
     assert (tmp_path / "code").stat().st_mode & 0o077 == 0
     adapter = filled_adapter(base, LoraConfig(rank=4, seed=1))
     for count in (1, 5, 30, 60):
@@ -72,6 +75,6 @@ def test_a_machine_that_cannot_compile_trains_without_and_says_so(
 
     monkeypatch.setattr(compilation, "_warm_up", no_compiler)
     with caplog.at_level(logging.WARNING, "tinkersmith.engine"):
-        assert compile_elementwise(base, tmp_path / "code") is base
+        assert compiled_elementwise(base, Means(), tmp_path / "code") is None
     assert "without compiled functions, somewhat slower: no working C++" in caplog.text
     assert "and more" not in caplog.text

@@ -11,29 +11,30 @@ import torch
 from tests.support.adapters import filled_adapter
 from tests.support.answers import assert_equal_answers
 from tests.support.dense_models import FAMILIES, save_uneven
-from tinkersmith.engine.kernels import tile_attention
+from tests.support.loading import load_with_torch
+from tinkersmith.engine.kernels import padded_cache, tile_attention
 from tinkersmith.engine.messages import LoraConfig, SampleRequest
 from tinkersmith.engine.model.adapters import snapshot
-from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
-from tinkersmith.engine.sampling import cache, dense_decoder, sampler
+from tinkersmith.engine.sampling import dense_decoder, sampler
 from tinkersmith.engine.sampling.decoder import Decoder, LayerDecoder
 from tinkersmith.engine.sampling.dense_decoder import DenseDecoder
-from tinkersmith.engine.sampling.prefixes import Run, shared_runs
+from tinkersmith.engine.sampling.prefixes import TokenRun, shared_runs
 from tinkersmith.engine.sampling.sampler import sample
 
 
 @pytest.fixture(params=FAMILIES)
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> BaseModel:
     save_uneven(FAMILIES[request.param](), tmp_path)
-    return load_base_model(request.param, tmp_path)
+    return load_with_torch(request.param, tmp_path)
 
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several groups of slots, growing caches and tiles also for tiny inputs."""
-    monkeypatch.setattr(cache, "_GROUP", 3)
-    monkeypatch.setattr(cache, "_STEP", 8)
+    monkeypatch.setattr(padded_cache, "_GROUP", 3)
+    monkeypatch.setattr(padded_cache, "_STEP", 8)
     monkeypatch.setattr(dense_decoder, "_STEP", 8)
     monkeypatch.setattr(tile_attention, "TILE_TOKENS", 32)
 
@@ -68,7 +69,7 @@ def test_logits_equal_those_of_the_models_layers_as_rows_grow_move_and_end(
         for kind in (DenseDecoder, LayerDecoder):
             rng = np.random.default_rng(0)
             decoder = kind(base, adapter, len(prompts))
-            runs = [Run(tokens) for tokens in prompts]
+            runs = [TokenRun(tokens) for tokens in prompts]
             filled = [run for run in runs if run.tokens]
             hidden = decoder.prefill(filled, [index % 3 == 0 for index in range(len(filled))])
             seen = [decoder.logits(part) for part in hidden if part is not None]
@@ -112,7 +113,7 @@ def test_a_shared_beginning_computed_once_changes_nothing(
         while missing := [run for run in runs.values() if run.past is None]:
             ready = [run for run in missing if run.parent is None or run.parent.past]
             shared.prefill(ready, [False] * len(ready))
-        single = [Run(prompt) for prompt in prompts]
+        single = [TokenRun(prompt) for prompt in prompts]
         alone.prefill(single, [False] * len(single))
         for slot, (one, other) in enumerate(zip(last, single, strict=True)):
             shared.put(slot, one)
@@ -143,12 +144,12 @@ def test_samples_equal_those_through_the_models_layers(
     ]
     adapter = adapters(base)[1]
     found = sample(base, adapter, requests)
-    expected = sample(replace(base, dense=None), adapter, requests)
+    expected = sample(replace(base, kernels=None), adapter, requests)
     assert_equal_answers(found, expected)
 
 
 def test_half_precision_samples_stay_near_full_precision(base: BaseModel) -> None:
-    halved = load_base_model("half", base.folder, "bfloat16")
+    halved = load_with_torch("half", base.folder, "bfloat16")
     prompt = np.random.default_rng().integers(0, 300, 60).tolist()
     request = SampleRequest(prompt, num_samples=4, max_tokens=40, stop=[], seed=0)
     for sequence in sample(halved, None, [request])[0].sequences:

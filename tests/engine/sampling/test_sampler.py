@@ -16,23 +16,24 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from tests.support.adapters import filled_adapter, save_as_peft
 from tests.support.base_models import SIZES, save
+from tests.support.loading import load_with_torch
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import Datum, LoraConfig, SampledSequence, SampleRequest
 from tinkersmith.engine.model.adapters import snapshot
-from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.sampling import checks, sampler
 from tinkersmith.engine.sampling.checks import check_request
-from tinkersmith.engine.sampling.drawing import choose_tokens
 from tinkersmith.engine.sampling.sampler import sample
+from tinkersmith.engine.sampling.token_choice import choose_tokens
 from tinkersmith.engine.training.step import forward
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     folder: Path = tmp_path_factory.mktemp("model")
-    return load_base_model("tiny", make_tiny_model(folder, max_context=128))
+    return load_with_torch("tiny", make_tiny_model(folder, max_context=128))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_greedy_equals_transformers_generate_with_the_exported_adapter(
 
 def test_greedy_equals_generate_for_llama_too(tmp_path: Path) -> None:
     folder = save(tmp_path, LlamaForCausalLM, LlamaConfig(**SIZES))
-    base = load_base_model("llama", folder)
+    base = load_with_torch("llama", folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     for prompt in prompts(seed=2, count=3):
         ours = one(base, None, SampleRequest(prompt, max_tokens=20, temperature=0)).tokens
@@ -418,7 +419,7 @@ def test_the_limit_is_the_reason_when_nothing_stopped_it(base: BaseModel) -> Non
         ({"prompt": [-1]}, "token id -1 is not"),
         ({"prompt": [1] * 129}, "the prompt has 129 tokens; tiny takes at most 128"),
         ({"max_tokens": 0}, "max_tokens is 0"),
-        ({"max_tokens": 127}, "has room for 1 to 126"),
+        ({"max_tokens": 127}, "can sample 1 to 126"),
         ({"num_samples": 0}, "num_samples is 0"),
         ({"temperature": -0.1}, r"temperature is -0\.1"),
         ({"temperature": float("nan")}, "temperature is nan"),

@@ -1,7 +1,7 @@
 """Eight training and eight sampling clients at once: each gets exactly what it would get alone.
 
-Exactly, but for the last digits of sampled tokens' log-probabilities: requests to one model share
-their products, which round by their number of rows.
+Only the last digits of sampled tokens' log-probabilities may differ: requests to one model share
+their matrix products, which round differently with the number of rows.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class Trained:
 
 
 def train(service: tinker.ServiceClient, number: int) -> Trained:
-    """A client of its own rank, seed, data and rate: steps, forwards, saved and loaded states."""
+    """Train a client with its own rank, seed, data and rate; save and load its state."""
     client = service.create_lora_training_client(MODEL, rank=1 + number, seed=number).result()
     losses, logprobs = [], []
     for step in range(STEPS):
@@ -52,7 +52,8 @@ def train(service: tinker.ServiceClient, number: int) -> Trained:
 
 
 def joined(output: tinker.ForwardBackwardOutput) -> list[float]:
-    return np.concatenate([one["logprobs"].to_numpy() for one in output.loss_fn_outputs]).tolist()
+    results = output.loss_fn_outputs
+    return np.concatenate([result["logprobs"].to_numpy() for result in results]).tolist()
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Sampled:
 
 
 def sample(sampler: tinker.SamplingClient, number: int) -> Sampled:
-    """What several requests of one kind or another are given."""
+    """The answers to several requests, whose parameters depend on the client's number."""
     prompt = tinker.ModelInput.from_ints(list(range(10, 20 + number)))
     params = tinker.SamplingParams(
         max_tokens=8 + number,
@@ -73,11 +74,11 @@ def sample(sampler: tinker.SamplingClient, number: int) -> Sampled:
         stop=[],
     )
     futures = [sampler.sample(prompt, 1 + number % 3, params) for _ in range(3)]
-    sequences = [one for future in futures for one in future.result().sequences]
+    sequences = [sequence for future in futures for sequence in future.result().sequences]
     scores = sampler.compute_logprobs(prompt).result()
     return Sampled(
-        [token for one in sequences for token in one.tokens],
-        [value for one in sequences for value in one.logprobs or []] + scores[1:],
+        [token for sequence in sequences for token in sequence.tokens],
+        [value for sequence in sequences for value in sequence.logprobs or []] + scores[1:],
     )
 
 
@@ -88,7 +89,7 @@ def all_at_once(*works: Callable[[], Any]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[list, list]:
-    """What each client gets when it is the only one, one after the other."""
+    """The results of each client when it is alone on the engine."""
     with running_engine(tmp_path_factory.mktemp("alone"), tiny_model) as engine:
         trained = []
         for number in range(CLIENTS):
@@ -110,7 +111,7 @@ def test_each_of_many_clients_gets_exactly_what_it_gets_alone(
         samplers = [
             service.create_sampling_client(base_model=MODEL).result() for _ in range(CLIENTS)
         ]
-        found = all_at_once(
+        together = all_at_once(
             *(lambda number=number: train(service, number) for number in range(CLIENTS)),
             *(lambda number=number: sample(samplers[number], number) for number in range(CLIENTS)),
         )
@@ -118,7 +119,7 @@ def test_each_of_many_clients_gets_exactly_what_it_gets_alone(
     assert on_disk >= 2 * CLIENTS - 1 if "-c" in program else on_disk == 0
     trained, sampled = alone
     for number in range(CLIENTS):
-        assert found[number] == trained[number], f"training client {number}"
-        one, other = found[CLIENTS + number], sampled[number]
-        assert one.tokens == other.tokens, f"sampling client {number}"
-        assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+        assert together[number] == trained[number], f"training client {number}"
+        answer, expected = together[CLIENTS + number], sampled[number]
+        assert answer.tokens == expected.tokens, f"sampling client {number}"
+        assert answer.logprobs == pytest.approx(expected.logprobs, abs=1e-5)

@@ -1,8 +1,9 @@
-"""The engine thread's lanes, the order of numbered operations, and the futures' lives."""
+"""The per-client queues, the order of numbered operations, and the lives of futures."""
 
 import asyncio
 import random
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from tinkersmith.engine.errors import Gone, Refused
 from tinkersmith.engine.messages import LoraConfig, SampleRequest
 from tinkersmith.engine.scheduling.queue import (
+    SEQUENCES_PER_TURN,
     EngineThread,
     Future,
     Job,
@@ -36,30 +38,30 @@ def test_numbered_operations_begin_in_order_whatever_order_they_come_in() -> Non
     assert begun == list(range(1, 40)), f"seed {seed}"
 
 
-def started(sample: Any = None, prepare: Any = lambda: None) -> tuple[EngineThread, Any]:
-    """An engine thread that stands still until the returned event is set."""
-    thread = EngineThread(asyncio.get_running_loop(), prepare, sample)
+def started(prepare: Any = lambda: None) -> tuple[EngineThread, threading.Event]:
+    """An engine thread that runs no job until the returned event is set."""
+    thread = EngineThread(asyncio.get_running_loop(), prepare)
     thread.start()
     gate = threading.Event()
-    thread.submit("gate", Job(lambda made: {"waited": gate.wait(5)}, Future()))
+    thread.submit("gate", Job(lambda models: {"waited": gate.wait(5)}, Future()))
     return thread, gate
 
 
-def test_lanes_take_turns_so_that_a_long_queue_does_not_starve_a_short_one() -> None:
+def test_queues_take_turns_so_that_a_long_one_does_not_starve_a_short_one() -> None:
     order: list[str] = []
 
     async def main() -> None:
         thread, gate = started()
         futures = []
-        for lane, count in (("long", 10), ("short", 2)):
+        for client_id, count in (("long", 10), ("short", 2)):
             for _ in range(count):
                 futures.append(Future())
 
-                def run(made: Any, lane: str = lane) -> dict:
-                    order.append(lane)
+                def run(models: Any, client_id: str = client_id) -> dict:
+                    order.append(client_id)
                     return {}
 
-                thread.submit(lane, Job(run, futures[-1]))
+                thread.submit(client_id, Job(run, futures[-1]))
         gate.set()
         for future in futures:
             await future.done.wait()
@@ -68,20 +70,20 @@ def test_lanes_take_turns_so_that_a_long_queue_does_not_starve_a_short_one() -> 
     assert order[:4] == ["long", "short", "long", "short"]
 
 
-def test_waiting_samples_of_one_lane_are_answered_together_and_a_bad_one_fails_alone() -> None:
+def test_waiting_samples_of_one_client_are_answered_together_and_a_bad_one_fails_alone() -> None:
     calls: list[int] = []
 
-    def sample(made: Any, lane: str, requests: list[SampleRequest]) -> list[Any]:
+    def answer(models: Any, requests: Sequence[SampleRequest]) -> list[Any]:
         calls.append(len(requests))
         if any(request.seed == 3 for request in requests):
             raise RuntimeError("bad request")
         return [{"seed": request.seed} for request in requests]
 
     async def main() -> list[Any]:
-        thread, gate = started(sample)
+        thread, gate = started()
         futures = [Future() for _ in range(6)]
         for seed, future in enumerate(futures):
-            thread.submit("s", SampleJob(SampleRequest([1], seed=seed), future))
+            thread.submit("s", SampleJob(SampleRequest([1], seed=seed), answer, future))
         gate.set()
         for future in futures:
             await future.done.wait()
@@ -93,15 +95,38 @@ def test_waiting_samples_of_one_lane_are_answered_together_and_a_bad_one_fails_a
     assert results[3]["category"] == "server" and "bad request" in results[3]["error"]
 
 
+def test_a_turn_answers_at_most_so_many_sequences_and_stops_at_another_kind_of_job() -> None:
+    calls: list[int] = []
+
+    def answer(models: Any, requests: Sequence[SampleRequest]) -> list[Any]:
+        calls.append(sum(request.num_samples for request in requests))
+        return [{} for _ in requests]
+
+    async def main() -> None:
+        thread, gate = started()
+        half = SampleRequest([1], num_samples=SEQUENCES_PER_TURN // 2)
+        jobs: list[Job | SampleJob] = [SampleJob(half, answer, Future()) for _ in range(4)]
+        jobs.insert(3, Job(lambda models: {"job": calls.append(-1)}, Future()))
+        for job in jobs:
+            thread.submit("s", job)
+        gate.set()
+        for job in jobs:
+            await job.future.done.wait()
+
+    asyncio.run(main())
+    half = SEQUENCES_PER_TURN // 2
+    assert calls == [2 * half, half, -1, half]
+
+
 def test_if_the_engine_cannot_be_prepared_every_job_says_why() -> None:
-    def prepare() -> None:
+    def prepare() -> Any:
         raise OSError(28, "No space left on device")
 
     async def main() -> Any:
-        thread = EngineThread(asyncio.get_running_loop(), prepare, lambda *_: [])
+        thread = EngineThread(asyncio.get_running_loop(), prepare)
         thread.start()
         future = Future()
-        thread.submit("a", Job(lambda made: {}, future))
+        thread.submit("a", Job(lambda models: {}, future))
         await asyncio.wait_for(future.done.wait(), 5)
         return future.result
 
@@ -141,7 +166,7 @@ def test_a_silent_session_is_freed_and_its_waiting_operations_fail(store: Store)
         begun: list[int] = []
         futures = [
             sessions.future(
-                sessions.operate(model_id, seq, "step", lambda made: begun.append(1) or {})
+                sessions.operate(model_id, seq, "step", lambda models: begun.append(1) or {})
             )
             for seq in (1, 3)
         ]
@@ -151,7 +176,7 @@ def test_a_silent_session_is_freed_and_its_waiting_operations_fail(store: Store)
         sessions.sweep_once(session.last_seen + SESSION_SILENCE + 1)
         with pytest.raises(Gone, match="has ended"):
             sessions.operations(model_id)
-        last = sessions.run("last", lambda made: {})
+        last = sessions.run("last", lambda models: {})
         gate.set()
         await last.done.wait()
         assert begun == []
@@ -170,12 +195,12 @@ def test_results_are_kept_for_a_second_poll_but_not_without_bound(store: Store) 
             future.finish(bytes(large))
             sessions.delivered(f"a:train:0:{number}", future)
             sessions.delivered(f"a:train:0:{number}", future)
-        kept = list(sessions.futures)
-        assert kept == ["a:train:0:2", "a:train:0:3", "a:train:0:4"]
-        newest = sessions.futures[kept[-1]]
+        remaining = list(sessions.futures)
+        assert remaining == ["a:train:0:2", "a:train:0:3", "a:train:0:4"]
+        newest = sessions.futures[remaining[-1]]
         sessions.sweep_once(newest.finished + KEEP_RESULTS + 1)
         with pytest.raises(Gone, match="is gone"):
-            sessions.future(kept[-1])
+            sessions.future(remaining[-1])
 
     asyncio.run(main())
 

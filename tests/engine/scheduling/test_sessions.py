@@ -1,4 +1,4 @@
-"""What needs no base model or no tokenizer, and what becomes of clients that are gone."""
+"""Requests that need no base model or no tokenizer, and the memory of clients that ended."""
 
 import time
 import urllib.request
@@ -82,7 +82,7 @@ def test_the_adapters_of_ended_and_of_silent_clients_are_freed_on_disk_too_and_o
     with running_engine(tmp_path, tiny_model, program=("-c", IMPATIENT)) as engine:
         living = engine.client()
         client = new_client(living)
-        kept = client.save_weights_and_get_sampling_client().result()
+        sampler = client.save_weights_and_get_sampling_client().result()
         expected = train(client, [datum([1, 2, 3])])
 
         def on_disk() -> set[str]:
@@ -100,4 +100,4 @@ def test_the_adapters_of_ended_and_of_silent_clients_are_freed_on_disk_too_and_o
         assert silent in on_disk()
         wait_for(lambda: silent not in on_disk())
         assert train(client, [datum([1, 2, 3])]) < expected
-        assert kept.compute_logprobs(tinker.ModelInput.from_ints([1, 2, 3])).result()
+        assert sampler.compute_logprobs(tinker.ModelInput.from_ints([1, 2, 3])).result()

@@ -26,34 +26,36 @@ def test_a_trace_holds_every_request_of_a_session_in_the_order_in_which_they_ran
     address = rest.export_session_trace(session_id).result()
     with urllib.request.urlopen(address, timeout=10) as answer:
         events = json.load(answer)["traceEvents"]
-    tracks = {one["pid"]: one["args"]["name"] for one in events if one["ph"] == "M"}
-    own = [one for one in events if one["ph"] == "X" and tracks[one["pid"]] == client.model_id]
+    tracks = {event["pid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
+    runs = [event for event in events if event["ph"] == "X"]
+    trained = [event for event in runs if tracks[event["pid"]] == client.model_id]
     step = ["forward_backward", "optim_step"]
-    assert [one["name"] for one in own] == ["create_model", *step * 3]
-    ends = [one["ts"] + one["dur"] for one in own]
-    assert all(end <= after["ts"] for end, after in zip(ends, own[1:], strict=False))
-    assert not any(one["args"]["failed"] for one in own)
-    assert "sample" in [one["name"] for one in events if one["ph"] == "X"]
-    assert sum(one["ph"] == "b" for one in events) == sum(one["ph"] == "e" for one in events)
+    assert [event["name"] for event in trained] == ["create_model", *step * 3]
+    ends = [event["ts"] + event["dur"] for event in trained]
+    assert all(end <= after["ts"] for end, after in zip(ends, trained[1:], strict=False))
+    assert not any(event["args"]["failed"] for event in trained)
+    assert "sample" in [event["name"] for event in runs]
+    kinds = [event["ph"] for event in events]
+    assert kinds.count("b") == kinds.count("e")
 
 
-def test_the_address_of_a_trace_is_good_for_this_trace_only(
+def test_the_address_of_a_trace_is_valid_for_this_trace_only(
     service: tinker.ServiceClient, rest: tinker.RestClient, engine: RunningEngine
 ) -> None:
-    own = new_client(service).model_id.partition(":")[0]
+    session_id = new_client(service).model_id.partition(":")[0]
     other = new_client(engine.client()).model_id.partition(":")[0]
-    address = rest.export_session_trace(own).result()
+    address = rest.export_session_trace(session_id).result()
     with pytest.raises(urllib.error.HTTPError, match="404"):
-        urllib.request.urlopen(address.replace(own, other), timeout=10)
+        urllib.request.urlopen(address.replace(session_id, other), timeout=10)
 
 
-def test_only_the_newest_spans_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tinkersmith.engine.scheduling.traces.SPANS_KEPT", 3)
-    monkeypatch.setattr("tinkersmith.engine.scheduling.traces.SESSIONS_KEPT", 2)
+def test_only_the_newest_spans_are_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinkersmith.engine.scheduling.traces.MAX_SPANS", 3)
+    monkeypatch.setattr("tinkersmith.engine.scheduling.traces.MAX_SESSIONS", 2)
     traces = Traces()
     for session in "abc":
         for second in range(5):
             traces.add(Span(f"{session}:train:0", str(second), second, second, second + 1, False))
-    assert [one["name"] for one in traces.events("c") if one["ph"] == "X"] == ["2", "3", "4"]
+    assert [event["name"] for event in traces.events("c") if event["ph"] == "X"] == ["2", "3", "4"]
     with pytest.raises(NotFound, match="no trace of session a"):
         traces.events("a")

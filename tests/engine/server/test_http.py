@@ -1,4 +1,4 @@
-"""The wire itself, without the SDK: repeated, early, broken, too large and unknown requests."""
+"""Requests without the SDK: repeated, early, malformed, too large and unknown ones."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def test_numbers_that_come_early_wait_and_repeated_ones_run_once(
     _, early = call(engine, "/optim_step", step)
     assert call(engine, "/optim_step", step) == (200, early)
     _, last = call(engine, "/forward_backward", batch(model_id, 3, [5, 6, 7], forward_only=True))
-    for _ in range(3):  # as a client does whose answers get lost
+    for _ in range(3):  # a client repeats a request if the answer is lost
         _, first = call(engine, "/forward_backward", batch(model_id, 1, [5, 6, 7]))
     before = loss(result(engine, first["request_id"]))
     assert result(engine, early["request_id"])["metrics"]["grad_norm"] > 0
@@ -32,7 +32,7 @@ def test_numbers_that_come_early_wait_and_repeated_ones_run_once(
     assert loss(result(engine, again["request_id"])) == after
 
 
-def test_a_client_is_created_once_however_often_it_is_asked_for(
+def test_a_client_is_created_once_however_often_it_is_requested(
     engine: RunningEngine, model_id: str
 ) -> None:
     body = {"session_id": model_id.split(":")[0], "model_seq_id": 0, "base_model": MODEL}
@@ -82,7 +82,7 @@ def test_a_wrong_numbered_operation_fails_its_future_never_its_status(
         ("/create_model", {"base_model": "x/../y", "lora_config": {"rank": 1}}, 400, "offered"),
         ("/create_session", {"user_metadata": 3}, 400, "user_metadata"),
         ("/forward_backward", b"\xff\xff", 400, "not a ForwardBackwardRequest"),
-        ("/forward_backward", b"", 400, "names no model_id"),
+        ("/forward_backward", b"", 400, "with a model_id and a seq_id"),
         ("/optim_step", {"model_id": "a:train:0", "seq_id": 1}, 410, "session a has ended"),
         ("/session_heartbeat", {"session_id": "gone"}, 410, "has ended"),
         ("/retrieve_future", {"request_id": "gone"}, 410, "is gone"),

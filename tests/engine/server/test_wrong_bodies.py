@@ -1,4 +1,4 @@
-"""Bodies that no SDK sends: broken, far too large, or made to grow. Others notice nothing of them.
+"""Bodies that no SDK sends: malformed, too large, or made to grow. No other client notices them.
 
 Each has an engine's future or status with a sentence within a second, and leaves no hole in the
 sequence of its client's operations.
@@ -26,9 +26,11 @@ SECOND = 1.0
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[RunningEngine]:
-    """An engine whose memory is this module's doing."""
+    """An engine that only this module uses, so that its memory can be measured."""
     with running_engine(tmp_path_factory.mktemp("alone"), tiny_model) as running:
-        call(running, "/forward_backward", batch(new_model(running), 1, [1, 2, 3]))  # all is loaded
+        call(
+            running, "/forward_backward", batch(new_model(running), 1, [1, 2, 3])
+        )  # loads everything
         yield running
 
 
@@ -39,7 +41,7 @@ def model_id(alone: RunningEngine) -> str:
 
 @contextmanager
 def unmoved(alone: RunningEngine) -> Iterator[None]:
-    """Another client that trains all the while, and gets what it would get alone, in time."""
+    """Another client trains meanwhile, and gets the results it gets alone, in time."""
     batches = [random_datums(2, seed=seed) for seed in range(3)]
     with alone.client() as service:
         reference = new_client(service)
@@ -69,7 +71,7 @@ def unmoved(alone: RunningEngine) -> Iterator[None]:
 
 
 def works_on(engine: RunningEngine, model_id: str, seq_id: int) -> None:
-    """The client that failed goes on with its next number."""
+    """Check that the client can go on with its next number."""
     body = batch(model_id, seq_id, [5, 6, 7], forward_only=True)
     _, future = call(engine, "/forward_backward", body)
     assert loss(result(engine, future["request_id"])) > 0
@@ -83,8 +85,7 @@ def at_start(alone: RunningEngine) -> int:
 
 @pytest.fixture(autouse=True)
 def lean(alone: RunningEngine, at_start: int) -> Iterator[None]:
-    """All that is refused here takes no more memory, at any time, than a body of the largest size
-    and its copy."""
+    """A refused body never takes more memory than two bodies of the largest size."""
     yield
     assert memory(alone, "VmHWM") - at_start < 2 * MAX_BODY
 
@@ -111,7 +112,7 @@ def test_a_broken_batch_fails_its_own_future(
 
 
 @pytest.mark.parametrize("declared", [True, False])
-def test_a_compressed_batch_is_read_whether_it_tells_its_size_or_not(
+def test_a_compressed_batch_is_read_whether_its_size_is_declared_or_not(
     alone: RunningEngine, model_id: str, declared: bool
 ) -> None:
     good = [batch(model_id, seq_id, [5, 6, 7], copies=2000) for seq_id in (1, 2)]
@@ -129,7 +130,7 @@ def test_a_compressed_batch_is_read_whether_it_tells_its_size_or_not(
         (os.urandom(2000), "", "not a ForwardBackwardRequest"),
         (os.urandom(2000), "zstd", "not valid zstd"),
         (gzip.compress(batch("a:train:0", 1, [1, 2])), "gzip", "'gzip' is not supported"),
-        (b"", "", "names no model_id"),
+        (b"", "", "with a model_id and a seq_id"),
     ],
 )
 def test_a_batch_that_does_not_say_whose_it_is_is_a_4xx(
@@ -171,7 +172,7 @@ def test_a_gigabyte_is_refused_by_its_length_before_it_is_read(
         answer = stream(alone, "/forward_backward", pieces, GIB)
         failed = result(alone, answer.body["request_id"])
     assert (answer.status, failed["category"]) == (200, "user")
-    assert "the body has 1,024 MiB; at most 256 MiB are taken" in failed["error"]
+    assert "the body has 1,024 MiB; the limit is 256 MiB" in failed["error"]
     assert answer.sent < 2 * 2**20 and answer.seconds < SECOND
     works_on(alone, model_id, 2)
 
@@ -192,13 +193,13 @@ def test_a_gigabyte_of_unknown_length_is_refused_where_the_limit_is_passed(
 def test_a_client_that_sends_its_gigabyte_to_the_end_sees_the_answer(
     alone: RunningEngine, model_id: str
 ) -> None:
-    """As simple clients do: they read nothing before they have sent all."""
+    """Simple clients read no answer before they have sent everything."""
     pieces = itertools.islice(pieces_of(batch(model_id, 1, [5, 6, 7])), 1024)
     with unmoved(alone):
         answer = stream(alone, "/forward_backward", pieces, stubborn=True)
         failed = result(alone, answer.body["request_id"])
     assert answer.sent > 1000 * 2**20 and answer.seconds < SECOND
-    assert "at most 256 MiB are taken" in failed["error"]
+    assert "the limit is 256 MiB" in failed["error"]
     works_on(alone, model_id, 2)
 
 
@@ -210,11 +211,11 @@ def test_a_gigabyte_of_json_is_refused_sooner(
     pieces = pieces_of(b'{"a": "', b" " * 2**20)
     with unmoved(alone):
         answer = stream(alone, path, itertools.islice(pieces, 8 if length else 1024), length)
-    assert answer.status == 400 and "at most 32 MiB are taken" in answer.body["detail"]
+    assert answer.status == 400 and "the limit is 32 MiB" in answer.body["detail"]
     assert answer.sent < MAX_JSON + 64 * 2**20 and answer.seconds < SECOND
 
 
-def test_a_wrong_key_is_told_so_before_its_gigabyte_is_read(alone: RunningEngine) -> None:
+def test_a_wrong_key_is_refused_before_its_gigabyte_is_read(alone: RunningEngine) -> None:
     pieces = itertools.islice(pieces_of(b""), 1, 3)
     answer = stream(alone, "/forward_backward", pieces, GIB, key="tml-other")
     assert answer.status == 401 and answer.sent < 3 * 2**20 and answer.seconds < SECOND

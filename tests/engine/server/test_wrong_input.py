@@ -1,7 +1,7 @@
-"""What a user can get wrong, through the unmodified SDK: each is a sentence within a second.
+"""Every mistake of a user, sent by the unmodified SDK, is answered with a sentence within a second.
 
-The same clients' next right calls give what they would have given without it, and another client,
-whose step is under way meanwhile, computes what it computes alone.
+The next correct calls of that client give the results they would give without the mistake, and
+another client, whose step runs meanwhile, computes what it computes alone.
 """
 
 import time
@@ -25,7 +25,7 @@ def world(engine: RunningEngine, service: tinker.ServiceClient, rest: tinker.Res
 
 
 def live(world: World, wrong: Callable[[World], Any] | None) -> tuple[Any, ...]:
-    """Losses and tokens that the world's clients get, with something wrong amid it or not."""
+    """Losses and tokens that the clients get, with or without a mistake in between."""
     losses = [train(world.client, BATCHES[0]), train(world.bystander, BATCHES[0])]
     under_way = world.bystander.forward_backward(BATCHES[1], "cross_entropy")
     update = world.bystander.optim_step(tinker.AdamParams(learning_rate=1e-2))
@@ -46,11 +46,11 @@ def undisturbed(
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_wrong_input_is_a_sentence_within_a_second_and_moves_nothing_else(
+def test_wrong_input_is_refused_within_a_second_and_changes_nothing_else(
     world: World, undisturbed: tuple, case: Case
 ) -> None:
     def wrong(world: World) -> None:
-        error = told_in_time(lambda: case.call(world), case.sentence)
+        error = refused_in_time(lambda: case.call(world), case.sentence)
         if isinstance(error, tinker.RequestFailedError):
             assert str(error.category).lower().endswith(case.category) and not case.status
         else:
@@ -59,8 +59,8 @@ def test_wrong_input_is_a_sentence_within_a_second_and_moves_nothing_else(
     assert live(world, wrong) == undisturbed
 
 
-def told_in_time(call_it: Callable[[], Any], sentence: str) -> tinker.TinkerError:
-    """The error that the call raises, which must hold the sentence."""
+def refused_in_time(call_it: Callable[[], Any], sentence: str) -> tinker.TinkerError:
+    """The error that the call raises within a second; it must contain the sentence."""
     begin = time.perf_counter()
     with pytest.raises(tinker.TinkerError) as caught:
         call_it()
@@ -87,7 +87,7 @@ def test_after_its_session_has_ended_every_call_says_so_and_a_new_session_works(
                 lambda: new_client(service),
                 lambda: service.create_sampling_client(base_model=MODEL).result(),
             ):
-                error = told_in_time(call_it, "has ended")
+                error = refused_in_time(call_it, "has ended")
                 assert getattr(error, "status_code", None) == 410
         with world.engine.client() as service:
             assert train(new_client(service, seed=1), BATCHES[0]) == undisturbed[0]
@@ -101,24 +101,24 @@ def test_a_refused_step_leaves_the_gradients_for_the_right_one(
     client = world.client
     before = client.forward_backward(BATCHES[0], "cross_entropy").result().metrics["loss:sum"]
     wrong = client.optim_step(tinker.AdamParams(learning_rate=NAN))
-    told_in_time(wrong.result, "learning_rate is missing, NaN or infinite")
+    refused_in_time(wrong.result, "learning_rate is missing, NaN or infinite")
     client.optim_step(tinker.AdamParams(learning_rate=1e-2)).result()
     assert (before, train(client, BATCHES[2])) == (undisturbed[0], undisturbed[2])
 
 
-def test_weights_that_a_rate_has_broken_are_told_in_training_and_sampling(
+def test_weights_that_have_diverged_are_reported_in_training_and_sampling(
     world: World, undisturbed: tuple
 ) -> None:
     def wrong(world: World) -> None:
         path = world.client.save_state("whole").result().path
         train(world.client, BATCHES[0], rate=1e30)
         broken = world.client.forward_backward(BATCHES[1], "cross_entropy")
-        told_in_time(broken.result, "lower the learning rate")
+        refused_in_time(broken.result, "lower the learning rate")
         sampler = world.client.save_weights_and_get_sampling_client().result()
         for temperature in (0.0, 1.0):
             params = tinker.SamplingParams(max_tokens=4, temperature=temperature)
             answer = sampler.sample(as_input(T), 3, params)
-            told_in_time(answer.result, "its weights are broken; use an earlier checkpoint")
+            refused_in_time(answer.result, "its weights are broken; use an earlier checkpoint")
         load = world.service.create_training_client_from_state_with_optimizer
         world.client = load(path).result()
 

@@ -1,4 +1,4 @@
-"""Facts in SQLite and folders beside them: kills, leftovers, older databases."""
+"""The index in SQLite and the folders beside it: kills, leftovers, older databases."""
 
 import concurrent.futures
 import os
@@ -10,11 +10,11 @@ import pytest
 
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import LoraConfig
-from tinkersmith.engine.storage.store import Run, Store, TinkerPath, parse_path
+from tinkersmith.engine.storage.store import Store, StoredRun, TinkerPath, parse_path
 from tinkersmith.files import new_folder
 
 PATH = TinkerPath("s:train:0", "weights", "a")
-RUN = Run("s:train:0", "s", "tiny", LoraConfig(4, seed=3, train_mlp=False), {"k": "v"}, 1.0)
+RUN = StoredRun("s:train:0", "s", "tiny", LoraConfig(4, seed=3, train_mlp=False), {"k": "v"}, 1.0)
 
 
 def save(store: Store, content: str, path: TinkerPath = PATH) -> Path:
@@ -80,7 +80,7 @@ def test_many_engines_may_open_and_write_one_folder_at_once(tmp_path: Path) -> N
 
 def test_a_database_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    save(store, "kept")
+    save(store, "old")
     store.close()
     with sqlite3.connect(tmp_path / "engine.sqlite") as connection:
         connection.execute("DROP INDEX runs_of_session")
@@ -88,7 +88,7 @@ def test_a_database_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -
         connection.execute("ALTER TABLE checkpoints DROP COLUMN folder")
         connection.execute("ALTER TABLE sessions DROP COLUMN display_name")
         connection.execute("PRAGMA user_version = 0")
-    assert content(Store(tmp_path)) == "kept"
+    assert content(Store(tmp_path)) == "old"
 
 
 def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
@@ -103,6 +103,6 @@ def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     "text",
     ["", "x", "tinker://a", "tinker://a/weights", "tinker://a/odd/b", "tinker://a/weights/b/c"],
 )
-def test_what_is_no_tinker_path_is_refused(text: str) -> None:
+def test_a_string_that_is_not_a_tinker_path_is_refused(text: str) -> None:
     with pytest.raises(Refused, match="not a tinker path"):
         parse_path(text)

@@ -11,19 +11,21 @@ from torch.nn.functional import scaled_dot_product_attention
 from tests.support.adapters import filled_adapter, gradients
 from tests.support.batches import random_datums
 from tests.support.dense_models import FAMILIES, assert_equal_gradients, flat, save_uneven
+from tests.support.loading import load_with_torch
 from tinkersmith.engine.kernels import head, tile_attention
 from tinkersmith.engine.kernels.tile_attention import attend, attend_backward, tiles
 from tinkersmith.engine.messages import Datum, LoraConfig
-from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.training.dense_pass import DensePass
-from tinkersmith.engine.training.head_pass import head_pass
+from tinkersmith.engine.training.head_pass import Pass, head_pass
+from tinkersmith.engine.training.losses import has_gradient
 from tinkersmith.engine.training.step import forward, forward_backward
 
 
 @pytest.fixture(params=FAMILIES)
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> BaseModel:
     save_uneven(FAMILIES[request.param](), tmp_path)
-    return load_base_model(request.param, tmp_path)
+    return load_with_torch(request.param, tmp_path)
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def test_loss_logprobs_and_gradients_equal_those_of_autograd(
     datums = random_datums(np.random.default_rng(), 12)
     ours, theirs = (filled_adapter(base, LoraConfig(4, 0, **parts)) for _ in range(2))
     found = forward_backward(base, ours, datums, "cross_entropy", {})
-    expected = forward_backward(replace(base, dense=None), theirs, datums, "cross_entropy", {})
+    expected = forward_backward(replace(base, kernels=None), theirs, datums, "cross_entropy", {})
     assert found.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"], rel=1e-5)
     for left, right in zip(found.logprobs, expected.logprobs, strict=True):
         np.testing.assert_allclose(left, right, atol=1e-4)
@@ -61,12 +63,14 @@ def test_loss_logprobs_and_gradients_equal_those_of_autograd(
 
 @pytest.mark.parametrize("kept_layers", [0, 2])
 def test_layers_computed_again_give_the_same_gradients(base: BaseModel, kept_layers: int) -> None:
-    assert base.dense is not None
+    assert base.dense is not None and base.kernels is not None
     tokens, lengths = torch.randint(300, (90,)), [50, 40]
     results = []
     for kept in (None, kept_layers):
         adapter = filled_adapter(base, LoraConfig(4, 0, train_unembed=False))
-        one_pass = DensePass(base.dense, adapter, lengths, backward=True, kept_layers=kept)
+        one_pass = DensePass(
+            base.dense, base.kernels, adapter, lengths, backward=True, kept_layers=kept
+        )
         hidden = one_pass.forward(tokens)
         one_pass.backward(hidden.square())
         results.append(gradients(adapter))
@@ -75,7 +79,7 @@ def test_layers_computed_again_give_the_same_gradients(base: BaseModel, kept_lay
 
 
 def test_half_precision_stays_near_full_precision(base: BaseModel) -> None:
-    halved = load_base_model("half", base.folder, "bfloat16")
+    halved = load_with_torch("half", base.folder, "bfloat16")
     datums = random_datums(np.random.default_rng(), 12)
     full, half = filled_adapter(base, LoraConfig(4, 0)), filled_adapter(halved, LoraConfig(4, 0))
     expected = forward_backward(base, full, datums, "cross_entropy", {})
@@ -130,7 +134,12 @@ def test_the_head_equals_a_full_soft_max_in_float64(
         "target_tokens": torch.randint(300, (120, targets)),
         "weights": torch.randn(120, targets) * (torch.rand(120, 1) > 0.3),
     }
-    found = head_pass(base, adapter, hidden, inputs, "cross_entropy", {}, backward=True)
+    found = head_pass(
+        Pass(base, adapter, "cross_entropy", {}, backward=True),
+        hidden,
+        inputs,
+        has_gradient("cross_entropy", inputs),
+    )
 
     path = base.unembed.path
     leaf = hidden.double().requires_grad_()
@@ -182,7 +191,7 @@ def test_other_losses_equal_those_of_autograd(
         datums.append(Datum(tokens[:-1], target | inputs))
     config = {"beta": 0.1} if name == "dro" else {}
     found = forward_backward(base, ours, datums, name, config)
-    expected = forward_backward(replace(base, dense=None), theirs, datums, name, config)
+    expected = forward_backward(replace(base, kernels=None), theirs, datums, name, config)
     assert found.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"], abs=1e-3)
     assert_equal_gradients(gradients(ours), gradients(theirs))
 
@@ -209,7 +218,12 @@ def test_logits_far_above_those_of_the_first_block_do_not_overflow(
         base.unembed.weight[120:125] *= 150  # logits of hundreds; exp(89) overflows
     hidden, targets = torch.randn(120, 48), torch.randint(118, 127, (120, 1))
     inputs = {"target_tokens": targets, "weights": torch.ones(120, 1)}
-    found = head_pass(base, None, hidden, inputs, "cross_entropy", {}, backward=True)
+    found = head_pass(
+        Pass(base, None, "cross_entropy", {}, backward=True),
+        hidden,
+        inputs,
+        has_gradient("cross_entropy", inputs),
+    )
     leaf = hidden.double().requires_grad_()
     logits = leaf @ base.unembed.weight.double().T
     assert logits.max() > 100

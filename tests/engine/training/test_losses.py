@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from tests.support.adapters import filled_adapter, gradients
+from tests.support.loading import load_with_torch
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import Datum, LoraConfig, LossConfig
-from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.training.checks import check_datums
 from tinkersmith.engine.training.step import forward, forward_backward
 
@@ -27,7 +28,7 @@ Array = np.ndarray
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     folder: Path = tmp_path_factory.mktemp("model")
-    return load_base_model("tiny", make_tiny_model(folder))
+    return load_with_torch("tiny", make_tiny_model(folder))
 
 
 def policy_datums(base: BaseModel, seed: int, off_policy: float) -> list[Datum]:
@@ -187,7 +188,7 @@ def test_weights_that_are_absent_count_one_each(base: BaseModel) -> None:
 
 
 def test_a_log_softmax_over_large_logits_keeps_its_digits(tmp_path: Path) -> None:
-    base = load_base_model("tiny", make_tiny_model(tmp_path, tied=False))
+    base = load_with_torch("tiny", make_tiny_model(tmp_path, tied=False))
     with torch.no_grad():
         base.linears["lm_head"].weight.mul_(200)
     tokens = torch.arange(30)

@@ -9,11 +9,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.support.adapters import filled_adapter, gradients
 from tests.support.batches import random_datums
+from tests.support.loading import load_with_torch
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import AdamParams, Datum, LoraConfig, SampleRequest
 from tinkersmith.engine.model.adapters import adapter_state, load_adapter_state, new_adapter
-from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.sampling.sampler import sample
 from tinkersmith.engine.training.optimizer import (
@@ -32,7 +33,7 @@ Batches = list[list[Datum]]
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     folder: Path = tmp_path_factory.mktemp("model")
-    return load_base_model("tiny", make_tiny_model(folder))
+    return load_with_torch("tiny", make_tiny_model(folder))
 
 
 def batches(seed: int, count: int) -> Batches:
@@ -140,7 +141,7 @@ def test_training_resumes_from_files_bit_for_bit(base: BaseModel, tmp_path: Path
     save_file(state_tensors(state), tmp_path / "optimizer.safetensors")
     expected = [train(base, adapter, state, batch) for batch in steps[3:]]
 
-    reloaded = load_base_model("tiny", base.folder)
+    reloaded = load_with_torch("tiny", base.folder)
     resumed = new_adapter(reloaded, LoraConfig(8, seed=99))
     load_adapter_state(resumed, load_file(tmp_path / "adapter.safetensors"))
     resumed_state = load_state_tensors(resumed, load_file(tmp_path / "optimizer.safetensors"))

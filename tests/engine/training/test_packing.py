@@ -9,9 +9,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.adapters import filled_adapter, gradients
 from tests.support.batches import random_datums
+from tests.support.loading import load_with_torch
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.messages import Datum, LoraConfig
-from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.training import step
 from tinkersmith.engine.training.packing import PACK_TOKENS, gpu_budget, packs
 from tinkersmith.engine.training.step import forward_backward
@@ -20,7 +21,7 @@ from tinkersmith.engine.training.step import forward_backward
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     folder: Path = tmp_path_factory.mktemp("model")
-    return load_base_model("tiny", make_tiny_model(folder))
+    return load_with_torch("tiny", make_tiny_model(folder))
 
 
 class LargestTensor(TorchDispatchMode):
@@ -82,11 +83,11 @@ def test_a_neighbour_in_the_pack_cannot_be_seen(base: BaseModel) -> None:
 def test_no_matrix_of_tokens_by_tokens_or_tokens_by_vocabulary_lives(
     path: str, tmp_path: Path
 ) -> None:
-    base = load_base_model(
+    base = load_with_torch(
         "tiny", make_tiny_model(tmp_path / "model", vocab_size=1300, max_context=2048)
     )
     if path == "generic":
-        base.dense = None
+        base.kernels = None
     rng = np.random.default_rng(0)
     length, count = 2000, 2
     datums = []

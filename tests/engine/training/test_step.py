@@ -10,12 +10,13 @@ from transformers import AutoModelForCausalLM
 
 from tests.support.adapters import filled_adapter, gradients, save_as_peft
 from tests.support.batches import random_datums
+from tests.support.loading import load_with_torch
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.kernels import head
 from tinkersmith.engine.messages import AdamParams, Datum, LoraConfig
 from tinkersmith.engine.model.adapters import new_adapter
-from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.training.checks import check_datums
 from tinkersmith.engine.training.losses import token_losses
 from tinkersmith.engine.training.optimizer import (
@@ -30,7 +31,7 @@ from tinkersmith.engine.training.step import forward, forward_backward
 
 @pytest.fixture
 def base(tmp_path: Path) -> BaseModel:
-    return load_base_model("tiny", make_tiny_model(tmp_path / "model"))
+    return load_with_torch("tiny", make_tiny_model(tmp_path / "model"))
 
 
 def test_loss_and_lora_gradients_equal_plain_transformers_and_peft(

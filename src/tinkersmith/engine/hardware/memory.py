@@ -1,4 +1,4 @@
-"""How much memory there is, and how the allocator handles it."""
+"""How much memory there is, and how the allocator treats it."""
 
 import ctypes
 import sys
@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# Of glibc's mallopt(3).
+# Options of glibc's mallopt(3)
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 
 _CGROUP = Path("/sys/fs/cgroup")
-_UNKNOWN = 4 * 2**30  # where there is no figure that is true for long
+_UNKNOWN = 4 * 2**30  # bytes assumed where the system gives no figure
 
 
 def keep_freed_memory() -> None:
-    """Let malloc keep what is freed, for the next step, and take it from one arena.
+    """Let malloc keep freed memory for the next step, in one arena.
 
-    By default every large tensor is fresh memory, which the kernel clears page by page at first
-    touch: a tenth of a training step on a CPU. Must be called before other threads allocate.
+    By default every large tensor is new memory, which the system clears page by page at first use:
+    a tenth of a training step on a CPU. Must be called before other threads allocate.
     """
     if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
         return
@@ -33,7 +33,7 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Give what is free back to the system: after something large and lasting has gone."""
+    """Return freed memory to the system, after something large has been freed for good."""
     import torch
 
     if torch.cuda.is_available():
@@ -43,7 +43,7 @@ def return_freed_memory() -> None:
 
 
 def free_memory(device: "torch.device") -> int:
-    """Bytes that can be allocated now: of the GPU, or of this process's machine or container."""
+    """Bytes that can be allocated now, on the GPU or in this machine or container."""
     if device.type == "cuda":
         import torch
 
@@ -52,20 +52,17 @@ def free_memory(device: "torch.device") -> int:
     return min([_machine_free(), *_container_free()]) + _freed_and_kept()
 
 
+_MALLINFO = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+
+
 class _MallocState(ctypes.Structure):
     """glibc's struct mallinfo2."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_size_t)
-        for name in (
-            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
-            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
-        )
-    )
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _MALLINFO.split())
 
 
 def _freed_and_kept() -> int:
-    """Bytes that malloc has from the system and that are free."""
+    """Bytes that malloc holds and that are free."""
     if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallinfo2"):
         return 0
     libc.mallinfo2.restype = _MallocState
@@ -73,7 +70,7 @@ def _freed_and_kept() -> int:
 
 
 def machine_memory() -> int:
-    """Bytes that the machine has, or its container may have."""
+    """Bytes of the machine's memory, or of the container's limit if it is lower."""
     try:
         total = int(_meminfo()["MemTotal"].split()[0]) * 1024
     except OSError:
@@ -89,30 +86,38 @@ def _machine_free() -> int:
 
 
 def _meminfo() -> dict[str, str]:
-    """Raises: OSError: this is not Linux."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return dict(line.split(":", 1) for line in lines)  # type: ignore[misc]
+    """Lines of /proc/meminfo by name.
+
+    Raises:
+        OSError: this is not Linux.
+    """
+    pairs = (line.partition(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return {name: value for name, _, value in pairs}
 
 
 def _container_free() -> list[int]:
-    # Files that were read are counted as used, but make room when it is wanted.
+    # Cached files count as used, but the system drops them when memory is needed.
     return [limit - (used - cached) for limit, used, cached in _container()]
 
 
 def _container() -> list[tuple[int, int, int]]:
-    """Limit, use, and what of it are cached files, in bytes; nothing where there is no limit."""
-    for limit, used, counts, cache in (
-        ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    """Limit, use, and the cached files within that use, in bytes; empty where there is no limit."""
+    for folder, limit_name, used_name, cached_name in (
+        (_CGROUP, "memory.max", "memory.current", "inactive_file"),
         (
-            *("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-            *("memory/memory.stat", "total_inactive_file"),
+            _CGROUP / "memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
         ),
     ):
         try:
-            fields = dict(line.split() for line in (_CGROUP / counts).read_text().splitlines())
-            numbers = (_CGROUP / limit).read_text(), (_CGROUP / used).read_text(), fields[cache]
-            bound, taken, cached = (int(number) for number in numbers)
-            return [(bound, taken, cached)]
+            limit = int((folder / limit_name).read_text())
+            used = int((folder / used_name).read_text())
+            lines = (folder / "memory.stat").read_text().splitlines()
+            counts = {name: value for name, _, value in (line.partition(" ") for line in lines)}
+            cached = int(counts[cached_name])
         except (OSError, ValueError, KeyError):  # no such file, or "max"
             continue
+        return [(limit, used, cached)]
     return []

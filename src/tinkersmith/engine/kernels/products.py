@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 
 from tinkersmith.engine.kernels.elementwise import TORCH_ELEMENTWISE
-from tinkersmith.engine.model import float8, widening
+from tinkersmith.engine.model import dtype_cast
 from tinkersmith.engine.model.kernels import Elementwise
+from tinkersmith.engine.model.projection import Projection
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,13 +15,18 @@ class TorchProducts:
     """By torch, on every device."""
 
     elementwise: Elementwise = TORCH_ELEMENTWISE
-    product: widening.Product = widening.product
+    product: dtype_cast.LinearProduct = dtype_cast.linear_product
+
+    def multiply(self, x: torch.Tensor, projection: Projection, output: torch.Tensor) -> None:
+        """output = x W^T: (N, in) -> (N, out)."""
+        self.product(x, projection.weight, output)
+
+    def multiply_back(self, grad: torch.Tensor, projection: Projection) -> torch.Tensor:
+        """grad W: (N, out) -> (N, in)."""
+        return dtype_cast.input_gradient(grad, projection.weight)
 
     def project(self, x, projection, update, output, low, residual=None) -> None:
-        if projection.scale is None:
-            self.product(x, projection.weight, output)
-        else:
-            float8.product(x, projection.weight, projection.scale, output)
+        self.multiply(x, projection, output)
         if projection.bias is not None:
             output += projection.bias
         if update is not None:
@@ -37,10 +43,7 @@ class TorchProducts:
         return activated
 
     def input_gradient(self, grad, projection, update):
-        if projection.scale is None:
-            grad_x = widening.input_product(grad, projection.weight)
-        else:
-            grad_x = float8.input_product(grad, projection.weight, projection.scale)
+        grad_x = self.multiply_back(grad, projection)
         grad_low = self.low_gradient(grad, update)
         if update is not None and grad_low is not None:
             grad_x.addmm_(grad_low, update.a)

@@ -4,7 +4,7 @@ On a CPU this is several times faster than fused attention kernels: the products
 of the machine's bf16 units. Tiles lie on a fixed grid, so that few shapes of products occur: oneDNN
 compiles a kernel for every new shape, which costs half a millisecond and half a megabyte.
 
-Axes: T packed tokens, Q query heads, G key/value heads, R = Q / G queries a key, D head size,
+Axes: T packed tokens, Q query heads, G key/value heads, J = Q / G queries per key, D head size,
 L queries of a tile, S keys of a tile.
 """
 
@@ -24,8 +24,8 @@ KEY_BLOCK = 128
 class Tile:
     """Queries start to end and keys first to end.
 
-    Of the keys, the first `hidden` are seen by no query (they are there to give S a round number),
-    those from `masked` on by the queries that `mask` says, and those between by all.
+    No query sees the first `hidden` keys: they only make S a round number. From `masked` on, `mask`
+    says which queries see a key. All queries see the keys between.
     """
 
     start: int
@@ -33,7 +33,7 @@ class Tile:
     first: int
     hidden: int
     masked: int
-    mask: torch.Tensor  # (L R, end - masked): 0 or minus infinity
+    mask: torch.Tensor  # (L J, end - masked): 0 or minus infinity
 
 
 def tiles(
@@ -43,11 +43,11 @@ def tiles(
     ends = list(accumulate(lengths))
     causal: dict[int, torch.Tensor] = {}
 
-    def additive(visible: torch.Tensor) -> torch.Tensor:  # (L, keys) -> (L R, keys)
+    def additive(visible: torch.Tensor) -> torch.Tensor:  # (L, keys) -> (L J, keys)
         hidden = torch.zeros(visible.shape).masked_fill_(~visible, -torch.inf)
         return hidden.repeat_interleave(queries_per_key, 0).to(device, dtype)
 
-    found = []
+    layout: list[Tile] = []
     for start in range(0, ends[-1], TILE_TOKENS):
         end = min(start + TILE_TOKENS, ends[-1])
         document = bisect_right(ends, start)
@@ -62,14 +62,14 @@ def tiles(
             masked = document_start
             keys = torch.arange(masked, end)
             owners = torch.bucketize(keys, torch.tensor(ends), right=True)
-            own = owners[start - masked :, None] == owners
-            mask = additive(own & (keys <= keys[start - masked :, None]))
-        found.append(Tile(start, end, first, document_start - first, masked, mask))
-    return found
+            same_document = owners[start - masked :, None] == owners
+            mask = additive(same_document & (keys <= keys[start - masked :, None]))
+        layout.append(Tile(start, end, first, document_start - first, masked, mask))
+    return layout
 
 
 class TileAttention:
-    """Attention of documents packed end to end, on every device (see dense_layers.py)."""
+    """Attention of documents packed end to end, on every device (see `PackedAttention`)."""
 
     def __init__(
         self, lengths: Sequence[int], queries_per_key: int, dtype: torch.dtype, device: torch.device
@@ -77,7 +77,7 @@ class TileAttention:
         self.tiles = tiles(lengths, queries_per_key, dtype, device)
 
     def numbers_kept(self, heads: int, key_heads: int, size: int) -> int:
-        """Each tile's probabilities."""
+        """The probabilities of all tiles."""
         return heads * sum((tile.end - tile.start) * (tile.end - tile.first) for tile in self.tiles)
 
     def attend(self, query, key, value, *, keep: bool) -> tuple[torch.Tensor, Any]:
@@ -89,24 +89,24 @@ class TileAttention:
         return attend_backward(by_group(grad, *key.shape[::2]), query, key, value, self.tiles, kept)
 
 
-def by_token(heads: torch.Tensor, tokens: int) -> torch.Tensor:  # (G, T R, D) -> (T, Q D)
+def by_token(heads: torch.Tensor, tokens: int) -> torch.Tensor:  # (G, T J, D) -> (T, Q D)
     return heads.view(len(heads), tokens, -1).transpose(0, 1).flatten(1)
 
 
 def by_group(
     heads: torch.Tensor, groups: int, size: int
-) -> torch.Tensor:  # (T, Q D) -> (G, T R, D)
+) -> torch.Tensor:  # (T, Q D) -> (G, T J, D)
     return heads.view(len(heads), groups, -1).transpose(0, 1).reshape(groups, -1, size)
 
 
 def attend(
-    query: torch.Tensor,  # (G, T R, D), scaled; a token's queries of one key stand together
+    query: torch.Tensor,  # (G, T J, D), scaled; a token's queries of one key stand together
     key: torch.Tensor,  # (G, T, D)
     value: torch.Tensor,  # (G, T, D)
     tiles: Sequence[Tile],
     kept: list[torch.Tensor] | None = None,
-) -> torch.Tensor:  # (G, T R, D)
-    """Each tile's probabilities are put into `kept`, for the backward pass."""
+) -> torch.Tensor:  # (G, T J, D)
+    """Attention tile by tile; the probabilities are appended to `kept` for the backward pass."""
     output = torch.empty_like(query)
     share = query.shape[1] // key.shape[1]
     for tile in tiles:
@@ -119,7 +119,7 @@ def attend(
 
 
 def attend_backward(
-    grad: torch.Tensor,  # (G, T R, D)
+    grad: torch.Tensor,  # (G, T J, D)
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -128,7 +128,7 @@ def attend_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of query, key and value; the last two in fp32, as they are sums over tiles.
 
-    Without the probabilities that `attend` kept they are computed again.
+    Probabilities that `attend` did not keep are computed again.
     """
     grad_query = torch.empty_like(query)
     grad_key = torch.zeros_like(key, dtype=torch.float32)
@@ -137,7 +137,7 @@ def attend_backward(
     for index, tile in enumerate(tiles):
         rows, keys = slice(tile.start * share, tile.end * share), slice(tile.first, tile.end)
         if kept is None:
-            probabilities = _probabilities(query[:, rows], key[:, keys], tile)  # (G, L R, S)
+            probabilities = _probabilities(query[:, rows], key[:, keys], tile)  # (G, L J, S)
         else:
             probabilities = kept[index]
         grad_value[:, keys] += probabilities.transpose(1, 2) @ grad[:, rows]
@@ -150,7 +150,7 @@ def attend_backward(
 
 
 def _probabilities(query: torch.Tensor, key: torch.Tensor, tile: Tile) -> torch.Tensor:
-    scores = query @ key.transpose(1, 2)  # (G, L R, S)
+    scores = query @ key.transpose(1, 2)  # (G, L J, S)
     if tile.hidden:
         scores[:, :, : tile.hidden] = -torch.inf
     scores[:, :, tile.masked - tile.first :] += tile.mask

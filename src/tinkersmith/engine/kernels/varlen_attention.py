@@ -1,9 +1,9 @@
-"""Causal attention over packed documents by a GPU's variable-length FlashAttention, torch's own.
+"""Causal attention over packed documents by torch's variable-length FlashAttention on a GPU.
 
-Written without a GPU at hand: `works` compares it with tile_attention.py when a model is loaded,
-and where it does not agree, or does not run, tiles are taken.
+`works` compares it with tile_attention.py when a model is loaded. Where it does not run or does not
+agree, tiles are used.
 
-Axes: T packed tokens, Q query heads, G key/value heads, R = Q / G queries a key, D head size.
+Axes: T packed tokens, Q query heads, G key/value heads, J = Q / G queries per key, D head size.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from tinkersmith.engine.log import log
 
 
 class VarlenAttention:
-    """Attention of documents packed end to end (see dense_layers.py)."""
+    """Attention of documents packed end to end (see `PackedAttention`)."""
 
     def __init__(
         self,
@@ -34,14 +34,16 @@ class VarlenAttention:
 
     def attend(self, query, key, value, *, keep: bool) -> tuple[torch.Tensor, Any]:
         groups, count, size = key.shape
-        heads = query.view(groups, count, -1, size).transpose(0, 1).reshape(count, -1, size)
+        queries = query.view(groups, count, -1, size).transpose(0, 1).reshape(count, -1, size)
         with torch.set_grad_enabled(keep):
             q, k, v = (
-                part.detach().contiguous().requires_grad_(keep)
-                for part in (heads, key.transpose(0, 1), value.transpose(0, 1))
+                heads.detach().contiguous().requires_grad_(keep)
+                for heads in (queries, key.transpose(0, 1), value.transpose(0, 1))
             )
             output = varlen_attn(
-                *(q, k, v),
+                q,
+                k,
+                v,
                 cu_seq_q=self.ends,
                 cu_seq_k=self.ends,
                 max_q=self.longest,
@@ -54,13 +56,13 @@ class VarlenAttention:
         return output.detach().flatten(1), (q, k, v, output) if keep else None
 
     def backward(self, grad, query, key, value, output, kept: Any):
-        if kept is None:  # it runs again
+        if kept is None:  # the forward pass runs again
             _, kept = self.attend(query, key, value, keep=True)
         *inputs, output = kept
         groups, _, size = key.shape
         grads = torch.autograd.grad(output, inputs, grad.view_as(output))
-        of_query = by_group(grads[0].flatten(1), groups, size)
-        return of_query, grads[1].transpose(0, 1), grads[2].transpose(0, 1)
+        grad_query = by_group(grads[0].flatten(1), groups, size)
+        return grad_query, grads[1].transpose(0, 1), grads[2].transpose(0, 1)
 
 
 def of_documents(lengths: Sequence[int], device: torch.device) -> VarlenAttention:
@@ -69,7 +71,7 @@ def of_documents(lengths: Sequence[int], device: torch.device) -> VarlenAttentio
 
 
 def works(heads: int, groups: int, size: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether this machine has such a kernel, and it gives what tiles give, forward and back."""
+    """Whether this machine has such a kernel, and it agrees with tiles, forward and backward."""
     if device.type != "cuda":
         return False
     try:
@@ -86,24 +88,24 @@ def works(heads: int, groups: int, size: int, dtype: torch.dtype, device: torch.
 def _difference(
     heads: int, groups: int, size: int, dtype: torch.dtype, device: torch.device
 ) -> float:
-    """The worst relative difference to tiles, of random documents."""
+    """The worst relative difference to tiles, on random documents."""
     lengths = [70, 1, 150, 35]
     generator = torch.Generator().manual_seed(0)
 
-    def random(share: int) -> torch.Tensor:
-        part = torch.randn(groups, sum(lengths) * share, size, generator=generator)
-        return part.to(device, dtype)
+    def random(per_token: int) -> torch.Tensor:
+        heads = torch.randn(groups, sum(lengths) * per_token, size, generator=generator)
+        return heads.to(device, dtype)
 
-    share = heads // groups
-    query, key, value = random(share) * size**-0.5, random(1), random(1)
-    grad = by_token(random(share), sum(lengths))
+    queries_per_key = heads // groups
+    query, key, value = random(queries_per_key) * size**-0.5, random(1), random(1)
+    grad = by_token(random(queries_per_key), sum(lengths))
 
     def pass_of(attention: VarlenAttention | TileAttention) -> list[torch.Tensor]:
         output, kept = attention.attend(query, key, value, keep=True)
         return [output, *attention.backward(grad, query, key, value, output, kept)]
 
     ours = pass_of(of_documents(lengths, device))
-    expected = pass_of(TileAttention(lengths, share, dtype, device))
+    expected = pass_of(TileAttention(lengths, queries_per_key, dtype, device))
     return max(
         float((a.float() - b.float()).norm() / b.float().norm())
         for a, b in zip(ours, expected, strict=True)

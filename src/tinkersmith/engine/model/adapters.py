@@ -30,23 +30,21 @@ def new_adapter(base: "BaseModel", config: LoraConfig) -> Adapter:
     """An adapter that changes nothing yet: A uniform in ±1/sqrt(in), B zero.
 
     Raises:
-        Refused: the rank is out of range, or a wanted part cannot be trained in this model.
+        Refused: a wanted part cannot be trained in this model.
     """
-    if not 1 <= config.rank <= 512:
-        raise Refused(f"rank is {config.rank}; it must be between 1 and 512.")
-    wanted = [
+    groups = [
         (config.train_attn, "attention", "train_attn"),
         (config.train_mlp, "mlp", "train_mlp"),
         (config.train_unembed, "unembed", "train_unembed"),
     ]
     paths: list[str] = []
-    for chosen, part, flag in wanted:
-        if chosen and not base.parts[part]:
+    for wanted, part, flag in groups:
+        if wanted and not base.parts[part]:
             raise Refused(
                 f"{base.name} has no {part} layers that a LoRA can train here"
                 f"{base.why_not.get(part, '')}; create the client with {flag}=False."
             )
-        paths += base.parts[part] if chosen else []
+        paths += base.parts[part] if wanted else []
     if not paths:
         raise Refused("train_attn, train_mlp and train_unembed are all False: nothing would train.")
     seed = config.seed if config.seed is not None else int(torch.randint(2**31, (1,)))
@@ -63,16 +61,16 @@ def new_adapter(base: "BaseModel", config: LoraConfig) -> Adapter:
 
 
 def snapshot(adapter: Adapter) -> Adapter:
-    """A copy that later training of `adapter` does not change."""
-    copies = {
+    """A copy of the adapter that later training does not change."""
+    weights = {
         name: nn.Parameter(weight.detach().clone(), requires_grad=False)
         for name, weight in adapter.weights.items()
     }
-    return Adapter(adapter.config, copies)
+    return Adapter(adapter.config, weights)
 
 
 def adapter_state(adapter: Adapter) -> dict[str, torch.Tensor]:
-    """The tensors under the names that PEFT reads and writes; experts' as Tinker's cloud does."""
+    """The tensors under PEFT's names; those of experts under the names of Tinker's cloud."""
     return {
         f"{PEFT_PREFIX}{name}.weight": weight.detach().cpu().contiguous()
         for name, weight in adapter.weights.items()
@@ -111,8 +109,8 @@ def peft_config(base: "BaseModel", adapter: Adapter, base_name_or_path: str) -> 
     )
 
 
-def write_adapter(base: "BaseModel", adapter: Adapter, folder: Path) -> None:
-    """The two files of an adapter in PEFT's format."""
+def save_adapter(base: "BaseModel", adapter: Adapter, folder: Path) -> None:
+    """Write the two files of an adapter in PEFT's format."""
     save_file(adapter_state(adapter), folder / ADAPTER_WEIGHTS)
     write_json(folder / ADAPTER_CONFIG, peft_config(base, adapter, base.name))
 

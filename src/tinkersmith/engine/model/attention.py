@@ -1,9 +1,9 @@
 """Attention over packed documents (training, prefill) and over cached rows (decode).
 
-One function is registered with transformers; what it does is decided by the context that is active.
-Only the engine thread computes, so the active context is a plain module variable.
+One function is registered with transformers; the active context decides what it computes. Only the
+engine thread computes, so the active context is a plain module variable.
 
-Axes: B rows, T packed tokens, H query heads, G key/value heads, D head size, S cached positions.
+Axes: B rows, T packed tokens, Q query heads, G key/value heads, D head size, S cached positions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,12 +28,12 @@ class AttentionContext(Protocol):
     def attend(
         self,
         layer: int,
-        query: torch.Tensor,  # (B, H, T, D)
+        query: torch.Tensor,  # (B, Q, T, D)
         key: torch.Tensor,  # (B, G, T, D)
         value: torch.Tensor,  # (B, G, T, D)
         scale: float,
         window: int | None,
-    ) -> torch.Tensor: ...  # (B, H, T, D)
+    ) -> torch.Tensor: ...  # (B, Q, T, D)
 
 
 class PackedDocuments:
@@ -73,7 +73,7 @@ class PackedDocuments:
 
 
 class CachedRows:
-    """Rows of different lengths, one new token each: keys and values of the past are kept here."""
+    """The KV cache of rows of different lengths, which get one new token each."""
 
     def __init__(self, layers: int, rows: int, device: torch.device) -> None:
         self.keys: list[torch.Tensor] = [torch.empty(0)] * layers  # each (rows, G, S, D)
@@ -98,7 +98,7 @@ class CachedRows:
         self.lengths[target] = length
 
     def prepare(self, active: int) -> None:
-        """Before one more token in each of the first `active` rows."""
+        """Prepare for one more token in each of the first `active` rows."""
         self.active = active
         self.used = int(self.lengths[:active].max()) + 1
         positions = torch.arange(self.used, device=self.lengths.device)
@@ -127,15 +127,15 @@ class CachedRows:
         )
 
     def _reserve(self, layer: int, positions: int, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Room for so many positions; `key` and `value`, (G, any, D), say what they look like."""
-        for store, like in ((self.keys, key), (self.values, value)):
+        """Grow the caches to so many positions, with the sizes of `key` and `value` (G, any, D)."""
+        for store, template in ((self.keys, key), (self.values, value)):
             old = store[layer]
             capacity = old.shape[2] if old.numel() else 0
             if positions <= capacity:
                 continue
-            heads, _, size = like.shape
+            heads, _, size = template.shape
             capacity = max(positions, capacity * 3 // 2, 128)
-            store[layer] = like.new_zeros(self.rows, heads, capacity, size)
+            store[layer] = template.new_zeros(self.rows, heads, capacity, size)
             if old.numel():
                 store[layer][:, :, : old.shape[2]] = old
 
@@ -145,7 +145,7 @@ _context: AttentionContext | None = None
 
 @contextmanager
 def attending(context: AttentionContext) -> Iterator[None]:
-    """Make `context` what every attention layer does inside the block."""
+    """Let `context` compute every attention layer inside the block."""
     global _context
     before, _context = _context, context
     try:
@@ -173,7 +173,7 @@ def _attention(
     if not isinstance(layer, int):
         raise Refused("this model's attention layers are not numbered, so it is not supported.")
     output = _context.attend(layer, query, key, value, scale, sliding_window)
-    return output.transpose(1, 2).contiguous(), None  # (B, T, H, D)
+    return output.transpose(1, 2).contiguous(), None  # (B, T, Q, D)
 
 
 def _no_mask(*arguments: Any, **named: Any) -> None:

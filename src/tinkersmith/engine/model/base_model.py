@@ -5,7 +5,7 @@ Axes: T packed tokens, H hidden size, V vocabulary.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -22,10 +22,10 @@ from tinkersmith.engine.hardware.processor import multiplies_bf16
 from tinkersmith.engine.model import attention
 from tinkersmith.engine.model.attention import AttentionContext, PackedDocuments, attending
 from tinkersmith.engine.model.dense import DenseModel, dense_model, is_dense
+from tinkersmith.engine.model.dtype_cast import compute_in_float32
 from tinkersmith.engine.model.experts import find_experts, part_shapes
-from tinkersmith.engine.model.float8 import quantise_layers
+from tinkersmith.engine.model.kernels import Kernels
 from tinkersmith.engine.model.lora import Adapter, LayerShape, LoraLinear, using
-from tinkersmith.engine.model.widening import widen
 
 _ROUTERS = ("gate", "router", "shared_expert_gate")  # they stay frozen
 _PROJECTION = re.compile(r"\.(self_attn|mlp)\.\w+_proj\.weight$")  # of the dense families
@@ -37,17 +37,18 @@ class BaseModel:
     name: str
     folder: Path
     model: PreTrainedModel
-    linears: dict[str, LoraLinear]  # every linear layer that a LoRA can train, by module path
-    shapes: dict[str, LayerShape]  # those, and the parts of experts
+    linears: dict[str, LoraLinear]  # all linear layers that a LoRA can train, by module path
+    shapes: dict[str, LayerShape]  # of these layers and of the parts of experts
     parts: dict[str, list[str]]  # "attention" | "mlp" | "unembed" -> module paths
     why_not: dict[str, str]  # the reason why a part has none
     vocab_size: int
     max_context: int
     eos_ids: frozenset[int]
     tied: bool
-    dtype: torch.dtype  # of what is computed; frozen weights may be narrower
+    dtype: torch.dtype  # of the computation; frozen weights may be narrower
     layers: int = field(init=False)
-    dense: DenseModel | None = None  # how the fast paths see it, if it is of a family they know
+    dense: DenseModel | None = None  # its layers laid out for kernels, if they know its family
+    kernels: Kernels | None = None  # what computes `dense`; None: the model's own layers compute
 
     def __post_init__(self) -> None:
         self.layers = self.model.config.get_text_config().num_hidden_layers
@@ -88,28 +89,43 @@ class BaseModel:
         return output.last_hidden_state.flatten(0, 1)
 
     def logits(self, hidden: torch.Tensor, adapter: Adapter | None) -> torch.Tensor:
-        """(T, H) -> (T, V) in fp32: a soft-max over a large vocabulary wants the digits."""
+        """(T, H) -> (T, V) in fp32: a soft-max over a large vocabulary needs the digits."""
         with using(adapter):
             return self.unembed(hidden).float()
 
 
+@dataclass(frozen=True, slots=True)
+class LinearStorage:
+    """A way to store the frozen layers of attention and MLPs other than in the model's dtype."""
+
+    name: str  # the value of --dtype that asks for it
+    itemsize: int  # bytes of a weight
+    # Replaces layers one after another, each on the device then, so that no GPU holds them all in
+    # full width.
+    store: Callable[[Iterable[LoraLinear], torch.device], None]
+
+
 def load_base_model(
-    name: str, folder: Path | str, dtype: str = "auto", device: str = "cpu"
+    name: str,
+    folder: Path | str,
+    dtype: str = "auto",
+    device: str = "cpu",
+    storage: LinearStorage | None = None,
 ) -> BaseModel:
     """Load and freeze the model of `folder`; safetensors only.
 
     Raises:
         Refused: no such folder, not a causal language model, or one this engine would get wrong.
     """
-    folder, narrow = Path(folder), dtype == "float8"
+    folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise Refused(f"{folder} is not a model folder: it has no config.json.")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        if narrow and not is_dense(config):
+        if storage is not None and not is_dense(config):
             raise Refused(
-                f"{name} ({config.model_type}) cannot be loaded with --dtype float8, which is for "
-                "Llama, Mistral, Qwen2 and Qwen3; use --dtype bfloat16."
+                f"{name} ({config.model_type}) cannot be loaded with --dtype {storage.name}, which "
+                "is for Llama, Mistral, Qwen2 and Qwen3; use --dtype bfloat16."
             )
         loaded = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -119,19 +135,22 @@ def load_base_model(
             use_safetensors=True,
             local_files_only=True,
         )
-        # What is quantised goes to the device layer by layer, and never there in full width.
-        place = torch.device("cpu" if narrow else device)
+        place = torch.device("cpu" if storage is not None else device)
         model = cast(PreTrainedModel, loaded).to(place)  # type: ignore[arg-type]
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise Refused(f"the model in {folder} cannot be loaded: {reason}") from error
-    return base_model_of(name, folder, model, torch.device(device), narrow=narrow)
+    return base_model_of(name, folder, model, torch.device(device), storage)
 
 
 def base_model_of(
-    name: str, folder: Path, model: PreTrainedModel, device: torch.device, *, narrow: bool = False
+    name: str,
+    folder: Path,
+    model: PreTrainedModel,
+    device: torch.device,
+    storage: LinearStorage | None = None,
 ) -> BaseModel:
-    """Freeze a model that was made with this engine's attention, its layers in 8 bits if `narrow`.
+    """Freeze a model that was made with this engine's attention.
 
     Raises:
         Refused: this engine would get it wrong.
@@ -146,20 +165,21 @@ def base_model_of(
     experts, why_no_experts = find_experts(model)
     parts = _linear_parts(model)
     linears = {path: _replace(model, path) for paths in parts.values() for path in paths}
-    if narrow:
-        quantised = [linears[path] for part in ("attention", "mlp") for path in parts[part]]
-        quantise_layers(quantised, device)
+    if storage is not None:
+        stored = [linears[path] for group in ("attention", "mlp") for path in parts[group]]
+        storage.store(stored, device)
         model.to(device)  # type: ignore[arg-type]
-    widened = not narrow and _is_to_be_widened(model, device)
-    if widened:
-        widen(model, linears.values())
+    in_float32 = storage is None and _needs_float32(model, device)
+    if in_float32:
+        compute_in_float32(model, linears.values())
     shapes = {
         path: LayerShape(layer.base.in_features, layer.base.out_features)
         for path, layer in linears.items()
     }
     for layer in experts.values():
-        shapes |= (of_layer := part_shapes(layer))
-        parts["mlp"] += of_layer
+        expert_shapes = part_shapes(layer)
+        shapes |= expert_shapes
+        parts["mlp"] += expert_shapes
     if why_no_experts:
         parts["mlp"] = []
     embedding = cast(nn.Embedding, model.get_input_embeddings()).weight  # (V, H)
@@ -175,42 +195,42 @@ def base_model_of(
         max_context=_max_context(name, text_config),
         eos_ids=_eos_ids(folder, model),
         tied=embedding is linears[parts["unembed"][0]].weight,
-        dtype=torch.float32 if widened else model.dtype,
+        dtype=torch.float32 if in_float32 else model.dtype,
     )
     _check_against_plain(base)
     base.dense = dense_model(model)
     return base
 
 
-def _is_to_be_widened(model: PreTrainedModel, device: torch.device) -> bool:
+def _needs_float32(model: PreTrainedModel, device: torch.device) -> bool:
     narrow = device.type == "cpu" and model.dtype == torch.bfloat16
     return narrow and is_dense(model.config) and not multiplies_bf16()
 
 
-def memory_of_weights(folder: Path, dtype: str, device: str) -> int:
+def memory_of_weights(
+    folder: Path, dtype: str, device: str, storage: LinearStorage | None = None
+) -> int:
     """Bytes that the model of `folder` takes as it would be loaded."""
     wide = _dtype(folder, dtype, device).itemsize
-    if dtype != "float8":
+    if storage is None:
         return wide * _parameters(folder)
     projections = _parameters(folder, _PROJECTION)
-    return projections + wide * (_parameters(folder) - projections)
+    return storage.itemsize * projections + wide * (_parameters(folder) - projections)
 
 
 def _dtype(folder: Path, wanted: str, device: str) -> torch.dtype:
     if wanted != "auto":
-        # With float8, what stays wide: all but the projections of the layers.
-        wide = torch.bfloat16
-        return {"float32": torch.float32, "bfloat16": wide, "float8": wide}[wanted]
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
     if device != "cpu":
         return torch.bfloat16
     parameters = _parameters(folder)
-    # By what the machine has, not by what is free now: a run goes on in the precision it began in.
+    # The machine's memory, not what is free now: a resumed run keeps the precision it began with.
     affordable = SMALL if multiplies_bf16() else machine_memory() // 2 // torch.float32.itemsize
     return torch.float32 if parameters <= max(affordable, SMALL) else torch.bfloat16
 
 
 def _parameters(folder: Path, pattern: re.Pattern[str] = re.compile("")) -> int:
-    """How many there are in tensors with such names."""
+    """The number of parameters in tensors whose names match."""
     count = 0
     for file in folder.glob("*.safetensors"):
         try:
@@ -223,28 +243,28 @@ def _parameters(folder: Path, pattern: re.Pattern[str] = re.compile("")) -> int:
 
 
 def _max_context(name: str, config: PreTrainedConfig) -> int:
-    """How long a document can be.
+    """The longest document that the model takes.
 
     Raises:
-        Refused: its positions depend on what else is in the pack, or in the batch.
+        Refused: positions depend on the other documents of a pack or batch.
     """
     limit = int(getattr(config, "max_position_embeddings", 0) or 2048)
     rope = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in rope.values() if isinstance(value, dict)]
-    for one in nested or [rope]:
-        kind = one.get("rope_type", "default")
+    for scaling in nested or [rope]:
+        kind = scaling.get("rope_type", "default")
         if kind == "dynamic":
             raise Refused(
                 f"{name} has dynamic rotary positions, which depend on the longest sequence of a "
                 "batch; this engine packs sequences together and does not support it."
             )
         if kind == "longrope":  # beyond this length all positions of a batch would change
-            limit = min(limit, int(one.get("original_max_position_embeddings") or limit))
+            limit = min(limit, int(scaling.get("original_max_position_embeddings") or limit))
     return limit
 
 
 def _linear_parts(model: PreTrainedModel) -> dict[str, list[str]]:
-    """Which linear layers belong to attention, to the MLPs, and to the output layer."""
+    """The paths of the linear layers of attention, of the MLPs, and of the output layer."""
     parts: dict[str, list[str]] = {"attention": [], "mlp": [], "unembed": []}
     unembed = model.get_output_embeddings()
     for path, module in model.named_modules():
@@ -273,27 +293,27 @@ def _replace(model: nn.Module, path: str) -> LoraLinear:
 
 
 def _eos_ids(folder: Path, model: PreTrainedModel) -> frozenset[int]:
-    """Every token that ends a text: of the generation settings, the model, and its tokenizer."""
-    found: set[int] = set()
+    """All tokens that end a text: in the generation settings, the model, or its tokenizer."""
+    ids: set[int] = set()
     sources = [model.config.get_text_config().eos_token_id]
     if model.generation_config is not None:
         sources.append(model.generation_config.eos_token_id)
     for source in sources:
-        found.update([source] if isinstance(source, int) else source or [])
+        ids.update([source] if isinstance(source, int) else source or [])
     file = folder / "tokenizer_config.json"
-    if not found and file.is_file():
+    if not ids and file.is_file():
         from transformers import AutoTokenizer
 
         if json.loads(file.read_text(encoding="utf-8")).get("eos_token"):
-            found.add(AutoTokenizer.from_pretrained(folder, local_files_only=True).eos_token_id)
-    return frozenset(found)
+            ids.add(AutoTokenizer.from_pretrained(folder, local_files_only=True).eos_token_id)
+    return frozenset(ids)
 
 
 @torch.no_grad()
 def _check_against_plain(base: BaseModel) -> None:
-    """Two packed documents must give what transformers gives for each alone.
+    """Check that two packed documents give what transformers gives for each alone.
 
-    This catches every architecture whose attention or output does something this engine does not.
+    This catches every architecture whose attention or output layer does something else.
     """
     generator = torch.Generator().manual_seed(0)
     documents = [torch.randint(base.vocab_size, (n,), generator=generator) for n in (7, 12)]

@@ -1,32 +1,24 @@
-"""The weights of Llama-shaped models (Llama, Mistral, Qwen2, Qwen3), laid out for fast paths.
+"""The weights of Llama-shaped models (Llama, Mistral, Qwen2, Qwen3), laid out for fast kernels.
 
 Projections that read the same input are joined into one matrix; the model's own layers keep
-working on views of it, so nothing is held twice.
+working on views of it, so nothing is held twice. This module does not compute them: kernels do.
 
 Axes: H hidden size, D head size, Q query heads, G key/value heads, F width of the MLP.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from tinkersmith.engine.model.float8 import Float8Linear
-from tinkersmith.engine.model.kernels import Decoding, Elementwise, PackedAttention, Products
 from tinkersmith.engine.model.lora import Adapter, LoraLinear
 from tinkersmith.engine.model.projection import Projection, Update, update_of
 
-if TYPE_CHECKING:
-    from tinkersmith.engine.gpu.recorded_passes import RecordedPasses
-    from tinkersmith.engine.model.kernels import Head, HeadWeights
-
 _FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
 
-
-Turn = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of rotary positions, (T, 1, D/2)
+RotaryTables = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of positions, (T, 1, D/2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +37,6 @@ class DenseLayer:
         return self.qkv, self.output, self.gate_up, self.down
 
 
-def _torch_elementwise() -> Elementwise:
-    from tinkersmith.engine.kernels.elementwise import TORCH_ELEMENTWISE
-
-    return TORCH_ELEMENTWISE
-
-
-def _torch_products() -> Products:
-    from tinkersmith.engine.kernels.products import TorchProducts
-
-    return TorchProducts()
-
-
 @dataclass(frozen=True, slots=True)
 class DenseModel:
     layers: list[DenseLayer]
@@ -68,17 +48,11 @@ class DenseModel:
     key_heads: int  # G
     head_size: int  # D
     scale: float  # of the attention scores
-    attention: Callable[[Sequence[int]], PackedAttention]  # from the lengths of documents
-    elementwise: Elementwise = field(default_factory=_torch_elementwise)
-    products: Products = field(default_factory=_torch_products)
-    head: "Callable[[HeadWeights], Head] | None" = None  # the output layer, if not by torch
-    decoding: Decoding | None = None  # if not by torch
-    recorded: "RecordedPasses | None" = None  # training passes that a GPU launches as a whole
 
-    def turn(self, positions: torch.Tensor) -> Turn:
-        """Of tokens at these positions, (T,)."""
-        like = self.final_norm.new_empty(0, dtype=torch.float32)
-        cosine, sine = self.rotary(like, positions[None])
+    def rotary_tables(self, positions: torch.Tensor) -> RotaryTables:
+        """The cosines and sines of tokens at these positions, (T,)."""
+        template = self.final_norm.new_empty(0, dtype=torch.float32)
+        cosine, sine = self.rotary(template, positions[None])
         half = self.head_size // 2  # both halves are the same
         return cosine[0, :, None, :half], sine[0, :, None, :half]
 
@@ -92,12 +66,12 @@ class LayerUpdates:
 
     @property
     def in_order(self) -> tuple[Update | None, ...]:
-        """As DenseLayer.projections."""
+        """The updates in the order of `DenseLayer.projections`."""
         return self.qkv, self.output, self.gate_up, self.down
 
 
 def layer_updates(layer: DenseLayer, adapter: Adapter | None) -> LayerUpdates:
-    """The adapter's matrices as this layer's projections use them."""
+    """The adapter's matrices in the form that this layer's projections use."""
     return LayerUpdates(
         qkv=update_of(layer.qkv, adapter),
         output=update_of(layer.output, adapter),
@@ -109,10 +83,8 @@ def layer_updates(layer: DenseLayer, adapter: Adapter | None) -> LayerUpdates:
 def dense_model(model: PreTrainedModel) -> DenseModel | None:
     """The layers of `model`, whose linear layers are LoraLinear already; None if it has others.
 
-    A sliding window is not described: sequences longer than it are refused before they come here.
+    A sliding window is not part of it: sequences longer than the window are refused earlier.
     """
-    from tinkersmith.engine.kernels.choose import _attention
-
     config: Any = model.config
     inner: Any = model.base_model
     if not is_dense(config):
@@ -123,7 +95,6 @@ def dense_model(model: PreTrainedModel) -> DenseModel | None:
     attention, norm = inner.layers[0].self_attn, inner.norm
     heads, key_heads = config.num_attention_heads, config.num_key_value_heads
     size = attention.head_dim
-    like = norm.weight.dtype, norm.weight.device
     return DenseModel(
         layers=cast(list[DenseLayer], layers),
         embedding=inner.embed_tokens,
@@ -134,39 +105,36 @@ def dense_model(model: PreTrainedModel) -> DenseModel | None:
         key_heads=key_heads,
         head_size=size,
         scale=attention.scaling,
-        attention=_attention(heads, key_heads, size, *like),
     )
 
 
 def is_dense(config: Any) -> bool:
-    """Whether models of this kind have the layers that are described here."""
+    """Whether models with this configuration have the layers of `DenseModel`."""
     return config.model_type in _FAMILIES and config.hidden_act == "silu"
 
 
 def _layer(layer: Any) -> DenseLayer | None:
     attention, mlp = layer.self_attn, layer.mlp
-    parts = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
-    parts += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
-    if not all(isinstance(part, LoraLinear) for part in parts):
+    linears = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
+    linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    if not all(isinstance(linear, LoraLinear) for linear in linears):
         return None
     norm = layer.input_layernorm.weight
     return DenseLayer(
         attention_norm=norm,
-        qkv=_joined(parts[:3], norm.dtype),
+        qkv=_joined(linears[:3], norm.dtype),
         query_norm=attention.q_norm.weight if hasattr(attention, "q_norm") else None,
         key_norm=attention.k_norm.weight if hasattr(attention, "k_norm") else None,
-        output=_joined(parts[3:4], norm.dtype),
+        output=_joined(linears[3:4], norm.dtype),
         mlp_norm=layer.post_attention_layernorm.weight,
-        gate_up=_joined(parts[4:6], norm.dtype),
-        down=_joined(parts[6:], norm.dtype),
+        gate_up=_joined(linears[4:6], norm.dtype),
+        down=_joined(linears[6:], norm.dtype),
     )
 
 
 def _joined(layers: list[LoraLinear], dtype: torch.dtype) -> Projection:
     linears = [layer.base for layer in layers]
     weight, bias = linears[0].weight.detach(), linears[0].bias
-    quantised = [linear for linear in linears if isinstance(linear, Float8Linear)]  # all, or none
-    scale = torch.cat([linear.scale for linear in quantised]) if quantised else None
     if len(linears) > 1:
         weight = torch.cat([linear.weight.detach() for linear in linears])
         if bias is not None:
@@ -181,5 +149,4 @@ def _joined(layers: list[LoraLinear], dtype: torch.dtype) -> Projection:
         bias=None if bias is None else bias.detach(),
         paths=tuple(layer.path for layer in layers),
         sizes=tuple(linear.out_features for linear in linears),
-        scale=scale,
     )

@@ -5,7 +5,8 @@ Each expert has its own matrices on the side of its width; the experts of a laye
 side of the hidden size: w1 and w3 have lora_A (1, R, H) and lora_B (E, F, R), w2 has lora_A
 (E, R, F) and lora_B (1, H, R). The router is frozen.
 
-Axes: N tokens, K experts a token, E experts, H hidden size, F width of an expert, R rank.
+Axes: N tokens, X experts per token, E experts, H hidden size, F width of an expert, R rank of the
+adapter, I, O inputs and outputs of a layer.
 """
 
 from typing import cast
@@ -33,8 +34,8 @@ class LoraExperts(nn.Module):
     def forward(
         self,
         hidden: torch.Tensor,  # (N, H)
-        chosen: torch.Tensor,  # (N, K), of experts
-        weights: torch.Tensor,  # (N, K)
+        chosen: torch.Tensor,  # (N, X), of experts
+        weights: torch.Tensor,  # (N, X)
     ) -> torch.Tensor:  # (N, H)
         adapter = lora.active()
         if adapter is None or f"{self.path}.{PARTS[0]}.lora_A" not in adapter.weights:
@@ -48,24 +49,24 @@ class LoraExperts(nn.Module):
         weights: torch.Tensor,
         adapter: lora.Adapter | None,
     ) -> torch.Tensor:
-        """As `forward`, written out: rows sorted by expert, so that each expert has one product."""
-        order = chosen.flatten().argsort(stable=True)  # of the N K pairs
+        """Like `forward`, with rows sorted by expert, so that each expert has one product."""
+        order = chosen.flatten().argsort(stable=True)  # of the N X pairs
         token = order // chosen.shape[1]
         counts = torch.bincount(chosen.flatten(), minlength=len(self.base.down_proj))  # type: ignore[arg-type]
         ends = counts.cumsum(0).int()  # (E,)
-        x = hidden[token]  # (N K, H)
+        x = hidden[token]  # (N X, H)
         gate_up = grouped_linear(x, self.base.gate_up_proj, ends)  # type: ignore[arg-type]
-        gate, up = gate_up.chunk(2, -1)  # (N K, F)
+        gate, up = gate_up.chunk(2, -1)  # (N X, F)
         if adapter is not None:  # in fp32 also on a bf16 base, as in LoraLinear
             gate, up = (
-                one + self._inward_update(hidden, token, ends, part, adapter).to(one.dtype)
-                for one, part in ((gate, "w1"), (up, "w3"))
+                output + self._inward_update(hidden, token, ends, part, adapter).to(output.dtype)
+                for output, part in ((gate, "w1"), (up, "w3"))
             )
         inner = self.base.act_fn(gate) * up  # type: ignore[operator]
         output = grouped_linear(inner, self.base.down_proj, ends)  # type: ignore[arg-type]
         if adapter is not None:
             a, b = (adapter.weights[f"{self.path}.w2.lora_{side}"] for side in "AB")
-            low = grouped_linear(inner.float(), a, ends)  # (N K, R)
+            low = grouped_linear(inner.float(), a, ends)  # (N X, R)
             output = output + (linear(low, b[0]) * adapter.scaling).to(output.dtype)
         output = output * weights.flatten()[order, None]
         return torch.zeros_like(hidden).index_add(0, token, output.to(hidden.dtype))
@@ -73,40 +74,42 @@ class LoraExperts(nn.Module):
     def _inward_update(
         self,
         hidden: torch.Tensor,  # (N, H)
-        token: torch.Tensor,  # (N K,)
+        token: torch.Tensor,  # (N X,)
         ends: torch.Tensor,  # (E,)
         part: str,
         adapter: lora.Adapter,
-    ) -> torch.Tensor:  # (N K, F)
+    ) -> torch.Tensor:  # (N X, F)
         a, b = (adapter.weights[f"{self.path}.{part}.lora_{side}"] for side in "AB")
-        low = linear(hidden.float(), a[0])[token]  # (N K, R)
+        low = linear(hidden.float(), a[0])[token]  # (N X, R)
         return grouped_linear(low, b, ends) * adapter.scaling
 
 
 def grouped_linear(
-    x: torch.Tensor,  # (N, in), sorted by expert
-    weight: torch.Tensor,  # (E, out, in)
+    x: torch.Tensor,  # (N, I), sorted by expert
+    weight: torch.Tensor,  # (E, O, I)
     ends: torch.Tensor,  # (E,) int32: behind the last row of each expert
-) -> torch.Tensor:  # (N, out)
+) -> torch.Tensor:  # (N, O)
     """Each row times its own expert's matrix."""
     if all(size * x.element_size() % 16 == 0 for size in weight.shape[1:]):
         return grouped_mm(x, weight.transpose(1, 2), offs=ends)
-    # Such rows are not aligned as that product wants them (small ranks).
+    # Such rows are not aligned as that product needs them (small ranks).
     counts = ends.diff(prepend=ends.new_zeros(1)).tolist()
-    return torch.cat([linear(part, one) for part, one in zip(x.split(counts), weight, strict=True)])
+    rows = zip(x.split(counts), weight, strict=True)
+    return torch.cat([linear(expert_rows, matrix) for expert_rows, matrix in rows])
 
 
 def find_experts(model: nn.Module) -> tuple[dict[str, LoraExperts], str]:
     """The expert layers under `model`, each replaced by one that takes LoRAs, by module path.
 
-    The second answer is why there are none, if the model has some that this module cannot train.
+    The second value is the reason why there are none, if the model has some that this module cannot
+    train.
     """
-    found = {
+    modules = {
         path: module
         for path, module in model.named_modules()
         if path.rsplit(".", 1)[-1] == "experts"
     }
-    layers = {path: LoraExperts(module, path) for path, module in found.items()}
+    layers = {path: LoraExperts(module, path) for path, module in modules.items()}
     for path, layer in layers.items():
         if not _computes_the_same(layer):
             return {}, f" (its experts, {path}, are not of the kind that this engine knows)"
@@ -118,7 +121,7 @@ def find_experts(model: nn.Module) -> tuple[dict[str, LoraExperts], str]:
 
 @torch.no_grad()
 def _computes_the_same(layer: LoraExperts) -> bool:
-    """Whether the layer has the parts that `routed` takes, and this gives what the layer gives."""
+    """Whether `routed` can compute this layer, and its result is the layer's own."""
     gate_up, down = (getattr(layer.base, name, None) for name in ("gate_up_proj", "down_proj"))
     if not (isinstance(gate_up, nn.Parameter) and isinstance(down, nn.Parameter)):
         return False
@@ -136,7 +139,7 @@ def _computes_the_same(layer: LoraExperts) -> bool:
 
 
 def part_shapes(layer: LoraExperts) -> dict[str, lora.LayerShape]:
-    """Of each part, by its path."""
+    """The shape of each part of a layer of experts, by its path."""
     count, hidden_size, width = cast(torch.Tensor, layer.base.down_proj).shape
     inward = lora.LayerShape(hidden_size, width, a_lead=(1,), b_lead=(count,))
     outward = lora.LayerShape(width, hidden_size, a_lead=(count,), b_lead=(1,))

@@ -1,46 +1,49 @@
-"""The protocols that implementations of the dense path keep to; see kernels/ for those.
+"""The protocols of the dense path's implementations, and the value that holds one of each.
 
-Axes: T packed tokens, N rows, H hidden size, V vocabulary, R rank of the adapter, K targets a
-position, F width of the MLP.
+The implementations are in kernels/.
+
+Axes: T packed tokens, M rows of T that reach the output layer, N rows of a block, B rows that
+decode together, H hidden size, F width of the MLP, V vocabulary, Y blocks of the vocabulary,
+Q query heads, G key/value heads, J = Q / G queries per key, D head size, R rank of the adapter
+(made even), C trained layers of a projection, I, O inputs and outputs of a projection, K targets
+of a position.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch.nn.functional import pad
 
+from tinkersmith.engine.model.attention import KeysAndValues
+from tinkersmith.engine.model.dense import DenseModel, LayerUpdates, RotaryTables
+from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.model.projection import Projection, Update
 
-if TYPE_CHECKING:
-    from tinkersmith.engine.model.attention import KeysAndValues
-    from tinkersmith.engine.model.dense import DenseModel, LayerUpdates, Turn
-
-
-ROW_STEP = 64
-BLOCK = 1024  # tokens: a draw finds its block first, then its token
+ROW_STEP = 64  # rows: products get multiples of it, so that few shapes occur
+BLOCK = 1024  # tokens: sampling finds its block first, then its token
 
 
 class PackedAttention(Protocol):
     """Causal attention of documents that stand end to end, each alone; made from their lengths.
 
-    Axes: T packed tokens, R = Q / G queries a key; a token's queries of one key stand together.
+    A token's queries of one key stand together.
     """
 
     def numbers_kept(self, heads: int, key_heads: int, size: int) -> int:
-        """How many numbers `attend` keeps when it is asked to."""
+        """How many numbers `attend` keeps for `backward` with `keep`."""
         ...
 
     def attend(
         self,
-        query: torch.Tensor,  # (G, T R, D), scaled
+        query: torch.Tensor,  # (G, T J, D), scaled
         key: torch.Tensor,  # (G, T, D)
         value: torch.Tensor,  # (G, T, D)
         *,
         keep: bool,
     ) -> tuple[torch.Tensor, Any]:
-        """(T, Q D), and what `backward` is to be given; with `keep`, all that makes it faster."""
+        """(T, Q D), and what `backward` takes as `kept`; with `keep`, all that makes it faster."""
         ...
 
     def backward(
@@ -58,7 +61,7 @@ class PackedAttention(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Elementwise:
-    """The functions of kernels/elementwise.py: plain, compiled by torch, or in C++."""
+    """The element-wise functions (see kernels/elementwise.py): plain, compiled by torch, or C++."""
 
     rms_norm: Callable[..., None]
     rms_norm_backward: Callable[..., None]
@@ -70,93 +73,97 @@ class Elementwise:
 
 
 class Products(Protocol):
-    """The products of a layer, each with what is done to its result at once."""
+    """The matrix products of a layer, each with the work on its result that follows."""
 
     def project(
         self,
-        x: torch.Tensor,  # (N, in)
+        x: torch.Tensor,  # (N, I)
         projection: Projection,
         update: Update | None,
-        output: torch.Tensor,  # (N, out)
-        low: torch.Tensor,  # (N, n R)
-        residual: torch.Tensor | None = None,  # (N, out)
+        output: torch.Tensor,  # (N, O)
+        low: torch.Tensor,  # (N, C R)
+        residual: torch.Tensor | None = None,  # (N, O)
     ) -> None:
-        """Writes x W^T + b, the adapter's part and the residual added, to `output`, and x A^T to
-        `low`."""
+        """Write x W^T + b, plus the adapter's product and the residual, to `output`.
+
+        x A^T is written to `low`.
+        """
         ...
 
     def project_swiglu(
         self,
-        x: torch.Tensor,  # (N, in)
+        x: torch.Tensor,  # (N, I)
         projection: Projection,
         update: Update | None,
         gate_up: torch.Tensor,  # (N, 2 F)
-        low: torch.Tensor,  # (N, n R)
+        low: torch.Tensor,  # (N, C R)
     ) -> torch.Tensor:  # (N, F)
         """`project` into `gate_up`, and silu(gate) up."""
         ...
 
     def input_gradient(
         self,
-        grad: torch.Tensor,  # (N, out)
+        grad: torch.Tensor,  # (N, O)
         projection: Projection,
         update: Update | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The input's gradient (N, in), and that of x A^T (N, n R)."""
+        """The input's gradient (N, I), and that of x A^T (N, C R)."""
         ...
 
     def input_gradient_swiglu(
         self,
-        grad: torch.Tensor,  # (N, out)
+        grad: torch.Tensor,  # (N, O)
         projection: Projection,
         update: Update | None,
         gate_up: torch.Tensor,  # (N, 2 F)
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Of a projection whose input is silu(gate) up: this input again (N, F), the gradient of
-        `gate_up`, and that of x A^T."""
+        """The backward pass of a projection whose input is silu(gate) up.
+
+        Gives this input again (N, F), the gradient of `gate_up` (N, 2 F), and that of x A^T.
+        """
         ...
 
     def low_gradient(
         self, grad: torch.Tensor, update: Update | None
-    ) -> torch.Tensor | None:  # (N, out) -> (N, n R)
+    ) -> torch.Tensor | None:  # (N, O) -> (N, C R)
         """The gradient of x A^T."""
         ...
 
     def add_gradients(
         self,
         update: Update | None,
-        grad: torch.Tensor,  # (N, out)
-        x: torch.Tensor,  # (N, in), what went in
-        grad_low: torch.Tensor | None,  # (N, n R)
-        low: torch.Tensor,  # (N, n R)
+        grad: torch.Tensor,  # (N, O)
+        x: torch.Tensor,  # (N, I), the projection's input
+        grad_low: torch.Tensor | None,  # (N, C R)
+        low: torch.Tensor,  # (N, C R)
     ) -> None:
-        """Adds the LoRA gradients of a block of rows to the adapter's."""
+        """Add the LoRA gradients of a block of rows to the adapter's."""
         ...
 
 
 class DecodingLayers(Protocol):
-    """A model's layers for rows that decode together, each in a slot with its keys and values."""
+    """A model's layers for rows that decode together, each in a slot of the KV cache."""
 
-    lengths: list[int]  # positions in each slot; whoever decodes adds the new ones
+    lengths: list[int]  # positions in each slot; the caller of `step` adds the new ones
 
-    def put(self, slot: int, parts: "Sequence[KeysAndValues]") -> None:
-        """Lets a row begin in this slot, after a past in some parts."""
+    def put(self, slot: int, parts: Sequence[KeysAndValues]) -> None:
+        """Begin a row in this slot, after a past that is given in parts."""
         ...
 
     def move(self, source: int, target: int) -> None: ...
 
-    def step(self, x: torch.Tensor, turn: "Turn") -> torch.Tensor:  # (B, H) -> (B, H)
-        """A new token in each of the first B slots; their keys and values are kept."""
+    def step(self, x: torch.Tensor, rotary: RotaryTables) -> torch.Tensor:  # (B, H) -> (B, H)
+        """Compute a new token in each of the first B slots, and cache its keys and values."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ExactLogits:
-    """What is known of rows of logits before they were rounded, in fp32."""
+    """Sums and maxima of rows of logits before they were rounded, in fp32."""
 
-    highest: torch.Tensor  # (B, N), of each block
-    likeliest: torch.Tensor  # (B, N) in int32, the tokens of those, the first of equals
-    sums: torch.Tensor  # (B, N), of exp(logit - highest)
+    highest: torch.Tensor  # (B, Y), of each block
+    likeliest: torch.Tensor  # (B, Y) in int32, the tokens of those, the first of equals
+    sums: torch.Tensor  # (B, Y), of exp(logit - highest)
     of: Callable[[torch.Tensor], torch.Tensor]  # (B, K), tokens of each row -> their logits
 
     def normaliser(self) -> torch.Tensor:
@@ -166,7 +173,7 @@ class ExactLogits:
         return maximum + sums.sum(-1, keepdim=True).log()
 
     def argmax(self) -> torch.Tensor:
-        """(B,); the first of equals."""
+        """The most likely token of each row, (B,); the first of equals."""
         block = self.highest.argmax(-1, keepdim=True)
         return self.likeliest.gather(-1, block)[:, 0].long()
 
@@ -180,23 +187,25 @@ class Logits(Protocol):
         *,
         written: bool,
     ) -> tuple[torch.Tensor | None, ExactLogits]:
-        """(B, H) -> (B, V), if `written`, and what was known of them before they were rounded."""
+        """(B, H) -> logits (B, V), if `written`, and what is known of them before rounding."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """What decodes a few rows at a time."""
+    """The implementations that decode a few rows at a time."""
 
-    # With so many slots; of a model and what an adapter adds to its layers.
-    layers: "Callable[[DenseModel, Sequence[LayerUpdates], int], DecodingLayers]"
+    # Made from a model, the updates of its layers, and the number of slots.
+    layers: Callable[[DenseModel, Sequence[LayerUpdates], int], DecodingLayers]
     elementwise: Elementwise
     products: Products
-    logits: "Logits | None" = None
+    logits: Logits | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class HeadWeights:
+    """The output layer and its LoRA."""
+
     base: torch.Tensor  # (V, H)
     bias: torch.Tensor | None  # (V,)
     a: torch.Tensor | None  # (R, H), with a row of zeros if the rank is odd
@@ -207,14 +216,14 @@ class HeadWeights:
 class Head(Protocol):
     """The output layer and its soft-max, for some rows at a time: forward, then backward."""
 
-    rows: int  # at most, at a time
-    grad_a: torch.Tensor  # what backward passes added up, as the weights' shapes, in fp32
+    rows: int  # the most that it takes at a time
+    grad_a: torch.Tensor  # sums over backward passes, in the weights' shapes, in fp32
     grad_b: torch.Tensor
 
     def logprobs(
         self, hidden: torch.Tensor, targets: torch.Tensor, *, keep: bool
     ) -> torch.Tensor:  # (N, H), (N, K) -> (N, K)
-        """`keep` what `backward` needs."""
+        """Log-probabilities of targets; `keep` what `backward` needs."""
         ...
 
     def backward(self, slope: torch.Tensor) -> torch.Tensor:
@@ -225,7 +234,33 @@ class Head(Protocol):
         ...
 
 
+class TrainingPass(Protocol):
+    """A forward pass over a pack, and the backward pass that belongs to it."""
+
+    def forward(self, tokens: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        """(T,) -> (T, H), the input of the output layer; or (M, H), of some rows only."""
+        ...
+
+    def backward(self, grad: torch.Tensor) -> None:
+        """Add the gradients of the adapter's weights; `grad` has the shape that `forward` gave."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """The implementations that compute a model's dense path; kernels/choose.py chooses them."""
+
+    attention: Callable[[Sequence[int]], PackedAttention]  # from the lengths of documents
+    elementwise: Elementwise
+    products: Products
+    head: Callable[[HeadWeights], Head]
+    decoding: Decoding
+    # A pass prepared earlier for an adapter and the lengths of documents, or None where there is
+    # none; the pass is then computed by the parts above, layer by layer.
+    prepared: Callable[[Adapter, Sequence[int]], TrainingPass | None] | None = None
+
+
 def pad_rows(matrix: torch.Tensor) -> torch.Tensor:
-    """Rows of zeros at the end, to a multiple of ROW_STEP of them."""
+    """Add rows of zeros at the end, to a multiple of ROW_STEP."""
     missing = -len(matrix) % ROW_STEP
     return pad(matrix, (0, 0, 0, missing)) if missing else matrix

@@ -1,8 +1,8 @@
-"""LoRA adapters on a shared, frozen base: made, saved, exported, and switched without copying.
+"""LoRA adapters on a shared, frozen base, switched without copying.
 
 An adapter is a set of fp32 matrices A (R, in) and B (out, R); a layer's output becomes
 x W^T + (alpha / R) (x A^T) B^T (Hu et al. 2021, LoRA, eq. 3). alpha is 32, as in Tinker's cloud.
-Layers of experts have several of each: see expert_lora.py.
+Layers of experts have several of each: see experts.py.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ ALPHA = 32
 
 @dataclass(slots=True)
 class Adapter:
-    """`weights` maps "<module path>.lora_A" / ".lora_B" to fp32 parameters."""
+    """An adapter: `weights` maps "<module path>.lora_A" / ".lora_B" to fp32 parameters."""
 
     config: LoraConfig
     weights: dict[str, nn.Parameter]
@@ -40,7 +40,7 @@ class Adapter:
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """Of a layer that a LoRA can train; leading axes are of experts: (E,), or (1,) if shared."""
+    """The shape of a layer that a LoRA can train; a shared expert matrix has a leading (1,)."""
 
     in_size: int
     out_size: int
@@ -75,7 +75,7 @@ _active: Adapter | None = None
 
 @contextmanager
 def using(adapter: Adapter | None) -> Iterator[None]:
-    """Make `adapter` the one that every LoraLinear adds inside the block (engine thread only)."""
+    """Let every LoraLinear add `adapter` inside the block. Only the engine thread calls this."""
     global _active
     before, _active = _active, adapter
     try:

@@ -1,7 +1,7 @@
-"""A joined projection of a Llama-shaped model with an adapter's updates: forward and backward.
+"""Linear layers joined in one projection, and an adapter's matrices as the projection uses them.
 
-Axes: N rows of a block, M rows in all, R rank of the adapter (made even), n trained layers of a
-projection, F width of the MLP.
+Axes: N rows, I, O inputs and outputs of a projection, R rank of the adapter (made even), C trained
+layers of a projection.
 """
 
 from dataclasses import dataclass
@@ -16,12 +16,11 @@ from tinkersmith.engine.model.lora import Adapter
 class Projection:
     """Linear layers with one input, their weights joined along the output."""
 
-    weight: torch.Tensor  # (out, in), may be in a narrower dtype
-    dtype: torch.dtype  # of what goes in and what comes out
-    bias: torch.Tensor | None  # (out,)
+    weight: torch.Tensor  # (O, I), may be in a narrower dtype
+    dtype: torch.dtype  # of inputs and outputs
+    bias: torch.Tensor | None  # (O,)
     paths: tuple[str, ...]  # the layers' module paths, in the order of their outputs
     sizes: tuple[int, ...]  # the width of each one's output
-    scale: torch.Tensor | None = None  # (out, 1) in fp32, of a weight in 8 bits (see float8.py)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,22 +30,22 @@ class Part:
     path: str
     columns: slice  # of the projection's output
     ranks: slice  # of x A^T
-    b: torch.Tensor  # (out, R), times the adapter's scaling
+    b: torch.Tensor  # (O, R), times the adapter's scaling
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """An adapter's part in a projection, in the base model's dtype.
+    """An adapter's matrices in a projection, in the base model's dtype.
 
     Ranks are even: an odd one gets a row of zeros.
     """
 
     adapter: Adapter
-    a: torch.Tensor  # (n R, in): the A matrices of its n trained layers
+    a: torch.Tensor  # (C R, I): the A matrices of its C trained layers
     parts: list[Part]
 
     def gradient(self, part: Part, side: str) -> torch.Tensor:
-        """What was added up so far for A (rank, in) or B (out, rank), in fp32, to be added to."""
+        """The gradient of A (rank, I) or B (O, rank) so far, in fp32, to be added to."""
         weight = self.adapter.weights[f"{part.path}.lora_{side}"]
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
@@ -62,12 +61,12 @@ def update_of(projection: Projection, adapter: Adapter | None) -> Update | None:
     rank = adapter.config.rank + odd
     for path, width in zip(projection.paths, projection.sizes, strict=True):
         if f"{path}.lora_A" in adapter.weights:
-            of_a, b = (adapter.weights[f"{path}.lora_{side}"].detach() for side in "AB")
-            of_a, b = pad(of_a, (0, 0, 0, odd)), pad(b, (0, odd))
+            trained_a, b = (adapter.weights[f"{path}.lora_{side}"].detach() for side in "AB")
+            trained_a, b = pad(trained_a, (0, 0, 0, odd)), pad(b, (0, odd))
             ranks = slice(len(parts) * rank, (len(parts) + 1) * rank)
             scaled = (b * adapter.scaling).to(projection.dtype)
             parts.append(Part(path, slice(start, start + width), ranks, scaled))
-            a.append(of_a)
+            a.append(trained_a)
         start += width
     return Update(adapter, torch.cat(a).to(projection.dtype), parts) if parts else None
 
@@ -75,7 +74,7 @@ def update_of(projection: Projection, adapter: Adapter | None) -> Update | None:
 def outputs(
     rows: int, projection: Projection, update: Update | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Room for what `project` gives: (M, out) and (M, n R)."""
+    """Buffers for the results of `Products.project`: (N, O) and (N, C R)."""
     weight, dtype = projection.weight, projection.dtype
     widths = len(weight), 0 if update is None else len(update.a)
     output, low = (weight.new_empty(rows, width, dtype=dtype) for width in widths)

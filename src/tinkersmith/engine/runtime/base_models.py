@@ -17,6 +17,7 @@ from tinkersmith.engine.hardware.memory import free_memory, return_freed_memory
 from tinkersmith.engine.hardware.processor import multiplies_bf16
 from tinkersmith.engine.log import log
 from tinkersmith.engine.model.base_model import BaseModel, load_base_model, memory_of_weights
+from tinkersmith.engine.runtime.experimental import NOTHING, Experimental
 from tinkersmith.engine.runtime.fast_code import _TINY, with_fast_code
 from tinkersmith.engine.storage.catalogue import Catalogue
 
@@ -30,9 +31,10 @@ class BaseModels:
         dtype: str = "auto",
         device: str = "auto",
         threads: int = 0,  # 0: by the size of the models
+        experimental: Experimental = NOTHING,
     ) -> None:
         self.catalogue, self.dtype, self.threads = catalogue, dtype, threads
-        self.device = choose_device(device)
+        self.device, self.experimental = choose_device(device), experimental
         self._loaded: OrderedDict[str, BaseModel] = OrderedDict()  # the least lately used first
 
     def get(self, name: str) -> BaseModel:
@@ -49,11 +51,13 @@ class BaseModels:
     def _load(self, name: str) -> BaseModel:
         start = time.perf_counter()
         folder = self.catalogue.folder(name)
-        self._make_room(name, int(_SPARE * memory_of_weights(folder, self.dtype, self.device)))
-        base = load_base_model(name, folder, self.dtype, self.device)
+        storage = self.experimental.storage()
+        needed = memory_of_weights(folder, self.dtype, self.device, storage)
+        self._make_room(name, int(_SPARE * needed))
+        base = load_base_model(name, folder, self.dtype, self.device, storage)
         torch.set_num_threads(self.threads or _threads_for([*self._loaded.values(), base]))
         seconds = time.perf_counter() - start
-        dtype = "float8" if self.dtype == "float8" else base.model.dtype
+        dtype = base.model.dtype if storage is None else storage.name
         if base.dtype != base.model.dtype:
             dtype = f"{dtype}, computed in {base.dtype}"
         log.info("loaded %s (%s, %s) in %.1f s", name, dtype, base.device, seconds)
@@ -63,7 +67,7 @@ class BaseModels:
                 "--dtype float32 is faster and needs twice the memory",
                 name,
             )
-        return with_fast_code(base)
+        return with_fast_code(base, self.experimental)
 
     def _make_room(self, name: str, needed: int) -> None:
         device = torch.device(self.device)

@@ -1,4 +1,4 @@
-"""What the engine thread holds: base models, adapters in training, samplers. Torch lives here.
+"""The clients that the engine thread holds: adapters in training, and snapshots to sample from.
 
 Every method runs on the engine thread, called by a job.
 """
@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.gpu.vllm_sampling import VllmSampling
 from tinkersmith.engine.log import log
 from tinkersmith.engine.messages import (
     AdamParams,
@@ -27,15 +26,15 @@ from tinkersmith.engine.messages import (
 from tinkersmith.engine.model.adapters import (
     load_adapter_state,
     new_adapter,
+    save_adapter,
     snapshot,
-    write_adapter,
 )
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.runtime.base_models import BaseModels
-from tinkersmith.engine.runtime.shelf import Shelf
+from tinkersmith.engine.runtime.experimental import NOTHING, Experimental
+from tinkersmith.engine.runtime.spill import SpillFolder
 from tinkersmith.engine.sampling.checks import TOKENIZER, check_request
-from tinkersmith.engine.sampling.sampler import sample
 from tinkersmith.engine.storage.catalogue import Catalogue
 from tinkersmith.engine.storage.store import Store, TinkerPath
 from tinkersmith.engine.training.checks import check_datums
@@ -50,7 +49,7 @@ from tinkersmith.engine.training.step import forward, forward_backward
 from tinkersmith.files import new_folder
 from tinkersmith.peft_format import ADAPTER_WEIGHTS
 
-ADAPTER_MEMORY = 4 * 2**30  # bytes of adapters and optimizer states held; idle ones go to disk
+ADAPTER_MEMORY = 4 * 2**30  # bytes of adapters and optimizer states in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,30 +59,32 @@ class DroppedStep:
 
 
 @dataclass(slots=True)
-class TrainedModel:
+class TrainingClient:
+    """An adapter in training, with its optimizer."""
+
     base_name: str
     adapter: Adapter
     optimizer: AdamState
-    # Its client does not read the log-probabilities of positions without a weight: they are 0.
+    # The client does not read log-probabilities of positions without a weight; they are 0.
     only_graded: bool = False
-    # The step under way lost a part: the optim_step behind it fails too, so that half a batch is
-    # never applied.
+    # A batch of the step under way failed: the optim_step behind it fails too, so that half a step
+    # is never applied.
     dropped: DroppedStep | None = None
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        found = _named("state", state_tensors(self.optimizer))
+        tensors = _named("state", state_tensors(self.optimizer))
         for name, weight in self.adapter.weights.items():
-            found[f"weight.{name}"] = weight.detach()
+            tensors[f"weight.{name}"] = weight.detach()
             if weight.grad is not None:
-                found[f"gradient.{name}"] = weight.grad
-        return found
+                tensors[f"gradient.{name}"] = weight.grad
+        return tensors
 
     def restore(self, tensors: dict[str, torch.Tensor]) -> None:
         for name, weight in self.adapter.weights.items():
             weight.data = tensors[f"weight.{name}"].to(weight.device)
             gradient = tensors.get(f"gradient.{name}")
             weight.grad = None if gradient is None else gradient.to(weight.device)
-        self.optimizer = load_state_tensors(self.adapter, _part(tensors, "state"))
+        self.optimizer = load_state_tensors(self.adapter, _with_prefix(tensors, "state"))
 
     def clear(self) -> None:
         _clear(self.adapter)
@@ -91,7 +92,9 @@ class TrainedModel:
 
 
 @dataclass(slots=True)
-class Sampler:
+class SamplingClient:
+    """A frozen adapter to sample from, or the base model alone."""
+
     base_name: str
     adapter: Adapter | None
 
@@ -118,15 +121,16 @@ class Models:
         device: str = "auto",
         threads: int = 0,  # 0: by the size of the models
         adapter_memory: int = ADAPTER_MEMORY,
+        experimental: Experimental = NOTHING,
     ) -> None:
         self.store = store
-        self.bases = BaseModels(catalogue, dtype, device, threads)
-        self.trained: dict[str, TrainedModel] = {}
-        self.samplers: dict[str, Sampler] = {}
-        self.vllm = VllmSampling()
+        self.bases = BaseModels(catalogue, dtype, device, threads, experimental)
+        self.training: dict[str, TrainingClient] = {}
+        self.sampling: dict[str, SamplingClient] = {}
+        self.sampler = experimental.sampler()
         self.adapter_memory = adapter_memory
-        self.shelf = Shelf(store.folder / "idle")
-        # Bytes of each client whose tensors are in memory, the least lately used first.
+        self.spilled = SpillFolder(store.folder / "idle")
+        # Bytes of each client whose tensors are in memory, the least recently used first.
         self._held: OrderedDict[str, int] = OrderedDict()
         self._decoders: dict[Path, Callable[[list[int]], str]] = {}
 
@@ -136,7 +140,9 @@ class Models:
         self, model_id: str, base_name: str, config: LoraConfig, *, only_graded: bool = False
     ) -> None:
         adapter = new_adapter(self.bases.get(base_name), config)
-        self.trained[model_id] = TrainedModel(base_name, adapter, new_state(adapter), only_graded)
+        self.training[model_id] = TrainingClient(
+            base_name, adapter, new_state(adapter), only_graded
+        )
         self._use(model_id)
         log.info("training client %s on %s, rank %d", model_id, base_name, config.rank)
 
@@ -157,14 +163,14 @@ class Models:
             self.free(model_id)
             raise
 
-    def get(self, model_id: str) -> TrainedModel:
-        if model_id not in self.trained:
+    def get(self, model_id: str) -> TrainingClient:
+        if model_id not in self.training:
             raise Refused(f"the training client {model_id} could not be created, or has ended.")
         self._use(model_id)
-        return self.trained[model_id]
+        return self.training[model_id]
 
     def batch(self, request: BatchRequest, failure_told: int) -> LossOutput:
-        """forward or forward_backward; if the latter fails, its step's gradients are dropped.
+        """Compute forward or forward_backward; if the latter fails, drop its step's gradients.
 
         `failure_told` is the last failure the client knew of when it sent this. What it sent
         before it knew belongs to the failed step; what it sends after that is a new step.
@@ -194,7 +200,11 @@ class Models:
             raise
 
     def check_step(self, model_id: str) -> None:
-        """Raises: Refused: a forward_backward of the step under way failed."""
+        """Check that the step under way can be applied.
+
+        Raises:
+            Refused: a forward_backward of it failed; its gradients are dropped.
+        """
         model = self.get(model_id)
         if model.dropped is not None:
             dropped, model.dropped = model.dropped, None
@@ -209,7 +219,7 @@ class Models:
         return optim_step(model.adapter, model.optimizer, params)
 
     def free(self, model_id: str) -> None:
-        self.trained.pop(model_id, None)
+        self.training.pop(model_id, None)
         self._forget(model_id)
 
     # ---- checkpoints
@@ -231,7 +241,7 @@ class Models:
         start = time.perf_counter()
         folder = self.store.new_weights_folder(path)
         with new_folder(folder) as temporary:
-            write_adapter(self.bases.get(model.base_name), model.adapter, temporary)
+            save_adapter(self.bases.get(model.base_name), model.adapter, temporary)
             if optimizer:
                 save_file(state_tensors(model.optimizer), temporary / "optimizer.safetensors")
         try:
@@ -246,7 +256,7 @@ class Models:
         return size
 
     def load(self, model_id: str, path: TinkerPath, optimizer: bool) -> None:
-        """Replace the adapter by a checkpoint's; its optimizer state too, or a fresh one."""
+        """Replace the adapter by a checkpoint's, and its optimizer state by that or a fresh one."""
         model = self.get(model_id)
         folder = self._weights(path)
         file = folder / "optimizer.safetensors"
@@ -267,10 +277,10 @@ class Models:
             raise Refused(f"{path} is listed, but its files in {folder} are gone.")
         return folder
 
-    # ---- samplers
+    # ---- sampling clients
 
     def add_sampler(self, sampler_id: str, base_name: str, path: TinkerPath | None) -> None:
-        """A sampler on a checkpoint, or on the base model alone."""
+        """Create a sampling client on a checkpoint, or on the base model alone."""
         base = self.bases.get(base_name)
         adapter = None
         if path is not None:
@@ -278,24 +288,24 @@ class Models:
             adapter = new_adapter(base, config)
             tensors = load_file(self._weights(path) / ADAPTER_WEIGHTS)
             load_adapter_state(adapter, tensors)
-        self.samplers[sampler_id] = Sampler(base_name, adapter)
+        self.sampling[sampler_id] = SamplingClient(base_name, adapter)
         self._use(sampler_id)
 
     def add_snapshot(self, sampler_id: str, model_id: str) -> None:
-        """A sampler on a training client's weights as they are now."""
+        """Create a sampling client on a training client's weights as they are now."""
         model = self.get(model_id)
-        self.samplers[sampler_id] = Sampler(model.base_name, snapshot(model.adapter))
+        self.sampling[sampler_id] = SamplingClient(model.base_name, snapshot(model.adapter))
         self._use(sampler_id)
 
     def sample(
         self, sampler_id: str, requests: Sequence[SampleRequest]
     ) -> list[SampleResult | Refused]:
         """Answer requests together; a bad one is refused alone."""
-        if sampler_id not in self.samplers:
+        if sampler_id not in self.sampling:
             raise Refused(f"the sampling client {sampler_id} could not be created, or has ended.")
         self._use(sampler_id)
-        sampler = self.samplers[sampler_id]
-        base = self.bases.get(sampler.base_name)
+        client = self.sampling[sampler_id]
+        base = self.bases.get(client.base_name)
         results: list[SampleResult | Refused] = []
         good: list[SampleRequest] = []
         for request in requests:
@@ -305,45 +315,43 @@ class Models:
                 results.append(SampleResult([]))
             except Refused as refusal:
                 results.append(refusal)
-        fast = self.vllm.sample(base, sampler_id, sampler.adapter, good)
-        rest = [request for request, answer in zip(good, fast, strict=True) if answer is None]
-        others = iter(sample(base, sampler.adapter, rest, self._decoder(base)))
-        answers = iter([next(others) if answer is None else answer for answer in fast])
+        decode = self._decoder(base)
+        answers = iter(self.sampler.sample(base, sampler_id, client.adapter, good, decode))
         return [result if isinstance(result, Refused) else next(answers) for result in results]
 
     def free_sampler(self, sampler_id: str) -> None:
-        self.samplers.pop(sampler_id, None)
-        self.vllm.forget(sampler_id)
+        self.sampling.pop(sampler_id, None)
+        self.sampler.forget(sampler_id)
         self._forget(sampler_id)
 
     # ---- memory
 
     def _use(self, name: str) -> None:
-        """Have the client's tensors in memory; the least lately used others make room on disk."""
-        client = self.trained.get(name) or self.samplers[name]
+        """Load the client's tensors into memory; others, least recently used first, are spilled."""
+        client = self.training.get(name) or self.sampling[name]
         if name not in self._held:
-            if self.shelf.has(name):
-                client.restore(self.shelf.take(name))
+            if self.spilled.has(name):
+                client.restore(self.spilled.take(name))
             tensors = client.tensors().values()
-            # A trained client's gradients come and go: they are counted as if they were there.
-            whole = 4 / 3 if isinstance(client, TrainedModel) else 1
-            self._held[name] = int(whole * sum(tensor.nbytes for tensor in tensors))
+            # The gradients of a training client come and go: they are always counted.
+            factor = 4 / 3 if isinstance(client, TrainingClient) else 1
+            self._held[name] = int(factor * sum(tensor.nbytes for tensor in tensors))
         self._held.move_to_end(name)
         while sum(self._held.values()) > self.adapter_memory and len(self._held) > 1:
-            self._shelve(next(iter(self._held)))
+            self._spill(next(iter(self._held)))
 
-    def _shelve(self, name: str) -> None:
-        client = self.trained.get(name) or self.samplers[name]
+    def _spill(self, name: str) -> None:
+        client = self.training.get(name) or self.sampling[name]
         tensors = client.tensors()
-        if tensors:  # a sampler on the base model alone has none
-            self.shelf.put(name, {key: tensor.cpu() for key, tensor in tensors.items()})
+        if tensors:  # a sampling client on the base model alone has none
+            self.spilled.put(name, {key: tensor.cpu() for key, tensor in tensors.items()})
             client.clear()
-            log.info("%s is idle: put aside on disk", name)
+            log.info("%s is idle: spilled to disk", name)
         del self._held[name]
 
     def _forget(self, name: str) -> None:
         self._held.pop(name, None)
-        self.shelf.drop(name)
+        self.spilled.drop(name)
 
     def _decoder(self, base: BaseModel) -> Callable[[list[int]], str] | None:
         file = base.folder / TOKENIZER
@@ -369,7 +377,7 @@ def _named(kind: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     return {f"{kind}.{name}": tensor for name, tensor in tensors.items()}
 
 
-def _part(tensors: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor]:
+def _with_prefix(tensors: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor]:
     return {
         name.removeprefix(f"{kind}."): tensor
         for name, tensor in tensors.items()

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from tinkersmith.engine.kernels.choose import Means, choose_kernels
 from tinkersmith.engine.kernels.elementwise import TORCH_ELEMENTWISE
-from tinkersmith.engine.kernels.products import TorchProducts
 from tinkersmith.engine.log import log
 from tinkersmith.engine.messages import Datum, LoraConfig
 from tinkersmith.engine.model.adapters import new_adapter
@@ -29,10 +29,11 @@ _OF_ONE_SHAPE = ("split_heads", "split_heads_backward")
 _PROGRAMS = 64  # of one function, for all models; beyond that it works as it stands
 
 
-def compile_elementwise(base: BaseModel, folder: Path) -> BaseModel:
-    """The same model with compiled functions for its dense path, kept under `folder`."""
-    if base.dense is None:
-        return base
+def compiled_elementwise(base: BaseModel, means: Means, folder: Path) -> Elementwise | None:
+    """Compiled functions for a model's dense path, kept under `folder`; None if that fails.
+
+    `means` is what the model's kernels are otherwise made from.
+    """
     start = time.perf_counter()
     # Of this user alone: what lies there is run.
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -44,17 +45,16 @@ def compile_elementwise(base: BaseModel, folder: Path) -> BaseModel:
         for name in (field.name for field in fields(plain))
     }
     elementwise = Elementwise(**compiled)
-    products = TorchProducts(elementwise)
-    faster = replace(base, dense=replace(base.dense, elementwise=elementwise, products=products))
+    kernels = choose_kernels(base, replace(means, compiled=elementwise))
     try:
         _configure(base.device)
-        _warm_up(faster)
+        _warm_up(replace(base, kernels=kernels))
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         log.warning("training runs without compiled functions, somewhat slower: %s", reason[0])
-        return base
+        return None
     log.info("compiled the element-wise work in %.1f s", time.perf_counter() - start)
-    return faster
+    return elementwise
 
 
 def _configure(device: torch.device) -> None:

@@ -1,20 +1,59 @@
-"""A loaded model -> the same with what makes it fast on this machine."""
+"""A loaded model -> the same with the fastest kernels of this machine that are right.
 
-from tinkersmith.engine.gpu.recorded_passes import with_recorded_passes
-from tinkersmith.engine.kernels.native.build import cache_folder, native_library
+kernels/choose.py chooses; this module compiles what it chooses from, and checks the result.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from tinkersmith.engine.kernels import varlen_attention
+from tinkersmith.engine.kernels.choose import Means, choose_kernels, with_torch_kernels
+from tinkersmith.engine.kernels.native.build import Library, cache_folder, native_library
+from tinkersmith.engine.kernels.products import TorchProducts
+from tinkersmith.engine.log import log
 from tinkersmith.engine.model.base_model import BaseModel
-from tinkersmith.engine.runtime.compilation import compile_elementwise
-from tinkersmith.engine.runtime.native_code import with_native_code
+from tinkersmith.engine.runtime.compilation import compiled_elementwise
+from tinkersmith.engine.runtime.experimental import NOTHING, Experimental
+from tinkersmith.engine.training.self_check import gradient_difference
 
 _TINY = 20_000_000  # parameters
+# How far LoRA gradients may be from torch's, relative to their norm: both are rounded.
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 
 
-def with_fast_code(base: BaseModel) -> BaseModel:
-    """The same model with what makes its dense path fast on this machine, kept for later runs."""
-    if base.device.type == "cpu" and (library := native_library(cache_folder())) is not None:
-        faster = with_native_code(base, library)
-        if faster is not base:
+def with_fast_code(base: BaseModel, experimental: Experimental = NOTHING) -> BaseModel:
+    """Give a model the fastest kernels of this machine; compiled code is kept for later starts.
+
+    Raises:
+        Refused: an experimental option is not possible for this model.
+    """
+    if base.dense is None:
+        return experimental.with_graphs(base)
+    products = experimental.products(base)
+    if base.device.type == "cpu" and products is TorchProducts:
+        library = native_library(cache_folder())
+        if library is not None and (faster := with_native_code(base, library)) is not base:
             return faster
+    dense = base.dense
+    shape = dense.heads, dense.key_heads, dense.head_size
+    varlen = varlen_attention.works(*shape, base.dtype, base.device)
+    means = Means(varlen=varlen, products=products)
     # A tiny model's functions are not worth the wait for the compiler.
-    large = base.model.num_parameters() >= _TINY
-    return with_recorded_passes(compile_elementwise(base, cache_folder()) if large else base)
+    if base.model.num_parameters() >= _TINY:
+        means = replace(means, compiled=compiled_elementwise(base, means, cache_folder()))
+    return experimental.with_graphs(replace(base, kernels=choose_kernels(base, means)))
+
+
+def with_native_code(base: BaseModel, library: Library) -> BaseModel:
+    """The model with the C++ functions, or as it is, with a warning, if they are wrong here."""
+    if base.dense is None:
+        return base
+    kernels = choose_kernels(base, Means(library))
+    worst = gradient_difference(
+        with_torch_kernels(base), lambda shallow: replace(shallow, kernels=kernels)
+    )
+    if not worst < _TOLERANCE[base.dtype]:
+        log.warning("native code is off by %.1e and is not used", worst)
+        return base
+    return replace(base, kernels=kernels)

@@ -11,7 +11,7 @@ TOKENIZER = "tokenizer.json"  # in a model's folder
 
 
 def check_request(base: BaseModel, request: SampleRequest) -> None:
-    """Everything that can be wrong with a request, before any work is done.
+    """Check everything that can be wrong with a request, before any work is done.
 
     Raises:
         Refused: with what is wrong.
@@ -26,25 +26,24 @@ def check_request(base: BaseModel, request: SampleRequest) -> None:
             f"{base.vocab_size:,} tokens."
         )
     stop = request.stop or []
-    if any(isinstance(one, str) for one in stop) and not (base.folder / TOKENIZER).is_file():
+    if any(isinstance(text, str) for text in stop) and not (base.folder / TOKENIZER).is_file():
         raise Refused(
-            f"the stop {stop!r} is text, and {base.name} has no {TOKENIZER} to recognise it with; "
-            "give token ids."
+            f"the stop {stop!r} is a string, and {base.name} has no {TOKENIZER} to recognise it "
+            "with; give token ids."
         )
     # The last sampled token is never read, hence the one more.
-    room = base.max_context - len(prompt) + 1
-    if room < 1:
+    longest = base.max_context - len(prompt) + 1
+    if longest < 1:
         raise Refused(
             f"the prompt has {len(prompt):,} tokens; {base.name} takes at most "
             f"{base.max_context:,}."
         )
-    if request.max_tokens is not None and not 1 <= request.max_tokens <= room:
+    if request.max_tokens is not None and not 1 <= request.max_tokens <= longest:
         raise Refused(
             f"max_tokens is {request.max_tokens:,}; with a prompt of {len(prompt):,} tokens "
-            f"{base.name} has room for 1 to {room:,}."
+            f"{base.name} can sample 1 to {longest:,}."
         )
     bounds = [
-        ("num_samples", request.num_samples, 1 <= request.num_samples <= 4096, "1 to 4,096"),
         ("temperature", request.temperature, 0 <= request.temperature <= 100, "0 to 100"),
         ("top_k", request.top_k, request.top_k >= -1, "-1 (off) or at least 1"),
         ("top_p", request.top_p, 0 < request.top_p <= 1, "above 0 and at most 1"),

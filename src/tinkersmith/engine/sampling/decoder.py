@@ -1,6 +1,6 @@
-"""What a sampler needs of a model: runs of tokens prefilled, rows in slots decoded step by step.
+"""What a sampler needs of a model: prefill of token runs, and decoding of rows in slots.
 
-`LayerDecoder` works through the model's own layers; dense_decoding.py has its fast twin.
+`LayerDecoder` works through the model's own layers; dense_decoder.py has its fast twin.
 
 Axes: T tokens of a run, B active rows, H hidden size, V vocabulary, G key/value heads, D head size.
 """
@@ -14,21 +14,21 @@ from tinkersmith.engine.model.attention import CachedRows, KeysAndValues, Packed
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.kernels import ExactLogits
 from tinkersmith.engine.model.lora import Adapter
-from tinkersmith.engine.sampling.prefixes import Run
+from tinkersmith.engine.sampling.prefixes import TokenRun
 from tinkersmith.engine.training.head_pass import target_logprobs
 
 
 class Decoder(Protocol):
-    shares: bool  # runs can have parents
+    shares: bool  # whether runs can have parents
 
     def prefill(
-        self, runs: Sequence[Run], wanted: Sequence[bool]
+        self, runs: Sequence[TokenRun], wanted: Sequence[bool]
     ) -> list[torch.Tensor | None]:  # (T, H) of each wanted run
-        """Computes the pasts of runs whose parents have theirs; none is empty."""
+        """Compute the pasts of runs whose parents have theirs; no run is empty."""
         ...
 
-    def put(self, slot: int, run: Run) -> None:
-        """Lets a row begin in this slot, after the tokens up to the end of `run`."""
+    def put(self, slot: int, run: TokenRun) -> None:
+        """Begin a row in this slot, after the tokens up to the end of `run`."""
         ...
 
     def move(self, source: int, target: int) -> None: ...
@@ -36,9 +36,12 @@ class Decoder(Protocol):
     def step(
         self, tokens: Sequence[int], *, greedy: bool = False
     ) -> tuple[torch.Tensor | None, ExactLogits | None]:
-        """The next token of each active row, slots 0 to B - 1, is read: (B, V) logits of the one
-        after it, in any precision, and what is known of them before they were rounded; the latter
-        alone may do if `greedy`, that is if nothing but the likeliest token is wanted."""
+        """Read the next token of each active row, slots 0 to B - 1.
+
+        Gives the logits (B, V) of the token after it, in any precision, and what is known of them
+        before they were rounded. If `greedy`, only the most likely token is needed: the logits may
+        then be left out.
+        """
         ...
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...  # (T, H) -> (T, V)
@@ -46,12 +49,12 @@ class Decoder(Protocol):
     def logprobs(
         self, hidden: torch.Tensor, targets: torch.Tensor
     ) -> torch.Tensor:  # (T, H), (T, K) -> (T, K)
-        """Those that training would report, to the last digit but one."""
+        """The log-probabilities that training would report, up to rounding in the last digit."""
         ...
 
 
 class LayerDecoder:
-    """For every architecture that can be loaded."""
+    """A `Decoder` through the model's own layers, for every architecture that can be loaded."""
 
     shares = False
 
@@ -59,7 +62,9 @@ class LayerDecoder:
         self.base, self.adapter = base, adapter
         self.cache = CachedRows(base.layers, slots, base.device)
 
-    def prefill(self, runs: Sequence[Run], wanted: Sequence[bool]) -> list[torch.Tensor | None]:
+    def prefill(
+        self, runs: Sequence[TokenRun], wanted: Sequence[bool]
+    ) -> list[torch.Tensor | None]:
         lengths = [len(run.tokens) for run in runs]
         packed = PackedDocuments(lengths, keep=True)
         positions = torch.cat([torch.arange(n, device=self.base.device) for n in lengths])
@@ -68,9 +73,11 @@ class LayerDecoder:
         assert packed.kept is not None
         for run, (start, end) in zip(runs, packed.bounds, strict=True):
             run.past = past_of([(key[0], value[0]) for key, value in packed.kept], start, end)
-        return [part if one else None for part, one in zip(hidden, wanted, strict=True)]
+        return [
+            states if is_wanted else None for states, is_wanted in zip(hidden, wanted, strict=True)
+        ]
 
-    def put(self, slot: int, run: Run) -> None:
+    def put(self, slot: int, run: TokenRun) -> None:
         self.cache.put(slot, run.past)
 
     def move(self, source: int, target: int) -> None:
@@ -92,5 +99,5 @@ class LayerDecoder:
 
 
 def past_of(layers: KeysAndValues, start: int, end: int) -> KeysAndValues:
-    """Copies, so that a run does not hold the pack in which it was computed."""
+    """The past of a run, copied so that it does not hold the whole pack in memory."""
     return [(key[:, start:end].clone(), value[:, start:end].clone()) for key, value in layers]

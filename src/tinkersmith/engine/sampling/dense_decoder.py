@@ -1,33 +1,24 @@
 """Prefill and decode of Llama-shaped models, written out in few operations over joined weights.
 
-Axes: B active rows, P tokens of a past, T packed tokens, H hidden size, G key/value heads,
-R queries a key, D head size, V vocabulary.
+Axes: B active rows, P tokens of a shared prefix, T packed tokens, L queries and S keys of a tile,
+N rows, H hidden size, G key/value heads, J queries per key, D head size, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
-from tinkersmith.engine.kernels.elementwise import TORCH_ELEMENTWISE
-from tinkersmith.engine.kernels.products import TorchProducts
+from tinkersmith.engine.kernels.decoding import project
 from tinkersmith.engine.kernels.tile_attention import Tile, TileAttention, by_token
 from tinkersmith.engine.model.attention import KeysAndValues
 from tinkersmith.engine.model.base_model import BaseModel
-from tinkersmith.engine.model.dense import DenseModel, LayerUpdates, Turn, layer_updates
-from tinkersmith.engine.model.kernels import (
-    Decoding,
-    Elementwise,
-    ExactLogits,
-    PackedAttention,
-    Products,
-)
+from tinkersmith.engine.model.dense import DenseModel, layer_updates
+from tinkersmith.engine.model.kernels import ExactLogits, Kernels, PackedAttention
 from tinkersmith.engine.model.lora import Adapter
-from tinkersmith.engine.model.projection import Projection, Update, outputs, update_of
-from tinkersmith.engine.sampling.cache import PaddedCache
+from tinkersmith.engine.model.projection import Projection, Update, update_of
 from tinkersmith.engine.sampling.decoder import past_of
-from tinkersmith.engine.sampling.prefixes import Run
+from tinkersmith.engine.sampling.prefixes import TokenRun
 from tinkersmith.engine.training.dense_pass import DensePass
 from tinkersmith.engine.training.head_pass import target_logprobs
 
@@ -38,19 +29,20 @@ class DenseDecoder:
     shares = True
 
     def __init__(self, base: BaseModel, adapter: Adapter | None, slots: int) -> None:
-        assert base.dense is not None
-        model = self.model = base.dense
+        assert base.dense is not None and base.kernels is not None
+        model, self.kernels = base.dense, base.kernels
+        self.model, self.decoding = model, base.kernels.decoding
         self.device, self.base, self.adapter = base.device, base, adapter
         updates = [layer_updates(layer, adapter) for layer in model.layers]
         self.head = _head(base, adapter)
-        # What is compiled for training's blocks of rows is not made for a few.
-        self.how = model.decoding or torch_decoding(TORCH_ELEMENTWISE, TorchProducts())
-        self.layers = self.how.layers(model, updates, slots)
+        self.layers = self.decoding.layers(model, updates, slots)
 
     # ---- prefill
 
-    def prefill(self, runs: Sequence[Run], wanted: Sequence[bool]) -> list[torch.Tensor | None]:
-        # Runs with one parent stand together: they attend to its keys in one go.
+    def prefill(
+        self, runs: Sequence[TokenRun], wanted: Sequence[bool]
+    ) -> list[torch.Tensor | None]:
+        # Runs with one parent stand together: their attention to its keys is one computation.
         parents = list(dict.fromkeys(run.parent for run in runs))
         order = sorted(range(len(runs)), key=lambda index: parents.index(runs[index].parent))
         ordered = [runs[index] for index in order]
@@ -58,19 +50,19 @@ class DenseDecoder:
         lengths = [len(run.tokens) for run in ordered]
         bounds = torch.tensor([0, *lengths]).cumsum(0).tolist()
         asked = [torch.arange(*bounds[i : i + 2]) for i, j in enumerate(order) if wanted[j]]
-        rows = torch.cat([torch.arange(1), *asked]).to(self.device)  # one at least
-        forward = _Prefill(self.model, self.adapter, ordered)
+        rows = torch.cat([torch.arange(1), *asked]).to(self.device)  # at least one row
+        forward = _Prefill(self.model, self.kernels, self.adapter, ordered)
         hidden = forward.forward(tokens.to(self.device), rows)[1:]
-        parts = iter(hidden.split([len(part) for part in asked]))
+        asked_hidden = iter(hidden.split([len(positions) for positions in asked]))
         answer: list[torch.Tensor | None] = [None] * len(runs)
         for index, start, end in zip(order, bounds[:-1], bounds[1:], strict=True):
             runs[index].past = past_of(forward.past, start, end)
             if wanted[index]:
-                answer[index] = next(parts)
+                answer[index] = next(asked_hidden)
         return answer
 
-    def put(self, slot: int, run: Run) -> None:
-        self.layers.put(slot, [one.past for one in run.chain() if one.past is not None])
+    def put(self, slot: int, run: TokenRun) -> None:
+        self.layers.put(slot, [link.past for link in run.chain() if link.past is not None])
 
     def move(self, source: int, target: int) -> None:
         self.layers.move(source, target)
@@ -84,99 +76,48 @@ class DenseDecoder:
         model, count = self.model, len(tokens)
         x = model.embedding(torch.tensor(tokens, device=self.device))  # (B, H)
         positions = torch.tensor(self.layers.lengths[:count], device=self.device)
-        x = self.layers.step(x, model.turn(positions))
+        x = self.layers.step(x, model.rotary_tables(positions))
         for slot in range(count):
             self.layers.lengths[slot] += 1
         normed = torch.empty_like(x)
-        self.how.elementwise.rms_norm(x, model.final_norm, model.eps, normed)
-        if self.how.logits is None:
+        self.decoding.elementwise.rms_norm(x, model.final_norm, model.eps, normed)
+        if self.decoding.logits is None:
             return self.logits(normed), None
-        return self.how.logits(normed, *self.head, written=not greedy)
+        return self.decoding.logits(normed, *self.head, written=not greedy)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:  # (N, H) -> (N, V)
-        return _project(self.how.products, hidden, *self.head)
+        return project(self.decoding.products, hidden, *self.head)
 
     def logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return target_logprobs(self.base, self.adapter, hidden, targets)
 
 
-def torch_decoding(elementwise: Elementwise, products: Products) -> Decoding:
-    """Layer by layer, on every device."""
-    layers = partial(TorchLayers, elementwise=elementwise, products=products)
-    return Decoding(layers, elementwise, products)
-
-
-class TorchLayers:
-    def __init__(
-        self,
-        model: DenseModel,
-        updates: Sequence[LayerUpdates],
-        slots: int,
-        *,
-        elementwise: Elementwise,
-        products: Products,
-    ) -> None:
-        self.model, self.updates = model, updates
-        self.elementwise, self.products = elementwise, products
-        self.cache = PaddedCache(model, slots)
-        self.lengths = self.cache.lengths
-        self.put, self.move = self.cache.put, self.cache.move
-
-    def step(self, x: torch.Tensor, turn: Turn) -> torch.Tensor:
-        self.cache.begin(turn)
-        for index in range(len(self.model.layers)):
-            x = self._layer(index, x)
-        return x
-
-    def _layer(self, index: int, x: torch.Tensor) -> torch.Tensor:  # (B, H)
-        model, layer, updates = self.model, self.model.layers[index], self.updates[index]
-        do, products, normed = self.elementwise, self.products, torch.empty_like(x)
-        do.rms_norm(x, layer.attention_norm, model.eps, normed)
-        heads = self.cache.attend(index, _project(products, normed, layer.qkv, updates.qkv))
-        middle = _project(products, heads, layer.output, updates.output, x)
-        do.rms_norm(middle, layer.mlp_norm, model.eps, normed)
-        gate_up, low = outputs(len(x), layer.gate_up, updates.gate_up)
-        activated = products.project_swiglu(normed, layer.gate_up, updates.gate_up, gate_up, low)
-        return _project(products, activated, layer.down, updates.down, middle)
-
-
-def _project(
-    products: Products,
-    x: torch.Tensor,  # (N, in)
-    projection: Projection,
-    update: Update | None,
-    residual: torch.Tensor | None = None,  # (N, out)
-) -> torch.Tensor:  # (N, out)
-    output, low = outputs(len(x), projection, update)
-    products.project(x, projection, update, output, low, residual)
-    return output
-
-
 @dataclass(frozen=True, slots=True)
 class _Siblings:
-    """Runs of one parent, end to end in a pack."""
+    """Runs with one parent, end to end in a pack."""
 
     tokens: slice
-    past: int  # how many tokens are before them
+    past: int  # tokens before them
     layers: KeysAndValues | None  # (G, P, D): the past, zeros at its end
     attention: PackedAttention  # among themselves; TileAttention where there is a past
 
 
 class _Prefill(DensePass):
-    """A forward pass over runs that keeps keys and values, and lets each see its parents'."""
+    """A forward pass over runs that keeps keys and values; each run attends to its parents' too."""
 
     def __init__(
         self,
         model: DenseModel,
+        kernels: Kernels,
         adapter: Adapter | None,
-        runs: Sequence[Run],  # those of one parent stand together
+        runs: Sequence[TokenRun],  # those of one parent stand together
     ) -> None:
         lengths, starts = [len(run.tokens) for run in runs], [run.start for run in runs]
-        super().__init__(model, adapter, lengths, backward=False, starts=starts)
+        super().__init__(model, kernels, adapter, lengths, backward=False, starts=starts)
         self.past: KeysAndValues = []
         self.siblings = list(self._siblings(runs))
 
-    def _siblings(self, runs: Sequence[Run]) -> Iterator[_Siblings]:
+    def _siblings(self, runs: Sequence[TokenRun]) -> Iterator[_Siblings]:
         start = first = 0
         while first < len(runs):
             parent = runs[first].parent
@@ -193,9 +134,9 @@ class _Prefill(DensePass):
                 slice(start, end),
                 runs[first].start,
                 None if parent is None else _padded_past(parent),
-                self.model.attention(lengths)
+                self.kernels.attention(lengths)
                 if parent is None
-                else TileAttention(lengths, self.share, weight.dtype, weight.device),
+                else TileAttention(lengths, self.queries_per_key, weight.dtype, weight.device),
             )
             start, first = end, last
 
@@ -204,20 +145,23 @@ class _Prefill(DensePass):
     ) -> tuple[torch.Tensor, None]:
         self.past.append((key, value))
         parts = []
-        for one in self.siblings:
-            rows = slice(one.tokens.start * self.share, one.tokens.stop * self.share)
-            own = query[:, rows], key[:, one.tokens], value[:, one.tokens]
-            if one.layers is None:
-                parts.append(one.attention.attend(*own, keep=False)[0])
+        for siblings in self.siblings:
+            per_key, tokens = self.queries_per_key, siblings.tokens
+            rows = slice(tokens.start * per_key, tokens.stop * per_key)
+            among = query[:, rows], key[:, siblings.tokens], value[:, siblings.tokens]
+            if siblings.layers is None:
+                parts.append(siblings.attention.attend(*among, keep=False)[0])
                 continue
-            assert isinstance(one.attention, TileAttention)
-            heads = _attend_to_past(*own, one.attention.tiles, *one.layers[index], one.past)
-            parts.append(by_token(heads, own[1].shape[1]))
+            assert isinstance(siblings.attention, TileAttention)
+            heads = _attend_to_past(
+                *among, siblings.attention.tiles, *siblings.layers[index], siblings.past
+            )
+            parts.append(by_token(heads, among[1].shape[1]))
         return torch.cat(parts), None
 
 
-def _padded_past(parent: Run) -> KeysAndValues:
-    """Keys and values of a run and all before it, (G, P, D), P a round number."""
+def _padded_past(parent: TokenRun) -> KeysAndValues:
+    """Keys and values of a run and all before it, (G, P, D), P a multiple of _STEP."""
     chain = [run.past for run in parent.chain() if run.past is not None]
     joined: KeysAndValues = []
     for layer in zip(*chain, strict=True):
@@ -229,24 +173,24 @@ def _padded_past(parent: Run) -> KeysAndValues:
 
 
 def _attend_to_past(
-    query: torch.Tensor,  # (G, T R, D), scaled
+    query: torch.Tensor,  # (G, T J, D), scaled
     key: torch.Tensor,  # (G, T, D)
     value: torch.Tensor,  # (G, T, D)
     tiles: Sequence[Tile],
     past_key: torch.Tensor,  # (G, P, D)
     past_value: torch.Tensor,
     length: int,  # of the past; beyond it are zeros
-) -> torch.Tensor:  # (G, T R, D)
-    """As `attend`, every query sees the past, too."""
+) -> torch.Tensor:  # (G, T J, D)
+    """Like `tile_attention.attend`, but every query sees the past, too."""
     output = torch.empty_like(query)
-    share, before = query.shape[1] // key.shape[1], past_key.shape[1]
+    per_key, before = query.shape[1] // key.shape[1], past_key.shape[1]
     for tile in tiles:
-        rows, own = slice(tile.start * share, tile.end * share), slice(tile.first, tile.end)
-        keys = torch.cat([past_key, key[:, own]], 1)
-        scores = query[:, rows] @ keys.transpose(1, 2)  # (G, L R, P + S)
+        rows, near = slice(tile.start * per_key, tile.end * per_key), slice(tile.first, tile.end)
+        keys = torch.cat([past_key, key[:, near]], 1)
+        scores = query[:, rows] @ keys.transpose(1, 2)  # (G, L J, P + S)
         scores[:, :, length : before + tile.hidden] = -torch.inf
         scores[:, :, before + tile.masked - tile.first :] += tile.mask
-        output[:, rows] = scores.softmax(-1) @ torch.cat([past_value, value[:, own]], 1)
+        output[:, rows] = scores.softmax(-1) @ torch.cat([past_value, value[:, near]], 1)
     return output
 
 

@@ -1,16 +1,17 @@
 """Prompts -> sampled sequences and log-probabilities, from one frozen set of weights.
 
-Prompts are prefilled packed, without padding, what they begin with in common only once; then rows
-decode together, each in a slot of the key/value cache. A finished row's slot goes to the next one
-at once. Greedy answers are those of
-`transformers.generate`; reported log-probabilities are the model's own, before temperature.
+Prompts are prefilled in packs, without padding, and a shared prefix only once. Then rows decode
+together, each in a slot of the KV cache. A finished row's slot goes to the next row at once. Greedy
+answers are those of `transformers.generate`; reported log-probabilities are the model's own, before
+temperature.
 
-Axes: B active rows, H hidden size, V vocabulary, K top-k, T prompt tokens.
+Axes: B active rows, H hidden size, V vocabulary, K candidates of a position, T prompt tokens.
 """
 
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,8 +23,8 @@ from tinkersmith.engine.model.kernels import ExactLogits
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.sampling.decoder import Decoder, LayerDecoder
 from tinkersmith.engine.sampling.dense_decoder import DenseDecoder
-from tinkersmith.engine.sampling.drawing import choose_tokens, draw_alternatives
-from tinkersmith.engine.sampling.prefixes import Run, shared_runs
+from tinkersmith.engine.sampling.prefixes import TokenRun, shared_runs
+from tinkersmith.engine.sampling.token_choice import choose_tokens, sample_alternatives
 from tinkersmith.engine.training.packing import PACK_TOKENS, packs
 
 MAX_ROWS = 128
@@ -52,8 +53,43 @@ class _Row:
 class _Prompt:
     index: int
     request: SampleRequest
-    run: Run  # all but the prompt's last token
+    run: TokenRun  # all but the prompt's last token
     rows: list[_Row]  # that have not begun
+
+
+class Sampler(Protocol):
+    """Answers the requests of sampling clients; the user chooses which one with --sampler."""
+
+    def sample(
+        self,
+        base: BaseModel,
+        sampler_id: str,  # of the client; its adapter never changes
+        adapter: Adapter | None,
+        requests: Sequence[SampleRequest],
+        decode: Callable[[list[int]], str] | None,
+    ) -> list[SampleResult]:
+        """Answer all requests; `decode` is needed where a stop is a string."""
+        ...
+
+    def forget(self, sampler_id: str) -> None:
+        """Free what is held for a sampling client that has ended."""
+        ...
+
+
+class OwnSampler:
+    """The engine's own `Sampler`: it holds nothing between requests."""
+
+    def sample(
+        self,
+        base: BaseModel,
+        sampler_id: str,
+        adapter: Adapter | None,
+        requests: Sequence[SampleRequest],
+        decode: Callable[[list[int]], str] | None,
+    ) -> list[SampleResult]:
+        return sample(base, adapter, requests, decode)
+
+    def forget(self, sampler_id: str) -> None: ...
 
 
 @torch.no_grad()
@@ -63,16 +99,16 @@ def sample(
     requests: Sequence[SampleRequest],
     decode: Callable[[list[int]], str] | None = None,
 ) -> list[SampleResult]:
-    """Answer all requests; `decode` is needed where a stop is text.
+    """Answer all requests; `decode` is needed where a stop is a string.
 
     A result does not depend on the other requests, beyond the last digit of a float: every
-    sequence draws from a generator of its own, seeded by (seed, its number).
+    sequence has its own random generator, seeded by (seed, its number).
     """
     if not requests:
         return []
     slots = _slots(base, requests)
     decoder: Decoder
-    if base.dense is None:
+    if base.kernels is None:
         decoder = LayerDecoder(base, adapter, slots)
     else:
         decoder = DenseDecoder(base, adapter, slots)
@@ -85,30 +121,32 @@ def sample(
         if waiting and len(active) < slots:
             _fill(base, decoder, waiting, results, active, slots)
         requests = [row.request for row in active]
-        greedy = not any(one.temperature or one.topk_sample_logprobs for one in requests)
+        greedy = not any(
+            request.temperature or request.topk_sample_logprobs for request in requests
+        )
         _take_tokens(*decoder.step([row.last_token for row in active], greedy=greedy), active)
         _drop_finished(decoder, active, decode)
     return results
 
 
 def _prompts(base: BaseModel, requests: Sequence[SampleRequest], shares: bool) -> deque[_Prompt]:
-    """In the order in which they are begun.
+    """All prompts, in the order in which they begin.
 
-    A prompt's last token is read in the row's first step of decoding, all before it are prefilled.
+    A prompt's last token is read in the row's first step of decoding; all before it are prefilled.
     """
     heads = [list(request.prompt[:-1]) for request in requests]
-    runs = [Run(head) for head in heads]
-    if shares:  # what is asked about a prompt needs all of it
+    runs = [TokenRun(head) for head in heads]
+    if shares:  # log-probabilities of a prompt need all of its hidden states
         shared = [i for i, request in enumerate(requests) if not asks_about_prompt(request)]
-        found = shared_runs([heads[i] for i in shared]) if shared else []
-        for i, run in zip(shared, found, strict=True):
+        last_runs = shared_runs([heads[i] for i in shared]) if shared else []
+        for i, run in zip(shared, last_runs, strict=True):
             runs[i] = run
     prompts = [
         _Prompt(i, request, run, [_new_row(base, request, n) for n in range(request.num_samples)])
         for i, (request, run) in enumerate(zip(requests, runs, strict=True))
     ]
-    # The longest first, so that rows of like length stand together and the longest answers do not
-    # begin last; prompts with one parent in turn, so that what they share need not be kept long.
+    # The longest first, so that rows of similar length stand together and the longest answers do
+    # not begin last. Prompts with one parent follow each other, so that it can be freed early.
     longest: dict[int, int] = {}
     for prompt in prompts:
         family = id(prompt.run.parent)
@@ -131,13 +169,13 @@ def asks_about_prompt(request: SampleRequest) -> bool:
 
 
 def _new_row(base: BaseModel, request: SampleRequest, number: int) -> _Row:
-    room = base.max_context - len(request.prompt) + 1
+    longest = base.max_context - len(request.prompt) + 1
     stop = sorted(base.eos_ids) if request.stop is None else request.stop
     return _Row(
         request=request,
         sequence=SampledSequence(),
         rng=_generator(request.seed, number),
-        limit=room if request.max_tokens is None else request.max_tokens,
+        limit=longest if request.max_tokens is None else request.max_tokens,
         stop_ids=frozenset(token for token in stop if isinstance(token, int)),
         stop_texts=tuple(text for text in stop if isinstance(text, str)),
         number=number,
@@ -149,7 +187,7 @@ def _generator(seed: int | None, number: int) -> np.random.Generator:
 
 
 def _slots(base: BaseModel, requests: Sequence[SampleRequest]) -> int:
-    """As many rows at a time as a cache in half of the free memory holds, at most MAX_ROWS."""
+    """How many rows a KV cache in half of the free memory holds, at most MAX_ROWS."""
     config = base.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -171,7 +209,7 @@ def _fill(
     active: list[_Row],
     slots: int,
 ) -> None:
-    """Give all free slots to rows of prompts that wait, and prefill what these need."""
+    """Give all free slots to rows of waiting prompts, and prefill what these need."""
     begun: list[tuple[_Prompt, list[_Row]]] = []
     free = slots - len(active)
     while waiting and free:
@@ -193,10 +231,10 @@ def _fill(
         for pack in packs([len(run.tokens) for run in ready], PACK_TOKENS):
             runs = [ready[i] for i in pack]
             hidden = decoder.prefill(runs, [id(run) in asking for run in runs])
-            for run, part in zip(runs, hidden, strict=True):
-                if part is not None:
+            for run, states in zip(runs, hidden, strict=True):
+                if states is not None:
                     prompt = asking[id(run)]
-                    _prompt_outputs(base, decoder, prompt.request, results[prompt.index], part)
+                    _prompt_outputs(base, decoder, prompt.request, results[prompt.index], states)
         missing = [run for run in missing if run.past is None]
     for prompt in asking.values():
         if not prompt.run.tokens:  # a prompt of one token: nothing was prefilled
@@ -208,8 +246,10 @@ def _fill(
             active.append(row)
 
 
-def _drop_finished(decoder: Decoder, active: list[_Row], decode) -> None:
-    """Free the slots of finished rows: the last row moves into the gap."""
+def _drop_finished(
+    decoder: Decoder, active: list[_Row], decode: Callable[[list[int]], str] | None
+) -> None:
+    """Free the slots of finished rows; the last row moves into the gap."""
     for slot in range(len(active) - 1, -1, -1):
         if not _finished(active[slot], decode):
             continue
@@ -257,17 +297,17 @@ def _take_tokens(
         likeliest = logits.float().topk(widest).indices
         tokens = torch.cat((tokens, likeliest), -1)  # (B, 1 + K)
     if exact is not None:
-        found = exact.of(tokens)
+        chosen_logits = exact.of(tokens)
     else:
         assert logits is not None
-        found = logits.gather(-1, tokens).float()
-    logprobs = found - normaliser
+        chosen_logits = logits.gather(-1, tokens).float()
+    logprobs = chosen_logits - normaliser
     for row, token, logprob in zip(rows, chosen.tolist(), logprobs[:, 0].tolist(), strict=True):
         row.sequence.tokens.append(token)
         row.sequence.logprobs.append(logprob)
     for index, row in enumerate(rows):
         if count := row.request.topk_sample_logprobs:
-            # By the scores' own order: the logits that chose them may have been rounded.
+            # In the order of the scores: the logits that chose them may have been rounded.
             values, order = logprobs[index, 1 : 1 + count].sort(descending=True, stable=True)
             row.top_ids.append(likeliest[index, order].cpu().numpy().astype(np.int32))
             row.top_logprobs.append(values.cpu().numpy())
@@ -280,16 +320,16 @@ def _prompt_outputs(
     result: SampleResult,
     hidden: torch.Tensor,  # (T - 1, H), of all but the prompt's last token
 ) -> None:
-    """What was asked about the prompt's own tokens; position 0 has nothing before it."""
+    """Write the requested log-probabilities of the prompt; position 0 has nothing before it."""
     length, device = len(request.prompt), base.device
     top_k, alternatives_k = request.topk_prompt_logprobs, request.prompt_alt_tokens_k
     targets = request.target_prompt_logprobs
     if targets is None:
         targets = np.zeros((length - 1, 0), np.int32)
-    own = torch.tensor(request.prompt[1:], dtype=torch.int64, device=device)[:, None]
+    following = torch.tensor(request.prompt[1:], dtype=torch.int64, device=device)[:, None]
     wanted = torch.from_numpy(targets.astype(np.int64)).to(device)
-    top_ids = own.new_zeros(length - 1, top_k)
-    alternatives = own.new_zeros(length - 1, alternatives_k)
+    top_ids = following.new_zeros(length - 1, top_k)
+    alternatives = following.new_zeros(length - 1, alternatives_k)
     rng = _generator(request.seed, 2**32 - 1)
     for first in range(0, length - 1 if top_k or alternatives_k else 0, _CHUNK_ROWS):
         last = min(first + _CHUNK_ROWS, length - 1)
@@ -298,27 +338,27 @@ def _prompt_outputs(
             top_ids[first:last] = logits.topk(top_k).indices
         if alternatives_k:
             uniforms = torch.from_numpy(rng.random((last - first, alternatives_k))).to(device)
-            alternatives[first:last] = draw_alternatives(logits, request.temperature, uniforms)
-    columns = (own, wanted, alternatives, top_ids)
+            alternatives[first:last] = sample_alternatives(logits, request.temperature, uniforms)
+    columns = (following, wanted, alternatives, top_ids)
     scores = torch.empty(length - 1, sum(column.shape[1] for column in columns))
     if length > 1:
         scores = decoder.logprobs(hidden, torch.cat(columns, -1).clamp(min=0))
-    own_scores, wanted_scores, alternative_scores, top_scores = scores.split(
+    following_scores, wanted_scores, alternative_scores, top_scores = scores.split(
         [column.shape[1] for column in columns], -1
     )
-    # By the scores' own order: the logits that chose them may have been rounded.
+    # In the order of the scores: the logits that chose them may have been rounded.
     top_scores, order = top_scores.sort(dim=-1, descending=True, stable=True)
-    unasked = 0
+    skipped = 0  # positions that prompt_logprobs_last_n leaves out
     if request.prompt_logprobs_last_n is not None:
-        unasked = max(length - request.prompt_logprobs_last_n - 1, 0)
+        skipped = max(length - request.prompt_logprobs_last_n - 1, 0)
     if request.prompt_logprobs:
         result.prompt_logprobs = np.full(length, np.nan, np.float32)
-        result.prompt_logprobs[1 + unasked :] = own_scores[unasked:, 0].cpu().numpy()
+        result.prompt_logprobs[1 + skipped :] = following_scores[skipped:, 0].cpu().numpy()
     if top_k:
         ids = np.zeros((length, top_k), np.int32)
         values = np.full((length, top_k), EMPTY_LOGPROB, np.float32)
-        ids[1 + unasked :] = top_ids.gather(-1, order)[unasked:].cpu().numpy()
-        values[1 + unasked :] = top_scores[unasked:].cpu().numpy()
+        ids[1 + skipped :] = top_ids.gather(-1, order)[skipped:].cpu().numpy()
+        values[1 + skipped :] = top_scores[skipped:].cpu().numpy()
         result.topk_prompt_logprobs = (ids, values)
     if request.target_prompt_logprobs is not None:
         result.target_prompt_logprobs = wanted_scores.where(wanted >= 0, 0.0).cpu().numpy()

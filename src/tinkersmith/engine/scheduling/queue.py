@@ -1,7 +1,8 @@
 """Who waits for what: futures, the order of one model's operations, and the one engine thread.
 
-Only the engine thread touches models; everything else sends it jobs. Jobs stand in lanes (one a
-training client, one a sampler); lanes take turns, so no client waits for another's whole queue.
+Only the engine thread uses models; everything else sends it jobs. Each training client and each
+sampling client has a queue of its own, and the queues take turns: no client waits for another's
+whole queue.
 """
 
 import asyncio
@@ -18,16 +19,20 @@ from safetensors import SafetensorError
 
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.log import log
+from tinkersmith.engine.messages import SampleRequest
+from tinkersmith.engine.scheduling.operations import ModelOperations
 from tinkersmith.engine.scheduling.traces import Span, Traces
 
-SAMPLES_AT_A_TIME = 512  # sequences that one turn of a sampler's lane takes together
+SEQUENCES_PER_TURN = 512  # that one turn of a sampling client answers together
 
 Result = dict[str, Any] | bytes | None
+Work = Callable[[ModelOperations], Result]
+SampleWork = Callable[[ModelOperations, Sequence[SampleRequest]], Sequence[Result]]
 
 
 @dataclass(slots=True)
 class Future:
-    """A result that a client polls for. Made, finished and awaited on the event loop only."""
+    """A result that a client polls for. Created, finished and awaited on the event loop only."""
 
     result: Result = None
     received: float = field(default_factory=time.time)
@@ -35,7 +40,7 @@ class Future:
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
     def finish(self, result: Result) -> None:
-        """Set the result. The first one counts: a client may have been told it."""
+        """Set the result. Only the first one counts: a client may have received it."""
         if not self.finished:
             self.result = result
             self.finished = time.monotonic()
@@ -43,7 +48,7 @@ class Future:
 
 
 def failure(error: BaseException) -> dict[str, str]:
-    """A failed future's body; what the user can mend has category "user"."""
+    """The body of a failed future. Its category is "user" if the user can fix the error."""
     if isinstance(error, Refused):
         return {"error": str(error), "category": "user"}
     if isinstance(error, OSError | SafetensorError | sqlite3.OperationalError):
@@ -51,7 +56,7 @@ def failure(error: BaseException) -> dict[str, str]:
         log.error("could not use the disk: %s", error)
         return {
             "error": f"the engine could not use its disk ({reason}); nothing was changed. "
-            "Free some space or mend its permissions, then try again.",
+            "Free some space or fix its permissions, then try again.",
             "category": "server",
         }
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
@@ -65,109 +70,127 @@ def failure(error: BaseException) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    run: Callable[[Any], Result]  # is given what the engine thread made at start
+    """Work that runs alone, in one turn."""
+
+    run: Work
     future: Future
-    name: str | None = None  # in the session's trace; None: not a request of its client
+    name: str | None = None  # in the session's trace; None: no client requested it
 
 
 @dataclass(frozen=True, slots=True)
 class SampleJob:
-    request: Any
+    """A sampling request. `answer` answers it together with those that wait behind it."""
+
+    request: SampleRequest
+    answer: SampleWork
     future: Future
     name: str = "sample"
 
 
+QueueTurn = Job | list[SampleJob]  # what the engine thread runs at a time
+
+
 class EngineThread(threading.Thread):
-    """Runs jobs one at a time. `prepare` makes, on this thread, what every job is given;
-    `sample(made, lane, requests)` answers waiting sample jobs of one lane together."""
+    """Runs jobs one at a time. `prepare` loads, on this thread, what every job uses."""
 
     def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        prepare: Callable[[], Any],
-        sample: Callable[[Any, str, list[Any]], list[Result]],
+        self, loop: asyncio.AbstractEventLoop, prepare: Callable[[], ModelOperations]
     ) -> None:
         super().__init__(name="engine", daemon=True)
         self._loop = loop
         self._prepare = prepare
-        self._sample = sample
         self.traces = Traces()
-        self._lanes: OrderedDict[str, deque[Job | SampleJob]] = OrderedDict()
+        self._queues: OrderedDict[str, deque[Job | SampleJob]] = OrderedDict()
         self._changed = threading.Condition()
 
-    def submit(self, lane: str, job: Job | SampleJob) -> None:
+    def submit(self, client_id: str, job: Job | SampleJob) -> None:
+        """Append a job to the queue of a training or sampling client."""
         with self._changed:
-            self._lanes.setdefault(lane, deque()).append(job)
+            self._queues.setdefault(client_id, deque()).append(job)
             self._changed.notify()
 
-    def drop(self, lane: str) -> None:
-        """Forget the lane's waiting jobs; the one that runs goes on to its end."""
+    def drop(self, client_id: str) -> None:
+        """Forget the client's waiting jobs. A job that runs already runs to its end."""
         with self._changed:
-            self._lanes.pop(lane, None)
+            self._queues.pop(client_id, None)
 
     def run(self) -> None:
         try:
-            made = self._prepare()
+            models = self._prepare()
         except Exception as error:
             log.critical("the engine could not be prepared: %s", error)
-            self._fail_for_ever(failure(error))
+            self._fail_every_job(failure(error))
             return
         while True:
-            lane, jobs = self._next()
+            client_id, turn = self._next()
             started = time.time()
-            self._finish(lane, jobs, self._run_jobs(made, lane, jobs), started)
-            del jobs  # or the last batch would live until the next one comes
+            self._finish(client_id, turn, _run_turn(models, turn), started)
+            del turn  # or the last batch would stay in memory until the next one comes
 
-    def _fail_for_ever(self, reason: Result) -> None:
+    def _fail_every_job(self, reason: Result) -> None:
         while True:
-            lane, jobs = self._next()
-            self._finish(lane, jobs, [reason] * len(jobs), time.time())
+            client_id, turn = self._next()
+            self._finish(client_id, turn, [reason] * len(_jobs(turn)), time.time())
 
-    def _next(self) -> tuple[str, list[Any]]:
-        """The next lane's first job, or its leading sample jobs together."""
+    def _next(self) -> tuple[str, QueueTurn]:
+        """The first job of the next queue, or all sample jobs that it begins with."""
         with self._changed:
-            while not self._lanes:
+            while not self._queues:
                 self._changed.wait()
-            lane, waiting = next(iter(self._lanes.items()))
-            jobs: list[Any] = [waiting.popleft()]
-            sequences = 0
-            while waiting and isinstance(jobs[0], SampleJob) and isinstance(waiting[0], SampleJob):
-                sequences += jobs[-1].request.num_samples
-                if sequences >= SAMPLES_AT_A_TIME:
-                    break
-                jobs.append(waiting.popleft())
+            client_id, waiting = next(iter(self._queues.items()))
+            first = waiting.popleft()
+            turn = first if isinstance(first, Job) else [first, *_followers(first, waiting)]
             if waiting:
-                self._lanes.move_to_end(lane)
+                self._queues.move_to_end(client_id)
             else:
-                del self._lanes[lane]
-            return lane, jobs
-
-    def _run_jobs(self, made: Any, lane: str, jobs: Sequence[Any]) -> list[Result]:
-        try:
-            if isinstance(jobs[0], Job):
-                return [jobs[0].run(made)]
-            return self._sample(made, lane, [job.request for job in jobs])
-        except BaseException as error:  # a job's failure is its client's, never the thread's
-            if len(jobs) == 1:
-                return [failure(error)]
-        # One request must not spoil the others that happened to stand beside it.
-        return [result for job in jobs for result in self._run_jobs(made, lane, [job])]
+                del self._queues[client_id]
+            return client_id, turn
 
     def _finish(
-        self, lane: str, jobs: Sequence[Any], results: list[Result], started: float
+        self, client_id: str, turn: QueueTurn, results: Sequence[Result], started: float
     ) -> None:
         ended = time.time()
-        finished = [(job.future, job.name) for job in jobs]
+        finished = [(job.future, job.name) for job in _jobs(turn)]
 
         def finish_all() -> None:
             for (future, name), result in zip(finished, results, strict=True):
                 future.finish(result)
                 if name is not None:
                     failed = isinstance(result, dict) and "error" in result
-                    self.traces.add(Span(lane, name, future.received, started, ended, failed))
+                    self.traces.add(Span(client_id, name, future.received, started, ended, failed))
 
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
             self._loop.call_soon_threadsafe(finish_all)
+
+
+def _jobs(turn: QueueTurn) -> Sequence[Job | SampleJob]:
+    return [turn] if isinstance(turn, Job) else turn
+
+
+def _followers(first: SampleJob, waiting: deque[Job | SampleJob]) -> list[SampleJob]:
+    """Take the sample jobs at the front of `waiting` that fit into the turn of `first`."""
+    followers: list[SampleJob] = []
+    sequences = first.request.num_samples
+    while waiting and sequences < SEQUENCES_PER_TURN:
+        job = waiting[0]
+        if not isinstance(job, SampleJob):
+            break
+        waiting.popleft()
+        followers.append(job)
+        sequences += job.request.num_samples
+    return followers
+
+
+def _run_turn(models: ModelOperations, turn: QueueTurn) -> Sequence[Result]:
+    try:
+        if isinstance(turn, Job):
+            return [turn.run(models)]
+        return turn[0].answer(models, [job.request for job in turn])
+    except BaseException as error:  # a job's failure is its client's, never the thread's
+        if isinstance(turn, Job) or len(turn) == 1:
+            return [failure(error)]
+    # One request must not spoil those that were answered together with it.
+    return [result for job in turn for result in _run_turn(models, [job])]
 
 
 @dataclass(slots=True)
@@ -175,9 +198,9 @@ class OrderedOperations:
     """One training client's numbered operations: begun strictly in order, each number once."""
 
     next_seq: int = 1
-    failure_told: int = 0  # the highest number whose failure the client has been told
-    touched: float = 0.0  # monotonic seconds: when the run's last request was noted
-    early: dict[int, Callable[[], None]] = field(default_factory=dict)
+    failure_reported: int = 0  # the highest number whose failure the client has received
+    touched: float = 0.0  # monotonic seconds: when the run's last request was stored
+    early: dict[int, Callable[[], None]] = field(default_factory=dict[int, Callable[[], None]])
 
     def submit(self, seq: int, begin: Callable[[], None]) -> None:
         """Call `begin` as soon as all lower numbers have begun. A repeated number is ignored."""

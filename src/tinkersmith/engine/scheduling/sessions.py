@@ -1,6 +1,6 @@
-"""Who is connected: sessions, their training clients and samplers, and the futures they poll.
+"""Who is connected: sessions, their training and sampling clients, and the futures they poll.
 
-Lives on the event loop; hands work to the engine thread and never computes.
+Runs on the event loop, sends work to the engine thread, and never computes.
 """
 
 import asyncio
@@ -10,11 +10,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from tinkersmith.engine.errors import Gone, NotFound, Refused
 from tinkersmith.engine.log import log
 from tinkersmith.engine.messages import LoraConfig, SampleRequest
+from tinkersmith.engine.scheduling.operations import ModelOperations
 from tinkersmith.engine.scheduling.queue import (
     EngineThread,
     Future,
@@ -22,27 +22,31 @@ from tinkersmith.engine.scheduling.queue import (
     OrderedOperations,
     Result,
     SampleJob,
+    SampleWork,
+    Work,
     failure,
 )
-from tinkersmith.engine.storage.store import Run, Store
+from tinkersmith.engine.storage.store import Store, StoredRun
 
 SESSION_SILENCE = 30 * 60  # seconds without a sign of life after which a client counts as dead
 KEEP_RESULTS = 10 * 60  # seconds that a result stays for a repeated poll
 KEEP_DELIVERED = 256 * 2**20  # bytes of delivered results that stay meanwhile
-TOUCH_EVERY = 10.0  # seconds between two notes of a run's last request
-
-Work = Callable[[Any], Result]  # is given the models, on the engine thread
+TOUCH_EVERY = 10.0  # seconds between two updates of a run's last request in the store
 
 
 @dataclass(slots=True)
 class Session:
+    """One ServiceClient of the SDK, and the clients that it created."""
+
     id: str
     last_seen: float
-    models: dict[str, OrderedOperations] = field(default_factory=dict)
-    samplers: dict[str, Future] = field(default_factory=dict)  # each finished when it is loaded
+    models: dict[str, OrderedOperations] = field(default_factory=dict[str, OrderedOperations])
+    samplers: dict[str, Future] = field(default_factory=dict[str, Future])  # done when loaded
 
 
 class Sessions:
+    """All sessions, with their futures. Used on the event loop only."""
+
     def __init__(self, store: Store, thread: EngineThread) -> None:
         self.store = store
         self.thread = thread
@@ -54,17 +58,17 @@ class Sessions:
 
     # ---- sessions
 
-    def create(self, user_metadata: Any, display_name: str | None) -> str:
+    def create(self, user_metadata: dict[str, str], display_name: str | None) -> str:
         session_id = secrets.token_hex(8)
         self.store.add_session(session_id, user_metadata, display_name)
         self.sessions[session_id] = Session(session_id, time.monotonic())
         return session_id
 
     def get(self, session_id: str) -> Session:
-        """The session, which has just given a sign of life.
+        """Return the session, and note that its client is alive.
 
         Raises:
-            Gone: it has ended, or belonged to an earlier engine process.
+            Gone: the session has ended, or belonged to an earlier engine process.
         """
         session = self.sessions.get(session_id)
         if session is None:
@@ -76,7 +80,7 @@ class Sessions:
         return session
 
     def finish(self, session_id: str) -> None:
-        """Drop the session's waiting work and free all that it holds; its checkpoints stay."""
+        """Drop the session's waiting work and free its clients. Its checkpoints stay."""
         session = self.sessions.pop(session_id, None)
         if session is None:
             return
@@ -118,18 +122,20 @@ class Sessions:
         lora: LoraConfig,
         user_metadata: dict[str, str] | None,
         fetch: Callable[[], object] | None,
-        create: Callable[[Any, str], Result],
+        create: Callable[[ModelOperations, str], Result],
     ) -> tuple[str, str]:
-        """Start a training client; returns its id and that of its future.
+        """Start a training client, and return its id and the id of its future.
 
-        `fetch` gets the base model's files, in a thread of its own; None: they are there.
+        `fetch` downloads the base model in a thread of its own; None: it is on this machine.
         """
         session = self.get(session_id)
         model_id = f"{session_id}:train:{model_seq_id}"
         request_id = f"{model_id}:0"
         if model_id not in session.models:
             now = time.time()
-            self.store.add_run(Run(model_id, session_id, base_model, lora, user_metadata, now))
+            self.store.add_run(
+                StoredRun(model_id, session_id, base_model, lora, user_metadata, now)
+            )
             session.models[model_id] = OrderedOperations(touched=time.monotonic())
             future = self.futures[request_id] = Future()
             job = Job(lambda models: create(models, model_id), future, "create_model")
@@ -137,13 +143,13 @@ class Sessions:
         return model_id, request_id
 
     def operate(self, model_id: str, seq_id: int, name: str, run: Work) -> str:
-        """Queue a numbered operation behind the lower numbers; returns its future's id.
+        """Queue a numbered operation behind the lower numbers, and return its future's id.
 
-        `name` is what it is called in the session's trace.
+        `name` identifies the operation in the session's trace.
 
         Raises:
-            Gone: the training client has ended.
-            Refused: there is none of this name, or the number is not one.
+            Gone: the session has ended.
+            Refused: there is no such training client, or seq_id is not positive.
         """
         operations = self.operations(model_id)
         if seq_id < 1:
@@ -157,6 +163,12 @@ class Sessions:
         return request_id
 
     def operations(self, model_id: str) -> OrderedOperations:
+        """The numbered operations of a training client.
+
+        Raises:
+            Gone: the session has ended.
+            NotFound: there is no such training client.
+        """
         session_id = model_id.partition(":")[0]
         operations = self.get(session_id).models.get(model_id)
         if operations is None:
@@ -170,15 +182,15 @@ class Sessions:
         operations.touched = now
         try:
             self.store.touch_run(model_id)
-        except sqlite3.Error as error:  # a note for listings; no reason to refuse the operation
-            log.warning("could not note the last request of %s: %s", model_id, error)
+        except sqlite3.Error as error:  # only listings show it: no reason to refuse the operation
+            log.warning("could not store the time of the last request of %s: %s", model_id, error)
 
-    # ---- samplers
+    # ---- sampling clients
 
     def create_sampler(
         self, session_id: str, sampler_seq_id: int, base_model: str, model_path: str | None
     ) -> tuple[str, Future, bool]:
-        """Enter a sampling client: its id, what is finished when it is loaded, and if it is new."""
+        """Register a sampling client; returns its id, the future of its load, and if it is new."""
         session = self.get(session_id)
         sampler_id = f"{session_id}:sample:{sampler_seq_id}"
         new = sampler_id not in session.samplers
@@ -190,25 +202,30 @@ class Sessions:
     def load_sampler(
         self, sampler_id: str, loaded: Future, fetch: Callable[[], object] | None, run: Work
     ) -> None:
-        """Queue what makes a new sampling client ready; `fetch` as in `create_model`."""
+        """Queue the load of a new sampling client; `fetch` is as in `create_model`."""
         self._submit_after(fetch, sampler_id, Job(run, loaded, "create_sampling_session"))
 
-    def sample(self, sampler_id: str, seq_id: int, request: SampleRequest) -> str:
-        """Queue a sample request; returns its future's id."""
+    def sample(
+        self, sampler_id: str, seq_id: int, request: SampleRequest, answer: SampleWork
+    ) -> str:
+        """Queue a sampling request, and return its future's id.
+
+        `answer` answers it together with other requests to the same sampling client.
+        """
         if sampler_id not in self.get(sampler_id.partition(":")[0]).samplers:
             raise NotFound(f"there is no sampling client {sampler_id}.")
         request_id = f"{sampler_id}:{seq_id}"
         if request_id not in self.futures:
             future = self.futures[request_id] = Future()
-            self.thread.submit(sampler_id, SampleJob(request, future))
+            self.thread.submit(sampler_id, SampleJob(request, answer, future))
         return request_id
 
     # ---- futures
 
-    def run(self, lane: str, run: Work) -> Future:
+    def run(self, client_id: str, run: Work) -> Future:
         """Queue a job that no client polls for."""
         future = Future()
-        self.thread.submit(lane, Job(run, future))
+        self.thread.submit(client_id, Job(run, future))
         return future
 
     def future(self, request_id: str) -> Future:
@@ -221,7 +238,7 @@ class Sessions:
         return self.futures[request_id]
 
     def delivered(self, request_id: str, future: Future) -> None:
-        """Note that a client is being told a result: the oldest told ones make room."""
+        """Note that a client receives a result, and drop the oldest ones beyond KEEP_DELIVERED."""
         self._note_failure(request_id, future)
         if request_id not in self.futures or request_id in self._delivered:
             return
@@ -236,16 +253,16 @@ class Sessions:
         session = self.sessions.get(request_id.partition(":")[0])
         operations = session.models.get(model_id) if session else None
         if operations and isinstance(future.result, dict) and "error" in future.result:
-            operations.failure_told = max(operations.failure_told, int(seq))
+            operations.failure_reported = max(operations.failure_reported, int(seq))
 
     def _forget(self, request_id: str) -> None:
         self.futures.pop(request_id, None)
         self._delivered_bytes -= self._delivered.pop(request_id, 0)
 
-    def _submit_after(self, fetch: Callable[[], object] | None, lane: str, job: Job) -> None:
-        """Queue `job` when `fetch`, if any, has run in a thread of its own: it may take minutes."""
+    def _submit_after(self, fetch: Callable[[], object] | None, client_id: str, job: Job) -> None:
+        """Queue `job` when `fetch`, if any, has run in its own thread, which may take minutes."""
         if fetch is None:
-            self.thread.submit(lane, job)
+            self.thread.submit(client_id, job)
             return
 
         async def fetch_and_submit() -> None:
@@ -255,7 +272,7 @@ class Sessions:
                 job.future.finish(failure(error))
             else:
                 if not job.future.finished:  # else its session has ended meanwhile
-                    self.thread.submit(lane, job)
+                    self.thread.submit(client_id, job)
 
         task = asyncio.create_task(fetch_and_submit())
         self._tasks.add(task)

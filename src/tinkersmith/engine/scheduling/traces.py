@@ -1,6 +1,6 @@
-"""When each request of a session waited and ran: kept in memory, exported for ui.perfetto.dev.
+"""When each request of a session waited and ran: held in memory, exported for ui.perfetto.dev.
 
-The file is in the Trace Event Format (JSON), which Perfetto's viewer opens as it does its own.
+The file is in the Trace Event Format (JSON), which Perfetto's viewer opens.
 """
 
 from collections import OrderedDict, deque
@@ -9,15 +9,15 @@ from typing import Any
 
 from tinkersmith.engine.errors import NotFound
 
-SPANS_KEPT = 10_000  # of one session, the newest
-SESSIONS_KEPT = 50
+MAX_SPANS = 10_000  # of one session, the newest
+MAX_SESSIONS = 50  # the last used
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
     """One request, in Unix seconds."""
 
-    lane: str  # the training or sampling client's id
+    client_id: str  # of a training or sampling client
     name: str
     received: float
     started: float
@@ -32,31 +32,32 @@ class Traces:
         self._sessions: OrderedDict[str, deque[Span]] = OrderedDict()
 
     def add(self, span: Span) -> None:
-        session_id = span.lane.partition(":")[0]
-        self._sessions.setdefault(session_id, deque(maxlen=SPANS_KEPT)).append(span)
+        session_id = span.client_id.partition(":")[0]
+        self._sessions.setdefault(session_id, deque(maxlen=MAX_SPANS)).append(span)
         self._sessions.move_to_end(session_id)
-        if len(self._sessions) > SESSIONS_KEPT:
+        if len(self._sessions) > MAX_SESSIONS:
             self._sessions.popitem(last=False)
 
     def events(self, session_id: str) -> list[dict[str, Any]]:
-        """Two tracks a client: what waited and what ran. Times are in microseconds.
+        """Trace events with two tracks for each client, waiting and running. Times in microseconds.
 
         Raises:
-            NotFound: nothing of this session has run in this engine process.
+            NotFound: no request of this session has run in this engine process.
         """
         if session_id not in self._sessions:
             raise NotFound(
-                f"there is no trace of session {session_id}: this engine keeps those of the last "
-                f"{SESSIONS_KEPT} sessions, in memory, until it ends."
+                f"there is no trace of session {session_id}: this engine holds those of the last "
+                f"{MAX_SESSIONS} sessions, in memory, until it ends."
             )
         spans = list(self._sessions[session_id])
-        lanes = {lane: number for number, lane in enumerate(dict.fromkeys(s.lane for s in spans))}
+        clients = list(dict.fromkeys(span.client_id for span in spans))
+        tracks = {client_id: number for number, client_id in enumerate(clients)}
         events: list[dict[str, Any]] = [
-            {"ph": "M", "pid": number, "name": "process_name", "args": {"name": lane}}
-            for lane, number in lanes.items()
+            {"ph": "M", "pid": number, "name": "process_name", "args": {"name": client_id}}
+            for client_id, number in tracks.items()
         ]
         for number, span in enumerate(spans):
-            common = {"pid": lanes[span.lane], "name": span.name, "cat": "request"}
+            common = {"pid": tracks[span.client_id], "name": span.name, "cat": "request"}
             times = {"ts": _micros(span.started), "dur": _micros(span.ended - span.started)}
             events.append({**common, **times, "ph": "X", "tid": 1, "args": {"failed": span.failed}})
             # Requests wait side by side, so their waiting is drawn by pairs of marks.

@@ -1,4 +1,4 @@
-"""Encrypted downloads, where pyrage is installed. Format: https://age-encryption.org/v1."""
+"""Downloads encrypted with age (https://age-encryption.org/v1), if pyrage is installed."""
 
 import tempfile
 from importlib import import_module
@@ -9,7 +9,11 @@ from tinkersmith.engine.errors import Refused
 
 
 def check_recipients(recipients: list[str]) -> None:
-    """Raises: Refused: an encrypted download for these is not possible."""
+    """Check that a download can be encrypted for these recipients (age public keys).
+
+    Raises:
+        Refused: pyrage is not installed, or a recipient is not valid.
+    """
     if not recipients:
         return
     try:
@@ -17,7 +21,7 @@ def check_recipients(recipients: list[str]) -> None:
     except ImportError:
         raise Refused(
             "an encrypted download needs the package pyrage on the engine's side: "
-            "pip install pyrage, or ask for it without encryption."
+            "pip install pyrage, or request it without encryption."
         ) from None
     for recipient in recipients:
         try:
@@ -27,11 +31,11 @@ def check_recipients(recipients: list[str]) -> None:
 
 
 def encrypted(file: Path, recipients: list[str]) -> IO[bytes]:
-    """The file for these recipients, on disk but under no name: gone when the reader closes it."""
+    """The file encrypted for these recipients, as an unnamed file that is deleted when closed."""
     pyrage = import_module("pyrage")
     target = tempfile.TemporaryFile(dir=file.parent)  # noqa: SIM115 (/tmp may be memory)
     with file.open("rb") as source:
-        keys = [pyrage.x25519.Recipient.from_str(text) for text in recipients]
+        keys = [pyrage.x25519.Recipient.from_str(recipient) for recipient in recipients]
         pyrage.encrypt_io(source, target, keys)
     target.seek(0)
     return target

@@ -2,21 +2,24 @@
 
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard, overload
 
 from tinkersmith.engine.errors import Refused
 
 MAX_TTL = 10 * 366 * 24 * 3600  # seconds
 
+Body = Mapping[str, Any]
 
-def text(body: Mapping[str, Any], name: str) -> str:
+
+def string(body: Body, name: str) -> str:
+    """A string that is not empty."""
     value = body.get(name)
     if not isinstance(value, str) or not value:
-        raise Refused(f"{name} is {value!r}; it must be a text that is not empty.")
+        raise Refused(f"{name} is {value!r}; it must be a non-empty string.")
     return value
 
 
-def flag(body: Mapping[str, Any], name: str, default: bool) -> bool:
+def flag(body: Body, name: str, default: bool) -> bool:
     value = body.get(name)
     if value is None:
         return default
@@ -25,54 +28,102 @@ def flag(body: Mapping[str, Any], name: str, default: bool) -> bool:
     return value
 
 
-def number(body: Mapping[str, Any], name: str, kind: type = float) -> Any:
-    value: Any = body.get(name)
-    good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or (kind is int and isinstance(value, float) and not value.is_integer()):
-        shown = "missing, NaN or infinite" if value is None else repr(value)  # JSON has no NaN
-        raise Refused(f"{name} is {shown}; it must be a {'whole ' if kind is int else ''}number.")
-    if kind is float and not abs(value) <= sys.float_info.max:  # NaN is not, either
-        raise Refused(f"{name} is {value}; it must be a finite number.")
-    return kind(value)
-
-
-def text_map(body: Mapping[str, Any], name: str) -> dict[str, str] | None:
+def integer(body: Body, name: str) -> int:
+    """A whole number of any size; 2.0 is one, too."""
     value = body.get(name)
-    texts = isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
-    if value is not None and not texts:
-        raise Refused(f"{name} is {value!r}; it must be a map of texts.")
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise Refused(f"{name} is {_shown(value)}; it must be a whole number.")
     return value
 
 
-def texts(body: Mapping[str, Any], name: str) -> list[str]:
+@overload
+def optional_integer(body: Body, name: str, default: int) -> int: ...
+@overload
+def optional_integer(body: Body, name: str, default: None = None) -> int | None: ...
+def optional_integer(body: Body, name: str, default: int | None = None) -> int | None:
+    return default if body.get(name) is None else integer(body, name)
+
+
+def number(body: Body, name: str) -> float:
+    """A finite number."""
+    value = body.get(name)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise Refused(f"{name} is {_shown(value)}; it must be a number.")
+    if not abs(value) <= sys.float_info.max:  # also false for NaN
+        raise Refused(f"{name} is {value}; it must be a finite number.")
+    return float(value)
+
+
+def optional_number(body: Body, name: str, default: float) -> float:
+    return default if body.get(name) is None else number(body, name)
+
+
+def _shown(value: object) -> str:
+    # JSON has no NaN: the SDK sends null for it.
+    return "missing, NaN or infinite" if value is None else repr(value)
+
+
+def optional_strings(body: Body, name: str) -> dict[str, str] | None:
+    """An object whose values are strings."""
+    value = body.get(name)
+    if value is None:
+        return None
+    if not is_object(value) or not all(isinstance(item, str) for item in value.values()):
+        raise Refused(f"{name} is {value!r}; it must be an object whose values are strings.")
+    return value
+
+
+def string_list(body: Body, name: str) -> list[str]:
+    """A list of strings; an absent one is empty."""
     value = body.get(name)
     if value is None:
         return []
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise Refused(f"{name} is {value!r}; it must be a list of texts.")
+    if not is_list(value) or not all(isinstance(item, str) for item in value):
+        raise Refused(f"{name} is {value!r}; it must be a list of strings.")
     return value
 
 
-def ttl(body: Mapping[str, Any]) -> int | None:
-    seconds = optional_number(body, "ttl_seconds", int)
+def ttl(body: Body) -> int | None:
+    """The time to live of a checkpoint in seconds; None: it does not expire."""
+    seconds = optional_integer(body, "ttl_seconds")
     if seconds is not None and not 1 <= seconds <= MAX_TTL:
         raise Refused(f"ttl_seconds is {seconds}; it must be from 1 to {MAX_TTL:,} (ten years).")
     return seconds
 
 
-def part(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def json_object(body: Body, name: str) -> dict[str, Any]:
     """The object under `name`; an absent one is empty."""
     value = body.get(name)
-    if value is not None and not isinstance(value, dict):
+    if value is None:
+        return {}
+    if not is_object(value):
         raise Refused(f"{name} is {value!r}; it must be an object.")
-    return value or {}
+    return value
 
 
-def optional_number(body: Mapping[str, Any], name: str, kind: type = float) -> Any:
-    return None if body.get(name) is None else number(body, name, kind)
+def object_list(body: Body, name: str) -> list[dict[str, Any]]:
+    """A list of objects; an absent one is empty."""
+    value = body.get(name)
+    if value is None:
+        return []
+    if not is_list(value) or not all(is_object(item) for item in value):
+        raise Refused(f"{name} must be a list of objects.")
+    return value
 
 
-def refuse_unknown(body: Mapping[str, Any], known: set[str], where: str) -> None:
+def refuse_unknown(body: Body, known: set[str], where: str) -> None:
     for name, value in body.items():
         if name not in known and value is not None:
             raise Refused(f"{where} has {name} = {value!r}, which this engine does not support.")
+
+
+def is_object(value: object) -> TypeGuard[dict[str, Any]]:
+    """Whether a value that was read from JSON is an object, whose keys are always strings."""
+    return isinstance(value, dict)
+
+
+def is_list(value: object) -> TypeGuard[list[Any]]:
+    """Whether a value that was read from JSON is a list."""
+    return isinstance(value, list)

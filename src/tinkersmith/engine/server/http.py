@@ -1,4 +1,4 @@
-"""What all routes share: the key, bounded bodies, and errors turned into sentences."""
+"""What all routes share: the API key, limits of bodies, and errors as sentences."""
 
 import asyncio
 import contextlib
@@ -16,16 +16,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tinkersmith.engine.errors import Gone, NotFound, Refused
 from tinkersmith.engine.scheduling.queue import failure
 from tinkersmith.engine.server.bodies import HEAD, MAX_BODY, MAX_JSON
+from tinkersmith.engine.server.fields import is_object
 
 API = "/api/v1"
 FILES = "/files"  # downloads
 _LINGER = 10.0  # seconds for a client to send the rest of a body that was refused
 
 Handler = Callable[[Request], Awaitable[Response]]
+Routes = list[tuple[str, str, Handler]]  # method, path below API, handler
 
 
 class BadBody(Refused):
-    """A body that cannot be read; `head` is its beginning, as far as it is known."""
+    """A body that cannot be read. `head` holds its first bytes, as far as they were received."""
 
     def __init__(self, sentence: str, head: bytes = b"") -> None:
         super().__init__(sentence)
@@ -33,8 +35,10 @@ class BadBody(Refused):
 
 
 class KeyGuard:
-    """Lets only requests with the right key, or a token made with it, through, except to health
-    and downloads."""
+    """Refuses requests without the right key or a token made with it.
+
+    Health checks and downloads need neither.
+    """
 
     def __init__(
         self, app: ASGIApp, key: str | None, is_token: Callable[[bytes, str, float], bool]
@@ -45,13 +49,13 @@ class KeyGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self.key and not self._allowed(scope):
-            refusal = detail("the API key is not the one of this engine.", 401)
+            refusal = detail("the API key is not this engine's key.", 401)
             await refusal(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
     def _allowed(self, scope: Scope) -> bool:
-        # Downloads are fetched without a key: their address holds a secret of its own.
+        # Downloads need no key: their address holds a secret of its own.
         if scope["path"] == f"{API}/healthz" or scope["path"].startswith(f"{FILES}/"):
             return True
         sent = dict(scope["headers"]).get(b"x-api-key", b"")
@@ -61,10 +65,11 @@ class KeyGuard:
 
 
 class EarlyAnswers:
-    """Lets a client see an answer that comes before it has sent its whole body.
+    """Lets a client see an answer that is ready before it has sent its whole body.
 
-    The answer goes out at once, but the connection stays until the rest has come, and been dropped:
-    closed earlier, it would break in the middle of the client's sending, which then tries again.
+    The answer is sent at once, but the connection stays open until the rest of the body has been
+    received and discarded. Closed earlier, it would break while the client still sends, and the
+    client would try again.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -98,9 +103,9 @@ class EarlyAnswers:
 
 
 def in_sentences(handler: Handler) -> Handler:
-    """The handler, with every exception answered as {"detail": sentence}, never as a 500.
+    """Wrap a handler so that every exception becomes {"detail": sentence} and never a 500.
 
-    A 500 would be retried, silently, for minutes.
+    The SDK would retry a 500 silently for minutes.
     """
 
     async def answer(request: Request) -> Response:
@@ -113,7 +118,7 @@ def in_sentences(handler: Handler) -> Handler:
         except Refused as error:
             return detail(str(error), 400)
         except ClientDisconnect:
-            return detail("the client hung up.", 400)
+            return detail("the client closed the connection.", 400)
         except Exception as error:
             return detail(failure(error)["error"], 400)
 
@@ -127,45 +132,49 @@ async def no_such_route(request: Request, error: Exception) -> Response:
 
 
 def detail(sentence: str, status: int) -> JSONResponse:
-    # A client may have sent half of a surrogate pair, which UTF-8 has no bytes for.
+    # The sentence may quote an unpaired surrogate, which UTF-8 cannot encode.
     return JSONResponse({"detail": sentence.encode(errors="replace").decode()}, status)
 
 
 async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
-    """The body, of at most `limit` bytes: of a larger one no more is read than its head.
+    """Read a body of at most `limit` bytes. Of a larger one only the head is read.
 
     Raises:
-        BadBody: it is larger.
+        BadBody: the body is larger.
     """
     declared = int(request.headers.get("content-length", 0))
-    parts: list[bytes] = []
+    chunks: list[bytes] = []
     size = 0
-    async for part in request.stream():
-        parts.append(part)
-        size += len(part)
+    async for chunk in request.stream():
+        chunks.append(chunk)
+        size += len(chunk)
         if size > limit or (declared > limit and size >= HEAD):
             break
     if max(size, declared) <= limit:
-        return b"".join(parts)
-    told = f"{declared >> 20:,}" if declared else f"more than {limit >> 20}"
+        return b"".join(chunks)
+    shown = f"{declared >> 20:,}" if declared else f"more than {limit >> 20}"
     head = bytearray()
-    while parts and len(head) < HEAD:
-        head += parts.pop(0)
+    while chunks and len(head) < HEAD:
+        head += chunks.pop(0)
     raise BadBody(
-        f"the body has {told} MiB; at most {limit >> 20} MiB are taken: send smaller batches.",
+        f"the body has {shown} MiB; the limit is {limit >> 20} MiB: send smaller batches.",
         bytes(head[:HEAD]),
     )
 
 
 async def read_json(request: Request) -> dict[str, Any]:
-    """Raises: BadBody: it is no JSON object, or too large."""
+    """Read a body that is a JSON object.
+
+    Raises:
+        BadBody: the body is not a JSON object, or is too large.
+    """
     body = await read_body(request, MAX_JSON)
     try:
         value = json.loads(body or b"{}")
         if b"\\u" in body:
-            json.dumps(value, ensure_ascii=False).encode()  # an escape may be no character
+            json.dumps(value, ensure_ascii=False).encode()  # fails on an unpaired surrogate
     except (ValueError, RecursionError):
         raise BadBody("the body is not JSON.", body[:HEAD]) from None
-    if not isinstance(value, dict):
+    if not is_object(value):
         raise BadBody("the body is not a JSON object.", body[:HEAD])
     return value

@@ -1,6 +1,6 @@
 """Bytes of the Tinker wire <-> messages. Protobuf for batches and samples, JSON for the rest.
 
-Reads leniently: a field that this engine does not know is refused only if it changes the result.
+Reads leniently: an unknown field is refused only if it changes the result.
 """
 
 import importlib.util
@@ -26,14 +26,14 @@ from tinkersmith.engine.messages import (
     SparseLayout,
 )
 from tinkersmith.engine.server import fields
-from tinkersmith.engine.server.bodies import MAX_BODY, batch_address, check_parts, decompress
+from tinkersmith.engine.server.bodies import MAX_BODY, Address, Envelope
+from tinkersmith.engine.server.fields import Body
 
-MAX_SAMPLES = 4096  # that one request may ask for
 PROTOBUF = "application/x-protobuf"
 
 
 def _load_protocol() -> ModuleType:
-    """The SDK's own message classes, without the seconds that `import tinker` takes."""
+    """Load the SDK's message classes without `import tinker`, which takes seconds."""
     name = "tinker.proto.tinker_public_pb2"
     if name in sys.modules:
         return sys.modules[name]
@@ -57,24 +57,16 @@ _DTYPES = {
 }
 
 
-def read_batch(body: bytes, encoding: str = "") -> BatchRequest:
-    """A forward_backward body. What is wrong behind its address is left to the future to say.
-
-    Raises:
-        Refused: it does not even say whose operation it is.
-    """
+def read_batch(envelope: Envelope) -> BatchRequest:
+    """Parse a forward_backward body. If it cannot be parsed, `datums` holds the reason."""
+    if isinstance(envelope.plain, Refused):
+        return _unreadable_batch(envelope.address, envelope.plain)
     message = pb.ForwardBackwardRequest()
     try:
-        plain = decompress(body, encoding)
-        check_parts(plain)
-        message.ParseFromString(plain)
-    except Refused as refusal:
-        return refused_batch(body, encoding, str(refusal))
+        message.ParseFromString(envelope.plain)
     except DecodeError:
-        sentence = "the body is not a ForwardBackwardRequest protobuf message."
-        return refused_batch(body, encoding, sentence)
-    if not message.model_id:
-        raise Refused("the request names no model_id.")
+        reason = Refused("the body is not a ForwardBackwardRequest protobuf message.")
+        return _unreadable_batch(envelope.address, reason)
     try:
         datums = [_read_datum(datum, index) for index, datum in enumerate(message.data)]
     except Refused as refusal:
@@ -83,8 +75,8 @@ def read_batch(body: bytes, encoding: str = "") -> BatchRequest:
     for key, value in message.loss_fn_config_v2.items():
         config[key] = value.text if value.WhichOneof("value") == "text" else value.number
     return BatchRequest(
-        model_id=message.model_id,
-        seq_id=message.seq_id,
+        model_id=envelope.address.model_id,
+        seq_id=envelope.address.seq_id,
         datums=datums,
         loss_fn=message.loss_fn,
         config=config,
@@ -92,16 +84,9 @@ def read_batch(body: bytes, encoding: str = "") -> BatchRequest:
     )
 
 
-def refused_batch(head: bytes, encoding: str, sentence: str) -> BatchRequest:
-    """A batch that cannot be read, addressed by the head of its body: the number is consumed.
-
-    Raises:
-        Refused: with the sentence, if the head holds no address.
-    """
-    address = batch_address(head, encoding)
-    if address is None:
-        raise Refused(sentence)
-    return BatchRequest(*address, Refused(sentence), "", {}, forward_only=False)
+def _unreadable_batch(address: Address, reason: Refused) -> BatchRequest:
+    # Counts as a forward_backward: its step loses gradients, so the optim_step must fail too.
+    return BatchRequest(*address, datums=reason, loss_fn="", config={}, forward_only=False)
 
 
 def _read_datum(message: Any, index: int) -> Datum:
@@ -123,7 +108,7 @@ def _read_tensor(message: Any, where: str) -> np.ndarray:
     if dtype is None:
         raise Refused(f"{where}: its dtype is not float32 or int64.")
     if len(message.shape) > 2:
-        raise Refused(f"{where}: its shape has {len(message.shape)} axes; one or two are taken.")
+        raise Refused(f"{where}: its shape has {len(message.shape)} axes; it may have one or two.")
     shape = tuple(message.shape)
     if message.WhichOneof("encoding") == "sparse_csr":
         sparse = message.sparse_csr
@@ -144,7 +129,7 @@ def _read_tensor(message: Any, where: str) -> np.ndarray:
 def _dense(
     values: np.ndarray, layout: SparseLayout, shape: Sequence[int], elsewhere: int, where: str
 ) -> np.ndarray:
-    """The tensor of two axes that has `values` at the places of `layout`."""
+    """The matrix that has `values` in the cells of `layout`, and `elsewhere` in the others."""
     rows, columns = shape
     starts = layout.row_starts
     fits = len(starts) == rows + 1 and starts[0] == 0 and (np.diff(starts) >= 0).all()
@@ -163,11 +148,11 @@ def _dense(
 def _numbers(data: bytes, dtype: np.dtype, where: str) -> np.ndarray:
     if len(data) % dtype.itemsize:
         raise Refused(f"{where}: {len(data)} bytes are not a whole number of {dtype} values.")
-    return np.frombuffer(data, dtype).copy()  # torch wants to own what it may write to
+    return np.frombuffer(data, dtype).copy()  # torch needs memory that it may write to
 
 
 def batch_output(output: LossOutput) -> bytes:
-    """A ForwardBackwardOutput message: one record a run of datums whose targets have one width."""
+    """A ForwardBackwardOutput message. Neighbours with targets of equal width share a record."""
     message = pb.ForwardBackwardOutput(loss_fn_output_type="ArrayRecord")
     start = 0
     for end in range(1, len(output.logprobs) + 1):
@@ -179,8 +164,8 @@ def batch_output(output: LossOutput) -> bytes:
         record = message.loss_fn_outputs.add(type_tag="ArrayRecord", num_datums=len(group))
         tensor = record.fields["logprobs"]
         tensor.dtype = pb.DTYPE_FLOAT32
-        tensor.data = b"".join(part.astype("<f4").tobytes() for part in group)
-        offsets = np.cumsum([0, *(part.size * 4 for part in group)])
+        tensor.data = b"".join(logprobs.astype("<f4").tobytes() for logprobs in group)
+        offsets = np.cumsum([0, *(logprobs.size * 4 for logprobs in group)])
         tensor.offsets = offsets.astype("<i8").tobytes()
         tensor.trailing_shape.extend(group[0].shape[1:])
         start = end
@@ -189,48 +174,36 @@ def batch_output(output: LossOutput) -> bytes:
     return message.SerializeToString()
 
 
-def read_lora_config(body: Mapping[str, Any]) -> LoraConfig:
+def read_lora_config(body: Body) -> LoraConfig:
     """The lora_config of a create_model body."""
-    body = fields.part(body, "lora_config")
+    config = fields.json_object(body, "lora_config")
     known = {"rank", "seed", "train_attn", "train_mlp", "train_unembed"}
-    fields.refuse_unknown(body, known, "lora_config")
-    seed = fields.optional_number(body, "seed", int)
+    fields.refuse_unknown(config, known, "lora_config")
+    seed = fields.optional_integer(config, "seed")
     if seed is not None and not -(2**63) <= seed < 2**63:
         raise Refused(f"seed is {seed}; it must be a whole number of at most 64 bits.")
     return LoraConfig(
-        rank=fields.number(body, "rank", int),
+        rank=fields.integer(config, "rank"),
         seed=seed,
-        train_attn=fields.flag(body, "train_attn", True),
-        train_mlp=fields.flag(body, "train_mlp", True),
-        train_unembed=fields.flag(body, "train_unembed", True),
+        train_attn=fields.flag(config, "train_attn", True),
+        train_mlp=fields.flag(config, "train_mlp", True),
+        train_unembed=fields.flag(config, "train_unembed", True),
     )
 
 
-def read_adam_params(body: Mapping[str, Any]) -> AdamParams:
+def read_adam_params(body: Body) -> AdamParams:
     """The parameters of an optim_step body."""
     if body.get("optimizer_params"):
         raise Refused("only the Adam optimizer is supported; send adam_params.")
-    params = fields.part(body, "adam_params")
+    params = fields.json_object(body, "adam_params")
     names = AdamParams.__dataclass_fields__
     fields.refuse_unknown(params, {*names, "type"}, "adam_params")
     return AdamParams(**{name: fields.number(params, name) for name in names if name in params})
 
 
-def read_sample_request(body: Mapping[str, Any]) -> SampleRequest:
-    """An asample body, without its addressing."""
-    tokens: list[int] = []
-    chunks = fields.part(body, "prompt").get("chunks") or []
-    if not isinstance(chunks, list) or not all(isinstance(chunk, dict) for chunk in chunks):
-        raise Refused("the prompt's chunks must be a list of objects.")
-    for chunk in chunks:
-        kind = chunk.get("type", "encoded_text")
-        if kind != "encoded_text":
-            raise Refused(f"the prompt has a chunk of kind {kind}; only text is supported.")
-        tokens += chunk.get("tokens") or []
-    # A set of types, not a test a token: prompts are long, and this runs on the event loop.
-    if set(map(type, tokens)) - {int}:
-        raise Refused("the prompt's tokens must be whole numbers.")
-    params = fields.part(body, "sampling_params")
+def read_sample_request(body: Body) -> SampleRequest:
+    """An asample body, without its address."""
+    params = fields.json_object(body, "sampling_params")
     fields.refuse_unknown(
         params,
         {"max_tokens", "seed", "stop", "temperature", "top_k", "top_p", "type"},
@@ -241,57 +214,67 @@ def read_sample_request(body: Mapping[str, Any]) -> SampleRequest:
             "record_stability_info is for the loss stable_reinforce, which only Tinker's cloud "
             "has; leave it out and train with importance_sampling, ppo, cispo or dro."
         )
-    targets, layout = _read_targets(body.get("target_prompt_logprobs"))
-    num_samples = fields.optional_number(body, "num_samples", int)
-    if num_samples is not None and not 1 <= num_samples <= MAX_SAMPLES:
-        raise Refused(f"num_samples is {num_samples}; it must be from 1 to {MAX_SAMPLES:,}.")
+    targets, layout = _read_targets(body)
     return SampleRequest(
-        prompt=tokens,
-        num_samples=num_samples or 1,
-        max_tokens=fields.optional_number(params, "max_tokens", int),
-        temperature=1.0
-        if params.get("temperature") is None
-        else fields.number(params, "temperature"),
-        top_k=-1 if params.get("top_k") is None else fields.number(params, "top_k", int),
-        top_p=1.0 if params.get("top_p") is None else fields.number(params, "top_p"),
-        seed=fields.optional_number(params, "seed", int),
+        prompt=_read_prompt(body),
+        num_samples=fields.optional_integer(body, "num_samples", 1),
+        max_tokens=fields.optional_integer(params, "max_tokens"),
+        temperature=fields.optional_number(params, "temperature", 1.0),
+        top_k=fields.optional_integer(params, "top_k", -1),
+        top_p=fields.optional_number(params, "top_p", 1.0),
+        seed=fields.optional_integer(params, "seed"),
         stop=_read_stop(params.get("stop")),
         prompt_logprobs=fields.flag(body, "prompt_logprobs", False),
-        prompt_logprobs_last_n=fields.optional_number(body, "prompt_logprobs_last_n", int),
-        topk_prompt_logprobs=fields.optional_number(body, "topk_prompt_logprobs", int) or 0,
-        topk_sample_logprobs=fields.optional_number(body, "topk_sample_logprobs", int) or 0,
+        prompt_logprobs_last_n=fields.optional_integer(body, "prompt_logprobs_last_n"),
+        topk_prompt_logprobs=fields.optional_integer(body, "topk_prompt_logprobs", 0),
+        topk_sample_logprobs=fields.optional_integer(body, "topk_sample_logprobs", 0),
         target_prompt_logprobs=targets,
         target_layout=layout,
-        prompt_alt_tokens_k=fields.optional_number(body, "prompt_alt_tokens_k", int) or 0,
+        prompt_alt_tokens_k=fields.optional_integer(body, "prompt_alt_tokens_k", 0),
     )
 
 
-def _read_stop(stop: Any) -> list[int] | list[str] | None:
-    if isinstance(stop, str):
-        stop = [stop]
+def _read_prompt(body: Body) -> list[int]:
+    tokens: list[int] = []
+    for chunk in fields.object_list(fields.json_object(body, "prompt"), "chunks"):
+        kind = chunk.get("type", "encoded_text")
+        if kind != "encoded_text":
+            raise Refused(f"the prompt has a chunk of kind {kind}; only text is supported.")
+        ids: object = chunk.get("tokens") or []
+        # One set of types, not a test for each token: prompts are long, and this runs on the
+        # event loop.
+        if not fields.is_list(ids) or set(map(type, ids)) - {int}:
+            raise Refused("the prompt's tokens must be a list of whole numbers.")
+        tokens += ids
+    return tokens
+
+
+def _read_stop(stop: object) -> list[int] | list[str] | None:
     if stop is None:
         return None
-    if not isinstance(stop, list):
-        raise Refused("stop must be a text, a list of texts, or a list of token ids.")
-    if all(isinstance(item, str) and item for item in stop):
-        return stop
-    if all(isinstance(item, int) for item in stop):
-        return stop
-    raise Refused("stop must hold texts that are not empty, or token ids, not both.")
+    items: object = [stop] if isinstance(stop, str) else stop
+    if not fields.is_list(items):
+        raise Refused("stop must be a string, a list of strings, or a list of token ids.")
+    if all(isinstance(item, str) and item for item in items):
+        return items
+    if all(isinstance(item, int) for item in items):
+        return items
+    raise Refused("stop must hold either non-empty strings or token ids, not both.")
 
 
-def _read_targets(body: Any) -> tuple[np.ndarray | None, SparseLayout | None]:
-    """Token ids for every position of a prompt but the first; -1 where none is asked about."""
+def _read_targets(body: Body) -> tuple[np.ndarray | None, SparseLayout | None]:
+    """Token ids for each position of the prompt except the first; -1 where none is requested."""
     name = "target_prompt_logprobs"
-    if body is None:
+    if body.get(name) is None:
         return None, None
+    tensor = fields.json_object(body, name)
     try:
-        values = np.asarray(body["data"], np.int64)
-        shape = [int(size) for size in body.get("shape") or [values.size]]
-        if body.get("sparse_crow_indices") is None:
+        values = np.asarray(tensor["data"], np.int64)
+        shape = [int(size) for size in tensor.get("shape") or [values.size]]
+        if tensor.get("sparse_crow_indices") is None:
             return values.reshape(shape), None
-        row_starts = np.asarray(body["sparse_crow_indices"], np.int64)
-        columns = np.asarray(body["sparse_col_indices"], np.int64)
+        row_starts = np.asarray(tensor["sparse_crow_indices"], np.int64)
+        columns = np.asarray(tensor["sparse_col_indices"], np.int64)
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise Refused(f"{name} cannot be read: {error}.") from None
     if len(shape) != 2:
@@ -301,17 +284,17 @@ def _read_targets(body: Any) -> tuple[np.ndarray | None, SparseLayout | None]:
 
 
 def sample_output(result: SampleResult, target_layout: SparseLayout | None = None) -> bytes:
-    """A SampleResponse message; its target log-probabilities come in the layout of the request."""
+    """A SampleResponse message, with the target log-probabilities in the layout of the request."""
     message = pb.SampleResponse()
     for sequence in result.sequences:
         stopped = sequence.stop_reason == "stop"
-        part = message.sequences.add(
+        added = message.sequences.add(
             stop_reason=pb.STOP_REASON_STOP if stopped else pb.STOP_REASON_LENGTH,
             tokens=np.asarray(sequence.tokens, "<i4").tobytes(),
             logprobs=np.asarray(sequence.logprobs, "<f4").tobytes(),
         )
         if sequence.topk is not None:
-            _write_topk(part.topk_sampled_logprobs, *sequence.topk)
+            _write_topk(added.topk_sampled_logprobs, *sequence.topk)
     if result.prompt_logprobs is not None:
         message.prompt_logprobs = result.prompt_logprobs.astype("<f4").tobytes()
     if result.topk_prompt_logprobs is not None:
@@ -344,10 +327,13 @@ def _write_tensor(message: Any, values: np.ndarray, layout: SparseLayout | None 
     message.sparse_csr.col_indices = layout.columns.astype("<i8").tobytes()
 
 
-def finite_json(value: Any) -> Any:
-    """`value` with NaN and infinities as texts, which the SDK reads as numbers; JSON has none."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
-    if isinstance(value, dict):
-        return {key: finite_json(item) for key, item in value.items()}
-    return value
+def json_numbers(metrics: Mapping[str, float]) -> dict[str, float | str]:
+    """The metrics with NaN and infinities as strings, which the SDK reads as numbers: JSON has
+    none."""
+    return {name: _json_number(value) for name, value in metrics.items()}
+
+
+def _json_number(value: float) -> float | str:
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")

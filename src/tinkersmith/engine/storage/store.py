@@ -1,8 +1,8 @@
-"""Training runs, checkpoints and samplers on disk: facts in SQLite, weights in safetensors folders.
+"""Training runs, checkpoints and samplers on disk: an index in SQLite, weights in folders.
 
 A folder of weights is complete before its row names it, and a new version gets a folder of its
-own, so a kill at any moment leaves the old checkpoint or the new. Several engines may share one
-directory.
+own: if the engine is killed at any moment, either the old checkpoint or the new one is intact.
+Several engines may share one directory.
 """
 
 import datetime as dt
@@ -13,7 +13,7 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +74,9 @@ def parse_path(text: str) -> TinkerPath:
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class StoredCheckpoint:
+    """One row of the checkpoints."""
+
     path: TinkerPath
     created: float
     size_bytes: int
@@ -85,7 +87,7 @@ class Checkpoint:
     folder: str  # below the checkpoints folder
 
     def to_json(self) -> dict[str, Any]:
-        """As the SDK's `Checkpoint`."""
+        """The fields of the SDK's `Checkpoint`."""
         return {
             "checkpoint_id": f"{self.path.segment}/{self.path.name}",
             "checkpoint_type": KINDS[self.path.segment],
@@ -99,7 +101,9 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class StoredRun:
+    """One row of the training runs."""
+
     id: str
     session_id: str
     base_model: str
@@ -108,8 +112,17 @@ class Run:
     last_request: float
 
 
+@dataclass(frozen=True, slots=True)
+class StoredSampler:
+    """One row of the samplers."""
+
+    id: str
+    base_model: str
+    model_path: str | None  # None: the base model alone
+
+
 class Store:
-    """Safe to use from several threads."""
+    """The index and the folders. Safe to use from several threads."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -127,7 +140,7 @@ class Store:
             self._connection.close()
 
     def _use_wal(self) -> None:
-        """SQLite's own patience does not hold for this: two new engines may ask for it at once."""
+        """Retry while another engine does the same: SQLite's timeout does not cover this pragma."""
         for _ in range(300):
             try:
                 self._connection.execute("PRAGMA journal_mode=WAL")
@@ -139,12 +152,17 @@ class Store:
         raise sqlite3.OperationalError(f"{self.folder / 'engine.sqlite'} stays locked")
 
     def _migrate(self) -> None:
+        """Bring the tables up to date.
+
+        Raises:
+            Refused: a newer version of this engine wrote them.
+        """
         with self._transaction() as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if version > len(_MIGRATIONS):
                 raise Refused(
                     f"{self.folder} was written by a newer version of this engine; "
-                    "use that, or another folder."
+                    "use that version, or another folder."
                 )
             for script in _MIGRATIONS[version:]:
                 for statement in script.split(";"):
@@ -153,14 +171,17 @@ class Store:
 
     # ---- sessions and runs
 
-    def add_session(self, session_id: str, user_metadata: Any, display_name: str | None) -> None:
-        self._execute(
-            "INSERT INTO sessions (id, created, user_metadata, display_name) VALUES (?, ?, ?, ?)",
-            (session_id, time.time(), json.dumps(user_metadata), display_name),
+    def add_session(self, session_id: str, user_metadata: object, display_name: str | None) -> None:
+        self._insert(
+            "sessions",
+            id=session_id,
+            created=time.time(),
+            user_metadata=json.dumps(user_metadata),
+            display_name=display_name,
         )
 
     def session(self, session_id: str) -> tuple[Any, str | None]:
-        """Its user_metadata and display_name.
+        """The session's user_metadata and display_name.
 
         Raises:
             NotFound: there is no such session.
@@ -174,8 +195,8 @@ class Store:
         return [row["id"] for row in self._rows("SELECT id FROM sessions ORDER BY created DESC")]
 
     def session_rows(self) -> list[tuple[float, str, dict[str, str] | None, str | None]]:
-        """When each was created, id, user_metadata and display_name; newest first."""
-        # To the microsecond, as `iso` writes it: a cursor must compare equal.
+        """Each session's time of creation, id, user_metadata and display_name; newest first."""
+        # Rounded to the microsecond like `iso`: a cursor must compare equal.
         return [
             (round(row["created"], 6), row["id"], json.loads(row["user_metadata"]), row["name"])
             for row in self._rows(
@@ -184,28 +205,37 @@ class Store:
             )
         ]
 
-    def add_run(self, run: Run) -> None:
-        lora = run.lora
-        self._execute(
-            "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                *(run.id, run.session_id, run.base_model, lora.rank, lora.seed),
-                *(lora.train_attn, lora.train_mlp, lora.train_unembed),
-                *(json.dumps(run.user_metadata), time.time(), run.last_request),
-            ),
+    def add_run(self, run: StoredRun) -> None:
+        self._insert(
+            "runs",
+            id=run.id,
+            session_id=run.session_id,
+            base_model=run.base_model,
+            rank=run.lora.rank,
+            seed=run.lora.seed,
+            train_attn=run.lora.train_attn,
+            train_mlp=run.lora.train_mlp,
+            train_unembed=run.lora.train_unembed,
+            user_metadata=json.dumps(run.user_metadata),
+            created=time.time(),
+            last_request=run.last_request,
         )
 
     def touch_run(self, run_id: str) -> None:
         self._execute("UPDATE runs SET last_request = ? WHERE id = ?", (time.time(), run_id))
 
-    def run(self, run_id: str) -> Run:
-        """Raises: NotFound: there is no such run."""
+    def run(self, run_id: str) -> StoredRun:
+        """The run with this id.
+
+        Raises:
+            NotFound: there is no such run.
+        """
         rows = self._rows("SELECT * FROM runs WHERE id = ?", (run_id,))
         if not rows:
             raise NotFound(f"there is no training run {run_id}.")
         return _run(rows[0])
 
-    def runs(self, session_id: str | None = None) -> list[Run]:
+    def runs(self, session_id: str | None = None) -> list[StoredRun]:
         where, values = ("WHERE session_id = ?", (session_id,)) if session_id else ("", ())
         rows = self._rows(f"SELECT * FROM runs {where} ORDER BY created DESC", values)
         return [_run(row) for row in rows]
@@ -215,17 +245,25 @@ class Store:
     def add_sampler(
         self, sampler_id: str, session_id: str, base_model: str, model_path: str | None
     ) -> None:
-        self._execute(
-            "INSERT OR REPLACE INTO samplers VALUES (?, ?, ?, ?, ?)",
-            (sampler_id, session_id, base_model, model_path, time.time()),
+        self._replace(
+            "samplers",
+            id=sampler_id,
+            session_id=session_id,
+            base_model=base_model,
+            model_path=model_path,
+            created=time.time(),
         )
 
-    def sampler(self, sampler_id: str) -> dict[str, Any]:
-        """Raises: NotFound: there is no such sampler."""
+    def sampler(self, sampler_id: str) -> StoredSampler:
+        """The sampler with this id.
+
+        Raises:
+            NotFound: there is no such sampler.
+        """
         rows = self._rows("SELECT * FROM samplers WHERE id = ?", (sampler_id,))
         if not rows:
             raise NotFound(f"there is no sampler {sampler_id}.")
-        return dict(rows[0])
+        return StoredSampler(rows[0]["id"], rows[0]["base_model"], rows[0]["model_path"])
 
     def sampler_ids(self, session_id: str) -> list[str]:
         rows = self._rows(
@@ -235,25 +273,29 @@ class Store:
 
     # ---- checkpoints
 
-    def weights_folder(self, checkpoint: Checkpoint) -> Path:
+    def weights_folder(self, checkpoint: StoredCheckpoint) -> Path:
         return self.folder / "checkpoints" / checkpoint.folder
 
     def new_weights_folder(self, path: TinkerPath) -> Path:
-        """A free place for the weights of `path`, beside what may be there already."""
+        """A folder for the weights of `path` that does not exist yet, beside an earlier version."""
         folder = self.folder / "checkpoints" / _file_name(path.run_id) / path.segment / path.name
-        return (
-            folder.with_name(f"{path.name}.{secrets.token_hex(4)}") if folder.exists() else folder
-        )
+        if not folder.exists():
+            return folder
+        return folder.with_name(f"{path.name}.{secrets.token_hex(4)}")
 
     def check_new(self, path: TinkerPath, overwrite: bool) -> None:
-        """Raises: Refused: the name is unfit, or taken."""
+        """Check that a checkpoint can be stored under `path`.
+
+        Raises:
+            Refused: the name is not allowed, or is taken.
+        """
         if not _NAME.fullmatch(path.name):
             raise Refused(
                 f"the checkpoint name {path.name!r} must be 1 to 128 letters, digits, '.', '_' or "
                 "'-', and begin with a letter or digit."
             )
         if not overwrite and self._find(path) is not None:
-            raise Refused(f"{path} exists already; choose another name or pass overwrite=True.")
+            raise Refused(f"{path} already exists; choose another name or pass overwrite=True.")
 
     def add_checkpoint(
         self,
@@ -262,11 +304,11 @@ class Store:
         user_metadata: dict[str, str] | None = None,
         ttl_seconds: int | None = None,
         recipients: list[str] | None = None,
-    ) -> Checkpoint:
-        """Enter a checkpoint whose `folder` is complete; an earlier one of this name goes."""
+    ) -> StoredCheckpoint:
+        """Register a checkpoint whose `folder` is complete; delete an earlier one of this name."""
         old = self._find(path)
         now = time.time()
-        new = Checkpoint(
+        new = StoredCheckpoint(
             path=path,
             created=now,
             size_bytes=sum(file.stat().st_size for file in folder.iterdir()),
@@ -276,28 +318,36 @@ class Store:
             recipients=recipients or [],
             folder=folder.relative_to(self.folder / "checkpoints").as_posix(),
         )
-        self._execute(
-            "INSERT OR REPLACE INTO checkpoints (run_id, segment, name, created, size_bytes, "
-            "public, user_metadata, expires, recipients, folder) "
-            "VALUES (?, ?, ?, ?, ?, 0, ?, ?, ?, ?)",
-            (
-                *(path.run_id, path.segment, path.name, new.created, new.size_bytes),
-                *(json.dumps(user_metadata), new.expires, json.dumps(new.recipients), new.folder),
-            ),
+        self._replace(
+            "checkpoints",
+            run_id=path.run_id,
+            segment=path.segment,
+            name=path.name,
+            created=new.created,
+            size_bytes=new.size_bytes,
+            public=new.public,
+            user_metadata=json.dumps(user_metadata),
+            expires=new.expires,
+            recipients=json.dumps(new.recipients),
+            folder=new.folder,
         )
         if old is not None:
             shutil.rmtree(self.weights_folder(old), ignore_errors=True)
         return new
 
-    def checkpoint(self, path: TinkerPath) -> Checkpoint:
-        """Raises: Refused: there is no such checkpoint, or it has expired."""
-        found = self._find(path)
-        if found is None:
-            raise Refused(f"{path} does not exist here; list_user_checkpoints shows what does.")
-        return found
+    def checkpoint(self, path: TinkerPath) -> StoredCheckpoint:
+        """The checkpoint of this path.
 
-    def checkpoints(self, run_id: str | None = None) -> list[Checkpoint]:
-        """Newest first."""
+        Raises:
+            Refused: there is no such checkpoint, or it has expired.
+        """
+        checkpoint = self._find(path)
+        if checkpoint is None:
+            raise Refused(f"{path} does not exist here; list_user_checkpoints shows what does.")
+        return checkpoint
+
+    def checkpoints(self, run_id: str | None = None) -> list[StoredCheckpoint]:
+        """All checkpoints, or those of one run; newest first."""
         self._expire()
         where, values = ("WHERE run_id = ?", (run_id,)) if run_id else ("", ())
         rows = self._rows(
@@ -315,7 +365,7 @@ class Store:
         expires = None if ttl_seconds is None else time.time() + ttl_seconds
         self._update(self.checkpoint(path).path, "expires", expires)
 
-    def _find(self, path: TinkerPath) -> Checkpoint | None:
+    def _find(self, path: TinkerPath) -> StoredCheckpoint | None:
         self._expire()
         rows = self._rows(
             "SELECT * FROM checkpoints WHERE run_id = ? AND segment = ? AND name = ?",
@@ -329,7 +379,7 @@ class Store:
             (value, path.run_id, path.segment, path.name),
         )
 
-    def _forget(self, checkpoint: Checkpoint) -> None:
+    def _forget(self, checkpoint: StoredCheckpoint) -> None:
         self._execute(
             "DELETE FROM checkpoints WHERE run_id = ? AND segment = ? AND name = ?",
             (checkpoint.path.run_id, checkpoint.path.segment, checkpoint.path.name),
@@ -342,7 +392,7 @@ class Store:
             self._forget(_checkpoint(row))
 
     def _sweep_leftovers(self) -> None:
-        """Remove what killed engines left behind: folders that no checkpoint's row names."""
+        """Remove what killed engines left behind: folders that no row of a checkpoint names."""
         named = {checkpoint.folder for checkpoint in self.checkpoints()}
         root = self.folder / "checkpoints"
         for folder in root.glob("*/*/*"):
@@ -360,12 +410,20 @@ class Store:
             cursor.row_factory = sqlite3.Row
             return cursor.fetchall()
 
+    def _insert(self, table: str, **columns: object) -> None:
+        self._execute(f"INSERT INTO {table} {_columns(columns)}", tuple(columns.values()))
+
+    def _replace(self, table: str, **columns: object) -> None:
+        """Insert a row, in the place of an earlier one with its key."""
+        query = f"INSERT OR REPLACE INTO {table} {_columns(columns)}"
+        self._execute(query, tuple(columns.values()))
+
     def _execute(self, query: str, values: tuple[Any, ...]) -> None:
         with self._lock:
             self._connection.execute(query, values)  # a transaction of its own
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self) -> Generator[sqlite3.Connection]:
         with self._lock:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -377,16 +435,22 @@ class Store:
 
 
 def iso(seconds: float) -> str:
+    """A Unix time in ISO 8601, in UTC."""
     return dt.datetime.fromtimestamp(seconds, dt.UTC).isoformat()
+
+
+def _columns(names: Iterable[str]) -> str:
+    listed = list(names)
+    return f"({', '.join(listed)}) VALUES ({', '.join('?' for _ in listed)})"
 
 
 def _file_name(run_id: str) -> str:
     return run_id.replace(":", "_")  # Windows allows no colon
 
 
-def _run(row: sqlite3.Row) -> Run:
+def _run(row: sqlite3.Row) -> StoredRun:
     flags = {name: bool(row[name]) for name in ("train_attn", "train_mlp", "train_unembed")}
-    return Run(
+    return StoredRun(
         id=row["id"],
         session_id=row["session_id"],
         base_model=row["base_model"],
@@ -396,8 +460,8 @@ def _run(row: sqlite3.Row) -> Run:
     )
 
 
-def _checkpoint(row: sqlite3.Row) -> Checkpoint:
-    return Checkpoint(
+def _checkpoint(row: sqlite3.Row) -> StoredCheckpoint:
+    return StoredCheckpoint(
         path=TinkerPath(row["run_id"], row["segment"], row["name"]),
         created=row["created"],
         size_bytes=row["size_bytes"],

@@ -7,18 +7,18 @@ import numpy as np
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import Datum, LossConfig
 from tinkersmith.engine.model.base_model import BaseModel
-from tinkersmith.engine.training.losses import _LOSSES, _options
+from tinkersmith.engine.training.losses import LOSSES, loss_options
 
 
 def check_datums(base: BaseModel, datums: Sequence[Datum], name: str, config: LossConfig) -> None:
-    """Everything that can be wrong with a batch, before any work is done.
+    """Check everything that can be wrong with a batch, before any work is done.
 
     Raises:
         Refused: with the datum's number and what is wrong with it.
     """
-    if name not in _LOSSES:
-        raise Refused(f"loss_fn {name!r} is not one of {', '.join(_LOSSES)}.")
-    _options(name, config)
+    if name not in LOSSES:
+        raise Refused(f"loss_fn {name!r} is not one of {', '.join(LOSSES)}.")
+    loss_options(name, config)
     if not datums:
         raise Refused("the batch holds no datum.")
     for index, datum in enumerate(datums):
@@ -34,7 +34,7 @@ def _check_datum(base: BaseModel, datum: Datum, name: str, where: str) -> None:
             f"{where} has {length:,} tokens; {base.name} takes at most {base.max_context:,}."
         )
     _check_token_ids(datum.tokens, base.vocab_size, f"{where}, model_input")
-    loss = _LOSSES[name]
+    loss = LOSSES[name]
     missing = sorted(loss.inputs - datum.inputs.keys())
     if missing:
         raise Refused(f"{where}: {name} needs loss_fn_inputs[{missing[0]!r}].")

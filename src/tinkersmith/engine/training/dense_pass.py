@@ -3,8 +3,9 @@
 Only LoRA matrices get gradients, so nothing is computed for the frozen ones. On a CPU all but
 attention runs over blocks of rows that stay in its caches.
 
-Axes: T packed tokens, N rows of a block, H hidden size, Q query heads, G key/value heads,
-D head size, F width of the MLP, R rank of the adapter.
+Axes: T packed tokens, M rows of T that reach the output layer, N rows of a block, H hidden size,
+Q query heads, G key/value heads, J = Q / G queries per key, D head size, F width of the MLP, R rank
+of the adapter, C trained layers of a projection.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ import torch
 from tinkersmith.engine.hardware.memory import free_memory
 from tinkersmith.engine.log import log
 from tinkersmith.engine.model.dense import DenseLayer, DenseModel, layer_updates
-from tinkersmith.engine.model.kernels import ROW_STEP, PackedAttention, pad_rows
+from tinkersmith.engine.model.kernels import ROW_STEP, Kernels, PackedAttention, pad_rows
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.model.projection import outputs
 
@@ -25,19 +26,22 @@ _ROWS = 1024
 
 
 @dataclass(slots=True)
-class _Kept:
-    """What the backward pass of a layer needs; M rows go through its MLP, T but for the last's."""
+class _SavedLayer:
+    """What the backward pass of a layer needs.
+
+    In the last layer, M rows go through the MLP; in the others M is T.
+    """
 
     x: torch.Tensor  # (T, H), the layer's input
     qkv: torch.Tensor  # (T, (Q + 2 G) D), before norms and rotation
-    query: torch.Tensor  # (G, T, Q/G, D)
+    query: torch.Tensor  # (G, T, J, D)
     key: torch.Tensor  # (G, T, D)
     value: torch.Tensor  # (G, T, D)
-    attention: Any  # what its backward pass is to be given
+    attention: Any  # what its backward pass takes as `kept`
     attended: torch.Tensor  # (M, Q D)
     middle: torch.Tensor  # (M, H), between attention and MLP
     gate_up: torch.Tensor  # (M, 2 F)
-    low: list[torch.Tensor]  # (T or M, n R) of qkv, output, gate_up, down
+    low: list[torch.Tensor]  # (T or M, C R) of qkv, output, gate_up, down
 
 
 class DensePass:
@@ -50,6 +54,7 @@ class DensePass:
     def __init__(
         self,
         model: DenseModel,
+        kernels: Kernels,
         adapter: Adapter | None,
         lengths: Sequence[int],
         *,
@@ -57,8 +62,9 @@ class DensePass:
         kept_layers: int | None = None,
         starts: Sequence[int] | None = None,  # the position of each document's first token: 0
     ) -> None:
-        self.model, self.adapter, self.backward_follows = model, adapter, backward
-        self.share = model.heads // model.key_heads
+        self.model, self.kernels, self.adapter = model, kernels, adapter
+        self.backward_follows = backward
+        self.queries_per_key = model.heads // model.key_heads
         weight = model.final_norm
         # Few shapes of products occur: a document of padding makes T a multiple of ROW_STEP.
         self.tokens = sum(lengths)
@@ -71,18 +77,18 @@ class DensePass:
                 for first, n in zip(firsts, lengths, strict=True)
             ]
         )
-        self.turn = model.turn(positions)
+        self.rotary = model.rotary_tables(positions)
         self.kept_layers, self.attention_keeps = 0, False
         if backward and adapter is not None:
             self._choose_what_is_kept(adapter, kept_layers)
-        self.kept: list[_Kept | torch.Tensor] = []
+        self.saved: list[_SavedLayer | torch.Tensor] = []
 
     @cached_property
     def attention(self) -> PackedAttention:
-        return self.model.attention(self.lengths)
+        return self.kernels.attention(self.lengths)
 
     def _choose_what_is_kept(self, adapter: Adapter, kept_layers: int | None) -> None:
-        """All that fits into half of the free memory: layers first, then what attention keeps."""
+        """Keep what fits into half of the free memory: layers first, then what attention keeps."""
         model, weight = self.model, self.model.final_norm
         count, size = len(model.layers), numbers_kept(model, adapter)
         half = free_memory(weight.device) / 2 / weight.itemsize  # in numbers
@@ -93,54 +99,56 @@ class DensePass:
         if self.kept_layers < count:
             log.info(
                 "%d tokens: memory for %d of %d layers, the others are computed twice",
-                *(self.tokens, self.kept_layers, count),
+                self.tokens,
+                self.kept_layers,
+                count,
             )
 
     @torch.no_grad()
     def forward(self, tokens: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
-        """(T,) -> (T, H), the input of the output layer; or (len(rows), H), of some rows only."""
+        """(T,) -> (T, H), the input of the output layer; or (M, H), of some rows only."""
         self.rows = rows
         self.updates = [layer_updates(layer, self.adapter) for layer in self.model.layers]
         x = self.model.embedding(pad_rows(tokens[:, None])[:, 0])
         last = len(self.model.layers) - 1
         for index in range(last + 1):
-            x, kept = self._layer(index, x, rows if index == last else None)
+            x, saved = self._layer(index, x, rows if index == last else None)
             if self.backward_follows:
-                self.kept.append(kept if index < self.kept_layers else kept.x)
+                self.saved.append(saved if index < self.kept_layers else saved.x)
         self.last = x
         output = torch.empty_like(x)
         for block in _blocks(len(x), x.device):
-            self.model.elementwise.rms_norm(
+            self.kernels.elementwise.rms_norm(
                 x[block], self.model.final_norm, self.model.eps, output[block]
             )
         return output[: self.tokens if rows is None else len(rows)]
 
     @torch.no_grad()
     def backward(self, grad: torch.Tensor) -> None:
-        """From the gradient of what `forward` gave to those of the adapter's weights."""
-        of_normed = pad_rows(grad)
-        grad = torch.zeros_like(of_normed)
+        """Add the gradients of the adapter's weights; `grad` has the shape that `forward` gave."""
+        grad_normed = pad_rows(grad)
+        grad = torch.zeros_like(grad_normed)
         last, norm = len(self.model.layers) - 1, (self.model.final_norm, self.model.eps)
         for block in _blocks(len(grad), grad.device):
             x = self.last[block]
-            self.model.elementwise.rms_norm_backward(
-                of_normed[block], x, *norm, grad[block], torch.empty_like(x)
+            self.kernels.elementwise.rms_norm_backward(
+                grad_normed[block], x, *norm, grad[block], torch.empty_like(x)
             )
         for index in range(last, -1, -1):
-            kept, rows = self.kept.pop(), self.rows if index == last else None
-            if isinstance(kept, torch.Tensor):
-                _, kept = self._layer(index, kept, rows)
-            grad = self._layer_backward(index, grad, kept, rows)
+            saved, rows = self.saved.pop(), self.rows if index == last else None
+            if isinstance(saved, torch.Tensor):
+                _, saved = self._layer(index, saved, rows)
+            grad = self._layer_backward(index, grad, saved, rows)
 
     def _layer(
         self, index: int, x: torch.Tensor, rows: torch.Tensor | None
-    ) -> tuple[torch.Tensor, _Kept]:
+    ) -> tuple[torch.Tensor, _SavedLayer]:
         """(T, H) -> (T, H), or (M, H) where only some rows go through the MLP."""
         model, layer, updates = self.model, self.model.layers[index], self.updates[index]
-        do, products = model.elementwise, model.products
-        count, groups, share, size = len(x), model.key_heads, self.share, model.head_size
+        do, products = self.kernels.elementwise, self.kernels.products
+        count, groups, size = len(x), model.key_heads, model.head_size
         qkv, low_qkv = outputs(count, layer.qkv, updates.qkv)
-        query = x.new_empty(groups, count, share, size)
+        query = x.new_empty(groups, count, self.queries_per_key, size)
         key, value = (x.new_empty(groups, count, size) for _ in range(2))
         for block in _blocks(count, x.device):
             normed = torch.empty_like(x[block])
@@ -148,8 +156,10 @@ class DensePass:
             products.project(normed, layer.qkv, updates.qkv, qkv[block], low_qkv[block])
             do.split_heads(
                 qkv[block],
-                *self._of_heads(layer, block),
-                *(query[:, block], key[:, block], value[:, block]),
+                *self._head_arguments(layer, block),
+                query[:, block],
+                key[:, block],
+                value[:, block],
             )
         attended, remembered = self._attend(index, query.flatten(1, 2), key, value)  # (T, Q D)
         residual = x
@@ -162,7 +172,11 @@ class DensePass:
         output, low_down = outputs(count, layer.down, updates.down)
         for block in _blocks(count, x.device):
             products.project(
-                *(attended[block], layer.output, updates.output, middle[block], low_output[block]),
+                attended[block],
+                layer.output,
+                updates.output,
+                middle[block],
+                low_output[block],
                 residual[block],
             )
             normed = torch.empty_like(middle[block])
@@ -171,101 +185,117 @@ class DensePass:
                 normed, layer.gate_up, updates.gate_up, gate_up[block], low_gate_up[block]
             )
             products.project(
-                *(activated, layer.down, updates.down, output[block], low_down[block]),
+                activated,
+                layer.down,
+                updates.down,
+                output[block],
+                low_down[block],
                 middle[block],
             )
         low = [low_qkv, low_output, low_gate_up, low_down]
-        return output, _Kept(x, qkv, query, key, value, remembered, attended, middle, gate_up, low)
+        return output, _SavedLayer(
+            x, qkv, query, key, value, remembered, attended, middle, gate_up, low
+        )
 
     def _attend(
         self,
         index: int,  # of the layer
-        query: torch.Tensor,  # (G, T R, D), R = Q / G
+        query: torch.Tensor,  # (G, T J, D)
         key: torch.Tensor,  # (G, T, D)
         value: torch.Tensor,
     ) -> tuple[torch.Tensor, Any]:  # (T, Q D)
         return self.attention.attend(query, key, value, keep=self.attention_keeps)
 
     def _layer_backward(
-        self, index: int, grad: torch.Tensor, kept: _Kept, rows: torch.Tensor | None
+        self, index: int, grad: torch.Tensor, saved: _SavedLayer, rows: torch.Tensor | None
     ) -> torch.Tensor:
         """(T or M, H) -> (T, H)"""
         model, layer, updates = self.model, self.model.layers[index], self.updates[index]
-        do, products = model.elementwise, model.products
-        low_qkv, low_output, low_gate_up, low_down = kept.low
-        grad_attended = torch.empty_like(kept.attended)
+        do, products = self.kernels.elementwise, self.kernels.products
+        low_qkv, low_output, low_gate_up, low_down = saved.low
+        grad_attended = torch.empty_like(saved.attended)
         for block in _blocks(len(grad), grad.device):
             activated, inner, grad_low = products.input_gradient_swiglu(
-                grad[block], layer.down, updates.down, kept.gate_up[block]
+                grad[block], layer.down, updates.down, saved.gate_up[block]
             )
-            products.add_gradients(
-                *(updates.down, grad[block], activated), grad_low, low_down[block]
+            products.add_gradients(updates.down, grad[block], activated, grad_low, low_down[block])
+            grad_normed, grad_low = products.input_gradient(inner, layer.gate_up, updates.gate_up)
+            middle, normed = saved.middle[block], torch.empty_like(grad_normed)
+            do.rms_norm_backward(
+                grad_normed, middle, layer.mlp_norm, model.eps, grad[block], normed
             )
-            part, grad_low = products.input_gradient(inner, layer.gate_up, updates.gate_up)
-            middle, normed = kept.middle[block], torch.empty_like(part)
-            do.rms_norm_backward(part, middle, layer.mlp_norm, model.eps, grad[block], normed)
             products.add_gradients(updates.gate_up, inner, normed, grad_low, low_gate_up[block])
 
-            part, grad_low = products.input_gradient(grad[block], layer.output, updates.output)
-            grad_attended[block] = part
-            products.add_gradients(
-                *(updates.output, grad[block], kept.attended[block]), grad_low, low_output[block]
+            grad_attended[block], grad_low = products.input_gradient(
+                grad[block], layer.output, updates.output
             )
-        attended = kept.attended
+            products.add_gradients(
+                updates.output, grad[block], saved.attended[block], grad_low, low_output[block]
+            )
+        attended = saved.attended
         if rows is not None:
             grad, grad_attended, attended = (
-                _spread(part, rows, kept.x) for part in (grad, grad_attended, attended)
+                _spread(values, rows, len(saved.x)) for values in (grad, grad_attended, attended)
             )
 
-        count = len(kept.x)
+        count = len(saved.x)
         grads = self.attention.backward(
-            *(grad_attended, kept.query.flatten(1, 2), kept.key, kept.value),
-            *(attended, kept.attention),
+            grad_attended,
+            saved.query.flatten(1, 2),
+            saved.key,
+            saved.value,
+            attended,
+            saved.attention,
         )
-        grad_query, grad_key, grad_value = grads[0].view_as(kept.query), *grads[1:]
+        grad_query, grad_key, grad_value = grads[0].view_as(saved.query), *grads[1:]
         for block in _blocks(count, grad.device):
-            inner = torch.empty_like(kept.qkv[block])
+            inner = torch.empty_like(saved.qkv[block])
             do.split_heads_backward(
-                kept.qkv[block],
-                *self._of_heads(layer, block),
-                *(grad_query[:, block], grad_key[:, block], grad_value[:, block]),
+                saved.qkv[block],
+                *self._head_arguments(layer, block),
+                grad_query[:, block],
+                grad_key[:, block],
+                grad_value[:, block],
                 inner,
             )
-            x, normed = kept.x[block], torch.empty_like(kept.x[block])
+            x, normed = saved.x[block], torch.empty_like(saved.x[block])
             if index > 0:
-                part, grad_low = products.input_gradient(inner, layer.qkv, updates.qkv)
-                do.rms_norm_backward(part, x, layer.attention_norm, model.eps, grad[block], normed)
+                grad_normed, grad_low = products.input_gradient(inner, layer.qkv, updates.qkv)
+                do.rms_norm_backward(
+                    grad_normed, x, layer.attention_norm, model.eps, grad[block], normed
+                )
             else:  # nothing below layer 0 is trained
                 grad_low = products.low_gradient(inner, updates.qkv)
                 do.rms_norm(x, layer.attention_norm, model.eps, normed)
             products.add_gradients(updates.qkv, inner, normed, grad_low, low_qkv[block])
         return grad
 
-    def _of_heads(self, layer: DenseLayer, block: slice) -> tuple[Any, ...]:
-        cosine, sine = (part[block] for part in self.turn)
+    def _head_arguments(self, layer: DenseLayer, block: slice) -> tuple[Any, ...]:
+        """What `split_heads` and its backward pass take between qkv and the heads."""
+        cosine, sine = (table[block] for table in self.rotary)
         model = self.model
         return layer.query_norm, layer.key_norm, model.eps, cosine, sine, model.scale
 
 
 def numbers_kept(model: DenseModel, adapter: Adapter) -> float:
-    """How many numbers a token leaves in each layer for the backward pass, about."""
+    """About how many numbers a token leaves in each layer for the backward pass."""
     layer = model.layers[0]
-    widths = [sum(part.sizes) for part in layer.projections]
+    widths = [sum(projection.sizes) for projection in layer.projections]
     ranks = adapter.config.rank * len(adapter.weights) / 2 / len(model.layers)
-    # Of _Kept: x, middle and attended are as wide as what output and down give, or about so.
+    # Of _SavedLayer: x, middle and attended are as wide as what output and down give, or about so.
     return 2 * widths[0] + 2 * widths[1] + widths[2] + widths[3] + ranks
 
 
-def _spread(part: torch.Tensor, rows: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    """The gradient of some rows, (M, width), as that of all T rows."""
-    output = part.new_zeros(len(whole), part.shape[1])
-    output[rows] = part[: len(rows)]
-    return output
+def _spread(grad: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
+    """The gradient of some rows, (M, width), among `count` rows whose gradient is 0."""
+    spread = grad.new_zeros(count, grad.shape[1])
+    spread[rows] = grad[: len(rows)]
+    return spread
 
 
 def _blocks(count: int, device: torch.device) -> Iterator[slice]:
     """All rows: on a CPU in blocks of about _ROWS and nearly the same size."""
-    parts = max(1, round(count / _ROWS)) if device.type == "cpu" else 1
-    rows = -(-count // parts)
+    blocks = max(1, round(count / _ROWS)) if device.type == "cpu" else 1
+    rows = -(-count // blocks)
     rows += -rows % ROW_STEP
     return (slice(start, min(start + rows, count)) for start in range(0, count, rows))

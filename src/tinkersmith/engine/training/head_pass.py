@@ -4,8 +4,8 @@ The logits of a chunk of rows exist only once, block of vocabulary by block, as 
 gradient is formed from them at once. No (T, V) matrix is ever held, and rows whose gradient is
 zero cost no backward pass.
 
-Axes: T packed tokens, N rows of a chunk, K targets a position, H hidden size, V vocabulary,
-R rank of the adapter, W width of a block of the vocabulary.
+Axes: T packed tokens, M rows of T that reach the output layer, N rows of a block, K targets of a
+position, H hidden size, V vocabulary, R rank of the adapter.
 """
 
 from collections.abc import Mapping
@@ -20,48 +20,59 @@ from tinkersmith.engine.messages import LossConfig
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.kernels import Head, HeadWeights
 from tinkersmith.engine.model.lora import Adapter
-from tinkersmith.engine.training.losses import has_gradient, token_losses
+from tinkersmith.engine.training.losses import token_losses
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """The computation over a batch: model, adapter, loss, and whether gradients are wanted."""
+
+    base: BaseModel
+    adapter: Adapter | None
+    loss_fn: str
+    config: LossConfig
+    backward: bool
 
 
 @dataclass(frozen=True, slots=True)
 class HeadOutput:
-    logprobs: torch.Tensor  # (T, K) fp32
-    losses: torch.Tensor  # (T, K) fp32
-    grad_hidden: torch.Tensor | None  # (T, H) in the base model's dtype
+    """What the output layer gives for M rows."""
+
+    logprobs: torch.Tensor  # (M, K) fp32
+    losses: torch.Tensor  # (M, K) fp32
+    grad_hidden: torch.Tensor | None  # (M, H) in the base model's dtype
 
 
 @torch.no_grad()
 def head_pass(
-    base: BaseModel,
-    adapter: Adapter | None,
-    hidden: torch.Tensor,  # (T, H)
-    inputs: Mapping[str, torch.Tensor],  # target_tokens and what the loss needs, each (T, K)
-    loss_fn: str,
-    config: LossConfig,
-    *,
-    backward: bool,
+    batch_pass: Pass,
+    hidden: torch.Tensor,  # (M, H)
+    inputs: Mapping[str, torch.Tensor],  # target_tokens and what the loss needs, each (M, K)
+    graded: torch.Tensor,  # (M,), see losses.has_gradient
 ) -> HeadOutput:
-    """Log-probabilities and losses; if `backward`, gradients too.
+    """Log-probabilities and losses of rows; with `batch_pass.backward`, gradients too.
 
     The output layer's LoRA gradients are added to the adapter's.
     """
+    base, adapter, backward = batch_pass.base, batch_pass.adapter, batch_pass.backward
+    loss_fn, config = batch_pass.loss_fn, batch_pass.config
     weights = _weights(base, adapter)
     targets = inputs["target_tokens"]
     logprobs = torch.zeros(targets.shape, device=hidden.device)
     losses = torch.zeros_like(logprobs)
     grad_hidden = torch.zeros_like(hidden) if backward else None
     head = _head(base, weights)
-    graded = has_gradient(loss_fn, inputs) & backward
+    graded = graded & backward
     for rows, with_gradient in ((graded.nonzero()[:, 0], True), ((~graded).nonzero()[:, 0], False)):
         for chunk in rows.split(head.rows) if len(rows) else ():
-            part_inputs = {name: values[chunk] for name, values in inputs.items()}
-            leaf = head.logprobs(hidden[chunk], part_inputs["target_tokens"], keep=with_gradient)
+            chunk_inputs = {name: values[chunk] for name, values in inputs.items()}
+            leaf = head.logprobs(hidden[chunk], chunk_inputs["target_tokens"], keep=with_gradient)
             logprobs[chunk] = leaf
             with torch.enable_grad():
-                part_losses = token_losses(loss_fn, leaf.requires_grad_(), part_inputs, config)
-                losses[chunk] = part_losses.detach()
+                chunk_losses = token_losses(loss_fn, leaf.requires_grad_(), chunk_inputs, config)
+                losses[chunk] = chunk_losses.detach()
                 if with_gradient and grad_hidden is not None:
-                    (slope,) = torch.autograd.grad(part_losses.sum(), leaf)
+                    (slope,) = torch.autograd.grad(chunk_losses.sum(), leaf)
                     grad_hidden[chunk] = head.backward(slope).to(hidden.dtype)
     if backward and adapter is not None and weights.a is not None:
         rank = adapter.config.rank
@@ -74,7 +85,7 @@ def head_pass(
 def target_logprobs(
     base: BaseModel, adapter: Adapter | None, hidden: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor:  # (T, H), (T, K) -> (T, K) in fp32
-    """Log-probabilities alone, as `head_pass` gives them."""
+    """Log-probabilities alone, equal to those of `head_pass`."""
     head = _head(base, _weights(base, adapter))
     chunks = zip(hidden.split(head.rows), targets.split(head.rows), strict=True)
     return torch.cat([head.logprobs(*chunk, keep=False) for chunk in chunks])
@@ -90,11 +101,9 @@ def add_gradient(adapter: Adapter, name: str, gradient: torch.Tensor) -> None:
 
 
 def _head(base: BaseModel, weights: HeadWeights) -> Head:
-    dense = base.dense
-    if dense is not None and dense.head is not None:
-        return dense.head(weights)
-    elementwise = TORCH_ELEMENTWISE if dense is None else dense.elementwise
-    return TorchHead(weights, base.dtype, base.device, elementwise)
+    if base.kernels is not None:
+        return base.kernels.head(weights)
+    return TorchHead(weights, base.dtype, base.device, TORCH_ELEMENTWISE)
 
 
 def _weights(base: BaseModel, adapter: Adapter | None) -> HeadWeights:

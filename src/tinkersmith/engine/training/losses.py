@@ -15,23 +15,25 @@ from tinkersmith.engine.messages import LossConfig
 
 
 @dataclass(frozen=True, slots=True)
-class _LossFunction:
+class LossFunction:
+    """The inputs and options that a loss takes."""
+
     inputs: frozenset[str]
     optional: frozenset[str]
     config: dict[str, float | None]  # allowed keys and defaults; None: must be given
 
 
 _RL_INPUTS = frozenset({"target_tokens", "logprobs", "advantages"})
-_LOSSES = {
-    "cross_entropy": _LossFunction(frozenset({"target_tokens"}), frozenset({"weights"}), {}),
-    "importance_sampling": _LossFunction(_RL_INPUTS, frozenset(), {}),
-    "ppo": _LossFunction(
+LOSSES = {
+    "cross_entropy": LossFunction(frozenset({"target_tokens"}), frozenset({"weights"}), {}),
+    "importance_sampling": LossFunction(_RL_INPUTS, frozenset(), {}),
+    "ppo": LossFunction(
         _RL_INPUTS, frozenset(), {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
     ),
-    "cispo": _LossFunction(
+    "cispo": LossFunction(
         _RL_INPUTS, frozenset(), {"clip_low_threshold": 0.0, "clip_high_threshold": 4.0}
     ),
-    "dro": _LossFunction(_RL_INPUTS, frozenset(), {"beta": None}),
+    "dro": LossFunction(_RL_INPUTS, frozenset(), {"beta": None}),
 }
 
 
@@ -53,7 +55,7 @@ def token_losses(
     log_ratio = logprobs - inputs["logprobs"]
     if name == "importance_sampling":
         return -log_ratio.exp() * advantages
-    options = _options(name, config)
+    options = loss_options(name, config)
     if name == "dro":
         return -(logprobs * advantages - 0.5 * options["beta"] * log_ratio.square())
     ratio = log_ratio.exp()
@@ -64,7 +66,7 @@ def token_losses(
 
 
 def has_gradient(name: str, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Which positions (T,) of inputs (T, K) can have a gradient at all; the others' is zero."""
+    """Which positions (T,) of inputs (T, K) can have a gradient; at all others it is zero."""
     targets = inputs["target_tokens"]
     if name == "cross_entropy":
         factors = inputs.get("weights")
@@ -75,8 +77,13 @@ def has_gradient(name: str, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return (factors != 0).any(-1)
 
 
-def _options(name: str, config: LossConfig) -> dict[str, float]:
-    allowed = _LOSSES[name].config
+def loss_options(name: str, config: LossConfig) -> dict[str, float]:
+    """All options of a loss, those of `config` in place of defaults.
+
+    Raises:
+        Refused: `config` has an unknown or impossible value.
+    """
+    allowed = LOSSES[name].config
     for key in config:
         if key not in allowed:
             known = ", ".join(allowed) or "none"

@@ -1,4 +1,4 @@
-"""Sequences -> packs: which of them share one forward pass, with no padding between them."""
+"""Lengths of sequences -> packs: which sequences share one forward pass, without padding."""
 
 from collections.abc import Sequence
 
@@ -12,14 +12,14 @@ def packs(lengths: Sequence[int], budget: int = PACK_TOKENS) -> list[list[int]]:
     First fit, the longest first: at most 11/9 of the fewest groups (Johnson 1973).
     """
     groups: list[list[int]] = []
-    room: list[int] = []
+    free: list[int] = []  # tokens of each group
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        place = next((i for i, left in enumerate(room) if left >= lengths[index]), len(groups))
+        place = next((i for i, left in enumerate(free) if left >= lengths[index]), len(groups))
         if place == len(groups):
             groups.append([])
-            room.append(budget)
+            free.append(budget)
         groups[place].append(index)
-        room[place] -= lengths[index]
+        free[place] -= lengths[index]
     return groups
 
 

@@ -1,4 +1,4 @@
-"""A faster way through a model against the plain one, before it is used: do gradients agree?"""
+"""A model's gradients with faster kernels against those with plain ones, before they are used."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,9 +18,10 @@ _LENGTHS = (40, 1, 25)  # of the documents that are compared
 def gradient_difference(
     base: BaseModel, faster: Callable[[BaseModel], BaseModel], passes: int = 1
 ) -> float:
-    """Of the LoRA gradients of a small batch, relative to their norm; one layer and the head.
+    """Relative difference of LoRA gradients on a small batch: first layer and output layer only.
 
-    With several passes the last one's are compared.
+    `base` has plain kernels, and `faster` gives it others. With several passes the last one's
+    gradients are compared.
     """
     assert base.dense is not None
     rng = np.random.default_rng(0)
@@ -36,8 +37,8 @@ def gradient_difference(
         for _ in range(passes):
             adapter.clear_gradients()
             forward_backward(model, adapter, datums, "cross_entropy", {})
-        found = [weight.grad for weight in adapter.weights.values() if weight.grad is not None]
-        gradients.append(torch.cat([gradient.flatten() for gradient in found]))
+        grads = [weight.grad for weight in adapter.weights.values() if weight.grad is not None]
+        gradients.append(torch.cat([gradient.flatten() for gradient in grads]))
     theirs, ours = gradients
     return float((ours - theirs).norm() / theirs.norm())
 

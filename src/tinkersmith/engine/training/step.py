@@ -1,6 +1,7 @@
 """Datums -> loss, log-probabilities and LoRA gradients, in packs without padding.
 
-Axes: N tokens of a chunk, K targets a position, T packed tokens, H hidden size, V vocabulary.
+Axes: T packed tokens, M rows of T that reach the output layer, K targets of a position, H hidden
+size.
 """
 
 from collections.abc import Sequence
@@ -11,9 +12,11 @@ import torch
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import Datum, LossConfig, LossOutput
 from tinkersmith.engine.model.base_model import BaseModel
+from tinkersmith.engine.model.dense import DenseModel
+from tinkersmith.engine.model.kernels import Kernels, TrainingPass
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.training.dense_pass import DensePass, numbers_kept
-from tinkersmith.engine.training.head_pass import HeadOutput, head_pass
+from tinkersmith.engine.training.head_pass import Pass, head_pass
 from tinkersmith.engine.training.losses import has_gradient
 from tinkersmith.engine.training.packing import PACK_TOKENS, gpu_budget, packs
 
@@ -28,7 +31,7 @@ def forward(
     only_graded: bool = False,
 ) -> LossOutput:
     """Loss and log-probabilities only; with `only_graded`, 0 where no loss depends on them."""
-    return _run(base, adapter, datums, loss_fn, config, backward=False, only_graded=only_graded)
+    return _run(Pass(base, adapter, loss_fn, config, backward=False), datums, only_graded)
 
 
 def forward_backward(
@@ -40,37 +43,24 @@ def forward_backward(
     *,
     only_graded: bool = False,
 ) -> LossOutput:
-    """The same, and the gradients are added to those that the adapter's weights hold.
+    """Like `forward`, and accumulate gradients into the adapter's weights.
 
     Raises:
         Refused: a loss is not finite. Gradients may then be half added: the caller drops them.
     """
-    return _run(base, adapter, datums, loss_fn, config, backward=True, only_graded=only_graded)
+    return _run(Pass(base, adapter, loss_fn, config, backward=True), datums, only_graded)
 
 
-def _run(
-    base, adapter, datums, loss_fn, config, *, backward: bool, only_graded: bool
-) -> LossOutput:
+def _run(batch_pass: Pass, datums: Sequence[Datum], only_graded: bool) -> LossOutput:
     logprobs: dict[int, np.ndarray] = {}
     losses: dict[int, float] = {}
-    budget = _budget(base, adapter)
-    for pack in packs([len(datum.tokens) for datum in datums], budget):
-        chosen = [datums[index] for index in pack]
-        lengths = [len(datum.tokens) for datum in chosen]
-        tokens = torch.from_numpy(np.concatenate([datum.tokens for datum in chosen]))
-        inputs = _joined_inputs(chosen, base.device)
-        rows = has_gradient(loss_fn, inputs).nonzero()[:, 0] if only_graded else None
-        head_inputs = inputs if rows is None else {k: v[rows] for k, v in inputs.items()}
-
-        def head(hidden: torch.Tensor, inputs: dict[str, torch.Tensor] = head_inputs) -> HeadOutput:
-            return head_pass(base, adapter, hidden, inputs, loss_fn, config, backward=backward)
-
-        run_pack = _run_generic if base.dense is None else _run_dense
-        output = run_pack(base, adapter, tokens.to(base.device), lengths, rows, head, backward)
-        found = (_in_place(part, rows, len(tokens)) for part in (output.losses, output.logprobs))
-        parts = (part.split(lengths) for part in found)
-        for index, datum, part_losses, part_logprobs in zip(pack, chosen, *parts, strict=True):
-            loss = float(part_losses.double().sum())
+    for pack in packs([len(datum.tokens) for datum in datums], _budget(batch_pass)):
+        packed = [datums[index] for index in pack]
+        lengths = [len(datum.tokens) for datum in packed]
+        pack_losses, pack_logprobs = _run_pack(batch_pass, packed, lengths, only_graded)
+        values = zip(pack_losses.split(lengths), pack_logprobs.split(lengths), strict=True)
+        for index, (datum_losses, datum_logprobs) in zip(pack, values, strict=True):
+            loss = float(datum_losses.double().sum())
             if not np.isfinite(loss):
                 raise Refused(
                     f"the loss of datum {index} is {loss}: the weights or its inputs hold values "
@@ -78,17 +68,43 @@ def _run(
                     "earlier checkpoint."
                 )
             losses[index] = loss
-            shape = datum.inputs["target_tokens"].shape
+            shape = datums[index].inputs["target_tokens"].shape
             width = shape[1] if len(shape) == 2 else 1
-            logprobs[index] = part_logprobs[:, :width].cpu().numpy().reshape(shape)
+            logprobs[index] = datum_logprobs[:, :width].cpu().numpy().reshape(shape)
     in_order = range(len(datums))
     total = float(np.sum([losses[index] for index in in_order]))
     return LossOutput([logprobs[index] for index in in_order], {"loss:sum": total})
 
 
-def _budget(base: BaseModel, adapter: Adapter | None) -> int:
+def _run_pack(
+    batch_pass: Pass, datums: Sequence[Datum], lengths: Sequence[int], only_graded: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses and log-probabilities, each (T, K), of datums packed end to end."""
+    base = batch_pass.base
+    tokens = torch.from_numpy(np.concatenate([datum.tokens for datum in datums])).to(base.device)
+    inputs = _joined_inputs(datums, base.device)
+    graded = has_gradient(batch_pass.loss_fn, inputs)  # (T,)
+    rows = graded.nonzero()[:, 0] if only_graded else None  # (M,)
+    if rows is not None:
+        inputs = {name: values[rows] for name, values in inputs.items()}
+        graded = graded[rows]
+    if base.dense is not None and base.kernels is not None:
+        layers = _dense_pass(base.dense, base.kernels, batch_pass, lengths)
+    else:
+        layers = _ModelPass(batch_pass, lengths)
+    output = head_pass(batch_pass, layers.forward(tokens, rows), inputs, graded)
+    if output.grad_hidden is not None:
+        layers.backward(output.grad_hidden)
+    if rows is None:
+        return output.losses, output.logprobs
+    count = len(tokens)
+    return _in_place(output.losses, rows, count), _in_place(output.logprobs, rows, count)
+
+
+def _budget(batch_pass: Pass) -> int:
     """Tokens of a pack: on a GPU as many as can keep all that their backward pass needs."""
-    if base.device.type != "cuda" or base.dense is None or adapter is None:
+    base, adapter = batch_pass.base, batch_pass.adapter
+    if base.device.type != "cuda" or adapter is None or base.kernels is None or base.dense is None:
         return PACK_TOKENS
     # Of the GPU's whole memory, not of what is free now: packs are the same every time.
     total = torch.cuda.get_device_properties(base.device).total_memory
@@ -97,36 +113,40 @@ def _budget(base: BaseModel, adapter: Adapter | None) -> int:
     return gpu_budget(total - weights, numbers * base.dtype.itemsize)
 
 
-def _run_dense(base, adapter, tokens, lengths, rows, head, backward: bool) -> HeadOutput:
-    one_pass = None
-    if base.dense.recorded is not None and adapter is not None:
-        one_pass = base.dense.recorded.begin(adapter, lengths)
-    if one_pass is None:
-        one_pass = DensePass(base.dense, adapter, lengths, backward=backward)
-    output = head(one_pass.forward(tokens, rows))
-    if backward:
-        one_pass.backward(output.grad_hidden)
-    return output
+def _dense_pass(
+    dense: DenseModel, kernels: Kernels, batch_pass: Pass, lengths: Sequence[int]
+) -> TrainingPass:
+    adapter = batch_pass.adapter
+    if adapter is not None and kernels.prepared is not None:
+        prepared = kernels.prepared(adapter, lengths)
+        if prepared is not None:
+            return prepared
+    return DensePass(dense, kernels, adapter, lengths, backward=batch_pass.backward)
 
 
-def _run_generic(base, adapter, tokens, lengths, rows, head, backward: bool) -> HeadOutput:
-    """Through the model's own layers and autograd: for every family without a path of its own."""
-    with torch.set_grad_enabled(backward):
-        hidden = base.hidden(tokens, lengths, adapter)  # (T, H)
-        hidden = hidden if rows is None else hidden[rows]
-    # The graph is cut here: the head forms its gradient itself.
-    output = head(hidden.detach())
-    if hidden.requires_grad:
-        hidden.backward(output.grad_hidden)
-    return output
+class _ModelPass:
+    """A `TrainingPass` through the model's own layers and autograd, where it has no kernels."""
+
+    def __init__(self, batch_pass: Pass, lengths: Sequence[int]) -> None:
+        self.batch_pass, self.lengths = batch_pass, lengths
+
+    def forward(self, tokens: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        base, adapter = self.batch_pass.base, self.batch_pass.adapter
+        with torch.set_grad_enabled(self.batch_pass.backward):
+            hidden = base.hidden(tokens, self.lengths, adapter)  # (T, H)
+            self.hidden = hidden if rows is None else hidden[rows]  # (T or M, H)
+        # The graph is cut here: the output layer forms its gradient itself.
+        return self.hidden.detach()
+
+    def backward(self, grad: torch.Tensor) -> None:
+        if self.hidden.requires_grad:
+            self.hidden.backward(grad)
 
 
-def _in_place(part: torch.Tensor, rows: torch.Tensor | None, count: int) -> torch.Tensor:
-    """The values of chosen rows where they belong among `count`; the others are 0."""
-    if rows is None:
-        return part
-    whole = part.new_zeros(count, part.shape[1])
-    whole[rows] = part
+def _in_place(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
+    """The values (M, K) of some rows where they belong among `count` rows; the others are 0."""
+    whole = values.new_zeros(count, values.shape[1])
+    whole[rows] = values
     return whole
 
 
@@ -139,15 +159,15 @@ def _joined_inputs(datums: Sequence[Datum], device: torch.device) -> dict[str, t
         names.add("weights")
     joined = {}
     for name in names:
-        parts = []
+        arrays = []
         for datum in datums:
             targets = datum.inputs["target_tokens"].reshape(len(datum.tokens), -1)
             values = datum.inputs.get(name)
             # Only cross_entropy's weights may be missing: they are 1 then.
-            part = np.ones(targets.shape, np.float32) if values is None else values
-            part = part.reshape(targets.shape)
-            parts.append(np.pad(part, ((0, 0), (0, widest - part.shape[1]))))
-        array = np.ascontiguousarray(np.concatenate(parts))
+            array = np.ones(targets.shape, np.float32) if values is None else values
+            array = array.reshape(targets.shape)
+            arrays.append(np.pad(array, ((0, 0), (0, widest - array.shape[1]))))
+        array = np.ascontiguousarray(np.concatenate(arrays))
         dtype = torch.int64 if name == "target_tokens" else torch.float32
         joined[name] = torch.from_numpy(array).to(device=device, dtype=dtype)
     return joined

@@ -30,10 +30,10 @@ def test_a_repeated_copy_request_makes_one_copy(
 ) -> None:
     path = new_client(service).save_state("twice").result().path
     body = {"source_path": path, "destination_project_id": "archive"}
-    asked = [call(engine, "/copy_weights", body, X_Idempotency_Key="one") for _ in range(2)]
-    assert asked[0] == asked[1] and asked[0][0] == 200
+    answers = [call(engine, "/copy_weights", body, X_Idempotency_Key="first") for _ in range(2)]
+    assert answers[0] == answers[1] and answers[0][0] == 200
     other = call(engine, "/copy_weights", body, X_Idempotency_Key="two")
-    assert other[0] == 200 and other != asked[0]
+    assert other[0] == 200 and other != answers[0]
 
 
 def test_sessions_are_found_by_metadata_and_page_by_page(engine: RunningEngine) -> None:
@@ -52,7 +52,7 @@ def test_sessions_are_found_by_metadata_and_page_by_page(engine: RunningEngine) 
                 user_metadata={"found": "yes"}, limit=1, cursor=cursor
             )
         ).result()
-        seen += [one.session_id for one in page.sessions]
+        seen += [session.session_id for session in page.sessions]
         cursor = page.next_cursor
         assert (cursor is None) == (left == 0)
     assert len(set(seen)) == 3

@@ -48,10 +48,11 @@ def test_a_run_shows_its_newest_checkpoints(
     assert run.last_checkpoint.checkpoint_id == "weights/two"
     assert run.last_sampler_checkpoint.checkpoint_id == "sampler_weights/three"
     assert run.last_checkpoint.size_bytes
+    path = run.last_checkpoint.tinker_path
     page = rest.list_training_runs(limit=1).result()
-    assert [one.training_run_id for one in page.training_runs] == [client.model_id]
+    assert [run.training_run_id for run in page.training_runs] == [client.model_id]
     assert page.cursor.total_count >= 1
-    by_path = rest.get_training_run_by_tinker_path(run.last_checkpoint.tinker_path).result()
+    by_path = rest.get_training_run_by_tinker_path(path).result()
     assert by_path.training_run_id == client.model_id
 
 
@@ -60,16 +61,16 @@ def test_a_checkpoint_past_its_time_to_live_is_gone_with_its_files(
 ) -> None:
     client = new_client(service)
     path = client.save_state("brief", ttl_seconds=1).result().path
-    kept = client.save_state("kept", ttl_seconds=1).result().path
-    rest.set_checkpoint_ttl_from_tinker_path(kept, None).result()
+    saved = client.save_state("saved", ttl_seconds=1).result().path
+    rest.set_checkpoint_ttl_from_tinker_path(saved, None).result()
     time.sleep(1.1)
-    found = rest.list_checkpoints(client.model_id).result().checkpoints
-    assert [one.tinker_path for one in found] == [kept]
-    assert found[0].expires_at is None
+    listed = rest.list_checkpoints(client.model_id).result().checkpoints
+    assert [checkpoint.tinker_path for checkpoint in listed] == [saved]
+    assert listed[0].expires_at is None
     with pytest.raises(tinker.BadRequestError, match="does not exist here"):
         service.create_training_client_from_state(path).result()
     run_folder = engine.folder / "checkpoints" / client.model_id.replace(":", "_")
-    assert [folder.name for folder in (run_folder / "weights").iterdir()] == ["kept"]
+    assert [folder.name for folder in (run_folder / "weights").iterdir()] == ["saved"]
 
 
 def test_an_overwritten_checkpoint_holds_the_new_weights_and_one_folder(
@@ -191,4 +192,4 @@ def test_the_tinker_command_lists_and_downloads(
     [file] = tmp_path.rglob("adapter_model.safetensors")
     assert any(tensor.abs().sum() > 0 for tensor in load_file(file).values())
     left = rest.list_user_checkpoints(limit=500).result().checkpoints
-    assert not [one for one in left if one.tinker_path.endswith("external_weights/download")]
+    assert not [entry for entry in left if entry.tinker_path.endswith("external_weights/download")]

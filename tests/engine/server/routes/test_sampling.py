@@ -94,7 +94,7 @@ def test_a_seed_gives_the_same_tokens_whatever_else_is_asked_at_the_time(
     again = base.sample(PROMPT, 3, params).result()
     tokens = [list(sequence.tokens) for sequence in alone.sequences]
     assert [list(sequence.tokens) for sequence in again.sequences] == tokens
-    assert len({tuple(one) for one in tokens}) == 3
+    assert len({tuple(sequence) for sequence in tokens}) == 3
     for n, other in enumerate(others):
         assert [len(sequence.tokens) for sequence in other.result().sequences] == [5 + n] * 2
 
@@ -117,18 +117,20 @@ def test_without_max_tokens_the_context_is_filled(base: tinker.SamplingClient) -
 
 
 def test_prompt_logprobs_and_their_top_k_are_given_when_asked(base: tinker.SamplingClient) -> None:
-    one = tinker.SamplingParams(max_tokens=1, temperature=0.0)
-    plain = base.sample(PROMPT, 1, one).result()
+    params = tinker.SamplingParams(max_tokens=1, temperature=0.0)
+    plain = base.sample(PROMPT, 1, params).result()
     assert plain.prompt_logprobs is None and plain.topk_prompt_logprobs is None
-    asked = base.sample(
-        PROMPT, 1, one, include_prompt_logprobs=True, topk_prompt_logprobs=3
+    detailed = base.sample(
+        PROMPT, 1, params, include_prompt_logprobs=True, topk_prompt_logprobs=3
     ).result()
-    assert asked.prompt_logprobs is not None and asked.topk_prompt_logprobs is not None
-    assert len(asked.prompt_logprobs) == len(asked.topk_prompt_logprobs) == PROMPT.length
-    assert asked.prompt_logprobs[0] is None and asked.topk_prompt_logprobs[0] is None
-    for own, top in zip(asked.prompt_logprobs[1:], asked.topk_prompt_logprobs[1:], strict=True):
-        assert own is not None and top is not None and len(top) == 3
-        assert own <= top[0][1] + 1e-6 and top[0][1] >= top[1][1] >= top[2][1]
+    assert detailed.prompt_logprobs is not None and detailed.topk_prompt_logprobs is not None
+    assert len(detailed.prompt_logprobs) == len(detailed.topk_prompt_logprobs) == PROMPT.length
+    assert detailed.prompt_logprobs[0] is None and detailed.topk_prompt_logprobs[0] is None
+    for logprob, top in zip(
+        detailed.prompt_logprobs[1:], detailed.topk_prompt_logprobs[1:], strict=True
+    ):
+        assert logprob is not None and top is not None and len(top) == 3
+        assert logprob <= top[0][1] + 1e-6 and top[0][1] >= top[1][1] >= top[2][1]
 
 
 @pytest.mark.skipif(SDK < (0, 38), reason="older SDKs do not ask about other tokens")

@@ -19,9 +19,9 @@ def test_the_loss_falls_and_the_output_has_one_logprob_a_target(
     client = new_client(service)
     data = random_datums(6)
     output = client.forward(data, "cross_entropy").result()
-    logprobs = [part["logprobs"].to_numpy() for part in output.loss_fn_outputs]
-    assert [len(part) for part in logprobs] == [one.model_input.length for one in data]
-    assert output.metrics["loss:sum"] == pytest.approx(-sum(part.sum() for part in logprobs))
+    logprobs = [result["logprobs"].to_numpy() for result in output.loss_fn_outputs]
+    assert [len(values) for values in logprobs] == [datum.model_input.length for datum in data]
+    assert output.metrics["loss:sum"] == pytest.approx(-sum(values.sum() for values in logprobs))
     losses = [train(client, data) for _ in range(8)]
     assert losses[0] == pytest.approx(output.metrics["loss:sum"])
     assert losses[-1] < 0.7 * losses[0]
@@ -35,14 +35,14 @@ def test_a_client_can_do_without_the_logprobs_of_positions_without_a_weight(
     ).result()
     weights = [0.0, 0.0, 0.0, 1.0, 0.5, 0.0, 1.0]
     data = datum([5, 6, 7, 8, 9, 10, 11], weights)
-    found, expected = (
-        one.forward_backward([data], "cross_entropy").result()
-        for one in (client, new_client(service))
+    actual, expected = (
+        trained.forward_backward([data], "cross_entropy").result()
+        for trained in (client, new_client(service))
     )
-    ours, theirs = (out.loss_fn_outputs[0]["logprobs"].to_numpy() for out in (found, expected))
+    ours, theirs = (out.loss_fn_outputs[0]["logprobs"].to_numpy() for out in (actual, expected))
     assert theirs.all()
     np.testing.assert_allclose(ours, np.where(np.array(weights[1:]) > 0, theirs, 0), atol=1e-5)
-    assert found.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"])
+    assert actual.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"])
     with pytest.raises(tinker.BadRequestError, match="'all' or 'weighted'"):
         service.create_lora_training_client(
             base_model=MODEL, rank=4, user_metadata={"tinkersmith.logprobs": "none"}
@@ -135,10 +135,10 @@ def test_two_interleaved_clients_get_what_each_would_get_alone(
         return [train(client, batch) for batch in batches]
 
     expected = alone(4, 1), alone(8, 2)
-    one, two = new_client(service, 4, 1), new_client(service, 8, 2)
+    first, second = new_client(service, 4, 1), new_client(service, 8, 2)
     pending = []
     for batch in batches:
-        for client in (one, two):
+        for client in (first, second):
             pending.append(client.forward_backward(batch, "cross_entropy"))
             client.optim_step(tinker.AdamParams(learning_rate=1e-2))
     losses = [future.result().metrics["loss:sum"] for future in pending]
@@ -165,7 +165,7 @@ def test_a_custom_loss_trains_like_the_built_in_one(service: tinker.ServiceClien
     def negative_log_likelihood(
         batch: list[tinker.Datum], logprobs: list[torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        loss = -torch.stack([part.sum() for part in logprobs]).sum()
+        loss = -torch.stack([values.sum() for values in logprobs]).sum()
         return loss, {"nll": loss.item()}
 
     custom, builtin = new_client(service), new_client(service)
@@ -195,10 +195,10 @@ def test_external_weights_are_downloaded_by_plain_urllib(
 
 def test_a_name_is_not_overwritten_unless_asked(service: tinker.ServiceClient) -> None:
     client = new_client(service)
-    client.save_state("kept").result()
-    with pytest.raises(tinker.RequestFailedError, match="exists already"):
-        client.save_state("kept").result()
-    client.save_state("kept", overwrite=True).result()
+    client.save_state("saved").result()
+    with pytest.raises(tinker.RequestFailedError, match="already exists"):
+        client.save_state("saved").result()
+    client.save_state("saved", overwrite=True).result()
     with pytest.raises(tinker.RequestFailedError, match="must be 1 to 128 letters"):
         client.save_state("../escape").result()
 
@@ -211,12 +211,15 @@ def test_checkpoints_are_listed_published_limited_and_deleted(
     path = client.save_state("listed", user_metadata={"note": "x"}).result().path
     client.save_weights_for_sampler("listed").result()
     run = client.model_id
-    found = rest.list_checkpoints(run).result().checkpoints
-    assert {one.checkpoint_id for one in found} == {"weights/listed", "sampler_weights/listed"}
+    listed = rest.list_checkpoints(run).result().checkpoints
+    assert {checkpoint.checkpoint_id for checkpoint in listed} == {
+        "weights/listed",
+        "sampler_weights/listed",
+    }
     rest.publish_checkpoint_from_tinker_path(path).result()
     rest.set_checkpoint_ttl_from_tinker_path(path, 3600).result()
-    [kept] = [c for c in rest.list_checkpoints(run).result().checkpoints if c.tinker_path == path]
-    assert kept.public and kept.expires_at is not None and kept.user_metadata == {"note": "x"}
+    [saved] = [c for c in rest.list_checkpoints(run).result().checkpoints if c.tinker_path == path]
+    assert saved.public and saved.expires_at is not None and saved.user_metadata == {"note": "x"}
     info = rest.get_weights_info_by_tinker_path(path).result()
     assert (info.base_model, info.lora_rank) == (MODEL, 4)
     assert rest.get_training_run(run).result().lora_rank == 4
@@ -241,5 +244,5 @@ def test_a_client_that_cannot_be_is_refused_at_once(
 
 @pytest.mark.skipif(SDK < (0, 36), reason="tinker before 0.36 has no RestClient")
 def test_a_wrong_key_is_refused(engine: RunningEngine) -> None:
-    with pytest.raises(tinker.AuthenticationError, match="not the one of this engine"):
+    with pytest.raises(tinker.AuthenticationError, match="not this engine's key"):
         tinker.RestClient(base_url=engine.url, api_key="tml-other").list_user_checkpoints().result()

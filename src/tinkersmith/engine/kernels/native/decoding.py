@@ -10,7 +10,7 @@ import torch
 
 from tinkersmith.engine.kernels.native.kernels import NativeProducts, address, of_columns
 from tinkersmith.engine.model.attention import KeysAndValues
-from tinkersmith.engine.model.dense import DenseLayer, DenseModel, LayerUpdates, Turn
+from tinkersmith.engine.model.dense import DenseLayer, DenseModel, LayerUpdates, RotaryTables
 from tinkersmith.engine.model.kernels import BLOCK, ExactLogits
 from tinkersmith.engine.model.projection import Part, Projection, Update
 
@@ -53,7 +53,7 @@ class NativeLayers:
         self.keys[target], self.values[target] = self.keys[source], self.values[source]
         self.capacities[target], self.capacities[source] = self.capacities[source], 0
 
-    def step(self, x: torch.Tensor, turn: Turn) -> torch.Tensor:
+    def step(self, x: torch.Tensor, rotary: RotaryTables) -> torch.Tensor:
         model, (count, hidden) = self.model, x.shape
         for slot in range(count):
             if self.lengths[slot] + 1 > self.capacities[slot]:
@@ -65,7 +65,7 @@ class NativeLayers:
         # Of each slot: where its first layer begins, and how far the next one is.
         places = [torch.tensor([one.data_ptr() for one in store]) for store in (keys, values)]
         steps = [torch.tensor([one[0].numel() for one in store]) for store in (keys, values)]
-        cosine, sine = turn
+        cosine, sine = rotary
         assert cosine.stride() == sine.stride() and cosine.stride(-1) == 1
         x = x.contiguous()
         self.products.library.functions.tinkersmith_decode(

@@ -10,18 +10,18 @@ import torch
 from tinkersmith.engine.kernels.native.build import Library
 from tinkersmith.engine.kernels.native.kernels import address
 from tinkersmith.engine.log import log
-from tinkersmith.engine.model import widening
+from tinkersmith.engine.model import dtype_cast
 
 _MOST = 32  # rows; of more, torch's products are as fast
 
 
-def few_rows_product(library: Library) -> widening.Product:
-    """`widening.product`, of a few rows by `library`, if that is right on this processor."""
+def few_rows_product(library: Library) -> dtype_cast.LinearProduct:
+    """`linear_product`, of a few rows by `library`, if that is right on this processor."""
     fast = partial(_product, library=library)
     worst = max(_difference(fast, dtype) for dtype in (torch.float32, torch.bfloat16))
     if not worst < 1e-5:
         log.warning("native products of a few rows are off by %.1e and are not used", worst)
-        return widening.product
+        return dtype_cast.linear_product
     return fast
 
 
@@ -33,7 +33,7 @@ def _product(
 ) -> None:
     """output = x W^T"""
     if len(x) > _MOST:
-        widening.product(x, weight, output)
+        dtype_cast.linear_product(x, weight, output)
         return
     assert x.dtype == output.dtype == torch.float32 and output.stride(1) == 1
     name, x = str(weight.dtype).removeprefix("torch."), x.contiguous()
@@ -43,7 +43,7 @@ def _product(
     )
 
 
-def _difference(product: widening.Product, dtype: torch.dtype) -> float:
+def _difference(product: dtype_cast.LinearProduct, dtype: torch.dtype) -> float:
     """From torch's, relative; for sizes that are no multiples of anything."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(7, 83, generator=generator)

@@ -1,4 +1,4 @@
-"""Routes over all that is stored: search of sessions, copies of checkpoints, space taken."""
+"""Routes over everything that is stored: search of sessions, copies of checkpoints, disk usage."""
 
 import asyncio
 import datetime as dt
@@ -16,61 +16,73 @@ from starlette.responses import JSONResponse, Response
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.scheduling.sessions import Sessions
 from tinkersmith.engine.server import fields
-from tinkersmith.engine.server.http import Handler, read_json
+from tinkersmith.engine.server.fields import Body
+from tinkersmith.engine.server.http import Routes, read_json
 from tinkersmith.engine.server.identity import USER
-from tinkersmith.engine.storage.store import Run, Store, TinkerPath, iso, parse_path
+from tinkersmith.engine.storage.store import Store, StoredRun, TinkerPath, iso, parse_path
 
 
-def archive_routes(sessions: Sessions) -> list[tuple[str, str, Handler]]:
-    store = sessions.store
+class ArchiveRoutes:
+    """Search, copies and disk usage of what all sessions have stored."""
 
-    async def search(request: Request) -> Response:
-        return JSONResponse(_search(sessions, await read_json(request)))
+    def __init__(self, sessions: Sessions) -> None:
+        self.sessions = sessions
+        self.store = sessions.store
 
-    async def copy_weights(request: Request) -> Response:
+    def routes(self) -> Routes:
+        return [
+            ("POST", "/sessions/search", self.search),
+            ("POST", "/copy_weights", self.copy_weights),
+            ("GET", "/billing/usage/checkpoints/current", self.disk_usage),
+            ("POST", "/billing/usage/checkpoints/current", self.disk_usage),
+        ]
+
+    async def search(self, request: Request) -> Response:
+        return JSONResponse(_search(self.sessions, await read_json(request)))
+
+    async def copy_weights(self, request: Request) -> Response:
         body = await read_json(request)
-        source = store.checkpoint(parse_path(fields.text(body, "source_path"))).path
+        source = self.store.checkpoint(parse_path(fields.string(body, "source_path"))).path
         ttl = fields.ttl(body)
         if body.get("session_id") is not None:
-            session_id = sessions.get(fields.text(body, "session_id")).id
-            seq_id = fields.number(body, "model_seq_id", int)
+            session_id = self.sessions.get(fields.string(body, "session_id")).id
+            seq_id = fields.integer(body, "model_seq_id")
         else:
-            # A repeated request has the same key, and so finds the copy of the first.
-            asked = request.headers.get("x-idempotency-key") or os.urandom(16).hex()
-            session_id, seq_id = hashlib.sha256(asked.encode()).hexdigest()[:16], 0
+            # A repeated request has the same key, and so finds the copy that the first one made.
+            key = request.headers.get("x-idempotency-key") or os.urandom(16).hex()
+            session_id, seq_id = hashlib.sha256(key.encode()).hexdigest()[:16], 0
         path = TinkerPath(f"{session_id}:train:{seq_id}", source.segment, source.name)
-        await asyncio.to_thread(_copy, store, source, path, ttl)
+        await asyncio.to_thread(_copy, self.store, source, path, ttl)
         return JSONResponse({"tinker_path": str(path)})
 
-    async def space(request: Request) -> Response:
-        sizes = [one.size_bytes for one in store.checkpoints()]
-        item = {"checkpoint_count": len(sizes), "size_bytes": sum(sizes), "org_user_urn": USER}
-        return JSONResponse({"data": [{**item, "size_gigabytes": sum(sizes) / 1e9}]})
-
-    return [
-        ("POST", "/sessions/search", search),
-        ("POST", "/copy_weights", copy_weights),
-        ("GET", "/billing/usage/checkpoints/current", space),
-        ("POST", "/billing/usage/checkpoints/current", space),
-    ]
+    async def disk_usage(self, request: Request) -> Response:
+        sizes = [checkpoint.size_bytes for checkpoint in self.store.checkpoints()]
+        usage = {
+            "checkpoint_count": len(sizes),
+            "size_bytes": sum(sizes),
+            "org_user_urn": USER,
+            "size_gigabytes": sum(sizes) / 1e9,
+        }
+        return JSONResponse({"data": [usage]})
 
 
 def _copy(store: Store, source: TinkerPath, path: TinkerPath, ttl_seconds: int | None) -> None:
-    """Enter `path`, of a run that cannot be trained, with the files of `source`, shared on disk."""
+    """Store `path`, of a run that cannot be trained, with the files of `source`, shared on disk."""
     session_id = path.run_id.partition(":")[0]
-    old, run = store.checkpoint(source), store.run(source.run_id)
-    # An earlier try may have made it, or have ended anywhere on its way.
-    if any(one.path == path for one in store.checkpoints(path.run_id)):
+    original, run = store.checkpoint(source), store.run(source.run_id)
+    # An earlier attempt may have made it, or may have ended anywhere on its way.
+    if any(checkpoint.path == path for checkpoint in store.checkpoints(path.run_id)):
         return
     if session_id not in store.session_ids():
         store.add_session(session_id, {}, f"copy of {source}")
-    if path.run_id not in [one.id for one in store.runs(session_id)]:
+    if path.run_id not in [known.id for known in store.runs(session_id)]:
         now = time.time()
-        copy = Run(path.run_id, session_id, run.base_model, run.lora, run.user_metadata, now)
-        store.add_run(copy)
+        store.add_run(
+            StoredRun(path.run_id, session_id, run.base_model, run.lora, run.user_metadata, now)
+        )
     folder = store.new_weights_folder(path)
-    shutil.copytree(store.weights_folder(old), folder, copy_function=_link_or_copy)
-    store.add_checkpoint(path, folder, old.user_metadata, ttl_seconds, old.recipients)
+    shutil.copytree(store.weights_folder(original), folder, copy_function=_link_or_copy)
+    store.add_checkpoint(path, folder, original.user_metadata, ttl_seconds, original.recipients)
 
 
 def _link_or_copy(source: str, target: str) -> None:
@@ -80,58 +92,61 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _search(sessions: Sessions, body: dict[str, Any]) -> dict[str, Any]:
-    """As the SDK's SessionSearchResponse."""
+def _search(sessions: Sessions, body: Body) -> dict[str, Any]:
+    """The SDK's `SessionSearchResponse` for its `SessionSearchRequest`."""
     if body.get("project_ids"):
         raise Refused("there are no projects on this engine; search without project_ids.")
-    statuses = body.get("statuses") or []
+    statuses = fields.object_list(body, "statuses")
     if any(status != {"type": "active"} for status in statuses):
-        raise Refused("this engine notes which sessions are active, not how others ended.")
-    limit = fields.optional_number(body, "limit", int) or 50
+        raise Refused("this engine knows which sessions are active, not how others ended.")
+    limit = fields.optional_integer(body, "limit") or 50
     if not 1 <= limit <= 200:
         raise Refused(f"limit is {limit}; it must be from 1 to 200.")
     words = str(body.get("display_name") or "").lower().split()
-    session_id, wanted = body.get("session_id"), fields.part(body, "user_metadata").items()
-    owners = fields.part(body, "owner").get("owner_urns")
+    wanted_id = body.get("session_id")
+    wanted_metadata = fields.json_object(body, "user_metadata").items()
+    owners = fields.json_object(body, "owner").get("owner_urns")
     if owners and USER not in owners:
         return {"sessions": []}
     count, size = Counter[str](), Counter[str]()
     for checkpoint in sessions.store.checkpoints():
-        name = checkpoint.path.run_id.partition(":")[0]
-        count[name] += 1
-        size[name] += checkpoint.size_bytes
-    cursor = fields.part(body, "cursor")
-    before = (_seconds(cursor), fields.text(cursor, "last_session_id")) if cursor else None
-    found = []
-    for created, name, metadata, title in sessions.store.session_rows():
-        named = bool(words) and all(word in (title or "").lower() for word in words)
-        if (words or session_id) and not named and name != session_id:
+        session_id = checkpoint.path.run_id.partition(":")[0]
+        count[session_id] += 1
+        size[session_id] += checkpoint.size_bytes
+    cursor = fields.json_object(body, "cursor")
+    before = (_seconds(cursor), fields.string(cursor, "last_session_id")) if cursor else None
+    matches: list[dict[str, Any]] = []
+    for created, session_id, metadata, title in sessions.store.session_rows():
+        has_words = bool(words) and all(word in (title or "").lower() for word in words)
+        if (words or wanted_id) and not has_words and session_id != wanted_id:
             continue
-        active = name in sessions.sessions
-        if (statuses and not active) or not wanted <= (metadata or {}).items():
+        active = session_id in sessions.sessions
+        if (statuses and not active) or not wanted_metadata <= (metadata or {}).items():
             continue
-        if before is not None and (created, name) >= before:
+        if before is not None and (created, session_id) >= before:
             continue
-        summary = {
-            "session_id": name,
-            "created_at": iso(created),
-            "owner": USER,
-            "project_id": "local",
-            "display_name": title,
-            "user_metadata": metadata,
-            "checkpoints_count": count[name],
-            "checkpoint_storage_bytes": size[name],
-        }
-        found.append({**summary, "status": {"type": "active"} if active else None})
-    page = found[:limit]
-    if len(found) <= limit:
+        matches.append(
+            {
+                "session_id": session_id,
+                "created_at": iso(created),
+                "owner": USER,
+                "project_id": "local",
+                "display_name": title,
+                "user_metadata": metadata,
+                "checkpoints_count": count[session_id],
+                "checkpoint_storage_bytes": size[session_id],
+                "status": {"type": "active"} if active else None,
+            }
+        )
+    page = matches[:limit]
+    if len(matches) <= limit:
         return {"sessions": page, "next_cursor": None}
     last = {"last_created_at": page[-1]["created_at"], "last_session_id": page[-1]["session_id"]}
     return {"sessions": page, "next_cursor": last}
 
 
-def _seconds(cursor: Any) -> float:
-    text = fields.text(cursor, "last_created_at")
+def _seconds(cursor: Body) -> float:
+    text = fields.string(cursor, "last_created_at")
     try:
         return dt.datetime.fromisoformat(text).timestamp()
     except ValueError:

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from starlette.requests import Request
@@ -12,52 +12,93 @@ from tinkersmith.engine.errors import Gone, NotFound, Refused
 from tinkersmith.engine.server import fields
 from tinkersmith.engine.server.addresses import check_address, signed_address
 from tinkersmith.engine.server.age import encrypted
-from tinkersmith.engine.server.http import Handler, detail, read_json
-from tinkersmith.engine.storage.store import KINDS, Run, Store, TinkerPath, iso, parse_path
+from tinkersmith.engine.server.http import Handler, Routes, detail, read_json
+from tinkersmith.engine.storage.store import KINDS, Store, StoredRun, TinkerPath, iso, parse_path
 from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 DOWNLOADABLE = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
 
 
-def rest_routes(store: Store) -> list[tuple[str, str, Handler]]:
-    """(method, path, handler); longer checkpoint paths stand before the bare one."""
+class RestRoutes:
+    """What is stored, as the SDK's RestClient lists, changes and downloads it."""
 
-    async def runs(request: Request) -> Response:
-        return _page(request, "training_runs", [_run_json(store, run) for run in store.runs()])
+    def __init__(self, store: Store) -> None:
+        self.store = store
 
-    async def run(request: Request) -> Response:
-        return JSONResponse(_run_json(store, store.run(request.path_params["run"])))
+    def routes(self) -> Routes:
+        checkpoint = "/training_runs/{run}/checkpoints/{checkpoint:path}"
+        return [
+            ("GET", "/training_runs", self.runs),
+            ("GET", "/training_runs/{run}", self.run),
+            ("GET", "/training_runs/{run}/checkpoints", self.checkpoints_of_run),
+            # The first match counts, and {checkpoint:path} matches these endings too.
+            ("POST", f"{checkpoint}/publish", self.publish),
+            ("DELETE", f"{checkpoint}/publish", self.unpublish),
+            ("PUT", f"{checkpoint}/ttl", self.set_ttl),
+            ("GET", f"{checkpoint}/external_weights_urls", self.download_urls),
+            ("DELETE", checkpoint, self.delete_checkpoint),
+            ("GET", "/checkpoints", self.checkpoints),
+            ("POST", "/weights_info", self.weights_info),
+            ("GET", "/sessions", self.sessions),
+            ("GET", "/sessions/{session_id}", self.session),
+        ]
 
-    async def run_checkpoints(request: Request) -> Response:
-        found = store.checkpoints(store.run(request.path_params["run"]).id)
-        return JSONResponse({"checkpoints": [checkpoint.to_json() for checkpoint in found]})
+    # ---- runs
 
-    async def checkpoints(request: Request) -> Response:
-        return _page(request, "checkpoints", [one.to_json() for one in store.checkpoints()])
+    async def runs(self, request: Request) -> Response:
+        return _page(request, "training_runs", [self._run_json(run) for run in self.store.runs()])
 
-    async def delete(request: Request) -> Response:
-        store.delete_checkpoint(_path(request))
+    async def run(self, request: Request) -> Response:
+        return JSONResponse(self._run_json(self.store.run(request.path_params["run"])))
+
+    def _run_json(self, run: StoredRun) -> dict[str, Any]:
+        newest: dict[str, Any] = dict.fromkeys(KINDS.values())
+        for checkpoint in reversed(self.store.checkpoints(run.id)):
+            newest[KINDS[checkpoint.path.segment]] = checkpoint.to_json()
+        return {
+            "training_run_id": run.id,
+            "base_model": run.base_model,
+            "model_owner": "local",
+            "is_lora": True,
+            "lora_rank": run.lora.rank,
+            "corrupted": False,
+            "last_request_time": iso(run.last_request),
+            "last_checkpoint": newest["training"],
+            "last_sampler_checkpoint": newest["sampler"],
+            "user_metadata": run.user_metadata,
+        }
+
+    # ---- checkpoints
+
+    async def checkpoints(self, request: Request) -> Response:
+        listed = [checkpoint.to_json() for checkpoint in self.store.checkpoints()]
+        return _page(request, "checkpoints", listed)
+
+    async def checkpoints_of_run(self, request: Request) -> Response:
+        run = self.store.run(request.path_params["run"])
+        listed = [checkpoint.to_json() for checkpoint in self.store.checkpoints(run.id)]
+        return JSONResponse({"checkpoints": listed})
+
+    async def delete_checkpoint(self, request: Request) -> Response:
+        self.store.delete_checkpoint(_checkpoint_path(request))
         return Response(status_code=204)
 
-    async def publish(request: Request) -> Response:
-        store.set_public(_path(request), request.method == "POST")
+    async def publish(self, request: Request) -> Response:
+        self.store.set_public(_checkpoint_path(request), True)
         return Response(status_code=204)
 
-    async def ttl(request: Request) -> Response:
-        store.set_ttl(_path(request), fields.ttl(await read_json(request)))
+    async def unpublish(self, request: Request) -> Response:
+        self.store.set_public(_checkpoint_path(request), False)
         return Response(status_code=204)
 
-    async def urls(request: Request) -> Response:
-        checkpoint = store.checkpoint(_path(request))
-        ending = ".age" if checkpoint.recipients else ""
-        address, expires = signed_address(request, _address(checkpoint.path))
-        found = {f"{name}{ending}": f"{address}/{name}{ending}" for name in DOWNLOADABLE}
-        return JSONResponse({"urls": found, "expires": iso(expires)})
+    async def set_ttl(self, request: Request) -> Response:
+        self.store.set_ttl(_checkpoint_path(request), fields.ttl(await read_json(request)))
+        return Response(status_code=204)
 
-    async def weights_info(request: Request) -> Response:
-        path = parse_path(fields.text(await read_json(request), "tinker_path"))
-        store.checkpoint(path)
-        run = store.run(path.run_id)
+    async def weights_info(self, request: Request) -> Response:
+        path = parse_path(fields.string(await read_json(request), "tinker_path"))
+        self.store.checkpoint(path)
+        run = self.store.run(path.run_id)
         return JSONResponse(
             {
                 "base_model": run.base_model,
@@ -70,39 +111,56 @@ def rest_routes(store: Store) -> list[tuple[str, str, Handler]]:
             }
         )
 
-    async def sessions(request: Request) -> Response:
-        return _page(request, "sessions", store.session_ids())
+    # ---- downloads
 
-    async def session(request: Request) -> Response:
+    async def download_urls(self, request: Request) -> Response:
+        checkpoint = self.store.checkpoint(_checkpoint_path(request))
+        address, expires = signed_address(request, _download_path(checkpoint.path))
+        ending = ".age" if checkpoint.recipients else ""
+        urls = {f"{name}{ending}": f"{address}/{name}{ending}" for name in DOWNLOADABLE}
+        return JSONResponse({"urls": urls, "expires": iso(expires)})
+
+    async def download(self, request: Request) -> Response:
+        """Serve /files/<token>/<run>/<segment>/<name>/<file>, which is requested without a key."""
+        *names, file_name = request.path_params["path"].split("/")
+        path = TinkerPath(*names) if len(names) == 3 else TinkerPath("", "", "")
+        check_address(request.path_params["token"], _download_path(path))
+        checkpoint = self.store.checkpoint(path)
+        plain_name = file_name.removesuffix(".age")
+        sealed = file_name.endswith(".age")
+        if plain_name not in DOWNLOADABLE or sealed != bool(checkpoint.recipients):
+            raise NotFound(f"{path} has no file {file_name}.")
+        file = self.store.weights_folder(checkpoint) / plain_name
+        if not checkpoint.recipients:
+            if not file.is_file():
+                raise Gone(f"{path} is listed, but its files in {file.parent} are gone.")
+            return FileResponse(file, media_type="application/octet-stream")
+        content = await asyncio.to_thread(encrypted, file, checkpoint.recipients)
+        return StreamingResponse(
+            _chunks(content),
+            headers={"content-length": str(os.fstat(content.fileno()).st_size)},
+            media_type="application/octet-stream",
+        )
+
+    # ---- sessions
+
+    async def sessions(self, request: Request) -> Response:
+        return _page(request, "sessions", self.store.session_ids())
+
+    async def session(self, request: Request) -> Response:
         session_id = request.path_params["session_id"]
-        metadata, display_name = store.session(session_id)
+        metadata, display_name = self.store.session(session_id)
         return JSONResponse(
             {
-                "training_run_ids": [run.id for run in store.runs(session_id)],
-                "sampler_ids": store.sampler_ids(session_id),
+                "training_run_ids": [run.id for run in self.store.runs(session_id)],
+                "sampler_ids": self.store.sampler_ids(session_id),
                 "user_metadata": metadata,
                 "display_name": display_name,
             }
         )
 
-    one = "/training_runs/{run}/checkpoints/{checkpoint:path}"
-    return [
-        ("GET", "/training_runs", runs),
-        ("GET", "/training_runs/{run}", run),
-        ("GET", "/training_runs/{run}/checkpoints", run_checkpoints),
-        ("POST", f"{one}/publish", publish),
-        ("DELETE", f"{one}/publish", publish),
-        ("PUT", f"{one}/ttl", ttl),
-        ("GET", f"{one}/external_weights_urls", urls),
-        ("DELETE", one, delete),
-        ("GET", "/checkpoints", checkpoints),
-        ("POST", "/weights_info", weights_info),
-        ("GET", "/sessions", sessions),
-        ("GET", "/sessions/{session_id}", session),
-    ]
 
-
-_NOT_HERE = {
+_NOT_SUPPORTED = {
     "/billing/{rest:path}": "billing has no meaning on a machine of your own.",
     "/audit": "this engine keeps no audit log.",
     "/auth/apikey/me": "this engine knows one API key and no tokens or users.",
@@ -115,8 +173,8 @@ _NOT_HERE = {
 }
 
 
-def refused_routes() -> list[tuple[str, str, Handler]]:
-    """What the SDK may ask for and this engine says no to, each with the reason."""
+def refused_routes() -> Routes:
+    """Routes that the SDK may use and this engine does not support, each with the reason."""
 
     def refusing(sentence: str) -> Handler:
         async def refuse(request: Request) -> Response:
@@ -126,35 +184,9 @@ def refused_routes() -> list[tuple[str, str, Handler]]:
 
     return [
         (method, path, refusing(sentence))
-        for path, sentence in _NOT_HERE.items()
+        for path, sentence in _NOT_SUPPORTED.items()
         for method in ("GET", "POST", "PUT", "DELETE")
     ]
-
-
-def download_route(store: Store) -> Handler:
-    """Serves /files/<token>/<run>/<segment>/<name>/<file>, which is fetched without a key."""
-
-    async def download(request: Request) -> Response:
-        *address, name = request.path_params["path"].split("/")
-        path = TinkerPath(*address) if len(address) == 3 else TinkerPath("", "", "")
-        check_address(request.path_params["token"], _address(path))
-        checkpoint = store.checkpoint(path)
-        plain = name.removesuffix(".age")
-        if plain not in DOWNLOADABLE or name.endswith(".age") != bool(checkpoint.recipients):
-            raise NotFound(f"{path} has no file {name}.")
-        file = store.weights_folder(checkpoint) / plain
-        if not checkpoint.recipients:
-            if not file.is_file():
-                raise Gone(f"{path} is listed, but its files in {file.parent} are gone.")
-            return FileResponse(file, media_type="application/octet-stream")
-        sealed = await asyncio.to_thread(encrypted, file, checkpoint.recipients)
-        return StreamingResponse(
-            _chunks(sealed),
-            headers={"content-length": str(os.fstat(sealed.fileno()).st_size)},
-            media_type="application/octet-stream",
-        )
-
-    return download
 
 
 def _chunks(file: IO[bytes]) -> Iterator[bytes]:
@@ -163,36 +195,18 @@ def _chunks(file: IO[bytes]) -> Iterator[bytes]:
             yield chunk
 
 
-def _address(path: TinkerPath) -> str:
+def _download_path(path: TinkerPath) -> str:
     return f"{path.run_id}/{path.segment}/{path.name}"
 
 
-def _path(request: Request) -> TinkerPath:
+def _checkpoint_path(request: Request) -> TinkerPath:
     segment, _, name = request.path_params["checkpoint"].partition("/")
     if segment not in KINDS or not name:
-        raise Refused(f"{request.path_params['checkpoint']!r} is no checkpoint id.")
+        raise Refused(f"{request.path_params['checkpoint']!r} is not a checkpoint id.")
     return TinkerPath(request.path_params["run"], segment, name)
 
 
-def _run_json(store: Store, run: Run) -> dict[str, Any]:
-    last: dict[str, Any] = dict.fromkeys(KINDS.values())
-    for checkpoint in reversed(store.checkpoints(run.id)):
-        last[KINDS[checkpoint.path.segment]] = checkpoint.to_json()
-    return {
-        "training_run_id": run.id,
-        "base_model": run.base_model,
-        "model_owner": "local",
-        "is_lora": True,
-        "lora_rank": run.lora.rank,
-        "corrupted": False,
-        "last_request_time": iso(run.last_request),
-        "last_checkpoint": last["training"],
-        "last_sampler_checkpoint": last["sampler"],
-        "user_metadata": run.user_metadata,
-    }
-
-
-def _page(request: Request, name: str, items: list[Any]) -> Response:
+def _page(request: Request, name: str, items: Sequence[object]) -> Response:
     offset, limit = _count(request, "offset", 0), _count(request, "limit", 20)
     cursor = {"offset": offset, "limit": limit, "total_count": len(items)}
     return JSONResponse({name: items[offset : offset + limit], "cursor": cursor})

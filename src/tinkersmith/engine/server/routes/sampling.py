@@ -1,25 +1,33 @@
-"""Routes of sampling clients. The work itself is in models.py and sampler.py."""
+"""Routes of sampling clients.
 
-from typing import Any
+The work itself is behind `ModelOperations`, on the engine thread.
+"""
+
+from collections.abc import Sequence
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.scheduling.queue import Result
+from tinkersmith.engine.messages import SampleRequest
+from tinkersmith.engine.scheduling.operations import ModelOperations
+from tinkersmith.engine.scheduling.queue import Result, failure
 from tinkersmith.engine.scheduling.sessions import Sessions
 from tinkersmith.engine.server import fields, wire
-from tinkersmith.engine.server.http import Handler, read_json
+from tinkersmith.engine.server.http import Routes, read_json
 from tinkersmith.engine.storage.catalogue import Catalogue
 from tinkersmith.engine.storage.store import parse_path
 
 
 class SamplingRoutes:
+    """Sampling clients, and their requests."""
+
     def __init__(self, sessions: Sessions, catalogue: Catalogue) -> None:
         self.sessions = sessions
         self.catalogue = catalogue
 
-    def routes(self) -> list[tuple[str, str, Handler]]:
+    def routes(self) -> Routes:
         return [
             ("POST", "/create_sampling_session", self.create_sampling_session),
             ("GET", "/samplers/{sampler_id}", self.sampler),
@@ -30,48 +38,62 @@ class SamplingRoutes:
         body = await read_json(request)
         path = None
         if body.get("model_path") is not None:
-            path = parse_path(fields.text(body, "model_path"))
+            path = parse_path(fields.string(body, "model_path"))
             self.sessions.store.checkpoint(path)
             if path.segment == "external_weights":
                 raise Refused(f"{path} is for download; sample from a sampler_weights path.")
             base_model = self.sessions.store.run(path.run_id).base_model
         else:
-            base_model = fields.text(body, "base_model")
+            base_model = fields.string(body, "base_model")
         fetch = await self.catalogue.fetcher(base_model)
         sampler_id, loaded, new = self.sessions.create_sampler(
-            fields.text(body, "session_id"),
-            fields.number(body, "sampling_session_seq_id", int),
+            fields.string(body, "session_id"),
+            fields.integer(body, "sampling_session_seq_id"),
             base_model,
             None if path is None else str(path),
         )
 
-        def load(models: Any) -> Result:
+        def load(models: ModelOperations) -> Result:
             models.add_sampler(sampler_id, base_model, path)
             return {}
 
         if new:
             self.sessions.load_sampler(sampler_id, loaded, fetch, load)
-        # Loaded now, not at the first sample: deleting the checkpoint later changes nothing.
+        # Loaded now, not at the first request: deleting the checkpoint later changes nothing.
         await loaded.done.wait()
         if isinstance(loaded.result, dict) and "error" in loaded.result:
             raise Refused(loaded.result["error"])
         return JSONResponse({"type": "create_sampling_session", "sampling_session_id": sampler_id})
 
     async def sampler(self, request: Request) -> Response:
-        found = self.sessions.store.sampler(request.path_params["sampler_id"])
+        stored = self.sessions.store.sampler(request.path_params["sampler_id"])
         return JSONResponse(
             {
-                "sampler_id": found["id"],
-                "base_model": found["base_model"],
-                "model_path": found["model_path"],
+                "sampler_id": stored.id,
+                "base_model": stored.base_model,
+                "model_path": stored.model_path,
             }
         )
 
     async def asample(self, request: Request) -> Response:
         body = await read_json(request)
-        sampler_id = fields.text(body, "sampling_session_id")
-        seq_id = fields.number(body, "seq_id", int)
+        sampler_id = fields.string(body, "sampling_session_id")
+        seq_id = fields.integer(body, "seq_id")
         sample_request = wire.read_sample_request(body)
-        request_id = self.sessions.sample(sampler_id, seq_id, sample_request)
+        answer = partial(_answer, sampler_id)
+        request_id = self.sessions.sample(sampler_id, seq_id, sample_request, answer)
         ids = [f"{request_id}:{number}" for number in range(sample_request.num_samples)]
         return JSONResponse({"request_id": request_id, "sample_sequence_ids": ids})
+
+
+def _answer(
+    sampler_id: str, models: ModelOperations, requests: Sequence[SampleRequest]
+) -> list[Result]:
+    """Answer requests to one sampling client together; a refused one fails alone."""
+    results = models.sample(sampler_id, requests)
+    return [
+        failure(result)
+        if isinstance(result, Refused)
+        else wire.sample_output(result, request.target_layout)
+        for request, result in zip(requests, results, strict=True)
+    ]

@@ -1,34 +1,42 @@
-"""Routes of training clients: create, train, save, load. The work itself is in models.py."""
+"""Routes of training clients: create, train, save, load.
+
+The work itself is behind `ModelOperations`, on the engine thread.
+"""
 
 import asyncio
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import TypedDict
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.scheduling.queue import Result
-from tinkersmith.engine.scheduling.sessions import Sessions, Work
+from tinkersmith.engine.messages import BatchRequest, LoraConfig
+from tinkersmith.engine.scheduling.operations import ModelOperations
+from tinkersmith.engine.scheduling.queue import Result, Work
+from tinkersmith.engine.scheduling.sessions import Sessions
 from tinkersmith.engine.server import fields, wire
 from tinkersmith.engine.server.age import check_recipients
-from tinkersmith.engine.server.bodies import json_address
-from tinkersmith.engine.server.http import BadBody, Handler, read_body, read_json
+from tinkersmith.engine.server.bodies import json_address, open_batch, refused_batch
+from tinkersmith.engine.server.fields import Body
+from tinkersmith.engine.server.http import BadBody, Handler, Routes, read_body, read_json
 from tinkersmith.engine.storage.catalogue import Catalogue
 from tinkersmith.engine.storage.store import TinkerPath, parse_path
 
-NumberedWork = Callable[[str, dict[str, Any]], Work]  # of the model's id and the body
+NumberedWork = Callable[[str, Body], Work]  # takes the model's id and the request's body
 
 _DECODE_INLINE = 64 * 1024  # bytes; larger bodies are decoded off the event loop
 
 
 class TrainingRoutes:
+    """Training clients: their creation, and their numbered operations."""
+
     def __init__(self, sessions: Sessions, catalogue: Catalogue) -> None:
         self.sessions = sessions
         self.catalogue = catalogue
 
-    def routes(self) -> list[tuple[str, str, Handler]]:
+    def routes(self) -> Routes:
         return [
             ("POST", "/create_model", self.create_model),
             ("POST", "/get_info", self.get_info),
@@ -44,26 +52,23 @@ class TrainingRoutes:
 
     async def create_model(self, request: Request) -> Response:
         body = await read_json(request)
-        base_model = fields.text(body, "base_model")
+        base_model = fields.string(body, "base_model")
         _adam_only(body)
         lora = wire.read_lora_config(body)
-        if not 1 <= lora.rank <= 512:
-            raise Refused(f"rank is {lora.rank}; it must be between 1 and 512.")
-
         only_graded = _only_graded(body)
 
-        def create(models: Any, model_id: str) -> Result:
+        def create(models: ModelOperations, model_id: str) -> Result:
             models.create(model_id, base_model, lora, only_graded=only_graded)
             return {"model_id": model_id, "type": "create_model"}
 
         return await self._new_client(body, base_model, lora, create)
 
     async def get_info(self, request: Request) -> Response:
-        model_id = fields.text(await read_json(request), "model_id")
+        model_id = fields.string(await read_json(request), "model_id")
         self.sessions.operations(model_id)  # is there such a client?
         run = self.sessions.store.run(model_id)
 
-        def info(models: Any) -> Result:
+        def info(models: ModelOperations) -> Result:
             models.get(model_id)  # was it created?
             folder = self.catalogue.folder(run.base_model)
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -90,15 +95,19 @@ class TrainingRoutes:
         return JSONResponse(future.result)
 
     async def _new_client(
-        self, body: dict[str, Any], base_model: str, lora: Any, create: Callable[[Any, str], Result]
+        self,
+        body: Body,
+        base_model: str,
+        lora: LoraConfig,
+        create: Callable[[ModelOperations, str], Result],
     ) -> Response:
         fetch = await self.catalogue.fetcher(base_model)
         model_id, request_id = self.sessions.create_model(
-            fields.text(body, "session_id"),
-            fields.number(body, "model_seq_id", int),
+            fields.string(body, "session_id"),
+            fields.integer(body, "model_seq_id"),
             base_model,
             lora,
-            fields.text_map(body, "user_metadata"),
+            fields.optional_strings(body, "user_metadata"),
             fetch,
             create,
         )
@@ -111,23 +120,23 @@ class TrainingRoutes:
         try:
             body = await read_body(request)
         except BadBody as refusal:
-            batch = wire.refused_batch(refusal.head, encoding, str(refusal))
+            batch = wire.read_batch(refused_batch(refusal.head, encoding, str(refusal)))
         else:
             if encoding or len(body) > _DECODE_INLINE:
-                batch = await asyncio.to_thread(wire.read_batch, body, encoding)
+                batch = await asyncio.to_thread(_read_batch, body, encoding)
             else:
-                batch = wire.read_batch(body)
+                batch = _read_batch(body, encoding)
             del body
-        told = self.sessions.operations(batch.model_id).failure_told
+        reported = self.sessions.operations(batch.model_id).failure_reported
         return self._operate(
             request,
             batch.model_id,
             batch.seq_id,
-            lambda models: wire.batch_output(models.batch(batch, told)),
+            lambda models: wire.batch_output(models.batch(batch, reported)),
         )
 
     def _numbered(self, work: NumberedWork) -> Handler:
-        """A route for what `work` makes of its JSON bodies."""
+        """A handler that queues what `work` makes of a JSON body."""
 
         async def handle(request: Request) -> Response:
             try:
@@ -138,12 +147,12 @@ class TrainingRoutes:
 
         return handle
 
-    def _begin(self, request: Request, body: dict[str, Any], work: NumberedWork) -> Response:
-        model_id, seq_id = fields.text(body, "model_id"), fields.number(body, "seq_id", int)
+    def _begin(self, request: Request, body: Body, work: NumberedWork) -> Response:
+        model_id, seq_id = fields.string(body, "model_id"), fields.integer(body, "seq_id")
         return self._operate(request, model_id, seq_id, work(model_id, body))
 
     def _refuse(self, request: Request, refusal: BadBody) -> Response:
-        """Fail the operation whose body cannot be read, if its number can."""
+        """Fail the operation whose body cannot be read, if its address can be found."""
         address = json_address(refusal.head)
         if address is None:
             raise refusal
@@ -154,81 +163,82 @@ class TrainingRoutes:
         request_id = self.sessions.operate(model_id, seq_id, name, run)
         return JSONResponse({"request_id": request_id, "model_id": model_id})
 
-    def optim_step(self, model_id: str, body: dict[str, Any]) -> Work:
-        def step(models: Any) -> Result:
+    def optim_step(self, model_id: str, body: Body) -> Work:
+        def step(models: ModelOperations) -> Result:
             models.check_step(model_id)
             params = wire.read_adam_params(body)
-            return {"metrics": wire.finite_json(models.optim_step(model_id, params))}
+            return {"metrics": wire.json_numbers(models.optim_step(model_id, params))}
 
         return step
 
-    def save_weights(self, model_id: str, body: dict[str, Any]) -> Work:
-        def save(models: Any) -> Result:
-            path = TinkerPath(model_id, "weights", fields.text(body, "path"))
+    def save_weights(self, model_id: str, body: Body) -> Work:
+        def save(models: ModelOperations) -> Result:
+            path = TinkerPath(model_id, "weights", fields.string(body, "path"))
             overwrite = fields.flag(body, "overwrite", False)
-            models.save(model_id, path, optimizer=True, overwrite=overwrite, **_about(body))
+            models.save(model_id, path, optimizer=True, overwrite=overwrite, **_labels(body))
             return {"path": str(path), "type": "save_weights"}
 
         return save
 
-    def save_weights_for_sampler(self, model_id: str, body: dict[str, Any]) -> Work:
+    def save_weights_for_sampler(self, model_id: str, body: Body) -> Work:
         if body.get("path") is None:
             return self._snapshot(model_id, body)
 
-        def save(models: Any) -> Result:
-            path = TinkerPath(model_id, "sampler_weights", fields.text(body, "path"))
-            models.save(model_id, path, optimizer=False, **_about(body))
+        def save(models: ModelOperations) -> Result:
+            path = TinkerPath(model_id, "sampler_weights", fields.string(body, "path"))
+            models.save(model_id, path, optimizer=False, **_labels(body))
             return {"path": str(path), "type": "save_weights_for_sampler"}
 
         return save
 
-    def _snapshot(self, model_id: str, body: dict[str, Any]) -> Work:
-        """What makes a sampler of the weights as they will be then, without a checkpoint."""
+    def _snapshot(self, model_id: str, body: Body) -> Work:
+        """Create a sampling client from the weights at that time, without a checkpoint."""
         self.sessions.operations(model_id)
         try:
             run = self.sessions.store.run(model_id)
             sampler_id, loaded, _ = self.sessions.create_sampler(
                 run.session_id,
-                fields.number(body, "sampling_session_seq_id", int),
+                fields.integer(body, "sampling_session_seq_id"),
                 run.base_model,
                 None,
             )
         except Exception as error:
             return _failing(error)
-        loaded.finish({})  # its id is told to nobody before the operation has run
+        loaded.finish({})  # no client knows its id before the operation has run
 
-        def take(models: Any) -> Result:
+        def take(models: ModelOperations) -> Result:
             models.add_snapshot(sampler_id, model_id)
             return {"sampling_session_id": sampler_id, "type": "save_weights_for_sampler"}
 
         return take
 
-    def save_weights_external(self, model_id: str, body: dict[str, Any]) -> Work:
-        def save(models: Any) -> Result:
-            path = TinkerPath(model_id, "external_weights", fields.text(body, "path"))
-            recipients = fields.texts(body, "age_encryption_recipients")
+    def save_weights_external(self, model_id: str, body: Body) -> Work:
+        def save(models: ModelOperations) -> Result:
+            path = TinkerPath(model_id, "external_weights", fields.string(body, "path"))
+            recipients = fields.string_list(body, "age_encryption_recipients")
             check_recipients(recipients)
             size = models.save(
-                *(model_id, path),
+                model_id,
+                path,
                 optimizer=False,
                 overwrite=True,
                 recipients=recipients,
-                **_about(body),
+                **_labels(body),
             )
             return {"path": str(path), "size_bytes": size, "type": "save_weights_external"}
 
         return save
 
-    def load_state(self, model_id: str, body: dict[str, Any]) -> Work:
-        def load(models: Any) -> Result:
-            path = parse_path(fields.text(body, "path"))
+    def load_state(self, model_id: str, body: Body) -> Work:
+        def load(models: ModelOperations) -> Result:
+            path = parse_path(fields.string(body, "path"))
             models.load(model_id, path, fields.flag(body, "optimizer", False))
             return {"path": str(path), "type": "load_weights"}
 
         return load
 
     async def load_weights(self, request: Request) -> Response:
-        """With a session_id it makes a client of a checkpoint; else it is a numbered operation."""
+        """With a session_id, create a client from a checkpoint; else queue a numbered operation."""
         try:
             body = await read_json(request)
         except BadBody as refusal:
@@ -237,19 +247,23 @@ class TrainingRoutes:
             return await self._client_from_state(body)
         return self._begin(request, body, self.load_state)
 
-    async def _client_from_state(self, body: dict[str, Any]) -> Response:
-        path = parse_path(fields.text(body, "path"))
+    async def _client_from_state(self, body: Body) -> Response:
+        path = parse_path(fields.string(body, "path"))
         self.sessions.store.checkpoint(path)
         _adam_only(body)
         source = self.sessions.store.run(path.run_id)
         if body.get("base_model") not in (None, source.base_model):
-            raise Refused(f"{path} is of {source.base_model}, not of {body['base_model']}.")
+            raise Refused(f"{path} belongs to {source.base_model}, not to {body['base_model']}.")
         optimizer = fields.flag(body, "optimizer", False)
         only_graded = _only_graded(body)
 
-        def create(models: Any, model_id: str) -> Result:
+        def create(models: ModelOperations, model_id: str) -> Result:
             models.create_from(
-                *(model_id, source.base_model, source.lora, path, optimizer),
+                model_id,
+                source.base_model,
+                source.lora,
+                path,
+                optimizer,
                 only_graded=only_graded,
             )
             return {"path": str(path), "model_id": model_id, "type": "load_weights"}
@@ -257,30 +271,39 @@ class TrainingRoutes:
         return await self._new_client(body, source.base_model, source.lora, create)
 
 
-def _about(body: dict[str, Any]) -> dict[str, Any]:
+def _read_batch(body: bytes, encoding: str) -> BatchRequest:
+    return wire.read_batch(open_batch(body, encoding))
+
+
+class _Labels(TypedDict):
+    ttl_seconds: int | None
+    user_metadata: dict[str, str] | None
+
+
+def _labels(body: Body) -> _Labels:
     return {
         "ttl_seconds": fields.ttl(body),
-        "user_metadata": fields.text_map(body, "user_metadata"),
+        "user_metadata": fields.optional_strings(body, "user_metadata"),
     }
 
 
-def _only_graded(body: dict[str, Any]) -> bool:
-    """Does the client say that it reads no log-probability of a position without a weight?"""
-    metadata = fields.text_map(body, "user_metadata") or {}
-    wanted = metadata.get("tinkersmith.logprobs", "all")
-    if wanted not in ("all", "weighted"):
-        raise Refused(f"tinkersmith.logprobs is {wanted!r}; it must be 'all' or 'weighted'.")
-    return wanted == "weighted"
+def _only_graded(body: Body) -> bool:
+    """Whether the client does not read log-probabilities of positions without a weight."""
+    metadata = fields.optional_strings(body, "user_metadata") or {}
+    positions = metadata.get("tinkersmith.logprobs", "all")
+    if positions not in ("all", "weighted"):
+        raise Refused(f"tinkersmith.logprobs is {positions!r}; it must be 'all' or 'weighted'.")
+    return positions == "weighted"
 
 
-def _adam_only(body: dict[str, Any]) -> None:
-    kind = fields.part(body, "optimizer_config").get("type", "adamw")
+def _adam_only(body: Body) -> None:
+    kind = fields.json_object(body, "optimizer_config").get("type", "adamw")
     if kind != "adamw":
         raise Refused(f"optimizer {kind!r} is not supported; use adamw.")
 
 
 def _failing(error: Exception) -> Work:
-    def fail(models: Any) -> Result:
+    def fail(models: ModelOperations) -> Result:
         raise error
 
     return fail

@@ -1,4 +1,4 @@
-"""Tensors put aside on disk while nobody uses them. Lives as long as its engine process."""
+"""Tensors of idle clients, spilled to disk while nobody uses them, for one engine process."""
 
 import os
 import shutil
@@ -18,24 +18,28 @@ _LOCK = "owner.lock"
 _NEWBORN = 60.0  # seconds in which a folder may not have its lock yet
 
 
-class Shelf:
-    """A folder of its own below `root`; what dead engines left there is removed."""
+class SpillFolder:
+    """The tensors of one engine, in a folder below `root`; folders of dead engines are removed."""
 
     def __init__(self, root: Path) -> None:
         root.mkdir(parents=True, exist_ok=True)
         _sweep(root)
         self.folder = Path(tempfile.mkdtemp(dir=root))
-        # Held until this process ends, however it ends: it shows others that we live.
+        # Held until this process ends, however it ends: it shows other engines that this one lives.
         self._lock = (self.folder / _LOCK).open("w")
         if fcntl is not None:
             fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def put(self, name: str, tensors: dict[str, torch.Tensor]) -> None:
-        """Raises: OSError, SafetensorError: no room; nothing is put aside then."""
+        """Write a client's tensors.
+
+        Raises:
+            OSError, SafetensorError: the disk is full; nothing is written then.
+        """
         file = self._file(name)
         temporary = file.with_suffix(".tmp")
         try:
-            # No fsync: after a crash of the machine nobody will ask for this.
+            # No fsync: nobody needs these files after a crash of the machine.
             save_file(tensors, temporary)
             os.replace(temporary, file)
         except BaseException:
@@ -46,7 +50,7 @@ class Shelf:
         return self._file(name).exists()
 
     def take(self, name: str) -> dict[str, torch.Tensor]:
-        """The tensors, which leave the shelf."""
+        """Read a client's tensors and remove their file."""
         tensors = load_file(self._file(name))
         self.drop(name)
         return tensors

@@ -1,6 +1,7 @@
-"""Logits -> one token a row, with its log-probability: greedy, or drawn by each row's own rules.
+"""Logits -> one token per row, greedy or sampled by each row's own rules, and the normalisers.
 
-Axes: B rows, V vocabulary, W width of a block of the vocabulary, N blocks, C likeliest tokens.
+Axes: B rows, V vocabulary, W tokens of a block of the vocabulary, Y blocks of the vocabulary,
+K candidates of a row.
 """
 
 from collections.abc import Sequence
@@ -14,14 +15,14 @@ from tinkersmith.engine.model.kernels import BLOCK, ExactLogits
 
 _LOG2_E = 1 / log(2)
 _SPAN = 2**20  # numbers in fp32 at a time: they stay in a CPU's caches
-_NUCLEUS = 1024  # so many likeliest tokens are looked at first
-_COLDEST = 1e-30  # below this temperature only the likeliest token is left anyway
+_NUCLEUS = 1024  # most likely tokens that top_p looks at first
+_COLDEST = 1e-30  # below this temperature only the most likely token is left anyway
 
 
 class Exponentials:
     """exp((logits - maximum) / temperature) of each row, summed in blocks of the vocabulary.
 
-    `exact` are the logits' own sums, at temperature 1.
+    `exact` has the sums of the logits before rounding, at temperature 1.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class Exponentials:
         self.logits = logits
         self.inverse = None if temperatures is None else 1 / temperatures  # (B, 1)
         blocks = -(-vocabulary // BLOCK)
-        self.highest = self._highest(blocks) if exact is None else exact.highest  # (B, N)
+        self.highest = self._highest(blocks) if exact is None else exact.highest  # (B, Y)
         self.maximum = self.highest.amax(-1, keepdim=True).float()  # (B, 1)
         if exact is not None and temperatures is None:
             self.sums = exact.sums * (exact.highest - self.maximum).exp()
@@ -46,12 +47,12 @@ class Exponentials:
         buffer = torch.empty(count, step * BLOCK, device=logits.device)
         for first in range(0, blocks, step):
             last = min(first + step, blocks)
-            part = logits[:, first * BLOCK : last * BLOCK]
-            gaps = buffer[:, : part.shape[1]]
-            gaps.copy_(part).sub_(self.maximum).mul_(scale).exp2_()
-            if part.shape[1] < (last - first) * BLOCK:  # the vocabulary's end
+            columns = logits[:, first * BLOCK : last * BLOCK]
+            gaps = buffer[:, : columns.shape[1]]
+            gaps.copy_(columns).sub_(self.maximum).mul_(scale).exp2_()
+            if columns.shape[1] < (last - first) * BLOCK:  # the vocabulary's end
                 gaps = buffer[:, : (last - first) * BLOCK]
-                gaps[:, part.shape[1] :] = 0
+                gaps[:, columns.shape[1] :] = 0
             in_blocks = gaps.unflatten(1, (last - first, BLOCK))
             torch.sum(in_blocks, -1, out=self.sums[:, first:last])
 
@@ -70,34 +71,34 @@ class Exponentials:
         return self.maximum + self.sums.sum(-1, keepdim=True).log()
 
     def argmax(self) -> torch.Tensor:
-        """(B,); the first of equals."""
+        """The most likely token of each row, (B,); the first of equals."""
         block = self.highest.argmax(-1, keepdim=True)
         within = self._logits_of(block).argmax(-1, keepdim=True)
         return (block * BLOCK + within)[:, 0]
 
-    def draw(self, uniforms: torch.Tensor) -> torch.Tensor:
-        """Inverse-CDF sampling, by the order of token ids: (B,) in fp64 -> (B,)."""
-        cumulative = self.sums.double().cumsum(-1)  # (B, N)
+    def sample(self, uniforms: torch.Tensor) -> torch.Tensor:
+        """Sample by the inverse CDF, in the order of token ids: (B,) in fp64 -> (B,)."""
+        cumulative = self.sums.double().cumsum(-1)  # (B, Y)
         total = cumulative[:, -1:].contiguous()
         target = uniforms[:, None] * total
         block = _position(cumulative, target)  # (B, 1)
         before = torch.where(block > 0, cumulative.gather(-1, (block - 1).clamp(min=0)), 0.0)
         gaps = self._logits_of(block).double() - self.maximum
         inner = (gaps if self.inverse is None else gaps * self.inverse).exp().cumsum(-1)
-        # The block's sum may be of exact logits, these are rounded: the share counts.
-        share = (target - before) / self.sums.double().gather(-1, block)
-        return (block * BLOCK + _position(inner, share * inner[:, -1:]))[:, 0]
+        # The block's sum may be of exact logits, while these are rounded: use the fraction of it.
+        fraction = (target - before) / self.sums.double().gather(-1, block)
+        return (block * BLOCK + _position(inner, fraction * inner[:, -1:]))[:, 0]
 
     def _logits_of(self, block: torch.Tensor) -> torch.Tensor:
         """(B, 1) -> (B, W), in fp32; minus infinity beyond the vocabulary."""
         ids = block * BLOCK + torch.arange(BLOCK, device=block.device)
         vocabulary = self.logits.shape[1]
-        found = self.logits.gather(-1, ids.clamp(max=vocabulary - 1)).float()
-        return found.masked_fill_(ids >= vocabulary, -torch.inf)
+        gathered = self.logits.gather(-1, ids.clamp(max=vocabulary - 1)).float()
+        return gathered.masked_fill_(ids >= vocabulary, -torch.inf)
 
 
 def _position(cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """(B, 1): the first that exceeds its row's target; at most the last of any probability."""
+    """The first position (B, 1) above its row's target, at most the last with a probability."""
     last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
     return torch.searchsorted(cumulative, target.contiguous(), right=True).minimum(last)
 
@@ -108,13 +109,14 @@ def choose_tokens(
     uniforms: torch.Tensor,  # (B,) fp64, in [0, 1)
     exact: ExactLogits | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # (B, V) -> (B,), (B, 1)
-    """One token a row under its temperature (0: the likeliest), top_k and top_p; the normalisers.
+    """One token per row under its temperature (0: the most likely), top_k and top_p; normalisers.
 
-    Drawn in the order of token ids, not of probability: otherwise two tokens of almost the same
-    probability could change places with the last digit of a logit, and a seed its tokens. Where all
-    are greedy, `exact` alone does.
+    The inverse CDF is in the order of token ids, not of probability: otherwise two tokens of almost
+    the same probability could change places with the last digit of a logit, and a seed would give
+    other tokens. Where all rows are greedy, `exact` is enough.
 
-    Raises Refused where a row has no probabilities because its logits are not finite.
+    Raises:
+        Refused: a row has no probabilities, because its logits are not finite.
     """
     if exact is None:
         assert logits is not None
@@ -132,38 +134,40 @@ def choose_tokens(
         return plain.argmax(), normaliser
     assert logits is not None
     uniforms = uniforms.to(logits.device)
-    temperatures = [max(one.temperature, _COLDEST) if one.temperature else 1.0 for one in requests]
+    temperatures = [
+        max(request.temperature, _COLDEST) if request.temperature else 1.0 for request in requests
+    ]
     column = None
-    if any(one != 1 for one in temperatures):
+    if any(temperature != 1 for temperature in temperatures):
         column = torch.tensor(temperatures, device=logits.device)[:, None]
     tempered = plain
     if column is not None or exact is not None:
         tempered = Exponentials(logits, column, exact)
     assert isinstance(tempered, Exponentials)
-    tokens = tempered.draw(uniforms)
+    tokens = tempered.sample(uniforms)
     if any(greedy):
         tokens = torch.where(torch.tensor(greedy, device=tokens.device), plain.argmax(), tokens)
     for i, request in enumerate(requests):
         if not greedy[i] and (request.top_k > 0 or request.top_p < 1):
             mass = tempered.sums[i].double().sum()
             peak = tempered.maximum[i, 0]
-            tokens[i] = _draw_likeliest(logits[i], peak, mass, request, uniforms[i])
+            tokens[i] = _sample_top(logits[i], peak, mass, request, uniforms[i])
     return tokens, normaliser
 
 
-def _draw_likeliest(
+def _sample_top(
     logits: torch.Tensor,  # (V,)
     maximum: torch.Tensor,  # ()
     mass: torch.Tensor,  # (): the sum of exp((logits - maximum) / temperature)
     request: SampleRequest,
     uniform: torch.Tensor,  # ()
 ) -> torch.Tensor:  # ()
-    """A draw from what lies within top_k, and then within top_p of the mass that is left."""
+    """Sample from the tokens within top_k, and within top_p of the mass that is left."""
     vocabulary = len(logits)
     limit = min(request.top_k, vocabulary) if request.top_k > 0 else vocabulary
     count = limit if request.top_k > 0 else min(limit, _NUCLEUS)
     while True:
-        # Ties with the last of them come too: the order of equals is that of their ids.
+        # Ties with the last of them are included: equals are in the order of their ids.
         ids = (logits >= logits.topk(count).values[-1]).nonzero()[:, 0]
         gaps = (logits[ids].float() - maximum).double() / max(request.temperature, _COLDEST)
         weights = gaps.exp()
@@ -171,26 +175,26 @@ def _draw_likeliest(
         ordered, order = ordered[:limit], order[:limit]
         cumulative = ordered.cumsum(-1)
         whole = cumulative[-1] if request.top_k > 0 else mass
-        # The smallest set of likeliest tokens whose mass reaches top_p: a token stays if the mass
+        # The smallest set of most likely tokens whose mass reaches top_p: a token stays if the mass
         # before it has not reached it yet.
         if count == limit or bool(cumulative[-1] >= request.top_p * whole):
             break
         count = limit
-    kept = order[cumulative - ordered < request.top_p * whole].sort().values
-    inner = weights[kept].cumsum(-1)[None]
+    nucleus = order[cumulative - ordered < request.top_p * whole].sort().values
+    inner = weights[nucleus].cumsum(-1)[None]
     place = _position(inner, (uniform * inner[0, -1]).view(1, 1))
-    return ids[kept[place[0, 0]]]
+    return ids[nucleus[place[0, 0]]]
 
 
-def draw_alternatives(
+def sample_alternatives(
     logits: torch.Tensor, temperature: float, uniforms: torch.Tensor
 ) -> torch.Tensor:
-    """For each uniform number of (B, K) a token from (B, V) logits at this temperature."""
+    """A token from logits (B, V) at this temperature for each uniform number of (B, K)."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True).expand(uniforms.shape)
-    # The likeliest logit is taken off first, so that nothing overflows.
+    # The largest logit is subtracted first, so that nothing overflows.
     gaps = logits.double() - logits.amax(-1, keepdim=True)
     cumulative = (gaps / temperature).softmax(-1).cumsum(-1)
     total = cumulative[:, -1:].contiguous()
-    drawn = torch.searchsorted(cumulative, uniforms * total, right=True)
-    return drawn.minimum(torch.searchsorted(cumulative, total))
+    sampled = torch.searchsorted(cumulative, uniforms * total, right=True)
+    return sampled.minimum(torch.searchsorted(cumulative, total))

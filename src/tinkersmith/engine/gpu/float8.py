@@ -1,33 +1,39 @@
-"""Frozen layers in 8 bits: their weights, and what goes into their products, as float8_e4m3fn.
+"""Frozen layers in 8 bits: their weights, and the inputs of their products, as float8_e4m3fn.
 
 Every row of a weight and every token of an input has a scale of its own (Micikevicius et al. 2022,
 FP8 Formats for Deep Learning), a power of two: scaling then rounds nothing, and what the 8 bits
 hold is exact in bfloat16.
 
-Never run on a GPU: `check_device` compares its products with plain ones before the engine serves.
-On a CPU torch computes the same products, slowly; the tests run there.
+Experimental: never run on a GPU. `check_device` compares its products with plain ones before the
+engine serves. On a CPU torch computes the same products, slowly; the tests run there.
 
-Axes: N rows, M outputs and K inputs of a layer.
+Axes: N rows, I inputs and O outputs of a layer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn.functional import linear
 
 from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.kernels.products import TorchProducts
+from tinkersmith.engine.model.base_model import BaseModel, LinearStorage
+from tinkersmith.engine.model.kernels import Elementwise, Products
 from tinkersmith.engine.model.lora import LoraLinear
+from tinkersmith.engine.model.projection import Projection
 
 DTYPE = torch.float8_e4m3fn
 _LARGEST = torch.finfo(DTYPE).max  # 448
 _SMALLEST = 2.0**-100  # of a row's largest number: its scale, and 1 / scale, stay normal numbers
-_MULTIPLE = 16  # of K and M, which the GPU's products want
+_MULTIPLE = 16  # of I and O, which the GPU's products want
 _CAPABILITY = (8, 9)
 
 
 def quantise(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N, K) -> (N, K) in 8 bits, and the rows' scales (N, 1) in fp32.
+    """(N, I) -> (N, I) in 8 bits, and the rows' scales (N, 1) in fp32.
 
     A row with a number that is not finite becomes NaN: torch's conversion alone would hide it.
     """
@@ -38,31 +44,36 @@ def quantise(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def dequantise(values: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """(N, K), (N, 1) -> (N, K), without a further rounding."""
+    """(N, I), (N, 1) -> (N, I), without a further rounding."""
     return values.to(dtype) * scale.to(dtype)
 
 
-def product(
-    x: torch.Tensor,  # (N, K)
-    weight: torch.Tensor,  # (M, K) in 8 bits
-    scale: torch.Tensor,  # (M, 1)
-    output: torch.Tensor,  # (N, M), contiguous
+def scaled_product(
+    x: torch.Tensor,  # (N, I)
+    weight: torch.Tensor,  # (O, I) in 8 bits
+    scale: torch.Tensor,  # (O, 1)
+    output: torch.Tensor,  # (N, O), contiguous
 ) -> None:
     """output = x W^T, x rounded to 8 bits as the weight is."""
     values, scales = quantise(x)
     # Without fast accumulation, which adds products with fewer digits than fp32 has.
     torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
-        *(values, weight.T, scales, scale.T),
+        values,
+        weight.T,
+        scales,
+        scale.T,
         out_dtype=output.dtype,
         use_fast_accum=False,
         out=output,
     )
 
 
-def input_product(grad: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """(N, M) -> grad W (N, K), in the gradient's dtype.
+def scaled_input_gradient(
+    grad: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    """(N, O) -> grad W (N, I), in the gradient's dtype.
 
-    The weight's 8 bits are widened into scratch memory: a product in 8 bits would want them
+    The weight's 8 bits are cast into scratch memory: a product in 8 bits would want them
     transposed, with scales along the other axis, which is a second copy of all weights.
     """
     return (grad * scale.T.to(grad.dtype)) @ weight.to(grad.dtype)
@@ -71,7 +82,7 @@ def input_product(grad: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor)
 class Float8Linear(nn.Linear):
     """A frozen linear layer in 8 bits. Called itself, it rounds its weight only, not its input."""
 
-    scale: torch.Tensor  # (M, 1)
+    scale: torch.Tensor  # (O, 1)
 
     def __init__(self, layer: nn.Linear, device: torch.device) -> None:
         super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
@@ -81,15 +92,49 @@ class Float8Linear(nn.Linear):
         if layer.bias is not None:
             self.bias = nn.Parameter(layer.bias.detach().to(device), requires_grad=False)
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # (..., K) -> (..., M)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # (..., I) -> (..., O)
         return linear(input, dequantise(self.weight, self.scale, input.dtype), self.bias)
 
 
+@dataclass(frozen=True, slots=True)
+class Float8Products(TorchProducts):
+    """Torch's products, in 8 bits where a projection's weight is."""
+
+    # (O, 1) of each projection in 8 bits, by the paths of its layers
+    scales: Mapping[tuple[str, ...], torch.Tensor] = field(default_factory=dict)
+
+    def multiply(self, x: torch.Tensor, projection: Projection, output: torch.Tensor) -> None:
+        scale = self.scales.get(projection.paths)
+        if scale is None:
+            TorchProducts.multiply(self, x, projection, output)
+        else:
+            scaled_product(x, projection.weight, scale, output)
+
+    def multiply_back(self, grad: torch.Tensor, projection: Projection) -> torch.Tensor:
+        scale = self.scales.get(projection.paths)
+        if scale is None:
+            return TorchProducts.multiply_back(self, grad, projection)
+        return scaled_input_gradient(grad, projection.weight, scale)
+
+
+def float8_products(base: BaseModel) -> Callable[[Elementwise], Products]:
+    """The products of a model whose layers were stored by `FLOAT8`."""
+    assert base.dense is not None
+    scales: dict[tuple[str, ...], torch.Tensor] = {}
+    for layer in base.dense.layers:
+        for projection in layer.projections:
+            linears = [base.linears[path].base for path in projection.paths]
+            stored = [linear for linear in linears if isinstance(linear, Float8Linear)]
+            assert len(stored) == len(linears)
+            scales[projection.paths] = torch.cat([linear.scale for linear in stored])
+    return partial(Float8Products, scales=scales)
+
+
 def quantise_layers(layers: Iterable[LoraLinear], device: torch.device) -> None:
-    """Put layers into 8 bits, one after another, each on `device` then; their wide weights go.
+    """Store layers in 8 bits on `device`, one after another, and free their wide weights.
 
     Raises:
-        Refused: a layer's size is none that the products can have.
+        Refused: a layer's dimensions are not supported by the 8-bit products.
     """
     for layer in layers:
         size = layer.base.in_features, layer.base.out_features
@@ -101,10 +146,15 @@ def quantise_layers(layers: Iterable[LoraLinear], device: torch.device) -> None:
         layer.base = Float8Linear(layer.base, device)
 
 
+FLOAT8 = LinearStorage("float8", DTYPE.itemsize, quantise_layers)
+
+
 def check_device(device: torch.device) -> None:
-    """Raises: Refused: products in 8 bits cannot be had there, or are wrong."""
-    if device.type != "cuda":
-        raise Refused("--dtype float8 needs a GPU; on a CPU use --dtype bfloat16.")
+    """Check that this GPU computes products in 8 bits, and computes them right.
+
+    Raises:
+        Refused: it does not.
+    """
     capability = torch.cuda.get_device_capability(device)
     if capability < _CAPABILITY:
         raise Refused(
@@ -127,14 +177,17 @@ def check_device(device: torch.device) -> None:
 
 
 def worst_difference(device: torch.device) -> float:
-    """Of random products in bf16, one row and many, from plain ones of the same rounded numbers."""
+    """The worst relative difference of random products to plain ones of the same rounded numbers.
+
+    Inputs are in bf16, from one row to many.
+    """
     generator = torch.Generator().manual_seed(0)
     weight, scale = quantise(torch.randn(1280, 2048, generator=generator).to(device))
     differences = []
     for rows in (1, 7, 200, 1024):
         x = torch.randn(rows, 2048, generator=generator).to(device, torch.bfloat16)
         output = x.new_empty(rows, 1280)
-        product(x, weight, scale, output)
+        scaled_product(x, weight, scale, output)
         expected = (
             dequantise(*quantise(x), torch.float32) @ dequantise(weight, scale, torch.float32).T
         )

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tinkersmith.data.copies import CopyFinder, find_copies
+from tinkersmith.data.duplicates import DuplicateFinder, find_duplicates
+from tinkersmith.data.report import duplicate_lines
 from tinkersmith.data.samples import Sample, Source
 from tinkersmith.runs.folder import RunFolder
-from tinkersmith.training.summary import write_copies
+from tinkersmith.training.summary import write_duplicates
 
 FILES = ["a.json", "b.jsonl", "a.json"]  # a file may be listed twice
 
@@ -28,7 +29,7 @@ def random_samples(rng: np.random.Generator, count: int) -> list[Sample]:
     return samples
 
 
-def test_every_copy_is_found_with_the_first_sample_that_it_equals() -> None:
+def test_every_duplicate_is_found_with_the_first_sample_that_it_equals() -> None:
     samples = random_samples(np.random.default_rng(), 3000)
     first: dict[tuple, Source] = {}
     expected = []
@@ -37,9 +38,9 @@ def test_every_copy_is_found_with_the_first_sample_that_it_equals() -> None:
         if texts in first:
             expected.append((one.source, first[texts]))
         first.setdefault(texts, one.source)
-    copies = find_copies(samples)
-    assert list(copies) == expected
-    assert len(copies) == len(expected) > 100
+    duplicates = find_duplicates(samples)
+    assert list(duplicates) == expected
+    assert len(duplicates) == len(expected) > 100
 
 
 def test_texts_that_join_to_the_same_are_not_equal() -> None:
@@ -52,35 +53,40 @@ def test_texts_that_join_to_the_same_are_not_equal() -> None:
         Sample("ab", "", "c", source, system="de"),
         Sample("ab", "c", "", source, history=(("d", "e"),)),
     ]
-    assert not find_copies([one, *others])
+    assert not find_duplicates([one, *others])
 
 
 def test_white_space_and_what_is_not_trained_on_do_and_do_not_make_a_difference() -> None:
     one = Sample("q", "", "a", Source("a.json", 1))
-    assert not find_copies([one, Sample("q ", "", "a", Source("a.json", 2))])
-    assert find_copies([one, Sample("q", "", "a", Source("a.json", 2), extra={"answer": "7"})])
+    assert not find_duplicates([one, Sample("q ", "", "a", Source("a.json", 2))])
+    assert find_duplicates([one, Sample("q", "", "a", Source("a.json", 2), extra={"answer": "7"})])
 
 
-def test_no_samples_have_no_copies() -> None:
-    assert list(CopyFinder().found()) == []
+def test_no_samples_have_no_duplicates() -> None:
+    assert list(DuplicateFinder().duplicates()) == []
 
 
-def test_the_first_copy_is_said_and_all_are_written(tmp_path: Path) -> None:
+def test_the_first_duplicate_is_printed_and_all_are_written(tmp_path: Path) -> None:
     samples = [Sample("q", "", "a", Source("a.json", record)) for record in (2, 5, 9)]
-    copies = find_copies(samples)
-    assert str(copies) == (
-        "2 samples are exact copies of earlier ones "
-        "(the first: a.json, record 5, equals a.json, record 2)"
-    )
+    duplicates = find_duplicates(samples)
+    assert duplicate_lines([duplicates], listed=True) == [
+        "Found 2 exact duplicates, listed in duplicates.jsonl. The first: a.json, record 5, equals "
+        "a.json, record 2."
+    ]
+    assert duplicate_lines([find_duplicates(samples[:2])], listed=False) == [
+        "Found 1 exact duplicate. The first: a.json, record 5, equals a.json, record 2."
+    ]
     run = RunFolder(tmp_path)
     for _ in range(2):  # a resumed run writes them anew
-        write_copies(run, [copies, find_copies(samples[:2])])
+        write_duplicates(run, [duplicates, find_duplicates(samples[:2])])
         of = {"file": "a.json", "record": 2}
         assert run.lines("duplicates.jsonl") == [
             {"file": "a.json", "record": record, "copy_of": of} for record in (5, 9, 5)
         ]
 
 
-def test_a_run_without_copies_has_no_file_of_them(tmp_path: Path) -> None:
-    write_copies(RunFolder(tmp_path), [find_copies([Sample("q", "", "a", Source("a.json", 1))])])
+def test_a_run_without_duplicates_has_no_file_of_them(tmp_path: Path) -> None:
+    write_duplicates(
+        RunFolder(tmp_path), [find_duplicates([Sample("q", "", "a", Source("a.json", 1))])]
+    )
     assert not (tmp_path / "duplicates.jsonl").exists()

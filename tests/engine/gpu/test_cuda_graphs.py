@@ -1,5 +1,8 @@
-"""Recorded passes against plain ones. No GPU is needed: a stand-in for a CUDA graph keeps the
-operations on tensors that a pass consists of, and makes these alone again, on the same memory."""
+"""Training passes as CUDA graphs against plain ones.
+
+No GPU is needed: a stand-in for a CUDA graph keeps the operations on tensors that a pass consists
+of, and repeats these alone, on the same memory.
+"""
 
 import logging
 from collections.abc import Callable
@@ -16,20 +19,24 @@ from torch.utils._pytree import tree_leaves
 
 from tests.support.adapters import filled_adapter, gradients
 from tests.support.dense_models import assert_equal_gradients
+from tests.support.loading import load_with_torch
 from tests.support.tiny_models import make_tiny_model
-from tinkersmith.engine.gpu import recorded_passes
-from tinkersmith.engine.gpu.recorded_passes import (
-    RecordedPasses,
-    _recording,
-    _recording_if_right,
+from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.gpu import cuda_graphs
+from tinkersmith.engine.gpu.cuda_graphs import (
+    CudaGraphs,
+    _with_graphs,
     shape_of,
-    with_recorded_passes,
+    with_cuda_graphs,
 )
 from tinkersmith.engine.kernels import varlen_attention
+from tinkersmith.engine.kernels.choose import with_torch_kernels
 from tinkersmith.engine.kernels.varlen_attention import of_documents
 from tinkersmith.engine.messages import Datum, LoraConfig
 from tinkersmith.engine.model.base_model import BaseModel, load_base_model
 from tinkersmith.engine.model.lora import Adapter
+from tinkersmith.engine.runtime.experimental import Experimental
+from tinkersmith.engine.runtime.fast_code import with_fast_code
 from tinkersmith.engine.training.dense_pass import DensePass
 from tinkersmith.engine.training.step import forward, forward_backward
 
@@ -60,7 +67,7 @@ class Recording(TorchDispatchMode):
                         before.copy_(now)
 
 
-def record(work: Callable[[], None]) -> Callable[[], None]:
+def capture(work: Callable[[], None]) -> Callable[[], None]:
     recording = Recording()
     with recording:
         work()
@@ -90,12 +97,12 @@ def masked_varlen(
 @pytest.fixture
 def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BaseModel:
     monkeypatch.setattr(varlen_attention, "varlen_attn", masked_varlen)
-    monkeypatch.setattr(recorded_passes, "record", record)
-    monkeypatch.setattr(recorded_passes, "_STEP", 128)
-    loaded = load_base_model("tiny", make_tiny_model(tmp_path))
-    assert loaded.dense is not None
+    monkeypatch.setattr(cuda_graphs, "capture", capture)
+    monkeypatch.setattr(cuda_graphs, "_STEP", 128)
+    loaded = load_with_torch("tiny", make_tiny_model(tmp_path))
+    assert loaded.kernels is not None
     attention = partial(of_documents, device=loaded.device)
-    return replace(loaded, dense=replace(loaded.dense, attention=attention))
+    return replace(loaded, kernels=replace(loaded.kernels, attention=attention))
 
 
 def documents(*lengths: int) -> list[Datum]:
@@ -117,19 +124,19 @@ def one_pass(base: BaseModel, adapter: Adapter, datums: list[Datum], **how: Any)
 
 @pytest.mark.parametrize("parts", [{}, {"train_unembed": False}, {"train_attn": False}], ids=str)
 @pytest.mark.parametrize("only_graded", [False, True])
-def test_packs_of_one_shape_are_launched_as_recorded_and_right(
+def test_packs_of_one_shape_are_launched_as_captured_and_right(
     base: BaseModel, monkeypatch: pytest.MonkeyPatch, parts: dict[str, bool], only_graded: bool
 ) -> None:
-    recorded = _recording(base)
+    graphs = _with_graphs(base)
     adapters = [filled_adapter(base, LoraConfig(4, seed, **parts)) for seed in range(2)]
     packs = [documents(50, 40, 2), documents(33, 64, 17)]  # of one shape
     expected = [
         [one_pass(base, adapter, pack, only_graded=only_graded) for adapter in adapters]
         for pack in packs
     ]
-    for pack in packs:  # the second is recorded
+    for pack in packs:  # the second is captured
         assert shape_of([len(datum.tokens) for datum in pack]) == shape_of([50, 40, 2])
-        one_pass(recorded, adapters[0], pack)
+        one_pass(graphs, adapters[0], pack)
 
     def fail(*arguments: Any) -> None:
         raise AssertionError("a plain pass was made")
@@ -138,17 +145,17 @@ def test_packs_of_one_shape_are_launched_as_recorded_and_right(
     monkeypatch.setattr(DensePass, "backward", fail)
     for pack, of_adapters in zip(packs, expected, strict=True):
         for adapter, (output, grads) in zip(adapters, of_adapters, strict=True):
-            found, ours = one_pass(recorded, adapter, pack, only_graded=only_graded)
+            found, ours = one_pass(graphs, adapter, pack, only_graded=only_graded)
             assert found.metrics["loss:sum"] == pytest.approx(output.metrics["loss:sum"], rel=1e-5)
             for left, right in zip(found.logprobs, output.logprobs, strict=True):
                 np.testing.assert_allclose(left, right, atol=1e-4)
             assert_equal_gradients(ours, grads)
-            alone = forward(recorded, adapter, pack, "cross_entropy", {}, only_graded=only_graded)
+            alone = forward(graphs, adapter, pack, "cross_entropy", {}, only_graded=only_graded)
             np.testing.assert_array_equal(alone.logprobs[0], found.logprobs[0])
 
 
 def test_gradients_of_several_passes_add_up(base: BaseModel) -> None:
-    recorded, adapter = _recording(base), filled_adapter(base, LoraConfig(3, 0))
+    graphs, adapter = _with_graphs(base), filled_adapter(base, LoraConfig(3, 0))
     packs = [documents(70, 20), documents(64, 3), documents(20, 65)]
     for pack in packs:
         forward_backward(base, adapter, pack, "cross_entropy", {})
@@ -156,7 +163,7 @@ def test_gradients_of_several_passes_add_up(base: BaseModel) -> None:
     for _ in range(2):
         adapter.clear_gradients()
         for pack in packs:
-            forward_backward(recorded, adapter, pack, "cross_entropy", {})
+            forward_backward(graphs, adapter, pack, "cross_entropy", {})
         assert_equal_gradients(gradients(adapter), theirs)
 
 
@@ -170,13 +177,13 @@ def test_a_pack_fits_into_its_shape() -> None:
         assert max(*lengths, missing) <= shape.longest <= 2 * max(*lengths, missing)
 
 
-def test_only_what_comes_again_and_is_small_is_recorded_and_the_oldest_is_forgotten(
+def test_only_what_comes_again_and_is_small_is_captured_and_the_oldest_is_forgotten(
     base: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert base.dense is not None
+    assert base.dense is not None and base.kernels is not None
     adapter = filled_adapter(base, LoraConfig(4, 0))
-    monkeypatch.setattr(recorded_passes, "_MOST", 2)
-    passes = RecordedPasses(base.dense)
+    monkeypatch.setattr(cuda_graphs, "_MOST", 2)
+    passes = CudaGraphs(base.dense, base.kernels)
     shapes = [[50], [200], [300]]
     assert [passes.begin(adapter, lengths) for lengths in shapes] == [None] * 3
     assert passes.begin(adapter, [50]) is None  # forgotten
@@ -184,17 +191,16 @@ def test_only_what_comes_again_and_is_small_is_recorded_and_the_oldest_is_forgot
     assert kept is not None and kept is passes.begin(adapter, [290])
     for name, value in (("_LAUNCH_BOUND", 1), ("free_memory", lambda device: 0)):
         with monkeypatch.context() as patch:
-            patch.setattr(recorded_passes, name, value)
+            patch.setattr(cuda_graphs, name, value)
             assert passes.begin(adapter, [500]) is passes.begin(adapter, [500]) is None
             assert passes.begin(adapter, [310]) is kept  # it has its memory
 
 
-def test_a_model_is_checked_before_its_passes_are_recorded(
-    base: BaseModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_model_is_checked_and_refused_where_graphs_do_not_work(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert with_recorded_passes(base) is base  # on a CPU
-    checked = _recording_if_right(base)
-    assert checked.dense is not None and checked.dense.recorded is not None
+    checked = with_cuda_graphs(base)
+    assert checked.kernels is not None and checked.kernels.prepared is not None
 
     def idle(work: Callable[[], None]) -> Callable[[], None]:
         work()
@@ -203,46 +209,54 @@ def test_a_model_is_checked_before_its_passes_are_recorded(
     def broken(work: Callable[[], None]) -> Callable[[], None]:
         raise RuntimeError("capturing failed\nat length")
 
-    for stand_in, said in ((idle, "are off by"), (broken, "no CUDA graphs here: capturing failed")):
-        monkeypatch.setattr(recorded_passes, "record", stand_in)
-        with caplog.at_level(logging.INFO, "tinkersmith.engine"):
-            assert _recording_if_right(base) is base
-        assert said in caplog.text
+    for stand_in, reason in (
+        (idle, "--gpu-graphs gives wrong gradients for tiny: off by"),
+        (broken, "--gpu-graphs does not work here: capturing failed$"),
+    ):
+        monkeypatch.setattr(cuda_graphs, "capture", stand_in)
+        with pytest.raises(Refused, match=reason):
+            with_cuda_graphs(base)
 
 
-def test_a_recording_that_fails_leaves_the_pass_plain_and_the_earlier_ones_in_use(
+def test_models_that_cannot_have_graphs_are_refused(base: BaseModel) -> None:
+    with pytest.raises(Refused, match="needs variable-length FlashAttention"):
+        with_cuda_graphs(with_torch_kernels(base))
+    with pytest.raises(Refused, match="is for Llama, Mistral, Qwen2 and Qwen3, not for qwen3"):
+        with_cuda_graphs(replace(base, kernels=None))
+
+
+def test_a_capture_that_fails_leaves_the_pass_plain_and_the_earlier_ones_in_use(
     base: BaseModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recorded, adapter = _recording(base), filled_adapter(base, LoraConfig(4, 0))
+    graphs, adapter = _with_graphs(base), filled_adapter(base, LoraConfig(4, 0))
     packs = [documents(50, 40), documents(200), documents(300, 20)]
     expected = [one_pass(base, adapter, pack)[1] for pack in packs]
     for _ in range(2):
-        one_pass(recorded, adapter, packs[0])
+        one_pass(graphs, adapter, packs[0])
 
     def short_of_memory(work: Callable[[], None]) -> Callable[[], None]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
 
-    monkeypatch.setattr(recorded_passes, "record", short_of_memory)
+    monkeypatch.setattr(cuda_graphs, "capture", short_of_memory)
     with caplog.at_level(logging.INFO, "tinkersmith.engine"):
         for _ in range(3):
             for pack, grads in zip(packs, expected, strict=True):
-                assert_equal_gradients(one_pass(recorded, adapter, pack)[1], grads)
+                assert_equal_gradients(one_pass(graphs, adapter, pack)[1], grads)
     [said] = caplog.messages
     assert said == (
-        "no more passes are recorded as CUDA graphs: CUDA out of memory. Tried to allocate 2 GiB."
+        "no more passes are captured as CUDA graphs: CUDA out of memory. Tried to allocate 2 GiB."
     )
-    assert recorded.dense is not None and recorded.dense.recorded is not None
-    assert recorded.dense.recorded.begin(adapter, [50, 40]) is not None
+    assert graphs.kernels is not None and graphs.kernels.prepared is not None
+    assert graphs.kernels.prepared(adapter, [50, 40]) is not None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_recorded_passes_equal_plain_ones(tmp_path: Path) -> None:
-    base = load_base_model("tiny", make_tiny_model(tmp_path), "bfloat16", "cuda")
-    recorded = with_recorded_passes(base)
-    assert recorded is not base, "its attention or its graphs do not work here"
+def test_on_a_gpu_cuda_graphs_equal_plain_ones(tmp_path: Path) -> None:
+    loaded = load_base_model("tiny", make_tiny_model(tmp_path), "bfloat16", "cuda")
+    base, graphs = with_fast_code(loaded), with_fast_code(loaded, Experimental(graphs=True))
     adapter, pack = filled_adapter(base, LoraConfig(4, 0)), documents(500, 300, 90)
     _, expected = one_pass(base, adapter, pack)
     for _ in range(3):
-        _, found = one_pass(recorded, adapter, pack)
+        _, found = one_pass(graphs, adapter, pack)
     ours, theirs = (torch.cat([g.flatten() for g in part.values()]) for part in (found, expected))
     assert (ours - theirs).norm() / theirs.norm() < 0.03

@@ -5,6 +5,7 @@ a request, an adapter's files and an answer that are translated wrongly give oth
 """
 
 import dataclasses
+import importlib.util
 import logging
 import sys
 import types
@@ -19,15 +20,17 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.adapters import filled_adapter
+from tests.support.loading import load_with_torch
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.gpu import vllm_sampling
-from tinkersmith.engine.gpu.vllm_sampling import VllmSampling, sampling_params
+from tinkersmith.engine.gpu import vllm_sampler
+from tinkersmith.engine.gpu.vllm_sampler import VllmSampler, check_installed, sampling_params
 from tinkersmith.engine.messages import LoraConfig, SampleRequest, SampleResult
 from tinkersmith.engine.model.adapters import snapshot
-from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.runtime.clients import Models
+from tinkersmith.engine.runtime.experimental import Experimental
 from tinkersmith.engine.sampling.sampler import sample
 from tinkersmith.engine.storage.catalogue import Catalogue
 from tinkersmith.engine.storage.store import Store
@@ -131,8 +134,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> type[LLM]:
     request.LoRARequest = LoRARequest  # type: ignore[attr-defined]
     for name, module in (("vllm", package), ("vllm.lora", lora), ("vllm.lora.request", request)):
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(vllm_sampling, "usable", lambda base: True)
-    monkeypatch.setattr(vllm_sampling, "gpu_share", lambda device: 0.5)
+    monkeypatch.setattr(vllm_sampler, "gpu_share", lambda device: 0.5)
     monkeypatch.setattr(LLM, "made", [])
     monkeypatch.setattr(LLM, "off", 0.0)
     return LLM
@@ -141,7 +143,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> type[LLM]:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     folder: Path = tmp_path_factory.mktemp("model")
-    return load_base_model("tiny", make_tiny_model(folder, max_context=128))
+    return load_with_torch("tiny", make_tiny_model(folder, max_context=128))
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +184,7 @@ def test_answers_are_those_of_our_own_sampler(base: BaseModel, vllm: type[LLM], 
         greedy(prompts[2], max_tokens=None),
         *([greedy(prompts[1], stop=[text])] if (text := decode(tokens[2:4])) else []),
     ]
-    found = VllmSampling().sample(base, "one", weights, requests)
+    found = VllmSampler().answers(base, "one", weights, requests)
     ours = sample(base, weights, requests, decode)
     # vLLM counts the last token into the context, so its longest answer is one shorter.
     for part in ours[3].sequences:
@@ -194,7 +196,7 @@ def test_answers_are_those_of_our_own_sampler(base: BaseModel, vllm: type[LLM], 
 def test_what_it_cannot_do_is_left_to_our_own_sampler(
     base: BaseModel, adapter: Adapter, vllm: type[LLM]
 ) -> None:
-    sampling = VllmSampling()
+    sampling = VllmSampler()
     requests = [
         greedy([1, 2, 3], prompt_logprobs=True),
         greedy([1, 2, 3], topk_prompt_logprobs=2),
@@ -202,7 +204,7 @@ def test_what_it_cannot_do_is_left_to_our_own_sampler(
         greedy([1] * 100, max_tokens=29),  # the last token is one too many for it
         SampleRequest([1, 2, 3], max_tokens=4, temperature=0.001),
     ]
-    assert sampling.sample(base, "one", adapter, requests) == [None] * len(requests)
+    assert sampling.answers(base, "one", adapter, requests) == [None] * len(requests)
     assert not vllm.made
 
 
@@ -223,16 +225,16 @@ def test_an_adapter_that_it_gets_wrong_is_sampled_without_it(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    sampling = VllmSampling()
+    sampling = VllmSampler()
     monkeypatch.setattr(LLM, "off", 0.3)
     with caplog.at_level(logging.WARNING, "tinkersmith.engine"):
-        assert sampling.sample(base, "one", adapter, [greedy([1, 2])]) == [None]
+        assert sampling.answers(base, "one", adapter, [greedy([1, 2])]) == [None]
     assert "log-probabilities differ by 0.30" in caplog.text
     calls = vllm.made[0].calls
     monkeypatch.setattr(LLM, "off", 0.0)
-    assert sampling.sample(base, "one", adapter, [greedy([1, 2])]) == [None]
+    assert sampling.answers(base, "one", adapter, [greedy([1, 2])]) == [None]
     assert vllm.made[0].calls == calls  # it is not asked again
-    assert sampling.sample(base, "two", adapter, [greedy([1, 2])]) != [None]
+    assert sampling.answers(base, "two", adapter, [greedy([1, 2])]) != [None]
 
 
 def test_where_it_cannot_be_loaded_it_is_tried_once(
@@ -248,10 +250,10 @@ def test_where_it_cannot_be_loaded_it_is_tried_once(
         raise ValueError("no room for the cache\nwith a second line")
 
     monkeypatch.setattr(sys.modules["vllm"], "LLM", broken)
-    sampling = VllmSampling()
+    sampling = VllmSampler()
     with caplog.at_level(logging.WARNING, "tinkersmith.engine"):
         for _ in range(3):
-            assert sampling.sample(base, "one", None, [greedy([1, 2])]) == [None]
+            assert sampling.answers(base, "one", None, [greedy([1, 2])]) == [None]
     assert len(tries) == 1 and caplog.text.count("failed: no room for the cache") == 1
 
 
@@ -266,12 +268,18 @@ def test_clients_get_their_answers_in_order_and_files_go_with_the_sampler(
     ]
 
     def answers(fast: bool) -> list[Any]:
-        monkeypatch.setattr(vllm_sampling, "usable", lambda base: fast)
-        models = Models(Store(tmp_path / str(fast)), Catalogue({"tiny": tiny_model}), threads=1)
+        models = Models(
+            Store(tmp_path / str(fast)),
+            Catalogue({"tiny": tiny_model}),
+            threads=1,
+            experimental=Experimental(vllm=fast),
+        )
         models.create("a", "tiny", LoraConfig(4, 1, train_unembed=False))
         models.add_snapshot("s", "a")
         found = models.sample("s", requests)
-        folders = [Path(folder.name) for folder in models.vllm._folders.values()]
+        assert isinstance(models.sampler, VllmSampler) == fast
+        made = models.sampler._folders if isinstance(models.sampler, VllmSampler) else {}
+        folders = [Path(folder.name) for folder in made.values()]
         assert len(folders) == fast and all(folder.is_dir() for folder in folders)
         models.free_sampler("s")
         assert not any(folder.exists() for folder in folders)
@@ -285,17 +293,16 @@ def test_clients_get_their_answers_in_order_and_files_go_with_the_sampler(
     assert vllm.made[0].calls == 2  # the check, and the two requests that it takes together
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_on_a_cpu_it_is_not_looked_for(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "vllm", types.ModuleType("vllm"))
-    assert not vllm_sampling.usable(base)
-    assert VllmSampling().sample(base, "one", None, [greedy([1, 2])]) == [None]
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_a_machine_without_vllm_is_refused_with_how_to_install_it() -> None:
+    with pytest.raises(Refused, match=r"which is not installed. Install it \(pip install vllm\)"):
+        check_installed()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="vLLM needs a GPU")
 def test_vllm_itself_agrees_with_our_sampler(tmp_path: Path) -> None:
     pytest.importorskip("vllm")
-    base = load_base_model("tiny", make_tiny_model(tmp_path), "bfloat16", "cuda")
+    base = load_with_torch("tiny", make_tiny_model(tmp_path), "bfloat16", "cuda")
     adapter = snapshot(filled_adapter(base, LoraConfig(8, 0, train_unembed=False)))
-    found = VllmSampling().sample(base, "one", adapter, [greedy([1, 2, 3])])
+    found = VllmSampler().answers(base, "one", adapter, [greedy([1, 2, 3])])
     assert found != [None]

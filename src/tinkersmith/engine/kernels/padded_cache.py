@@ -1,10 +1,11 @@
-"""Keys and values of rows that decode together, by torch, on every device.
+"""The KV cache of rows that decode together, by torch, on every device.
 
-Attention goes by plain products over padded slots, a group of slots at a time: on a CPU they run at
-the speed of its bf16 units, if keys and values lie in one piece. Hence each group of slots has a
-cache of its own, as long as its longest row and no longer.
+Attention uses plain products over padded slots, a group of slots at a time. On a CPU they run at
+the speed of its bf16 units if keys and values are contiguous. Hence each group of slots has a cache
+of its own, no longer than its longest row needs.
 
-Axes: B active rows, S cached positions, Q query heads, G key/value heads, R = Q / G, D head size.
+Axes: B active rows, S cached positions, Q query heads, G key/value heads, J = Q / G queries per
+key, D head size.
 """
 
 from collections.abc import Sequence
@@ -13,14 +14,14 @@ import torch
 from torch.nn.functional import rms_norm as scaled_norm
 
 from tinkersmith.engine.model.attention import KeysAndValues
-from tinkersmith.engine.model.dense import DenseLayer, DenseModel, Turn
+from tinkersmith.engine.model.dense import DenseLayer, DenseModel, RotaryTables
 
 _GROUP = 16  # slots
-_STEP = 64  # positions by which a cache grows: every size is a kernel of its own to oneDNN
+_STEP = 64  # positions by which a cache grows: oneDNN compiles a kernel for every size
 
 
 class PaddedCache:
-    """See dense_decoding.py for what a cache does."""
+    """The KV cache of rows in slots; `attend` adds one position to each active row."""
 
     def __init__(self, model: DenseModel, slots: int) -> None:
         self.model = model
@@ -42,9 +43,10 @@ class PaddedCache:
         self._fit(target // _GROUP, length)
         group.put(end, [origin.take(start, length)])
 
-    def begin(self, turn: Turn) -> None:
-        count = len(turn[0])
-        self.turn = self._turn(turn)
+    def begin(self, rotary: RotaryTables) -> None:
+        """A step of as many rows as there are positions in `rotary` begins."""
+        count = len(rotary[0])
+        self.rotary = self._per_head(rotary)
         self.active = []
         for index, start in enumerate(range(0, count, _GROUP)):
             lengths = self.lengths[start : min(start + _GROUP, count)]
@@ -58,28 +60,31 @@ class PaddedCache:
         key = turned[:, self.model.heads :]
         value = qkv[:, -groups * size :].view(count, groups, size)
         heads = torch.empty_like(query)
-        for part in self.active:
-            part.attend(layer, query, key, value, heads)
+        for rows in self.active:
+            rows.attend(layer, query, key, value, heads)
         return heads.view(count, -1)
 
     def _group(self, slot: int) -> tuple["_Slots", int]:
         return self.groups[slot // _GROUP], slot % _GROUP
 
     def _fit(self, group: int, needed: int) -> None:
-        """Room for `needed` positions in a group, and for what its rows have."""
+        """Space for `needed` positions in a group, and for what its rows have."""
         longest = max(self.lengths[group * _GROUP : (group + 1) * _GROUP])
         self.groups[group].fit(max(needed, longest))
 
-    def _turn(self, turn: Turn) -> Turn:
-        """Each head's whole cosines and sines, (B, Q + G, D): queries are scaled by them, too."""
-        model, (cosine, sine) = self.model, turn
+    def _per_head(self, rotary: RotaryTables) -> RotaryTables:
+        """Full-width rotary tables per head, (B, Q + G, D).
+
+        The attention scale is folded into the rows of queries.
+        """
+        model, (cosine, sine) = self.model, rotary
         factor = torch.ones(model.heads + model.key_heads, 1, device=cosine.device)
         factor[: model.heads] = model.scale
         return torch.cat([cosine, cosine], -1) * factor, torch.cat([-sine, sine], -1) * factor
 
     def _rotate(self, qkv: torch.Tensor, norm: torch.Tensor | None) -> torch.Tensor:
         """Queries and keys, normed and rotated in fp32 (Su et al. 2021): (B, Q + G, D)."""
-        model, (cosine, sine) = self.model, self.turn
+        model, (cosine, sine) = self.model, self.rotary
         heads = qkv[:, : -model.key_heads * model.head_size]
         heads = heads.view(len(qkv), -1, model.head_size).float()
         if norm is not None:
@@ -98,16 +103,16 @@ class _Slots:
         self.capacity = 0
 
     def fit(self, longest: int) -> None:
-        """Room for `longest` positions; much more than that is given back."""
+        """Space for `longest` positions; much more than that is freed."""
         wanted = -(-longest // _STEP) * _STEP
         if wanted <= self.capacity <= wanted + 4 * _STEP:
             return
         for store in (self.keys, self.values):
             for layer, old in enumerate(store):
-                kept = min(self.capacity, wanted)
+                used = min(self.capacity, wanted)
                 slots, heads, _, size = old.shape
                 store[layer] = old.new_zeros(slots, heads, wanted, size)
-                store[layer][:, :, :kept] = old[:, :, :kept]
+                store[layer][:, :, :used] = old[:, :, :used]
         self.capacity = wanted
 
     def put(self, place: int, parts: Sequence[KeysAndValues]) -> None:
@@ -130,23 +135,23 @@ class _Active:
     """The active rows of one group of slots, in one step."""
 
     def __init__(
-        self, slots: _Slots, start: int, lengths: Sequence[int], like: torch.Tensor
+        self, slots: _Slots, start: int, lengths: Sequence[int], template: torch.Tensor
     ) -> None:
         self.slots, self.count = slots, len(lengths)
         self.rows = slice(start, start + len(lengths))
-        self.places = torch.arange(self.count, device=like.device)
-        self.ends = torch.tensor(lengths, device=like.device)
-        beyond = torch.arange(slots.capacity, device=like.device) > self.ends[:, None]
-        mask = torch.zeros(beyond.shape, dtype=like.dtype, device=like.device)
+        self.places = torch.arange(self.count, device=template.device)
+        self.ends = torch.tensor(lengths, device=template.device)
+        beyond = torch.arange(slots.capacity, device=template.device) > self.ends[:, None]
+        mask = torch.zeros(beyond.shape, dtype=template.dtype, device=template.device)
         self.mask = mask.masked_fill_(beyond, -torch.inf)[:, None, None]  # (count, 1, 1, S)
 
     def attend(
         self,
         layer: int,
-        query: torch.Tensor,  # (B G, R, D)
+        query: torch.Tensor,  # (B G, J, D)
         key: torch.Tensor,  # (B, G, D)
         value: torch.Tensor,  # (B, G, D)
-        output: torch.Tensor,  # (B G, R, D)
+        output: torch.Tensor,  # (B G, J, D)
     ) -> None:
         keys, values = self.slots.keys[layer], self.slots.values[layer]
         keys[self.places, :, self.ends] = key[self.rows]
@@ -163,5 +168,5 @@ def _head_norm(model: DenseModel, layer: DenseLayer) -> torch.Tensor | None:
     """The weights of all heads' norms, (Q + G, D) in fp32."""
     if layer.query_norm is None or layer.key_norm is None:
         return None
-    parts = [layer.query_norm.expand(model.heads, -1), layer.key_norm.expand(model.key_heads, -1)]
-    return torch.cat(parts).float()
+    norms = [layer.query_norm.expand(model.heads, -1), layer.key_norm.expand(model.key_heads, -1)]
+    return torch.cat(norms).float()

@@ -7,7 +7,7 @@ import torch
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import SampleRequest
 from tinkersmith.engine.model.kernels import BLOCK
-from tinkersmith.engine.sampling.drawing import choose_tokens
+from tinkersmith.engine.sampling.token_choice import choose_tokens
 
 VOCABULARY = 3 * BLOCK + 100  # the last block is not full
 

@@ -1,14 +1,15 @@
-"""Sampling by vLLM, where it is installed and a GPU is there; what it cannot do sampler.py does.
+"""Sampling by vLLM on a GPU; the engine samples itself what vLLM cannot do.
 
-Written for vLLM 0.33, and never run on a GPU. Hence what it gives is compared with sampler.py, once
-for the base model and once for every adapter; where it fails or disagrees, it is not used.
+Experimental: written for vLLM 0.33, and never run on a GPU. Its log-probabilities are compared with
+the engine's, once for the base model and once for each adapter. Where it fails or disagrees, a
+warning says so and the engine samples itself.
 """
 
 import gc
 import importlib.util
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,32 +17,35 @@ from typing import Any
 import numpy as np
 import torch
 
+from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.hardware.memory import free_memory, return_freed_memory
 from tinkersmith.engine.log import log
 from tinkersmith.engine.messages import SampledSequence, SampleRequest, SampleResult
-from tinkersmith.engine.model.adapters import write_adapter
+from tinkersmith.engine.model.adapters import save_adapter
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.sampling.sampler import asks_about_prompt, sample
 
 _SHARE = 0.5  # of the GPU's free memory; the rest is for training
-_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can be told to have room for
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values of max_lora_rank that vLLM allows
 _LEAST_RANK = 64  # so that another adapter seldom needs another vLLM
-_TOP = 20  # likeliest tokens a position that it gives at most, by default
+_TOP = 20  # most likely tokens of a position that it gives by default, at most
 _COLDEST = 0.01  # a lower temperature it would raise to this
 _CHECKED_TOKENS = 8
 _TOLERANCE = 0.1  # of a log-probability, on average: bfloat16 in two programs
 
 
-def usable(base: BaseModel) -> bool:
-    """Whether this model can be sampled from so at all: vLLM reads the weights from its folder."""
-    dense = base.dense
-    return (
-        base.device.type == "cuda"
-        and dense is not None
-        and dense.layers[0].qkv.scale is None  # not those in 8 bits, which only this engine has
-        and importlib.util.find_spec("vllm") is not None
-    )
+def check_installed() -> None:
+    """Check that vLLM can be imported.
+
+    Raises:
+        Refused: it is not installed.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise Refused(
+            "--sampler vllm needs vLLM, which is not installed. Install it (pip install vllm), or "
+            "leave --sampler out."
+        )
 
 
 @dataclass(slots=True)
@@ -50,13 +54,13 @@ class _Loaded:
 
     base_name: str
     llm: Any
-    rank: int  # for which it has room
+    rank: int  # the largest that it can have
     adapters: dict[str, Any] = field(default_factory=dict)  # by sampler: a LoRARequest or None
     disagreeing: set[str] = field(default_factory=set)  # samplers that it gets wrong
 
 
-class VllmSampling:
-    """Keeps vLLM loaded for one base model at a time, and the files of its adapters."""
+class VllmSampler:
+    """A `Sampler` that keeps vLLM loaded for one base model at a time, with files of adapters."""
 
     def __init__(self) -> None:
         self._loaded: _Loaded | None = None
@@ -70,12 +74,28 @@ class VllmSampling:
         sampler_id: str,
         adapter: Adapter | None,
         requests: Sequence[SampleRequest],
+        decode: Callable[[list[int]], str] | None,
+    ) -> list[SampleResult]:
+        """Answer all requests: by vLLM where it can, by the engine where it cannot."""
+        answers = self.answers(base, sampler_id, adapter, requests)
+        missing = [
+            request for request, answer in zip(requests, answers, strict=True) if answer is None
+        ]
+        sampled = iter(sample(base, adapter, missing, decode))
+        return [next(sampled) if answer is None else answer for answer in answers]
+
+    def answers(
+        self,
+        base: BaseModel,
+        sampler_id: str,
+        adapter: Adapter | None,
+        requests: Sequence[SampleRequest],
     ) -> list[SampleResult | None]:
-        """An answer to each request; None: sampler.py has to give it."""
+        """vLLM's answer to each request; None where it cannot give one."""
         answers: list[SampleResult | None] = [None] * len(requests)
         chosen = [i for i, request in enumerate(requests) if _takes(base, request)]
         rank = 0 if adapter is None else adapter.config.rank
-        if not chosen or rank > _RANKS[-1] or not usable(base):
+        if not chosen or rank > _RANKS[-1]:
             return answers
         if (loaded := self._vllm(base, rank)) is None:
             return answers
@@ -90,12 +110,12 @@ class VllmSampling:
             self._give_up(base, loaded.rank, error)
             return answers
         for i, result in zip(chosen, results, strict=True):
-            if _finite(result):  # else sampler.py says what is wrong
+            if _finite(result):  # else the engine's sampler says what is wrong
                 answers[i] = result
         return answers
 
     def forget(self, sampler_id: str) -> None:
-        """The sampler has ended: its adapter's files go."""
+        """Remove the adapter's files of a sampling client that has ended."""
         if self._loaded is not None:
             self._loaded.adapters.pop(sampler_id, None)
             self._loaded.disagreeing.discard(sampler_id)
@@ -106,16 +126,16 @@ class VllmSampling:
         loaded = self._loaded
         if loaded is not None and loaded.base_name == base.name and loaded.rank >= rank:
             return loaded
-        room = next(one for one in _RANKS if one >= max(rank, _LEAST_RANK))
-        if (base.name, room) in self._failed:
+        largest = next(allowed for allowed in _RANKS if allowed >= max(rank, _LEAST_RANK))
+        if (base.name, largest) in self._failed:
             return None
         self._unload()
         try:
-            llm = _load(base, room)
+            llm = _load(base, largest)
         except Exception as error:
-            self._give_up(base, room, error)
+            self._give_up(base, largest, error)
             return None
-        self._loaded = _Loaded(base.name, llm, room)
+        self._loaded = _Loaded(base.name, llm, largest)
         log.info("%s is sampled from by vLLM", base.name)
         return self._loaded
 
@@ -141,7 +161,7 @@ class VllmSampling:
 
             if sampler_id not in self._folders:
                 self._folders[sampler_id] = tempfile.TemporaryDirectory(prefix="tinkersmith-")
-                write_adapter(base, adapter, Path(self._folders[sampler_id].name))
+                save_adapter(base, adapter, Path(self._folders[sampler_id].name))
             self._made += 1  # vLLM knows adapters by their numbers
             request = LoRARequest(sampler_id, self._made, self._folders[sampler_id].name)
         loaded.adapters[sampler_id] = request
@@ -179,7 +199,7 @@ def _load(base: BaseModel, rank: int) -> Any:
 
 
 def gpu_share(device: torch.device) -> float:
-    """How much of the GPU's memory vLLM may take."""
+    """The share of the GPU's memory that vLLM may use."""
     total = torch.cuda.get_device_properties(device).total_memory
     return round(_SHARE * free_memory(device) / total, 3)
 
@@ -218,7 +238,7 @@ def _generate(
 def sampling_params(base: BaseModel, request: SampleRequest) -> dict[str, Any]:
     """A request as arguments of vLLM's SamplingParams."""
     stop = sorted(base.eos_ids) if request.stop is None else request.stop
-    texts = [one for one in stop if isinstance(one, str)]
+    texts = [text for text in stop if isinstance(text, str)]
     return {
         "n": request.num_samples,
         "temperature": request.temperature,
@@ -226,9 +246,9 @@ def sampling_params(base: BaseModel, request: SampleRequest) -> dict[str, Any]:
         "top_p": request.top_p,
         "seed": None if request.seed is None else request.seed % 2**63,
         "max_tokens": _limit(base, request),
-        "stop_token_ids": [one for one in stop if isinstance(one, int)],
+        "stop_token_ids": [token for token in stop if isinstance(token, int)],
         "stop": texts,
-        "ignore_eos": True,  # what ends an answer is said above
+        "ignore_eos": True,  # the stops above end an answer
         "detokenize": bool(texts),
         "skip_special_tokens": False,
         "logprobs": request.topk_sample_logprobs,  # 0: of the sampled token alone
@@ -237,23 +257,23 @@ def sampling_params(base: BaseModel, request: SampleRequest) -> dict[str, Any]:
 
 def _result(output: Any, request: SampleRequest) -> SampleResult:
     sequences = []
-    for one in sorted(output.outputs, key=lambda one: one.index):
-        tokens = [int(token) for token in one.token_ids]
-        if one.logprobs is None or len(one.logprobs) != len(tokens):
+    for answer in sorted(output.outputs, key=lambda answer: answer.index):
+        tokens = [int(token) for token in answer.token_ids]
+        if answer.logprobs is None or len(answer.logprobs) != len(tokens):
             raise ValueError("vLLM has not given a log-probability for each token.")
         logprobs = [
-            float(at[token].logprob) for token, at in zip(tokens, one.logprobs, strict=True)
+            float(at[token].logprob) for token, at in zip(tokens, answer.logprobs, strict=True)
         ]
         sequence = SampledSequence(
-            tokens, logprobs, "stop" if one.finish_reason == "stop" else "length"
+            tokens, logprobs, "stop" if answer.finish_reason == "stop" else "length"
         )
         if width := request.topk_sample_logprobs:
-            likeliest = [
-                sorted(at.items(), key=lambda item: item[1].rank)[:width] for at in one.logprobs
+            top = [
+                sorted(at.items(), key=lambda item: item[1].rank)[:width] for at in answer.logprobs
             ]
             sequence.topk = (
-                np.array([[token for token, _ in at] for at in likeliest], np.int32),
-                np.array([[entry.logprob for _, entry in at] for at in likeliest], np.float32),
+                np.array([[token for token, _ in at] for at in top], np.int32),
+                np.array([[entry.logprob for _, entry in at] for at in top], np.float32),
             )
         sequences.append(sequence)
     return SampleResult(sequences)
@@ -264,11 +284,12 @@ def _finite(result: SampleResult) -> bool:
 
 
 def _disagreement(base: BaseModel, adapter: Adapter | None, llm: Any, request: Any) -> float:
-    """How far the log-probabilities of vLLM's greedy answers are from ours, on average."""
+    """The average difference of log-probabilities, of vLLM's greedy answers, to the engine's."""
     generator = np.random.default_rng(0)
-    room = base.max_context - _CHECKED_TOKENS
+    longest = base.max_context - _CHECKED_TOKENS
     prompts = [
-        generator.integers(0, base.vocab_size, min(length, room)).tolist() for length in (3, 17, 64)
+        generator.integers(0, base.vocab_size, min(length, longest)).tolist()
+        for length in (3, 17, 64)
     ]
     asked = [
         SampleRequest(prompt, max_tokens=_CHECKED_TOKENS, temperature=0.0, stop=[])

@@ -3,11 +3,9 @@
 On a CPU, where torch has the same products; what is marked so runs on a GPU only, and never has.
 """
 
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,18 +27,29 @@ from tests.support.adapters import filled_adapter, gradients
 from tests.support.answers import assert_equal_answers
 from tests.support.batches import random_datums
 from tests.support.dense_models import FAMILIES, SHAPE, assert_equal_gradients, flat, save_uneven
+from tests.support.loading import load_with_torch
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.kernels.products import TorchProducts
+from tinkersmith.engine.gpu import float8
+from tinkersmith.engine.gpu.float8 import (
+    FLOAT8,
+    Float8Linear,
+    Float8Products,
+    check_device,
+    dequantise,
+    float8_products,
+    quantise,
+)
+from tinkersmith.engine.kernels.choose import Means, choose_kernels
+from tinkersmith.engine.kernels.elementwise import TORCH_ELEMENTWISE
 from tinkersmith.engine.messages import LoraConfig, SampleRequest
-from tinkersmith.engine.model import float8
 from tinkersmith.engine.model.adapters import snapshot
 from tinkersmith.engine.model.base_model import BaseModel, load_base_model, memory_of_weights
 from tinkersmith.engine.model.dense import dense_model
-from tinkersmith.engine.model.float8 import Float8Linear, check_device, dequantise, quantise
 from tinkersmith.engine.model.lora import Adapter, LoraLinear
 from tinkersmith.engine.model.projection import Projection, update_of
 from tinkersmith.engine.runtime.base_models import BaseModels
+from tinkersmith.engine.runtime.experimental import Experimental
 from tinkersmith.engine.sampling.sampler import sample
 from tinkersmith.engine.storage.catalogue import Catalogue
 from tinkersmith.engine.training.step import forward_backward
@@ -53,7 +62,7 @@ needs_gpu = pytest.mark.skipif(
 
 
 class Rounding(nn.Module):
-    """A layer with the weights of `layer`, widened, whose input is rounded; in plain autograd."""
+    """A layer with the weights of `layer` in float32, whose input is rounded; in plain autograd."""
 
     def __init__(self, layer: Float8Linear) -> None:
         super().__init__()
@@ -77,18 +86,26 @@ def projections(base: BaseModel) -> list[LoraLinear]:
 
 def in_full_precision(folder: Path) -> BaseModel:
     """Layers in 8 bits, and all else in fp32, so that nothing but the 8 bits rounds."""
-    base = load_base_model("narrow", folder)
+    base = load_with_torch("narrow", folder)
     float8.quantise_layers(projections(base), CPU)
     base.dense = dense_model(base.model)
-    return base
+    return with_float8_kernels(base)
+
+
+def with_float8_kernels(base: BaseModel) -> BaseModel:
+    return replace(base, kernels=choose_kernels(base, Means(products=float8_products(base))))
+
+
+def load_in_8_bits(name: str, folder: Path, device: str = "cpu") -> BaseModel:
+    return with_float8_kernels(load_base_model(name, folder, "bfloat16", device, FLOAT8))
 
 
 def twin(folder: Path) -> BaseModel:
     """The same function through the model's own layers and autograd."""
-    base = load_base_model("twin", folder)
+    base = load_with_torch("twin", folder)
     for layer in projections(base):
         layer.base = Rounding(Float8Linear(layer.base, CPU))  # type: ignore[assignment]
-    return replace(base, dense=None)
+    return replace(base, kernels=None)
 
 
 # ---- rounding
@@ -110,7 +127,7 @@ def test_rounding_keeps_four_digits_of_every_number_that_is_not_tiny_in_its_row(
     assert (largest <= 448 * scale.double()).all() and (largest > 223 * scale.double()).all()
 
 
-def test_widened_again_it_is_exact_in_bfloat16_too() -> None:
+def test_cast_back_it_is_exact_in_bfloat16_too() -> None:
     values, scale = quantise(torch.randn(40, 160) * torch.logspace(-3, 3, 40)[:, None])
     exact = values.double() * scale.double()
     assert torch.equal(dequantise(values, scale, torch.bfloat16).double(), exact)
@@ -142,24 +159,24 @@ def test_the_gpus_products_equal_plain_ones_of_the_rounded_numbers() -> None:
 
 
 @pytest.fixture
-def joined(folder: Path) -> Iterator[tuple[Projection, Adapter]]:
+def joined(folder: Path) -> tuple[BaseModel, Projection, Adapter]:
     base = in_full_precision(folder)
     assert base.dense is not None
-    yield base.dense.layers[1].qkv, filled_adapter(base, LoraConfig(4, 0))
+    return base, base.dense.layers[1].qkv, filled_adapter(base, LoraConfig(4, 0))
 
 
 def test_a_projection_and_its_gradient_equal_those_in_float64(
-    joined: tuple[Projection, Adapter],
+    joined: tuple[BaseModel, Projection, Adapter],
 ) -> None:
-    projection, adapter = joined
-    update = update_of(projection, adapter)
-    assert update is not None and projection.scale is not None
+    base, projection, adapter = joined
+    update, products = update_of(projection, adapter), float8_products(base)(TORCH_ELEMENTWISE)
+    assert update is not None and isinstance(products, Float8Products)
     x, grad = torch.randn(37, 48), torch.randn(37, sum(projection.sizes))
     output, low = torch.empty_like(grad), x.new_empty(37, len(update.a))
-    TorchProducts().project(x, projection, update, output, low)
-    grad_x, _ = TorchProducts().input_gradient(grad, projection, update)
+    products.project(x, projection, update, output, low)
+    grad_x, _ = products.input_gradient(grad, projection, update)
 
-    weight = dequantise(projection.weight, projection.scale, torch.float64)
+    weight = dequantise(projection.weight, products.scales[projection.paths], torch.float64)
     expected = dequantise(*quantise(x), torch.float64) @ weight.T
     if projection.bias is not None:
         expected += projection.bias.double()
@@ -183,34 +200,34 @@ def unrounded_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     With them, a number on a border between two of 8 bits changes what comes behind it.
     """
 
-    def product(
+    def exact_product(
         x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, output: torch.Tensor
     ) -> None:
         output.copy_(x @ dequantise(weight, scale, x.dtype).T)
 
-    monkeypatch.setattr(float8, "product", product)
+    monkeypatch.setattr(float8, "scaled_product", exact_product)
 
 
-def test_a_training_step_equals_that_of_a_model_with_the_widened_weights(
+def test_a_training_step_equals_that_of_a_model_with_the_rounded_weights(
     folder: Path, unrounded_inputs: None
 ) -> None:
     narrow = in_full_precision(folder)
     datums = random_datums(np.random.default_rng(), 12)
     ours, theirs = (filled_adapter(narrow, LoraConfig(4, 0)) for _ in range(2))
     found = forward_backward(narrow, ours, datums, "cross_entropy", {})
-    wide = replace(narrow, dense=None)
+    wide = replace(narrow, kernels=None)
     expected = forward_backward(wide, theirs, datums, "cross_entropy", {})
     assert found.metrics["loss:sum"] == pytest.approx(expected.metrics["loss:sum"], rel=1e-5)
     assert_equal_gradients(gradients(ours), gradients(theirs))
 
 
-def test_greedy_samples_equal_those_of_a_model_with_the_widened_weights(
+def test_greedy_samples_equal_those_of_a_model_with_the_rounded_weights(
     folder: Path, unrounded_inputs: None
 ) -> None:
     narrow = in_full_precision(folder)
     adapter = snapshot(filled_adapter(narrow, LoraConfig(4, 0)))
     found = sample(narrow, adapter, greedy_requests())
-    expected = sample(replace(narrow, dense=None), adapter, greedy_requests())
+    expected = sample(replace(narrow, kernels=None), adapter, greedy_requests())
     assert_equal_answers(found, expected)
 
 
@@ -249,7 +266,8 @@ def test_a_training_step_stays_near_that_in_bfloat16_and_full_precision(folder: 
     datums = random_datums(np.random.default_rng(), 12)
     losses, steps = {}, {}
     for dtype in ("float32", "bfloat16", "float8"):
-        base = load_base_model(dtype, folder, dtype)
+        load = load_in_8_bits if dtype == "float8" else partial(load_with_torch, dtype=dtype)
+        base = load(dtype, folder)
         adapter = filled_adapter(base, LoraConfig(4, 0))
         output = forward_backward(base, adapter, datums, "cross_entropy", {})
         losses[dtype], steps[dtype] = np.concatenate(output.logprobs), flat(adapter)
@@ -264,10 +282,10 @@ def test_a_training_step_stays_near_that_in_bfloat16_and_full_precision(folder: 
 
 def test_nothing_is_held_twice_and_the_accounting_knows(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path, hidden=256)
-    base = load_base_model("narrow", folder, "float8")
+    base = load_in_8_bits("narrow", folder)
     assert base.dense is not None and base.dtype == torch.bfloat16
     held = memory_held(base)
-    expected = memory_of_weights(folder, "float8", "cpu")
+    expected = memory_of_weights(folder, "bfloat16", "cpu", FLOAT8)
     assert expected <= held < 1.05 * expected  # scales besides
     in_projections = sum(layer.weight.numel() for layer in projections(base))
     assert memory_of_weights(folder, "bfloat16", "cpu") - expected == in_projections > 0
@@ -278,34 +296,16 @@ def test_nothing_is_held_twice_and_the_accounting_knows(tmp_path: Path) -> None:
 
 def memory_held(base: BaseModel) -> int:
     """Bytes of the model's tensors and those of its dense path, each storage counted once."""
-    assert base.dense is not None
-    parts = [
-        part
-        for layer in base.dense.layers
-        for one in (layer.qkv, layer.output, layer.gate_up, layer.down)
-        for part in (one.weight, one.scale)
-        if part is not None
-    ]
-    tensors = [*base.model.parameters(), *base.model.buffers(), *parts]
+    assert base.dense is not None and base.kernels is not None
+    assert isinstance(base.kernels.products, Float8Products)
+    weights = [projection.weight for layer in base.dense.layers for projection in layer.projections]
+    scales = base.kernels.products.scales.values()
+    tensors = [*base.model.parameters(), *base.model.buffers(), *weights, *scales]
     storages = {tensor.untyped_storage().data_ptr(): tensor for tensor in tensors}
     return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
 
 
 # ---- what is refused
-
-
-@pytest.mark.parametrize("device", ["cpu", "auto"])
-def test_the_engine_does_not_start_without_a_gpu(device: str) -> None:
-    process = subprocess.run(
-        [sys.executable, "-m", "tinkersmith.engine", "--dtype", "float8", "--device", device],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert process.returncode == 1
-    wanted = "Error: --dtype float8 needs a GPU; on a CPU use --dtype bfloat16."
-    assert process.stderr.strip() == wanted
 
 
 def test_a_gpu_without_such_products_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +343,8 @@ def test_models_without_the_dense_path_are_refused(
     tmp_path: Path, make: Callable[[], PreTrainedModel]
 ) -> None:
     make().save_pretrained(tmp_path)
-    models = BaseModels(Catalogue({"other": tmp_path}), "float8", "cpu", threads=1)
+    asked = Experimental(float8=True)
+    models = BaseModels(Catalogue({"other": tmp_path}), "bfloat16", "cpu", 1, asked)
     with pytest.raises(Refused, match=r"other .* cannot be loaded with --dtype float8"):
         models.get("other")
 
@@ -351,7 +352,7 @@ def test_models_without_the_dense_path_are_refused(
 def test_sizes_that_the_products_cannot_have_are_refused(tmp_path: Path) -> None:
     MistralForCausalLM(MistralConfig(**SHAPE, head_dim=12)).save_pretrained(tmp_path)
     with pytest.raises(Refused, match=r"has 48 inputs and 72 outputs; .* multiples of 16"):
-        load_base_model("odd", tmp_path, "float8")
+        load_in_8_bits("odd", tmp_path)
 
 
 # ---- on a GPU
@@ -362,7 +363,7 @@ def test_a_training_step_on_a_gpu_equals_that_on_a_cpu(folder: Path) -> None:
     datums = random_datums(np.random.default_rng(), 12)
     steps = []
     for device in ("cpu", "cuda"):
-        base = load_base_model(device, folder, "float8", device)
+        base = load_in_8_bits(device, folder, device)
         adapter = filled_adapter(base, LoraConfig(4, 0))
         forward_backward(base, adapter, datums, "cross_entropy", {})
         steps.append(flat(adapter).cpu())

@@ -1,0 +1,79 @@
+"""What jobs call on the engine thread: the torch half, as the server half sees it."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.messages import (
+    AdamParams,
+    BatchRequest,
+    LoraConfig,
+    LossOutput,
+    SampleRequest,
+    SampleResult,
+)
+from tinkersmith.engine.storage.store import TinkerPath
+
+
+class ModelOperations(Protocol):
+    """The models of all clients. runtime/clients.py implements it.
+
+    Every method may raise `Refused`, whose text the client sees.
+    """
+
+    # ---- training clients
+
+    def create(
+        self, model_id: str, base_name: str, config: LoraConfig, /, *, only_graded: bool
+    ) -> None: ...
+
+    def create_from(
+        self,
+        model_id: str,
+        base_name: str,
+        config: LoraConfig,
+        path: TinkerPath,
+        optimizer: bool,
+        /,
+        *,
+        only_graded: bool,
+    ) -> None: ...
+
+    def get(self, model_id: str, /) -> object: ...
+
+    def batch(self, request: BatchRequest, failure_reported: int, /) -> LossOutput: ...
+
+    def check_step(self, model_id: str, /) -> None: ...
+
+    def optim_step(self, model_id: str, params: AdamParams, /) -> dict[str, float]: ...
+
+    def free(self, model_id: str, /) -> None: ...
+
+    # ---- checkpoints
+
+    def save(
+        self,
+        model_id: str,
+        path: TinkerPath,
+        /,
+        *,
+        optimizer: bool,
+        overwrite: bool = ...,
+        ttl_seconds: int | None = ...,
+        user_metadata: dict[str, str] | None = ...,
+        recipients: list[str] | None = ...,
+    ) -> int: ...
+
+    def load(self, model_id: str, path: TinkerPath, optimizer: bool, /) -> None: ...
+
+    # ---- sampling clients
+
+    def add_sampler(self, sampler_id: str, base_name: str, path: TinkerPath | None, /) -> None: ...
+
+    def add_snapshot(self, sampler_id: str, model_id: str, /) -> None: ...
+
+    def sample(
+        self, sampler_id: str, requests: Sequence[SampleRequest], /
+    ) -> Sequence[SampleResult | Refused]: ...
+
+    def free_sampler(self, sampler_id: str, /) -> None: ...

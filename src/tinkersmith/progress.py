@@ -1,0 +1,158 @@
+"""Work that takes long -> lines that say it is under way, and a live line on a terminal.
+
+Nothing that takes more than two seconds is silent. This module knows no steps, answers or servers:
+the code that does the work says in words what it does.
+"""
+
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TextIO
+
+LOOK_EVERY = 0.2  # seconds
+_BAR_WIDTH = 24
+_ERASE = "\r\x1b[2K"
+
+Say = Callable[[str], None]
+Clock = Callable[[], float]  # seconds
+
+
+def allowed_silence(elapsed: float) -> float:
+    """How many seconds may pass without a line in work that began `elapsed` seconds ago.
+
+    It grows, so that a log of many hours stays short.
+    """
+    if elapsed <= 10:
+        return 2.0
+    return 10.0 if elapsed < 60 else 30.0
+
+
+@dataclass(eq=False)  # two tasks may say the same
+class Task:
+    """A piece of work that is under way."""
+
+    doing: str  # completes "Still ..."
+    begun: float
+    reported: float  # when `reached` last made a line
+    state: str = ""  # how far it is
+    share: float = 0.0  # of the whole
+
+
+class Progress:
+    """Tells the user what is under way. Tasks nest: the innermost one is what takes time now.
+
+    Any thread may call it.
+
+    Args:
+        say: prints a line.
+        clock: the seconds that have passed since any fixed moment.
+        terminal: where to draw the live line; None where the output is not a terminal.
+    """
+
+    def __init__(
+        self, say: Say, *, clock: Clock = time.monotonic, terminal: TextIO | None = None
+    ) -> None:
+        self._say, self._clock, self._terminal = say, clock, terminal
+        self._lock = threading.RLock()
+        self._tasks: list[Task] = []
+        self._last_line = 0.0
+        self._drawn = ""
+
+    def say(self, text: str = "") -> None:
+        """Print a line, above the live one if there is one."""
+        with self._lock:
+            self._draw("")
+            self._say(text)
+            self._last_line = self._clock()
+
+    @contextmanager
+    def doing(self, what: str) -> Generator[Task, None, None]:
+        """Within the block, `what` is under way: "reading the data", "training step 3"."""
+        now = self._clock()
+        task = Task(what, begun=now, reported=now)
+        with self._lock:
+            if not self._tasks:
+                self._last_line = now
+            self._tasks.append(task)
+        try:
+            yield task
+        finally:
+            with self._lock:
+                self._tasks.remove(task)
+                if not self._tasks:
+                    self._draw("")
+
+    def reached(self, task: Task, state: str, share: float) -> None:
+        """Note how far a task is; a line says so when the last such line is long ago."""
+        with self._lock:
+            task.state, task.share = state, share
+            now = self._clock()
+            due = now - task.reported >= allowed_silence(now - task.begun)
+            if due and self._terminal is None:
+                task.reported = now
+                self.say(f"  {state}")
+
+    def look(self) -> None:
+        """Say what is under way if nothing was said for too long."""
+        with self._lock:
+            if not self._tasks:
+                return
+            now, task = self._clock(), self._tasks[-1]
+            seconds = now - task.begun
+            if self._terminal is not None:
+                self._draw(self._live_line(now))
+                return
+            # Short pieces of a longer task, such as its steps, follow the pace of the whole.
+            pace = self._tasks[-2] if len(self._tasks) > 1 else task
+            silence = allowed_silence(now - pace.begun)
+            if min(seconds, now - self._last_line) >= silence:
+                self.say(f"  Still {task.doing} ({seconds:.0f} s)")
+
+    def _live_line(self, now: float) -> str:
+        task = self._tasks[-1]
+        known = next((outer for outer in reversed(self._tasks) if outer.state), None)
+        parts: list[str] = []
+        if known is not None:
+            filled = round(_BAR_WIDTH * min(max(known.share, 0.0), 1.0))
+            parts += ["━" * filled + "─" * (_BAR_WIDTH - filled), known.state]
+        if task is not known and now - task.begun >= allowed_silence(0):
+            parts.append(f"{task.doing} ({now - task.begun:.0f} s)")
+        return "  ".join(parts)
+
+    def _draw(self, line: str) -> None:
+        if self._terminal is None:
+            return
+        line = line[: shutil.get_terminal_size().columns - 1]
+        if line != self._drawn:
+            self._terminal.write(_ERASE + line)
+            self._terminal.flush()
+            self._drawn = line
+
+
+@contextmanager
+def watched(
+    say: Say, *, clock: Clock = time.monotonic, look_every: float = LOOK_EVERY
+) -> Generator[Progress, None, None]:
+    """A `Progress` that looks from a thread of its own until the block ends."""
+    terminal = sys.stdout if sys.stdout.isatty() else None
+    progress = Progress(say, clock=clock, terminal=terminal)
+    ended = threading.Event()
+
+    def keep_looking() -> None:
+        while not ended.wait(look_every):
+            try:
+                progress.look()
+            except (OSError, ValueError):  # nobody reads the output: the next `say` raises it
+                return
+
+    thread = threading.Thread(target=keep_looking, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield progress
+    finally:
+        ended.set()
+        thread.join()

@@ -1,0 +1,47 @@
+"""The lengths of the samples and what became of them, printed once, when all are tokenised."""
+
+from tinkersmith.data.lengths import format_length_statistics
+from tinkersmith.plurals import counted
+from tinkersmith.progress import Progress
+from tinkersmith.training.source import TokenizedData
+from tinkersmith.training.summary import DataSummary
+
+
+class LengthReport:
+    """Prints the report once. A stream may be tokenised only long after the first step."""
+
+    def __init__(self, data: TokenizedData, show_warnings: bool, progress: Progress) -> None:
+        self._data, self._show_warnings, self._progress = data, show_warnings, progress
+        self._summary: DataSummary | None = None
+
+    def print_if_complete(self) -> None:
+        """Print the report unless it was printed before, or something is not tokenised yet."""
+        if self._summary is None and self._data.is_complete():
+            self.summary()
+
+    def summary(self) -> DataSummary:
+        """Wait until everything is tokenised, and print the report unless it was printed before."""
+        if self._summary is None:
+            with self._progress.doing("tokenising the rest of the data"):
+                self._summary = self._data.summary()
+            self._print(self._summary)
+        return self._summary
+
+    def _print(self, summary: DataSummary) -> None:
+        say = self._progress.say
+        say("")
+        say(format_length_statistics(summary.lengths, "Lengths"))
+        if self._show_warnings:
+            for event in summary.first_events:
+                say(f"  {event}")
+            more = summary.too_long + summary.truncated - len(summary.first_events)
+            if more:
+                say(f"  ... and {more:,} more; all of them are in skipped.jsonl.")
+        validation = len(self._data.validation)
+        read = summary.training + validation + summary.too_long + summary.unusable
+        for_validation = f", {validation:,} for validation" if validation else ""
+        say(
+            f"  {counted(read, 'record')} = {summary.training:,} to train on{for_validation}, "
+            f"{summary.too_long:,} too long, {summary.unusable:,} unusable; "
+            f"{summary.truncated:,} of them are cut."
+        )

@@ -1,0 +1,89 @@
+"""What training data offers, whether it fits into memory or is read as a stream.
+
+`DataSource` is what the files hold, before a tokenizer is known; `TokenizedData` is what the loop
+trains on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from tinkersmith.data.samples import Sample
+from tinkersmith.progress import Progress
+from tinkersmith.runs.folder import RunFolder
+from tinkersmith.settings import Settings
+from tinkersmith.text.templates import PromptTemplate
+from tinkersmith.text.tokenize import TokenizedSample
+from tinkersmith.text.tokenizer import TextTokenizer
+from tinkersmith.training.summary import DataSummary
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How samples become tokens."""
+
+    settings: Settings
+    template: PromptTemplate
+    tokenizer: TextTokenizer
+    max_length: int  # tokens of a sample
+
+    @property
+    def truncate(self) -> bool:
+        return self.settings.truncate_long_sequences
+
+
+class DataSource(Protocol):
+    """Training and validation samples that were read and checked."""
+
+    @property
+    def first(self) -> Sample:
+        """The first sample to train on."""
+        ...
+
+    def report(self) -> list[str]:
+        """What was read, line by line, for the user."""
+        ...
+
+    def tokenized(self, encoding: Encoding, progress: Progress) -> "TokenizedData":
+        """The data as the loop needs it.
+
+        Raises:
+            UserError: no training sample fits.
+        """
+        ...
+
+
+class TokenizedData(Protocol):
+    """Batches of tokens, each a pure function of seed and step."""
+
+    @property
+    def count(self) -> int:
+        """How many samples an epoch has. A stream still counts those that are too long."""
+        ...
+
+    @property
+    def validation(self) -> Sequence[TokenizedSample]: ...
+
+    def digest(self) -> str:
+        """Changes when any token of the data may; a resumed run must find the same."""
+        ...
+
+    def start(self, run: RunFolder, first_step: int) -> None:
+        """Write down what became of the samples, and begin what runs in the background."""
+        ...
+
+    def stop(self) -> None:
+        """End what runs in the background."""
+        ...
+
+    def batch(self, step: int) -> list[TokenizedSample]:
+        """The samples of a step, counted from 0."""
+        ...
+
+    def is_complete(self) -> bool:
+        """Whether everything is tokenised, so that `summary` need not wait."""
+        ...
+
+    def summary(self) -> DataSummary:
+        """Lengths and counts, as soon as everything is tokenised."""
+        ...

@@ -1,0 +1,105 @@
+"""The loop of a run whose server answers late says what it waits for."""
+
+import concurrent.futures
+import dataclasses
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import tinker
+
+from tests.support.clocks import Lines, hurried_clock
+from tests.support.sample_files import records, write
+from tests.support.tiny_models import make_tiny_model
+from tinkersmith.progress import watched
+from tinkersmith.settings import settings_from
+from tinkersmith.training.finish import finish
+from tinkersmith.training.length_report import LengthReport
+from tinkersmith.training.loop import Curves, Loop
+from tinkersmith.training.plan import prepare
+
+
+@dataclasses.dataclass
+class Late:
+    """An SDK future whose result comes only after another line has said what is waited for."""
+
+    pending: Any
+    said: Lines
+
+    def future(self) -> "concurrent.futures.Future[Any]":
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        before = len(self.said.texts)
+
+        def answer() -> None:
+            self.said.wait_for("  Still ", after=before)
+            future.set_result(self.pending.result())
+
+        threading.Thread(target=answer, daemon=True).start()
+        return future
+
+
+@dataclasses.dataclass
+class LateClient:
+    client: Any
+    said: Lines
+
+    def __getattr__(self, name: str) -> Callable[..., Late]:
+        method = getattr(self.client, name)
+        return lambda *values, **named: Late(method(*values, **named), self.said)
+
+
+def test_steps_validation_and_checkpoints_are_said_to_be_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_CREDENTIAL_CMD"):
+        monkeypatch.delenv(name, raising=False)
+    settings = settings_from(
+        {
+            "DATA_FILES": [str(write(tmp_path / "data.json", records(6, seed=1)))],
+            "VALIDATION_FILES": [str(write(tmp_path / "validation.json", records(2, seed=2)))],
+            "BASE_MODEL": str(make_tiny_model(tmp_path / "model")),
+            "OUTPUT_DIR": str(tmp_path / "runs"),
+            "BATCH_SIZE": 3,
+            "NUM_EPOCHS": 1,
+            "LORA_RANK": 4,
+            "SAMPLING_MAX_TOKENS": 4,
+        }
+    )
+    said = Lines()
+    with (
+        watched(said.say, clock=hurried_clock(), look_every=0.01) as progress,
+        ExitStack() as guard,
+    ):
+        plan = prepare(settings, None, guard, progress)
+        plan.data.start(plan.run, plan.first_step)
+        late = cast("tinker.TrainingClient", LateClient(plan.client, said))
+        lengths = LengthReport(plan.data, True, progress)
+        curves = Loop(dataclasses.replace(plan, client=late), lengths, progress).run()
+        with finish(plan, curves, lengths, guard, progress) as trained:
+            assert trained.epoch_losses == curves.epochs
+    for doing in (
+        "training step 1 of 2",
+        "measuring the validation loss",
+        "saving the checkpoint of step 2",
+    ):
+        assert any(text.startswith(f"  Still {doing} (") for text in said.texts), doing
+    assert any("step 2/2  loss" in text for text in said.texts)
+    assert len(plan.run.checkpoints()) == 1
+
+
+def test_curves_read_from_metrics_go_on_as_if_they_had_never_stopped() -> None:
+    whole = Curves()
+    lines: list[dict[str, Any]] = []
+    for step, (loss, tokens) in enumerate([(0.1, 7), (0.7, 5), (0.3, 11), (0.9, 2)], start=1):
+        whole.add_step(loss, tokens)
+        epoch = (step + 1) // 2
+        lines.append({"step": step, "epoch": epoch, "loss": loss, "completion_tokens": tokens})
+        if step == 2:
+            lines.append({"step": step, "epoch_loss": whole.end_epoch()})
+            lines.append({"step": step, "validation_loss": 0.5})
+            whole.validation.append(0.5)
+    assert Curves.of(lines, epochs_done=1) == whole
+    assert whole.epochs == [(0.1 * 7 + 0.7 * 5) / 12]
