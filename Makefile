@@ -3,6 +3,7 @@
 # make test-quick   those that start no engine and take no long time: under a minute
 # make soak   the long trials: all tests beside a loaded machine, and runs that are killed again and again
 # make test-older-sdk   the engine with the oldest SDK that it is tested with
+# make wheel-journey   build the wheel, install it, and go from an empty folder to an export
 # make lint   format, lint, the directions of imports, and types
 # make bench  the quick benchmarks; their figures go to benchmarks/results
 PYTHON ?= python3
@@ -11,7 +12,7 @@ OLDER_SDK := 0.30.0
 INSTALLED := .venv/.installed
 COOKBOOK := .venv/.cookbook
 
-.PHONY: demo test test-quick test-older-sdk soak lint format bench clean
+.PHONY: demo test test-quick test-older-sdk soak wheel-journey lint format bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python split_dataset.py
@@ -41,6 +42,9 @@ test-older-sdk: $(INSTALLED)
 	PYTHONPATH=$(CURDIR)/.venv/tinker-$(OLDER_SDK) $(BIN)/python -m pytest -n 2 --dist loadfile \
 	  tests/engine/server/routes/test_training.py tests/engine/server/routes/test_sampling.py \
 	  tests/engine/server/routes/test_rest.py tests/engine/test_process.py
+
+wheel-journey: $(INSTALLED)
+	$(BIN)/python tools/wheel_journey.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -41,6 +41,7 @@ def main() -> None:
         model = make_tiny_model(Path(temporary) / "model", hidden=64, layers=2)
         bare, parameters = _bare_step(model, samples)
         engine = start_engine(Path(temporary), [str(model)])
+        engine.wait_until_ready()
         try:
             served = _served_step(engine.url, engine.key, str(model), samples)
             times = _times({"round trip": served, "computation": bare}, steps)

@@ -10,6 +10,7 @@ from benchmarks.gpu.runner import Block, Figures
 ENVIRONMENT, CORRECTNESS = "environment", "correctness"
 TRAINING, SAMPLING = "training", "sampling"
 NEEDS_GPU = "needs a GPU"
+_QUICK_LIMIT = 180  # seconds
 _LARGE, _EXPERTS, _SMALL = "Qwen3-8B", "Qwen3-30B-A3B", "Qwen3-0.6B"
 
 
@@ -43,7 +44,7 @@ class _Blocks:
             CORRECTNESS,
             work,
             {**arguments, "device": self.device},
-            limit,
+            self._limit(limit),
             side_by_side=True,
             why_not=self._why_not(needs, gpu),
         )
@@ -61,7 +62,7 @@ class _Blocks:
                 "lengths": [[10, 40]] * 4 if self.quick else [[1024, 3072]] * 4,
                 "device": self.device,
             },
-            limit,
+            self._limit(limit),
             why_not=self._why_not(needs, gpu),
         )
 
@@ -77,9 +78,13 @@ class _Blocks:
                 **dict(zip(("prompts", "prompt_tokens", "new_tokens"), sizes, strict=True)),
                 "device": self.device,
             },
-            limit,
+            self._limit(limit),
             why_not=self._why_not(needs, gpu=what == sampling.VLLM),
         )
+
+    def _limit(self, seconds: float) -> float:
+        """Tiny shapes may be tried on a slow and busy CPU."""
+        return _QUICK_LIMIT if self.quick else seconds
 
     def _shape(self, name: str) -> dict[str, Any]:
         if self.quick:

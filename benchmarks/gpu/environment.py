@@ -10,9 +10,9 @@ from importlib.util import find_spec
 
 import torch
 
+from benchmarks.gpu import paths
 from benchmarks.gpu.runner import Figures, reason_of
 from tinkersmith.engine.kernels.varlen_attention import works as varlen_attention_works
-from tinkersmith.engine.model.float8 import check_device
 
 PACKAGES = ("torch", "transformers", "peft", "numpy", "tokenizers", "safetensors", "triton")
 # Name of the import -> of the distribution.
@@ -38,7 +38,7 @@ def look() -> Iterator[Figures]:
     figures |= {
         "python": platform.python_version(),
         "processor cores": os.cpu_count(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
+        "versions": {name: number for name in PACKAGES if (number := _version(name))},
         "optional": {
             name: _version(distribution)
             for name, distribution in OPTIONAL.items()
@@ -56,7 +56,7 @@ def look() -> Iterator[Figures]:
     works = varlen_attention_works(32, 8, 128, torch.bfloat16, device)
     figures["variable-length FlashAttention"] = "works" if works else "not usable: see the log"
     try:
-        check_device(device)
+        paths.OPTIONS[paths.FLOAT8].check(device)
         figures["float8"] = "works"
     except Exception as error:  # a reason not to use it, not to stop
         figures["float8"] = reason_of(error)

@@ -20,7 +20,7 @@ from transformers import (
 from tinkersmith.engine.messages import LoraConfig
 from tinkersmith.engine.model.adapters import new_adapter
 from tinkersmith.engine.model.attention import NAME as OUR_ATTENTION
-from tinkersmith.engine.model.base_model import BaseModel, base_model_of
+from tinkersmith.engine.model.base_model import BaseModel, LinearStorage, base_model_of
 from tinkersmith.engine.model.lora import Adapter
 
 # ---- tiny models, whose answers on two devices are compared
@@ -70,17 +70,20 @@ def moved(model: PreTrainedModel, device: str, dtype: torch.dtype) -> PreTrained
     return copy.deepcopy(model).to(device, dtype)  # type: ignore[arg-type]
 
 
-def base_of(model: PreTrainedModel, *, narrow: bool = False) -> BaseModel:
-    """`model`, made with the engine's attention, as the engine sees it; `narrow`: in float8."""
+def base_of(model: PreTrainedModel, storage: LinearStorage | None = None) -> BaseModel:
+    """`model`, made with the engine's attention, as the engine loads it.
+
+    It goes through transformers' own layers and autograd, in packs, until a path gives it kernels.
+    """
     with tempfile.TemporaryDirectory() as folder:
         model.config.save_pretrained(folder)
-        return base_model_of("random", Path(folder), model, model.device, narrow=narrow)
+        return base_model_of("random", Path(folder), model, model.device, storage)
 
 
 def filled_adapter(base: BaseModel, rank: int = 16) -> Adapter:
     """An adapter on all parts that changes something: its B matrices are not zero."""
-    wanted = {f"train_{flag}": bool(base.parts[part]) for flag, part in _PARTS.items()}
-    adapter = new_adapter(base, LoraConfig(rank, 0, **wanted))
+    flags = {flag: bool(base.parts[layers]) for flag, layers in _FLAGS.items()}
+    adapter = new_adapter(base, LoraConfig(rank, 0, **flags))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, weight in adapter.weights.items():
@@ -89,7 +92,7 @@ def filled_adapter(base: BaseModel, rank: int = 16) -> Adapter:
     return adapter
 
 
-_PARTS = {"attn": "attention", "mlp": "mlp", "unembed": "unembed"}
+_FLAGS = {"train_attn": "attention", "train_mlp": "mlp", "train_unembed": "unembed"}
 
 # ---- real shapes, whose speed is measured
 

@@ -60,8 +60,8 @@ def comparisons(outcomes: Sequence[Outcome]) -> list[str]:
     for outcome in outcomes:
         if "tokens a second" in outcome.figures:
             what, shape = (outcome.block.arguments[name] for name in ("what", "shape"))
-            part = what.endswith(training.ATTENTION_ONLY)
-            fields.setdefault((outcome.block.kind, str(shape), part), []).append(outcome)
+            attention_only = what.endswith(training.ATTENTION_ONLY)
+            fields.setdefault((outcome.block.kind, str(shape), attention_only), []).append(outcome)
     ours = {training.OURS, training.OURS_ATTENTION, sampling.OURS}
     return [
         _comparison(first, peer)
@@ -97,8 +97,8 @@ def _environment(figures: Figures) -> str:
     for name in ("bf16 product, TFLOP/s", "copy, TB/s"):
         if name in figures:
             parts.append(f"{name} {figures[name]:,.1f}")
-    parts += [f"{name} {found}" for name, found in figures.get("versions", {}).items()]
-    parts += [f"{name} {found}" for name, found in figures.get("optional", {}).items()]
+    parts += [f"{name} {number}" for name, number in figures.get("versions", {}).items()]
+    parts += [f"{name} {number}" for name, number in figures.get("optional", {}).items()]
     for name in ("variable-length FlashAttention", "float8"):
         if name in figures:
             parts.append(f"{name}: {figures[name]}")
@@ -109,9 +109,11 @@ def _correctness(figures: Figures) -> str:
     return "; ".join(
         f"{name}: "
         + ", ".join(
-            f"{what} {_number(value)}" for what, value in found.items() if what != WORST_TENSOR
+            f"{what} {_number(value)}"
+            for what, value in differences.items()
+            if what != WORST_TENSOR
         )
-        for name, found in figures.items()
+        for name, differences in figures.items()
     )
 
 

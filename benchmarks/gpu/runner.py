@@ -108,8 +108,8 @@ def _is_time_for(block: Block, deadline: float) -> bool:
 def _may_begin(block: Block, running: Sequence["_Process"], at_once: int) -> bool:
     if not running:
         return True
-    all_of_a_sort = block.side_by_side and all(one.block.side_by_side for one in running)
-    return all_of_a_sort and len(running) < at_once
+    blocks = [block, *(process.block for process in running)]
+    return all(block.side_by_side for block in blocks) and len(running) < at_once
 
 
 class _Process:

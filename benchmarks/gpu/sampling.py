@@ -10,7 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from benchmarks.gpu import paths
-from benchmarks.gpu.models import base_of, filled_adapter, shaped_config, shaped_model
+from benchmarks.gpu.models import filled_adapter, shaped_config, shaped_model
 from benchmarks.gpu.runner import Figures
 from tinkersmith.engine.messages import SampleRequest
 from tinkersmith.engine.model.attention import NAME as OUR_ATTENTION
@@ -36,8 +36,8 @@ def speed(
     make = {GENERATE: _generate, VLLM: _vllm}.get(what, _ours)
     answers = make(what, shape, vocabulary, device, prompt_tokens + new_tokens)
     rng = np.random.default_rng(1)
-    asked = rng.integers(0, vocabulary, (prompts, prompt_tokens)).tolist()
-    answers(asked, _WARM_UP)
+    token_ids = rng.integers(0, vocabulary, (prompts, prompt_tokens)).tolist()
+    answers(token_ids, _WARM_UP)
     figures: Figures = {
         "prompts": prompts,
         "tokens a prompt": prompt_tokens,
@@ -49,7 +49,7 @@ def speed(
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    sampled = answers(asked, new_tokens)
+    sampled = answers(token_ids, new_tokens)
     seconds = time.perf_counter() - start  # the tokens are on the CPU, so the GPU has ended
     if sampled != prompts * new_tokens:
         raise ValueError(f"{sampled} tokens were sampled, not {prompts * new_tokens}")
@@ -64,7 +64,7 @@ def speed(
 
 
 def _ours(what: str, shape: dict[str, int], vocabulary: int, device: str, longest: int) -> Answers:
-    base = paths.default(base_of(shaped_model(shape, vocabulary, device, OUR_ATTENTION)))
+    base = paths.base_on(paths.DEFAULT, shaped_model(shape, vocabulary, device, OUR_ATTENTION))
     adapter = filled_adapter(base, shape["LoRA rank"]) if what == OURS_ADAPTED else None
 
     def answers(prompts: list[list[int]], new_tokens: int) -> int:
@@ -72,7 +72,7 @@ def _ours(what: str, shape: dict[str, int], vocabulary: int, device: str, longes
             SampleRequest(prompt, max_tokens=new_tokens, temperature=0, stop=[])
             for prompt in prompts
         ]
-        return sum(len(found.sequences[0].tokens) for found in sample(base, adapter, requests))
+        return sum(len(result.sequences[0].tokens) for result in sample(base, adapter, requests))
 
     return answers
 
@@ -121,8 +121,8 @@ def _vllm(what: str, shape: dict[str, int], vocabulary: int, device: str, longes
         settings = SamplingParams(
             temperature=0, max_tokens=new_tokens, ignore_eos=True, detokenize=False
         )
-        asked: Any = [{"prompt_token_ids": prompt} for prompt in prompts]
-        found = llm.generate(asked, settings, use_tqdm=False)
-        return sum(len(output.outputs[0].token_ids) for output in found)
+        inputs: Any = [{"prompt_token_ids": prompt} for prompt in prompts]
+        outputs = llm.generate(inputs, settings, use_tqdm=False)
+        return sum(len(output.outputs[0].token_ids) for output in outputs)
 
     return answers

@@ -19,15 +19,13 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.gpu import paths
-from benchmarks.gpu.models import base_of, shaped_model
+from benchmarks.gpu.models import shaped_model
 from benchmarks.gpu.runner import Figures
 from benchmarks.training_data import Lengths, Sample, random_samples, useful_flops
 from benchmarks.training_worker import LEARNING_RATE, graded, own_loss, plain_loss, step_on
 from tinkersmith.engine.messages import LoraConfig
 from tinkersmith.engine.model.adapters import new_adapter
 from tinkersmith.engine.model.attention import NAME as OUR_ATTENTION
-from tinkersmith.engine.model.base_model import BaseModel
-from tinkersmith.engine.model.float8 import check_device
 
 PEAK = 989e12  # bf16 operations a second of an H100 or H200, as its maker gives it
 STEPS = 3  # after the first
@@ -41,10 +39,8 @@ PLAIN, SPARING = "plain", "plain, checkpointing"
 SPARING_ATTENTION = SPARING + ATTENTION_ONLY
 LIGER, LIGER_SPARING = "plain, Liger kernels", "plain, Liger kernels, checkpointing"
 TRL = "TRL"
-_PATHS: dict[str, Callable[[BaseModel], BaseModel]] = {  # the others take the default one
-    GRAPHS: lambda base: paths.graphs(paths.compiled(base)),
-    UNCOMPILED: paths.varlen,
-}
+# The others take the default path.
+_PATHS = {FLOAT8: paths.FLOAT8, GRAPHS: paths.GRAPHS, UNCOMPILED: paths.VARLEN}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +136,8 @@ def _share(figures: Figures, lengths: Lengths, vocabulary: int, shape: dict[str,
 
 
 def _ours(what: str, shape: dict[str, int], vocabulary: int, device: str) -> Contestant:
-    if what == FLOAT8:
-        check_device(torch.device(device))
     model = shaped_model(shape, vocabulary, device, OUR_ATTENTION)
-    base = base_of(model, narrow=what == FLOAT8)
-    base = _PATHS.get(what, paths.default)(base)
+    base = paths.base_on(_PATHS.get(what, paths.DEFAULT), model)
     config = LoraConfig(
         shape["LoRA rank"], 0, train_mlp=what != OURS_ATTENTION, train_unembed=False
     )

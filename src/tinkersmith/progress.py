@@ -22,11 +22,11 @@ Clock = Callable[[], float]  # seconds
 
 
 def allowed_silence(elapsed: float) -> float:
-    """How many seconds may pass without a line in work that began `elapsed` seconds ago.
+    """How many seconds may pass after a line that came `elapsed` seconds after the work began.
 
-    It grows, so that a log of many hours stays short.
+    They grow, so that a log of many hours stays short.
     """
-    if elapsed <= 10:
+    if elapsed < 10:
         return 2.0
     return 10.0 if elapsed < 60 else 30.0
 
@@ -91,7 +91,7 @@ class Progress:
         with self._lock:
             task.state, task.share = state, share
             now = self._clock()
-            due = now - task.reported >= allowed_silence(now - task.begun)
+            due = now - task.reported >= allowed_silence(task.reported - task.begun)
             if due and self._terminal is None:
                 task.reported = now
                 self.say(f"  {state}")
@@ -108,7 +108,7 @@ class Progress:
                 return
             # Short pieces of a longer task, such as its steps, follow the pace of the whole.
             pace = self._tasks[-2] if len(self._tasks) > 1 else task
-            silence = allowed_silence(now - pace.begun)
+            silence = allowed_silence(self._last_line - pace.begun)
             if min(seconds, now - self._last_line) >= silence:
                 self.say(f"  Still {task.doing} ({seconds:.0f} s)")
 

@@ -6,7 +6,7 @@ The same records, ratio and seed give the same bytes, whatever the order of file
 import hashlib
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -96,27 +96,22 @@ def split_dataset(
         with progress.doing("splitting the data"):
             groups = _groups_in_order(records, samples, seed)
             train, test = _cut(groups, ratio)
+        with progress.doing("measuring the lengths"):
+            unit, (train_lengths, test_lengths) = _measure(samples, (train, test))
+        with progress.doing("writing the files"):
             contents = {
                 train_out: _as_json([records[index] for index in train]),
                 test_out: _as_json([records[index] for index in test]),
+                **({skipped_out: _as_lines(skipped)} if skipped else {}),
             }
-        if skipped:
-            contents[skipped_out] = _as_lines([record.to_json() for record in skipped])
-        with progress.doing("measuring the lengths"):
-            unit, (train_lengths, test_lengths) = _measure(
-                [[samples[index] for index in side] for side in (train, test)]
-            )
-        with progress.doing("writing the files"):
             _write_all_or_none(contents)
     if not skipped and _is_ours(skipped_out):
         skipped_out.unlink(missing_ok=True)
-    counts = {path.as_posix(): 0 for path in paths}
-    for sample in samples:
-        counts[sample.source.file] += 1
+    in_files = Counter(sample.source.file for sample in samples)
     return SplitResult(
         train_file=train_out,
         test_file=test_out,
-        counts=counts,
+        counts={path.as_posix(): in_files[path.as_posix()] for path in paths},
         missing_files=missing,
         train_count=len(train),
         test_count=len(test),
@@ -205,10 +200,13 @@ def _cut(groups: list[list[int]], ratio: float) -> tuple[list[int], list[int]]:
     return first, [index for group in groups[best:] for index in group]
 
 
-def _measure(sides: list[list[Sample]]) -> tuple[str, list[LengthStatistics]]:
+def _measure(
+    samples: Sequence[Sample], indices: Sequence[Sequence[int]]
+) -> tuple[str, list[LengthStatistics]]:
     """The unit and each side's lengths: tokens of the bundled model, or characters without it."""
     from tinkersmith.bundled import BUNDLED_MODELS
 
+    sides = [[samples[index] for index in side] for side in indices]
     name, folder = next(iter(BUNDLED_MODELS.items()))
     if not (folder / "tokenizer.json").is_file():
         lengths = [[characters(sample) for sample in side] for side in sides]
@@ -297,8 +295,8 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _as_lines(records: list[dict[str, Any]]) -> bytes:
-    return "".join(record_text(record) + "\n" for record in records).encode()
+def _as_lines(skipped: Sequence[Skipped]) -> bytes:
+    return "".join(record_text(record.to_json()) + "\n" for record in skipped).encode()
 
 
 def _as_json(records: list[Any]) -> bytes:

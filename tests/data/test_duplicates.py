@@ -33,11 +33,11 @@ def test_every_duplicate_is_found_with_the_first_sample_that_it_equals() -> None
     samples = random_samples(np.random.default_rng(), 3000)
     first: dict[tuple, Source] = {}
     expected = []
-    for one in samples:
-        texts = (one.instruction, one.input, one.output, one.system, one.history)
+    for sample in samples:
+        texts = (sample.instruction, sample.input, sample.output, sample.system, sample.history)
         if texts in first:
-            expected.append((one.source, first[texts]))
-        first.setdefault(texts, one.source)
+            expected.append((sample.source, first[texts]))
+        first.setdefault(texts, sample.source)
     duplicates = find_duplicates(samples)
     assert list(duplicates) == expected
     assert len(duplicates) == len(expected) > 100
@@ -45,7 +45,7 @@ def test_every_duplicate_is_found_with_the_first_sample_that_it_equals() -> None
 
 def test_texts_that_join_to_the_same_are_not_equal() -> None:
     source = Source("a.json", 1)
-    one = Sample("ab", "", "c", source, history=(("d", "e"),))
+    sample = Sample("ab", "", "c", source, history=(("d", "e"),))
     others = [
         Sample("a", "b", "c", source, history=(("d", "e"),)),
         Sample("ab", "", "c", source, history=(("de", ""),)),
@@ -53,13 +53,15 @@ def test_texts_that_join_to_the_same_are_not_equal() -> None:
         Sample("ab", "", "c", source, system="de"),
         Sample("ab", "c", "", source, history=(("d", "e"),)),
     ]
-    assert not find_duplicates([one, *others])
+    assert not find_duplicates([sample, *others])
 
 
 def test_white_space_and_what_is_not_trained_on_do_and_do_not_make_a_difference() -> None:
-    one = Sample("q", "", "a", Source("a.json", 1))
-    assert not find_duplicates([one, Sample("q ", "", "a", Source("a.json", 2))])
-    assert find_duplicates([one, Sample("q", "", "a", Source("a.json", 2), extra={"answer": "7"})])
+    sample = Sample("q", "", "a", Source("a.json", 1))
+    assert not find_duplicates([sample, Sample("q ", "", "a", Source("a.json", 2))])
+    assert find_duplicates(
+        [sample, Sample("q", "", "a", Source("a.json", 2), extra={"answer": "7"})]
+    )
 
 
 def test_no_samples_have_no_duplicates() -> None:

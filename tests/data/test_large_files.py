@@ -32,7 +32,7 @@ def records(count: int) -> list[dict[str, str]]:
 
 
 def lines(some: list[dict[str, str]], end: bytes = b"\n") -> bytes:
-    return end.join(json.dumps(one, ensure_ascii=False).encode() for one in some)
+    return end.join(json.dumps(record, ensure_ascii=False).encode() for record in some)
 
 
 def write(path: Path, data: bytes) -> Path:
@@ -75,7 +75,7 @@ def test_the_chunks_hold_what_loading_the_file_at_once_gives(tmp_path: Path, dat
     assert everything(files) == whole.samples == list(iterate_samples([str(file)]))
     assert files.counts == whole.counts
     assert files.first == whole.samples[0]
-    skipped = [one for chunk in files.chunks for one in read_chunk(chunk)[1]]
+    skipped = [record for chunk in files.chunks for record in read_chunk(chunk)[1]]
     assert skipped == files.first_skipped == whole.skipped
     assert files.skipped_count == len(skipped)
 
@@ -169,7 +169,9 @@ def test_the_part_for_validation_depends_on_the_seed_alone_and_is_not_trained_on
     places = [(chunk, place) for chunk in files.chunks for place in chunk.training_places()]
     trained = [read_chunk(chunk)[0][place] for chunk, place in places]
     assert len(trained) == 180
-    assert sorted(one.source.record for one in [*trained, *files.validation]) == [*range(1, 201)]
+    assert sorted(sample.source.record for sample in [*trained, *files.validation]) == [
+        *range(1, 201)
+    ]
     assert files.first == trained[0]
 
 

@@ -74,6 +74,25 @@ def test_it_is_ready_and_healthy_within_two_seconds_before_torch_is_there(
         assert time.perf_counter() - begin < 2.0
 
 
+@pytest.mark.parametrize(("option", "threads"), [("0", 3), ("2", 2)])
+def test_it_computes_with_the_requested_threads_which_sleep_while_they_wait(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, option: str, threads: int
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "true")  # OpenMP reports how it was set when it is loaded
+    log = tmp_path / "log"
+    with (
+        log.open("wb") as stderr,
+        running_engine(tmp_path, tiny_model, "--threads", option, stderr=stderr) as running,
+        running.client() as service,
+    ):
+        service.create_lora_training_client(base_model=MODEL, rank=2, seed=3).result()
+    text = log.read_text()
+    assert f"CPU threads: {threads}" in text
+    assert "OMP_WAIT_POLICY = 'PASSIVE'" in text
+
+
 @pytest.mark.parametrize("ending", ["stdin", signal.SIGTERM, signal.SIGINT])
 def test_it_ends_at_once_in_the_middle_of_a_computation(
     tmp_path: Path, tiny_model: Path, ending: str | signal.Signals
@@ -105,6 +124,7 @@ def test_it_will_not_listen_beyond_loopback_without_a_key(tmp_path: Path) -> Non
     [
         (["--base-model", "no/such/folder"], "no/such/folder is not a model folder"),
         (["--port", "99999"], "--port is 99999"),
+        (["--threads", "-2"], "--threads is -2"),
         (["--dir", "/dev/null/engine"], "cannot keep checkpoints in /dev/null/engine"),
     ],
 )

@@ -49,14 +49,14 @@ def test_every_sample_is_answered_once_with_the_prompt_of_training(small: SmallR
 
 def test_the_rates_follow_from_the_records(compared: Any):
     result, stored, _ = compared
-    for samples, part in (
+    for samples, rates in (
         (stored["samples"], stored["metrics"]),
         (stored["base_samples"], stored["base"]["metrics"]),
     ):
         assert len(samples) == 10
         for sample in samples:
             assert sample["scores"] == score(sample["expected"], sample["produced"])
-        for name, rate in part.items():
+        for name, rate in rates.items():
             assert rate["correct"] == sum(sample["scores"][name] for sample in samples)
             assert rate["n"] == 10 and rate["rate"] == rate["correct"] / 10
             low, high = rate["interval_95"]

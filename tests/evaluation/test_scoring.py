@@ -80,7 +80,7 @@ def test_the_final_answer_of_a_text(text: str, expected: str | None):
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [
         ("1,234", "1234"),
         ("1，234", "1234"),
@@ -142,13 +142,13 @@ def test_the_final_answer_of_a_text(text: str, expected: str | None):
         ("北京", " 北京"),
     ],
 )
-def test_the_same_answer_in_two_ways(one: str, other: str):
-    assert same_answer(one, other)
-    assert same_answer(other, one)
+def test_the_same_answer_in_two_ways(first: str, second: str):
+    assert same_answer(first, second)
+    assert same_answer(second, first)
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [
         ("12", "112"),
         ("3", "3.5"),
@@ -174,9 +174,9 @@ def test_the_same_answer_in_two_ways(one: str, other: str):
         ("", ""),
     ],
 )
-def test_different_answers(one: str, other: str):
-    assert not same_answer(one, other)
-    assert not same_answer(other, one)
+def test_different_answers(first: str, second: str):
+    assert not same_answer(first, second)
+    assert not same_answer(second, first)
 
 
 @pytest.mark.parametrize(
@@ -294,5 +294,5 @@ def test_a_model_in_a_loop_is_scored_in_no_time():
     ],
 )
 def test_the_wilson_interval(successes: int, n: int, low: float, high: float):
-    found = wilson_interval(successes, n)
-    assert found == pytest.approx((low, high), abs=1e-4)
+    interval = wilson_interval(successes, n)
+    assert interval == pytest.approx((low, high), abs=1e-4)

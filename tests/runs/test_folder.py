@@ -194,7 +194,7 @@ def test_no_run_at_all_says_how_to_make_one(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for folder in (tmp_path, tmp_path / "not-there"):
-        with pytest.raises(UserError, match="tinkersmith train$"):
+        with pytest.raises(UserError, match=r"tinkersmith train$"):
             newest_run(folder)
 
 

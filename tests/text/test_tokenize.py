@@ -208,7 +208,7 @@ def test_an_end_token_that_is_an_ordinary_entry_is_still_one_token(tmp_path: Pat
 
 
 def test_a_folder_without_a_sound_tokenizer_is_an_error_with_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no tokenizer.json"):
+    with pytest.raises(UserError, match=r"has no tokenizer\.json"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="is not a tokenizer"):
@@ -224,9 +224,9 @@ def test_a_sample_is_its_prompt_then_its_completion_and_the_loss_counts_the_comp
     tokenizer: TextTokenizer,
 ) -> None:
     template = choose_template("instruction", tokenizer, "some/model")
-    one = sample("the theme", "the end")
-    (tokenized,) = tokenize([one], template, tokenizer, 1000, True).samples
-    prompt, completion = template.render(one).prompt, template.render(one).completion
+    short = sample("the theme", "the end")
+    (tokenized,) = tokenize([short], template, tokenizer, 1000, True).samples
+    prompt, completion = template.render(short).prompt, template.render(short).completion
     assert tokenized.tokens.dtype == np.int32
     assert tokenized.tokens[: tokenized.prompt_length].tolist() == tokenizer.encode(prompt).tolist()
     assert tokenized.tokens[tokenized.prompt_length :].tolist() == (
@@ -237,15 +237,15 @@ def test_a_sample_is_its_prompt_then_its_completion_and_the_loss_counts_the_comp
     assert tokenized.weights.tolist() == (
         [0.0] * tokenized.prompt_length + [1.0] * tokenized.completion_length
     )
-    assert tokenized.source == one.source
+    assert tokenized.source == short.source
 
 
 def test_the_join_does_not_depend_on_how_the_answer_begins(tokenizer: TextTokenizer) -> None:
     template = choose_template("{instruction} the", tokenizer, "some/model")
     prompt = tokenizer.encode(template.render_prompt(sample("the", "x"))).tolist()
     for output in ("me", " end", "\n", "n", "中"):
-        one = sample("the", output)
-        (tokenized,) = tokenize([one], template, tokenizer, 1000, True).samples
+        short = sample("the", output)
+        (tokenized,) = tokenize([short], template, tokenizer, 1000, True).samples
         assert tokenized.tokens[: tokenized.prompt_length].tolist() == prompt
         assert tokenizer.decode(tokenized.tokens) == f"the the{output}"
 
@@ -272,7 +272,7 @@ def test_without_truncation_a_long_sample_is_skipped_and_named(tokenizer: TextTo
     template = choose_template("instruction", tokenizer, "some/model")
     samples = [sample("q", "x" * 9000, 18), sample("q", "x", 19)]
     data = tokenize(samples, template, tokenizer, 8192, False)
-    assert [kept.source.record for kept in data.samples] == [19]
+    assert [sample.source.record for sample in data.samples] == [19]
     assert str(data.skipped[0]) == (
         f"Skipped data/s1k.json, record 18: {data.lengths[0]:,} tokens are more than 8,192"
     )
@@ -287,7 +287,7 @@ def test_a_prompt_alone_too_long_is_always_skipped(
     samples = [sample("7" * length, "8", record=length) for length in (30, 31, 32, 33)]
     data = tokenize(samples, template, tokenizer, 32, truncate)
     # 30 + "8" + end = 32 fits; 31 + "8" is cut; from 32 on there is no room for an answer
-    assert [len(kept.tokens) for kept in data.samples] == ([32, 32] if truncate else [32])
+    assert [len(sample.tokens) for sample in data.samples] == ([32, 32] if truncate else [32])
     assert str(data.skipped[-1]) == (
         "Skipped data/s1k.json, record 33: its prompt alone has 33 tokens, and 32 is the most"
     )
@@ -311,22 +311,27 @@ def test_every_random_sample_is_kept_cut_or_skipped_and_never_over_the_limit(
     for setting in ("instruction", "{instruction}"):
         template = choose_template(setting, tokenizer, "some/model")
         whole = tokenize(samples, template, tokenizer, 10**6, True)
-        by_record = {one.source.record: one for one in whole.samples}
+        by_record = {tokenized.source.record: tokenized for tokenized in whole.samples}
         for truncate in (True, False):
             limit = int(rng.integers(16, 100))
             data = tokenize(samples, template, tokenizer, limit, truncate)
-            kept = {one.source.record for one in data.samples}
+            left = {tokenized.source.record for tokenized in data.samples}
             skipped = {event.source.record for event in data.skipped}
             cut = {event.source.record for event in data.truncated}
-            assert kept | skipped == set(by_record) and not kept & skipped
-            assert cut <= kept and (truncate or not cut)
+            assert left | skipped == set(by_record) and not left & skipped
+            assert cut <= left and (truncate or not cut)
             assert data.lengths == whole.lengths
-            for one in data.samples:
-                full = by_record[one.source.record]
-                assert len(one.tokens) == min(limit, len(full.tokens))
-                assert one.tokens.tolist() == full.tokens[: len(one.tokens)].tolist()
-                assert one.completion_length > 0 and one.prompt_length == full.prompt_length
-                assert (one.tokens[-1] == tokenizer.eos_id) == (one.source.record not in cut)
+            for tokenized in data.samples:
+                full = by_record[tokenized.source.record]
+                assert len(tokenized.tokens) == min(limit, len(full.tokens))
+                assert tokenized.tokens.tolist() == full.tokens[: len(tokenized.tokens)].tolist()
+                assert (
+                    tokenized.completion_length > 0
+                    and tokenized.prompt_length == full.prompt_length
+                )
+                assert (tokenized.tokens[-1] == tokenizer.eos_id) == (
+                    tokenized.source.record not in cut
+                )
 
 
 def test_a_datum_predicts_each_next_token_and_weighs_the_completion_only() -> None:
@@ -371,5 +376,5 @@ def test_a_real_data_set_comes_back_from_its_tokens_letter_by_letter(
     data = tokenize(samples, template, tokenizer, 4096, True)
     assert len(data.samples) + len(data.skipped) == len(samples) == 1000
     whole = tokenize(samples, template, replace(tokenizer), 10**6, True)
-    for one, tokenized in zip(samples, whole.samples, strict=True):
-        assert tokenizer.decode(tokenized.tokens[tokenized.prompt_length :]) == one.output
+    for original, tokenized in zip(samples, whole.samples, strict=True):
+        assert tokenizer.decode(tokenized.tokens[tokenized.prompt_length :]) == original.output

@@ -56,7 +56,7 @@ def test_a_run_leaves_everything_it_promises(data: Path, capsys: pytest.CaptureF
     kinds = [line["kind"] for line in run.lines("skipped.jsonl")]
     assert kinds.count("bad record") == 2 and "truncated" in kinds
     assert "42 records = 36 to train on, 4 for validation, 0 too long, 2 unusable" in shown
-    assert [one.step for one in run.checkpoints()] == [5, 10]
+    assert [checkpoint.step for checkpoint in run.checkpoints()] == [5, 10]
     assert json.loads(run.file("samples.json").read_text(encoding="utf-8"))[0]["answers"]
     assert json.loads(run.file("lengths.json").read_text())["count"] == 36
     assert run.settings().num_epochs == 2 and run.base_model() == "tinkersmith/tiny-math"

@@ -173,10 +173,15 @@ def test_training_lowers_the_loss(finished: Finished) -> None:
 
 def test_checkpoints_stand_at_every_save_and_at_each_epochs_end(finished: Finished) -> None:
     saved = finished.run.checkpoints()
-    assert [(one.step, one.epoch) for one in saved] == [(3, 0), (4, 1), (6, 1), (8, 2)]
-    for one in saved:
-        assert one.state_path.endswith(f"/weights/{one.name}")
-        assert one.sampler_path.endswith(f"/sampler_weights/{one.name}")
+    assert [(checkpoint.step, checkpoint.epoch) for checkpoint in saved] == [
+        (3, 0),
+        (4, 1),
+        (6, 1),
+        (8, 2),
+    ]
+    for checkpoint in saved:
+        assert checkpoint.state_path.endswith(f"/weights/{checkpoint.name}")
+        assert checkpoint.sampler_path.endswith(f"/sampler_weights/{checkpoint.name}")
     assert finished.trained.sampler_path == saved[-1].sampler_path
     assert finished.trained.state_path == saved[-1].state_path
     assert newest_run(finished.settings.output_dir).path == finished.run.path

@@ -44,7 +44,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Every tenth answer is long; 18 and 200 are no samples; 77 and 250 are copies of 31."""
+    """Every tenth answer is long; 18 and 200 are no samples; 77 and 250 are duplicates of 31."""
     records: list[Any] = [
         {"instruction": "Add.", "input": f"{n}", "output": f"中{n}" + "x" * (n % 10 == 0) * n}
         for n in range(COUNT)
@@ -100,12 +100,14 @@ def newest(settings: Settings) -> RunFolder:
 
 
 def as_values(samples: list[TokenizedSample]) -> list[tuple[Any, ...]]:
-    return [(one.tokens.tolist(), one.prompt_length, one.source) for one in samples]
+    return [(sample.tokens.tolist(), sample.prompt_length, sample.source) for sample in samples]
 
 
 def epoch_of(data: TokenStream, settings: Settings, epoch: int) -> list[TokenizedSample]:
     steps = steps_per_epoch(data.count, settings.batch_size)
-    return [one for step in range(epoch * steps, (epoch + 1) * steps) for one in data.batch(step)]
+    return [
+        sample for step in range(epoch * steps, (epoch + 1) * steps) for sample in data.batch(step)
+    ]
 
 
 def cache_files(settings: Settings) -> dict[str, int]:
@@ -140,11 +142,11 @@ def test_the_summary_and_the_files_say_what_they_say_of_data_in_memory(
         summary, expected = data.summary(), whole.summary()
         run = newest(settings)
         lines = sorted(run.lines("skipped.jsonl"), key=str)
-        copies = run.lines("duplicates.jsonl")
+        duplicates = run.lines("duplicates.jsonl")
         whole.start(run, 0)
         assert lines == sorted(run.lines("skipped.jsonl"), key=str)
-        assert copies == run.lines("duplicates.jsonl")
-        assert [(one["record"], one["copy_of"]["record"]) for one in copies] == [
+        assert duplicates == run.lines("duplicates.jsonl")
+        assert [(line["record"], line["copy_of"]["record"]) for line in duplicates] == [
             (77, 31),
             (250, 31),
         ]
@@ -209,7 +211,7 @@ def test_tokens_are_made_once_for_the_same_bytes_tokenizer_and_template(
     assert data.count == COUNT - 1
     data.summary()
     assert len(cache_files(settings)) == 2 * len(made) + 1
-    sources = {one.source.file for one in epoch_of(data, settings, 0)}
+    sources = {sample.source.file for sample in epoch_of(data, settings, 0)}
     assert sources == {moved.as_posix()}
 
 

@@ -35,10 +35,10 @@ def skipped_lines(skipped: Sequence[Skipped], total: int, listed_in: str = "") -
     return lines
 
 
-def duplicate_lines(found: Iterable[Duplicates], *, listed: bool) -> list[str]:
+def duplicate_lines(per_set: Iterable[Duplicates], *, listed: bool) -> list[str]:
     """How many duplicates there are, with the first pair; `listed` if the run lists them all."""
     lines: list[str] = []
-    for duplicates in found:
+    for duplicates in per_set:
         for duplicate, first in duplicates:
             where = f", listed in {DUPLICATES_FILE}" if listed else ""
             lines.append(

@@ -17,6 +17,7 @@ from typing import Any
 
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.hardware.memory import keep_freed_memory
+from tinkersmith.engine.hardware.threads import wait_passively
 from tinkersmith.engine.log import log
 
 KEY_VARIABLE = "TINKERSMITH_ENGINE_KEY"
@@ -38,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         if not 0 <= options.port <= 65535:
             raise Refused(f"--port is {options.port}; it must be from 0 (any free) to 65535.")
+        if options.threads < 0:
+            raise Refused(f"--threads is {options.threads}; it must be 0 (chosen) or more.")
+        wait_passively(os.environ)  # before torch is imported
         return _serve(options, key)
     except (Refused, OSError, sqlite3.Error) as error:
         print(f"Error: {error}", file=sys.stderr)
@@ -72,7 +76,12 @@ def _parser() -> argparse.ArgumentParser:
         "layers in 8 bits, half the memory of bfloat16, on a GPU with 8-bit products",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: by the model")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        help="CPU threads; 0: OMP_NUM_THREADS, or else by the model and the machine's load",
+    )
     parser.add_argument(
         "--gpu-graphs",
         action="store_true",
@@ -116,7 +125,7 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
         _check_experimental(options)
     listener = _listen(options.host, options.port)
     if options.device != "cuda":
-        start_building(cache_folder())
+        start_building(cache_folder(), products=False)
     port = listener.getsockname()[1]
 
     def prepare() -> ModelOperations:

@@ -75,7 +75,10 @@ def evaluate(
             with progress.doing("loading the tokenizer"):
                 tokenizer = service.tokenizer()
             template = model.template(tokenizer)
-            asked, too_long = _fitting_prompts(samples, template, tokenizer, service.max_context)
+            with progress.doing(f"tokenising {counted(len(samples), 'prompt')}"):
+                asked, too_long = _fitting_prompts(
+                    samples, template, tokenizer, service.max_context
+                )
             if too_long:
                 progress.say(_report_too_long(too_long, service.max_context))
             if not asked:

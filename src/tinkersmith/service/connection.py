@@ -179,24 +179,25 @@ def _opened(settings: Settings, base_model: str | None, progress: Progress) -> I
     folder = local_model_folder(name)
     if folder is not None and name not in BUNDLED_MODELS:
         name = str(folder)
-    # The SDK takes seconds to import; a server takes seconds to start: both at once.
-    importing = threading.Thread(target=_import_sdk, daemon=True)
-    importing.start()
     kind, url, key = _where(settings)
     engine = None
+    if kind == "embedded":
+        base_models = [] if name in BUNDLED_MODELS or not folder else [name]
+        engine = start_engine(Path(settings.output_dir), base_models)
     try:
-        if kind == "embedded":
+        # Both processes import for seconds, side by side; the engine has more to import.
+        importing = threading.Thread(target=_import_sdk, daemon=True)
+        importing.start()
+        if engine is not None:
             with progress.doing("starting the engine"):
-                engine = start_engine(
-                    Path(settings.output_dir),
-                    [] if name in BUNDLED_MODELS or not folder else [name],
-                )
+                engine.wait_until_ready()
             url, key = engine.url, engine.key
         _take_loopback_out_of_proxies()
         probe = _Probe(url, engine)
         with progress.doing("loading the tinker SDK"):
             importing.join()
-        service = _connect(kind, url, key, name, probe, progress)
+        with progress.doing("connecting to the server"):
+            service = _connect(kind, url, key, name, probe, progress)
         finished = "errored"
         try:
             yield service

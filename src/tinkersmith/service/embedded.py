@@ -1,6 +1,7 @@
 """The embedded engine as the recipe side sees it: a child process with a port and a key.
 
-It ends with us, whatever happens: it reads a pipe that we hold open, and goes when the pipe closes.
+It ends when this process ends, whatever happens: it reads a pipe that we hold open, and ends when
+the pipe closes.
 """
 
 import json
@@ -23,13 +24,34 @@ START_PATIENCE = 120.0  # seconds for the engine's ready line
 
 @dataclass
 class Engine:
-    process: subprocess.Popen
-    url: str
+    """The engine's process. It serves at `url` once `wait_until_ready` has returned."""
+
+    process: subprocess.Popen[bytes]
     key: str
     log: Path
+    url: str = ""
+
+    def wait_until_ready(self) -> None:
+        """Wait for the line in which the engine names its port; without one, end the engine.
+
+        Raises:
+            UserError: the engine did not start; the sentence quotes its log.
+        """
+        try:
+            self.url = f"http://127.0.0.1:{_ready_port(self.process)}"
+        except BaseException as error:
+            self.stop()
+            if not isinstance(error, ValueError):
+                raise
+            text = self.log.read_text(errors="replace") if self.log.exists() else ""
+            lines = [line for line in text.splitlines() if line.strip()]
+            reason = lines[-1].removeprefix("Error: ") if lines else "it said nothing"
+            raise UserError(
+                f"The engine did not start: {reason} (its log is {self.log})."
+            ) from None
 
     def death(self) -> str | None:
-        """The sentence that says it is dead; None while it lives."""
+        """A sentence that says how the engine ended; None while it runs."""
         code = self.process.poll()
         if code is None:
             return None
@@ -37,7 +59,7 @@ class Engine:
         return f"The engine has ended ({how}); its log is {self.log}."
 
     def stop(self) -> None:
-        """Ask it to end; insist after two seconds."""
+        """Ask the engine to end; insist after two seconds."""
         if self.process.stdin is not None:
             with suppress(OSError):
                 self.process.stdin.close()
@@ -55,10 +77,10 @@ class Engine:
 
 
 def start_engine(output_dir: Path, base_models: Sequence[str]) -> Engine:
-    """Start `python -m tinkersmith.engine` on a free port and wait until it serves.
+    """Start `python -m tinkersmith.engine` on a free port; `Engine.wait_until_ready` comes next.
 
     Raises:
-        UserError: it did not start; the sentence quotes its log.
+        UserError: OUTPUT_DIR cannot be written to.
     """
     folder = output_dir / ".engine"
     log = folder / f"engine-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
@@ -83,32 +105,27 @@ def start_engine(output_dir: Path, base_models: Sequence[str]) -> Engine:
             f"OUTPUT_DIR {output_dir} cannot be written to: {error.strerror}. Choose another "
             "folder, or make room."
         ) from None
-    engine = Engine(process, "", key, log)
-    try:
-        engine.url = f"http://127.0.0.1:{_ready_port(process)}"
-    except BaseException as error:
-        engine.stop()
-        if not isinstance(error, ValueError):
-            raise
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        reason = lines[-1].removeprefix("Error: ") if lines else "it said nothing"
-        raise UserError(f"The engine did not start: {reason} (its log is {log}).") from None
-    return engine
+    return Engine(process, key, log)
 
 
 def _without_credentials(environment: Mapping[str, str]) -> dict[str, str]:
-    """The user's key is for the cloud; our own engine has no use for it."""
+    """The environment without the user's key, which is for the cloud and not for our engine."""
     secret = ("TINKER_API_KEY", "TINKER_CREDENTIAL_CMD")
     return {name: value for name, value in environment.items() if name not in secret}
 
 
-def _ready_port(process: subprocess.Popen) -> int:
-    """Raises: ValueError: the process ended, or said something else, or nothing for too long."""
-    assert process.stdout is not None
-    line: list[bytes] = []
-    reader = threading.Thread(target=lambda: line.append(process.stdout.readline()), daemon=True)  # type: ignore[union-attr]
+def _ready_port(process: subprocess.Popen[bytes]) -> int:
+    """The port that the engine names in its first line.
+
+    Raises:
+        ValueError: the process ended, printed something else, or nothing for too long.
+    """
+    output = process.stdout
+    assert output is not None
+    lines: list[bytes] = []
+    reader = threading.Thread(target=lambda: lines.append(output.readline()), daemon=True)
     reader.start()
     reader.join(START_PATIENCE)
-    if not line or not line[0]:
+    if not lines or not lines[0]:
         raise ValueError("no ready line")
-    return int(json.loads(line[0])["port"])
+    return int(json.loads(lines[0])["port"])

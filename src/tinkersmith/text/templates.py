@@ -380,10 +380,10 @@ def _compiled(source: str, date: str) -> Any:
     ) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **rest)
 
-    environment = ImmutableSandboxedEnvironment(
+    sandbox = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
     )
+    environment = cast("Any", sandbox)  # its filters and globals have no usable types
     environment.filters["tojson"] = tojson
-    functions: dict[str, Any] = {"raise_exception": raise_exception, "strftime_now": strftime_now}
-    cast("dict[str, Any]", environment.globals).update(functions)
+    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
     return environment.from_string(source)

@@ -266,9 +266,10 @@ def _stored_chat_template(folder: Path, config: dict[str, Any]) -> str | None:
 
 def _eos_from_model_config(folder: Path, backend: "Tokenizer") -> str:
     for name in ("generation_config.json", "config.json"):
-        eos: Any = _read_json(folder / name).get("eos_token_id")
-        eos = cast("list[Any]", eos)[0] if isinstance(eos, list) and eos else eos
-        if isinstance(eos, int) and (text := backend.id_to_token(eos)):
+        stored: Any = _read_json(folder / name).get("eos_token_id")
+        ids = cast("list[Any]", stored) if isinstance(stored, list) else [stored]
+        first = ids[0] if ids else None
+        if isinstance(first, int) and (text := backend.id_to_token(first)):
             return text
     raise UserError(
         f"The tokenizer in {folder} names no end token. Add eos_token to tokenizer_config.json."

@@ -60,7 +60,9 @@ def prepare(
     settings = _show_settings(settings, progress.say)
     progress.say("Data")
     source = read_data(settings, progress)
-    for line in source.report():
+    with progress.doing("comparing the samples"):
+        lines = source.report()
+    for line in lines:
         progress.say(f"  {line}")
     service = guard.enter_context(open_service(settings, progress=progress))
     checkpoint = _last_checkpoint(run) if run else None
@@ -180,10 +182,8 @@ def _last_checkpoint(run: RunFolder) -> Checkpoint | None:
     saved = run.checkpoints()
     complete = run.file("samples.json").is_file()  # the last file that a run writes
     if complete and saved and saved[-1].step >= run.facts()["total_steps"]:
-        evaluate = command_line(
-            *("evaluate", "--model-path", saved[-1].sampler_path),
-            *("--set", f"OUTPUT_DIR={run.path.parent}"),
-        )
+        path, folder = saved[-1].sampler_path, run.path.parent
+        evaluate = command_line("evaluate", "--model-path", path, "--set", f"OUTPUT_DIR={folder}")
         raise UserError(
             f"{run.name} is finished; nothing is left to train. Evaluate it with: {evaluate}"
         )

@@ -38,9 +38,9 @@ def event_lines(
     ]
 
 
-def write_duplicates(run: RunFolder, found: Iterable[Duplicates]) -> None:
+def write_duplicates(run: RunFolder, per_set: Iterable[Duplicates]) -> None:
     """List every duplicate in a file of the run, if there are any."""
-    lines = chain.from_iterable(duplicates.lines() for duplicates in found)
+    lines = chain.from_iterable(duplicates.lines() for duplicates in per_set)
     write = run.rewrite
     while some := list(islice(lines, 10_000)):  # the file may be as large as the data
         write(DUPLICATES_FILE, some)

@@ -35,7 +35,15 @@ from tinkersmith.engine.kernels.tile_attention import TileAttention
 from tinkersmith.engine.messages import Datum, LoraConfig, SampleRequest
 from tinkersmith.engine.model import dtype_cast
 from tinkersmith.engine.model.base_model import BaseModel
-from tinkersmith.engine.model.kernels import BLOCK, Elementwise, HeadWeights
+from tinkersmith.engine.model.kernels import (
+    BLOCK,
+    Elementwise,
+    Head,
+    HeadTransform,
+    HeadWeights,
+    PackedAttention,
+    Products,
+)
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.model.projection import Projection, update_of
 from tinkersmith.engine.runtime.fast_code import with_native_code
@@ -93,7 +101,7 @@ def elementwise_calls(dtype: torch.dtype) -> dict[str, tuple[list, list[int]]]:
     turn = torch.randn(n, 1, size)  # more than is taken: rows are not end to end
     cosine, sine = turn[:, :, : size // 2], turn[:, :, size // 2 :]
     qkv = random(n, groups * (share + 2) * size)
-    norms = random(size), random(size)
+    transform = HeadTransform(random(size), random(size), 1e-6, cosine, sine, 0.3)
     heads = random(groups, n, share, size), torch.randn(groups, n, size)
     into = random(groups, n, share, size), random(groups, n, size), random(groups, n, size)
     before = random(n, width)
@@ -108,10 +116,10 @@ def elementwise_calls(dtype: torch.dtype) -> dict[str, tuple[list, list[int]]]:
             [random(n, width), random(n, 2 * width), random(n, width), random(n, 2 * width)],
             [2, 3],
         ),
-        "split_heads": ([qkv, *norms, 1e-6, cosine, sine, 0.3, *into], [7, 8, 9]),
+        "split_heads": ([qkv, transform, *into], [2, 3, 4]),
         "split_heads_backward": (
-            [qkv, *norms, 1e-6, cosine, sine, 0.3, *heads, heads[1] + 1, random(*qkv.shape)],
-            [10],
+            [qkv, transform, *heads, heads[1] + 1, random(*qkv.shape)],
+            [5],
         ),
         "exponentials": (
             [random(n, width), torch.randn(n, 1), room(n), room(n, width, dtype=dtype)],
@@ -139,7 +147,8 @@ def test_heads_without_a_norm_are_only_turned(library: Library, norms: bool) -> 
     arguments, _ = elementwise_calls(torch.float32)["split_heads"]
     back, _ = elementwise_calls(torch.float32)["split_heads_backward"]
     if not norms:
-        arguments[1] = arguments[2] = back[1] = back[2] = None
+        for given in (arguments, back):
+            given[1] = given[1]._replace(query_norm=None, key_norm=None)
     ours, plain = native_elementwise(library, torch.float32), TORCH_ELEMENTWISE
     expected = [one.clone() for one in arguments[-3:]]
     ours.split_heads(*arguments)
@@ -194,7 +203,7 @@ CASES = [
 
 @pytest.mark.parametrize(("rows", "sizes", "width", "rank", "trained", "bias"), CASES)
 def test_a_projection_and_its_gradients_equal_those_in_float64(
-    products: NativeProducts,
+    products: Products,
     rows: int,
     sizes: tuple[int, ...],
     width: int,
@@ -237,7 +246,7 @@ def test_a_projection_and_its_gradients_equal_those_in_float64(
 @pytest.mark.parametrize("rows", [43, 200])
 @pytest.mark.parametrize("trained", [{0, 1}, {0}, {1}, set()], ids=str)
 def test_the_mlp_between_its_products_equals_that_in_float64(
-    products: NativeProducts, trained: set[int], rows: int
+    products: Products, trained: set[int], rows: int
 ) -> None:
     width, hidden, rank = 70, 50, 6
     into = projection_of((width, width), hidden, bias=True)
@@ -303,7 +312,7 @@ def test_wrong_products_of_a_few_rows_are_not_used(
 
     with caplog.at_level(logging.WARNING, "tinkersmith.engine"):
         assert few_rows_product(replace(library, functions=Idle())) is dtype_cast.linear_product
-    assert "native products of a few rows are off by" in caplog.text
+    assert "native small-batch products are off by" in caplog.text
 
 
 # ---- attention
@@ -327,10 +336,10 @@ def test_attention_equals_that_of_each_document_in_float64(
     query = bf16(groups, tokens * share, size, scale=size**-0.5)
     key, value = bf16(groups, tokens, size), bf16(groups, tokens, size)
     grad = bf16(tokens, groups * share * size)
-    ours = NativeAttention(lengths, library, share)
+    ours: PackedAttention = NativeAttention(lengths, library, share)
     output, kept = ours.attend(query, key, value, keep=True)
     found = [output, *ours.backward(grad, query, key, value, output, kept)]
-    exact = TileAttention(lengths, share, torch.float64, torch.device("cpu"))
+    exact: PackedAttention = TileAttention(lengths, share, torch.float64, torch.device("cpu"))
     q, k, v = (part.double() for part in (query, key, value))
     expected, remembered = exact.attend(q, k, v, keep=True)
     twins = [expected, *exact.backward(grad.double(), q, k, v, expected, remembered)]
@@ -357,7 +366,7 @@ def test_the_head_equals_a_full_soft_max_in_float64(
     if rank:
         even = rank + rank % 2
         a, b = bf16(even, hidden, scale=0.1), bf16(vocabulary, even, scale=0.3)
-    ours = NativeHead(HeadWeights(weight, bias, a, b, 2.0), products)
+    ours: Head = NativeHead(HeadWeights(weight, bias, a, b, 2.0), products)
     slope = torch.randn(rows, targets) * (torch.rand(rows, 1) > 0.3)
     logprobs = ours.logprobs(x, chosen, keep=True)
     grad = ours.backward(slope)
@@ -572,7 +581,7 @@ def test_rows_without_a_gradient_get_their_log_probabilities(
         inputs,
         has_gradient("cross_entropy", inputs),
     )
-    plain = TorchHead(
+    plain: Head = TorchHead(
         HeadWeights(base.unembed.weight.detach(), None, None, None, 0.0),
         *(torch.bfloat16, torch.device("cpu")),
         TORCH_ELEMENTWISE,

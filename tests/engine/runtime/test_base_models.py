@@ -3,16 +3,20 @@
 import gc
 import logging
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tinker
+import torch
 
 from tests.support.clients import train
 from tests.support.engine import MODEL, random_datums, running_engine
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.runtime import base_models
+from tinkersmith.engine.hardware.threads import ThreadChoice
+from tinkersmith.engine.model import base_model
+from tinkersmith.engine.runtime import base_models, fast_code
 from tinkersmith.engine.runtime.base_models import BaseModels
 from tinkersmith.engine.storage.catalogue import Catalogue
 
@@ -28,6 +32,13 @@ def free_memory(device):
 base_models.free_memory = free_memory
 sys.exit(__main__.main())
 """
+
+
+@pytest.fixture(autouse=True)
+def unchanged_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -101,3 +112,45 @@ def test_clients_of_models_that_take_turns_in_memory_get_what_they_get_alone(
     ):
         assert steps(service, [MODEL, "other"]) == alone
     assert log.read_text().count("unloaded") >= 5
+
+
+# ---- threads
+
+
+def test_the_option_wins_over_the_variable_and_the_variable_over_the_engines_choice(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert BaseModels(Catalogue(folders), threads=2).threads_for("a") == 2
+    assert BaseModels(Catalogue(folders)).threads_for("a") == 3
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    models = BaseModels(Catalogue(folders))
+    models.threads = ThreadChoice(models.threads.requested, 8, 8, load=lambda: 0.0)
+    assert models.threads_for("a") == 4  # a small model takes half of the cores
+
+
+def test_loading_a_model_leaves_the_number_of_threads_as_it_was(folders: dict[str, Path]) -> None:
+    torch.set_num_threads(3)
+    BaseModels(Catalogue(folders), threads=1).get("a")
+    assert torch.get_num_threads() == 3
+
+
+# ---- checks at loading
+
+
+def test_checks_that_passed_are_not_run_again_at_the_next_start(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base_models, "cache_folder", lambda: tmp_path / "cache")
+    first = BaseModels(Catalogue(folders), threads=1).get("a")
+    assert list((tmp_path / "cache" / "checks").glob("*.json"))
+
+    def unexpected(*arguments: object) -> float:
+        raise AssertionError("the check ran again")
+
+    monkeypatch.setattr(base_model, "_compare_with_plain", unexpected)
+    monkeypatch.setattr(fast_code, "gradient_difference", unexpected)
+    again = BaseModels(Catalogue(folders), threads=1).get("a")
+    assert again.max_context == first.max_context
+    with pytest.raises(AssertionError, match="the check ran again"):
+        BaseModels(Catalogue(folders), threads=1).get("b")

@@ -1,17 +1,20 @@
 """Many clients in little memory: idle ones go to disk and come back unseen."""
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.hardware.threads import ThreadChoice
 from tinkersmith.engine.messages import AdamParams, BatchRequest, Datum, LoraConfig, SampleRequest
 from tinkersmith.engine.runtime.clients import ADAPTER_MEMORY, Models
 from tinkersmith.engine.runtime.spill import SpillFolder
 from tinkersmith.engine.storage.catalogue import Catalogue
-from tinkersmith.engine.storage.store import Store
+from tinkersmith.engine.storage.store import Store, TinkerPath
 
 
 def make(folder: Path, model: Path, adapter_memory: int) -> Models:
@@ -93,3 +96,48 @@ def test_the_spill_folders_of_dead_engines_are_swept_and_those_of_live_ones_stay
     new = SpillFolder(tmp_path)
     assert not dead.folder.exists()
     assert {path.name for path in tmp_path.iterdir()} == {alive.folder.name, new.folder.name}
+
+
+# ---- threads
+
+
+@pytest.fixture
+def unchanged_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def on_a_machine(folder: Path, model: Path, load: float) -> Models:
+    """The clients of an engine on 16 cores, which the load of others keeps busy."""
+    models = Models(Store(folder), Catalogue({"tiny": model}))
+    models.bases.threads = ThreadChoice(0, 16, 16, load=lambda: load)
+    return models
+
+
+@pytest.mark.usefixtures("unchanged_threads")
+def test_a_resumed_client_keeps_its_threads_on_a_busy_machine(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    store = tmp_path / "store"
+    models = on_a_machine(store, tiny_model, load=0)
+    models.create("a", "tiny", LoraConfig(rank=8, seed=1))
+    run(models, [("batch", "a", 1), ("step", "a", 0)])
+    assert torch.get_num_threads() == 8  # a small model: half of the cores
+    path = TinkerPath("a", "weights", "one")
+    models.save("a", path, optimizer=True)
+    expected = run(models, [("batch", "a", 2), ("step", "a", 0), ("batch", "a", 3)])
+
+    busy = on_a_machine(store, tiny_model, load=14)
+    busy.create_from("b", "tiny", LoraConfig(rank=8, seed=1), path, optimizer=True)
+    assert run(busy, [("batch", "b", 2), ("step", "b", 0), ("batch", "b", 3)]) == expected
+    assert torch.get_num_threads() == 8
+    busy.create("c", "tiny", LoraConfig(rank=8, seed=1))
+    run(busy, [("batch", "c", 1)])
+    assert torch.get_num_threads() == 2
+    busy.create_from("d", "tiny", LoraConfig(rank=8, seed=1), path, optimizer=False)
+    run(busy, [("batch", "d", 1)])
+    assert torch.get_num_threads() == 2  # a new run from old weights
+    run(busy, [("batch", "b", 4)])
+    assert torch.get_num_threads() == 8

@@ -9,9 +9,8 @@ import torch
 
 from tests.support.clients import new_client, train
 from tests.support.engine import datum, random_datums
-from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import BatchRequest, LossOutput
-from tinkersmith.engine.server import fields, wire
+from tinkersmith.engine.server import wire
 from tinkersmith.engine.server.bodies import open_batch
 
 TOKENS = [5, 6, 7, 8, 9]
@@ -164,13 +163,3 @@ def test_an_output_of_no_datums_is_a_message_without_records() -> None:
     message = wire.pb.ForwardBackwardOutput()
     message.ParseFromString(wire.batch_output(LossOutput([], {"loss:sum": 0.0})))
     assert len(message.loss_fn_outputs) == 0
-
-
-@pytest.mark.parametrize("value", [None, True, "1", 1.5, float("nan"), float("inf"), [1]])
-def test_a_value_that_is_not_a_whole_number_is_refused(value: object) -> None:
-    with pytest.raises(Refused, match="must be a whole number"):
-        fields.integer({"seq_id": value}, "seq_id")
-
-
-def test_numbers_of_64_bits_are_kept_exactly() -> None:
-    assert fields.integer({"seq_id": 10**18 + 1}, "seq_id") == 10**18 + 1

@@ -1,32 +1,38 @@
-"""The element-wise work of the dense path: between two products, one pass over memory.
+"""The element-wise work of the dense path, between two products, by plain torch.
 
-Every function is plain torch and works as it stands; compiled, it reads and writes each number once
-(see compilation.py).
+Every function works as it stands. Compiled by torch (see runtime/compilation.py), it reads and
+writes each number once.
 
-Axes: N rows of a block, T packed tokens, H hidden size, F width of the MLP, Q query heads,
-G key/value heads, D head size, W width of a block of the vocabulary.
+Axes: N rows of a block, H hidden size, F width of the MLP, Q query heads, G key/value heads,
+J queries per key, D head size, W tokens of a block of the vocabulary.
 """
 
 import torch
 from torch.nn.functional import silu
 
-from tinkersmith.engine.model.kernels import Elementwise
+from tinkersmith.engine.model.kernels import Elementwise, HeadTransform
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, output: torch.Tensor) -> None:
+def rms_norm(
+    x: torch.Tensor,  # (N, H)
+    weight: torch.Tensor,  # (H,)
+    eps: float,
+    output: torch.Tensor,  # (N, H)
+) -> None:
     """output = x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang & Sennrich 2019)."""
     full = x.float()
     output.copy_((full * _inverse_rms(full, eps)).mul_(weight.float()))
 
 
 def rms_norm_backward(
-    grad: torch.Tensor,  # (N, H), of the normed rows
+    grad: torch.Tensor,  # (N, H), the gradient of the normed rows
     x: torch.Tensor,  # (N, H)
     weight: torch.Tensor,  # (H,)
     eps: float,
-    total: torch.Tensor,  # (N, H), to which the gradient of x is added
-    normed: torch.Tensor,  # (N, H), is given what rms_norm gave
+    total: torch.Tensor,  # (N, H)
+    normed: torch.Tensor,  # (N, H)
 ) -> None:
+    """total += the gradient of x; normed = the output of `rms_norm`."""
     full = x.float()
     inverse = _inverse_rms(full, eps)
     full = full * inverse  # not in place: in fp32 it is x itself
@@ -43,59 +49,53 @@ def swiglu(gate_up: torch.Tensor, output: torch.Tensor) -> None:  # (N, 2 F) -> 
 def swiglu_backward(
     grad: torch.Tensor,  # (N, F)
     gate_up: torch.Tensor,  # (N, 2 F)
-    activated: torch.Tensor,  # (N, F), is given what swiglu gave
-    output: torch.Tensor,  # (N, 2 F), is given the gradient of gate_up
+    activated: torch.Tensor,  # (N, F)
+    output: torch.Tensor,  # (N, 2 F)
 ) -> None:
+    """activated = the output of `swiglu`; output = the gradient of gate_up."""
     gate, up = gate_up.chunk(2, -1)
-    passed = silu(gate)
+    passed = silu(gate)  # (N, F)
     torch.mul(passed, up, out=activated)
-    of_gate = torch.ops.aten.silu_backward(grad * up, gate)
-    torch.cat([of_gate, grad * passed], -1, out=output)
+    grad_gate = torch.ops.aten.silu_backward(grad * up, gate)
+    torch.cat([grad_gate, grad * passed], -1, out=output)
 
 
 def split_heads(
     qkv: torch.Tensor,  # (N, (Q + 2 G) D)
-    query_norm: torch.Tensor | None,  # (D,)
-    key_norm: torch.Tensor | None,
-    eps: float,
-    cosine: torch.Tensor,  # (N, 1, D/2)
-    sine: torch.Tensor,
-    scale: float,
-    query: torch.Tensor,  # (G, N, Q/G, D)
+    transform: HeadTransform,
+    query: torch.Tensor,  # (G, N, J, D)
     key: torch.Tensor,  # (G, N, D)
-    value: torch.Tensor,
+    value: torch.Tensor,  # (G, N, D)
 ) -> None:
-    """Puts heads where attention wants them: normed, rotated, queries times `scale`."""
+    """Writes heads in the order of attention: normed, rotated, queries times the scale."""
+    query_norm, key_norm, eps, cosine, sine, scale = transform
     groups, count, share, size = query.shape
     q, k, v = qkv.view(count, -1, size).split([groups * share, groups, groups], 1)
-    turned = _rotate(_head_norm(q, query_norm, eps), cosine * scale, sine * scale)
-    query.copy_(turned.view(count, groups, share, size).transpose(0, 1))
-    turned = _rotate(_head_norm(k, key_norm, eps), cosine, sine)
-    key.copy_(turned.transpose(0, 1))
+    rotated = _rotate(_head_norm(q, query_norm, eps), cosine * scale, sine * scale)  # (N, Q, D)
+    query.copy_(rotated.view(count, groups, share, size).transpose(0, 1))
+    rotated = _rotate(_head_norm(k, key_norm, eps), cosine, sine)  # (N, G, D)
+    key.copy_(rotated.transpose(0, 1))
     value.copy_(v.transpose(0, 1))
 
 
 def split_heads_backward(
     qkv: torch.Tensor,  # (N, (Q + 2 G) D)
-    query_norm: torch.Tensor | None,  # (D,)
-    key_norm: torch.Tensor | None,
-    eps: float,
-    cosine: torch.Tensor,  # (N, 1, D/2)
-    sine: torch.Tensor,
-    scale: float,
-    query: torch.Tensor,  # (G, N, Q/G, D), gradients
-    key: torch.Tensor,  # (G, N, D)
-    value: torch.Tensor,
-    output: torch.Tensor,  # (N, (Q + 2 G) D), is given the gradient of qkv
+    transform: HeadTransform,
+    query: torch.Tensor,  # (G, N, J, D), the gradient of the queries
+    key: torch.Tensor,  # (G, N, D), of the keys
+    value: torch.Tensor,  # (G, N, D), of the values
+    output: torch.Tensor,  # (N, (Q + 2 G) D)
 ) -> None:
+    """output = the gradient of qkv, from those of what `split_heads` writes."""
+    query_norm, key_norm, eps, cosine, sine, scale = transform
     groups, count, share, size = query.shape
     sizes = [groups * share, groups, groups]
     q, k, _ = qkv.view(count, -1, size).split(sizes, 1)
     grad_q, grad_k, grad_v = output.view(count, -1, size).split(sizes, 1)
-    grad = query.transpose(0, 1).reshape(q.shape).float()
+    grad = query.transpose(0, 1).reshape(q.shape).float()  # (N, Q, D)
     grad = _rotate(grad, cosine * scale, sine * -scale)
     grad_q.copy_(_head_norm_backward(grad, q, query_norm, eps))
-    grad = _rotate(key.transpose(0, 1).float(), cosine, -sine)
+    grad = _rotate(key.transpose(0, 1).float(), cosine, -sine)  # (N, G, D)
     grad_k.copy_(_head_norm_backward(grad, k, key_norm, eps))
     grad_v.copy_(value.transpose(0, 1))
 
@@ -103,23 +103,24 @@ def split_heads_backward(
 def exponentials(
     logits: torch.Tensor,  # (N, W)
     shift: torch.Tensor,  # (N, 1) in fp32
-    sums: torch.Tensor,  # (N,) in fp32, is given the sums of exp(logits - shift)
-    kept: torch.Tensor | None,  # (N, W), is given exp(logits - shift)
+    sums: torch.Tensor,  # (N,) in fp32
+    powers: torch.Tensor | None,  # (N, W)
 ) -> None:
-    above = logits.float().sub_(shift).exp_()
-    torch.sum(above, -1, out=sums)
-    if kept is not None:
-        kept.copy_(above)
+    """powers = exp(logits - shift); sums = their sums, before they are rounded."""
+    exact = logits.float().sub_(shift).exp_()
+    torch.sum(exact, -1, out=sums)
+    if powers is not None:
+        powers.copy_(exact)
 
 
 def _rotate(x: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
-    """Rotary positions (Su et al. 2021) of (N, heads, D) in fp32."""
+    """Rotary positions (Su et al. 2021) applied to (N, heads, D) in fp32."""
     left, right = x.chunk(2, -1)
     return torch.cat([left * cosine - right * sine, right * cosine + left * sine], -1)
 
 
 def _head_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
-    """The norm of each head, if the model has one; (N, heads, D) in fp32."""
+    """(N, heads, D) -> the same shape in fp32: each head normed, if the model has such a norm."""
     x = x.float()
     return x if weight is None else (x * _inverse_rms(x, eps)).mul_(weight.float())
 
@@ -127,6 +128,7 @@ def _head_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torc
 def _head_norm_backward(
     grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor | None, eps: float
 ) -> torch.Tensor:
+    """The gradient of `_head_norm`'s x, (N, heads, D) in fp32."""
     if weight is None:
         return grad
     full = x.float()
@@ -135,12 +137,12 @@ def _head_norm_backward(
 
 
 def _norm_gradient(grad: torch.Tensor, normed: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
-    """The gradient of x, where normed = x inverse and inverse = 1 / rms(x); all in fp32."""
+    """The gradient of x, given normed = x * inverse and inverse = 1 / rms(x); all in fp32."""
     along = (grad * normed).mean(-1, keepdim=True)
     return (grad - normed * along).mul_(inverse)
 
 
-def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
+def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:  # (..., D) -> (..., 1)
     return x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
 
 

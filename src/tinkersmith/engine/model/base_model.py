@@ -31,6 +31,13 @@ _ROUTERS = ("gate", "router", "shared_expert_gate")  # they stay frozen
 _PROJECTION = re.compile(r"\.(self_attn|mlp)\.\w+_proj\.weight$")  # of the dense families
 SMALL = 300_000_000  # parameters up to which fp32 is affordable on every CPU
 
+# Runs a check by its name and returns its result, or returns what it knows from an earlier start.
+RunCheck = Callable[[str, Callable[[], float]], float]
+
+
+def run_now(name: str, check: Callable[[], float]) -> float:
+    return check()
+
 
 @dataclass
 class BaseModel:
@@ -111,8 +118,12 @@ def load_base_model(
     dtype: str = "auto",
     device: str = "cpu",
     storage: LinearStorage | None = None,
+    run_check: RunCheck = run_now,
 ) -> BaseModel:
     """Load and freeze the model of `folder`; safetensors only.
+
+    Args:
+        run_check: runs the comparison with plain transformers, or knows its result.
 
     Raises:
         Refused: no such folder, not a causal language model, or one this engine would get wrong.
@@ -140,7 +151,7 @@ def load_base_model(
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise Refused(f"the model in {folder} cannot be loaded: {reason}") from error
-    return base_model_of(name, folder, model, torch.device(device), storage)
+    return base_model_of(name, folder, model, torch.device(device), storage, run_check)
 
 
 def base_model_of(
@@ -149,6 +160,7 @@ def base_model_of(
     model: PreTrainedModel,
     device: torch.device,
     storage: LinearStorage | None = None,
+    run_check: RunCheck = run_now,
 ) -> BaseModel:
     """Freeze a model that was made with this engine's attention.
 
@@ -197,7 +209,8 @@ def base_model_of(
         tied=embedding is linears[parts["unembed"][0]].weight,
         dtype=torch.float32 if in_float32 else model.dtype,
     )
-    _check_against_plain(base)
+    if window := int(run_check("plain transformers", lambda: _compare_with_plain(base))):
+        base.max_context = min(base.max_context, window)
     base.dense = dense_model(model)
     return base
 
@@ -310,10 +323,16 @@ def _eos_ids(folder: Path, model: PreTrainedModel) -> frozenset[int]:
 
 
 @torch.no_grad()
-def _check_against_plain(base: BaseModel) -> None:
+def _compare_with_plain(base: BaseModel) -> int:
     """Check that two packed documents give what transformers gives for each alone.
 
     This catches every architecture whose attention or output layer does something else.
+
+    Returns:
+        The tokens that attention sees back, if the model limits them; otherwise 0.
+
+    Raises:
+        Refused: they do not.
     """
     generator = torch.Generator().manual_seed(0)
     documents = [torch.randint(base.vocab_size, (n,), generator=generator) for n in (7, 12)]
@@ -337,5 +356,4 @@ def _check_against_plain(base: BaseModel) -> None:
             f"{base.name} ({base.arch}) computes something that this engine does not reproduce "
             f"(relative difference {worst:.1e}); this architecture is not supported."
         )
-    if packed.window is not None:
-        base.max_context = min(base.max_context, packed.window)
+    return packed.window or 0

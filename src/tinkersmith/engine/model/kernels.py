@@ -11,9 +11,10 @@ of a position.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from torch import Tensor
 from torch.nn.functional import pad
 
 from tinkersmith.engine.model.attention import KeysAndValues
@@ -59,17 +60,48 @@ class PackedAttention(Protocol):
         ...
 
 
+class HeadTransform(NamedTuple):
+    """What a layer does to its heads between the projection and attention: norm, rotation, scale.
+
+    Axes: N rows of a block, D head size.
+    """
+
+    query_norm: torch.Tensor | None  # (D,), if the model norms its heads
+    key_norm: torch.Tensor | None  # (D,)
+    eps: float  # of the norms
+    cosine: torch.Tensor  # (N, 1, D/2), the rotary tables, in fp32
+    sine: torch.Tensor  # (N, 1, D/2)
+    scale: float  # of the queries
+
+
 @dataclass(frozen=True, slots=True)
 class Elementwise:
-    """The element-wise functions (see kernels/elementwise.py): plain, compiled by torch, or C++."""
+    """The work between two products, by plain torch, compiled by torch, or in C++.
 
-    rms_norm: Callable[..., None]
-    rms_norm_backward: Callable[..., None]
-    swiglu: Callable[..., None]
-    swiglu_backward: Callable[..., None]
-    split_heads: Callable[..., None]
-    split_heads_backward: Callable[..., None]
-    exponentials: Callable[..., None]
+    Every function writes to its last parameters, in the model's dtype unless noted; inputs stay as
+    they are. kernels/elementwise.py has the formulas.
+
+    Axes: N rows of a block, H hidden size, F width of the MLP, G key/value heads, J queries per
+    key, D head size, W tokens of a block of the vocabulary.
+    """
+
+    # x (N, H), weight (H,), eps -> output (N, H)
+    rms_norm: Callable[[Tensor, Tensor, float, Tensor], None]
+    # grad (N, H) of the output, x (N, H), weight (H,), eps
+    # -> total (N, H), to which the gradient of x is added, and output (N, H) again
+    rms_norm_backward: Callable[[Tensor, Tensor, Tensor, float, Tensor, Tensor], None]
+    # gate_up (N, 2 F) -> output (N, F)
+    swiglu: Callable[[Tensor, Tensor], None]
+    # grad (N, F) of the output, gate_up (N, 2 F) -> output (N, F) again, gradient (N, 2 F)
+    swiglu_backward: Callable[[Tensor, Tensor, Tensor, Tensor], None]
+    # qkv (N, (G J + 2 G) D), transform -> query (G, N, J, D), key (G, N, D), value (G, N, D)
+    split_heads: Callable[[Tensor, HeadTransform, Tensor, Tensor, Tensor], None]
+    # qkv (N, (G J + 2 G) D), transform, gradients of query (G, N, J, D), key (G, N, D) and
+    # value (G, N, D), the last two in fp32 or as query -> gradient (N, (G J + 2 G) D)
+    split_heads_backward: Callable[[Tensor, HeadTransform, Tensor, Tensor, Tensor, Tensor], None]
+    # logits (N, W), shift (N, 1) in fp32
+    # -> sums (N,) in fp32 of exp(logits - shift), and these powers (N, W), if wanted
+    exponentials: Callable[[Tensor, Tensor, Tensor, Tensor | None], None]
 
 
 class Products(Protocol):

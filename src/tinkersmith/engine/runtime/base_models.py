@@ -8,17 +8,21 @@ import gc
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.hardware.memory import free_memory, return_freed_memory
 from tinkersmith.engine.hardware.processor import multiplies_bf16
+from tinkersmith.engine.hardware.threads import ThreadChoice, requested_threads
+from tinkersmith.engine.kernels.native.build import cache_folder, start_building
 from tinkersmith.engine.log import log
 from tinkersmith.engine.model.base_model import BaseModel, load_base_model, memory_of_weights
 from tinkersmith.engine.runtime.experimental import NOTHING, Experimental
 from tinkersmith.engine.runtime.fast_code import _TINY, with_fast_code
+from tinkersmith.engine.runtime.remembered_checks import RememberedChecks, facts_of_model
 from tinkersmith.engine.storage.catalogue import Catalogue
 
 _SPARE = 1.1  # of the weights' memory is asked for: a model has some besides
@@ -30,10 +34,11 @@ class BaseModels:
         catalogue: Catalogue,
         dtype: str = "auto",
         device: str = "auto",
-        threads: int = 0,  # 0: by the size of the models
+        threads: int = 0,  # 0: OMP_NUM_THREADS, or the engine's choice
         experimental: Experimental = NOTHING,
     ) -> None:
-        self.catalogue, self.dtype, self.threads = catalogue, dtype, threads
+        self.catalogue, self.dtype = catalogue, dtype
+        self.threads = ThreadChoice(requested_threads(threads, os.environ))
         self.device, self.experimental = choose_device(device), experimental
         self._loaded: OrderedDict[str, BaseModel] = OrderedDict()  # the least lately used first
 
@@ -44,9 +49,17 @@ class BaseModels:
             Refused: there is no such model, it cannot be trained here, or there is no room.
         """
         if name not in self._loaded:
-            self._loaded[name] = self._load(name)
+            threads = torch.get_num_threads()
+            try:
+                self._loaded[name] = self._load(name)
+            finally:
+                set_threads(threads)  # those of the work for which the model is loaded
         self._loaded.move_to_end(name)
         return self._loaded[name]
+
+    def threads_for(self, name: str) -> int:
+        """How many threads to begin work on this model with, as busy as the machine is now."""
+        return self.threads.number(small=_parameters(self.catalogue.folder(name)) < _TINY)
 
     def _load(self, name: str) -> BaseModel:
         start = time.perf_counter()
@@ -54,8 +67,14 @@ class BaseModels:
         storage = self.experimental.storage()
         needed = memory_of_weights(folder, self.dtype, self.device, storage)
         self._make_room(name, int(_SPARE * needed))
-        base = load_base_model(name, folder, self.dtype, self.device, storage)
-        torch.set_num_threads(self.threads or _threads_for([*self._loaded.values(), base]))
+        if self.device == "cpu" and needed == torch.bfloat16.itemsize * _parameters(folder):
+            start_building(cache_folder(), products=True)  # while the weights are read
+        set_threads(self.threads_for(name))  # the checks at loading compute, too
+        run_check = RememberedChecks(
+            cache_folder() / "checks",
+            facts_of_model(folder, storage.name if storage else self.dtype, self.device),
+        )
+        base = load_base_model(name, folder, self.dtype, self.device, storage, run_check)
         seconds = time.perf_counter() - start
         dtype = base.model.dtype if storage is None else storage.name
         if base.dtype != base.model.dtype:
@@ -67,7 +86,7 @@ class BaseModels:
                 "--dtype float32 is faster and needs twice the memory",
                 name,
             )
-        return with_fast_code(base, self.experimental)
+        return with_fast_code(base, self.experimental, run_check)
 
     def _make_room(self, name: str, needed: int) -> None:
         device = torch.device(self.device)
@@ -84,15 +103,18 @@ class BaseModels:
             )
 
 
+def set_threads(number: int) -> None:
+    """Let torch and the C++ functions compute with so many threads from now on."""
+    if number != torch.get_num_threads():
+        torch.set_num_threads(number)
+
+
 def choose_device(wanted: str) -> str:
     if wanted != "auto":
         return wanted
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _threads_for(bases: Iterable[BaseModel]) -> int:
-    """All cores for models that can use them. A tiny one is as quick on half of them, and threads
-    that wait for each other stall it many times over as soon as another program wants a core."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    largest = max(base.model.num_parameters() for base in bases)
-    return max(1, (cores or 1) // 2) if largest < _TINY else (cores or 1)
+@lru_cache
+def _parameters(folder: Path) -> int:
+    return memory_of_weights(folder, "float32", "cpu") // torch.float32.itemsize

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tinkersmith.engine.errors import Refused
@@ -31,7 +32,7 @@ from tinkersmith.engine.model.adapters import (
 )
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
-from tinkersmith.engine.runtime.base_models import BaseModels
+from tinkersmith.engine.runtime.base_models import BaseModels, set_threads
 from tinkersmith.engine.runtime.experimental import NOTHING, Experimental
 from tinkersmith.engine.runtime.spill import SpillFolder
 from tinkersmith.engine.sampling.checks import TOKENIZER, check_request
@@ -49,6 +50,7 @@ from tinkersmith.engine.training.step import forward, forward_backward
 from tinkersmith.files import new_folder
 from tinkersmith.peft_format import ADAPTER_WEIGHTS
 
+_THREADS = "threads"  # in the metadata of a saved optimizer state
 ADAPTER_MEMORY = 4 * 2**30  # bytes of adapters and optimizer states in memory
 
 
@@ -65,6 +67,9 @@ class TrainingClient:
     base_name: str
     adapter: Adapter
     optimizer: AdamState
+    # CPU threads of all its steps. Sums can depend on the number: a run that is resumed keeps it,
+    # however busy the machine is then, and so gives the same losses to the last bit.
+    threads: int
     # The client does not read log-probabilities of positions without a weight; they are 0.
     only_graded: bool = False
     # A batch of the step under way failed: the optim_step behind it fails too, so that half a step
@@ -140,11 +145,15 @@ class Models:
         self, model_id: str, base_name: str, config: LoraConfig, *, only_graded: bool = False
     ) -> None:
         adapter = new_adapter(self.bases.get(base_name), config)
+        threads = self.bases.threads_for(base_name)
         self.training[model_id] = TrainingClient(
-            base_name, adapter, new_state(adapter), only_graded
+            base_name, adapter, new_state(adapter), threads, only_graded
         )
         self._use(model_id)
-        log.info("training client %s on %s, rank %d", model_id, base_name, config.rank)
+        log.info(
+            "training client %s on %s, rank %d, CPU threads: %d",
+            *(model_id, base_name, config.rank, threads),
+        )
 
     def create_from(
         self,
@@ -167,6 +176,7 @@ class Models:
         if model_id not in self.training:
             raise Refused(f"the training client {model_id} could not be created, or has ended.")
         self._use(model_id)
+        set_threads(self.training[model_id].threads)
         return self.training[model_id]
 
     def batch(self, request: BatchRequest, failure_told: int) -> LossOutput:
@@ -243,7 +253,11 @@ class Models:
         with new_folder(folder) as temporary:
             save_adapter(self.bases.get(model.base_name), model.adapter, temporary)
             if optimizer:
-                save_file(state_tensors(model.optimizer), temporary / "optimizer.safetensors")
+                save_file(
+                    state_tensors(model.optimizer),
+                    temporary / "optimizer.safetensors",
+                    metadata={_THREADS: str(model.threads)},
+                )
         try:
             size = self.store.add_checkpoint(
                 path, folder, user_metadata, ttl_seconds, recipients
@@ -270,6 +284,8 @@ class Models:
         load_adapter_state(adapter, load_file(folder / ADAPTER_WEIGHTS))
         state = load_state_tensors(adapter, load_file(file)) if optimizer else new_state(adapter)
         model.adapter, model.optimizer, model.dropped = adapter, state, None
+        if optimizer and (threads := _threads_of(file)):
+            model.threads = self.bases.threads.kept(threads)
 
     def _weights(self, path: TinkerPath) -> Path:
         folder = self.store.weights_folder(self.store.checkpoint(path))
@@ -305,6 +321,7 @@ class Models:
             raise Refused(f"the sampling client {sampler_id} could not be created, or has ended.")
         self._use(sampler_id)
         client = self.sampling[sampler_id]
+        set_threads(self.bases.threads_for(client.base_name))
         base = self.bases.get(client.base_name)
         results: list[SampleResult | Refused] = []
         good: list[SampleRequest] = []
@@ -365,6 +382,13 @@ class Models:
                 tokens, skip_special_tokens=False
             )
         return self._decoders[base.folder]
+
+
+def _threads_of(state: Path) -> int:
+    """The CPU threads of the steps that led to a saved optimizer state; 0 if it does not say."""
+    with safe_open(state, "pt") as tensors:
+        number = (tensors.metadata() or {}).get(_THREADS, "")
+    return int(number) if number.isdecimal() else 0
 
 
 def _clear(adapter: Adapter) -> None:

@@ -1,7 +1,7 @@
-"""Compiles a model's element-wise work at loading, so that no training step waits for it.
+"""Compile a model's element-wise functions at loading, so that no training step waits for it.
 
-The machine code is kept on disk: a later start reads it. Without a C++ compiler the functions work
-as they stand, somewhat slower.
+The machine code is kept on disk, where a later start reads it. Without a compiler the functions run
+uncompiled, somewhat slower.
 """
 
 import os
@@ -21,12 +21,12 @@ from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.kernels import Elementwise
 from tinkersmith.engine.training.step import forward, forward_backward
 
-# Tokens of the passes that make the compiler see all there is: less than a block of rows, another
-# such number, and several blocks.
+# Tokens of the passes that show all sizes to the compiler: less than a block of rows, another such
+# number, and several blocks.
 _LENGTHS = (130, 300, 1600)
-# Their loops are slow unless the size of a head is a constant: compiled anew for every other one.
-_OF_ONE_SHAPE = ("split_heads", "split_heads_backward")
-_PROGRAMS = 64  # of one function, for all models; beyond that it works as it stands
+# Their loops are slow unless the head size is a constant: compiled anew for every other size.
+_CONSTANT_SIZES = ("split_heads", "split_heads_backward")
+_PROGRAMS = 64  # of one function, for all models; beyond that it runs uncompiled
 
 
 def compiled_elementwise(base: BaseModel, means: Means, folder: Path) -> Elementwise | None:
@@ -35,13 +35,13 @@ def compiled_elementwise(base: BaseModel, means: Means, folder: Path) -> Element
     `means` is what the model's kernels are otherwise made from.
     """
     start = time.perf_counter()
-    # Of this user alone: what lies there is run.
+    # Only this user may write there: the code in it is run.
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more are processes of their own
     plain = TORCH_ELEMENTWISE
     compiled = {
-        name: torch.compile(getattr(plain, name), dynamic=None if name in _OF_ONE_SHAPE else True)
+        name: torch.compile(getattr(plain, name), dynamic=None if name in _CONSTANT_SIZES else True)
         for name in (field.name for field in fields(plain))
     }
     elementwise = Elementwise(**compiled)
@@ -62,12 +62,12 @@ def _configure(device: torch.device) -> None:
     from torch._inductor import config as inductor
 
     dynamo.recompile_limit = _PROGRAMS
-    if device.type == "cpu":  # or the number of threads would be the one of now
+    if device.type == "cpu":  # otherwise today's number of threads would be compiled in
         inductor.cpp.dynamic_threads = True
 
 
 def _warm_up(base: BaseModel) -> None:
-    """Passes through the first two layers, with every function in every form that training has."""
+    """Run passes through the first two layers that use every function in every form."""
     assert base.dense is not None
     base = replace(base, dense=replace(base.dense, layers=base.dense.layers[:2]))
     adapter = new_adapter(base, LoraConfig(1, 0, train_unembed=False))

@@ -17,6 +17,8 @@ from tinkersmith.engine.sampling.sampler import OwnSampler, Sampler
 
 @dataclass(frozen=True, slots=True)
 class Experimental:
+    """The experimental options that the user asked for."""
+
     float8: bool = False  # --dtype float8
     graphs: bool = False  # --gpu-graphs
     vllm: bool = False  # --sampler vllm

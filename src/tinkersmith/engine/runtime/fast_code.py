@@ -4,6 +4,7 @@ kernels/choose.py chooses; this module compiles what it chooses from, and checks
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -12,7 +13,7 @@ from tinkersmith.engine.kernels.choose import Means, choose_kernels, with_torch_
 from tinkersmith.engine.kernels.native.build import Library, cache_folder, native_library
 from tinkersmith.engine.kernels.products import TorchProducts
 from tinkersmith.engine.log import log
-from tinkersmith.engine.model.base_model import BaseModel
+from tinkersmith.engine.model.base_model import BaseModel, RunCheck, run_now
 from tinkersmith.engine.runtime.compilation import compiled_elementwise
 from tinkersmith.engine.runtime.experimental import NOTHING, Experimental
 from tinkersmith.engine.training.self_check import gradient_difference
@@ -22,7 +23,13 @@ _TINY = 20_000_000  # parameters
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 
 
-def with_fast_code(base: BaseModel, experimental: Experimental = NOTHING) -> BaseModel:
+class _WrongGradients(Exception):
+    """The C++ functions give other gradients than torch."""
+
+
+def with_fast_code(
+    base: BaseModel, experimental: Experimental = NOTHING, run_check: RunCheck = run_now
+) -> BaseModel:
     """Give a model the fastest kernels of this machine; compiled code is kept for later starts.
 
     Raises:
@@ -32,8 +39,11 @@ def with_fast_code(base: BaseModel, experimental: Experimental = NOTHING) -> Bas
         return experimental.with_graphs(base)
     products = experimental.products(base)
     if base.device.type == "cpu" and products is TorchProducts:
-        library = native_library(cache_folder())
-        if library is not None and (faster := with_native_code(base, library)) is not base:
+        library = native_library(cache_folder(), products=base.dtype == torch.bfloat16)
+        if (
+            library is not None
+            and (faster := with_native_code(base, library, run_check)) is not base
+        ):
             return faster
     dense = base.dense
     shape = dense.heads, dense.key_heads, dense.head_size
@@ -45,15 +55,24 @@ def with_fast_code(base: BaseModel, experimental: Experimental = NOTHING) -> Bas
     return experimental.with_graphs(replace(base, kernels=choose_kernels(base, means)))
 
 
-def with_native_code(base: BaseModel, library: Library) -> BaseModel:
+def with_native_code(base: BaseModel, library: Library, run_check: RunCheck = run_now) -> BaseModel:
     """The model with the C++ functions, or as it is, with a warning, if they are wrong here."""
     if base.dense is None:
         return base
     kernels = choose_kernels(base, Means(library))
-    worst = gradient_difference(
-        with_torch_kernels(base), lambda shallow: replace(shallow, kernels=kernels)
-    )
-    if not worst < _TOLERANCE[base.dtype]:
-        log.warning("native code is off by %.1e and is not used", worst)
+
+    def check() -> float:
+        worst = gradient_difference(
+            with_torch_kernels(base), lambda shallow: replace(shallow, kernels=kernels)
+        )
+        if not worst < _TOLERANCE[base.dtype]:
+            raise _WrongGradients(f"native code is off by {worst:.1e} and is not used")
+        return worst
+
+    try:
+        # The file is named after all that the machine code depends on.
+        run_check(f"gradients of {Path(str(library.functions._name)).name}", check)
+    except _WrongGradients as error:
+        log.warning("%s", error)
         return base
     return replace(base, kernels=kernels)

@@ -23,7 +23,7 @@ from tinkersmith.engine.errors import NotFound, Refused
 from tinkersmith.engine.messages import LoraConfig
 
 KINDS = {"weights": "training", "sampler_weights": "sampler", "external_weights": "external"}
-_LEFTOVER_AGE = 3600  # seconds after which a folder without a row surely has no living writer
+_LEFTOVER_AGE = 3600  # seconds after which no engine still writes to a folder without a row
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _MIGRATIONS = [  # applied in order; the database's user_version counts them
     """
@@ -64,6 +64,11 @@ class TinkerPath:
 
 
 def parse_path(text: str) -> TinkerPath:
+    """Read a tinker:// path.
+
+    Raises:
+        Refused: the text is not such a path.
+    """
     parts = text.removeprefix("tinker://").split("/")
     if not text.startswith("tinker://") or len(parts) != 3 or parts[1] not in KINDS:
         raise Refused(
@@ -78,12 +83,12 @@ class StoredCheckpoint:
     """One row of the checkpoints."""
 
     path: TinkerPath
-    created: float
+    created: float  # Unix seconds, as all times here
     size_bytes: int
     public: bool
     user_metadata: dict[str, str] | None
     expires: float | None
-    recipients: list[str]  # whose age keys its download is encrypted for
+    recipients: list[str]  # age public keys that its download is encrypted for
     folder: str  # below the checkpoints folder
 
     def to_json(self) -> dict[str, Any]:
@@ -101,6 +106,16 @@ class StoredCheckpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredSession:
+    """One row of the sessions."""
+
+    id: str
+    created: float  # Unix seconds, rounded like `iso` rounds them: a search's cursor must match
+    user_metadata: dict[str, str] | None
+    display_name: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class StoredRun:
     """One row of the training runs."""
 
@@ -108,7 +123,7 @@ class StoredRun:
     session_id: str
     base_model: str
     lora: LoraConfig
-    user_metadata: dict[str, Any] | None
+    user_metadata: dict[str, str] | None
     last_request: float
 
 
@@ -171,7 +186,9 @@ class Store:
 
     # ---- sessions and runs
 
-    def add_session(self, session_id: str, user_metadata: object, display_name: str | None) -> None:
+    def add_session(
+        self, session_id: str, user_metadata: dict[str, str], display_name: str | None
+    ) -> None:
         self._insert(
             "sessions",
             id=session_id,
@@ -180,8 +197,8 @@ class Store:
             display_name=display_name,
         )
 
-    def session(self, session_id: str) -> tuple[Any, str | None]:
-        """The session's user_metadata and display_name.
+    def session(self, session_id: str) -> StoredSession:
+        """The session with this id.
 
         Raises:
             NotFound: there is no such session.
@@ -189,21 +206,12 @@ class Store:
         rows = self._rows("SELECT * FROM sessions WHERE id = ?", (session_id,))
         if not rows:
             raise NotFound(f"there is no session {session_id}.")
-        return json.loads(rows[0]["user_metadata"]), rows[0]["display_name"]
+        return _session(rows[0])
 
-    def session_ids(self) -> list[str]:
-        return [row["id"] for row in self._rows("SELECT id FROM sessions ORDER BY created DESC")]
-
-    def session_rows(self) -> list[tuple[float, str, dict[str, str] | None, str | None]]:
-        """Each session's time of creation, id, user_metadata and display_name; newest first."""
-        # Rounded to the microsecond like `iso`: a cursor must compare equal.
-        return [
-            (round(row["created"], 6), row["id"], json.loads(row["user_metadata"]), row["name"])
-            for row in self._rows(
-                "SELECT created, id, user_metadata, display_name AS name FROM sessions "
-                "ORDER BY created DESC, id DESC"
-            )
-        ]
+    def sessions(self) -> list[StoredSession]:
+        """All sessions, newest first."""
+        rows = self._rows("SELECT * FROM sessions ORDER BY created DESC, id DESC")
+        return [_session(row) for row in rows]
 
     def add_run(self, run: StoredRun) -> None:
         self._insert(
@@ -236,6 +244,7 @@ class Store:
         return _run(rows[0])
 
     def runs(self, session_id: str | None = None) -> list[StoredRun]:
+        """All runs, or those of one session; newest first."""
         where, values = ("WHERE session_id = ?", (session_id,)) if session_id else ("", ())
         rows = self._rows(f"SELECT * FROM runs {where} ORDER BY created DESC", values)
         return [_run(row) for row in rows]
@@ -373,7 +382,7 @@ class Store:
         )
         return _checkpoint(rows[0]) if rows else None
 
-    def _update(self, path: TinkerPath, column: str, value: Any) -> None:
+    def _update(self, path: TinkerPath, column: str, value: object) -> None:
         self._execute(
             f"UPDATE checkpoints SET {column} = ? WHERE run_id = ? AND segment = ? AND name = ?",
             (value, path.run_id, path.segment, path.name),
@@ -446,6 +455,15 @@ def _columns(names: Iterable[str]) -> str:
 
 def _file_name(run_id: str) -> str:
     return run_id.replace(":", "_")  # Windows allows no colon
+
+
+def _session(row: sqlite3.Row) -> StoredSession:
+    return StoredSession(
+        id=row["id"],
+        created=round(row["created"], 6),
+        user_metadata=json.loads(row["user_metadata"]),
+        display_name=row["display_name"],
+    )
 
 
 def _run(row: sqlite3.Row) -> StoredRun:

@@ -18,7 +18,13 @@ import torch
 from tinkersmith.engine.hardware.memory import free_memory
 from tinkersmith.engine.log import log
 from tinkersmith.engine.model.dense import DenseLayer, DenseModel, layer_updates
-from tinkersmith.engine.model.kernels import ROW_STEP, Kernels, PackedAttention, pad_rows
+from tinkersmith.engine.model.kernels import (
+    ROW_STEP,
+    HeadTransform,
+    Kernels,
+    PackedAttention,
+    pad_rows,
+)
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.model.projection import outputs
 
@@ -156,7 +162,7 @@ class DensePass:
             products.project(normed, layer.qkv, updates.qkv, qkv[block], low_qkv[block])
             do.split_heads(
                 qkv[block],
-                *self._head_arguments(layer, block),
+                self._head_transform(layer, block),
                 query[:, block],
                 key[:, block],
                 value[:, block],
@@ -252,7 +258,7 @@ class DensePass:
             inner = torch.empty_like(saved.qkv[block])
             do.split_heads_backward(
                 saved.qkv[block],
-                *self._head_arguments(layer, block),
+                self._head_transform(layer, block),
                 grad_query[:, block],
                 grad_key[:, block],
                 grad_value[:, block],
@@ -270,11 +276,10 @@ class DensePass:
             products.add_gradients(updates.qkv, inner, normed, grad_low, low_qkv[block])
         return grad
 
-    def _head_arguments(self, layer: DenseLayer, block: slice) -> tuple[Any, ...]:
-        """What `split_heads` and its backward pass take between qkv and the heads."""
+    def _head_transform(self, layer: DenseLayer, block: slice) -> HeadTransform:
         cosine, sine = (table[block] for table in self.rotary)
         model = self.model
-        return layer.query_norm, layer.key_norm, model.eps, cosine, sine, model.scale
+        return HeadTransform(layer.query_norm, layer.key_norm, model.eps, cosine, sine, model.scale)
 
 
 def numbers_kept(model: DenseModel, adapter: Adapter) -> float:

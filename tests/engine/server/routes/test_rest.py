@@ -50,7 +50,7 @@ def test_a_run_shows_its_newest_checkpoints(
     assert run.last_checkpoint.size_bytes
     path = run.last_checkpoint.tinker_path
     page = rest.list_training_runs(limit=1).result()
-    assert [run.training_run_id for run in page.training_runs] == [client.model_id]
+    assert [listed.training_run_id for listed in page.training_runs] == [client.model_id]
     assert page.cursor.total_count >= 1
     by_path = rest.get_training_run_by_tinker_path(path).result()
     assert by_path.training_run_id == client.model_id

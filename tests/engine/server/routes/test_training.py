@@ -20,7 +20,7 @@ def test_the_loss_falls_and_the_output_has_one_logprob_a_target(
     data = random_datums(6)
     output = client.forward(data, "cross_entropy").result()
     logprobs = [result["logprobs"].to_numpy() for result in output.loss_fn_outputs]
-    assert [len(values) for values in logprobs] == [datum.model_input.length for datum in data]
+    assert [len(values) for values in logprobs] == [sent.model_input.length for sent in data]
     assert output.metrics["loss:sum"] == pytest.approx(-sum(values.sum() for values in logprobs))
     losses = [train(client, data) for _ in range(8)]
     assert losses[0] == pytest.approx(output.metrics["loss:sum"])

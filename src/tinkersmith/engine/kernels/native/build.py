@@ -1,7 +1,10 @@
-"""The C++ sources of this folder -> a shared library for this processor, compiled once and kept.
+"""The C++ sources of this folder -> a shared library for this processor, compiled once and stored.
 
-g++ is needed at the first start only, for some seconds; without it there is no library, and torch
-does the work. (clang's OpenMP is another than torch's: it would not know how many threads to use.)
+Only the first start needs g++, for some seconds. Without g++ there is no library, and torch does
+the work. clang is not used: its OpenMP is not torch's, and would not know how many threads to use.
+
+The products in bfloat16 take nine tenths of the compiler's time. A library without them is compiled
+first; the one with them, when a model in bfloat16 is loaded.
 """
 
 import contextlib
@@ -14,125 +17,108 @@ import subprocess
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from tinkersmith.engine.kernels.native.interface import INTERFACE
 from tinkersmith.engine.log import log
 
 _SOURCES = Path(__file__).parent
-# Without the two rules about errors and traps, loops with roots and roundings are not vectorised.
+# The two flags about errors and traps let g++ vectorise loops that take roots or round.
 _FLAGS = [
     *("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math"),
     *("-fopenmp", "-fPIC", "-w"),
 ]
-_DTYPES = ("float32", "bfloat16")
-# What the functions take, in the order of the sources. i: int64, f: float, p: an address.
-_ON_EVERY_PROCESSOR = {
-    "rms_norm": "ii pp f p",
-    "rms_norm_backward": "ii ppp f pp",
-    "swiglu": "ii pp",
-    "swiglu_backward": "ii pppp",
-    "split_heads": "iiiii ppp f pp i f ppp",
-    "split_heads_backward": "iiiii ppp f pp i f pppp",
-    "exponentials": "ii p i ppp i",
-    "few_rows": "iii pp p i",
-}
-_PRODUCTS = {
-    "linear": "iii p i p p i i p p p p i",
-    "swiglu_linear": "iii pp p i i pp p pp",
-    "input_gradient": "iii p i pp i pp i",
-    "swiglu_input_gradient": "iii ppp i p ppp",
-    "weight_gradient": "iii p i p i f p i",
-    "attend": "iiii p ppp pp",
-    "attend_backward": "iiii p ppp pp p ppp",
-    "head": "iii ppp i pp p i ppp",
-    "linear_few": "iii p i p p i i p p p p i",
-    "logits": "iii ppp i pp p ppp",
-    "remember": "iiiii pp i pp",
-    "decode": "iiiiii p i ff pp i pp pp pp p",
-}
-_TYPES = {"i": ctypes.c_int64, "f": ctypes.c_float, "p": ctypes.c_void_p}
+_PRODUCTS = "avx512_bf16"  # the processor's feature that the products in bf16 need
+_WITHOUT_PRODUCTS = "-mno-avx512bf16"  # leaves them out of the sources
 _building = threading.Lock()
+
+
+class Functions(Protocol):
+    """The functions that interface.h declares, by their names."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """The sources' functions, by their names without "tinkersmith_"."""
+    """The compiled sources."""
 
-    functions: Any  # of ctypes
-    products: bool  # whether those of bf16 are among them
+    functions: Functions
+    products: bool  # whether it has products in bf16 that are faster than torch's
 
 
 @lru_cache
 def cache_folder() -> Path:
-    """Where machine code is kept for all runs of this user, as a compiler's cache is."""
+    """The folder of compiled code, shared by all runs of this user."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinkersmith"
-    except RuntimeError:  # a user without a home: for this process only
+    except RuntimeError:  # the user has no home: a folder for this process only
         return Path(tempfile.mkdtemp(prefix="tinkersmith-"))
 
 
-def start_building(folder: Path) -> None:
-    """Compile in the background, while torch is imported; `native_library` tells of errors."""
+def start_building(folder: Path, *, products: bool) -> None:
+    """Compile in the background while something else is read. `native_library` reports errors."""
 
     def build() -> None:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            _built(folder)
+            _built(folder, products)
 
     threading.Thread(target=build, name="compiler", daemon=True).start()
 
 
-def native_library(folder: Path) -> Library | None:
-    """The library, compiled into `folder` if it is not there; None where that is impossible.
+def native_library(folder: Path, *, products: bool = True) -> Library | None:
+    """The library, compiled into `folder` if it is not there; None if that fails, with a warning.
 
-    To be called when torch has been imported: both take the OpenMP that comes first.
+    Call it after torch was imported: both use the OpenMP library that was loaded first.
+
+    Args:
+        products: compile the products in bf16, too, if this processor can have them.
     """
     try:
-        functions = ctypes.CDLL(str(_built(folder)))
+        functions = ctypes.CDLL(str(_built(folder, products)))
     except (OSError, subprocess.SubprocessError) as error:
         lines = str(getattr(error, "stderr", "") or error).strip().splitlines()
-        log.warning("no native code, torch does its work: %s", lines[0] if lines else error)
+        log.warning("no native code, torch is used instead: %s", lines[0] if lines else error)
         return None
-    products = bool(functions.tinkersmith_products())
-    names = {
-        f"{name}_{dtype}": types for name, types in _ON_EVERY_PROCESSOR.items() for dtype in _DTYPES
-    }
-    for name, types in (names | (_PRODUCTS if products else {})).items():
-        function = getattr(functions, f"tinkersmith_{name}")
-        function.argtypes = [_TYPES[letter] for letter in types.replace(" ", "")]
-        function.restype = None
-    return Library(functions, products)
+    has_products = bool(functions.tinkersmith_has_products())
+    for declared in INTERFACE.functions.values():
+        if has_products or not declared.needs_products:
+            function = getattr(functions, declared.name)
+            function.argtypes = list(declared.parameters.values())
+            function.restype = declared.result
+    return Library(functions, has_products)
 
 
-def _built(folder: Path) -> Path:
-    """Raises: OSError, SubprocessError: it cannot be compiled here."""
+def _built(folder: Path, products: bool) -> Path:
+    """The library's file, compiled by one thread at a time.
+
+    Raises: OSError, SubprocessError: it cannot be compiled here.
+    """
     with _building:
-        return _build(folder)
+        return _build(folder, products)
 
 
-def _build(folder: Path) -> Path:
+def _build(folder: Path, products: bool) -> Path:
     compiler = os.environ.get("CXX") or shutil.which("g++")
     if compiler is None:
         raise OSError("no C++ compiler (g++) is installed")
+    flags = _flags(products, processor_features())
     sources = sorted(_SOURCES.glob("*.cpp"))
-    key = hashlib.sha256()
-    for file in [*sources, *sorted(_SOURCES.glob("*.h"))]:
-        key.update(file.read_bytes())
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
-    key.update("\n".join([version.stdout, *_FLAGS, _processor()]).encode())
-    library = folder / f"native-{key.hexdigest()[:20]}.so"
+    library = folder / f"native-{_key(_SOURCES, compiler, flags)}.so"
     if library.is_file():
         return library
     start = time.perf_counter()
-    # Of this user alone: what lies there is run.
+    # For this user only: the code in it is run.
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         objects = [Path(temporary) / f"{source.stem}.o" for source in sources]
         compiling = [
             subprocess.Popen(
-                [compiler, *_FLAGS, "-c", str(source), "-o", str(target)],
+                [compiler, *flags, "-c", str(source), "-o", str(target)],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -145,7 +131,7 @@ def _build(folder: Path) -> Path:
                 raise subprocess.CalledProcessError(process.returncode, compiler, stderr=errors)
         target = Path(temporary) / library.name
         subprocess.run(
-            [compiler, *_FLAGS, "-shared", *map(str, objects), "-o", str(target)],
+            [compiler, *flags, "-shared", *map(str, objects), "-o", str(target)],
             capture_output=True,
             text=True,
             check=True,
@@ -157,8 +143,28 @@ def _build(folder: Path) -> Path:
     return library
 
 
-def _processor() -> str:
-    """What -march=native depends on."""
+def _flags(products: bool, processor: str) -> list[str]:
+    """The compiler's flags. A processor that cannot have the products has one library, not two."""
+    if products or _PRODUCTS not in processor.split():
+        return _FLAGS
+    return [*_FLAGS, _WITHOUT_PRODUCTS]
+
+
+def _key(sources: Path, compiler: str, flags: Sequence[str]) -> str:
+    """A digest of all that the machine code depends on.
+
+    Raises: SubprocessError: the compiler does not run.
+    """
+    key = hashlib.sha256()
+    for file in [*sorted(sources.glob("*.cpp")), *sorted(sources.glob("*.h"))]:
+        key.update(file.read_bytes())
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
+    key.update("\n".join([version.stdout, *flags, processor_features()]).encode())
+    return key.hexdigest()[:20]
+
+
+def processor_features() -> str:
+    """The processor's features, on which -march=native depends; its name if there is no list."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,8 +1,9 @@
-// The element-wise work of a layer, in fp32 and bf16: what elementwise.py does, in one pass each.
-// Plain loops, which the compiler turns into whatever vectors the machine has.
+// The element-wise work of a layer in fp32 and bf16, each function in one pass over memory. The
+// formulas are those of kernels/elementwise.py. These are plain loops, which the compiler turns
+// into the vectors that the processor has.
 //
-// Axes: N rows, H hidden size, F width of the MLP, Q query heads, G key/value heads, R = Q / G,
-// D head size.
+// Axes: N rows, H hidden size, F width of the MLP, G key/value heads, J queries per key, D head
+// size, W tokens of a block of the vocabulary.
 #include <omp.h>
 
 #include <algorithm>
@@ -11,10 +12,10 @@
 #include <cstring>
 #include <vector>
 
-namespace {
+#include "exponential.h"
+#include "interface.h"
 
-using bf16 = uint16_t;
-using i64 = int64_t;
+namespace {
 
 inline float number(float x) { return x; }
 
@@ -27,25 +28,21 @@ inline float number(bf16 x) {
 
 inline void put(float& to, float x) { to = x; }
 
-inline void put(bf16& to, float x) {  // to the nearest, of two as near the even one
+inline void put(bf16& to, float x) {  // rounds to nearest, ties to even
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   to = static_cast<bf16>(x != x ? 0x7fc0 : rounded);
 }
 
-// exp(x) = 2^(whole + rest), with the best polynomial of its degree: a relative error of 2e-7. The
-// one of vectors.h gives the same digits: decoding takes this one where training takes that one, and
-// their log-probabilities in bf16 would drift apart.
+// exp(x) = 2^(whole + rest), see exponential.h. The function of this name in vectors.h has the same
+// digits.
 inline float exponential(float x) {
-  const float power = std::clamp(x * 1.44269504f, -126.0f, 127.0f);
+  const float power = std::clamp(x * LOG2_E, -126.0f, 127.0f);
   const float whole = __builtin_rintf(power), rest = power - whole;
-  float sum = 0.00132647272f;
-  sum = sum * rest + 0.00967151281f;
-  sum = sum * rest + 0.0555073374f;
-  sum = sum * rest + 0.240222421f;
-  sum = sum * rest + 0.693146978f;
-  sum = sum * rest + 1.0f;
+  float sum = EXP2_POLYNOMIAL[0];
+#pragma GCC unroll 8
+  for (int i = 1; i < EXP2_TERMS; ++i) sum = sum * rest + EXP2_POLYNOMIAL[i];
   const int32_t bits = (static_cast<int32_t>(whole) + 127) << 23;
   float scale;
   std::memcpy(&scale, &bits, sizeof scale);
@@ -74,7 +71,7 @@ void rms_norm(i64 rows, i64 width, const T* x, const T* weight, float eps, T* ou
   }
 }
 
-// total += the gradient of x; normed is given what rms_norm gave.
+// total += the gradient of x; normed = the output of rms_norm.
 template <class T>
 void rms_norm_backward(i64 rows, i64 width, const T* grad, const T* x, const T* weight, float eps,
                        T* total, T* normed) {
@@ -116,28 +113,29 @@ void swiglu_backward(i64 rows, i64 width, const T* grad, const T* gate_up, T* ac
 #pragma omp parallel for schedule(static)
   for (i64 row = 0; row < rows; ++row) {
     const T *gate = gate_up + 2 * row * width, *up = gate + width, *given = grad + row * width;
-    T *again = activated + row * width, *of_gate = output + 2 * row * width, *of_up = of_gate + width;
+    T *again = activated + row * width, *of_gate = output + 2 * row * width,
+      *of_up = of_gate + width;
 #pragma omp simd
     for (i64 i = 0; i < width; ++i) {
-      const float x = number(gate[i]), share = sigmoid(x), silu = x * share;
+      const float x = number(gate[i]), sigma = sigmoid(x), silu = x * sigma;
       put(again[i], silu * number(up[i]));
-      put(of_gate[i], number(given[i]) * number(up[i]) * (share + silu - silu * share));
+      put(of_gate[i], number(given[i]) * number(up[i]) * (sigma + silu - silu * sigma));
       put(of_up[i], number(given[i]) * silu);
     }
   }
 }
 
-// Heads of a model: their counts, and where those of a group stand.
+// Heads of a layer. Outputs are rows of tensors of (G, group_rows, ...).
 struct Heads {
-  i64 groups, share, size, group_rows;  // (G, group_rows, ...) is where a group's rows begin
+  i64 kv_heads, per_key, size, group_rows;  // G, J, D
 };
 
-// One head normed, turned (Su et al. 2021) and scaled.
+// One head normed, rotated (Su et al. 2021) and scaled.
 template <class T>
-void turn_head(const T* x, i64 size, const T* norm, float eps, const float* cosine,
-               const float* sine, float scale, T* output) {
-  const i64 half = size / 2;
-  const float factor = norm == nullptr ? scale : scale * inverse_rms(x, size, eps);
+void rotate_head(const T* x, i64 head_size, const T* norm, float eps, const float* cosine,
+                 const float* sine, float scale, T* output) {
+  const i64 half = head_size / 2;
+  const float factor = norm == nullptr ? scale : scale * inverse_rms(x, head_size, eps);
 #pragma omp simd
   for (i64 i = 0; i < half; ++i) {
     float left = number(x[i]) * factor, right = number(x[half + i]) * factor;
@@ -147,81 +145,82 @@ void turn_head(const T* x, i64 size, const T* norm, float eps, const float* cosi
   }
 }
 
-// qkv (N, (Q + 2 G) D) -> query (G, N, R, D), key and value (G, N, D)
+// qkv (N, (G J + 2 G) D) -> query (G, N, J, D), key and value (G, N, D)
 template <class T>
 void split_heads(i64 rows, Heads h, const T* qkv, const T* query_norm, const T* key_norm, float eps,
-                 const float* cosine, const float* sine, i64 ld_turn, float scale, T* query, T* key,
-                 T* value) {
-  const i64 heads = h.groups * (h.share + 2);
+                 const float* cosine, const float* sine, i64 ld_rotary, float scale, T* query,
+                 T* key, T* value) {
+  const i64 heads = h.kv_heads * (h.per_key + 2);
 #pragma omp parallel for schedule(static)
   for (i64 row = 0; row < rows; ++row) {
     const T* from = qkv + row * heads * h.size;
-    const float *cos = cosine + row * ld_turn, *sin = sine + row * ld_turn;
-    for (i64 group = 0; group < h.groups; ++group) {
+    const float *cos = cosine + row * ld_rotary, *sin = sine + row * ld_rotary;
+    for (i64 group = 0; group < h.kv_heads; ++group) {
       const i64 place = group * h.group_rows + row;
-      for (i64 i = 0; i < h.share; ++i)
-        turn_head(from + (group * h.share + i) * h.size, h.size, query_norm, eps, cos, sin, scale,
-                  query + (place * h.share + i) * h.size);
-      const T* of_key = from + (h.groups * h.share + group) * h.size;
-      turn_head(of_key, h.size, key_norm, eps, cos, sin, 1.0f, key + place * h.size);
-      std::copy_n(of_key + h.groups * h.size, h.size, value + place * h.size);
+      for (i64 i = 0; i < h.per_key; ++i)
+        rotate_head(from + (group * h.per_key + i) * h.size, h.size, query_norm, eps, cos, sin,
+                    scale, query + (place * h.per_key + i) * h.size);
+      const T* of_key = from + (h.kv_heads * h.per_key + group) * h.size;
+      rotate_head(of_key, h.size, key_norm, eps, cos, sin, 1.0f, key + place * h.size);
+      std::copy_n(of_key + h.kv_heads * h.size, h.size, value + place * h.size);
     }
   }
 }
 
-// The gradient of a head's input from that of what turn_head gave.
+// output = the gradient of rotate_head's x, from `grad`, that of its output.
 template <class T, class G>
-void turn_head_backward(const T* x, const G* grad, i64 size, const T* norm, float eps,
-                        const float* cosine, const float* sine, float scale, float* room,
-                        T* output) {
-  const i64 half = size / 2;
+void rotate_head_backward(const T* x, const G* grad, i64 head_size, const T* norm, float eps,
+                          const float* cosine, const float* sine, float scale, float* rotated,
+                          T* output) {
+  const i64 half = head_size / 2;
 #pragma omp simd
   for (i64 i = 0; i < half; ++i) {
     const float left = number(grad[i]) * scale, right = number(grad[half + i]) * scale;
-    room[i] = left * cosine[i] + right * sine[i];
-    room[half + i] = right * cosine[i] - left * sine[i];
+    rotated[i] = left * cosine[i] + right * sine[i];
+    rotated[half + i] = right * cosine[i] - left * sine[i];
   }
   if (norm == nullptr) {
 #pragma omp simd
-    for (i64 i = 0; i < size; ++i) put(output[i], room[i]);
+    for (i64 i = 0; i < head_size; ++i) put(output[i], rotated[i]);
     return;
   }
-  const float inverse = inverse_rms(x, size, eps);
+  const float inverse = inverse_rms(x, head_size, eps);
   float along = 0;
 #pragma omp simd reduction(+ : along)
-  for (i64 i = 0; i < size; ++i) along += room[i] * number(norm[i]) * number(x[i]) * inverse;
-  along /= size;
+  for (i64 i = 0; i < head_size; ++i)
+    along += rotated[i] * number(norm[i]) * number(x[i]) * inverse;
+  along /= head_size;
 #pragma omp simd
-  for (i64 i = 0; i < size; ++i) {
+  for (i64 i = 0; i < head_size; ++i) {
     const float normed = number(x[i]) * inverse;
-    put(output[i], (room[i] * number(norm[i]) - normed * along) * inverse);
+    put(output[i], (rotated[i] * number(norm[i]) - normed * along) * inverse);
   }
 }
 
 template <class T>
 void split_heads_backward(i64 rows, Heads h, const T* qkv, const T* query_norm, const T* key_norm,
-                          float eps, const float* cosine, const float* sine, i64 ld_turn,
+                          float eps, const float* cosine, const float* sine, i64 ld_rotary,
                           float scale, const T* query, const float* key, const float* value,
                           T* output) {
-  const i64 heads = h.groups * (h.share + 2);
+  const i64 heads = h.kv_heads * (h.per_key + 2);
 #pragma omp parallel
   {
-    std::vector<float> room(h.size);
+    std::vector<float> rotated(h.size);
 #pragma omp for schedule(static)
     for (i64 row = 0; row < rows; ++row) {
       const i64 start = row * heads * h.size;
-      const float *cos = cosine + row * ld_turn, *sin = sine + row * ld_turn;
-      for (i64 group = 0; group < h.groups; ++group) {
+      const float *cos = cosine + row * ld_rotary, *sin = sine + row * ld_rotary;
+      for (i64 group = 0; group < h.kv_heads; ++group) {
         const i64 place = group * h.group_rows + row;
-        for (i64 i = 0; i < h.share; ++i) {
-          const i64 at = start + (group * h.share + i) * h.size;
-          turn_head_backward(qkv + at, query + (place * h.share + i) * h.size, h.size, query_norm,
-                             eps, cos, sin, scale, room.data(), output + at);
+        for (i64 i = 0; i < h.per_key; ++i) {
+          const i64 at = start + (group * h.per_key + i) * h.size;
+          rotate_head_backward(qkv + at, query + (place * h.per_key + i) * h.size, h.size,
+                               query_norm, eps, cos, sin, scale, rotated.data(), output + at);
         }
-        const i64 at = start + (h.groups * h.share + group) * h.size;
-        turn_head_backward(qkv + at, key + place * h.size, h.size, key_norm, eps, cos, sin, 1.0f,
-                           room.data(), output + at);
-        T* to = output + at + h.groups * h.size;
+        const i64 at = start + (h.kv_heads * h.per_key + group) * h.size;
+        rotate_head_backward(qkv + at, key + place * h.size, h.size, key_norm, eps, cos, sin, 1.0f,
+                             rotated.data(), output + at);
+        T* to = output + at + h.kv_heads * h.size;
 #pragma omp simd
         for (i64 i = 0; i < h.size; ++i) put(to[i], value[place * h.size + i]);
       }
@@ -229,20 +228,20 @@ void split_heads_backward(i64 rows, Heads h, const T* qkv, const T* query_norm, 
   }
 }
 
-// exp(logits - shift) (N, W), and its sums (N); `kept` may be null.
+// powers (N, W) = exp(logits - shift), sums (N) = their sums; `powers` may be null.
 template <class T>
-void exponentials(i64 rows, i64 width, const T* logits, i64 ld, const float* shift, float* sums,
-                  T* kept, i64 ld_kept) {
+void exponentials(i64 rows, i64 width, const T* logits, i64 ld_logits, const float* shift,
+                  float* sums, T* powers, i64 ld_powers) {
 #pragma omp parallel for schedule(static)
   for (i64 row = 0; row < rows; ++row) {
-    const T* from = logits + row * ld;
+    const T* from = logits + row * ld_logits;
     const float above = shift[row];
     float sum = 0;
-    if (kept == nullptr) {
+    if (powers == nullptr) {
 #pragma omp simd reduction(+ : sum)
       for (i64 i = 0; i < width; ++i) sum += exponential(number(from[i]) - above);
     } else {
-      T* to = kept + row * ld_kept;
+      T* to = powers + row * ld_powers;
 #pragma omp simd reduction(+ : sum)
       for (i64 i = 0; i < width; ++i) {
         const float value = exponential(number(from[i]) - above);
@@ -256,45 +255,47 @@ void exponentials(i64 rows, i64 width, const T* logits, i64 ld, const float* shi
 
 }  // namespace
 
-#define FOR_TYPE(T, NAME)                                                                         \
-  void tinkersmith_rms_norm_##NAME(i64 rows, i64 width, const T* x, const T* weight, float eps,    \
-                                   T* output) {                                                   \
-    rms_norm(rows, width, x, weight, eps, output);                                                \
-  }                                                                                               \
-  void tinkersmith_rms_norm_backward_##NAME(i64 rows, i64 width, const T* grad, const T* x,        \
-                                            const T* weight, float eps, T* total, T* normed) {    \
-    rms_norm_backward(rows, width, grad, x, weight, eps, total, normed);                          \
-  }                                                                                               \
-  void tinkersmith_swiglu_##NAME(i64 rows, i64 width, const T* gate_up, T* output) {              \
-    swiglu(rows, width, gate_up, output);                                                         \
-  }                                                                                               \
-  void tinkersmith_swiglu_backward_##NAME(i64 rows, i64 width, const T* grad, const T* gate_up,    \
-                                          T* activated, T* output) {                              \
-    swiglu_backward(rows, width, grad, gate_up, activated, output);                               \
-  }                                                                                               \
-  void tinkersmith_split_heads_##NAME(i64 rows, i64 groups, i64 share, i64 size, i64 group_rows,   \
-                                      const T* qkv, const T* query_norm, const T* key_norm,       \
-                                      float eps, const float* cosine, const float* sine,          \
-                                      i64 ld_turn, float scale, T* query, T* key, T* value) {     \
-    split_heads(rows, {groups, share, size, group_rows}, qkv, query_norm, key_norm, eps, cosine,   \
-                sine, ld_turn, scale, query, key, value);                                         \
-  }                                                                                               \
-  void tinkersmith_split_heads_backward_##NAME(                                                   \
-      i64 rows, i64 groups, i64 share, i64 size, i64 group_rows, const T* qkv,                    \
-      const T* query_norm, const T* key_norm, float eps, const float* cosine, const float* sine,  \
-      i64 ld_turn, float scale, const T* query, const float* key, const float* value, T* output) { \
-    split_heads_backward(rows, {groups, share, size, group_rows}, qkv, query_norm, key_norm, eps,  \
-                         cosine, sine, ld_turn, scale, query, key, value, output);                \
-  }                                                                                               \
-  void tinkersmith_exponentials_##NAME(i64 rows, i64 width, const T* logits, i64 ld,              \
-                                       const float* shift, float* sums, T* kept, i64 ld_kept) {   \
-    exponentials(rows, width, logits, ld, shift, sums, kept, ld_kept);                            \
+#define FOR_TYPE(T, NAME)                                                                        \
+  void tinkersmith_rms_norm_##NAME(i64 rows, i64 width, const T* x, const T* weight, float eps,  \
+                                   T* output) {                                                  \
+    rms_norm(rows, width, x, weight, eps, output);                                               \
+  }                                                                                              \
+  void tinkersmith_rms_norm_backward_##NAME(i64 rows, i64 width, const T* grad, const T* x,      \
+                                            const T* weight, float eps, T* total, T* normed) {   \
+    rms_norm_backward(rows, width, grad, x, weight, eps, total, normed);                         \
+  }                                                                                              \
+  void tinkersmith_swiglu_##NAME(i64 rows, i64 width, const T* gate_up, T* output) {             \
+    swiglu(rows, width, gate_up, output);                                                        \
+  }                                                                                              \
+  void tinkersmith_swiglu_backward_##NAME(i64 rows, i64 width, const T* grad, const T* gate_up,  \
+                                          T* activated, T* output) {                             \
+    swiglu_backward(rows, width, grad, gate_up, activated, output);                              \
+  }                                                                                              \
+  void tinkersmith_split_heads_##NAME(                                                           \
+      i64 rows, i64 kv_heads, i64 queries_per_key, i64 head_size, i64 group_rows, const T* qkv,  \
+      const T* query_norm, const T* key_norm, float eps, const float* cosine, const float* sine, \
+      i64 ld_rotary, float scale, T* query, T* key, T* value) {                                  \
+    split_heads(rows, {kv_heads, queries_per_key, head_size, group_rows}, qkv, query_norm,       \
+                key_norm, eps, cosine, sine, ld_rotary, scale, query, key, value);               \
+  }                                                                                              \
+  void tinkersmith_split_heads_backward_##NAME(                                                  \
+      i64 rows, i64 kv_heads, i64 queries_per_key, i64 head_size, i64 group_rows, const T* qkv,  \
+      const T* query_norm, const T* key_norm, float eps, const float* cosine, const float* sine, \
+      i64 ld_rotary, float scale, const T* query, const float* key, const float* value,          \
+      T* output) {                                                                               \
+    split_heads_backward(rows, {kv_heads, queries_per_key, head_size, group_rows}, qkv,          \
+                         query_norm, key_norm, eps, cosine, sine, ld_rotary, scale, query, key,  \
+                         value, output);                                                         \
+  }                                                                                              \
+  void tinkersmith_exponentials_##NAME(i64 rows, i64 width, const T* logits, i64 ld_logits,      \
+                                       const float* shift, float* sums, T* powers,               \
+                                       i64 ld_powers) {                                          \
+    exponentials(rows, width, logits, ld_logits, shift, sums, powers, ld_powers);                \
   }
 
 extern "C" {
-// Whether this library has products of bf16 that are worth it: torch has faster ones where the
-// processor multiplies whole tiles (AMX).
-int tinkersmith_products() {
+// torch has faster products where the processor multiplies whole tiles (AMX).
+int tinkersmith_has_products() {
 #if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
   return 1;
 #else

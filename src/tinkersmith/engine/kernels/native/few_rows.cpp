@@ -1,26 +1,24 @@
-// The product of a few rows in fp32 with a weight in fp32 or bf16, on every processor: a decoding
-// step's, where time goes by how often the weight is read. The compiler turns vectors that the
-// processor has not into such as it has.
+// Small-batch products in fp32 with a weight in fp32 or bf16, on every processor, as decoding has
+// them: their time depends on how often the weight is read. The compiler replaces vectors that the
+// processor lacks by those that it has.
 //
-// Axes: N rows, K what is summed over, M outputs.
-#include <omp.h>
-
+// Axes: N rows, I and O input and output size of a linear layer.
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
-namespace {
+#include "interface.h"
 
-using bf16 = uint16_t;
-using i64 = int64_t;
+namespace {
 
 #if defined(__AVX512F__)
 constexpr i64 LANES = 16;
 constexpr int ROWS = 4;
 #elif defined(__AVX__)
 constexpr i64 LANES = 8;
-constexpr int ROWS = 2;  // all sums stay in its 16 registers
+constexpr int ROWS = 2;  // so that all sums stay in its 16 registers
 #else
 constexpr i64 LANES = 4;
 constexpr int ROWS = 4;
@@ -35,67 +33,64 @@ inline Vector load(const float* from) {
   return numbers;
 }
 
-// The sums of ROWS_ rows of x and OUTPUTS_ rows of a weight. Those of a row do not depend on how
-// many rows go together.
-template <int ROWS_, int OUTPUTS_>
-inline void dot(const float* x, const float* weight, i64 depth, float* y, i64 ldy) {
-  Vector sum[ROWS_][OUTPUTS_] = {};
+// y (COUNT, OUTPUTS) = x (COUNT, I) times the rows of `weight`, each (I): the first `outputs` of
+// them. Where there are fewer rows than OUTPUTS, the last one is repeated. With a smaller template
+// for them the compiler would join other products and sums into one instruction, and round
+// differently when other numbers of rows go together.
+template <int COUNT>
+inline void dot(const float* x, const float* const (&weight)[OUTPUTS], i64 outputs, i64 inputs,
+                float* y, i64 ld_y) {
+  Vector sum[COUNT][OUTPUTS] = {};
   i64 whole = 0;
-  for (; whole + LANES <= depth; whole += LANES) {
-    Vector columns[OUTPUTS_];
+  for (; whole + LANES <= inputs; whole += LANES) {
+    Vector columns[OUTPUTS];
 #pragma GCC unroll 8
-    for (int m = 0; m < OUTPUTS_; ++m) columns[m] = load(weight + m * depth + whole);
+    for (int o = 0; o < OUTPUTS; ++o) columns[o] = load(weight[o] + whole);
 #pragma GCC unroll 8
-    for (int n = 0; n < ROWS_; ++n) {
-      const Vector row = load(x + n * depth + whole);
+    for (int n = 0; n < COUNT; ++n) {
+      const Vector row = load(x + n * inputs + whole);
 #pragma GCC unroll 8
-      for (int m = 0; m < OUTPUTS_; ++m) sum[n][m] += row * columns[m];
+      for (int o = 0; o < OUTPUTS; ++o) sum[n][o] += row * columns[o];
     }
   }
-  for (int n = 0; n < ROWS_; ++n)
-    for (int m = 0; m < OUTPUTS_; ++m) {
+  for (int n = 0; n < COUNT; ++n)
+    for (int o = 0; o < outputs; ++o) {
       float total = 0;
-      for (i64 lane = 0; lane < LANES; ++lane) total += sum[n][m][lane];
-      for (i64 k = whole; k < depth; ++k) total += x[n * depth + k] * weight[m * depth + k];
-      y[n * ldy + m] = total;
+      for (i64 lane = 0; lane < LANES; ++lane) total += sum[n][o][lane];
+      for (i64 i = whole; i < inputs; ++i) total += x[n * inputs + i] * weight[o][i];
+      y[n * ld_y + o] = total;
     }
 }
 
-template <int OUTPUTS_>
-void all_rows(i64 count, const float* x, const float* weight, i64 depth, float* y, i64 ldy) {
-  i64 n = 0;
-  for (; n + ROWS <= count; n += ROWS)
-    dot<ROWS, OUTPUTS_>(x + n * depth, weight, depth, y + n * ldy, ldy);
-  for (; n < count; ++n) dot<1, OUTPUTS_>(x + n * depth, weight, depth, y + n * ldy, ldy);
-}
+// `count` numbers of a weight in fp32: in place, or cast into `buffer`.
+const float* to_fp32(const float* weight, i64, std::vector<float>&) { return weight; }
 
-// `count` numbers of a weight in fp32: where they lie, or widened into `room`.
-const float* widened(const float* weight, i64, std::vector<float>&) { return weight; }
-
-const float* widened(const bf16* weight, i64 count, std::vector<float>& room) {
-  if (static_cast<i64>(room.size()) < count) room.resize(count);
-  float* numbers = room.data();
+const float* to_fp32(const bf16* weight, i64 count, std::vector<float>& buffer) {
+  if (static_cast<i64>(buffer.size()) < count) buffer.resize(count);
+  float* numbers = buffer.data();
 #pragma omp simd
   for (i64 i = 0; i < count; ++i)
     numbers[i] = std::bit_cast<float>(static_cast<uint32_t>(weight[i]) << 16);
   return numbers;
 }
 
-// y (N, M), rows `ldy` apart, = x (N, K) weight^T (M, K)
 template <class T>
-void product(i64 count, i64 outputs, i64 depth, const float* x, const T* weight, float* y, i64 ldy) {
+void product(i64 rows, i64 outputs, i64 inputs, const float* x, const T* weight, float* y,
+             i64 ld_y) {
 #pragma omp parallel
   {
-    static thread_local std::vector<float> room;
+    static thread_local std::vector<float> buffer;
 #pragma omp for schedule(static)
-    for (i64 m = 0; m < outputs; m += OUTPUTS) {
-      const i64 here = outputs - m < OUTPUTS ? outputs - m : OUTPUTS;
-      const float* rows = widened(weight + m * depth, here * depth, room);
-      if (here == OUTPUTS) {
-        all_rows<OUTPUTS>(count, x, rows, depth, y + m, ldy);
-        continue;
-      }
-      for (i64 i = 0; i < here; ++i) all_rows<1>(count, x, rows + i * depth, depth, y + m + i, ldy);
+    for (i64 first = 0; first < outputs; first += OUTPUTS) {
+      const i64 here = std::min<i64>(OUTPUTS, outputs - first);
+      const float* tile = to_fp32(weight + first * inputs, here * inputs, buffer);
+      const float* tile_rows[OUTPUTS];
+      for (i64 o = 0; o < OUTPUTS; ++o) tile_rows[o] = tile + std::min(o, here - 1) * inputs;
+      i64 n = 0;
+      for (; n + ROWS <= rows; n += ROWS)
+        dot<ROWS>(x + n * inputs, tile_rows, here, inputs, y + n * ld_y + first, ld_y);
+      for (; n < rows; ++n)
+        dot<1>(x + n * inputs, tile_rows, here, inputs, y + n * ld_y + first, ld_y);
     }
   }
 }
@@ -104,13 +99,13 @@ void product(i64 count, i64 outputs, i64 depth, const float* x, const T* weight,
 
 extern "C" {
 
-void tinkersmith_few_rows_float32(i64 count, i64 outputs, i64 depth, const float* x,
-                                  const float* weight, float* y, i64 ldy) {
-  product(count, outputs, depth, x, weight, y, ldy);
+void tinkersmith_small_batch_product_float32(i64 rows, i64 outputs, i64 inputs, const float* x,
+                                             const float* weight, float* y, i64 ld_y) {
+  product(rows, outputs, inputs, x, weight, y, ld_y);
 }
 
-void tinkersmith_few_rows_bfloat16(i64 count, i64 outputs, i64 depth, const float* x,
-                                   const bf16* weight, float* y, i64 ldy) {
-  product(count, outputs, depth, x, weight, y, ldy);
+void tinkersmith_small_batch_product_bfloat16(i64 rows, i64 outputs, i64 inputs, const float* x,
+                                              const bf16* weight, float* y, i64 ld_y) {
+  product(rows, outputs, inputs, x, weight, y, ld_y);
 }
 }

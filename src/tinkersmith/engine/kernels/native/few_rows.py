@@ -1,6 +1,6 @@
-"""The product of a few rows in float32 by the C++ function, on every processor (see few_rows.cpp).
+"""Small-batch products in float32 by the C++ function, on every processor (see few_rows.cpp).
 
-Axes: N rows, K inputs and M outputs of a layer.
+Axes: N rows, I and O input and output size of a linear layer.
 """
 
 from functools import partial
@@ -12,39 +12,42 @@ from tinkersmith.engine.kernels.native.kernels import address
 from tinkersmith.engine.log import log
 from tinkersmith.engine.model import dtype_cast
 
-_MOST = 32  # rows; of more, torch's products are as fast
+_MOST = 32  # rows; beyond them torch's products are as fast
 
 
 def few_rows_product(library: Library) -> dtype_cast.LinearProduct:
-    """`linear_product`, of a few rows by `library`, if that is right on this processor."""
-    fast = partial(_product, library=library)
-    worst = max(_difference(fast, dtype) for dtype in (torch.float32, torch.bfloat16))
+    """`linear_product`, computed by `library` for small batches if it is right on this processor.
+
+    A difference to torch is logged.
+    """
+    native = partial(_product, library=library)
+    worst = max(_difference(native, dtype) for dtype in (torch.float32, torch.bfloat16))
     if not worst < 1e-5:
-        log.warning("native products of a few rows are off by %.1e and are not used", worst)
+        log.warning("native small-batch products are off by %.1e and are not used", worst)
         return dtype_cast.linear_product
-    return fast
+    return native
 
 
 def _product(
-    x: torch.Tensor,  # (N, K) in fp32
-    weight: torch.Tensor,  # (M, K) in fp32 or bf16
-    output: torch.Tensor,  # (N, M) in fp32, may be columns of a matrix
+    x: torch.Tensor,  # (N, I) in fp32
+    weight: torch.Tensor,  # (O, I) in fp32 or bf16
+    output: torch.Tensor,  # (N, O) in fp32, may be columns of a matrix
     library: Library,
 ) -> None:
-    """output = x W^T"""
+    """output = x weight^T"""
     if len(x) > _MOST:
         dtype_cast.linear_product(x, weight, output)
         return
     assert x.dtype == output.dtype == torch.float32 and output.stride(1) == 1
-    name, x = str(weight.dtype).removeprefix("torch."), x.contiguous()
-    getattr(library.functions, f"tinkersmith_few_rows_{name}")(
+    dtype, x = str(weight.dtype).removeprefix("torch."), x.contiguous()
+    getattr(library.functions, f"tinkersmith_small_batch_product_{dtype}")(
         *(len(x), *weight.shape, address(x), address(weight)),
         *(output.data_ptr(), output.stride(0)),
     )
 
 
 def _difference(product: dtype_cast.LinearProduct, dtype: torch.dtype) -> float:
-    """From torch's, relative; for sizes that are no multiples of anything."""
+    """The relative difference to torch, for sizes that are multiples of no vector length."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(7, 83, generator=generator)
     weight = torch.randn(43, 83, generator=generator).to(dtype)

@@ -1,28 +1,29 @@
 """The C++ functions on tensors: element-wise work and, in bf16, the products of a layer, attention.
 
-Each gives what its twin of the same name gives, in elementwise.py, dense_projection.py and
-tile_attention.py.
+Each method computes what its twin of the same name computes in kernels/elementwise.py,
+kernels/products.py and kernels/tile_attention.py.
 
-Axes: N rows of a block, R rank of the adapter, n trained layers of a projection, F width of the
-MLP, T packed tokens, Q query heads, G key/value heads, D head size.
+Axes: N rows of a block, I and O input and output size of a linear layer, R rank of the adapter,
+C layers joined in one projection that the adapter trains, F width of the MLP, T packed tokens,
+Q query heads, G key/value heads, J queries per key, D head size, H hidden size, W tokens of a block
+of the vocabulary, Y such blocks.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import torch
 
 from tinkersmith.engine.kernels.native.build import Library
-from tinkersmith.engine.model.kernels import Elementwise
+from tinkersmith.engine.model.kernels import Elementwise, HeadTransform
 from tinkersmith.engine.model.projection import Part, Projection, Update
 
-_FEW = 128  # rows, up to which it is faster to leave the weights as they lie
+_SMALL_BATCH = 128  # rows, up to which it is faster to leave the weights as they lie
 
 
 def address(tensor: torch.Tensor | None) -> int | None:
-    """Of the first number; the others follow it in order."""
+    """The address of the first number. The tensor must be contiguous; None gives None."""
     if tensor is None:
         return None
     assert tensor.is_contiguous()
@@ -30,91 +31,149 @@ def address(tensor: torch.Tensor | None) -> int | None:
 
 
 def native_elementwise(library: Library, dtype: torch.dtype) -> Elementwise:
-    """For tensors of this dtype, float32 or bfloat16."""
+    """The element-wise functions for tensors in `dtype`, float32 or bfloat16."""
+    suffix = str(dtype).removeprefix("torch.")
 
-    def call(name: str) -> Callable[..., None]:
-        suffix = str(dtype).removeprefix("torch.")
+    def function(name: str) -> Callable[..., None]:
         return getattr(library.functions, f"tinkersmith_{name}_{suffix}")
 
-    functions = {field.name: call(field.name) for field in fields(Elementwise)}
+    call_rms_norm = function("rms_norm")
+    call_rms_norm_backward = function("rms_norm_backward")
+    call_swiglu = function("swiglu")
+    call_swiglu_backward = function("swiglu_backward")
+    call_split_heads = function("split_heads")
+    call_split_heads_backward = function("split_heads_backward")
+    call_exponentials = function("exponentials")
 
-    def rms_norm(x, weight, eps, output) -> None:
-        functions["rms_norm"](*x.shape, address(x), address(weight), eps, address(output))
+    def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, output: torch.Tensor) -> None:
+        call_rms_norm(*x.shape, address(x), address(weight), eps, address(output))
 
-    def rms_norm_backward(grad, x, weight, eps, total, normed) -> None:
+    def rms_norm_backward(
+        grad: torch.Tensor,  # (N, H)
+        x: torch.Tensor,  # (N, H)
+        weight: torch.Tensor,  # (H,)
+        eps: float,
+        total: torch.Tensor,  # (N, H)
+        normed: torch.Tensor,  # (N, H)
+    ) -> None:
         tensors = address(grad), address(x), address(weight)
-        functions["rms_norm_backward"](*x.shape, *tensors, eps, address(total), address(normed))
+        call_rms_norm_backward(*x.shape, *tensors, eps, address(total), address(normed))
 
-    def swiglu(gate_up, output) -> None:
-        functions["swiglu"](*output.shape, address(gate_up), address(output))
+    def swiglu(gate_up: torch.Tensor, output: torch.Tensor) -> None:
+        call_swiglu(*output.shape, address(gate_up), address(output))
 
-    def swiglu_backward(grad, gate_up, activated, output) -> None:
+    def swiglu_backward(
+        grad: torch.Tensor,  # (N, F)
+        gate_up: torch.Tensor,  # (N, 2 F)
+        activated: torch.Tensor,  # (N, F)
+        output: torch.Tensor,  # (N, 2 F)
+    ) -> None:
         tensors = address(grad), address(gate_up), address(activated), address(output)
-        functions["swiglu_backward"](*grad.shape, *tensors)
+        call_swiglu_backward(*grad.shape, *tensors)
 
-    def heads(qkv, query_norm, key_norm, eps, cosine, sine, scale, query) -> tuple[Any, ...]:
+    def head_arguments(
+        qkv: torch.Tensor, transform: HeadTransform, query: torch.Tensor
+    ) -> tuple[int | float | None, ...]:
+        """The arguments that both split functions begin with."""
+        query_norm, key_norm, eps, cosine, sine, scale = transform
         groups, count, share, size = query.shape
-        # Blocks of rows: those of a group follow each other, groups are further apart.
+        # The outputs are rows of larger tensors: those of a group stand together, groups apart.
         group_rows = query.stride(0) // (share * size)
         assert cosine.stride() == sine.stride() and cosine.stride(-1) == 1
         norms = address(qkv), address(query_norm), address(key_norm)
-        turn = cosine.data_ptr(), sine.data_ptr(), cosine.stride(0)
-        return (count, groups, share, size, group_rows, *norms, eps, *turn, scale)
+        rotary = cosine.data_ptr(), sine.data_ptr(), cosine.stride(0)
+        return (count, groups, share, size, group_rows, *norms, eps, *rotary, scale)
 
-    def split_heads(qkv, query_norm, key_norm, eps, cosine, sine, scale, query, key, value) -> None:
-        given = heads(qkv, query_norm, key_norm, eps, cosine, sine, scale, query)
-        functions["split_heads"](*given, query.data_ptr(), key.data_ptr(), value.data_ptr())
+    def split_heads(
+        qkv: torch.Tensor,  # (N, (Q + 2 G) D)
+        transform: HeadTransform,
+        query: torch.Tensor,  # (G, N, J, D)
+        key: torch.Tensor,  # (G, N, D)
+        value: torch.Tensor,  # (G, N, D)
+    ) -> None:
+        arguments = head_arguments(qkv, transform, query)
+        call_split_heads(*arguments, query.data_ptr(), key.data_ptr(), value.data_ptr())
 
     def split_heads_backward(
-        qkv, query_norm, key_norm, eps, cosine, sine, scale, query, key, value, output
+        qkv: torch.Tensor,  # (N, (Q + 2 G) D)
+        transform: HeadTransform,
+        query: torch.Tensor,  # (G, N, J, D)
+        key: torch.Tensor,  # (G, N, D)
+        value: torch.Tensor,  # (G, N, D)
+        output: torch.Tensor,  # (N, (Q + 2 G) D)
     ) -> None:
-        given = heads(qkv, query_norm, key_norm, eps, cosine, sine, scale, query)
+        arguments = head_arguments(qkv, transform, query)
         assert key.dtype == value.dtype == torch.float32
-        functions["split_heads_backward"](
-            *given, query.data_ptr(), key.data_ptr(), value.data_ptr(), address(output)
+        call_split_heads_backward(
+            *arguments, query.data_ptr(), key.data_ptr(), value.data_ptr(), address(output)
         )
 
-    def exponentials(logits, shift, sums, kept) -> None:
-        tensors = shift.data_ptr(), address(sums), None if kept is None else kept.data_ptr()
-        functions["exponentials"](
+    def exponentials(
+        logits: torch.Tensor,  # (N, W), may be columns of a matrix, like `powers`
+        shift: torch.Tensor,  # (N, 1)
+        sums: torch.Tensor,  # (N,)
+        powers: torch.Tensor | None,  # (N, W)
+    ) -> None:
+        tensors = shift.data_ptr(), address(sums), None if powers is None else powers.data_ptr()
+        call_exponentials(
             *logits.shape,
             *(logits.data_ptr(), logits.stride(0), *tensors),
-            0 if kept is None else kept.stride(0),
+            0 if powers is None else powers.stride(0),
         )
 
     return Elementwise(
-        *(rms_norm, rms_norm_backward, swiglu, swiglu_backward),
-        *(split_heads, split_heads_backward, exponentials),
+        rms_norm=rms_norm,
+        rms_norm_backward=rms_norm_backward,
+        swiglu=swiglu,
+        swiglu_backward=swiglu_backward,
+        split_heads=split_heads,
+        split_heads_backward=split_heads_backward,
+        exponentials=exponentials,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class NativeProducts:
-    """In bf16, on processors that have instructions for its products."""
+    """`Products` in bf16, on processors that have instructions for them."""
 
     library: Library
-    elementwise: Elementwise  # for bf16, too
+    elementwise: Elementwise  # in bf16, too
 
-    def project(self, x, projection, update, output, low, residual=None) -> None:
-        parts: list[tuple[slice, Part | None]] = [(slice(0, len(projection.weight)), None)]
+    def project(
+        self,
+        x: torch.Tensor,  # (N, I)
+        projection: Projection,
+        update: Update | None,
+        output: torch.Tensor,  # (N, O)
+        low: torch.Tensor,  # (N, C R)
+        residual: torch.Tensor | None = None,  # (N, O)
+    ) -> None:
+        joined: list[tuple[slice, Part | None]] = [(slice(0, len(projection.weight)), None)]
         if update is not None:
             self.linear(x, update.a, low)
-            parts = of_columns(projection, update)
-        for columns, part in parts:
+            joined = joined_layers(projection, update)
+        for columns, trained in joined:
             self.linear(
                 x,
                 projection.weight[columns],
                 output[:, columns],
-                None if part is None else low[:, part.ranks],
-                None if part is None else part.b,
+                None if trained is None else low[:, trained.ranks],
+                None if trained is None else trained.b,
                 None if projection.bias is None else projection.bias[columns],
                 None if residual is None else residual[:, columns],
             )
 
-    def project_swiglu(self, x, projection, update, gate_up, low) -> torch.Tensor:
+    def project_swiglu(
+        self,
+        x: torch.Tensor,  # (N, I)
+        projection: Projection,
+        update: Update | None,
+        gate_up: torch.Tensor,  # (N, 2 F)
+        low: torch.Tensor,  # (N, C R)
+    ) -> torch.Tensor:  # (N, F)
         count, width = len(x), gate_up.shape[1] // 2
-        activated = gate_up.new_empty(count, width)
-        if count <= _FEW:
+        activated = gate_up.new_empty(count, width)  # (N, F)
+        if count <= _SMALL_BATCH:
             self.project(x, projection, update, gate_up, low)
             self.elementwise.swiglu(gate_up, activated)
             return activated
@@ -122,71 +181,96 @@ class NativeProducts:
         rank = 0
         if update is not None:
             self.linear(x, update.a, low)
-            (_, gate), (_, up) = of_columns(projection, update)
+            (_, gate), (_, up) = joined_layers(projection, update)
             rank = update.parts[0].b.shape[1]
         self.library.functions.tinkersmith_swiglu_linear(
             *(count, width, x.shape[1], address(x), address(projection.weight)),
             *(address(low), low.shape[1], rank),
-            *(None if part is None else address(part.b) for part in (gate, up)),
+            *(None if trained is None else address(trained.b) for trained in (gate, up)),
             *(address(projection.bias), address(gate_up), address(activated)),
         )
         return activated
 
-    def input_gradient(self, grad, projection, update):
+    def input_gradient(
+        self,
+        grad: torch.Tensor,  # (N, O)
+        projection: Projection,
+        update: Update | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:  # (N, I), (N, C R)
         grad_low = self.low_gradient(grad, update)
         weight = projection.weight
-        grad_x = grad.new_empty(len(grad), weight.shape[1])
+        grad_x = grad.new_empty(len(grad), weight.shape[1])  # (N, I)
         a = None if update is None else update.a
         self.multiply(grad, weight, grad_x, grad_low, a)
         return grad_x, grad_low
 
-    def input_gradient_swiglu(self, grad, projection, update, gate_up):
+    def input_gradient_swiglu(
+        self,
+        grad: torch.Tensor,  # (N, O)
+        projection: Projection,
+        update: Update | None,
+        gate_up: torch.Tensor,  # (N, 2 F)
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:  # (N, F), (N, 2 F), (N, C R)
         grad_low = self.low_gradient(grad, update)
         weight = projection.weight
-        activated = gate_up.new_empty(len(grad), weight.shape[1])
-        inner = torch.empty_like(gate_up)
+        activated = gate_up.new_empty(len(grad), weight.shape[1])  # (N, F)
+        grad_gate_up = torch.empty_like(gate_up)
         self.library.functions.tinkersmith_swiglu_input_gradient(
             *(len(grad), weight.shape[1], len(weight), address(grad), address(weight)),
             *(address(grad_low), 0 if grad_low is None else grad_low.shape[1]),
             None if update is None else address(update.a),
-            *(address(gate_up), address(activated), address(inner)),
+            *(address(gate_up), address(activated), address(grad_gate_up)),
         )
-        return activated, inner, grad_low
+        return activated, grad_gate_up, grad_low
 
-    def low_gradient(self, grad, update) -> torch.Tensor | None:
+    def low_gradient(
+        self, grad: torch.Tensor, update: Update | None
+    ) -> torch.Tensor | None:  # (N, O) -> (N, C R)
         if update is None:
             return None
         grad_low = grad.new_empty(len(grad), len(update.a))
-        for part in update.parts:
-            self.multiply(grad[:, part.columns], part.b, grad_low[:, part.ranks])
+        for trained in update.parts:
+            self.multiply(grad[:, trained.columns], trained.b, grad_low[:, trained.ranks])
         return grad_low
 
-    def add_gradients(self, update, grad, x, grad_low, low) -> None:
+    def add_gradients(
+        self,
+        update: Update | None,
+        grad: torch.Tensor,  # (N, O)
+        x: torch.Tensor,  # (N, I)
+        grad_low: torch.Tensor | None,  # (N, C R)
+        low: torch.Tensor,  # (N, C R)
+    ) -> None:
         if update is None or grad_low is None:
             return
         rank, scaling = update.adapter.config.rank, update.adapter.scaling
-        # All A matrices have one input: it is laid out for them once.
-        of_a = torch.zeros(grad_low.shape[1], x.shape[1])  # (n R, in)
-        self.add_product(grad_low, x, len(of_a), 1.0, of_a, 0)
-        for part in update.parts:
-            of_b = update.gradient(part, "B")
-            self.add_product(low[:, part.ranks], grad[:, part.columns], rank, scaling, of_b, 1)
-            update.gradient(part, "A").add_(of_a[part.ranks][:rank])
+        # One product for all A matrices: their input is packed only once.
+        grad_a = torch.zeros(grad_low.shape[1], x.shape[1])  # (C R, I)
+        self.add_product(grad_low, x, len(grad_a), 1.0, grad_a, transposed=False)
+        for trained in update.parts:
+            grad_b = update.gradient(trained, "B")  # (outputs, rank)
+            columns = grad[:, trained.columns]
+            self.add_product(low[:, trained.ranks], columns, rank, scaling, grad_b, transposed=True)
+            update.gradient(trained, "A").add_(grad_a[trained.ranks][:rank])
 
     def linear(
         self,
-        x: torch.Tensor,  # (N, in)
-        weight: torch.Tensor,  # (out, in)
-        output: torch.Tensor,  # (N, out), may be columns of a matrix, as `low` and `residual`
+        x: torch.Tensor,  # (N, I)
+        weight: torch.Tensor,  # (O, I)
+        output: torch.Tensor,  # (N, O), may be columns of a matrix, like `low` and `residual`
         low: torch.Tensor | None = None,  # (N, R)
-        b: torch.Tensor | None = None,  # (out, R)
-        bias: torch.Tensor | None = None,
-        residual: torch.Tensor | None = None,  # (N, out)
+        b: torch.Tensor | None = None,  # (O, R)
+        bias: torch.Tensor | None = None,  # (O,)
+        residual: torch.Tensor | None = None,  # (N, O)
     ) -> None:
         """output = x weight^T + low b^T + bias + residual"""
         assert residual is None or residual.stride(0) == output.stride(0)
         functions = self.library.functions
-        call = functions.tinkersmith_linear_few if len(x) <= _FEW else functions.tinkersmith_linear
+        call = (
+            functions.tinkersmith_small_batch_linear
+            if len(x) <= _SMALL_BATCH
+            else functions.tinkersmith_linear
+        )
         call(
             *(len(x), *weight.shape, address(x), x.shape[1], address(weight)),
             *((None, 0) if low is None else (low.data_ptr(), low.stride(0))),
@@ -197,11 +281,11 @@ class NativeProducts:
 
     def multiply(
         self,
-        grad: torch.Tensor,  # (N, out), may be columns of a matrix, as `grad_x`
-        weight: torch.Tensor,  # (out, in)
-        grad_x: torch.Tensor,  # (N, in)
-        grad_low: torch.Tensor | None = None,  # (N, R)
-        a: torch.Tensor | None = None,  # (R, in)
+        grad: torch.Tensor,  # (N, O), may be columns of a matrix, like `grad_x`
+        weight: torch.Tensor,  # (O, I)
+        grad_x: torch.Tensor,  # (N, I)
+        grad_low: torch.Tensor | None = None,  # (N, C R)
+        a: torch.Tensor | None = None,  # (C R, I)
     ) -> None:
         """grad_x = grad weight + grad_low a"""
         self.library.functions.tinkersmith_input_gradient(
@@ -212,14 +296,15 @@ class NativeProducts:
 
     def add_product(
         self,
-        low: torch.Tensor,  # (N, R), columns of a matrix
-        x: torch.Tensor,  # (N, width), too
+        low: torch.Tensor,  # (N, R) columns of a matrix
+        x: torch.Tensor,  # (N, I) columns of a matrix
         rank: int,
         scale: float,
-        gradient: torch.Tensor,  # (rank, width) in fp32, or (width, rank) if `transposed`
-        transposed: int,
+        gradient: torch.Tensor,  # (rank, I) in fp32, or (I, rank) if `transposed`
+        *,
+        transposed: bool,
     ) -> None:
-        """gradient += scale low^T x, of the first `rank` columns of low"""
+        """gradient += scale low^T x, for the first `rank` columns of low."""
         self.library.functions.tinkersmith_weight_gradient(
             *(*x.shape, rank, low.data_ptr(), low.stride(0), x.data_ptr(), x.stride(0)),
             *(scale, address(gradient), transposed),
@@ -228,22 +313,22 @@ class NativeProducts:
     def add_blocks(
         self,
         low: torch.Tensor,  # (N, R)
-        x: torch.Tensor,  # (blocks, N, width)
+        x: torch.Tensor,  # (Y, N, W), the last block may have more columns than are used
         scale: float,
-        gradient: torch.Tensor,  # (columns, R) in fp32; the last block may have more
+        gradient: torch.Tensor,  # (V, R) in fp32
     ) -> None:
-        """gradient += scale x^T low"""
+        """gradient += scale x^T low, where x is V columns in blocks."""
         columns, rank = gradient.shape
         self.library.functions.tinkersmith_weight_gradient(
             *(len(low), columns, rank, address(low), rank, address(x), x.shape[2]),
-            *(scale, address(gradient), 1),
+            *(scale, address(gradient), True),
         )
 
 
 class NativeAttention:
-    """Attention of documents packed end to end, in bf16 (see dense_layers.py).
+    """`PackedAttention` in bf16 for documents of these lengths.
 
-    Nothing but each row's normaliser is kept: the backward pass computes the probabilities again.
+    It saves only each row's normaliser: the backward pass computes the probabilities again.
     """
 
     def __init__(self, lengths: Sequence[int], library: Library, queries_per_key: int) -> None:
@@ -254,11 +339,18 @@ class NativeAttention:
     def numbers_kept(self, heads: int, key_heads: int, size: int) -> int:
         return 0
 
-    def attend(self, query, key, value, *, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def attend(
+        self,
+        query: torch.Tensor,  # (G, T J, D), scaled
+        key: torch.Tensor,  # (G, T, D)
+        value: torch.Tensor,  # (G, T, D)
+        *,
+        keep: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # (T, Q D), the normalisers (G, T J)
         groups, tokens, size = key.shape
         output = key.new_empty(tokens, groups * self.share * size)
         normaliser = torch.empty(groups, tokens * self.share)
-        query, key, value = (part.contiguous() for part in (query, key, value))
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
         self.library.functions.tinkersmith_attend(
             *(groups, self.share, size, self.documents, address(self.starts)),
             *(address(query), address(key), address(value)),
@@ -266,10 +358,18 @@ class NativeAttention:
         )
         return output, normaliser
 
-    def backward(self, grad, query, key, value, output, kept):
+    def backward(
+        self,
+        grad: torch.Tensor,  # (T, Q D)
+        query: torch.Tensor,  # (G, T J, D)
+        key: torch.Tensor,  # (G, T, D)
+        value: torch.Tensor,  # (G, T, D)
+        output: torch.Tensor,  # (T, Q D)
+        kept: torch.Tensor,  # (G, T J), the normalisers
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # (G, T J, D), (G, T, D), (G, T, D)
         groups, _, size = key.shape
         grad_query = torch.empty_like(query)
-        grad_key, grad_value = (torch.empty(key.shape) for _ in range(2))
+        grad_key, grad_value = torch.empty(key.shape), torch.empty(key.shape)  # in fp32
         self.library.functions.tinkersmith_attend_backward(
             *(groups, self.share, size, self.documents, address(self.starts)),
             *(address(query), address(key), address(value), address(output), address(kept)),
@@ -278,8 +378,8 @@ class NativeAttention:
         return grad_query, grad_key, grad_value
 
 
-def of_columns(projection: Projection, update: Update | None) -> list[tuple[slice, Part | None]]:
-    """The columns of each of the projection's layers, with what trains it."""
+def joined_layers(projection: Projection, update: Update | None) -> list[tuple[slice, Part | None]]:
+    """The output columns of each layer of the projection, and what trains it, if anything."""
     trained = {part.columns.start: part for part in (update.parts if update else ())}
     starts = [0, *accumulate(projection.sizes)]
     return [

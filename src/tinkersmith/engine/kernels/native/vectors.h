@@ -1,8 +1,9 @@
-// Sums of bf16 products in fp32, 6 rows times 64 columns at a time, and how their operands are laid
-// out. Everything that multiplies matrices here is made of `dot`.
+// Matrix products in bf16 with sums in fp32, ROWS rows times PANEL columns at a time, and the
+// layout of their operands. All products in bf16 here are made of `dot`.
 //
-// A panel holds 64 columns of a matrix that is summed over its rows k: for every pair of rows
-// k, k + 1 the 64 pairs of numbers stand together, as one instruction takes them.
+// A panel holds PANEL columns of a matrix that is summed over its rows k: for every pair of rows
+// k, k + 1 the PANEL pairs of numbers stand together, in the order that one instruction reads
+// them.
 #pragma once
 
 #include <immintrin.h>
@@ -16,24 +17,23 @@
 #include <new>
 #include <utility>
 
+#include "exponential.h"
+#include "interface.h"
+
 namespace tinkersmith {
 
-using bf16 = uint16_t;
-using i64 = int64_t;
-
-constexpr int ROWS = 6;  // by_tiles counts on there being less than 8
-constexpr int VECTORS = 4;
-constexpr i64 LANES = 16;
-constexpr i64 PANEL = VECTORS * LANES;  // columns
-constexpr i64 DEPTH = 4096;             // a panel of so many rows stays in a core's own cache
+constexpr int ROWS = 6;    // of a tile; by_tiles needs fewer than 8
+constexpr i64 LANES = 16;  // numbers in fp32 of a vector
+constexpr int VECTORS = PANEL / LANES;
+constexpr i64 DEPTH = 4096;  // rows of a panel that stays in a core's own cache
 
 constexpr i64 round_up(i64 count, i64 step) { return (count + step - 1) / step * step; }
 
-// Memory that a thread keeps for its next call.
+// A buffer that a thread reuses in its next call.
 template <class T>
 class Scratch {
  public:
-  T* room(i64 count) {
+  T* reserve(i64 count) {
     if (count > size_) {
       std::free(data_);
       data_ = static_cast<T*>(std::aligned_alloc(64, round_up(count * sizeof(T), 64)));
@@ -53,47 +53,48 @@ inline __mmask16 first_lanes(i64 count) {
   return count >= LANES ? 0xffff : static_cast<__mmask16>((1u << std::max<i64>(count, 0)) - 1);
 }
 
-inline __m512 widen(__m256i half) {
+inline __m512 to_fp32(__m256i half) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
-inline float to_float(bf16 x) { return _mm512_cvtss_f32(widen(_mm256_set1_epi16(x))); }
+inline float to_float(bf16 x) { return _mm512_cvtss_f32(to_fp32(_mm256_set1_epi16(x))); }
 
 inline __m512 load(const bf16* from) {
-  return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  return to_fp32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 }
 
 inline __m512 load(const bf16* from, i64 count) {
-  return widen(_mm256_maskz_loadu_epi16(first_lanes(count), from));
+  return to_fp32(_mm256_maskz_loadu_epi16(first_lanes(count), from));
 }
 
-inline __m256i narrow(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
+inline __m256i to_bf16(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
 
 inline void store(bf16* to, __m512 x) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), narrow(x));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), to_bf16(x));
 }
 
 inline void store(bf16* to, __m512 x, i64 count) {
   if (count >= LANES) return store(to, x);
-  _mm256_mask_storeu_epi16(to, first_lanes(count), narrow(x));
+  _mm256_mask_storeu_epi16(to, first_lanes(count), to_bf16(x));
 }
 
-// exp(x) = 2^(whole + rest). The polynomial is the best of its degree between -1/2 and 1/2 that is 1
-// at 0: a relative error of 2e-7 in fp32.
+// exp(x) = 2^(whole + rest), see exponential.h.
 inline __m512 exponential(__m512 x) {
-  const __m512 power = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f));
+  const __m512 power = _mm512_mul_ps(x, _mm512_set1_ps(LOG2_E));
   const __m512 whole = _mm512_roundscale_ps(power, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const __m512 rest = _mm512_sub_ps(power, whole);
-  __m512 sum = _mm512_set1_ps(0.00132647272f);
-  for (const float factor : {0.00967151281f, 0.0555073374f, 0.240222421f, 0.693146978f, 1.0f})
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(factor));
+  __m512 sum = _mm512_set1_ps(EXP2_POLYNOMIAL[0]);
+#pragma GCC unroll 8
+  for (int i = 1; i < EXP2_TERMS; ++i)
+    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(EXP2_POLYNOMIAL[i]));
   return _mm512_scalef_ps(sum, whole);
 }
 
-// sum += x (ROWS x depth, rows `ldx` apart) times columns FIRST * 16 to LAST * 16 of a panel.
+// sum (COUNT, PANEL) += x (COUNT, depth), rows `ld_x` apart, times columns FIRST * LANES to
+// LAST * LANES of a panel.
 template <int FIRST = 0, int LAST = VECTORS, int COUNT>
 __attribute__((always_inline)) inline void dot(__m512 (&sum)[COUNT][VECTORS], const bf16* x,
-                                               i64 ldx, const bf16* panel, i64 depth) {
+                                               i64 ld_x, const bf16* panel, i64 depth) {
   for (i64 k = 0; k < depth; k += 2, panel += 2 * PANEL) {
     __m512bh columns[VECTORS];
 #pragma GCC unroll 8
@@ -102,16 +103,15 @@ __attribute__((always_inline)) inline void dot(__m512 (&sum)[COUNT][VECTORS], co
 #pragma GCC unroll 24
     for (int i = 0; i < COUNT; ++i) {
       int pair;
-      std::memcpy(&pair, x + i * ldx + k, sizeof pair);
+      std::memcpy(&pair, x + i * ld_x + k, sizeof pair);
       const __m512bh row = (__m512bh)_mm512_set1_epi32(pair);
 #pragma GCC unroll 8
-      for (int j = FIRST; j < LAST; ++j)
-        sum[i][j] = _mm512_dpbf16_ps(sum[i][j], row, columns[j]);
+      for (int j = FIRST; j < LAST; ++j) sum[i][j] = _mm512_dpbf16_ps(sum[i][j], row, columns[j]);
     }
   }
 }
 
-// Calls rows<COUNT>(row) for all rows from first to last, ROWS at a time while there are as many.
+// Calls rows<COUNT>(row) for all rows from first to last, with COUNT = ROWS as long as possible.
 template <class Rows>
 inline void by_tiles(i64 first, i64 last, Rows rows) {
   for (; first + ROWS <= last; first += ROWS) rows.template operator()<ROWS>(first);
@@ -158,8 +158,8 @@ inline void transpose(__m512i (&r)[16]) {
   }
 }
 
-// A panel from a matrix whose columns stand as rows: `columns` rows of `depth` numbers, `ld` apart.
-// What is missing, of the columns and of an odd depth's last pair, is zero.
+// A panel from the transpose of a matrix: `columns` rows of `depth` numbers, `ld` apart, become its
+// columns. Missing columns, and the second row of the last pair if the depth is odd, are zero.
 inline void pack_rows(const bf16* matrix, i64 ld, i64 columns, i64 depth, bf16* panel,
                       i64 width = PANEL) {
   for (i64 n = 0; n < width; n += LANES)
@@ -178,7 +178,7 @@ inline void pack_rows(const bf16* matrix, i64 ld, i64 columns, i64 depth, bf16* 
     }
 }
 
-// A panel from a matrix as it stands: `depth` rows of `columns` numbers, `ld` apart.
+// A panel from a matrix: `depth` rows of `columns` numbers, `ld` apart.
 inline void pack_columns(const bf16* matrix, i64 ld, i64 columns, i64 depth, bf16* panel) {
   alignas(64) uint16_t order[2][32];
   for (int i = 0; i < 32; ++i) {
@@ -190,22 +190,22 @@ inline void pack_columns(const bf16* matrix, i64 ld, i64 columns, i64 depth, bf1
     for (i64 n = 0; n < PANEL; n += 2 * LANES) {
       const i64 left = columns - n;
       const __mmask32 mask = left >= 32 ? 0xffffffffu : left <= 0 ? 0 : (1u << left) - 1;
-      // Rows are apart by more than a processor guesses.
+      // The rows are too far apart for the processor to prefetch them itself.
       _mm_prefetch(matrix + (k + 16) * ld + n, _MM_HINT_T0);
       _mm_prefetch(matrix + (k + 17) * ld + n, _MM_HINT_T0);
-      const __m512i one = _mm512_maskz_loadu_epi16(mask, matrix + k * ld + n);
-      const __m512i two = k + 1 < depth
-                              ? _mm512_maskz_loadu_epi16(mask, matrix + (k + 1) * ld + n)
-                              : _mm512_setzero_si512();
+      const __m512i even_row = _mm512_maskz_loadu_epi16(mask, matrix + k * ld + n);
+      const __m512i odd_row = k + 1 < depth
+                                  ? _mm512_maskz_loadu_epi16(mask, matrix + (k + 1) * ld + n)
+                                  : _mm512_setzero_si512();
       bf16* to = panel + (k * PANEL + 2 * n);
-      _mm512_storeu_si512(to, _mm512_permutex2var_epi16(one, low, two));
-      _mm512_storeu_si512(to + 32, _mm512_permutex2var_epi16(one, high, two));
+      _mm512_storeu_si512(to, _mm512_permutex2var_epi16(even_row, low, odd_row));
+      _mm512_storeu_si512(to + 32, _mm512_permutex2var_epi16(even_row, high, odd_row));
     }
 }
 
-// numbers (rows, PANEL), `ld` apart, += x (rows, depth) times a panel.
-inline void add_product(i64 rows, const bf16* x, i64 ldx, const bf16* panel, i64 depth, float* numbers,
-                        i64 ld) {
+// numbers (rows, PANEL), rows `ld` apart, += x (rows, depth) times a panel.
+inline void add_product(i64 rows, const bf16* x, i64 ld_x, const bf16* panel, i64 depth,
+                        float* numbers, i64 ld) {
   by_tiles(0, rows, [&]<int COUNT>(i64 row) {
     __m512 sum[COUNT][VECTORS];
 #pragma GCC unroll 8
@@ -213,7 +213,7 @@ inline void add_product(i64 rows, const bf16* x, i64 ldx, const bf16* panel, i64
 #pragma GCC unroll 8
       for (int j = 0; j < VECTORS; ++j)
         sum[i][j] = _mm512_loadu_ps(numbers + (row + i) * ld + j * LANES);
-    dot(sum, x + row * ldx, ldx, panel, depth);
+    dot(sum, x + row * ld_x, ld_x, panel, depth);
 #pragma GCC unroll 8
     for (int i = 0; i < COUNT; ++i)
 #pragma GCC unroll 8
@@ -222,13 +222,13 @@ inline void add_product(i64 rows, const bf16* x, i64 ldx, const bf16* panel, i64
   });
 }
 
-// exp(score - largest) of the first `visible` scores as bf16, zeros up to `end`; the largest score
-// and the sum of the exponentials.
+// output = exp(score - largest) in bf16 for the first `visible` scores, zeros from there to `end`.
+// Returns the largest score and the sum of the exponentials.
 inline std::pair<float, float> soft_max(const float* scores, i64 visible, i64 end, bf16* output) {
   __m512 largest = _mm512_set1_ps(-INFINITY);
   for (i64 k = 0; k < visible; k += LANES)
-    largest = _mm512_mask_max_ps(largest, first_lanes(visible - k), largest,
-                                 _mm512_loadu_ps(scores + k));
+    largest =
+        _mm512_mask_max_ps(largest, first_lanes(visible - k), largest, _mm512_loadu_ps(scores + k));
   const float shift = _mm512_reduce_max_ps(largest);
   __m512 sum = _mm512_setzero_ps();
   i64 k = 0;

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,14 @@ from tinkersmith.engine.server import fields
 from tinkersmith.engine.server.fields import Body
 from tinkersmith.engine.server.http import Routes, read_json
 from tinkersmith.engine.server.identity import USER
-from tinkersmith.engine.storage.store import Store, StoredRun, TinkerPath, iso, parse_path
+from tinkersmith.engine.storage.store import (
+    Store,
+    StoredRun,
+    StoredSession,
+    TinkerPath,
+    iso,
+    parse_path,
+)
 
 
 class ArchiveRoutes:
@@ -38,7 +46,7 @@ class ArchiveRoutes:
         ]
 
     async def search(self, request: Request) -> Response:
-        return JSONResponse(_search(self.sessions, await read_json(request)))
+        return JSONResponse(_search(self.sessions, _read_query(await read_json(request))))
 
     async def copy_weights(self, request: Request) -> Response:
         body = await read_json(request)
@@ -73,7 +81,7 @@ def _copy(store: Store, source: TinkerPath, path: TinkerPath, ttl_seconds: int |
     # An earlier attempt may have made it, or may have ended anywhere on its way.
     if any(checkpoint.path == path for checkpoint in store.checkpoints(path.run_id)):
         return
-    if session_id not in store.session_ids():
+    if session_id not in [session.id for session in store.sessions()]:
         store.add_session(session_id, {}, f"copy of {source}")
     if path.run_id not in [known.id for known in store.runs(session_id)]:
         now = time.time()
@@ -92,8 +100,32 @@ def _link_or_copy(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _search(sessions: Sessions, body: Body) -> dict[str, Any]:
-    """The SDK's `SessionSearchResponse` for its `SessionSearchRequest`."""
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """The SDK's `SessionSearchRequest`."""
+
+    words: list[str]  # in lower case; the display name must contain them all
+    session_id: str | None  # matches besides the words
+    metadata: dict[str, Any]  # which the session's must contain
+    active_only: bool
+    of_this_user: bool
+    before: tuple[float, str] | None  # time of creation and id of the last page's last session
+    limit: int
+
+    def matches(self, session: StoredSession, active: bool) -> bool:
+        title = (session.display_name or "").lower()
+        has_words = bool(self.words) and all(word in title for word in self.words)
+        named = not (self.words or self.session_id) or has_words or session.id == self.session_id
+        return (
+            named
+            and self.of_this_user
+            and (active or not self.active_only)
+            and self.metadata.items() <= (session.user_metadata or {}).items()
+            and (self.before is None or (session.created, session.id) < self.before)
+        )
+
+
+def _read_query(body: Body) -> _Query:
     if body.get("project_ids"):
         raise Refused("there are no projects on this engine; search without project_ids.")
     statuses = fields.object_list(body, "statuses")
@@ -102,44 +134,46 @@ def _search(sessions: Sessions, body: Body) -> dict[str, Any]:
     limit = fields.optional_integer(body, "limit") or 50
     if not 1 <= limit <= 200:
         raise Refused(f"limit is {limit}; it must be from 1 to 200.")
-    words = str(body.get("display_name") or "").lower().split()
-    wanted_id = body.get("session_id")
-    wanted_metadata = fields.json_object(body, "user_metadata").items()
-    owners = fields.json_object(body, "owner").get("owner_urns")
-    if owners and USER not in owners:
-        return {"sessions": []}
+    owners = fields.string_list(fields.json_object(body, "owner"), "owner_urns")
+    cursor = fields.json_object(body, "cursor")
+    return _Query(
+        words=str(body.get("display_name") or "").lower().split(),
+        session_id=fields.string(body, "session_id") if body.get("session_id") else None,
+        metadata=fields.json_object(body, "user_metadata"),
+        active_only=bool(statuses),
+        of_this_user=not owners or USER in owners,
+        before=(_seconds(cursor), fields.string(cursor, "last_session_id")) if cursor else None,
+        limit=limit,
+    )
+
+
+def _search(sessions: Sessions, query: _Query) -> dict[str, Any]:
+    """The SDK's `SessionSearchResponse`."""
     count, size = Counter[str](), Counter[str]()
     for checkpoint in sessions.store.checkpoints():
         session_id = checkpoint.path.run_id.partition(":")[0]
         count[session_id] += 1
         size[session_id] += checkpoint.size_bytes
-    cursor = fields.json_object(body, "cursor")
-    before = (_seconds(cursor), fields.string(cursor, "last_session_id")) if cursor else None
-    matches: list[dict[str, Any]] = []
-    for created, session_id, metadata, title in sessions.store.session_rows():
-        has_words = bool(words) and all(word in (title or "").lower() for word in words)
-        if (words or wanted_id) and not has_words and session_id != wanted_id:
-            continue
-        active = session_id in sessions.sessions
-        if (statuses and not active) or not wanted_metadata <= (metadata or {}).items():
-            continue
-        if before is not None and (created, session_id) >= before:
-            continue
-        matches.append(
-            {
-                "session_id": session_id,
-                "created_at": iso(created),
-                "owner": USER,
-                "project_id": "local",
-                "display_name": title,
-                "user_metadata": metadata,
-                "checkpoints_count": count[session_id],
-                "checkpoint_storage_bytes": size[session_id],
-                "status": {"type": "active"} if active else None,
-            }
-        )
-    page = matches[:limit]
-    if len(matches) <= limit:
+    matches = [
+        session
+        for session in sessions.store.sessions()
+        if query.matches(session, session.id in sessions.sessions)
+    ]
+    page = [
+        {
+            "session_id": session.id,
+            "created_at": iso(session.created),
+            "owner": USER,
+            "project_id": "local",
+            "display_name": session.display_name,
+            "user_metadata": session.user_metadata,
+            "checkpoints_count": count[session.id],
+            "checkpoint_storage_bytes": size[session.id],
+            "status": {"type": "active"} if session.id in sessions.sessions else None,
+        }
+        for session in matches[: query.limit]
+    ]
+    if len(matches) <= query.limit:
         return {"sessions": page, "next_cursor": None}
     last = {"last_created_at": page[-1]["created_at"], "last_session_id": page[-1]["session_id"]}
     return {"sessions": page, "next_cursor": last}

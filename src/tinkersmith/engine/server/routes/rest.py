@@ -145,17 +145,16 @@ class RestRoutes:
     # ---- sessions
 
     async def sessions(self, request: Request) -> Response:
-        return _page(request, "sessions", self.store.session_ids())
+        return _page(request, "sessions", [session.id for session in self.store.sessions()])
 
     async def session(self, request: Request) -> Response:
-        session_id = request.path_params["session_id"]
-        metadata, display_name = self.store.session(session_id)
+        session = self.store.session(request.path_params["session_id"])
         return JSONResponse(
             {
-                "training_run_ids": [run.id for run in self.store.runs(session_id)],
-                "sampler_ids": self.store.sampler_ids(session_id),
-                "user_metadata": metadata,
-                "display_name": display_name,
+                "training_run_ids": [run.id for run in self.store.runs(session.id)],
+                "sampler_ids": self.store.sampler_ids(session.id),
+                "user_metadata": session.user_metadata,
+                "display_name": session.display_name,
             }
         )
 

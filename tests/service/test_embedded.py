@@ -1,0 +1,107 @@
+"""The engine as a child process: when it is started, when it is not, and that none is left over."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import is_gone, within
+from tests.support.tiny_models import make_tiny_model
+from tinkersmith import train
+from tinkersmith.errors import UserError
+from tinkersmith.service.connection import open_service
+from tinkersmith.service.embedded import start_engine
+from tinkersmith.settings import settings_from
+
+
+@pytest.fixture(autouse=True)
+def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_CREDENTIAL_CMD"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def test_an_engine_that_was_started_names_its_url_and_ends_when_stopped(
+    tmp_path: Path, model: Path
+) -> None:
+    engine = start_engine(tmp_path, [str(model)])
+    try:
+        engine.wait_until_ready()
+        assert engine.url.startswith("http://127.0.0.1:")
+        assert engine.death() is None
+    finally:
+        engine.stop()
+    assert engine.process.returncode == 0
+    assert "exit code 0" in str(engine.death())
+
+
+def test_an_engine_that_cannot_serve_is_ended_and_its_reason_is_told(tmp_path: Path) -> None:
+    engine = start_engine(tmp_path, ["no/such/folder"])
+    with pytest.raises(UserError) as caught:
+        engine.wait_until_ready()
+    assert "The engine did not start: no/such/folder is not a model folder" in str(caught.value)
+    assert str(engine.log) in str(caught.value)
+    assert engine.process.poll() is not None
+
+
+def test_an_engine_that_is_killed_before_it_serves_is_told_to_have_said_nothing(
+    tmp_path: Path, model: Path
+) -> None:
+    engine = start_engine(tmp_path, [str(model)])
+    engine.process.send_signal(signal.SIGKILL)
+    with pytest.raises(UserError, match="The engine did not start: it said nothing"):
+        engine.wait_until_ready()
+
+
+def test_the_engine_is_not_given_the_users_credentials(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINKER_API_KEY", "tml-of-the-cloud")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    engine = start_engine(tmp_path, [str(model)])
+    try:
+        engine.wait_until_ready()
+        given = Path(f"/proc/{engine.process.pid}/environ").read_bytes().split(b"\0")
+    finally:
+        engine.stop()
+    assert not any(b"tml-of-the-cloud" in variable for variable in given)
+    assert b"OMP_NUM_THREADS=1" in given
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("{not json", "is not JSON"),
+        ('[{"instruction": "", "output": ""}]', "nothing to train on"),
+    ],
+)
+def test_a_mistake_in_the_data_is_told_before_an_engine_starts(
+    tmp_path: Path, content: str, sentence: str
+) -> None:
+    data = tmp_path / "train.json"
+    data.write_text(content)
+    with pytest.raises(UserError) as caught:
+        train(data_files=[str(data)], output_dir=str(tmp_path / "runs"), backend="local")
+    assert str(data) in str(caught.value) or sentence in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_mistake_that_shows_after_the_engines_start_leaves_no_engine(
+    tmp_path: Path, model: Path
+) -> None:
+    settings = settings_from(
+        {"OUTPUT_DIR": str(tmp_path), "BASE_MODEL": str(model), "BACKEND": "local"}
+    )
+    pids: list[int] = []
+    with pytest.raises(UserError, match="my own mistake"), open_service(settings) as service:
+        engine = service._probe.engine
+        assert engine is not None
+        pids.append(engine.process.pid)
+        os.kill(pids[0], 0)  # it runs
+        raise UserError("my own mistake")
+    assert within(5, lambda: is_gone(pids[0]))
