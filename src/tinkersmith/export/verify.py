@@ -108,7 +108,7 @@ def _load_adapter(folder: Path, base_folder: Path | str | None) -> "tuple[nn.Mod
             "Verifying an adapter needs peft. Install it with: pip install peft"
         ) from None
     import torch
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 
     config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     base, _ = _load_model(Path(base_folder or config["base_model_name_or_path"]))
