@@ -157,7 +157,8 @@ def test_heads_without_a_norm_are_only_turned(library: Library, norms: bool) -> 
         assert off(one, other) < 1e-6
     expected = back[-1].clone()
     ours.split_heads_backward(*back)
-    plain.split_heads_backward(*back[:-1], expected)
+    theirs = [*back[:-1], expected]
+    plain.split_heads_backward(*theirs)
     assert off(back[-1], expected) < 1e-6
 
 
