@@ -41,7 +41,7 @@ from tinkersmith.paths import (
 
 def _as_file_list(value: object) -> object:
     if isinstance(value, str | os.PathLike):
-        names: Sequence[object] = [value]
+        names: Sequence[object] = [cast(object, value)]
     elif isinstance(value, list | tuple):
         names = cast(Sequence[object], value)
     else:

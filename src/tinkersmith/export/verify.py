@@ -117,8 +117,9 @@ def _load_adapter(folder: Path, base_folder: Path | str | None) -> "tuple[nn.Mod
         # the code below finds.
         warnings.simplefilter("ignore")
         model: Any = peft.PeftModel.from_pretrained(base, folder)  # type: ignore[arg-type]
-        state_dict: Any = peft.get_peft_model_state_dict  # untyped there
-        loaded = state_dict(model, save_embedding_layers=False)
+        loaded: Any = peft.get_peft_model_state_dict(  # pyright: ignore[reportUnknownMemberType]
+            model, save_embedding_layers=False
+        )
     stored = load_file(folder / ADAPTER_WEIGHTS)
     experts = [name for name in stored if ".experts." in name]  # peft fuses these when loading
     plain = stored.keys() - set(experts)
@@ -144,8 +145,10 @@ def _load_model(folder: Path) -> "tuple[nn.Module, int]":
     if not folder.is_dir() and os.sep in str(folder) and folder.is_absolute():
         raise UserError(f"The base model's folder {folder} does not exist. Name another.")
     try:
-        load: Any = AutoModelForCausalLM.from_pretrained  # untyped there
-        model, about = load(str(folder), dtype=torch.float32, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportUnknownMemberType]
+            str(folder), dtype=torch.float32, output_loading_info=True
+        )
+        model, about = loaded
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"transformers cannot load {folder}: {reason}") from None

@@ -105,7 +105,7 @@ class RunFolder:
         names = set(cast(dict[str, Any], facts)) if isinstance(facts, dict) else set[str]()
         if not {"settings", "prompt_template"} <= names:
             raise UserError(f"{file} does not describe a training run. Name another folder.")
-        return facts
+        return cast(dict[str, Any], facts)
 
     def settings(self) -> Settings:
         """The settings that the run began with; names of files as seen from the current folder."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.errors import UserError
@@ -156,7 +156,7 @@ class Service:
             raise ServerGone(f"{reason}. This happened while {doing}.") from None
 
     def _detail(self, error: Any) -> str:
-        body: dict[str, Any] = error.body if isinstance(error.body, dict) else {}
+        body = cast(dict[str, Any], error.body) if isinstance(error.body, dict) else {}
         detail = str(body.get("detail") or error)
         offered = sorted(self.max_contexts)
         if "base" in detail.lower() and "offered" not in detail and offered:
