@@ -41,10 +41,11 @@ from tinkersmith.paths import (
 
 def _as_file_list(value: object) -> object:
     if isinstance(value, str | os.PathLike):
-        value = [value]
-    if not isinstance(value, list | tuple):
+        names: Sequence[object] = [cast(object, value)]
+    elif isinstance(value, list | tuple):
+        names = cast(Sequence[object], value)
+    else:
         return value
-    names = cast(Sequence[object], value)
     return [
         os.fspath(cast("os.PathLike[str]", name)) if isinstance(name, os.PathLike) else name
         for name in names

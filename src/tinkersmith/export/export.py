@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tinkersmith.data.large_files import iterate_samples
 from tinkersmith.data.samples import Sample, Source
@@ -206,7 +206,9 @@ def _stop_at_end_token(
     values: dict[str, Any] = read_model_json(file) if file.is_file() else {}
     config = read_model_json(folder / "config.json")
     known: Any = values.get("eos_token_id", config.get("eos_token_id"))
-    end_ids: list[int] = known if isinstance(known, list) else [] if known is None else [known]
+    end_ids = [] if known is None else [known]
+    if isinstance(known, list):
+        end_ids = cast(list[int], known)
     if end_id not in end_ids:
         write_json(file, {**values, "eos_token_id": [end_id, *end_ids]})
 

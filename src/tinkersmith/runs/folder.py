@@ -102,7 +102,8 @@ class RunFolder:
             ) from None
         except ValueError as error:
             raise UserError(f"{file} is damaged ({error}). Start a new run.") from None
-        if not isinstance(facts, dict) or not {"settings", "prompt_template"} <= set(facts):
+        names = set(cast(dict[str, Any], facts)) if isinstance(facts, dict) else set[str]()
+        if not {"settings", "prompt_template"} <= names:
             raise UserError(f"{file} does not describe a training run. Name another folder.")
         return cast(dict[str, Any], facts)
 
