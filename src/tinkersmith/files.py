@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def write_json(path: Path | str, value: object) -> None:
 
 
 @contextmanager
-def new_folder(path: Path | str, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(path: Path | str, overwrite: bool = False) -> Generator[Path, None, None]:
     """Yield a temporary folder beside `path`, which becomes `path` if the block raises nothing.
 
     Raises:

@@ -15,7 +15,7 @@ import traceback
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal, cast, get_origin
 
 from pydantic import (
     BaseModel,
@@ -41,10 +41,15 @@ from tinkersmith.paths import (
 
 def _as_file_list(value: object) -> object:
     if isinstance(value, str | os.PathLike):
-        value = [value]
-    if isinstance(value, list | tuple):
-        return [os.fspath(item) if isinstance(item, os.PathLike) else item for item in value]
-    return value
+        names: Sequence[object] = [cast(object, value)]
+    elif isinstance(value, list | tuple):
+        names = cast(Sequence[object], value)
+    else:
+        return value
+    return [
+        os.fspath(cast("os.PathLike[str]", name)) if isinstance(name, os.PathLike) else name
+        for name in names
+    ]
 
 
 FileNames = Annotated[
@@ -55,13 +60,13 @@ FileNames = Annotated[
 def _setting(
     default: Any, meaning: str, kind: str, limits: str = "", usual: str = "", **checks: Any
 ) -> Any:
-    """A field with help for people: its kind ("a whole number") and limits ("between 1 and 2")."""
+    """A field with help for users: its kind ("a whole number") and limits ("between 1 and 2")."""
     about: dict[str, Any] = {"kind": kind, "limits": limits, "usual": usual}
     return Field(default, description=meaning, json_schema_extra=about, **checks)
 
 
 class Settings(BaseModel):
-    """What one training run is made from. Make it with `load_settings` or `settings_from`."""
+    """The settings of one training run. Make them with `load_settings` or `settings_from`."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -87,7 +92,7 @@ class Settings(BaseModel):
     )
     lora_rank: int = _setting(
         16,
-        "The adapter's width: higher learns more and needs more memory.",
+        "The adapter's rank: a higher one learns more and needs more memory.",
         "a whole number",
         "between 1 and 512",
         "8 to 64",
@@ -115,14 +120,14 @@ class Settings(BaseModel):
     )
     model_name_prefix: str = _setting(
         "my-model",
-        "The model's name; the date and time are put after it.",
+        "The trained model's name begins with this; date and time follow.",
         "a name of at most 64 letters, digits, dots, - and _ that begins with a letter or digit",
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
         max_length=64,
     )
     sampling_max_tokens: int = _setting(
         1024,
-        "The longest answer, when the model is sampled.",
+        "The longest answer, in tokens.",
         "a whole number",
         "between 1 and 131072",
         "256 to 4096",
@@ -131,7 +136,7 @@ class Settings(BaseModel):
     )
     sampling_temperature: float = _setting(
         0.0,
-        "0 always takes the likeliest token; higher values vary the answers.",
+        "0 always takes the most likely token; higher values vary the answers.",
         "a number",
         "between 0 and 2",
         "0 for evaluation, 0.7 for variety",
@@ -140,7 +145,7 @@ class Settings(BaseModel):
     )
     sampling_num_samples: int = _setting(
         1,
-        "How many answers are drawn for one prompt.",
+        "How many answers are sampled for one prompt.",
         "a whole number",
         "between 1 and 128",
         "1",
@@ -183,12 +188,12 @@ class Settings(BaseModel):
     )
     lr_schedule: Literal["linear", "cosine", "constant"] = _setting(
         "linear",
-        "How the learning rate goes down over the run.",
+        "How the learning rate falls over the run.",
         'one of "linear", "cosine", "constant"',
     )
     warmup_ratio: float = _setting(
         0.03,
-        "The part of the run in which the learning rate rises to its highest value.",
+        "The share of the run in which the learning rate rises to its highest value.",
         "a number",
         "between 0 and 0.5",
         "0.03",
@@ -197,7 +202,7 @@ class Settings(BaseModel):
     )
     grad_clip_norm: float = _setting(
         1.0,
-        "Longer gradients are shortened to this norm; 0 turns it off.",
+        "Gradients with a larger norm are scaled down to this one; 0 turns it off.",
         "a number",
         "between 0 and 1000000",
         "1.0",
@@ -211,7 +216,7 @@ class Settings(BaseModel):
     )
     validation_ratio: float = _setting(
         0.0,
-        "The part of the training data kept back for validation, if there are no validation files.",
+        "The share of the training data held out for validation, if there are no validation files.",
         "a number",
         "between 0 and 0.5",
         "0.05",
@@ -246,18 +251,18 @@ class Settings(BaseModel):
     prompt_template: str = _setting(
         "auto",
         'How a sample becomes text: "instruction", "alpaca", "chat" (the model\'s own chat '
-        "template), or a format string of your own with {instruction} and, if you like, {input} "
-        'and {system}. "auto" takes "chat" for instruct models, else "instruction".',
+        "template), or a format string of your own with {instruction} and optionally {input} and "
+        '{system}. "auto" uses "chat" for instruct models, else "instruction".',
         '"auto", "instruction", "alpaca", "chat" or a format string with {instruction}',
     )
     export_after_training: Literal["ask", "no", "adapter", "merged"] = _setting(
         "ask",
-        "What to write out after training: a PEFT adapter, a merged model, or nothing.",
+        "What to export after training: a PEFT adapter, a merged model, or nothing.",
         'one of "ask", "no", "adapter", "merged"',
     )
     output_dir: str = _setting(
         "runs",
-        "The folder that gets one sub-folder per run.",
+        "The folder in which each run gets a folder of its own.",
         "the name of a folder",
         pattern=r"\S",
     )
@@ -450,7 +455,7 @@ def _field_name(name: str, where: str) -> str:
 
 
 def _override_value(field: str, text: str) -> object:
-    """A Python literal where it is one ("16", "['a.json']"); the text itself otherwise."""
+    """The value of a Python literal ("16", "['a.json']"); any other text is the value itself."""
     words: dict[str, object] = {"true": True, "false": False, "none": None}
     if text.lower() in words:
         literal: object = words[text.lower()]
@@ -483,17 +488,17 @@ _TYPE_ERRORS = ("int_type", "int_from_float", "float_type", "bool_type", "string
 
 
 def _sentence(error: ValidationError) -> str:
-    """The first finding in our words: the value, what it must be, the usual choice."""
-    finding = error.errors(include_url=False)[0]
-    field = str(finding["loc"][0])
+    """The first problem in one sentence: the value, what it must be, the usual choice."""
+    problem = error.errors(include_url=False)[0]
+    field = str(problem["loc"][0])
     about = _about(FIELDS[field])
-    value = _python_text(finding["input"])
-    place = f"{field.upper()}[{finding['loc'][1]}]" if len(finding["loc"]) > 1 else field.upper()
-    if finding["type"] in _TYPE_ERRORS or not about["limits"]:
+    value = _python_text(problem["input"])
+    place = f"{field.upper()}[{problem['loc'][1]}]" if len(problem["loc"]) > 1 else field.upper()
+    if problem["type"] in _TYPE_ERRORS or not about["limits"]:
         must = " ".join(part for part in (about["kind"], about["limits"]) if part)
     else:
         must = about["limits"]
-    if len(finding["loc"]) > 1:
+    if len(problem["loc"]) > 1:
         must = "the name of a file"
     usual = f" (a usual choice: {about['usual']})" if about["usual"] else ""
     return f"{place} is {value}; it must be {must}{usual}."
@@ -513,16 +518,16 @@ def _refuse_settings_without_effect(settings: Settings) -> None:
 
 
 def _about(field: FieldInfo) -> dict[str, str]:
-    assert isinstance(field.json_schema_extra, dict)
-    return {key: str(value) for key, value in field.json_schema_extra.items()}
+    about = cast(dict[str, str], field.json_schema_extra)
+    return {name: about[name] for name in ("kind", "limits", "usual")}
 
 
 def _python_text(value: object) -> str:
-    """A value as the user would write it, shortened to fit a sentence."""
+    """A value as Python code, shortened to fit into a sentence."""
     if isinstance(value, str):
         text = '"' + value.replace("\n", "\\n") + '"'
     elif isinstance(value, list):
-        text = "[" + ", ".join(_python_text(item) for item in value) + "]"
+        text = "[" + ", ".join(_python_text(item) for item in cast(list[object], value)) + "]"
     elif isinstance(value, float) and 0 < abs(value) < 0.01:
         mantissa, exponent = f"{value:.6e}".split("e")
         text = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"

@@ -99,7 +99,7 @@ def test_a_mistake_that_shows_after_the_engines_start_leaves_no_engine(
     )
     pids: list[int] = []
     with pytest.raises(UserError, match="my own mistake"), open_service(settings) as service:
-        engine = service._probe.engine
+        engine = service.probe.engine
         assert engine is not None
         pids.append(engine.process.pid)
         os.kill(pids[0], 0)  # it runs

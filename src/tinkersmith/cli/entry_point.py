@@ -20,8 +20,9 @@ def run_entry_point(act: Callable[[], int | None]) -> int:
     from tinkersmith.errors import UserError
 
     # A console that lacks a character shows another one; the work goes on.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+    output: object = sys.stdout
+    if isinstance(output, io.TextIOWrapper):
+        output.reconfigure(errors="replace")
     try:
         return act() or 0
     except UserError as error:

@@ -102,7 +102,7 @@ def load_samples(files: Sequence[str]) -> LoadedSamples:
 
 
 def find_files(files: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The files where they are found (as given, else in data/); the missing names.
+    """The files where they exist (as given, else in data/); the missing names.
 
     Raises:
         UserError: no file exists, or one is named twice.

@@ -49,7 +49,7 @@ def read_layers(folder: Path, base: BaseFolder) -> list[LoraLayer]:
             of this export do not have.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 
     config = read_model_json(folder / ADAPTER_CONFIG)
     _check_kind(config)
@@ -103,7 +103,7 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
         OSError: the disk is full, or the folder cannot be written.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
+    from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
     path.touch()
     mode = path.stat().st_mode  # safetensors makes its files private

@@ -104,7 +104,8 @@ def read_base(folder: Path) -> BaseFolder:
         files = {}
         for name in names:
             try:
-                with safe_open(folder / name, framework="pt") as weights:
+                opened: Any = safe_open(folder / name, framework="pt")
+                with opened as weights:
                     for tensor in weights.keys():  # noqa: SIM118 (no mapping)
                         piece = weights.get_slice(tensor)
                         files[tensor] = name
@@ -137,9 +138,8 @@ def _copy(folder: Path, out: Path, patterns: Sequence[str]) -> None:
 def _is_tied(config: dict[str, Any], files: dict[str, str]) -> bool:
     if not any(re.fullmatch(r"(.+\.)?lm_head\.weight", name) for name in files):
         return True
-    inner = config.get("text_config")
-    inner_value = inner.get("tie_word_embeddings") if isinstance(inner, dict) else None
-    return bool(config.get("tie_word_embeddings", inner_value))
+    inner: Any = config.get("text_config") or {}
+    return bool(config.get("tie_word_embeddings", inner.get("tie_word_embeddings")))
 
 
 def read_model_json(path: Path) -> dict[str, Any]:

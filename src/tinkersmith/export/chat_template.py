@@ -80,8 +80,8 @@ def _question(text: str) -> str:
     """Jinja for the lines of a format; like `TextTemplate`, it leaves out lines without content."""
     lines = [[part[:2] for part in Formatter().parse(line)] for line in text.split("\n")]
     fields = [{field for _, field in line if field} for line in lines]
-    always = next(n for n, found in enumerate(fields) if not found or "instruction" in found)
-    written = []
+    always = next(n for n, names in enumerate(fields) if not names or "instruction" in names)
+    written: list[str] = []
     for number, line in enumerate(lines):
         if fields[number] == {"input"}:
             continue

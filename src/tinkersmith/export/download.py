@@ -82,7 +82,7 @@ def base_folder(service: Service, named: str | Path | None, *, weights: bool) ->
     name = service.base_model
     if (folder := local_model_folder(name)) is not None:
         return folder
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
 
     try:
         cached = Path(snapshot_download(name, local_files_only=True))

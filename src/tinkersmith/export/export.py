@@ -3,20 +3,24 @@
 The output folder appears as a whole or not at all.
 """
 
-import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from tinkersmith.data.large_files import iterate_samples
 from tinkersmith.data.samples import Sample, Source
 from tinkersmith.errors import UserError
 from tinkersmith.export.adapter import LoraLayer, read_layers, write_peft_adapter
-from tinkersmith.export.base_folder import BaseFolder, copy_tokenizer, read_base
+from tinkersmith.export.base_folder import (
+    BaseFolder,
+    copy_tokenizer,
+    read_base,
+    read_model_json,
+)
 from tinkersmith.export.chat_template import write_chat_template
 from tinkersmith.export.download import base_folder as find_base_folder
 from tinkersmith.export.download import download_adapter, open_state
@@ -146,7 +150,7 @@ def _is_export(folder: Path) -> bool:
 
 
 @contextmanager
-def _folder_beside(folder: Path) -> Iterator[Path]:
+def _folder_beside(folder: Path) -> Generator[Path, None, None]:
     """A temporary folder beside `folder`: its disk may have more space than the system's."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.download.") as name:
         yield Path(name)
@@ -199,12 +203,14 @@ def _stop_at_end_token(
     end = next(special, tokenizer.eos_text)
     end_id = tokenizer.special_tokens[end]
     file = folder / "generation_config.json"
-    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    known = values.get("eos_token_id", config.get("eos_token_id"))
-    known = known if isinstance(known, list) else [] if known is None else [known]
-    if end_id not in known:
-        write_json(file, {**values, "eos_token_id": [end_id, *known]})
+    values: dict[str, Any] = read_model_json(file) if file.is_file() else {}
+    config = read_model_json(folder / "config.json")
+    known: Any = values.get("eos_token_id", config.get("eos_token_id"))
+    end_ids = [] if known is None else [known]
+    if isinstance(known, list):
+        end_ids = cast(list[int], known)
+    if end_id not in end_ids:
+        write_json(file, {**values, "eos_token_id": [end_id, *end_ids]})
 
 
 # ---- verification

@@ -47,7 +47,8 @@ def write_merged(
     size = 0
     for name in sorted(set(base.files.values())):
         tensors: dict[str, Tensor] = {}
-        with safe_open(base.folder / name, framework="pt") as weights:
+        opened: Any = safe_open(base.folder / name, framework="pt")
+        with opened as weights:
             for key in weights.keys():  # noqa: SIM118 (no mapping)
                 weight = weights.get_tensor(key)
                 is_cast = cast is not None and weight.is_floating_point()

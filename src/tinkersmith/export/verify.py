@@ -102,13 +102,13 @@ def verify_export(
 
 def _load_adapter(folder: Path, base_folder: Path | str | None) -> "tuple[nn.Module, int]":
     try:
-        from peft import PeftModel, get_peft_model_state_dict
+        import peft
     except ImportError:
         raise UserError(
             "Verifying an adapter needs peft. Install it with: pip install peft"
         ) from None
     import torch
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 
     config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     base, _ = _load_model(Path(base_folder or config["base_model_name_or_path"]))
@@ -116,8 +116,10 @@ def _load_adapter(folder: Path, base_folder: Path | str | None) -> "tuple[nn.Mod
         # It warns of a LoRA on a tied output layer, which it does apply, and of missing keys, which
         # the code below finds.
         warnings.simplefilter("ignore")
-        model = PeftModel.from_pretrained(base, folder)  # type: ignore[arg-type]
-        loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
+        model: Any = peft.PeftModel.from_pretrained(base, folder)  # type: ignore[arg-type]
+        loaded: Any = peft.get_peft_model_state_dict(  # pyright: ignore[reportUnknownMemberType]
+            model, save_embedding_layers=False
+        )
     stored = load_file(folder / ADAPTER_WEIGHTS)
     experts = [name for name in stored if ".experts." in name]  # peft fuses these when loading
     plain = stored.keys() - set(experts)
@@ -143,13 +145,13 @@ def _load_model(folder: Path) -> "tuple[nn.Module, int]":
     if not folder.is_dir() and os.sep in str(folder) and folder.is_absolute():
         raise UserError(f"The base model's folder {folder} does not exist. Name another.")
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportUnknownMemberType]
             str(folder), dtype=torch.float32, output_loading_info=True
         )
+        model, about = loaded
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"transformers cannot load {folder}: {reason}") from None
-    model, about = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if problems := about.get(kind):
             raise UserError(

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError
@@ -94,7 +94,7 @@ class RunFolder:
         """
         file = self.file("settings.json")
         try:
-            facts = json.loads(file.read_text(encoding="utf-8"))
+            facts: Any = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(
                 f"{self.path} is not the folder of a run: it has no settings.json. Name a folder "
@@ -102,9 +102,10 @@ class RunFolder:
             ) from None
         except ValueError as error:
             raise UserError(f"{file} is damaged ({error}). Start a new run.") from None
-        if not isinstance(facts, dict) or not {"settings", "prompt_template"} <= facts.keys():
+        names = set(cast(dict[str, Any], facts)) if isinstance(facts, dict) else set[str]()
+        if not {"settings", "prompt_template"} <= names:
             raise UserError(f"{file} does not describe a training run. Name another folder.")
-        return facts
+        return cast(dict[str, Any], facts)
 
     def settings(self) -> Settings:
         """The settings that the run began with; names of files as seen from the current folder."""
@@ -156,7 +157,7 @@ class RunFolder:
             return []
         # Only "\n" ends a line: texts may hold U+2028 and its like, at which splitlines() cuts.
         whole = file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-        records = []
+        records: list[dict[str, Any]] = []
         for number, line in enumerate(whole, start=1):
             try:
                 records.append(json.loads(line))
@@ -181,7 +182,7 @@ class RunFolder:
 def all_runs(output_dir: Path | str) -> list[RunFolder]:
     """Every run in `output_dir` that has its settings.json, newest first."""
     folder = Path(output_dir)
-    files = folder.glob("*/settings.json") if folder.is_dir() else []
+    files = list(folder.glob("*/settings.json")) if folder.is_dir() else []
     newest_first = sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True)
     return [RunFolder(file.parent) for file in newest_first]
 

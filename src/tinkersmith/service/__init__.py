@@ -1,1 +1,1 @@
-"""The connection to a server of the Tinker API: the cloud's, one at a URL, or our own engine."""
+"""The connection to a server of the Tinker API: Tinker's cloud, a URL, or the embedded engine."""

@@ -1,4 +1,4 @@
-"""Prompt tokens -> a request for answers, as the SAMPLING_* settings want them."""
+"""Prompt tokens and samples -> what the SDK sends: requests for answers, and datums."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -23,15 +23,15 @@ def request_answers(
     max_context: int | None,
     draws: int,
 ) -> Any:
-    """The SDK's future of `draws` answers. The prompt must leave room for one token at least."""
+    """The SDK's future of `draws` answers. The prompt must leave space for at least one token."""
     import tinker
 
-    room = settings.sampling_max_tokens if max_context is None else max_context - len(prompt)
+    space = settings.sampling_max_tokens if max_context is None else max_context - len(prompt)
     return client.sample(
         tinker.ModelInput.from_ints(prompt.tolist()),
         draws,
         tinker.SamplingParams(
-            max_tokens=min(settings.sampling_max_tokens, room),
+            max_tokens=min(settings.sampling_max_tokens, space),
             temperature=settings.sampling_temperature,
             seed=settings.seed,
             stop=stop_tokens(template, tokenizer),
@@ -40,7 +40,10 @@ def request_answers(
 
 
 def to_datum(tokenized: TokenizedSample, weight: float = 1.0) -> "tinker.Datum":
-    """The SDK's form: position i predicts token i + 1; `weight` is that of a completion token."""
+    """A sample as the SDK's datum: position i predicts token i + 1.
+
+    `weight` is the factor of a completion token's loss.
+    """
     import tinker
 
     return tinker.Datum(

@@ -1,7 +1,7 @@
 """Settings -> a connection that cannot hang: Tinker's cloud, a server at a URL, or our own engine.
 
-The SDK waits in silence for minutes when a server is gone. So the server is checked before the SDK
-is asked, watched while it works, and whatever goes wrong becomes one sentence.
+The SDK waits silently for minutes when a server is gone. Therefore the server is checked before the
+SDK connects and while it works, and every failure becomes one sentence.
 """
 
 import concurrent.futures
@@ -10,18 +10,18 @@ import importlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.errors import UserError
 from tinkersmith.models import local_model_folder, resolve_base_model
 from tinkersmith.progress import Progress, watched
 from tinkersmith.service.embedded import start_engine
-from tinkersmith.service.probe import _Probe
+from tinkersmith.service.probe import Probe
 from tinkersmith.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,16 +29,16 @@ if TYPE_CHECKING:
 
     from tinkersmith.text.tokenizer import TextTokenizer
 
-# The training loop reads no log-probability of a position without a weight: our own engine need
-# not compute them then. Other servers take it as a note.
+# The training loop reads no log-probability of a position with weight 0, so that our own engine
+# need not compute them. Other servers store this as a note.
 TRAINING_METADATA = {"tinkersmith.logprobs": "weighted"}
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 START_REACH = 5.0  # seconds for the first answer
-SLICE = 0.2  # seconds between two looks at the server while waiting
+SLICE = 0.2  # seconds between two checks of the server while waiting
 
 
 class ServerGone(UserError):
-    """The server stopped answering in the middle of the work."""
+    """The server stopped answering during the work."""
 
 
 @dataclass
@@ -49,21 +49,22 @@ class Service:
     rest: "tinker.RestClient"
     kind: str  # "embedded" | "cloud" | "url"
     base_model: str  # as the server knows it
-    max_contexts: dict[str, int | None]  # of the models that the server names
+    max_contexts: dict[str, int | None]  # in tokens, of the models that the server offers
     progress: Progress  # says what takes long
-    _probe: "_Probe"
+    probe: Probe
     _tokenizer: "TextTokenizer | None" = None
 
     @property
     def max_context(self) -> int | None:
+        """The longest sequence of the base model, in tokens; None if the server does not say."""
         return self.max_contexts.get(self.base_model)
 
     def wait(self, pending: Any, doing: str) -> Any:
         """The result of an SDK future; `doing` completes "while ...".
 
         Raises:
-            ServerGone: the server went away meanwhile.
-            UserError: what the server or the SDK objects to, as a sentence.
+            ServerGone: the server stopped answering.
+            UserError: the server or the SDK refused the request.
         """
         future = pending.future() if hasattr(pending, "future") else pending
         with self.progress.doing(doing):
@@ -71,12 +72,16 @@ class Service:
                 done, _ = concurrent.futures.wait([future], timeout=SLICE)
                 if done:
                     return self._result(future, doing)
-                if (trouble := self._probe.trouble()) is not None:
+                if (trouble := self.probe.trouble()) is not None:
                     raise ServerGone(f"{trouble} This happened while {doing}.")
 
     def ask(self, call: Callable[[], Any], doing: str) -> Any:
-        """The result of an SDK call that may block before it returns its future."""
-        started: concurrent.futures.Future = concurrent.futures.Future()
+        """The result of an SDK call that may block before it returns its future.
+
+        Raises:
+            UserError: as `wait`.
+        """
+        started: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
         def run() -> None:
             try:
@@ -90,6 +95,7 @@ class Service:
         return self.wait(pending, doing) if hasattr(pending, "future") else pending
 
     def create_training_client(self, settings: Settings) -> "tinker.TrainingClient":
+        """A new LoRA on the base model."""
         return self.ask(
             lambda: self.client.create_lora_training_client(
                 base_model=self.base_model,
@@ -101,7 +107,7 @@ class Service:
         )
 
     def create_sampling_client(self, model_path: str | None) -> "tinker.SamplingClient":
-        """On a checkpoint, or on the untouched base model."""
+        """A client that samples from a checkpoint, or from the untouched base model."""
         base_model = None if model_path else self.base_model
         return self.ask(
             lambda: self.client.create_sampling_client(model_path, base_model),
@@ -109,7 +115,7 @@ class Service:
         )
 
     def tokenizer(self, training_client: Any = None) -> "TextTokenizer":
-        """The base model's tokenizer: from its folder where that is known, else from the server."""
+        """The base model's tokenizer: from its folder, or else the one that the server names."""
         from tinkersmith.text.tokenizer import load_tokenizer, wrap_tokenizer
 
         if self._tokenizer is None:
@@ -121,9 +127,9 @@ class Service:
                 self._tokenizer = wrap_tokenizer(client.get_tokenizer())
         return self._tokenizer
 
-    def _result(self, future: concurrent.futures.Future, doing: str) -> Any:
+    def _result(self, future: concurrent.futures.Future[Any], doing: str) -> Any:
         import tinker
-        from tinker.lib.retryable_exception import RetryableException
+        from tinker.lib.retryable_exception import RetryableException  # pyright: ignore[reportMissingTypeStubs]
 
         try:
             return future.result()
@@ -135,13 +141,13 @@ class Service:
         except tinker.APIStatusError as error:
             raise UserError(f"The server refused {doing}: {self._detail(error)}") from None
         except tinker.APIConnectionError as error:
-            trouble = self._probe.trouble() or f"The server cannot be reached ({error})."
+            trouble = self.probe.trouble() or f"The server cannot be reached ({error})."
             raise ServerGone(f"{trouble} This happened while {doing}.") from None
         except tinker.TinkerError as error:
-            raise UserError(f"The tinker SDK stopped while {doing}: {error}") from None
+            raise UserError(f"The tinker SDK failed while {doing}: {error}") from None
         except RetryableException:
             raise ServerGone(
-                f"The server lost a request (was it restarted?). This happened while {doing}."
+                f"The server lost a request; was it restarted? This happened while {doing}."
             ) from None
         except ValueError as error:  # how the SDK reports a 4xx to a poll
             if not str(error).startswith("Error retrieving result: "):
@@ -150,7 +156,7 @@ class Service:
             raise ServerGone(f"{reason}. This happened while {doing}.") from None
 
     def _detail(self, error: Any) -> str:
-        body = error.body if isinstance(error.body, dict) else {}
+        body = cast(dict[str, Any], error.body) if isinstance(error.body, dict) else {}
         detail = str(body.get("detail") or error)
         offered = sorted(self.max_contexts)
         if "base" in detail.lower() and "offered" not in detail and offered:
@@ -162,11 +168,14 @@ class Service:
 @contextmanager
 def open_service(
     settings: Settings, *, base_model: str | None = None, progress: Progress | None = None
-) -> Iterator[Service]:
-    """Connect as BACKEND and the environment say, and close everything again at the end.
+) -> Generator[Service, None, None]:
+    """Connect as BACKEND and the environment say, and close the connection after the block.
 
     Args:
         progress: says what takes long; without one, lines on standard output do.
+
+    Raises:
+        UserError: no key, no such server, or an engine that does not start.
     """
     with ExitStack() as stack:
         spoken = progress or stack.enter_context(watched(print))
@@ -174,7 +183,9 @@ def open_service(
 
 
 @contextmanager
-def _opened(settings: Settings, base_model: str | None, progress: Progress) -> Iterator[Service]:
+def _opened(
+    settings: Settings, base_model: str | None, progress: Progress
+) -> Generator[Service, None, None]:
     name, _ = resolve_base_model(base_model or settings.base_model)
     folder = local_model_folder(name)
     if folder is not None and name not in BUNDLED_MODELS:
@@ -193,7 +204,7 @@ def _opened(settings: Settings, base_model: str | None, progress: Progress) -> I
                 engine.wait_until_ready()
             url, key = engine.url, engine.key
         _take_loopback_out_of_proxies()
-        probe = _Probe(url, engine)
+        probe = Probe(url, engine)
         with progress.doing("loading the tinker SDK"):
             importing.join()
         with progress.doing("connecting to the server"):
@@ -235,12 +246,12 @@ def _where(settings: Settings) -> tuple[str, str, str]:
 
 
 def _connect(
-    kind: str, url: str, key: str, base_model: str, probe: "_Probe", progress: Progress
+    kind: str, url: str, key: str, base_model: str, probe: Probe, progress: Progress
 ) -> Service:
     import tinker
 
     if kind == "cloud":
-        from tinker.lib.base_url import resolve_base_url
+        from tinker.lib.base_url import resolve_base_url  # pyright: ignore[reportMissingTypeStubs]
 
         probe.url = resolve_base_url()
     if kind != "embedded" and (trouble := probe.reach(START_REACH)) is not None:
@@ -248,7 +259,8 @@ def _connect(
     if kind == "embedded":
         os.environ["TINKER_TELEMETRY"] = "0"  # nothing leaves the machine
     address: dict[str, Any] = {"base_url": url} if url else {}
-    probe.start(watch=kind != "cloud")  # the SDK outlives a lost network, as does the cloud's work
+    if kind != "cloud":  # the SDK survives a lost network, and so does work in the cloud
+        probe.start()
     client = tinker.ServiceClient(api_key=key, **address)
     service = Service(client, None, kind, base_model, {}, progress, probe)  # type: ignore[arg-type]
     service.rest = service.ask(lambda: tinker.RestClient(api_key=key, **address), "connecting")
@@ -262,8 +274,8 @@ def _connect(
 
 
 def _close(service: Service, status: str) -> None:
-    """Finish the session, but never wait long for a server that may be gone."""
-    if service._probe.trouble() is not None:
+    """End the session without waiting long for a server that may be gone."""
+    if service.probe.trouble() is not None:
         return
     with suppress(Exception):
         service.client.close(status).future().result(timeout=3)  # type: ignore[arg-type]

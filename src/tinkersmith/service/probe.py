@@ -1,4 +1,4 @@
-"""A server's URL -> whether it answers, watched from a thread."""
+"""A server's URL -> whether it answers, checked from a thread."""
 
 import http.client
 import os
@@ -18,12 +18,14 @@ SILENT_PATIENCE = 60.0  # seconds that it may leave its health unanswered
 
 @dataclass(frozen=True, slots=True)
 class _Unreached:
+    """Why a server did not answer."""
+
     sentence: str
-    late: bool  # it took the connection, or the network lost it: no answer in time
+    late: bool  # no answer in time, as opposed to a refused connection
 
 
-class _Probe:
-    """Looks after the server from a thread of its own, so that waiting never hangs."""
+class Probe:
+    """Checks the server from a thread of its own, so that no wait hangs on a dead one."""
 
     def __init__(self, url: str, engine: Engine | None) -> None:
         self.url = url
@@ -32,15 +34,16 @@ class _Probe:
         self._refused_since: float | None = None
         self._silent_since: float | None = None
 
-    def start(self, watch: bool) -> None:
-        if watch:
-            threading.Thread(target=self._watch, name="probe", daemon=True).start()
+    def start(self) -> None:
+        """Check the server every second until `stop`."""
+        threading.Thread(target=self._watch, name="probe", daemon=True).start()
 
     def stop(self) -> None:
+        """End the checks."""
         self._stop.set()
 
     def trouble(self) -> str | None:
-        """What is wrong with the server, as a sentence; None while it is well."""
+        """What is wrong with the server, as a sentence; None while it answers."""
         if self.engine is not None and (death := self.engine.death()) is not None:
             return death
         now = time.monotonic()
@@ -49,17 +52,19 @@ class _Probe:
             (self._silent_since, SILENT_PATIENCE),
         ):
             if since is not None and now - since > patience:
-                return f"The server at {self.url} does not answer any more."
+                return f"The server at {self.url} no longer answers."
         return None
 
-    def reach(self, patience: float = PROBE_PATIENCE) -> "_Unreached | None":
-        """One question to the server, through the user's proxy if there is one: any answer of the
-        server's own counts."""
+    def reach(self, patience: float = PROBE_PATIENCE) -> _Unreached | None:
+        """Send one request, through the user's proxy if there is one; None if the server answers.
+
+        Any answer of the server itself counts, errors included.
+        """
         try:
             with urllib.request.urlopen(f"{self.url}/api/v1/healthz", timeout=patience):
                 return None
         except urllib.error.HTTPError as error:
-            if error.code not in (502, 503, 504):  # those come from something in front of it
+            if error.code not in (502, 503, 504):  # these come from a proxy in front of it
                 return None
             reason: object = f"HTTP {error.code}"
         except (OSError, ValueError, http.client.HTTPException) as error:
@@ -81,5 +86,5 @@ class _Probe:
                 self._refused_since = self._silent_since = None
                 continue
             self._silent_since = self._silent_since or now
-            # A machine under load takes connections and answers late: that is no refusal.
+            # A busy machine accepts connections and answers late, which is no refusal.
             self._refused_since = None if unreached.late else self._refused_since or now
