@@ -1,4 +1,4 @@
-"""The engine as a process: start, early answers, end within two seconds, kills, full disks."""
+"""The engine as a process: start, early answers, an end in mid work, kills, full disks."""
 
 import contextlib
 import http.client
@@ -20,7 +20,21 @@ import tinker
 from tests.support.engine import KEY, MODEL, RunningEngine, get_json, random_datums, running_engine
 from tests.support.raw_client import batch, call, new_model, result
 
-PATIENCE = 2.0  # seconds in which the engine must end
+PATIENCE = 60.0  # seconds for the engine to end, far less than the work that `keep_busy` gives it
+
+# An engine whose thread imports torch for ever; it fails where the server imports torch.
+TORCH_NEVER_COMES = """
+import importlib.abc, sys, threading, time
+class Waits(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "torch" and threading.current_thread() is threading.main_thread():
+            sys.exit("the server imports torch")
+        if name == "torch":
+            time.sleep(10**6)
+sys.meta_path.insert(0, Waits())
+from tinkersmith.engine.__main__ import main
+sys.exit(main())
+"""
 
 
 def start(*options: str, key: str | None = KEY) -> subprocess.CompletedProcess:
@@ -32,7 +46,7 @@ def start(*options: str, key: str | None = KEY) -> subprocess.CompletedProcess:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
     )
 
 
@@ -51,12 +65,6 @@ def keep_busy(running: RunningEngine) -> None:
     time.sleep(0.5)
 
 
-def seconds_to_exit(running: RunningEngine) -> float:
-    begin = time.perf_counter()
-    running.process.wait(timeout=10)
-    return time.perf_counter() - begin
-
-
 def test_the_help_is_shown() -> None:
     shown = start("--help")
     assert shown.returncode == 0
@@ -64,14 +72,13 @@ def test_the_help_is_shown() -> None:
         assert option in shown.stdout
 
 
-def test_it_is_ready_and_healthy_within_two_seconds_before_torch_is_there(
-    tmp_path: Path, tiny_model: Path
-) -> None:
-    begin = time.perf_counter()
-    with running_engine(tmp_path, tiny_model) as running:
-        with urllib.request.urlopen(f"{running.url}/api/v1/healthz", timeout=5) as answer:
-            assert json.load(answer) == {"status": "ok"}  # asked without a key
-        assert time.perf_counter() - begin < 2.0
+def test_it_is_ready_and_healthy_before_torch_is_there(tmp_path: Path, tiny_model: Path) -> None:
+    program = ("-c", TORCH_NEVER_COMES)
+    with (
+        running_engine(tmp_path, tiny_model, program=program) as running,
+        urllib.request.urlopen(f"{running.url}/api/v1/healthz", timeout=60) as answer,
+    ):
+        assert json.load(answer) == {"status": "ok"}  # asked without a key
 
 
 @pytest.mark.parametrize(("option", "threads"), [("0", 3), ("2", 2)])
@@ -106,8 +113,7 @@ def test_it_ends_at_once_in_the_middle_of_a_computation(
         else:
             assert running.process.stdin is not None
             running.process.stdin.close()
-        assert seconds_to_exit(running) < PATIENCE
-        assert running.process.returncode == 0
+        assert running.process.wait(timeout=PATIENCE) == 0
     assert "Traceback" not in said.read_text()
 
 
