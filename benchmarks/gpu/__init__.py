@@ -11,9 +11,10 @@ The blocks, in this order; those that matter most come first:
    on the GPU against transformers' own layers and autograd on the CPU in float32. One block for
    each path: tiles, variable-length FlashAttention, compiled element-wise work, CUDA graphs,
    float8, mixtures of experts, other families; then the optimizer, sampling and vLLM.
-3. Training of Qwen3-8B and Qwen3-30B-A3B shapes, rank 32, documents of 4,096 tokens: our default
-   path beside plain transformers + peft. Where the memory is too small for such documents, they
-   are halved until they fit, and the row says so.
+3. Training of Qwen3-8B and Qwen3-30B-A3B shapes, rank 32, 4 documents of 4,096 tokens a step: our
+   default path beside plain transformers + peft with checkpointing. Where documents do not fit into
+   memory, they are halved until they do, and the row shows their length. The experts' LoRAs take
+   much memory, so there are rows that train the attention layers only.
 4. Sampling from the Qwen3-8B shape: 32 prompts, 256 new tokens each, beside `generate` and vLLM.
 5. More training: plain without checkpointing, our float8, CUDA graphs and uncompiled paths, TRL,
    Liger's kernels, Qwen3-0.6B.
@@ -23,10 +24,11 @@ one row. A row is printed as its block ends, and the JSON file (`--out`) is writ
 it also holds the log and the traceback of each block. A block whose turn comes too late is listed
 as "not run: no time left". `--only WORD...` runs the blocks whose names contain one of the words.
 
-What must be installed: torch >= 2.11, transformers >= 5.5, peft, numpy, safetensors and tokenizers.
-Nothing else: the package itself is taken from the sources beside this folder, and neither the
-`tinker` SDK nor a web server is imported. Optional: trl with datasets, liger_kernel, vllm; what is
-missing is a row "not run: X is not installed". A C compiler is needed by `torch.compile`.
+What must be installed: torch >= 2.11, transformers >= 5.5, peft, numpy, safetensors and tokenizers;
+`torch.compile` needs a C compiler. The package itself is taken from the sources beside this folder;
+neither the `tinker` SDK nor a web server is imported. Optional peers may lie in a folder on
+PYTHONPATH: trl with datasets, dill and multiprocess; liger_kernel; vllm. A missing one is a row
+"not run: X is not installed".
 
 `--quick` runs the same blocks with tiny shapes, on a CPU too: a check that the benchmark works.
 """

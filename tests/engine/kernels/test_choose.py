@@ -1,5 +1,6 @@
 """The choice of kernels, row by row as docs/explanation/implementations.md has it."""
 
+import ctypes
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
 
 
 def a_library(products: bool) -> Library:
-    return Library(functions=object(), products=products)  # nothing of it is called
+    return Library(functions=ctypes.CDLL(None), products=products)  # nothing of it is called
 
 
 @pytest.mark.parametrize(

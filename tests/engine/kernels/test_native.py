@@ -23,13 +23,13 @@ from tinkersmith.engine.kernels.head import TorchHead
 from tinkersmith.engine.kernels.native import build
 from tinkersmith.engine.kernels.native.build import Library, cache_folder, native_library
 from tinkersmith.engine.kernels.native.decoding import NativeLayers, native_logits
-from tinkersmith.engine.kernels.native.few_rows import few_rows_product
 from tinkersmith.engine.kernels.native.head import NativeHead
 from tinkersmith.engine.kernels.native.kernels import (
     NativeAttention,
     NativeProducts,
     native_elementwise,
 )
+from tinkersmith.engine.kernels.native.small_batch import small_batch_product
 from tinkersmith.engine.kernels.products import TorchProducts
 from tinkersmith.engine.kernels.tile_attention import TileAttention
 from tinkersmith.engine.messages import Datum, LoraConfig, SampleRequest
@@ -157,7 +157,8 @@ def test_heads_without_a_norm_are_only_turned(library: Library, norms: bool) -> 
         assert off(one, other) < 1e-6
     expected = back[-1].clone()
     ours.split_heads_backward(*back)
-    plain.split_heads_backward(*back[:-1], expected)
+    theirs = [*back[:-1], expected]
+    plain.split_heads_backward(*theirs)
     assert off(back[-1], expected) < 1e-6
 
 
@@ -276,14 +277,14 @@ def test_the_mlp_between_its_products_equals_that_in_float64(
     assert off(inner, leaf.grad) < ROUNDING
 
 
-# ---- products of a few rows in fp32
+# ---- small-batch products in fp32
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_products_of_a_few_rows_are_right_for_every_number_of_them(
+def test_small_batch_products_are_right_for_every_number_of_rows(
     library: Library, dtype: torch.dtype
 ) -> None:
-    product = few_rows_product(library)
+    product = small_batch_product(library)
     assert product is not dtype_cast.linear_product
     for rows in [*range(1, 12), 31, 32, 33, 100]:
         outputs, width = (int(torch.randint(1, 150, (1,))) for _ in range(2))
@@ -295,7 +296,7 @@ def test_products_of_a_few_rows_are_right_for_every_number_of_them(
 
 
 def test_a_row_has_the_same_digits_in_any_company(library: Library) -> None:
-    product, x, weight = few_rows_product(library), torch.randn(32, 70), torch.randn(90, 70)
+    product, x, weight = small_batch_product(library), torch.randn(32, 70), torch.randn(90, 70)
     together, alone = torch.empty(32, 90), torch.empty(32, 90)
     product(x, weight, together)
     for row in range(32):
@@ -303,7 +304,7 @@ def test_a_row_has_the_same_digits_in_any_company(library: Library) -> None:
     assert torch.equal(together, alone)
 
 
-def test_wrong_products_of_a_few_rows_are_not_used(
+def test_wrong_small_batch_products_are_not_used(
     library: Library, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Idle:
@@ -311,7 +312,7 @@ def test_wrong_products_of_a_few_rows_are_not_used(
             return lambda *arguments: None
 
     with caplog.at_level(logging.WARNING, "tinkersmith.engine"):
-        assert few_rows_product(replace(library, functions=Idle())) is dtype_cast.linear_product
+        assert small_batch_product(replace(library, functions=Idle())) is dtype_cast.linear_product
     assert "native small-batch products are off by" in caplog.text
 
 

@@ -18,13 +18,13 @@ from tinkersmith.engine.kernels.elementwise import TORCH_ELEMENTWISE
 from tinkersmith.engine.kernels.head import TorchHead
 from tinkersmith.engine.kernels.native.build import Library
 from tinkersmith.engine.kernels.native.decoding import NativeLayers, native_logits
-from tinkersmith.engine.kernels.native.few_rows import few_rows_product
 from tinkersmith.engine.kernels.native.head import NativeHead
 from tinkersmith.engine.kernels.native.kernels import (
     NativeAttention,
     NativeProducts,
     native_elementwise,
 )
+from tinkersmith.engine.kernels.native.small_batch import small_batch_product
 from tinkersmith.engine.kernels.products import TorchProducts
 from tinkersmith.engine.kernels.tile_attention import TileAttention
 from tinkersmith.engine.model.base_model import BaseModel
@@ -82,7 +82,7 @@ def choose_kernels(base: BaseModel, means: Means) -> Kernels:
     kernels = _torch_kernels(base, means, elementwise)
     if way is Way.NATIVE_ELEMENTWISE:
         return kernels
-    small_batch = TorchProducts(elementwise, few_rows_product(library))
+    small_batch = TorchProducts(elementwise, small_batch_product(library))
     return replace(kernels, decoding=torch_decoding(elementwise, small_batch))
 
 

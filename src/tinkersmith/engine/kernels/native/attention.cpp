@@ -250,12 +250,11 @@ using namespace tinkersmith;
 
 extern "C" {
 
-void tinkersmith_attend(i64 kv_heads, i64 queries_per_key, i64 head_size, i64 documents,
+void tinkersmith_attend(i64 kv_heads, i64 per_key, i64 size, i64 documents,
                         const i64* starts, const bf16* query, const bf16* key, const bf16* value,
                         bf16* output, float* normaliser) {
   static thread_local Scratch<bf16> packed_keys, packed_values;
-  const Shape shape{kv_heads, queries_per_key, head_size, starts[documents]};
-  const i64 per_key = queries_per_key, size = head_size;
+  const Shape shape{kv_heads, per_key, size, starts[documents]};
   const Packed packed(documents, starts, size);
   bf16* keys = packed_keys.reserve(kv_heads * packed.keys);
   bf16* values = packed_values.reserve(kv_heads * packed.values);
@@ -343,14 +342,13 @@ void tinkersmith_attend(i64 kv_heads, i64 queries_per_key, i64 head_size, i64 do
   }
 }
 
-void tinkersmith_attend_backward(i64 kv_heads, i64 queries_per_key, i64 head_size, i64 documents,
+void tinkersmith_attend_backward(i64 kv_heads, i64 per_key, i64 size, i64 documents,
                                  const i64* starts, const bf16* query, const bf16* key,
                                  const bf16* value, const bf16* output, const float* normaliser,
                                  const bf16* grad, bf16* grad_query, float* grad_key,
                                  float* grad_value) {
   static thread_local Scratch<float> shared;
-  const Shape shape{kv_heads, queries_per_key, head_size, starts[documents]};
-  const i64 per_key = queries_per_key, size = head_size;
+  const Shape shape{kv_heads, per_key, size, starts[documents]};
   // One task for each head and document. If that gives the threads too few, documents are cut.
   const i64 wanted = 2 * omp_get_max_threads(), cuts = (wanted + kv_heads - 1) / kv_heads;
   std::vector<Task> tasks;

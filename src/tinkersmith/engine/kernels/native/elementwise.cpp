@@ -40,9 +40,13 @@ inline void put(bf16& to, float x) {  // rounds to nearest, ties to even
 inline float exponential(float x) {
   const float power = std::clamp(x * LOG2_E, -126.0f, 127.0f);
   const float whole = __builtin_rintf(power), rest = power - whole;
-  float sum = EXP2_POLYNOMIAL[0];
-#pragma GCC unroll 8
-  for (int i = 1; i < EXP2_TERMS; ++i) sum = sum * rest + EXP2_POLYNOMIAL[i];
+  constexpr float factors[] = EXP2_REST;
+  float sum = EXP2_FIRST;
+  sum = sum * rest + factors[0];
+  sum = sum * rest + factors[1];
+  sum = sum * rest + factors[2];
+  sum = sum * rest + factors[3];
+  sum = sum * rest + factors[4];
   const int32_t bits = (static_cast<int32_t>(whole) + 127) << 23;
   float scale;
   std::memcpy(&scale, &bits, sizeof scale);

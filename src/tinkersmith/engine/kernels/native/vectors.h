@@ -83,10 +83,8 @@ inline __m512 exponential(__m512 x) {
   const __m512 power = _mm512_mul_ps(x, _mm512_set1_ps(LOG2_E));
   const __m512 whole = _mm512_roundscale_ps(power, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   const __m512 rest = _mm512_sub_ps(power, whole);
-  __m512 sum = _mm512_set1_ps(EXP2_POLYNOMIAL[0]);
-#pragma GCC unroll 8
-  for (int i = 1; i < EXP2_TERMS; ++i)
-    sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(EXP2_POLYNOMIAL[i]));
+  __m512 sum = _mm512_set1_ps(EXP2_FIRST);
+  for (const float factor : EXP2_REST) sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(factor));
   return _mm512_scalef_ps(sum, whole);
 }
 

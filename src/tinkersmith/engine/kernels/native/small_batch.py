@@ -1,4 +1,4 @@
-"""Small-batch products in float32 by the C++ function, on every processor (see few_rows.cpp).
+"""Small-batch products in float32 by the C++ function, on every processor (see small_batch.cpp).
 
 Axes: N rows, I and O input and output size of a linear layer.
 """
@@ -15,7 +15,7 @@ from tinkersmith.engine.model import dtype_cast
 _MOST = 32  # rows; beyond them torch's products are as fast
 
 
-def few_rows_product(library: Library) -> dtype_cast.LinearProduct:
+def small_batch_product(library: Library) -> dtype_cast.LinearProduct:
     """`linear_product`, computed by `library` for small batches if it is right on this processor.
 
     A difference to torch is logged.
