@@ -156,7 +156,8 @@ class Service:
             raise ServerGone(f"{reason}. This happened while {doing}.") from None
 
     def _detail(self, error: Any) -> str:
-        body = cast(dict[str, Any], error.body) if isinstance(error.body, dict) else {}
+        content: Any = error.body
+        body = cast(dict[str, Any], content if isinstance(content, dict) else {})
         detail = str(body.get("detail") or error)
         offered = sorted(self.max_contexts)
         if "base" in detail.lower() and "offered" not in detail and offered:
