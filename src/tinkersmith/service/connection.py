@@ -9,10 +9,12 @@ import difflib
 import importlib
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,10 +168,10 @@ def open_service(
     """Connect as BACKEND and the environment say, and close everything again at the end.
 
     Args:
-        progress: says what takes long; without one, lines on standard output do.
+        progress: says what takes long; without one, lines on standard error do.
     """
     with ExitStack() as stack:
-        spoken = progress or stack.enter_context(watched(print))
+        spoken = progress or stack.enter_context(watched(partial(print, file=sys.stderr)))
         yield stack.enter_context(_opened(settings, base_model, spoken))
 
 
