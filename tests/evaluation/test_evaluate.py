@@ -156,7 +156,10 @@ def test_a_path_without_a_run_folder_takes_the_template_of_the_settings(small: S
     finally:
         hidden.rename(known)
     assert "No run folder knows this path" in "\n".join(said)
-    assert "could not be checked" in "\n".join(said) and result.overlap is None
+    assert (
+        "Overlap with the training data is not checked" in "\n".join(said)
+        and result.overlap is None
+    )
     assert result.trained.records[0].prompt.startswith("Instruction: ")
 
 

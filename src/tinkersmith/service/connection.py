@@ -9,10 +9,12 @@ import difflib
 import importlib
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -173,13 +175,13 @@ def open_service(
     """Connect as BACKEND and the environment say, and close the connection after the block.
 
     Args:
-        progress: says what takes long; without one, lines on standard output do.
+        progress: says what takes long; without one, lines on standard error do.
 
     Raises:
         UserError: no key, no such server, or an engine that does not start.
     """
     with ExitStack() as stack:
-        spoken = progress or stack.enter_context(watched(print))
+        spoken = progress or stack.enter_context(watched(partial(print, file=sys.stderr)))
         yield stack.enter_context(_opened(settings, base_model, spoken))
 
 
