@@ -1,6 +1,7 @@
 """What holds for all tests, and for the engines that they start."""
 
 import os
+import signal
 
 # Before torch is imported. By default a thread that waits for work keeps its core busy, and two
 # processes with two threads each on two cores spend most of their time waiting for each other.
@@ -9,3 +10,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Nothing about a result may depend on how busy the machine is: without a number, the engine chooses
 # its threads by the load.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A job that a shell starts in the background ignores Ctrl-C, and so would the programs that the tests
+# start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

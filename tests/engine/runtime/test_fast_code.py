@@ -35,7 +35,7 @@ def test_cpp_functions_are_used_where_they_compile(base: BaseModel) -> None:
 def test_without_a_compiler_torch_computes_all_parts(
     base: BaseModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fast_code, "native_library", lambda folder: None)
+    monkeypatch.setattr(fast_code, "native_library", lambda folder, products: None)
     kernels = with_fast_code(base).kernels
     assert kernels is not None and kernels.elementwise == TORCH_ELEMENTWISE
 
