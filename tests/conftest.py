@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # its threads by the load.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A job that a shell starts in the background ignores Ctrl-C, and so would the programs that the tests
-# start and interrupt.
+# A job that a shell starts in the background ignores Ctrl-C, and so would the programs that the
+# tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

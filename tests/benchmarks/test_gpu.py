@@ -20,6 +20,8 @@ import benchmarks.gpu.__main__ as command
 from benchmarks.gpu import ROOT, runner
 from benchmarks.gpu.runner import NO_TIME, Block, Figures, Outcome, Wrong, run
 
+pytestmark = pytest.mark.slow
+
 # ---- blocks that processes of their own work through
 
 

@@ -19,6 +19,8 @@ from tinkersmith.cli.main import main
 from tinkersmith.cli.train import train_command
 from tinkersmith.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 GOOD = {"instruction": "Say yes.", "output": "yes"}
 
 

@@ -20,6 +20,8 @@ import tinker
 from tests.support.engine import KEY, MODEL, RunningEngine, get_json, random_datums, running_engine
 from tests.support.raw_client import batch, call, new_model, result
 
+pytestmark = pytest.mark.engine
+
 PATIENCE = 60.0  # seconds for the engine to end, far less than the work that `keep_busy` gives it
 
 # An engine whose thread imports torch for ever; it fails where the server imports torch.

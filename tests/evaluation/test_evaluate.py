@@ -15,6 +15,8 @@ from tinkersmith.evaluation.results import Rate, Record, Scored
 from tinkersmith.evaluation.scoring import METRICS, score
 from tinkersmith.settings import settings_from
 
+pytestmark = pytest.mark.engine
+
 
 @pytest.fixture(scope="module")
 def small() -> SmallRun:

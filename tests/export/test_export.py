@@ -28,6 +28,8 @@ from tinkersmith.settings import settings_from
 from tinkersmith.text.templates import choose_template, template_from_json
 from tinkersmith.text.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.engine
+
 PROMPT = "Instruction: Add.\nInput: 41 + 41\nResponse:\n"
 
 

@@ -21,6 +21,8 @@ from tinkersmith.progress import watched
 from tinkersmith.service.connection import Service, open_service
 from tinkersmith.settings import Settings, settings_from
 
+pytestmark = pytest.mark.engine
+
 TINKER_NAMES = ("TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_CREDENTIAL_CMD", "TINKER_TELEMETRY")
 PROXY_NAMES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}

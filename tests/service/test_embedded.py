@@ -14,6 +14,8 @@ from tinkersmith.service.connection import open_service
 from tinkersmith.service.embedded import start_engine
 from tinkersmith.settings import settings_from
 
+pytestmark = pytest.mark.engine
+
 
 @pytest.fixture(autouse=True)
 def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:

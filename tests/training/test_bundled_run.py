@@ -13,6 +13,8 @@ from tinkersmith import train
 from tinkersmith.runs.folder import newest_run
 from tinkersmith.settings import Settings, settings_from
 
+pytestmark = pytest.mark.engine
+
 SAMPLES = json.loads((ROOT / "data" / "word_problems.json").read_text(encoding="utf-8"))
 
 

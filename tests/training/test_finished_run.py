@@ -19,6 +19,8 @@ from tinkersmith.runs.folder import RunFolder, newest_run
 from tinkersmith.settings import Settings, settings_from
 from tinkersmith.training.batches import batch_indices, learning_rate_at
 
+pytestmark = pytest.mark.engine
+
 CONTEXT = 256
 SCRUBBED = ("TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_CREDENTIAL_CMD")
 

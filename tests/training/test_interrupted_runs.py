@@ -19,6 +19,8 @@ from tests.support.sample_files import records, write
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.runs.folder import RunFolder, newest_run
 
+pytestmark = pytest.mark.engine
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

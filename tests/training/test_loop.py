@@ -21,6 +21,8 @@ from tinkersmith.training.length_report import LengthReport
 from tinkersmith.training.loop import Curves, Loop
 from tinkersmith.training.plan import prepare
 
+pytestmark = pytest.mark.engine
+
 
 @dataclasses.dataclass
 class Late:

@@ -26,6 +26,8 @@ from tinkersmith.training.source import Encoding
 from tinkersmith.training.streamed import TokenStream, open_stream
 from tinkersmith.training.train import train
 
+pytestmark = pytest.mark.engine
+
 COUNT = 300
 
 

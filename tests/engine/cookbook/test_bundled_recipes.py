@@ -13,6 +13,8 @@ from tests.support.cookbook_world import read_rows, run_recipe, write_rows
 from tests.support.engine import RunningEngine, running_engine
 from tinkersmith.bundled import BUNDLED_MODELS
 
+pytestmark = pytest.mark.cookbook
+
 pytest.importorskip("tinker_cookbook", reason="tinker-cookbook is not installed: see `make test`")
 
 STEPS = 12  # enough also where the first ones find hardly anything to reward

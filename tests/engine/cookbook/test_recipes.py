@@ -13,6 +13,8 @@ import pytest
 from tests.support.cookbook_world import BASE_MODEL, make_world, read_rows, run_recipe
 from tests.support.engine import RunningEngine, running_engine
 
+pytestmark = pytest.mark.cookbook
+
 pytest.importorskip("tinker_cookbook", reason="tinker-cookbook is not installed: see `make test`")
 
 

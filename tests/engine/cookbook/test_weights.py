@@ -18,6 +18,8 @@ from tests.support.clients import new_client, train
 from tests.support.engine import KEY, RunningEngine, random_datums, running_engine
 from tests.support.families import make
 
+pytestmark = pytest.mark.cookbook
+
 weights = pytest.importorskip(
     "tinker_cookbook.weights", reason="tinker-cookbook is not installed: see `make test`"
 )

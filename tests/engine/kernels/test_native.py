@@ -55,6 +55,8 @@ from tinkersmith.engine.training.head_pass import Pass, head_pass
 from tinkersmith.engine.training.losses import has_gradient
 from tinkersmith.engine.training.step import forward, forward_backward
 
+pytestmark = pytest.mark.slow
+
 NEAR: dict[str, Any] = {"atol": 1e-4, "rtol": 1e-5}
 ROUNDING = 4e-3  # of a result in bf16, relative to the norm of all: half a unit is 2^-9
 

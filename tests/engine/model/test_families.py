@@ -33,6 +33,8 @@ from tinkersmith.engine.model.experts import find_experts
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.training.step import forward, forward_backward
 
+pytestmark = pytest.mark.engine
+
 
 def logprobs_of_the_twin(
     model: PreTrainedModel, adapter: Adapter, tokens: np.ndarray, targets: np.ndarray

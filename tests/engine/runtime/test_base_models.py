@@ -20,6 +20,8 @@ from tinkersmith.engine.runtime import base_models, fast_code
 from tinkersmith.engine.runtime.base_models import BaseModels
 from tinkersmith.engine.storage.catalogue import Catalogue
 
+pytestmark = pytest.mark.engine
+
 # An engine in whose memory there is room for one model at a time.
 ROOM_FOR_ONE = """
 import gc, sys

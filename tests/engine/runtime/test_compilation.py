@@ -22,6 +22,8 @@ from tinkersmith.engine.runtime import compilation
 from tinkersmith.engine.runtime.compilation import compiled_elementwise
 from tinkersmith.engine.training.step import forward_backward
 
+pytestmark = pytest.mark.slow
+
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler is installed"
 )

@@ -14,6 +14,8 @@ from tinkersmith.engine.gpu import float8, vllm_sampler
 from tinkersmith.engine.runtime.experimental import NOTHING, Experimental
 from tinkersmith.engine.sampling.sampler import OwnSampler
 
+pytestmark = pytest.mark.engine
+
 GPU = torch.device("cuda")
 
 

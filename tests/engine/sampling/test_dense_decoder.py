@@ -23,6 +23,8 @@ from tinkersmith.engine.sampling.dense_decoder import DenseDecoder
 from tinkersmith.engine.sampling.prefixes import TokenRun, shared_runs
 from tinkersmith.engine.sampling.sampler import sample
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=FAMILIES)
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> BaseModel:

@@ -29,6 +29,8 @@ from tinkersmith.engine.sampling.sampler import sample
 from tinkersmith.engine.sampling.token_choice import choose_tokens
 from tinkersmith.engine.training.step import forward
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:

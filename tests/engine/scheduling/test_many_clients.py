@@ -17,6 +17,8 @@ import tinker
 from tests.support.engine import MODEL, random_datums, running_engine
 from tests.support.programs import WITHOUT_MEMORY
 
+pytestmark = pytest.mark.engine
+
 CLIENTS = 8
 STEPS = 4
 

@@ -14,6 +14,8 @@ from tests.support.programs import WITHOUT_MEMORY
 from tests.support.raw_client import new_model
 from tests.support.tiny_models import make_tiny_model
 
+pytestmark = pytest.mark.engine
+
 # Adapters go to disk at once, and a client is dead after twice the SDK's ten seconds of silence.
 IMPATIENT = WITHOUT_MEMORY.replace(
     "sys.exit",

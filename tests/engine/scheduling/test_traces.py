@@ -12,6 +12,8 @@ from tests.support.engine import MODEL, RunningEngine, random_datums
 from tinkersmith.engine.errors import NotFound
 from tinkersmith.engine.scheduling.traces import Span, Traces
 
+pytestmark = pytest.mark.engine
+
 
 def test_a_trace_holds_every_request_of_a_session_in_the_order_in_which_they_ran(
     service: tinker.ServiceClient, rest: tinker.RestClient

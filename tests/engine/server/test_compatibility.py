@@ -11,6 +11,8 @@ from tests.support.paths import ROOT
 sys.path.insert(0, str(ROOT / "tools"))
 import compatibility
 
+pytestmark = pytest.mark.engine
+
 
 def test_the_table_of_methods_and_commands_is_what_a_run_gives(
     monkeypatch: pytest.MonkeyPatch,

@@ -7,6 +7,8 @@ import pytest
 from tests.support.engine import MODEL, RunningEngine
 from tests.support.raw_client import batch, call, loss, new_model, result
 
+pytestmark = pytest.mark.engine
+
 
 @pytest.fixture
 def model_id(engine: RunningEngine) -> str:

@@ -13,6 +13,8 @@ from tinkersmith.engine.messages import BatchRequest, LossOutput
 from tinkersmith.engine.server import wire
 from tinkersmith.engine.server.bodies import open_batch
 
+pytestmark = pytest.mark.engine
+
 TOKENS = [5, 6, 7, 8, 9]
 
 

@@ -21,6 +21,8 @@ from tests.support.stopwatch import Stopwatch
 from tests.support.wrong_bodies import BROKEN, GIB, encoding_of, memory, pieces_of, zstd
 from tinkersmith.engine.server.bodies import MAX_BODY, MAX_JSON
 
+pytestmark = pytest.mark.engine
+
 SECOND = 1.0  # on a Stopwatch
 
 

@@ -16,6 +16,8 @@ from tests.support.raw_client import call
 from tests.support.stopwatch import Stopwatch
 from tests.support.wrong_input import BATCHES, CASES, NAN, Case, T, World, as_input, new_world
 
+pytestmark = pytest.mark.engine
+
 SECOND = 1.0  # on a Stopwatch
 
 

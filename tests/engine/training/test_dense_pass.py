@@ -21,6 +21,8 @@ from tinkersmith.engine.training.head_pass import Pass, head_pass
 from tinkersmith.engine.training.losses import has_gradient
 from tinkersmith.engine.training.step import forward, forward_backward
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(params=FAMILIES)
 def base(request: pytest.FixtureRequest, tmp_path: Path) -> BaseModel:

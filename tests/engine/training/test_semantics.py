@@ -16,6 +16,8 @@ from tests.support.clients import new_client, train
 from tests.support.engine import RunningEngine, random_datums
 from tinkersmith.engine.storage.store import Store, parse_path
 
+pytestmark = pytest.mark.engine
+
 
 @pytest.fixture(scope="module")
 def plain(tiny_model: Path) -> PreTrainedModel:

@@ -17,6 +17,8 @@ from tinkersmith.engine.kernels.native.interface import (
 )
 from tinkersmith.engine.model.kernels import BLOCK
 
+pytestmark = pytest.mark.slow
+
 SOURCES = Path(build.__file__).parent
 STRICT = ["-std=c++20", "-O1", "-fopenmp", "-fPIC"]
 STRICT += ["-Wall", "-Wextra", "-Wmissing-declarations", "-Werror"]

@@ -10,6 +10,8 @@ from tests.support.engine import KEY, MODEL, RunningEngine, random_datums
 from tests.support.raw_client import call
 from tinkersmith.engine.server.identity import is_token, make_token
 
+pytestmark = pytest.mark.engine
+
 
 def test_a_copy_outlives_its_source_and_loads_the_same_weights(
     service: tinker.ServiceClient, rest: tinker.RestClient

@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from tests.support.clients import new_client, train
 from tests.support.engine import KEY, MODEL, SDK, RunningEngine, random_datums, running_engine
 
+pytestmark = pytest.mark.engine
+
 
 def test_sessions_and_their_runs_and_samplers_are_listed(engine: RunningEngine) -> None:
     rest = engine.rest()

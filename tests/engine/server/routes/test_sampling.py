@@ -10,6 +10,8 @@ import torch
 from tests.support.clients import PROMPT, greedy, new_client, train
 from tests.support.engine import MODEL, SDK, datum, random_datums
 
+pytestmark = pytest.mark.engine
+
 
 @pytest.fixture(scope="module")
 def base(service: tinker.ServiceClient) -> tinker.SamplingClient:

@@ -12,6 +12,8 @@ from safetensors.torch import load as load_safetensors
 from tests.support.clients import new_client, train
 from tests.support.engine import MODEL, SDK, RunningEngine, datum, random_datums, running_engine
 
+pytestmark = pytest.mark.engine
+
 
 def test_the_loss_falls_and_the_output_has_one_logprob_a_target(
     service: tinker.ServiceClient,
