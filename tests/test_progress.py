@@ -40,7 +40,18 @@ def test_work_of_less_than_two_seconds_is_silent(watch: Watch) -> None:
     for _ in range(20):
         with watch.progress.doing("connecting"):
             watch.wait(1.8)
+        watch.wait(1.2)
     assert watch.lines == []
+
+
+def test_short_tasks_that_follow_each_other_at_once_are_one_wait(watch: Watch) -> None:
+    for what in ("starting the engine", "loading the tinker SDK", "connecting", "connecting"):
+        with watch.progress.doing(what):
+            watch.wait(1.4)
+    assert watch.lines == [
+        (2.0, "  Now loading the tinker SDK"),
+        (4.0, "  Still connecting (1 s)"),
+    ]
 
 
 def test_what_takes_long_is_said_after_two_seconds_and_less_often_later(watch: Watch) -> None:

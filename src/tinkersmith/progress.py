@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TextIO
 
 LOOK_EVERY = 0.2  # seconds
+_ONE_WAIT = 1.0  # seconds between tasks that are one wait for the reader, at most
 _BAR_WIDTH = 24
 _ERASE = "\r\x1b[2K"
 
@@ -60,6 +61,7 @@ class Progress:
         self._lock = threading.RLock()
         self._tasks: list[Task] = []
         self._last_line = 0.0
+        self._idle_since = clock()
         self._drawn = ""
 
     def say(self, text: str = "") -> None:
@@ -75,7 +77,8 @@ class Progress:
         now = self._clock()
         task = Task(what, begun=now, reported=now)
         with self._lock:
-            if not self._tasks:
+            # Tasks that follow each other at once are one wait for the reader.
+            if not self._tasks and now - self._idle_since > _ONE_WAIT:
                 self._last_line = now
             self._tasks.append(task)
         try:
@@ -84,6 +87,7 @@ class Progress:
             with self._lock:
                 self._tasks.remove(task)
                 if not self._tasks:
+                    self._idle_since = self._clock()
                     self._draw("")
 
     def reached(self, task: Task, state: str, share: float) -> None:
@@ -106,10 +110,18 @@ class Progress:
             if self._terminal is not None:
                 self._draw(self._live_line(now))
                 return
-            # Short pieces of a longer task, such as its steps, follow the pace of the whole.
-            pace = self._tasks[-2] if len(self._tasks) > 1 else task
-            silence = allowed_silence(self._last_line - pace.begun)
-            if min(seconds, now - self._last_line) >= silence:
+            quiet = now - self._last_line
+            if len(self._tasks) > 1:
+                # Short pieces of a longer task, such as its steps, follow the pace of the whole.
+                silence = allowed_silence(self._last_line - self._tasks[-2].begun)
+                quiet = min(seconds, quiet)
+            else:
+                silence = allowed_silence(self._last_line - task.begun)
+            if quiet < silence:
+                return
+            if seconds < 1:  # the silence before it was that of other tasks
+                self.say(f"  Now {task.doing}")
+            else:
                 self.say(f"  Still {task.doing} ({seconds:.0f} s)")
 
     def _live_line(self, now: float) -> str:
