@@ -251,6 +251,22 @@ ROWS = [
     ),
     Row(
         "start_up",
+        "from the command to the first training step, bundled model",
+        "从命令到第一个训练步，自带模型",
+        lambda figures: f"{figures['command to first step, bundled model']['seconds']:.1f} s",
+        "10 s",
+    ),
+    Row(
+        "start_up",
+        "the longest silence until then",
+        "其间最长的无输出时间",
+        lambda figures: (
+            f"{figures['command to first step, bundled model']['longest silence, seconds']:.1f} s"
+        ),
+        "2 s",
+    ),
+    Row(
+        "start_up",
         "first optimizer step after the weights are loaded, bundled model",
         "权重加载后到第一个优化步完成，自带模型",
         lambda figures: f"{figures['first step, bundled model, seconds']['first step']:.2f} s",
