@@ -101,8 +101,11 @@ def export_model(
         try:
             with _folder_beside(folder) as downloaded:
                 download_adapter(service, client, downloaded)
-                layers = read_layers(downloaded, base)
-            _write(export, service, layers, base, template, tokenizer, force)
+                with service.progress.doing("reading the LoRA"):
+                    layers = read_layers(downloaded, base)
+            doing = "merging the LoRA into the model" if merged else "writing the adapter"
+            with service.progress.doing(doing):
+                _write(export, service, layers, base, template, tokenizer, force)
         except OSError as error:
             raise _not_written(folder, error) from None
         what = "merged model" if merged else "adapter"
@@ -238,13 +241,14 @@ def _verify(
     same_weights = (
         not export.merged or export.dtype == "float32" or set(base.dtypes.values()) == {"F32"}
     )
-    return verify_export(
-        export.folder,
-        token_lists,
-        expected,
-        base_folder=base.folder,
-        exact=engine_in_fp32 and same_weights,
-    )
+    with service.progress.doing("verifying the export with transformers"):
+        return verify_export(
+            export.folder,
+            token_lists,
+            expected,
+            base_folder=base.folder,
+            exact=engine_in_fp32 and same_weights,
+        )
 
 
 def _texts_to_verify(
