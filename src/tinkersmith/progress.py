@@ -110,14 +110,11 @@ class Progress:
             if self._terminal is not None:
                 self._draw(self._live_line(now))
                 return
-            quiet = now - self._last_line
+            pace, quiet = task, now - self._last_line
             if len(self._tasks) > 1:
                 # Short pieces of a longer task, such as its steps, follow the pace of the whole.
-                silence = allowed_silence(self._last_line - self._tasks[-2].begun)
-                quiet = min(seconds, quiet)
-            else:
-                silence = allowed_silence(self._last_line - task.begun)
-            if quiet < silence:
+                pace, quiet = self._tasks[-2], min(seconds, quiet)
+            if quiet < allowed_silence(self._last_line - pace.begun):
                 return
             if seconds < 1:  # the silence before it was that of other tasks
                 self.say(f"  Now {task.doing}")

@@ -226,9 +226,9 @@ def memory_of_weights(
     """Bytes that the model of `folder` takes as it would be loaded."""
     wide = _dtype(folder, dtype, device).itemsize
     if storage is None:
-        return wide * _parameters(folder)
-    projections = _parameters(folder, _PROJECTION)
-    return storage.itemsize * projections + wide * (_parameters(folder) - projections)
+        return wide * parameter_count(folder)
+    projections = parameter_count(folder, _PROJECTION)
+    return storage.itemsize * projections + wide * (parameter_count(folder) - projections)
 
 
 def _dtype(folder: Path, wanted: str, device: str) -> torch.dtype:
@@ -236,14 +236,18 @@ def _dtype(folder: Path, wanted: str, device: str) -> torch.dtype:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
     if device != "cpu":
         return torch.bfloat16
-    parameters = _parameters(folder)
+    parameters = parameter_count(folder)
     # The machine's memory, not what is free now: a resumed run keeps the precision it began with.
     affordable = SMALL if multiplies_bf16() else machine_memory() // 2 // torch.float32.itemsize
     return torch.float32 if parameters <= max(affordable, SMALL) else torch.bfloat16
 
 
-def _parameters(folder: Path, pattern: re.Pattern[str] = re.compile("")) -> int:
-    """The number of parameters in tensors whose names match."""
+def parameter_count(folder: Path, pattern: re.Pattern[str] = re.compile("")) -> int:
+    """The number of parameters in a model folder's tensors whose names match.
+
+    Raises:
+        Refused: a file is damaged.
+    """
     count = 0
     for file in folder.glob("*.safetensors"):
         try:

@@ -9,7 +9,6 @@ import os
 import time
 from collections import OrderedDict
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 
@@ -19,13 +18,20 @@ from tinkersmith.engine.hardware.processor import multiplies_bf16
 from tinkersmith.engine.hardware.threads import ThreadChoice, requested_threads
 from tinkersmith.engine.kernels.native.build import cache_folder, start_building
 from tinkersmith.engine.log import log
-from tinkersmith.engine.model.base_model import BaseModel, load_base_model, memory_of_weights
+from tinkersmith.engine.model.base_model import (
+    BaseModel,
+    load_base_model,
+    memory_of_weights,
+    parameter_count,
+)
 from tinkersmith.engine.runtime.experimental import NOTHING, Experimental
-from tinkersmith.engine.runtime.fast_code import _TINY, with_fast_code
+from tinkersmith.engine.runtime.fast_code import TINY_MODEL, with_fast_code
 from tinkersmith.engine.runtime.remembered_checks import RememberedChecks, facts_of_model
 from tinkersmith.engine.storage.catalogue import Catalogue
 
 _SPARE = 1.1  # of the weights' memory is asked for: a model has some besides
+# A folder is read once: the number is asked for with every piece of work.
+_parameters_of = lru_cache(parameter_count)
 
 
 class BaseModels:
@@ -59,7 +65,7 @@ class BaseModels:
 
     def threads_for(self, name: str) -> int:
         """How many threads to begin work on this model with, as busy as the machine is now."""
-        return self.threads.number(small=_parameters(self.catalogue.folder(name)) < _TINY)
+        return self.threads.number(small=_parameters_of(self.catalogue.folder(name)) < TINY_MODEL)
 
     def _load(self, name: str) -> BaseModel:
         start = time.perf_counter()
@@ -67,7 +73,7 @@ class BaseModels:
         storage = self.experimental.storage()
         needed = memory_of_weights(folder, self.dtype, self.device, storage)
         self._make_room(name, int(_SPARE * needed))
-        if self.device == "cpu" and needed == torch.bfloat16.itemsize * _parameters(folder):
+        if self.device == "cpu" and needed == torch.bfloat16.itemsize * _parameters_of(folder):
             start_building(cache_folder(), products=True)  # while the weights are read
         set_threads(self.threads_for(name))  # the checks at loading compute, too
         run_check = RememberedChecks(
@@ -113,8 +119,3 @@ def choose_device(wanted: str) -> str:
     if wanted != "auto":
         return wanted
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@lru_cache
-def _parameters(folder: Path) -> int:
-    return memory_of_weights(folder, "float32", "cpu") // torch.float32.itemsize

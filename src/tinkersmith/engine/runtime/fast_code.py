@@ -18,7 +18,7 @@ from tinkersmith.engine.runtime.compilation import compiled_elementwise
 from tinkersmith.engine.runtime.experimental import NOTHING, Experimental
 from tinkersmith.engine.training.self_check import gradient_difference
 
-_TINY = 20_000_000  # parameters
+TINY_MODEL = 20_000_000  # parameters
 # How far LoRA gradients may be from torch's, relative to their norm: both are rounded.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 
@@ -50,7 +50,7 @@ def with_fast_code(
     varlen = varlen_attention.works(*shape, base.dtype, base.device)
     means = Means(varlen=varlen, products=products)
     # A tiny model's functions are not worth the wait for the compiler.
-    if base.model.num_parameters() >= _TINY:
+    if base.model.num_parameters() >= TINY_MODEL:
         means = replace(means, compiled=compiled_elementwise(base, means, cache_folder()))
     return experimental.with_graphs(replace(base, kernels=choose_kernels(base, means)))
 
