@@ -271,6 +271,7 @@ def test_clients_get_their_answers_in_order_and_files_go_with_the_sampler(
         models = Models(
             Store(tmp_path / str(fast)),
             Catalogue({"tiny": tiny_model}),
+            device="cpu",
             threads=1,
             experimental=Experimental(vllm=fast),
         )

@@ -50,9 +50,28 @@ def plain_varlen(
     return torch.cat(parts)
 
 
-@pytest.fixture(autouse=True)
-def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(varlen_attention, "varlen_attn", plain_varlen)
+def varlen_of_torch_2_11(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    return_aux: object = None,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+) -> torch.Tensor:
+    """Its kernel takes grouped heads without being told, and refuses the word."""
+    assert scale is not None and return_aux is None
+    given = (query, key, value, cu_seq_q, cu_seq_k, max_q, max_k)
+    return plain_varlen(*given, scale=scale, window_size=window_size, enable_gqa=True)
+
+
+@pytest.fixture(autouse=True, params=[plain_varlen, varlen_of_torch_2_11], ids=["2.13", "2.11"])
+def _stand_in(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    monkeypatch.setattr(varlen_attention, "varlen_attn", request.param)
 
 
 def test_it_gives_what_tiles_give_forward_and_back() -> None:
