@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         "--dtype",
         choices=["auto", "float32", "bfloat16", "float8"],
         default="auto",
-        help="precision of the frozen weights; float8 (experimental: has never run on a GPU): "
+        help="precision of the frozen weights; float8 (experimental): "
         "layers in 8 bits, half the memory of bfloat16, on a GPU with 8-bit products",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -85,14 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--gpu-graphs",
         action="store_true",
-        help="launch training passes of small models as CUDA graphs "
-        "(experimental: has never run on a GPU)",
+        help="launch training passes of small models as CUDA graphs (experimental)",
     )
     parser.add_argument(
         "--sampler",
         choices=["own", "vllm"],
         default="own",
-        help="what samples tokens; vllm: vLLM on a GPU (experimental: has never run on a GPU)",
+        help="what samples tokens; vllm: vLLM on a GPU (experimental)",
     )
     parser.add_argument(
         "--exit-with-stdin", action="store_true", help="end when standard input is closed"

@@ -67,7 +67,7 @@ class Recording(TorchDispatchMode):
                         before.copy_(now)
 
 
-def capture(work: Callable[[], None]) -> Callable[[], None]:
+def capture(work: Callable[[], None], graphs: CudaGraphs) -> Callable[[], None]:
     recording = Recording()
     with recording:
         work()
@@ -202,11 +202,11 @@ def test_a_model_is_checked_and_refused_where_graphs_do_not_work(
     checked = with_cuda_graphs(base)
     assert checked.kernels is not None and checked.kernels.prepared is not None
 
-    def idle(work: Callable[[], None]) -> Callable[[], None]:
+    def idle(work: Callable[[], None], graphs: CudaGraphs) -> Callable[[], None]:
         work()
         return lambda: None
 
-    def broken(work: Callable[[], None]) -> Callable[[], None]:
+    def broken(work: Callable[[], None], graphs: CudaGraphs) -> Callable[[], None]:
         raise RuntimeError("capturing failed\nat length")
 
     for stand_in, reason in (
@@ -234,7 +234,7 @@ def test_a_capture_that_fails_leaves_the_pass_plain_and_the_earlier_ones_in_use(
     for _ in range(2):
         one_pass(graphs, adapter, packs[0])
 
-    def short_of_memory(work: Callable[[], None]) -> Callable[[], None]:
+    def short_of_memory(work: Callable[[], None], graphs: CudaGraphs) -> Callable[[], None]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
 
     monkeypatch.setattr(cuda_graphs, "capture", short_of_memory)
@@ -253,6 +253,7 @@ def test_a_capture_that_fails_leaves_the_pass_plain_and_the_earlier_ones_in_use(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_cuda_graphs_equal_plain_ones(tmp_path: Path) -> None:
     loaded = load_base_model("tiny", make_tiny_model(tmp_path), "bfloat16", "cuda")
+    with_fast_code(loaded, Experimental(graphs=True))  # its graphs end here, and with them its pool
     base, graphs = with_fast_code(loaded), with_fast_code(loaded, Experimental(graphs=True))
     adapter, pack = filled_adapter(base, LoraConfig(4, 0)), documents(500, 300, 90)
     _, expected = one_pass(base, adapter, pack)

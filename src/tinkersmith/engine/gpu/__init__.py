@@ -1,1 +1,1 @@
-"""Experimental paths that have never run on a GPU. Off unless asked for."""
+"""Experimental paths that have hardly run on a GPU. Off unless asked for."""

@@ -4,8 +4,10 @@ A small model's kernels end before Python launches the next. Packs are padded to
 When a shape comes a second time, its pass is captured, for all adapters of one kind, and from then
 on launched as a whole: forward, and after the output layer backward.
 
-Experimental: never run on a GPU, and what it gains is not measured. When a model is loaded,
-gradients are compared with those of a plain pass.
+Experimental: what it gains is not measured. On an H100 with torch 2.11 the capture failed, because
+the graphs of several models shared a pool of memory that had ended with the first of them; since
+each model has its own pool, it has not run on a GPU again. When a model is loaded, gradients are
+compared with those of a plain pass.
 
 Axes: T tokens of a shape, N tokens of a pack, M rows that reach the output layer, H hidden size.
 """
@@ -13,7 +15,7 @@ Axes: T tokens of a shape, N tokens of a pack, M rows that reach the output laye
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, partial
 from itertools import accumulate
 from typing import Any
 
@@ -77,6 +79,14 @@ class CudaGraphs:
         self.passes: OrderedDict[Hashable, GraphPass | None] = OrderedDict()
         self.captures_more = True
 
+    @cached_property
+    def pool(self) -> Any:
+        """The memory pool of this model's graphs: no two passes are under way at a time.
+
+        A pool ends with its last graph, so a model's must not be another's.
+        """
+        return torch.cuda.graph_pool_handle()
+
     def begin(self, adapter: Adapter, lengths: Sequence[int]) -> "GraphPass | None":
         """A captured pass over documents of these lengths; None if there is none."""
         shape, config = shape_of(lengths), adapter.config
@@ -96,7 +106,7 @@ class CudaGraphs:
 
     def _capture(self, adapter: Adapter, lengths: Sequence[int]) -> "GraphPass | None":
         try:
-            return GraphPass(self.model, self.kernels, adapter, lengths)
+            return GraphPass(self, adapter, lengths)
         except RuntimeError as error:  # memory is short, for the most part
             if self.strict:
                 raise
@@ -120,9 +130,8 @@ class CudaGraphs:
 class GraphPass:
     """A DensePass of one shape as two CUDA graphs, for every pack that fits into the shape."""
 
-    def __init__(
-        self, model: DenseModel, kernels: Kernels, adapter: Adapter, lengths: Sequence[int]
-    ) -> None:
+    def __init__(self, graphs: CudaGraphs, adapter: Adapter, lengths: Sequence[int]) -> None:
+        model = graphs.model
         self.shape = shape = shape_of(lengths)
         norm = model.final_norm
         device = norm.device
@@ -144,11 +153,13 @@ class GraphPass:
         self.ends = torch.zeros(shape.documents + 1, dtype=torch.int32, device=device)
         self.grad = norm.new_zeros(shape.tokens, len(norm))
         captured_adapter = Adapter(adapter.config, self.weights)
-        self.dense_pass = DensePass(model, kernels, captured_adapter, [shape.tokens], backward=True)
+        self.dense_pass = DensePass(
+            model, graphs.kernels, captured_adapter, [shape.tokens], backward=True
+        )
         self.dense_pass.attention = VarlenAttention(self.ends, shape.tokens, shape.longest)
         self.begin(adapter, lengths)
-        self.launch_forward = capture(self._forward)
-        self.launch_backward = capture(self._backward)
+        self.launch_forward = capture(self._forward, graphs)
+        self.launch_backward = capture(self._backward, graphs)
 
     @torch.no_grad()
     def begin(self, adapter: Adapter, lengths: Sequence[int]) -> None:
@@ -198,18 +209,12 @@ class GraphPass:
         self.dense_pass.backward(self.grad)
 
 
-def capture(work: Callable[[], None]) -> Callable[[], None]:
+def capture(work: Callable[[], None], graphs: CudaGraphs) -> Callable[[], None]:
     """Capture work on a GPU as a graph that one call launches, on the same memory."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=_pool(), capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool=graphs.pool, capture_error_mode="thread_local"):
         work()
     return graph.replay
-
-
-@lru_cache
-def _pool() -> Any:
-    """The memory pool of all graphs: no two passes are under way at a time."""
-    return torch.cuda.graph_pool_handle()
 
 
 def with_cuda_graphs(base: BaseModel) -> BaseModel:

@@ -4,8 +4,9 @@ Every row of a weight and every token of an input has a scale of its own (Micike
 FP8 Formats for Deep Learning), a power of two: scaling then rounds nothing, and what the 8 bits
 hold is exact in bfloat16.
 
-Experimental: never run on a GPU. `check_device` compares its products with plain ones before the
-engine serves. On a CPU torch computes the same products, slowly; the tests run there.
+Experimental: on an H100 it was right, and as fast as bfloat16 (benchmarks/results/gpu.json).
+`check_device` compares its products with plain ones before the engine serves. On a CPU torch 2.13
+computes the same products, slowly; the tests run there.
 
 Axes: N rows, I inputs and O outputs of a layer.
 """

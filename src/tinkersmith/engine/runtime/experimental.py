@@ -1,4 +1,4 @@
-"""The options for code that has never run on a GPU: each is off unless the user asks for it.
+"""The options for code that has hardly run on a GPU: each is off unless the user asks for it.
 
 This is the only place that names engine/gpu/, and it imports a module of it only when asked to.
 """
