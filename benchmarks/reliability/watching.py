@@ -10,10 +10,8 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.process_memory import resident_gb
-from benchmarks.results_file import RESULTS
 from tinkersmith.files import write_atomically
 
-EVERY = 2.0  # seconds
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd")
 WIDTH, HEIGHT, MARGIN = 640, 240, 48
 
@@ -49,16 +47,17 @@ class Watched:
 
 
 @contextmanager
-def watched(processes: Callable[[], Mapping[str, int]]) -> Generator[Watched]:
-    """Read memory and handles every two seconds while the block runs.
+def watched(processes: Callable[[], Mapping[str, int]], every: float = 2.0) -> Generator[Watched]:
+    """Read memory and handles of processes while the block runs.
 
     Args:
         processes: the numbers of the processes by name; asked anew at each reading.
+        every: seconds between two readings.
     """
     curves, done, start = Watched(), threading.Event(), time.monotonic()
 
     def read() -> None:
-        while not done.wait(EVERY):
+        while not done.wait(every):
             for name, number in processes().items():
                 try:
                     memory = resident_gb("VmRSS", number) * 1000
@@ -85,9 +84,8 @@ def figures(curves: Watched) -> dict[str, object]:
     }
 
 
-def draw(name: str, title: str, curves: Mapping[str, Curve], unit: str) -> Path:
-    """Write benchmarks/results/<name>.svg: lines over minutes, from 0 up."""
-    path = RESULTS / f"{name}.svg"
+def draw(path: Path, title: str, curves: Mapping[str, Curve], unit: str) -> None:
+    """Write an SVG: lines over minutes, from 0 up."""
     longest = max(curve.points[-1][0] for curve in curves.values())
     highest = max(value for curve in curves.values() for _, value in curve.points) * 1.1
     lines = [
@@ -123,4 +121,3 @@ def draw(name: str, title: str, curves: Mapping[str, Curve], unit: str) -> Path:
             f"{escape(name_of)}</text>"
         )
     write_atomically(path, "\n".join([*lines, "</svg>"]) + "\n")
-    return path
