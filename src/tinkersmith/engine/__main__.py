@@ -8,14 +8,13 @@ import logging
 import os
 import signal
 import socket
-import sqlite3
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.errors import Refused, StorageFailure
 from tinkersmith.engine.hardware.memory import keep_freed_memory
 from tinkersmith.engine.hardware.threads import wait_passively
 from tinkersmith.engine.log import log
@@ -25,7 +24,12 @@ _EXIT_PATIENCE = 1.5  # seconds for open requests; a long computation is not wai
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["check"]:
+        from tinkersmith.engine.storage.check import check_command
+
+        return check_command(given[1:])
+    options = _parser().parse_args(given)
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
     )
@@ -43,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise Refused(f"--threads is {options.threads}; it must be 0 (chosen) or more.")
         wait_passively(os.environ)  # before torch is imported
         return _serve(options, key)
-    except (Refused, OSError, sqlite3.Error) as error:
+    except (Refused, StorageFailure, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
 
@@ -52,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tinkersmith engine",
         description="Serve the Tinker API on this machine, for the official tinker SDK.",
+        epilog="`tinkersmith engine check DIR` checks and repairs the folder of an engine.",
     )
     parser.add_argument("--port", type=int, default=8000, help="0: any free port (default: 8000)")
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
@@ -94,6 +99,11 @@ def _parser() -> argparse.ArgumentParser:
         help="what samples tokens; vllm: vLLM on a GPU (experimental)",
     )
     parser.add_argument(
+        "--allow-changed-base",
+        action="store_true",
+        help="load checkpoints although the base model's weights are not those of their training",
+    )
+    parser.add_argument(
         "--exit-with-stdin", action="store_true", help="end when standard input is closed"
     )
     return parser
@@ -115,10 +125,10 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
     catalogue = make_catalogue(options.base_model)
     try:
         store = Store(options.dir)
-    except (OSError, sqlite3.Error) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
         raise Refused(
-            f"cannot keep checkpoints in {options.dir}: {reason}; choose another --dir."
+            f"cannot keep checkpoints in {options.dir}: {error.strerror or error}; choose another "
+            "--dir."
         ) from None
     if options.dtype == "float8" or options.gpu_graphs or options.sampler == "vllm":
         _check_experimental(options)
@@ -142,6 +152,7 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
             options.device,
             options.threads,
             experimental=_experimental(options),
+            allow_changed_base=options.allow_changed_base,
         )
 
     async def serve() -> None:

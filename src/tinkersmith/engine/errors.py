@@ -11,3 +11,7 @@ class NotFound(Refused):
 
 class Gone(Refused):
     """The requested thing existed on this engine, and exists no longer."""
+
+
+class StorageFailure(Exception):
+    """The engine's folder cannot be used now. The text is a sentence that names the folder."""

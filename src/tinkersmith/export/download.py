@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from tinkersmith.errors import UserError
 from tinkersmith.export.base_folder import read_base
+from tinkersmith.manifest import MANIFEST, DamagedFile, check_files, read_manifest
 from tinkersmith.models import local_model_folder
 from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tinkersmith.progress import Progress
@@ -57,16 +58,36 @@ def download_adapter(service: Service, client: "tinker.TrainingClient", folder: 
     try:
         signed = service.wait(service.rest.get_external_weights_urls(copy), "asking for the files")
         wanted = {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
-        if signed.urls.keys() != wanted:
+        if signed.urls.keys() - {MANIFEST} != wanted:
             raise UserError(
                 f"The server offers the files {', '.join(sorted(signed.urls))}, but a LoRA in PEFT "
                 f"format is {', '.join(sorted(wanted))}. It cannot be exported."
             )
         for file_name, url in sorted(signed.urls.items()):
             _fetch(url, folder / file_name, service.progress)
+        _check_against_manifest(folder, wanted)
     finally:
         # Where this fails, the server deletes the copy itself within the hour.
         service.rest.delete_checkpoint_from_tinker_path(copy)
+
+
+def _check_against_manifest(folder: Path, names: set[str]) -> None:
+    """Compare what was received with the manifest, which our engine sends and the cloud does not.
+
+    Raises:
+        UserError: a file is not the one that the server saved.
+    """
+    try:
+        manifest = read_manifest(folder)
+        if manifest is not None:
+            check_files(folder, manifest, only=names)
+    except DamagedFile as damage:
+        raise UserError(
+            f"{damage.file} arrived damaged: {damage}. Run the export again; if it fails again, "
+            "export an earlier checkpoint."
+        ) from None
+    # It describes the copy on the server, not the exported folder.
+    (folder / MANIFEST).unlink(missing_ok=True)
 
 
 def base_folder(service: Service, named: str | Path | None, *, weights: bool) -> Path:

@@ -14,7 +14,8 @@ from tinkersmith.engine.messages import AdamParams, BatchRequest, Datum, LoraCon
 from tinkersmith.engine.runtime.clients import ADAPTER_MEMORY, Models
 from tinkersmith.engine.runtime.spill import SpillFolder
 from tinkersmith.engine.storage.catalogue import Catalogue
-from tinkersmith.engine.storage.store import Store, TinkerPath
+from tinkersmith.engine.storage.folders import TinkerPath
+from tinkersmith.engine.storage.store import Store
 
 
 def make(folder: Path, model: Path, adapter_memory: int) -> Models:
@@ -126,7 +127,7 @@ def test_a_resumed_client_keeps_its_threads_on_a_busy_machine(
     run(models, [("batch", "a", 1), ("step", "a", 0)])
     assert torch.get_num_threads() == 8  # a small model: half of the cores
     path = TinkerPath("a", "weights", "one")
-    models.save("a", path, optimizer=True)
+    models.save("a", path, optimizer=True)()
     expected = run(models, [("batch", "a", 2), ("step", "a", 0), ("batch", "a", 3)])
 
     busy = on_a_machine(store, tiny_model, load=14)

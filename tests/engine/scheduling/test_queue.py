@@ -148,9 +148,9 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path)
 
 
-def open_client(sessions: Sessions) -> str:
-    session_id = sessions.create({}, None)
-    model_id, _ = sessions.create_model(
+async def open_client(sessions: Sessions) -> str:
+    session_id = await sessions.create({}, None)
+    model_id, _ = await sessions.create_model(
         session_id, 0, "tiny", LoraConfig(4), None, None, lambda models, model_id: {}
     )
     return model_id
@@ -162,7 +162,7 @@ def test_a_silent_session_is_freed_and_its_waiting_operations_fail(store: Store)
     async def main() -> None:
         thread, gate = started(prepare=lambda: models)
         sessions = Sessions(store, thread)
-        model_id = open_client(sessions)
+        model_id = await open_client(sessions)
         begun: list[int] = []
         futures = [
             sessions.future(
@@ -211,8 +211,8 @@ def test_a_base_model_that_cannot_be_fetched_fails_the_client_that_wanted_it(sto
 
     async def main() -> Any:
         sessions = Sessions(store, started()[0])
-        _, request_id = sessions.create_model(
-            sessions.create({}, None), 0, "a/b", LoraConfig(4), None, fetch, lambda *_: {}
+        _, request_id = await sessions.create_model(
+            await sessions.create({}, None), 0, "a/b", LoraConfig(4), None, fetch, lambda *_: {}
         )
         future = sessions.future(request_id)
         await asyncio.wait_for(future.done.wait(), 5)

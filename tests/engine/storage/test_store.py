@@ -10,7 +10,9 @@ import pytest
 
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import LoraConfig
-from tinkersmith.engine.storage.store import Store, StoredRun, TinkerPath, parse_path
+from tinkersmith.engine.storage.folders import TinkerPath, parse_path
+from tinkersmith.engine.storage.rows import StoredRun
+from tinkersmith.engine.storage.store import Store
 from tinkersmith.files import new_folder
 
 PATH = TinkerPath("s:train:0", "weights", "a")
@@ -45,18 +47,18 @@ def test_a_new_version_replaces_the_old_one_only_when_it_is_complete(tmp_path: P
     assert not old.exists()
 
 
-def test_only_old_folders_that_no_row_names_are_swept_at_start(tmp_path: Path) -> None:
+def test_only_folders_that_are_marked_as_half_written_are_swept_at_start(tmp_path: Path) -> None:
     store = Store(tmp_path)
     named = save(store, "named")
-    stale, fresh, temporary = (named.with_name(name) for name in ("stale", "fresh", ".x.tmp"))
-    for folder in (stale, fresh, temporary):
+    unknown, fresh, stale = (named.with_name(name) for name in ("unknown", ".y.tmp", ".x.tmp"))
+    for folder in (unknown, fresh, stale):
         folder.mkdir()
     two_hours_ago = time.time() - 7200
-    for folder in (named, stale, temporary):
+    for folder in (named, unknown, stale):
         os.utime(folder, (two_hours_ago, two_hours_ago))
     Store(tmp_path)
     left = {folder.name for folder in named.parent.iterdir()}
-    assert left == {named.name, fresh.name}
+    assert left == {named.name, unknown.name, fresh.name}
 
 
 def test_runs_come_back_as_they_were(tmp_path: Path) -> None:

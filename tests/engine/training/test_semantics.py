@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.support.clients import new_client, train
 from tests.support.engine import RunningEngine, random_datums
-from tinkersmith.engine.storage.store import Store, parse_path
+from tinkersmith.engine.storage.folders import parse_path
+from tinkersmith.engine.storage.store import Store
 
 pytestmark = pytest.mark.engine
 

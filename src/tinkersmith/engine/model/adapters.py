@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import LoraConfig
 from tinkersmith.engine.model.lora import ALPHA, Adapter
 from tinkersmith.files import write_json
+from tinkersmith.manifest import HAS_MANIFEST
 from tinkersmith.peft_format import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -111,8 +112,34 @@ def peft_config(base: "BaseModel", adapter: Adapter, base_name_or_path: str) -> 
 
 def save_adapter(base: "BaseModel", adapter: Adapter, folder: Path) -> None:
     """Write the two files of an adapter in PEFT's format."""
-    save_file(adapter_state(adapter), folder / ADAPTER_WEIGHTS)
+    # The weights say that a manifest belongs to them: its loss is then told from an old version's.
+    save_file(adapter_state(adapter), folder / ADAPTER_WEIGHTS, metadata={HAS_MANIFEST: "1"})
     write_json(folder / ADAPTER_CONFIG, peft_config(base, adapter, base.name))
+
+
+class NotFinite(Exception):
+    """A tensor holds infinities or what is no number at all. The text names it."""
+
+
+def load_finite(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        NotFinite: one of them holds a number that is not finite.
+        SafetensorError: the file is damaged.
+    """
+    tensors = load_file(file)
+    if (name := not_finite(tensors)) is not None:
+        raise NotFinite(f"{name} holds numbers that are not finite")
+    return tensors
+
+
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """The name of the first tensor that holds a number that is not finite."""
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            return name
+    return None
 
 
 def _generator(seed: int, path: str) -> torch.Generator:

@@ -3,16 +3,19 @@
 Every method runs on the engine thread, called by a job.
 """
 
-import shutil
+import platform
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.log import log
@@ -25,8 +28,12 @@ from tinkersmith.engine.messages import (
     SampleResult,
 )
 from tinkersmith.engine.model.adapters import (
+    NotFinite,
+    adapter_state,
     load_adapter_state,
+    load_finite,
     new_adapter,
+    not_finite,
     save_adapter,
     snapshot,
 )
@@ -37,7 +44,8 @@ from tinkersmith.engine.runtime.experimental import NOTHING, Experimental
 from tinkersmith.engine.runtime.spill import SpillFolder
 from tinkersmith.engine.sampling.checks import TOKENIZER, check_request
 from tinkersmith.engine.storage.catalogue import Catalogue
-from tinkersmith.engine.storage.store import Store, TinkerPath
+from tinkersmith.engine.storage.folders import TinkerPath
+from tinkersmith.engine.storage.store import Store, damage_sentence, disk_errors
 from tinkersmith.engine.training.checks import check_datums
 from tinkersmith.engine.training.optimizer import (
     AdamState,
@@ -47,9 +55,11 @@ from tinkersmith.engine.training.optimizer import (
     state_tensors,
 )
 from tinkersmith.engine.training.step import forward, forward_backward
-from tinkersmith.files import new_folder
+from tinkersmith.fingerprint import base_fingerprint
 from tinkersmith.peft_format import ADAPTER_WEIGHTS
+from tinkersmith.version import __version__
 
+OPTIMIZER = "optimizer.safetensors"
 _THREADS = "threads"  # in the metadata of a saved optimizer state
 ADAPTER_MEMORY = 4 * 2**30  # bytes of adapters and optimizer states in memory
 
@@ -127,8 +137,10 @@ class Models:
         threads: int = 0,  # 0: by the size of the models
         adapter_memory: int = ADAPTER_MEMORY,
         experimental: Experimental = NOTHING,
+        allow_changed_base: bool = False,
     ) -> None:
         self.store = store
+        self.allow_changed_base = allow_changed_base
         self.bases = BaseModels(catalogue, dtype, device, threads, experimental)
         self.training: dict[str, TrainingClient] = {}
         self.sampling: dict[str, SamplingClient] = {}
@@ -244,54 +256,100 @@ class Models:
         ttl_seconds: int | None = None,
         user_metadata: dict[str, str] | None = None,
         recipients: list[str] | None = None,
-    ) -> int:
-        """Write the adapter (and optimizer state) under `path`; returns its size in bytes."""
+    ) -> Callable[[], int]:
+        """Write the adapter (and optimizer state) under `path`.
+
+        Returns what completes the checkpoint and gives its size in bytes. It may run on any thread:
+        it hashes the files, and waits for the disk and the database.
+
+        Raises:
+            Refused: a number is not finite: a later checkpoint must not hide that a run diverged.
+        """
         model = self.get(model_id)
         self.store.check_new(path, overwrite)
         start = time.perf_counter()
-        folder = self.store.new_weights_folder(path)
-        with new_folder(folder) as temporary:
-            save_adapter(self.bases.get(model.base_name), model.adapter, temporary)
-            if optimizer:
-                save_file(
-                    state_tensors(model.optimizer),
-                    temporary / "optimizer.safetensors",
-                    metadata={_THREADS: str(model.threads)},
+        base = self.bases.get(model.base_name)
+        state = state_tensors(model.optimizer) if optimizer else {}
+        for tensors in (adapter_state(model.adapter), state):
+            if (name := not_finite(tensors)) is not None:
+                raise Refused(
+                    f"{path} was not saved: {name} holds numbers that are not finite, so the "
+                    "training has diverged. Earlier checkpoints are unchanged: go on from one of "
+                    "them, with a lower learning rate."
                 )
-        try:
-            size = self.store.add_checkpoint(
-                path, folder, user_metadata, ttl_seconds, recipients
-            ).size_bytes
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        seconds = time.perf_counter() - start
-        log.info("saved %s (%.1f MB) in %.2f s", path, size / 1e6, seconds)
-        return size
+        facts = {
+            "base_model": base.name,
+            "base_fingerprint": fingerprint_of(base.folder),
+            "rank": model.adapter.config.rank,
+            "versions": _versions(),
+            "dtype": str(base.dtype).removeprefix("torch."),
+            "device": base.device.type,
+        }
+        with disk_errors(self.store.folder), ExitStack() as stack:
+            temporary = stack.enter_context(
+                self.store.new_checkpoint(path, facts, user_metadata, ttl_seconds, recipients)
+            )
+            save_adapter(base, model.adapter, temporary)
+            if optimizer:
+                metadata = {_THREADS: str(model.threads)}
+                save_file(state, temporary / OPTIMIZER, metadata=metadata)
+            rest = stack.pop_all()
+
+        def finish() -> int:
+            with disk_errors(self.store.folder):
+                rest.close()
+            size = self.store.checkpoint(path).size_bytes
+            seconds = time.perf_counter() - start
+            log.info("saved %s (%.1f MB) in %.2f s", path, size / 1e6, seconds)
+            return size
+
+        return finish
 
     def load(self, model_id: str, path: TinkerPath, optimizer: bool) -> None:
         """Replace the adapter by a checkpoint's, and its optimizer state by that or a fresh one."""
         model = self.get(model_id)
-        folder = self._weights(path)
-        file = folder / "optimizer.safetensors"
+        base = self.bases.get(model.base_name)
+        folder = self._checked(path, base, optimizer)
+        file = folder / OPTIMIZER
         if optimizer and not file.is_file():
             raise Refused(
                 f"{path} holds no optimizer state; load it without, or load a state that "
                 "save_state wrote (tinker://RUN/weights/NAME)."
             )
         # Into a new adapter, so that a checkpoint that does not fit leaves the old one whole.
-        adapter = new_adapter(self.bases.get(model.base_name), model.adapter.config)
-        load_adapter_state(adapter, load_file(folder / ADAPTER_WEIGHTS))
-        state = load_state_tensors(adapter, load_file(file)) if optimizer else new_state(adapter)
+        adapter = new_adapter(base, model.adapter.config)
+        state = new_state(adapter)
+        with _reading(path, ADAPTER_WEIGHTS):
+            load_adapter_state(adapter, load_finite(folder / ADAPTER_WEIGHTS))
+        if optimizer:
+            with _reading(path, OPTIMIZER):
+                state = load_state_tensors(adapter, load_finite(file))
         model.adapter, model.optimizer, model.dropped = adapter, state, None
         if optimizer and (threads := _threads_of(file)):
             model.threads = self.bases.threads.kept(threads)
 
-    def _weights(self, path: TinkerPath) -> Path:
-        folder = self.store.weights_folder(self.store.checkpoint(path))
-        if not (folder / ADAPTER_WEIGHTS).is_file():
-            raise Refused(f"{path} is listed, but its files in {folder} are gone.")
-        return folder
+    def _checked(self, path: TinkerPath, base: BaseModel, optimizer: bool) -> Path:
+        """The folder of a checkpoint whose files are as they were saved, for this base model.
+
+        Raises:
+            Refused: a file is damaged, or the weights of the base model are others now.
+        """
+        read = [ADAPTER_WEIGHTS, OPTIMIZER] if optimizer else [ADAPTER_WEIGHTS]
+        checked = self.store.checked(path, read)
+        if not (checked.folder / ADAPTER_WEIGHTS).is_file():
+            raise Refused(damage_sentence(path, ADAPTER_WEIGHTS, "the file is gone"))
+        saved = (checked.manifest or {}).get("base_fingerprint")
+        if saved is not None and saved != fingerprint_of(base.folder):
+            if not self.allow_changed_base:
+                raise Refused(
+                    f"the weights of {base.name} in {base.folder} are not those that {path} was "
+                    "trained on. Put the old ones back, or start the engine with "
+                    "--allow-changed-base."
+                )
+            log.warning(
+                "%s is used with other weights of %s than it was trained on", path, base.name
+            )
+        return checked.folder
 
     # ---- sampling clients
 
@@ -302,8 +360,9 @@ class Models:
         if path is not None:
             config = self.store.run(path.run_id).lora
             adapter = new_adapter(base, config)
-            tensors = load_file(self._weights(path) / ADAPTER_WEIGHTS)
-            load_adapter_state(adapter, tensors)
+            folder = self._checked(path, base, optimizer=False)
+            with _reading(path, ADAPTER_WEIGHTS):
+                load_adapter_state(adapter, load_finite(folder / ADAPTER_WEIGHTS))
         self.sampling[sampler_id] = SamplingClient(base_name, adapter)
         self._use(sampler_id)
 
@@ -384,11 +443,57 @@ class Models:
         return self._decoders[base.folder]
 
 
+@contextmanager
+def _reading(path: TinkerPath, file: str) -> Generator[None]:
+    """Say of which checkpoint a file is that cannot be loaded.
+
+    Raises:
+        Refused: it is damaged, or does not fit the adapter.
+    """
+    try:
+        yield
+    except Refused as refusal:
+        raise Refused(f"{file} of {path}: {refusal}") from None
+    except NotFinite as reason:
+        raise Refused(damage_sentence(path, file, str(reason))) from None
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        if "out of memory" in str(error).lower():
+            raise
+        reason = f"it is not a whole safetensors file of such a state ({error})"
+        raise Refused(damage_sentence(path, file, reason)) from None
+
+
 def _threads_of(state: Path) -> int:
     """The CPU threads of the steps that led to a saved optimizer state; 0 if it does not say."""
     with safe_open(state, "pt") as tensors:
         number = (tensors.metadata() or {}).get(_THREADS, "")
     return int(number) if number.isdecimal() else 0
+
+
+def fingerprint_of(folder: Path) -> str:
+    """The fingerprint of a base model's folder, computed again only when a file has changed."""
+    files = sorted(folder.iterdir())
+    facts = tuple((file.name, *_size_and_time(file)) for file in files if file.is_file())
+    return _fingerprint(folder, facts)
+
+
+@lru_cache(64)
+def _fingerprint(folder: Path, facts: tuple[tuple[str, int, int], ...]) -> str:
+    return base_fingerprint(folder)
+
+
+def _size_and_time(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+@lru_cache(1)
+def _versions() -> dict[str, str]:
+    return {
+        "tinkersmith": __version__,
+        **{name: version(name) for name in ("torch", "transformers", "safetensors")},
+        "python": platform.python_version(),
+    }
 
 
 def _clear(adapter: Adapter) -> None:

@@ -63,12 +63,12 @@ class SpillFolder:
 
 
 def _sweep(root: Path) -> None:
-    for folder in root.iterdir():
-        if fcntl is None or time.time() - folder.stat().st_mtime < _NEWBORN:
-            continue
-        with (folder / _LOCK).open("w") as lock:
-            try:
+    for mark in root.glob(f"*/{_LOCK}"):  # a folder without it is none of ours
+        try:
+            if fcntl is None or time.time() - mark.parent.stat().st_mtime < _NEWBORN:
+                continue
+            with mark.open("a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                continue  # its engine lives
-            shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(mark.parent, ignore_errors=True)
+        except OSError:
+            continue  # its engine lives, or another engine was faster

@@ -1,6 +1,6 @@
 """What jobs call on the engine thread: the torch half, as the server half sees it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tinkersmith.engine.errors import Refused
@@ -12,7 +12,7 @@ from tinkersmith.engine.messages import (
     SampleRequest,
     SampleResult,
 )
-from tinkersmith.engine.storage.store import TinkerPath
+from tinkersmith.engine.storage.folders import TinkerPath
 
 
 class ModelOperations(Protocol):
@@ -62,7 +62,7 @@ class ModelOperations(Protocol):
         ttl_seconds: int | None = ...,
         user_metadata: dict[str, str] | None = ...,
         recipients: list[str] | None = ...,
-    ) -> int: ...
+    ) -> Callable[[], int]: ...
 
     def load(self, model_id: str, path: TinkerPath, optimizer: bool, /) -> None: ...
 

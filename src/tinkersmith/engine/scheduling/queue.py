@@ -7,26 +7,40 @@ whole queue.
 
 import asyncio
 import contextlib
-import sqlite3
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from safetensors import SafetensorError
 
-from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.errors import Refused, StorageFailure
 from tinkersmith.engine.log import log
 from tinkersmith.engine.messages import SampleRequest
 from tinkersmith.engine.scheduling.operations import ModelOperations
 from tinkersmith.engine.scheduling.traces import Span, Traces
 
+DISK_THREADS = 4  # saves that may wait for the disk at once
 SEQUENCES_PER_TURN = 512  # that one turn of a sampling client answers together
 
 Result = dict[str, Any] | bytes | None
-Work = Callable[[ModelOperations], Result]
+
+
+@dataclass(frozen=True, slots=True)
+class DiskWork:
+    """The rest of a job, which needs the disk and no model.
+
+    It runs on a thread of its own, so that no other client waits for a slow disk or a locked
+    database. Later jobs of the same client wait for it.
+    """
+
+    run: Callable[[], Result]
+
+
+Work = Callable[[ModelOperations], Result | DiskWork]
 SampleWork = Callable[[ModelOperations, Sequence[SampleRequest]], Sequence[Result]]
 
 
@@ -51,7 +65,10 @@ def failure(error: BaseException) -> dict[str, str]:
     """The body of a failed future. Its category is "user" if the user can fix the error."""
     if isinstance(error, Refused):
         return {"error": str(error), "category": "user"}
-    if isinstance(error, OSError | SafetensorError | sqlite3.OperationalError):
+    if isinstance(error, StorageFailure):
+        log.error("%s", error)
+        return {"error": str(error), "category": "server"}
+    if isinstance(error, OSError | SafetensorError):
         reason = getattr(error, "strerror", None) or str(error)
         log.error("could not use the disk: %s", error)
         return {
@@ -101,6 +118,8 @@ class EngineThread(threading.Thread):
         self._prepare = prepare
         self.traces = Traces()
         self._queues: OrderedDict[str, deque[Job | SampleJob]] = OrderedDict()
+        self._busy: set[str] = set()  # clients whose last job still waits for the disk
+        self._disk = ThreadPoolExecutor(DISK_THREADS, "engine-disk")
         self._changed = threading.Condition()
 
     def submit(self, client_id: str, job: Job | SampleJob) -> None:
@@ -124,7 +143,11 @@ class EngineThread(threading.Thread):
         while True:
             client_id, turn = self._next()
             started = time.time()
-            self._finish(client_id, turn, _run_turn(models, turn), started)
+            results = _run_turn(models, turn)
+            if isinstance(results, DiskWork):
+                self._finish_from_disk(client_id, turn, results, started)
+            else:
+                self._finish(client_id, turn, results, started)
             del turn  # or the last batch would stay in memory until the next one comes
 
     def _fail_every_job(self, reason: Result) -> None:
@@ -135,9 +158,9 @@ class EngineThread(threading.Thread):
     def _next(self) -> tuple[str, QueueTurn]:
         """The first job of the next queue, or all sample jobs that it begins with."""
         with self._changed:
-            while not self._queues:
+            while (client_id := self._ready()) is None:
                 self._changed.wait()
-            client_id, waiting = next(iter(self._queues.items()))
+            waiting = self._queues[client_id]
             first = waiting.popleft()
             turn = first if isinstance(first, Job) else [first, *_followers(first, waiting)]
             if waiting:
@@ -145,6 +168,27 @@ class EngineThread(threading.Thread):
             else:
                 del self._queues[client_id]
             return client_id, turn
+
+    def _ready(self) -> str | None:
+        return next((client_id for client_id in self._queues if client_id not in self._busy), None)
+
+    def _finish_from_disk(
+        self, client_id: str, turn: QueueTurn, work: DiskWork, started: float
+    ) -> None:
+        with self._changed:
+            self._busy.add(client_id)
+
+        def finish() -> None:
+            try:
+                result = work.run()
+            except BaseException as error:  # a job's failure is its client's, never the thread's
+                result = failure(error)
+            self._finish(client_id, turn, [result], started)
+            with self._changed:
+                self._busy.discard(client_id)
+                self._changed.notify()
+
+        self._disk.submit(finish)
 
     def _finish(
         self, client_id: str, turn: QueueTurn, results: Sequence[Result], started: float
@@ -181,16 +225,24 @@ def _followers(first: SampleJob, waiting: deque[Job | SampleJob]) -> list[Sample
     return followers
 
 
-def _run_turn(models: ModelOperations, turn: QueueTurn) -> Sequence[Result]:
+def _run_turn(models: ModelOperations, turn: QueueTurn) -> Sequence[Result] | DiskWork:
     try:
         if isinstance(turn, Job):
-            return [turn.run(models)]
+            result = turn.run(models)
+            return result if isinstance(result, DiskWork) else [result]
         return turn[0].answer(models, [job.request for job in turn])
     except BaseException as error:  # a job's failure is its client's, never the thread's
         if isinstance(turn, Job) or len(turn) == 1:
             return [failure(error)]
     # One request must not spoil those that were answered together with it.
-    return [result for job in turn for result in _run_turn(models, [job])]
+    return [result for job in turn for result in _answer_alone(models, job)]
+
+
+def _answer_alone(models: ModelOperations, job: SampleJob) -> Sequence[Result]:
+    try:
+        return job.answer(models, [job.request])
+    except BaseException as error:
+        return [failure(error)]
 
 
 @dataclass(slots=True)

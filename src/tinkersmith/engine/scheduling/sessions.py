@@ -5,13 +5,13 @@ Runs on the event loop, sends work to the engine thread, and never computes.
 
 import asyncio
 import secrets
-import sqlite3
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
-from tinkersmith.engine.errors import Gone, NotFound, Refused
+from tinkersmith.engine.errors import Gone, NotFound, Refused, StorageFailure
 from tinkersmith.engine.log import log
 from tinkersmith.engine.messages import LoraConfig, SampleRequest
 from tinkersmith.engine.scheduling.operations import ModelOperations
@@ -26,7 +26,8 @@ from tinkersmith.engine.scheduling.queue import (
     Work,
     failure,
 )
-from tinkersmith.engine.storage.store import Store, StoredRun
+from tinkersmith.engine.storage.rows import StoredRun
+from tinkersmith.engine.storage.store import Store
 
 SESSION_SILENCE = 30 * 60  # seconds without a sign of life after which a client counts as dead
 KEEP_RESULTS = 10 * 60  # seconds that a result stays for a repeated poll
@@ -45,7 +46,12 @@ class Session:
 
 
 class Sessions:
-    """All sessions, with their futures. Used on the event loop only."""
+    """All sessions, with their futures. Used on the event loop only.
+
+    Between a request's arrival and its registration here may lie an `await` of the store, in which
+    a repetition of the request can overtake it: rows are written so that twice is as once, and
+    whether a client is new is decided after the await, without another one.
+    """
 
     def __init__(self, store: Store, thread: EngineThread) -> None:
         self.store = store
@@ -55,12 +61,16 @@ class Sessions:
         self._delivered: OrderedDict[str, int] = OrderedDict()  # request id -> bytes
         self._delivered_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._used_runs: set[str] = set()  # whose last request is to be stored
+        self._storing_runs = False
 
     # ---- sessions
 
-    def create(self, user_metadata: dict[str, str], display_name: str | None) -> str:
+    async def create(self, user_metadata: dict[str, str], display_name: str | None) -> str:
         session_id = secrets.token_hex(8)
-        self.store.add_session(session_id, user_metadata, display_name)
+        await self.store.write(
+            lambda: self.store.add_session(session_id, user_metadata, display_name)
+        )
         self.sessions[session_id] = Session(session_id, time.monotonic())
         return session_id
 
@@ -102,6 +112,10 @@ class Sessions:
         while True:
             await asyncio.sleep(every)
             self.sweep_once(time.monotonic())
+            try:
+                await self.store.write(self.store.delete_expired)
+            except Exception as error:  # the next turn tries again
+                log.warning("could not delete expired checkpoints: %s", error)
 
     def sweep_once(self, now: float) -> None:
         for session in list(self.sessions.values()):
@@ -114,7 +128,7 @@ class Sessions:
 
     # ---- training clients
 
-    def create_model(
+    async def create_model(
         self,
         session_id: str,
         model_seq_id: int,
@@ -132,10 +146,10 @@ class Sessions:
         model_id = f"{session_id}:train:{model_seq_id}"
         request_id = f"{model_id}:0"
         if model_id not in session.models:
-            now = time.time()
-            self.store.add_run(
-                StoredRun(model_id, session_id, base_model, lora, user_metadata, now)
-            )
+            run = StoredRun(model_id, session_id, base_model, lora, user_metadata, time.time())
+            await self.store.write(lambda: self.store.add_run(run))
+            session = self.get(session_id)  # it may have ended meanwhile
+        if model_id not in session.models:
             session.models[model_id] = OrderedOperations(touched=time.monotonic())
             future = self.futures[request_id] = Future()
             job = Job(lambda models: create(models, model_id), future, "create_model")
@@ -180,22 +194,35 @@ class Sessions:
         if now - operations.touched < TOUCH_EVERY:
             return
         operations.touched = now
-        try:
-            self.store.touch_run(model_id)
-        except sqlite3.Error as error:  # only listings show it: no reason to refuse the operation
-            log.warning("could not store the time of the last request of %s: %s", model_id, error)
+        self._used_runs.add(model_id)
+        if not self._storing_runs:
+            self._storing_runs = True
+            self._in_background(self._store_used_runs())
+
+    async def _store_used_runs(self) -> None:
+        while self._used_runs:
+            used, self._used_runs = self._used_runs, set()
+            try:
+                await self.store.write(lambda runs=used: self.store.touch_runs(runs))
+            except StorageFailure as error:  # only listings show it: no operation fails for it
+                log.warning("could not store when runs were last used: %s", error)
+        self._storing_runs = False
 
     # ---- sampling clients
 
-    def create_sampler(
+    async def create_sampler(
         self, session_id: str, sampler_seq_id: int, base_model: str, model_path: str | None
     ) -> tuple[str, Future, bool]:
         """Register a sampling client; returns its id, the future of its load, and if it is new."""
         session = self.get(session_id)
         sampler_id = f"{session_id}:sample:{sampler_seq_id}"
+        if sampler_id not in session.samplers:
+            await self.store.write(
+                lambda: self.store.add_sampler(sampler_id, session_id, base_model, model_path)
+            )
+            session = self.get(session_id)  # it may have ended meanwhile
         new = sampler_id not in session.samplers
         if new:
-            self.store.add_sampler(sampler_id, session_id, base_model, model_path)
             session.samplers[sampler_id] = Future()
         return sampler_id, session.samplers[sampler_id], new
 
@@ -274,6 +301,9 @@ class Sessions:
                 if not job.future.finished:  # else its session has ended meanwhile
                     self.thread.submit(client_id, job)
 
-        task = asyncio.create_task(fetch_and_submit())
+        self._in_background(fetch_and_submit())
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -146,7 +146,8 @@ def test_an_encrypted_download_opens_with_its_key_alone(
         "x", age_encryption_recipients=[str(identity.to_public())]
     )
     urls = rest.get_external_weights_urls(future.result().path).result()
-    assert sorted(urls.urls) == ["adapter_config.json.age", "adapter_model.safetensors.age"]
+    names = ["adapter_config.json", "adapter_model.safetensors", "manifest.json"]
+    assert sorted(urls.urls) == [f"{name}.age" for name in names]
     sealed = urllib.request.urlopen(urls.urls["adapter_config.json.age"]).read()
     assert json.loads(pyrage.decrypt(sealed, [identity]))["r"] == 4
     with pytest.raises(pyrage.DecryptError):

@@ -1,14 +1,10 @@
 """Routes over everything that is stored: search of sessions, copies of checkpoints, disk usage."""
 
-import asyncio
 import datetime as dt
 import hashlib
 import os
-import shutil
-import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -20,14 +16,9 @@ from tinkersmith.engine.server import fields
 from tinkersmith.engine.server.fields import Body
 from tinkersmith.engine.server.http import Routes, read_json
 from tinkersmith.engine.server.identity import USER
-from tinkersmith.engine.storage.store import (
-    Store,
-    StoredRun,
-    StoredSession,
-    TinkerPath,
-    iso,
-    parse_path,
-)
+from tinkersmith.engine.storage.folders import TinkerPath, parse_path
+from tinkersmith.engine.storage.rows import StoredSession, iso
+from tinkersmith.engine.storage.store import Store
 
 
 class ArchiveRoutes:
@@ -46,11 +37,13 @@ class ArchiveRoutes:
         ]
 
     async def search(self, request: Request) -> Response:
-        return JSONResponse(_search(self.sessions, _read_query(await read_json(request))))
+        query, active = _read_query(await read_json(request)), set(self.sessions.sessions)
+        return JSONResponse(await self.store.read(lambda: _search(self.store, active, query)))
 
     async def copy_weights(self, request: Request) -> Response:
         body = await read_json(request)
-        source = self.store.checkpoint(parse_path(fields.string(body, "source_path"))).path
+        source = parse_path(fields.string(body, "source_path"))
+        await self.store.read(lambda: self.store.checkpoint(source))  # is there such a checkpoint?
         ttl = fields.ttl(body)
         if body.get("session_id") is not None:
             session_id = self.sessions.get(fields.string(body, "session_id")).id
@@ -60,11 +53,12 @@ class ArchiveRoutes:
             key = request.headers.get("x-idempotency-key") or os.urandom(16).hex()
             session_id, seq_id = hashlib.sha256(key.encode()).hexdigest()[:16], 0
         path = TinkerPath(f"{session_id}:train:{seq_id}", source.segment, source.name)
-        await asyncio.to_thread(_copy, self.store, source, path, ttl)
+        await self.store.write(lambda: self.store.copy_checkpoint(source, path, ttl))
         return JSONResponse({"tinker_path": str(path)})
 
     async def disk_usage(self, request: Request) -> Response:
-        sizes = [checkpoint.size_bytes for checkpoint in self.store.checkpoints()]
+        stored = await self.store.read(self.store.checkpoints)
+        sizes = [checkpoint.size_bytes for checkpoint in stored]
         usage = {
             "checkpoint_count": len(sizes),
             "size_bytes": sum(sizes),
@@ -72,32 +66,6 @@ class ArchiveRoutes:
             "size_gigabytes": sum(sizes) / 1e9,
         }
         return JSONResponse({"data": [usage]})
-
-
-def _copy(store: Store, source: TinkerPath, path: TinkerPath, ttl_seconds: int | None) -> None:
-    """Store `path`, of a run that cannot be trained, with the files of `source`, shared on disk."""
-    session_id = path.run_id.partition(":")[0]
-    original, run = store.checkpoint(source), store.run(source.run_id)
-    # An earlier attempt may have made it, or may have ended anywhere on its way.
-    if any(checkpoint.path == path for checkpoint in store.checkpoints(path.run_id)):
-        return
-    if session_id not in [session.id for session in store.sessions()]:
-        store.add_session(session_id, {}, f"copy of {source}")
-    if path.run_id not in [known.id for known in store.runs(session_id)]:
-        now = time.time()
-        store.add_run(
-            StoredRun(path.run_id, session_id, run.base_model, run.lora, run.user_metadata, now)
-        )
-    folder = store.new_weights_folder(path)
-    shutil.copytree(store.weights_folder(original), folder, copy_function=_link_or_copy)
-    store.add_checkpoint(path, folder, original.user_metadata, ttl_seconds, original.recipients)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        Path(target).hardlink_to(source)  # files of a checkpoint are never changed
-    except OSError:
-        shutil.copy2(source, target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,17 +115,15 @@ def _read_query(body: Body) -> _Query:
     )
 
 
-def _search(sessions: Sessions, query: _Query) -> dict[str, Any]:
-    """The SDK's `SessionSearchResponse`."""
+def _search(store: Store, active: set[str], query: _Query) -> dict[str, Any]:
+    """The SDK's `SessionSearchResponse`; `active` are the sessions that have not ended."""
     count, size = Counter[str](), Counter[str]()
-    for checkpoint in sessions.store.checkpoints():
+    for checkpoint in store.checkpoints():
         session_id = checkpoint.path.run_id.partition(":")[0]
         count[session_id] += 1
         size[session_id] += checkpoint.size_bytes
     matches = [
-        session
-        for session in sessions.store.sessions()
-        if query.matches(session, session.id in sessions.sessions)
+        session for session in store.sessions() if query.matches(session, session.id in active)
     ]
     page = [
         {
@@ -169,7 +135,7 @@ def _search(sessions: Sessions, query: _Query) -> dict[str, Any]:
             "user_metadata": session.user_metadata,
             "checkpoints_count": count[session.id],
             "checkpoint_storage_bytes": size[session.id],
-            "status": {"type": "active"} if session.id in sessions.sessions else None,
+            "status": {"type": "active"} if session.id in active else None,
         }
         for session in matches[: query.limit]
     ]

@@ -13,7 +13,10 @@ from tinkersmith.engine.server import fields
 from tinkersmith.engine.server.addresses import check_address, signed_address
 from tinkersmith.engine.server.age import encrypted
 from tinkersmith.engine.server.http import Handler, Routes, detail, read_json
-from tinkersmith.engine.storage.store import KINDS, Store, StoredRun, TinkerPath, iso, parse_path
+from tinkersmith.engine.storage.folders import KINDS, TinkerPath, parse_path
+from tinkersmith.engine.storage.rows import StoredRun, iso
+from tinkersmith.engine.storage.store import Store
+from tinkersmith.manifest import MANIFEST
 from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 DOWNLOADABLE = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
@@ -46,10 +49,12 @@ class RestRoutes:
     # ---- runs
 
     async def runs(self, request: Request) -> Response:
-        return _page(request, "training_runs", [self._run_json(run) for run in self.store.runs()])
+        runs = await self.store.read(lambda: [self._run_json(run) for run in self.store.runs()])
+        return _page(request, "training_runs", runs)
 
     async def run(self, request: Request) -> Response:
-        return JSONResponse(self._run_json(self.store.run(request.path_params["run"])))
+        name = request.path_params["run"]
+        return JSONResponse(await self.store.read(lambda: self._run_json(self.store.run(name))))
 
     def _run_json(self, run: StoredRun) -> dict[str, Any]:
         newest: dict[str, Any] = dict.fromkeys(KINDS.values())
@@ -71,34 +76,43 @@ class RestRoutes:
     # ---- checkpoints
 
     async def checkpoints(self, request: Request) -> Response:
-        listed = [checkpoint.to_json() for checkpoint in self.store.checkpoints()]
+        stored = await self.store.read(self.store.checkpoints)
+        listed = [checkpoint.to_json() for checkpoint in stored]
         return _page(request, "checkpoints", listed)
 
     async def checkpoints_of_run(self, request: Request) -> Response:
-        run = self.store.run(request.path_params["run"])
-        listed = [checkpoint.to_json() for checkpoint in self.store.checkpoints(run.id)]
-        return JSONResponse({"checkpoints": listed})
+        name = request.path_params["run"]
+        stored = await self.store.read(lambda: self.store.checkpoints(self.store.run(name).id))
+        return JSONResponse({"checkpoints": [checkpoint.to_json() for checkpoint in stored]})
 
     async def delete_checkpoint(self, request: Request) -> Response:
-        self.store.delete_checkpoint(_checkpoint_path(request))
+        path = _checkpoint_path(request)
+        await self.store.write(lambda: self.store.delete_checkpoint(path))
         return Response(status_code=204)
 
     async def publish(self, request: Request) -> Response:
-        self.store.set_public(_checkpoint_path(request), True)
+        path = _checkpoint_path(request)
+        await self.store.write(lambda: self.store.set_public(path, True))
         return Response(status_code=204)
 
     async def unpublish(self, request: Request) -> Response:
-        self.store.set_public(_checkpoint_path(request), False)
+        path = _checkpoint_path(request)
+        await self.store.write(lambda: self.store.set_public(path, False))
         return Response(status_code=204)
 
     async def set_ttl(self, request: Request) -> Response:
-        self.store.set_ttl(_checkpoint_path(request), fields.ttl(await read_json(request)))
+        path, seconds = _checkpoint_path(request), fields.ttl(await read_json(request))
+        await self.store.write(lambda: self.store.set_ttl(path, seconds))
         return Response(status_code=204)
 
     async def weights_info(self, request: Request) -> Response:
         path = parse_path(fields.string(await read_json(request), "tinker_path"))
-        self.store.checkpoint(path)
-        run = self.store.run(path.run_id)
+
+        def look_up() -> StoredRun:
+            self.store.checkpoint(path)  # is there such a checkpoint?
+            return self.store.run(path.run_id)
+
+        run = await self.store.read(look_up)
         return JSONResponse(
             {
                 "base_model": run.base_model,
@@ -114,10 +128,14 @@ class RestRoutes:
     # ---- downloads
 
     async def download_urls(self, request: Request) -> Response:
-        checkpoint = self.store.checkpoint(_checkpoint_path(request))
-        address, expires = signed_address(request, _download_path(checkpoint.path))
+        path = _checkpoint_path(request)
+        checkpoint = await self.store.read(lambda: self.store.checkpoint(path))
+        checked = await asyncio.to_thread(self.store.checked, path, only=DOWNLOADABLE)
+        address, expires = signed_address(request, _download_path(path))
         ending = ".age" if checkpoint.recipients else ""
-        urls = {f"{name}{ending}": f"{address}/{name}{ending}" for name in DOWNLOADABLE}
+        # The client can compare what it receives with the manifest.
+        names = DOWNLOADABLE if checked.manifest is None else (*DOWNLOADABLE, MANIFEST)
+        urls = {f"{name}{ending}": f"{address}/{name}{ending}" for name in names}
         return JSONResponse({"urls": urls, "expires": iso(expires)})
 
     async def download(self, request: Request) -> Response:
@@ -125,15 +143,16 @@ class RestRoutes:
         *names, file_name = request.path_params["path"].split("/")
         path = TinkerPath(*names) if len(names) == 3 else TinkerPath("", "", "")
         check_address(request.path_params["token"], _download_path(path))
-        checkpoint = self.store.checkpoint(path)
+        checkpoint = await self.store.read(lambda: self.store.checkpoint(path))
         plain_name = file_name.removesuffix(".age")
         sealed = file_name.endswith(".age")
-        if plain_name not in DOWNLOADABLE or sealed != bool(checkpoint.recipients):
+        if plain_name not in (*DOWNLOADABLE, MANIFEST) or sealed != bool(checkpoint.recipients):
             raise NotFound(f"{path} has no file {file_name}.")
         file = self.store.weights_folder(checkpoint) / plain_name
+        if not file.is_file():
+            raise Gone(f"{path} is listed, but its file {file} is gone.")
+        await asyncio.to_thread(self.store.checked, path, only=[plain_name])
         if not checkpoint.recipients:
-            if not file.is_file():
-                raise Gone(f"{path} is listed, but its files in {file.parent} are gone.")
             return FileResponse(file, media_type="application/octet-stream")
         content = await asyncio.to_thread(encrypted, file, checkpoint.recipients)
         return StreamingResponse(
@@ -145,18 +164,22 @@ class RestRoutes:
     # ---- sessions
 
     async def sessions(self, request: Request) -> Response:
-        return _page(request, "sessions", [session.id for session in self.store.sessions()])
+        stored = await self.store.read(self.store.sessions)
+        return _page(request, "sessions", [session.id for session in stored])
 
     async def session(self, request: Request) -> Response:
-        session = self.store.session(request.path_params["session_id"])
-        return JSONResponse(
-            {
+        session_id = request.path_params["session_id"]
+
+        def look_up() -> dict[str, Any]:
+            session = self.store.session(session_id)
+            return {
                 "training_run_ids": [run.id for run in self.store.runs(session.id)],
                 "sampler_ids": self.store.sampler_ids(session.id),
                 "user_metadata": session.user_metadata,
                 "display_name": session.display_name,
             }
-        )
+
+        return JSONResponse(await self.store.read(look_up))
 
 
 _NOT_SUPPORTED = {

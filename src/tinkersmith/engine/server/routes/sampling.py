@@ -17,7 +17,7 @@ from tinkersmith.engine.scheduling.sessions import Sessions
 from tinkersmith.engine.server import fields, wire
 from tinkersmith.engine.server.http import Routes, read_json
 from tinkersmith.engine.storage.catalogue import Catalogue
-from tinkersmith.engine.storage.store import parse_path
+from tinkersmith.engine.storage.folders import TinkerPath, parse_path
 
 
 class SamplingRoutes:
@@ -39,14 +39,13 @@ class SamplingRoutes:
         path = None
         if body.get("model_path") is not None:
             path = parse_path(fields.string(body, "model_path"))
-            self.sessions.store.checkpoint(path)
+            base_model = await self._base_model_of(path)
             if path.segment == "external_weights":
                 raise Refused(f"{path} is for download; sample from a sampler_weights path.")
-            base_model = self.sessions.store.run(path.run_id).base_model
         else:
             base_model = fields.string(body, "base_model")
         fetch = await self.catalogue.fetcher(base_model)
-        sampler_id, loaded, new = self.sessions.create_sampler(
+        sampler_id, loaded, new = await self.sessions.create_sampler(
             fields.string(body, "session_id"),
             fields.integer(body, "sampling_session_seq_id"),
             base_model,
@@ -65,8 +64,18 @@ class SamplingRoutes:
             raise Refused(loaded.result["error"])
         return JSONResponse({"type": "create_sampling_session", "sampling_session_id": sampler_id})
 
+    async def _base_model_of(self, path: TinkerPath) -> str:
+        store = self.sessions.store
+
+        def look_up() -> str:
+            store.checkpoint(path)  # is there such a checkpoint?
+            return store.run(path.run_id).base_model
+
+        return await store.read(look_up)
+
     async def sampler(self, request: Request) -> Response:
-        stored = self.sessions.store.sampler(request.path_params["sampler_id"])
+        store, sampler_id = self.sessions.store, request.path_params["sampler_id"]
+        stored = await store.read(lambda: store.sampler(sampler_id))
         return JSONResponse(
             {
                 "sampler_id": stored.id,

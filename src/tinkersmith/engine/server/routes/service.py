@@ -56,7 +56,7 @@ class ServiceRoutes:
         labels = fields.json_object(body, "user_metadata")
         metadata = {name: str(value) for name, value in labels.items()}
         name = fields.string(body, "display_name") if body.get("display_name") else None
-        session_id = self.sessions.create(metadata, name)
+        session_id = await self.sessions.create(metadata, name)
         return JSONResponse({"type": "create_session", "session_id": session_id})
 
     async def heartbeat(self, request: Request) -> Response:

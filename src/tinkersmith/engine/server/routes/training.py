@@ -5,7 +5,7 @@ The work itself is behind `ModelOperations`, on the engine thread.
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypedDict
 
 from starlette.requests import Request
@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import BatchRequest, LoraConfig
 from tinkersmith.engine.scheduling.operations import ModelOperations
-from tinkersmith.engine.scheduling.queue import Result, Work
+from tinkersmith.engine.scheduling.queue import DiskWork, Result, Work
 from tinkersmith.engine.scheduling.sessions import Sessions
 from tinkersmith.engine.server import fields, wire
 from tinkersmith.engine.server.age import check_recipients
@@ -22,9 +22,10 @@ from tinkersmith.engine.server.bodies import json_address, open_batch, refused_b
 from tinkersmith.engine.server.fields import Body
 from tinkersmith.engine.server.http import BadBody, Handler, Routes, read_body, read_json
 from tinkersmith.engine.storage.catalogue import Catalogue
-from tinkersmith.engine.storage.store import TinkerPath, parse_path
+from tinkersmith.engine.storage.folders import TinkerPath, parse_path
+from tinkersmith.engine.storage.rows import StoredRun
 
-NumberedWork = Callable[[str, Body], Work]  # takes the model's id and the request's body
+NumberedWork = Callable[[str, Body], Awaitable[Work]]  # takes the model's id and the request's body
 
 _DECODE_INLINE = 64 * 1024  # bytes; larger bodies are decoded off the event loop
 
@@ -66,7 +67,7 @@ class TrainingRoutes:
     async def get_info(self, request: Request) -> Response:
         model_id = fields.string(await read_json(request), "model_id")
         self.sessions.operations(model_id)  # is there such a client?
-        run = self.sessions.store.run(model_id)
+        run = await self._run(model_id)
 
         def info(models: ModelOperations) -> Result:
             models.get(model_id)  # was it created?
@@ -94,6 +95,10 @@ class TrainingRoutes:
             raise Refused(future.result["error"])
         return JSONResponse(future.result)
 
+    async def _run(self, model_id: str) -> StoredRun:
+        store = self.sessions.store
+        return await store.read(lambda: store.run(model_id))
+
     async def _new_client(
         self,
         body: Body,
@@ -102,7 +107,7 @@ class TrainingRoutes:
         create: Callable[[ModelOperations, str], Result],
     ) -> Response:
         fetch = await self.catalogue.fetcher(base_model)
-        model_id, request_id = self.sessions.create_model(
+        model_id, request_id = await self.sessions.create_model(
             fields.string(body, "session_id"),
             fields.integer(body, "model_seq_id"),
             base_model,
@@ -143,13 +148,13 @@ class TrainingRoutes:
                 body = await read_json(request)
             except BadBody as refusal:
                 return self._refuse(request, refusal)
-            return self._begin(request, body, work)
+            return await self._begin(request, body, work)
 
         return handle
 
-    def _begin(self, request: Request, body: Body, work: NumberedWork) -> Response:
+    async def _begin(self, request: Request, body: Body, work: NumberedWork) -> Response:
         model_id, seq_id = fields.string(body, "model_id"), fields.integer(body, "seq_id")
-        return self._operate(request, model_id, seq_id, work(model_id, body))
+        return self._operate(request, model_id, seq_id, await work(model_id, body))
 
     def _refuse(self, request: Request, refusal: BadBody) -> Response:
         """Fail the operation whose body cannot be read, if its address can be found."""
@@ -163,7 +168,7 @@ class TrainingRoutes:
         request_id = self.sessions.operate(model_id, seq_id, name, run)
         return JSONResponse({"request_id": request_id, "model_id": model_id})
 
-    def optim_step(self, model_id: str, body: Body) -> Work:
+    async def optim_step(self, model_id: str, body: Body) -> Work:
         def step(models: ModelOperations) -> Result:
             models.check_step(model_id)
             params = wire.read_adam_params(body)
@@ -171,32 +176,34 @@ class TrainingRoutes:
 
         return step
 
-    def save_weights(self, model_id: str, body: Body) -> Work:
-        def save(models: ModelOperations) -> Result:
+    async def save_weights(self, model_id: str, body: Body) -> Work:
+        def save(models: ModelOperations) -> DiskWork:
             path = TinkerPath(model_id, "weights", fields.string(body, "path"))
             overwrite = fields.flag(body, "overwrite", False)
-            models.save(model_id, path, optimizer=True, overwrite=overwrite, **_labels(body))
-            return {"path": str(path), "type": "save_weights"}
+            finish = models.save(
+                model_id, path, optimizer=True, overwrite=overwrite, **_labels(body)
+            )
+            return _saving(finish, {"path": str(path), "type": "save_weights"})
 
         return save
 
-    def save_weights_for_sampler(self, model_id: str, body: Body) -> Work:
+    async def save_weights_for_sampler(self, model_id: str, body: Body) -> Work:
         if body.get("path") is None:
-            return self._snapshot(model_id, body)
+            return await self._snapshot(model_id, body)
 
-        def save(models: ModelOperations) -> Result:
+        def save(models: ModelOperations) -> DiskWork:
             path = TinkerPath(model_id, "sampler_weights", fields.string(body, "path"))
-            models.save(model_id, path, optimizer=False, **_labels(body))
-            return {"path": str(path), "type": "save_weights_for_sampler"}
+            finish = models.save(model_id, path, optimizer=False, **_labels(body))
+            return _saving(finish, {"path": str(path), "type": "save_weights_for_sampler"})
 
         return save
 
-    def _snapshot(self, model_id: str, body: Body) -> Work:
+    async def _snapshot(self, model_id: str, body: Body) -> Work:
         """Create a sampling client from the weights at that time, without a checkpoint."""
         self.sessions.operations(model_id)
         try:
-            run = self.sessions.store.run(model_id)
-            sampler_id, loaded, _ = self.sessions.create_sampler(
+            run = await self._run(model_id)
+            sampler_id, loaded, _ = await self.sessions.create_sampler(
                 run.session_id,
                 fields.integer(body, "sampling_session_seq_id"),
                 run.base_model,
@@ -212,12 +219,12 @@ class TrainingRoutes:
 
         return take
 
-    def save_weights_external(self, model_id: str, body: Body) -> Work:
-        def save(models: ModelOperations) -> Result:
+    async def save_weights_external(self, model_id: str, body: Body) -> Work:
+        def save(models: ModelOperations) -> DiskWork:
             path = TinkerPath(model_id, "external_weights", fields.string(body, "path"))
             recipients = fields.string_list(body, "age_encryption_recipients")
             check_recipients(recipients)
-            size = models.save(
+            finish = models.save(
                 model_id,
                 path,
                 optimizer=False,
@@ -225,11 +232,13 @@ class TrainingRoutes:
                 recipients=recipients,
                 **_labels(body),
             )
-            return {"path": str(path), "size_bytes": size, "type": "save_weights_external"}
+            return _saving(
+                finish, {"path": str(path), "type": "save_weights_external"}, size="size_bytes"
+            )
 
         return save
 
-    def load_state(self, model_id: str, body: Body) -> Work:
+    async def load_state(self, model_id: str, body: Body) -> Work:
         def load(models: ModelOperations) -> Result:
             path = parse_path(fields.string(body, "path"))
             models.load(model_id, path, fields.flag(body, "optimizer", False))
@@ -245,13 +254,18 @@ class TrainingRoutes:
             return self._refuse(request, refusal)
         if body.get("session_id") is not None:
             return await self._client_from_state(body)
-        return self._begin(request, body, self.load_state)
+        return await self._begin(request, body, self.load_state)
 
     async def _client_from_state(self, body: Body) -> Response:
         path = parse_path(fields.string(body, "path"))
-        self.sessions.store.checkpoint(path)
         _adam_only(body)
-        source = self.sessions.store.run(path.run_id)
+        store = self.sessions.store
+
+        def look_up() -> StoredRun:
+            store.checkpoint(path)  # is there such a checkpoint?
+            return store.run(path.run_id)
+
+        source = await store.read(look_up)
         if body.get("base_model") not in (None, source.base_model):
             raise Refused(f"{path} belongs to {source.base_model}, not to {body['base_model']}.")
         optimizer = fields.flag(body, "optimizer", False)
@@ -273,6 +287,18 @@ class TrainingRoutes:
 
 def _read_batch(body: bytes, encoding: str) -> BatchRequest:
     return wire.read_batch(open_batch(body, encoding))
+
+
+def _saving(
+    finish: Callable[[], int], answer: dict[str, object], size: str | None = None
+) -> DiskWork:
+    """Finish a save off the engine thread, and answer; `size` names the field for its bytes."""
+
+    def run() -> Result:
+        written = finish()
+        return answer if size is None else {**answer, size: written}
+
+    return DiskWork(run)
 
 
 class _Labels(TypedDict):
