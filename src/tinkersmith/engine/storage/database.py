@@ -122,16 +122,16 @@ class Database:
             self._rows_of_this_process[table, str(columns["id"])] = dict(columns)
 
     def write(
-        self, act: Callable[[sqlite3.Connection], object], *, patience: float = LOCK_PATIENCE
+        self, act: Callable[[sqlite3.Connection], object], *, patience: float | None = None
     ) -> None:
         """Call `act` in a transaction that no other engine's transaction overlaps.
 
         What `act` does to files happens before the commit, and is not undone if that fails.
 
         Raises:
-            StorageFailure: the database is locked for longer than `patience`, or cannot be written.
+            StorageFailure: the database is locked for longer than `patience` seconds, or cannot be written.
         """
-        end = time.monotonic() + patience
+        end = time.monotonic() + (LOCK_PATIENCE if patience is None else patience)
 
         def attempt() -> None:
             if not self._write_lock.acquire(timeout=max(0, end - time.monotonic())):

@@ -484,7 +484,7 @@ class Store:
                 marked = marked_deleted(folder)
 
         try:
-            self._database.write(act, **({} if patience is None else {"patience": patience}))
+            self._database.write(act, patience=patience)
         except BaseException:
             if marked is not None and folder is not None:
                 os.rename(marked, folder)  # the row still names it

@@ -132,7 +132,11 @@ def test_a_download_whose_files_someone_has_deleted_says_so(
         file.unlink()
     with pytest.raises(urllib.error.HTTPError) as caught:
         urllib.request.urlopen(url)
-    assert caught.value.code == 410 and b"are gone" in caught.value.read()
+    assert caught.value.code == 410
+    sentence = caught.value.read().decode()
+    assert f"adapter_config.json of {path} is damaged: the file is gone" in sentence
+    with pytest.raises(tinker.BadRequestError, match="the file is gone"):
+        rest.get_external_weights_urls(path).result()
 
 
 @pytest.mark.skipif(SDK < (0, 36), reason="tinker before 0.36 does not encrypt")

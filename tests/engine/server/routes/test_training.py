@@ -186,7 +186,7 @@ def test_external_weights_are_downloaded_by_plain_urllib(
     train(client, random_datums(2))
     path = client.save_weights_external("export").result().path
     urls = engine.rest().get_external_weights_urls(path).result().urls
-    assert sorted(urls) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(urls) == ["adapter_config.json", "adapter_model.safetensors", "manifest.json"]
     tensors = load_safetensors(urllib.request.urlopen(urls["adapter_model.safetensors"]).read())
     assert tensors["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"].shape == (
         4,

@@ -15,7 +15,7 @@ from tinkersmith.engine.server.age import encrypted
 from tinkersmith.engine.server.http import Handler, Routes, detail, read_json
 from tinkersmith.engine.storage.folders import KINDS, TinkerPath, parse_path
 from tinkersmith.engine.storage.rows import StoredRun, iso
-from tinkersmith.engine.storage.store import Store
+from tinkersmith.engine.storage.store import Store, damage_sentence
 from tinkersmith.manifest import MANIFEST
 from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
@@ -150,7 +150,7 @@ class RestRoutes:
             raise NotFound(f"{path} has no file {file_name}.")
         file = self.store.weights_folder(checkpoint) / plain_name
         if not file.is_file():
-            raise Gone(f"{path} is listed, but its file {file} is gone.")
+            raise Gone(damage_sentence(path, plain_name, "the file is gone"))
         await asyncio.to_thread(self.store.checked, path, only=[plain_name])
         if not checkpoint.recipients:
             return FileResponse(file, media_type="application/octet-stream")
