@@ -266,7 +266,11 @@ def try_database_case(models: Models, copy: Path, case: DamageCase) -> DamageOut
         models.free("again")
     store.close()
     lost = len(before) - len(sorted(copy.rglob("*.safetensors")))
-    aside = [file for file in copy.glob(f"{DATABASE}.damaged-*") if file.suffix[-4:] not in ("-wal", "-shm")]
+    aside = [
+        file
+        for file in copy.glob(f"{DATABASE}.damaged-*")
+        if file.suffix[-4:] not in ("-wal", "-shm")
+    ]
     kept = not damaged or [file.stat().st_size for file in aside] == [damaged]
     seen = listed == {FIRST, LAST, OTHER}
     return DamageOutcome(seen, seen and lost == 0 and kept, f"{lost} files lost")

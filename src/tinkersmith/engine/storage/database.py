@@ -129,7 +129,8 @@ class Database:
         What `act` does to files happens before the commit, and is not undone if that fails.
 
         Raises:
-            StorageFailure: the database is locked for longer than `patience` seconds, or cannot be written.
+            StorageFailure: the database is locked for longer than `patience` seconds, or it cannot
+                be written.
         """
         end = time.monotonic() + (LOCK_PATIENCE if patience is None else patience)
 
