@@ -233,6 +233,8 @@ def ours(words: list[str]) -> tuple[tuple[str, ...], list[str]] | None:
         if words[1].startswith("-"):
             return ("-m", "tinkersmith"), []
         assert words[1] in commands_of_tinkersmith(), f"tinkersmith has no command {words[1]}"
+        if words[1:3] == ["engine", "check"]:
+            return ("-m", "tinkersmith", "engine", "check"), words[3:]
         return ("-m", "tinkersmith", words[1]), words[2:]
     if words[:1] == ["python"] and len(words) > 1 and words[1].endswith(".py"):
         return (words[1],), words[2:]

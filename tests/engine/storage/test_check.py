@@ -23,8 +23,8 @@ def folder(tmp_path: Path) -> Path:
     store.add_run(StoredRun(RUN, RUN[:16], "tiny", LoraConfig(4), None, time.time()))
     for name in ("one", "two"):
         path = TinkerPath(RUN, "weights", name)
-        with store.new_checkpoint(path, {"base_model": "tiny", "rank": 4}) as weights:
-            (weights / "adapter_model.safetensors").write_text(f"weights {name}")
+        with store.new_checkpoint(path, {"base_model": "tiny", "rank": 4}) as new:
+            (new.folder / "adapter_model.safetensors").write_text(f"weights {name}")
     store.close()
     return tmp_path / "engine"
 

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -9,12 +10,15 @@ import sqlite3
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tinkersmith.engine.errors import Gone, Refused
+from tests.support.clients import greedy, new_client, train
+from tests.support.engine import random_datums, running_engine
+from tinkersmith.engine.errors import Refused, StorageFailure
 from tinkersmith.engine.messages import LoraConfig
 from tinkersmith.engine.storage.folders import KINDS, TinkerPath
 from tinkersmith.engine.storage.rows import StoredRun
@@ -28,9 +32,9 @@ PATHS = [TinkerPath(RUN, segment, f"step-{number}") for segment in KINDS for num
 
 def save(store: Store, path: TinkerPath, content: str = "weights", **labels: object) -> None:
     facts = {"base_model": "tiny", "rank": 4}
-    with store.new_checkpoint(path, facts, **labels) as folder:  # type: ignore[arg-type]
-        (folder / "adapter_model.safetensors").write_text(f"{content} of {path}")
-        (folder / "adapter_config.json").write_text("{}")
+    with store.new_checkpoint(path, facts, **labels) as new:  # type: ignore[arg-type]
+        (new.folder / "adapter_model.safetensors").write_text(f"{content} of {path}")
+        (new.folder / "adapter_config.json").write_text("{}")
 
 
 def make(folder: Path) -> None:
@@ -186,7 +190,7 @@ def test_rows_that_name_folders_which_are_gone_are_said_once_and_not_listed(
     said = [record.getMessage() for record in caplog.records if str(missing) in record.getMessage()]
     assert len(said) == 1 and "is gone: not listed" in said[0]
     assert missing not in {checkpoint.path for checkpoint in store.checkpoints()}
-    with pytest.raises(Gone, match="are gone"):
+    with pytest.raises(Refused, match="are gone"):
         store.checkpoint(missing)
     store.delete_checkpoint(missing)
     with pytest.raises(Refused, match="does not exist here"):
@@ -325,8 +329,8 @@ def test_a_folder_that_an_engine_still_writes_is_not_swept_and_a_killed_one_is(
         "from tinkersmith.engine.storage.folders import TinkerPath\n"
         "from tinkersmith.engine.storage.store import Store\n"
         f"path = TinkerPath({RUN!r}, 'weights', 'slow')\n"
-        "with Store(Path(sys.argv[1])).new_checkpoint(path, {}) as folder:\n"
-        "    (folder / 'adapter_model.safetensors').write_text('half')\n"
+        "with Store(Path(sys.argv[1])).new_checkpoint(path, {}) as new:\n"
+        "    (new.folder / 'adapter_model.safetensors').write_text('half')\n"
         "    print('writing', flush=True); time.sleep(1000)"
     )
     writer = subprocess.Popen([sys.executable, "-c", program, folder], stdout=subprocess.PIPE)
@@ -341,6 +345,56 @@ def test_a_folder_that_an_engine_still_writes_is_not_swept_and_a_killed_one_is(
         writer.wait()
     Store(folder).close()
     assert not half.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_and_left_as_it_is(folder: Path) -> None:
+    (folder / "engine.sqlite").unlink()
+    before = weight_files(folder)
+    user = os.geteuid()
+    folder.chmod(0o555)
+    try:
+        if user == 0:
+            os.seteuid(65534)  # root may write everywhere
+        with pytest.raises((OSError, StorageFailure)):
+            Store(folder)
+    finally:
+        os.seteuid(user)
+        folder.chmod(0o755)
+    assert weight_files(folder) == before
+    check_everything(Store(folder))
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("case", ["missing", "second page"])
+def test_the_sdk_lists_resumes_samples_and_downloads_after_the_database_was_lost(
+    tmp_path: Path, tiny_model: Path, case: str
+) -> None:
+    with running_engine(tmp_path, tiny_model) as engine, engine.client() as service:
+        client = new_client(service)
+        train(client, random_datums(2), rate=0.1)
+        expected = client.forward(random_datums(2), "cross_entropy").result().metrics["loss:sum"]
+        state = client.save_state("state").result().path
+        sampler = client.save_weights_for_sampler("sampler").result().path
+        export = client.save_weights_external("export").result().path
+        tokens = greedy(service.create_sampling_client(model_path=sampler).result())
+    HARMLESS[case](tmp_path)
+    before = weight_files(tmp_path)
+    with running_engine(tmp_path, tiny_model) as engine, engine.client() as service:
+        rest = engine.rest()
+        listed = rest.list_user_checkpoints().result().checkpoints
+        assert {entry.tinker_path for entry in listed} == {state, sampler, export}
+        client = service.create_training_client_from_state_with_optimizer(state).result()
+        loss = client.forward(random_datums(2), "cross_entropy").result().metrics["loss:sum"]
+        assert loss == expected
+        assert greedy(service.create_sampling_client(model_path=sampler).result()) == tokens
+        urls = rest.get_external_weights_urls(export).result().urls
+        content = urllib.request.urlopen(urls["adapter_model.safetensors"]).read()
+        manifest = json.load(urllib.request.urlopen(urls["manifest.json"]))
+        assert (
+            hashlib.sha256(content).hexdigest()
+            == manifest["files"]["adapter_model.safetensors"]["sha256"]
+        )
+    assert weight_files(tmp_path) == before
 
 
 def test_many_threads_save_while_the_database_is_made_anew(folder: Path) -> None:

@@ -113,7 +113,8 @@ def peft_config(base: "BaseModel", adapter: Adapter, base_name_or_path: str) -> 
 def save_adapter(base: "BaseModel", adapter: Adapter, folder: Path) -> None:
     """Write the two files of an adapter in PEFT's format."""
     # The weights say that a manifest belongs to them: its loss is then told from an old version's.
-    save_file(adapter_state(adapter), folder / ADAPTER_WEIGHTS, metadata={HAS_MANIFEST: "1"})
+    metadata = {"format": "pt", HAS_MANIFEST: "1"}
+    save_file(adapter_state(adapter), folder / ADAPTER_WEIGHTS, metadata=metadata)
     write_json(folder / ADAPTER_CONFIG, peft_config(base, adapter, base.name))
 
 

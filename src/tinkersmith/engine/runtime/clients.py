@@ -286,22 +286,21 @@ class Models:
             "device": base.device.type,
         }
         with disk_errors(self.store.folder), ExitStack() as stack:
-            temporary = stack.enter_context(
+            new = stack.enter_context(
                 self.store.new_checkpoint(path, facts, user_metadata, ttl_seconds, recipients)
             )
-            save_adapter(base, model.adapter, temporary)
+            save_adapter(base, model.adapter, new.folder)
             if optimizer:
                 metadata = {_THREADS: str(model.threads)}
-                save_file(state, temporary / OPTIMIZER, metadata=metadata)
+                save_file(state, new.folder / OPTIMIZER, metadata=metadata)
             rest = stack.pop_all()
 
         def finish() -> int:
             with disk_errors(self.store.folder):
                 rest.close()
-            size = self.store.checkpoint(path).size_bytes
             seconds = time.perf_counter() - start
-            log.info("saved %s (%.1f MB) in %.2f s", path, size / 1e6, seconds)
-            return size
+            log.info("saved %s (%.1f MB) in %.2f s", path, new.size_bytes / 1e6, seconds)
+            return new.size_bytes
 
         return finish
 

@@ -21,7 +21,7 @@ from tinkersmith.engine.storage.database import (
 )
 from tinkersmith.engine.storage.folders import CheckpointFolder, TinkerPath, without_manifest
 from tinkersmith.engine.storage.rebuild import Findings, look_at
-from tinkersmith.engine.storage.rows import StoredCheckpoint, check_rows, checkpoint_of
+from tinkersmith.engine.storage.rows import StoredCheckpoint, check_rows, checkpoint_from_row
 from tinkersmith.engine.storage.store import Store, damage_sentence
 from tinkersmith.manifest import MANIFEST, DamagedFile, check_files, read_manifest
 from tinkersmith.plurals import counted
@@ -130,7 +130,9 @@ def _rows(folder: Path, report: CheckReport) -> dict[TinkerPath, StoredCheckpoin
         connection = connection_to_read(file)
         try:
             connection.row_factory = sqlite3.Row
-            stored = [checkpoint_of(row) for row in connection.execute("SELECT * FROM checkpoints")]
+            stored = [
+                checkpoint_from_row(row) for row in connection.execute("SELECT * FROM checkpoints")
+            ]
         finally:
             connection.close()
     except sqlite3.Error as error:

@@ -181,7 +181,7 @@ class Database:
     # ---- opening
 
     def _open(self, damage: sqlite3.Error | None = None) -> None:
-        with opening(self.folder):
+        with _saying(f"waiting for {self.file}, which another program uses"), opening(self.folder):
             reason = str(damage) if damage else database_damage(self.file, self._check_rows)
             if reason is not None:
                 aside = set_aside(self.file)
@@ -337,6 +337,18 @@ def opening(folder: Path) -> Generator[None]:
     with (folder / _OPEN_LOCK).open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the system frees it, however this process ends
         yield
+
+
+@contextmanager
+def _saying(sentence: str) -> Generator[None]:
+    """Log a sentence if the block takes longer than two seconds."""
+    timer = threading.Timer(2.0, log.info, [sentence])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _locked(folder: Path) -> str:

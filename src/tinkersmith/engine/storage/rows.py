@@ -125,9 +125,9 @@ def check_rows(connection: sqlite3.Connection) -> None:
     if version < 2:
         return  # of an older version: its tables are brought up to date first
     readers: tuple[tuple[str, Callable[[sqlite3.Row], object]], ...] = (
-        ("sessions", session_of),
-        ("runs", run_of),
-        ("checkpoints", checkpoint_of),
+        ("sessions", session_from_row),
+        ("runs", run_from_row),
+        ("checkpoints", checkpoint_from_row),
         ("samplers", lambda row: _text(row["id"]) + _text(row["base_model"])),
     )
     for table, reader in readers:
@@ -151,7 +151,7 @@ def _text(value: object) -> str:
     return value
 
 
-def session_of(row: sqlite3.Row) -> StoredSession:
+def session_from_row(row: sqlite3.Row) -> StoredSession:
     return StoredSession(
         id=_text(row["id"]),
         created=round(row["created"], 6),
@@ -160,7 +160,7 @@ def session_of(row: sqlite3.Row) -> StoredSession:
     )
 
 
-def run_of(row: sqlite3.Row) -> StoredRun:
+def run_from_row(row: sqlite3.Row) -> StoredRun:
     flags = {name: bool(row[name]) for name in ("train_attn", "train_mlp", "train_unembed")}
     return StoredRun(
         id=_text(row["id"]),
@@ -172,7 +172,7 @@ def run_of(row: sqlite3.Row) -> StoredRun:
     )
 
 
-def checkpoint_of(row: sqlite3.Row) -> StoredCheckpoint:
+def checkpoint_from_row(row: sqlite3.Row) -> StoredCheckpoint:
     path = TinkerPath(_text(row["run_id"]), _text(row["segment"]), _text(row["name"]))
     return StoredCheckpoint(
         path=path,

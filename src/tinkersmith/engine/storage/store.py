@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
-from tinkersmith.engine.errors import Gone, NotFound, Refused, StorageFailure
+from tinkersmith.engine.errors import NotFound, Refused, StorageFailure
 from tinkersmith.engine.log import log
 from tinkersmith.engine.storage.database import Database, full_disk_sentence, insertion
 from tinkersmith.engine.storage.folders import (
@@ -47,10 +47,10 @@ from tinkersmith.engine.storage.rows import (
     StoredSession,
     check_rows,
     checkpoint_columns,
-    checkpoint_of,
+    checkpoint_from_row,
     run_columns,
-    run_of,
-    session_of,
+    run_from_row,
+    session_from_row,
 )
 from tinkersmith.files import new_folder
 from tinkersmith.manifest import (
@@ -75,6 +75,14 @@ class CheckedCheckpoint:
     path: TinkerPath
     folder: Path
     manifest: dict[str, Any] | None  # None: an older version saved it, and nothing can be compared
+
+
+@dataclass(slots=True)
+class NewCheckpoint:
+    """A checkpoint that is being written."""
+
+    folder: Path  # a temporary one, to write its files to
+    size_bytes: int = 0  # known when it is registered
 
 
 class Store:
@@ -126,12 +134,12 @@ class Store:
         rows = self._database.rows("SELECT * FROM sessions WHERE id = ?", (session_id,))
         if not rows:
             raise NotFound(f"there is no session {session_id}.")
-        return session_of(rows[0])
+        return session_from_row(rows[0])
 
     def sessions(self) -> list[StoredSession]:
         """All sessions, newest first."""
         rows = self._database.rows("SELECT * FROM sessions ORDER BY created DESC, id DESC")
-        return [session_of(row) for row in rows]
+        return [session_from_row(row) for row in rows]
 
     def add_run(self, run: StoredRun) -> None:
         """Store a run; one that is stored already is written again."""
@@ -157,13 +165,13 @@ class Store:
         rows = self._database.rows("SELECT * FROM runs WHERE id = ?", (run_id,))
         if not rows:
             raise NotFound(f"there is no training run {run_id}.")
-        return run_of(rows[0])
+        return run_from_row(rows[0])
 
     def runs(self, session_id: str | None = None) -> list[StoredRun]:
         """All runs, or those of one session; newest first."""
         where, values = ("WHERE session_id = ?", (session_id,)) if session_id else ("", ())
         rows = self._database.rows(f"SELECT * FROM runs {where} ORDER BY created DESC", values)
-        return [run_of(row) for row in rows]
+        return [run_from_row(row) for row in rows]
 
     # ---- samplers
 
@@ -220,7 +228,7 @@ class Store:
         user_metadata: dict[str, str] | None = None,
         ttl_seconds: int | None = None,
         recipients: list[str] | None = None,
-    ) -> Generator[Path]:
+    ) -> Generator["NewCheckpoint"]:
         """Yield a folder to write a checkpoint's files to, which is then hashed and registered.
 
         An earlier checkpoint of this name is deleted when the new one is complete. `facts` are
@@ -234,7 +242,8 @@ class Store:
         folder = self.new_weights_folder(path)
         with new_folder(folder) as temporary:
             with writing(temporary):
-                yield temporary
+                new = NewCheckpoint(temporary)
+                yield new
             labels = {
                 "public": False,
                 "expires": None if ttl_seconds is None else created + ttl_seconds,
@@ -256,7 +265,9 @@ class Store:
                 },
             )
         try:
-            self.add_checkpoint(path, folder, user_metadata, ttl_seconds, recipients, created)
+            new.size_bytes = self.add_checkpoint(
+                path, folder, user_metadata, ttl_seconds, recipients, created
+            ).size_bytes
         except BaseException:
             self._remove_folder(folder)
             raise
@@ -330,10 +341,10 @@ class Store:
         }
         with self.new_checkpoint(
             path, facts, original.user_metadata, ttl_seconds, original.recipients
-        ) as folder:
+        ) as new:
             for file in sorted(checked.folder.iterdir()):
                 if file.name not in (MANIFEST, LABELS) and not file.name.startswith("."):
-                    _link_or_copy(file, folder / file.name)
+                    _link_or_copy(file, new.folder / file.name)
 
     # ---- stored checkpoints
 
@@ -344,14 +355,13 @@ class Store:
         """The checkpoint of this path.
 
         Raises:
-            Refused: there is no such checkpoint, or it has expired.
-            Gone: its folder is no longer there.
+            Refused: there is no such checkpoint, it has expired, or its folder is gone.
         """
         checkpoint = self._find(path)
         if checkpoint is None:
             raise Refused(f"{path} does not exist here; list_user_checkpoints shows what does.")
         if not self.weights_folder(checkpoint).is_dir():
-            raise Gone(
+            raise Refused(
                 f"{path} is in the database, but its files in {self.weights_folder(checkpoint)} "
                 "are gone. Put the folder back there, or delete the checkpoint and use another."
             )
@@ -400,7 +410,7 @@ class Store:
         rows = self._database.rows(
             f"SELECT * FROM checkpoints {where} ORDER BY created DESC, rowid DESC", values
         )
-        stored = [checkpoint_of(row) for row in rows]
+        stored = [checkpoint_from_row(row) for row in rows]
         now = time.time()
         living = [entry for entry in stored if entry.expires is None or entry.expires >= now]
         if len(living) < len(stored):
@@ -426,7 +436,7 @@ class Store:
         """Delete the checkpoints whose time to live is over."""
         expired = self._database.rows("SELECT * FROM checkpoints WHERE expires < ?", (time.time(),))
         for row in expired:
-            path = checkpoint_of(row).path
+            path = checkpoint_from_row(row).path
 
             def delete(connection: sqlite3.Connection, path: TinkerPath = path) -> Path | None:
                 stored = _row_of(connection, path)
@@ -464,7 +474,7 @@ class Store:
             "AND (expires IS NULL OR expires >= ?)",
             (path.run_id, path.segment, path.name, time.time()),
         )
-        return checkpoint_of(rows[0]) if rows else None
+        return checkpoint_from_row(rows[0]) if rows else None
 
     # ---- files
 
@@ -526,7 +536,7 @@ class Store:
         def agree(connection: sqlite3.Connection) -> None:
             cursor = connection.execute("SELECT * FROM checkpoints")
             cursor.row_factory = sqlite3.Row
-            rows = {entry.path: entry for entry in map(checkpoint_of, cursor.fetchall())}
+            rows = {entry.path: entry for entry in map(checkpoint_from_row, cursor.fetchall())}
             named = {entry.folder for entry in rows.values()}
             for relative in finish_deletions(self.root, named):
                 log.info("%s was about to be deleted when an engine was killed: kept", relative)
@@ -552,7 +562,9 @@ class Store:
         )
 
     def _all(self) -> list[StoredCheckpoint]:
-        return [checkpoint_of(row) for row in self._database.rows("SELECT * FROM checkpoints")]
+        return [
+            checkpoint_from_row(row) for row in self._database.rows("SELECT * FROM checkpoints")
+        ]
 
     def _add_missing_rows(
         self,
@@ -670,7 +682,7 @@ def _row_of(connection: sqlite3.Connection, path: TinkerPath) -> StoredCheckpoin
     )
     cursor.row_factory = sqlite3.Row
     row = cursor.fetchone()
-    return None if row is None else checkpoint_of(row)
+    return None if row is None else checkpoint_from_row(row)
 
 
 def _delete_row(connection: sqlite3.Connection, path: TinkerPath, root: Path) -> Path | None:
