@@ -29,8 +29,6 @@ from tinkersmith.engine.server import fields
 from tinkersmith.engine.server.bodies import MAX_BODY, Address, Envelope
 from tinkersmith.engine.server.fields import Body
 
-PROTOBUF = "application/x-protobuf"
-
 
 def _load_protocol() -> ModuleType:
     """Load the SDK's message classes without `import tinker`, which takes seconds."""

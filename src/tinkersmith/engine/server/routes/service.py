@@ -7,8 +7,8 @@ from starlette.responses import JSONResponse, Response
 
 from tinkersmith.engine.log import log
 from tinkersmith.engine.scheduling.sessions import Sessions
-from tinkersmith.engine.server import fields, wire
-from tinkersmith.engine.server.http import Routes, read_json
+from tinkersmith.engine.server import fields
+from tinkersmith.engine.server.http import PROTOBUF, Routes, read_json
 from tinkersmith.engine.storage.catalogue import Catalogue
 
 LONG_POLL = 20.0  # seconds that a request for a pending future is held
@@ -82,7 +82,7 @@ class ServiceRoutes:
             return JSONResponse(pending, 408)
         self.sessions.delivered(request_id, future)
         if isinstance(future.result, bytes):
-            return Response(future.result, media_type=wire.PROTOBUF)
+            return Response(future.result, media_type=PROTOBUF)
         return JSONResponse(future.result)
 
     def _log_sdk(self, version: object) -> None:
