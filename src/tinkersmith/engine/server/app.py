@@ -66,6 +66,7 @@ def make_app(
         ],
         exception_handlers={HTTPException: no_such_route},
     )
+    app.router.redirect_slashes = False  # a redirect is no sentence
     guarded = HostGuard(KeyGuard(app, key, is_token), hosts, any_own_address=any_own_address)
     return EarlyAnswers(guarded)
 

@@ -47,7 +47,7 @@ class ArchiveRoutes:
         ttl = fields.ttl(body)
         if body.get("session_id") is not None:
             session_id = self.sessions.get(fields.string(body, "session_id")).id
-            seq_id = fields.integer(body, "model_seq_id")
+            seq_id = fields.sequence_number(body, "model_seq_id")
         else:
             # A repeated request has the same key, and so finds the copy that the first one made.
             key = request.headers.get("x-idempotency-key") or os.urandom(16).hex()
