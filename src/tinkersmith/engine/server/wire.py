@@ -238,7 +238,7 @@ def _read_prompt(body: Body) -> list[int]:
         kind = chunk.get("type", "encoded_text")
         if kind != "encoded_text":
             raise Refused(f"the prompt has a chunk of kind {kind}; only text is supported.")
-        ids: object = chunk.get("tokens") or []
+        ids: object = [] if chunk.get("tokens") is None else chunk["tokens"]
         # One set of types, not a test for each token: prompts are long, and this runs on the
         # event loop.
         if not fields.is_list(ids) or set(map(type, ids)) - {int}:
