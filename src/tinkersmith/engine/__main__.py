@@ -28,6 +28,7 @@ _EXIT_PATIENCE = 1.5  # seconds for open requests; a long computation is not wai
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    keep_new_files_private()
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["check"]:
         from tinkersmith.engine.storage.check import check_command
@@ -40,15 +41,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         # Taken out of the environment, which the compiler and other children inherit.
-        given = os.environ.pop(KEY_VARIABLE, "")
-        key, made = choose_key(given, options.key_file, loopback=_is_loopback(options.host))
+        in_environment = os.environ.pop(KEY_VARIABLE, "")
+        loopback = _is_loopback(options.host)
+        key, made = choose_key(in_environment, options.key_file, loopback=loopback)
         _check_certificate(options.tls_cert, options.tls_key)
         if not 0 <= options.port <= 65535:
             raise Refused(f"--port is {options.port}; it must be from 0 (any free) to 65535.")
         if options.threads < 0:
             raise Refused(f"--threads is {options.threads}; it must be 0 (chosen) or more.")
         wait_passively(os.environ)  # before torch is imported
-        keep_new_files_private()
         return _serve(options, key, made)
     except (Refused, StorageFailure, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
