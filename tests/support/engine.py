@@ -44,6 +44,7 @@ def running_engine(
     *options: str,
     stderr: IO[bytes] | None = None,
     program: Sequence[str] = ("-m", "tinkersmith.engine"),
+    key: str = KEY,
 ) -> Iterator[RunningEngine]:
     """Start `python -m tinkersmith.engine` and wait for its ready line; kill it at the end."""
     process = subprocess.Popen(
@@ -54,7 +55,7 @@ def running_engine(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,
-        env={**os.environ, "TINKERSMITH_ENGINE_KEY": KEY},
+        env={**os.environ, "TINKERSMITH_ENGINE_KEY": key},
     )
     assert process.stdout is not None
     try:

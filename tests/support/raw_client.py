@@ -15,6 +15,7 @@ import numpy as np
 
 from tests.support.engine import KEY, MODEL, RunningEngine
 from tests.support.stopwatch import Stopwatch
+from tinkersmith.engine.server.http import JSON, PROTOBUF
 from tinkersmith.engine.server.wire import pb
 
 
@@ -23,10 +24,11 @@ def call(
 ) -> tuple[int, Any]:
     """Status and JSON (or bytes) of one request."""
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+    sent = {"X-Api-Key": KEY, "Content-Type": body_type(path)}
     request = urllib.request.Request(
         f"{engine.url}/api/v1{path}",
         data,
-        {"X-API-Key": KEY, **{name.replace("_", "-"): value for name, value in headers.items()}},
+        {**sent, **{name.replace("_", "-").title(): value for name, value in headers.items()}},
         method=method or ("GET" if body is None else "POST"),
     )
     try:
@@ -34,6 +36,11 @@ def call(
             return response.status, _read(response)
     except urllib.error.HTTPError as error:
         return error.code, _read(error)
+
+
+def body_type(path: str) -> str:
+    """The content-type that the SDK sends to this route."""
+    return PROTOBUF if path.startswith("/forward_backward") else JSON
 
 
 def _read(response: Any) -> Any:
@@ -115,6 +122,7 @@ def stream(
     ) as connection:
         connection.putrequest("POST", f"/api/v1{path}")
         connection.putheader("X-API-Key", key)
+        connection.putheader("Content-Type", body_type(path))
         header = ("Content-Length", str(length)) if length else ("Transfer-Encoding", "chunked")
         connection.putheader(*header)
         connection.endheaders()

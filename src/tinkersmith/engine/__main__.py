@@ -6,11 +6,14 @@ import ipaddress
 import json
 import logging
 import os
+import shlex
 import signal
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,14 @@ from tinkersmith.engine.errors import Refused, StorageFailure
 from tinkersmith.engine.hardware.memory import keep_freed_memory
 from tinkersmith.engine.hardware.threads import wait_passively
 from tinkersmith.engine.log import log
+from tinkersmith.engine.server.keys import KEY_VARIABLE, choose_key
+from tinkersmith.engine.storage.permissions import keep_new_files_private, tighten
 
-KEY_VARIABLE = "TINKERSMITH_ENGINE_KEY"
 _EXIT_PATIENCE = 1.5  # seconds for open requests; a long computation is not waited for
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    keep_new_files_private()
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["check"]:
         from tinkersmith.engine.storage.check import check_command
@@ -35,18 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        key = os.environ.get(KEY_VARIABLE)
-        if not key and not _is_loopback(options.host):
-            raise Refused(
-                f"--host {options.host} is reachable by others: set a key in {KEY_VARIABLE} "
-                "(it must begin with tml-), or listen on 127.0.0.1."
-            )
+        # Taken out of the environment, which the compiler and other children inherit.
+        in_environment = os.environ.pop(KEY_VARIABLE, "")
+        loopback = _is_loopback(options.host)
+        key, made = choose_key(in_environment, options.key_file, loopback=loopback)
+        _check_certificate(options.tls_cert, options.tls_key)
         if not 0 <= options.port <= 65535:
             raise Refused(f"--port is {options.port}; it must be from 0 (any free) to 65535.")
         if options.threads < 0:
             raise Refused(f"--threads is {options.threads}; it must be 0 (chosen) or more.")
         wait_passively(os.environ)  # before torch is imported
-        return _serve(options, key)
+        return _serve(options, key, made)
     except (Refused, StorageFailure, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
@@ -60,6 +64,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--port", type=int, default=8000, help="0: any free port (default: 8000)")
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name or address by which clients reach the engine; may be repeated",
+    )
+    parser.add_argument(
+        "--key-file",
+        type=Path,
+        metavar="FILE",
+        help=f"a file with the API key; default: the key in {KEY_VARIABLE}, or a new one",
+    )
+    parser.add_argument(
+        "--tls-cert", type=Path, metavar="FILE", help="certificate chain (PEM): serve HTTPS"
+    )
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key (PEM)")
     parser.add_argument(
         "--dir",
         type=Path,
@@ -109,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _serve(options: argparse.Namespace, key: str | None) -> int:
+def _serve(options: argparse.Namespace, key: str, made: bool) -> int:
     import uvicorn
 
     keep_freed_memory()  # before the engine thread starts
@@ -117,19 +138,24 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
     from tinkersmith.engine.scheduling.operations import ModelOperations
     from tinkersmith.engine.scheduling.queue import EngineThread
     from tinkersmith.engine.scheduling.sessions import Sessions
+    from tinkersmith.engine.server import connections
     from tinkersmith.engine.server.app import make_app
+    from tinkersmith.engine.server.hosts import allowed_hosts, is_wildcard
     from tinkersmith.engine.server.routes.service import TESTED_WITH
     from tinkersmith.engine.storage.catalogue import make_catalogue
     from tinkersmith.engine.storage.store import Store
 
+    hosts = allowed_hosts(options.host, options.allow_host)
     catalogue = make_catalogue(options.base_model)
     try:
         store = Store(options.dir)
+        tighten(options.dir)
     except OSError as error:
         raise Refused(
             f"cannot keep checkpoints in {options.dir}: {error.strerror or error}; choose another "
             "--dir."
         ) from None
+    connections.use_all_handles()
     if options.dtype == "float8" or options.gpu_graphs or options.sampler == "vllm":
         _check_experimental(options)
     listener = _listen(options.host, options.port)
@@ -157,17 +183,26 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
 
     async def serve() -> None:
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(connections.handle_exception)
         thread = EngineThread(loop, prepare)
         sessions = Sessions(store, thread)
         server = uvicorn.Server(
             uvicorn.Config(
-                make_app(sessions, catalogue, key),
+                make_app(sessions, catalogue, key, hosts, is_wildcard(options.host)),
+                http=connections.Connection,
+                ws="none",
+                ssl_certfile=options.tls_cert,
+                ssl_keyfile=options.tls_key,
                 log_level="warning",
                 access_log=False,
-                timeout_keep_alive=120,
+                timeout_keep_alive=connections.IDLE_PATIENCE,
                 lifespan="off",
             )
         )
+        logging.getLogger("uvicorn.error").addFilter(connections.SeldomFilter())
+        if options.tls_cert:  # uvicorn does not pass it on; asyncio would wait for a minute
+            patience = connections.REQUEST_PATIENCE
+            loop.create_server = partial(loop.create_server, ssl_handshake_timeout=patience)
 
         def end() -> None:
             # A computation cannot be interrupted; what is on disk is whole at any moment.
@@ -183,12 +218,23 @@ def _serve(options: argparse.Namespace, key: str | None) -> int:
             _when_stdin_closes(lambda: loop.call_soon_threadsafe(end))
         thread.start()
         sweeping = asyncio.create_task(sessions.sweep())
+        watching = asyncio.create_task(connections.watch(server.server_state))
         # The listener takes connections already; they are answered from the next line on.
         print(json.dumps({"event": "ready", "port": port, "pid": os.getpid()}), flush=True)
-        log.info("serving the Tinker API on http://%s:%d", options.host, port)
+        scheme = "https" if options.tls_cert else "http"
+        log.info("serving the Tinker API on %s://%s:%d", scheme, options.host, port)
+        if scheme == "http" and not _is_loopback(options.host):
+            log.warning(
+                "whoever listens on the network can read the key and the data: give --tls-cert and "
+                "--tls-key, or put a reverse proxy with TLS before the engine"
+            )
         log.info(TESTED_WITH)
+        if made or not options.exit_with_stdin:  # else whoever started the engine knows
+            reached = "127.0.0.1" if is_wildcard(options.host) else options.host
+            print(_advice(options, reached, port, key if made else None), file=sys.stderr)
         await server.serve(sockets=[listener])
         sweeping.cancel()
+        watching.cancel()
 
     asyncio.run(serve())
     store.close()
@@ -226,7 +272,10 @@ def _when_stdin_closes(act: Any) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError):
+        raise Refused(f"--host is {host!r}, which is no address of this machine.") from None
     # With the protocol named, asyncio switches Nagle's algorithm off: it costs 40 ms an answer.
     listener = socket.socket(family, kind, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -238,6 +287,47 @@ def _listen(host: str, port: int) -> socket.socket:
         reason = error.strerror or error
         raise Refused(f"cannot listen on {host}:{port}: {reason}; choose another --port.") from None
     return listener
+
+
+def _check_certificate(certificate: Path | None, key: Path | None) -> None:
+    """Raises: Refused: only one is given, or they cannot be read or used together."""
+    if certificate is None and key is None:
+        return
+    if certificate is None or key is None:
+        raise Refused("--tls-cert and --tls-key belong together; give both, or neither.")
+    for option, file in (("--tls-cert", certificate), ("--tls-key", key)):
+        try:
+            file.read_bytes()
+        except OSError as error:
+            raise Refused(f"{option} {file} cannot be read: {error.strerror}.") from None
+    try:
+        # An empty password: OpenSSL would ask for it on the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except (ssl.SSLError, ValueError) as error:
+        reason = (
+            "the key belongs to another certificate"
+            if "MISMATCH" in str(error)
+            else ("each must be a file in PEM format, the key without a passphrase")
+        )
+        raise Refused(f"--tls-cert {certificate} and --tls-key {key}: {reason}.") from None
+
+
+def _advice(options: argparse.Namespace, host: str, port: int, made_key: str | None) -> str:
+    """How a client reaches this engine, as commands. Only a key that was made here is shown."""
+    if made_key is not None:
+        key = made_key
+    elif options.key_file is not None:
+        key = f'"$(cat {shlex.quote(str(options.key_file))})"'
+    else:
+        key = f'"${KEY_VARIABLE}"'
+    scheme = "https" if options.tls_cert else "http"
+    name = options.allow_host[0] if options.allow_host else host
+    shown = f"[{name}]" if ":" in name and "[" not in name else name
+    return (
+        "To use this engine from another terminal:\n"
+        f"  export TINKER_BASE_URL={scheme}://{shown}:{port}\n"
+        f"  export TINKER_API_KEY={key}"
+    )
 
 
 def _is_loopback(host: str) -> bool:

@@ -6,7 +6,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from tinkersmith.errors import UserError
 from tinkersmith.export.base_folder import read_base
@@ -20,6 +20,9 @@ from tinkersmith.service.connection import LOOPBACK, Service
 if TYPE_CHECKING:
     import tinker
 
+LARGEST_LORA = 64 * 2**30  # bytes of a download whose size the server has not told
+LARGEST_JSON = 16 * 2**20  # bytes
+_SLACK = 2**20  # bytes by which a file may be larger than the server has told
 _LIFETIME = 3600  # seconds that the server keeps the copy made for the download; its least
 _WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
 _OTHER_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
@@ -54,7 +57,8 @@ def download_adapter(service: Service, client: "tinker.TrainingClient", folder: 
     """
     name = f"export-{dt.datetime.now():%Y%m%d-%H%M%S}"
     pending = client.save_weights_external(name, ttl_seconds=_LIFETIME)
-    copy = service.wait(pending, "preparing the download").path
+    saved = service.wait(pending, "preparing the download")
+    copy, size = saved.path, getattr(saved, "size_bytes", None)  # older SDKs do not pass it on
     try:
         signed = service.wait(service.rest.get_external_weights_urls(copy), "asking for the files")
         wanted = {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
@@ -64,7 +68,7 @@ def download_adapter(service: Service, client: "tinker.TrainingClient", folder: 
                 f"format is {', '.join(sorted(wanted))}. It cannot be exported."
             )
         for file_name, url in sorted(signed.urls.items()):
-            _fetch(url, folder / file_name, service.progress)
+            _fetch(url, folder / file_name, service.progress, _limit(file_name, size))
         _check_against_manifest(folder, wanted)
     finally:
         # Where this fails, the server deletes the copy itself within the hour.
@@ -121,17 +125,36 @@ def base_folder(service: Service, named: str | Path | None, *, weights: bool) ->
         ) from None
 
 
-def _fetch(url: str, file: Path, progress: Progress) -> None:
-    loopback = urlsplit(url).hostname in LOOPBACK
-    opener = urllib.request.build_opener(*[urllib.request.ProxyHandler({})] if loopback else [])
+def _limit(file_name: str, announced: int | None) -> int:
+    """How many bytes the file may have, if the server says that the whole has `announced`."""
+    if file_name.endswith(".json"):
+        return LARGEST_JSON
+    return min(announced + _SLACK, LARGEST_LORA) if announced else LARGEST_LORA
+
+
+def _fetch(url: str, file: Path, progress: Progress, limit: int = LARGEST_LORA) -> None:
+    """Download `url`, which may have `limit` bytes at most.
+
+    Raises:
+        UserError: the address is not one to download from, the file is larger, or it broke off.
+        OSError: the file cannot be written.
+    """
+    loopback = _check_address(url, file.name, from_loopback=True)
+    opener = urllib.request.build_opener(
+        _CheckedRedirects(file.name, loopback),
+        *[urllib.request.ProxyHandler({})] if loopback else [],
+    )
     size = expected = 0
     with file.open("wb") as target:
         try:
             response = _unbroken(lambda: opener.open(url, timeout=60))
             with response, progress.doing(f"downloading {file.name}") as task:
-                expected = int(response.headers.get("Content-Length") or 0)
+                length = response.headers.get("Content-Length") or ""
+                expected = int(length) if length.isascii() and length.isdigit() else 0
+                _check_size(expected, limit, file.name)
                 while block := _unbroken(lambda: response.read(1 << 20)):
                     size += len(block)
+                    _check_size(size, limit, file.name)
                     target.write(block)
                     state = f"{file.name}: {size / 1e6:,.1f} of {expected / 1e6:,.1f} MB"
                     progress.reached(task, state, size / max(expected, 1))
@@ -144,6 +167,54 @@ def _fetch(url: str, file: Path, progress: Progress) -> None:
         raise UserError(
             f"Only {size:,} of {expected:,} bytes of {file.name} arrived. Run the export again."
         )
+
+
+def _check_size(size: int, limit: int, name: str) -> None:
+    if size > limit:
+        raise UserError(
+            f"{name} is larger than the {limit:,} bytes that the server announced or that are "
+            "allowed, so its download was stopped. Check that the server is the one you mean."
+        )
+
+
+def _check_address(url: str, name: str, *, from_loopback: bool) -> bool:
+    """Whether the address is on loopback. Over the network only HTTPS will do.
+
+    Raises:
+        UserError: it is of another scheme, or plain HTTP to another machine, or leads from another
+            machine to this one.
+    """
+    try:
+        address = urlsplit(url)
+        scheme, loopback = address.scheme.lower(), address.hostname in LOOPBACK
+    except ValueError:
+        scheme, loopback = "", False
+    if scheme == "http" and not loopback:
+        raise UserError(
+            f"The server offers {name} over plain HTTP ({url[:100]}), where others could read or "
+            "exchange it. Give that server a certificate, or run the export on its own machine."
+        )
+    if scheme not in ("http", "https") or (loopback and not from_loopback):
+        raise UserError(
+            f"The server offers {name} at {url[:100]!r}, which is not an https address of a server."
+            " Check that the server is the one you mean."
+        )
+    return loopback
+
+
+class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects to addresses that could have been named at first."""
+
+    def __init__(self, name: str, loopback: bool) -> None:
+        self.name = name
+        self.loopback = loopback
+
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        target = urljoin(req.full_url, headers.get("location") or headers.get("uri") or "")
+        _check_address(target, self.name, from_loopback=self.loopback)
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 class _Broken(Exception):

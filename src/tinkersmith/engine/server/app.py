@@ -1,4 +1,4 @@
-"""The Tinker API as an ASGI application: all routes, behind the API key.
+"""The Tinker API as an ASGI application: all routes, behind the checks of host and API key.
 
 A numbered operation is never refused by an HTTP status once its number is known: the client would
 wait forever for the missing number. It is accepted, and its future fails with a sentence. Every
@@ -11,9 +11,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tinkersmith.engine.scheduling.sessions import Sessions
+from tinkersmith.engine.server.hosts import HostGuard
 from tinkersmith.engine.server.http import (
     API,
     FILES,
+    JSON,
+    PROTOBUF,
     EarlyAnswers,
     KeyGuard,
     in_sentences,
@@ -29,8 +32,17 @@ from tinkersmith.engine.server.routes.training import TrainingRoutes
 from tinkersmith.engine.storage.catalogue import Catalogue
 
 
-def make_app(sessions: Sessions, catalogue: Catalogue, key: str | None) -> ASGIApp:
-    """The whole API. Every request except health checks and downloads must carry `key`, if any."""
+def make_app(
+    sessions: Sessions,
+    catalogue: Catalogue,
+    key: str,
+    hosts: frozenset[str],
+    any_own_address: bool = False,
+) -> ASGIApp:
+    """The whole API, for requests to one of `hosts`, or with `any_own_address` to any own address.
+
+    Every request except health checks and downloads must carry `key`.
+    """
     rest = RestRoutes(sessions.store)
     traces = TraceRoutes(sessions.thread.traces)
     handlers = [
@@ -46,7 +58,7 @@ def make_app(sessions: Sessions, catalogue: Catalogue, key: str | None) -> ASGIA
     app = Starlette(
         routes=[
             *(
-                Route(API + path, in_sentences(handler), methods=[method])
+                Route(API + path, in_sentences(handler, _body_type(path)), methods=[method])
                 for method, path, handler in handlers
             ),
             Route(f"{FILES}/{{token}}/traces/{{session_id}}.json", in_sentences(traces.download)),
@@ -54,4 +66,10 @@ def make_app(sessions: Sessions, catalogue: Catalogue, key: str | None) -> ASGIA
         ],
         exception_handlers={HTTPException: no_such_route},
     )
-    return EarlyAnswers(KeyGuard(app, key, is_token))
+    app.router.redirect_slashes = False  # a redirect is no sentence
+    guarded = HostGuard(KeyGuard(app, key, is_token), hosts, any_own_address=any_own_address)
+    return EarlyAnswers(guarded)
+
+
+def _body_type(path: str) -> str:
+    return PROTOBUF if path == "/forward_backward" else JSON

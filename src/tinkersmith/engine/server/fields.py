@@ -6,7 +6,10 @@ from typing import Any, TypeGuard, overload
 
 from tinkersmith.engine.errors import Refused
 
+MAX_NUMBER = 2**31 - 1  # of a session's clients, and of a client's operations: the SDK counts them
 MAX_TTL = 10 * 366 * 24 * 3600  # seconds
+
+_SHOWN = 200  # characters of a value that a sentence quotes
 
 Body = Mapping[str, Any]
 
@@ -15,7 +18,7 @@ def string(body: Body, name: str) -> str:
     """A string that is not empty."""
     value = body.get(name)
     if not isinstance(value, str) or not value:
-        raise Refused(f"{name} is {value!r}; it must be a non-empty string.")
+        raise Refused(f"{name} is {shown(value)}; it must be a non-empty string.")
     return value
 
 
@@ -24,7 +27,7 @@ def flag(body: Body, name: str, default: bool) -> bool:
     if value is None:
         return default
     if not isinstance(value, bool):
-        raise Refused(f"{name} is {value!r}; it must be true or false.")
+        raise Refused(f"{name} is {shown(value)}; it must be true or false.")
     return value
 
 
@@ -46,13 +49,21 @@ def optional_integer(body: Body, name: str, default: int | None = None) -> int |
     return default if body.get(name) is None else integer(body, name)
 
 
+def sequence_number(body: Body, name: str) -> int:
+    """A number that the SDK has counted: of an operation, or of a client in its session."""
+    value = integer(body, name)
+    if not 0 <= value <= MAX_NUMBER:
+        raise Refused(f"{name} is {shown(value)}; it must be from 0 to {MAX_NUMBER:,}.")
+    return value
+
+
 def number(body: Body, name: str) -> float:
     """A finite number."""
     value = body.get(name)
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise Refused(f"{name} is {_shown(value)}; it must be a number.")
     if not abs(value) <= sys.float_info.max:  # also false for NaN
-        raise Refused(f"{name} is {value}; it must be a finite number.")
+        raise Refused(f"{name} is {shown(value)}; it must be a finite number.")
     return float(value)
 
 
@@ -62,7 +73,16 @@ def optional_number(body: Body, name: str, default: float) -> float:
 
 def _shown(value: object) -> str:
     # JSON has no NaN: the SDK sends null for it.
-    return "missing, NaN or infinite" if value is None else repr(value)
+    return "missing, NaN or infinite" if value is None else shown(value)
+
+
+def shown(value: object) -> str:
+    """A value as a sentence quotes it: in full if it is short."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # lists a thousand deep, numbers of 5,000 digits
+        return f"a very large {type(value).__name__}"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def optional_strings(body: Body, name: str) -> dict[str, str] | None:
@@ -71,7 +91,7 @@ def optional_strings(body: Body, name: str) -> dict[str, str] | None:
     if value is None:
         return None
     if not is_object(value) or not all(isinstance(item, str) for item in value.values()):
-        raise Refused(f"{name} is {value!r}; it must be an object whose values are strings.")
+        raise Refused(f"{name} is {shown(value)}; it must be an object whose values are strings.")
     return value
 
 
@@ -81,7 +101,7 @@ def string_list(body: Body, name: str) -> list[str]:
     if value is None:
         return []
     if not is_list(value) or not all(isinstance(item, str) for item in value):
-        raise Refused(f"{name} is {value!r}; it must be a list of strings.")
+        raise Refused(f"{name} is {shown(value)}; it must be a list of strings.")
     return value
 
 
@@ -89,7 +109,9 @@ def ttl(body: Body) -> int | None:
     """The time to live of a checkpoint in seconds; None: it does not expire."""
     seconds = optional_integer(body, "ttl_seconds")
     if seconds is not None and not 1 <= seconds <= MAX_TTL:
-        raise Refused(f"ttl_seconds is {seconds}; it must be from 1 to {MAX_TTL:,} (ten years).")
+        raise Refused(
+            f"ttl_seconds is {shown(seconds)}; it must be from 1 to {MAX_TTL:,} (ten years)."
+        )
     return seconds
 
 
@@ -99,7 +121,7 @@ def json_object(body: Body, name: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not is_object(value):
-        raise Refused(f"{name} is {value!r}; it must be an object.")
+        raise Refused(f"{name} is {shown(value)}; it must be an object.")
     return value
 
 
@@ -116,7 +138,9 @@ def object_list(body: Body, name: str) -> list[dict[str, Any]]:
 def refuse_unknown(body: Body, known: set[str], where: str) -> None:
     for name, value in body.items():
         if name not in known and value is not None:
-            raise Refused(f"{where} has {name} = {value!r}, which this engine does not support.")
+            raise Refused(
+                f"{where} has {name[:200]} = {shown(value)}, which this engine does not support."
+            )
 
 
 def is_object(value: object) -> TypeGuard[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What all routes share: the API key, limits of bodies, and errors as sentences."""
+"""What all routes share: the API key, types and limits of bodies, and errors as sentences."""
 
 import asyncio
 import contextlib
@@ -20,6 +20,8 @@ from tinkersmith.engine.server.fields import is_object
 
 API = "/api/v1"
 FILES = "/files"  # downloads
+JSON = "application/json"
+PROTOBUF = "application/x-protobuf"
 _LINGER = 10.0  # seconds for a client to send the rest of a body that was refused
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -41,14 +43,14 @@ class KeyGuard:
     """
 
     def __init__(
-        self, app: ASGIApp, key: str | None, is_token: Callable[[bytes, str, float], bool]
+        self, app: ASGIApp, key: str, is_token: Callable[[bytes, str, float], bool]
     ) -> None:
         self.app = app
         self.is_token = is_token
-        self.key = (key or "").encode()
+        self.key = key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self.key and not self._allowed(scope):
+        if scope["type"] == "http" and not self._allowed(scope):
             refusal = detail("the API key is not this engine's key.", 401)
             await refusal(scope, receive, send)
             return
@@ -102,14 +104,17 @@ class EarlyAnswers:
         await self.app(scope, receive_noting_the_end, send_before_the_end)
 
 
-def in_sentences(handler: Handler) -> Handler:
+def in_sentences(handler: Handler, body_type: str = JSON) -> Handler:
     """Wrap a handler so that every exception becomes {"detail": sentence} and never a 500.
 
-    The SDK would retry a 500 silently for minutes.
+    The SDK would retry a 500 silently for minutes. Bodies of another type than `body_type` are
+    refused: those that a web page may send to any site are text or forms.
     """
 
     async def answer(request: Request) -> Response:
         try:
+            if (sent := _wrong_type(request, body_type)) is not None:
+                return detail(f"the content-type is {sent!r}; it must be {body_type}.", 415)
             return await handler(request)
         except NotFound as error:
             return detail(str(error), 404)
@@ -123,6 +128,18 @@ def in_sentences(handler: Handler) -> Handler:
             return detail(failure(error)["error"], 400)
 
     return answer
+
+
+def _wrong_type(request: Request, body_type: str) -> str | None:
+    """The type of the request's body if it is not `body_type`; None: it is, or there is no body."""
+    if request.method in ("GET", "HEAD"):
+        return None
+    sent = request.headers.get("content-type")
+    if sent is None:
+        length = request.headers.get("content-length", "0")
+        has_body = length.strip("0") != "" or "transfer-encoding" in request.headers
+        return "" if has_body else None
+    return None if sent.partition(";")[0].strip().lower() == body_type else sent
 
 
 async def no_such_route(request: Request, error: Exception) -> Response:

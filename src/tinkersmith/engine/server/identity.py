@@ -23,8 +23,8 @@ TOKEN_LIFETIME = 7 * 24 * 3600  # seconds
 class IdentityRoutes:
     """The exchange of the API key for a token, and what is known about the key."""
 
-    def __init__(self, key: str | None) -> None:
-        self._secret = (key or "").encode()
+    def __init__(self, key: str) -> None:
+        self._secret = key.encode()
 
     def routes(self) -> Routes:
         return [("POST", "/auth/token", self.token), ("GET", "/auth/apikey/me", self.api_key)]

@@ -29,8 +29,6 @@ from tinkersmith.engine.server import fields
 from tinkersmith.engine.server.bodies import MAX_BODY, Address, Envelope
 from tinkersmith.engine.server.fields import Body
 
-PROTOBUF = "application/x-protobuf"
-
 
 def _load_protocol() -> ModuleType:
     """Load the SDK's message classes without `import tinker`, which takes seconds."""
@@ -240,7 +238,7 @@ def _read_prompt(body: Body) -> list[int]:
         kind = chunk.get("type", "encoded_text")
         if kind != "encoded_text":
             raise Refused(f"the prompt has a chunk of kind {kind}; only text is supported.")
-        ids: object = chunk.get("tokens") or []
+        ids: object = [] if chunk.get("tokens") is None else chunk["tokens"]
         # One set of types, not a test for each token: prompts are long, and this runs on the
         # event loop.
         if not fields.is_list(ids) or set(map(type, ids)) - {int}:

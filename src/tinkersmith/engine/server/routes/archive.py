@@ -47,7 +47,7 @@ class ArchiveRoutes:
         ttl = fields.ttl(body)
         if body.get("session_id") is not None:
             session_id = self.sessions.get(fields.string(body, "session_id")).id
-            seq_id = fields.integer(body, "model_seq_id")
+            seq_id = fields.sequence_number(body, "model_seq_id")
         else:
             # A repeated request has the same key, and so finds the copy that the first one made.
             key = request.headers.get("x-idempotency-key") or os.urandom(16).hex()
@@ -99,20 +99,25 @@ def _read_query(body: Body) -> _Query:
     statuses = fields.object_list(body, "statuses")
     if any(status != {"type": "active"} for status in statuses):
         raise Refused("this engine knows which sessions are active, not how others ended.")
-    limit = fields.optional_integer(body, "limit") or 50
+    limit = fields.optional_integer(body, "limit", 50)
     if not 1 <= limit <= 200:
         raise Refused(f"limit is {limit}; it must be from 1 to 200.")
     owners = fields.string_list(fields.json_object(body, "owner"), "owner_urns")
     cursor = fields.json_object(body, "cursor")
     return _Query(
-        words=str(body.get("display_name") or "").lower().split(),
-        session_id=fields.string(body, "session_id") if body.get("session_id") else None,
+        words=_optional_string(body, "display_name").lower().split(),
+        session_id=_optional_string(body, "session_id") or None,
         metadata=fields.json_object(body, "user_metadata"),
         active_only=bool(statuses),
         of_this_user=not owners or USER in owners,
         before=(_seconds(cursor), fields.string(cursor, "last_session_id")) if cursor else None,
         limit=limit,
     )
+
+
+def _optional_string(body: Body, name: str) -> str:
+    """The string under `name`; an absent one is empty."""
+    return "" if body.get(name) in (None, "") else fields.string(body, name)
 
 
 def _search(store: Store, active: set[str], query: _Query) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class SamplingRoutes:
         fetch = await self.catalogue.fetcher(base_model)
         sampler_id, loaded, new = await self.sessions.create_sampler(
             fields.string(body, "session_id"),
-            fields.integer(body, "sampling_session_seq_id"),
+            fields.sequence_number(body, "sampling_session_seq_id"),
             base_model,
             None if path is None else str(path),
         )
@@ -87,7 +87,7 @@ class SamplingRoutes:
     async def asample(self, request: Request) -> Response:
         body = await read_json(request)
         sampler_id = fields.string(body, "sampling_session_id")
-        seq_id = fields.integer(body, "seq_id")
+        seq_id = fields.sequence_number(body, "seq_id")
         sample_request = wire.read_sample_request(body)
         answer = partial(_answer, sampler_id)
         request_id = self.sessions.sample(sampler_id, seq_id, sample_request, answer)

@@ -1,18 +1,21 @@
 """Routes of the connection itself: configuration, sessions, and the futures of all operations."""
 
 import asyncio
+import re
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tinkersmith.engine.log import log
 from tinkersmith.engine.scheduling.sessions import Sessions
-from tinkersmith.engine.server import fields, wire
-from tinkersmith.engine.server.http import Routes, read_json
+from tinkersmith.engine.server import fields
+from tinkersmith.engine.server.http import PROTOBUF, Routes, read_json
 from tinkersmith.engine.storage.catalogue import Catalogue
 
 LONG_POLL = 20.0  # seconds that a request for a pending future is held
 TESTED_SDK = ("0.30", "0.38")  # the versions of tinker that the tests run with
+_VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]{0,39}")
+_MOST_SDKS = 100  # different versions that are logged
 TESTED_WITH = f"tested with tinker {' and '.join(TESTED_SDK)}"
 
 
@@ -54,7 +57,10 @@ class ServiceRoutes:
     async def create_session(self, request: Request) -> Response:
         body = await read_json(request)
         labels = fields.json_object(body, "user_metadata")
-        metadata = {name: str(value) for name, value in labels.items()}
+        metadata = {
+            name: value if isinstance(value, str) else fields.shown(value)
+            for name, value in labels.items()
+        }
         name = fields.string(body, "display_name") if body.get("display_name") else None
         session_id = await self.sessions.create(metadata, name)
         return JSONResponse({"type": "create_session", "session_id": session_id})
@@ -82,11 +88,13 @@ class ServiceRoutes:
             return JSONResponse(pending, 408)
         self.sessions.delivered(request_id, future)
         if isinstance(future.result, bytes):
-            return Response(future.result, media_type=wire.PROTOBUF)
+            return Response(future.result, media_type=PROTOBUF)
         return JSONResponse(future.result)
 
     def _log_sdk(self, version: object) -> None:
-        if not isinstance(version, str) or version in self._seen_sdks:
+        if not isinstance(version, str) or not _VERSION.fullmatch(version):
+            return
+        if version in self._seen_sdks or len(self._seen_sdks) >= _MOST_SDKS:
             return
         self._seen_sdks.add(version)
         is_tested = version.startswith(tuple(f"{tested}." for tested in TESTED_SDK))

@@ -109,7 +109,7 @@ class TrainingRoutes:
         fetch = await self.catalogue.fetcher(base_model)
         model_id, request_id = await self.sessions.create_model(
             fields.string(body, "session_id"),
-            fields.integer(body, "model_seq_id"),
+            fields.sequence_number(body, "model_seq_id"),
             base_model,
             lora,
             fields.optional_strings(body, "user_metadata"),
@@ -153,7 +153,7 @@ class TrainingRoutes:
         return handle
 
     async def _begin(self, request: Request, body: Body, work: NumberedWork) -> Response:
-        model_id, seq_id = fields.string(body, "model_id"), fields.integer(body, "seq_id")
+        model_id, seq_id = fields.string(body, "model_id"), fields.sequence_number(body, "seq_id")
         return self._operate(request, model_id, seq_id, await work(model_id, body))
 
     def _refuse(self, request: Request, refusal: BadBody) -> Response:
@@ -205,7 +205,7 @@ class TrainingRoutes:
             run = await self._run(model_id)
             sampler_id, loaded, _ = await self.sessions.create_sampler(
                 run.session_id,
-                fields.integer(body, "sampling_session_seq_id"),
+                fields.sequence_number(body, "sampling_session_seq_id"),
                 run.base_model,
                 None,
             )
