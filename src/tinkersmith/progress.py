@@ -137,8 +137,11 @@ class Progress:
             return
         line = line[: shutil.get_terminal_size().columns - 1]
         if line != self._drawn:
-            self._terminal.write(_ERASE + line)
-            self._terminal.flush()
+            try:
+                self._terminal.write(_ERASE + line)
+                self._terminal.flush()
+            except (OSError, ValueError):  # the terminal is gone, which must not end the work
+                self._terminal = None
             self._drawn = line
 
 
@@ -155,7 +158,7 @@ def watched(
         while not ended.wait(look_every):
             try:
                 progress.look()
-            except (OSError, ValueError):  # nobody reads the output: the next `say` raises it
+            except (OSError, ValueError):  # it cannot be said: the next `say` raises it
                 return
 
     thread = threading.Thread(target=keep_looking, name="progress", daemon=True)

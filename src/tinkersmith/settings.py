@@ -239,6 +239,15 @@ class Settings(BaseModel):
         "0, or 100 for long runs",
         ge=0,
     )
+    save_every_minutes: float = _setting(
+        10.0,
+        "Save a checkpoint when the last one is so many minutes old; 0 turns this off.",
+        "a number",
+        "between 0 and 10080",
+        "10",
+        ge=0,
+        le=10080,
+    )
     seed: int = _setting(
         42,
         "Decides the order of the samples and the adapter's first weights.",

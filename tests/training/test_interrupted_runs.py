@@ -1,7 +1,9 @@
 """Runs that are stopped halfway, and that go on to the same losses to the last bit."""
 
 import contextlib
+import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from tests.support.processes import is_gone, within
 from tests.support.sample_files import records, write
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.runs.folder import RunFolder, newest_run
+from tinkersmith.runs.lock import LOCK_FILE
 
 pytestmark = pytest.mark.engine
 
@@ -101,6 +104,10 @@ def resume(folder: Path, model: Path, run: str) -> subprocess.CompletedProcess:
     )
 
 
+def process_list() -> str:
+    return subprocess.run(["ps", "-eo", "args="], capture_output=True, text=True).stdout
+
+
 def curve(run: RunFolder) -> list[dict[str, Any]]:
     """All that was measured, without the times."""
     timed = ("tokens_per_second", "seconds")
@@ -133,6 +140,98 @@ def test_a_killed_run_goes_on_to_the_same_losses_to_the_last_bit(
     assert curve(run) == uninterrupted
 
 
+def test_a_signal_saves_and_the_run_goes_on_to_the_same_losses(
+    tmp_path: Path, model: Path, uninterrupted: list[dict[str, Any]]
+) -> None:
+    """The uninterrupted run saves every five steps, this one when it is stopped: losses agree."""
+    with training(tmp_path, model, "--set", "SAVE_EVERY=0") as started:
+        started.wait_for("metrics.jsonl", 4)
+        engine, run = started.engine(), started.run()
+        second = resume(tmp_path, model, run.name)
+        assert second.returncode == 1
+        assert f"{run.name} is in use by process {started.process.pid} on" in second.stderr
+        started.process.send_signal(signal.SIGTERM)
+        output, errors = started.process.communicate(timeout=60)
+    assert started.process.returncode == 143, errors
+    assert within(60, lambda: is_gone(engine))
+    log = run.file("train.log").read_text()
+    for text in (output, log):
+        assert "Stopping: step" in text and "Stopped. Continue with: " in text
+    measured = run.lines("metrics.jsonl")
+    assert len(measured) < len(uninterrupted)
+    last = run.checkpoints()[-1]
+    assert last.step == measured[-1]["step"] and f"Step {last.step:,} is saved." in log
+    assert not run.file(LOCK_FILE).exists()
+    done = resume(tmp_path, model, run.name)
+    assert done.returncode == 0, done.stderr
+    assert curve(run) == uninterrupted
+    assert not list(run.path.glob("*before-resume*")), "something was done twice"
+
+
+@pytest.mark.parametrize("said", ["Settings", "Read 40 samples", "creating a LoRA"])
+def test_a_signal_before_the_first_step_ends_it_and_leaves_no_run(
+    tmp_path: Path, model: Path, said: str
+) -> None:
+    process = subprocess.Popen(
+        command(tmp_path, model),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=os.setsid,
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if said in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        rest, errors = process.communicate(timeout=60)
+        assert process.returncode == 143
+        assert "Stopped. " in rest and "Traceback" not in errors
+        runs = tmp_path / "runs"
+        assert [path.name for path in runs.glob("*") if path.name != ".engine"] == []
+        assert within(30, lambda: str(runs) not in process_list()), "the engine outlived it"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_reader_that_goes_away_is_no_full_disk_and_the_run_is_saved(
+    tmp_path: Path, model: Path
+) -> None:
+    with training(tmp_path, model, "--set", "NUM_EPOCHS=500") as started:
+        started.wait_for("metrics.jsonl", 4)
+        assert started.process.stdout is not None
+        started.process.stdout.close()
+        assert started.process.stderr is not None
+        errors = started.process.stderr.read()
+        assert started.process.wait(timeout=60) == 1
+    assert errors == ""
+    run = started.run()
+    assert run.checkpoints()[-1].step == run.lines("metrics.jsonl")[-1]["step"]
+    assert "nobody reads the output any more. Continue with: " in run.file("train.log").read_text()
+
+
+def test_another_base_model_is_refused_and_an_edited_setting_is_said(
+    tmp_path: Path, model: Path
+) -> None:
+    base = Path(shutil.copytree(model, tmp_path / "base"))
+    with training(tmp_path, base, "--set", "SAVE_EVERY=0") as started:
+        started.wait_for("metrics.jsonl", 2)
+        started.process.send_signal(signal.SIGINT)
+        started.process.communicate(timeout=60)
+    assert started.process.returncode == 130
+    run = started.run()
+    make_tiny_model(base, seed=1)
+    config = tmp_path / "config.py"
+    config.write_text(config.read_text() + "BATCH_SIZE = 3\n")
+    refused = resume(tmp_path, base, run.name)
+    assert refused.returncode == 1
+    assert "the weights of the base model changed" in refused.stderr
+    assert "--allow-changes" in refused.stderr
+    assert "BATCH_SIZE (3; the run has 2)" in refused.stdout
+
+
 def test_two_ctrl_c_end_it_at_once_without_a_traceback(tmp_path: Path, model: Path) -> None:
     epochs = 1000
     with training(tmp_path, model, "--set", f"NUM_EPOCHS={epochs}") as started:
@@ -147,6 +246,22 @@ def test_two_ctrl_c_end_it_at_once_without_a_traceback(tmp_path: Path, model: Pa
     assert within(60, lambda: is_gone(engine))
     ended = [line for line in started.run().lines("metrics.jsonl") if "epoch_loss" in line]
     assert len(ended) < epochs, "it went on to the end"
+
+
+def test_output_on_a_full_disk_does_not_end_the_run(tmp_path: Path, model: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            command(tmp_path, model, "--set", "NUM_EPOCHS=1"),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+        )
+    assert ended.returncode == 0
+    assert ended.stderr.startswith("The output cannot be written (No space left on device).")
+    assert ended.stderr.count("\n") == 1
+    log = newest_run(tmp_path / "runs").file("train.log").read_text()
+    assert "Settings" in log and "Epoch 1/1" in log
 
 
 def test_a_full_disk_is_a_sentence(tmp_path: Path, model: Path) -> None:

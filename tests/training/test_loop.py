@@ -17,6 +17,7 @@ from tests.support.tiny_models import make_tiny_model
 from tinkersmith.progress import watched
 from tinkersmith.settings import settings_from
 from tinkersmith.training.finish import finish
+from tinkersmith.training.interruption import Interruption
 from tinkersmith.training.length_report import LengthReport
 from tinkersmith.training.loop import Curves, Loop
 from tinkersmith.training.plan import prepare
@@ -79,7 +80,8 @@ def test_steps_validation_and_checkpoints_are_said_to_be_under_way(
         plan.data.start(plan.run, plan.first_step)
         late = cast("tinker.TrainingClient", LateClient(plan.client, said))
         lengths = LengthReport(plan.data, True, progress)
-        curves = Loop(dataclasses.replace(plan, client=late), lengths, progress).run()
+        late_plan = dataclasses.replace(plan, client=late)
+        curves = Loop(late_plan, lengths, progress, Interruption()).run()
         with finish(plan, curves, lengths, guard, progress) as trained:
             assert trained.epoch_losses == curves.epochs
     for doing in (
@@ -90,6 +92,39 @@ def test_steps_validation_and_checkpoints_are_said_to_be_under_way(
         assert any(text.startswith(f"  Still {doing} (") for text in said.texts), doing
     assert any("step 2/2  loss" in text for text in said.texts)
     assert len(plan.run.checkpoints()) == 1
+
+
+def test_a_checkpoint_by_time_changes_no_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_CREDENTIAL_CMD"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    settings = settings_from(
+        {
+            "DATA_FILES": [str(write(tmp_path / "data.json", records(24, seed=1)))],
+            "BASE_MODEL": str(make_tiny_model(tmp_path / "model")),
+            "OUTPUT_DIR": str(tmp_path / "runs"),
+            "BATCH_SIZE": 2,
+            "NUM_EPOCHS": 1,
+            "LORA_RANK": 4,
+        }
+    )
+    losses: dict[float, list[float]] = {}
+    saved: dict[float, list[str]] = {}
+    for minutes in (0.0, 0.5):
+        changed = settings.model_copy(update={"save_every_minutes": minutes})
+        with watched(Lines().say) as progress, ExitStack() as guard:
+            plan = prepare(changed, None, guard, progress)
+            plan.data.start(plan.run, plan.first_step)
+            lengths = LengthReport(plan.data, True, progress)
+            # Each look at the clock is a second later: a step takes several.
+            loop = Loop(plan, lengths, progress, Interruption(), hurried_clock())
+            losses[minutes] = loop.run().steps
+            saved[minutes] = [point.name for point in plan.run.checkpoints()]
+    assert losses[0.0] == losses[0.5]
+    assert saved[0.0] == ["step-000012"]
+    assert 2 <= len(saved[0.5]) < 12 and saved[0.5][-1] == "step-000012"
 
 
 def test_curves_read_from_metrics_go_on_as_if_they_had_never_stopped() -> None:

@@ -1,6 +1,8 @@
 """The commands' names, and how a command ends: a user's mistake becomes one sentence."""
 
+import contextlib
 import io
+import os
 import sys
 from collections.abc import Callable
 
@@ -31,9 +33,22 @@ def run_entry_point(act: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
-        sys.stderr.close()
         return 1
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         print(f"Error: {place}{error.strerror or error}.", file=sys.stderr)
         return 1
+    finally:
+        _leave_unwritable_output()
+
+
+def _leave_unwritable_output() -> None:
+    """Let Python end without a complaint about output that cannot be written."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)

@@ -1,6 +1,7 @@
 """`tinkersmith train` and train_with_config.py: options -> a training run, then an export."""
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,18 @@ def train_command(
     parser.add_argument(
         "--resume", metavar="RUN", help="continue an interrupted run: its name or folder"
     )
+    parser.add_argument(
+        "--from",
+        dest="from_checkpoint",
+        metavar="NAME",
+        help="with --resume: the checkpoint to continue from, such as step-000400 (default: the "
+        "last)",
+    )
+    parser.add_argument(
+        "--allow-changes",
+        action="store_true",
+        help="with --resume: continue although the base model, the tokenizer or the data changed",
+    )
     wanted = parser.parse_args(argv)
     from tinkersmith.cli.common import user_settings
     from tinkersmith.errors import UserError
@@ -47,7 +60,21 @@ def train_command(
         )
     from tinkersmith.training.train import train
 
-    trained = train(settings, resume=wanted.resume)
+    has_settings = bool(config) or Path("config.py").is_file()
+    if wanted.resume and not has_settings:  # there are no settings that could differ
+        trained = train(
+            resume=wanted.resume,
+            from_checkpoint=wanted.from_checkpoint,
+            allow_changes=wanted.allow_changes,
+            output_dir=settings.output_dir,
+        )
+    else:
+        trained = train(
+            settings,
+            resume=wanted.resume,
+            from_checkpoint=wanted.from_checkpoint,
+            allow_changes=wanted.allow_changes,
+        )
     trained.close()
     runs = trained.run.path.parent
     found_by_default = (
@@ -91,4 +118,6 @@ def offer_export(
     from tinkersmith.command_line import command_line
 
     options = ("--set", f"OUTPUT_DIR={settings.output_dir}") if options is None else options
-    print(f"Export   {command_line('export', '--model-path', tinker_path, *options)}")
+    with contextlib.suppress(OSError):  # the run is finished, whether or not this can be printed
+        print(f"Export   {command_line('export', '--model-path', tinker_path, *options)}")
+        sys.stdout.flush()

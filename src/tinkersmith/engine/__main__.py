@@ -12,7 +12,8 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from tinkersmith.engine.log import log
 from tinkersmith.engine.server.keys import KEY_VARIABLE, choose_key
 from tinkersmith.engine.storage.permissions import keep_new_files_private, tighten
 
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ONE_REQUEST = 1.0  # seconds: closing a session can send SIGTERM, SIGHUP and SIGHUP again
 _EXIT_PATIENCE = 1.5  # seconds for open requests; a long computation is not waited for
 
 
@@ -39,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    if options.exit_with_stdin:  # until the event loop handles them: see `_serve`
+        for number in _STOP_SIGNALS:
+            signal.signal(number, lambda *_: None)
     try:
         # Taken out of the environment, which the compiler and other children inherit.
         in_environment = os.environ.pop(KEY_VARIABLE, "")
@@ -212,8 +218,11 @@ def _serve(options: argparse.Namespace, key: str, made: bool) -> int:
             server.should_exit = True
             server.force_exit = True
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, end)
+        # A recipe's engine ends with its pipe. Job schedulers send a signal to both, and the recipe
+        # still needs the engine to save: the first one is left to the recipe.
+        ended_by = end if not options.exit_with_stdin else _from_second_time_on(end)
+        for number in _STOP_SIGNALS:
+            loop.add_signal_handler(number, ended_by)
         if options.exit_with_stdin:
             _when_stdin_closes(lambda: loop.call_soon_threadsafe(end))
         thread.start()
@@ -260,6 +269,19 @@ def _check_experimental(options: argparse.Namespace) -> None:
     from tinkersmith.engine.runtime.base_models import choose_device
 
     _experimental(options).check(torch.device(choose_device(options.device)))
+
+
+def _from_second_time_on(act: Callable[[], None]) -> Callable[[], None]:
+    """Like `act`, but for the first call and those that follow it within a second."""
+    first: list[float] = []
+
+    def call() -> None:
+        if not first:
+            first.append(time.monotonic())
+        elif time.monotonic() - first[0] > _ONE_REQUEST:
+            act()
+
+    return call
 
 
 def _when_stdin_closes(act: Any) -> None:

@@ -4,16 +4,17 @@ Appended files survive a kill; the others are written whole or not at all.
 """
 
 import datetime as dt
+import errno
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError
-from tinkersmith.files import write_atomically, write_json
+from tinkersmith.files import new_folder, write_atomically, write_json
 from tinkersmith.settings import Settings, settings_for_file, settings_from
 from tinkersmith.text.templates import PromptTemplate, template_from_json
 
@@ -38,26 +39,39 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, output_dir: Path | str, prefix: str, now: dt.datetime) -> "RunFolder":
+    def create(
+        cls,
+        output_dir: Path | str,
+        prefix: str,
+        now: dt.datetime,
+        write: Callable[["RunFolder"], None] = lambda run: None,
+    ) -> "RunFolder":
         """Make `<output_dir>/<prefix>-<YYYYmmdd-HHMMSS>`; two runs in one second get a number.
+
+        Args:
+            write: writes the first files. The folder appears with them, or not at all.
 
         Raises:
             UserError: the folder cannot be made.
         """
+        try:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(output_dir, error) from None
         stamp = now.strftime("%Y%m%d-%H%M%S")
         for number in range(1, 1000):
             ending = "" if number == 1 else f"-{number}"
             path = Path(output_dir) / f"{prefix}-{stamp}{ending}"
             try:
-                path.mkdir(parents=True)
+                with new_folder(path) as folder:
+                    write(cls(folder))
                 return cls(path)
             except FileExistsError:
                 continue
             except OSError as error:
-                raise UserError(
-                    f"OUTPUT_DIR {output_dir} cannot be written to: {error.strerror}. Choose "
-                    "another folder, or free some space."
-                ) from None
+                if error.errno == errno.ENOTEMPTY:  # made by another process in this moment
+                    continue
+                raise _unwritable(output_dir, error) from None
         raise UserError(f"Too many runs were started in {output_dir} within one second.")
 
     @property
@@ -183,6 +197,7 @@ def all_runs(output_dir: Path | str) -> list[RunFolder]:
     """Every run in `output_dir` that has its settings.json, newest first."""
     folder = Path(output_dir)
     files = list(folder.glob("*/settings.json")) if folder.is_dir() else []
+    files = [file for file in files if not file.parent.name.startswith(".")]  # half made
     newest_first = sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True)
     return [RunFolder(file.parent) for file in newest_first]
 
@@ -222,6 +237,13 @@ def run_of(tinker_path: str, output_dir: Path | str) -> tuple[RunFolder, Checkpo
             if tinker_path in (checkpoint.state_path, checkpoint.sampler_path):
                 return run, checkpoint
     return None
+
+
+def _unwritable(output_dir: Path | str, error: OSError) -> UserError:
+    return UserError(
+        f"OUTPUT_DIR {output_dir} cannot be written to: {error.strerror}. Choose another folder, "
+        "or free some space."
+    )
 
 
 def _end_of_whole_lines(file: BinaryIO) -> int:

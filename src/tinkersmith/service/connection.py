@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -54,6 +54,8 @@ class Service:
     max_contexts: dict[str, int | None]  # in tokens, of the models that the server offers
     progress: Progress  # says what takes long
     probe: Probe
+    check: Callable[[], None] = lambda: None  # called while waiting; raises to end the wait
+    key: str = field(default="", repr=False)
     _tokenizer: "TextTokenizer | None" = None
 
     @property
@@ -74,6 +76,7 @@ class Service:
                 done, _ = concurrent.futures.wait([future], timeout=SLICE)
                 if done:
                     return self._result(future, doing)
+                self.check()
                 if (trouble := self.probe.trouble()) is not None:
                     raise ServerGone(f"{trouble} This happened while {doing}.")
 
@@ -170,11 +173,16 @@ class Service:
 
 @contextmanager
 def open_service(
-    settings: Settings, *, base_model: str | None = None, progress: Progress | None = None
+    settings: Settings,
+    *,
+    base_model: str | None = None,
+    progress: Progress | None = None,
+    allow_changed_base: bool = False,
 ) -> Generator[Service, None, None]:
     """Connect as BACKEND and the environment say, and close the connection after the block.
 
     Args:
+        allow_changed_base: let our own engine load checkpoints of another base model.
         progress: says what takes long; without one, lines on standard error do.
 
     Raises:
@@ -182,12 +190,12 @@ def open_service(
     """
     with ExitStack() as stack:
         spoken = progress or stack.enter_context(watched(partial(print, file=sys.stderr)))
-        yield stack.enter_context(_opened(settings, base_model, spoken))
+        yield stack.enter_context(_opened(settings, base_model, spoken, allow_changed_base))
 
 
 @contextmanager
 def _opened(
-    settings: Settings, base_model: str | None, progress: Progress
+    settings: Settings, base_model: str | None, progress: Progress, allow_changed_base: bool
 ) -> Generator[Service, None, None]:
     name, _ = resolve_base_model(base_model or settings.base_model)
     folder = local_model_folder(name)
@@ -197,7 +205,8 @@ def _opened(
     engine = None
     if kind == "embedded":
         base_models = [] if name in BUNDLED_MODELS or not folder else [name]
-        engine = start_engine(Path(settings.output_dir), base_models)
+        options = ["--allow-changed-base"] if allow_changed_base else []
+        engine = start_engine(Path(settings.output_dir), base_models, options)
     try:
         # Both processes import for seconds, side by side; the engine has more to import.
         importing = threading.Thread(target=_import_sdk, daemon=True)
@@ -212,6 +221,7 @@ def _opened(
             importing.join()
         with progress.doing("connecting to the server"):
             service = _connect(kind, url, key, name, probe, progress)
+            service.key = key
         finished = "errored"
         try:
             yield service

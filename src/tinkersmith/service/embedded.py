@@ -76,7 +76,9 @@ class Engine:
                 self.log.unlink()
 
 
-def start_engine(output_dir: Path, base_models: Sequence[str]) -> Engine:
+def start_engine(
+    output_dir: Path, base_models: Sequence[str], options: Sequence[str] = ()
+) -> Engine:
     """Start `python -m tinkersmith.engine` on a free port; `Engine.wait_until_ready` comes next.
 
     Raises:
@@ -88,6 +90,7 @@ def start_engine(output_dir: Path, base_models: Sequence[str]) -> Engine:
     command = [sys.executable, "-m", "tinkersmith.engine", "--port", "0", "--dir", str(folder)]
     for name in base_models:
         command += ["--base-model", name]
+    command += options
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as log_file:

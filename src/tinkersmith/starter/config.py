@@ -81,6 +81,9 @@ EVAL_EVERY = 0
 # Save a checkpoint every so many steps; 0 is at the end of each epoch only.
 SAVE_EVERY = 0
 
+# Save a checkpoint, too, when the last one is so many minutes old; 0 turns this off.
+SAVE_EVERY_MINUTES = 10.0
+
 # What to export after training: "ask", "no", "adapter" (a PEFT folder) or "merged" (a full model).
 EXPORT_AFTER_TRAINING = "ask"
 

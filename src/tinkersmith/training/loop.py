@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Clock, Progress, Task
 from tinkersmith.runs.folder import Checkpoint
 from tinkersmith.service.answers import to_datum
 from tinkersmith.training.batches import learning_rate_at
+from tinkersmith.training.interruption import Interruption
 from tinkersmith.training.length_report import LengthReport
 from tinkersmith.training.plan import Plan
 from tinkersmith.training.summary import none_fits
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     import tinker
 
 _PIPELINE = 2  # steps that are submitted ahead, so that the server never waits for us
+# Steps of our own engine that take longer are sent one by one. It then waits some ms for each, and
+# a signal has one step to wait for, not two: whoever sends SIGTERM kills soon after.
+_LONG_STEP = 2.0  # seconds
+_LONG_WAIT = 5.0  # seconds that the end of a step may take before the time is said
 _VALIDATION_BATCH = 64  # samples per forward request
 
 
@@ -62,20 +68,32 @@ class Curves:
 
 
 class Loop:
-    """The steps that are left of a plan. `run` may be called once."""
+    """The steps that are left of a plan. `run` may be called once.
+
+    Whatever interrupts it, a signal or a reader of its output that has gone, the steps that were
+    sent are finished and saved first. A second interruption ends it at once.
+    """
 
     def __init__(
         self,
         plan: Plan,
         lengths: LengthReport,
         progress: Progress,
+        interruption: Interruption,
         clock: Clock = time.monotonic,
     ) -> None:
         self._plan, self._lengths, self._progress, self._clock = plan, lengths, progress, clock
+        self._interruption = interruption
         self._curves = Curves.of(plan.measured, plan.first_step // plan.steps_per_epoch)
         self._pending: deque[_Step] = deque()
-        self._begun = clock()
-        self._tokens = 0  # since then
+        self._done = plan.first_step  # steps that are recorded
+        self._saved = plan.first_step  # steps before the last checkpoint
+        self._unsound = False  # a step is sent or recorded by half
+        self._saving: _Save | None = None
+        self._seconds = 0.0  # that the server took for the last step
+        self._recorded_at = 0.0  # of the clock: the last step
+        self._begun = self._saved_at = clock()
+        self._tokens = 0  # since the beginning
 
     def run(self) -> Curves:
         """Train. The next step is submitted before the last one's result is awaited."""
@@ -85,34 +103,91 @@ class Loop:
             f"Training {plan.run.name}: {counted(plan.data.count, 'sample')}, "
             f"{counted(settings.num_epochs, 'epoch')}, {counted(plan.total_steps, 'step')}"
         )
-        self._begun = self._clock()
-        with self._progress.doing("training") as task:
-            for number in range(plan.first_step, plan.total_steps):
-                self._submit(number)
-                done = number + 1
-                epoch_ends = done % plan.steps_per_epoch == 0
-                validates = epoch_ends or _is_due(done, settings.eval_every)
-                saves = epoch_ends or _is_due(done, settings.save_every)
-                # What is measured or saved must not run ahead of what is recorded.
-                while len(self._pending) > (0 if validates or saves else _PIPELINE - 1):
-                    self._record(self._pending.popleft(), task)
-                if epoch_ends:
-                    self._lengths.summary()
-                    self._end_epoch(done)
-                else:
-                    self._lengths.print_if_complete()
-                if validates and plan.data.validation:
-                    self._validate(done)
-                if saves:
-                    self._save(done)
+        self._begun = self._saved_at = self._clock()
+        with self._progress.doing("training") as task, self._interruption.held_back():
+            plan.service.check = self._interruption.check
+            try:
+                self._settle(plan.first_step)
+                for number in range(plan.first_step, plan.total_steps):
+                    self._step(number, task)
+            except (KeyboardInterrupt, SystemExit, BrokenPipeError):
+                self._save_before_the_end(task)
+                raise
         return self._curves
+
+    def _step(self, number: int, task: Task) -> None:
+        plan, settings = self._plan, self._plan.settings
+        self._interruption.check()
+        self._submit(number)
+        done = number + 1
+        epoch_ends = done % plan.steps_per_epoch == 0
+        validates = epoch_ends or _is_due(done, settings.eval_every)
+        saves = epoch_ends or _is_due(done, settings.save_every) or self._time_to_save()
+        # What is measured or saved must not run ahead of what is recorded.
+        while len(self._pending) > (0 if validates or saves else self._ahead()):
+            self._record(task)
+        if validates or saves:
+            self._done = done  # the last batches may have been empty
+        if epoch_ends:
+            with self._interruption.at_once():
+                self._lengths.summary()
+            self._end_epoch(done)
+        else:
+            self._lengths.print_if_complete()
+        if saves:  # before the validation, which may take long
+            self._save(done)
+        if validates and plan.data.validation:
+            self._validate(done)
+
+    def _ahead(self) -> int:
+        """How many steps may wait for their results while the next batch is prepared."""
+        alone = self._plan.service.kind == "embedded" and self._seconds > _LONG_STEP
+        return 0 if alone else _PIPELINE - 1
+
+    def _time_to_save(self) -> bool:
+        minutes = self._plan.settings.save_every_minutes
+        return minutes > 0 and self._clock() - self._saved_at >= 60 * minutes
+
+    def _settle(self, done: int) -> None:
+        """Validate the checkpoint that a run continues from, if it was stopped before that."""
+        plan = self._plan
+        due = done % plan.steps_per_epoch == 0 or _is_due(done, plan.settings.eval_every)
+        measured = any("validation_loss" in line and line["step"] == done for line in plan.measured)
+        if done and due and plan.data.validation and not measured:
+            self._validate(done)
+
+    def _save_before_the_end(self, task: Task) -> None:
+        """Finish the steps that were sent and save, after an interruption."""
+        plan = self._plan
+        if self._unsound or (not self._pending and self._done == self._saved):
+            return
+        last = self._pending[-1].number + 1 if self._pending else self._done
+        seconds = self._seconds * len(self._pending)
+        time_needed = f", in about {seconds:.0f} s" if seconds > _LONG_WAIT else ""
+        before = f"step-{self._saved:06}" if self._saved else "its beginning"
+        self._progress.say(
+            f"\nStopping: step {last:,} is finished and saved first{time_needed}. A second signal "
+            f"stops at once. If this process is killed before that, the run continues from "
+            f"{before}. Continue with: {command_line('train', '--resume', plan.run.path)}"
+        )
+        while self._pending:
+            self._record(task)
+        epochs, ended = divmod(self._done, plan.steps_per_epoch)
+        if not ended and len(self._curves.epochs) < epochs:
+            self._end_epoch(self._done)
+        if self._done > self._saved:
+            self._save(self._done)
+        self._progress.say(f"  Step {self._done:,} is saved.")
 
     def _submit(self, number: int) -> None:
         """Send a step to the server, unless every sample of its batch is too long."""
         import tinker
 
         plan, settings = self._plan, self._plan.settings
-        with self._progress.doing(f"preparing the batch of step {number + 1:,}"):
+        with (
+            self._progress.doing(f"preparing the batch of step {number + 1:,}"),
+            self._interruption.at_once(),
+        ):
             batch = plan.data.batch(number)
         if not batch:
             return
@@ -128,6 +203,7 @@ class Loop:
             settings.warmup_ratio,
         )
         params = tinker.AdamParams(learning_rate=rate, grad_clip_norm=settings.grad_clip_norm)
+        self._unsound = True
         self._pending.append(
             _Step(
                 number=number,
@@ -140,10 +216,12 @@ class Loop:
                 begun=self._clock(),
             )
         )
+        self._unsound = False
 
-    def _record(self, step: "_Step", task: Task) -> None:
-        """Wait for a step, and write down what it measured."""
-        plan, number = self._plan, step.number + 1
+    def _record(self, task: Task) -> None:
+        """Wait for the oldest step that was sent, and write down what it measured."""
+        plan, step = self._plan, self._pending[0]
+        number = step.number + 1
         doing = f"training step {number:,} of {plan.total_steps:,}"
         output = plan.service.wait(step.forward_backward, doing)
         update = plan.service.wait(step.optim_step, doing)
@@ -153,9 +231,9 @@ class Loop:
                 f"The loss of step {number:,} is {loss}: training has diverged. Start a new run "
                 "with a lower LEARNING_RATE."
             )
-        self._curves.add_step(loss, step.completion_tokens)
-        self._tokens += step.tokens
-        rate = self._show(number, loss, task)
+        now = self._clock()
+        self._seconds = now - max(step.begun, self._recorded_at)
+        rate = (self._tokens + step.tokens) / self._elapsed()
         line: dict[str, Any] = {
             "step": number,
             "epoch": step.number // plan.steps_per_epoch + 1,
@@ -165,18 +243,26 @@ class Loop:
             "tokens": step.tokens,
             "completion_tokens": step.completion_tokens,
             "tokens_per_second": round(rate, 1),
-            "seconds": round(self._clock() - step.begun, 4),
+            "seconds": round(now - step.begun, 4),
         }
         if update.metrics and "grad_norm" in update.metrics:
             line["grad_norm"] = update.metrics["grad_norm"]
+        self._unsound = True
         plan.run.append("metrics.jsonl", [line])
+        self._curves.add_step(loss, step.completion_tokens)
+        self._tokens += step.tokens
+        self._done, self._recorded_at = number, now
+        self._pending.popleft()
+        self._unsound = False
+        self._show(number, loss, rate, task)
 
-    def _show(self, done: int, loss: float, task: Task) -> float:
-        """Show how far the run is; returns the tokens per second so far."""
+    def _elapsed(self) -> float:
+        return max(self._clock() - self._begun, 1e-6)
+
+    def _show(self, done: int, loss: float, rate: float, task: Task) -> None:
+        """Show how far the run is, with its tokens per second so far."""
         plan = self._plan
-        elapsed = max(self._clock() - self._begun, 1e-6)
-        rate = self._tokens / elapsed
-        left = elapsed / max(done - plan.first_step, 1) * (plan.total_steps - done)
+        left = self._elapsed() / max(done - plan.first_step, 1) * (plan.total_steps - done)
         state = (
             f"step {done:,}/{plan.total_steps:,}  loss {loss:.4f}  {rate:,.0f} tokens/s  "
             f"{_minutes(left)} left"
@@ -185,7 +271,6 @@ class Loop:
             self._progress.say(f"  {state}")
         else:
             self._progress.reached(task, state, done / plan.total_steps)
-        return rate
 
     def _end_epoch(self, done: int) -> None:
         plan, epoch = self._plan, done // self._plan.steps_per_epoch
@@ -218,16 +303,18 @@ class Loop:
         plan, name = self._plan, f"step-{done:06}"
         doing = f"saving the checkpoint of step {done:,}"
         with self._progress.doing(doing):
-            state = plan.client.save_state(name)
-            sampler = plan.client.save_weights_for_sampler(name)
+            if self._saving is None or self._saving.name != name:  # else interrupted while waiting
+                state = plan.client.save_state(name)
+                self._saving = _Save(name, state, plan.client.save_weights_for_sampler(name))
             checkpoint = Checkpoint(
                 name=name,
                 step=done,
                 epoch=done // plan.steps_per_epoch,
-                state_path=plan.service.wait(state, doing).path,
-                sampler_path=plan.service.wait(sampler, doing).path,
+                state_path=plan.service.wait(self._saving.state, doing).path,
+                sampler_path=plan.service.wait(self._saving.sampler, doing).path,
             )
         plan.run.add_checkpoint(checkpoint)
+        self._saved, self._saved_at = done, self._clock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +329,15 @@ class _Step:
     forward_backward: "tinker.APIFuture[tinker.ForwardBackwardOutput]"
     optim_step: "tinker.APIFuture[tinker.OptimStepResponse]"
     begun: float  # of the loop's clock
+
+
+@dataclass(frozen=True, slots=True)
+class _Save:
+    """A checkpoint that the server writes."""
+
+    name: str
+    state: Any  # the SDK's future of a path, as the sampler's
+    sampler: Any
 
 
 def _is_due(done: int, every: int) -> bool:

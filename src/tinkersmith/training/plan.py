@@ -10,11 +10,23 @@ from tinkersmith.command_line import command_line
 from tinkersmith.data.large_files import are_streamed
 from tinkersmith.data.samples import Sample, find_files
 from tinkersmith.errors import UserError
-from tinkersmith.models import resolve_base_model
+from tinkersmith.fingerprint import base_fingerprint
+from tinkersmith.models import local_model_folder, resolve_base_model
 from tinkersmith.progress import Progress
 from tinkersmith.runs.folder import Checkpoint, RunFolder
-from tinkersmith.service.connection import TRAINING_METADATA, Service, open_service
-from tinkersmith.settings import Settings
+from tinkersmith.runs.provenance import (
+    Differences,
+    Standing,
+    add_session,
+    differences,
+    digest_of,
+    session,
+    template_digest,
+)
+from tinkersmith.runs.resume import Resume, checkpoint_refused, set_aside, starting_checkpoint
+from tinkersmith.service.connection import TRAINING_METADATA, ServerGone, Service, open_service
+from tinkersmith.service.facts import engine_facts
+from tinkersmith.settings import Settings, settings_for_file
 from tinkersmith.text.templates import PromptTemplate, choose_template
 from tinkersmith.text.tokenizer import TextTokenizer
 from tinkersmith.training.batches import steps_per_epoch
@@ -46,32 +58,37 @@ class Plan:
 
 
 def prepare(
-    settings: Settings, run: RunFolder | None, guard: ExitStack, progress: Progress
+    settings: Settings, resume: Resume | None, guard: ExitStack, progress: Progress
 ) -> Plan:
     """Decide everything. No run folder is made before all else is sound.
 
     Args:
-        run: the interrupted run to continue; None for a new one.
+        resume: the interrupted run to continue; None for a new one.
         guard: ends the connection and what runs in the background.
 
     Raises:
         UserError: something the user can fix, in one sentence.
     """
     settings = _show_settings(settings, progress.say)
+    checkpoint = starting_checkpoint(resume) if resume else None
+    fingerprint = _fingerprint(settings, progress)
+    _check_base(resume, fingerprint)
+    allow_changes = resume is not None and resume.allow_changes
     progress.say("Data")
     source = read_data(settings, progress)
     with progress.doing("comparing the samples"):
         lines = source.report()
     for line in lines:
         progress.say(f"  {line}")
-    service = guard.enter_context(open_service(settings, progress=progress))
-    checkpoint = _last_checkpoint(run) if run else None
-    client = _training_client(service, settings, checkpoint)
+    service = guard.enter_context(
+        open_service(settings, progress=progress, allow_changed_base=allow_changes)
+    )
+    client = _training_client(service, settings, resume, checkpoint)
     with progress.doing("loading the tokenizer"):
         tokenizer = service.tokenizer(client)
     template = (
-        run.template()
-        if run
+        resume.run.template()
+        if resume
         else choose_template(settings.prompt_template, tokenizer, service.base_model)
     )
     max_length = _max_length(settings, service, progress.say)
@@ -79,11 +96,19 @@ def prepare(
     guard.callback(data.stop)
     epoch = steps_per_epoch(data.count, settings.batch_size)
     total_steps = epoch * settings.num_epochs
-    if run is None:
-        run = _new_run(settings, service, template, data, total_steps)
-        measured: list[dict[str, Any]] = []
+    standing = Standing(
+        base_fingerprint=fingerprint,
+        tokenizer_digest=digest_of(tokenizer.serialised()),
+        template_digest=template_digest(template.to_json()),
+        data_digest=data.digest(),
+        server=engine_facts(service, client),
+    )
+    counts = {"training_samples": data.count, "total_steps": total_steps}
+    if resume is None:
+        run = _new_run(settings, service, template, standing, counts)
     else:
-        measured = _continue(run, checkpoint, data, progress.say)
+        run = resume.run
+        _continue(resume, checkpoint, standing, counts, progress.say)
     return Plan(
         settings=settings,
         service=service,
@@ -97,7 +122,7 @@ def prepare(
         steps_per_epoch=epoch,
         total_steps=total_steps,
         first_step=checkpoint.step if checkpoint else 0,
-        measured=measured,
+        measured=run.lines("metrics.jsonl"),
     )
 
 
@@ -137,78 +162,113 @@ def _max_length(settings: Settings, service: Service, say: Callable[[str], None]
     return context
 
 
+def _fingerprint(settings: Settings, progress: Progress) -> str | None:
+    """The fingerprint of the base model; None where its files are not on this machine."""
+    folder = local_model_folder(settings.base_model)
+    if folder is None:
+        return None
+    try:
+        with progress.doing(f"reading the base model in {folder}"):
+            return base_fingerprint(folder)
+    except ValueError as error:
+        raise UserError(f"BASE_MODEL: {error}. Copy the model's files again.") from None
+
+
+def _check_base(resume: Resume | None, fingerprint: str | None) -> None:
+    """Compare the base model with the one that the run began with, before an engine is started.
+
+    Raises:
+        UserError: it changed, and the user did not allow that.
+    """
+    recorded = resume.run.facts().get("base_fingerprint") if resume else None
+    if resume is not None and recorded and fingerprint and recorded != fingerprint:
+        _refuse(resume, ["the weights of the base model changed"])
+
+
 def _training_client(
-    service: Service, settings: Settings, checkpoint: Checkpoint | None
+    service: Service, settings: Settings, resume: Resume | None, checkpoint: Checkpoint | None
 ) -> "tinker.TrainingClient":
-    if checkpoint is None:
+    if resume is None or checkpoint is None:
         return service.create_training_client(settings)
-    return service.ask(
-        lambda: service.client.create_training_client_from_state_with_optimizer(
-            checkpoint.state_path, user_metadata=TRAINING_METADATA
-        ),
-        f"loading {checkpoint.state_path}",
-    )
+    try:
+        return service.ask(
+            lambda: service.client.create_training_client_from_state_with_optimizer(
+                checkpoint.state_path, user_metadata=TRAINING_METADATA
+            ),
+            f"loading {checkpoint.state_path}",
+        )
+    except ServerGone:
+        raise
+    except UserError as error:
+        raise checkpoint_refused(resume, checkpoint, str(error)) from None
 
 
 def _new_run(
     settings: Settings,
     service: Service,
     template: PromptTemplate,
-    data: TokenizedData,
-    total_steps: int,
+    standing: Standing,
+    counts: dict[str, int],
 ) -> RunFolder:
-    run = RunFolder.create(settings.output_dir, settings.model_name_prefix, dt.datetime.now())
-    run.write_facts(
-        settings,
-        template,
-        base_model=service.base_model,
-        backend=service.kind,
-        data_digest=data.digest(),
-        training_samples=data.count,
-        total_steps=total_steps,
-    )
-    return run
-
-
-# ---- an interrupted run
-
-
-def _last_checkpoint(run: RunFolder) -> Checkpoint | None:
-    """Where the run can be continued; None where it saved nothing yet.
-
-    Raises:
-        UserError: the run is finished.
-    """
-    saved = run.checkpoints()
-    complete = run.file("samples.json").is_file()  # the last file that a run writes
-    if complete and saved and saved[-1].step >= run.facts()["total_steps"]:
-        path, folder = saved[-1].sampler_path, run.path.parent
-        evaluate = command_line("evaluate", "--model-path", path, "--set", f"OUTPUT_DIR={folder}")
-        raise UserError(
-            f"{run.name} is finished; nothing is left to train. Evaluate it with: {evaluate}"
+    def write(folder: RunFolder) -> None:
+        values = settings_for_file(settings, folder.path)
+        folder.write_facts(
+            settings,
+            template,
+            base_model=service.base_model,
+            backend=service.kind,
+            **standing.facts(),
+            **counts,
+            sessions=[session(standing, values, 0)],
         )
-    return saved[-1] if saved else None
+
+    return RunFolder.create(
+        settings.output_dir, settings.model_name_prefix, dt.datetime.now(), write
+    )
 
 
 def _continue(
-    run: RunFolder,
+    resume: Resume,
     checkpoint: Checkpoint | None,
-    data: TokenizedData,
+    standing: Standing,
+    counts: dict[str, int],
     say: Callable[[str], None],
-) -> list[dict[str, Any]]:
-    """Drop the metrics after the checkpoint: those steps are done again, to the same losses.
+) -> None:
+    """Compare what the run stands on with what it stood on, and set aside what is done again.
 
-    Returns:
-        The metrics up to the checkpoint.
+    Raises:
+        UserError: a change makes the continued run senseless, and the user did not allow it.
     """
-    if run.facts()["data_digest"] != data.digest():
-        raise UserError(
-            f"The data of {run.name} has changed since it began (other files, other samples, or "
-            "another tokenizer), so it cannot be continued. Start a new run."
-        )
-    done = checkpoint.step if checkpoint else 0
-    measured = [line for line in run.lines("metrics.jsonl") if line["step"] <= done]
-    run.rewrite("metrics.jsonl", measured)
+    run, done = resume.run, checkpoint.step if checkpoint else 0
+    facts = run.facts()
+    record = session(standing, facts["settings"], done)
+    changes = differences(facts, standing, record)
+    if changes.refused:
+        _refuse(resume, changes.refused)
+    elif resume.allow_changes:
+        say("  Nothing changed that --allow-changes is needed for.")
+    _say_changes(changes, say)
+    for line in set_aside(run, done):
+        say(line)
+    add_session(run, standing, record, **counts)
     where = f"step {done:,}" if checkpoint else "its beginning: nothing was saved yet"
     say(f"  Continuing {run.name} from {where}.")
-    return measured
+
+
+def _refuse(resume: Resume, changes: Sequence[str]) -> None:
+    if resume.allow_changes:
+        return
+    insist = command_line("train", "--resume", resume.run.path, "--allow-changes")
+    raise UserError(
+        f"{resume.run.name} cannot be continued as it was: {'; '.join(changes)}. Undo that, start "
+        f"a new run, or insist with: {insist}"
+    )
+
+
+def _say_changes(changes: Differences, say: Callable[[str], None]) -> None:
+    for change in changes.refused:
+        say(f"  Changed, and allowed by --allow-changes: {change}.")
+    for change in changes.said:
+        say(f"  Since this run was last worked on: {change}.")
+    if changes.said:
+        say("  The losses can differ in their last digits from those of an uninterrupted run.")

@@ -1,17 +1,25 @@
 """Settings, or an interrupted run -> a finished run: `train`."""
 
 import atexit
+import errno
+import os
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError
+from tinkersmith.models import resolve_base_model
+from tinkersmith.paths import data_file_seen_from_folder
 from tinkersmith.progress import Progress, watched
 from tinkersmith.runs.folder import RunFolder, open_run
+from tinkersmith.runs.lock import locked
+from tinkersmith.runs.resume import Resume
 from tinkersmith.service.connection import ServerGone
-from tinkersmith.settings import Settings, settings_from
+from tinkersmith.settings import FIELDS, Settings, settings_from
 from tinkersmith.training.finish import TrainedRun, finish
+from tinkersmith.training.interruption import interruption
 from tinkersmith.training.length_report import LengthReport
 from tinkersmith.training.loop import Loop
 from tinkersmith.training.plan import prepare
@@ -19,37 +27,96 @@ from tinkersmith.training.transcript import Transcript
 
 
 def train(
-    settings: Settings | None = None, *, resume: str | None = None, **names: Any
+    settings: Settings | None = None,
+    *,
+    resume: str | None = None,
+    from_checkpoint: str | None = None,
+    allow_changes: bool = False,
+    **names: Any,
 ) -> TrainedRun:
     """Train a LoRA and return the run with its sampling client.
+
+    SIGINT, SIGTERM and SIGHUP end the run in order: the step under way is finished and saved. This
+    holds in the main thread, for signals that the program does not handle itself.
 
     Args:
         settings: from `load_settings`; or give settings by name: `train(num_epochs=2)`.
         resume: the name or folder of an interrupted run; its own settings are used.
+        from_checkpoint: the name of an earlier checkpoint to resume from, such as step-000400.
+        allow_changes: resume although the base model, the tokenizer or the data changed.
 
     Raises:
         UserError: something the user can fix, in one sentence.
+        KeyboardInterrupt: on SIGINT, after saving.
+        SystemExit: on SIGTERM and SIGHUP, after saving.
     """
+    given = settings
     if settings is None:
         settings = settings_from({name.upper(): value for name, value in names.items()})
     elif names:
         raise UserError(f"Give settings or names such as {next(iter(names))}, not both.")
+    for option, wanted in (
+        ("--from", from_checkpoint is not None),
+        ("--allow-changes", allow_changes),
+    ):
+        if wanted and resume is None:
+            raise UserError(f"{option} has no effect without --resume. Name the run to continue.")
     run = open_run(resume, settings.output_dir) if resume is not None else None
-    if run is not None:
-        settings = _settings_of(run)
     transcript = Transcript()
-    with watched(transcript.say) as progress, ExitStack() as guard:
+    with (
+        interruption() as signals,
+        watched(transcript.say) as progress,
+        ExitStack() as held,
+        ExitStack() as guard,
+    ):
+        if run is not None:
+            held.enter_context(locked(run, "training", progress.say))
+            settings = _settings_of(run)
+            for line in _changed_settings(given, run):
+                progress.say(line)
         with _explained(run, settings, progress, under_way=False):
-            plan = prepare(settings, run, guard, progress)
+            resumed = Resume(run, from_checkpoint, allow_changes) if run else None
+            plan = prepare(settings, resumed, guard, progress)
+            if run is None:
+                held.enter_context(locked(plan.run, "training", progress.say))
         with _explained(plan.run, settings, progress, under_way=True):
             transcript.attach(plan.run.file("train.log"))
             plan.data.start(plan.run, plan.first_step)
             lengths = LengthReport(plan.data, settings.show_length_warnings, progress)
             lengths.print_if_complete()
-            curves = Loop(plan, lengths, progress).run()
+            curves = Loop(plan, lengths, progress, signals).run()
             trained = finish(plan, curves, lengths, guard, progress)
     atexit.register(trained.close)
     return trained
+
+
+def _changed_settings(given: Settings | None, run: RunFolder) -> list[str]:
+    """Say which of the user's settings differ from those of the run that is resumed."""
+    own = run.settings()
+    if given is None:
+        return []
+    changed = [
+        f"{name.upper()} ({getattr(given, name)!r}; the run has {getattr(own, name)!r})"
+        for name in FIELDS
+        if name != "output_dir" and _comparable(given, name) != _comparable(own, name)
+    ]
+    if not changed:
+        return []
+    return [
+        f"{run.name} goes on with its own settings. These differ from yours, which have no "
+        f"effect: {', '.join(changed)}."
+    ]
+
+
+def _comparable(settings: Settings, name: str) -> Any:
+    """The value of a setting, with files as absolute names and a model as its real name."""
+    value = getattr(settings, name)
+    if name in ("data_files", "validation_files"):
+        return [data_file_seen_from_folder("/", file) for file in value]
+    if name == "base_model":
+        model, _ = resolve_base_model(value)
+        return Path(model).resolve() if Path(model).exists() else model
+    return value
 
 
 def _settings_of(run: RunFolder) -> Settings:
@@ -72,12 +139,25 @@ def _explained(
         if not (under_way or isinstance(error, ServerGone)):
             raise
         raise UserError(f"{error} {how}".strip()) from None
-    except KeyboardInterrupt:
-        progress.say(f"\nStopped. {how}".rstrip())
+    except (KeyboardInterrupt, SystemExit):
+        progress.say(f"\nStopped. {how or 'Nothing was begun.'}")
+        raise
+    except BrokenPipeError:  # the reader of our output has gone; the log says how to go on
+        progress.say(f"\nStopped: nobody reads the output any more. {how}".rstrip())
         raise
     except OSError as error:
-        where = run.path if run else settings.output_dir
-        raise UserError(
-            f"{where} cannot be written to: {error.strerror or error}. Free some space or choose "
-            f"another OUTPUT_DIR. {how}".strip()
-        ) from None
+        raise UserError(f"{_trouble(error, run, settings)} {how}".strip()) from None
+
+
+def _trouble(error: OSError, run: RunFolder | None, settings: Settings) -> str:
+    """A sentence about a file that cannot be used. Errors of writing do not name their file."""
+    where = run.path if run else Path(settings.output_dir)
+    reason = error.strerror or str(error)
+    file = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
+    if file and not Path(file).absolute().is_relative_to(Path(settings.output_dir).absolute()):
+        return f"{file} cannot be used: {reason}."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return (
+            f"{where} cannot be written to: {reason}. Free some space or choose another OUTPUT_DIR."
+        )
+    return f"{file or where} cannot be used: {reason}. Correct that, or choose another OUTPUT_DIR."

@@ -1,5 +1,8 @@
 """What this machine's CPU can compute."""
 
+import platform
+from pathlib import Path
+
 import torch
 
 _BF16 = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
@@ -14,3 +17,13 @@ def multiplies_bf16() -> bool:
     """
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in _BF16)
+
+
+def processor_name() -> str:
+    """The CPU's name as the system shows it; its architecture where the system shows none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

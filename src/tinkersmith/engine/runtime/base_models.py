@@ -63,6 +63,10 @@ class BaseModels:
         self._loaded.move_to_end(name)
         return self._loaded[name]
 
+    def dtypes(self) -> dict[str, str]:
+        """The precision of each loaded model. Any thread may call it."""
+        return {name: str(base.dtype) for name, base in list(self._loaded.items())}
+
     def threads_for(self, name: str) -> int:
         """How many threads to begin work on this model with, as busy as the machine is now."""
         return self.threads.number(small=_parameters_of(self.catalogue.folder(name)) < TINY_MODEL)

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.hardware.processor import processor_name
 from tinkersmith.engine.log import log
 from tinkersmith.engine.messages import (
     AdamParams,
@@ -150,6 +152,18 @@ class Models:
         # Bytes of each client whose tensors are in memory, the least recently used first.
         self._held: OrderedDict[str, int] = OrderedDict()
         self._decoders: dict[Path, Callable[[list[int]], str]] = {}
+
+    def facts(self) -> dict[str, Any]:
+        device = torch.device(self.bases.device)
+        is_gpu = device.type == "cuda"
+        return {
+            "device": self.bases.device,
+            "processor": torch.cuda.get_device_name(device) if is_gpu else processor_name(),
+            "engine": __version__,
+            "torch": torch.__version__,
+            "dtypes": self.bases.dtypes(),
+            "threads": {name: client.threads for name, client in list(self.training.items())},
+        }
 
     # ---- training clients
 

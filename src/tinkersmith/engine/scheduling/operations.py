@@ -1,7 +1,7 @@
 """What jobs call on the engine thread: the torch half, as the server half sees it."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import (
@@ -20,6 +20,10 @@ class ModelOperations(Protocol):
 
     Every method may raise `Refused`, whose text the client sees.
     """
+
+    def facts(self) -> dict[str, Any]:
+        """What sums depend on: device, precision, threads, versions. Any thread may call it."""
+        ...
 
     # ---- training clients
 

@@ -116,6 +116,7 @@ class EngineThread(threading.Thread):
         super().__init__(name="engine", daemon=True)
         self._loop = loop
         self._prepare = prepare
+        self._models: ModelOperations | None = None  # until `_prepare` has returned
         self.traces = Traces()
         self._queues: OrderedDict[str, deque[Job | SampleJob]] = OrderedDict()
         self._busy: set[str] = set()  # clients whose last job still waits for the disk
@@ -133,9 +134,13 @@ class EngineThread(threading.Thread):
         with self._changed:
             self._queues.pop(client_id, None)
 
+    def facts(self) -> dict[str, Any]:
+        """See `ModelOperations.facts`; empty until the models are prepared."""
+        return self._models.facts() if self._models is not None else {}
+
     def run(self) -> None:
         try:
-            models = self._prepare()
+            self._models = models = self._prepare()
         except Exception as error:
             log.critical("the engine could not be prepared: %s", error)
             self._fail_every_job(failure(error))

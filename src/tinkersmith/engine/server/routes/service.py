@@ -34,6 +34,7 @@ class ServiceRoutes:
             ("POST", "/client/dynamic_config", self.client_config),
             ("POST", "/telemetry", self.telemetry),
             ("GET", "/get_server_capabilities", self.capabilities),
+            ("GET", "/engine_facts", self.engine_facts),
             ("POST", "/create_session", self.create_session),
             ("POST", "/session_heartbeat", self.heartbeat),
             ("POST", "/sessions/{session_id}/finish", self.finish_session),
@@ -53,6 +54,10 @@ class ServiceRoutes:
 
     async def capabilities(self, request: Request) -> Response:
         return JSONResponse({"supported_models": self.catalogue.to_json()})
+
+    async def engine_facts(self, request: Request) -> Response:
+        """What a resumed run compares; no method of the SDK calls it."""
+        return JSONResponse(self.sessions.thread.facts())
 
     async def create_session(self, request: Request) -> Response:
         body = await read_json(request)

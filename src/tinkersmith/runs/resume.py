@@ -1,0 +1,99 @@
+"""An interrupted run -> where to continue it, and what is set aside for that."""
+
+import re
+from dataclasses import asdict, dataclass
+
+from tinkersmith.command_line import command_line
+from tinkersmith.errors import UserError
+from tinkersmith.plurals import counted
+from tinkersmith.runs.folder import Checkpoint, RunFolder
+
+_LISTED = 10  # names of checkpoints in a sentence
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """An interrupted run, and how to continue it."""
+
+    run: RunFolder
+    from_checkpoint: str | None = None  # None: the last one
+    allow_changes: bool = False
+
+
+def starting_checkpoint(resume: Resume) -> Checkpoint | None:
+    """The checkpoint to continue from; None where the run saved nothing yet.
+
+    Raises:
+        UserError: the run is finished, or has no checkpoint of that name.
+    """
+    run, saved = resume.run, resume.run.checkpoints()
+    if resume.from_checkpoint is not None:
+        named = [point for point in saved if point.name == resume.from_checkpoint]
+        if not named:
+            raise UserError(
+                f"{run.name} has no checkpoint {resume.from_checkpoint}; it has "
+                f"{_names(saved) or 'none yet'}."
+            )
+        return named[-1]
+    complete = run.file("samples.json").is_file()  # the last file that a run writes
+    if complete and saved and saved[-1].step >= run.facts()["total_steps"]:
+        path, folder = saved[-1].sampler_path, run.path.parent
+        evaluate = command_line("evaluate", "--model-path", path, "--set", f"OUTPUT_DIR={folder}")
+        raise UserError(
+            f"{run.name} is finished; nothing is left to train. Evaluate it with: {evaluate}"
+        )
+    return saved[-1] if saved else None
+
+
+def checkpoint_refused(resume: Resume, checkpoint: Checkpoint, reason: str) -> UserError:
+    """What to do when the server does not load `checkpoint`: insist, or go further back."""
+    run = resume.run.path
+    if "--allow-changed-base" in reason:  # an option of the engine, which train does not have
+        insist = command_line("train", "--resume", run, "--allow-changes")
+        reason = re.sub(r"[^.:;]*--allow-changed-base[^.:;]*[.:;]?", "", reason).rstrip()
+        return UserError(f"{reason} Use the former base model, or insist with: {insist}")
+    earlier = [point for point in resume.run.checkpoints() if point.step < checkpoint.step]
+    if not earlier:
+        return UserError(f"{reason} {resume.run.name} has no earlier checkpoint; start a new run.")
+    before = max(earlier, key=lambda point: point.step)
+    again = command_line("train", "--resume", run, "--from", before.name)
+    return UserError(f"{reason} Continue from the checkpoint before it with: {again}")
+
+
+def set_aside(run: RunFolder, done: int) -> list[str]:
+    """Cut what the run measured and saved after step `done`: those steps are done again.
+
+    The lines that are cut go to files of their own, such as metrics.before-resume-1.jsonl.
+
+    Returns:
+        What was cut, line by line, for the user.
+    """
+    number = 1
+    while any(run.file(_aside(name, number)).exists() for name in ("checkpoints", "metrics")):
+        number += 1
+    said: list[str] = []
+    saved = run.checkpoints()
+    later = [asdict(point) for point in saved if point.step > done]
+    if later:
+        run.rewrite(_aside("checkpoints", number), later)
+        run.rewrite("checkpoints.jsonl", [asdict(point) for point in saved if point.step <= done])
+        said.append(f"{counted(len(later), 'checkpoint')} in {_aside('checkpoints', number)}")
+    measured = run.lines("metrics.jsonl")
+    undone = [line for line in measured if line["step"] > done]
+    if undone:
+        run.rewrite(_aside("metrics", number), undone)
+        run.rewrite("metrics.jsonl", [line for line in measured if line["step"] <= done])
+        said.append(f"{counted(len(undone), 'measurement')} in {_aside('metrics', number)}")
+    if not said:
+        return []
+    return [f"  What came after step {done:,} is done again. Set aside: {', '.join(said)}."]
+
+
+def _aside(name: str, number: int) -> str:
+    return f"{name}.before-resume-{number}.jsonl"
+
+
+def _names(saved: list[Checkpoint]) -> str:
+    names = list(dict.fromkeys(point.name for point in saved))
+    more = f"{len(names) - _LISTED} older ones, " if len(names) > _LISTED else ""
+    return more + ", ".join(names[-_LISTED:])

@@ -1,0 +1,99 @@
+"""SIGINT, SIGTERM and SIGHUP -> a run that ends in order. This module saves nothing itself.
+
+The first signal is held back while the loop is between two safe points, so that it can finish and
+save the steps that it has sent. The second one is never held back.
+"""
+
+import signal
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
+
+from tinkersmith.progress import Clock
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ONE_REQUEST = 1.0  # seconds: a terminal that closes sends SIGHUP, and its shell sends it again
+
+
+class Interruption:
+    """Whether a signal asked the run to end, and what happens when one arrives."""
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._number = 0  # of the last signal
+        self._first_at = 0.0  # of the clock
+        self._held_back = False
+        self._waiting = False  # a signal was held back and has not been raised yet
+
+    def receive(self, number: int, frame: FrameType | None = None) -> None:
+        """Handle a signal: end the program's work here, or at the loop's next safe point.
+
+        Raises:
+            KeyboardInterrupt: on SIGINT.
+            SystemExit: on another signal, with the exit code that shells expect.
+        """
+        now, first = self._clock(), not self._number
+        if first:
+            self._first_at = now
+        elif number != signal.SIGINT and now - self._first_at < _ONE_REQUEST:
+            return  # the first one once more; a second Ctrl-C is meant
+        self._number = number
+        if first and self._held_back:
+            self._waiting = True
+            return
+        self._waiting = False
+        raise _ending(number)
+
+    def check(self) -> None:
+        """A safe point: raise what `receive` held back."""
+        if self._waiting:
+            self._waiting = False
+            raise _ending(self._number)
+
+    @contextmanager
+    def held_back(self) -> Generator[None, None, None]:
+        """Within the block, the first signal waits for a safe point; the block's end is one."""
+        self._held_back = True
+        try:
+            yield
+        finally:
+            self._held_back = False
+        self.check()
+
+    @contextmanager
+    def at_once(self) -> Generator[None, None, None]:
+        """A part of a `held_back` block that may take long and leaves nothing half done."""
+        before, self._held_back = self._held_back, False
+        try:
+            self.check()
+            yield
+        finally:
+            self._held_back = before
+
+
+@contextmanager
+def interruption() -> Generator[Interruption, None, None]:
+    """Within the block, signals go to the `Interruption`; afterwards to whom they went before.
+
+    A signal that is ignored (as by nohup) or that the program handles itself is left alone, and so
+    are all outside the main thread, where Python handles none.
+    """
+    received = Interruption()
+    former = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in STOP_SIGNALS:
+            handler = signal.getsignal(number)
+            if handler in (signal.SIG_DFL, signal.default_int_handler):
+                former[number] = handler
+                signal.signal(number, received.receive)
+    try:
+        yield received
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _ending(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(128 + number)

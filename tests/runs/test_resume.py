@@ -1,0 +1,78 @@
+"""Where an interrupted run goes on, and what is set aside for that."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinkersmith.errors import UserError
+from tinkersmith.runs.folder import Checkpoint, RunFolder
+from tinkersmith.runs.resume import Resume, checkpoint_refused, set_aside, starting_checkpoint
+
+
+def checkpoint(step: int) -> Checkpoint:
+    name = f"step-{step:06}"
+    return Checkpoint(name, step, 0, f"tinker://r/weights/{name}", f"tinker://r/s/{name}")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    """Saved at 2, 4 and 6; measured up to 7."""
+    folder = RunFolder(tmp_path)
+    facts = {"settings": {}, "prompt_template": {}, "total_steps": 8}
+    folder.file("settings.json").write_text(json.dumps(facts))
+    for step in (2, 4, 6):
+        folder.add_checkpoint(checkpoint(step))
+    folder.append("metrics.jsonl", [{"step": step, "loss": 1 / step} for step in range(1, 8)])
+    return folder
+
+
+def steps(run: RunFolder, name: str) -> list[Any]:
+    return [line["step"] for line in run.lines(name)]
+
+
+def test_the_last_checkpoint_is_continued_unless_another_is_named(run: RunFolder) -> None:
+    assert starting_checkpoint(Resume(run)) == checkpoint(6)
+    assert starting_checkpoint(Resume(run, "step-000002")) == checkpoint(2)
+
+
+def test_an_unknown_name_lists_those_that_exist(run: RunFolder) -> None:
+    with pytest.raises(UserError, match="has no checkpoint step-3; it has step-000002, step-00"):
+        starting_checkpoint(Resume(run, "step-3"))
+
+
+def test_a_finished_run_goes_on_only_from_an_earlier_checkpoint(run: RunFolder) -> None:
+    run.add_checkpoint(checkpoint(8))
+    run.file("samples.json").write_text("[]")
+    with pytest.raises(UserError, match="is finished"):
+        starting_checkpoint(Resume(run))
+    assert starting_checkpoint(Resume(run, "step-000006")) == checkpoint(6)
+
+
+def test_what_is_cut_goes_to_files_of_its_own_each_time(run: RunFolder) -> None:
+    (said,) = set_aside(run, 6)
+    assert "1 measurement in metrics.before-resume-1.jsonl" in said
+    (said,) = set_aside(run, 2)
+    assert "2 checkpoints in checkpoints.before-resume-2.jsonl" in said
+    assert set_aside(run, 2) == []
+    assert steps(run, "metrics.jsonl") == [1, 2]
+    assert steps(run, "metrics.before-resume-1.jsonl") == [7]
+    assert steps(run, "metrics.before-resume-2.jsonl") == [3, 4, 5, 6]
+    assert steps(run, "checkpoints.jsonl") == [2]
+    assert steps(run, "checkpoints.before-resume-2.jsonl") == [4, 6]
+
+
+def test_a_refused_checkpoint_offers_the_one_before_it(run: RunFolder) -> None:
+    error = checkpoint_refused(Resume(run), checkpoint(6), "Its weights are damaged.")
+    assert str(error).startswith("Its weights are damaged. Continue from the checkpoint before it")
+    assert str(error).endswith(f" --resume {run.path} --from step-000004")
+    error = checkpoint_refused(Resume(run), checkpoint(2), "Its weights are damaged.")
+    assert "has no earlier checkpoint; start a new run" in str(error)
+
+
+def test_a_changed_base_model_offers_to_insist(run: RunFolder) -> None:
+    reason = "It was trained on another base model. Start the engine with --allow-changed-base."
+    error = checkpoint_refused(Resume(run), checkpoint(6), reason)
+    assert "--allow-changed-base" not in str(error)
+    assert str(error).endswith(f" --resume {run.path} --allow-changes")
