@@ -184,7 +184,7 @@ class Database:
         with _saying(f"waiting for {self.file}, which another program uses"), opening(self.folder):
             reason = str(damage) if damage else database_damage(self.file, self._check_rows)
             if reason is not None:
-                aside = set_aside(self.file)
+                aside = set_database_aside(self.file)
                 log.warning(
                     "%s is damaged (%s): it is kept as %s, and a new one is made from the "
                     "checkpoints' folders; none of them is touched",
@@ -315,7 +315,7 @@ def connection_to_read(file: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"{file.resolve().as_uri()}?immutable=1", uri=True)
 
 
-def set_aside(file: Path) -> Path:
+def set_database_aside(file: Path) -> Path:
     """Rename a damaged database and what lies beside it; returns the new name."""
     stem = f"{file.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}"
     number, aside = 1, file.with_name(stem)
