@@ -34,6 +34,12 @@ except ImportError:  # Windows: half-written folders are then removed by their a
     fcntl = None
 
 KINDS = {"weights": "training", "sampler_weights": "sampler", "external_weights": "external"}
+_LABEL_TYPES = {
+    "public": (bool,),
+    "expires": (int, float),
+    "recipients": (list,),
+    "user_metadata": (dict,),
+}
 _WRITER = ".writer.lock"  # in a half-written folder, locked by the engine that writes it
 _UNLOCKED_AGE = 3600  # seconds after which nobody still writes to a half-written folder
 _HALF_WRITTEN = re.compile(r"\..+\.tmp")  # see files.new_folder
@@ -148,21 +154,16 @@ def read_labels(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     try:
-        labels: Any = json.loads(text)
-        good = isinstance(labels, dict) and all(
-            isinstance(labels.get(name), types)
-            for name, types in (
-                ("public", (bool, type(None))),
-                ("expires", (int, float, type(None))),
-                ("recipients", (list, type(None))),
-                ("user_metadata", (dict, type(None))),
-            )
-        )
+        content: Any = json.loads(text)
+        labels = cast(dict[str, Any], content) if isinstance(content, dict) else None
     except (ValueError, RecursionError):
-        good, labels = False, {}
-    if not good:
+        labels = None
+    good = labels is not None and all(
+        isinstance(labels.get(name), (*types, type(None))) for name, types in _LABEL_TYPES.items()
+    )
+    if labels is None or not good:
         raise ValueError(f"{LABELS} is damaged: its time to live and publication are not known")
-    return cast(dict[str, Any], labels)
+    return labels
 
 
 def write_labels(folder: Path, labels: Mapping[str, object]) -> None:
