@@ -45,7 +45,7 @@ def tighten(folder: Path) -> None:
             failed.append(path)
     if changed := len(wide) - len(failed):
         log.info(
-            "%s was open to other users: took their permissions from %d files and folders",
+            "%s was open to other users: took their permissions away (files and folders: %d)",
             folder,
             changed,
         )
