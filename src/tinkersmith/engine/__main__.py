@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import ipaddress
 import json
 import logging
@@ -221,6 +222,7 @@ def _serve(options: argparse.Namespace, key: str, made: bool) -> int:
         # A recipe's engine ends with its pipe. Job schedulers send a signal to both, and the recipe
         # still needs the engine to save: the first one is left to the recipe.
         ended_by = end if not options.exit_with_stdin else _from_second_time_on(end)
+        server.capture_signals = contextlib.nullcontext  # or uvicorn's handlers replace ours
         for number in _STOP_SIGNALS:
             loop.add_signal_handler(number, ended_by)
         if options.exit_with_stdin:

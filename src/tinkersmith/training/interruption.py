@@ -25,7 +25,7 @@ class Interruption:
         self._number = 0  # of the last signal
         self._first_at = 0.0  # of the clock
         self._held_back = False
-        self._waiting = False  # a signal was held back and has not been raised yet
+        self._pending = False  # a signal arrived, and nobody has `seen` it yet
 
     def receive(self, number: int, frame: FrameType | None = None) -> None:
         """Handle a signal: end the program's work here, or at the loop's next safe point.
@@ -40,17 +40,21 @@ class Interruption:
         elif number != signal.SIGINT and now - self._first_at < _ONE_REQUEST:
             return  # the first one once more; a second Ctrl-C is meant
         self._number = number
-        if first and self._held_back:
-            self._waiting = True
-            return
-        self._waiting = False
-        raise _ending(number)
+        self._pending = True
+        if not (first and self._held_back):
+            raise _ending(number)
 
     def check(self) -> None:
-        """A safe point: raise what `receive` held back."""
-        if self._waiting:
-            self._waiting = False
+        """A safe point: raise what `receive` held back, or what was swallowed on its way.
+
+        Python calls handlers anywhere, also in callbacks whose exceptions are only printed.
+        """
+        if self._pending:
             raise _ending(self._number)
+
+    def seen(self) -> None:
+        """Note that the exception has arrived: `check` does not raise it again."""
+        self._pending = False
 
     @contextmanager
     def held_back(self) -> Generator[None, None, None]:

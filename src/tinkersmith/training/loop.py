@@ -105,12 +105,12 @@ class Loop:
         )
         self._begun = self._saved_at = self._clock()
         with self._progress.doing("training") as task, self._interruption.held_back():
-            plan.service.check = self._interruption.check
             try:
                 self._settle(plan.first_step)
                 for number in range(plan.first_step, plan.total_steps):
                     self._step(number, task)
             except (KeyboardInterrupt, SystemExit, BrokenPipeError):
+                self._interruption.seen()
                 self._save_before_the_end(task)
                 raise
         return self._curves

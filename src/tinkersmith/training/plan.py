@@ -58,13 +58,18 @@ class Plan:
 
 
 def prepare(
-    settings: Settings, resume: Resume | None, guard: ExitStack, progress: Progress
+    settings: Settings,
+    resume: Resume | None,
+    guard: ExitStack,
+    progress: Progress,
+    check: Callable[[], None] = lambda: None,
 ) -> Plan:
     """Decide everything. No run folder is made before all else is sound.
 
     Args:
         resume: the interrupted run to continue; None for a new one.
         guard: ends the connection and what runs in the background.
+        check: called now and then, and while the server is waited for; raises to end the work.
 
     Raises:
         UserError: something the user can fix, in one sentence.
@@ -76,13 +81,16 @@ def prepare(
     allow_changes = resume is not None and resume.allow_changes
     progress.say("Data")
     source = read_data(settings, progress)
+    check()
     with progress.doing("comparing the samples"):
         lines = source.report()
     for line in lines:
         progress.say(f"  {line}")
+    check()
     service = guard.enter_context(
         open_service(settings, progress=progress, allow_changed_base=allow_changes)
     )
+    service.check = check
     client = _training_client(service, settings, resume, checkpoint)
     with progress.doing("loading the tokenizer"):
         tokenizer = service.tokenizer(client)
@@ -103,6 +111,7 @@ def prepare(
         data_digest=data.digest(),
         server=engine_facts(service, client),
     )
+    check()
     counts = {"training_samples": data.count, "total_steps": total_steps}
     if resume is None:
         run = _new_run(settings, service, template, standing, counts)

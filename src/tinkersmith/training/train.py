@@ -19,7 +19,7 @@ from tinkersmith.runs.resume import Resume
 from tinkersmith.service.connection import ServerGone
 from tinkersmith.settings import FIELDS, Settings, settings_from
 from tinkersmith.training.finish import TrainedRun, finish
-from tinkersmith.training.interruption import interruption
+from tinkersmith.training.interruption import Interruption, interruption
 from tinkersmith.training.length_report import LengthReport
 from tinkersmith.training.loop import Loop
 from tinkersmith.training.plan import prepare
@@ -74,18 +74,19 @@ def train(
             settings = _settings_of(run)
             for line in _changed_settings(given, run):
                 progress.say(line)
-        with _explained(run, settings, progress, under_way=False):
+        with _explained(run, settings, progress, signals, under_way=False):
             resumed = Resume(run, from_checkpoint, allow_changes) if run else None
-            plan = prepare(settings, resumed, guard, progress)
+            plan = prepare(settings, resumed, guard, progress, signals.check)
             if run is None:
                 held.enter_context(locked(plan.run, "training", progress.say))
-        with _explained(plan.run, settings, progress, under_way=True):
+        with _explained(plan.run, settings, progress, signals, under_way=True):
             transcript.attach(plan.run.file("train.log"))
             plan.data.start(plan.run, plan.first_step)
             lengths = LengthReport(plan.data, settings.show_length_warnings, progress)
             lengths.print_if_complete()
             curves = Loop(plan, lengths, progress, signals).run()
             trained = finish(plan, curves, lengths, guard, progress)
+            signals.check()
     atexit.register(trained.close)
     return trained
 
@@ -129,7 +130,12 @@ def _settings_of(run: RunFolder) -> Settings:
 
 @contextmanager
 def _explained(
-    run: RunFolder | None, settings: Settings, progress: Progress, *, under_way: bool
+    run: RunFolder | None,
+    settings: Settings,
+    progress: Progress,
+    signals: Interruption,
+    *,
+    under_way: bool,
 ) -> Generator[None, None, None]:
     """Failures within the block say how to continue the run, if there is one to continue."""
     how = f"Continue with: {command_line('train', '--resume', run.path)}" if run else ""
@@ -140,6 +146,7 @@ def _explained(
             raise
         raise UserError(f"{error} {how}".strip()) from None
     except (KeyboardInterrupt, SystemExit):
+        signals.seen()
         progress.say(f"\nStopped. {how or 'Nothing was begun.'}")
         raise
     except BrokenPipeError:  # the reader of our output has gone; the log says how to go on
