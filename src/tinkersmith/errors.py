@@ -1,4 +1,4 @@
-"""Exceptions whose text is meant for the user: one whole sentence, shown without a traceback."""
+"""Errors whose text is meant for the user: one whole sentence, shown without a traceback."""
 
 import errno
 from pathlib import Path
@@ -19,8 +19,16 @@ def unreadable(path: Path | str, error: OSError) -> UserError:
         reason, advice = "its links lead in a circle", "Replace the link by the file itself."
     elif "pipe" in reason:
         advice = "Write its content to a file, and name that."
+    elif error.errno == errno.EFBIG:
+        advice = "Check that it is the right file."
     elif error.errno in (errno.EINVAL, errno.ENAMETOOLONG, errno.ENOTDIR):
         advice = "Name a regular file."
     else:
         advice = "Check the disk that it is on, or name another file."
     return UserError(f"{path} cannot be read: {reason}. {advice}")
+
+
+def one_line(text: str, longest: int = 80) -> str:
+    """The beginning of a text from a file, to quote it: what breaks a line is escaped."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:longest])
+    return shown if len(text) <= longest else f"{shown}..."

@@ -47,6 +47,20 @@ def open_regular(path: Path | str) -> BinaryIO:
     return file
 
 
+def read_regular(path: Path | str, largest: int) -> bytes:
+    """The bytes of a file, which may have at most `largest`.
+
+    Raises:
+        OSError: it has more, or cannot be read; see `open_regular`.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = b"" if size > largest else file.read(largest + 1)
+    if size > largest or len(data) > largest:
+        raise OSError(errno.EFBIG, f"it has more than {largest:,} bytes", str(path))
+    return data
+
+
 def read_json_object(path: Path | str, largest: int = LARGEST_JSON) -> dict[str, Any]:
     """The object that a JSON file holds, in UTF-8 with or without BOM.
 
@@ -54,10 +68,7 @@ def read_json_object(path: Path | str, largest: int = LARGEST_JSON) -> dict[str,
         OSError: the file cannot be read, or is none; see `open_regular`.
         ValueError: it holds something else; the text says what, and begins with "it" or a place.
     """
-    with open_regular(path) as file:
-        data = file.read(largest + 1)
-    if len(data) > largest:
-        raise ValueError(f"it has more than {largest:,} bytes")
+    data = read_regular(path, largest)
     try:
         value: object = json.loads(data.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, cast
 
-from tinkersmith.files import open_regular, read_json_object
+from tinkersmith.files import kind_of_json, open_regular, read_json_object
 
 _WHOLE = 64 * 2**20  # bytes: smaller files are read whole
 _PER_TENSOR = 4096  # bytes read from the middle of each tensor of a larger file
@@ -57,8 +57,8 @@ def weight_files(folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
     for tensor, name in named.items():
         if not isinstance(name, str) or Path(name).name != name or "\0" in name:
             raise ValueError(
-                f"{index} is damaged: it has {name!r} as the file of {tensor!r}; it must be the "
-                f"name of a file in that folder. {_AGAIN}"
+                f"{index} is damaged: it has {_short(name)} as the file of {_short(tensor)}; it "
+                f"must be the name of a file in that folder. {_AGAIN}"
             )
     weights = cast("dict[str, str]", named)
     missing = sorted({name for name in weights.values() if not (folder / name).exists()})
@@ -83,7 +83,7 @@ def check_weights(folder: Path) -> None:
         )
         if lost:
             raise ValueError(
-                f"{folder / name} has no tensor {lost!r}, which the index names. {_AGAIN}"
+                f"{folder / name} has no tensor {_short(lost)}, which the index names. {_AGAIN}"
             )
 
 
@@ -115,7 +115,7 @@ def safetensors_header(file: Path) -> dict[str, TensorEntry]:
             continue
         entry = _tensor_entry(described)
         if entry is None:
-            raise ValueError(f"{file} is damaged: its header misdescribes {name[:80]!r}. {_AGAIN}")
+            raise ValueError(f"{file} is damaged: its header misdescribes {_short(name)}. {_AGAIN}")
         tensors[name] = entry
     end = 0
     for entry in sorted(tensors.values(), key=lambda entry: (entry.start, entry.end)):
@@ -210,3 +210,8 @@ def _extract(file: Path, size: int) -> bytes:
             opened.seek(8 + length + middle)
             parts.append(opened.read(min(_PER_TENSOR, end - middle)))
     return b"".join(parts)
+
+
+def _short(value: object) -> str:
+    text = repr(value) if isinstance(value, str) else kind_of_json(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

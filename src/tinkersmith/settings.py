@@ -32,8 +32,8 @@ from pydantic.fields import FieldInfo
 
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.command_line import command_line
-from tinkersmith.errors import UserError, unreadable
-from tinkersmith.files import open_regular
+from tinkersmith.errors import UserError, one_line, unreadable
+from tinkersmith.files import read_regular
 from tinkersmith.paths import (
     data_file_seen_from_folder,
     data_file_seen_from_here,
@@ -333,22 +333,19 @@ def _check_text(path: Path) -> None:
         UserError: there is no such file, or it is not text.
     """
     try:
-        with open_regular(path) as file:
-            data = file.read(_LARGEST_FILE + 1)
+        data = read_regular(path, _LARGEST_FILE)
     except FileNotFoundError:
         if path.is_symlink():
-            raise UserError(f"The settings file {path} is a link to nothing. Mend it.") from None
+            raise UserError(
+                f"The settings file {path} is a link to a file that does not exist. Correct the "
+                "link, or replace it by the file."
+            ) from None
         raise UserError(
             f"The settings file {path} does not exist. Name another with --config, or write a new "
             f"project folder with: {command_line('init', 'my-project')}"
         ) from None
     except OSError as error:
         raise unreadable(path, error) from None
-    if len(data) > _LARGEST_FILE:
-        raise UserError(
-            f"{path} has more than {_LARGEST_FILE:,} bytes, so it is no settings file. "
-            f"{_HOW_TO_WRITE}"
-        )
     if b"\0" in data:  # compiled Python, an archive, UTF-16: runpy would try some of these
         offset = data.index(b"\0")
         raise UserError(
@@ -402,7 +399,9 @@ def settings_from(
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals:
-            raise UserError(f"--set {override} has no value; write it as --set NAME=VALUE.")
+            raise UserError(
+                f"--set {one_line(override)} has no value; write it as --set NAME=VALUE."
+            )
         field = _field_name(name.strip(), "--set")
         values[field] = _override_value(field, text.strip())
         overridden.add(field)
@@ -412,7 +411,10 @@ def settings_from(
         raise UserError(_sentence(error)) from None
     _refuse_impossible_names(settings)
     _refuse_settings_without_effect(settings)
-    moved = _file_names_from(folder, settings)
+    try:
+        moved = _file_names_from(folder, settings)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
+        raise UserError(f"A file that the settings name cannot be looked up: {error}.") from None
     return settings.model_copy(
         update={field: value for field, value in moved.items() if field not in overridden}
     )
@@ -513,7 +515,7 @@ def _field_name(name: str, where: str) -> str:
         if near
         else "docs/reference/settings.md lists all of them; write names of your own in lower case."
     )
-    raise UserError(f"{place}{name} is not a setting; {advice}")
+    raise UserError(f"{place}{one_line(name)} is not a setting; {advice}")
 
 
 def _override_value(field: str, text: str) -> object:
@@ -570,8 +572,25 @@ def _refuse_impossible_names(settings: Settings) -> None:
     """Refuse names that no file can have, and texts that no file can hold."""
     for field, value in settings.model_dump().items():
         for text in cast("list[object]", value) if isinstance(value, list) else [value]:
-            if isinstance(text, str) and "\0" in text:
-                raise UserError(f"{field.upper()} is {_python_text(text)}; it contains a NUL.")
+            if not isinstance(text, str):
+                continue
+            if "\0" in text:
+                raise UserError(
+                    f"{field.upper()} is {_python_text(text)}; it contains a NUL. Remove that."
+                )
+            if field in _NAME_FILES and _is_too_long(text):
+                raise UserError(
+                    f"{field.upper()} is {_python_text(text)}; it is too long for a file's name."
+                )
+
+
+_NAME_FILES = ("data_files", "validation_files", "output_dir", "base_model")
+
+
+def _is_too_long(name: str) -> bool:
+    """Whether common file systems refuse a name: 255 bytes are the most, 4096 with its folders."""
+    data = name.encode("utf-8", "surrogatepass")
+    return len(data) > 2000 or any(len(part) > 255 for part in data.split(b"/"))
 
 
 def _refuse_settings_without_effect(settings: Settings) -> None:
@@ -603,7 +622,7 @@ def _python_text(value: object) -> str:
 
 def _python_code(value: object) -> str:
     if isinstance(value, str):
-        return '"' + "".join(map(_visible, value[:100])) + '"'
+        return f'"{one_line(value)}"'
     if isinstance(value, list):
         items = cast(list[object], value)[:100]
         return "[" + ", ".join(_python_code(item) for item in items) + "]"
@@ -611,8 +630,3 @@ def _python_code(value: object) -> str:
         mantissa, exponent = f"{value:.6e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
     return repr(value)
-
-
-def _visible(letter: str) -> str:
-    """A letter; an escape for what would break a line or a terminal."""
-    return letter if letter.isprintable() else ascii(letter)[1:-1]

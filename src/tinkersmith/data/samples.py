@@ -33,6 +33,7 @@ _ENCODINGS = (
     (b"\xff\xfe", "UTF-16"),
     (b"\xfe\xff", "UTF-16"),
 )
+_SEPARATORS = b"\x1c\x1d\x1e\x1f"  # white space to Python's strings, not to its bytes
 _FIELDS = ("instruction", "input", "output", "system", "history", "answer")
 
 
@@ -163,7 +164,9 @@ def read_records(path: Path, parse: Callable[[bytes], Any] = orjson.loads) -> li
         text = _decode(path, data)
         if _is_json_lines(path, text):
             records = _json_lines(path, text)
-            return _json_lines(path, text, _marked) if may_repeat_fields(data, records) else records
+            if may_repeat_fields(data, records):
+                return _json_lines(path, text, _marked)
+            return records
         value = _parse_or_explain(path, text)
     if isinstance(value, dict) and _has_lines_name(path):
         records: list[Any] = [value]
@@ -203,7 +206,7 @@ def is_plain_json_lines(path: Path) -> bool:
 def is_blank(data: bytes) -> bool:
     """Whether UTF-8 bytes are white space alone, that of other scripts included (U+3000)."""
     rest = data.strip()
-    if not rest or rest[0] < 0x80:
+    if not rest or (rest[0] < 0x80 and rest[0] not in _SEPARATORS):
         return not rest
     try:
         return rest.decode("utf-8").isspace()
@@ -371,18 +374,24 @@ def _read_bytes(path: Path) -> bytes:
         with open_regular(path) as file:
             packed = file.read(2) == b"\x1f\x8b"
             file.seek(0)
+            if not packed and os.fstat(file.fileno()).st_size > most:
+                raise _too_large(path, most)
             data = _unpacked(path, file, most) if packed else file.read(most + 1)
     except OSError as error:
         raise unreadable(path, error) from None
-    if len(data) > most:
-        raise UserError(
-            f"{path} has more than {most / 1e9:.0f} GB, which would not fit into this machine's "
-            "memory. Split it into smaller files."
-        )
+    if len(data) > most:  # it grows while it is read
+        raise _too_large(path, most)
     for mark, encoding in _ENCODINGS:
         if data.startswith(mark):
             raise UserError(f"{path} is encoded as {encoding}. Save it as UTF-8.")
     return data.removeprefix(BOM)
+
+
+def _too_large(path: Path, most: int) -> UserError:
+    return UserError(
+        f"{path} has more than {most / 1e9:.0f} GB, which would not fit into this machine's memory "
+        "as a whole. Split it into smaller files."
+    )
 
 
 def _most_bytes() -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from tinkersmith.errors import UserError
+from tinkersmith.errors import UserError, one_line
 from tinkersmith.export.base_folder import BaseFolder, read_model_json
 from tinkersmith.files import kind_of_json, write_json
 from tinkersmith.peft_format import (
@@ -150,9 +150,9 @@ def _check_pattern(name: str, patterns: object) -> None:
             try:
                 re.compile(pattern)
             except re.error as error:
-                wrong = f"the pattern {pattern[:60]!r} ({error})"
+                wrong = f"the pattern {one_line(pattern)!r} ({error})"
             if not _is_strength(value):
-                wrong = f"{kind_of_json(value)} for {pattern[:60]!r}"
+                wrong = f"{kind_of_json(value)} for {one_line(pattern)!r}"
         if not wrong:
             return
     else:
@@ -181,8 +181,8 @@ def _pairs(tensors: "Mapping[str, Tensor]") -> "dict[str, tuple[Tensor, Tensor]]
         match = _LORA_TENSOR.fullmatch(name)
         if match is None:
             raise UserError(
-                f"The downloaded LoRA has a tensor {name!r}, which is no lora_A or lora_B matrix; "
-                "it cannot be exported without losing that."
+                f"The downloaded LoRA has a tensor {one_line(name)!r}, which is no lora_A or lora_B "
+                "matrix; it cannot be exported without losing that."
             )
         sides.setdefault(match[1], {})[match[2]] = tensor
     for path, matrices in sides.items():

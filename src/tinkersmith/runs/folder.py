@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from tinkersmith.command_line import command_line
-from tinkersmith.errors import UserError, unreadable
+from tinkersmith.errors import UserError, one_line, unreadable
 from tinkersmith.files import (
     kind_of_json,
     new_folder,
-    open_regular,
     read_json_object,
+    read_regular,
     write_atomically,
     write_json,
 )
@@ -210,9 +210,9 @@ class RunFolder:
         unknown = [name for name in facts["settings"] if name.lower() not in FIELDS]
         if unknown:
             raise UserError(
-                f"{file} has the setting {unknown[0][:60]!r}, which Tinkersmith {__version__} does "
-                "not know. If a newer version made this run, use that one. Otherwise the file is "
-                f"damaged. {_START_AGAIN}"
+                f"{file} has the setting {one_line(unknown[0])!r}, which Tinkersmith {__version__} "
+                "does not know. If a newer version made this run, use that one. Otherwise the file "
+                f"is damaged. {_START_AGAIN}"
             )
         try:
             return settings_from(facts["settings"], folder=folder)
@@ -268,14 +268,11 @@ class RunFolder:
     def _numbered_lines(self, name: str) -> list[tuple[int, dict[str, Any]]]:
         file = self.file(name)
         try:
-            with open_regular(file) as opened:
-                data = opened.read(_LARGEST_LINES + 1)
+            data = read_regular(file, _LARGEST_LINES)
         except FileNotFoundError:
             return []
         except OSError as error:
             raise unreadable(file, error) from None
-        if len(data) > _LARGEST_LINES:
-            raise UserError(f"{file} has more than {_LARGEST_LINES:,} bytes. Move it away.")
         records: list[tuple[int, dict[str, Any]]] = []
         # Only "\n" ends a line: texts may hold U+2028 and its like, at which splitlines() cuts.
         for number, line in enumerate(data.split(b"\n")[:-1], start=1):
@@ -361,8 +358,9 @@ def newest_run(output_dir: Path | str) -> RunFolder:
     for run in runs:
         if run.checkpoints():
             return run
+    which = f": {runs[0].name} has no checkpoint yet" if runs else ""
     raise UserError(
-        f"There is no finished run in {output_dir}. Train one first: {command_line('train')}"
+        f"There is no finished run in {output_dir}{which}. Train one first: {command_line('train')}"
     )
 
 
@@ -453,7 +451,7 @@ def _is_number(value: object) -> bool:
 
 
 def _brief(value: object) -> str:
-    return f'"{value[:60]}"' if isinstance(value, str) else kind_of_json(value)
+    return f'"{one_line(value)}"' if isinstance(value, str) else kind_of_json(value)
 
 
 def _end_of_whole_lines(file: BinaryIO) -> int:

@@ -15,7 +15,7 @@ from string import Formatter
 from typing import TYPE_CHECKING, Any, cast
 
 from tinkersmith.data.samples import Sample
-from tinkersmith.errors import UserError
+from tinkersmith.errors import UserError, one_line
 from tinkersmith.files import kind_of_json
 from tinkersmith.text.guards import guard
 
@@ -231,7 +231,7 @@ def template_from_json(value: object) -> PromptTemplate:
     names = [field.name for field in dataclasses.fields(template_class)]
     for name in stored:
         if name not in (*names, "kind"):
-            raise _damaged(f'"{name}" is not known to this version of Tinkersmith')
+            raise _damaged(f'"{one_line(name, 40)}" is not known to this version of Tinkersmith')
     for name in names:
         if not _has_its_type(name, stored.get(name)):
             wanted = _WANTED.get(name, "a string")
@@ -273,7 +273,7 @@ def _shown(stored: dict[str, Any], name: str) -> str:
     if name not in stored:
         return "missing"
     value = stored[name]
-    return f'"{value[:40]}"' if isinstance(value, str) else kind_of_json(value)
+    return f'"{one_line(value, 40)}"' if isinstance(value, str) else kind_of_json(value)
 
 
 def _damaged(reason: str) -> UserError:
@@ -287,8 +287,8 @@ def check_template_setting(setting: str) -> None:
     if "{" not in setting:
         names = ", ".join(f'"{name}"' for name in TEMPLATE_NAMES)
         raise UserError(
-            f'PROMPT_TEMPLATE is "{setting}"; it must be one of {names}, or a format string with '
-            "{instruction}."
+            f'PROMPT_TEMPLATE is "{one_line(setting)}"; it must be one of {names}, or a format '
+            "string with {instruction}."
         )
     if "instruction" not in _check_fields(setting):
         raise UserError("PROMPT_TEMPLATE has no {instruction}. Put it where the question belongs.")
@@ -300,8 +300,8 @@ def _check_fields(format_string: str) -> set[str]:
     for field in sorted(fields):
         if field not in ("instruction", "input", "system"):
             raise UserError(
-                f"PROMPT_TEMPLATE has the field {{{field}}}; only {{instruction}}, {{input}} and "
-                "{system} are filled in. Write literal braces twice: {{ and }}."
+                f"PROMPT_TEMPLATE has the field {{{one_line(field)}}}; only {{instruction}}, "
+                "{input} and {system} are filled in. Write literal braces twice: {{ and }}."
             )
     return fields
 
@@ -315,14 +315,15 @@ def _parsed(format_string: str) -> tuple[tuple[tuple[str, str | None], ...], ...
             fields = list(Formatter().parse(line))
         except ValueError as error:
             raise UserError(
-                f"PROMPT_TEMPLATE, in the line {line!r}: {error}. Write literal braces "
+                f"PROMPT_TEMPLATE, in the line {one_line(line)!r}: {error}. Write literal braces "
                 "twice: {{ and }}."
             ) from None
         for _, field, spec, conversion in fields:
             if spec or conversion:
+                name = one_line(field or "")
                 raise UserError(
-                    f"PROMPT_TEMPLATE formats the field {{{field}}} with ':' or '!'; write only "
-                    f"{{{field}}}."
+                    f"PROMPT_TEMPLATE formats the field {{{name}}} with ':' or '!'; write only "
+                    f"{{{name}}}."
                 )
         lines.append(tuple((literal, field) for literal, field, _, _ in fields))
     return tuple(lines)

@@ -17,6 +17,7 @@ import numpy as np
 
 from tinkersmith.data.large_files import Chunk, read_chunk
 from tinkersmith.data.samples import Source
+from tinkersmith.errors import UserError
 from tinkersmith.files import write_atomically
 from tinkersmith.text.templates import PromptTemplate
 from tinkersmith.text.tokenize import LengthEvent, encode_samples, length_event
@@ -91,6 +92,10 @@ class TokenCache:
         path = self.folder / f"{_digest(self.digest, chunk.digest)}.safetensors"
         stored = _read(path)
         if stored is None:
+            if path.is_dir():
+                raise UserError(
+                    f"{path} is a folder, where a file of the cache belongs. Delete it."
+                )
             stored = self._make(chunk)
             _write(path, stored)
         return stored

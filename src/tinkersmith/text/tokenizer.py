@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from tinkersmith.errors import UserError, unreadable
-from tinkersmith.files import LARGEST_JSON, open_regular, read_json_object
+from tinkersmith.files import LARGEST_JSON, read_json_object, read_regular
 from tinkersmith.text.guards import GUARDED, unguarded
 
 if TYPE_CHECKING:
@@ -284,9 +284,7 @@ def _stored_chat_template(folder: Path, config: dict[str, Any]) -> str | None:
 
 def _read_template(file: Path) -> str:
     try:
-        with open_regular(file) as opened:
-            data = opened.read(LARGEST_JSON)
-        return data.decode("utf-8")
+        return read_regular(file, LARGEST_JSON).decode("utf-8")
     except OSError as error:
         raise unreadable(file, error) from None
     except UnicodeDecodeError as error:
