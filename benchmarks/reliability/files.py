@@ -122,7 +122,8 @@ def _try(place: Place, rng: random.Random, others: list[bytes], tally: Tally) ->
     try:
         tally.run(f"{place.kind}: {what}", place.read, names)
     finally:
-        remove(place.file)
+        if place.file.is_symlink() or not place.file.is_file():  # else it is written over
+            remove(place.file)
         place.file.write_bytes(place.content)
 
 

@@ -55,7 +55,7 @@ def weight_files(folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
         raise ValueError(f'{index} is damaged: "weight_map" is no object of names. {_AGAIN}')
     named = cast("dict[str, object]", files)
     for tensor, name in named.items():
-        if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+        if not isinstance(name, str) or not _is_name(name):
             raise ValueError(
                 f"{index} is damaged: it has {_short(name)} as the file of {_short(tensor)}; it "
                 f"must be the name of a file in that folder. {_AGAIN}"
@@ -63,6 +63,12 @@ def weight_files(folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
     weights = cast("dict[str, str]", named)
     missing = sorted({name for name in weights.values() if not (folder / name).exists()})
     return dict(weights), tuple(missing)
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text is a file's name, and no path that leads elsewhere."""
+    plain = Path(text).name == text and "\\" not in text and "\0" not in text
+    return plain and len(text.encode("utf-8", "surrogatepass")) <= 255
 
 
 def check_weights(folder: Path) -> None:

@@ -423,7 +423,9 @@ def _unpacked(path: Path, packed: BinaryIO, most: int) -> bytes:
                         f"with: gunzip -k {shlex.quote(str(path))}"
                     )
     except gzip.BadGzipFile as error:
-        reason = "other bytes follow after its end" if pieces else str(error)
+        text = str(error)
+        # The file begins as gzip files do, so this is what comes after a member.
+        reason = "other bytes follow after its end" if text.startswith("Not a gz") else text
         raise _damaged_gzip(path, reason) from None
     except (EOFError, zlib.error) as error:
         raise _damaged_gzip(path, str(error)) from None

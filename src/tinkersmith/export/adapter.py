@@ -181,8 +181,8 @@ def _pairs(tensors: "Mapping[str, Tensor]") -> "dict[str, tuple[Tensor, Tensor]]
         match = _LORA_TENSOR.fullmatch(name)
         if match is None:
             raise UserError(
-                f"The downloaded LoRA has a tensor {one_line(name)!r}, which is no lora_A or lora_B "
-                "matrix; it cannot be exported without losing that."
+                f"The downloaded LoRA has a tensor {one_line(name)!r}, which is no lora_A or "
+                "lora_B matrix; it cannot be exported without losing that."
             )
         sides.setdefault(match[1], {})[match[2]] = tensor
     for path, matrices in sides.items():

@@ -105,15 +105,20 @@ def load_tokenizer(folder: Path | str) -> TextTokenizer:
     """
     folder = Path(folder)
     file = folder / "tokenizer.json"
-    if not file.is_file():
+    try:
+        data = read_regular(file, LARGEST_JSON)
+    except FileNotFoundError:
         return _load_with_transformers(folder)
+    except OSError as error:
+        raise unreadable(file, error) from None
     from tokenizers import Tokenizer
 
     try:
-        backend = Tokenizer.from_file(str(file))
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # bare Exception for most damaged files, a panic for others
+        backend = Tokenizer.from_buffer(data)
+    except BaseException as error:
+        # Most damaged files give a bare Exception, some a panic, which is none.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{file} is not a tokenizer: {reason}. Copy the model again.") from None
     config = _read_json(folder / "tokenizer_config.json")
