@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from tinkersmith.errors import UserError, one_line
 from tinkersmith.export.base_folder import BaseFolder, read_model_json
 from tinkersmith.files import kind_of_json, write_json
+from tinkersmith.fingerprint import safetensors_header
 from tinkersmith.peft_format import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -54,10 +55,12 @@ def read_layers(folder: Path, base: BaseFolder) -> list[LoraLayer]:
     config = read_model_json(folder / ADAPTER_CONFIG)
     _check_kind(config)
     try:
+        safetensors_header(folder / ADAPTER_WEIGHTS)  # never waits, and says more than the library
         tensors = load_file(folder / ADAPTER_WEIGHTS)
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = str(error).rstrip(".").removesuffix(". Copy the model again")
         raise UserError(
-            f"The downloaded {ADAPTER_WEIGHTS} is damaged ({error}). Run the export again."
+            f"The downloaded {ADAPTER_WEIGHTS} is damaged ({reason}). Run the export again."
         ) from None
     layers: dict[str, LoraLayer] = {}
     for path, a, b in _single_experts(_pairs(tensors)):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinkersmith.errors import UserError
 from tinkersmith.export.base_folder import read_model_json
+from tinkersmith.fingerprint import safetensors_header
 from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def _load_adapter(folder: Path, base_folder: Path | str | None) -> "tuple[nn.Mod
             model, save_embedding_layers=False
         )
     with _explained(folder):
+        safetensors_header(folder / ADAPTER_WEIGHTS)  # never waits, unlike the library
         stored = load_file(folder / ADAPTER_WEIGHTS)
     experts = [name for name in stored if ".experts." in name]  # peft fuses these when loading
     plain = stored.keys() - set(experts)
