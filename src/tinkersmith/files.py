@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-LARGEST_JSON = 200_000_000  # bytes of a JSON file that is read whole: a tokenizer's is the largest
+LARGEST_JSON_FILE = (
+    200_000_000  # bytes: larger JSON files are not read whole
+)
 
 _KINDS = (
     (stat.S_ISDIR, "it is a folder"),
@@ -61,7 +63,7 @@ def read_regular(path: Path | str, largest: int) -> bytes:
     return data
 
 
-def read_json_object(path: Path | str, largest: int = LARGEST_JSON) -> dict[str, Any]:
+def read_json_object(path: Path | str, largest: int = LARGEST_JSON_FILE) -> dict[str, Any]:
     """The object that a JSON file holds, in UTF-8 with or without BOM.
 
     Raises:

@@ -29,7 +29,7 @@ from tinkersmith.text.templates import PromptTemplate, template_from_json
 from tinkersmith.version import __version__
 
 _NAMES_FROM = "relative_names_start_from"  # seen from the run's folder
-_PATH = re.compile(r"tinker://[^/\s]+/(weights|sampler_weights)/[^/\s]+")
+_PATH = re.compile(r"tinker://\S+")
 
 
 def _is_text(value: object) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from tinkersmith.errors import UserError, unreadable
-from tinkersmith.files import LARGEST_JSON, read_json_object, read_regular
+from tinkersmith.files import LARGEST_JSON_FILE, read_json_object, read_regular
 from tinkersmith.text.guards import GUARDED, unguarded
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def load_tokenizer(folder: Path | str) -> TextTokenizer:
     folder = Path(folder)
     file = folder / "tokenizer.json"
     try:
-        data = read_regular(file, LARGEST_JSON)
+        data = read_regular(file, LARGEST_JSON_FILE)
     except FileNotFoundError:
         return _load_with_transformers(folder)
     except OSError as error:
@@ -289,7 +289,7 @@ def _stored_chat_template(folder: Path, config: dict[str, Any]) -> str | None:
 
 def _read_template(file: Path) -> str:
     try:
-        return read_regular(file, LARGEST_JSON).decode("utf-8")
+        return read_regular(file, LARGEST_JSON_FILE).decode("utf-8")
     except OSError as error:
         raise unreadable(file, error) from None
     except UnicodeDecodeError as error:
