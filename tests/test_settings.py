@@ -1,5 +1,6 @@
 """What users write in config.py, on the command line, and what they are told when it is wrong."""
 
+import os
 import re
 import runpy
 import shlex
@@ -342,3 +343,44 @@ def test_a_model_that_users_call_by_half_its_name_is_resolved_and_said() -> None
     assert name == "Qwen/Qwen3-30B-A3B-Instruct-2507"
     assert said is not None and name in said
     assert resolve_base_model("Qwen/Qwen3-8B") == ("Qwen/Qwen3-8B", None)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\xca\x0d\x0d\x0a\0\0", "is not plain text in UTF-8: there is a NUL at byte 4"),
+        ("LORA_RANK = 8\n".encode("utf-16"), "is not plain text in UTF-8: there is a NUL at"),
+        (b"LORA_RANK = 8\n# caf\xe9\n", "line 2: the byte 0xE9 is not utf-8"),
+        (b"# -*- coding: nonsense -*-\n", "unknown encoding"),
+        (b"raise BaseException('no')\n", r"line 1: BaseException: no\. Fix that line"),
+        (b"raise Exception('a\\nb')\n", r"line 1: Exception: a b\. Fix that line"),
+        (b"class E(Exception):\n  __str__ = None\nraise E\n", r"line 3: E\. Fix that line"),
+        (b"LORA_RANK = 1 << 20000\n", "LORA_RANK is a value of the type int; it must be"),
+        (b"a = []\na.append(a)\nDATA_FILES = a\n", r"DATA_FILES\[0\] is \[+\.\.\.|a value of"),
+        (b"OUTPUT_DIR = 'a\\0b'\n", r'OUTPUT_DIR is "a\\x00b"; it contains a NUL'),
+        (b"BASE_MODEL = 'x' * 300\n", "BASE_MODEL is .*; it is too long for a file's name"),
+    ],
+)
+def test_a_settings_file_that_is_no_settings_file_is_one_sentence(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    file = tmp_path / "config.py"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=words) as caught:
+        load_settings(file)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_what_is_no_regular_settings_file_is_told_and_not_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "config.py"
+    os.mkfifo(file)
+    with pytest.raises(UserError, match=r"config\.py cannot be read: it is a named pipe"):
+        load_settings(file)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(UserError, match=r"config\.py cannot be read: it is a folder"):
+        load_settings(file)
+    file.rmdir()
+    file.symlink_to("nowhere.py")
+    with pytest.raises(UserError, match=r"is a link to a file that does not exist"):
+        load_settings(file)

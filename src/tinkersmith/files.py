@@ -1,15 +1,109 @@
-"""Writing to disk so that a reader sees the old file or the new one, never half of either."""
+"""Reading that neither waits nor fills the memory, and writing that leaves no half of a file."""
 
+import errno
 import json
 import os
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO, cast
 
+LARGEST_JSON_FILE = (
+    200_000_000  # bytes: larger JSON files are not read whole
+)
+
+_KINDS = (
+    (stat.S_ISDIR, "it is a folder"),
+    (stat.S_ISFIFO, "it is a named pipe, which can be read only once"),
+    (stat.S_ISSOCK, "it is a socket"),
+    (stat.S_ISCHR, "it is a device"),
+    (stat.S_ISBLK, "it is a device"),
+)
 _umask_lock = threading.Lock()  # the umask can only be read by setting it
+
+
+def open_regular(path: Path | str) -> BinaryIO:
+    """Open a file to read its bytes. Never waits for somebody to write to it.
+
+    Raises:
+        OSError: there is no such file, or it is a folder, a pipe, a socket or a device; `strerror`
+            says so.
+    """
+    try:
+        _check_kind(
+            os.stat(path), path
+        )  # before it is opened: opening may wait, or act on a device
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        file = os.fdopen(os.open(path, flags), "rb")
+    except ValueError as error:  # a name with a NUL
+        raise OSError(errno.EINVAL, f"its name cannot be one ({error})", str(path)) from None
+    try:
+        _check_kind(os.fstat(file.fileno()), path)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def read_regular(path: Path | str, largest: int) -> bytes:
+    """The bytes of a file, which may have at most `largest`.
+
+    Raises:
+        OSError: it has more, or cannot be read; see `open_regular`.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = b"" if size > largest else file.read(largest + 1)
+    if size > largest or len(data) > largest:
+        raise OSError(errno.EFBIG, f"it has more than {largest:,} bytes", str(path))
+    return data
+
+
+def read_json_object(path: Path | str, largest: int = LARGEST_JSON_FILE) -> dict[str, Any]:
+    """The object that a JSON file holds, in UTF-8 with or without BOM.
+
+    Raises:
+        OSError: the file cannot be read, or is none; see `open_regular`.
+        ValueError: it holds something else; the text says what, and begins with "it" or a place.
+    """
+    data = read_regular(path, largest)
+    try:
+        value: object = json.loads(data.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 at byte {error.start:,}") from None
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        what = "it is empty" if not data.strip() else f"it is not JSON at {place}: {error.msg}"
+        raise ValueError(what) from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except ValueError as error:  # a number with thousands of digits
+        raise ValueError(f"it cannot be read as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds {kind_of_json(value)} instead of an object")
+    return cast("dict[str, Any]", value)
+
+
+def kind_of_json(value: object) -> str:
+    """What a value read from JSON is, in words: "a list", "the number 3", "null"."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return _number_in_words(value)
+    if isinstance(value, str):
+        return "a string"
+    return "a list" if isinstance(value, list) else "an object"
+
+
+def reason_of(error: OSError) -> str:
+    """The reason of an operating system's error, without the file's name."""
+    return error.strerror or str(error) or type(error).__name__
 
 
 def write_atomically(path: Path | str, data: bytes | str) -> None:
@@ -20,7 +114,8 @@ def write_atomically(path: Path | str, data: bytes | str) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = data.encode() if isinstance(data, str) else data
+    # A name of a file that is not UTF-8 has unpaired surrogates, which JSON can hold escaped.
+    content = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -72,6 +167,21 @@ def new_folder(path: Path | str, overwrite: bool = False) -> Generator[Path, Non
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _fsync_folder(path.parent)
+
+
+def _check_kind(info: os.stat_result, path: Path | str) -> None:
+    """Raise OSError unless `info` is that of a regular file."""
+    if not stat.S_ISREG(info.st_mode):
+        what = next((words for is_it, words in _KINDS if is_it(info.st_mode)), "it is no file")
+        raise OSError(errno.EINVAL, what, str(path))
+
+
+def _number_in_words(value: float) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write out thousands of digits
+        return "a number"
+    return f"the number {text}" if len(text) < 40 else "a number"
 
 
 def _fsync_folder(folder: Path) -> None:

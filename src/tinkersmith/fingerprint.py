@@ -1,17 +1,180 @@
-"""Folder of a base model -> a short text that changes when its weights are exchanged.
+"""Folder of a base model -> what its files say of its weights, and a text that changes with them.
 
-The engine writes it into every checkpoint, and both sides compare it before they go on with one.
+Both sides read the headers before they use a model. The engine writes the fingerprint into every
+checkpoint, and both sides compare it before they go on with one.
 """
 
 import hashlib
 import json
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, cast
+
+from tinkersmith.files import kind_of_json, open_regular, read_json_object
 
 _WHOLE = 64 * 2**20  # bytes: smaller files are read whole
 _PER_TENSOR = 4096  # bytes read from the middle of each tensor of a larger file
 _LONGEST_HEADER = 100 * 2**20  # bytes, as safetensors itself allows
-_FACTS = ("config.json", "model.safetensors.index.json")
+WEIGHTS_INDEX = "model.safetensors.index.json"
+_FACTS = ("config.json", WEIGHTS_INDEX)
+_AGAIN = "Copy the model again."
+_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "BOOL": 8}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """A tensor, as the header of its file describes it."""
+
+    dtype: str  # as safetensors names it: "F32", "BF16", ...
+    shape: tuple[int, ...]
+    start: int  # byte, counted from the end of the header
+    end: int
+
+
+def weight_files(folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The file of each tensor of a model folder, and the files that the index names in vain.
+
+    Without an index, the names of tensors come from the headers.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: there are no safetensors weights, or the index is wrong; a whole sentence.
+    """
+    index = folder / WEIGHTS_INDEX
+    if not index.exists():
+        single = folder / "model.safetensors"
+        if not single.exists():
+            raise ValueError(_no_weights(folder))
+        return dict.fromkeys(safetensors_header(single), single.name), ()
+    try:
+        files: object = read_json_object(index).get("weight_map")
+    except ValueError as error:
+        raise ValueError(f"{index} is damaged: {error}. {_AGAIN}") from None
+    if not isinstance(files, dict) or not files:
+        raise ValueError(f'{index} is damaged: "weight_map" is no object of names. {_AGAIN}')
+    named = cast("dict[str, object]", files)
+    for tensor, name in named.items():
+        if not isinstance(name, str) or not _is_name(name):
+            raise ValueError(
+                f"{index} is damaged: it has {_short(name)} as the file of {_short(tensor)}; it "
+                f"must be the name of a file in that folder. {_AGAIN}"
+            )
+    weights = cast("dict[str, str]", named)
+    missing = sorted({name for name in weights.values() if not (folder / name).exists()})
+    return dict(weights), tuple(missing)
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text is a file's name, and no path that leads elsewhere."""
+    plain = Path(text).name == text and "\\" not in text and "\0" not in text
+    return plain and len(text.encode("utf-8", "surrogatepass")) <= 255
+
+
+def check_weights(folder: Path) -> None:
+    """Check that all weights of a model folder are there and whole, from index and headers alone.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: something is missing or damaged; a whole sentence that names the file.
+    """
+    weights, missing = weight_files(folder)
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(f"{folder} has no {missing[0]}{more}, which its index names. {_AGAIN}")
+    for name in sorted(set(weights.values())):
+        stored = safetensors_header(folder / name)
+        lost = next(
+            (key for key, file in weights.items() if file == name and key not in stored), ""
+        )
+        if lost:
+            raise ValueError(
+                f"{folder / name} has no tensor {_short(lost)}, which the index names. {_AGAIN}"
+            )
+
+
+def safetensors_header(file: Path) -> dict[str, TensorEntry]:
+    """The tensors of a safetensors file, whose bytes are all there.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged; a whole sentence that names it.
+    """
+    with open_regular(file) as opened:
+        start = opened.read(8)
+        size = opened.seek(0, 2)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or not 2 <= length <= min(size - 8, _LONGEST_HEADER):
+            what = "it is empty" if not size else f"it has {size:,} bytes and no whole header"
+            raise ValueError(f"{file} is damaged: {what}. {_AGAIN}")
+        opened.seek(8)
+        header = opened.read(length)
+    try:
+        content: object = json.loads(header)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{file} is damaged: its header is not JSON. {_AGAIN}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} is damaged: its header is no object. {_AGAIN}")
+    tensors: dict[str, TensorEntry] = {}
+    for name, described in cast("dict[str, object]", content).items():
+        if name == "__metadata__":
+            continue
+        entry = _tensor_entry(described)
+        if entry is None:
+            raise ValueError(f"{file} is damaged: its header misdescribes {_short(name)}. {_AGAIN}")
+        tensors[name] = entry
+    end = 0
+    for entry in sorted(tensors.values(), key=lambda entry: (entry.start, entry.end)):
+        if entry.start != end:
+            raise ValueError(f"{file} is damaged: its header leaves gaps or overlaps. {_AGAIN}")
+        end = entry.end
+    if end != size - 8 - length:
+        raise ValueError(
+            f"{file} is damaged: it has {size:,} bytes, and its header describes "
+            f"{8 + length + end:,}. {_AGAIN}"
+        )
+    return tensors
+
+
+def _tensor_entry(described: object) -> TensorEntry | None:
+    """A tensor's entry in a header; None if it contradicts itself."""
+    if not isinstance(described, dict):
+        return None
+    fields = cast("dict[str, object]", described)
+    dtype, shape, offsets = (fields.get(name) for name in ("dtype", "shape", "data_offsets"))
+    numbers: list[int] = []
+    for values in (shape, offsets):
+        if not isinstance(values, list):
+            return None
+        for value in cast("list[object]", values):
+            if type(value) is not int or not 0 <= value < 2**63:
+                return None
+            numbers.append(value)
+    sizes, places = (
+        numbers[: len(cast("list[int]", shape))],
+        numbers[len(cast("list[int]", shape)) :],
+    )
+    if not isinstance(dtype, str) or len(places) != 2:
+        return None
+    digits = "".join(letter for letter in dtype.partition("_")[0] if letter.isdigit())
+    bits = _BITS.get(dtype, int(digits or 0))
+    if (places[1] - places[0]) * 8 != prod(sizes) * bits:
+        return None
+    return TensorEntry(dtype, tuple(sizes), places[0], places[1])
+
+
+def _no_weights(folder: Path) -> str:
+    pickled = next(iter(sorted(folder.glob("*.bin"))), None)
+    if pickled is not None:
+        return (
+            f"{folder} has its weights only as {pickled.name}, a format that can run programs and "
+            "is not loaded. Save the model again with transformers: "
+            "model.save_pretrained(FOLDER), which writes safetensors."
+        )
+    return (
+        f"{folder} holds no model in safetensors format: neither model.safetensors nor "
+        f"{WEIGHTS_INDEX} is there. Name the folder of the base model."
+    )
 
 
 def base_fingerprint(folder: Path) -> str:
@@ -44,26 +207,17 @@ def _add(digest: Any, name: str, content: bytes) -> None:
 
 def _extract(file: Path, size: int) -> bytes:
     """Size, header, and a part of each tensor, of a safetensors file."""
+    entries = safetensors_header(file)
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
-        if not 0 < length <= min(size - 8, _LONGEST_HEADER):
-            raise ValueError(f"{file} is not a whole safetensors file")
-        header = opened.read(length)
-        parts = [size.to_bytes(8, "little"), header]
-        for start, end in sorted(_places(file, header)):
-            if not 0 <= start <= end <= size - 8 - length:
-                raise ValueError(f"{file} is cut short: it has {size:,} bytes")
+        parts = [size.to_bytes(8, "little"), opened.read(length)]
+        for start, end in sorted((entry.start, entry.end) for entry in entries.values()):
             middle = max(start, (start + end - _PER_TENSOR) // 2)
             opened.seek(8 + length + middle)
             parts.append(opened.read(min(_PER_TENSOR, end - middle)))
     return b"".join(parts)
 
 
-def _places(file: Path, header: bytes) -> list[tuple[int, int]]:
-    """Where each tensor's bytes lie, counted from the end of the header."""
-    try:
-        content = cast(dict[str, dict[str, Any]], json.loads(header))
-        offsets = [value["data_offsets"] for name, value in content.items() if name[:2] != "__"]
-        return [(int(start), int(end)) for start, end in offsets]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{file} has a damaged header: {error!r}") from None
+def _short(value: object) -> str:
+    text = repr(value) if isinstance(value, str) else kind_of_json(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

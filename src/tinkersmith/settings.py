@@ -6,11 +6,13 @@ Names of files in a `Settings` value are as seen from the current folder.
 
 import ast
 import difflib
+import io
 import json
 import os
 import re
 import runpy
 import shlex
+import tokenize
 import traceback
 import types
 from collections.abc import Mapping, Sequence
@@ -30,7 +32,8 @@ from pydantic.fields import FieldInfo
 
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.command_line import command_line
-from tinkersmith.errors import UserError
+from tinkersmith.errors import UserError, one_line, unreadable
+from tinkersmith.files import read_regular
 from tinkersmith.paths import (
     data_file_seen_from_folder,
     data_file_seen_from_here,
@@ -286,6 +289,7 @@ class Settings(BaseModel):
 
 
 FIELDS: Mapping[str, FieldInfo] = Settings.model_fields
+_LARGEST_FILE = 10_000_000  # bytes of a settings file
 _ENVIRONMENT = ("TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_CREDENTIAL_CMD")
 
 
@@ -301,27 +305,72 @@ def load_settings(config_file: Path | str | None, overrides: Sequence[str] = ())
     if config_file is None:
         return settings_from({}, overrides)
     path = Path(config_file)
-    if not path.is_file():
-        raise UserError(
-            f"The settings file {path} does not exist. Name another with --config, or write a new "
-            f"project folder with: {command_line('init', 'my-project')}"
-        )
+    _check_text(path)
     try:
         namespace = runpy.run_path(str(path))
     except SyntaxError as error:
-        where = error.filename or str(path)
-        raise UserError(f"{where}, line {error.lineno}: {error.msg}. {_hint(path)}") from None
-    except (Exception, SystemExit) as error:
+        where = f"{error.filename or path}, line {error.lineno}" if error.lineno else str(path)
+        raise UserError(f"{where}: {error.msg}. {_hint(path)}") from None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a program of the user: it can end in any way
         lines = [
             frame.lineno
             for frame in traceback.extract_tb(error.__traceback__)
             if frame.filename == str(path)
         ]
         where = f"{path}, line {lines[-1]}" if lines else str(path)
-        raise UserError(f"{where}: {type(error).__name__}: {error}. {_hint(path)}") from None
+        raise UserError(f"{where}: {_kind_and_text(error)}. {_hint(path)}") from None
     if path.suffix != ".py" and not _named_values(namespace):
         raise UserError(f"{path} sets nothing. {_HOW_TO_WRITE}")
     return settings_from(namespace, overrides, where=str(path), folder=path.parent)
+
+
+def _check_text(path: Path) -> None:
+    """Refuse a settings file that cannot be Python, before Python tries.
+
+    Raises:
+        UserError: there is no such file, or it is not text.
+    """
+    try:
+        data = read_regular(path, _LARGEST_FILE)
+    except FileNotFoundError:
+        if path.is_symlink():
+            raise UserError(
+                f"The settings file {path} is a link to a file that does not exist. Correct the "
+                "link, or replace it by the file."
+            ) from None
+        raise UserError(
+            f"The settings file {path} does not exist. Name another with --config, or write a new "
+            f"project folder with: {command_line('init', 'my-project')}"
+        ) from None
+    except OSError as error:
+        raise unreadable(path, error) from None
+    if b"\0" in data:  # compiled Python, an archive, UTF-16: runpy would try some of these
+        offset = data.index(b"\0")
+        raise UserError(
+            f"{path} is not plain text in UTF-8: there is a NUL at byte {offset:,}. {_HOW_TO_WRITE}"
+        )
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+        data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}, line {line}: the byte 0x{data[error.start]:02X} is not {error.encoding}. "
+            "Save the file as UTF-8."
+        ) from None
+    except (SyntaxError, LookupError) as error:
+        raise UserError(f"{path}: {error}. Save the file as UTF-8.") from None
+
+
+def _kind_and_text(error: BaseException) -> str:
+    """An exception in one line, whatever its own text does."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def settings_from(
@@ -350,7 +399,9 @@ def settings_from(
     for override in overrides:
         name, equals, text = override.partition("=")
         if not equals:
-            raise UserError(f"--set {override} has no value; write it as --set NAME=VALUE.")
+            raise UserError(
+                f"--set {one_line(override)} has no value; write it as --set NAME=VALUE."
+            )
         field = _field_name(name.strip(), "--set")
         values[field] = _override_value(field, text.strip())
         overridden.add(field)
@@ -358,8 +409,12 @@ def settings_from(
         settings = Settings.model_validate(values)
     except ValidationError as error:
         raise UserError(_sentence(error)) from None
+    _refuse_impossible_names(settings)
     _refuse_settings_without_effect(settings)
-    moved = _file_names_from(folder, settings)
+    try:
+        moved = _file_names_from(folder, settings)
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead in a circle
+        raise UserError(f"A file that the settings name cannot be looked up: {error}.") from None
     return settings.model_copy(
         update={field: value for field, value in moved.items() if field not in overridden}
     )
@@ -460,7 +515,7 @@ def _field_name(name: str, where: str) -> str:
         if near
         else "docs/reference/settings.md lists all of them; write names of your own in lower case."
     )
-    raise UserError(f"{place}{name} is not a setting; {advice}")
+    raise UserError(f"{place}{one_line(name)} is not a setting; {advice}")
 
 
 def _override_value(field: str, text: str) -> object:
@@ -513,6 +568,31 @@ def _sentence(error: ValidationError) -> str:
     return f"{place} is {value}; it must be {must}{usual}."
 
 
+def _refuse_impossible_names(settings: Settings) -> None:
+    """Refuse names that no file can have, and texts that no file can hold."""
+    for field, value in settings.model_dump().items():
+        for text in cast("list[object]", value) if isinstance(value, list) else [value]:
+            if not isinstance(text, str):
+                continue
+            if "\0" in text:
+                raise UserError(
+                    f"{field.upper()} is {_python_text(text)}; it contains a NUL. Remove that."
+                )
+            if field in _NAME_FILES and _is_too_long(text):
+                raise UserError(
+                    f"{field.upper()} is {_python_text(text)}; it is too long for a file's name."
+                )
+
+
+_NAME_FILES = ("data_files", "validation_files", "output_dir", "base_model")
+
+
+def _is_too_long(name: str) -> bool:
+    """Whether common file systems refuse a name: 255 bytes are the most, 4096 with its folders."""
+    data = name.encode("utf-8", "surrogatepass")
+    return len(data) > 2000 or any(len(part) > 255 for part in data.split(b"/"))
+
+
 def _refuse_settings_without_effect(settings: Settings) -> None:
     if settings.validation_files and settings.validation_ratio:
         raise UserError(
@@ -533,13 +613,20 @@ def _about(field: FieldInfo) -> dict[str, str]:
 
 def _python_text(value: object) -> str:
     """A value as Python code, shortened to fit into a sentence."""
-    if isinstance(value, str):
-        text = '"' + value.replace("\n", "\\n") + '"'
-    elif isinstance(value, list):
-        text = "[" + ", ".join(_python_text(item) for item in cast(list[object], value)) + "]"
-    elif isinstance(value, float) and 0 < abs(value) < 0.01:
-        mantissa, exponent = f"{value:.6e}".split("e")
-        text = f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-    else:
-        text = repr(value)
+    try:
+        text = _python_code(value)
+    except Exception:  # it holds itself, has thousands of digits, or its own repr fails
+        text = f"a value of the type {type(value).__name__}"
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _python_code(value: object) -> str:
+    if isinstance(value, str):
+        return f'"{one_line(value)}"'
+    if isinstance(value, list):
+        items = cast(list[object], value)[:100]
+        return "[" + ", ".join(_python_code(item) for item in items) + "]"
+    if isinstance(value, float) and 0 < abs(value) < 0.01:
+        mantissa, exponent = f"{value:.6e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return repr(value)

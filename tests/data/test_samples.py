@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -311,3 +313,109 @@ def test_all_thousand_samples_of_a_real_data_set_load() -> None:
     loaded = load_samples([str(S1K)])
     assert (len(loaded.samples), loaded.skipped) == (1000, [])
     assert max(len(sample.output) for sample in loaded.samples) == 6904
+
+
+RECORD = b'{"instruction": "q", "output": "a"}'
+
+
+@pytest.mark.parametrize(
+    "blank", ["\u3000", "\u3000\n\u2003", "\x1c\n", "\u00a0\r\n", "\ufeff\u3000"]
+)
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json"])
+def test_a_file_of_blanks_of_any_script_is_empty(tmp_path: Path, blank: str, name: str) -> None:
+    file = write(tmp_path / name, blank.encode())
+    with pytest.raises(UserError, match=f"{name} is empty. Add records"):
+        load_samples([file])
+
+
+@pytest.mark.parametrize("name", ["twice.json", "twice.jsonl", "twice.txt"])
+def test_a_field_that_a_record_names_twice_is_skipped_and_not_chosen(
+    tmp_path: Path, name: str
+) -> None:
+    twice = b'{"instruction": "q", "output": "a", "output": "b", "input": "\\"output\\": x"}'
+    data = RECORD + b"\n" + twice + b"\n"
+    if name.endswith("json"):
+        data = b"[" + RECORD + b", " + twice + b"]"
+    loaded = load_samples([write(tmp_path / name, data)])
+    assert [sample.source.record for sample in loaded.samples] == [1]
+    [skipped] = loaded.skipped
+    assert (skipped.source.record, skipped.field) == (2, "output")
+    assert skipped.reason == '"output" is there twice. Keep one, or remove the record.'
+
+
+def test_fields_of_that_name_inside_other_fields_are_left_alone(tmp_path: Path) -> None:
+    record = (
+        b'{"instruction": "q", "output": "a", "meta": {"output": 1, "output": 2}, "k": "input"}'
+    )
+    [sample] = load_samples([write(tmp_path / "a.jsonl", record)]).samples
+    assert sample.output == "a"
+
+
+@pytest.mark.parametrize(("depth", "skipped"), [(90, 0), (101, 1), (900, 1)])
+def test_a_record_nested_too_deeply_to_be_written_is_skipped(
+    tmp_path: Path, depth: int, skipped: int
+) -> None:
+    nested = b"[" * depth + b"]" * depth
+    data = b"[" + RECORD + b', {"instruction": "q", "output": "a", "meta": ' + nested + b"}]"
+    loaded = load_samples([write(tmp_path / "a.json", data)])
+    assert len(loaded.samples) == 2 - skipped
+    assert [record.record_text[:1] for record in loaded.skipped] in ([], ['"'], ["{"])
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "loop", "device"])
+def test_what_is_no_regular_file_is_told_and_not_waited_for(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the name of a socket has at most 108 bytes
+    file = Path("data.jsonl")
+    words = f"it is a {kind}"
+    if kind == "pipe":
+        os.mkfifo(file)
+        words = "it is a named pipe, which can be read only once. Write its content to a file"
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(str(file))
+    elif kind == "loop":
+        file.symlink_to(file.name)
+        words = "its links lead in a circle"
+    else:
+        file.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=rf"data\.jsonl cannot be read: {words}"):
+        load_samples([str(file)])
+
+
+def test_a_name_that_is_no_name_is_a_missing_file_or_a_sentence(tmp_path: Path) -> None:
+    good = write(tmp_path / "a.jsonl", RECORD)
+    assert load_samples([good, "a\0b"]).missing_files == ["a\0b"]
+    with pytest.raises(UserError, match=r"read: File name too long\. Name a regular file"):
+        load_samples([good, "x" * 5000])
+
+
+def test_a_gzip_file_may_have_several_members_and_nothing_else(tmp_path: Path) -> None:
+    members = zipped(RECORD + b"\n") + zipped(RECORD + b"\n")
+    assert len(load_samples([write(tmp_path / "a.jsonl.gz", members)]).samples) == 2
+    with pytest.raises(
+        UserError, match=r"damaged gzip file .other bytes follow after its end.[.)]"
+    ):
+        load_samples([write(tmp_path / "b.jsonl.gz", members + b"garbage")])
+    with pytest.raises(UserError, match=r"damaged gzip file .Compressed file ended before"):
+        load_samples([write(tmp_path / "c.jsonl.gz", members[:-12])])
+
+
+def test_a_file_that_would_fill_the_memory_is_refused_before_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinkersmith.data.samples._most_bytes", lambda: 1_000_000)
+    bomb = write(tmp_path / "bomb.jsonl.gz", zipped((RECORD + b"\n") * 40_000))
+    with pytest.raises(UserError, match=r"unpacks to more than 0 GB.*gunzip -k"):
+        load_samples([bomb])
+    sparse = tmp_path / "sparse.json"
+    with sparse.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match="has more than 0 GB, which would not fit"):
+        load_samples([str(sparse)])
+
+
+def test_a_file_that_a_crash_filled_with_nul_is_told_as_that(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="only NUL bytes, as a crash may leave them"):
+        load_samples([write(tmp_path / "a.json", b"\0" * 500)])

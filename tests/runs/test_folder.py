@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
@@ -250,3 +252,136 @@ def test_the_names_of_a_run_of_version_0_1_start_from_the_current_folder(
     (run.path / "settings.json").write_text(json.dumps(facts))
     monkeypatch.chdir(tmp_path)
     assert run.settings().data_files == ["data/a.json"]
+
+
+def written(run: RunFolder, *changes: tuple[int, dict[str, object]]) -> None:
+    """Three checkpoints, with changed fields in some lines; None removes a field."""
+    lines = [json.loads(json.dumps(asdict(checkpoint(step)))) for step in (1, 2, 3)]
+    for place, fields in changes:
+        lines[place] |= fields
+    text = "".join(
+        json.dumps({name: value for name, value in line.items() if value != "gone"}) + "\n"
+        for line in lines
+    )
+    run.file("checkpoints.jsonl").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"step": "gone"}, '"step" is missing'),
+        ({"step": "2"}, '"step" is "2"; it must be a whole number of at least 0'),
+        ({"step": float("nan")}, '"step" is the number nan; it must be a whole number'),
+        ({"step": True}, '"step" is true; it must be a whole number'),
+        ({"step": 0}, "its step 0 comes after step 1"),
+        ({"epoch": None}, '"epoch" is null; it must be a whole number'),
+        ({"name": ""}, '"name" is ""; it must be a string that is not empty'),
+        (
+            {"state_path": "/etc/passwd"},
+            '"state_path" is "/etc/passwd"; it must be a tinker:// path',
+        ),
+        (
+            {"sampler_path": "tinker://a\nb"},
+            '"sampler_path" is "tinker://a.nb"; it must be a tinker',
+        ),
+        ({"state_deleted": 1}, '"state_deleted" is the number 1; it must be true or false'),
+    ],
+)
+def test_a_checkpoint_with_odd_fields_is_named_with_line_and_field(
+    tmp_path: Path, fields: dict[str, object], reason: str
+) -> None:
+    run = run_with_facts(tmp_path)
+    written(run, (1, fields))
+    place = re.escape(f"{run.file('checkpoints.jsonl')}, line 2 is damaged: ")
+    with pytest.raises(UserError, match=f"{place}{reason}.*Remove that line"):
+        run.checkpoints()
+
+
+@pytest.mark.parametrize("line", ["7", "[1]", "null", '"x"', "true"])
+def test_a_line_that_is_no_object_is_damaged(tmp_path: Path, line: str) -> None:
+    run = run_with_facts(tmp_path)
+    written(run)
+    file = run.file("checkpoints.jsonl")
+    file.write_text(file.read_text() + line + "\n")
+    with pytest.raises(UserError, match=r"line 4 is damaged: it is .* instead of an object"):
+        run.checkpoints()
+
+
+def test_fields_of_a_newer_version_and_lines_that_are_there_twice_do_no_harm(
+    tmp_path: Path,
+) -> None:
+    run = run_with_facts(tmp_path)
+    written(run, (0, {"state_deleted": True}), (1, {"colour": "red"}))
+    file = run.file("checkpoints.jsonl")
+    file.write_text(file.read_text() + file.read_text().splitlines(keepends=True)[-1])
+    assert [(saved.step, saved.state_deleted) for saved in run.checkpoints()] == [
+        (1, True),
+        (2, False),
+        (3, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"loss": 1.0}, '"step" is missing'),
+        ({"step": 1, "loss": 1.0, "epoch": 1}, '"completion_tokens" is missing'),
+        ({"step": 1, "validation_loss": None}, '"validation_loss" is null; it must be a number'),
+    ],
+)
+def test_metrics_whose_numbers_are_none_are_named(
+    tmp_path: Path, record: dict[str, object], reason: str
+) -> None:
+    run = run_with_facts(tmp_path)
+    run.append("metrics.jsonl", [{"step": 1, "epoch_loss": float("nan")}, record])
+    with pytest.raises(UserError, match=rf"metrics.jsonl, line 2 is damaged: {reason}"):
+        run.metrics()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"settings": []}, '"settings" is a list; it must be an object'),
+        ({"settings": {"LORA_RANK": None}}, "LORA_RANK is None; it must be a whole number"),
+        ({"settings": {"SHINE": 1}}, "has the setting 'SHINE', which Tinkersmith .* does not know"),
+        ({"prompt_template": {"kind": "text"}}, 'The stored prompt template .*"name" is missing'),
+        ({"base_model": 3}, '"base_model" is the number 3; it must be a string'),
+        ({"total_steps": float("inf")}, '"total_steps" is the number inf; it must be a whole'),
+        ({"data_digest": ""}, '"data_digest" is a string; it must be a string that is not empty'),
+        ({"relative_names_start_from": None}, '"relative_names_start_from" is null'),
+    ],
+)
+def test_facts_of_wrong_types_are_named(
+    tmp_path: Path, changes: dict[str, object], reason: str
+) -> None:
+    run = run_with_facts(tmp_path)
+    file = run.file("settings.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    with pytest.raises(UserError, match=f"settings.json.*{reason}") as caught:
+        run.settings()
+        run.template()
+    assert "backup, or start a new run." in str(caught.value)
+
+
+def test_a_fact_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r'settings.json is damaged: "data_digest" is missing'):
+        run_with_facts(tmp_path).fact("data_digest")
+
+
+def test_a_damaged_run_does_not_stand_before_the_others(tmp_path: Path) -> None:
+    good, bad = run_with_facts(tmp_path, age=100), run_with_facts(tmp_path, "bad")
+    good.add_checkpoint(checkpoint(5))
+    bad.file("checkpoints.jsonl").write_text("7\n")
+    path = checkpoint(5).state_path
+    assert run_of(path, tmp_path / "runs") == (good, checkpoint(5))
+    with pytest.raises(UserError, match=r"bad-.*checkpoints.jsonl, line 1 is damaged"):
+        run_of("tinker://other:train:0/weights/x", tmp_path / "runs")
+
+
+def test_a_pipe_in_place_of_a_file_of_a_run_is_not_waited_for(tmp_path: Path) -> None:
+    run = run_with_facts(tmp_path)
+    for name in ("settings.json", "checkpoints.jsonl", "metrics.jsonl"):
+        run.file(name).unlink(missing_ok=True)
+        os.mkfifo(run.file(name))
+        with pytest.raises(UserError, match=f"{name} cannot be read: it is a named pipe"):
+            (run.facts if name == "settings.json" else lambda name=name: run.lines(name))()

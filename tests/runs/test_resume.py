@@ -24,7 +24,9 @@ def run(tmp_path: Path) -> RunFolder:
     folder.file("settings.json").write_text(json.dumps(facts))
     for step in (2, 4, 6):
         folder.add_checkpoint(checkpoint(step))
-    folder.append("metrics.jsonl", [{"step": step, "loss": 1 / step} for step in range(1, 8)])
+    folder.append(
+        "metrics.jsonl", [{"step": step, "validation_loss": 1 / step} for step in range(1, 8)]
+    )
     return folder
 
 

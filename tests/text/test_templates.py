@@ -362,3 +362,33 @@ def test_own_chat_rendering_equals_that_of_transformers(tmp_path: Path) -> None:
                 add_generation_prompt=True,
             )
             assert template.render_prompt(sample) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"kind": "poem"}, '"kind" is "poem"; it must be "text" or "chat"'),
+        ({"format": 3}, '"format" is the number 3; it must be a string'),
+        ({"special_tokens": "abc"}, '"special_tokens" is "abc"; it must be a list of strings'),
+        ({"special_tokens": [1]}, '"special_tokens" is a list; it must be a list of strings'),
+        ({"colour": "red"}, '"colour" is not known to this version'),
+        ({"format": "{instruction} {answer}"}, r"has the field \{answer\}"),
+        ({"format": "{instruction"}, "expected '}' before end of string"),
+    ],
+)
+def test_a_stored_template_with_odd_fields_names_the_field(
+    changes: dict[str, Any], reason: str, tokenizer: TextTokenizer
+) -> None:
+    stored = choose_template("instruction", tokenizer, "some/model").to_json()
+    with pytest.raises(UserError, match=reason):
+        template_from_json(json.loads(json.dumps(stored | changes)))
+
+
+def test_whatever_a_chat_template_does_is_a_sentence(tokenizer: TextTokenizer) -> None:
+    for source in (
+        "{{ 1 / 0 }}",
+        "{{ range(10**9) }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    ):
+        with pytest.raises(UserError, match="some/model: the model's chat template fails: "):
+            chat_template(tokenizer, source)

@@ -378,3 +378,36 @@ def test_a_real_data_set_comes_back_from_its_tokens_letter_by_letter(
     whole = tokenize(samples, template, replace(tokenizer), 10**6, True)
     for original, tokenized in zip(samples, whole.samples, strict=True):
         assert tokenizer.decode(tokenized.tokens[tokenized.prompt_length :]) == original.output
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("tokenizer.json", b"", r"tokenizer\.json is not a tokenizer: "),
+        ("tokenizer.json", b"[]", r"tokenizer\.json is not a tokenizer: "),
+        ("tokenizer_config.json", b"[]", r"tokenizer_config\.json is damaged: it holds a list"),
+        ("tokenizer_config.json", b"\xff", r"config\.json is damaged: it is not UTF-8 at byte 0"),
+        ("tokenizer_config.json", b'{"a": 1', r"config\.json is damaged: it is not JSON at line 1"),
+        ("special_tokens_map.json", b"7", r"map\.json is damaged: it holds the number 7"),
+        ("chat_template.jinja", b"\xc0\x80", r"chat_template\.jinja is not UTF-8 at byte 0"),
+        ("tokenizer_config.json", b'{"eos_token": "\\ud800"}', r"The end token '.ud800' is not in"),
+        ("tokenizer_config.json", b'{"eos_token": "</no>"}', r"The end token '</no>' is not in"),
+    ],
+)
+def test_a_damaged_file_of_a_tokenizer_is_named(
+    tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    make_tiny_tokenizer(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=words) as caught:
+        load_tokenizer(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_odd_entries_among_the_chat_templates_do_no_harm(tmp_path: Path) -> None:
+    make_tiny_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config["chat_template"] = [3, {"name": ["x"]}, {"name": "default", "template": "{{ 'a' }}"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert load_tokenizer(tmp_path).chat_template == "{{ 'a' }}"

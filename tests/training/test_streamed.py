@@ -226,6 +226,21 @@ def test_a_damaged_file_of_the_cache_is_made_again(settings: Settings, open_data
     assert as_values(open_data(settings).batch(0)) == expected
 
 
+def test_one_flipped_bit_in_the_cache_is_seen(settings: Settings, open_data: Open) -> None:
+    data = open_data(settings)
+    expected = as_values(data.batch(0))
+    data.summary()
+    for path in (Path(settings.output_dir) / FOLDER).iterdir():
+        content = bytearray(path.read_bytes())
+        content[-3] ^= 1  # the last array's numbers
+        path.write_bytes(content)
+        spoilt = path.read_bytes()
+    again = open_data(settings)
+    assert as_values(again.batch(0)) == expected
+    again.summary()
+    assert path.read_bytes() != spoilt
+
+
 def test_a_file_that_changes_stops_the_loop_with_a_sentence(
     settings: Settings, open_data: Open
 ) -> None:

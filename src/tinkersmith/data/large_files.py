@@ -7,6 +7,7 @@ tokens.
 """
 
 import hashlib
+import shlex
 from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -30,20 +31,24 @@ from tinkersmith.data.samples import (
     Source,
     check_record,
     find_files,
+    is_blank,
     is_plain_json_lines,
     load_samples,
+    may_repeat_fields,
     overlap,
     parse_line,
     question_of,
     refuse_if_nothing_is_usable,
 )
 from tinkersmith.data.shuffle import VALIDATION_STREAM, shuffled
-from tinkersmith.errors import UserError
+from tinkersmith.errors import UserError, unreadable
+from tinkersmith.files import open_regular
 from tinkersmith.progress import Progress
 
 STREAMED_ABOVE = 100_000_000  # bytes of all files; below, all fits into about 1 GB of memory
 _WHOLE_AT_MOST = 1_000_000_000  # bytes of files that cannot be read line by line (9 GB of memory)
 _BLOCK_BYTES = 2_000_000
+_LONGEST_LINE = 100_000_000  # bytes: a longer one is no record, but a damaged file
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +109,17 @@ def are_streamed(files: Sequence[Path]) -> bool:
     Raises:
         UserError: the files are very large, and one of them cannot be read line by line.
     """
-    size = sum(path.stat().st_size for path in files if path.is_file())
+    size = sum(map(_size_of, files))
     if size <= STREAMED_ABOVE:
         return False
     whole = [path for path in files if not is_plain_json_lines(path)]
     if whole and size > _WHOLE_AT_MOST:
+        first = shlex.quote(str(whole[0]))
+        lines = shlex.quote(str(whole[0].with_suffix(".jsonl")))
         raise UserError(
             f"{whole[0]} is not a plain JSON Lines file, and data of {size / 1e9:.1f} GB can only "
             "be read line by line. Unpack it if it is gzip-ed; write one record per line, for "
-            f"example with: jq -c '.[]' {whole[0]} > {whole[0].with_suffix('.jsonl')}"
+            f"example with: jq -c '.[]' {first} > {lines}"
         )
     return not whole
 
@@ -179,9 +186,12 @@ def read_chunk(chunk: Chunk) -> tuple[list[Sample], list[Skipped]]:
     Raises:
         UserError: the file has changed since the first pass.
     """
-    with chunk.file.open("rb") as file:
-        file.seek(chunk.start)
-        data = file.read(chunk.size)
+    try:
+        with open_regular(chunk.file) as file:
+            file.seek(chunk.start)
+            data = file.read(chunk.size)
+    except OSError as error:
+        raise unreadable(chunk.file, error) from None
     if hashlib.sha256(data).hexdigest() != chunk.digest:
         raise UserError(f"{chunk.file} has changed while it was trained on. Start a new run.")
     samples: list[Sample] = []
@@ -223,7 +233,7 @@ class _FirstPass:
         self.finder = DuplicateFinder()
 
     def training_samples(self) -> Iterator[Sample]:
-        size = sum(path.stat().st_size for path in self.files)
+        size = sum(map(_size_of, self.files))
         seen = usable = 0
         with self.progress.doing("checking the data") as task:
             for path in self.files:
@@ -241,7 +251,7 @@ class _FirstPass:
                     usable += len(samples)
                     seen += len(block.data)
                     state = f"Checked {seen / 1e9:.1f} of {size / 1e9:.1f} GB"
-                    self.progress.reached(task, state, seen / size)
+                    self.progress.reached(task, state, min(seen / max(size, 1), 1.0))
                 self.counts[path.as_posix()] = usable - before
 
     def _add_chunk(self, path: Path, block: "_Block", usable: int, held_out: list[int]) -> None:
@@ -285,25 +295,48 @@ class _Block:
         return [record for record in self.checked if isinstance(record, Sample)]
 
 
+def _size_of(path: Path) -> int:
+    """The file's bytes; 0 if it is no file, or has just gone: reading it says so."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:
+        return 0
+
+
 def _blocks_of(path: Path) -> Iterator[_Block]:
     start, line, record = 0, 1, 1
-    with path.open("rb") as file:
-        while data := file.read(_BLOCK_BYTES) + file.readline():
-            checked = list(_checked(path, data, start, line, record))
-            yield _Block(start, data, line, record, checked)
-            start += len(data)
-            line += data.count(b"\n")
-            record += len(checked)
+    try:
+        with open_regular(path) as file:
+            while data := file.read(_BLOCK_BYTES):
+                data += file.readline(_LONGEST_LINE)
+                if len(data) >= _LONGEST_LINE:
+                    newlines = data.count(b"\n")
+                    raise UserError(
+                        f"{path}, line {line + newlines} has more than "
+                        f"{_LONGEST_LINE:,} bytes. Write one record per line."
+                    )
+                checked = list(_checked(path, data, start, line, record))
+                yield _Block(start, data, line, record, checked)
+                start += len(data)
+                line += data.count(b"\n")
+                record += len(checked)
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
 def _checked(
     path: Path, data: bytes, start: int, first_line: int, first_record: int
 ) -> Iterator[Sample | Skipped]:
-    name, record = path.as_posix(), first_record
+    name = path.as_posix()
     if start == 0:
         data = data.removeprefix(BOM)
-    for number, line in enumerate(data.split(b"\n"), start=first_line):
-        if not line or line.isspace():
-            continue
-        yield check_record(parse_line(path, line, number), Source(name, record))
-        record += 1
+    lines = [
+        (number, line)
+        for number, line in enumerate(data.split(b"\n"), start=first_line)
+        if not is_blank(line)
+    ]
+    records = [parse_line(path, line, number) for number, line in lines]
+    if may_repeat_fields(data, records):
+        records = [parse_line(path, line, number, mark_repeated=True) for number, line in lines]
+    for number, record in enumerate(records, start=first_record):
+        yield check_record(record, Source(name, number))

@@ -6,20 +6,35 @@ does not handle prompts or tokens.
 
 import gzip
 import json
+import os
 import re
+import shlex
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import orjson
 
-from tinkersmith.errors import UserError
+from tinkersmith.errors import UserError, unreadable
+from tinkersmith.files import kind_of_json, open_regular
 from tinkersmith.plurals import counted
 
 BOM = b"\xef\xbb\xbf"
 _LONGEST_FIRST_LINE = 1 << 20  # bytes that are read to tell JSON Lines from other files
+_PIECE = 1 << 20  # bytes that are unpacked at a time
+_WHOLE_AT_MOST = 1_000_000_000  # bytes that are read whole on any machine (9 GB of memory)
+_MEMORY_PER_BYTE = 10  # bytes of memory for a byte of a file that is read whole, at most
+_DEEPEST = 100  # levels of lists and objects in a record
+_ENCODINGS = (
+    (b"\xff\xfe\x00\x00", "UTF-32"),
+    (b"\x00\x00\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+_SEPARATORS = b"\x1c\x1d\x1e\x1f"  # white space to Python's strings, not to its bytes
+_FIELDS = ("instruction", "input", "output", "system", "history", "answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +125,15 @@ def find_files(files: Sequence[str]) -> tuple[list[Path], list[str]]:
     paths: list[Path] = []
     missing: list[str] = []
     for name in files:
-        path = next((place for place in _candidates(name) if place.exists()), None)
+        path = next((place for place in _candidates(name) if _exists(place)), None)
         if path is None:
             missing.append(name)
             continue
-        if any(path.samefile(other) for other in paths):
+        try:
+            again = any(path.samefile(other) for other in paths)
+        except OSError as error:  # it has just gone
+            raise unreadable(path, error) from None
+        if again:
             raise UserError(f"{path} is named twice. Name each file once.")
         paths.append(path)
     if not missing and not paths:
@@ -137,30 +156,39 @@ def read_records(path: Path, parse: Callable[[bytes], Any] = orjson.loads) -> li
         UserError: the file is neither; the sentence has the line and column.
     """
     data = _read_bytes(path)
-    if not data.strip():
+    if is_blank(data):
         raise UserError(f"{path} is empty. Add records, or remove it from the list of files.")
     try:
         value = parse(data)
     except (ValueError, RecursionError):
         text = _decode(path, data)
         if _is_json_lines(path, text):
-            return _json_lines(path, text)
-        value = _parse_or_explain(path, text, first_line=1)
+            records = _json_lines(path, text)
+            if may_repeat_fields(data, records):
+                return _json_lines(path, text, _marked)
+            return records
+        value = _parse_or_explain(path, text)
     if isinstance(value, dict) and _has_lines_name(path):
-        return [cast("dict[str, Any]", value)]
+        records: list[Any] = [value]
+        repeats = may_repeat_fields(data, records)
+        return [json.loads(data, object_pairs_hook=_marked)] if repeats else records
     if not isinstance(value, list):
-        raise UserError(f"{path} holds {_kind(value)} instead of an array. {_object_hint(value)}")
+        what = kind_of_json(value)
+        raise UserError(f"{path} holds {what} instead of an array. {_object_hint(value)}")
     if not value:
         raise UserError(
             f"{path} holds an empty array. Add records, or remove it from the list of files."
         )
-    return cast("list[Any]", value)
+    records = cast("list[Any]", value)
+    if may_repeat_fields(data, records):
+        records = cast("list[Any]", json.loads(data, object_pairs_hook=_marked))
+    return records
 
 
 def is_plain_json_lines(path: Path) -> bool:
     """Whether the file can be read line by line: JSON Lines, neither gzip-ed nor an array."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(_LONGEST_FIRST_LINE).removeprefix(BOM).lstrip()
     except OSError:  # a folder, or no permission: reading it says so
         return False
@@ -175,16 +203,46 @@ def is_plain_json_lines(path: Path) -> bool:
     return True
 
 
-def parse_line(path: Path, line: bytes, number: int) -> Any:
+def is_blank(data: bytes) -> bool:
+    """Whether UTF-8 bytes are white space alone, that of other scripts included (U+3000)."""
+    rest = data.strip()
+    if not rest or (rest[0] < 0x80 and rest[0] not in _SEPARATORS):
+        return not rest
+    try:
+        return rest.decode("utf-8").isspace()
+    except UnicodeDecodeError:
+        return False
+
+
+def may_repeat_fields(data: bytes, records: Sequence[Any]) -> bool:
+    """Whether one of the records in `data` may name a field twice: parsers keep only the last.
+
+    This counts names, which is fast; `read_records` and `parse_line` then look closely.
+    """
+    objects = [record for record in records if isinstance(record, dict)]
+    for name in _FIELDS:
+        quoted = b'"%s"' % name.encode()
+        here = sum(name in record for record in objects)
+        # The text `"input"` cannot stand inside a string of JSON; it can be the whole string.
+        if data.count(quoted) > here and len(re.findall(quoted + rb"\s*:", data)) > here:
+            return True
+    return False
+
+
+def parse_line(path: Path, line: bytes, number: int, *, mark_repeated: bool = False) -> Any:
     """The record on line `number` of a JSON Lines file.
+
+    Args:
+        mark_repeated: let `check_record` see a field that is there twice.
 
     Raises:
         UserError: it is not JSON; the sentence has the line and column.
     """
     try:
-        return orjson.loads(line)
+        record = orjson.loads(line)
     except ValueError:  # Python's parser takes more (NaN, lone surrogates), and explains better
-        return _parse_or_explain(path, _decode(path, line, number), first_line=number)
+        record = _parse_or_explain(path, _decode(path, line, number), number)
+    return json.loads(line, object_pairs_hook=_marked) if mark_repeated else record
 
 
 def check_record(record: Any, source: Source) -> Sample | Skipped:
@@ -196,9 +254,14 @@ def check_record(record: Any, source: Source) -> Sample | Skipped:
     if not isinstance(record, dict):
         return skip(
             "",
-            f"the record is {_kind(record)}; it must be an object with instruction and output.",
+            f"the record is {kind_of_json(record)}; it must be an object with instruction and "
+            "output.",
         )
     fields = cast("dict[str, Any]", record)
+    if isinstance(record, _Repeated):
+        return skip(record.name, f'"{record.name}" is there twice. Keep one, or remove the record.')
+    if _too_deep(fields):
+        return skip("", f"the record is nested more than {_DEEPEST} levels deep. Remove it.")
     texts: dict[str, str] = {}
     for name in ("instruction", "input", "output", "system"):
         value = fields.get(name)
@@ -209,7 +272,7 @@ def check_record(record: Any, source: Source) -> Sample | Skipped:
                 return skip(name, f'"{name}" is {what}. {_shape_hint(fields)}')
             value = ""
         if not isinstance(value, str):
-            return skip(name, f'"{name}" is {_kind(value)}; it must be a string.')
+            return skip(name, f'"{name}" is {kind_of_json(value)}; it must be a string.')
         if required and not value.strip():
             return skip(name, f'"{name}" is empty. Fill it in, or remove the record.')
         texts[name] = value
@@ -236,6 +299,8 @@ def check_record(record: Any, source: Source) -> Sample | Skipped:
 def refuse_if_nothing_is_usable(usable: int, skipped: int, first: Sequence[Skipped]) -> None:
     """Raise UserError if all records are skipped; `first` holds the first of them."""
     if not usable:
+        if not first:
+            raise UserError("The data files hold no record at all. Add records.")
         raise UserError(
             f"Not one of {counted(skipped, 'record')} can be used. The first: {first[0]}"
         )
@@ -271,7 +336,10 @@ def overlap(train: Iterable[Sample], test: Sequence[Sample]) -> list[tuple[Sourc
 
 def record_text(record: Any) -> str:
     """The record as one line of JSON; unpaired surrogates are escaped, so any file can hold it."""
-    text = json.dumps(record, ensure_ascii=False)
+    try:
+        text = json.dumps(record, ensure_ascii=False)
+    except RecursionError:
+        return '"(nested too deeply to be shown)"'
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -283,29 +351,89 @@ def _places() -> str:
     return f"{Path.cwd()}, {Path('data').absolute()}"
 
 
+def _exists(path: Path) -> bool:
+    """Whether there is something at `path`; unlike `Path.exists`, alike in all versions of Python.
+
+    Raises:
+        UserError: the operating system cannot tell.
+    """
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as error:
+        raise unreadable(path, error) from None
+    return True
+
+
 def _read_bytes(path: Path) -> bytes:
     if path.is_dir():
         raise UserError(f"{path} is a folder. Name the files in it.")
+    most = _most_bytes()
     try:
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            if not packed and os.fstat(file.fileno()).st_size > most:
+                raise _too_large(path, most)
+            data = _unpacked(path, file, most) if packed else file.read(most + 1)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read: {error.strerror}. Check its permissions."
-        ) from None
-    if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{path} is a damaged gzip file ({error}). Make it again.") from None
-    for mark, encoding in (
-        (b"\xff\xfe\x00\x00", "UTF-32"),
-        (b"\x00\x00\xfe\xff", "UTF-32"),
-        (b"\xff\xfe", "UTF-16"),
-        (b"\xfe\xff", "UTF-16"),
-    ):
+        raise unreadable(path, error) from None
+    if len(data) > most:  # it grows while it is read
+        raise _too_large(path, most)
+    for mark, encoding in _ENCODINGS:
         if data.startswith(mark):
             raise UserError(f"{path} is encoded as {encoding}. Save it as UTF-8.")
     return data.removeprefix(BOM)
+
+
+def _too_large(path: Path, most: int) -> UserError:
+    return UserError(
+        f"{path} has more than {most / 1e9:.0f} GB, which would not fit into this machine's memory "
+        "as a whole. Split it into smaller files."
+    )
+
+
+def _most_bytes() -> int:
+    """The size up to which a file is read whole: what is known to fit into the memory."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on every system
+        memory = 0
+    return max(_WHOLE_AT_MOST, memory // _MEMORY_PER_BYTE)
+
+
+def _unpacked(path: Path, packed: BinaryIO, most: int) -> bytes:
+    """The content of a gzip file of one or several members, unpacked as far as memory allows.
+
+    Raises:
+        UserError: it is damaged, or too large.
+    """
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        with gzip.GzipFile(fileobj=packed) as file:
+            while piece := file.read(_PIECE):
+                pieces.append(piece)
+                size += len(piece)
+                if size > most:
+                    raise UserError(
+                        f"{path} unpacks to more than {most / 1e9:.0f} GB, which would not fit "
+                        "into this machine's memory. If that is what it should hold, unpack it "
+                        f"with: gunzip -k {shlex.quote(str(path))}"
+                    )
+    except gzip.BadGzipFile as error:
+        text = str(error)
+        # The file begins as gzip files do, so this is what comes after a member.
+        reason = "other bytes follow after its end" if text.startswith("Not a gz") else text
+        raise _damaged_gzip(path, reason) from None
+    except (EOFError, zlib.error) as error:
+        raise _damaged_gzip(path, str(error)) from None
+    return b"".join(pieces)
+
+
+def _damaged_gzip(path: Path, reason: str) -> UserError:
+    return UserError(f"{path} is a damaged gzip file ({reason.rstrip('.')}). Make it again.")
 
 
 def _decode(path: Path, data: bytes, first_line: int = 1) -> str:
@@ -319,7 +447,12 @@ def _decode(path: Path, data: bytes, first_line: int = 1) -> str:
             f"{path}, line {line}, column {column}: the byte 0x{data[error.start]:02X} is not "
             f"UTF-8 (the file looks like {_likely_encoding(data)}). Save it as UTF-8."
         ) from None
-    if text.startswith(("[\x00", "{\x00", "\x00")):
+    if text.startswith("\x00") and not text.strip("\x00\r\n"):
+        raise UserError(
+            f"{path}, line {first_line}: there are only NUL bytes, as a crash may leave them. Copy "
+            "the file again."
+        )
+    if text.startswith(("[\x00", "{\x00", "\x00[", "\x00{")):
         raise UserError(f"{path} looks like UTF-16 without a mark. Save it as UTF-8.")
     return text
 
@@ -352,43 +485,68 @@ def _is_json_lines(path: Path, text: str) -> bool:
     return True
 
 
-def _json_lines(path: Path, text: str) -> list[Any]:
+def _json_lines(path: Path, text: str, pairs_hook: Any = None) -> list[Any]:
     # Only "\n" ends a line: JSON texts may hold U+2028 and its like, at which splitlines() cuts.
     return [
-        _parse_or_explain(path, line, first_line=number)
+        _parse_or_explain(path, line, number, pairs_hook)
         for number, line in enumerate(text.split("\n"), start=1)
         if line.strip()
     ]
 
 
-def _parse_or_explain(path: Path, text: str, first_line: int) -> Any:
+def _parse_or_explain(path: Path, text: str, line: int = 0, pairs_hook: Any = None) -> Any:
+    """The value of a JSON text: that of a whole file, or that of one line."""
+    place = f"{path}, line {line}" if line else str(path)
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=pairs_hook)
     except json.JSONDecodeError as error:
         if not text[error.pos :].strip() or error.msg.startswith("Unterminated string"):
             what = f"it ends too early ({error.msg})"
         else:
             what = f"{error.msg}, found {text[error.pos : error.pos + 12]!r}"
-        line = first_line + error.lineno - 1
+        number = max(line, 1) + error.lineno - 1
         raise UserError(
-            f"{path}, line {line}, column {error.colno}: not JSON: {what}. Fix it there."
+            f"{path}, line {number}, column {error.colno}: not JSON: {what}. Fix it there."
         ) from None
     except RecursionError:
-        raise UserError(f"{path}, line {first_line}: the JSON is nested too deeply.") from None
+        raise UserError(f"{place}: the JSON is nested too deeply. Remove that record.") from None
     except ValueError as error:
-        raise UserError(f"{path}, line {first_line}: not readable as JSON: {error}.") from None
+        raise UserError(f"{place}: not readable as JSON: {error}. Fix it there.") from None
 
 
-def _kind(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return f"the number {value}" if len(repr(value)) < 40 else "a number"
-    if isinstance(value, str):
-        return "a string"
-    return "a list" if isinstance(value, list) else "an object"
+class _Repeated(dict[str, Any]):
+    """A record that names a field twice."""
+
+    name: str = ""
+
+
+def _marked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these fields, as `_Repeated` if one of ours is there twice."""
+    fields = dict(pairs)
+    if len(fields) == len(pairs):
+        return fields
+    names = [name for name, _ in pairs]
+    twice = next((name for name in _FIELDS if names.count(name) > 1), "")
+    if not twice:
+        return fields
+    repeated = _Repeated(fields)
+    repeated.name = twice
+    return repeated
+
+
+def _too_deep(fields: dict[str, Any]) -> bool:
+    """Whether a field holds lists and objects nested deeper than files can be written with."""
+    level = [value for value in fields.values() if isinstance(value, list | dict)]
+    depth = 1
+    while level and depth < _DEEPEST:
+        level = [
+            inner
+            for value in cast("list[list[Any] | dict[str, Any]]", level)
+            for inner in (value.values() if isinstance(value, dict) else value)
+            if isinstance(inner, list | dict)
+        ]
+        depth += 1
+    return bool(level)
 
 
 def _object_hint(value: Any) -> str:

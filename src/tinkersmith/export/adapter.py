@@ -9,11 +9,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from tinkersmith.errors import UserError
+from tinkersmith.errors import UserError, one_line
 from tinkersmith.export.base_folder import BaseFolder, read_model_json
-from tinkersmith.files import write_json
+from tinkersmith.files import kind_of_json, write_json
+from tinkersmith.fingerprint import safetensors_header
 from tinkersmith.peft_format import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -54,13 +55,16 @@ def read_layers(folder: Path, base: BaseFolder) -> list[LoraLayer]:
     config = read_model_json(folder / ADAPTER_CONFIG)
     _check_kind(config)
     try:
+        safetensors_header(folder / ADAPTER_WEIGHTS)  # never waits, and says more than the library
         tensors = load_file(folder / ADAPTER_WEIGHTS)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = str(error).rstrip(".").removesuffix(". Copy the model again")
         raise UserError(
-            f"The downloaded {ADAPTER_WEIGHTS} is damaged ({error}). Run the export again."
+            f"The downloaded {ADAPTER_WEIGHTS} is damaged ({reason}). Run the export again."
         ) from None
     layers: dict[str, LoraLayer] = {}
     for path, a, b in _single_experts(_pairs(tensors)):
+        _check_numbers(path, a, b)
         name = _name_in_base(path, base)
         layer = LoraLayer(name, a, b, _scaling(config, name, a.shape[0]))
         _check_shape(layer, base)
@@ -118,9 +122,11 @@ def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
 
 
 def _check_kind(config: dict[str, Any]) -> None:
+    for name in ("rank_pattern", "alpha_pattern"):
+        _check_pattern(name, config.get(name) or {})
     for name in ("r", "lora_alpha"):
         value = config.get(name)
-        if not isinstance(value, int | float) or value <= 0:
+        if not _is_strength(value):
             raise UserError(
                 f"The downloaded {ADAPTER_CONFIG} has {name} = {value!r}, so the LoRA's strength "
                 "is unknown; it cannot be exported."
@@ -132,14 +138,54 @@ def _check_kind(config: dict[str, Any]) -> None:
             )
 
 
+def _is_strength(value: object) -> bool:
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and 0 < value < 1e9  # NaN and infinity are not
+    )
+
+
+def _check_pattern(name: str, patterns: object) -> None:
+    if isinstance(patterns, dict):
+        wrong = ""
+        for pattern, value in cast("dict[str, object]", patterns).items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                wrong = f"the pattern {one_line(pattern)!r} ({error})"
+            if not _is_strength(value):
+                wrong = f"{kind_of_json(value)} for {one_line(pattern)!r}"
+        if not wrong:
+            return
+    else:
+        wrong = kind_of_json(patterns)
+    raise UserError(
+        f"The downloaded {ADAPTER_CONFIG} is damaged: its {name} holds {wrong}. Run the export "
+        "again."
+    )
+
+
+def _check_numbers(path: str, *matrices: "Tensor") -> None:
+    """Refuse NaN and infinity, which would make every answer of the export nonsense."""
+    for matrix in matrices:
+        if not matrix.is_floating_point():
+            raise UserError(f"The LoRA's weights for {path} have the type {matrix.dtype}.")
+        if not matrix.isfinite().all():
+            raise UserError(
+                f"The LoRA's weights for {path} hold NaN or infinity, so this checkpoint is "
+                "damaged or its training diverged. Export an earlier one with --model-path."
+            )
+
+
 def _pairs(tensors: "Mapping[str, Tensor]") -> "dict[str, tuple[Tensor, Tensor]]":
     sides: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         match = _LORA_TENSOR.fullmatch(name)
         if match is None:
             raise UserError(
-                f"The downloaded LoRA has a tensor {name!r}, which is no lora_A or lora_B matrix; "
-                "it cannot be exported without losing that."
+                f"The downloaded LoRA has a tensor {one_line(name)!r}, which is no lora_A or "
+                "lora_B matrix; it cannot be exported without losing that."
             )
         sides.setdefault(match[1], {})[match[2]] = tensor
     for path, matrices in sides.items():

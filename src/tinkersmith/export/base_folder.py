@@ -1,16 +1,16 @@
 """A base model's folder -> names, shapes and dtypes of its tensors, read from file headers only."""
 
-import json
 import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from tinkersmith.errors import UserError
+from tinkersmith.errors import UserError, unreadable
+from tinkersmith.files import read_json_object
+from tinkersmith.fingerprint import safetensors_header, weight_files
 
-WEIGHTS_INDEX = "model.safetensors.index.json"
 _TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -41,6 +41,7 @@ class BaseFolder:
     dtypes: dict[str, str]  # as safetensors names them: "F32", "BF16", ...
     config: dict[str, Any]
     tied: bool  # the output layer is the input embedding
+    missing: tuple[str, ...] = ()  # files that the index names, and that are not there
 
     @property
     def output_layer(self) -> str:
@@ -82,40 +83,25 @@ def read_base(folder: Path) -> BaseFolder:
     Raises:
         UserError: the folder holds no safetensors model, or a damaged one.
     """
-    from safetensors import SafetensorError, safe_open
-
     config = read_model_json(folder / "config.json")
-    files: dict[str, str] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    dtypes: dict[str, str] = {}
-    index = folder / WEIGHTS_INDEX
-    if index.is_file():
-        files = dict(read_model_json(index)["weight_map"])
-    elif (folder / "model.safetensors").is_file():
-        files = {"": "model.safetensors"}
-    else:
-        raise UserError(
-            f"{folder} holds no model in safetensors format: neither model.safetensors nor "
-            f"{WEIGHTS_INDEX} is there. Name the folder of the base model."
-        )
-    names = sorted(set(files.values()))
-    present = [name for name in names if (folder / name).is_file()]
-    if len(present) == len(names):
-        files = {}
-        for name in names:
-            try:
-                opened: Any = safe_open(folder / name, framework="pt")
-                with opened as weights:
-                    for tensor in weights.keys():  # noqa: SIM118 (no mapping)
-                        piece = weights.get_slice(tensor)
-                        files[tensor] = name
-                        shapes[tensor] = tuple(piece.get_shape())
-                        dtypes[tensor] = piece.get_dtype()
-            except SafetensorError as error:
-                raise UserError(
-                    f"{folder / name} is damaged ({error}). Copy the model again."
-                ) from None
-    return BaseFolder(folder, files, shapes, dtypes, config, _is_tied(config, files))
+    try:
+        names, missing = weight_files(folder)
+        files: dict[str, str] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+        dtypes: dict[str, str] = {}
+        if missing:  # enough to name the layers of an adapter
+            files = names
+        else:
+            for file in sorted(set(names.values())):
+                for tensor, entry in safetensors_header(folder / file).items():
+                    files[tensor] = file
+                    shapes[tensor] = entry.shape
+                    dtypes[tensor] = entry.dtype
+    except OSError as error:
+        raise unreadable(error.filename or folder, error) from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return BaseFolder(folder, files, shapes, dtypes, config, _is_tied(config, files), missing)
 
 
 def copy_tokenizer(folder: Path, out: Path) -> None:
@@ -138,8 +124,9 @@ def _copy(folder: Path, out: Path, patterns: Sequence[str]) -> None:
 def _is_tied(config: dict[str, Any], files: dict[str, str]) -> bool:
     if not any(re.fullmatch(r"(.+\.)?lm_head\.weight", name) for name in files):
         return True
-    inner: Any = config.get("text_config") or {}
-    return bool(config.get("tie_word_embeddings", inner.get("tie_word_embeddings")))
+    inner: Any = config.get("text_config")
+    inner_says = cast("dict[str, Any]", inner if isinstance(inner, dict) else {})
+    return bool(config.get("tie_word_embeddings", inner_says.get("tie_word_embeddings")))
 
 
 def read_model_json(path: Path) -> dict[str, Any]:
@@ -149,8 +136,10 @@ def read_model_json(path: Path) -> dict[str, Any]:
         UserError: the file is missing or damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(path)
     except FileNotFoundError:
-        raise UserError(f"{path.parent} has no {path.name}.") from None
+        raise UserError(f"{path.parent} has no {path.name}. Copy the model again.") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
     except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}.") from None
+        raise UserError(f"{path} is damaged: {error}. Copy the model again.") from None

@@ -7,6 +7,7 @@ from pathlib import Path
 from string import Formatter
 
 from tinkersmith.data.samples import Sample, Source
+from tinkersmith.export.base_folder import read_model_json
 from tinkersmith.text.templates import ChatTemplate, PromptTemplate, TextTemplate
 
 
@@ -41,7 +42,7 @@ def write_chat_template(template: PromptTemplate, folder: Path) -> bool:
     source = chat_template_of(template)
     config = folder / "tokenizer_config.json"
     if config.is_file():
-        values = json.loads(config.read_text(encoding="utf-8"))
+        values = read_model_json(config)
         if values.pop("chat_template", None) is not None:
             text = json.dumps(values, ensure_ascii=False, indent=2) + "\n"
             config.write_text(text, encoding="utf-8")

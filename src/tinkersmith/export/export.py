@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tinkersmith.data.large_files import iterate_samples
 from tinkersmith.data.samples import Sample, Source
-from tinkersmith.errors import UserError
+from tinkersmith.errors import UserError, unreadable
 from tinkersmith.export.adapter import LoraLayer, read_layers, write_peft_adapter
 from tinkersmith.export.base_folder import (
     BaseFolder,
@@ -146,7 +146,10 @@ def _check_output(folder: Path, force: bool) -> None:
 def _is_export(folder: Path) -> bool:
     if not folder.is_dir() or folder.is_symlink():
         return False
-    names = {path.name for path in folder.iterdir()}
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except OSError as error:
+        raise unreadable(folder, error) from None
     return not names or (
         "prompt_template.json" in names and bool({"config.json", ADAPTER_CONFIG} & names)
     )
@@ -209,9 +212,13 @@ def _stop_at_end_token(
     values: dict[str, Any] = read_model_json(file) if file.is_file() else {}
     config = read_model_json(folder / "config.json")
     known: Any = values.get("eos_token_id", config.get("eos_token_id"))
-    end_ids = [] if known is None else [known]
-    if isinstance(known, list):
-        end_ids = cast(list[int], known)
+    end_ids = cast(list[object], known) if isinstance(known, list) else [known]
+    end_ids = [token for token in end_ids if token is not None]
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in end_ids):
+        raise UserError(
+            f"The base model's eos_token_id is {known!r}; it must be a token's number or a list of "
+            "them. Correct generation_config.json or config.json in its folder."
+        )
     if end_id not in end_ids:
         write_json(file, {**values, "eos_token_id": [end_id, *end_ids]})
 

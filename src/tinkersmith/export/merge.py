@@ -5,14 +5,15 @@ in the output, or the export is refused.
 Axes: R rank, I and O input and output size of a layer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinkersmith.errors import UserError
 from tinkersmith.export.adapter import LoraLayer, write_tensors
-from tinkersmith.export.base_folder import WEIGHTS_INDEX, BaseFolder, copy_all_but_weights
+from tinkersmith.export.base_folder import BaseFolder, copy_all_but_weights
 from tinkersmith.files import write_json
+from tinkersmith.fingerprint import WEIGHTS_INDEX
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,10 +33,13 @@ def write_merged(
         OSError: a file cannot be written.
     """
     import torch
-    from safetensors import safe_open
 
     if not base.shapes:
-        raise UserError(f"The weights of the base model are not in {base.folder}.")
+        missing = f" (there is no {base.missing[0]})" if base.missing else ""
+        raise UserError(
+            f"The weights of the base model are not in {base.folder}{missing}. Copy the model "
+            "again, or name another folder with --base-folder."
+        )
     _check_mergeable(base)
     cast = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     layers = list(layers)
@@ -47,18 +51,15 @@ def write_merged(
     size = 0
     for name in sorted(set(base.files.values())):
         tensors: dict[str, Tensor] = {}
-        opened: Any = safe_open(base.folder / name, framework="pt")
-        with opened as weights:
-            for key in weights.keys():  # noqa: SIM118 (no mapping)
-                weight = weights.get_tensor(key)
-                is_cast = cast is not None and weight.is_floating_point()
-                target = cast if is_cast else weight.dtype
-                if untied is not None and key == base.embedding():
-                    tensors[f"{untied.path}.weight"] = _added(weight, untied).to(target)
-                if untied is not None and key == f"{untied.path}.weight":
-                    continue  # a stored copy of the embedding, which nothing uses
-                layer = pending.pop(key, None)
-                tensors[key] = (weight if layer is None else _added(weight, layer)).to(target)
+        for key, weight in _tensors_of(base.folder / name):
+            is_cast = cast is not None and weight.is_floating_point()
+            target = cast if is_cast else weight.dtype
+            if untied is not None and key == base.embedding():
+                tensors[f"{untied.path}.weight"] = _added(weight, untied).to(target)
+            if untied is not None and key == f"{untied.path}.weight":
+                continue  # a stored copy of the embedding, which nothing uses
+            layer = pending.pop(key, None)
+            tensors[key] = (weight if layer is None else _added(weight, layer)).to(target)
         write_tensors(out / name, tensors)
         written |= dict.fromkeys(tensors, name)
         size += sum(tensor.nbytes for tensor in tensors.values())
@@ -69,6 +70,18 @@ def write_merged(
     copy_all_but_weights(base.folder, out)
     config = _with_changes(base.config, untie=untied is not None, dtype=dtype)
     write_json(out / "config.json", config)
+
+
+def _tensors_of(file: Path) -> "Iterator[tuple[str, Tensor]]":
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        opened: Any = safe_open(file, framework="pt")
+        with opened as weights:
+            for key in weights.keys():  # noqa: SIM118 (no mapping)
+                yield key, weights.get_tensor(key)
+    except SafetensorError as error:  # changed since its header was read
+        raise UserError(f"{file} is damaged: {error}. Copy the model again.") from None
 
 
 def _added(weight: "Tensor", layer: LoraLayer) -> "Tensor":

@@ -4,15 +4,17 @@ Compares log-probabilities of given tokens with expected ones, which the caller 
 Axes: T tokens, V vocabulary.
 """
 
-import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinkersmith.errors import UserError
+from tinkersmith.export.base_folder import read_model_json
+from tinkersmith.fingerprint import safetensors_header
 from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 # bfloat16, and for merged weights rounded to it: its 8 bits are 0.4 % of each weight.
 TIGHT = 1e-4
 LOOSE_MAX, LOOSE_MEAN = 1.0, 0.05
+_AGAIN = "Export it again with --force."
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +113,12 @@ def _load_adapter(folder: Path, base_folder: Path | str | None) -> "tuple[nn.Mod
     import torch
     from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 
-    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    base, _ = _load_model(Path(base_folder or config["base_model_name_or_path"]))
-    with warnings.catch_warnings():
+    config = read_model_json(folder / ADAPTER_CONFIG)
+    name = base_folder or config.get("base_model_name_or_path")
+    if not isinstance(name, str | Path) or not str(name):
+        raise UserError(f"{folder / ADAPTER_CONFIG} names no base model. {_AGAIN}")
+    base, _ = _load_model(Path(name))
+    with _explained(folder), warnings.catch_warnings():
         # It warns of a LoRA on a tied output layer, which it does apply, and of missing keys, which
         # the code below finds.
         warnings.simplefilter("ignore")
@@ -120,7 +126,9 @@ def _load_adapter(folder: Path, base_folder: Path | str | None) -> "tuple[nn.Mod
         loaded: Any = peft.get_peft_model_state_dict(  # pyright: ignore[reportUnknownMemberType]
             model, save_embedding_layers=False
         )
-    stored = load_file(folder / ADAPTER_WEIGHTS)
+    with _explained(folder):
+        safetensors_header(folder / ADAPTER_WEIGHTS)  # never waits, unlike the library
+        stored = load_file(folder / ADAPTER_WEIGHTS)
     experts = [name for name in stored if ".experts." in name]  # peft fuses these when loading
     plain = stored.keys() - set(experts)
     wrong = sorted(plain - loaded.keys())
@@ -144,20 +152,27 @@ def _load_model(folder: Path) -> "tuple[nn.Module, int]":
     logging.disable_progress_bar()
     if not folder.is_dir() and os.sep in str(folder) and folder.is_absolute():
         raise UserError(f"The base model's folder {folder} does not exist. Name another.")
-    try:
+    with _explained(folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportUnknownMemberType]
             str(folder), dtype=torch.float32, output_loading_info=True
         )
         model, about = loaded
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"transformers cannot load {folder}: {reason}") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if problems := about.get(kind):
             raise UserError(
                 f"transformers loads {folder} with {kind.replace('_', ' ')}: {problems}."
             )
     return model.eval(), len(model.state_dict())
+
+
+@contextmanager
+def _explained(folder: Path) -> Generator[None, None, None]:
+    """Whatever goes wrong when other libraries load `folder` becomes a sentence."""
+    try:
+        yield
+    except Exception as error:  # they raise all kinds for damaged files
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"{folder} cannot be loaded: {reason.rstrip('.')}. {_AGAIN}") from None
 
 
 def _fp32(*tensors: Any) -> list[Any]:

@@ -7,18 +7,70 @@ import datetime as dt
 import errno
 import json
 import os
+import re
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from tinkersmith.command_line import command_line
-from tinkersmith.errors import UserError
-from tinkersmith.files import new_folder, write_atomically, write_json
-from tinkersmith.settings import Settings, settings_for_file, settings_from
+from tinkersmith.errors import UserError, one_line, unreadable
+from tinkersmith.files import (
+    kind_of_json,
+    new_folder,
+    read_json_object,
+    read_regular,
+    write_atomically,
+    write_json,
+)
+from tinkersmith.settings import FIELDS, Settings, settings_for_file, settings_from
 from tinkersmith.text.templates import PromptTemplate, template_from_json
+from tinkersmith.version import __version__
 
 _NAMES_FROM = "relative_names_start_from"  # seen from the run's folder
+_PATH = re.compile(r"tinker://\S+")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+_START_AGAIN = "Restore the file from a backup, or start a new run."
+_LARGEST_LINES = 2_000_000_000  # bytes of an appended file: that of billions of tokens is smaller
+# The numbers in metrics.jsonl, besides "step".
+_NUMBERS = (
+    "epoch",
+    "loss",
+    "learning_rate",
+    "samples",
+    "tokens",
+    "completion_tokens",
+    "tokens_per_second",
+    "seconds",
+    "grad_norm",
+    "epoch_loss",
+    "validation_loss",
+)
+
+
+# What a file of a run must hold, where it holds it: its type in words, and a test.
+_TEXT: tuple[str, Callable[[object], bool]] = ("a string that is not empty", _is_text)
+_COUNT: tuple[str, Callable[[object], bool]] = ("a whole number of at least 0", _is_count)
+_FACTS = {
+    _NAMES_FROM: _TEXT,
+    "settings": ("an object", lambda value: isinstance(value, dict)),
+    "prompt_template": ("an object", lambda value: isinstance(value, dict)),
+    "base_model": _TEXT,
+    "backend": _TEXT,
+    "data_digest": _TEXT,
+    "training_samples": _COUNT,
+    "total_steps": _COUNT,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +82,10 @@ class Checkpoint:
     epoch: int  # epochs done before it
     state_path: str
     sampler_path: str
+    state_deleted: bool = False  # the state was deleted to save space; the weights are still there
+
+
+_CHECKPOINT = fields(Checkpoint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,35 +164,76 @@ class RunFolder:
         """
         file = self.file("settings.json")
         try:
-            facts: Any = json.loads(file.read_text(encoding="utf-8"))
+            facts = read_json_object(file)
         except FileNotFoundError:
             raise UserError(
                 f"{self.path} is not the folder of a run: it has no settings.json. Name a folder "
                 "inside OUTPUT_DIR."
             ) from None
+        except OSError as error:
+            raise unreadable(file, error) from None
         except ValueError as error:
-            raise UserError(f"{file} is damaged ({error}). Start a new run.") from None
-        names = set(cast(dict[str, Any], facts)) if isinstance(facts, dict) else set[str]()
-        if not {"settings", "prompt_template"} <= names:
+            raise UserError(f"{file} is damaged: {error}. {_START_AGAIN}") from None
+        if not {"settings", "prompt_template"} <= set(facts):
             raise UserError(f"{file} does not describe a training run. Name another folder.")
-        return cast(dict[str, Any], facts)
+        for name, (wanted, is_right) in _FACTS.items():
+            if name in facts and not is_right(facts[name]):
+                raise UserError(
+                    f'{file} is damaged: "{name}" is {kind_of_json(facts[name])}; it must be '
+                    f"{wanted}. {_START_AGAIN}"
+                )
+        return facts
+
+    def fact(self, name: str) -> Any:
+        """One of the facts that the run cannot be used without.
+
+        Raises:
+            UserError: settings.json is damaged, or lacks it.
+        """
+        facts = self.facts()
+        if name not in facts:
+            raise UserError(
+                f'{self.file("settings.json")} is damaged: "{name}" is missing. {_START_AGAIN}'
+            )
+        return facts[name]
 
     def settings(self) -> Settings:
-        """The settings that the run began with; names of files as seen from the current folder."""
+        """The settings that the run began with; names of files as seen from the current folder.
+
+        Raises:
+            UserError: settings.json is damaged, or a newer version wrote it.
+        """
         facts = self.facts()
+        file = self.file("settings.json")
         # Runs of version 0.1 hold names as seen from the folder that they were started in.
         folder = self.path / facts[_NAMES_FROM] if _NAMES_FROM in facts else Path()
-        return settings_from(
-            facts["settings"], where=str(self.file("settings.json")), folder=folder
-        )
+        unknown = [name for name in facts["settings"] if name.lower() not in FIELDS]
+        if unknown:
+            raise UserError(
+                f"{file} has the setting {one_line(unknown[0])!r}, which Tinkersmith {__version__} "
+                "does not know. If a newer version made this run, use that one. Otherwise the file "
+                f"is damaged. {_START_AGAIN}"
+            )
+        try:
+            return settings_from(facts["settings"], folder=folder)
+        except UserError as error:
+            raise UserError(f"{file} is damaged: {error} {_START_AGAIN}") from None
 
     def template(self) -> PromptTemplate:
-        """The prompt template that the run trained with."""
-        return template_from_json(self.facts()["prompt_template"])
+        """The prompt template that the run trained with.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        try:
+            return template_from_json(self.facts()["prompt_template"])
+        except UserError as error:
+            file = self.file("settings.json")
+            raise UserError(f"{file} is damaged: {error} {_START_AGAIN}") from None
 
     def base_model(self) -> str:
         """The base model, by the name that the server knows."""
-        return self.facts()["base_model"]
+        return self.fact("base_model")
 
     # ---- appended files
 
@@ -164,20 +261,36 @@ class RunFolder:
         """The records of a JSON Lines file, without a last line that a kill cut short.
 
         Raises:
-            UserError: another line is damaged.
+            UserError: another line is damaged; the sentence says which.
         """
+        return [record for _, record in self._numbered_lines(name)]
+
+    def _numbered_lines(self, name: str) -> list[tuple[int, dict[str, Any]]]:
         file = self.file(name)
-        if not file.is_file():
+        try:
+            data = read_regular(file, _LARGEST_LINES)
+        except FileNotFoundError:
             return []
+        except OSError as error:
+            raise unreadable(file, error) from None
+        records: list[tuple[int, dict[str, Any]]] = []
         # Only "\n" ends a line: texts may hold U+2028 and its like, at which splitlines() cuts.
-        whole = file.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-        records: list[dict[str, Any]] = []
-        for number, line in enumerate(whole, start=1):
+        for number, line in enumerate(data.split(b"\n")[:-1], start=1):
+            if not line.strip():
+                continue
             try:
-                records.append(json.loads(line))
-            except ValueError:
-                raise UserError(f"{file}, line {number} is damaged. Remove that line.") from None
+                record: object = json.loads(line.decode("utf-8"))
+            except (ValueError, RecursionError):
+                raise self._damaged_line(name, number, "it is not JSON") from None
+            if not isinstance(record, dict):
+                what = f"it is {kind_of_json(record)} instead of an object"
+                raise self._damaged_line(name, number, what)
+            records.append((number, cast("dict[str, Any]", record)))
         return records
+
+    def _damaged_line(self, name: str, number: int, reason: str) -> UserError:
+        file = self.file(name)
+        return UserError(f"{file}, line {number} is damaged: {reason}. Remove that line.")
 
     def rewrite(self, name: str, records: Iterable[dict[str, Any]]) -> None:
         """Replace a JSON Lines file as a whole."""
@@ -189,31 +302,65 @@ class RunFolder:
         self.append("checkpoints.jsonl", [asdict(checkpoint)])
 
     def checkpoints(self) -> list[Checkpoint]:
-        """All checkpoints of the run, oldest first."""
-        return [Checkpoint(**record) for record in self.lines("checkpoints.jsonl")]
+        """All checkpoints of the run, oldest first. Fields that a newer version added are ignored.
+
+        Raises:
+            UserError: a line is damaged; the sentence says which.
+        """
+        checkpoints: list[Checkpoint] = []
+        for number, record in self._numbered_lines("checkpoints.jsonl"):
+            if reason := _wrong_checkpoint(record):
+                raise self._damaged_line("checkpoints.jsonl", number, reason)
+            checkpoint = Checkpoint(
+                **{field.name: record[field.name] for field in _CHECKPOINT if field.name in record}
+            )
+            before = checkpoints[-1] if checkpoints else None
+            if before and checkpoint.step < before.step:
+                reason = f"its step {checkpoint.step:,} comes after step {before.step:,}"
+                raise self._damaged_line("checkpoints.jsonl", number, reason)
+            if checkpoint not in checkpoints:  # a line that is there twice says nothing new
+                checkpoints.append(checkpoint)
+        return checkpoints
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, whose numbers are numbers.
+
+        Raises:
+            UserError: a line is damaged; the sentence says which.
+        """
+        lines: list[dict[str, Any]] = []
+        for number, record in self._numbered_lines("metrics.jsonl"):
+            if reason := _wrong_metrics(record):
+                raise self._damaged_line("metrics.jsonl", number, reason)
+            lines.append(record)
+        return lines
 
 
 def all_runs(output_dir: Path | str) -> list[RunFolder]:
     """Every run in `output_dir` that has its settings.json, newest first."""
     folder = Path(output_dir)
-    files = list(folder.glob("*/settings.json")) if folder.is_dir() else []
-    files = [file for file in files if not file.parent.name.startswith(".")]  # half made
-    newest_first = sorted(files, key=lambda file: file.stat().st_mtime_ns, reverse=True)
-    return [RunFolder(file.parent) for file in newest_first]
+    ages: list[tuple[int, Path]] = []
+    for file in folder.glob("*/settings.json") if folder.is_dir() else []:
+        if file.parent.name.startswith("."):  # half made
+            continue
+        with suppress(OSError):  # deleted while we look
+            ages.append((file.stat().st_mtime_ns, file.parent))
+    return [RunFolder(path) for _, path in sorted(ages, key=lambda pair: pair[0], reverse=True)]
 
 
 def newest_run(output_dir: Path | str) -> RunFolder:
     """The newest run with a checkpoint.
 
     Raises:
-        UserError: there is no such run.
+        UserError: there is no such run, or a newer one is damaged.
     """
     runs = all_runs(output_dir)
     for run in runs:
         if run.checkpoints():
             return run
+    which = f": {runs[0].name} has no checkpoint yet" if runs else ""
     raise UserError(
-        f"There is no finished run in {output_dir}. Train one first: {command_line('train')}"
+        f"There is no finished run in {output_dir}{which}. Train one first: {command_line('train')}"
     )
 
 
@@ -224,18 +371,31 @@ def open_run(name: str, output_dir: Path | str) -> RunFolder:
         UserError: there is no such run; the newest runs are named.
     """
     for path in (Path(name), Path(output_dir) / name):
-        if (path / "settings.json").is_file():
-            return RunFolder(path)
+        with suppress(OSError, ValueError):  # too long a name, or one with a NUL
+            if (path / "settings.json").is_file():
+                return RunFolder(path)
     known = ", ".join(run.name for run in all_runs(output_dir)[:5]) or "none"
     raise UserError(f"There is no run {name} in {output_dir}. The newest runs there: {known}.")
 
 
 def run_of(tinker_path: str, output_dir: Path | str) -> tuple[RunFolder, Checkpoint] | None:
-    """The run and the checkpoint that a tinker:// path belongs to; None for other paths."""
+    """The run and the checkpoint that a tinker:// path belongs to; None for other paths.
+
+    Raises:
+        UserError: no run lists the path, and one of them is damaged, so that it may be that one's.
+    """
+    damage: UserError | None = None
     for run in all_runs(output_dir):
-        for checkpoint in run.checkpoints():
+        try:
+            checkpoints = run.checkpoints()
+        except UserError as error:  # of another run, if one of the others lists the path
+            damage = damage or error
+            continue
+        for checkpoint in checkpoints:
             if tinker_path in (checkpoint.state_path, checkpoint.sampler_path):
                 return run, checkpoint
+    if damage is not None:
+        raise damage
     return None
 
 
@@ -244,6 +404,54 @@ def _unwritable(output_dir: Path | str, error: OSError) -> UserError:
         f"OUTPUT_DIR {output_dir} cannot be written to: {error.strerror}. Choose another folder, "
         "or free some space."
     )
+
+
+def _wrong_checkpoint(record: dict[str, Any]) -> str:
+    """What is wrong with a line of checkpoints.jsonl; "" if nothing is."""
+    checks: dict[str, tuple[str, Callable[[object], bool]]] = {
+        "name": _TEXT,
+        "step": _COUNT,
+        "epoch": _COUNT,
+        "state_path": ("a tinker:// path", _is_path),
+        "sampler_path": ("a tinker:// path", _is_path),
+        "state_deleted": ("true or false", lambda value: isinstance(value, bool)),
+    }
+    for name, (wanted, is_right) in checks.items():
+        if name not in record:
+            if name == "state_deleted":
+                continue
+            return f'"{name}" is missing'
+        if not is_right(record[name]):
+            return f'"{name}" is {_brief(record[name])}; it must be {wanted}'
+    return ""
+
+
+def _wrong_metrics(record: dict[str, Any]) -> str:
+    """What is wrong with a line of metrics.jsonl; "" if nothing is."""
+    if "step" not in record:
+        return '"step" is missing'
+    if not _is_count(record["step"]):
+        return f'"step" is {_brief(record["step"])}; it must be {_COUNT[0]}'
+    for name in ("epoch", "completion_tokens") if "loss" in record else ():
+        if name not in record:
+            return f'"{name}" is missing'
+    for name, value in record.items():
+        if name in _NUMBERS and not _is_number(value):
+            return f'"{name}" is {_brief(value)}; it must be a number'
+    return ""
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str) and _PATH.fullmatch(value) is not None
+
+
+def _is_number(value: object) -> bool:
+    """Whether this is a number; a loss may be infinite or NaN where training diverged."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _brief(value: object) -> str:
+    return f'"{one_line(value)}"' if isinstance(value, str) else kind_of_json(value)
 
 
 def _end_of_whole_lines(file: BinaryIO) -> int:

@@ -1,7 +1,7 @@
 """An interrupted run -> where to continue it, and what is set aside for that."""
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError
@@ -36,7 +36,7 @@ def starting_checkpoint(resume: Resume) -> Checkpoint | None:
             )
         return named[-1]
     complete = run.file("samples.json").is_file()  # the last file that a run writes
-    if complete and saved and saved[-1].step >= run.facts()["total_steps"]:
+    if complete and saved and saved[-1].step >= run.fact("total_steps"):
         path, folder = saved[-1].sampler_path, run.path.parent
         evaluate = command_line("evaluate", "--model-path", path, "--set", f"OUTPUT_DIR={folder}")
         raise UserError(
@@ -72,13 +72,14 @@ def set_aside(run: RunFolder, done: int) -> list[str]:
     while any(run.file(_aside(name, number)).exists() for name in ("checkpoints", "metrics")):
         number += 1
     said: list[str] = []
-    saved = run.checkpoints()
-    later = [asdict(point) for point in saved if point.step > done]
+    run.checkpoints()  # says what is damaged
+    saved = run.lines("checkpoints.jsonl")  # with the fields of newer versions
+    later = [line for line in saved if line["step"] > done]
     if later:
         run.rewrite(_aside("checkpoints", number), later)
-        run.rewrite("checkpoints.jsonl", [asdict(point) for point in saved if point.step <= done])
+        run.rewrite("checkpoints.jsonl", [line for line in saved if line["step"] <= done])
         said.append(f"{counted(len(later), 'checkpoint')} in {_aside('checkpoints', number)}")
-    measured = run.lines("metrics.jsonl")
+    measured = run.metrics()
     undone = [line for line in measured if line["step"] > done]
     if undone:
         run.rewrite(_aside("metrics", number), undone)

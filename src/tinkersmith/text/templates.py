@@ -5,6 +5,7 @@ token's first character makes `TextTokenizer.encode_batch` keep it plain text. C
 before you show a rendered text.
 """
 
+import dataclasses
 import datetime
 import json
 import re
@@ -14,7 +15,8 @@ from string import Formatter
 from typing import TYPE_CHECKING, Any, cast
 
 from tinkersmith.data.samples import Sample
-from tinkersmith.errors import UserError
+from tinkersmith.errors import UserError, one_line
+from tinkersmith.files import kind_of_json
 from tinkersmith.text.guards import guard
 
 if TYPE_CHECKING:
@@ -213,19 +215,69 @@ def choose_template(
     )
 
 
-def template_from_json(value: dict[str, Any]) -> PromptTemplate:
+def template_from_json(value: object) -> PromptTemplate:
     """The template that `to_json` stored.
 
     Raises:
-        UserError: the value is damaged.
+        UserError: the value is damaged; the sentence names the field.
     """
-    kinds = {"text": TextTemplate, "chat": ChatTemplate}
-    fields = {name: item for name, item in value.items() if name != "kind"}
+    if not isinstance(value, dict):
+        raise _damaged(f"it is {kind_of_json(value)} instead of an object")
+    stored = cast("dict[str, Any]", value)
+    kind = stored.get("kind")
+    if kind not in ("text", "chat"):
+        raise _damaged(f'"kind" is {_shown(stored, "kind")}; it must be "text" or "chat"')
+    template_class = TextTemplate if kind == "text" else ChatTemplate
+    names = [field.name for field in dataclasses.fields(template_class)]
+    for name in stored:
+        if name not in (*names, "kind"):
+            raise _damaged(f'"{one_line(name, 40)}" is not known to this version of Tinkersmith')
+    for name in names:
+        if not _has_its_type(name, stored.get(name)):
+            wanted = _WANTED.get(name, "a string")
+            raise _damaged(f'"{name}" is {_shown(stored, name)}; it must be {wanted}')
+    fields: dict[str, Any] = {name: stored[name] for name in names}
+    fields["special_tokens"] = tuple(fields["special_tokens"])
+    if kind == "chat":
+        _check_date(fields["date"])
+    else:
+        for name in ("format", "format_without_input"):
+            _check_fields(fields[name])
+    return template_class(**fields)
+
+
+_WANTED = {
+    "special_tokens": "a list of strings",
+    "named_tokens": "an object of strings",
+}
+
+
+def _has_its_type(name: str, value: object) -> bool:
+    if name == "special_tokens":
+        items = cast("list[object]", value) if isinstance(value, list) else [None]
+    elif name == "named_tokens":
+        items = cast("dict[str, object]", value).values() if isinstance(value, dict) else [None]
+    else:
+        items = [value]
+    return all(isinstance(item, str) for item in items)
+
+
+def _check_date(date: str) -> None:
     try:
-        fields["special_tokens"] = tuple(fields["special_tokens"])
-        return kinds[value["kind"]](**fields)
-    except (KeyError, TypeError) as error:
-        raise UserError(f"The stored prompt template cannot be read ({error}).") from None
+        datetime.datetime.fromisoformat(date)
+    except ValueError:
+        raise _damaged(f'"date" is {date[:40]!r}; it must be a day such as 2026-01-31') from None
+
+
+def _shown(stored: dict[str, Any], name: str) -> str:
+    if name not in stored:
+        return "missing"
+    value = stored[name]
+    return f'"{one_line(value, 40)}"' if isinstance(value, str) else kind_of_json(value)
+
+
+def _damaged(reason: str) -> UserError:
+    return UserError(f"The stored prompt template cannot be read: {reason}.")
 
 
 def check_template_setting(setting: str) -> None:
@@ -235,18 +287,23 @@ def check_template_setting(setting: str) -> None:
     if "{" not in setting:
         names = ", ".join(f'"{name}"' for name in TEMPLATE_NAMES)
         raise UserError(
-            f'PROMPT_TEMPLATE is "{setting}"; it must be one of {names}, or a format string with '
-            "{instruction}."
+            f'PROMPT_TEMPLATE is "{one_line(setting)}"; it must be one of {names}, or a format '
+            "string with {instruction}."
         )
-    fields = {field for line in _parsed(setting) for _, field in line if field is not None}
+    if "instruction" not in _check_fields(setting):
+        raise UserError("PROMPT_TEMPLATE has no {instruction}. Put it where the question belongs.")
+
+
+def _check_fields(format_string: str) -> set[str]:
+    """The names of a format's fields, all of which can be filled in."""
+    fields = {field for line in _parsed(format_string) for _, field in line if field is not None}
     for field in sorted(fields):
         if field not in ("instruction", "input", "system"):
             raise UserError(
-                f"PROMPT_TEMPLATE has the field {{{field}}}; only {{instruction}}, {{input}} and "
-                "{system} are filled in. Write literal braces twice: {{ and }}."
+                f"PROMPT_TEMPLATE has the field {{{one_line(field)}}}; only {{instruction}}, "
+                "{input} and {system} are filled in. Write literal braces twice: {{ and }}."
             )
-    if "instruction" not in fields:
-        raise UserError("PROMPT_TEMPLATE has no {instruction}. Put it where the question belongs.")
+    return fields
 
 
 @lru_cache(maxsize=8)
@@ -258,14 +315,15 @@ def _parsed(format_string: str) -> tuple[tuple[tuple[str, str | None], ...], ...
             fields = list(Formatter().parse(line))
         except ValueError as error:
             raise UserError(
-                f"PROMPT_TEMPLATE, in the line {line!r}: {error}. Write literal braces "
+                f"PROMPT_TEMPLATE, in the line {one_line(line)!r}: {error}. Write literal braces "
                 "twice: {{ and }}."
             ) from None
         for _, field, spec, conversion in fields:
             if spec or conversion:
+                name = one_line(field or "")
                 raise UserError(
-                    f"PROMPT_TEMPLATE formats the field {{{field}}} with ':' or '!'; write only "
-                    f"{{{field}}}."
+                    f"PROMPT_TEMPLATE formats the field {{{name}}} with ':' or '!'; write only "
+                    f"{{{name}}}."
                 )
         lines.append(tuple((literal, field) for literal, field, _, _ in fields))
     return tuple(lines)
@@ -294,8 +352,11 @@ def _chat_template(
     source, date, named = tokenizer.chat_template, today.isoformat(), tokenizer.named_tokens
     # A probe shows what the template writes around an answer.
     question, answer = {"role": "user", "content": "qqq"}, {"role": "assistant", "content": "zzz"}
-    prompt = _render_chat(source, date, [question], named, add_generation_prompt=True)
-    whole = _render_chat(source, date, [question, answer], named, add_generation_prompt=False)
+    try:
+        prompt = _render_chat(source, date, [question], named, add_generation_prompt=True)
+        whole = _render_chat(source, date, [question, answer], named, add_generation_prompt=False)
+    except UserError as error:
+        raise UserError(f"{base_model}: {error}") from None
     before, probe, tail = whole.rpartition("zzz")
     if not probe:
         raise UserError(
@@ -336,8 +397,6 @@ def _render_chat(
     *,
     add_generation_prompt: bool,
 ) -> str:
-    import jinja2
-
     try:
         return _compiled(source, date).render(
             messages=messages,
@@ -346,9 +405,10 @@ def _render_chat(
             add_generation_prompt=add_generation_prompt,
             **named_tokens,
         )
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+    except Exception as error:  # a program of somebody else: it can fail in any way
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"the model's chat template fails: {error}. Change the sample, or set PROMPT_TEMPLATE "
+            f"the model's chat template fails: {reason}. Change the sample, or set PROMPT_TEMPLATE "
             'to "instruction".'
         ) from None
 

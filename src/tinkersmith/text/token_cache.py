@@ -8,6 +8,7 @@ R: the samples of a chunk. T: the tokens of one sample.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -16,13 +17,14 @@ import numpy as np
 
 from tinkersmith.data.large_files import Chunk, read_chunk
 from tinkersmith.data.samples import Source
+from tinkersmith.errors import UserError
 from tinkersmith.files import write_atomically
 from tinkersmith.text.templates import PromptTemplate
 from tinkersmith.text.tokenize import LengthEvent, encode_samples, length_event
 from tinkersmith.text.tokenizer import TextTokenizer
 
 FOLDER = "token-cache"
-_FORM = 1  # of the files
+_FORM = 2  # of the files
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,10 @@ class TokenCache:
         path = self.folder / f"{_digest(self.digest, chunk.digest)}.safetensors"
         stored = _read(path)
         if stored is None:
+            if path.is_dir():
+                raise UserError(
+                    f"{path} is a folder, where a file of the cache belongs. Delete it."
+                )
             stored = self._make(chunk)
             _write(path, stored)
         return stored
@@ -111,39 +117,51 @@ class TokenCache:
         )
 
 
+_ARRAYS = ("tokens", "ends", "prompt_lengths", "records")
+
+
 class _TensorFile(Protocol):
     """What we use of safetensors' `safe_open`, which has no types."""
 
     def __enter__(self) -> "_TensorFile": ...
     def __exit__(self, *error: object) -> None: ...
-    def keys(self) -> list[str]: ...
     def get_tensor(self, name: str) -> np.ndarray: ...
-    def metadata(self) -> dict[str, str]: ...
+    def metadata(self) -> dict[str, str] | None: ...
 
 
 def _read(path: Path) -> ChunkTokens | None:
-    """The stored tokens; None if the file does not exist or is damaged."""
+    """The stored tokens; None if the file does not exist or is damaged, be it by one bit."""
     from safetensors import SafetensorError, safe_open
 
+    if not path.is_file():  # a pipe would be waited for
+        return None
     try:
         with cast("_TensorFile", safe_open(path, "np")) as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return ChunkTokens(**arrays, skipped=json.loads(file.metadata()["skipped"]))
-    except (FileNotFoundError, SafetensorError):
+            arrays = {name: file.get_tensor(name) for name in _ARRAYS}
+            stored = file.metadata() or {}
+        if stored.get("digest") != _content_digest(arrays, stored.get("skipped", "")):
+            return None
+        return ChunkTokens(**arrays, skipped=json.loads(stored["skipped"]))
+    except (OSError, SafetensorError):
         return None
 
 
 def _write(path: Path, chunk: ChunkTokens) -> None:
     from safetensors.numpy import save
 
-    arrays = {
-        "tokens": chunk.tokens,
-        "ends": chunk.ends,
-        "prompt_lengths": chunk.prompt_lengths,
-        "records": chunk.records,
-    }
+    arrays: dict[str, np.ndarray] = {name: getattr(chunk, name) for name in _ARRAYS}
     skipped = json.dumps(chunk.skipped, ensure_ascii=True)
-    write_atomically(path, save(arrays, {"skipped": skipped}))
+    digest = _content_digest(arrays, skipped)
+    write_atomically(path, save(arrays, {"skipped": skipped, "digest": digest}))
+
+
+def _content_digest(arrays: Mapping[str, np.ndarray], skipped: str) -> str:
+    digest = hashlib.sha256(skipped.encode())
+    for name in _ARRAYS:
+        array = arrays[name]
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _digest(*parts: str) -> str:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from tinkersmith.errors import UserError
+from tinkersmith.errors import UserError, unreadable
+from tinkersmith.files import LARGEST_JSON_FILE, read_json_object, read_regular
 from tinkersmith.text.guards import GUARDED, unguarded
 
 if TYPE_CHECKING:
@@ -104,14 +105,22 @@ def load_tokenizer(folder: Path | str) -> TextTokenizer:
     """
     folder = Path(folder)
     file = folder / "tokenizer.json"
-    if not file.is_file():
+    try:
+        data = read_regular(file, LARGEST_JSON_FILE)
+    except FileNotFoundError:
         return _load_with_transformers(folder)
+    except OSError as error:
+        raise unreadable(file, error) from None
     from tokenizers import Tokenizer
 
     try:
-        backend = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception for every damaged file
-        raise UserError(f"{file} is not a tokenizer: {error}. Copy the model again.") from None
+        backend = Tokenizer.from_buffer(data)
+    except BaseException as error:
+        # Most damaged files give a bare Exception, some a panic, which is none.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{file} is not a tokenizer: {reason}. Copy the model again.") from None
     config = _read_json(folder / "tokenizer_config.json")
     named = {
         name: text
@@ -191,9 +200,9 @@ def _of_backend(
     backend.no_truncation()
     backend.no_padding()
     eos_text = named["eos_token"]
-    eos_id = backend.token_to_id(eos_text)
+    eos_id = backend.token_to_id(eos_text) if _is_unicode(eos_text) else None
     if eos_id is None:
-        raise UserError(f'The end token "{eos_text}" is not in the tokenizer{_in_folder(folder)}.')
+        raise UserError(f"The end token {eos_text!r} is not in the tokenizer{_in_folder(folder)}.")
     # Most tokenizers know it already; others would encode the end token letter by letter.
     cast("Any", backend).add_special_tokens([eos_text])
     added = backend.get_added_tokens_decoder()
@@ -231,6 +240,15 @@ def _of_backend(
     )
 
 
+def _is_unicode(text: str) -> bool:
+    """Whether the text has no unpaired surrogates, which tokenizers do not take."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _begin_text(added_to_nothing: Sequence[str], named: dict[str, str]) -> str:
     """The begin token, if this tokenizer puts one before every text (as Llama's does)."""
     bos_text = named.get("bos_token", "")
@@ -248,20 +266,36 @@ def _load_with_transformers(folder: Path) -> TextTokenizer:
     try:
         untyped = cast("Any", AutoTokenizer)
         hf_tokenizer = untyped.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"The tokenizer in {folder} cannot be read: {error}") from None
+    except Exception as error:  # the library raises all kinds for damaged files
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(
+            f"The tokenizer in {folder} cannot be read: {reason.rstrip('.')}. Copy the model again."
+        ) from None
     return wrap_tokenizer(hf_tokenizer)
 
 
 def _stored_chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        return _read_template(folder / "chat_template.jinja")
     stored: Any = _read_json(folder / "chat_template.json").get("chat_template")
     stored = stored or config.get("chat_template")
     if isinstance(stored, list):  # several templates by name
-        entries = cast("list[dict[str, Any]]", stored)
-        stored = {entry.get("name"): entry.get("template") for entry in entries}.get("default")
+        entries = [entry for entry in cast("list[Any]", stored) if isinstance(entry, dict)]
+        named = cast("list[dict[str, Any]]", entries)
+        default = [entry for entry in named if entry.get("name") == "default"]
+        stored = default[-1].get("template") if default else None
     return stored if isinstance(stored, str) else None
+
+
+def _read_template(file: Path) -> str:
+    try:
+        return read_regular(file, LARGEST_JSON_FILE).decode("utf-8")
+    except OSError as error:
+        raise unreadable(file, error) from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{file} is not UTF-8 at byte {error.start:,}. Copy the model again."
+        ) from None
 
 
 def _eos_from_model_config(folder: Path, backend: "Tokenizer") -> str:
@@ -283,13 +317,15 @@ def _token_text(value: Any) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
+    """The object in a file of a model folder; an empty one if there is no such file."""
     try:
-        value: Any = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(path)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise unreadable(path, error) from None
     except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}. Copy the model again.") from None
-    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+        raise UserError(f"{path} is damaged: {error}. Copy the model again.") from None
 
 
 def _in_folder(folder: Path | None) -> str:

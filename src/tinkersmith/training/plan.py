@@ -131,7 +131,7 @@ def prepare(
         steps_per_epoch=epoch,
         total_steps=total_steps,
         first_step=checkpoint.step if checkpoint else 0,
-        measured=run.lines("metrics.jsonl"),
+        measured=run.metrics(),
     )
 
 

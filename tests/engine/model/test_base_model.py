@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from tests.support.base_models import SIZES, save
+from tests.support.damaged_models import MODEL_DAMAGES, ModelDamage, in_two_shards
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import LoraConfig
@@ -101,7 +102,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"no config\.json"):
         load_base_model("nothing", tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(Refused, match="cannot be loaded"):
+    with pytest.raises(Refused, match="model_type"):
         load_base_model("empty", tmp_path)
 
 
@@ -126,3 +127,15 @@ def test_a_large_model_is_kept_in_bf16_where_the_processor_multiplies_it_or_memo
     monkeypatch.setattr(base_model, "multiplies_bf16", lambda: bf16)
     monkeypatch.setattr(base_model, "machine_memory", lambda: memory)
     assert load_base_model("large", folder).model.dtype == expected
+
+
+@pytest.mark.parametrize("damage", MODEL_DAMAGES, ids=lambda damage: damage.name)
+def test_a_damaged_model_is_refused_with_folder_and_reason(
+    tmp_path: Path, damage: ModelDamage
+) -> None:
+    folder = in_two_shards(make_tiny_model(tmp_path / "model"))
+    assert load_base_model("whole", folder).vocab_size == 259
+    damage.happen(folder)
+    with pytest.raises(Refused, match=damage.words) as caught:
+        load_base_model("damaged", folder)
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)

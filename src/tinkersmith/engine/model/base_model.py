@@ -3,7 +3,6 @@
 Axes: T packed tokens, H hidden size, V vocabulary.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -26,6 +24,9 @@ from tinkersmith.engine.model.dtype_cast import compute_in_float32
 from tinkersmith.engine.model.experts import find_experts, part_shapes
 from tinkersmith.engine.model.kernels import Kernels
 from tinkersmith.engine.model.lora import Adapter, LayerShape, LoraLinear, using
+from tinkersmith.engine.storage.catalogue import check_base_folder
+from tinkersmith.files import read_json_object, reason_of
+from tinkersmith.fingerprint import safetensors_header
 
 _ROUTERS = ("gate", "router", "shared_expert_gate")  # they stay frozen
 _PROJECTION = re.compile(r"\.(self_attn|mlp)\.\w+_proj\.weight$")  # of the dense families
@@ -129,8 +130,7 @@ def load_base_model(
         Refused: no such folder, not a causal language model, or one this engine would get wrong.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise Refused(f"{folder} is not a model folder: it has no config.json.")
+    check_base_folder(folder)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         if storage is not None and not is_dense(config):
@@ -138,20 +138,44 @@ def load_base_model(
                 f"{name} ({config.model_type}) cannot be loaded with --dtype {storage.name}, which "
                 "is for Llama, Mistral, Qwen2 and Qwen3; use --dtype bfloat16."
             )
-        loaded = AutoModelForCausalLM.from_pretrained(
+        answer = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=_dtype(folder, dtype, device),
             attn_implementation=attention.NAME,
             use_safetensors=True,
             local_files_only=True,
+            output_loading_info=True,
         )
+        loaded, about = cast("tuple[object, dict[str, object]]", answer)
+        _refuse_missing_weights(folder, about)
         place = torch.device("cpu" if storage is not None else device)
         model = cast(PreTrainedModel, loaded).to(place)  # type: ignore[arg-type]
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise Refused(f"the model in {folder} cannot be loaded: {reason}") from error
-    return base_model_of(name, folder, model, torch.device(device), storage, run_check)
+        return base_model_of(name, folder, model, torch.device(device), storage, run_check)
+    except (Refused, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a damaged config.json makes transformers fail in any way
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        what = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
+        raise Refused(
+            f"the model in {folder} cannot be loaded: {what}. Its config.json or weights are "
+            "damaged, or transformers does not know the architecture."
+        ) from error
+
+
+def _refuse_missing_weights(folder: Path, about: dict[str, object]) -> None:
+    """transformers fills in random weights for tensors that it does not find.
+
+    Raises:
+        Refused: there are such tensors.
+    """
+    for kind, words in (("missing_keys", "lack"), ("mismatched_keys", "have another shape of")):
+        names = sorted(map(str, cast("Iterable[object]", about.get(kind) or ())))
+        if names:
+            raise Refused(
+                f"the weights in {folder} {words} {names[0]}, so they do not belong to its "
+                "config.json. Copy the model again."
+            )
 
 
 def base_model_of(
@@ -249,13 +273,14 @@ def parameter_count(folder: Path, pattern: re.Pattern[str] = re.compile("")) -> 
         Refused: a file is damaged.
     """
     count = 0
-    for file in folder.glob("*.safetensors"):
-        try:
-            with safe_open(file, "pt") as tensors:
-                names = [name for name in tensors.keys() if pattern.search(name)]  # noqa: SIM118
-                count += sum(prod(tensors.get_slice(name).get_shape()) for name in names)
-        except SafetensorError as error:
-            raise Refused(f"{file} is damaged: {error}.") from None
+    try:
+        for file in folder.glob("*.safetensors"):
+            for name, entry in safetensors_header(file).items():
+                count += prod(entry.shape) if pattern.search(name) else 0
+    except OSError as error:
+        raise Refused(f"{error.filename or folder} cannot be read: {reason_of(error)}.") from None
+    except ValueError as error:
+        raise Refused(str(error)) from None
     return count
 
 
@@ -321,9 +346,18 @@ def _eos_ids(folder: Path, model: PreTrainedModel) -> frozenset[int]:
     if not ids and file.is_file():
         from transformers import AutoTokenizer
 
-        if json.loads(file.read_text(encoding="utf-8")).get("eos_token"):
+        if read_json_object(file).get("eos_token"):
             ids.add(AutoTokenizer.from_pretrained(folder, local_files_only=True).eos_token_id)
     return frozenset(ids)
+
+
+def _refuse_unless_finite(base: BaseModel) -> None:
+    for name, weight in base.model.named_parameters():
+        if weight.is_floating_point() and weight.itemsize > 1 and not weight.isfinite().all():
+            raise Refused(
+                f"the weights in {base.folder} are damaged: {name} holds NaN or infinity. Copy the "
+                "model again."
+            )
 
 
 @torch.no_grad()
@@ -355,6 +389,7 @@ def _compare_with_plain(base: BaseModel) -> int:
         base.model.set_attn_implementation(attention.NAME)
     tolerance = 1e-3 if base.dtype == torch.float32 else 0.1
     worst = max(((a - b).norm() / b.norm()).item() for a, b in zip(ours, theirs, strict=True))
+    _refuse_unless_finite(base)
     if not worst <= tolerance or packed.calls != base.layers:
         raise Refused(
             f"{base.name} ({base.arch}) computes something that this engine does not reproduce "

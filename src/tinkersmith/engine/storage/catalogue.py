@@ -2,17 +2,18 @@
 
 import asyncio
 import difflib
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.log import log
+from tinkersmith.files import read_json_object, reason_of
+from tinkersmith.fingerprint import check_weights
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_TIMEOUT = 10.0  # seconds
@@ -115,8 +116,7 @@ def make_catalogue(base_models: list[str]) -> Catalogue:
     for entry in base_models:
         name, equals, named_folder = entry.partition("=")
         folder = Path(named_folder if equals else entry)
-        if not (folder / "config.json").is_file():
-            raise Refused(f"{folder} is not a model folder: it has no config.json.")
+        check_base_folder(folder)
         folders[name if equals else entry] = folder.resolve()
     return Catalogue(folders)
 
@@ -127,6 +127,51 @@ def _snapshot(name: str, **options: object) -> Path:
     return Path(hub.snapshot_download(name, **options))
 
 
+def check_base_folder(folder: Path) -> None:
+    """Check what can be seen without loading: config.json, index, and headers of the weights.
+
+    Raises:
+        Refused: the folder is no model, or a damaged one; the sentence names the file.
+    """
+    config = model_config(folder)
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or not kind:
+        raise Refused(
+            f"{folder / 'config.json'} has no model_type, so it does not describe a model; name "
+            "another folder, or copy the model again."
+        )
+    try:
+        check_weights(folder)
+    except OSError as error:
+        raise Refused(f"{error.filename or folder} cannot be read: {reason_of(error)}.") from None
+    except ValueError as error:
+        raise Refused(str(error)) from None
+
+
+def model_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a model folder.
+
+    Raises:
+        Refused: there is none, or a damaged one.
+    """
+    file = folder / "config.json"
+    try:
+        return read_json_object(file)
+    except FileNotFoundError:
+        raise Refused(f"{folder} is not a model folder: it has no config.json.") from None
+    except OSError as error:
+        raise Refused(f"{file} cannot be read: {reason_of(error)}.") from None
+    except ValueError as error:
+        raise Refused(f"{file} is damaged: {error}. Copy the model again.") from None
+
+
 def _context_length(folder: Path) -> int | None:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return config.get("text_config", config).get("max_position_embeddings")
+    """The length that config.json names; None if it names none, or has been damaged since."""
+    try:
+        config = model_config(folder)
+    except Refused:  # using the model says so
+        return None
+    inner: object = config.get("text_config")
+    inner_config = cast("dict[str, Any]", inner) if isinstance(inner, dict) else config
+    length: object = inner_config.get("max_position_embeddings")
+    return length if isinstance(length, int) and length > 0 else None
