@@ -1,7 +1,8 @@
 """Runs through a proxy that breaks a share of the requests, and runs whose server is restarted.
 
-Each run trains, validates, saves, samples and exports through the unmodified SDK at TINKER_BASE_URL.
-Its losses and its exported weights must be those of a run without faults, and nobody may help it.
+Each run trains, validates, saves, samples and exports through the unmodified SDK, with the proxy at
+TINKER_BASE_URL. Its losses and its exported weights must be those of a run without faults, and
+nobody may help it.
 """
 
 import argparse
@@ -12,9 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -178,7 +177,7 @@ class Trial:
         return Outcome(**{**vars(outcome), "requests": counts[0], "broken": counts[1]})
 
     def restarted(self, number: int) -> Outcome:
-        """A run whose server is killed after some steps, and started again on its port and folder."""
+        """A run whose server is killed twice, and started again on its port and folder."""
         name, kills = f"restarted-{number}", 0
         with ServerOnPort(self.folder / f"engine-{number}", self.model) as server:
             process = self.start(name, server.url)
