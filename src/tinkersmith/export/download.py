@@ -37,6 +37,7 @@ def open_state(service: Service, model: ModelReference) -> "tinker.TrainingClien
     Raises:
         UserError: the server has no such state.
     """
+    _check_state(model)
     try:
         return service.ask(
             lambda: service.client.create_training_client_from_state(
@@ -51,6 +52,19 @@ def open_state(service: Service, model: ModelReference) -> "tinker.TrainingClien
             f"{error} Only a saved state can be exported: sampler weights need a state of the same "
             "name."
         ) from None
+
+
+def _check_state(model: ModelReference) -> None:
+    """Refuse a state that was deleted to save space, and name those that are left."""
+    saved = model.run.checkpoints() if model.run is not None else []
+    gone = [checkpoint for checkpoint in saved if checkpoint.state_deleted]
+    for checkpoint in gone:
+        if checkpoint.state_path == model.state_path:
+            left = ", ".join(other.state_path for other in saved if not other.state_deleted)
+            raise UserError(
+                f"The state of {checkpoint.name} was deleted to save space (KEEP_LAST); its "
+                f"sampler weights can be evaluated, but not exported. These are left: {left}."
+            )
 
 
 def download_adapter(service: Service, client: "tinker.TrainingClient", folder: Path) -> None:

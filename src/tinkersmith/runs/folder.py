@@ -30,6 +30,7 @@ class Checkpoint:
     epoch: int  # epochs done before it
     state_path: str
     sampler_path: str
+    state_deleted: bool = False  # the state was deleted to save space; the weights are still there
 
 
 @dataclass(frozen=True, slots=True)
