@@ -1,7 +1,7 @@
 """The checkpoints that a server stores: their sizes, and the deletion of those that may go."""
 
 import datetime as dt
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,13 +9,12 @@ from typing import Any
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.errors import UserError
 from tinkersmith.plurals import counted
-from tinkersmith.progress import Progress
+from tinkersmith.progress import Progress, Say
 from tinkersmith.runs.folder import Checkpoint, RunFolder
 from tinkersmith.runs.pruning import note_deleted_state, old_states
 from tinkersmith.service.connection import ServerGone, Service, open_service
 from tinkersmith.settings import Settings
 
-Say = Callable[[str], None]
 _PAGE = 500  # checkpoints of one listing
 _SECONDS_OF_DAY = 86400
 
