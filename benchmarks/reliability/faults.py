@@ -7,20 +7,20 @@ nobody may help it.
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
 from benchmarks.results_file import write_results
 from tests.support.engine import KEY, MODEL, RunningEngine, running_engine
 from tests.support.fault_proxy import KINDS, fault_proxy
+from tests.support.restarts import ServerOnPort
 from tests.support.sample_files import records, write
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.runs.folder import all_runs
@@ -49,7 +49,9 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", choices=[*KINDS, RESTARTS], default=list(KINDS))
     parser.add_argument("--stall", type=float, default=12.0, help="seconds (default: %(default)s)")
     parser.add_argument("--restarts", type=int, default=5, help="runs with restarted servers")
-    parser.add_argument("--at-once", type=int, default=3, help="runs at a time")
+    parser.add_argument(
+        "--at-once", type=int, default=8, help="runs at a time (default: %(default)s)"
+    )
     wanted = parser.parse_args()
     cases = [(kind, share) for kind in wanted.kinds if kind != RESTARTS for share in SHARES]
     with tempfile.TemporaryDirectory(prefix="tinkersmith-faults-") as temporary:
@@ -149,9 +151,7 @@ class Trial:
             text=True,
         )
 
-    def finish(
-        self, name: str, process: "subprocess.Popen[str]", requests: int = 0, broken: int = 0
-    ) -> Outcome:
+    def finish(self, name: str, process: "subprocess.Popen[str]") -> Outcome:
         begin = time.monotonic()
         output, _ = process.communicate()
         folder = self.folder / name
@@ -163,8 +163,8 @@ class Trial:
             losses=[line.get("loss", line.get("validation_loss", 0.0)) for line in lines],
             weights=sha256(exported[0].read_bytes()).hexdigest() if exported else "",
             seconds=round(time.monotonic() - begin, 1),
-            requests=requests,
-            broken=broken,
+            requests=0,
+            broken=0,
             output=output,
         )
 
@@ -173,8 +173,9 @@ class Trial:
         name = f"{kind.replace(' ', '-')}-{share}"
         with fault_proxy(engine.url, kind, share, stall=stall) as proxy:
             outcome = self.finish(name, self.start(name, proxy.url))
-            counts = sum(proxy.requests.values()), sum(proxy.broken.values())
-        return Outcome(**{**vars(outcome), "requests": counts[0], "broken": counts[1]})
+            requests, broken = sum(proxy.requests.values()), sum(proxy.broken.values())
+        print(f"{name}: finished {outcome.finished} in {outcome.seconds} s", flush=True)
+        return replace(outcome, requests=requests, broken=broken)
 
     def restarted(self, number: int) -> Outcome:
         """A run whose server is killed twice, and started again on its port and folder."""
@@ -197,38 +198,13 @@ class Trial:
             outcome = self.finish(name, process)
             over.set()
             killing.join()
-        return Outcome(**{**vars(outcome), "broken": kills})
+        return replace(outcome, broken=kills)
 
     def _steps(self, name: str) -> int:
         return sum(
             file.read_text().count('"loss"')
             for file in (self.folder / name).glob("runs/*/metrics.jsonl")
         )
-
-
-class ServerOnPort:
-    """An engine that can be killed and started again on the same port and folder."""
-
-    def __init__(self, folder: Path, model: Path) -> None:
-        self._folder, self._model = folder, model
-        self._running = running_engine(folder, model)
-        self.engine = self._running.__enter__()
-        self.url = self.engine.url
-
-    def __enter__(self) -> "ServerOnPort":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._running.__exit__(None, None, None)
-
-    def restart(self, pause: float = 1.0) -> None:
-        """Kill it, and start it again after so many seconds."""
-        os.kill(self.engine.process.pid, signal.SIGKILL)
-        self._running.__exit__(None, None, None)
-        time.sleep(pause)
-        port = self.url.rpartition(":")[2]
-        self._running = running_engine(self._folder, self._model, "--port", port)
-        self.engine = self._running.__enter__()
 
 
 if __name__ == "__main__":
