@@ -45,8 +45,8 @@ class FaultProxy:
             while (message := await _read_message(reader, request=True)) is not None:
                 if not await self._answer(message, writer):
                     return
-        except (OSError, asyncio.IncompleteReadError):
-            return
+        except (OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            return  # the client or the whole proxy has ended
         finally:
             with suppress(OSError):
                 writer.close()
