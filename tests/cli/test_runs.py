@@ -14,6 +14,7 @@ from tinkersmith.evaluation.evaluate import evaluate
 from tinkersmith.export.export import export_model
 from tinkersmith.progress import Progress
 from tinkersmith.runs.folder import RunFolder
+from tinkersmith.runs.lock import locked
 from tinkersmith.service.stored import StoredOnServer, all_checkpoints, connection_of
 from tinkersmith.settings import Settings, settings_from
 
@@ -121,6 +122,9 @@ def test_pruning_keeps_fewer_and_names_what_belongs_to_no_run(
     assert main(["runs", "prune", "--keep-last", "1", "--yes", *options(settings)]) == 0
     assert "Deleted 1 state on this machine." in capsys.readouterr().out
     assert [x.step for x in run.checkpoints() if not x.state_deleted] == [6, 12]
+    with locked(run, "training", print):
+        assert main(["runs", "delete", run.name, "--yes", *options(settings)]) == 1
+        assert "is in use by process" in capsys.readouterr().err
     hidden = record.rename(record.with_name("hidden"))
     try:
         assert main(["runs", "prune", *options(settings)]) == 0

@@ -14,6 +14,7 @@ from tinkersmith.errors import UserError
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress, watched
 from tinkersmith.runs.folder import RunFolder, all_runs, open_run
+from tinkersmith.runs.lock import locked
 from tinkersmith.runs.pruning import delete_folder, size_of, sweep
 from tinkersmith.service.connection import Service
 from tinkersmith.service.stored import (
@@ -192,6 +193,7 @@ def _delete(
         for path in _paths(other)
     }
     with ExitStack() as stack:
+        stack.enter_context(locked(run, "deleting it", progress.say))
         service: Service | None = None
         stored: list[StoredOnServer] = []
         if not keep_checkpoints and run_ids(run):
@@ -210,7 +212,7 @@ def _delete(
             what += f" and {counted(len(stored), 'checkpoint')} ({size_text(total(stored))})"
         _confirm(f"Delete {run.name}: {what}?", yes)
         _delete_all(service, stored, progress)
-    delete_folder(run)
+        delete_folder(run)
     progress.say(f"Deleted {run.name}: {size_text(folder + total(stored))} are free.")
 
 
@@ -259,21 +261,36 @@ def _prune(
     runs = all_runs(settings.output_dir)
     if keep_last == 0:
         progress.say("KEEP_LAST is 0: no state of a run is deleted.")
-    for backend, its_runs in _by_backend(runs).items():
-        old = {run.path: states_to_delete(run, keep_last) for run in its_runs}
-        count = sum(map(len, old.values()))
-        if not count:
-            progress.say(f"No run {_where(backend)} has a state that is no longer needed.")
-            continue
-        names = ", ".join(run.name for run in its_runs if old[run.path])
-        _confirm(f"Delete {counted(count, 'old state')} of {names}?", yes)
-        with connection_of(settings, backend, progress) as service:
-            deleted = sum(
-                OldStates(service, run, keep_last, progress.say).delete() for run in its_runs
-            )
-        progress.say(f"Deleted {counted(deleted, 'state')} {_where(backend)}.")
+    with ExitStack() as held:
+        prunable = [
+            run for run in runs if keep_last and _is_prunable(run, keep_last, held, progress)
+        ]
+        for backend, its_runs in _by_backend(prunable).items():
+            count = sum(len(states_to_delete(run, keep_last)) for run in its_runs)
+            names = ", ".join(run.name for run in its_runs)
+            _confirm(f"Delete {counted(count, 'old state')} of {names}?", yes)
+            with connection_of(settings, backend, progress) as service:
+                deleted = sum(
+                    OldStates(service, run, keep_last, progress.say).delete() for run in its_runs
+                )
+            progress.say(f"Deleted {counted(deleted, 'state')} {_where(backend)}.")
+    if keep_last and not prunable:
+        progress.say("No run has a state that is no longer needed.")
     if (Path(settings.output_dir) / ".engine").is_dir():
         _unknown(settings, delete_unknown, yes, progress)
+
+
+def _is_prunable(run: RunFolder, keep_last: int, held: ExitStack, progress: Progress) -> bool:
+    """Whether the run has states to delete and nobody works on it; it is locked then."""
+    try:
+        run.facts()
+        if not states_to_delete(run, keep_last):
+            return False
+        held.enter_context(locked(run, "deleting its old states", progress.say))
+        return True
+    except UserError as error:
+        progress.say(f"{run.name} stays as it is: {error}")
+        return False
 
 
 def _unknown(settings: Settings, delete: bool, yes: bool, progress: Progress) -> None:
