@@ -226,6 +226,9 @@ def shown_commands(name: str) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines]
 
 
+SUBCOMMANDS = {"runs": ("list", "delete", "prune"), "engine": ("check",)}
+
+
 def ours(words: list[str]) -> tuple[tuple[str, ...], list[str]] | None:
     """What runs Python, and the options that follow; None for commands that are not ours."""
     words = [word for word in words if not re.match(r"[A-Z_]+=", word)]
@@ -233,8 +236,8 @@ def ours(words: list[str]) -> tuple[tuple[str, ...], list[str]] | None:
         if words[1].startswith("-"):
             return ("-m", "tinkersmith"), []
         assert words[1] in commands_of_tinkersmith(), f"tinkersmith has no command {words[1]}"
-        if words[1:3] == ["engine", "check"]:
-            return ("-m", "tinkersmith", "engine", "check"), words[3:]
+        if words[2:3] and words[2] in SUBCOMMANDS.get(words[1], ()):
+            return ("-m", "tinkersmith", words[1], words[2]), words[3:]
         return ("-m", "tinkersmith", words[1]), words[2:]
     if words[:1] == ["python"] and len(words) > 1 and words[1].endswith(".py"):
         return (words[1],), words[2:]

@@ -12,9 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-LARGEST_JSON_FILE = (
-    200_000_000  # bytes: larger JSON files are not read whole
-)
+LARGEST_JSON_FILE = 200_000_000  # bytes: larger JSON files are not read whole
 
 _KINDS = (
     (stat.S_ISDIR, "it is a folder"),

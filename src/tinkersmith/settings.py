@@ -251,6 +251,35 @@ class Settings(BaseModel):
         ge=0,
         le=10080,
     )
+    keep_last: int = _setting(
+        3,
+        "How many states of a run stay on the server, beside the best one and the last of each "
+        "epoch: older ones are deleted after each save. 0 keeps all. Sampler weights always stay.",
+        "a whole number",
+        "of at least 0",
+        "3",
+        ge=0,
+    )
+    checkpoint_ttl_days: int = _setting(
+        0,
+        "The server deletes a run's checkpoints after so many days; 0 never. The end of a run "
+        "says the day.",
+        "a whole number",
+        "between 0 and 3650",
+        "0, or 30 in the cloud",
+        ge=0,
+        le=3650,
+    )
+    server_patience: int = _setting(
+        600,
+        "How long a run waits for a server by URL or the cloud that does not answer, in seconds; "
+        "0 gives up at once.",
+        "a whole number",
+        "between 0 and 86400",
+        "600",
+        ge=0,
+        le=86400,
+    )
     seed: int = _setting(
         42,
         "Decides the order of the samples and the adapter's first weights.",

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.connections import bare_connection
 from tinkersmith.errors import UserError
 from tinkersmith.export.download import LARGEST_JSON, LARGEST_LORA, _fetch, _limit
-from tinkersmith.progress import Progress
 
 
 class _Server(BaseHTTPRequestHandler):
@@ -49,7 +49,7 @@ def server() -> Iterator[str]:
 
 
 def fetch(url: str, folder: Path, limit: int = 1000) -> bytes:
-    _fetch(url, folder / "adapter_model.safetensors", Progress(print), limit)
+    _fetch(bare_connection(url), url, folder / "adapter_model.safetensors", limit)
     return (folder / "adapter_model.safetensors").read_bytes()
 
 

@@ -6,13 +6,14 @@ import threading
 import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.support.connections import bare_connection
 from tests.support.small_run import SmallRun, small_run
 from tinkersmith.cli.export import export_command
 from tinkersmith.data.samples import Sample, Source
@@ -22,7 +23,6 @@ from tinkersmith.export import merge as merged_files
 from tinkersmith.export.chat_template import chat_template_of
 from tinkersmith.export.download import _fetch
 from tinkersmith.export.export import _stop_at_end_token, export_model
-from tinkersmith.progress import Progress
 from tinkersmith.service.connection import open_service
 from tinkersmith.settings import settings_from
 from tinkersmith.text.templates import choose_template, template_from_json
@@ -222,9 +222,16 @@ def test_another_base_model_is_refused(small: SmallRun, tmp_path: Path):
 
 
 class _Server(BaseHTTPRequestHandler):
-    """Promises 100 bytes, and sends as many as the path says, or hangs up."""
+    """Promises 100 bytes, and sends as many as the path says, or hangs up; "bad" does all once."""
+
+    faults: ClassVar[list[str]] = []  # before the first whole answer to "bad"
 
     def do_GET(self) -> None:
+        if self.path == "/bad":
+            self.path = self.faults.pop() if self.faults else "/100"
+        if self.path == "/503":
+            self.send_error(503)
+            return
         if self.path == "/hang-up":
             self.connection.close()
             return
@@ -239,7 +246,12 @@ class _Server(BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize(
     ("path", "words"),
-    [("100", None), ("60", "60 of 100 bytes"), ("hang-up", "could not be downloaded")],
+    [
+        ("100", None),
+        ("60", "60 of 100 bytes"),
+        ("hang-up", "could not be downloaded"),
+        ("503", "503"),
+    ],
 )
 def test_a_broken_download_is_told_and_loopback_needs_no_proxy(
     tmp_path: Path, monkeypatch: Any, path: str, words: str | None
@@ -250,14 +262,28 @@ def test_a_broken_download_is_told_and_loopback_needs_no_proxy(
     try:
         url = f"http://127.0.0.1:{server.server_port}/{path}"
         if words is None:
-            _fetch(url, tmp_path / "file", Progress(print))
+            _fetch(bare_connection(url), url, tmp_path / "file")
             assert (tmp_path / "file").read_bytes() == b"x" * 100
             return
         with pytest.raises(UserError, match=words):
-            _fetch(url, tmp_path / "file", Progress(print))
+            _fetch(bare_connection(url), url, tmp_path / "file")
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_a_download_begins_again_until_it_is_whole(tmp_path: Path, monkeypatch: Any):
+    monkeypatch.setattr(_Server, "faults", ["/503", "/60", "/hang-up"])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/bad"
+        _fetch(bare_connection(url, patience=60), url, tmp_path / "file")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert (tmp_path / "file").read_bytes() == b"x" * 100
+    assert _Server.faults == []
 
 
 def test_a_merged_model_stops_at_the_template_s_end_token(small: SmallRun, tmp_path: Path):

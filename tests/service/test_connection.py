@@ -390,13 +390,13 @@ def test_a_server_that_is_not_there_is_named_within_5_s(
     assert url in sentence(caught)
 
 
-def test_a_server_that_goes_away_in_mid_work_is_reported_within_5_s(
+def test_without_patience_a_server_that_goes_away_is_reported_within_5_s(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running_engine(tmp_path / "server", model) as running:
         monkeypatch.setenv("TINKER_BASE_URL", running.url)
         monkeypatch.setenv("TINKER_API_KEY", KEY)
-        wanted = settings(tmp_path, MODEL, LORA_RANK=4)
+        wanted = settings(tmp_path, MODEL, LORA_RANK=4, SERVER_PATIENCE=0)
         with pytest.raises(UserError) as caught, open_service(wanted) as service:
             client = service.create_training_client(wanted)
             work = client.forward_backward([datum([7] * 500)] * 300, "cross_entropy")

@@ -51,13 +51,86 @@ def test_an_engine_that_cannot_serve_is_ended_and_its_reason_is_told(tmp_path: P
     assert engine.process.poll() is not None
 
 
-def test_an_engine_that_is_killed_before_it_serves_is_told_to_have_said_nothing(
+def test_an_engine_that_is_killed_before_it_serves_is_told_with_the_likely_cause(
     tmp_path: Path, model: Path
 ) -> None:
     engine = start_engine(tmp_path, [str(model)])
     engine.process.send_signal(signal.SIGKILL)
-    with pytest.raises(UserError, match="The engine did not start: it said nothing"):
+    with pytest.raises(UserError) as caught:
         engine.wait_until_ready()
+    assert "The engine did not start: it ended at once, killed by SIGKILL, often for lack of" in (
+        str(caught.value)
+    )
+
+
+def test_a_log_that_cannot_be_read_does_not_hide_how_the_engine_ended(
+    tmp_path: Path, model: Path
+) -> None:
+    engine = start_engine(tmp_path, [str(model)])
+    engine.process.send_signal(signal.SIGKILL)
+    engine.log.unlink()
+    engine.log.mkdir()
+    with pytest.raises(UserError, match=r"killed by SIGKILL.*its log .* cannot be read: Is a dir"):
+        engine.wait_until_ready()
+
+
+@pytest.mark.parametrize(
+    ("program", "sentence"),
+    [
+        ("#!/bin/sh\necho one >&2; echo two >&2; exit 3\n", "exit code 3. The end of its log"),
+        ("#!/bin/sh\necho hello\n", "instead of its port"),
+        ("#!/bin/sh\nexec sleep 60\n", "it named no port within 1 s"),
+    ],
+)
+def test_a_program_that_is_no_engine_is_told_as_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, sentence: str
+) -> None:
+    file = tmp_path / "python"
+    file.write_text(program)
+    file.chmod(0o700)
+    monkeypatch.setattr("sys.executable", str(file))
+    monkeypatch.setattr("tinkersmith.service.embedded.START_PATIENCE", 1.0)
+    engine = start_engine(tmp_path / "runs", [])
+    with pytest.raises(UserError, match="The engine did not start: ") as caught:
+        engine.wait_until_ready()
+    assert sentence in str(caught.value)
+    assert "exit code 3" not in sentence or str(caught.value).endswith("one / two")
+
+
+@pytest.mark.parametrize("program", ["", "/no/such/python"])
+def test_a_python_that_is_gone_is_named_and_no_folder_is_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    monkeypatch.setattr("sys.executable", program)
+    with pytest.raises(UserError, match="The engine could not be started with ") as caught:
+        start_engine(tmp_path, [])
+    assert "OUTPUT_DIR" not in str(caught.value)
+    assert program in str(caught.value)
+    assert list((tmp_path / ".engine").glob("*.log")) == []
+
+
+def test_the_engines_folder_does_not_grow_with_every_start(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """STARTS sets how many; 15 show that more than the ten newest logs do not stay."""
+    folder = tmp_path / ".engine"
+    first = start_engine(tmp_path, [str(model)])  # runs all the time
+    try:
+        first.wait_until_ready()
+        file = tmp_path / "python"
+        file.write_text("#!/bin/sh\necho no >&2; exit 1\n")
+        file.chmod(0o700)
+        monkeypatch.setattr("sys.executable", str(file))
+        sizes: list[int] = []
+        for _ in range(int(os.environ.get("STARTS", "15"))):
+            with pytest.raises(UserError):
+                start_engine(tmp_path, []).wait_until_ready()
+            sizes.append(len(list(folder.iterdir())))
+        assert first.log.is_file()
+        assert len(list(folder.glob("engine-*.log"))) <= 11
+        assert sizes[-1] == sizes[11]
+    finally:
+        first.stop()
 
 
 def test_the_engine_is_not_given_the_users_credentials(

@@ -13,6 +13,7 @@ COMMANDS = {
     "stats": "Show how long the samples of data files are.",
     "evaluate": "Score a trained model on a test set.",
     "export": "Write a trained model as a PEFT folder or a merged model.",
+    "runs": "List the runs with their sizes, or delete what is no longer needed.",
     "engine": "Serve the Tinker API on this machine.",
 }
 

@@ -55,6 +55,10 @@ def _run(command: str, rest: list[str]) -> int | None:
         from tinkersmith.cli.export import export_command
 
         return export_command(rest, prog=prog)
+    if command == "runs":
+        from tinkersmith.cli.runs import runs_command
+
+        return runs_command(rest, prog=prog)
     from tinkersmith.engine.__main__ import main as engine_main
 
     return engine_main(rest)

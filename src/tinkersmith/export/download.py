@@ -2,8 +2,11 @@
 
 import datetime as dt
 import http.client
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
@@ -34,11 +37,14 @@ def open_state(service: Service, model: ModelReference) -> "tinker.TrainingClien
     Raises:
         UserError: the server has no such state.
     """
-    pending = service.client.create_training_client_from_state(
-        model.state_path, user_metadata={"created_by": "tinkersmith export"}
-    )
+    _check_state(model)
     try:
-        return service.wait(pending, f"loading {model.state_path}")
+        return service.ask(
+            lambda: service.client.create_training_client_from_state(
+                model.state_path, user_metadata={"created_by": "tinkersmith export"}
+            ),
+            f"loading {model.state_path}",
+        )
     except UserError as error:
         if model.run is not None:
             raise
@@ -46,6 +52,19 @@ def open_state(service: Service, model: ModelReference) -> "tinker.TrainingClien
             f"{error} Only a saved state can be exported: sampler weights need a state of the same "
             "name."
         ) from None
+
+
+def _check_state(model: ModelReference) -> None:
+    """Refuse a state that was deleted to save space, and name those that are left."""
+    saved = model.run.checkpoints() if model.run is not None else []
+    gone = [checkpoint for checkpoint in saved if checkpoint.state_deleted]
+    for checkpoint in gone:
+        if checkpoint.state_path == model.state_path:
+            left = ", ".join(other.state_path for other in saved if not other.state_deleted)
+            raise UserError(
+                f"The state of {checkpoint.name} was deleted to save space (KEEP_LAST); its "
+                f"sampler weights can be evaluated, but not exported. These are left: {left}."
+            )
 
 
 def download_adapter(service: Service, client: "tinker.TrainingClient", folder: Path) -> None:
@@ -60,7 +79,9 @@ def download_adapter(service: Service, client: "tinker.TrainingClient", folder: 
     saved = service.wait(pending, "preparing the download")
     copy, size = saved.path, getattr(saved, "size_bytes", None)  # older SDKs do not pass it on
     try:
-        signed = service.wait(service.rest.get_external_weights_urls(copy), "asking for the files")
+        signed = service.ask(
+            lambda: service.rest.get_external_weights_urls(copy), "asking for the files"
+        )
         wanted = {ADAPTER_CONFIG, ADAPTER_WEIGHTS}
         if signed.urls.keys() - {MANIFEST} != wanted:
             raise UserError(
@@ -68,11 +89,11 @@ def download_adapter(service: Service, client: "tinker.TrainingClient", folder: 
                 f"format is {', '.join(sorted(wanted))}. It cannot be exported."
             )
         for file_name, url in sorted(signed.urls.items()):
-            _fetch(url, folder / file_name, service.progress, _limit(file_name, size))
+            _fetch(service, url, folder / file_name, _limit(file_name, size))
         _check_against_manifest(folder, wanted)
     finally:
-        # Where this fails, the server deletes the copy itself within the hour.
-        service.rest.delete_checkpoint_from_tinker_path(copy)
+        with suppress(UserError):  # the server deletes the copy itself within the hour
+            service.delete_checkpoint(copy)
 
 
 def _check_against_manifest(folder: Path, names: set[str]) -> None:
@@ -132,13 +153,29 @@ def _limit(file_name: str, announced: int | None) -> int:
     return min(announced + _SLACK, LARGEST_LORA) if announced else LARGEST_LORA
 
 
-def _fetch(url: str, file: Path, progress: Progress, limit: int = LARGEST_LORA) -> None:
-    """Download `url`, which may have `limit` bytes at most.
+def _fetch(service: Service, url: str, file: Path, limit: int = LARGEST_LORA) -> None:
+    """Download a file, from its beginning again where the connection breaks.
 
     Raises:
-        UserError: the address is not one to download from, the file is larger, or it broke off.
+        UserError: the server refuses it, SERVER_PATIENCE has passed, the address is not one to
+            download from, or the file has more than `limit` bytes.
         OSError: the file cannot be written.
     """
+    begun, attempt = time.monotonic(), 0
+    while True:
+        try:
+            return _fetch_once(url, file, service.progress, limit)
+        except _Broken as error:
+            if not error.passes or time.monotonic() - begun > service.patience:
+                raise UserError(
+                    f"{file.name} could not be downloaded ({error}). Check the connection and run "
+                    "the export again."
+                ) from None
+        service.pause(attempt, f"downloading {file.name}")
+        attempt += 1
+
+
+def _fetch_once(url: str, file: Path, progress: Progress, limit: int) -> None:
     loopback = _check_address(url, file.name, from_loopback=True)
     opener = urllib.request.build_opener(
         _CheckedRedirects(file.name, loopback),
@@ -146,27 +183,19 @@ def _fetch(url: str, file: Path, progress: Progress, limit: int = LARGEST_LORA) 
     )
     size = expected = 0
     with file.open("wb") as target:
-        try:
-            response = _unbroken(lambda: opener.open(url, timeout=60))
-            with response, progress.doing(f"downloading {file.name}") as task:
-                length = response.headers.get("Content-Length") or ""
-                expected = int(length) if length.isascii() and length.isdigit() else 0
-                _check_size(expected, limit, file.name)
-                while block := _unbroken(lambda: response.read(1 << 20)):
-                    size += len(block)
-                    _check_size(size, limit, file.name)
-                    target.write(block)
-                    state = f"{file.name}: {size / 1e6:,.1f} of {expected / 1e6:,.1f} MB"
-                    progress.reached(task, state, size / max(expected, 1))
-        except _Broken as error:
-            raise UserError(
-                f"{file.name} could not be downloaded ({error}). Check the connection and run the "
-                "export again."
-            ) from None
+        response = _unbroken(lambda: opener.open(url, timeout=60))
+        with response, progress.doing(f"downloading {file.name}") as task:
+            length = response.headers.get("Content-Length") or ""
+            expected = int(length) if length.isascii() and length.isdigit() else 0
+            _check_size(expected, limit, file.name)
+            while block := _unbroken(lambda: response.read(1 << 20)):
+                size += len(block)
+                _check_size(size, limit, file.name)
+                target.write(block)
+                state = f"{file.name}: {size / 1e6:,.1f} of {expected / 1e6:,.1f} MB"
+                progress.reached(task, state, size / max(expected, 1))
     if expected and size != expected:
-        raise UserError(
-            f"Only {size:,} of {expected:,} bytes of {file.name} arrived. Run the export again."
-        )
+        raise _Broken(f"only {size:,} of {expected:,} bytes arrived", passes=True)
 
 
 def _check_size(size: int, limit: int, name: str) -> None:
@@ -220,9 +249,16 @@ class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
 class _Broken(Exception):
     """A failure of the connection, as opposed to a full disk, which is an OSError as well."""
 
+    def __init__(self, reason: str, *, passes: bool) -> None:
+        super().__init__(reason)
+        self.passes = passes  # another attempt may succeed
+
 
 def _unbroken(receive: Callable[[], Any]) -> Any:
     try:
         return receive()
+    except urllib.error.HTTPError as error:
+        passes = error.code in (408, 425, 429) or error.code >= 500
+        raise _Broken(str(error), passes=passes) from None
     except (OSError, http.client.HTTPException) as error:
-        raise _Broken(str(error) or type(error).__name__) from None
+        raise _Broken(str(error) or type(error).__name__, passes=True) from None

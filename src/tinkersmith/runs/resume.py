@@ -34,6 +34,12 @@ def starting_checkpoint(resume: Resume) -> Checkpoint | None:
                 f"{run.name} has no checkpoint {resume.from_checkpoint}; it has "
                 f"{_names(saved) or 'none yet'}."
             )
+        if named[-1].state_deleted:
+            left = [point for point in saved if not point.state_deleted]
+            raise UserError(
+                f"The state of {resume.from_checkpoint} was deleted to save space (KEEP_LAST). "
+                f"{run.name} can be continued from {_names(left)}."
+            )
         return named[-1]
     complete = run.file("samples.json").is_file()  # the last file that a run writes
     if complete and saved and saved[-1].step >= run.fact("total_steps"):
@@ -52,7 +58,11 @@ def checkpoint_refused(resume: Resume, checkpoint: Checkpoint, reason: str) -> U
         insist = command_line("train", "--resume", run, "--allow-changes")
         reason = re.sub(r"[^.:;]*--allow-changed-base[^.:;]*[.:;]?", "", reason).rstrip()
         return UserError(f"{reason} Use the former base model, or insist with: {insist}")
-    earlier = [point for point in resume.run.checkpoints() if point.step < checkpoint.step]
+    earlier = [
+        point
+        for point in resume.run.checkpoints()
+        if point.step < checkpoint.step and not point.state_deleted
+    ]
     if not earlier:
         return UserError(f"{reason} {resume.run.name} has no earlier checkpoint; start a new run.")
     before = max(earlier, key=lambda point: point.step)

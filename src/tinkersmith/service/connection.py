@@ -1,16 +1,21 @@
 """Settings -> a connection that cannot hang: Tinker's cloud, a server at a URL, or our own engine.
 
 The SDK waits silently for minutes when a server is gone. Therefore the server is checked before the
-SDK connects and while it works, and every failure becomes one sentence.
+SDK connects and while it works, and every failure becomes one sentence. A server that is not our
+own child process may be away for SERVER_PATIENCE seconds: one line says so, and another that it is
+back.
 """
 
 import concurrent.futures
+import datetime as dt
 import difflib
 import importlib
+import json
 import logging
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,7 +28,7 @@ from tinkersmith.errors import UserError
 from tinkersmith.models import local_model_folder, resolve_base_model
 from tinkersmith.progress import Progress, watched
 from tinkersmith.service.embedded import start_engine
-from tinkersmith.service.probe import Probe
+from tinkersmith.service.probe import PROBE_EVERY, Probe
 from tinkersmith.settings import Settings
 
 if TYPE_CHECKING:
@@ -37,10 +42,17 @@ TRAINING_METADATA = {"tinkersmith.logprobs": "weighted"}
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 START_REACH = 5.0  # seconds for the first answer
 SLICE = 0.2  # seconds between two checks of the server while waiting
+CLOUD_PROBE_EVERY = 10.0  # seconds
+_LONGEST_PAUSE = 30.0  # seconds between two attempts
 
 
 class ServerGone(UserError):
-    """The server stopped answering during the work."""
+    """The server stopped answering during the work, or forgot it."""
+
+    def __init__(self, sentence: str, *, final: bool = False, forgot: bool = False) -> None:
+        super().__init__(sentence)
+        self.final = final  # waiting longer is of no use
+        self.forgot = forgot  # it knows our session no longer: it was restarted
 
 
 @dataclass
@@ -54,9 +66,12 @@ class Service:
     max_contexts: dict[str, int | None]  # in tokens, of the models that the server offers
     progress: Progress  # says what takes long
     probe: Probe
+    patience: float  # seconds that the server may be away; 0: give up at once
+    connect: Callable[[], "tinker.ServiceClient"]  # opens a session
     check: Callable[[], None] = lambda: None  # called while waiting; raises to end the wait
     key: str = field(default="", repr=False)
     _tokenizer: "TextTokenizer | None" = None
+    _away_since: str = ""  # what the user was told
 
     @property
     def max_context(self) -> int | None:
@@ -76,16 +91,30 @@ class Service:
                 done, _ = concurrent.futures.wait([future], timeout=SLICE)
                 if done:
                     return self._result(future, doing)
-                self.check()
-                if (trouble := self.probe.trouble()) is not None:
-                    raise ServerGone(f"{trouble} This happened while {doing}.")
+                self._check(doing)
 
     def ask(self, call: Callable[[], Any], doing: str) -> Any:
         """The result of an SDK call that may block before it returns its future.
 
+        The call is repeated while the server fails, so it must be safe to repeat: opening a client,
+        listing, deleting.
+
         Raises:
             UserError: as `wait`.
         """
+        begun, attempt = time.monotonic(), 0
+        while True:
+            try:
+                return self._ask_once(call, doing)
+            except ServerGone as error:
+                if error.final or time.monotonic() - begun > self.patience:
+                    raise
+                if error.forgot:
+                    self._renew()
+            self.pause(attempt, doing)
+            attempt += 1
+
+    def _ask_once(self, call: Callable[[], Any], doing: str) -> Any:
         started: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
         def run() -> None:
@@ -98,6 +127,85 @@ class Service:
         threading.Thread(target=run, daemon=True).start()
         pending = self.wait(started, doing)
         return self.wait(pending, doing) if hasattr(pending, "future") else pending
+
+    def pause(self, attempt: int, doing: str) -> None:
+        """Wait before another attempt: 1, 2, 4, ... up to 30 seconds.
+
+        Raises:
+            ServerGone: as `wait`.
+        """
+        end = time.monotonic() + min(2.0**attempt, _LONGEST_PAUSE)
+        while time.monotonic() < end:
+            self._check(doing)
+            time.sleep(SLICE)
+
+    def reconnect(self, doing: str) -> None:
+        """Wait until the server answers, and open a new session in place of the old one.
+
+        Raises:
+            ServerGone: it does not answer within SERVER_PATIENCE.
+        """
+        begun = time.monotonic()
+        with self.progress.doing("waiting for the server"):
+            while (unreached := self.probe.reach()) is not None:
+                self._check(doing)
+                if time.monotonic() - begun > self.patience:
+                    raise ServerGone(unreached.sentence, final=True)
+                time.sleep(SLICE)
+        self._check(doing)
+        self._renew()
+
+    def delete_checkpoint(self, path: str) -> None:
+        """Delete a checkpoint on the server. One that is gone already counts as deleted.
+
+        Raises:
+            UserError: as `wait`.
+        """
+        import tinker
+
+        def delete() -> None:
+            try:
+                self.rest.delete_checkpoint_from_tinker_path(path).result()
+            except (tinker.NotFoundError, tinker.BadRequestError) as error:
+                # The engine answers 400 with these words; after a lost answer both are a success.
+                if isinstance(error, tinker.BadRequestError) and "does not exist" not in str(error):
+                    raise
+
+        self.ask(delete, f"deleting {path}")
+
+    def _check(self, doing: str) -> None:
+        """Say once that the server is away, and once that it is back.
+
+        Raises:
+            ServerGone: the patience is spent, or our own engine has ended.
+        """
+        self.check()
+        if not self.patience:
+            if (trouble := self.probe.trouble()) is not None:
+                raise ServerGone(f"{trouble} This happened while {doing}.", final=True)
+            return
+        away = self.probe.away()
+        if away and not self._away_since:
+            self._away_since = f"{dt.datetime.now() - dt.timedelta(seconds=away):%H:%M}"
+            self.progress.say(
+                f"  The server at {self.probe.url} has not answered since {self._away_since}; "
+                f"trying again for {_duration(self.patience)} (SERVER_PATIENCE)."
+            )
+        if away > self.patience:
+            raise ServerGone(
+                f"The server at {self.probe.url} has not answered since {self._away_since}, for "
+                f"longer than SERVER_PATIENCE = {self.patience:.0f} seconds. This happened while "
+                f"{doing}.",
+                final=True,
+            )
+        if not away and self._away_since:
+            self._away_since = ""
+            self.progress.say(f"  The server at {self.probe.url} answers again.")
+
+    def _renew(self) -> None:
+        old, self.client = self.client, self.connect()
+        with suppress(Exception):  # the server may have forgotten it; nobody waits for the answer
+            old.close("errored")
 
     def create_training_client(self, settings: Settings) -> "tinker.TrainingClient":
         """A new LoRA on the base model."""
@@ -144,21 +252,33 @@ class Service:
         except tinker.AuthenticationError:
             raise UserError(_wrong_key()) from None
         except tinker.APIStatusError as error:
+            if error.status_code == 410:
+                raise self._forgot(doing) from None
+            if error.status_code in (408, 409, 429) or error.status_code >= 500:
+                raise ServerGone(
+                    f"The server at {self.probe.url} keeps failing (HTTP {error.status_code}: "
+                    f"{self._detail(error)}). This happened while {doing}."
+                ) from None
             raise UserError(f"The server refused {doing}: {self._detail(error)}") from None
-        except tinker.APIConnectionError as error:
+        except (tinker.APIConnectionError, json.JSONDecodeError) as error:
             trouble = self.probe.trouble() or f"The server cannot be reached ({error})."
             raise ServerGone(f"{trouble} This happened while {doing}.") from None
         except tinker.TinkerError as error:
             raise UserError(f"The tinker SDK failed while {doing}: {error}") from None
         except RetryableException:
-            raise ServerGone(
-                f"The server lost a request; was it restarted? This happened while {doing}."
-            ) from None
+            raise self._forgot(doing) from None
         except ValueError as error:  # how the SDK reports a 4xx to a poll
             if not str(error).startswith("Error retrieving result: "):
                 raise
             reason = str(error).removeprefix("Error retrieving result: ").split(" for self.")[0]
-            raise ServerGone(f"{reason}. This happened while {doing}.") from None
+            raise ServerGone(f"{reason}. This happened while {doing}.", forgot=True) from None
+
+    def _forgot(self, doing: str) -> ServerGone:
+        return ServerGone(
+            f"The server at {self.probe.url} lost a request; was it restarted? This happened while "
+            f"{doing}.",
+            forgot=True,
+        )
 
     def _detail(self, error: Any) -> str:
         content: Any = error.body
@@ -220,7 +340,8 @@ def _opened(
         with progress.doing("loading the tinker SDK"):
             importing.join()
         with progress.doing("connecting to the server"):
-            service = _connect(kind, url, key, name, probe, progress)
+            patience = 0.0 if kind == "embedded" else float(settings.server_patience)
+            service = _connect(kind, url, key, name, probe, progress, patience)
             service.key = key
         finished = "errored"
         try:
@@ -259,7 +380,13 @@ def _where(settings: Settings) -> tuple[str, str, str]:
 
 
 def _connect(
-    kind: str, url: str, key: str, base_model: str, probe: Probe, progress: Progress
+    kind: str,
+    url: str,
+    key: str,
+    base_model: str,
+    probe: Probe,
+    progress: Progress,
+    patience: float,
 ) -> Service:
     import tinker
 
@@ -267,17 +394,31 @@ def _connect(
         from tinker.lib.base_url import resolve_base_url  # pyright: ignore[reportMissingTypeStubs]
 
         probe.url = resolve_base_url()
-    if kind != "embedded" and (trouble := probe.reach(START_REACH)) is not None:
-        raise UserError(trouble.sentence)
     if kind == "embedded":
         os.environ["TINKER_TELEMETRY"] = "0"  # nothing leaves the machine
+    else:
+        _reach(probe, patience, progress)
     address: dict[str, Any] = {"base_url": url} if url else {}
-    if kind != "cloud":  # the SDK survives a lost network, and so does work in the cloud
-        probe.start()
-    client = tinker.ServiceClient(api_key=key, **address)
-    service = Service(client, None, kind, base_model, {}, progress, probe)  # type: ignore[arg-type]
+    probe.start(CLOUD_PROBE_EVERY if kind == "cloud" else PROBE_EVERY)
+
+    def connect() -> "tinker.ServiceClient":
+        return tinker.ServiceClient(api_key=key, **address)
+
+    service = Service(
+        client=connect(),
+        rest=None,  # type: ignore[arg-type]
+        kind=kind,
+        base_model=base_model,
+        max_contexts={},
+        progress=progress,
+        probe=probe,
+        patience=patience,
+        connect=connect,
+    )
     service.rest = service.ask(lambda: tinker.RestClient(api_key=key, **address), "connecting")
-    found = service.ask(service.rest.get_server_capabilities, "asking which models it offers")
+    found = service.ask(
+        lambda: service.rest.get_server_capabilities(), "asking which models it offers"
+    )
     service.max_contexts = {
         model.model_name: model.max_context_length
         for model in found.supported_models
@@ -286,9 +427,38 @@ def _connect(
     return service
 
 
+def _reach(probe: Probe, patience: float, progress: Progress) -> None:
+    """Wait for the first answer of a server that is busy or behind a proxy.
+
+    Where nothing listens, or the name is unknown, the URL is more likely wrong than the server
+    away, and nothing is lost yet: that fails at once.
+
+    Raises:
+        UserError: the server cannot be reached.
+    """
+    begun, told = time.monotonic(), False
+    while (unreached := probe.reach(START_REACH)) is not None:
+        elapsed = time.monotonic() - begun
+        if unreached.absent or elapsed > patience:
+            raise UserError(unreached.sentence)
+        if elapsed > START_REACH and not told:
+            told = True
+            progress.say(
+                f"  The server at {probe.url} does not answer; trying again for "
+                f"{_duration(patience)} (SERVER_PATIENCE)."
+            )
+        time.sleep(1.0)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes"
+
+
 def _close(service: Service, status: str) -> None:
     """End the session without waiting long for a server that may be gone."""
-    if service.probe.trouble() is not None:
+    if service.probe.away() or service.probe.trouble() is not None:
         return
     with suppress(Exception):
         service.client.close(status).future().result(timeout=3)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import socket
 import threading
 import time
 import urllib.error
@@ -14,6 +15,7 @@ PROBE_EVERY = 1.0  # seconds
 PROBE_PATIENCE = 1.5  # seconds
 REFUSED_PATIENCE = 2.5  # seconds that a server may refuse connections
 SILENT_PATIENCE = 60.0  # seconds that it may leave its health unanswered
+AWAY_AFTER = 5  # checks in a row: one in five may fail on a bad network while all goes well
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,7 @@ class _Unreached:
 
     sentence: str
     late: bool  # no answer in time, as opposed to a refused connection
+    absent: bool  # nothing listens there, or the name is unknown: a wrong URL looks like this
 
 
 class Probe:
@@ -33,10 +36,11 @@ class Probe:
         self._stop = threading.Event()
         self._refused_since: float | None = None
         self._silent_since: float | None = None
+        self._failures = 0  # checks without an answer, since the last one with an answer
 
-    def start(self) -> None:
-        """Check the server every second until `stop`."""
-        threading.Thread(target=self._watch, name="probe", daemon=True).start()
+    def start(self, every: float = PROBE_EVERY) -> None:
+        """Check the server every so many seconds until `stop`."""
+        threading.Thread(target=self._watch, args=(every,), name="probe", daemon=True).start()
 
     def stop(self) -> None:
         """End the checks."""
@@ -54,6 +58,13 @@ class Probe:
             if since is not None and now - since > patience:
                 return f"The server at {self.url} no longer answers."
         return None
+
+    def away(self) -> float:
+        """For how many seconds the server has answered no check; 0 while it answers."""
+        since = self._silent_since
+        if since is None or self._failures < AWAY_AFTER:
+            return 0.0
+        return time.monotonic() - since
 
     def reach(self, patience: float = PROBE_PATIENCE) -> _Unreached | None:
         """Send one request, through the user's proxy if there is one; None if the server answers.
@@ -76,15 +87,18 @@ class Probe:
         )
         return _Unreached(
             f"The server at {self.url} cannot be reached ({reason}). {advice}",
-            isinstance(reason, TimeoutError),
+            late=isinstance(reason, TimeoutError),
+            absent=isinstance(reason, (ConnectionRefusedError, socket.gaierror, ValueError)),
         )
 
-    def _watch(self) -> None:
-        while not self._stop.wait(PROBE_EVERY):
+    def _watch(self, every: float) -> None:
+        while not self._stop.wait(every):
             unreached, now = self.reach(), time.monotonic()
             if unreached is None:
                 self._refused_since = self._silent_since = None
+                self._failures = 0
                 continue
+            self._failures += 1
             self._silent_since = self._silent_since or now
             # A busy machine accepts connections and answers late, which is no refusal.
             self._refused_since = None if unreached.late else self._refused_since or now

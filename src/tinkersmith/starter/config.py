@@ -84,6 +84,15 @@ SAVE_EVERY = 0
 # Save a checkpoint, too, when the last one is so many minutes old; 0 turns this off.
 SAVE_EVERY_MINUTES = 10.0
 
+# States of a run that stay, beside the best one and the last of each epoch; 0 keeps all.
+KEEP_LAST = 3
+
+# The server deletes a run's checkpoints after so many days; 0 never.
+CHECKPOINT_TTL_DAYS = 0
+
+# Seconds to wait for a server by URL or the cloud that does not answer; 0 gives up at once.
+SERVER_PATIENCE = 600
+
 # What to export after training: "ask", "no", "adapter" (a PEFT folder) or "merged" (a full model).
 EXPORT_AFTER_TRAINING = "ask"
 

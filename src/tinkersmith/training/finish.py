@@ -1,14 +1,16 @@
 """A trained `Plan` and its curves -> answers, advice, and the `TrainedRun` that the caller gets."""
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tinkersmith.errors import UserError
 from tinkersmith.files import write_json
 from tinkersmith.progress import Progress
 from tinkersmith.runs.folder import RunFolder
 from tinkersmith.service.answers import request_answers
+from tinkersmith.service.stored import stored_line
 from tinkersmith.text.guards import unguarded
 from tinkersmith.training.advice import advice
 from tinkersmith.training.length_report import LengthReport
@@ -64,6 +66,8 @@ def finish(
     progress.say(f"Path     {last.sampler_path}")
     progress.say(f"State    {last.state_path}")
     progress.say(f"Folder   {plan.run.path}")
+    with suppress(UserError):  # a server need not list what it stores
+        progress.say(f"Stored   {stored_line(plan.service, plan.run, plan.settings)}")
     for line in suggestions:
         progress.say(f"Advice   {line}")
     return TrainedRun(

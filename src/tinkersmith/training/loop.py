@@ -13,6 +13,7 @@ from tinkersmith.plurals import counted
 from tinkersmith.progress import Clock, Progress, Task
 from tinkersmith.runs.folder import Checkpoint
 from tinkersmith.service.answers import to_datum
+from tinkersmith.service.stored import OldStates, lifetime
 from tinkersmith.training.batches import learning_rate_at
 from tinkersmith.training.interruption import Interruption
 from tinkersmith.training.length_report import LengthReport
@@ -90,6 +91,8 @@ class Loop:
         self._saved = plan.first_step  # steps before the last checkpoint
         self._unsound = False  # a step is sent or recorded by half
         self._saving: _Save | None = None
+        keep_last = plan.settings.keep_last
+        self._old_states = OldStates(plan.service, plan.run, keep_last, progress.say)
         self._seconds = 0.0  # that the server took for the last step
         self._recorded_at = 0.0  # of the clock: the last step
         self._begun = self._saved_at = clock()
@@ -304,8 +307,10 @@ class Loop:
         doing = f"saving the checkpoint of step {done:,}"
         with self._progress.doing(doing):
             if self._saving is None or self._saving.name != name:  # else interrupted while waiting
-                state = plan.client.save_state(name)
-                self._saving = _Save(name, state, plan.client.save_weights_for_sampler(name))
+                seconds = lifetime(plan.settings)
+                state = plan.client.save_state(name, ttl_seconds=seconds)
+                sampler = plan.client.save_weights_for_sampler(name, ttl_seconds=seconds)
+                self._saving = _Save(name, state, sampler)
             checkpoint = Checkpoint(
                 name=name,
                 step=done,
@@ -315,6 +320,7 @@ class Loop:
             )
         plan.run.add_checkpoint(checkpoint)
         self._saved, self._saved_at = done, self._clock()
+        self._old_states.delete()
 
 
 @dataclass(frozen=True, slots=True)

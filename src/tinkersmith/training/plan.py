@@ -91,7 +91,7 @@ def prepare(
         open_service(settings, progress=progress, allow_changed_base=allow_changes)
     )
     service.check = check
-    client = _training_client(service, settings, resume, checkpoint)
+    client = open_training_client(service, settings, resume, checkpoint)
     with progress.doing("loading the tokenizer"):
         tokenizer = service.tokenizer(client)
     template = (
@@ -194,9 +194,10 @@ def _check_base(resume: Resume | None, fingerprint: str | None) -> None:
         _refuse(resume, ["the weights of the base model changed"])
 
 
-def _training_client(
+def open_training_client(
     service: Service, settings: Settings, resume: Resume | None, checkpoint: Checkpoint | None
 ) -> "tinker.TrainingClient":
+    """A training client on `checkpoint` with its optimizer state, or on a new LoRA without one."""
     if resume is None or checkpoint is None:
         return service.create_training_client(settings)
     try:

@@ -18,11 +18,11 @@ from tinkersmith.runs.lock import locked
 from tinkersmith.runs.resume import Resume
 from tinkersmith.service.connection import ServerGone
 from tinkersmith.settings import FIELDS, Settings, settings_from
-from tinkersmith.training.finish import TrainedRun, finish
+from tinkersmith.training.finish import TrainedRun
 from tinkersmith.training.interruption import Interruption, interruption
 from tinkersmith.training.length_report import LengthReport
-from tinkersmith.training.loop import Loop
 from tinkersmith.training.plan import prepare
+from tinkersmith.training.recovery import train_to_the_end
 from tinkersmith.training.transcript import Transcript
 
 
@@ -84,8 +84,7 @@ def train(
             plan.data.start(plan.run, plan.first_step)
             lengths = LengthReport(plan.data, settings.show_length_warnings, progress)
             lengths.print_if_complete()
-            curves = Loop(plan, lengths, progress, signals).run()
-            trained = finish(plan, curves, lengths, guard, progress)
+            trained = train_to_the_end(plan, lengths, guard, progress, signals)
             signals.check()
     atexit.register(trained.close)
     return trained

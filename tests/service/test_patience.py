@@ -1,0 +1,176 @@
+"""A server by URL that fails, stalls, goes away or is restarted: runs end with the same losses.
+
+The long form is `python -m benchmarks.reliability.faults`: all kinds of faults, in two shares.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.clocks import Lines
+from tests.support.engine import KEY, MODEL, RunningEngine, running_engine
+from tests.support.fault_proxy import fault_proxy
+from tests.support.restarts import ServerOnPort
+from tests.support.sample_files import records, write
+from tests.support.tiny_models import make_tiny_model
+from tinkersmith import train
+from tinkersmith.errors import UserError
+from tinkersmith.progress import watched
+from tinkersmith.runs.folder import RunFolder, all_runs
+from tinkersmith.service.connection import open_service
+from tinkersmith.settings import Settings, settings_from
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(autouse=True)
+def with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINKER_API_KEY", KEY)
+    monkeypatch.setenv("TINKER_TELEMETRY", "0")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[RunningEngine]:
+    with running_engine(tmp_path_factory.mktemp("server"), model) as running:
+        yield running
+
+
+def settings(folder: Path, **names: Any) -> Settings:
+    data = write(folder / "data.json", records(16, seed=1))
+    test = write(folder / "test.json", records(4, seed=2))
+    return settings_from(
+        {
+            "DATA_FILES": [str(data)],
+            "VALIDATION_FILES": [str(test)],
+            "BASE_MODEL": MODEL,
+            "BACKEND": "tinker",
+            "OUTPUT_DIR": str(folder / "runs"),
+            "BATCH_SIZE": 4,
+            "NUM_EPOCHS": 2,
+            "LORA_RANK": 4,
+            "SAVE_EVERY": 2,
+            "KEEP_LAST": 1,
+            "SAMPLING_MAX_TOKENS": 4,
+            **names,
+        }
+    )
+
+
+def losses(run: RunFolder) -> list[float]:
+    lines = run.lines("metrics.jsonl")
+    return [line.get("loss", line.get("validation_loss", -1.0)) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def expected(
+    server: RunningEngine, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[float]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TINKER_BASE_URL", server.url)
+        patch.setenv("TINKER_API_KEY", KEY)
+        patch.setenv("TINKER_TELEMETRY", "0")
+        with train(settings(tmp_path_factory.mktemp("unbroken"))) as trained:
+            yield losses(trained.run)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["503", "reset in mid-body", "stall", "duplicate", "lost answer"],
+)
+def test_a_share_of_requests_that_fail_changes_no_loss(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    server: RunningEngine,
+    expected: list[float],
+    kind: str,
+) -> None:
+    with fault_proxy(server.url, kind, 0.1, stall=2.0, seed=3) as proxy:
+        monkeypatch.setenv("TINKER_BASE_URL", proxy.url)
+        with train(settings(tmp_path)) as trained:
+            assert losses(trained.run) == expected
+    assert sum(proxy.broken.values()) > 2
+    states = [saved for saved in trained.run.checkpoints() if not saved.state_deleted]
+    assert len(states) < len(trained.run.checkpoints())
+
+
+@contextmanager
+def after_steps(folder: Path, steps: int, act: Any) -> Iterator[None]:
+    """Call `act` from a thread, once the run in `folder` has so many steps."""
+    over = threading.Event()
+
+    def wait_and_act() -> None:
+        while not over.wait(0.02):
+            if any(len(run.lines("metrics.jsonl")) >= steps for run in all_runs(folder / "runs")):
+                act()
+                return
+
+    thread = threading.Thread(target=wait_and_act)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_server_that_is_restarted_is_waited_for_and_the_run_goes_on_by_itself(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: Path,
+    expected: list[float],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with ServerOnPort(tmp_path / "engine", model) as server:
+        monkeypatch.setenv("TINKER_BASE_URL", server.url)
+        wanted = settings(tmp_path)
+        with after_steps(tmp_path, 3, lambda: server.restart(pause=8)), train(wanted) as trained:
+            assert losses(trained.run) == expected
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("has not answered since" in line and "for 10 minutes" in line for line in lines) == 1
+    assert sum("Going on from step 2." in line for line in lines) == 1
+
+
+def test_a_server_that_stays_away_ends_the_run_when_the_patience_is_spent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path
+) -> None:
+    with ServerOnPort(tmp_path / "engine", model) as server:
+        monkeypatch.setenv("TINKER_BASE_URL", server.url)
+        wanted = settings(tmp_path, SERVER_PATIENCE=7)
+        with after_steps(tmp_path, 3, server.kill), pytest.raises(UserError) as caught:
+            train(wanted)
+    assert "for longer than SERVER_PATIENCE = 7 seconds" in str(caught.value)
+    assert "Continue with: " in str(caught.value)
+
+
+def test_a_server_that_is_busy_at_the_start_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: RunningEngine
+) -> None:
+    said = Lines()
+    with fault_proxy(server.url, "503", 1.0) as proxy, watched(said.say) as progress:
+        monkeypatch.setenv("TINKER_BASE_URL", proxy.url)
+        at_once = settings(tmp_path, SERVER_PATIENCE=0)
+        begin = time.monotonic()
+        with pytest.raises(UserError, match="HTTP 503"), open_service(at_once, progress=progress):
+            pass
+        assert time.monotonic() - begin < 5
+
+        def recover() -> None:
+            said.wait_for("trying again for 10 minutes")
+            proxy.share = 0.0
+
+        thread = threading.Thread(target=recover)
+        thread.start()
+        with open_service(settings(tmp_path), progress=progress) as service:
+            assert service.max_context == 512
+        thread.join()
+    assert sum("trying again" in text for text in said.texts) == 1
