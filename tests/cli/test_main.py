@@ -157,7 +157,7 @@ def test_a_bug_keeps_its_traceback() -> None:
 def test_a_reader_that_goes_away_is_no_error() -> None:
     Path("data.json").write_text(json.dumps(["bad"] * 20_000 + [GOOD]))
     ended = subprocess.run(
-        f"{sys.executable} -m tinkersmith stats data.json | head -1",
+        f"{sys.executable} -m tinkersmith stats data.json | grep -m 1 Read",
         shell=True,
         capture_output=True,
         text=True,
