@@ -28,6 +28,10 @@ class DamagedFile(Exception):
         self.file = file
 
 
+class ForeignFile(DamagedFile):
+    """A file that somebody has put among those of a checkpoint."""
+
+
 def write_manifest(folder: Path, facts: Mapping[str, object]) -> dict[str, Any]:
     """Write manifest.json over all files of `folder`, and return its content.
 
@@ -103,7 +107,7 @@ def check_files(
     if only is None:
         present = {file.name for file in folder.iterdir() if _counts(file.name)}
         for name in sorted(present - files.keys()):
-            raise DamagedFile(name, "it was not saved with the checkpoint")
+            raise ForeignFile(name, "it was not saved with the checkpoint")
 
 
 def check_file(folder: Path, name: str, saved: Mapping[str, Any], *, hashed: bool = True) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from benchmarks.reliability.damage import (
     DATABASE_CASES,
@@ -14,6 +15,7 @@ from benchmarks.reliability.damage import (
     FIRST,
     LAST,
     MODEL,
+    OTHER,
     RUN,
     WEIGHTS,
     DamageCase,
@@ -110,6 +112,37 @@ def test_weights_of_an_older_version_that_are_no_safetensors_are_told_with_their
     (weights / WEIGHTS).write_bytes(b"x" * 1000)
     with pytest.raises(Refused, match=rf"{WEIGHTS} of {LAST} is damaged: it is not a whole"):
         models.create_from("new", MODEL, CONFIG, LAST, True)
+
+
+def test_checkpoints_of_an_older_version_are_resumed_after_the_database_was_lost(
+    models: Models, folder: Path
+) -> None:
+    models.store = Store(folder)
+    part = LoraConfig(rank=3, seed=1, train_mlp=False, train_unembed=False)
+    models.create(RUN, MODEL, part)
+    attention = TinkerPath(RUN.replace(":0", ":1"), "weights", "attention")
+    models.save(RUN, attention, optimizer=True)()
+    models.free(RUN)
+    models.store.close()
+    for weights in folder.rglob(WEIGHTS):
+        save_file(load_file(weights), weights)  # without the note that a manifest belongs to it
+        weights.with_name("manifest.json").unlink()
+    (folder / "engine.sqlite").unlink()
+    models.store = store = Store(folder)
+    assert {entry.path for entry in store.checkpoints()} == {FIRST, LAST, OTHER, attention}
+    for path in (FIRST, LAST, OTHER, attention):
+        models.create_from(
+            "again", store.run(path.run_id).base_model, lora(store, path), path, True
+        )
+        models.free("again")
+    flags = lora(store, attention)
+    assert (flags.rank, flags.train_attn, flags.train_mlp, flags.train_unembed) == (
+        *(3, True, False, False),
+    )
+
+
+def lora(store: Store, path: TinkerPath) -> LoraConfig:
+    return store.run(path.run_id).lora
 
 
 def test_a_checkpoint_is_not_used_with_another_base_model_unless_the_user_insists(

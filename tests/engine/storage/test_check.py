@@ -93,6 +93,22 @@ def test_a_database_that_does_not_fit_the_folders_is_repaired(folder: Path, case
     assert len(Store(folder).checkpoints()) == (1 if case == "row without folder" else 2)
 
 
+def test_damaged_labels_and_manifests_and_foreign_files_are_each_named_once(folder: Path) -> None:
+    [one] = folder.glob("checkpoints/*/weights/one")
+    [two] = folder.glob("checkpoints/*/weights/two")
+    (one / "manifest.json").write_text("{}")
+    (one / "labels.json").write_text("[]")
+    (two / "notes.txt").write_text("x")
+    (two.parent / "stray").write_text("x")
+    status, text = check(folder)
+    assert status == 1
+    assert text.count("manifest.json of tinker://") == 1
+    assert text.count("labels.json is damaged") == 1
+    assert text.count(f"notes.txt does not belong to tinker://{RUN}/weights/two") == 1
+    assert text.count(f"left as it is: {two.parent / 'stray'}") == 1
+    assert (two / "notes.txt").exists() and (two.parent / "stray").exists()
+
+
 def test_another_folder_is_refused_in_one_sentence(tmp_path: Path) -> None:
     status, text = check(tmp_path)
     assert status == 1

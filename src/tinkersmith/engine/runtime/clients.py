@@ -31,7 +31,6 @@ from tinkersmith.engine.messages import (
 )
 from tinkersmith.engine.model.adapters import (
     NotFinite,
-    adapter_state,
     load_adapter_state,
     load_finite,
     new_adapter,
@@ -284,7 +283,7 @@ class Models:
         start = time.perf_counter()
         base = self.bases.get(model.base_name)
         state = state_tensors(model.optimizer) if optimizer else {}
-        for tensors in (adapter_state(model.adapter), state):
+        for tensors in (model.adapter.weights, state):
             if (name := not_finite(tensors)) is not None:
                 raise Refused(
                     f"{path} was not saved: {name} holds numbers that are not finite, so the "

@@ -22,8 +22,9 @@ from tinkersmith.engine.storage.database import (
 from tinkersmith.engine.storage.folders import CheckpointFolder, TinkerPath, without_manifest
 from tinkersmith.engine.storage.rebuild import Findings, look_at
 from tinkersmith.engine.storage.rows import StoredCheckpoint, check_rows, checkpoint_from_row
-from tinkersmith.engine.storage.store import Store, damage_sentence
+from tinkersmith.engine.storage.store import Store, damage_of
 from tinkersmith.manifest import MANIFEST, DamagedFile, check_files, read_manifest
+from tinkersmith.peft_format import ADAPTER_WEIGHTS
 from tinkersmith.plurals import counted
 
 
@@ -88,30 +89,31 @@ def check_folder(folder: Path) -> CheckReport:
     for path, folders in sorted(findings.by_path.items(), key=lambda item: str(item[0])):
         for entry in folders:
             report.folders.append(entry)
-            _check_files_of(path, entry, report)
+            _check_files_of(path, entry.folder, report)
     rows = _rows(folder, report)
     if rows is not None:
         _compare(folder, findings, rows, report)
     report.strange += [sentence for _, sentence in findings.strange]
-    report.damage += [
-        sentence for sentence in findings.damaged if not sentence.startswith(f"{MANIFEST} ")
-    ]
+    # Damage of a manifest has been told with the files.
+    report.damage += [note for note in findings.damaged if f": {MANIFEST} is" not in note]
     return report
 
 
-def _check_files_of(path: TinkerPath, entry: CheckpointFolder, report: CheckReport) -> None:
+def _check_files_of(path: TinkerPath, folder: Path, report: CheckReport) -> None:
     try:
-        manifest = read_manifest(entry.folder)
+        manifest = read_manifest(folder)
         if manifest is not None:
-            check_files(entry.folder, manifest)
-        elif (reason := without_manifest(entry.folder)) is not None:
+            check_files(folder, manifest)
+        elif not (folder / ADAPTER_WEIGHTS).is_file():
+            raise DamagedFile(ADAPTER_WEIGHTS, "the file is gone")
+        elif (reason := without_manifest(folder)) is not None:
             raise DamagedFile(MANIFEST, reason)
         else:
             report.unchecked.append(str(path))
     except DamagedFile as damage:
-        report.damage.append(damage_sentence(path, damage.file, str(damage)))
+        report.damage.append(damage_of(path, damage))
     except OSError as error:
-        report.damage.append(f"{entry.folder} cannot be read: {error.strerror or error}.")
+        report.damage.append(f"{folder} cannot be read: {error.strerror or error}.")
 
 
 def _rows(folder: Path, report: CheckReport) -> dict[TinkerPath, StoredCheckpoint] | None:
@@ -153,6 +155,8 @@ def _compare(
         if row is None:
             report.rows.append(f"{path} has no row in the database.")
     for path, row in rows.items():
+        if path not in findings.by_path and (root / row.folder).is_dir():
+            _check_files_of(path, root / row.folder, report)  # only its row says what it is
         if not (root / row.folder).is_dir():
             expired = row.expires is not None and row.expires < time.time()
             if not expired and path not in findings.by_path:

@@ -255,7 +255,8 @@ def database_sentence(error: sqlite3.Error, folder: Path) -> str:
         )
     return (
         f"the engine could not use its disk: {folder / DATABASE}: {error}; nothing was changed. "
-        f"Look at the disk of {folder}, then try again."
+        f"The disk of {folder} may be full or broken: free some space there or look at it, then "
+        "try again."
     )
 
 
@@ -303,15 +304,19 @@ def connection_to_read(file: Path) -> sqlite3.Connection:
     Raises:
         sqlite3.Error: the file is no database, damaged, or locked.
     """
-    connection = sqlite3.connect(file, timeout=LOCK_PATIENCE, isolation_level=None)
-    try:
-        connection.execute("SELECT * FROM sqlite_master").fetchall()
-        return connection
-    except sqlite3.OperationalError as error:
-        connection.close()
-        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
-            raise
-    # A folder that cannot be written to: nobody changes the file meanwhile.
+    # A read-only connection needs the file -shm, which may have to be made. Where that cannot be,
+    # the folder cannot be written to, and nobody changes the file meanwhile.
+    for mode in ("mode=ro", "mode=rw"):
+        address = f"{file.resolve().as_uri()}?{mode}"
+        connection = sqlite3.connect(address, uri=True, timeout=LOCK_PATIENCE, isolation_level=None)
+        try:
+            connection.execute("SELECT * FROM sqlite_master").fetchall()
+            return connection
+        except sqlite3.OperationalError as error:
+            connection.close()
+            code = error.sqlite_errorcode & 0xFF
+            if code not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+                raise
     return sqlite3.connect(f"{file.resolve().as_uri()}?immutable=1", uri=True)
 
 

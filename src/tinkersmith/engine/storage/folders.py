@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.log import log
 from tinkersmith.files import write_json
 from tinkersmith.manifest import (
     HAS_MANIFEST,
@@ -104,15 +105,15 @@ def checkpoint_folders(root: Path) -> Iterator[Path]:
 
 def strange_entries(root: Path) -> Iterator[Path]:
     """What lies below `root` where neither a checkpoint nor a mark of ours can be."""
-    for run in sorted(root.iterdir()):
+    for run in _entries(root):
         if not run.is_dir():
             yield run
             continue
-        for segment in sorted(run.iterdir()):
+        for segment in _entries(run):
             if segment.name not in KINDS or not segment.is_dir():
                 yield segment
                 continue
-            for entry in sorted(segment.iterdir()):
+            for entry in _entries(segment):
                 if not entry.is_dir() or (entry.name.startswith(".") and not is_marked(entry.name)):
                     yield entry
 
@@ -260,6 +261,14 @@ def folder_size(folder: Path) -> int:
 def file_name(run_id: str) -> str:
     """The name of a run's folder: Windows allows no colon."""
     return run_id.replace(":", "_")
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        log.warning("%s cannot be read (%s): what is in it is not listed", folder, error.strerror)
+        return []
 
 
 def _is_whole(folder: Path) -> bool:

@@ -57,6 +57,7 @@ from tinkersmith.manifest import (
     LABELS,
     MANIFEST,
     DamagedFile,
+    ForeignFile,
     check_files,
     read_manifest,
     write_manifest,
@@ -217,7 +218,8 @@ class Store:
                 f"the checkpoint name {path.name!r} must be 1 to 128 letters, digits, '.', '_' or "
                 "'-', and begin with a letter or digit."
             )
-        if not overwrite and self._find(path) is not None:
+        stored = None if overwrite else self._find(path)
+        if stored is not None and self.weights_folder(stored).is_dir():
             raise Refused(f"{path} already exists; choose another name or pass overwrite=True.")
 
     @contextmanager
@@ -390,7 +392,7 @@ class Store:
                 raise DamagedFile(MANIFEST, f"it is that of another checkpoint, {saved_as}")
             check_files(folder, manifest, read, only=only)
         except DamagedFile as damage:
-            raise Refused(damage_sentence(path, damage.file, str(damage))) from None
+            raise Refused(damage_of(path, damage)) from None
         return CheckedCheckpoint(path, folder, manifest)
 
     def _accept_without_manifest(self, path: TinkerPath, folder: Path) -> None:
@@ -625,6 +627,16 @@ class Store:
 def make_folder(folder: Path) -> None:
     """Create one of the engine's folders: all of them are made here."""
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def damage_of(path: TinkerPath, damage: DamagedFile) -> str:
+    """What a user reads of a file that is not as it was saved."""
+    if isinstance(damage, ForeignFile):
+        return (
+            f"{damage.file} does not belong to {path}: {damage}. Move the file elsewhere, then try "
+            "again."
+        )
+    return damage_sentence(path, damage.file, str(damage))
 
 
 @contextmanager
