@@ -226,6 +226,18 @@ def test_what_has_expired_or_was_deleted_does_not_come_back_with_a_new_database(
     assert len(weight_files(folder)) == len(PATHS) - 2
 
 
+def test_damaged_labels_cost_no_label_while_the_database_is_whole(folder: Path) -> None:
+    for labels in folder.rglob("labels.json"):
+        labels.write_text('{"public": "yes"}')
+    check_everything(Store(folder))
+    store = Store(folder)
+    store.set_public(PATHS[0], True)  # writes the file anew
+    store.set_ttl(PATHS[1], 3600)
+    store.close()
+    (folder / "engine.sqlite").unlink()
+    check_everything(Store(folder))
+
+
 def test_a_kill_between_the_end_of_a_deletion_and_its_files_is_finished_at_the_next_start(
     folder: Path,
 ) -> None:

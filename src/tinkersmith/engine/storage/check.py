@@ -19,7 +19,12 @@ from tinkersmith.engine.storage.database import (
     database_damage,
     database_sentence,
 )
-from tinkersmith.engine.storage.folders import CheckpointFolder, TinkerPath, without_manifest
+from tinkersmith.engine.storage.folders import (
+    CheckpointFolder,
+    TinkerPath,
+    read_labels,
+    without_manifest,
+)
 from tinkersmith.engine.storage.rebuild import Findings, look_at
 from tinkersmith.engine.storage.rows import StoredCheckpoint, check_rows, checkpoint_from_row
 from tinkersmith.engine.storage.store import Store, damage_of
@@ -157,6 +162,10 @@ def _compare(
     for path, row in rows.items():
         if path not in findings.by_path and (root / row.folder).is_dir():
             _check_files_of(path, root / row.folder, report)  # only its row says what it is
+            try:
+                read_labels(root / row.folder)
+            except ValueError as reason:
+                report.damage.append(f"{path}: {reason}")
         if not (root / row.folder).is_dir():
             expired = row.expires is not None and row.expires < time.time()
             if not expired and path not in findings.by_path:

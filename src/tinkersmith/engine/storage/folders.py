@@ -85,6 +85,7 @@ class CheckpointFolder:
     facts: dict[str, Any]  # the manifest's, or those that can be told without one
     labels: dict[str, Any]  # public, expires, recipients, user_metadata, as far as they are known
     notes: list[str] = field(default_factory=list[str])  # of what could not be read
+    labels_damaged: bool = False  # `labels` are then those from the time of saving
 
     @property
     def size_bytes(self) -> int:
@@ -126,6 +127,7 @@ def read_folder(folder: Path) -> CheckpointFolder:
         OSError: it cannot be read.
     """
     notes: list[str] = []
+    labels_damaged = False
     try:
         manifest = read_manifest(folder)
     except DamagedFile as damage:
@@ -141,7 +143,8 @@ def read_folder(folder: Path) -> CheckpointFolder:
         labels |= read_labels(folder)
     except ValueError as error:
         notes.append(str(error))
-    return CheckpointFolder(folder, path, facts, labels, notes)
+        labels_damaged = True
+    return CheckpointFolder(folder, path, facts, labels, notes, labels_damaged)
 
 
 def read_labels(folder: Path) -> dict[str, Any]:
@@ -163,7 +166,7 @@ def read_labels(folder: Path) -> dict[str, Any]:
         isinstance(labels.get(name), (*types, type(None))) for name, types in _LABEL_TYPES.items()
     )
     if labels is None or not good:
-        raise ValueError(f"{LABELS} is damaged: its time to live and publication are not known")
+        raise ValueError(f"{LABELS} is damaged: set its time to live or publication anew")
     return labels
 
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Collection, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -305,13 +305,13 @@ class Store:
         )
         columns = checkpoint_columns(new)
 
-        def replace(connection: sqlite3.Connection) -> Path | None:
+        def put(connection: sqlite3.Connection) -> Path | None:
             old = _row_of(connection, path)
             connection.execute(insertion("checkpoints", columns), tuple(columns.values()))
             # Another engine that started meanwhile may have registered this very folder.
             return self.root / old.folder if old and old.folder != new.folder else None
 
-        self._change_and_delete(replace)
+        self._change_and_delete(put)
         return new
 
     def copy_checkpoint(
@@ -586,6 +586,8 @@ class Store:
                 if row.folder == current.folder.relative_to(self.root).as_posix():
                     continue  # nothing in the folder knows better
             wanted = self._as_row(current)
+            if row is not None and current.labels_damaged:
+                wanted = replace(wanted, public=row.public, expires=row.expires)
             if wanted == row:
                 continue
             columns = checkpoint_columns(wanted)
