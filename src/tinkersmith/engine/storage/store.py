@@ -65,7 +65,7 @@ from tinkersmith.manifest import (
 
 _T = TypeVar("_T")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_NAMED_AT_START = 20  # lines of the log; `tinkersmith engine check` lists the rest
+_NAMED_AT_START = 100  # lines of the log; `tinkersmith engine check` lists the rest
 _READERS, _WRITERS = 2, 8  # threads; those that wait for a locked database hold up no reader
 
 
