@@ -507,6 +507,7 @@ class Fuzzer:
         try:
             if connection.sock is None:
                 connection.connect()
+            assert connection.sock is not None
             connection.sock.sendall(head + sent.body)
             if fresh:  # the engine may wait for more: tell it that nothing comes
                 connection.sock.shutdown(socket.SHUT_WR)

@@ -96,7 +96,7 @@ class Connection(H11Protocol):
         state = self.conn.their_state
         if state is h11.SEND_BODY:
             patience += self._received / SLOWEST_BODY
-        elif state is not h11.IDLE or (self.cycle is not None and not self._begun()):
+        elif state is not h11.IDLE or (self.cycle and not self._begun()):
             return  # the request is complete, or uvicorn's own limit for idle connections holds
         if now - self._since > patience:
             seldom.warn("a connection was closed: its request did not arrive in time")
@@ -111,13 +111,12 @@ class Connection(H11Protocol):
 
 
 async def watch(state: ServerState, every: float = 1.0) -> None:
-    """Check all connections of a server, for as long as it runs."""
+    """Check all connections of a server, which are `Connection`s, for as long as it runs."""
     while True:
         await asyncio.sleep(every)
         now = time.monotonic()
-        for connection in list(state.connections):
-            if isinstance(connection, Connection):
-                connection.check(now)
+        for connection in list(cast("set[Connection]", state.connections)):
+            connection.check(now)
 
 
 def use_all_handles() -> None:
