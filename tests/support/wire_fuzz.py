@@ -357,7 +357,7 @@ class Sent:
 def wrong_request(rng: random.Random, world: World) -> Sent:
     """A request to a route chosen by chance, wrong in one or a few ways."""
     headers: dict[str, str] = {}
-    if rng.random() < 0.2:
+    if rng.random() < 0.3:
         path, method = "/forward_backward", "POST"
         body = wrong_batch(rng, world)
         if rng.random() < 0.3:
