@@ -116,7 +116,10 @@ async def watch(state: ServerState, every: float = 1.0) -> None:
         await asyncio.sleep(every)
         now = time.monotonic()
         for connection in list(cast("set[Connection]", state.connections)):
-            connection.check(now)
+            try:
+                connection.check(now)
+            except Exception as error:  # the other connections are checked all the same
+                seldom.warn(f"a connection could not be checked: {error!r}")
 
 
 def use_all_handles() -> None:
