@@ -14,13 +14,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from benchmarks.reliability.soak import grew
 from benchmarks.reliability.watching import Watched, draw, figures, watched
 from benchmarks.results_file import RESULTS, write_results
 from tests.support.engine import MODEL, RunningEngine, no_proxy_for_loopback, running_engine
 from tests.support.raw_client import batch, call, loss, result
 from tests.support.tiny_models import make_tiny_model
 
-ALLOWED = 0.1
 STEPS = 5  # of one training client, before it is saved and given up
 
 
@@ -47,12 +47,6 @@ def main() -> int:
     )
     print("written:", write_results("reliability_load", command, found | figures(curves)))
     return int(bool(found["failures"] or found["left over"]) or grew(curves))
-
-
-def grew(curves: Watched) -> bool:
-    return any(
-        curve.growth() > ALLOWED for curve in (*curves.memory.values(), *curves.handles.values())
-    )
 
 
 def load(clients: int, seconds: float, every: float) -> tuple[Watched, dict[str, Any]]:

@@ -10,13 +10,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.reliability.soak import ALLOWED
 from benchmarks.reliability.watching import Watched, draw, figures, watched
 from benchmarks.results_file import RESULTS, write_results
 from tests.support.engine import no_proxy_for_loopback, running_engine
 from tests.support.tiny_models import make_tiny_model
 from tests.support.wire_fuzz import Fuzzer, Tally
-
-ALLOWED = 0.1
 
 
 def main() -> int:

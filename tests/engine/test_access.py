@@ -77,6 +77,7 @@ def test_without_a_key_one_is_made_and_shown_once_with_the_commands_to_use_it(
 def test_a_given_key_is_never_shown(tmp_path: Path) -> None:
     file = tmp_path / "the key"
     file.write_text(f"{LONG_KEY}\n")
+    file.chmod(0o644)
     with started(tmp_path / "a", key=LONG_KEY) as told:
         assert told["TINKER_API_KEY"] == '"$TINKERSMITH_ENGINE_KEY"'
         assert status_with(told["TINKER_BASE_URL"], LONG_KEY) == 200
@@ -85,6 +86,7 @@ def test_a_given_key_is_never_shown(tmp_path: Path) -> None:
         assert told["TINKER_API_KEY"] == f"\"$(cat '{file}')\""
         assert status_with(told["TINKER_BASE_URL"], LONG_KEY) == 200
         assert LONG_KEY not in told["log"] + told["ready"]
+        assert f"other users may read the key in {file}" in told["log"]
 
 
 def test_beyond_loopback_a_key_is_made_as_well_and_plain_http_is_warned_of(tmp_path: Path) -> None:

@@ -89,6 +89,17 @@ def valid_requests(world: World) -> list[tuple[str, str, dict[str, Any] | None]]
         "topk_prompt_logprobs": 2,
         "target_prompt_logprobs": {"data": [3], "shape": [1, 1], "dtype": "int64"},
     }
+    sparse = {
+        **sample,
+        "target_prompt_logprobs": {
+            "data": [3, 4],
+            "shape": [1, 300],
+            "sparse_crow_indices": [0, 2],
+            "sparse_col_indices": [2, 9],
+        },
+        "prompt_alt_tokens_k": 2,
+        "topk_sample_logprobs": 2,
+    }
     adam = {"learning_rate": 1e-4, "beta1": 0.9, "beta2": 0.95, "eps": 1e-12, "weight_decay": 0.0}
     search = {
         "display_name": "a b",
@@ -173,7 +184,7 @@ def valid_requests(world: World) -> list[tuple[str, str, dict[str, Any] | None]]
             {**session, "sampling_session_seq_id": 2, "base_model": MODEL},
         ),
         ("POST", "/asample", sample),
-        ("POST", "/asample", sample),
+        ("POST", "/asample", sparse),
         ("POST", "/retrieve_future", {"request_id": f"{world.model}:1"}),
         ("POST", "/weights_info", {"tinker_path": world.checkpoint}),
         ("POST", "/sessions/search", search),
@@ -293,6 +304,7 @@ def wrong_batch(rng: random.Random, world: World) -> bytes:
         lambda: setattr(tensor, "dense", struct.pack("<3f", float("nan"), float("inf"), -1e38)),
         lambda: setattr(tensor, "dense", struct.pack("<3q", 2**62, -(2**63), 10**6)),
         lambda: tensor.shape.__setitem__(0, rng.choice([0, -1, 1, 2, 2**31, 2**62, -(2**63)])),
+        lambda: (setattr(tensor, "dense", b""), tensor.shape.__setitem__(0, 0)),
         lambda: tensor.shape.extend(rng.choice([[1], [0], [-1], [3, 1], [2**40], [2**62, 2**62]])),
         lambda: (tensor.shape.extend([3]), setattr(tensor.sparse_csr, "values", bytes(12))),
         lambda: (
@@ -345,7 +357,7 @@ class Sent:
 def wrong_request(rng: random.Random, world: World) -> Sent:
     """A request to a route chosen by chance, wrong in one or a few ways."""
     headers: dict[str, str] = {}
-    if rng.random() < 0.2:
+    if rng.random() < 0.3:
         path, method = "/forward_backward", "POST"
         body = wrong_batch(rng, world)
         if rng.random() < 0.3:
@@ -507,6 +519,7 @@ class Fuzzer:
         try:
             if connection.sock is None:
                 connection.connect()
+            assert connection.sock is not None
             connection.sock.sendall(head + sent.body)
             if fresh:  # the engine may wait for more: tell it that nothing comes
                 connection.sock.shutdown(socket.SHUT_WR)

@@ -119,9 +119,14 @@ def test_after_a_session_has_ended_its_requests_are_told_so(
     engine: RunningEngine, model_id: str
 ) -> None:
     session_id = model_id.split(":")[0]
+    _, taken = call(engine, "/forward_backward", batch(model_id, 1, [5, 6, 7]))
+    assert loss(result(engine, taken["request_id"])) > 0
     _, waiting = call(engine, "/optim_step", {"model_id": model_id, "seq_id": 7})
     assert call(engine, f"/sessions/{session_id}/finish", {"reason": {"type": "success"}})[0] == 204
     assert "has ended" in result(engine, waiting["request_id"])["error"]
+    # What was delivered is not held for ten more minutes: many short sessions would add up.
+    status, answer = call(engine, "/retrieve_future", taken)
+    assert status == 410 and "before its session ended" in answer["detail"]
     for path, body in (
         ("/forward_backward", batch(model_id, 1, [1, 2])),
         ("/get_info", {"model_id": model_id}),

@@ -9,6 +9,7 @@ import torch
 
 from tests.support.clients import new_client, train
 from tests.support.engine import datum, random_datums
+from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import BatchRequest, LossOutput
 from tinkersmith.engine.server import wire
 from tinkersmith.engine.server.bodies import open_batch
@@ -165,3 +166,73 @@ def test_an_output_of_no_datums_is_a_message_without_records() -> None:
     message = wire.pb.ForwardBackwardOutput()
     message.ParseFromString(wire.batch_output(LossOutput([], {"loss:sum": 0.0})))
     assert len(message.loss_fn_outputs) == 0
+
+
+SPARSE = {"values": bytes(8), "crow_indices": bytes(16), "col_indices": bytes(8)}
+
+
+@pytest.mark.parametrize(
+    ("shape", "sparse"),
+    [
+        ([0, 2**62], None),  # no array of numpy has so long an axis, though it is empty
+        ([2**62, 0], None),
+        ([-1], None),
+        ([0, -1], None),
+        ([2**40, 2**40], None),
+        ([-1, 3], {"values": b"", "crow_indices": b"", "col_indices": b""}),
+        ([0, -1], {"values": b"", "crow_indices": bytes(8), "col_indices": b""}),
+        ([0, 2**62], {"values": b"", "crow_indices": bytes(8), "col_indices": b""}),
+        ([1, 2**62], SPARSE),
+        ([2**62, 1], SPARSE),
+    ],
+)
+def test_a_shape_that_no_array_has_is_refused(shape: list[int], sparse: dict | None) -> None:
+    message = wire.pb.ForwardBackwardRequest(model_id="a", seq_id=1, loss_fn="cross_entropy")
+    tensor = message.data.add().loss_fn_inputs["target_tokens"]
+    tensor.dtype = wire.pb.DTYPE_INT64
+    tensor.shape.extend(shape)
+    for name, content in (sparse or {}).items():
+        setattr(tensor.sparse_csr, name, content)
+    reason = read_batch(message.SerializeToString()).datums
+    assert isinstance(reason, Refused) and "target_tokens: " in str(reason)
+    assert "shape" in str(reason)
+
+
+def sample_body(**changes: object) -> dict[str, object]:
+    chunk = {"type": "encoded_text", "tokens": [1, 2]}
+    return {"prompt": {"chunks": [chunk]}, "sampling_params": {"max_tokens": 1}, **changes}
+
+
+def test_targets_of_a_prompt_are_read_dense_and_sparse() -> None:
+    dense = {"data": [3, 4], "shape": [1, 2], "dtype": "int64"}
+    request = wire.read_sample_request(sample_body(target_prompt_logprobs=dense))
+    assert request.target_prompt_logprobs is not None
+    assert request.target_prompt_logprobs.tolist() == [[3, 4]]
+    flat = wire.read_sample_request(sample_body(target_prompt_logprobs={"data": [3]}))
+    assert flat.target_prompt_logprobs is not None
+    assert flat.target_prompt_logprobs.tolist() == [3]
+    sparse = {"shape": [1, 3], "sparse_crow_indices": [0, 2], "sparse_col_indices": [0, 2]}
+    request = wire.read_sample_request(
+        sample_body(target_prompt_logprobs={**sparse, "data": [3, 4]})
+    )
+    assert request.target_prompt_logprobs is not None
+    assert request.target_prompt_logprobs.tolist() == [[3, -1, 4]]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({}, {"data": 3}, {"data": ["3"]}, {"data": [1.5]}, {"data": [True]}, {"data": [None]}),
+        *({"data": [[1], [2, 3]]}, {"data": [2**63]}, {"data": [1], "shape": ["1"]}),
+        *({"data": [1], "shape": [2]}, {"data": [], "shape": [0, 2**62]}, {"data": {"a": 1}}),
+        *({"data": [1], "shape": [-1]}, {"data": [1], "shape": 1}, {"data": [1], "shape": [1.0]}),
+        {"data": [1], "shape": [1, 1], "sparse_crow_indices": [0, 1]},
+        {"data": [1], "sparse_crow_indices": [0, 1], "sparse_col_indices": [0]},
+        {"data": [], "shape": [-1, 1], "sparse_crow_indices": [], "sparse_col_indices": []},
+        {"data": [1], "shape": [1, 1], "sparse_crow_indices": [0, 1], "sparse_col_indices": [7]},
+        {"data": [1], "shape": [1, 1], "sparse_crow_indices": 7, "sparse_col_indices": [0]},
+    ],
+)
+def test_targets_that_are_no_tensor_of_whole_numbers_are_refused(wrong: dict) -> None:
+    with pytest.raises(Refused, match="target_prompt_logprobs: "):
+        wire.read_sample_request(sample_body(target_prompt_logprobs=wrong))

@@ -101,8 +101,12 @@ class Sessions:
             self.thread.drop(sampler_id)
             self.run(sampler_id, lambda models, name=sampler_id: models.free_sampler(name))
         ended = failure(Refused(f"session {session_id} has ended."))
-        for request_id, future in self.futures.items():
-            if request_id.startswith(f"{session_id}:"):
+        for request_id, future in list(self.futures.items()):
+            if not request_id.startswith(f"{session_id}:"):
+                continue
+            if request_id in self._delivered:
+                self._forget(request_id)  # its client has it, and has said that it is done
+            else:
                 future.finish(ended)
         for future in session.samplers.values():
             future.finish(ended)
@@ -259,8 +263,8 @@ class Sessions:
         """Raises: Gone: the result was dropped or never existed here."""
         if request_id not in self.futures:
             raise Gone(
-                f"the result of {request_id} is gone: it was delivered long ago, or belongs to an "
-                "engine that was restarted."
+                f"the result of {request_id} is gone: it was delivered long ago or before its "
+                "session ended, or belongs to an engine that was restarted."
             )
         return self.futures[request_id]
 

@@ -65,16 +65,35 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
+        self._turn, self._since = self._waits_for(), time.monotonic()
         handle = transport.get_extra_info("socket").fileno()
         # The system gives the lowest free number.
         if handle >= resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED_HANDLES:
-            seldom.warn(
-                "no file handles are left for more connections; they are refused. Start the engine "
-                "with more: ulimit -n 65536"
-            )
+            self._make_place()
+
+    def _make_place(self) -> None:
+        """Close the connection that has waited longest for its request; without one, this one."""
+        seldom.warn(
+            "file handles run short: connections without a whole request are closed for new ones. "
+            "Start the engine with more: ulimit -n 65536"
+        )
+        others = cast("set[Connection]", self.connections)
+        waiting = [other for other in others if other is not self and other._is_incomplete()]
+        if waiting:
+            # A body that arrives is worth more than silence.
+            oldest = min(waiting, key=lambda one: (one._has_head(), one._since))
+            oldest.transport.abort()
+        else:
             self.transport.write(_BUSY)
             self.transport.close()
-        self._turn, self._since = self._waits_for(), time.monotonic()
+
+    def _is_incomplete(self) -> bool:
+        return not self.transport.is_closing() and (
+            self._has_head() or self.conn.their_state is h11.IDLE
+        )
+
+    def _has_head(self) -> bool:
+        return self.conn.their_state is h11.SEND_BODY
 
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
@@ -93,10 +112,9 @@ class Connection(H11Protocol):
             self.transport.abort()
             return
         patience = REQUEST_PATIENCE
-        state = self.conn.their_state
-        if state is h11.SEND_BODY:
+        if self._has_head():
             patience += self._received / SLOWEST_BODY
-        elif state is not h11.IDLE or (self.cycle is not None and not self._begun()):
+        elif self.conn.their_state is not h11.IDLE or (self.cycle and not self._begun()):
             return  # the request is complete, or uvicorn's own limit for idle connections holds
         if now - self._since > patience:
             seldom.warn("a connection was closed: its request did not arrive in time")
@@ -111,13 +129,15 @@ class Connection(H11Protocol):
 
 
 async def watch(state: ServerState, every: float = 1.0) -> None:
-    """Check all connections of a server, for as long as it runs."""
+    """Check all connections of a server, which are `Connection`s, for as long as it runs."""
     while True:
         await asyncio.sleep(every)
         now = time.monotonic()
-        for connection in list(state.connections):
-            if isinstance(connection, Connection):
+        for connection in list(cast("set[Connection]", state.connections)):
+            try:
                 connection.check(now)
+            except Exception as error:  # the other connections are checked all the same
+                seldom.warn(f"a connection could not be checked: {error!r}")
 
 
 def use_all_handles() -> None:

@@ -1,9 +1,11 @@
 """The engine's one key: given by its owner, or made here."""
 
 import secrets
+import stat
 from pathlib import Path
 
 from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.log import log
 
 KEY_VARIABLE = "TINKERSMITH_ENGINE_KEY"
 SHORTEST_BEYOND_LOOPBACK = 32  # characters
@@ -34,6 +36,8 @@ def choose_key(in_environment: str, file: Path | None, *, loopback: bool) -> tup
 
 def _read(file: Path) -> str:
     try:
+        if file.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            log.warning("other users may read the key in %s: chmod 600 %s", file, file)
         return file.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"

@@ -3,6 +3,7 @@
 Reads leniently: an unknown field is refused only if it changes the result.
 """
 
+import contextlib
 import importlib.util
 import math
 import sys
@@ -119,7 +120,12 @@ def _read_tensor(message: Any, where: str) -> np.ndarray:
     values = _numbers(message.dense, dtype, where)
     if not shape:
         return values
-    if math.prod(shape) != values.size or min(shape) < 0:
+    return _reshaped(values, shape, where)
+
+
+def _reshaped(values: np.ndarray, shape: Sequence[int], where: str) -> np.ndarray:
+    # The largest axis matters where another is 0: numpy has no array of 0 times 2**62 values.
+    if math.prod(shape) != values.size or min(shape) < 0 or max(shape) > MAX_BODY:
         raise Refused(f"{where}: {values.size} values do not fit the shape {list(shape)}.")
     return values.reshape(shape)
 
@@ -130,13 +136,18 @@ def _dense(
     """The matrix that has `values` in the cells of `layout`, and `elsewhere` in the others."""
     rows, columns = shape
     starts = layout.row_starts
-    fits = len(starts) == rows + 1 and starts[0] == 0 and (np.diff(starts) >= 0).all()
+    fits = (
+        min(shape) >= 0
+        and len(starts) == rows + 1
+        and starts[0] == 0
+        and (np.diff(starts) >= 0).all()
+    )
     if not fits or starts[-1] != len(values):
         raise Refused(f"{where}: the sparse indices do not fit the shape {list(shape)}.")
     outside = (layout.columns < 0) | (layout.columns >= columns)
     if len(layout.columns) != len(values) or outside.any():
         raise Refused(f"{where}: a sparse column is outside the shape {list(shape)}.")
-    if rows * columns * values.itemsize > MAX_BODY:
+    if max(rows, 1) * columns * values.itemsize > MAX_BODY:
         raise Refused(f"{where}: the shape {list(shape)} is too large.")
     dense = np.full(shape, elsewhere, values.dtype)
     dense[layout.cells()] = values
@@ -266,19 +277,27 @@ def _read_targets(body: Body) -> tuple[np.ndarray | None, SparseLayout | None]:
     if body.get(name) is None:
         return None, None
     tensor = fields.json_object(body, name)
-    try:
-        values = np.asarray(tensor["data"], np.int64)
-        shape = [int(size) for size in tensor.get("shape") or [values.size]]
-        if tensor.get("sparse_crow_indices") is None:
-            return values.reshape(shape), None
-        row_starts = np.asarray(tensor["sparse_crow_indices"], np.int64)
-        columns = np.asarray(tensor["sparse_col_indices"], np.int64)
-    except (ValueError, TypeError, KeyError, OverflowError) as error:
-        raise Refused(f"{name} cannot be read: {error}.") from None
+    values = _whole_numbers(tensor, "data", name)
+    if tensor.get("shape") is None:
+        shape = [values.size]
+    else:
+        shape = [int(size) for size in _whole_numbers(tensor, "shape", name)]
+    if tensor.get("sparse_crow_indices") is None:
+        return _reshaped(values, shape or [values.size], name), None
+    row_starts = _whole_numbers(tensor, "sparse_crow_indices", name)
+    columns = _whole_numbers(tensor, "sparse_col_indices", name)
     if len(shape) != 2:
         raise Refused(f"{name}: a sparse tensor needs a shape of two axes.")
     layout = SparseLayout(row_starts, columns)
     return _dense(values, layout, shape, -1, name), layout
+
+
+def _whole_numbers(tensor: Body, name: str, where: str) -> np.ndarray:
+    values: object = tensor.get(name)
+    if fields.is_list(values) and not set(map(type, values)) - {int}:
+        with contextlib.suppress(OverflowError):
+            return np.asarray(values, np.int64)
+    raise Refused(f"{where}: {name} must be a list of whole numbers of at most 64 bits.")
 
 
 def sample_output(result: SampleResult, target_layout: SparseLayout | None = None) -> bytes:
