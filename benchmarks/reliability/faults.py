@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -27,6 +28,7 @@ from tinkersmith.runs.folder import all_runs
 
 SHARES = (0.05, 0.2)
 RESTARTS = "server killed and restarted"
+AWAY = "server away for minutes"
 ROOT = Path(__file__).resolve().parent.parent.parent
 SAMPLES, BATCH, EPOCHS = 64, 8, 2
 
@@ -46,21 +48,30 @@ class Outcome:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reliability.faults")
-    parser.add_argument("--kinds", nargs="+", choices=[*KINDS, RESTARTS], default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--stall", type=float, default=12.0, help="seconds (default: %(default)s)")
     parser.add_argument("--restarts", type=int, default=5, help="runs with restarted servers")
     parser.add_argument(
         "--at-once", type=int, default=8, help="runs at a time (default: %(default)s)"
     )
+    parser.add_argument(
+        "--away",
+        type=float,
+        default=400.0,
+        help="seconds without a server, more than the SDK's own 300; 0: no such run",
+    )
     wanted = parser.parse_args()
-    cases = [(kind, share) for kind in wanted.kinds if kind != RESTARTS for share in SHARES]
+    cases = [(kind, share) for kind in wanted.kinds for share in SHARES]
     with tempfile.TemporaryDirectory(prefix="tinkersmith-faults-") as temporary:
         trial = Trial(Path(temporary))
         with running_engine(trial.folder / "engine", trial.model) as engine:
             expected = trial.run("unbroken", engine.url)
             if not expected.finished:
                 raise RuntimeError(f"a run without faults failed:\n{expected.output[-3000:]}")
-            with ThreadPoolExecutor(wanted.at_once) as pool:
+            with ThreadPoolExecutor(wanted.at_once + 1) as pool:
+                away = (
+                    pool.submit(trial.restarted, "away", [3], wanted.away) if wanted.away else None
+                )
                 futures = [
                     pool.submit(trial.broken, engine, kind, share, wanted.stall)
                     for kind, share in cases
@@ -70,7 +81,10 @@ def main() -> int:
                     for (kind, share), future in zip(cases, futures, strict=True)
                 }
         for number in range(wanted.restarts):
-            outcomes[f"{RESTARTS}, {number + 1}"] = trial.restarted(number)
+            kills = [3 + number, 9 + number]
+            outcomes[f"{RESTARTS}, {number + 1}"] = trial.restarted(f"restarted-{number}", kills)
+        if away is not None:
+            outcomes[f"{AWAY}: {wanted.away:.0f} s"] = away.result()
     rows = {
         name: {
             "finished": outcome.finished,
@@ -177,23 +191,23 @@ class Trial:
         print(f"{name}: finished {outcome.finished} in {outcome.seconds} s", flush=True)
         return replace(outcome, requests=requests, broken=broken)
 
-    def restarted(self, number: int) -> Outcome:
-        """A run whose server is killed twice, and started again on its port and folder."""
-        name, kills = f"restarted-{number}", 0
-        with ServerOnPort(self.folder / f"engine-{number}", self.model) as server:
+    def restarted(self, name: str, after_steps: Sequence[int], pause: float = 1.0) -> Outcome:
+        """A run whose server is killed after so many steps, and comes back after `pause` s."""
+        kills = 0
+        with ServerOnPort(self.folder / f"engine-{name}", self.model) as server:
             process = self.start(name, server.url)
             over = threading.Event()
 
-            def kill_twice() -> None:
+            def kill() -> None:
                 nonlocal kills
-                for steps in (3 + number, 9 + number):
+                for steps in after_steps:
                     while self._steps(name) < steps:
                         if over.wait(0.05):
                             return
-                    server.restart()
+                    server.restart(pause)
                     kills += 1
 
-            killing = threading.Thread(target=kill_twice)
+            killing = threading.Thread(target=kill)
             killing.start()
             outcome = self.finish(name, process)
             over.set()

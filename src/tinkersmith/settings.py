@@ -263,7 +263,7 @@ class Settings(BaseModel):
     checkpoint_ttl_days: int = _setting(
         0,
         "The server deletes a run's checkpoints after so many days; 0 never. The end of a run "
-        "says the day.",
+        "says so.",
         "a whole number",
         "between 0 and 3650",
         "0, or 30 in the cloud",

@@ -15,17 +15,23 @@ import pytest
 from tests.support.clocks import Lines
 from tests.support.engine import KEY, MODEL, RunningEngine, running_engine
 from tests.support.fault_proxy import fault_proxy
+from tests.support.processes import within
 from tests.support.restarts import ServerOnPort
 from tests.support.sample_files import records, write
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith import train
 from tinkersmith.errors import UserError
+from tinkersmith.evaluation.evaluate import evaluate
 from tinkersmith.progress import watched
 from tinkersmith.runs.folder import RunFolder, all_runs
-from tinkersmith.service.connection import open_service
+from tinkersmith.service.connection import ServerGone, Service, open_service
+from tinkersmith.service.stored import run_ids
 from tinkersmith.settings import Settings, settings_from
+from tinkersmith.training.loop import Loop
 
 pytestmark = pytest.mark.engine
+
+BUNDLED = "tinkersmith/tiny-math"  # its tokenizer is on this machine
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +144,80 @@ def test_a_server_that_is_restarted_is_waited_for_and_the_run_goes_on_by_itself(
     lines = capsys.readouterr().out.splitlines()
     assert sum("has not answered since" in line and "for 10 minutes" in line for line in lines) == 1
     assert sum("Going on from step 2." in line for line in lines) == 1
+
+
+def test_an_evaluation_goes_on_with_a_server_that_was_restarted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path
+) -> None:
+    test_file = str(write(tmp_path / "many.json", records(40, seed=9)))
+
+    def answers(name: str, url: str) -> list[str]:
+        monkeypatch.setenv("TINKER_BASE_URL", url)
+        wanted = settings(tmp_path, BASE_MODEL=BUNDLED, SAMPLING_MAX_TOKENS=60)
+        output_file = tmp_path / f"{name}.json"
+        result = evaluate(wanted, test_file=test_file, output_file=output_file, say=said.say)
+        return [record.produced for record in result.trained.records]
+
+    said = Lines()
+    with ServerOnPort(tmp_path / "engine", model) as server:
+        monkeypatch.setenv("TINKER_BASE_URL", server.url)
+        with train(settings(tmp_path, BASE_MODEL=BUNDLED)):
+            pass
+        expected = answers("unbroken", server.url)
+        with fault_proxy(server.url, "reset", 0.0) as proxy:
+
+            def restart() -> None:
+                within(60, lambda: proxy.requests["POST asample"] >= 30)
+                server.restart()
+
+            thread = threading.Thread(target=restart)
+            thread.start()
+            assert answers("broken", proxy.url) == expected
+            thread.join()
+    assert sum("Asking again from sample" in text for text in said.texts) == 1
+
+
+def test_a_server_that_dies_at_every_attempt_ends_the_run_within_its_patience(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: RunningEngine
+) -> None:
+    """Each attempt creates its client, and the server forgets it before the first step."""
+    monkeypatch.setenv("TINKER_BASE_URL", server.url)
+    attempts: list[float] = []
+
+    def forgotten(loop: Loop) -> None:
+        attempts.append(time.monotonic())
+        raise ServerGone("The server lost a request.", forgot=True)
+
+    monkeypatch.setattr(Loop, "run", forgotten)
+    with pytest.raises(UserError, match=r"^The server lost a request\. Continue with: "):
+        train(settings(tmp_path, SERVER_PATIENCE=8))
+    assert 3 <= len(attempts) <= 5  # after 0, 2 and 4 s more
+
+
+def test_an_old_state_that_cannot_be_deleted_is_one_warning(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    server: RunningEngine,
+    expected: list[float],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("TINKER_BASE_URL", server.url)
+
+    def refused(service: Service, path: str) -> None:
+        raise UserError(f"The server refused deleting {path}: not yours.")
+
+    monkeypatch.setattr(Service, "delete_checkpoint", refused)
+    with train(settings(tmp_path, CHECKPOINT_TTL_DAYS=2)) as trained:
+        assert losses(trained.run) == expected
+        with open_service(settings(tmp_path)) as service:
+            ids = run_ids(trained.run)
+            listed = service.ask(lambda: service.rest.list_checkpoints(ids[0]), "listing")
+    printed = capsys.readouterr().out
+    assert printed.count("Warning: the old state step-000002 stays: ") == 1
+    assert "; deleted 2 days after each save" in printed
+    assert not any(saved.state_deleted for saved in trained.run.checkpoints())
+    lives = {(saved.expires_at - saved.time).days for saved in listed.checkpoints}
+    assert lives == {2}
 
 
 def test_a_server_that_stays_away_ends_the_run_when_the_patience_is_spent(

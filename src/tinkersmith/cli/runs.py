@@ -134,7 +134,7 @@ def _list(settings: Settings, progress: Progress) -> None:
 
 def _row(run: RunFolder, stored: list[StoredOnServer] | None) -> _Row:
     checkpoints = run.checkpoints()
-    losses = [line for line in run.lines("metrics.jsonl") if "loss" in line]
+    losses = [line for line in run.metrics() if "loss" in line]
     started = dt.datetime.fromtimestamp(run.file("settings.json").stat().st_mtime)
     states = sum(not checkpoint.state_deleted for checkpoint in checkpoints)
     return _Row(

@@ -21,7 +21,8 @@ from tinkersmith.files import write_json
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress, watched
 from tinkersmith.runs.trained_model import ModelReference, find_trained_model
-from tinkersmith.service.connection import Service, open_service
+from tinkersmith.service.connection import ServerGone, Service, open_service
+from tinkersmith.service.reconnection import Reconnection
 from tinkersmith.settings import Settings, settings_from
 
 if TYPE_CHECKING:
@@ -168,23 +169,37 @@ class _Asker:
         """One model's answers to all prompts. Many requests are under way at a time."""
         start = time.monotonic()
         client = self.service.create_sampling_client(model_path)
+        reconnection = Reconnection(self.service)
         records: list[Record] = []
-        under_way: deque[tuple[Sample, Any]] = deque()
+        under_way: deque[tuple[Sample, np.ndarray, Any]] = deque()
         answered = 0
         who = "the trained model" if model_path else "the base model"
         with self.progress.doing(f"asking {who}") as task:
 
             def take_answer() -> None:
-                nonlocal answered, records
-                records += self._records(*under_way.popleft())
+                nonlocal answered, client, records
+                sample, _, pending = under_way[0]
+                try:
+                    records += self._records(sample, pending)
+                except ServerGone as failure:
+                    reconnection.after(failure, f"asking {who}")
+                    self.progress.say(f"  {failure} Asking again from sample {answered + 1:,} on.")
+                    client = self.service.create_sampling_client(model_path)
+                    again = [(sample, prompt) for sample, prompt, _ in under_way]
+                    under_way.clear()
+                    for sample, prompt in again:
+                        under_way.append((sample, prompt, self._send(client, prompt)))
+                    return
+                under_way.popleft()
+                reconnection.progressed()
                 answered += 1
                 state = f"Asking {who}: {answered:,}/{len(asked):,}"
                 self.progress.reached(task, state, answered / len(asked))
 
             for sample, prompt in asked:
-                if len(under_way) == _IN_FLIGHT:
+                while len(under_way) >= _IN_FLIGHT:
                     take_answer()
-                under_way.append((sample, self._send(client, prompt)))
+                under_way.append((sample, prompt, self._send(client, prompt)))
             while under_way:
                 take_answer()
         return Scored(records, time.monotonic() - start)

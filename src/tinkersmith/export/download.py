@@ -166,7 +166,7 @@ def _fetch(service: Service, url: str, file: Path, limit: int = LARGEST_LORA) ->
         try:
             return _fetch_once(url, file, service.progress, limit)
         except _Broken as error:
-            if not error.passes or time.monotonic() - begun > service.patience:
+            if not error.passes or time.monotonic() - begun >= service.patience:
                 raise UserError(
                     f"{file.name} could not be downloaded ({error}). Check the connection and run "
                     "the export again."

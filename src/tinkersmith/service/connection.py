@@ -107,7 +107,7 @@ class Service:
             try:
                 return self._ask_once(call, doing)
             except ServerGone as error:
-                if error.final or time.monotonic() - begun > self.patience:
+                if error.final or time.monotonic() - begun >= self.patience:
                     raise
                 if error.forgot:
                     self._renew()
@@ -149,7 +149,7 @@ class Service:
         with self.progress.doing("waiting for the server"):
             while (unreached := self.probe.reach()) is not None:
                 self._check(doing)
-                if time.monotonic() - begun > self.patience:
+                if time.monotonic() - begun >= self.patience:
                     raise ServerGone(unreached.sentence, final=True)
                 time.sleep(SLICE)
         self._check(doing)

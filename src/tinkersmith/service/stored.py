@@ -69,7 +69,7 @@ def states_to_delete(run: RunFolder, keep_last: int) -> list[Checkpoint]:
     checkpoints = run.checkpoints()
     if not old_states(checkpoints, (), keep_last):
         return []  # metrics.jsonl, which may be long, is not read
-    return old_states(checkpoints, run.lines("metrics.jsonl"), keep_last)
+    return old_states(checkpoints, run.metrics(), keep_last)
 
 
 def lifetime(settings: Settings) -> int | None:

@@ -1,12 +1,12 @@
 """A run whose server was away or restarted -> the same run, continued from its last checkpoint."""
 
-import time
 from contextlib import ExitStack
 from dataclasses import replace
 
 from tinkersmith.progress import Progress
 from tinkersmith.runs.resume import Resume, set_aside
 from tinkersmith.service.connection import ServerGone
+from tinkersmith.service.reconnection import Reconnection
 from tinkersmith.training.finish import TrainedRun, finish
 from tinkersmith.training.interruption import Interruption
 from tinkersmith.training.length_report import LengthReport
@@ -29,35 +29,33 @@ def train_to_the_end(
         ServerGone: the server is our own engine, or SERVER_PATIENCE passed without a step.
         UserError: something else is wrong.
     """
-    reached, since, attempt = -1, time.monotonic(), 0
+    reconnection, reached = Reconnection(plan.service), plan.first_step
     failure: ServerGone | None = None
     while True:
         try:
             if failure is not None:
-                plan = _continued(plan, failure, attempt, progress)
+                reconnection.after(failure, "connecting again")
+                plan = _continued(plan, failure, progress)
             curves = Loop(plan, lengths, progress, signals).run()
             return finish(plan, curves, lengths, guard, progress)
         except ServerGone as error:
-            done = _steps_done(plan)
-            if done > reached:
-                reached, since, attempt = done, time.monotonic(), 0
-            if error.final or time.monotonic() - since > plan.service.patience:
+            if error is failure:
                 raise
-            failure, attempt = error, attempt + 1
+            failure, done = error, _steps_done(plan)
+            if done > reached:
+                reached = done
+                reconnection.progressed()
 
 
-def _continued(plan: Plan, failure: ServerGone, attempt: int, progress: Progress) -> Plan:
+def _continued(plan: Plan, failure: ServerGone, progress: Progress) -> Plan:
     """The plan from its last checkpoint on, with a new training client."""
-    service, run = plan.service, plan.run
-    if attempt > 1:  # it failed at once again
-        service.pause(attempt, "connecting again")
-    service.reconnect("connecting again")
+    run = plan.run
     saved = run.checkpoints()
     checkpoint = saved[-1] if saved else None
     done = checkpoint.step if checkpoint else 0
     where = f"step {done:,}" if checkpoint else "the beginning, as nothing was saved yet"
     progress.say(f"  {failure} Going on from {where}.")
-    client = open_training_client(service, plan.settings, Resume(run), checkpoint)
+    client = open_training_client(plan.service, plan.settings, Resume(run), checkpoint)
     for line in set_aside(run, done):
         progress.say(line)
     return replace(plan, client=client, first_step=done, measured=run.metrics())
