@@ -128,7 +128,7 @@ def not_a_number(value: float) -> Change:
         save_file(tensors, file, metadata={"tinkersmith_manifest": "1"})
         saved = json.loads((file.parent / MANIFEST).read_text())
         facts = {key: saved[key] for key in saved if key not in ("format", "files")}
-        facts.pop("manifest_sha256")
+        facts.pop("sha256")
         write_manifest(file.parent, facts)
 
     return change

@@ -16,7 +16,7 @@ MANIFEST = "manifest.json"
 HAS_MANIFEST = "tinkersmith_manifest"  # in the metadata of weights to which a manifest belongs
 LABELS = "labels.json"  # what may change after the checkpoint was written: not in the manifest
 _FORMAT = 1
-_SEAL = "manifest_sha256"
+_SEAL = "sha256"
 _ALWAYS_READ = 1 << 20  # bytes: smaller files are hashed even where only their size was asked for
 
 
@@ -44,9 +44,7 @@ def write_manifest(folder: Path, facts: Mapping[str, object]) -> dict[str, Any]:
         for name in names
     }
     content: dict[str, Any] = {"format": _FORMAT, "files": files, **facts}
-    content[_SEAL] = _seal(content)
-    write_atomically(folder / MANIFEST, _text(content))
-    return content
+    return write_sealed(folder / MANIFEST, content)
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -56,30 +54,48 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         DamagedFile: it is not as it was written.
         OSError: it cannot be read.
     """
+    return read_sealed(folder / MANIFEST)
+
+
+def write_sealed(file: Path, content: Mapping[str, object]) -> dict[str, Any]:
+    """Write a JSON object with a checksum of itself, and return it."""
+    sealed = {**content, _SEAL: _seal(content)}
+    write_atomically(file, _text(sealed))
+    return sealed
+
+
+def read_sealed(file: Path) -> dict[str, Any] | None:
+    """A JSON object that `write_sealed` wrote; None: there is no such file.
+
+    Raises:
+        DamagedFile: it is not as it was written.
+        OSError: it cannot be read.
+    """
     try:
-        text = (folder / MANIFEST).read_bytes()
+        text = file.read_bytes()
     except FileNotFoundError:
         return None
     if not text:
-        raise DamagedFile(MANIFEST, "it is empty")
+        raise DamagedFile(file.name, "it is empty")
     try:
         content: Any = json.loads(text)
     except (ValueError, RecursionError):
-        raise DamagedFile(MANIFEST, "it is not JSON") from None
+        raise DamagedFile(file.name, "it is not JSON") from None
     if not isinstance(content, dict):
-        raise DamagedFile(MANIFEST, "it is not a JSON object")
+        raise DamagedFile(file.name, "it is not a JSON object")
     content = cast(dict[str, Any], content)
     number = content.get("format")
     if isinstance(number, int) and number > _FORMAT:
         raise DamagedFile(
-            MANIFEST, f"its format is {number}, which only a newer version of tinkersmith can read"
+            file.name,
+            f"its format is {number}, which only a newer version of tinkersmith can read",
         )
     seal = content.pop(_SEAL, None)
     if seal != _seal(content):
-        raise DamagedFile(MANIFEST, "its content is not the one that was saved")
+        raise DamagedFile(file.name, "its content is not the one that was saved")
     content[_SEAL] = seal
     if text != _text(content).encode():
-        raise DamagedFile(MANIFEST, "its bytes are not those that were saved")
+        raise DamagedFile(file.name, "its bytes are not those that were saved")
     return content
 
 

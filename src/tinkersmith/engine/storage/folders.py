@@ -18,7 +18,6 @@ from typing import Any, cast
 
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.log import log
-from tinkersmith.files import write_json
 from tinkersmith.manifest import (
     HAS_MANIFEST,
     LABELS,
@@ -26,6 +25,8 @@ from tinkersmith.manifest import (
     DamagedFile,
     check_files,
     read_manifest,
+    read_sealed,
+    write_sealed,
 )
 from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
@@ -35,12 +36,7 @@ except ImportError:  # Windows: half-written folders are then removed by their a
     fcntl = None
 
 KINDS = {"weights": "training", "sampler_weights": "sampler", "external_weights": "external"}
-_LABEL_TYPES = {
-    "public": (bool,),
-    "expires": (int, float),
-    "recipients": (list,),
-    "user_metadata": (dict,),
-}
+_LABELS = ("public", "expires", "recipients", "user_metadata")
 _WRITER = ".writer.lock"  # in a half-written folder, locked by the engine that writes it
 _UNLOCKED_AGE = 3600  # seconds after which nobody still writes to a half-written folder
 _HALF_WRITTEN = re.compile(r"\..+\.tmp")  # see files.new_folder
@@ -154,24 +150,16 @@ def read_labels(folder: Path) -> dict[str, Any]:
         ValueError: labels.json is damaged.
     """
     try:
-        text = (folder / LABELS).read_bytes()
-    except FileNotFoundError:
-        return {}
-    try:
-        content: Any = json.loads(text)
-        labels = cast(dict[str, Any], content) if isinstance(content, dict) else None
-    except (ValueError, RecursionError):
-        labels = None
-    good = labels is not None and all(
-        isinstance(labels.get(name), (*types, type(None))) for name, types in _LABEL_TYPES.items()
-    )
-    if labels is None or not good:
-        raise ValueError(f"{LABELS} is damaged: set its time to live or publication anew")
-    return labels
+        labels = read_sealed(folder / LABELS) or {}
+    except DamagedFile as damage:
+        raise ValueError(
+            f"{LABELS} is damaged ({damage}): set its time to live or publication anew"
+        ) from None
+    return {name: labels[name] for name in _LABELS if name in labels}
 
 
 def write_labels(folder: Path, labels: Mapping[str, object]) -> None:
-    write_json(folder / LABELS, dict(labels))
+    write_sealed(folder / LABELS, labels)
 
 
 def without_manifest(folder: Path) -> str | None:
