@@ -11,7 +11,7 @@ from tests.support.wire_fuzz import Fuzzer, Sent, Tally
 
 pytestmark = pytest.mark.engine
 
-BODIES = int(os.environ.get("TINKERSMITH_FUZZ_BODIES", "1500"))
+BODIES = int(os.environ.get("TINKERSMITH_FUZZ_BODIES", "800"))
 
 
 def test_wrong_requests_get_sentences_and_leave_the_engine_as_it_was(
