@@ -10,6 +10,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from tinkersmith.progress import Clock
 
@@ -85,7 +86,7 @@ def interruption() -> Generator[Interruption, None, None]:
     are all outside the main thread, where Python handles none.
     """
     received = Interruption()
-    former = {}
+    former: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in STOP_SIGNALS:
             handler = signal.getsignal(number)
