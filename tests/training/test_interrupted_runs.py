@@ -148,9 +148,6 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_losses(
     with training(tmp_path, model, "--set", "SAVE_EVERY=0") as started:
         started.wait_for("metrics.jsonl", 4)
         engine, run = started.engine(), started.run()
-        second = resume(tmp_path, model, run.name)
-        assert second.returncode == 1
-        assert f"{run.name} is in use by process {started.process.pid} on" in second.stderr
         started.process.send_signal(signal.SIGTERM)
         output, errors = started.process.communicate(timeout=60)
     assert started.process.returncode == 143, errors
@@ -267,11 +264,16 @@ def test_a_damaged_checkpoint_offers_the_one_before_it_which_goes_on_to_the_same
     assert run.lines("metrics.before-resume-1.jsonl")[-1]["step"] == saved[-1].step
 
 
-def test_two_ctrl_c_end_it_at_once_without_a_traceback(tmp_path: Path, model: Path) -> None:
+def test_a_second_process_is_refused_and_two_ctrl_c_end_the_first_without_a_traceback(
+    tmp_path: Path, model: Path
+) -> None:
     epochs = 1000
     with training(tmp_path, model, "--set", f"NUM_EPOCHS={epochs}") as started:
         started.wait_for("metrics.jsonl", 6)
-        engine = started.engine()
+        engine, name = started.engine(), started.run().name
+        second = resume(tmp_path, model, name)
+        assert second.returncode == 1
+        assert f"{name} is in use by process {started.process.pid} on" in second.stderr
         started.process.send_signal(signal.SIGINT)
         time.sleep(0.05)
         started.process.send_signal(signal.SIGINT)
