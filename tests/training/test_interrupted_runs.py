@@ -19,6 +19,7 @@ from tests.support.paths import ROOT
 from tests.support.processes import is_gone, within
 from tests.support.sample_files import records, write
 from tests.support.tiny_models import make_tiny_model
+from tinkersmith.fingerprint import base_fingerprint
 from tinkersmith.runs.folder import RunFolder, newest_run
 from tinkersmith.runs.lock import LOCK_FILE
 
@@ -98,9 +99,9 @@ def training(folder: Path, model: Path, *more: str) -> Iterator[Interrupted]:
         process.communicate()
 
 
-def resume(folder: Path, model: Path, run: str) -> subprocess.CompletedProcess:
+def resume(folder: Path, model: Path, run: str, *more: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        command(folder, model, "--resume", run), capture_output=True, text=True, timeout=120
+        command(folder, model, "--resume", run, *more), capture_output=True, text=True, timeout=120
     )
 
 
@@ -147,9 +148,6 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_losses(
     with training(tmp_path, model, "--set", "SAVE_EVERY=0") as started:
         started.wait_for("metrics.jsonl", 4)
         engine, run = started.engine(), started.run()
-        second = resume(tmp_path, model, run.name)
-        assert second.returncode == 1
-        assert f"{run.name} is in use by process {started.process.pid} on" in second.stderr
         started.process.send_signal(signal.SIGTERM)
         output, errors = started.process.communicate(timeout=60)
     assert started.process.returncode == 143, errors
@@ -230,13 +228,52 @@ def test_another_base_model_is_refused_and_an_edited_setting_is_said(
     assert "the weights of the base model changed" in refused.stderr
     assert "--allow-changes" in refused.stderr
     assert "BATCH_SIZE (3; the run has 2)" in refused.stdout
+    insisted = resume(tmp_path, base, run.name, "--allow-changes")
+    assert insisted.returncode == 0, insisted.stderr
+    changed = "Changed, and allowed by --allow-changes: the weights of the base model changed."
+    assert changed in insisted.stdout
+    assert run.facts()["base_fingerprint"] == base_fingerprint(base)
 
 
-def test_two_ctrl_c_end_it_at_once_without_a_traceback(tmp_path: Path, model: Path) -> None:
+def test_a_damaged_checkpoint_offers_the_one_before_it_which_goes_on_to_the_same_losses(
+    tmp_path: Path, model: Path, uninterrupted: list[dict[str, Any]]
+) -> None:
+    with training(tmp_path, model) as started:
+        started.wait_for("metrics.jsonl", 12)
+        started.process.send_signal(signal.SIGTERM)
+        started.process.communicate(timeout=60)
+    run = started.run()
+    saved = run.checkpoints()
+    run_id, kind, name = saved[-1].state_path.removeprefix("tinker://").split("/")
+    stored = tmp_path / "runs" / ".engine" / "checkpoints"
+    (state,) = stored.glob(f"{run_id.replace(':', '_')}/{kind}/{name}*/optimizer.safetensors")
+    content = bytearray(state.read_bytes())
+    content[-3] ^= 1
+    state.write_bytes(content)
+    refused = resume(tmp_path, model, run.name)
+    assert refused.returncode == 1
+    assert "optimizer.safetensors" in refused.stderr and "damaged" in refused.stderr
+    offered = f"--resume {run.path} --from {saved[-2].name}"
+    assert refused.stderr.strip().endswith(offered)
+    done = subprocess.run(
+        [*command(tmp_path, model), *offered.split()], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert curve(run) == uninterrupted
+    assert "Set aside: 1 checkpoint in checkpoints.before-resume-1.jsonl" in done.stdout
+    assert run.lines("metrics.before-resume-1.jsonl")[-1]["step"] == saved[-1].step
+
+
+def test_a_second_process_is_refused_and_two_ctrl_c_end_the_first_without_a_traceback(
+    tmp_path: Path, model: Path
+) -> None:
     epochs = 1000
     with training(tmp_path, model, "--set", f"NUM_EPOCHS={epochs}") as started:
         started.wait_for("metrics.jsonl", 6)
-        engine = started.engine()
+        engine, name = started.engine(), started.run().name
+        second = resume(tmp_path, model, name)
+        assert second.returncode == 1
+        assert f"{name} is in use by process {started.process.pid} on" in second.stderr
         started.process.send_signal(signal.SIGINT)
         time.sleep(0.05)
         started.process.send_signal(signal.SIGINT)

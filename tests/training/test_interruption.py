@@ -96,6 +96,16 @@ def test_real_signals_arrive_and_the_former_handlers_come_back() -> None:
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
 
 
+def test_an_inner_block_takes_over_and_gives_back() -> None:
+    """The command's block is around that of `train`, which holds signals back."""
+    with interruption() as outer:
+        with pytest.raises(SystemExit), interruption() as inner, inner.held_back():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)  # held back
+        outer.check()
+        assert signal.getsignal(signal.SIGTERM) == outer.receive
+
+
 def test_ignored_signals_and_those_of_the_program_are_left_alone() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:

@@ -15,12 +15,13 @@ from tests.support.clocks import Lines, hurried_clock
 from tests.support.sample_files import records, write
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.progress import watched
-from tinkersmith.settings import settings_from
+from tinkersmith.settings import Settings, settings_from
 from tinkersmith.training.finish import finish
 from tinkersmith.training.interruption import Interruption
 from tinkersmith.training.length_report import LengthReport
 from tinkersmith.training.loop import Curves, Loop
 from tinkersmith.training.plan import prepare
+from tinkersmith.training.source import TokenizedData
 
 pytestmark = pytest.mark.engine
 
@@ -94,13 +95,12 @@ def test_steps_validation_and_checkpoints_are_said_to_be_under_way(
     assert len(plan.run.checkpoints()) == 1
 
 
-def test_a_checkpoint_by_time_changes_no_loss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """A run of 12 steps on our own engine."""
     for name in ("TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_CREDENTIAL_CMD"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    settings = settings_from(
+    return settings_from(
         {
             "DATA_FILES": [str(write(tmp_path / "data.json", records(24, seed=1)))],
             "BASE_MODEL": str(make_tiny_model(tmp_path / "model")),
@@ -110,6 +110,12 @@ def test_a_checkpoint_by_time_changes_no_loss(
             "LORA_RANK": 4,
         }
     )
+
+
+def test_a_checkpoint_by_time_changes_no_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = _small(tmp_path, monkeypatch)
     losses: dict[float, list[float]] = {}
     saved: dict[float, list[str]] = {}
     for minutes in (0.0, 0.5):
@@ -125,6 +131,76 @@ def test_a_checkpoint_by_time_changes_no_loss(
     assert losses[0.0] == losses[0.5]
     assert saved[0.0] == ["step-000012"]
     assert 2 <= len(saved[0.5]) < 12 and saved[0.5][-1] == "step-000012"
+
+
+@dataclasses.dataclass
+class Withheld:
+    """An SDK future whose result comes only after a line has said how to continue."""
+
+    pending: Any
+    said: Lines
+
+    def future(self) -> "concurrent.futures.Future[Any]":
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def answer() -> None:
+            assert self.said.wait_for("the run continues from step-000004. Continue with: ")
+            future.set_result(self.pending.result())
+
+        threading.Thread(target=answer, daemon=True).start()
+        return future
+
+
+@dataclasses.dataclass
+class SlowFifthStep:
+    client: Any
+    said: Lines
+    steps: int = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.client, name)
+
+    def forward_backward(self, *values: Any) -> Any:
+        self.steps += 1
+        pending = self.client.forward_backward(*values)
+        return Withheld(pending, self.said) if self.steps == 5 else pending
+
+
+@dataclasses.dataclass
+class InterruptedAtTheSixthBatch:
+    """A notebook interrupts its thread without a signal, while a batch is prepared."""
+
+    data: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.data, name)
+
+    def batch(self, step: int) -> Any:
+        if step == 5:
+            raise KeyboardInterrupt
+        return self.data.batch(step)
+
+
+def test_an_interruption_says_how_to_continue_before_it_waits_and_then_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step under way may take longer than the patience of whoever sent a signal."""
+    settings = _small(tmp_path, monkeypatch).model_copy(update={"save_every": 4})
+    said = Lines()
+    with watched(said.say) as progress, ExitStack() as guard:
+        plan = prepare(settings, None, guard, progress)
+        plan.data.start(plan.run, plan.first_step)
+        lengths = LengthReport(plan.data, True, progress)
+        client = cast("tinker.TrainingClient", SlowFifthStep(plan.client, said))
+        data = cast(TokenizedData, InterruptedAtTheSixthBatch(plan.data))
+        loop = Loop(
+            dataclasses.replace(plan, client=client, data=data), lengths, progress, Interruption()
+        )
+        with pytest.raises(KeyboardInterrupt):
+            loop.run()
+        assert [point.step for point in plan.run.checkpoints()] == [4, 5]
+        assert [line["step"] for line in plan.run.metrics()] == [1, 2, 3, 4, 5]
+    assert "  Step 5 is saved." in said.texts
 
 
 def test_curves_read_from_metrics_go_on_as_if_they_had_never_stopped() -> None:

@@ -58,6 +58,16 @@ def train_command(
         raise UserError(
             f"--set {changed[0]} has no effect with --resume: a run goes on with its own settings."
         )
+    from tinkersmith.training.interruption import interruption
+
+    with interruption():  # the export, too, ends in order; `train` saves before it ends
+        _train_and_export(wanted, config, settings, folder or ".")
+    return 0
+
+
+def _train_and_export(
+    wanted: argparse.Namespace, config: str, settings: "Settings", folder: Path | str
+) -> None:
     from tinkersmith.training.train import train
 
     has_settings = bool(config) or Path("config.py").is_file()
@@ -86,10 +96,9 @@ def train_command(
         trained.run.settings().export_after_training,
         trained.state_path,
         settings.model_copy(update={"output_dir": str(runs)}),
-        folder=folder or ".",
+        folder=folder,
         options=() if found_by_default else ("--set", f"OUTPUT_DIR={runs}"),
     )
-    return 0
 
 
 def offer_export(

@@ -14,9 +14,10 @@ import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from tinkersmith.engine.errors import Refused, StorageFailure
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     if options.exit_with_stdin:  # until the event loop handles them: see `_serve`
         for number in _STOP_SIGNALS:
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, _leave_to_the_recipe)
     try:
         # Taken out of the environment, which the compiler and other children inherit.
         in_environment = os.environ.pop(KEY_VARIABLE, "")
@@ -222,7 +223,7 @@ def _serve(options: argparse.Namespace, key: str, made: bool) -> int:
         # A recipe's engine ends with its pipe. Job schedulers send a signal to both, and the recipe
         # still needs the engine to save: the first one is left to the recipe.
         ended_by = end if not options.exit_with_stdin else _from_second_time_on(end)
-        server.capture_signals = contextlib.nullcontext  # or uvicorn's handlers replace ours
+        server.capture_signals = _no_handlers  # or uvicorn's replace ours
         for number in _STOP_SIGNALS:
             loop.add_signal_handler(number, ended_by)
         if options.exit_with_stdin:
@@ -271,6 +272,15 @@ def _check_experimental(options: argparse.Namespace) -> None:
     from tinkersmith.engine.runtime.base_models import choose_device
 
     _experimental(options).check(torch.device(choose_device(options.device)))
+
+
+def _leave_to_the_recipe(number: int, frame: FrameType | None) -> None:
+    """Do nothing: see `_serve`."""
+
+
+@contextlib.contextmanager
+def _no_handlers() -> Generator[None, None, None]:
+    yield
 
 
 def _from_second_time_on(act: Callable[[], None]) -> Callable[[], None]:

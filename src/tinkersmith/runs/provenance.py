@@ -90,7 +90,7 @@ def differences(facts: Mapping[str, Any], standing: Standing, now: dict[str, Any
     result = Differences()
     unknown = [about for name, about in _SENSE.items() if not facts.get(name)]
     sessions = _list(facts.get("sessions"))
-    before = cast(dict[str, Any], sessions[-1]) if sessions else {}
+    before = _mapping(sessions[-1]) if sessions else {}
     for name, about in _SENSE.items():
         recorded, present = facts.get(name), getattr(standing, name)
         if recorded and present and recorded != present:

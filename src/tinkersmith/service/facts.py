@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any, cast
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from tinkersmith.progress import Clock
 
@@ -82,14 +83,15 @@ def interruption() -> Generator[Interruption, None, None]:
     """Within the block, signals go to the `Interruption`; afterwards to whom they went before.
 
     A signal that is ignored (as by nohup) or that the program handles itself is left alone, and so
-    are all outside the main thread, where Python handles none.
+    are all outside the main thread, where Python handles none. Blocks may be nested.
     """
     received = Interruption()
-    former = {}
+    former: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         for number in STOP_SIGNALS:
             handler = signal.getsignal(number)
-            if handler in (signal.SIG_DFL, signal.default_int_handler):
+            is_ours = isinstance(getattr(handler, "__self__", None), Interruption)
+            if is_ours or handler in (signal.SIG_DFL, signal.default_int_handler):
                 former[number] = handler
                 signal.signal(number, received.receive)
     try:
