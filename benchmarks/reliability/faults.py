@@ -107,7 +107,7 @@ def main() -> int:
             print(outcomes[name].output[-1500:])
     sound = all(row["equal"] for row in rows.values())
     figures: dict[str, object] = {
-        "steps": len(expected.losses),
+        "losses compared": len(expected.losses),
         "seconds without faults": expected.seconds,
         "stall, seconds": wanted.stall,
         "finished": sum(bool(row["finished"]) for row in rows.values()),
@@ -174,7 +174,9 @@ class Trial:
         exported = list(folder.glob("exported/*/adapter_model.safetensors"))
         return Outcome(
             finished=process.returncode == 0,
-            losses=[line.get("loss", line.get("validation_loss", 0.0)) for line in lines],
+            losses=[
+                line[name] for line in lines for name in ("loss", "validation_loss") if name in line
+            ],
             weights=sha256(exported[0].read_bytes()).hexdigest() if exported else "",
             seconds=round(time.monotonic() - begin, 1),
             requests=0,
