@@ -18,12 +18,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.reliability.mutations import damaged, packed, put_something_else, remove
 from benchmarks.reliability.promise import MEMORY, PATIENCE, Tally, grown_memory, wrong_sentence
 from benchmarks.results_file import write_results
 from tinkersmith.data import large_files
-from tinkersmith.data.samples import LoadedSamples, is_plain_json_lines, load_samples
+from tinkersmith.data.samples import LoadedSamples, is_json_lines, load_samples
 from tinkersmith.engine.storage.catalogue import make_catalogue
 from tinkersmith.errors import UserError
 from tinkersmith.export.adapter import read_layers
@@ -31,8 +32,9 @@ from tinkersmith.export.base_folder import read_base
 from tinkersmith.export.chat_template import write_chat_template
 from tinkersmith.progress import watched
 from tinkersmith.runs.folder import RunFolder, newest_run, open_run, run_of
+from tinkersmith.runs.provenance import Standing, differences, session
 from tinkersmith.runs.trained_model import find_trained_model
-from tinkersmith.settings import settings_from
+from tinkersmith.settings import settings_for_file, settings_from
 from tinkersmith.text.templates import choose_template
 from tinkersmith.text.token_cache import TokenCache
 from tinkersmith.text.tokenizer import TextTokenizer, load_tokenizer
@@ -148,11 +150,11 @@ def _read(file: Path) -> None:
     try:
         loaded = load_samples([str(file)])
     except UserError as error:
-        if is_plain_json_lines(file):
+        if is_json_lines(file):
             _refused_as_a_stream_too(file, str(error))
         raise
     _all_are_accounted_for(file, loaded)
-    if is_plain_json_lines(file):
+    if is_json_lines(file):
         _same_as_a_stream(file, loaded)
 
 
@@ -210,7 +212,9 @@ def run_places(folder: Path) -> list[Place]:
     run = RunFolder(runs / "my-model-1")
     run.path.mkdir(parents=True)
     template = choose_template("instruction", tokenizer, name)
-    facts = {"base_model": name, "backend": "embedded", "data_digest": "0" * 64}
+    standing = Standing("0" * 32, "1" * 64, "2" * 64, "3" * 64, {"dtype": "float32"})
+    facts: dict[str, Any] = {"base_model": name, "backend": "embedded", **standing.facts()}
+    facts["sessions"] = [session(standing, settings_for_file(settings, run.path), 0)]
     run.write_facts(settings, template, **facts, training_samples=4, total_steps=6)
     for step in (2, 4, 6):
         state = f"tinker://a:train:0/weights/s{step}"
@@ -229,6 +233,8 @@ def run_places(folder: Path) -> list[Place]:
         opened.fact("total_steps")
         opened.checkpoints()
         opened.metrics()
+        facts = opened.facts()
+        differences(facts, standing, session(standing, facts["settings"], 2))
         newest_run(runs)
         run_of("tinker://a:train:0/weights/s4", runs)
         find_trained_model(settings)

@@ -193,7 +193,7 @@ def base_fingerprint(folder: Path) -> str:
     names = [name for name in _FACTS if (folder / name).is_file()]
     for name in names:
         _add(digest, name, (folder / name).read_bytes())
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(file for file in folder.glob("*.safetensors") if file.is_file()):
         size = file.stat().st_size
         _add(digest, file.name, file.read_bytes() if size <= _WHOLE else _extract(file, size))
     return digest.hexdigest()[:32]

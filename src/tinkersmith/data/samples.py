@@ -4,12 +4,10 @@ Nothing is dropped silently: an unusable record comes back as `Skipped` with its
 does not handle prompts or tokens.
 """
 
-import gzip
 import json
 import os
 import re
 import shlex
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any, BinaryIO, cast
 
 import orjson
 
+from tinkersmith.data.packed import GZIP_MARK, PackedFile
 from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import kind_of_json, open_regular
 from tinkersmith.plurals import counted
@@ -185,13 +184,16 @@ def read_records(path: Path, parse: Callable[[bytes], Any] = orjson.loads) -> li
     return records
 
 
-def is_plain_json_lines(path: Path) -> bool:
-    """Whether the file can be read line by line: JSON Lines, neither gzip-ed nor an array."""
+def is_json_lines(path: Path) -> bool:
+    """Whether the file can be read line by line: JSON Lines, gzip-ed or not, and no array."""
     try:
         with open_regular(path) as file:
-            start = file.read(_LONGEST_FIRST_LINE).removeprefix(BOM).lstrip()
-    except OSError:  # a folder, or no permission: reading it says so
+            start = file.read(_LONGEST_FIRST_LINE)
+            if start.startswith(GZIP_MARK):
+                start = PackedFile(path).unpacking(file, remember=False).read(_LONGEST_FIRST_LINE)
+    except (OSError, UserError):  # a folder, no permission, damaged: reading it says so
         return False
+    start = start.removeprefix(BOM).lstrip()
     if not start.startswith(b"{"):
         return False
     if _has_lines_name(path):
@@ -372,7 +374,7 @@ def _read_bytes(path: Path) -> bytes:
     most = _most_bytes()
     try:
         with open_regular(path) as file:
-            packed = file.read(2) == b"\x1f\x8b"
+            packed = file.read(2) == GZIP_MARK
             file.seek(0)
             if not packed and os.fstat(file.fileno()).st_size > most:
                 raise _too_large(path, most)
@@ -409,31 +411,19 @@ def _unpacked(path: Path, packed: BinaryIO, most: int) -> bytes:
     Raises:
         UserError: it is damaged, or too large.
     """
+    unpacking = PackedFile(path).unpacking(packed, remember=False)
     pieces: list[bytes] = []
     size = 0
-    try:
-        with gzip.GzipFile(fileobj=packed) as file:
-            while piece := file.read(_PIECE):
-                pieces.append(piece)
-                size += len(piece)
-                if size > most:
-                    raise UserError(
-                        f"{path} unpacks to more than {most / 1e9:.0f} GB, which would not fit "
-                        "into this machine's memory. If that is what it should hold, unpack it "
-                        f"with: gunzip -k {shlex.quote(str(path))}"
-                    )
-    except gzip.BadGzipFile as error:
-        text = str(error)
-        # The file begins as gzip files do, so this is what comes after a member.
-        reason = "other bytes follow after its end" if text.startswith("Not a gz") else text
-        raise _damaged_gzip(path, reason) from None
-    except (EOFError, zlib.error) as error:
-        raise _damaged_gzip(path, str(error)) from None
+    while piece := unpacking.read(_PIECE):
+        pieces.append(piece)
+        size += len(piece)
+        if size > most:
+            raise UserError(
+                f"{path} unpacks to more than {most / 1e9:.0f} GB, which would not fit into this "
+                "machine's memory. If that is what it should hold, unpack it with: gunzip -k "
+                f"{shlex.quote(str(path))}"
+            )
     return b"".join(pieces)
-
-
-def _damaged_gzip(path: Path, reason: str) -> UserError:
-    return UserError(f"{path} is a damaged gzip file ({reason.rstrip('.')}). Make it again.")
 
 
 def _decode(path: Path, data: bytes, first_line: int = 1) -> str:

@@ -40,6 +40,12 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
+def _is_list_of_objects(value: object) -> bool:
+    if not isinstance(value, list):
+        return False
+    return all(isinstance(item, dict) for item in cast("list[object]", value))
+
+
 _START_AGAIN = "Restore the file from a backup, or start a new run."
 _LARGEST_LINES = 2_000_000_000  # bytes of an appended file: that of billions of tokens is smaller
 # The numbers in metrics.jsonl, besides "step".
@@ -67,7 +73,11 @@ _FACTS = {
     "prompt_template": ("an object", lambda value: isinstance(value, dict)),
     "base_model": _TEXT,
     "backend": _TEXT,
+    "base_fingerprint": ("a string or null", lambda value: value is None or _is_text(value)),
+    "tokenizer_digest": _TEXT,
+    "template_digest": _TEXT,
     "data_digest": _TEXT,
+    "sessions": ("a list of objects", _is_list_of_objects),
     "training_samples": _COUNT,
     "total_steps": _COUNT,
 }
@@ -179,7 +189,7 @@ class RunFolder:
         for name, (wanted, is_right) in _FACTS.items():
             if name in facts and not is_right(facts[name]):
                 raise UserError(
-                    f'{file} is damaged: "{name}" is {kind_of_json(facts[name])}; it must be '
+                    f'{file} is damaged: "{name}" is {_brief(facts[name])}; it must be '
                     f"{wanted}. {_START_AGAIN}"
                 )
         return facts
