@@ -32,7 +32,7 @@ class TensorEntry:
     end: int
 
 
-def weight_files(folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+def weight_files(folder: Path) -> tuple[dict[str, str], list[str]]:
     """The file of each tensor of a model folder, and the files that the index names in vain.
 
     Without an index, the names of tensors come from the headers.
@@ -46,7 +46,7 @@ def weight_files(folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
         single = folder / "model.safetensors"
         if not single.exists():
             raise ValueError(_no_weights(folder))
-        return dict.fromkeys(safetensors_header(single), single.name), ()
+        return dict.fromkeys(safetensors_header(single), single.name), []
     try:
         files: object = read_json_object(index).get("weight_map")
     except ValueError as error:
@@ -62,7 +62,7 @@ def weight_files(folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
             )
     weights = cast("dict[str, str]", named)
     missing = sorted({name for name in weights.values() if not (folder / name).exists()})
-    return dict(weights), tuple(missing)
+    return dict(weights), missing
 
 
 def _is_name(text: str) -> bool:

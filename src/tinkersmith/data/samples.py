@@ -172,7 +172,7 @@ def read_records(path: Path, parse: Callable[[bytes], Any] = orjson.loads) -> li
         repeats = may_repeat_fields(data, records)
         return [json.loads(data, object_pairs_hook=_marked)] if repeats else records
     if not isinstance(value, list):
-        what = kind_of_json(value)
+        what = kind_of_json(cast("object", value))
         raise UserError(f"{path} holds {what} instead of an array. {_object_hint(value)}")
     if not value:
         raise UserError(
@@ -221,7 +221,9 @@ def may_repeat_fields(data: bytes, records: Sequence[Any]) -> bool:
 
     This counts names, which is fast; `read_records` and `parse_line` then look closely.
     """
-    objects = [record for record in records if isinstance(record, dict)]
+    objects = cast(
+        "list[dict[str, Any]]", [record for record in records if isinstance(record, dict)]
+    )
     for name in _FIELDS:
         quoted = b'"%s"' % name.encode()
         here = sum(name in record for record in objects)
@@ -526,17 +528,18 @@ def _marked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _too_deep(fields: dict[str, Any]) -> bool:
     """Whether a field holds lists and objects nested deeper than files can be written with."""
-    level = [value for value in fields.values() if isinstance(value, list | dict)]
+    level: list[Any] = [value for value in fields.values() if isinstance(value, list | dict)]
     depth = 1
     while level and depth < _DEEPEST:
-        level = [
-            inner
-            for value in cast("list[list[Any] | dict[str, Any]]", level)
-            for inner in (value.values() if isinstance(value, dict) else value)
-            if isinstance(inner, list | dict)
-        ]
+        level = [inner for value in level for inner in _inside(value)]
         depth += 1
     return bool(level)
+
+
+def _inside(value: Any) -> list[Any]:
+    """The lists and objects in a list or object."""
+    items = cast("dict[str, Any]", value).values() if isinstance(value, dict) else value
+    return [item for item in items if isinstance(item, list | dict)]
 
 
 def _object_hint(value: Any) -> str:

@@ -65,9 +65,10 @@ _NUMBERS = (
 
 
 # What a file of a run must hold, where it holds it: its type in words, and a test.
-_TEXT: tuple[str, Callable[[object], bool]] = ("a string that is not empty", _is_text)
-_COUNT: tuple[str, Callable[[object], bool]] = ("a whole number of at least 0", _is_count)
-_FACTS = {
+_Wanted = tuple[str, Callable[[object], bool]]
+_TEXT: _Wanted = ("a string that is not empty", _is_text)
+_COUNT: _Wanted = ("a whole number of at least 0", _is_count)
+_FACTS: dict[str, _Wanted] = {
     _NAMES_FROM: _TEXT,
     "settings": ("an object", lambda value: isinstance(value, dict)),
     "prompt_template": ("an object", lambda value: isinstance(value, dict)),
@@ -350,7 +351,8 @@ def all_runs(output_dir: Path | str) -> list[RunFolder]:
     """Every run in `output_dir` that has its settings.json, newest first."""
     folder = Path(output_dir)
     ages: list[tuple[int, Path]] = []
-    for file in folder.glob("*/settings.json") if folder.is_dir() else []:
+    files = list(folder.glob("*/settings.json")) if folder.is_dir() else []
+    for file in files:
         if file.parent.name.startswith("."):  # half made
             continue
         with suppress(OSError):  # deleted while we look
@@ -418,7 +420,7 @@ def _unwritable(output_dir: Path | str, error: OSError) -> UserError:
 
 def _wrong_checkpoint(record: dict[str, Any]) -> str:
     """What is wrong with a line of checkpoints.jsonl; "" if nothing is."""
-    checks: dict[str, tuple[str, Callable[[object], bool]]] = {
+    checks: dict[str, _Wanted] = {
         "name": _TEXT,
         "step": _COUNT,
         "epoch": _COUNT,
