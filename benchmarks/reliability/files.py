@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ from tinkersmith.text.token_cache import TokenCache
 from tinkersmith.text.tokenizer import TextTokenizer, load_tokenizer
 
 BY_COMMAND = 2000  # one data file in so many goes through the real command, in a process of its own
+LOADED = 1000  # one file in so many is that of a base model which the engine loads whole
+_ODD_NAME = "a\nb \x1b[31m 文件.jsonl"  # also for a command
 _NAMES = ("data.json", "data.jsonl", "data.json.gz", "data.jsonl.gz", "data.ndjson", "data.txt")
 _RECORDS = (
     {"instruction": "Add.", "input": "3 + 4", "output": "Answer: 7", "answer": 7, "level": [1, 2]},
@@ -64,13 +66,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-commands", action="store_true", help="no processes of their own")
+    parser.add_argument("--no-commands", action="store_true", help="no processes and no engine")
     wanted = parser.parse_args()
     tally = Tally()
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         grown = try_files(wanted.files, wanted.seed, Path(folder), tally)
         if not wanted.no_commands:
+            try_models(max(1, wanted.files // LOADED), wanted.seed, Path(folder), tally)
             try_commands(max(1, wanted.files // BY_COMMAND), wanted.seed, Path(folder), tally)
         seconds = time.perf_counter() - start
     if grown > MEMORY:
@@ -357,6 +360,27 @@ def small_adapter(folder: Path) -> Path:
     return folder
 
 
+def try_models(count: int, seed: int, folder: Path, tally: Tally) -> None:
+    """Damage files of a small base model, and load it as the engine does."""
+    from transformers.utils import logging
+
+    from tests.support.damaged_models import in_two_shards
+    from tests.support.tiny_models import make_tiny_model
+    from tinkersmith.engine.model.base_model import load_base_model
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    rng = random.Random(seed + 2)
+    base = in_two_shards(make_tiny_model(folder / "loaded"))
+    contents = {file: file.read_bytes() for file in sorted(base.iterdir())}
+    weights = [4.0 if file.name == "config.json" else 1.0 for file in contents]
+    for file in rng.choices(list(contents), weights, k=count):
+        what, content = damaged(contents[file], rng, list(contents.values()))
+        file.write_bytes(content)
+        tally.run(f"loaded {file.name}: {what}", lambda: load_base_model("m", base), [str(base)])
+        file.write_bytes(contents[file])
+
+
 # ---- through the commands
 
 
@@ -364,6 +388,8 @@ def try_commands(count: int, seed: int, folder: Path, tally: Tally) -> None:
     """Give damaged data files to the commands `stats` and `split`, each in a process of its own."""
     rng = random.Random(seed + 1)
     places = data_places(folder / "commands")
+    odd = folder / "commands" / _ODD_NAME
+    places += [replace(place, file=odd, kind="odd name") for place in places[1:2]]
     others = [place.content for place in places]
     for number in range(count):
         place = rng.choice(places)

@@ -71,8 +71,11 @@ def _is_name(text: str) -> bool:
     return plain and len(text.encode("utf-8", "surrogatepass")) <= 255
 
 
-def check_weights(folder: Path) -> None:
+def check_weights(folder: Path) -> int:
     """Check that all weights of a model folder are there and whole, from index and headers alone.
+
+    Returns:
+        The number of tensors.
 
     Raises:
         OSError: a file cannot be read.
@@ -91,6 +94,7 @@ def check_weights(folder: Path) -> None:
             raise ValueError(
                 f"{folder / name} has no tensor {_short(lost)}, which the index names. {_AGAIN}"
             )
+    return len(weights)
 
 
 def safetensors_header(file: Path) -> dict[str, TensorEntry]:
