@@ -33,6 +33,7 @@ from tinkersmith.export.chat_template import write_chat_template
 from tinkersmith.progress import watched
 from tinkersmith.runs.folder import RunFolder, newest_run, open_run, run_of
 from tinkersmith.runs.provenance import Standing, differences, session
+from tinkersmith.runs.pruning import old_states
 from tinkersmith.runs.trained_model import find_trained_model
 from tinkersmith.settings import settings_for_file, settings_from
 from tinkersmith.text.templates import choose_template
@@ -238,6 +239,7 @@ def run_places(folder: Path) -> list[Place]:
         opened.metrics()
         facts = opened.facts()
         differences(facts, standing, session(standing, facts["settings"], 2))
+        old_states(opened.checkpoints(), opened.metrics(), 1)
         newest_run(runs)
         run_of("tinker://a:train:0/weights/s4", runs)
         find_trained_model(settings)

@@ -230,17 +230,19 @@ class Settings(BaseModel):
         0,
         "Measure the validation data every so many steps; 0 is at the end of each epoch.",
         "a whole number",
-        "of at least 0",
+        "between 0 and 1000000000",
         "0, or 50 for long runs",
         ge=0,
+        le=1_000_000_000,
     )
     save_every: int = _setting(
         0,
         "Save a checkpoint every so many steps; 0 is only at the end of each epoch.",
         "a whole number",
-        "of at least 0",
+        "between 0 and 1000000000",
         "0, or 100 for long runs",
         ge=0,
+        le=1_000_000_000,
     )
     save_every_minutes: float = _setting(
         10.0,
@@ -256,9 +258,10 @@ class Settings(BaseModel):
         "How many states of a run stay on the server, beside the best one and the last of each "
         "epoch: older ones are deleted after each save. 0 keeps all. Sampler weights always stay.",
         "a whole number",
-        "of at least 0",
+        "between 0 and 1000000000",
         "3",
         ge=0,
+        le=1_000_000_000,
     )
     checkpoint_ttl_days: int = _setting(
         0,
