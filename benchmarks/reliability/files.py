@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -368,7 +369,6 @@ def try_models(count: int, seed: int, folder: Path, tally: Tally) -> None:
 
     from tests.support.damaged_models import in_two_shards
     from tests.support.tiny_models import make_tiny_model
-    from tinkersmith.engine.model.base_model import load_base_model
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -379,8 +379,14 @@ def try_models(count: int, seed: int, folder: Path, tally: Tally) -> None:
     for file in rng.choices(list(contents), weights, k=count):
         what, content = damaged(contents[file], rng, list(contents.values()))
         file.write_bytes(content)
-        tally.run(f"loaded {file.name}: {what}", lambda: load_base_model("m", base), [str(base)])
+        tally.run(f"loaded {file.name}: {what}", partial(_load, base), [str(base)])
         file.write_bytes(contents[file])
+
+
+def _load(base: Path) -> None:
+    from tinkersmith.engine.model.base_model import load_base_model
+
+    load_base_model("m", base)
 
 
 # ---- through the commands

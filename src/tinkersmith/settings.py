@@ -36,7 +36,7 @@ from tinkersmith.errors import UserError, one_line, unreadable
 from tinkersmith.files import read_regular
 from tinkersmith.paths import (
     data_file_seen_from_folder,
-    data_file_seen_from_here,
+    data_files_seen_from_here,
     seen_from_folder,
     seen_from_here,
 )
@@ -502,7 +502,7 @@ def _file_names_from(folder: Path | str, settings: Settings) -> dict[str, object
     """The settings that name files, for names that start from `folder`."""
 
     def data_files(names: list[str]) -> list[str]:
-        return [data_file_seen_from_here(folder, name) for name in names]
+        return data_files_seen_from_here(folder, names)
 
     base_model = settings.base_model
     if _is_relative_model_folder(base_model, Path(folder)):
