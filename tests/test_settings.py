@@ -384,3 +384,9 @@ def test_what_is_no_regular_settings_file_is_told_and_not_waited_for(tmp_path: P
     file.symlink_to("nowhere.py")
     with pytest.raises(UserError, match=r"is a link to a file that does not exist"):
         load_settings(file)
+
+
+@pytest.mark.parametrize("name", ["SAVE_EVERY", "EVAL_EVERY", "KEEP_LAST"])
+def test_a_number_that_no_file_can_hold_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} is .*must be between 0 and 1000000000"):
+        settings_from({name: 1 << 20000})

@@ -16,14 +16,16 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.reliability.mutations import damaged, packed, put_something_else, remove
 from benchmarks.reliability.promise import MEMORY, PATIENCE, Tally, grown_memory, wrong_sentence
 from benchmarks.results_file import write_results
 from tinkersmith.data import large_files
-from tinkersmith.data.samples import LoadedSamples, is_plain_json_lines, load_samples
+from tinkersmith.data.samples import LoadedSamples, is_json_lines, load_samples
 from tinkersmith.engine.storage.catalogue import make_catalogue
 from tinkersmith.errors import UserError
 from tinkersmith.export.adapter import read_layers
@@ -31,13 +33,17 @@ from tinkersmith.export.base_folder import read_base
 from tinkersmith.export.chat_template import write_chat_template
 from tinkersmith.progress import watched
 from tinkersmith.runs.folder import RunFolder, newest_run, open_run, run_of
+from tinkersmith.runs.provenance import Standing, differences, session
+from tinkersmith.runs.pruning import old_states
 from tinkersmith.runs.trained_model import find_trained_model
-from tinkersmith.settings import settings_from
+from tinkersmith.settings import settings_for_file, settings_from
 from tinkersmith.text.templates import choose_template
 from tinkersmith.text.token_cache import TokenCache
 from tinkersmith.text.tokenizer import TextTokenizer, load_tokenizer
 
 BY_COMMAND = 2000  # one data file in so many goes through the real command, in a process of its own
+LOADED = 1000  # one file in so many is that of a base model which the engine loads whole
+_ODD_NAME = "a\nb \x1b[31m 文件.jsonl"  # also for a command
 _NAMES = ("data.json", "data.jsonl", "data.json.gz", "data.jsonl.gz", "data.ndjson", "data.txt")
 _RECORDS = (
     {"instruction": "Add.", "input": "3 + 4", "output": "Answer: 7", "answer": 7, "level": [1, 2]},
@@ -62,13 +68,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-commands", action="store_true", help="no processes of their own")
+    parser.add_argument("--no-commands", action="store_true", help="no processes and no engine")
     wanted = parser.parse_args()
     tally = Tally()
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         grown = try_files(wanted.files, wanted.seed, Path(folder), tally)
         if not wanted.no_commands:
+            try_models(max(1, wanted.files // LOADED), wanted.seed, Path(folder), tally)
             try_commands(max(1, wanted.files // BY_COMMAND), wanted.seed, Path(folder), tally)
         seconds = time.perf_counter() - start
     if grown > MEMORY:
@@ -148,11 +155,11 @@ def _read(file: Path) -> None:
     try:
         loaded = load_samples([str(file)])
     except UserError as error:
-        if is_plain_json_lines(file):
+        if is_json_lines(file):
             _refused_as_a_stream_too(file, str(error))
         raise
     _all_are_accounted_for(file, loaded)
-    if is_plain_json_lines(file):
+    if is_json_lines(file):
         _same_as_a_stream(file, loaded)
 
 
@@ -210,7 +217,9 @@ def run_places(folder: Path) -> list[Place]:
     run = RunFolder(runs / "my-model-1")
     run.path.mkdir(parents=True)
     template = choose_template("instruction", tokenizer, name)
-    facts = {"base_model": name, "backend": "embedded", "data_digest": "0" * 64}
+    standing = Standing("0" * 32, "1" * 64, "2" * 64, "3" * 64, {"dtype": "float32"})
+    facts: dict[str, Any] = {"base_model": name, "backend": "embedded", **standing.facts()}
+    facts["sessions"] = [session(standing, settings_for_file(settings, run.path), 0)]
     run.write_facts(settings, template, **facts, training_samples=4, total_steps=6)
     for step in (2, 4, 6):
         state = f"tinker://a:train:0/weights/s{step}"
@@ -229,6 +238,9 @@ def run_places(folder: Path) -> list[Place]:
         opened.fact("total_steps")
         opened.checkpoints()
         opened.metrics()
+        facts = opened.facts()
+        differences(facts, standing, session(standing, facts["settings"], 2))
+        old_states(opened.checkpoints(), opened.metrics(), 1)
         newest_run(runs)
         run_of("tinker://a:train:0/weights/s4", runs)
         find_trained_model(settings)
@@ -351,6 +363,32 @@ def small_adapter(folder: Path) -> Path:
     return folder
 
 
+def try_models(count: int, seed: int, folder: Path, tally: Tally) -> None:
+    """Damage files of a small base model, and load it as the engine does."""
+    from transformers.utils import logging
+
+    from tests.support.damaged_models import in_two_shards
+    from tests.support.tiny_models import make_tiny_model
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    rng = random.Random(seed + 2)
+    base = in_two_shards(make_tiny_model(folder / "loaded"))
+    contents = {file: file.read_bytes() for file in sorted(base.iterdir())}
+    weights = [4.0 if file.name == "config.json" else 1.0 for file in contents]
+    for file in rng.choices(list(contents), weights, k=count):
+        what, content = damaged(contents[file], rng, list(contents.values()))
+        file.write_bytes(content)
+        tally.run(f"loaded {file.name}: {what}", partial(_load, base), [str(base)])
+        file.write_bytes(contents[file])
+
+
+def _load(base: Path) -> None:
+    from tinkersmith.engine.model.base_model import load_base_model
+
+    load_base_model("m", base)
+
+
 # ---- through the commands
 
 
@@ -358,6 +396,8 @@ def try_commands(count: int, seed: int, folder: Path, tally: Tally) -> None:
     """Give damaged data files to the commands `stats` and `split`, each in a process of its own."""
     rng = random.Random(seed + 1)
     places = data_places(folder / "commands")
+    odd = folder / "commands" / _ODD_NAME
+    places += [replace(place, file=odd, kind="odd name") for place in places[1:2]]
     others = [place.content for place in places]
     for number in range(count):
         place = rng.choice(places)

@@ -36,7 +36,7 @@ _VALUES = (
     *("range(3)", "object()", "print", "int", "lambda: 1", "__import__('math')", "iter([])"),
     *("type('N', (int,), {})(3)", "type('R', (), {'__repr__': lambda s: 1 / 0})()"),
     *("type('S', (str,), {'__str__': lambda s: 1 / 0})('a')", "__import__('pathlib').Path('a')"),
-    *("(lambda l: (l.append(l), l)[1])([])", "['a'] * 20000", "'a.json,b.json'", "'[a.json]'"),
+    *("(lambda l: (l.append(l), l)[1])([])", "['a'] * 5000", "'a.json,b.json'", "'[a.json]'"),
     *("'" + "x" * 300 + "'", "'" + "d/" * 2500 + "'", "9" * 5000, "'con\\\\nul'", "[b'a.json']"),
 )
 _LINES = (

@@ -32,7 +32,7 @@ class TensorEntry:
     end: int
 
 
-def weight_files(folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
+def weight_files(folder: Path) -> tuple[dict[str, str], list[str]]:
     """The file of each tensor of a model folder, and the files that the index names in vain.
 
     Without an index, the names of tensors come from the headers.
@@ -46,7 +46,7 @@ def weight_files(folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
         single = folder / "model.safetensors"
         if not single.exists():
             raise ValueError(_no_weights(folder))
-        return dict.fromkeys(safetensors_header(single), single.name), ()
+        return dict.fromkeys(safetensors_header(single), single.name), []
     try:
         files: object = read_json_object(index).get("weight_map")
     except ValueError as error:
@@ -62,7 +62,7 @@ def weight_files(folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
             )
     weights = cast("dict[str, str]", named)
     missing = sorted({name for name in weights.values() if not (folder / name).exists()})
-    return dict(weights), tuple(missing)
+    return dict(weights), missing
 
 
 def _is_name(text: str) -> bool:
@@ -71,8 +71,11 @@ def _is_name(text: str) -> bool:
     return plain and len(text.encode("utf-8", "surrogatepass")) <= 255
 
 
-def check_weights(folder: Path) -> None:
+def check_weights(folder: Path) -> int:
     """Check that all weights of a model folder are there and whole, from index and headers alone.
+
+    Returns:
+        The number of tensors.
 
     Raises:
         OSError: a file cannot be read.
@@ -91,6 +94,7 @@ def check_weights(folder: Path) -> None:
             raise ValueError(
                 f"{folder / name} has no tensor {_short(lost)}, which the index names. {_AGAIN}"
             )
+    return len(weights)
 
 
 def safetensors_header(file: Path) -> dict[str, TensorEntry]:
@@ -193,7 +197,7 @@ def base_fingerprint(folder: Path) -> str:
     names = [name for name in _FACTS if (folder / name).is_file()]
     for name in names:
         _add(digest, name, (folder / name).read_bytes())
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(file for file in folder.glob("*.safetensors") if file.is_file()):
         size = file.stat().st_size
         _add(digest, file.name, file.read_bytes() if size <= _WHOLE else _extract(file, size))
     return digest.hexdigest()[:32]

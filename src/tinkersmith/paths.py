@@ -6,6 +6,7 @@ the current folder.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -15,20 +16,27 @@ def seen_from_here(folder: Path | str, name: str) -> str:
     The name stays as it is where `folder` is the current one; it is absolute where the file lies
     outside the current folder.
     """
-    place = Path(folder).resolve()
-    if _starts_nowhere(name) or place == Path.cwd():
-        return name
-    file = _joined(place, name)
-    return str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
+    return _seen(Path(folder).resolve(), Path.cwd(), name)
 
 
 def data_file_seen_from_here(folder: Path | str, name: str) -> str:
     """Like `seen_from_here`; a name that does not exist is looked up in `folder`/data as well."""
-    if Path(folder).resolve() == Path.cwd():
-        return name  # whoever opens it looks there
-    file = seen_from_here(folder, name)
-    in_data = seen_from_here(Path(folder) / "data", name)
-    return in_data if not Path(file).exists() and Path(in_data).exists() else file
+    return data_files_seen_from_here(folder, [name])[0]
+
+
+def data_files_seen_from_here(folder: Path | str, names: Sequence[str]) -> list[str]:
+    """Like `data_file_seen_from_here`, for many names: the folders are looked up once."""
+    place, here = Path(folder).resolve(), Path.cwd()
+    if place == here:
+        return list(names)  # whoever opens them looks in data/
+    data = (place / "data").resolve()
+    files: list[str] = []
+    for name in names:
+        file = _seen(place, here, name)
+        if not os.path.exists(file) and os.path.exists(in_data := _seen(data, here, name)):
+            file = in_data
+        files.append(file)
+    return files
 
 
 def seen_from_folder(folder: Path | str, name: str) -> str:
@@ -50,6 +58,13 @@ def data_file_seen_from_folder(folder: Path | str, name: str) -> str:
     return seen_from_folder(
         folder, str(in_data) if not Path(name).exists() and in_data.exists() else name
     )
+
+
+def _seen(place: Path, here: Path, name: str) -> str:
+    if _starts_nowhere(name) or place == here:
+        return name
+    file = _joined(place, name)
+    return str(file.relative_to(here) if file.is_relative_to(here) else file)
 
 
 def _starts_nowhere(name: str) -> bool:

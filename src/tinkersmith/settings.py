@@ -36,7 +36,7 @@ from tinkersmith.errors import UserError, one_line, unreadable
 from tinkersmith.files import read_regular
 from tinkersmith.paths import (
     data_file_seen_from_folder,
-    data_file_seen_from_here,
+    data_files_seen_from_here,
     seen_from_folder,
     seen_from_here,
 )
@@ -230,17 +230,19 @@ class Settings(BaseModel):
         0,
         "Measure the validation data every so many steps; 0 is at the end of each epoch.",
         "a whole number",
-        "of at least 0",
+        "between 0 and 1000000000",
         "0, or 50 for long runs",
         ge=0,
+        le=1_000_000_000,
     )
     save_every: int = _setting(
         0,
         "Save a checkpoint every so many steps; 0 is only at the end of each epoch.",
         "a whole number",
-        "of at least 0",
+        "between 0 and 1000000000",
         "0, or 100 for long runs",
         ge=0,
+        le=1_000_000_000,
     )
     save_every_minutes: float = _setting(
         10.0,
@@ -256,9 +258,10 @@ class Settings(BaseModel):
         "How many states of a run stay on the server, beside the best one and the last of each "
         "epoch: older ones are deleted after each save. 0 keeps all. Sampler weights always stay.",
         "a whole number",
-        "of at least 0",
+        "between 0 and 1000000000",
         "3",
         ge=0,
+        le=1_000_000_000,
     )
     checkpoint_ttl_days: int = _setting(
         0,
@@ -499,7 +502,7 @@ def _file_names_from(folder: Path | str, settings: Settings) -> dict[str, object
     """The settings that name files, for names that start from `folder`."""
 
     def data_files(names: list[str]) -> list[str]:
-        return [data_file_seen_from_here(folder, name) for name in names]
+        return data_files_seen_from_here(folder, names)
 
     base_model = settings.base_model
     if _is_relative_model_folder(base_model, Path(folder)):

@@ -30,7 +30,7 @@ from tinkersmith.data.samples import (
     refuse_if_nothing_is_usable,
 )
 from tinkersmith.errors import UserError
-from tinkersmith.files import write_atomically, write_json
+from tinkersmith.files import read_json_object, write_atomically, write_json
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Say, watched
 
@@ -245,10 +245,12 @@ def _is_ours(path: Path) -> bool:
 
 
 def _marks(folder: Path) -> dict[str, list[str]]:
+    """The hashes of the files that we wrote into a folder, by name; what is damaged is none."""
     try:
-        return json.loads((folder / _MARKER).read_text(encoding="utf-8"))
+        marks = read_json_object(folder / _MARKER)
     except (OSError, ValueError):
         return {}
+    return {name: hashes for name, hashes in marks.items() if isinstance(hashes, list)}
 
 
 def _write_all_or_none(contents: dict[Path, bytes]) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.reliability.files import try_files
+from benchmarks.reliability.files import try_files, try_models
 from benchmarks.reliability.promise import Hang, Tally, with_patience, wrong_sentence
 from benchmarks.reliability.settings import try_settings
 from tinkersmith.errors import UserError
@@ -16,6 +16,7 @@ def test_damaged_files_of_every_kind_are_read_or_refused_in_a_sentence(tmp_path:
     print(f"seed {seed}")
     tally = Tally()
     try_files(300, seed, tmp_path, tally)
+    try_models(5, seed, tmp_path, tally)
     assert tally.broken == []
     assert tally.works > 30 and tally.sentences > 100
 

@@ -133,13 +133,13 @@ def test_a_file_that_changes_while_it_is_used_is_noticed(tmp_path: Path) -> None
         read_chunk(chunk)
 
 
-def test_small_files_are_not_streamed_nor_are_those_that_are_no_plain_json_lines(
+def test_small_files_are_not_streamed_nor_are_those_that_are_no_json_lines(
     tmp_path: Path,
 ) -> None:
     small = write(tmp_path / "small.jsonl", lines(records(3)))
     large = write(tmp_path / "large.jsonl", lines(records(40)))
     array = write(tmp_path / "array.jsonl", json.dumps(records(40)).encode())
-    zipped = write(tmp_path / "zipped.jsonl", gzip.compress(lines(records(900))))
+    zipped = write(tmp_path / "zipped.json", gzip.compress(json.dumps(records(900)).encode()))
     spread = write(tmp_path / "spread.json", json.dumps(records(40)[0], indent=2).encode() * 30)
     assert not are_streamed([small])
     assert are_streamed([large]) and are_streamed([large, small])
@@ -153,7 +153,7 @@ def test_very_large_data_that_cannot_be_streamed_says_how_to_convert_it(
 ) -> None:
     monkeypatch.setattr(large_files, "_WHOLE_AT_MOST", 2000)
     array = write(tmp_path / "a.json", json.dumps(records(40)).encode())
-    with pytest.raises(UserError, match=r"a\.json is not a plain JSON Lines file.*jq -c '\.\[\]'"):
+    with pytest.raises(UserError, match=r"a\.json is not a JSON Lines file.*jq -c '\.\[\]'"):
         are_streamed([array])
 
 
@@ -238,3 +238,70 @@ def test_a_long_walk_says_how_far_it_is(tmp_path: Path) -> None:
     progress = Progress(said.append, clock=lambda: float(next(seconds)))
     scanned(write(tmp_path / "a.jsonl", lines(records(200))), progress=progress)
     assert said[0].startswith("  Checked 0.0 of 0.0 GB") and len(said) > 3
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_a_gzip_file_is_streamed_like_its_content(
+    tmp_path: Path, members: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinkersmith.data.packed._APART", 1200)
+    monkeypatch.setattr(large_files, "_AT_ONCE", 700)
+    content = BOM + lines(records(80)) + b'\n{"instruction": "q"}\n' + lines(records(90)) + b"\n"
+    length = len(content) // members + 1
+    packed = b"".join(
+        gzip.compress(content[place : place + length]) for place in range(0, len(content), length)
+    )
+    plain = write(tmp_path / "plain.jsonl", content)
+    file = write(tmp_path / "packed.jsonl.gz", packed + b"\0" * 100)
+    expected, streamed = scanned(plain), scanned(file)
+    assert streamed.chunks[0].packed is not None and len(streamed.chunks[0].packed.places) > 3
+    assert [(c.start, c.size, c.digest, c.usable) for c in streamed.chunks] == [
+        (c.start, c.size, c.digest, c.usable) for c in expected.chunks
+    ]
+    for chunk, same in reversed(list(zip(streamed.chunks, expected.chunks, strict=True))):
+        texts = [sample.output for sample in read_chunk(chunk)[0]]
+        assert texts == [sample.output for sample in read_chunk(same)[0]]
+    assert len(list(iterate_samples([str(file)]))) == len(everything(expected)) == 170
+    assert are_streamed([file])
+
+
+def test_a_gzip_file_that_is_damaged_far_inside_is_a_sentence(tmp_path: Path) -> None:
+    packed = gzip.compress(lines(records(2000)))
+    for damaged, reason in (
+        (packed[:-200], "it ends before its content does"),
+        (packed[:-8] + bytes(8), "incorrect data check"),
+        (packed + b"more", "other bytes follow after its end"),
+    ):
+        file = write(tmp_path / "a.jsonl.gz", damaged)
+        with pytest.raises(UserError, match=rf"a\.jsonl\.gz is a damaged gzip file .*{reason}"):
+            scanned(file)
+
+
+def test_a_gzip_bomb_is_refused_while_it_is_streamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinkersmith.data.packed._BOMB_SIZE", 100_000)
+    file = write(tmp_path / "a.jsonl.gz", gzip.compress(lines(records(1)) + b"\n" * 10**7))
+    with pytest.raises(UserError, match=r"unpacks to more than 200 times its size.*gunzip -k"):
+        scanned(file)
+
+
+def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_files, "_LONGEST_LINE", 2000)
+    file = write(tmp_path / "a.jsonl", lines(records(9)) + b'\n{"instruction": "' + b"x" * 5000)
+    with pytest.raises(UserError, match=r"a\.jsonl, line 10 has more than 2,000 bytes"):
+        scanned(file)
+
+
+def test_a_file_that_vanishes_while_it_is_trained_on_is_named(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", lines(records(40)))
+    [chunk, *_] = scanned(file).chunks
+    file.unlink()
+    with pytest.raises(UserError, match=r"a\.jsonl cannot be read: No such file"):
+        read_chunk(chunk)
+
+
+@pytest.mark.parametrize("data", [b"\n \n" * 900, "\u3000\n".encode() * 900])
+def test_a_large_file_of_blanks_holds_no_record(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises(UserError, match="hold no record at all"):
+        scanned(write(tmp_path / "a.jsonl", data))

@@ -347,7 +347,8 @@ def test_metrics_whose_numbers_are_none_are_named(
         ({"prompt_template": {"kind": "text"}}, 'The stored prompt template .*"name" is missing'),
         ({"base_model": 3}, '"base_model" is the number 3; it must be a string'),
         ({"total_steps": float("inf")}, '"total_steps" is the number inf; it must be a whole'),
-        ({"data_digest": ""}, '"data_digest" is a string; it must be a string that is not empty'),
+        ({"data_digest": ""}, '"data_digest" is ""; it must be a string that is not empty'),
+        ({"sessions": [{}, 3]}, '"sessions" is a list; it must be a list of objects'),
         ({"relative_names_start_from": None}, '"relative_names_start_from" is null'),
     ],
 )

@@ -29,7 +29,7 @@ def run_entry_point(act: Callable[[], int | None]) -> int:
     try:
         return act() or 0
     except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {_shown(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -37,10 +37,17 @@ def run_entry_point(act: Callable[[], int | None]) -> int:
         return 1
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        print(f"Error: {place}{error.strerror or error}.", file=sys.stderr)
+        print(f"Error: {_shown(place)}{error.strerror or error}.", file=sys.stderr)
         return 1
     finally:
         _leave_unwritable_output()
+
+
+def _shown(sentence: str) -> str:
+    """A sentence in one line: names of files may hold what breaks lines or acts on terminals."""
+    from tinkersmith.errors import one_line
+
+    return one_line(sentence, len(sentence))
 
 
 def _leave_unwritable_output() -> None:

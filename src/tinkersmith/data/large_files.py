@@ -7,16 +7,19 @@ tokens.
 """
 
 import hashlib
+import io
 import shlex
 from array import array
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from tinkersmith.data.duplicates import DuplicateFinder, Duplicates, find_duplicates
+from tinkersmith.data.packed import GZIP_MARK, PackedFile, Unpacking
 from tinkersmith.data.report import (
     SHOWN,
     duplicate_lines,
@@ -32,7 +35,7 @@ from tinkersmith.data.samples import (
     check_record,
     find_files,
     is_blank,
-    is_plain_json_lines,
+    is_json_lines,
     load_samples,
     may_repeat_fields,
     overlap,
@@ -48,6 +51,8 @@ from tinkersmith.progress import Progress
 STREAMED_ABOVE = 100_000_000  # bytes of all files; below, all fits into about 1 GB of memory
 _WHOLE_AT_MOST = 1_000_000_000  # bytes of files that cannot be read line by line (9 GB of memory)
 _BLOCK_BYTES = 2_000_000
+_AT_ONCE = 1 << 20  # bytes that are unpacked at a time
+_UNPACKED = 5  # bytes of a text for a byte of its gzip file, roughly
 _LONGEST_LINE = 100_000_000  # bytes: a longer one is no record, but a damaged file
 
 
@@ -63,6 +68,7 @@ class Chunk:
     usable: int  # records that are samples
     held_out: tuple[int, ...]  # their places that are held out for validation
     digest: str  # of the bytes
+    packed: PackedFile | None = field(default=None, compare=False, repr=False)  # of a gzip file
 
     @property
     def training(self) -> int:
@@ -109,17 +115,20 @@ def are_streamed(files: Sequence[Path]) -> bool:
     Raises:
         UserError: the files are very large, and one of them cannot be read line by line.
     """
-    size = sum(map(_size_of, files))
+    size = sum(_size_of(path) * (_UNPACKED if _is_packed(path) else 1) for path in files)
     if size <= STREAMED_ABOVE:
         return False
-    whole = [path for path in files if not is_plain_json_lines(path)]
+    whole = [path for path in files if not is_json_lines(path)]
     if whole and size > _WHOLE_AT_MOST:
-        first = shlex.quote(str(whole[0]))
-        lines = shlex.quote(str(whole[0].with_suffix(".jsonl")))
+        array, lines = (
+            shlex.quote(str(path)) for path in (whole[0], whole[0].with_suffix(".jsonl"))
+        )
+        convert = f"jq -c '.[]' {array} > {lines}"
+        if _is_packed(whole[0]):
+            convert = f"gunzip -c {array} | jq -c '.[]' > {lines}"
         raise UserError(
-            f"{whole[0]} is not a plain JSON Lines file, and data of {size / 1e9:.1f} GB can only "
-            "be read line by line. Unpack it if it is gzip-ed; write one record per line, for "
-            f"example with: jq -c '.[]' {first} > {lines}"
+            f"{whole[0]} is not a JSON Lines file, and data of about {size / 1e9:.1f} GB can only "
+            f"be read line by line. Write one record per line, for example with: {convert}"
         )
     return not whole
 
@@ -187,9 +196,12 @@ def read_chunk(chunk: Chunk) -> tuple[list[Sample], list[Skipped]]:
         UserError: the file has changed since the first pass.
     """
     try:
-        with open_regular(chunk.file) as file:
-            file.seek(chunk.start)
-            data = file.read(chunk.size)
+        if chunk.packed is not None:
+            data = chunk.packed.read(chunk.start, chunk.size)
+        else:
+            with open_regular(chunk.file) as file:
+                file.seek(chunk.start)
+                data = file.read(chunk.size)
     except OSError as error:
         raise unreadable(chunk.file, error) from None
     if hashlib.sha256(data).hexdigest() != chunk.digest:
@@ -249,9 +261,10 @@ class _FirstPass:
                         self.first = self.first or samples[place]
                         yield samples[place]
                     usable += len(samples)
-                    seen += len(block.data)
-                    state = f"Checked {seen / 1e9:.1f} of {size / 1e9:.1f} GB"
-                    self.progress.reached(task, state, min(seen / max(size, 1), 1.0))
+                    done = seen + block.on_disk
+                    state = f"Checked {done / 1e9:.1f} of {size / 1e9:.1f} GB"
+                    self.progress.reached(task, state, min(done / max(size, 1), 1.0))
+                seen += _size_of(path)
                 self.counts[path.as_posix()] = usable - before
 
     def _add_chunk(self, path: Path, block: "_Block", usable: int, held_out: list[int]) -> None:
@@ -270,6 +283,7 @@ class _FirstPass:
                 usable=usable,
                 held_out=tuple(held_out),
                 digest=hashlib.sha256(block.data).hexdigest(),
+                packed=block.packed,
             )
         )
 
@@ -284,11 +298,13 @@ class _FirstPass:
 class _Block:
     """Consecutive whole lines."""
 
-    start: int  # byte
+    start: int  # byte, of the unpacked file
     data: bytes
     first_line: int
     first_record: int
     checked: list[Sample | Skipped]
+    on_disk: int  # bytes of the file up to the block's end, packed as they are
+    packed: PackedFile | None  # of a gzip file
 
     @property
     def samples(self) -> list[Sample]:
@@ -303,21 +319,39 @@ def _size_of(path: Path) -> int:
         return 0
 
 
-def _blocks_of(path: Path) -> Iterator[_Block]:
-    start, line, record = 0, 1, 1
+def _is_packed(path: Path) -> bool:
     try:
         with open_regular(path) as file:
-            while data := file.read(_BLOCK_BYTES):
-                data += file.readline(_LONGEST_LINE)
+            return file.read(2) == GZIP_MARK
+    except OSError:
+        return False
+
+
+def _blocks_of(path: Path) -> Iterator[_Block]:
+    start, line, record = 0, 1, 1
+    packed: PackedFile | None = None
+    try:
+        with open_regular(path) as file:
+            lines: io.BufferedIOBase | BinaryIO = file
+            unpacking: Unpacking | None = None
+            if file.read(2) == GZIP_MARK:
+                packed = PackedFile(path)
+                unpacking = packed.unpacking(file)
+                lines = io.BufferedReader(unpacking, _AT_ONCE)
+            else:
+                file.seek(0)
+            while data := lines.read(_BLOCK_BYTES):
+                data += lines.readline(_LONGEST_LINE)
                 if len(data) >= _LONGEST_LINE:
                     newlines = data.count(b"\n")
                     raise UserError(
-                        f"{path}, line {line + newlines} has more than "
-                        f"{_LONGEST_LINE:,} bytes. Write one record per line."
+                        f"{path}, line {line + newlines} has more than {_LONGEST_LINE:,} bytes. "
+                        "Write one record per line."
                     )
                 checked = list(_checked(path, data, start, line, record))
-                yield _Block(start, data, line, record, checked)
                 start += len(data)
+                on_disk = unpacking.packed_bytes if unpacking else start
+                yield _Block(start - len(data), data, line, record, checked, on_disk, packed)
                 line += data.count(b"\n")
                 record += len(checked)
     except OSError as error:

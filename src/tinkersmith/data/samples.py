@@ -4,12 +4,10 @@ Nothing is dropped silently: an unusable record comes back as `Skipped` with its
 does not handle prompts or tokens.
 """
 
-import gzip
 import json
 import os
 import re
 import shlex
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any, BinaryIO, cast
 
 import orjson
 
+from tinkersmith.data.packed import GZIP_MARK, PackedFile
 from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import kind_of_json, open_regular
 from tinkersmith.plurals import counted
@@ -173,7 +172,7 @@ def read_records(path: Path, parse: Callable[[bytes], Any] = orjson.loads) -> li
         repeats = may_repeat_fields(data, records)
         return [json.loads(data, object_pairs_hook=_marked)] if repeats else records
     if not isinstance(value, list):
-        what = kind_of_json(value)
+        what = kind_of_json(cast("object", value))
         raise UserError(f"{path} holds {what} instead of an array. {_object_hint(value)}")
     if not value:
         raise UserError(
@@ -185,13 +184,16 @@ def read_records(path: Path, parse: Callable[[bytes], Any] = orjson.loads) -> li
     return records
 
 
-def is_plain_json_lines(path: Path) -> bool:
-    """Whether the file can be read line by line: JSON Lines, neither gzip-ed nor an array."""
+def is_json_lines(path: Path) -> bool:
+    """Whether the file can be read line by line: JSON Lines, gzip-ed or not, and no array."""
     try:
         with open_regular(path) as file:
-            start = file.read(_LONGEST_FIRST_LINE).removeprefix(BOM).lstrip()
-    except OSError:  # a folder, or no permission: reading it says so
+            start = file.read(_LONGEST_FIRST_LINE)
+            if start.startswith(GZIP_MARK):
+                start = PackedFile(path).unpacking(file, remember=False).read(_LONGEST_FIRST_LINE)
+    except (OSError, UserError):  # a folder, no permission, damaged: reading it says so
         return False
+    start = start.removeprefix(BOM).lstrip()
     if not start.startswith(b"{"):
         return False
     if _has_lines_name(path):
@@ -219,7 +221,9 @@ def may_repeat_fields(data: bytes, records: Sequence[Any]) -> bool:
 
     This counts names, which is fast; `read_records` and `parse_line` then look closely.
     """
-    objects = [record for record in records if isinstance(record, dict)]
+    objects = cast(
+        "list[dict[str, Any]]", [record for record in records if isinstance(record, dict)]
+    )
     for name in _FIELDS:
         quoted = b'"%s"' % name.encode()
         here = sum(name in record for record in objects)
@@ -372,7 +376,7 @@ def _read_bytes(path: Path) -> bytes:
     most = _most_bytes()
     try:
         with open_regular(path) as file:
-            packed = file.read(2) == b"\x1f\x8b"
+            packed = file.read(2) == GZIP_MARK
             file.seek(0)
             if not packed and os.fstat(file.fileno()).st_size > most:
                 raise _too_large(path, most)
@@ -409,31 +413,19 @@ def _unpacked(path: Path, packed: BinaryIO, most: int) -> bytes:
     Raises:
         UserError: it is damaged, or too large.
     """
+    unpacking = PackedFile(path).unpacking(packed, remember=False)
     pieces: list[bytes] = []
     size = 0
-    try:
-        with gzip.GzipFile(fileobj=packed) as file:
-            while piece := file.read(_PIECE):
-                pieces.append(piece)
-                size += len(piece)
-                if size > most:
-                    raise UserError(
-                        f"{path} unpacks to more than {most / 1e9:.0f} GB, which would not fit "
-                        "into this machine's memory. If that is what it should hold, unpack it "
-                        f"with: gunzip -k {shlex.quote(str(path))}"
-                    )
-    except gzip.BadGzipFile as error:
-        text = str(error)
-        # The file begins as gzip files do, so this is what comes after a member.
-        reason = "other bytes follow after its end" if text.startswith("Not a gz") else text
-        raise _damaged_gzip(path, reason) from None
-    except (EOFError, zlib.error) as error:
-        raise _damaged_gzip(path, str(error)) from None
+    while piece := unpacking.read(_PIECE):
+        pieces.append(piece)
+        size += len(piece)
+        if size > most:
+            raise UserError(
+                f"{path} unpacks to more than {most / 1e9:.0f} GB, which would not fit into this "
+                "machine's memory. If that is what it should hold, unpack it with: gunzip -k "
+                f"{shlex.quote(str(path))}"
+            )
     return b"".join(pieces)
-
-
-def _damaged_gzip(path: Path, reason: str) -> UserError:
-    return UserError(f"{path} is a damaged gzip file ({reason.rstrip('.')}). Make it again.")
 
 
 def _decode(path: Path, data: bytes, first_line: int = 1) -> str:
@@ -536,17 +528,18 @@ def _marked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _too_deep(fields: dict[str, Any]) -> bool:
     """Whether a field holds lists and objects nested deeper than files can be written with."""
-    level = [value for value in fields.values() if isinstance(value, list | dict)]
+    level: list[Any] = [value for value in fields.values() if isinstance(value, list | dict)]
     depth = 1
     while level and depth < _DEEPEST:
-        level = [
-            inner
-            for value in cast("list[list[Any] | dict[str, Any]]", level)
-            for inner in (value.values() if isinstance(value, dict) else value)
-            if isinstance(inner, list | dict)
-        ]
+        level = [inner for value in level for inner in _inside(value)]
         depth += 1
     return bool(level)
+
+
+def _inside(value: Any) -> list[Any]:
+    """The lists and objects in a list or object."""
+    items = cast("dict[str, Any]", value).values() if isinstance(value, dict) else value
+    return [item for item in items if isinstance(item, list | dict)]
 
 
 def _object_hint(value: Any) -> str:

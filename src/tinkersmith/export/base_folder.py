@@ -101,7 +101,9 @@ def read_base(folder: Path) -> BaseFolder:
         raise unreadable(error.filename or folder, error) from None
     except ValueError as error:
         raise UserError(str(error)) from None
-    return BaseFolder(folder, files, shapes, dtypes, config, _is_tied(config, files), missing)
+    return BaseFolder(
+        folder, files, shapes, dtypes, config, _is_tied(config, files), tuple(missing)
+    )
 
 
 def copy_tokenizer(folder: Path, out: Path) -> None:

@@ -40,6 +40,12 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
+def _is_list_of_objects(value: object) -> bool:
+    if not isinstance(value, list):
+        return False
+    return all(isinstance(item, dict) for item in cast("list[object]", value))
+
+
 _START_AGAIN = "Restore the file from a backup, or start a new run."
 _LARGEST_LINES = 2_000_000_000  # bytes of an appended file: that of billions of tokens is smaller
 # The numbers in metrics.jsonl, besides "step".
@@ -59,15 +65,20 @@ _NUMBERS = (
 
 
 # What a file of a run must hold, where it holds it: its type in words, and a test.
-_TEXT: tuple[str, Callable[[object], bool]] = ("a string that is not empty", _is_text)
-_COUNT: tuple[str, Callable[[object], bool]] = ("a whole number of at least 0", _is_count)
-_FACTS = {
+_Wanted = tuple[str, Callable[[object], bool]]
+_TEXT: _Wanted = ("a string that is not empty", _is_text)
+_COUNT: _Wanted = ("a whole number of at least 0", _is_count)
+_FACTS: dict[str, _Wanted] = {
     _NAMES_FROM: _TEXT,
     "settings": ("an object", lambda value: isinstance(value, dict)),
     "prompt_template": ("an object", lambda value: isinstance(value, dict)),
     "base_model": _TEXT,
     "backend": _TEXT,
+    "base_fingerprint": ("a string or null", lambda value: value is None or _is_text(value)),
+    "tokenizer_digest": _TEXT,
+    "template_digest": _TEXT,
     "data_digest": _TEXT,
+    "sessions": ("a list of objects", _is_list_of_objects),
     "training_samples": _COUNT,
     "total_steps": _COUNT,
 }
@@ -179,7 +190,7 @@ class RunFolder:
         for name, (wanted, is_right) in _FACTS.items():
             if name in facts and not is_right(facts[name]):
                 raise UserError(
-                    f'{file} is damaged: "{name}" is {kind_of_json(facts[name])}; it must be '
+                    f'{file} is damaged: "{name}" is {_brief(facts[name])}; it must be '
                     f"{wanted}. {_START_AGAIN}"
                 )
         return facts
@@ -340,7 +351,8 @@ def all_runs(output_dir: Path | str) -> list[RunFolder]:
     """Every run in `output_dir` that has its settings.json, newest first."""
     folder = Path(output_dir)
     ages: list[tuple[int, Path]] = []
-    for file in folder.glob("*/settings.json") if folder.is_dir() else []:
+    files = list(folder.glob("*/settings.json")) if folder.is_dir() else []
+    for file in files:
         if file.parent.name.startswith("."):  # half made
             continue
         with suppress(OSError):  # deleted while we look
@@ -408,7 +420,7 @@ def _unwritable(output_dir: Path | str, error: OSError) -> UserError:
 
 def _wrong_checkpoint(record: dict[str, Any]) -> str:
     """What is wrong with a line of checkpoints.jsonl; "" if nothing is."""
-    checks: dict[str, tuple[str, Callable[[object], bool]]] = {
+    checks: dict[str, _Wanted] = {
         "name": _TEXT,
         "step": _COUNT,
         "epoch": _COUNT,

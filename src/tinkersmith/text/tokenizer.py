@@ -280,10 +280,13 @@ def _stored_chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     stored: Any = _read_json(folder / "chat_template.json").get("chat_template")
     stored = stored or config.get("chat_template")
     if isinstance(stored, list):  # several templates by name
-        entries = [entry for entry in cast("list[Any]", stored) if isinstance(entry, dict)]
-        named = cast("list[dict[str, Any]]", entries)
-        default = [entry for entry in named if entry.get("name") == "default"]
-        stored = default[-1].get("template") if default else None
+        entries = cast("list[Any]", stored)
+        default = [
+            cast("dict[str, Any]", entry).get("template")
+            for entry in entries
+            if isinstance(entry, dict) and cast("dict[str, Any]", entry).get("name") == "default"
+        ]
+        stored = default[-1] if default else None
     return stored if isinstance(stored, str) else None
 
 

@@ -155,7 +155,7 @@ def load_base_model(
     except (Refused, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a damaged config.json makes transformers fail in any way
-        reason = " ".join(str(error).split())[:300].rstrip(".")
+        reason = " ".join(str(error).split()).partition(". ")[0][:300].rstrip(".")
         what = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
         raise Refused(
             f"the model in {folder} cannot be loaded: {what}. Its config.json or weights are "

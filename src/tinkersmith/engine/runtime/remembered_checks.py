@@ -110,6 +110,8 @@ def _model_digest(folder: Path) -> str:
     """A digest of configuration and weights. Large files count by their ends, size and time."""
     digest = hashlib.sha256()
     for file in sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors")]):
+        if not file.is_file():  # a pipe would be waited for
+            continue
         facts = file.stat()
         digest.update(f"{file.name} {facts.st_size}\0".encode())
         with file.open("rb") as content:

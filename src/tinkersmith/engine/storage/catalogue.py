@@ -141,11 +141,19 @@ def check_base_folder(folder: Path) -> None:
             "another folder, or copy the model again."
         )
     try:
-        check_weights(folder)
+        tensors = check_weights(folder)
     except OSError as error:
         raise Refused(f"{error.filename or folder} cannot be read: {reason_of(error)}.") from None
     except ValueError as error:
         raise Refused(str(error)) from None
+    inner: object = config.get("text_config")
+    for part in (config, cast("dict[str, Any]", inner) if isinstance(inner, dict) else {}):
+        layers: object = part.get("num_hidden_layers")
+        if isinstance(layers, int) and layers > tensors:  # building them could take all memory
+            raise Refused(
+                f"{folder / 'config.json'} says {layers:,} layers, and there are only {tensors:,} "
+                "tensors; copy the model again."
+            )
 
 
 def model_config(folder: Path) -> dict[str, Any]:
