@@ -340,7 +340,7 @@ def all_runs(output_dir: Path | str) -> list[RunFolder]:
     """Every run in `output_dir` that has its settings.json, newest first."""
     folder = Path(output_dir)
     ages: list[tuple[int, Path]] = []
-    for file in folder.glob("*/settings.json") if folder.is_dir() else []:
+    for file in folder.glob("*/settings.json"):  # none where there is no such folder
         if file.parent.name.startswith("."):  # half made
             continue
         with suppress(OSError):  # deleted while we look
