@@ -1,6 +1,7 @@
 """One process at a time works on a run, and no kill leaves a lock behind."""
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
@@ -11,7 +12,6 @@ import pytest
 
 from tests.support.clocks import Lines
 from tinkersmith.errors import UserError
-from tinkersmith.runs import lock
 from tinkersmith.runs.folder import RunFolder
 from tinkersmith.runs.lock import LOCK_FILE, locked
 
@@ -77,7 +77,7 @@ def test_a_file_that_was_removed_while_it_was_opened_locks_nothing(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between open and flock the holder ends and removes the file, and a third one makes it."""
-    real, opened = lock.fcntl.flock, []
+    real, opened = fcntl.flock, []
 
     def flock(handle: int, how: int) -> None:
         opened.append(handle)
@@ -85,7 +85,7 @@ def test_a_file_that_was_removed_while_it_was_opened_locks_nothing(
             run.file(LOCK_FILE).unlink()
         real(handle, how)
 
-    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     with locked(run, "training", print):
         assert len(opened) == 2
         assert run.file(LOCK_FILE).exists()
@@ -97,7 +97,7 @@ def test_a_file_system_without_locks_is_said_and_the_work_goes_on(
     def flock(handle: int, how: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     said = Lines()
     with locked(run, "training", said.say):
         pass

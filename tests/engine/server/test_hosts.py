@@ -189,6 +189,7 @@ def test_what_a_form_or_a_simple_request_can_send_is_415_on_every_route(
     while not isinstance(inner, Starlette):
         inner = inner.app
     for route in inner.routes:
+        assert isinstance(route, Route)
         for method in (route.methods or set()) & {"POST", "PUT", "DELETE"}:
             path = route.path.removeprefix("/api/v1").replace("{", "").replace("}", "")
             path = path.replace(":path", "")

@@ -68,7 +68,7 @@ class VarlenAttention:
 
 
 @cache
-def _for_grouped_heads(function: Callable[..., Any]) -> dict[str, bool]:
+def _for_grouped_heads(function: Callable[..., Any]) -> dict[str, Any]:
     """What lets a function have fewer key heads than query heads: torch 2.11's asks for nothing."""
     asks = "enable_gqa" in inspect.signature(function).parameters
     return {"enable_gqa": True} if asks else {}
