@@ -173,3 +173,37 @@ def test_out_of_file_handles_is_a_line_in_the_log_and_passes(
     text = log.read_text()
     assert "Traceback" not in text
     assert text.count("file handles") <= 4
+
+
+@pytest.mark.parametrize("chunks", [b"zz\r\n", b"5\r\nhelloXX\r\n"])
+@pytest.mark.parametrize("host", [b"evil.example", b"localhost"])
+@pytest.mark.parametrize("pause", [0.0, 0.3])
+def test_a_body_that_is_no_http_is_refused_without_a_traceback(
+    spoiled: tuple[RunningEngine, Path],
+    chunks: bytes,
+    host: bytes,
+    pause: float,
+) -> None:
+    running, log = spoiled
+    port = int(running.url.rpartition(":")[2])
+    head = b"POST /api/v1/healthz HTTP/1.1\r\nHost: %b\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(head % host)
+        time.sleep(pause)
+        connection.sendall(chunks)
+        assert connection.recv(100).startswith(b"HTTP/1.1 4")
+    assert call(running, "/healthz")[0] == 200
+    assert "Traceback" not in log.read_text()
+
+
+@pytest.fixture(scope="module")
+def spoiled(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
+) -> Iterator[tuple[RunningEngine, Path]]:
+    folder = tmp_path_factory.mktemp("spoiled")
+    log = folder / "log"
+    with (
+        log.open("wb") as stderr,
+        running_engine(folder / "engine", tiny_model, stderr=stderr) as running,
+    ):
+        yield running, log

@@ -99,6 +99,15 @@ class Connection(H11Protocol):
         self._received += len(data)
         super().data_received(data)
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, unless another answer has begun: then only close."""
+        if self.cycle:
+            self.cycle.disconnected = True  # the app's own answer would come second
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.abort()
+
     def check(self, now: float) -> None:
         """Close the connection if its client is late at `now` (monotonic seconds)."""
         turn = self._waits_for()
