@@ -1,7 +1,7 @@
 # make demo   the whole job on the bundled model and data, nothing else needed
 # make test   the tests
 # make test-quick   those that start no engine and take no long time: under a minute
-# make soak   the long trials: all tests beside a loaded machine, and runs that are killed again and again
+# make soak   the long trials: all tests beside a loaded machine, and everything of docs/reliability.md (two hours)
 # make test-older-sdk   the engine with the oldest SDK that it is tested with
 # make wheel-journey   build the wheel, install it, and go from an empty folder to an export
 # make lint   format, lint, the directions of imports, and types
@@ -36,6 +36,14 @@ soak: $(INSTALLED) $(COOKBOOK)
 	  $(BIN)/python tools/beside_load.py 2 $(BIN)/python -m pytest -n 0 \
 	    tests/training/test_interrupted_runs.py tests/service/test_connection.py || exit 1; \
 	done
+	$(BIN)/python -m benchmarks.reliability.kills --trials 200 --parallel 2
+	$(BIN)/python -m benchmarks.reliability.damage
+	$(BIN)/python -m benchmarks.reliability.faults
+	$(BIN)/python -m benchmarks.reliability.files --files 100000
+	$(BIN)/python -m benchmarks.reliability.settings --settings 20000
+	$(BIN)/python -m benchmarks.reliability.wire --bodies 100000
+	$(BIN)/python -m benchmarks.reliability.load --clients 64 --minutes 10
+	$(BIN)/python -m benchmarks.reliability.soak --steps 5000
 
 test-older-sdk: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/tinker-$(OLDER_SDK) tinker==$(OLDER_SDK)

@@ -522,7 +522,8 @@ class Fuzzer:
             assert connection.sock is not None
             connection.sock.sendall(head + sent.body)
             if fresh:  # the engine may wait for more: tell it that nothing comes
-                connection.sock.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(OSError):  # it has answered and closed already
+                    connection.sock.shutdown(socket.SHUT_WR)
             response = http.client.HTTPResponse(connection.sock, method=sent.method)
             response.begin()
             answer = response.read()
