@@ -78,6 +78,7 @@ def test_a_downloaded_state_is_the_stored_adapter_and_leaves_nothing_behind(
     assert sorted(file.name for file in adapter.iterdir()) == [
         "adapter_config.json",
         "adapter_model.safetensors",
+        "manifest.json",
     ]
     [stored] = engine.folder.glob("checkpoints/*/weights/trained/adapter_model.safetensors")
     expected, found = load_file(stored), load_file(adapter / "adapter_model.safetensors")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.support.adapters import filled_adapter, save_as_peft
@@ -16,6 +17,7 @@ from tinkersmith.engine.model.adapters import (
     adapter_state,
     load_adapter_state,
     new_adapter,
+    save_adapter,
     snapshot,
 )
 
@@ -41,6 +43,21 @@ def test_plain_peft_loads_every_tensor_and_gives_the_same_logits(
     theirs = plain(tokens[None]).logits[0]
     assert (ours - theirs).abs().max() < 1e-4
     assert (ours - untouched).abs().max() > 1e-2
+
+
+def test_equal_weights_are_saved_as_equal_bytes(tmp_path: Path) -> None:
+    base = load_with_torch("tiny", make_tiny_model(tmp_path / "base"))
+    adapter = filled_adapter(base, LoraConfig(4, 0))
+    contents = set()
+    for number in range(8):  # the order of two notes by chance would show with 99 %
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        save_adapter(base, adapter, folder)
+        contents.add((folder / "adapter_model.safetensors").read_bytes())
+    assert len(contents) == 1
+    loaded = load_file(tmp_path / "0" / "adapter_model.safetensors")
+    for name, weight in adapter_state(adapter).items():
+        assert torch.equal(loaded[name], weight)
 
 
 def test_a_new_adapter_changes_nothing_and_the_seed_decides_it(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Adapters: made from a seed, copied, and written to and read from PEFT's files."""
 
 import hashlib
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -115,7 +116,19 @@ def save_adapter(base: "BaseModel", adapter: Adapter, folder: Path) -> None:
     # The weights say that a manifest belongs to them: its loss is then told from an old version's.
     metadata = {"format": "pt", HAS_MANIFEST: "1"}
     save_file(adapter_state(adapter), folder / ADAPTER_WEIGHTS, metadata=metadata)
+    _sort_metadata(folder / ADAPTER_WEIGHTS)
     write_json(folder / ADAPTER_CONFIG, peft_config(base, adapter, base.name))
+
+
+def _sort_metadata(file: Path) -> None:
+    """Give equal weights equal bytes: safetensors writes several notes in an order by chance."""
+    with file.open("r+b") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        opened.seek(8)
+        opened.write(text.ljust(length))
 
 
 class NotFinite(Exception):
