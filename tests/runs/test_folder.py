@@ -6,6 +6,7 @@ import re
 import resource
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -56,6 +57,29 @@ def test_two_runs_of_one_second_get_two_folders(tmp_path: Path) -> None:
     first, second = (RunFolder.create(tmp_path, "my-model", NOON) for _ in range(2))
     assert first.path != second.path
     assert second.path.is_dir()
+
+
+def test_folders_that_a_kill_left_half_made_go_and_nothing_else_does(tmp_path: Path) -> None:
+    def half_made(name: str, *files: str, age: float = 7200) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in files:
+            (folder / file).write_text("{}")
+        then = time.time() - age
+        os.utime(folder, (then, then))
+        return folder
+
+    left = half_made(".my-model-20260101-120000.abcdef12.tmp", ".settings.json.x.tmp")
+    empty = half_made(".my-model-20260101-120000-2.abc_ef12.tmp")
+    kept = [
+        half_made(".my-model-20260101-120001.abcdef12.tmp", "settings.json", age=60),
+        half_made(".my-model-20260101-120000.abcdef13.tmp", "settings.json", "checkpoints.jsonl"),
+        half_made(".notes.tmp", "settings.json"),
+        half_made(".engine"),
+    ]
+    RunFolder.create(tmp_path, "my-model", datetime.now())
+    assert not left.exists() and not empty.exists()
+    assert all(folder.exists() for folder in kept)
 
 
 def test_an_output_folder_that_is_a_file_is_a_sentence(tmp_path: Path) -> None:

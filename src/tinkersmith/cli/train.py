@@ -114,6 +114,7 @@ def offer_export(
     Exports go to exported/ in `folder`. Where nothing is exported, the command for it is printed;
     `options` are what that command needs to find the run, None sets OUTPUT_DIR.
     """
+    how = ("--set", f"OUTPUT_DIR={settings.output_dir}") if options is None else options
     if choice == "ask" and sys.stdin.isatty() and sys.stdout.isatty():
         answer = input("Export it now? [a]dapter, [m]erged model, or Enter for no: ").strip()
         choice = {"a": "adapter", "m": "merged"}.get(answer[:1].lower(), "no")
@@ -122,11 +123,20 @@ def offer_export(
         from tinkersmith.paths import seen_from_here
 
         exports = seen_from_here(folder, EXPORTS)
-        export_model(settings, tinker_path, merged=choice == "merged", exports=exports)
+        try:
+            export_model(settings, tinker_path, merged=choice == "merged", exports=exports)
+        except (KeyboardInterrupt, SystemExit):
+            _print_how_to_export(
+                "\nStopped. The run is finished; export it with:", tinker_path, how
+            )
+            raise
         return
+    _print_how_to_export("Export  ", tinker_path, how)
+
+
+def _print_how_to_export(words: str, tinker_path: str, options: Sequence[str]) -> None:
     from tinkersmith.command_line import command_line
 
-    options = ("--set", f"OUTPUT_DIR={settings.output_dir}") if options is None else options
     with contextlib.suppress(OSError):  # the run is finished, whether or not this can be printed
-        print(f"Export   {command_line('export', '--model-path', tinker_path, *options)}")
+        print(f"{words} {command_line('export', '--model-path', tinker_path, *options)}")
         sys.stdout.flush()

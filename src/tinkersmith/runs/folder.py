@@ -8,6 +8,8 @@ import errno
 import json
 import os
 import re
+import shutil
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -47,6 +49,8 @@ def _is_list_of_objects(value: object) -> bool:
 
 
 _START_AGAIN = "Restore the file from a backup, or start a new run."
+_HALF_MADE = re.compile(r"\..+-\d{8}-\d{6}(-\d+)?\.\w{8}\.tmp").fullmatch
+_HALF_MADE_AGE = 3600  # seconds: the process that made it is not at it any more
 _LARGEST_LINES = 2_000_000_000  # bytes of an appended file: that of billions of tokens is smaller
 # The numbers in metrics.jsonl, besides "step".
 _NUMBERS = (
@@ -125,6 +129,7 @@ class RunFolder:
             Path(output_dir).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _unwritable(output_dir, error) from None
+        _remove_half_made(Path(output_dir))
         stamp = now.strftime("%Y%m%d-%H%M%S")
         for number in range(1, 1000):
             ending = "" if number == 1 else f"-{number}"
@@ -409,6 +414,16 @@ def run_of(tinker_path: str, output_dir: Path | str) -> tuple[RunFolder, Checkpo
     if damage is not None:
         raise damage
     return None
+
+
+def _remove_half_made(output_dir: Path) -> None:
+    """Remove folders of runs that a kill ended in the moment when they were made."""
+    for folder in output_dir.glob(".*.tmp"):
+        with suppress(OSError):  # another process was faster
+            names = {path.name for path in folder.iterdir()} if _HALF_MADE(folder.name) else {"?"}
+            is_old = time.time() - folder.stat().st_mtime > _HALF_MADE_AGE
+            if is_old and all("settings.json" in name for name in names):
+                shutil.rmtree(folder)
 
 
 def _unwritable(output_dir: Path | str, error: OSError) -> UserError:

@@ -117,7 +117,8 @@ def start_engine(
         command += ["--base-model", name]
     command += options
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)  # as the engine wants it
         _remove_old_logs(folder)
         log_file = _new_log(folder)
     except OSError as error:
@@ -171,7 +172,9 @@ def _new_log(folder: Path) -> IO[bytes]:
     stem = f"engine-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     for number in itertools.count(1):
         with suppress(FileExistsError):  # this process started another engine in this second
-            file = (folder / (f"{stem}.log" if number == 1 else f"{stem}-{number}.log")).open("xb")
+            path = folder / (f"{stem}.log" if number == 1 else f"{stem}-{number}.log")
+            path.touch(mode=0o600, exist_ok=False)
+            file = path.open("wb")
             with suppress(OSError):  # some network folders know no locks
                 fcntl.flock(file, fcntl.LOCK_SH)
             return file
