@@ -1,5 +1,6 @@
 """A database that another process holds, that is no database, or that has no space left."""
 
+import asyncio
 import contextlib
 import sqlite3
 import subprocess
@@ -10,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -96,6 +98,31 @@ def test_while_another_process_holds_the_lock_others_are_served_and_waiting_requ
         assert result(engine, saved["request_id"])["path"].endswith("/b")
         folders = sorted(folder.name for folder in tmp_path.glob("checkpoints/*/weights/*"))
         assert folders == ["a", "b"]
+
+
+def test_many_writes_that_wait_for_one_lock_wait_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than there are threads: those that wait for a thread have waited already."""
+    monkeypatch.setattr(database, "LOCK_PATIENCE", 3.0)
+    store = Store(tmp_path)
+
+    async def write_all() -> list[object]:
+        writes = [
+            store.write(partial(store.add_session, f"session{number}", {}, None))
+            for number in range(40)
+        ]
+        return await asyncio.gather(*writes, return_exceptions=True)
+
+    with held(tmp_path, "BEGIN EXCLUSIVE"):
+        start = time.monotonic()
+        answers = asyncio.run(write_all())
+        seconds = time.monotonic() - start
+    assert all("database is locked" in str(answer) for answer in answers)
+    assert seconds < 10.0  # 40 writes in 8 threads, one after another: 15
+    assert asyncio.run(write_all()) == [None] * 40
+    assert len(store.sessions()) == 40
+    store.close()
 
 
 @pytest.mark.engine

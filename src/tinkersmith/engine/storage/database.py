@@ -73,6 +73,7 @@ class Database:
         self._write_lock = threading.RLock()  # taken before the other where both are needed
         self._read_lock = threading.RLock()
         self._rebuilding = False
+        self._asked = threading.local()
         self._identity: tuple[int, int] | None = None
         self._reader = self._writer = sqlite3.connect(":memory:")
         # Rows that exist nowhere else until a checkpoint of theirs is saved: they are written anew
@@ -111,6 +112,21 @@ class Database:
 
         return self._repairing(read)
 
+    @contextmanager
+    def asked_at(self, moment: float) -> Generator[None]:
+        """Within the block, writes of this thread wait for a lock from `moment` on.
+
+        A request that has waited for a thread does not get all of LOCK_PATIENCE once more.
+
+        Args:
+            moment: a time of time.monotonic().
+        """
+        self._asked.moment = moment
+        try:
+            yield
+        finally:
+            del self._asked.moment
+
     def execute(self, query: str, values: tuple[Any, ...] = ()) -> None:
         """Run one statement in a transaction of its own; see `write`."""
         self.write(lambda connection: connection.execute(query, values))
@@ -132,7 +148,8 @@ class Database:
             StorageFailure: the database is locked for longer than `patience` seconds, or it cannot
                 be written.
         """
-        end = time.monotonic() + (LOCK_PATIENCE if patience is None else patience)
+        asked: float = getattr(self._asked, "moment", time.monotonic())
+        end = asked + (LOCK_PATIENCE if patience is None else patience)
 
         def attempt() -> None:
             if not self._write_lock.acquire(timeout=max(0, end - time.monotonic())):

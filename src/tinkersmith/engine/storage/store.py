@@ -111,7 +111,13 @@ class Store:
 
     async def write(self, change: Callable[[], _T]) -> _T:
         """Call `change`, which may wait for the database's lock, in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._writers, change)
+        asked = time.monotonic()
+
+        def write() -> _T:
+            with self._database.asked_at(asked):
+                return change()
+
+        return await asyncio.get_running_loop().run_in_executor(self._writers, write)
 
     # ---- sessions and runs
 
