@@ -2,6 +2,9 @@
 
 import os
 import signal
+from collections.abc import Iterator
+
+import pytest
 
 # Before torch is imported. By default a thread that waits for work keeps its core busy, and two
 # processes with two threads each on two cores spend most of their time waiting for each other.
@@ -15,3 +18,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _umask_as_before() -> Iterator[None]:
+    """An engine that a test runs in this process keeps its new files private from then on."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)

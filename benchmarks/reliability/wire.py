@@ -39,6 +39,8 @@ def main() -> int:
     }
     for name, value in found.items():
         print(f"{name}: {value}")
+    for traceback in log.split("Traceback")[1:4]:
+        print(f"Traceback{traceback[:4000]}")
     print(f"memory: {growth:+.1%}")
     command = f"python -m benchmarks.reliability.wire --bodies {options.bodies}"
     print("written:", write_results("reliability_wire", command, found | figures(curves)))
