@@ -11,6 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, cast
 
+from tinkersmith.errors import one_line
 from tinkersmith.files import kind_of_json, open_regular, read_json_object
 
 _WHOLE = 64 * 2**20  # bytes: smaller files are read whole
@@ -84,7 +85,9 @@ def check_weights(folder: Path) -> int:
     weights, missing = weight_files(folder)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ValueError(f"{folder} has no {missing[0]}{more}, which its index names. {_AGAIN}")
+        raise ValueError(
+            f"{folder} has no {one_line(missing[0])}{more}, which its index names. {_AGAIN}"
+        )
     for name in sorted(set(weights.values())):
         stored = safetensors_header(folder / name)
         lost = next(

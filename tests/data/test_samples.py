@@ -343,6 +343,17 @@ def test_a_field_that_a_record_names_twice_is_skipped_and_not_chosen(
     assert skipped.reason == '"output" is there twice. Keep one, or remove the record.'
 
 
+def test_a_name_with_an_escaped_letter_does_not_hide_one_that_is_there_twice(
+    tmp_path: Path,
+) -> None:
+    twice = b'{"instruction": "q", "output": "a", "output": "b"}\n'
+    escaped = b'{"instruction": "q", "outp\\u0075t": "a"}\n'
+    loaded = load_samples([write(tmp_path / "a.jsonl", twice + escaped)])
+    assert [sample.output for sample in loaded.samples] == ["a"]
+    [skipped] = loaded.skipped
+    assert skipped.reason == '"output" is there twice. Keep one, or remove the record.'
+
+
 def test_fields_of_that_name_inside_other_fields_are_left_alone(tmp_path: Path) -> None:
     record = (
         b'{"instruction": "q", "output": "a", "meta": {"output": 1, "output": 2}, "k": "input"}'

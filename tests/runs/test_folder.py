@@ -369,6 +369,10 @@ def test_metrics_whose_numbers_are_none_are_named(
         ({"settings": {"LORA_RANK": None}}, "LORA_RANK is None; it must be a whole number"),
         ({"settings": {"SHINE": 1}}, "has the setting 'SHINE', which Tinkersmith .* does not know"),
         ({"prompt_template": {"kind": "text"}}, 'The stored prompt template .*"name" is missing'),
+        (
+            {"relative_names_start_from": "\ud800"},
+            '"relative_names_start_from" is .*; it must be the name of a folder',
+        ),
         ({"base_model": 3}, '"base_model" is the number 3; it must be a string'),
         ({"total_steps": float("inf")}, '"total_steps" is the number inf; it must be a whole'),
         ({"data_digest": ""}, '"data_digest" is ""; it must be a string that is not empty'),

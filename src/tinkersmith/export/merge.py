@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinkersmith.errors import UserError
+from tinkersmith.errors import UserError, one_line
 from tinkersmith.export.adapter import LoraLayer, write_tensors
 from tinkersmith.export.base_folder import BaseFolder, copy_all_but_weights
 from tinkersmith.files import write_json
@@ -35,7 +35,7 @@ def write_merged(
     import torch
 
     if not base.shapes:
-        missing = f" (there is no {base.missing[0]})" if base.missing else ""
+        missing = f" (there is no {one_line(base.missing[0])})" if base.missing else ""
         raise UserError(
             f"The weights of the base model are not in {base.folder}{missing}. Copy the model "
             "again, or name another folder with --base-folder."

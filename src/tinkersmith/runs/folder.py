@@ -38,6 +38,15 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
+def _is_name_of_file(value: object) -> bool:
+    """Whether the system can look for a file of this name: a lone surrogate has no bytes."""
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        return False
+    with suppress(UnicodeEncodeError):
+        return len(os.fsencode(value)) < 4096
+    return False
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
@@ -71,9 +80,10 @@ _NUMBERS = (
 # What a file of a run must hold, where it holds it: its type in words, and a test.
 _Wanted = tuple[str, Callable[[object], bool]]
 _TEXT: _Wanted = ("a string that is not empty", _is_text)
+_PLACE: _Wanted = ("the name of a folder", _is_name_of_file)
 _COUNT: _Wanted = ("a whole number of at least 0", _is_count)
 _FACTS: dict[str, _Wanted] = {
-    _NAMES_FROM: _TEXT,
+    _NAMES_FROM: _PLACE,
     "settings": ("an object", lambda value: isinstance(value, dict)),
     "prompt_template": ("an object", lambda value: isinstance(value, dict)),
     "base_model": _TEXT,
