@@ -354,6 +354,21 @@ def test_a_name_with_an_escaped_letter_does_not_hide_one_that_is_there_twice(
     assert skipped.reason == '"output" is there twice. Keep one, or remove the record.'
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_record_is_the_same_beside_one_that_names_a_field_twice(
+    tmp_path: Path, name: str
+) -> None:
+    """Two parsers read the file then, and a number of 40 digits is not the same in both."""
+    large = b'{"instruction": "q", "output": "a", "number": ' + b"7" * 40 + b"}"
+    twice = b'{"instruction": "q", "output": "a", "output": "b"}'
+    form = (b"[%s]", b", ") if name == "a.json" else (b"%s\n", b"\n")
+    alone, beside = (
+        load_samples([write(tmp_path / name, form[0] % form[1].join(records))])
+        for records in ([large], [large, twice])
+    )
+    assert beside.samples == alone.samples and len(beside.skipped) == 1
+
+
 def test_fields_of_that_name_inside_other_fields_are_left_alone(tmp_path: Path) -> None:
     record = (
         b'{"instruction": "q", "output": "a", "meta": {"output": 1, "output": 2}, "k": "input"}'

@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -164,13 +165,14 @@ def read_records(path: Path, parse: Callable[[bytes], Any] = orjson.loads) -> li
         if _is_json_lines(path, text):
             records = _json_lines(path, text)
             if may_repeat_fields(data, records):
-                return _json_lines(path, text, _marked)
+                return _with_repeated(records, _json_lines(path, text, _marked))
             return records
         value = _parse_or_explain(path, text)
     if isinstance(value, dict) and _has_lines_name(path):
         records: list[Any] = [value]
         repeats = may_repeat_fields(data, records)
-        return [json.loads(data, object_pairs_hook=_marked)] if repeats else records
+        marked = [json.loads(data, object_pairs_hook=_marked)] if repeats else records
+        return _with_repeated(records, marked)
     if not isinstance(value, list):
         what = kind_of_json(cast("object", value))
         raise UserError(f"{path} holds {what} instead of an array. {_object_hint(value)}")
@@ -180,7 +182,8 @@ def read_records(path: Path, parse: Callable[[bytes], Any] = orjson.loads) -> li
         )
     records = cast("list[Any]", value)
     if may_repeat_fields(data, records):
-        records = cast("list[Any]", json.loads(data, object_pairs_hook=_marked))
+        marked = cast("list[Any]", json.loads(data, object_pairs_hook=_marked))
+        return _with_repeated(records, marked)
     return records
 
 
@@ -251,7 +254,9 @@ def parse_line(path: Path, line: bytes, number: int, *, mark_repeated: bool = Fa
         record = orjson.loads(line)
     except ValueError:  # Python's parser takes more (NaN, lone surrogates), and explains better
         record = _parse_or_explain(path, _decode(path, line, number), number)
-    return json.loads(line, object_pairs_hook=_marked) if mark_repeated else record
+    if not mark_repeated:
+        return record
+    return _with_repeated([record], [json.loads(line, object_pairs_hook=_marked)])[0]
 
 
 def check_record(record: Any, source: Source) -> Sample | Skipped:
@@ -483,12 +488,17 @@ def _is_json_lines(path: Path, text: str) -> bool:
 
 
 def _json_lines(path: Path, text: str, pairs_hook: Any = None) -> list[Any]:
+    """The records of JSON Lines, from the parsers that a stream uses as well."""
+
     # Only "\n" ends a line: JSON texts may hold U+2028 and its like, at which splitlines() cuts.
-    return [
-        _parse_or_explain(path, line, number, pairs_hook)
-        for number, line in enumerate(text.split("\n"), start=1)
-        if line.strip()
-    ]
+    def parse(line: str, number: int) -> Any:
+        if pairs_hook is None:
+            with suppress(ValueError, RecursionError):  # Python's parser takes more, as in a stream
+                return orjson.loads(line)
+        return _parse_or_explain(path, line, number, pairs_hook)
+
+    lines = enumerate(text.split("\n"), start=1)
+    return [parse(line, number) for number, line in lines if line.strip()]
 
 
 def _parse_or_explain(path: Path, text: str, line: int = 0, pairs_hook: Any = None) -> Any:
@@ -509,6 +519,16 @@ def _parse_or_explain(path: Path, text: str, line: int = 0, pairs_hook: Any = No
         raise UserError(f"{place}: the JSON is nested too deeply. Remove that record.") from None
     except ValueError as error:
         raise UserError(f"{place}: not readable as JSON: {error}. Fix it there.") from None
+
+
+def _with_repeated(records: list[Any], marked: list[Any]) -> list[Any]:
+    """The records, but those that name a field twice as they are `marked`.
+
+    The two lists come from two parsers, which read very large numbers differently. So a record is
+    the same whatever else its file or its part of a stream holds.
+    """
+    pairs = zip(records, marked, strict=True)
+    return [twice if isinstance(twice, _Repeated) else record for record, twice in pairs]
 
 
 class _Repeated(dict[str, Any]):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from tinkersmith.errors import UserError, unreadable
+from tinkersmith.errors import UserError, one_line, unreadable
 from tinkersmith.files import LARGEST_JSON_FILE, read_json_object, read_regular
 from tinkersmith.text.guards import GUARDED, unguarded
 
@@ -202,7 +202,9 @@ def _of_backend(
     eos_text = named["eos_token"]
     eos_id = backend.token_to_id(eos_text) if _is_unicode(eos_text) else None
     if eos_id is None:
-        raise UserError(f"The end token {eos_text!r} is not in the tokenizer{_in_folder(folder)}.")
+        raise UserError(
+            f"The end token {one_line(eos_text)!r} is not in the tokenizer{_in_folder(folder)}."
+        )
     # Most tokenizers know it already; others would encode the end token letter by letter.
     cast("Any", backend).add_special_tokens([eos_text])
     added = backend.get_added_tokens_decoder()
