@@ -203,7 +203,7 @@ def _of_backend(
     eos_id = backend.token_to_id(eos_text) if _is_unicode(eos_text) else None
     if eos_id is None:
         raise UserError(
-            f"The end token {one_line(eos_text)!r} is not in the tokenizer{_in_folder(folder)}."
+            f"The end token '{one_line(eos_text)}' is not in the tokenizer{_in_folder(folder)}."
         )
     # Most tokenizers know it already; others would encode the end token letter by letter.
     cast("Any", backend).add_special_tokens([eos_text])
