@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reliability.mutations import damaged, packed, put_something_else, remove
-from benchmarks.reliability.promise import MEMORY, PATIENCE, Tally, grown_memory, wrong_sentence
-from benchmarks.results_file import write_results
+from benchmarks.reliability.promise import PATIENCE, Tally, grown_memory, report, wrong_sentence
 from tinkersmith.data import large_files
 from tinkersmith.data.samples import LoadedSamples, is_json_lines, load_samples
 from tinkersmith.engine.storage.catalogue import make_catalogue
@@ -78,27 +77,15 @@ def main() -> int:
             try_models(max(1, wanted.files // LOADED), wanted.seed, Path(folder), tally)
             try_commands(max(1, wanted.files // BY_COMMAND), wanted.seed, Path(folder), tally)
         seconds = time.perf_counter() - start
-    if grown > MEMORY:
-        tally.broken.append(f"memory grew by {grown} MiB")
-    figures = {
+    figures: dict[str, object] = {
         "files": sum(tally.by_kind.values()),
         "seed": wanted.seed,
         "read": tally.works,
         "refused in a sentence": tally.sentences,
-        "promises broken": len(tally.broken),
-        "grown memory, MiB": grown,
-        "seconds": round(seconds, 1),
-        "slowest, seconds": round(tally.slowest, 2),
-        "slowest": tally.slowest_kind,
         "by kind": _by_kind(tally),
     }
-    for line in tally.broken[:50]:
-        print(line)
-    for name, figure in figures.items():
-        print(f"{name:24} {figure}")
     command = f"python -m benchmarks.reliability.files --files {wanted.files} --seed {wanted.seed}"
-    print("written:", write_results("reliability_files", command, figures))
-    return 1 if tally.broken else 0
+    return report("reliability_files", command, figures, tally, grown, seconds)
 
 
 def try_files(count: int, seed: int, folder: Path, tally: Tally) -> int:

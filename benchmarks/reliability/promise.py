@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.results_file import write_results
 from tinkersmith.engine.errors import Refused
 from tinkersmith.errors import UserError
 
@@ -64,6 +65,32 @@ class Tally:
         seconds = time.perf_counter() - start
         if seconds > self.slowest:
             self.slowest, self.slowest_kind = seconds, kind
+
+
+def report(
+    name: str, command: str, figures: dict[str, object], tally: Tally, grown: int, seconds: float
+) -> int:
+    """Print what a trial came to and write its results; 1 if a promise is broken.
+
+    Args:
+        figures: those of this trial alone, which come first.
+        grown: MiB by which memory grew.
+    """
+    if grown > MEMORY:
+        tally.broken.append(f"memory grew by {grown} MiB")
+    figures |= {
+        "promises broken": len(tally.broken),
+        "grown memory, MiB": grown,
+        "seconds": round(seconds, 1),
+        "slowest, seconds": round(tally.slowest, 2),
+        "slowest": tally.slowest_kind,
+    }
+    for line in tally.broken[:50]:
+        print(ascii(line))
+    for what, figure in figures.items():
+        print(f"{what:24} {figure}")
+    print("written:", write_results(name, command, figures))
+    return 1 if tally.broken else 0
 
 
 def with_patience(act: Callable[[], None], seconds: float = PATIENCE) -> None:

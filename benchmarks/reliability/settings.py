@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 from benchmarks.reliability.mutations import damaged, put_something_else, remove
-from benchmarks.reliability.promise import MEMORY, Tally, grown_memory
-from benchmarks.results_file import write_results
+from benchmarks.reliability.promise import Tally, grown_memory, report
 from tinkersmith.settings import FIELDS, load_settings, settings_for_file
 
 _NAMES = [name.upper() for name in FIELDS]
@@ -76,28 +75,17 @@ def main() -> int:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         grown = try_settings(wanted.settings, wanted.seed, Path(folder), tally)
-    if grown > MEMORY:
-        tally.broken.append(f"memory grew by {grown} MiB")
-    figures = {
+    seconds = time.perf_counter() - start
+    figures: dict[str, object] = {
         "settings": sum(tally.by_kind.values()),
         "seed": wanted.seed,
         "accepted": tally.works,
         "refused in a sentence": tally.sentences,
-        "promises broken": len(tally.broken),
-        "grown memory, MiB": grown,
-        "seconds": round(time.perf_counter() - start, 1),
-        "slowest, seconds": round(tally.slowest, 2),
-        "slowest": tally.slowest_kind,
         "by kind": dict(sorted(tally.by_kind.items())),
     }
-    for line in tally.broken[:50]:
-        print(ascii(line))
-    for name, figure in figures.items():
-        print(f"{name:24} {figure}")
     arguments = f"--settings {wanted.settings} --seed {wanted.seed}"
     command = f"python -m benchmarks.reliability.settings {arguments}"
-    print("written:", write_results("reliability_settings", command, figures))
-    return 1 if tally.broken else 0
+    return report("reliability_settings", command, figures, tally, grown, seconds)
 
 
 def try_settings(count: int, seed: int, folder: Path, tally: Tally) -> int:

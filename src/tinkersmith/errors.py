@@ -8,9 +8,14 @@ class UserError(Exception):
     """Something that the user can fix. The text says what is wrong, where, and what to do next."""
 
 
+def reason_of(error: OSError) -> str:
+    """The reason of an operating system's error, without the file's name."""
+    return error.strerror or str(error) or type(error).__name__
+
+
 def unreadable(path: Path | str, error: OSError) -> UserError:
     """The sentence about a file that the operating system does not let us read."""
-    reason = error.strerror or str(error) or type(error).__name__
+    reason = reason_of(error)
     if isinstance(error, PermissionError):
         advice = "Check its permissions."
     elif isinstance(error, FileNotFoundError):

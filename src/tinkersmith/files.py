@@ -32,9 +32,8 @@ def open_regular(path: Path | str) -> BinaryIO:
             says so.
     """
     try:
-        _check_kind(
-            os.stat(path), path
-        )  # before it is opened: opening may wait, or act on a device
+        # Before it is opened: opening may wait, or act on a device.
+        _check_kind(os.stat(path), path)
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
         file = os.fdopen(os.open(path, flags), "rb")
     except ValueError as error:  # a name with a NUL
@@ -97,11 +96,6 @@ def kind_of_json(value: object) -> str:
     if isinstance(value, str):
         return "a string"
     return "a list" if isinstance(value, list) else "an object"
-
-
-def reason_of(error: OSError) -> str:
-    """The reason of an operating system's error, without the file's name."""
-    return error.strerror or str(error) or type(error).__name__
 
 
 def write_atomically(path: Path | str, data: bytes | str) -> None:

@@ -100,12 +100,32 @@ def check_weights(folder: Path) -> int:
     return len(weights)
 
 
-def safetensors_header(file: Path) -> dict[str, TensorEntry]:
-    """The tensors of a safetensors file, whose bytes are all there.
+class DamagedWeights(ValueError):
+    """A safetensors file that is damaged. The text is a whole sentence with what to do.
+
+    `reason` is the sentence without that, for files that are not those of a base model.
+    """
+
+    def __init__(self, file: Path, what: str) -> None:
+        self.reason = f"{file} is damaged: {what}"
+        super().__init__(f"{self.reason}. {_AGAIN}")
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsHeader:
+    """What a safetensors file says of itself before its tensors begin."""
+
+    content: dict[str, object]
+    start: int  # the byte at which the tensors begin
+    size: int  # bytes of the file
+
+
+def read_header(file: Path) -> WeightsHeader:
+    """The header of a safetensors file; its tensors may be missing or misdescribed.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is damaged; a whole sentence that names it.
+        DamagedWeights: there is no whole header.
     """
     with open_regular(file) as opened:
         start = opened.read(8)
@@ -113,32 +133,46 @@ def safetensors_header(file: Path) -> dict[str, TensorEntry]:
         length = int.from_bytes(start, "little")
         if len(start) < 8 or not 2 <= length <= min(size - 8, _LONGEST_HEADER):
             what = "it is empty" if not size else f"it has {size:,} bytes and no whole header"
-            raise ValueError(f"{file} is damaged: {what}. {_AGAIN}")
+            raise DamagedWeights(file, what)
         opened.seek(8)
         header = opened.read(length)
     try:
         content: object = json.loads(header)
     except (ValueError, RecursionError):
-        raise ValueError(f"{file} is damaged: its header is not JSON. {_AGAIN}") from None
+        raise DamagedWeights(file, "its header is not JSON") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{file} is damaged: its header is no object. {_AGAIN}")
+        raise DamagedWeights(file, "its header is no object")
+    return WeightsHeader(cast("dict[str, object]", content), 8 + length, size)
+
+
+def safetensors_header(file: Path) -> dict[str, TensorEntry]:
+    """The tensors of a safetensors file, whose bytes are all there.
+
+    Raises:
+        OSError: the file cannot be read.
+        DamagedWeights: it is damaged.
+    """
+    return _tensors(file, read_header(file))
+
+
+def _tensors(file: Path, header: WeightsHeader) -> dict[str, TensorEntry]:
     tensors: dict[str, TensorEntry] = {}
-    for name, described in cast("dict[str, object]", content).items():
+    for name, described in header.content.items():
         if name == "__metadata__":
             continue
         entry = _tensor_entry(described)
         if entry is None:
-            raise ValueError(f"{file} is damaged: its header misdescribes {_short(name)}. {_AGAIN}")
+            raise DamagedWeights(file, f"its header misdescribes {_short(name)}")
         tensors[name] = entry
     end = 0
     for entry in sorted(tensors.values(), key=lambda entry: (entry.start, entry.end)):
         if entry.start != end:
-            raise ValueError(f"{file} is damaged: its header leaves gaps or overlaps. {_AGAIN}")
+            raise DamagedWeights(file, "its header leaves gaps or overlaps")
         end = entry.end
-    if end != size - 8 - length:
-        raise ValueError(
-            f"{file} is damaged: it has {size:,} bytes, and its header describes "
-            f"{8 + length + end:,}. {_AGAIN}"
+    if header.start + end != header.size:
+        raise DamagedWeights(
+            file,
+            f"it has {header.size:,} bytes, and its header describes {header.start + end:,}",
         )
     return tensors
 
@@ -214,13 +248,14 @@ def _add(digest: Any, name: str, content: bytes) -> None:
 
 def _extract(file: Path, size: int) -> bytes:
     """Size, header, and a part of each tensor, of a safetensors file."""
-    entries = safetensors_header(file)
+    header = read_header(file)
+    entries = _tensors(file, header).values()
     with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        parts = [size.to_bytes(8, "little"), opened.read(length)]
-        for start, end in sorted((entry.start, entry.end) for entry in entries.values()):
+        opened.seek(8)
+        parts = [size.to_bytes(8, "little"), opened.read(header.start - 8)]
+        for start, end in sorted((entry.start, entry.end) for entry in entries):
             middle = max(start, (start + end - _PER_TENSOR) // 2)
-            opened.seek(8 + length + middle)
+            opened.seek(header.start + middle)
             parts.append(opened.read(min(_PER_TENSOR, end - middle)))
     return b"".join(parts)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.environment import without_cloud
 from tests.support.paths import ROOT
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.cli.entry_point import run_entry_point
@@ -27,8 +28,7 @@ GOOD = {"instruction": "Say yes.", "output": "yes"}
 @pytest.fixture(autouse=True)
 def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_CREDENTIAL_CMD"):
-        monkeypatch.delenv(name, raising=False)
+    without_cloud(monkeypatch)
 
 
 def one_error(capsys: pytest.CaptureFixture[str]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.environment import without_cloud
 from tests.support.processes import is_gone, within
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith import train
@@ -19,8 +20,7 @@ pytestmark = pytest.mark.engine
 
 @pytest.fixture(autouse=True)
 def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_CREDENTIAL_CMD"):
-        monkeypatch.delenv(name, raising=False)
+    without_cloud(monkeypatch)
 
 
 @pytest.fixture(scope="module")

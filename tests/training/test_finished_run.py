@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.environment import without_cloud
 from tests.support.sample_files import records, write
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith import TrainedRun, UserError, train
@@ -22,7 +23,6 @@ from tinkersmith.training.batches import batch_indices, learning_rate_at
 pytestmark = pytest.mark.engine
 
 CONTEXT = 256
-SCRUBBED = ("TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_CREDENTIAL_CMD")
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True, scope="module")
 def _no_cloud() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for name in SCRUBBED:
-            patch.delenv(name, raising=False)
+        without_cloud(patch)
         patch.setenv("OMP_NUM_THREADS", "2")
         yield
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.environment import without_cloud
 from tests.support.paths import ROOT
 from tests.support.processes import is_gone, within
 from tests.support.sample_files import records, write
@@ -34,8 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True, scope="module")
 def _no_cloud() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_CREDENTIAL_CMD"):
-            patch.delenv(name, raising=False)
+        without_cloud(patch)
         patch.setenv("OMP_NUM_THREADS", "2")
         yield
 

@@ -12,6 +12,7 @@ import pytest
 import tinker
 
 from tests.support.clocks import Lines, hurried_clock
+from tests.support.environment import without_cloud
 from tests.support.sample_files import records, write
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.progress import watched
@@ -58,8 +59,7 @@ class LateClient:
 def test_steps_validation_and_checkpoints_are_said_to_be_under_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_CREDENTIAL_CMD"):
-        monkeypatch.delenv(name, raising=False)
+    without_cloud(monkeypatch)
     settings = settings_from(
         {
             "DATA_FILES": [str(write(tmp_path / "data.json", records(6, seed=1)))],
@@ -97,8 +97,7 @@ def test_steps_validation_and_checkpoints_are_said_to_be_under_way(
 
 def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """A run of 12 steps on our own engine."""
-    for name in ("TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_CREDENTIAL_CMD"):
-        monkeypatch.delenv(name, raising=False)
+    without_cloud(monkeypatch)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return settings_from(
         {

@@ -5,7 +5,7 @@ import datetime as dt
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from tinkersmith.cli.common import user_settings
@@ -95,17 +95,6 @@ class _Row:
     folder: str
     server: str
 
-    def cells(self) -> tuple[str, ...]:
-        return (
-            self.name,
-            self.date,
-            self.steps,
-            self.loss,
-            self.checkpoints,
-            self.folder,
-            self.server,
-        )
-
 
 def _list(settings: Settings, progress: Progress) -> None:
     runs = all_runs(settings.output_dir)
@@ -113,17 +102,19 @@ def _list(settings: Settings, progress: Progress) -> None:
         progress.say(f"There are no runs in {settings.output_dir}.")
         return
     damaged: list[str] = []
-    sound: list[RunFolder] = []
+    sound: list[tuple[RunFolder, _Row]] = []
     for run in runs:
         try:
-            _row(run, None)
-            sound.append(run)
+            sound.append((run, _row(run)))
         except UserError as error:
             damaged.append(f"{run.name}: {error}")
-    stored, unreached = _stored_of(settings, sound, progress)
-    rows = [_row(run, stored.get(run.path)) for run in sound]
+    stored, unreached = _stored_of(settings, [run for run, _ in sound], progress)
     heads = _Row("RUN", "STARTED", "STEPS", "LOSS", "CHECKPOINTS", "FOLDER", "STORED")
-    table = [row.cells() for row in (heads, *rows)]
+    rows = [heads]
+    for run, row in sound:
+        known = stored.get(run.path)
+        rows.append(row if known is None else replace(row, server=size_text(total(known))))
+    table: list[tuple[str, ...]] = [astuple(row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for cells in table:
         padded = (cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
@@ -132,7 +123,8 @@ def _list(settings: Settings, progress: Progress) -> None:
         progress.say(line)
 
 
-def _row(run: RunFolder, stored: list[StoredOnServer] | None) -> _Row:
+def _row(run: RunFolder) -> _Row:
+    """A run's row, but for what the server stores of it."""
     checkpoints = run.checkpoints()
     losses = [line for line in run.metrics() if "loss" in line]
     started = dt.datetime.fromtimestamp(run.file("settings.json").stat().st_mtime)
@@ -144,7 +136,7 @@ def _row(run: RunFolder, stored: list[StoredOnServer] | None) -> _Row:
         loss=f"{losses[-1]['loss']:.4f}" if losses else "-",
         checkpoints=f"{len(checkpoints):,} ({counted(states, 'state')})",
         folder=size_text(size_of(run.path)),
-        server="?" if stored is None else size_text(total(stored)),
+        server="?",
     )
 
 
@@ -196,10 +188,11 @@ def _delete(
         stack.enter_context(locked(run, "deleting it", progress.say))
         service: Service | None = None
         stored: list[StoredOnServer] = []
-        if not keep_checkpoints and run_ids(run):
+        ids = [] if keep_checkpoints else run_ids(run)
+        if ids:
             (backend,) = _by_backend([run])
             service = stack.enter_context(connection_of(settings, backend, progress))
-            found = checkpoints_of(service, run_ids(run))
+            found = checkpoints_of(service, ids)
             stored = [checkpoint for checkpoint in found if checkpoint.path not in others]
             if len(stored) < len(found):
                 progress.say(

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,21 +71,17 @@ def _train_and_export(
 ) -> None:
     from tinkersmith.training.train import train
 
+    begin = partial(
+        train,
+        resume=wanted.resume,
+        from_checkpoint=wanted.from_checkpoint,
+        allow_changes=wanted.allow_changes,
+    )
     has_settings = bool(config) or Path("config.py").is_file()
     if wanted.resume and not has_settings:  # there are no settings that could differ
-        trained = train(
-            resume=wanted.resume,
-            from_checkpoint=wanted.from_checkpoint,
-            allow_changes=wanted.allow_changes,
-            output_dir=settings.output_dir,
-        )
+        trained = begin(output_dir=settings.output_dir)
     else:
-        trained = train(
-            settings,
-            resume=wanted.resume,
-            from_checkpoint=wanted.from_checkpoint,
-            allow_changes=wanted.allow_changes,
-        )
+        trained = begin(settings)
     trained.close()
     runs = trained.run.path.parent
     found_by_default = (

@@ -254,9 +254,8 @@ def parse_line(path: Path, line: bytes, number: int, *, mark_repeated: bool = Fa
         record = orjson.loads(line)
     except ValueError:  # Python's parser takes more (NaN, lone surrogates), and explains better
         record = _parse_or_explain(path, _decode(path, line, number), number)
-    if not mark_repeated:
-        return record
-    return _with_repeated([record], [json.loads(line, object_pairs_hook=_marked)])[0]
+    marked = json.loads(line, object_pairs_hook=_marked) if mark_repeated else record
+    return _repeated_or(record, marked)
 
 
 def check_record(record: Any, source: Source) -> Sample | Skipped:
@@ -528,7 +527,11 @@ def _with_repeated(records: list[Any], marked: list[Any]) -> list[Any]:
     the same whatever else its file or its part of a stream holds.
     """
     pairs = zip(records, marked, strict=True)
-    return [twice if isinstance(twice, _Repeated) else record for record, twice in pairs]
+    return [_repeated_or(record, twice) for record, twice in pairs]
+
+
+def _repeated_or(record: Any, marked: Any) -> Any:
+    return marked if isinstance(marked, _Repeated) else record
 
 
 class _Repeated(dict[str, Any]):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from tinkersmith.errors import UserError, one_line
 from tinkersmith.export.base_folder import BaseFolder, read_model_json
 from tinkersmith.files import kind_of_json, write_json
-from tinkersmith.fingerprint import safetensors_header
+from tinkersmith.fingerprint import DamagedWeights, safetensors_header
 from tinkersmith.peft_format import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -58,7 +58,7 @@ def read_layers(folder: Path, base: BaseFolder) -> list[LoraLayer]:
         safetensors_header(folder / ADAPTER_WEIGHTS)  # never waits, and says more than the library
         tensors = load_file(folder / ADAPTER_WEIGHTS)
     except (SafetensorError, OSError, ValueError) as error:
-        reason = str(error).rstrip(".").removesuffix(". Copy the model again")
+        reason = error.reason if isinstance(error, DamagedWeights) else str(error).rstrip(".")
         raise UserError(
             f"The downloaded {ADAPTER_WEIGHTS} is damaged ({reason}). Run the export again."
         ) from None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tinkersmith.data.large_files import iterate_samples
 from tinkersmith.data.samples import Sample, Source
-from tinkersmith.errors import UserError, unreadable
+from tinkersmith.errors import UserError, reason_of, unreadable
 from tinkersmith.export.adapter import LoraLayer, read_layers, write_peft_adapter
 from tinkersmith.export.base_folder import (
     BaseFolder,
@@ -163,7 +163,7 @@ def _folder_beside(folder: Path) -> Generator[Path, None, None]:
 
 
 def _not_written(folder: Path, error: OSError) -> UserError:
-    reason = error.strerror or str(error)
+    reason = reason_of(error)
     return UserError(
         f"{folder} cannot be written: {reason}. Nothing was left behind. Free some space, or name "
         "another folder."

@@ -342,7 +342,6 @@ def _opened(
         with progress.doing("connecting to the server"):
             patience = 0.0 if kind == "embedded" else float(settings.server_patience)
             service = _connect(kind, url, key, name, probe, progress, patience)
-            service.key = key
         finished = "errored"
         try:
             yield service
@@ -414,6 +413,7 @@ def _connect(
         probe=probe,
         patience=patience,
         connect=connect,
+        key=key,
     )
     service.rest = service.ask(lambda: tinker.RestClient(api_key=key, **address), "connecting")
     found = service.ask(

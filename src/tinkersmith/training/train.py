@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tinkersmith.command_line import command_line
-from tinkersmith.errors import UserError
+from tinkersmith.errors import UserError, reason_of
 from tinkersmith.models import resolve_base_model
 from tinkersmith.paths import data_file_seen_from_folder
 from tinkersmith.progress import Progress, watched
@@ -158,7 +158,7 @@ def _explained(
 def _trouble(error: OSError, run: RunFolder | None, settings: Settings) -> str:
     """A sentence about a file that cannot be used. Errors of writing do not name their file."""
     where = run.path if run else Path(settings.output_dir)
-    reason = error.strerror or str(error)
+    reason = reason_of(error)
     file = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""
     if file and not Path(file).absolute().is_relative_to(Path(settings.output_dir).absolute()):
         return f"{file} cannot be used: {reason}."

@@ -25,7 +25,8 @@ from tinkersmith.engine.model.experts import find_experts, part_shapes
 from tinkersmith.engine.model.kernels import Kernels
 from tinkersmith.engine.model.lora import Adapter, LayerShape, LoraLinear, using
 from tinkersmith.engine.storage.catalogue import check_base_folder
-from tinkersmith.files import read_json_object, reason_of
+from tinkersmith.errors import reason_of
+from tinkersmith.files import read_json_object
 from tinkersmith.fingerprint import safetensors_header
 
 _ROUTERS = ("gate", "router", "shared_expert_gate")  # they stay frozen

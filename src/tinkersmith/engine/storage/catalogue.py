@@ -12,7 +12,8 @@ from typing import Any, cast
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.log import log
-from tinkersmith.files import read_json_object, reason_of
+from tinkersmith.errors import reason_of
+from tinkersmith.files import read_json_object
 from tinkersmith.fingerprint import check_weights
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")

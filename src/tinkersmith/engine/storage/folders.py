@@ -14,10 +14,11 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.log import log
+from tinkersmith.fingerprint import read_header
 from tinkersmith.manifest import (
     HAS_MANIFEST,
     LABELS,
@@ -171,7 +172,7 @@ def without_manifest(folder: Path) -> str | None:
     if not file.is_file():
         return None
     try:
-        metadata = _safetensors_header(file).get("__metadata__")
+        metadata = read_header(file).content.get("__metadata__")
     except ValueError:
         return None  # whoever loads the file sees it
     if isinstance(metadata, dict) and HAS_MANIFEST in metadata:
@@ -315,7 +316,7 @@ def _facts_without_manifest(folder: Path) -> dict[str, Any]:
     if not weights.is_file():
         raise NotACheckpoint(f"it has no {ADAPTER_WEIGHTS}")
     try:
-        names = [name for name in _safetensors_header(weights) if name != "__metadata__"]
+        names = [name for name in read_header(weights).content if name != "__metadata__"]
     except ValueError:
         names = []
     trained = {_group(name) for name in names} or {"attention", "mlp", "unembed"}
@@ -340,19 +341,3 @@ def _group(tensor: str) -> str:
     if any(parent in ("mlp", "feed_forward", "ffn", "experts") for parent in parents):
         return "mlp"
     return "unembed"
-
-
-def _safetensors_header(file: Path) -> dict[str, Any]:
-    """The names and shapes of a safetensors file's tensors.
-
-    Raises:
-        ValueError: it is no such file.
-    """
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if not 0 < length <= min(file.stat().st_size, 100 << 20):
-            raise ValueError("not a safetensors file")
-        header: Any = json.loads(opened.read(length))
-    if not isinstance(header, dict):
-        raise ValueError("not a safetensors file")
-    return cast(dict[str, Any], header)
