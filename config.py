@@ -12,6 +12,13 @@ This file is Python. Relative names of files start from its folder.
 # A file is looked for as named, then in data/.
 DATA_FILES = ["data/train_set.json"]
 
+# What your records call the fields, such as {"instruction": "question", "output": "answer"}. Common
+# names and chat messages are found without it.
+COLUMNS = {}
+
+# The encoding of the files, such as "gb18030". "auto" reads UTF-8 and UTF-16, and what is certain.
+ENCODING = "auto"
+
 # Kept out of training, and measured while it runs: files, or a share of the training data (0.05 is
 # 5 %). Set one of the two, or neither.
 VALIDATION_FILES = []
@@ -21,6 +28,13 @@ VALIDATION_RATIO = 0.0
 # your own format such as "Question: {instruction}\n{input}\nAnswer: ".
 # "auto" uses "chat" for instruct models and "instruction" for all others.
 PROMPT_TEMPLATE = "auto"
+
+# Which turns of a conversation are trained on: "all" answers, only the "last" one, or "all_text".
+TRAIN_ON = "all"
+
+# Thoughts in the answers: "keep" trains on them, "strip" removes them, "off" refuses them.
+# "auto" keeps those that the data has.
+THINKING = "auto"
 
 # --- The model --------------------------------------------------------------------------------
 
@@ -92,6 +106,9 @@ CHECKPOINT_TTL_DAYS = 0
 
 # Seconds to wait for a server by URL or the cloud that does not answer; 0 gives up at once.
 SERVER_PATIENCE = 600
+
+# Stop a run whose loss has risen for long, and name the last good checkpoint.
+STOP_ON_DIVERGENCE = True
 
 # What to export after training: "ask", "no", "adapter" (a PEFT folder) or "merged" (a full model).
 EXPORT_AFTER_TRAINING = "ask"

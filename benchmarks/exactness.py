@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.results_file import write_results
 from tinkersmith.bundled import BUNDLED_MODELS
-from tinkersmith.data.samples import load_samples
+from tinkersmith.data.load import load_samples
 from tinkersmith.engine.messages import Datum, LoraConfig, SampleRequest
 from tinkersmith.engine.model.adapters import adapter_state, new_adapter, peft_config
 from tinkersmith.engine.model.base_model import load_base_model

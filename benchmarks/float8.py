@@ -13,7 +13,7 @@ import torch
 from benchmarks.exactness import MODEL, fill
 from benchmarks.results_file import write_results
 from tinkersmith.bundled import BUNDLED_MODELS
-from tinkersmith.data.samples import load_samples
+from tinkersmith.data.load import load_samples
 from tinkersmith.engine.gpu.float8 import FLOAT8, float8_products
 from tinkersmith.engine.kernels.choose import Means, choose_kernels, with_torch_kernels
 from tinkersmith.engine.messages import AdamParams, Datum, LoraConfig

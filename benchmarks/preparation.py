@@ -124,7 +124,7 @@ def _make_tokenizer(folder: Path, texts: list[str]) -> None:
 
 
 def _ours(folder: Path, file: Path) -> Callable[[], int]:
-    from tinkersmith.data.samples import load_samples
+    from tinkersmith.data.load import load_samples
     from tinkersmith.text.templates import choose_template
     from tinkersmith.text.tokenize import tokenize
     from tinkersmith.text.tokenizer import load_tokenizer
@@ -141,7 +141,7 @@ def _ours(folder: Path, file: Path) -> Callable[[], int]:
 def _bare(folder: Path, file: Path) -> Callable[[], int]:
     from tokenizers import Tokenizer
 
-    from tinkersmith.data.samples import load_samples
+    from tinkersmith.data.load import load_samples
     from tinkersmith.text.templates import choose_template
     from tinkersmith.text.tokenizer import load_tokenizer
 

@@ -159,7 +159,7 @@ def _first_step(threads: int) -> dict[str, float]:
     import torch
 
     from tinkersmith.bundled import BUNDLED_MODELS
-    from tinkersmith.data.samples import load_samples
+    from tinkersmith.data.load import load_samples
     from tinkersmith.engine.kernels.native.build import cache_folder, native_library
     from tinkersmith.engine.messages import AdamParams, Datum, LoraConfig
     from tinkersmith.engine.model.adapters import new_adapter

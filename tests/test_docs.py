@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
-from tinkersmith.settings import FIELDS, settings_table
+from tinkersmith.settings.fields import FIELDS, settings_table
 from tools.terminal_picture import PICTURE, excerpt, picture
 
 # For contributors, or written by a tool: everything else in docs/ is for users, in both languages.

@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.reliability.mutations import damaged, packed, put_something_else, remove
 from benchmarks.reliability.promise import PATIENCE, Tally, grown_memory, report, wrong_sentence
 from tinkersmith.data import large_files
-from tinkersmith.data.samples import LoadedSamples, is_json_lines, load_samples
+from tinkersmith.data.load import LoadedSamples, load_samples
 from tinkersmith.engine.storage.catalogue import make_catalogue
 from tinkersmith.errors import UserError
 from tinkersmith.export.adapter import read_layers
@@ -35,7 +35,8 @@ from tinkersmith.runs.folder import RunFolder, newest_run, open_run, run_of
 from tinkersmith.runs.provenance import Standing, differences, session
 from tinkersmith.runs.pruning import old_states
 from tinkersmith.runs.trained_model import find_trained_model
-from tinkersmith.settings import settings_for_file, settings_from
+from tinkersmith.settings.reading import settings_for_file, settings_from
+from tinkersmith.sources.json_files import is_json_lines
 from tinkersmith.text.templates import choose_template
 from tinkersmith.text.token_cache import TokenCache
 from tinkersmith.text.tokenizer import TextTokenizer, load_tokenizer

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from benchmarks.reliability.mutations import damaged, put_something_else, remove
 from benchmarks.reliability.promise import Tally, grown_memory, report
-from tinkersmith.settings import FIELDS, load_settings, settings_for_file
+from tinkersmith.settings.fields import FIELDS
+from tinkersmith.settings.reading import load_settings, settings_for_file
 
 _NAMES = [name.upper() for name in FIELDS]
 _ODD_NAMES = (

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tinkersmith.errors import UserError
     from tinkersmith.evaluation.evaluate import evaluate
     from tinkersmith.export.export import export_model
-    from tinkersmith.settings import Settings
+    from tinkersmith.settings.fields import Settings
     from tinkersmith.training.finish import TrainedRun
     from tinkersmith.training.train import train
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Settings", "TrainedRun", "UserError", "evaluate", "export_model", "train"]
 
 _HOMES = {
-    "Settings": "settings",
+    "Settings": "settings.fields",
     "TrainedRun": "training.finish",
     "UserError": "errors",
     "evaluate": "evaluation.evaluate",

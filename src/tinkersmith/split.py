@@ -16,23 +16,16 @@ from typing import Any
 
 from tinkersmith.data.duplicates import find_duplicates
 from tinkersmith.data.lengths import LengthStatistics, format_length_statistics
+from tinkersmith.data.load import refuse_if_nothing_is_usable
 from tinkersmith.data.report import read_lines, skipped_lines
-from tinkersmith.data.samples import (
-    Sample,
-    Skipped,
-    Source,
-    characters,
-    check_record,
-    find_files,
-    question_of,
-    read_records,
-    record_text,
-    refuse_if_nothing_is_usable,
-)
+from tinkersmith.data.samples import Sample, Skipped, Source, characters, question_of, record_text
+from tinkersmith.data.shapes import check_record
 from tinkersmith.errors import UserError
 from tinkersmith.files import read_json_object, write_atomically, write_json
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Say, watched
+from tinkersmith.sources.find import find_files
+from tinkersmith.sources.json_files import read_records
 
 INPUT_FILES = ["data/word_problems.json"]
 TRAIN_RATIO = 0.8

@@ -17,7 +17,8 @@ from tinkersmith.progress import Progress
 from tinkersmith.runs.folder import RunFolder
 from tinkersmith.runs.lock import locked
 from tinkersmith.service.stored import StoredOnServer, all_checkpoints, connection_of
-from tinkersmith.settings import Settings, settings_from
+from tinkersmith.settings.fields import Settings
+from tinkersmith.settings.reading import settings_from
 
 pytestmark = pytest.mark.engine
 

@@ -4,7 +4,7 @@ import pytest
 
 from tinkersmith.cli.train import offer_export
 from tinkersmith.export import export
-from tinkersmith.settings import settings_from
+from tinkersmith.settings.reading import settings_from
 
 PATH = "tinker://run/weights/step-000400"
 

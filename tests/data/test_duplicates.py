@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
+from tinkersmith.batches.summary import write_duplicates
 from tinkersmith.data.duplicates import DuplicateFinder, find_duplicates
 from tinkersmith.data.report import duplicate_lines
-from tinkersmith.data.samples import Sample, Source
+from tinkersmith.data.samples import Sample, Source, alpaca_sample
 from tinkersmith.runs.folder import RunFolder
-from tinkersmith.training.summary import write_duplicates
 
 FILES = ["a.json", "b.jsonl", "a.json"]  # a file may be listed twice
 
@@ -25,7 +25,7 @@ def random_samples(rng: np.random.Generator, count: int) -> list[Sample]:
         record += int(rng.integers(1, 3))
         file = FILES[index * len(FILES) // count]
         history = tuple((text(), text()) for _ in range(rng.integers(0, 2)))
-        samples.append(Sample(text(), text(), "c", Source(file, record), text(), history))
+        samples.append(alpaca_sample(text(), text(), "c", Source(file, record), text(), history))
     return samples
 
 
@@ -34,10 +34,9 @@ def test_every_duplicate_is_found_with_the_first_sample_that_it_equals() -> None
     first: dict[tuple, Source] = {}
     expected = []
     for sample in samples:
-        texts = (sample.instruction, sample.input, sample.output, sample.system, sample.history)
-        if texts in first:
-            expected.append((sample.source, first[texts]))
-        first.setdefault(texts, sample.source)
+        if sample.turns in first:
+            expected.append((sample.source, first[sample.turns]))
+        first.setdefault(sample.turns, sample.source)
     duplicates = find_duplicates(samples)
     assert list(duplicates) == expected
     assert len(duplicates) == len(expected) > 100
@@ -45,22 +44,22 @@ def test_every_duplicate_is_found_with_the_first_sample_that_it_equals() -> None
 
 def test_texts_that_join_to_the_same_are_not_equal() -> None:
     source = Source("a.json", 1)
-    sample = Sample("ab", "", "c", source, history=(("d", "e"),))
+    sample = alpaca_sample("ab", "", "c", source, history=(("d", "e"),))
     others = [
-        Sample("a", "b", "c", source, history=(("d", "e"),)),
-        Sample("ab", "", "c", source, history=(("de", ""),)),
-        Sample("ab", "", "c", source, system="d", history=(("e", ""),)),
-        Sample("ab", "", "c", source, system="de"),
-        Sample("ab", "c", "", source, history=(("d", "e"),)),
+        alpaca_sample("a", "b", "c", source, history=(("d", "e"),)),
+        alpaca_sample("ab", "", "c", source, history=(("de", ""),)),
+        alpaca_sample("ab", "", "c", source, system="d", history=(("e", ""),)),
+        alpaca_sample("ab", "", "c", source, system="de"),
+        alpaca_sample("ab", "c", "", source, history=(("d", "e"),)),
     ]
     assert not find_duplicates([sample, *others])
 
 
 def test_white_space_and_what_is_not_trained_on_do_and_do_not_make_a_difference() -> None:
-    sample = Sample("q", "", "a", Source("a.json", 1))
-    assert not find_duplicates([sample, Sample("q ", "", "a", Source("a.json", 2))])
+    sample = alpaca_sample("q", "", "a", Source("a.json", 1))
+    assert not find_duplicates([sample, alpaca_sample("q ", "", "a", Source("a.json", 2))])
     assert find_duplicates(
-        [sample, Sample("q", "", "a", Source("a.json", 2), extra={"answer": "7"})]
+        [sample, alpaca_sample("q", "", "a", Source("a.json", 2), extra={"answer": "7"})]
     )
 
 
@@ -69,7 +68,7 @@ def test_no_samples_have_no_duplicates() -> None:
 
 
 def test_the_first_duplicate_is_printed_and_all_are_written(tmp_path: Path) -> None:
-    samples = [Sample("q", "", "a", Source("a.json", record)) for record in (2, 5, 9)]
+    samples = [alpaca_sample("q", "", "a", Source("a.json", record)) for record in (2, 5, 9)]
     duplicates = find_duplicates(samples)
     assert duplicate_lines([duplicates], listed=True) == [
         "Found 2 exact duplicates, listed in duplicates.jsonl. The first: a.json, record 5, equals "
@@ -89,6 +88,6 @@ def test_the_first_duplicate_is_printed_and_all_are_written(tmp_path: Path) -> N
 
 def test_a_run_without_duplicates_has_no_file_of_them(tmp_path: Path) -> None:
     write_duplicates(
-        RunFolder(tmp_path), [find_duplicates([Sample("q", "", "a", Source("a.json", 1))])]
+        RunFolder(tmp_path), [find_duplicates([alpaca_sample("q", "", "a", Source("a.json", 1))])]
     )
     assert not (tmp_path / "duplicates.jsonl").exists()

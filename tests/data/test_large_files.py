@@ -12,7 +12,8 @@ import pytest
 
 from tinkersmith.data import large_files
 from tinkersmith.data.large_files import LargeFiles, are_streamed, iterate_samples, read_chunk, scan
-from tinkersmith.data.samples import Sample, load_samples, overlap
+from tinkersmith.data.load import load_samples
+from tinkersmith.data.samples import Sample, overlap
 from tinkersmith.errors import UserError
 from tinkersmith.progress import Progress
 
@@ -244,7 +245,7 @@ def test_a_long_walk_says_how_far_it_is(tmp_path: Path) -> None:
 def test_a_gzip_file_is_streamed_like_its_content(
     tmp_path: Path, members: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinkersmith.data.packed._APART", 1200)
+    monkeypatch.setattr("tinkersmith.sources.packed._APART", 1200)
     monkeypatch.setattr(large_files, "_AT_ONCE", 700)
     content = BOM + lines(records(80)) + b'\n{"instruction": "q"}\n' + lines(records(90)) + b"\n"
     length = len(content) // members + 1
@@ -280,7 +281,7 @@ def test_a_gzip_file_that_is_damaged_far_inside_is_a_sentence(tmp_path: Path) ->
 def test_a_gzip_bomb_is_refused_while_it_is_streamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinkersmith.data.packed._BOMB_SIZE", 100_000)
+    monkeypatch.setattr("tinkersmith.sources.packed._BOMB_SIZE", 100_000)
     file = write(tmp_path / "a.jsonl.gz", gzip.compress(lines(records(1)) + b"\n" * 10**7))
     with pytest.raises(UserError, match=r"unpacks to more than 200 times its size.*gunzip -k"):
         scanned(file)

@@ -8,7 +8,7 @@ from tinkersmith.data.report import (
     skipped_lines,
     validation_lines,
 )
-from tinkersmith.data.samples import Sample, Skipped, Source
+from tinkersmith.data.samples import Skipped, Source, alpaca_sample
 
 
 def skipped(count: int) -> list[Skipped]:
@@ -39,7 +39,7 @@ def test_skipped_records_are_all_shown_unless_a_file_lists_them() -> None:
 
 
 def test_files_without_duplicates_have_no_line_and_each_other_set_has_one() -> None:
-    samples = [Sample("q", "", "a", Source("a.json", n)) for n in (1, 2)]
+    samples = [alpaca_sample("q", "", "a", Source("a.json", n)) for n in (1, 2)]
     lines = duplicate_lines(
         [find_duplicates(samples[:1]), find_duplicates(samples), find_duplicates(samples)],
         listed=False,

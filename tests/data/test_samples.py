@@ -11,16 +11,10 @@ import numpy as np
 import pytest
 
 from tests.support.paths import S1K
+from tinkersmith.data.load import load_samples
 from tinkersmith.data.report import read_lines
-from tinkersmith.data.samples import (
-    Sample,
-    Skipped,
-    Source,
-    check_record,
-    load_samples,
-    overlap,
-    record_text,
-)
+from tinkersmith.data.samples import Sample, Skipped, Source, Turn, overlap, record_text
+from tinkersmith.data.shapes import check_record
 from tinkersmith.errors import UserError
 
 GOOD = {"instruction": "q", "input": "", "output": "a"}
@@ -63,7 +57,7 @@ def zipped(data: bytes) -> bytes:
 )
 def test_every_file_form_gives_the_same_samples(tmp_path: Path, name: str, data: bytes) -> None:
     loaded = load_samples([write(tmp_path / name, data)])
-    assert [sample.instruction for sample in loaded.samples] == ["中文 0", "中文 1", "中文 2"]
+    assert [sample.turns[0].text for sample in loaded.samples] == ["中文 0", "中文 1", "中文 2"]
     assert [sample.source.record for sample in loaded.samples] == [1, 2, 3]
     assert loaded.samples[2].extra == {"topic": {"n": 2}}
     assert loaded.counts == {(tmp_path / name).as_posix(): 3}
@@ -176,7 +170,7 @@ def test_null_and_absent_input_system_and_history_are_empty() -> None:
     nulls = {"input": None, "system": None, "history": None}
     assert check_record({"instruction": "q", "output": "a", **nulls}, Source("a", 1)) == bare
     assert isinstance(bare, Sample)
-    assert (bare.input, bare.system, bare.history, bare.extra) == ("", "", (), {})
+    assert bare == Sample((Turn("user", "q"), Turn("assistant", "a")), Source("a", 1))
 
 
 def test_unpaired_surrogates_and_nul_bytes_crash_nothing(tmp_path: Path) -> None:
@@ -431,7 +425,7 @@ def test_a_gzip_file_may_have_several_members_and_nothing_else(tmp_path: Path) -
 def test_a_file_that_would_fill_the_memory_is_refused_before_it_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinkersmith.data.samples._most_bytes", lambda: 1_000_000)
+    monkeypatch.setattr("tinkersmith.sources.json_files._most_bytes", lambda: 1_000_000)
     bomb = write(tmp_path / "bomb.jsonl.gz", zipped((RECORD + b"\n") * 40_000))
     with pytest.raises(UserError, match=r"unpacks to more than 0 GB.*gunzip -k"):
         load_samples([bomb])

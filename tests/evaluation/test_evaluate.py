@@ -13,7 +13,7 @@ from tinkersmith.errors import UserError
 from tinkersmith.evaluation.evaluate import evaluate
 from tinkersmith.evaluation.results import Rate, Record, Scored
 from tinkersmith.evaluation.scoring import METRICS, score
-from tinkersmith.settings import settings_from
+from tinkersmith.settings.reading import settings_from
 
 pytestmark = pytest.mark.engine
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.support.connections import bare_connection
 from tests.support.small_run import SmallRun, small_run
 from tinkersmith.cli.export import export_command
-from tinkersmith.data.samples import Sample, Source
+from tinkersmith.data.samples import Source, alpaca_sample
 from tinkersmith.errors import UserError
 from tinkersmith.export import adapter as adapter_files
 from tinkersmith.export import merge as merged_files
@@ -24,7 +24,7 @@ from tinkersmith.export.chat_template import chat_template_of
 from tinkersmith.export.download import _fetch
 from tinkersmith.export.export import _stop_at_end_token, export_model
 from tinkersmith.service.connection import open_service
-from tinkersmith.settings import settings_from
+from tinkersmith.settings.reading import settings_from
 from tinkersmith.text.templates import choose_template, template_from_json
 from tinkersmith.text.tokenizer import load_tokenizer
 
@@ -122,7 +122,9 @@ def test_the_template_travels_with_the_export(small: SmallRun, adapter: tuple[Pa
     template = template_from_json(stored)
     assert template == small.run.template()
     tokenizer = AutoTokenizer.from_pretrained(adapter[0])
-    sample = Sample(instruction="2 + 2?", input="", output="4", system="Add.", source=Source("", 1))
+    sample = alpaca_sample(
+        instruction="2 + 2?", input="", output="4", system="Add.", source=Source("", 1)
+    )
     messages = [{"role": "system", "content": "Add."}, {"role": "user", "content": "2 + 2?"}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert (

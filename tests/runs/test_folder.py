@@ -16,7 +16,7 @@ import pytest
 from tests.support.tiny_models import make_tiny_tokenizer
 from tinkersmith.errors import UserError
 from tinkersmith.runs.folder import Checkpoint, RunFolder, all_runs, newest_run, open_run, run_of
-from tinkersmith.settings import settings_from
+from tinkersmith.settings.reading import settings_from
 from tinkersmith.text.templates import choose_template
 from tinkersmith.text.tokenizer import load_tokenizer
 

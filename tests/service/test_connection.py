@@ -19,7 +19,8 @@ from tests.support.tiny_models import make_tiny_model
 from tinkersmith.errors import UserError
 from tinkersmith.progress import watched
 from tinkersmith.service.connection import Service, open_service
-from tinkersmith.settings import Settings, settings_from
+from tinkersmith.settings.fields import Settings
+from tinkersmith.settings.reading import settings_from
 
 pytestmark = pytest.mark.engine
 
@@ -252,7 +253,7 @@ def test_an_engine_killed_while_we_wait_is_reported_within_5_s(tmp_path: Path, m
 RECIPE = """
 import os, signal, subprocess, sys, time
 from tinkersmith.service.connection import open_service
-from tinkersmith.settings import settings_from
+from tinkersmith.settings.reading import settings_from
 
 wanted = settings_from({"OUTPUT_DIR": sys.argv[1], "BASE_MODEL": sys.argv[2], "LORA_RANK": 4})
 with open_service(wanted) as service:

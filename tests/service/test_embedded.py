@@ -13,7 +13,7 @@ from tinkersmith import train
 from tinkersmith.errors import UserError
 from tinkersmith.service.connection import open_service
 from tinkersmith.service.embedded import start_engine
-from tinkersmith.settings import settings_from
+from tinkersmith.settings.reading import settings_from
 
 pytestmark = pytest.mark.engine
 

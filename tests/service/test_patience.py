@@ -26,7 +26,8 @@ from tinkersmith.progress import watched
 from tinkersmith.runs.folder import RunFolder, all_runs
 from tinkersmith.service.connection import ServerGone, Service, open_service
 from tinkersmith.service.stored import run_ids
-from tinkersmith.settings import Settings, settings_from
+from tinkersmith.settings.fields import Settings
+from tinkersmith.settings.reading import settings_from
 from tinkersmith.training.loop import Loop
 
 pytestmark = pytest.mark.engine

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.runs.folder import RunFolder
-from tinkersmith.settings import Settings, settings_from
+from tinkersmith.settings.fields import Settings
+from tinkersmith.settings.reading import settings_from
 from tinkersmith.training.train import train
 
 

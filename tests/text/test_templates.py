@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.tiny_models import make_tiny_tokenizer
-from tinkersmith.data.samples import Sample, Source
+from tinkersmith.data.samples import Sample, Source, Turn, alpaca_sample
 from tinkersmith.errors import UserError
 from tinkersmith.text.guards import GUARDED, guard, unguarded
 from tinkersmith.text.templates import (
@@ -23,9 +23,9 @@ from tinkersmith.text.templates import (
 from tinkersmith.text.tokenizer import TextTokenizer, load_tokenizer
 
 HERE = Source("data/train.json", 1)
-PLAIN = Sample("Add.", "", "4", HERE)
-WITH_INPUT = Sample("Add.", "2 + 2", "4", HERE)
-FULL = Sample("And 3?", "Now.", "7", HERE, system="Be brief.", history=(("1 + 1?", "2"),))
+PLAIN = alpaca_sample("Add.", "", "4", HERE)
+WITH_INPUT = alpaca_sample("Add.", "2 + 2", "4", HERE)
+FULL = alpaca_sample("And 3?", "Now.", "7", HERE, system="Be brief.", history=(("1 + 1?", "2"),))
 
 # In our own words, but with what the templates of thinking models do: look for the last question,
 # take thoughts out of earlier answers, put an empty thought before the last one.
@@ -63,6 +63,11 @@ THOUGHT_IN_PROMPT = (
     "{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
 )
+
+
+def answering(sample: Sample, text: str) -> Sample:
+    """The sample with another answer."""
+    return replace(sample, turns=(*sample.context, Turn("assistant", text)))
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +127,7 @@ def test_an_own_format_loses_no_part_of_a_sample(
 
 
 def test_braces_and_fields_in_a_sample_stay_as_they_are(tokenizer: TextTokenizer) -> None:
-    sample = Sample("{input} {0} {{", "{instruction}", "{output}", HERE)
+    sample = alpaca_sample("{input} {0} {{", "{instruction}", "{output}", HERE)
     assert prompt_of("instruction", sample, tokenizer) == (
         "Instruction: {input} {0} {{\nInput: {instruction}\nResponse:\n"
     )
@@ -202,7 +207,7 @@ def test_a_thinking_template_trains_its_empty_thought_and_the_answer_is_found_ag
     assert "<|im_start|>assistant\n2<|im_end|>\n" in rendered.prompt
     assert rendered.completion == "<think>\n\n</think>\n\n7<|im_end|>"
     assert template.answer("<think>\n\n</think>\n\n7") == "7"
-    thoughtful = template.render(replace(FULL, output="<think>3+4</think>7"))
+    thoughtful = template.render(answering(FULL, "<think>3+4</think>7"))
     assert thoughtful.completion == "<think>\n3+4\n</think>\n\n7<|im_end|>"
     assert template.answer("<think>3+4</think>7") == "7"
 
@@ -214,7 +219,7 @@ def test_where_the_template_opens_the_thought_the_completion_closes_it(
     rendered = template.render(PLAIN)
     assert rendered.prompt.endswith("<think>\n")
     assert rendered.completion == "\n</think>\n\n4<|im_end|>"
-    thoughtful = template.render(replace(PLAIN, output="<think>\n2+2\n</think>\n\n4"))
+    thoughtful = template.render(answering(PLAIN, "<think>\n2+2\n</think>\n\n4"))
     assert thoughtful.completion == "2+2\n</think>\n\n4<|im_end|>"
     assert template.answer("2+2\n</think>\n\n4") == "4"
 
@@ -223,7 +228,7 @@ def test_what_the_template_would_drop_from_an_answer_is_trained_on_all_the_same(
     tokenizer: TextTokenizer,
 ) -> None:
     source = THOUGHT_IN_PROMPT.replace("<think>\n{% endif %}", "{% endif %}")
-    rendered = chat_template(tokenizer, source).render(replace(PLAIN, output="<think>2</think>4"))
+    rendered = chat_template(tokenizer, source).render(answering(PLAIN, "<think>2</think>4"))
     assert rendered.prompt.endswith("<|im_start|>assistant\n")
     assert rendered.completion == "<think>2</think>4<|im_end|>"
 
@@ -249,7 +254,7 @@ def test_a_template_without_an_end_token_of_its_own_gets_the_tokenizers(
     template = chat_template(
         tokenizer, "{% for m in messages %}{{ m.role }}: {{ m.content | trim }}\n{% endfor %}"
     )
-    assert template.render(replace(PLAIN, output=" 4 \n")).completion.endswith("4<|endoftext|>")
+    assert template.render(answering(PLAIN, " 4 \n")).completion.endswith("4<|endoftext|>")
 
 
 def test_the_prompt_for_use_is_the_prompt_of_training_and_knows_no_output(
@@ -258,7 +263,7 @@ def test_the_prompt_for_use_is_the_prompt_of_training_and_knows_no_output(
     for setting in ("instruction", "alpaca", "chat", "Q: {instruction}\n"):
         template = choose_template(setting, tokenizer, "some/model")
         for sample in (PLAIN, WITH_INPUT, FULL):
-            prompt = template.render_prompt(replace(sample, output="<think>x</think>y"))
+            prompt = template.render_prompt(answering(sample, "<think>x</think>y"))
             assert prompt == template.render(sample).prompt
 
 
@@ -336,10 +341,10 @@ def test_text_without_control_tokens_is_not_touched() -> None:
 
 def test_control_tokens_in_a_sample_are_guarded_in_every_place(tokenizer: TextTokenizer) -> None:
     evil = "x<|im_end|>y<|endoftext|>"
-    sample = Sample(evil, evil, evil, HERE, system=evil, history=((evil, evil),))
+    sample = alpaca_sample(evil, evil, evil, HERE, system=evil, history=((evil, evil),))
     for setting in ("instruction", "alpaca", "chat", "{instruction}"):
         template: PromptTemplate = choose_template(setting, tokenizer, "some/model")
-        bare = Sample("i", "i", "i", HERE, system="i", history=(("i", "i"),))
+        bare = alpaca_sample("i", "i", "i", HERE, system="i", history=(("i", "i"),))
         rendered, plain = template.render(sample), template.render(bare)
         for special in tokenizer.special_tokens:
             assert rendered.prompt.count(special) == plain.prompt.count(special)

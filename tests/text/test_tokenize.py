@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.support.paths import S1K
 from tests.support.tiny_models import SPECIAL_TOKENS, make_tiny_tokenizer
-from tinkersmith.data.samples import Sample, Source, load_samples
+from tinkersmith.data.load import load_samples
+from tinkersmith.data.samples import Sample, Source, alpaca_sample
 from tinkersmith.errors import UserError
 from tinkersmith.service.answers import to_datum
 from tinkersmith.text.guards import GUARDED, guard
@@ -59,7 +60,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
 
 
 def sample(instruction: str, output: str, record: int = 1) -> Sample:
-    return Sample(instruction, "", output, Source("data/s1k.json", record))
+    return alpaca_sample(instruction, "", output, Source("data/s1k.json", record))
 
 
 def test_ids_are_those_of_transformers_without_added_tokens(tmp_path: Path) -> None:
@@ -225,7 +226,7 @@ def test_a_sample_is_its_prompt_then_its_completion_and_the_loss_counts_the_comp
 ) -> None:
     template = choose_template("instruction", tokenizer, "some/model")
     short = sample("the theme", "the end")
-    (tokenized,) = tokenize([short], template, tokenizer, 1000, True).samples
+    ((tokenized,),) = tokenize([short], template, tokenizer, 1000, True).samples
     prompt, completion = template.render(short).prompt, template.render(short).completion
     assert tokenized.tokens.dtype == np.int32
     assert tokenized.tokens[: tokenized.prompt_length].tolist() == tokenizer.encode(prompt).tolist()
@@ -245,7 +246,7 @@ def test_the_join_does_not_depend_on_how_the_answer_begins(tokenizer: TextTokeni
     prompt = tokenizer.encode(template.render_prompt(sample("the", "x"))).tolist()
     for output in ("me", " end", "\n", "n", "中"):
         short = sample("the", output)
-        (tokenized,) = tokenize([short], template, tokenizer, 1000, True).samples
+        ((tokenized,),) = tokenize([short], template, tokenizer, 1000, True).samples
         assert tokenized.tokens[: tokenized.prompt_length].tolist() == prompt
         assert tokenizer.decode(tokenized.tokens) == f"the the{output}"
 
@@ -255,8 +256,8 @@ def test_a_truncated_sample_keeps_its_whole_prompt_and_gets_no_end_token(
 ) -> None:
     template = choose_template("instruction", tokenizer, "some/model")
     data = tokenize([sample("q", "x" * 9000, 17)], template, tokenizer, 8192, True)
-    (tokenized,), (event,) = data.samples, data.truncated
-    whole = tokenize([sample("q", "x" * 9000, 17)], template, tokenizer, 10**6, True).samples[0]
+    ((tokenized,),), (event,) = data.samples, data.truncated
+    whole = tokenize([sample("q", "x" * 9000, 17)], template, tokenizer, 10**6, True).samples[0][0]
     assert len(tokenized.tokens) == 8192
     assert tokenized.tokens.tolist() == whole.tokens[:8192].tolist()
     assert tokenized.prompt_length == whole.prompt_length
@@ -272,7 +273,7 @@ def test_without_truncation_a_long_sample_is_skipped_and_named(tokenizer: TextTo
     template = choose_template("instruction", tokenizer, "some/model")
     samples = [sample("q", "x" * 9000, 18), sample("q", "x", 19)]
     data = tokenize(samples, template, tokenizer, 8192, False)
-    assert [sample.source.record for sample in data.samples] == [19]
+    assert [sample.source.record for (sample,) in data.samples] == [19]
     assert str(data.skipped[0]) == (
         f"Skipped data/s1k.json, record 18: {data.lengths[0]:,} tokens are more than 8,192"
     )
@@ -287,7 +288,7 @@ def test_a_prompt_alone_too_long_is_always_skipped(
     samples = [sample("7" * length, "8", record=length) for length in (30, 31, 32, 33)]
     data = tokenize(samples, template, tokenizer, 32, truncate)
     # 30 + "8" + end = 32 fits; 31 + "8" is cut; from 32 on there is no room for an answer
-    assert [len(sample.tokens) for sample in data.samples] == ([32, 32] if truncate else [32])
+    assert [len(sample.tokens) for (sample,) in data.samples] == ([32, 32] if truncate else [32])
     assert str(data.skipped[-1]) == (
         "Skipped data/s1k.json, record 33: its prompt alone has 33 tokens, and 32 is the most"
     )
@@ -311,17 +312,17 @@ def test_every_random_sample_is_kept_cut_or_skipped_and_never_over_the_limit(
     for setting in ("instruction", "{instruction}"):
         template = choose_template(setting, tokenizer, "some/model")
         whole = tokenize(samples, template, tokenizer, 10**6, True)
-        by_record = {tokenized.source.record: tokenized for tokenized in whole.samples}
+        by_record = {tokenized.source.record: tokenized for (tokenized,) in whole.samples}
         for truncate in (True, False):
             limit = int(rng.integers(16, 100))
             data = tokenize(samples, template, tokenizer, limit, truncate)
-            left = {tokenized.source.record for tokenized in data.samples}
+            left = {tokenized.source.record for (tokenized,) in data.samples}
             skipped = {event.source.record for event in data.skipped}
             cut = {event.source.record for event in data.truncated}
             assert left | skipped == set(by_record) and not left & skipped
             assert cut <= left and (truncate or not cut)
             assert data.lengths == whole.lengths
-            for tokenized in data.samples:
+            for (tokenized,) in data.samples:
                 full = by_record[tokenized.source.record]
                 assert len(tokenized.tokens) == min(limit, len(full.tokens))
                 assert tokenized.tokens.tolist() == full.tokens[: len(tokenized.tokens)].tolist()
@@ -335,7 +336,9 @@ def test_every_random_sample_is_kept_cut_or_skipped_and_never_over_the_limit(
 
 
 def test_a_datum_predicts_each_next_token_and_weighs_the_completion_only() -> None:
-    tokenized = TokenizedSample(np.array([5, 6, 7, 8, 9], np.int32), 2, Source("a", 1))
+    tokenized = TokenizedSample(
+        np.array([5, 6, 7, 8, 9], np.int32), np.array([[2, 5]]), Source("a", 1)
+    )
     datum = to_datum(tokenized)
     targets = datum.loss_fn_inputs["target_tokens"]
     weights = datum.loss_fn_inputs["weights"]
@@ -349,12 +352,12 @@ def test_a_plain_folder_needs_neither_torch_nor_transformers(tmp_path: Path) -> 
     script = (
         "import sys\n"
         "from tinkersmith.text.templates import choose_template\n"
-        "from tinkersmith.data.samples import Sample, Source\n"
+        "from tinkersmith.data.samples import Source, alpaca_sample\n"
         "from tinkersmith.text.tokenize import tokenize\n"
         "from tinkersmith.text.tokenizer import load_tokenizer\n"
         f"tokenizer = load_tokenizer({str(tmp_path)!r})\n"
         "template = choose_template('chat', tokenizer, 'some/model')\n"
-        "sample = Sample('q', '', 'a', Source('a', 1))\n"
+        "sample = alpaca_sample('q', '', 'a', Source('a', 1))\n"
         "assert len(tokenize([sample], template, tokenizer, 512, True).samples) == 1\n"
         "print(sorted({'torch', 'transformers', 'tinker'} & set(sys.modules)))\n"
     )
@@ -376,7 +379,7 @@ def test_a_real_data_set_comes_back_from_its_tokens_letter_by_letter(
     data = tokenize(samples, template, tokenizer, 4096, True)
     assert len(data.samples) + len(data.skipped) == len(samples) == 1000
     whole = tokenize(samples, template, replace(tokenizer), 10**6, True)
-    for original, tokenized in zip(samples, whole.samples, strict=True):
+    for original, (tokenized,) in zip(samples, whole.samples, strict=True):
         assert tokenizer.decode(tokenized.tokens[tokenized.prompt_length :]) == original.output
 
 

@@ -11,7 +11,8 @@ import pytest
 from tests.support.paths import ROOT
 from tinkersmith import train
 from tinkersmith.runs.folder import newest_run
-from tinkersmith.settings import Settings, settings_from
+from tinkersmith.settings.fields import Settings
+from tinkersmith.settings.reading import settings_from
 
 pytestmark = pytest.mark.engine
 

@@ -16,9 +16,10 @@ from tests.support.environment import without_cloud
 from tests.support.sample_files import records, write
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith import TrainedRun, UserError, train
+from tinkersmith.batches.order import batch_indices, learning_rate_at
 from tinkersmith.runs.folder import RunFolder, newest_run
-from tinkersmith.settings import Settings, settings_from
-from tinkersmith.training.batches import batch_indices, learning_rate_at
+from tinkersmith.settings.fields import Settings
+from tinkersmith.settings.reading import settings_from
 
 pytestmark = pytest.mark.engine
 

@@ -15,14 +15,15 @@ from tests.support.clocks import Lines, hurried_clock
 from tests.support.environment import without_cloud
 from tests.support.sample_files import records, write
 from tests.support.tiny_models import make_tiny_model
+from tinkersmith.batches.length_report import LengthReport
+from tinkersmith.batches.source import TokenizedData
 from tinkersmith.progress import watched
-from tinkersmith.settings import Settings, settings_from
+from tinkersmith.settings.fields import Settings
+from tinkersmith.settings.reading import settings_from
 from tinkersmith.training.finish import finish
 from tinkersmith.training.interruption import Interruption
-from tinkersmith.training.length_report import LengthReport
 from tinkersmith.training.loop import Curves, Loop
 from tinkersmith.training.plan import prepare
-from tinkersmith.training.source import TokenizedData
 
 pytestmark = pytest.mark.engine
 

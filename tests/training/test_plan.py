@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from tests.support.clocks import Lines
+from tinkersmith.batches.in_memory import SamplesInMemory
+from tinkersmith.batches.streamed import SampleStream
 from tinkersmith.data import large_files
 from tinkersmith.progress import Progress
-from tinkersmith.settings import settings_from
-from tinkersmith.training.in_memory import SamplesInMemory
+from tinkersmith.settings.reading import settings_from
 from tinkersmith.training.plan import read_data
-from tinkersmith.training.streamed import SampleStream
 
 
 def test_the_size_decides_and_the_report_is_the_same_but_for_the_stream(

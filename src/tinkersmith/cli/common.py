@@ -7,7 +7,8 @@ current folder.
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinkersmith.settings import Settings, load_settings, settings_from
+from tinkersmith.settings.fields import Settings
+from tinkersmith.settings.reading import load_settings, settings_from
 
 
 def user_settings(config: str, overrides: Sequence[str], folder: Path | str = ".") -> Settings:

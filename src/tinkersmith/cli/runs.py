@@ -28,7 +28,7 @@ from tinkersmith.service.stored import (
     states_to_delete,
     total,
 )
-from tinkersmith.settings import Settings
+from tinkersmith.settings.fields import Settings
 
 _NAMED = 20  # unknown checkpoints that are named one by one
 _FRESH = dt.timedelta(minutes=10)  # a run under way names a checkpoint only after it is saved

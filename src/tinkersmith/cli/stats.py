@@ -19,8 +19,9 @@ def stats_command(argv: Sequence[str], *, prog: str) -> int:
     wanted = parser.parse_args(argv)
     from tinkersmith.data.duplicates import find_duplicates
     from tinkersmith.data.lengths import LengthStatistics, format_length_statistics
+    from tinkersmith.data.load import load_samples
     from tinkersmith.data.report import duplicate_lines, read_lines, skipped_lines
-    from tinkersmith.data.samples import characters, load_samples
+    from tinkersmith.data.samples import characters
     from tinkersmith.models import local_model_folder
     from tinkersmith.progress import watched
     from tinkersmith.text.tokenize import token_lengths

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tinkersmith.cli.entry_point import COMMANDS
 
 if TYPE_CHECKING:
-    from tinkersmith.settings import Settings
+    from tinkersmith.settings.fields import Settings
 
 
 def train_command(

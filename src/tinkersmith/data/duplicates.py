@@ -62,8 +62,11 @@ class DuplicateFinder:
         if not self._files or self._files[-1] != sample.source.file:
             self._files.append(sample.source.file)
             self._starts.append(len(self._records))
-        texts = (sample.instruction, sample.input, sample.output, sample.system, sample.history)
-        self._hashes.append(hash(texts))
+        turns = tuple(
+            (turn.role, turn.text, turn.input, turn.thought, repr(turn.tool_calls))
+            for turn in sample.turns
+        )
+        self._hashes.append(hash(turns))
         self._records.append(sample.source.record)
 
     def duplicates(self) -> Duplicates:

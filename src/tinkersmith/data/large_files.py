@@ -19,7 +19,7 @@ from typing import BinaryIO
 import numpy as np
 
 from tinkersmith.data.duplicates import DuplicateFinder, Duplicates, find_duplicates
-from tinkersmith.data.packed import GZIP_MARK, PackedFile, Unpacking
+from tinkersmith.data.load import load_samples, refuse_if_nothing_is_usable
 from tinkersmith.data.report import (
     SHOWN,
     duplicate_lines,
@@ -27,26 +27,21 @@ from tinkersmith.data.report import (
     skipped_lines,
     validation_lines,
 )
-from tinkersmith.data.samples import (
-    BOM,
-    Sample,
-    Skipped,
-    Source,
-    check_record,
-    find_files,
-    is_blank,
-    is_json_lines,
-    load_samples,
-    may_repeat_fields,
-    overlap,
-    parse_line,
-    question_of,
-    refuse_if_nothing_is_usable,
-)
+from tinkersmith.data.samples import Sample, Skipped, Source, overlap, question_of
+from tinkersmith.data.shapes import check_record
 from tinkersmith.data.shuffle import VALIDATION_STREAM, shuffled
 from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import open_regular
 from tinkersmith.progress import Progress
+from tinkersmith.sources.find import find_files
+from tinkersmith.sources.json_files import (
+    BOM,
+    is_blank,
+    is_json_lines,
+    may_repeat_fields,
+    parse_line,
+)
+from tinkersmith.sources.packed import GZIP_MARK, PackedFile, Unpacking
 
 STREAMED_ABOVE = 100_000_000  # bytes of all files; below, all fits into about 1 GB of memory
 _WHOLE_AT_MOST = 1_000_000_000  # bytes of files that cannot be read line by line (9 GB of memory)

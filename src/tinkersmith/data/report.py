@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from tinkersmith.data.duplicates import DUPLICATES_FILE, Duplicates
-from tinkersmith.data.samples import Skipped, does_not_exist
+from tinkersmith.data.samples import Skipped
 from tinkersmith.plurals import counted
+from tinkersmith.sources.find import does_not_exist
 
 SHOWN = 10  # skipped records that are printed; the others are in a file
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinkersmith.data.large_files import iterate_samples
+from tinkersmith.data.load import LoadedSamples, load_samples
 from tinkersmith.data.report import skipped_lines
-from tinkersmith.data.samples import LoadedSamples, Sample, Source, load_samples, overlap
+from tinkersmith.data.samples import Sample, Source, overlap
 from tinkersmith.errors import UserError
 from tinkersmith.evaluation.results import EvaluationResult, Record, Scored, named, report
 from tinkersmith.evaluation.scoring import final_answer, score
@@ -23,7 +24,8 @@ from tinkersmith.progress import Progress, watched
 from tinkersmith.runs.trained_model import ModelReference, find_trained_model
 from tinkersmith.service.connection import ServerGone, Service, open_service
 from tinkersmith.service.reconnection import Reconnection
-from tinkersmith.settings import Settings, settings_from
+from tinkersmith.settings.fields import Settings
+from tinkersmith.settings.reading import settings_from
 
 if TYPE_CHECKING:
     import numpy as np

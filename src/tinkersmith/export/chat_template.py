@@ -1,12 +1,11 @@
 """A run's prompt template -> a Jinja chat template for programs that serve the export."""
 
 import json
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from string import Formatter
 
-from tinkersmith.data.samples import Sample, Source
+from tinkersmith.data.samples import Sample, Source, alpaca_sample
 from tinkersmith.export.base_folder import read_model_json
 from tinkersmith.text.templates import ChatTemplate, PromptTemplate, TextTemplate
 
@@ -109,12 +108,10 @@ def _text(literal: str) -> str:
 
 
 def _probes() -> list[Sample]:
-    plain = Sample(
-        instruction="How many?\n  Two lines", input="", output="Four.\n", source=Source("probe", 1)
-    )
+    here, question, answer = Source("probe", 1), "How many?\n  Two lines", "Four.\n"
     return [
-        plain,
-        replace(plain, instruction="好吗？ {{ 'x' }} {% if %}", system="Be brief."),
-        replace(plain, history=(("one", "1"), ("two", " 2\n"))),
-        replace(plain, history=(("one", "1"),), system="S"),
+        alpaca_sample(question, "", answer, here),
+        alpaca_sample("好吗？ {{ 'x' }} {% if %}", "", answer, here, "Be brief."),
+        alpaca_sample(question, "", answer, here, history=(("one", "1"), ("two", " 2\n"))),
+        alpaca_sample(question, "", answer, here, "S", (("one", "1"),)),
     ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tinkersmith.data.large_files import iterate_samples
-from tinkersmith.data.samples import Sample, Source
+from tinkersmith.data.samples import Source, alpaca_sample
 from tinkersmith.errors import UserError, reason_of, unreadable
 from tinkersmith.export.adapter import LoraLayer, read_layers, write_peft_adapter
 from tinkersmith.export.base_folder import (
@@ -32,7 +32,8 @@ from tinkersmith.models import local_model_folder
 from tinkersmith.peft_format import ADAPTER_CONFIG
 from tinkersmith.runs.trained_model import ModelReference, find_trained_model
 from tinkersmith.service.connection import Service, open_service
-from tinkersmith.settings import Settings, settings_from
+from tinkersmith.settings.fields import Settings
+from tinkersmith.settings.reading import settings_from
 
 if TYPE_CHECKING:
     import tinker
@@ -262,8 +263,8 @@ def _texts_to_verify(
     model: ModelReference, template: "PromptTemplate", tokenizer: "TextTokenizer"
 ) -> list[list[int]]:
     samples = [
-        Sample(instruction="Say hello.", input="", output="Hello!", source=Source("", 1)),
-        Sample(instruction="3 + 4 = ?", input="", output="Answer: 7", source=Source("", 2)),
+        alpaca_sample(instruction="Say hello.", input="", output="Hello!", source=Source("", 1)),
+        alpaca_sample(instruction="3 + 4 = ?", input="", output="Answer: 7", source=Source("", 2)),
     ]
     if model.run is not None:
         with suppress(UserError):  # the data files may have gone since

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinkersmith.data.samples import Sample, Source
+from tinkersmith.data.samples import Source, alpaca_sample
 
 if TYPE_CHECKING:
     from tinkersmith.text.templates import PromptTemplate
@@ -34,7 +34,9 @@ def model_card(
     """The Markdown of the README.md, with code that asks the model a question."""
     from tinkersmith.text.guards import unguarded
 
-    sample = Sample(instruction="{instruction}", input="", output="{output}", source=Source("", 1))
+    sample = alpaca_sample(
+        instruction="{instruction}", input="", output="{output}", source=Source("", 1)
+    )
     rendered = template.render(sample)
     prompt = unguarded(rendered.prompt)
     end = unguarded(rendered.completion).rpartition("{output}")[2].strip()

@@ -26,7 +26,8 @@ from tinkersmith.files import (
     write_atomically,
     write_json,
 )
-from tinkersmith.settings import FIELDS, Settings, settings_for_file, settings_from
+from tinkersmith.settings.fields import FIELDS, Settings
+from tinkersmith.settings.reading import settings_for_file, settings_from
 from tinkersmith.text.templates import PromptTemplate, template_from_json
 from tinkersmith.version import __version__
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tinkersmith.errors import UserError
 from tinkersmith.models import local_model_folder, resolve_base_model
 from tinkersmith.runs.folder import RunFolder, newest_run, run_of
-from tinkersmith.settings import Settings
+from tinkersmith.settings.fields import Settings
 
 if TYPE_CHECKING:
     from tinkersmith.text.templates import PromptTemplate

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tinkersmith.settings import Settings
+from tinkersmith.settings.fields import Settings
 from tinkersmith.text.templates import PromptTemplate
 from tinkersmith.text.tokenize import TokenizedSample
 from tinkersmith.text.tokenizer import TextTokenizer

@@ -29,7 +29,7 @@ from tinkersmith.models import local_model_folder, resolve_base_model
 from tinkersmith.progress import Progress, watched
 from tinkersmith.service.embedded import start_engine
 from tinkersmith.service.probe import PROBE_EVERY, Probe
-from tinkersmith.settings import Settings
+from tinkersmith.settings.fields import Settings
 
 if TYPE_CHECKING:
     import tinker

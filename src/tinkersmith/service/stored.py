@@ -13,7 +13,7 @@ from tinkersmith.progress import Progress, Say
 from tinkersmith.runs.folder import Checkpoint, RunFolder
 from tinkersmith.runs.pruning import note_deleted_state, old_states
 from tinkersmith.service.connection import ServerGone, Service, open_service
-from tinkersmith.settings import Settings
+from tinkersmith.settings.fields import Settings
 
 _PAGE = 500  # checkpoints of one listing
 _SECONDS_OF_DAY = 86400

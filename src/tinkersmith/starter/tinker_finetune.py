@@ -42,7 +42,7 @@ OUTPUT_DIR = "runs"
 def main() -> None:
     from tinkersmith import train
     from tinkersmith.cli.train import offer_export
-    from tinkersmith.settings import settings_from
+    from tinkersmith.settings.reading import settings_from
 
     folder = Path(__file__).resolve().parent
     settings = settings_from(globals(), where=__file__, folder=folder)

@@ -38,11 +38,33 @@ TEMPLATE_NAMES = ("auto", "instruction", "alpaca", "chat")
 
 
 @dataclass(frozen=True, slots=True)
-class Rendered:
-    """A sample as text."""
+class Piece:
+    """A part of a rendered text that is encoded on its own."""
 
-    prompt: str
-    completion: str  # the text that the model should learn to produce, end token included
+    text: str
+    trained: bool  # whether the loss counts its tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A text to train on: one sequence of tokens. Most samples are one, some are several."""
+
+    pieces: tuple[Piece, ...]
+
+    @classmethod
+    def of(cls, prompt: str, completion: str) -> "Rendered":
+        """One prompt and the completion that the model should learn, end token included."""
+        return cls((Piece(prompt, trained=False), Piece(completion, trained=True)))
+
+    @property
+    def prompt(self) -> str:
+        """All text before the last piece."""
+        return "".join(piece.text for piece in self.pieces[:-1])
+
+    @property
+    def completion(self) -> str:
+        """The last piece's text."""
+        return self.pieces[-1].text
 
 
 @dataclass(frozen=True)
@@ -62,15 +84,23 @@ class TextTemplate:
 
     def render(self, sample: Sample) -> Rendered:
         output = guard(sample.output, self.special_tokens)
-        return Rendered(self.render_prompt(sample), output + self.end)
+        return Rendered.of(self.render_prompt(sample), output + self.end)
+
+    def render_all(self, sample: Sample, train_on: str) -> tuple[Rendered, ...]:
+        """Every sequence of a sample that is trained on."""
+        return (self.render(sample),)
 
     def render_prompt(self, sample: Sample) -> str:
         parts = [self.begin]
-        system = sample.system
-        for question, answer in sample.history:
-            parts += [self._fill(question, "", system), self._guard(answer), "\n"]
-            system = ""
-        parts.append(self._fill(sample.instruction, sample.input, system))
+        system = ""
+        for turn in sample.context:
+            if turn.role == "system":
+                system = turn.text
+            elif turn.role == "user":
+                parts.append(self._fill(turn.text, turn.input, system))
+                system = ""
+            else:
+                parts += [self._guard(turn.text), "\n"]
         return "".join(parts)
 
     def answer(self, generated: str) -> str:
@@ -134,8 +164,12 @@ class ChatTemplate:
         if whole.startswith(prompt) and whole.endswith(self.tail):
             rest = whole[len(prompt) : len(whole) - len(self.tail)]
             if output in rest or _without_spaces(output) in _without_spaces(rest):
-                return Rendered(prompt, rest + self.end)
-        return Rendered(prompt, _closing_thought(prompt, output) + self.end)
+                return Rendered.of(prompt, rest + self.end)
+        return Rendered.of(prompt, _closing_thought(prompt, output) + self.end)
+
+    def render_all(self, sample: Sample, train_on: str) -> tuple[Rendered, ...]:
+        """Every sequence of a sample that is trained on."""
+        return (self.render(sample),)
 
     def render_prompt(self, sample: Sample) -> str:
         return self._render(self._messages(sample), sample, add_generation_prompt=True)
@@ -155,14 +189,16 @@ class ChatTemplate:
         return {"kind": "chat", **asdict(self)}
 
     def _messages(self, sample: Sample) -> list[dict[str, str]]:
-        turns: list[tuple[str, str]] = [("system", sample.system)] if sample.system else []
-        for question, answer in sample.history:
-            turns += [("user", question), ("assistant", answer)]
-        question = sample.instruction
-        if sample.input:
-            question = f"{question}\n\n{sample.input}"
-        turns.append(("user", question))
-        return [{"role": role, "content": guard(text, self.special_tokens)} for role, text in turns]
+        return [
+            {
+                "role": turn.role,
+                "content": guard(
+                    f"{turn.text}\n\n{turn.input}" if turn.input else turn.text,
+                    self.special_tokens,
+                ),
+            }
+            for turn in sample.context
+        ]
 
     def _render(
         self, messages: list[dict[str, str]], sample: Sample, *, add_generation_prompt: bool

@@ -3,12 +3,13 @@
 The name of a cache file depends on what decides its content: the chunk's bytes, the tokenizer and
 the prompt template. You may delete it at any time. The length policy is not part of it.
 
-R: the samples of a chunk. T: the tokens of one sample.
+R: the sequences of a chunk. T: the tokens of one sequence. S: its trained parts.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -20,42 +21,65 @@ from tinkersmith.data.samples import Source
 from tinkersmith.errors import UserError
 from tinkersmith.files import write_atomically
 from tinkersmith.text.templates import PromptTemplate
-from tinkersmith.text.tokenize import LengthEvent, encode_samples, length_event
+from tinkersmith.text.tokenize import (
+    LengthEvent,
+    TokenizedSample,
+    encode_samples,
+    length_policy,
+    spans_before,
+)
 from tinkersmith.text.tokenizer import TextTokenizer
 
 FOLDER = "token-cache"
-_FORM = 2  # of the files
+_FORM = 3  # of the files
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkTokens:
-    """The tokens of a chunk's samples, before the length policy."""
+    """The sequences of a chunk's samples, before the length policy."""
 
-    tokens: np.ndarray  # (sum of all T,), each sample's prompt, then its completion
-    ends: np.ndarray  # (R,) where each sample's tokens end
-    prompt_lengths: np.ndarray  # (R,)
-    records: np.ndarray  # (R,) record numbers, counted from 0 at the chunk's first
+    tokens: np.ndarray  # (sum of all T,)
+    ends: np.ndarray  # (R,) where each sequence's tokens end
+    spans: np.ndarray  # (sum of all S, 2) the trained parts, counted from the sequence's start
+    span_ends: np.ndarray  # (R,) where each sequence's trained parts end
+    firsts: np.ndarray  # (samples + 1,) the first sequence of each sample, and R
+    records: np.ndarray  # (samples,) record numbers, counted from 0 at the chunk's first
     skipped: list[dict[str, Any]]  # from Skipped.to_json, "record" counted likewise
 
     @property
     def lengths(self) -> np.ndarray:
-        """The number of tokens of each sample: (R,)."""
+        """The number of tokens of each sequence: (R,)."""
         return np.diff(self.ends, prepend=0)
 
-    def sample(self, place: int) -> np.ndarray:
-        """The tokens of a sample: (T,) int32."""
-        start = self.ends[place - 1] if place else 0
-        return self.tokens[start : self.ends[place]].astype(np.int32)
+    def sequences_of(self, places: np.ndarray) -> np.ndarray:
+        """The sequences of the samples at some places, in order."""
+        return np.concatenate(
+            [
+                np.zeros(0, dtype=np.int64),
+                *(np.arange(self.firsts[place], self.firsts[place + 1]) for place in places),
+            ]
+        )
+
+    def samples(
+        self, chunk: Chunk, place: int, limit: int, truncate: bool
+    ) -> Iterator[tuple[TokenizedSample | None, LengthEvent | None]]:
+        """What the length policy leaves of each sequence of a sample, and what is said about it."""
+        source = self.source(chunk, place)
+        for sequence in range(int(self.firsts[place]), int(self.firsts[place + 1])):
+            start = int(self.ends[sequence - 1]) if sequence else 0
+            length = int(self.ends[sequence]) - start
+            first = int(self.span_ends[sequence - 1]) if sequence else 0
+            spans = self.spans[first : int(self.span_ends[sequence])]
+            end, event = length_policy(source, spans, length, limit, truncate)
+            if not end:
+                yield None, event
+                continue
+            tokens = self.tokens[start : start + end].astype(np.int32)
+            yield TokenizedSample(tokens, spans_before(spans, end), source), event
 
     def source(self, chunk: Chunk, place: int) -> Source:
         """Where a sample comes from."""
         return Source(chunk.file.as_posix(), chunk.first_record + int(self.records[place]))
-
-    def event(self, chunk: Chunk, place: int, limit: int, truncate: bool) -> LengthEvent | None:
-        """What the length policy does to a sample; None if it stays whole."""
-        start = int(self.ends[place - 1]) if place else 0
-        length, prompt_length = int(self.ends[place]) - start, int(self.prompt_lengths[place])
-        return length_event(self.source(chunk, place), prompt_length, length, limit, truncate)
 
     def bad_records(self, chunk: Chunk) -> list[dict[str, Any]]:
         """The chunk's unusable records, like `Skipped.to_json`."""
@@ -76,16 +100,23 @@ class TokenCache:
     """
 
     def __init__(
-        self, output_dir: Path | str, template: PromptTemplate, tokenizer: TextTokenizer
+        self,
+        output_dir: Path | str,
+        template: PromptTemplate,
+        tokenizer: TextTokenizer,
+        train_on: str,
     ) -> None:
         self.folder = Path(output_dir) / FOLDER
         self.template = template
         self.tokenizer = tokenizer
+        self.train_on = train_on
         self.dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.int32
         made_with = template.to_json()
         if "strftime_now" not in made_with.get("chat_template", ""):
             made_with.pop("date", None)  # the day of training decides nothing
-        self.digest = _digest(str(_FORM), tokenizer.digest, json.dumps(made_with, sort_keys=True))
+        self.digest = _digest(
+            str(_FORM), tokenizer.digest, train_on, json.dumps(made_with, sort_keys=True)
+        )
 
     def tokens_of(self, chunk: Chunk) -> ChunkTokens:
         """The tokens of all samples of the chunk, from the cache if it holds them."""
@@ -102,14 +133,22 @@ class TokenCache:
 
     def _make(self, chunk: Chunk) -> ChunkTokens:
         samples, skipped = read_chunk(chunk)
-        rows = [row[1:] for row in encode_samples(samples, self.template, self.tokenizer)]
-        nothing = np.zeros(0, dtype=np.int32)
+        rows: list[tuple[np.ndarray, np.ndarray]] = []
+        firsts, records = [0], array("q")
+        for sample, sequences in encode_samples(
+            samples, self.template, self.tokenizer, self.train_on
+        ):
+            rows += sequences
+            firsts.append(len(rows))
+            records.append(sample.source.record - chunk.first_record)
+        nothing, no_span = np.zeros(0, dtype=np.int32), np.zeros((0, 2), dtype=np.int64)
         return ChunkTokens(
             tokens=np.concatenate([nothing, *(tokens for tokens, _ in rows)]).astype(self.dtype),
             ends=np.cumsum([len(tokens) for tokens, _ in rows], dtype=np.int64),
-            prompt_lengths=np.array([length for _, length in rows], dtype=np.int64),
-            records=np.array([sample.source.record for sample in samples], dtype=np.int64)
-            - chunk.first_record,
+            spans=np.concatenate([no_span, *(spans for _, spans in rows)]),
+            span_ends=np.cumsum([len(spans) for _, spans in rows], dtype=np.int64),
+            firsts=np.array(firsts, dtype=np.int64),
+            records=np.array(records, dtype=np.int64),
             skipped=[
                 {**record.to_json(), "record": record.source.record - chunk.first_record}
                 for record in skipped
@@ -117,7 +156,7 @@ class TokenCache:
         )
 
 
-_ARRAYS = ("tokens", "ends", "prompt_lengths", "records")
+_ARRAYS = ("tokens", "ends", "spans", "span_ends", "firsts", "records")
 
 
 class _TensorFile(Protocol):

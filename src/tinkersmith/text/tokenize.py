@@ -2,7 +2,7 @@
 
 This module does not handle batches or servers.
 
-T: the tokens of one sample, prompt then completion.
+T: the tokens of one sequence. S: its trained parts.
 """
 
 import sys
@@ -18,29 +18,35 @@ import numpy as np
 
 from tinkersmith.data.samples import Sample, Source
 from tinkersmith.plurals import counted
-from tinkersmith.text.templates import PromptTemplate, choose_template
+from tinkersmith.text.templates import PromptTemplate, Rendered, choose_template
 from tinkersmith.text.tokenizer import CHUNK, TextTokenizer, load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedSample:
-    """A sample as tokens, after the length policy."""
+    """A sequence to train on, after the length policy. Most samples are one, some are several."""
 
-    tokens: np.ndarray  # (T,) int32: prompt then completion
-    prompt_length: int
+    tokens: np.ndarray  # (T,) int32
+    spans: np.ndarray  # (S, 2) int64: where each trained part starts and ends, ascending
     source: Source
 
     @property
     def weights(self) -> np.ndarray:
-        """The loss weight of each token: (T,) float32, 0 on the prompt, 1 on the completion."""
-        weights = np.ones(len(self.tokens), dtype=np.float32)
-        weights[: self.prompt_length] = 0
+        """The loss weight of each token: (T,) float32, 1 on the trained parts, else 0."""
+        weights = np.zeros(len(self.tokens), dtype=np.float32)
+        for start, end in self.spans.tolist():
+            weights[start:end] = 1
         return weights
+
+    @property
+    def prompt_length(self) -> int:
+        """How many tokens stand before the first trained part."""
+        return int(self.spans[0, 0]) if len(self.spans) else len(self.tokens)
 
     @property
     def completion_length(self) -> int:
         """How many tokens are trained on."""
-        return len(self.tokens) - self.prompt_length
+        return int((self.spans[:, 1] - self.spans[:, 0]).sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +75,12 @@ class LengthEvent:
 class TokenizedSamples:
     """The samples that the length policy leaves, and what it did to the others."""
 
-    samples: list[TokenizedSample] = field(default_factory=list[TokenizedSample])
+    samples: list[tuple[TokenizedSample, ...]] = field(
+        default_factory=list[tuple[TokenizedSample, ...]]
+    )
     truncated: list[LengthEvent] = field(default_factory=list[LengthEvent])
     skipped: list[LengthEvent] = field(default_factory=list[LengthEvent])
-    lengths: list[int] = field(default_factory=list[int])  # of every sample, before the policy
+    lengths: list[int] = field(default_factory=list[int])  # of every sequence, before the policy
 
 
 def tokenize(
@@ -81,38 +89,53 @@ def tokenize(
     tokenizer: TextTokenizer,
     max_length: int,
     truncate: bool,
+    train_on: str = "all",
 ) -> TokenizedSamples:
-    """Encode prompt and completion apart, so that their join is the same in training and use.
+    """Encode the pieces of each sample apart, so that their joins are the same in use.
 
     Args:
-        max_length: the most tokens of a sample.
-        truncate: whether a longer sample keeps its whole prompt and loses the end of its
-            completion, end token included. Otherwise it is skipped.
+        max_length: the most tokens of a sequence.
+        truncate: whether a longer sequence is cut, at the end of an answer if one fits, else within
+            the first one, whose prompt stays whole. Otherwise it is skipped.
+        train_on: a value of TRAIN_ON.
     """
     data = TokenizedSamples()
-    for sample, tokens, prompt_length in encode_samples(samples, template, tokenizer):
-        length = len(tokens)
-        data.lengths.append(length)
-        event = length_event(sample.source, prompt_length, length, max_length, truncate)
-        if event is not None:
-            (data.truncated if event.after else data.skipped).append(event)
-        if event is None or event.after:
-            data.samples.append(TokenizedSample(tokens[:max_length], prompt_length, sample.source))
+    for sample, sequences in encode_samples(samples, template, tokenizer, train_on):
+        fitting: list[TokenizedSample] = []
+        for tokens, spans in sequences:
+            data.lengths.append(len(tokens))
+            end, event = length_policy(sample.source, spans, len(tokens), max_length, truncate)
+            if event is not None:
+                (data.truncated if event.after else data.skipped).append(event)
+            if end:
+                fitting.append(
+                    TokenizedSample(tokens[:end], spans_before(spans, end), sample.source)
+                )
+        if fitting:
+            data.samples.append(tuple(fitting))
     return data
 
 
 def encode_samples(
-    samples: Iterable[Sample], template: PromptTemplate, tokenizer: TextTokenizer
-) -> Iterator[tuple[Sample, np.ndarray, int]]:
-    """Yield each sample with all its tokens, (T,) int32, and the number of its prompt's tokens."""
+    samples: Iterable[Sample],
+    template: PromptTemplate,
+    tokenizer: TextTokenizer,
+    train_on: str = "all",
+) -> Iterator[tuple[Sample, list[tuple[np.ndarray, np.ndarray]]]]:
+    """Yield each sample with its sequences: their tokens, (T,) int32, and spans, (S, 2)."""
     # The tokenizer uses all cores without Python's lock. Meanwhile, the caller uses the chunk
     # before, and this thread renders the chunk after.
     with ThreadPoolExecutor(max_workers=1) as pool:
-        encoding: deque[tuple[list[Sample], Future[list[list[int]]]]] = deque()
+        encoding: deque[tuple[list[tuple[Sample, tuple[Rendered, ...]]], Any]] = deque()
         for chunk in _chunks(samples):
-            pairs = [template.render(sample) for sample in chunk]
-            texts = [text for pair in pairs for text in (pair.prompt, pair.completion)]
-            encoding.append((chunk, pool.submit(tokenizer.ids_of, texts)))
+            rendered = [(sample, template.render_all(sample, train_on)) for sample in chunk]
+            texts = [
+                piece.text
+                for _, sequences in rendered
+                for sequence in sequences
+                for piece in sequence.pieces
+            ]
+            encoding.append((rendered, pool.submit(tokenizer.ids_of, texts)))
             if len(encoding) > 2:
                 yield from _joined(*encoding.popleft())
         while encoding:
@@ -120,27 +143,55 @@ def encode_samples(
 
 
 def _joined(
-    samples: list[Sample], ids: "Future[list[list[int]]]"
-) -> Iterator[tuple[Sample, np.ndarray, int]]:
-    rows = ids.result()
-    for sample, prompt, completion in zip(samples, rows[::2], rows[1::2], strict=True):
-        yield sample, np.array(prompt + completion, dtype=np.int32), len(prompt)
+    rendered: list[tuple[Sample, tuple[Rendered, ...]]], ids: "Future[list[list[int]]]"
+) -> Iterator[tuple[Sample, list[tuple[np.ndarray, np.ndarray]]]]:
+    rows = iter(ids.result())
+    for sample, sequences in rendered:
+        yield sample, [_sequence(sequence, rows) for sequence in sequences]
 
 
-def length_event(
-    source: Source, prompt_length: int, length: int, limit: int, truncate: bool
-) -> LengthEvent | None:
-    """What the length policy does to a sample; None if it stays whole."""
+def _sequence(rendered: Rendered, rows: Iterator[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens, (T,), and spans, (S, 2), of the pieces whose tokens come next in `rows`."""
+    tokens: list[int] = []
+    spans: list[tuple[int, int]] = []
+    for piece in rendered.pieces:
+        start = len(tokens)
+        tokens += next(rows)
+        if piece.trained and len(tokens) > start:
+            spans.append((start, len(tokens)))
+    return np.array(tokens, dtype=np.int32), np.array(spans, dtype=np.int64).reshape(-1, 2)
+
+
+def length_policy(
+    source: Source, spans: np.ndarray, length: int, limit: int, truncate: bool
+) -> tuple[int, LengthEvent | None]:
+    """How many tokens of a sequence are kept, and what is said about it if not all are.
+
+    A cut keeps whole answers where one fits; else it cuts the first one.
+
+    Args:
+        spans: (S, 2) of the sequence's trained parts.
+    """
     if length <= limit:
-        return None
-    if prompt_length >= limit:
-        reason = (
-            f"its prompt alone has {counted(prompt_length, 'token')}, and {limit:,} is the most"
-        )
-        return LengthEvent(source, length, 0, reason)
+        return length, None
+    first = int(spans[0, 0]) if len(spans) else 0
+    if first >= limit:
+        reason = f"its prompt alone has {counted(first, 'token')}, and {limit:,} is the most"
+        return 0, LengthEvent(source, length, 0, reason)
     if not truncate:
-        return LengthEvent(source, length, 0, f"{length:,} tokens are more than {limit:,}")
-    return LengthEvent(source, length, limit, f"{length:,} -> {limit:,} tokens")
+        reason = f"{length:,} tokens are more than {limit:,}"
+        return 0, LengthEvent(source, length, 0, reason)
+    whole = spans[spans[:, 1] <= limit, 1]
+    end = int(whole[-1]) if len(whole) and len(spans) > 1 else limit
+    reason = f"{length:,} -> {end:,} tokens"
+    if len(spans) > 1 and len(whole):
+        reason += f", the first {len(whole)} of {counted(len(spans), 'answer')}"
+    return end, LengthEvent(source, length, end, reason)
+
+
+def spans_before(spans: np.ndarray, end: int) -> np.ndarray:
+    """The spans within the first `end` tokens; the last one may be cut: (S, 2)."""
+    return np.minimum(spans[spans[:, 0] < end], end)
 
 
 def token_lengths(

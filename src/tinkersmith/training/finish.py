@@ -5,6 +5,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tinkersmith.batches.length_report import LengthReport
 from tinkersmith.errors import UserError
 from tinkersmith.files import write_json
 from tinkersmith.progress import Progress
@@ -13,7 +14,6 @@ from tinkersmith.service.answers import request_answers
 from tinkersmith.service.stored import stored_line
 from tinkersmith.text.guards import unguarded
 from tinkersmith.training.advice import advice
-from tinkersmith.training.length_report import LengthReport
 from tinkersmith.training.loop import Curves
 from tinkersmith.training.plan import Plan
 

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tinkersmith.batches.length_report import LengthReport
+from tinkersmith.batches.order import learning_rate_at
+from tinkersmith.batches.summary import none_fits
 from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError
 from tinkersmith.plurals import counted
@@ -14,11 +17,8 @@ from tinkersmith.progress import Clock, Progress, Task
 from tinkersmith.runs.folder import Checkpoint
 from tinkersmith.service.answers import to_datum
 from tinkersmith.service.stored import OldStates, lifetime
-from tinkersmith.training.batches import learning_rate_at
 from tinkersmith.training.interruption import Interruption
-from tinkersmith.training.length_report import LengthReport
 from tinkersmith.training.plan import Plan
-from tinkersmith.training.summary import none_fits
 
 if TYPE_CHECKING:
     import tinker

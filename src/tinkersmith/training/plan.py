@@ -6,9 +6,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tinkersmith.batches.in_memory import read_into_memory
+from tinkersmith.batches.order import steps_per_epoch
+from tinkersmith.batches.source import DataSource, Encoding, TokenizedData
+from tinkersmith.batches.streamed import open_stream
 from tinkersmith.command_line import command_line
 from tinkersmith.data.large_files import are_streamed
-from tinkersmith.data.samples import Sample, find_files
+from tinkersmith.data.samples import Sample
 from tinkersmith.errors import UserError
 from tinkersmith.fingerprint import base_fingerprint
 from tinkersmith.models import local_model_folder, resolve_base_model
@@ -26,13 +30,11 @@ from tinkersmith.runs.provenance import (
 from tinkersmith.runs.resume import Resume, checkpoint_refused, set_aside, starting_checkpoint
 from tinkersmith.service.connection import TRAINING_METADATA, ServerGone, Service, open_service
 from tinkersmith.service.facts import engine_facts
-from tinkersmith.settings import Settings, settings_for_file
+from tinkersmith.settings.fields import Settings
+from tinkersmith.settings.reading import settings_for_file
+from tinkersmith.sources.find import find_files
 from tinkersmith.text.templates import PromptTemplate, choose_template
 from tinkersmith.text.tokenizer import TextTokenizer
-from tinkersmith.training.batches import steps_per_epoch
-from tinkersmith.training.in_memory import read_into_memory
-from tinkersmith.training.source import DataSource, Encoding, TokenizedData
-from tinkersmith.training.streamed import open_stream
 
 if TYPE_CHECKING:
     import tinker

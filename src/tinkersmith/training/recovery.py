@@ -3,13 +3,13 @@
 from contextlib import ExitStack
 from dataclasses import replace
 
+from tinkersmith.batches.length_report import LengthReport
 from tinkersmith.progress import Progress
 from tinkersmith.runs.resume import Resume, set_aside
 from tinkersmith.service.connection import ServerGone
 from tinkersmith.service.reconnection import Reconnection
 from tinkersmith.training.finish import TrainedRun, finish
 from tinkersmith.training.interruption import Interruption
-from tinkersmith.training.length_report import LengthReport
 from tinkersmith.training.loop import Loop
 from tinkersmith.training.plan import Plan, open_training_client
 

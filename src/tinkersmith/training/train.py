@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from tinkersmith.batches.length_report import LengthReport
 from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError, reason_of
 from tinkersmith.models import resolve_base_model
@@ -17,10 +18,10 @@ from tinkersmith.runs.folder import RunFolder, open_run
 from tinkersmith.runs.lock import locked
 from tinkersmith.runs.resume import Resume
 from tinkersmith.service.connection import ServerGone
-from tinkersmith.settings import FIELDS, Settings, settings_from
+from tinkersmith.settings.fields import FIELDS, Settings
+from tinkersmith.settings.reading import settings_from
 from tinkersmith.training.finish import TrainedRun
 from tinkersmith.training.interruption import Interruption, interruption
-from tinkersmith.training.length_report import LengthReport
 from tinkersmith.training.plan import prepare
 from tinkersmith.training.recovery import train_to_the_end
 from tinkersmith.training.transcript import Transcript

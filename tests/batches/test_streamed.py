@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,20 @@ import numpy as np
 import pytest
 
 from tests.support.tiny_models import make_tiny_model, make_tiny_tokenizer
+from tinkersmith.batches.in_memory import TokensInMemory, read_into_memory
+from tinkersmith.batches.order import steps_per_epoch
+from tinkersmith.batches.source import Encoding
+from tinkersmith.batches.streamed import TokenStream, open_stream
 from tinkersmith.data import large_files
 from tinkersmith.errors import UserError
 from tinkersmith.progress import Progress
 from tinkersmith.runs.folder import RunFolder
-from tinkersmith.settings import Settings, settings_from
+from tinkersmith.settings.fields import Settings
+from tinkersmith.settings.reading import settings_from
 from tinkersmith.text.templates import choose_template
 from tinkersmith.text.token_cache import FOLDER
 from tinkersmith.text.tokenize import TokenizedSample
 from tinkersmith.text.tokenizer import TextTokenizer, load_tokenizer
-from tinkersmith.training.batches import steps_per_epoch
-from tinkersmith.training.in_memory import TokensInMemory, read_into_memory
-from tinkersmith.training.source import Encoding
-from tinkersmith.training.streamed import TokenStream, open_stream
 from tinkersmith.training.train import train
 
 pytestmark = pytest.mark.engine
@@ -102,7 +104,7 @@ def newest(settings: Settings) -> RunFolder:
 
 
 def as_values(samples: list[TokenizedSample]) -> list[tuple[Any, ...]]:
-    return [(sample.tokens.tolist(), sample.prompt_length, sample.source) for sample in samples]
+    return [(sample.tokens.tolist(), sample.spans.tolist(), sample.source) for sample in samples]
 
 
 def epoch_of(data: TokenStream, settings: Settings, epoch: int) -> list[TokenizedSample]:
@@ -124,7 +126,7 @@ def test_each_epoch_trains_on_exactly_what_memory_would_hold(
     settings = settings.model_copy(update={"truncate_long_sequences": truncate})
     data, whole = open_data(settings), in_memory(settings, tokenizer)
     epochs = [as_values(epoch_of(data, settings, epoch)) for epoch in (0, 1)]
-    expected = sorted(as_values(whole.training), key=str)
+    expected = sorted(as_values(list(chain.from_iterable(whole.training))), key=str)
     assert [sorted(epoch, key=str) for epoch in epochs] == [expected, expected]
     records = [[source.record for _, _, source in epoch] for epoch in epochs]
     assert records[0] != records[1] != sorted(records[1])

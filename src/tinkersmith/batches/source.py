@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from tinkersmith.batches.summary import DataSummary
 from tinkersmith.data.samples import Sample
 from tinkersmith.progress import Progress
 from tinkersmith.runs.folder import RunFolder
-from tinkersmith.settings import Settings
+from tinkersmith.settings.fields import Settings
 from tinkersmith.text.templates import PromptTemplate
 from tinkersmith.text.tokenize import TokenizedSample
 from tinkersmith.text.tokenizer import TextTokenizer
-from tinkersmith.training.summary import DataSummary
 
 
 @dataclass(frozen=True, slots=True)

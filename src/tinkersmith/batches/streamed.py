@@ -11,10 +11,14 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
+from tinkersmith.batches.order import steps_per_epoch
+from tinkersmith.batches.source import Encoding
+from tinkersmith.batches.summary import DataSummary, event_lines, write_duplicates
 from tinkersmith.data.large_files import Chunk, LargeFiles, scan
 from tinkersmith.data.lengths import LengthStatistics
 from tinkersmith.data.samples import Sample
@@ -23,12 +27,9 @@ from tinkersmith.files import write_json
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress
 from tinkersmith.runs.folder import RunFolder
-from tinkersmith.settings import Settings
+from tinkersmith.settings.fields import Settings
 from tinkersmith.text.token_cache import ChunkTokens, TokenCache
-from tinkersmith.text.tokenize import LengthEvent, TokenizedSample, tokenize
-from tinkersmith.training.batches import steps_per_epoch
-from tinkersmith.training.source import Encoding
-from tinkersmith.training.summary import DataSummary, event_lines, write_duplicates
+from tinkersmith.text.tokenize import LengthEvent, TokenizedSample, TokenizedSamples, tokenize
 
 WINDOW = 8  # chunks: some ten thousand samples
 
@@ -79,15 +80,21 @@ class TokenStream:
         self._files, self._chunks = files, files.chunks
         self._seed, self._batch_size = settings.seed, settings.batch_size
         self._policy: _Policy = (encoding.max_length, encoding.truncate)
-        self._cache = TokenCache(settings.output_dir, encoding.template, encoding.tokenizer)
+        self._cache = TokenCache(
+            settings.output_dir, encoding.template, encoding.tokenizer, settings.train_on
+        )
         self._held_out = tokenize(
-            files.validation, encoding.template, encoding.tokenizer, *self._policy
+            files.validation,
+            encoding.template,
+            encoding.tokenizer,
+            *self._policy,
+            settings.train_on,
         )
         self._sizes = np.array([chunk.training for chunk in self._chunks])
         self._epoch_order = lru_cache(maxsize=2)(self._shuffled_chunks)
         self._windows: dict[tuple[int, int], _Window] = {}
         self._background = _Background(files, self._cache, self._policy)
-        self.validation = self._held_out.samples
+        self.validation = list(chain.from_iterable(self._held_out.samples))
         self.count = int(self._sizes.sum())
 
     def batch(self, step: int) -> list[TokenizedSample]:
@@ -106,9 +113,7 @@ class TokenStream:
                 window = self._windows.get((epoch, number))
                 used[epoch, number] = window or self._load(windows[number], epoch, number)
             before = int(ends[number - 1]) if number else 0
-            sample = used[epoch, number].sample(position - before, *self._policy)
-            if sample is not None:
-                batch.append(sample)
+            batch += used[epoch, number].sequences(position - before, *self._policy)
         self._windows = used
         return batch
 
@@ -137,7 +142,7 @@ class TokenStream:
         return self._background.is_complete()
 
     def summary(self) -> DataSummary:
-        return self._background.summary(self._held_out.truncated, self._held_out.skipped)
+        return self._background.summary(self._held_out)
 
     def _validation_lines(self) -> list[dict[str, Any]]:
         records = [skipped.to_json() for skipped in self._files.validation_skipped]
@@ -174,18 +179,11 @@ class _Window:
             places[shuffled(len(places), *seeds)],
         )
 
-    def sample(self, position: int, limit: int, truncate: bool) -> TokenizedSample | None:
-        """The sample at a position of the window; None if it is too long."""
+    def sequences(self, position: int, limit: int, truncate: bool) -> list[TokenizedSample]:
+        """What is left of the sample at a position of the window; nothing if it is too long."""
         index, place = int(self.places[position, 0]), int(self.places[position, 1])
-        chunk, tokens = self.chunks[index], self.tokens[index]
-        event = tokens.event(chunk, place, limit, truncate)
-        if event is not None and not event.after:
-            return None
-        return TokenizedSample(
-            tokens.sample(place)[:limit],
-            int(tokens.prompt_lengths[place]),
-            tokens.source(chunk, place),
-        )
+        rows = self.tokens[index].samples(self.chunks[index], place, limit, truncate)
+        return [sample for sample, _ in rows if sample is not None]
 
 
 class _Background:
@@ -199,7 +197,7 @@ class _Background:
         self._files, self._cache, self._policy = files, cache, policy
         self._lengths: Counter[int] = Counter()
         self._first_events: list[LengthEvent] = []
-        self._too_long = self._truncated = 0
+        self._too_long = self._truncated = self._left_out = self._sequences = 0
         self._done: set[int] = set()
         self._error: BaseException | None = None
         self._stopped = False
@@ -235,16 +233,18 @@ class _Background:
         if self._thread is not None:
             self._thread.join()
 
-    def summary(self, truncated: list[LengthEvent], skipped: list[LengthEvent]) -> DataSummary:
-        """Counts of all samples, including validation samples, which are `truncated`, `skipped`."""
+    def summary(self, held_out: TokenizedSamples) -> DataSummary:
+        """Counts of all samples, those for validation included."""
         self.wait_for(range(len(self._files.chunks)))
         return DataSummary(
             lengths=self._statistics(),
-            training=sum(chunk.training for chunk in self._files.chunks) - self._too_long,
-            too_long=self._too_long + len(skipped),
-            truncated=self._truncated + len(truncated),
+            training=sum(chunk.training for chunk in self._files.chunks) - self._left_out,
+            sequences=self._sequences,
+            validation=len(held_out.samples),
+            too_long=self._too_long + len(held_out.skipped),
+            truncated=self._truncated + len(held_out.truncated),
             unusable=self._files.skipped_count + len(self._files.validation_skipped),
-            first_events=[*self._first_events, *skipped, *truncated][:10],
+            first_events=[*self._first_events, *held_out.skipped, *held_out.truncated][:10],
         )
 
     def _tokenise(self, run: RunFolder, order: list[int]) -> None:
@@ -268,10 +268,19 @@ class _Background:
     def _apply_policy(self, chunk: Chunk, tokens: ChunkTokens) -> list[dict[str, Any]]:
         """Count the chunk's lengths, and return its lines of skipped.jsonl."""
         places = chunk.training_places()
-        lengths = tokens.lengths[places]
+        sequences = tokens.sequences_of(places)
+        lengths = tokens.lengths[sequences]
         self._lengths.update(lengths.tolist())
-        over = places[lengths > self._policy[0]].tolist()
-        events = [event for place in over if (event := tokens.event(chunk, place, *self._policy))]
+        self._sequences += len(lengths)
+        events: list[LengthEvent] = []
+        over = np.unique(
+            np.searchsorted(tokens.firsts, sequences[lengths > self._policy[0]], side="right") - 1
+        )
+        for place in over.tolist():
+            rows = list(tokens.samples(chunk, place, *self._policy))
+            events += [event for _, event in rows if event is not None]
+            self._left_out += all(sample is None for sample, _ in rows)
+            self._sequences -= sum(sample is None for sample, _ in rows)
         too_long = [event for event in events if not event.after]
         truncated = [event for event in events if event.after]
         self._too_long += len(too_long)

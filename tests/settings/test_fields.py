@@ -11,14 +11,8 @@ import pytest
 from tests.support.paths import ROOT
 from tinkersmith.errors import UserError
 from tinkersmith.models import resolve_base_model
-from tinkersmith.settings import (
-    FIELDS,
-    Settings,
-    load_settings,
-    settings_for_file,
-    settings_from,
-    settings_table,
-)
+from tinkersmith.settings.fields import FIELDS, Settings, settings_table
+from tinkersmith.settings.reading import load_settings, settings_for_file, settings_from
 
 
 def write_config(tmp_path: Path, text: str) -> Path:
@@ -123,7 +117,7 @@ RANK = "between 1 and 512 (a usual choice: 8 to 64)."
         ({"DATA_FILES": ""}, 'DATA_FILES[0] is ""; it must be the name of a file.'),
         ({"MODEL_NAME_PREFIX": "../x"}, 'MODEL_NAME_PREFIX is "../x"; it must be a name of'),
         ({"LORA_RNK": 8}, "LORA_RNK is not a setting; did you mean LORA_RANK?"),
-        ({"COLOUR": 8}, "COLOUR is not a setting; docs/reference/settings.md lists all"),
+        ({"HUE_OF_IT": 8}, "HUE_OF_IT is not a setting; docs/reference/settings.md lists all"),
         (
             {"TINKER_API_KEY": "tml-x"},
             "TINKER_API_KEY is not a setting. Set it in the environment, where it is not saved "

@@ -17,10 +17,12 @@ from tinkersmith.text.tokenize import LengthEvent
 class DataSummary:
     """Counts of all samples. The skipped and truncated ones are listed in skipped.jsonl."""
 
-    lengths: LengthStatistics  # of the training samples, before the length policy
+    lengths: LengthStatistics  # of the training sequences, before the length policy
     training: int  # samples to train on
-    too_long: int
-    truncated: int
+    sequences: int  # that they are rendered as: at least one for each
+    validation: int  # samples to measure
+    too_long: int  # sequences that are skipped
+    truncated: int  # sequences that are cut
     unusable: int  # records
     first_events: list[LengthEvent]  # at most 10
 

@@ -3,25 +3,27 @@
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
+from tinkersmith.batches.order import batch_indices
+from tinkersmith.batches.source import Encoding
+from tinkersmith.batches.summary import DataSummary, event_lines, none_fits, write_duplicates
 from tinkersmith.data.duplicates import Duplicates, find_duplicates
 from tinkersmith.data.lengths import LengthStatistics
+from tinkersmith.data.load import LoadedSamples, load_samples
 from tinkersmith.data.report import duplicate_lines, read_lines, skipped_lines, validation_lines
-from tinkersmith.data.samples import LoadedSamples, Sample, load_samples, overlap
+from tinkersmith.data.samples import Sample, overlap
 from tinkersmith.data.shuffle import VALIDATION_STREAM, shuffled
 from tinkersmith.errors import UserError
 from tinkersmith.files import write_json
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress
 from tinkersmith.runs.folder import RunFolder
-from tinkersmith.settings import Settings
+from tinkersmith.settings.fields import Settings
 from tinkersmith.text.tokenize import LengthEvent, TokenizedSample, tokenize
-from tinkersmith.training.batches import batch_indices
-from tinkersmith.training.source import Encoding
-from tinkersmith.training.summary import DataSummary, event_lines, none_fits, write_duplicates
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,13 @@ class SamplesInMemory:
         ]
 
     def tokenized(self, encoding: Encoding, progress: Progress) -> "TokensInMemory":
-        how = (encoding.template, encoding.tokenizer, encoding.max_length, encoding.truncate)
+        how = (
+            encoding.template,
+            encoding.tokenizer,
+            encoding.max_length,
+            encoding.truncate,
+            encoding.settings.train_on,
+        )
         count = len(self.training) + len(self.validation)
         with progress.doing(f"tokenising {counted(count, 'sample')}"):
             training = tokenize(self.training, *how)
@@ -63,7 +71,8 @@ class SamplesInMemory:
             raise none_fits(len(self.training), encoding.max_length)
         return TokensInMemory(
             training=training.samples,
-            validation=validation.samples,
+            validation=list(chain.from_iterable(validation.samples)),
+            held_out=len(validation.samples),
             lengths=LengthStatistics.of(training.lengths, "tokens", encoding.max_length),
             truncated=[*training.truncated, *validation.truncated],
             too_long=[*training.skipped, *validation.skipped],
@@ -80,8 +89,9 @@ class SamplesInMemory:
 class TokensInMemory:
     """All batches of a run. See `TokenizedData`."""
 
-    training: list[TokenizedSample]
+    training: list[tuple[TokenizedSample, ...]]  # the sequences of each sample
     validation: list[TokenizedSample]
+    held_out: int  # samples
     lengths: LengthStatistics
     truncated: list[LengthEvent]
     too_long: list[LengthEvent]
@@ -96,7 +106,7 @@ class TokensInMemory:
 
     def batch(self, step: int) -> list[TokenizedSample]:
         indices = batch_indices(len(self.training), self.batch_size, self.seed, step)
-        return [self.training[index] for index in indices]
+        return [sequence for index in indices for sequence in self.training[index]]
 
     def start(self, run: RunFolder, first_step: int) -> None:
         write_json(run.file("lengths.json"), self.lengths.to_json())
@@ -114,6 +124,8 @@ class TokensInMemory:
         return DataSummary(
             lengths=self.lengths,
             training=len(self.training),
+            sequences=sum(map(len, self.training)),
+            validation=self.held_out,
             too_long=len(self.too_long),
             truncated=len(self.truncated),
             unusable=len(self.skipped_records),
@@ -122,8 +134,8 @@ class TokensInMemory:
 
     def digest(self) -> str:
         digest = hashlib.sha256()
-        for sample in [*self.training, *self.validation]:
-            digest.update(np.array([len(sample.tokens), sample.prompt_length]).tobytes())
+        for sample in chain(chain.from_iterable(self.training), self.validation):
+            digest.update(np.array([len(sample.tokens), *sample.spans.ravel()]).tobytes())
             digest.update(sample.tokens.tobytes())
         return digest.hexdigest()
 

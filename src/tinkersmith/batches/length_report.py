@@ -1,10 +1,10 @@
 """The lengths of the samples and what became of them, printed once, when all are tokenised."""
 
+from tinkersmith.batches.source import TokenizedData
+from tinkersmith.batches.summary import DataSummary
 from tinkersmith.data.lengths import format_length_statistics
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress
-from tinkersmith.training.source import TokenizedData
-from tinkersmith.training.summary import DataSummary
 
 
 class LengthReport:
@@ -37,7 +37,7 @@ class LengthReport:
             more = summary.too_long + summary.truncated - len(summary.first_events)
             if more:
                 say(f"  ... and {more:,} more; all of them are in skipped.jsonl.")
-        validation = len(self._data.validation)
+        validation = summary.validation
         read = summary.training + validation + summary.too_long + summary.unusable
         for_validation = f", {validation:,} for validation" if validation else ""
         say(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tinkersmith.training.batches import batch_indices, learning_rate_at, steps_per_epoch
+from tinkersmith.batches.order import batch_indices, learning_rate_at, steps_per_epoch
 
 
 def test_every_epoch_sees_every_sample_once_in_an_order_of_its_own() -> None:

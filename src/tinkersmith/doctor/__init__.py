@@ -1,0 +1,1 @@
+"""What is wrong with samples: duplicates, contradictions, leaks, odd answers."""

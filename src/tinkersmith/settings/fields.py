@@ -1,0 +1,376 @@
+"""The user's settings: every name, type, range, default and help text, in one typed place.
+
+Users write them upper-case in config.py or as --set NAME=VALUE; code reads `settings.lora_rank`.
+Names of files in a `Settings` value are as seen from the current folder.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+)
+from pydantic.fields import FieldInfo
+
+from tinkersmith.errors import one_line
+
+
+def _as_file_list(value: object) -> object:
+    if isinstance(value, str | os.PathLike):
+        names: Sequence[object] = [cast(object, value)]
+    elif isinstance(value, list | tuple):
+        names = cast(Sequence[object], value)
+    else:
+        return value
+    return [
+        os.fspath(cast("os.PathLike[str]", name)) if isinstance(name, os.PathLike) else name
+        for name in names
+    ]
+
+
+FileNames = Annotated[
+    list[Annotated[str, StringConstraints(pattern=r"\S")]], BeforeValidator(_as_file_list)
+]
+
+
+def _setting(
+    default: Any, meaning: str, kind: str, limits: str = "", usual: str = "", **checks: Any
+) -> Any:
+    """A field with help for users: its kind ("a whole number") and limits ("between 1 and 2")."""
+    about: dict[str, Any] = {"kind": kind, "limits": limits, "usual": usual}
+    return Field(default, description=meaning, json_schema_extra=about, **checks)
+
+
+class Settings(BaseModel):
+    """The settings of one training run. Make them with `load_settings` or `settings_from`."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        protected_namespaces=(),
+    )
+
+    data_files: FileNames = _setting(
+        ["data/train_set.json"],
+        "The files to train on: JSON arrays or JSON Lines, also gzip-ed.",
+        "a list of at least one file name",
+        min_length=1,
+    )
+    base_model: str = _setting(
+        "tinkersmith/tiny-math",
+        "The model to start from: the bundled one, a name that the server offers, or a folder "
+        "in Hugging Face format.",
+        "the name of a model, or a folder",
+        pattern=r"\S",
+    )
+    lora_rank: int = _setting(
+        16,
+        "The adapter's rank: a higher one learns more and needs more memory.",
+        "a whole number",
+        "between 1 and 512",
+        "8 to 64",
+        ge=1,
+        le=512,
+    )
+    learning_rate: float = _setting(
+        5e-3,
+        "The highest learning rate of the run. The default suits only the bundled model; larger "
+        "models need less.",
+        "a number",
+        "above 0 and at most 1",
+        "1e-4 to 5e-4; 5e-3 for the bundled model",
+        gt=0,
+        le=1,
+    )
+    num_epochs: int = _setting(
+        2,
+        "How often training goes through the whole training data.",
+        "a whole number",
+        "between 1 and 1000",
+        "1 to 3",
+        ge=1,
+        le=1000,
+    )
+    model_name_prefix: str = _setting(
+        "my-model",
+        "The trained model's name begins with this; date and time follow.",
+        "a name of at most 64 letters, digits, dots, - and _ that begins with a letter or digit",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=64,
+    )
+    sampling_max_tokens: int = _setting(
+        1024,
+        "The longest answer, in tokens.",
+        "a whole number",
+        "between 1 and 131072",
+        "256 to 4096",
+        ge=1,
+        le=131072,
+    )
+    sampling_temperature: float = _setting(
+        0.0,
+        "0 always takes the most likely token; higher values vary the answers.",
+        "a number",
+        "between 0 and 2",
+        "0 for evaluation, 0.7 for variety",
+        ge=0,
+        le=2,
+    )
+    sampling_num_samples: int = _setting(
+        1,
+        "How many answers are sampled for one prompt.",
+        "a whole number",
+        "between 1 and 128",
+        "1",
+        ge=1,
+        le=128,
+    )
+    max_sequence_length: int = _setting(
+        16384,
+        "The longest sample, prompt and answer together, in tokens.",
+        "a whole number",
+        "between 16 and 1048576",
+        "2048 to 32768",
+        ge=16,
+        le=1048576,
+    )
+    truncate_long_sequences: bool = _setting(
+        True,
+        "True cuts the end off answers that are too long; False skips such samples.",
+        "True or False",
+    )
+    show_length_warnings: bool = _setting(
+        True,
+        "Print the first ten samples that were cut or skipped.",
+        "True or False",
+    )
+    backend: Literal["auto", "tinker", "local"] = _setting(
+        "auto",
+        '"auto" trains in Tinker\'s cloud if TINKER_API_KEY is set, else on this machine; '
+        '"tinker" is the cloud or the server at TINKER_BASE_URL; "local" is this machine.',
+        'one of "auto", "tinker", "local"',
+    )
+    batch_size: int = _setting(
+        8,
+        "Samples per training step.",
+        "a whole number",
+        "between 1 and 65536",
+        "8 to 128",
+        ge=1,
+        le=65536,
+    )
+    lr_schedule: Literal["linear", "cosine", "constant"] = _setting(
+        "linear",
+        "How the learning rate falls over the run.",
+        'one of "linear", "cosine", "constant"',
+    )
+    warmup_ratio: float = _setting(
+        0.03,
+        "The share of the run in which the learning rate rises to its highest value.",
+        "a number",
+        "between 0 and 0.5",
+        "0.03",
+        ge=0,
+        le=0.5,
+    )
+    grad_clip_norm: float = _setting(
+        1.0,
+        "Gradients with a larger norm are scaled down to this one; 0 turns it off.",
+        "a number",
+        "between 0 and 1000000",
+        "1.0",
+        ge=0,
+        le=1_000_000,
+    )
+    validation_files: FileNames = _setting(
+        [],
+        "Files that are measured during training and never trained on.",
+        "a list of file names",
+    )
+    validation_ratio: float = _setting(
+        0.0,
+        "The share of the training data held out for validation, if there are no validation files.",
+        "a number",
+        "between 0 and 0.5",
+        "0.05",
+        ge=0,
+        le=0.5,
+    )
+    eval_every: int = _setting(
+        0,
+        "Measure the validation data every so many steps; 0 is at the end of each epoch.",
+        "a whole number",
+        "between 0 and 1000000000",
+        "0, or 50 for long runs",
+        ge=0,
+        le=1_000_000_000,
+    )
+    save_every: int = _setting(
+        0,
+        "Save a checkpoint every so many steps; 0 is only at the end of each epoch.",
+        "a whole number",
+        "between 0 and 1000000000",
+        "0, or 100 for long runs",
+        ge=0,
+        le=1_000_000_000,
+    )
+    save_every_minutes: float = _setting(
+        10.0,
+        "Save a checkpoint when the last one is so many minutes old; 0 turns this off.",
+        "a number",
+        "between 0 and 10080",
+        "10",
+        ge=0,
+        le=10080,
+    )
+    keep_last: int = _setting(
+        3,
+        "How many states of a run stay on the server, beside the best one and the last of each "
+        "epoch: older ones are deleted after each save. 0 keeps all. Sampler weights always stay.",
+        "a whole number",
+        "between 0 and 1000000000",
+        "3",
+        ge=0,
+        le=1_000_000_000,
+    )
+    checkpoint_ttl_days: int = _setting(
+        0,
+        "The server deletes a run's checkpoints after so many days; 0 never. The end of a run "
+        "says so.",
+        "a whole number",
+        "between 0 and 3650",
+        "0, or 30 in the cloud",
+        ge=0,
+        le=3650,
+    )
+    server_patience: int = _setting(
+        600,
+        "How long a run waits for a server by URL or the cloud that does not answer, in seconds; "
+        "0 gives up at once.",
+        "a whole number",
+        "between 0 and 86400",
+        "600",
+        ge=0,
+        le=86400,
+    )
+    seed: int = _setting(
+        42,
+        "Decides the order of the samples and the adapter's first weights.",
+        "a whole number",
+        "between 0 and 2147483647",
+        "42",
+        ge=0,
+        le=2**31 - 1,
+    )
+    prompt_template: str = _setting(
+        "auto",
+        'How a sample becomes text: "instruction", "alpaca", "chat" (the model\'s own chat '
+        "template), or a format string of your own with {instruction} and optionally {input} and "
+        '{system}. "auto" uses "chat" for instruct models, else "instruction".',
+        '"auto", "instruction", "alpaca", "chat" or a format string with {instruction}',
+    )
+    train_on: Literal["all", "last", "all_text"] = _setting(
+        "all",
+        'Which turns of a conversation are trained on: "all" answers, only the "last" one, or '
+        '"all_text": every token, the questions too. A message\'s own flag wins.',
+        'one of "all", "last", "all_text"',
+    )
+    thinking: Literal["auto", "keep", "strip", "off"] = _setting(
+        "auto",
+        'What becomes of thoughts in the answers: "keep" trains on them, "strip" removes them, '
+        '"off" refuses data that has any. "auto" keeps the thoughts that the data has and uses the '
+        "template's form without thoughts for the other samples.",
+        'one of "auto", "keep", "strip", "off"',
+    )
+    columns: dict[str, str] = _setting(
+        {},
+        'What your records call the fields, such as {"instruction": "question"}. Common names are '
+        "found without it.",
+        "a dict from a field of ours to the name in your records",
+    )
+    encoding: str = _setting(
+        "auto",
+        'The encoding of the data files, such as "gb18030". "auto" reads UTF-8 and UTF-16, and '
+        "another one only if it is certain, which it says.",
+        '"auto" or the name of an encoding',
+        pattern=r"\S",
+    )
+    stop_on_divergence: bool = _setting(
+        True,
+        "Stop a run whose loss has risen for long, and name the last good checkpoint.",
+        "True or False",
+    )
+    export_after_training: Literal["ask", "no", "adapter", "merged"] = _setting(
+        "ask",
+        "What to export after training: a PEFT adapter, a merged model, or nothing.",
+        'one of "ask", "no", "adapter", "merged"',
+    )
+    output_dir: str = _setting(
+        "runs",
+        "The folder in which each run gets a folder of its own.",
+        "the name of a folder",
+        pattern=r"\S",
+    )
+
+    @field_validator("prompt_template")
+    @classmethod
+    def _known_template_or_sound_format(cls, value: str) -> str:
+        from tinkersmith.text.templates import check_template_setting
+
+        check_template_setting(value)
+        return value
+
+
+FIELDS: Mapping[str, FieldInfo] = Settings.model_fields
+
+
+def settings_table() -> str:
+    """The Markdown table of all settings for docs/reference/settings.md."""
+    rows = ["| Name | Default | Meaning | Allowed |", "| --- | --- | --- | --- |"]
+    for name, field in FIELDS.items():
+        allowed = " ".join(
+            part for part in (about_setting(field)["kind"], about_setting(field)["limits"]) if part
+        )
+        usual = about_setting(field)["usual"]
+        if usual:
+            allowed += f" (a usual choice: {usual})"
+        rows.append(
+            f"| `{name.upper()}` | `{python_text(field.default)}` | "
+            f"{field.description} | {allowed} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def about_setting(field: FieldInfo) -> dict[str, str]:
+    about = cast(dict[str, str], field.json_schema_extra)
+    return {name: about[name] for name in ("kind", "limits", "usual")}
+
+
+def python_text(value: object) -> str:
+    """A value as Python code, shortened to fit into a sentence."""
+    try:
+        text = _python_code(value)
+    except Exception:  # it holds itself, has thousands of digits, or its own repr fails
+        text = f"a value of the type {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _python_code(value: object) -> str:
+    if isinstance(value, str):
+        return f'"{one_line(value)}"'
+    if isinstance(value, list):
+        items = cast(list[object], value)[:100]
+        return "[" + ", ".join(_python_code(item) for item in items) + "]"
+    if isinstance(value, float) and 0 < abs(value) < 0.01:
+        mantissa, exponent = f"{value:.6e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return repr(value)

@@ -1,0 +1,1 @@
+"""Files of any kind -> their records. What a record means is decided in `data`."""
