@@ -48,7 +48,7 @@ def main() -> None:
     samples = load_samples([arguments.data]).samples
     tokenized = tokenize(
         samples[:BATCH], template, tokenizer, max_length=1024, truncate=True
-    ).samples
+    ).sequences
     prompts = [template.render_prompt(one) for one in samples[:PROMPTS]]
 
     base = with_fast_code(load_base_model(MODEL, folder, dtype="float32", device="cpu"))

@@ -49,7 +49,7 @@ def main() -> None:
                 "weights": one.weights[1:].astype(np.float32),
             },
         )
-        for one in tokenize(samples, template, tokenizer, max_length=1024, truncate=True).samples
+        for one in tokenize(samples, template, tokenizer, max_length=1024, truncate=True).sequences
     ]
     apart, trained = datums[:APART], datums[APART:]
     bases = {

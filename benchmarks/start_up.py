@@ -185,7 +185,7 @@ def _first_step(threads: int) -> dict[str, float]:
                 "weights": sample.weights[1:].astype(np.float32),
             },
         )
-        for sample in tokenize(samples, template, tokenizer, max_length=1024, truncate=True).samples
+        for sample in tokenize(samples, template, tokenizer, 1024, True).sequences
     ]
     native_library(cache_folder())  # compiled at the first start of all, and then kept
     start = time.perf_counter()

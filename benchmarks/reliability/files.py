@@ -253,7 +253,7 @@ def _cache_place(folder: Path, tokenizer: TextTokenizer) -> list[Place]:
     with watched(lambda _: None) as progress:
         [chunk] = large_files.scan([str(data)], [], 0.0, 0, progress).chunks
     template = choose_template("instruction", tokenizer, "some/model")
-    cache = TokenCache(folder / "cached", template, tokenizer)
+    cache = TokenCache(folder / "cached", template, tokenizer, "all")
     right = cache.tokens_of(chunk).tokens.tolist()
     [file] = cache.folder.iterdir()
 

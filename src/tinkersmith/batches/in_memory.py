@@ -71,7 +71,7 @@ class SamplesInMemory:
             raise none_fits(len(self.training), encoding.max_length)
         return TokensInMemory(
             training=training.samples,
-            validation=list(chain.from_iterable(validation.samples)),
+            validation=validation.sequences,
             held_out=len(validation.samples),
             lengths=LengthStatistics.of(training.lengths, "tokens", encoding.max_length),
             truncated=[*training.truncated, *validation.truncated],

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -94,7 +93,7 @@ class TokenStream:
         self._epoch_order = lru_cache(maxsize=2)(self._shuffled_chunks)
         self._windows: dict[tuple[int, int], _Window] = {}
         self._background = _Background(files, self._cache, self._policy)
-        self.validation = list(chain.from_iterable(self._held_out.samples))
+        self.validation = self._held_out.sequences
         self.count = int(self._sizes.sum())
 
     def batch(self, step: int) -> list[TokenizedSample]:

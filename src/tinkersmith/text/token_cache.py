@@ -53,12 +53,10 @@ class ChunkTokens:
 
     def sequences_of(self, places: np.ndarray) -> np.ndarray:
         """The sequences of the samples at some places, in order."""
-        return np.concatenate(
-            [
-                np.zeros(0, dtype=np.int64),
-                *(np.arange(self.firsts[place], self.firsts[place + 1]) for place in places),
-            ]
-        )
+        firsts: list[int] = self.firsts.tolist()
+        wanted: list[int] = places.tolist()
+        rows = [row for place in wanted for row in range(firsts[place], firsts[place + 1])]
+        return np.array(rows, dtype=np.int64)
 
     def samples(
         self, chunk: Chunk, place: int, limit: int, truncate: bool

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,11 @@ class TokenizedSamples:
     truncated: list[LengthEvent] = field(default_factory=list[LengthEvent])
     skipped: list[LengthEvent] = field(default_factory=list[LengthEvent])
     lengths: list[int] = field(default_factory=list[int])  # of every sequence, before the policy
+
+    @property
+    def sequences(self) -> list[TokenizedSample]:
+        """The sequences of all samples."""
+        return list(chain.from_iterable(self.samples))
 
 
 def tokenize(
