@@ -7,17 +7,18 @@ import hashlib
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from tinkersmith.data.columns import NO_COLUMNS, ColumnSearch
 from tinkersmith.data.duplicates import find_duplicates
 from tinkersmith.data.lengths import LengthStatistics, format_length_statistics
-from tinkersmith.data.load import refuse_if_nothing_is_usable
-from tinkersmith.data.report import read_lines, skipped_lines
+from tinkersmith.data.load import Tally, refuse_if_nothing_is_usable
+from tinkersmith.data.report import note_lines, read_lines, skipped_lines
 from tinkersmith.data.samples import Sample, Skipped, Source, characters, question_of, record_text
 from tinkersmith.data.shapes import check_record
 from tinkersmith.errors import UserError
@@ -54,6 +55,7 @@ class SplitResult:
     unit: str  # of the lengths, for people
     train_lengths: LengthStatistics
     test_lengths: LengthStatistics
+    tally: Tally = field(default_factory=Tally)  # how the records were read
 
 
 def split_dataset(
@@ -64,6 +66,7 @@ def split_dataset(
     test_out: Path | str = TEST_FILE,
     force: bool = False,
     say: Say = print,
+    columns: Mapping[str, str] = NO_COLUMNS,
 ) -> SplitResult:
     """Write about `ratio` of the samples to `train_out` and the others to `test_out`.
 
@@ -72,6 +75,7 @@ def split_dataset(
     Args:
         force: overwrite files that this command did not write.
         say: prints a line about work that takes long.
+        columns: a value of COLUMNS.
 
     Raises:
         UserError: the input is wrong, or an output exists and may not be overwritten.
@@ -84,7 +88,7 @@ def split_dataset(
     skipped_out = train_out.parent / _SKIPPED_FILE
     with watched(say) as progress:
         with progress.doing("reading the data"):
-            records, samples, skipped = _read(paths)
+            records, samples, skipped = _read(paths, columns)
         refuse_if_nothing_is_usable(len(samples), len(skipped), skipped)
         with progress.doing("splitting the data"):
             groups = _groups_in_order(records, samples, seed)
@@ -101,6 +105,9 @@ def split_dataset(
     if not skipped and _is_ours(skipped_out):
         skipped_out.unlink(missing_ok=True)
     in_files = Counter(sample.source.file for sample in samples)
+    tally = Tally()
+    for sample in samples:
+        tally.add(sample)
     return SplitResult(
         train_file=train_out,
         test_file=test_out,
@@ -115,12 +122,14 @@ def split_dataset(
         unit=unit,
         train_lengths=train_lengths,
         test_lengths=test_lengths,
+        tally=tally,
     )
 
 
 def format_split(result: SplitResult) -> str:
     """What was read, what was written, and how long the samples are."""
-    lines = read_lines(result.counts, result.missing_files)
+    lines = read_lines(result.counts, result.missing_files, result.tally.shapes)
+    lines += note_lines(result.tally.notes)
     total = result.train_count + result.test_count
     if repeated := total - result.questions:
         lines.append(
@@ -144,8 +153,11 @@ def format_split(result: SplitResult) -> str:
     return "\n".join(lines)
 
 
-def _read(files: Sequence[Path]) -> tuple[list[Any], list[Sample], list[Skipped]]:
+def _read(
+    files: Sequence[Path], columns: Mapping[str, str]
+) -> tuple[list[Any], list[Sample], list[Skipped]]:
     """The usable records, their samples, and the unusable records."""
+    search = ColumnSearch(columns)
     records: list[Any] = []
     samples: list[Sample] = []
     skipped: list[Skipped] = []
@@ -153,12 +165,14 @@ def _read(files: Sequence[Path]) -> tuple[list[Any], list[Sample], list[Skipped]
         # Python's own parser: orjson rounds whole numbers over 64 bits.
         raw = read_records(path, parse=lambda data: json.loads(data.decode("utf-8")))
         for number, record in enumerate(raw, start=1):
-            checked = check_record(record, Source(path.as_posix(), number))
+            search.add(record)
+            checked = check_record(record, Source(path.as_posix(), number), columns)
             if isinstance(checked, Skipped):
                 skipped.append(checked)
                 continue
             records.append(record)
             samples.append(checked)
+    search.refuse_unseen()
     return records, samples, skipped
 
 

@@ -36,8 +36,8 @@ def test_the_size_decides_and_the_report_is_the_same_but_for_the_stream(
     assert lines == small.report()
     assert about_streams.startswith("The files are large: they are read as a stream")
     for expected in (
-        f"Read 41 samples from {file}",
-        f"Read 2 samples from {other}",
+        f"Read 41 samples from {file} as Alpaca records",
+        f"Read 2 samples from {other} as Alpaca records",
         "Skipped 3 records, listed in skipped.jsonl:",
         "Kept for validation: 2 samples.",
     ):

@@ -13,8 +13,14 @@ from tinkersmith.batches.source import Encoding
 from tinkersmith.batches.summary import DataSummary, event_lines, none_fits, write_duplicates
 from tinkersmith.data.duplicates import Duplicates, find_duplicates
 from tinkersmith.data.lengths import LengthStatistics
-from tinkersmith.data.load import LoadedSamples, load_samples
-from tinkersmith.data.report import duplicate_lines, read_lines, skipped_lines, validation_lines
+from tinkersmith.data.load import LoadedSamples, Tally, load_samples
+from tinkersmith.data.report import (
+    duplicate_lines,
+    note_lines,
+    read_lines,
+    skipped_lines,
+    validation_lines,
+)
 from tinkersmith.data.samples import Sample, overlap
 from tinkersmith.data.shuffle import VALIDATION_STREAM, shuffled
 from tinkersmith.errors import UserError
@@ -48,8 +54,10 @@ class SamplesInMemory:
         missing = [file for loaded in self.loaded for file in loaded.missing_files]
         skipped = [record for loaded in self.loaded for record in loaded.skipped]
         shared = len(overlap(self.training, self.validation)) if self.validation else 0
+        tally = Tally.together(loaded.tally for loaded in self.loaded)
         return [
-            *read_lines(counts, missing),
+            *read_lines(counts, missing, tally.shapes),
+            *note_lines(tally.notes),
             *skipped_lines(skipped, len(skipped), "skipped.jsonl"),
             *duplicate_lines(self.duplicates, listed=True),
             *validation_lines(len(self.validation), shared),
@@ -146,9 +154,9 @@ def read_into_memory(settings: Settings) -> SamplesInMemory:
     Raises:
         UserError: see `load_samples`; or validation leaves nothing to train on.
     """
-    training = load_samples(settings.data_files)
+    training = load_samples(settings.data_files, settings.columns)
     if settings.validation_files:
-        validation = load_samples(settings.validation_files)
+        validation = load_samples(settings.validation_files, settings.columns)
         return SamplesInMemory(training.samples, validation.samples, [training, validation])
     count = len(training.samples)
     held_out_count = round(count * settings.validation_ratio)

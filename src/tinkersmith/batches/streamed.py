@@ -67,6 +67,7 @@ def open_stream(settings: Settings, progress: Progress) -> SampleStream:
             settings.validation_ratio,
             settings.seed,
             progress,
+            settings.columns,
         )
     )
 

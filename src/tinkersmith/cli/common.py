@@ -4,10 +4,12 @@ A script of a project works on the files beside it; the command `tinkersmith` on
 current folder.
 """
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinkersmith.settings.fields import Settings
+from tinkersmith.errors import UserError
+from tinkersmith.settings.fields import FIELDS, Settings
 from tinkersmith.settings.reading import load_settings, settings_from
 
 
@@ -23,3 +25,34 @@ def user_settings(config: str, overrides: Sequence[str], folder: Path | str = ".
     if config or path.is_file():
         return load_settings(path, overrides)
     return settings_from({}, overrides, folder=folder)
+
+
+_READING = ("COLUMNS", "ENCODING")
+
+
+def reading_settings(config: str, overrides: Sequence[str], folder: Path | str = ".") -> Settings:
+    """Like `user_settings`, for a command that only reads data: it uses COLUMNS and ENCODING.
+
+    Raises:
+        UserError: see `user_settings`; or another setting is given, which would have no effect.
+    """
+    for override in overrides:
+        name = override.partition("=")[0].strip()
+        if name.upper() not in _READING and name.upper() in map(str.upper, FIELDS):
+            raise UserError(
+                f"--set {name} has no effect on this command. It takes {' and '.join(_READING)}."
+            )
+    return user_settings(config, overrides, folder)
+
+
+def add_settings_options(parser: argparse.ArgumentParser) -> None:
+    """The options --config and --set."""
+    parser.add_argument(
+        "--config",
+        default="",
+        metavar="FILE",
+        help="settings file (default: config.py, if there is one)",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting"
+    )

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinkersmith.cli.common import user_settings
+from tinkersmith.cli.common import add_settings_options, user_settings
 from tinkersmith.cli.entry_point import COMMANDS, run_entry_point
 from tinkersmith.evaluation.evaluate import evaluate
 from tinkersmith.paths import data_file_seen_from_here, seen_from_here
@@ -48,15 +48,7 @@ def evaluate_command(
     parser.add_argument(
         "--output", default=output_file, metavar="FILE", help="default: %(default)s"
     )
-    parser.add_argument(
-        "--config",
-        default="",
-        metavar="FILE",
-        help="settings file (default: config.py, if there is one)",
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting"
-    )
+    add_settings_options(parser)
     wanted = parser.parse_args(argv)
 
     def act() -> None:

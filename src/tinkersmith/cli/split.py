@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from tinkersmith.cli.common import add_settings_options, reading_settings
 from tinkersmith.cli.entry_point import COMMANDS, run_entry_point
 from tinkersmith.paths import data_file_seen_from_here, seen_from_here
 from tinkersmith.split import (
@@ -30,7 +31,7 @@ def split_command(
 ) -> int:
     """The command line of split_dataset.py and `tinkersmith split`, with these defaults.
 
-    Relative names in the defaults start from `folder`.
+    Relative names in the defaults start from `folder`, where config.py is looked for as well.
     """
     parser = argparse.ArgumentParser(prog=prog, description=COMMANDS["split"])
     parser.add_argument(
@@ -64,6 +65,7 @@ def split_command(
     parser.add_argument(
         "--force", action="store_true", help="overwrite files that this command did not write"
     )
+    add_settings_options(parser)
     wanted = parser.parse_args(argv)
 
     def act() -> None:
@@ -74,6 +76,7 @@ def split_command(
             wanted.train_out,
             wanted.test_out,
             wanted.force,
+            columns=reading_settings(wanted.config, wanted.set, folder).columns,
         )
         print(format_split(result))
 

@@ -11,18 +11,20 @@ import io
 import shlex
 from array import array
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from tinkersmith.data.columns import NO_COLUMNS, ColumnSearch
 from tinkersmith.data.duplicates import DuplicateFinder, Duplicates, find_duplicates
-from tinkersmith.data.load import load_samples, refuse_if_nothing_is_usable
+from tinkersmith.data.load import Tally, load_samples, refuse_if_nothing_is_usable
 from tinkersmith.data.report import (
     SHOWN,
     duplicate_lines,
+    note_lines,
     read_lines,
     skipped_lines,
     validation_lines,
@@ -62,8 +64,9 @@ class Chunk:
     first_record: int
     usable: int  # records that are samples
     held_out: tuple[int, ...]  # their places that are held out for validation
-    digest: str  # of the bytes
+    digest: str  # of the bytes, and of COLUMNS
     packed: PackedFile | None = field(default=None, compare=False, repr=False)  # of a gzip file
+    columns: Mapping[str, str] = field(default_factory=dict[str, str])  # how its records are read
 
     @property
     def training(self) -> int:
@@ -89,13 +92,16 @@ class LargeFiles:
     duplicates: list[Duplicates]  # of DATA_FILES, and of VALIDATION_FILES if there are any
     first_skipped: list[Skipped] = field(default_factory=list[Skipped])  # at most SHOWN
     shared: int = 0  # validation samples that ask what a training sample asks
+    tallies: list[Tally] = field(default_factory=list[Tally])  # in the order of `duplicates`
 
     def report(self) -> list[str]:
         """What was read, line by line, for the user."""
         skipped = [*self.first_skipped, *self.validation_skipped]
         total = self.skipped_count + len(self.validation_skipped)
+        together = Tally.together(self.tallies)
         return [
-            *read_lines(self.counts, self.missing_files),
+            *read_lines(self.counts, self.missing_files, together.shapes),
+            *note_lines(together.notes),
             *skipped_lines(skipped, total, "skipped.jsonl"),
             *duplicate_lines(self.duplicates, listed=True),
             *validation_lines(len(self.validation), self.shared),
@@ -134,16 +140,21 @@ def scan(
     validation_ratio: float,
     seed: int,
     progress: Progress,
+    columns: Mapping[str, str] = NO_COLUMNS,
 ) -> LargeFiles:
     """Check every record of `files`, and set the validation samples apart.
 
+    Args:
+        columns: a value of COLUMNS.
+
     Raises:
-        UserError: a line is not JSON, or not one record can be used.
+        UserError: a line is not JSON, COLUMNS does not fit, or not one record can be used.
     """
     paths, missing = find_files(files)
-    separate = load_samples(validation_files) if validation_files else None
-    first_pass = _FirstPass(paths, 0.0 if separate else validation_ratio, seed, progress)
+    separate = load_samples(validation_files, columns) if validation_files else None
+    first_pass = _FirstPass(paths, 0.0 if separate else validation_ratio, seed, progress, columns)
     shared = _walk(first_pass, separate.samples if separate else [])
+    first_pass.search.refuse_unseen()
     refuse_if_nothing_is_usable(
         sum(first_pass.counts.values()), first_pass.skipped_count, first_pass.first_skipped
     )
@@ -167,6 +178,7 @@ def scan(
         ],
         first_skipped=first_pass.first_skipped,
         shared=shared,
+        tallies=[first_pass.tally, *([separate.tally] if separate else [])],
     )
 
 
@@ -199,11 +211,12 @@ def read_chunk(chunk: Chunk) -> tuple[list[Sample], list[Skipped]]:
                 data = file.read(chunk.size)
     except OSError as error:
         raise unreadable(chunk.file, error) from None
-    if hashlib.sha256(data).hexdigest() != chunk.digest:
+    if _digest(data, chunk.columns) != chunk.digest:
         raise UserError(f"{chunk.file} has changed while it was trained on. Start a new run.")
     samples: list[Sample] = []
     skipped: list[Skipped] = []
-    for checked in _checked(chunk.file, data, chunk.start, chunk.first_line, chunk.first_record):
+    numbers = (chunk.start, chunk.first_line, chunk.first_record)
+    for _, checked in _checked(chunk.file, data, *numbers, chunk.columns):
         if isinstance(checked, Sample):
             samples.append(checked)
         else:
@@ -211,26 +224,39 @@ def read_chunk(chunk: Chunk) -> tuple[list[Sample], list[Skipped]]:
     return samples, skipped
 
 
-def iterate_samples(files: Sequence[str]) -> Iterator[Sample]:
+def iterate_samples(
+    files: Sequence[str], columns: Mapping[str, str] = NO_COLUMNS
+) -> Iterator[Sample]:
     """The usable samples of `files`; large files are not held in memory.
+
+    Args:
+        columns: a value of COLUMNS.
 
     Raises:
         UserError: see `load_samples`.
     """
     paths, _ = find_files(files)
     if not are_streamed(paths):
-        yield from load_samples(files).samples
+        yield from load_samples(files, columns).samples
         return
     for path in paths:
-        for block in _blocks_of(path):
+        for block in _blocks_of(path, columns):
             yield from block.samples
 
 
 class _FirstPass:
     """One walk through all files. Its attributes are complete when the walk has ended."""
 
-    def __init__(self, files: Sequence[Path], ratio: float, seed: int, progress: Progress) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        ratio: float,
+        seed: int,
+        progress: Progress,
+        columns: Mapping[str, str],
+    ) -> None:
         self.files, self.ratio, self.seed, self.progress = files, ratio, seed, progress
+        self.columns, self.search, self.tally = columns, ColumnSearch(columns), Tally()
         self.chunks: list[Chunk] = []
         self.first: Sample | None = None
         self.validation: list[Sample] = []
@@ -245,10 +271,11 @@ class _FirstPass:
         with self.progress.doing("checking the data") as task:
             for path in self.files:
                 before = usable
-                for block in _blocks_of(path):
+                for block in _blocks_of(path, self.columns, self.search):
                     samples = block.samples
                     for sample in samples:
                         self.finder.add(sample)
+                        self.tally.add(sample)
                     held_out = self._held_out(usable, len(samples))
                     self._add_chunk(path, block, len(samples), held_out)
                     self.validation += [samples[place] for place in held_out]
@@ -277,8 +304,9 @@ class _FirstPass:
                 first_record=block.first_record,
                 usable=usable,
                 held_out=tuple(held_out),
-                digest=hashlib.sha256(block.data).hexdigest(),
+                digest=_digest(block.data, self.columns),
                 packed=block.packed,
+                columns=self.columns,
             )
         )
 
@@ -322,7 +350,17 @@ def _is_packed(path: Path) -> bool:
         return False
 
 
-def _blocks_of(path: Path) -> Iterator[_Block]:
+def _digest(data: bytes, columns: Mapping[str, str]) -> str:
+    """The hash of what decides a chunk's samples."""
+    digest = hashlib.sha256(data)
+    if columns:
+        digest.update(repr(sorted(columns.items())).encode())
+    return digest.hexdigest()
+
+
+def _blocks_of(
+    path: Path, columns: Mapping[str, str], search: ColumnSearch | None = None
+) -> Iterator[_Block]:
     start, line, record = 0, 1, 1
     packed: PackedFile | None = None
     try:
@@ -343,7 +381,11 @@ def _blocks_of(path: Path) -> Iterator[_Block]:
                         f"{path}, line {line + newlines} has more than {_LONGEST_LINE:,} bytes. "
                         "Write one record per line."
                     )
-                checked = list(_checked(path, data, start, line, record))
+                checked: list[Sample | Skipped] = []
+                for raw, result in _checked(path, data, start, line, record, columns):
+                    if search is not None:
+                        search.add(raw)
+                    checked.append(result)
                 start += len(data)
                 on_disk = unpacking.packed_bytes if unpacking else start
                 yield _Block(start - len(data), data, line, record, checked, on_disk, packed)
@@ -354,8 +396,14 @@ def _blocks_of(path: Path) -> Iterator[_Block]:
 
 
 def _checked(
-    path: Path, data: bytes, start: int, first_line: int, first_record: int
-) -> Iterator[Sample | Skipped]:
+    path: Path,
+    data: bytes,
+    start: int,
+    first_line: int,
+    first_record: int,
+    columns: Mapping[str, str],
+) -> Iterator[tuple[Any, Sample | Skipped]]:
+    """Each record, and what it is."""
     name = path.as_posix()
     if start == 0:
         data = data.removeprefix(BOM)
@@ -368,4 +416,4 @@ def _checked(
     if may_repeat_fields(data, records):
         records = [parse_line(path, line, number, mark_repeated=True) for number, line in lines]
     for number, record in enumerate(records, start=first_record):
-        yield check_record(record, Source(name, number))
+        yield record, check_record(record, Source(name, number), columns)

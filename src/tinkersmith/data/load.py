@@ -1,14 +1,46 @@
 """Data files that fit into memory -> their samples, and what became of every record."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
+from tinkersmith.data.columns import NO_COLUMNS, ColumnSearch
 from tinkersmith.data.samples import Sample, Skipped, Source
 from tinkersmith.data.shapes import check_record
 from tinkersmith.errors import UserError
 from tinkersmith.plurals import counted
 from tinkersmith.sources.find import find_files
 from tinkersmith.sources.json_files import read_records
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How the samples of some files were read."""
+
+    shapes: dict[str, Counter[str]] = field(default_factory=dict[str, Counter[str]])
+    notes: dict[str, tuple[int, Source]] = field(default_factory=dict[str, tuple[int, Source]])
+
+    def add(self, sample: Sample) -> None:
+        """Count the next sample: its shape for its file, and its notes with their first sample."""
+        file = sample.source.file
+        if file not in self.shapes:
+            self.shapes[file] = Counter()
+        self.shapes[file][sample.shape] += 1
+        for note in sample.notes:
+            count, first = self.notes.get(note, (0, sample.source))
+            self.notes[note] = (count + 1, first)
+
+    @classmethod
+    def together(cls, tallies: Iterable["Tally"]) -> "Tally":
+        """The counts of all `tallies`."""
+        whole = cls()
+        for tally in tallies:
+            for file, shapes in tally.shapes.items():
+                whole.shapes.setdefault(file, Counter()).update(shapes)
+            for note, (count, first) in tally.notes.items():
+                before, earlier = whole.notes.get(note, (0, first))
+                whole.notes[note] = (before + count, earlier)
+        return whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,29 +51,52 @@ class LoadedSamples:
     skipped: list[Skipped]
     missing_files: list[str]
     counts: dict[str, int]  # file -> usable samples
+    tally: Tally = field(default_factory=Tally)
+
+    @property
+    def shapes(self) -> dict[str, Counter[str]]:
+        """The number of samples of each shape, for each file."""
+        return self.tally.shapes
+
+    @property
+    def notes(self) -> dict[str, tuple[int, Source]]:
+        """What was left out or changed: in how many samples, and in which one first."""
+        return self.tally.notes
 
 
-def load_samples(files: Sequence[str]) -> LoadedSamples:
+def load_samples(
+    files: Sequence[str], columns: Mapping[str, str] = NO_COLUMNS, encoding: str = "auto"
+) -> LoadedSamples:
     """Read and check all records of `files`.
 
+    Args:
+        columns: a value of COLUMNS.
+        encoding: a value of ENCODING.
+
     Raises:
-        UserError: no file exists, a file is not JSON, or not one record can be used.
+        UserError: no file exists, a file cannot be read, COLUMNS does not fit, or not one record
+            can be used.
     """
+    search = ColumnSearch(columns)
     paths, missing = find_files(files)
+    tally = Tally()
     samples: list[Sample] = []
     skipped: list[Skipped] = []
     counts: dict[str, int] = {}
     for path in paths:
         before = len(samples)
         for number, record in enumerate(read_records(path), start=1):
-            checked = check_record(record, Source(path.as_posix(), number))
+            search.add(record)
+            checked = check_record(record, Source(path.as_posix(), number), columns)
             if isinstance(checked, Sample):
+                tally.add(checked)
                 samples.append(checked)
             else:
                 skipped.append(checked)
         counts[path.as_posix()] = len(samples) - before
+    search.refuse_unseen()
     refuse_if_nothing_is_usable(len(samples), len(skipped), skipped)
-    return LoadedSamples(samples, skipped, missing, counts)
+    return LoadedSamples(samples, skipped, missing, counts, tally)
 
 
 def refuse_if_nothing_is_usable(usable: int, skipped: int, first: Sequence[Skipped]) -> None:

@@ -1,20 +1,54 @@
 """What was read from data files -> the lines that tell the user."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from tinkersmith.data.duplicates import DUPLICATES_FILE, Duplicates
-from tinkersmith.data.samples import Skipped
+from tinkersmith.data.samples import Skipped, Source
+from tinkersmith.data.shapes import SHAPES
 from tinkersmith.plurals import counted
 from tinkersmith.sources.find import does_not_exist
+
+NO_SHAPES: Mapping[str, Counter[str]] = MappingProxyType({})
 
 SHOWN = 10  # skipped records that are printed; the others are in a file
 
 
-def read_lines(counts: Mapping[str, int], missing_files: Iterable[str]) -> list[str]:
-    """How many samples came from each file, and a warning for each file that is missing."""
-    lines = [f"Read {counted(count, 'sample')} from {file}" for file, count in counts.items()]
+def read_lines(
+    counts: Mapping[str, int],
+    missing_files: Iterable[str],
+    shapes: Mapping[str, Counter[str]] = NO_SHAPES,
+) -> list[str]:
+    """How many samples came from each file, and a warning for each file that is missing.
+
+    Args:
+        shapes: the number of samples of each shape, for each file.
+    """
+    lines = [
+        f"Read {counted(count, 'sample')} from {file}{_as(shapes.get(file))}"
+        for file, count in counts.items()
+    ]
     lines += [f"Warning: {does_not_exist([file])}; going on without it." for file in missing_files]
     return lines
+
+
+def note_lines(notes: Mapping[str, tuple[int, Source]]) -> list[str]:
+    """What was left out or changed in samples that are used: how often, and where first."""
+    return [
+        f"In {counted(count, 'sample')}: {note} (the first: {first})."
+        for note, (count, first) in sorted(notes.items(), key=lambda item: -item[1][0])
+    ]
+
+
+def _as(shapes: Counter[str] | None) -> str:
+    """How a file's records were read, as the end of a sentence."""
+    if not shapes:
+        return ""
+    if len(shapes) == 1:
+        return f" as {SHAPES[next(iter(shapes))]}"
+    counts = [f"{count:,} as {SHAPES[shape]}" for shape, count in shapes.most_common()]
+    return ": " + ", ".join(counts)
 
 
 def skipped_lines(skipped: Sequence[Skipped], total: int, listed_in: str = "") -> list[str]:

@@ -69,13 +69,14 @@ def alpaca_sample(
     system: str = "",
     history: Sequence[tuple[str, str]] = (),
     extra: dict[str, Any] | None = None,
+    shape: str = "alpaca",
 ) -> Sample:
     """A sample of an Alpaca record: an instruction with its input, and earlier turns."""
     turns = [Turn("system", system)] if system else []
     for question, answer in history:
         turns += [Turn("user", question), Turn("assistant", answer)]
     turns += [Turn("user", instruction, input=input), Turn("assistant", output)]
-    return Sample(tuple(turns), source, extra=extra or {})
+    return Sample(tuple(turns), source, shape, extra=extra or {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,30 @@
 """A record of any known shape -> a `Sample`, or the reason why it cannot be one."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from tinkersmith.data.columns import MISSING, NO_COLUMNS, value_in
 from tinkersmith.data.samples import Sample, Skipped, Source, alpaca_sample, record_text
 from tinkersmith.files import kind_of_json
 from tinkersmith.sources.json_files import Repeated
 
 _DEEPEST = 100  # levels of lists and objects in a record
 
+SHAPES = {
+    "alpaca": "Alpaca records",
+    "messages": "OpenAI messages",
+    "columns": "the fields of COLUMNS",
+}
 
-def check_record(record: Any, source: Source) -> Sample | Skipped:
-    """One record as a sample, or the reason why it cannot be one."""
+
+def check_record(
+    record: Any, source: Source, columns: Mapping[str, str] = NO_COLUMNS
+) -> Sample | Skipped:
+    """One record as a sample, or the reason why it cannot be one.
+
+    Args:
+        columns: a value of COLUMNS.
+    """
 
     def skip(name: str, reason: str) -> Skipped:
         return Skipped(source, name, reason, record_text(record))
@@ -27,6 +40,9 @@ def check_record(record: Any, source: Source) -> Sample | Skipped:
         return skip(record.name, f'"{record.name}" is there twice. Keep one, or remove the record.')
     if _too_deep(fields):
         return skip("", f"the record is nested more than {_DEEPEST} levels deep. Remove it.")
+    if columns:
+        named = {field: value_in(fields, name) for field, name in columns.items()}
+        fields = {**fields, **{k: value for k, value in named.items() if value is not MISSING}}
     texts: dict[str, str] = {}
     for name in ("instruction", "input", "output", "system"):
         value = fields.get(name)
@@ -58,6 +74,7 @@ def check_record(record: Any, source: Source) -> Sample | Skipped:
         system=texts["system"],
         history=history,
         extra={name: value for name, value in fields.items() if name not in known},
+        shape="columns" if columns else "alpaca",
     )
 
 

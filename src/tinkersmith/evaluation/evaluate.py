@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinkersmith.data.large_files import iterate_samples
 from tinkersmith.data.load import LoadedSamples, load_samples
-from tinkersmith.data.report import skipped_lines
+from tinkersmith.data.report import note_lines, read_lines, skipped_lines
 from tinkersmith.data.samples import Sample, Source, overlap
 from tinkersmith.errors import UserError
 from tinkersmith.evaluation.results import EvaluationResult, Record, Scored, named, report
@@ -63,9 +63,10 @@ def evaluate(
     output_file = Path(output_file)
     _check_output(output_file)
     with watched(say) as progress:
+        settings = settings or settings_from({})
         with progress.doing("reading the test set"):
-            loaded = load_samples([test_file])
-        model = find_trained_model(settings or settings_from({}), model_path, base_model)
+            loaded = load_samples([test_file], settings.columns)
+        model = find_trained_model(settings, model_path, base_model)
         samples = _choose(loaded.samples, limit, model.settings.seed)
         for line in _report_test_set(loaded, len(samples), model, output_file):
             progress.say(line)
@@ -138,7 +139,9 @@ def _overlap_with_training(
     if model.run is None:
         return None
     try:
-        return overlap(iterate_samples(model.run.settings().data_files), samples)
+        trained_with = model.run.settings()
+        trained = iterate_samples(trained_with.data_files, trained_with.columns)
+        return overlap(trained, samples)
     except UserError:  # the training data has gone since
         return None
 
@@ -259,16 +262,17 @@ def _named_answer(sample: Sample) -> str | None:
 def _report_test_set(
     loaded: LoadedSamples, chosen: int, model: ModelReference, output_file: Path
 ) -> list[str]:
-    file, count = next(iter(loaded.counts.items()))
+    [read] = read_lines(loaded.counts, [], loaded.shapes)
+    count = len(loaded.samples)
     lines = [f"Model:    {model.sampler_path} ({model.name}, on {model.base_model})"]
-    lines.append(f"Test set: {file}, {counted(count, 'sample')}")
+    lines.append(f"Test set: {read[0].lower()}{read[1:]}")
     if chosen < count:
         lines.append(
             f"  Only {chosen:,} of them are used. SEED = {model.settings.seed} chooses the same "
             "ones every time."
         )
     skipped = skipped_lines(loaded.skipped, len(loaded.skipped), str(output_file))
-    lines += [f"  {line}" for line in skipped]
+    lines += [f"  {line}" for line in [*note_lines(loaded.notes), *skipped]]
     if model.run is None:
         lines.append(
             "  No run folder knows this path, so PROMPT_TEMPLATE = "

@@ -1,0 +1,150 @@
+"""COLUMNS: our names of fields -> the names that a user's records have."""
+
+import difflib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, cast
+
+from tinkersmith.errors import UserError, one_line
+
+NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
+
+_PAIR = ("instruction", "input", "output", "history", "thought")
+_MESSAGES = ("messages", "role", "content", "tools")
+_ANY = ("system", "answer")
+COLUMN_FIELDS = (*_PAIR, *_MESSAGES, "text", *_ANY)
+
+_SHOWN_NAMES = 12  # names of a record in a sentence
+
+
+class Missing:
+    """What `value_in` gives for a name that a record does not have."""
+
+
+MISSING: Final = Missing()
+
+
+def value_in(record: Mapping[str, Any], name: str) -> Any:
+    """The value of a field; "a.b" is also the field "b" of "a", and "a.0" the first item of "a"."""
+    if name in record:
+        return record[name]
+    if "." not in name:
+        return MISSING
+    value: Any = record
+    for step in name.split("."):
+        if isinstance(value, dict) and step in value:
+            value = cast("dict[str, Any]", value)[step]
+        elif isinstance(value, list) and step.isdecimal() and len(step) < 10:
+            items = cast("list[Any]", value)
+            if int(step) >= len(items):
+                return MISSING
+            value = items[int(step)]
+        else:
+            return MISSING
+    return value
+
+
+def check_columns(columns: Mapping[str, str]) -> None:
+    """Refuse a COLUMNS that cannot mean anything.
+
+    Raises:
+        UserError: a field is unknown, names nothing, or contradicts another one.
+    """
+    for field, name in columns.items():
+        if field not in COLUMN_FIELDS:
+            near = difflib.get_close_matches(field.strip().lower(), COLUMN_FIELDS, n=1)
+            advice = f"did you mean {_quoted(near[0])}?" if near else "ours are"
+            listed = "" if near else " " + ", ".join(map(_quoted, COLUMN_FIELDS)) + "."
+            raise UserError(
+                f"COLUMNS names {_quoted(field)}, which is no field of ours; {advice}{listed} Each "
+                'entry is {"our field": "the name in your records"}.'
+            )
+        if not name.strip():
+            raise UserError(
+                f"COLUMNS[{_quoted(field)}] is empty; it must be the name of a field in your "
+                "records. Fill it in, or remove the entry."
+            )
+    kinds = {
+        kind: [field for field in fields if field in columns]
+        for kind, fields in (("pair", _PAIR), ("messages", _MESSAGES), ("text", ("text", "system")))
+        if any(field in columns for field in fields if field != "system")
+    }
+    if len(kinds) > 1:
+        first, second = (fields[0] for fields in list(kinds.values())[:2])
+        raise UserError(
+            f"COLUMNS has {_quoted(first)} and {_quoted(second)}, which no sample has together. A "
+            'sample is an "instruction" with its "output", a list of "messages", or "text" alone. '
+            "Remove one of them."
+        )
+    if kinds.get("text") == ["text", "system"]:
+        raise UserError(
+            'COLUMNS has "text" and "system"; plain text has no system message. Remove "system".'
+        )
+
+
+class ColumnSearch:
+    """Finds the columns that no record has, while all records are read."""
+
+    def __init__(self, columns: Mapping[str, str]) -> None:
+        """Check the columns.
+
+        Raises:
+            UserError: see `check_columns`.
+        """
+        check_columns(columns)
+        self._unseen = dict(columns)
+        self._first: Any = None
+
+    def add(self, record: Any) -> None:
+        """Take the next record."""
+        if not self._unseen:
+            return
+        if self._first is None:
+            self._first = record
+        for field, name in list(self._unseen.items()):
+            if any(value_in(fields, name) is not MISSING for fields in _fields_of(record, field)):
+                del self._unseen[field]
+
+    def refuse_unseen(self) -> None:
+        """Raise UserError if there were records, and none of them had a column."""
+        if self._first is None:
+            return
+        for field, name in self._unseen.items():
+            names = names_of(self._first)
+            near = difflib.get_close_matches(name, names, n=1)
+            did_you_mean = f" Did you mean {_quoted(near[0])}?" if near else ""
+            raise UserError(
+                f"COLUMNS[{_quoted(field)}] is {_quoted(name)}, but no record has that field. The "
+                f"first record has {quoted_names(names)}.{did_you_mean}"
+            )
+
+
+def names_of(record: Any) -> list[str]:
+    """The names of a record's fields; none if it is no object."""
+    return list(cast("dict[str, Any]", record)) if isinstance(record, dict) else []
+
+
+def quoted_names(names: list[str]) -> str:
+    """The names in a sentence: the first ones, if they are many."""
+    if not names:
+        return "no fields"
+    shown = ", ".join(map(_quoted, names[:_SHOWN_NAMES]))
+    more = len(names) - _SHOWN_NAMES
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _quoted(name: str) -> str:
+    return f'"{one_line(name)}"'
+
+
+def _fields_of(record: Any, field: str) -> list[dict[str, Any]]:
+    """Where a column's field can be: in the record, or in its messages."""
+    if field not in ("role", "content"):
+        return [cast("dict[str, Any]", record)] if isinstance(record, dict) else []
+    lists: list[Any] = [record] if isinstance(record, list) else []
+    if isinstance(record, dict):
+        lists = list(cast("dict[str, Any]", record).values())
+    items = [
+        item for value in lists if isinstance(value, list) for item in cast("list[Any]", value)
+    ]
+    return [item for item in items if isinstance(item, dict)]
