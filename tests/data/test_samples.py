@@ -127,7 +127,7 @@ def test_a_file_that_is_no_data_stops_the_run_with_the_place(
 @pytest.mark.parametrize(
     ("record", "field", "sentence"),
     [
-        ("text", "", "the record is a string; it must be an object"),
+        (" \u3000", "", "the record is empty. Fill it in, or remove the record."),
         (None, "", "the record is null; it must be an object"),
         ([1], "", "the record is a list; it must be an object"),
         (3, "", "the record is the number 3; it must be an object"),
@@ -145,10 +145,9 @@ def test_a_file_that_is_no_data_stops_the_run_with_the_place(
         ({**GOOD, "history": [["q"]]}, "history", '"history" must be a list of'),
         ({**GOOD, "history": [["q", None]]}, "history", '"history" must be a list of'),
         ({**GOOD, "history": [{"role": "user"}]}, "history", '"history" must be a list of'),
-        ({"messages": [{"role": "user"}]}, "instruction", 'The record has chat "messages"'),
-        ({"conversations": [{"from": "human"}]}, "instruction", 'has chat "conversations"'),
-        ({"role": "user", "content": "q"}, "instruction", "is one chat message"),
-        ({"prompt": "q", "completion": "a"}, "instruction", 'Rename "prompt" to "instruction"'),
+        ({"messages": [{"role": "user"}]}, "messages", '"content" of message 1 is null.'),
+        ({"conversations": [{"from": "human"}]}, "conversations", "of message 1 is null."),
+        ({"role": "user", "content": "q"}, "", "is one chat message"),
         ({**GOOD, "output": "half \ud83d"}, "output", '"output" contains an unpaired'),
         ({**GOOD, "history": [["q", "\ude00"]]}, "history", '"history" contains an unpaired'),
     ],

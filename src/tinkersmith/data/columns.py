@@ -1,6 +1,7 @@
 """COLUMNS: our names of fields -> the names that a user's records have."""
 
 import difflib
+import json
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, cast
@@ -117,6 +118,11 @@ class ColumnSearch:
                 f"COLUMNS[{_quoted(field)}] is {_quoted(name)}, but no record has that field. The "
                 f"first record has {quoted_names(names)}.{did_you_mean}"
             )
+
+
+def columns_text(columns: Mapping[str, str]) -> str:
+    """The line of config.py that sets COLUMNS so."""
+    return f"COLUMNS = {one_line(json.dumps(columns, ensure_ascii=False), 300)}"
 
 
 def names_of(record: Any) -> list[str]:

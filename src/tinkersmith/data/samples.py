@@ -87,6 +87,7 @@ class Skipped:
     field: str
     reason: str
     record_text: str  # the record as JSON
+    unclear: bool = False  # whether the user must see the record to know what to do
 
     def __str__(self) -> str:
         return f"{self.source}: {self.reason}"

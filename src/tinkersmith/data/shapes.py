@@ -1,20 +1,45 @@
 """A record of any known shape -> a `Sample`, or the reason why it cannot be one."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
-from tinkersmith.data.columns import MISSING, NO_COLUMNS, value_in
-from tinkersmith.data.samples import Sample, Skipped, Source, alpaca_sample, record_text
+from tinkersmith.data.columns import (
+    MISSING,
+    NO_COLUMNS,
+    columns_text,
+    quoted_names,
+    value_in,
+)
+from tinkersmith.data.layout import SHAPES, Layout, layout_of, layout_with
+from tinkersmith.data.messages import (
+    is_messages,
+    is_sharegpt,
+    tools_of,
+    turns_of,
+)
+from tinkersmith.data.samples import Sample, Skipped, Source, Turn, record_text
+from tinkersmith.data.values import (
+    DEEPEST,
+    Unusable,
+    check_repeated,
+    check_text,
+    is_blank_text,
+    is_missing,
+    is_number,
+    is_too_deep,
+    json_value,
+    kind_of,
+)
+from tinkersmith.errors import one_line
 from tinkersmith.files import kind_of_json
 from tinkersmith.sources.json_files import Repeated
 
-_DEEPEST = 100  # levels of lists and objects in a record
+__all__ = ["SHAPES", "check_record"]
 
-SHAPES = {
-    "alpaca": "Alpaca records",
-    "messages": "OpenAI messages",
-    "columns": "the fields of COLUMNS",
-}
+_NAN = 'its "{}" is NaN, which counts as missing'
+_NUMBER = 'its "{}", a number, is taken as text'
+_COOKBOOK = "the preference recipes of the Tinker cookbook learn from both"
 
 
 def check_record(
@@ -25,117 +50,486 @@ def check_record(
     Args:
         columns: a value of COLUMNS.
     """
+    try:
+        if is_too_deep(record) if isinstance(record, dict | list) else False:
+            raise Unusable("", f"the record is nested more than {DEEPEST} levels deep. Remove it.")
+        return _sample(record, source, columns)
+    except Unusable as problem:
+        reason = one_line(problem.reason, 1000)  # names of fields can hold anything
+        return Skipped(source, problem.field, reason, record_text(record), problem.unclear)
 
-    def skip(name: str, reason: str) -> Skipped:
-        return Skipped(source, name, reason, record_text(record))
 
+def _sample(record: Any, source: Source, columns: Mapping[str, str]) -> Sample:
+    if isinstance(record, str) and not columns:
+        text = check_text(record, "the record", "", required=True)
+        return Sample((Turn("text", text),), source, "text")
+    if is_messages(record) and not (set(columns) - {"role", "content", "messages"}):
+        turns, notes = turns_of(record, "messages", columns)
+        return Sample(tuple(turns), source, "message_list", notes=_once(notes))
     if not isinstance(record, dict):
-        return skip(
+        raise Unusable(
             "",
             f"the record is {kind_of_json(record)}; it must be an object with instruction and "
-            "output.",
+            "output, or another shape that docs/guides/data.md shows.",
         )
     fields = cast("dict[str, Any]", record)
-    if isinstance(record, Repeated):
-        return skip(record.name, f'"{record.name}" is there twice. Keep one, or remove the record.')
-    if _too_deep(fields):
-        return skip("", f"the record is nested more than {_DEEPEST} levels deep. Remove it.")
-    if columns:
-        named = {field: value_in(fields, name) for field, name in columns.items()}
-        fields = {**fields, **{k: value for k, value in named.items() if value is not MISSING}}
-    texts: dict[str, str] = {}
-    for name in ("instruction", "input", "output", "system"):
-        value = fields.get(name)
-        required = name in ("instruction", "output")
-        if value is None:
-            if required:
-                what = "null" if name in fields else "missing"
-                return skip(name, f'"{name}" is {what}. {_shape_hint(fields)}')
-            value = ""
-        if not isinstance(value, str):
-            return skip(name, f'"{name}" is {kind_of_json(value)}; it must be a string.')
-        if required and not value.strip():
-            return skip(name, f'"{name}" is empty. Fill it in, or remove the record.')
-        texts[name] = value
-    history = _history(fields.get("history"))
-    if history is None:
-        return skip(
-            "history", '"history" must be a list of [question, answer] pairs, both strings.'
+    if "row_idx" in fields and isinstance(fields.get("row"), dict):
+        fields = _exported_row(fields)
+    layout = _layout(fields, columns)
+    if isinstance(fields, Repeated):
+        _check_names(fields, layout)
+    if layout.kind == "messages":
+        return _conversation(fields, source, layout)
+    if layout.kind == "pair":
+        return _pair(fields, source, layout)
+    if layout.kind == "text":
+        return _text(fields, source, layout)
+    raise _refusal(fields, layout)
+
+
+def _exported_row(fields: dict[str, Any]) -> dict[str, Any]:
+    """The record inside a row that a data set's viewer exported."""
+    cut = fields.get("truncated_cells")
+    if isinstance(cut, list) and cut:
+        name = cast("list[Any]", cut)[0]
+        raise Unusable(
+            "row",
+            f'the data set\'s viewer cut "{name}" short in its export. Download the data set '
+            "itself, or remove the record.",
         )
-    for name, value in [*texts.items(), *(("history", text) for turn in history for text in turn)]:
-        if _has_lone_surrogate(value):
-            return skip(name, f'"{name}" contains an unpaired surrogate (\\ud8xx). Fix the text.')
-    known = (*texts, "history")
-    return alpaca_sample(
-        texts["instruction"],
-        texts["input"],
-        texts["output"],
-        source,
-        system=texts["system"],
-        history=history,
-        extra={name: value for name, value in fields.items() if name not in known},
-        shape="columns" if columns else "alpaca",
-    )
+    return fields["row"]
 
 
-def _too_deep(fields: dict[str, Any]) -> bool:
-    """Whether a field holds lists and objects nested deeper than files can be written with."""
-    level: list[Any] = [value for value in fields.values() if isinstance(value, list | dict)]
-    depth = 1
-    while level and depth < _DEEPEST:
-        level = [inner for value in level for inner in _inside(value)]
-        depth += 1
-    return bool(level)
+# ---- which field holds what
 
 
-def _inside(value: Any) -> list[Any]:
-    """The lists and objects in a list or object."""
-    items = cast("dict[str, Any]", value).values() if isinstance(value, dict) else value
-    return [item for item in items if isinstance(item, list | dict)]
+def _layout(fields: dict[str, Any], columns: Mapping[str, str]) -> Layout:
+    names = tuple(fields)
+    if columns:
+        layout = layout_with(names, columns)
+        return layout if layout.kind != "refused" else _layout_of_values(fields, columns)
+    if "instruction" in fields and "output" in fields:
+        return layout_of(names)
+    return _layout_of_values(fields, columns)
 
 
-def _shape_hint(record: dict[str, Any]) -> str:
-    """Advice for records in another common shape."""
-    for name in ("messages", "conversations", "conversation"):
-        if isinstance(record.get(name), list):
-            return (
-                f'The record has chat "{name}"; write the question as "instruction" and the answer '
-                'as "output" (earlier turns as "history").'
-            )
-    if "role" in record and "content" in record:
-        return "The record is one chat message. Put question and answer into one record."
-    for question, answer in (
-        ("prompt", "completion"),
-        ("prompt", "response"),
-        ("question", "answer"),
-        ("query", "response"),
-    ):
-        if question in record and answer in record:
-            return f'Rename "{question}" to "instruction" and "{answer}" to "output".'
-    return "Add it, or remove the record."
+def _layout_of_values(fields: dict[str, Any], columns: Mapping[str, str]) -> Layout:
+    """The layout of the fields that hold something; tables have all fields in every record."""
+
+    def layout_for(names: tuple[str, ...]) -> Layout:
+        return layout_with(names, columns) if columns else layout_of(names)
+
+    layout = layout_for(tuple([name for name, value in fields.items() if value is not None]))
+    if layout.kind == "refused" and None in fields.values():
+        whole = layout_for(tuple(fields))
+        layout = whole if whole.kind != "refused" else layout
+    while layout.kind == "messages" and layout.otherwise is not None:
+        value = fields.get(layout.fields["messages"])
+        if isinstance(value, list) or (isinstance(value, str) and is_messages(json_value(value))):
+            break
+        if layout.otherwise.kind == "refused" and layout.otherwise.shape in ("unknown", "message"):
+            break  # the sentence about the messages says more
+        layout = layout.otherwise
+    return layout
 
 
-def _history(value: Any) -> tuple[tuple[str, str], ...] | None:
+def _check_names(fields: Repeated, layout: Layout) -> None:
+    for name in fields.names:
+        if name in layout.names or name == "answer":
+            raise Unusable(name, f'"{name}" is there twice. Keep one, or remove the record.')
+
+
+# ---- an instruction with its output
+
+
+def _pair(fields: dict[str, Any], source: Source, layout: Layout) -> Sample:
+    names = layout.fields
+    notes: list[str] = []
+    is_strict = layout.shape in ("alpaca", "chinese") and not layout.columns
+    if layout.label or layout.choices:
+        _check_use(fields, layout)
+    values = {ours: _value(fields, name, notes) for ours, name in names.items()}
+    question, answer = values.get("instruction"), values.get("output")
+    if not is_strict and (is_messages(question) or is_messages(answer)):
+        return _prompt_messages(fields, source, layout, values, notes)
+    texts: dict[str, str] = {}
+    for ours in ("instruction", "input", "output", "system", "thought"):
+        if ours not in names and ours not in ("instruction", "output"):
+            continue
+        texts[ours] = _pair_text(fields, layout, ours, values.get(ours), notes)
+    turns = [Turn("system", texts["system"])] if texts.get("system") else []
+    if values.get("history") is not None:
+        for asked, answered in _history(values["history"], names["history"]):
+            turns += [Turn("user", asked), Turn("assistant", answered)]
+    turns.append(Turn("user", texts["instruction"], texts.get("input", "")))
+    turns.append(Turn("assistant", texts["output"], thought=texts.get("thought", "")))
+    return _finished(fields, source, layout, turns, notes)
+
+
+def _pair_text(
+    fields: dict[str, Any], layout: Layout, ours: str, value: Any, notes: list[str]
+) -> str:
+    name = layout.fields.get(ours, ours)
+    required = ours in ("instruction", "output")
     if value is None:
-        return ()
+        if required:
+            raise Unusable(name, _missing(fields, layout, ours))
+        return ""
+    if is_number(value) and ours == "output" and layout.shape != "alpaca":
+        notes.append(_NUMBER.format(name))
+        return str(value)
+    return check_text(value, f'"{name}"', name, required=required)
+
+
+def _missing(fields: dict[str, Any], layout: Layout, ours: str) -> str:
+    name = layout.fields.get(ours, ours)
+    given = value_in(fields, name)
+    if given is not MISSING:
+        what = "null" if given is None else kind_of(given)
+        return f'"{name}" is {what}. Fill it in, or remove the record.'
+    if layout.columns:
+        where = "" if name == ours else f', which COLUMNS names for "{ours}",'
+        return f'"{name}"{where} is missing. Add it, or remove the record.'
+    if ours == "output" and isinstance(fields.get("answer"), str):
+        return (
+            '"output" is missing. Add it; or, if "answer" is what the model should write, set '
+            f"{columns_text({'output': 'answer'})}."
+        )
+    return f'"{name}" is missing. Add it, or remove the record.'
+
+
+def _history(value: Any, name: str) -> list[tuple[str, str]]:
+    problem = Unusable(name, f'"{name}" must be a list of [question, answer] pairs, both strings.')
     if not isinstance(value, list):
-        return None
+        raise problem
     turns: list[tuple[str, str]] = []
     for turn in cast("list[Any]", value):
         if not isinstance(turn, list | tuple):
-            return None
-        texts = [text for text in cast("Sequence[Any]", turn) if isinstance(text, str)]
-        if len(texts) != 2 or len(cast("Sequence[Any]", turn)) != 2:
-            return None
-        turns.append((texts[0], texts[1]))
-    return tuple(turns)
+            raise problem
+        pair = cast("Sequence[Any]", turn)
+        if len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise problem
+        asked, answered = (check_text(text, f'"{name}"', name) for text in pair)
+        turns.append((asked, answered))
+    return turns
 
 
-def _has_lone_surrogate(text: str) -> bool:
-    if text.isascii():
-        return False
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
+def _prompt_messages(
+    fields: dict[str, Any],
+    source: Source,
+    layout: Layout,
+    values: Mapping[str, Any],
+    notes: list[str],
+) -> Sample:
+    """A prompt and a completion of which one is a list of messages, or both."""
+    prompt_name, answer_name = layout.fields["instruction"], layout.fields["output"]
+    prompt, answer = values.get("instruction"), values.get("output")
+    if values.get("input") is not None or values.get("history") is not None:
+        raise Unusable(
+            prompt_name,
+            f'"{prompt_name}" and "{answer_name}" are messages, and another field belongs to the '
+            "question as well. Put it into the messages.",
+        )
+    system = values.get("system")
+    system = check_text(system, f'"{layout.fields["system"]}"', "system") if system else ""
+    turns: list[Turn]
+    if is_messages(prompt):
+        turns, more = turns_of(
+            cast("list[Any]", prompt), prompt_name, system=system, ends_with_answer=False
+        )
+        # The record itself says where the part to learn begins.
+        turns = [
+            replace(turn, trained=False)
+            if turn.role == "assistant" and turn.trained is None
+            else turn
+            for turn in turns
+        ]
+        notes += more
+    else:
+        text = _pair_text(fields, layout, "instruction", prompt, notes)
+        turns = [Turn("system", system)] if system else []
+        turns.append(Turn("user", text))
+    if is_messages(answer):
+        spoken: list[Any] = [
+            {"role": turn.role, "content": turn.text} for turn in turns if turn.role != "system"
+        ]
+        answered = cast("list[Any]", answer)
+        first = answered[: len(spoken)]
+        if len(answered) > len(spoken) and first == spoken:
+            answered = answered[len(spoken) :]  # the prompt is repeated
+        completion, more = turns_of(
+            [{"role": "user", "content": "-"}, *answered], answer_name, ends_with_answer=True
+        )
+        completion = completion[1:]
+        notes += more
+    else:
+        completion = [Turn("assistant", _pair_text(fields, layout, "output", answer, notes))]
+    return _finished(fields, source, layout, [*turns, *completion], notes)
+
+
+def _check_use(fields: dict[str, Any], layout: Layout) -> None:
+    """Refuse records whose other fields say that they are no question with its answer."""
+    question, answer = layout.fields["instruction"], layout.fields["output"]
+    as_it_is = columns_text({"instruction": question, "output": answer})
+    label = fields.get(layout.label) if layout.label else None
+    if isinstance(label, bool) or (isinstance(label, str) and label.lower() in ("true", "false")):
+        raise Unusable(
+            layout.label,
+            f'the record is a judged answer: its "{layout.label}" is true or false. Tinkersmith '
+            f'trains on answers. Keep the records with true and remove "{layout.label}" from them; '
+            "the preference recipes of the Tinker cookbook learn from both.",
+        )
+    choices = fields.get(layout.choices) if layout.choices else None
+    if isinstance(choices, list | dict) and choices:
+        raise Unusable(
+            layout.choices,
+            f'the record is a multiple-choice question: "{question}" does not hold its '
+            f'"{layout.choices}". Write them into "{question}". To train without them, set '
+            f"{as_it_is}.",
+        )
+
+
+# ---- messages and plain text
+
+
+def _conversation(fields: dict[str, Any], source: Source, layout: Layout) -> Sample:
+    notes: list[str] = []
+    name = layout.fields["messages"]
+    value = _value(fields, name, notes)
+    if isinstance(value, str) and (inside := json_value(value)) is not None:
+        check_repeated(inside, f'"{name}"', name)
+        value = inside
+    if not isinstance(value, list) or not value:
+        what = "an empty list" if value == [] else kind_of(value)
+        if value is None and name not in fields:
+            what = "missing"
+        raise Unusable(name, f'"{name}" is {what}; it must be a list of messages.')
+    other = layout.otherwise
+    if other is not None and other.kind == "messages":
+        second = other.fields["messages"]
+        if is_messages(fields.get(second)):
+            raise Unusable(
+                name,
+                f'"{name}" and "{second}" both hold messages. Say which to train on: '
+                f"{columns_text({'messages': name})}.",
+                unclear=True,
+            )
+    system = _value(fields, layout.fields["system"], notes) if "system" in layout.fields else None
+    if system is not None:
+        system = check_text(system, f'"{layout.fields["system"]}"', layout.fields["system"])
+        system = "" if is_blank_text(system) else system
+    messages = cast("list[Any]", value)
+    parts = {ours: layout.fields[ours] for ours in ("role", "content") if ours in layout.fields}
+    turns, more = turns_of(messages, name, parts, system or "")
+    if layout.unused and (other is None or other.kind == "pair"):
+        notes.append(f"its messages were used, and not its {_both(layout.unused)}")
+    tools: tuple[dict[str, Any], ...] = ()
+    if "tools" in layout.fields:
+        tools = tools_of(value_in(fields, layout.fields["tools"]), layout.fields["tools"])
+    if not layout.columns and is_sharegpt(messages):
+        layout = replace(layout, shape="sharegpt")
+    return _finished(fields, source, layout, turns, [*notes, *more], tools)
+
+
+def _text(fields: dict[str, Any], source: Source, layout: Layout) -> Sample:
+    name = layout.fields["text"]
+    notes: list[str] = []
+    value = _value(fields, name, notes)
+    if value is None:
+        raise Unusable(name, _missing(fields, layout, "text"))
+    text = check_text(value, f'"{name}"', name, required=True)
+    return _finished(fields, source, layout, [Turn("text", text)], notes)
+
+
+# ---- what all shapes have
+
+
+def _value(fields: dict[str, Any], name: str, notes: list[str]) -> Any:
+    """The value of a field; None if it is missing."""
+    value = fields.get(name)
+    if value is None and "." in name:
+        value = value_in(fields, name)
+        value = None if value is MISSING else value
+    if is_missing(value):
+        if value is not None:
+            notes.append(_NAN.format(name))
+        return None
+    return value
+
+
+_USED: Mapping[str, frozenset[str]] = {
+    "pair": frozenset(("instruction", "input", "output", "history", "thought", "system", "answer")),
+    "messages": frozenset(("messages", "role", "content", "tools", "system", "answer")),
+    "text": frozenset(("text", "answer")),
+}
+
+
+def _finished(
+    fields: dict[str, Any],
+    source: Source,
+    layout: Layout,
+    turns: Sequence[Turn],
+    notes: list[str],
+    tools: tuple[dict[str, Any], ...] = (),
+) -> Sample:
+    used = set(layout.names)
+    extra = {name: value for name, value in fields.items() if name not in used}
+    if layout.columns:
+        for ours, name in layout.fields.items():
+            if ours not in _USED[layout.kind]:
+                raise Unusable(
+                    "",
+                    f'COLUMNS["{ours}"] has no effect on this record, which is no '
+                    f"{'conversation' if ours != 'thought' else 'question with an answer'}. "
+                    "Remove that entry.",
+                )
+            if ours == "answer":
+                value = value_in(fields, name)
+                if value is not MISSING:
+                    extra["answer"] = value
+    if "answer" in extra:
+        _check_answer(extra, notes)
+    if isinstance(fields, Repeated):
+        notes += [f'its "{name}" is there twice; the last one counts' for name in fields.names]
+    return Sample(tuple(turns), source, layout.shape, tools, extra, _once(notes))
+
+
+def _check_answer(extra: dict[str, Any], notes: list[str]) -> None:
+    """Leave out an `answer` that the evaluation cannot use."""
+    value = extra["answer"]
+    if is_missing(value):
+        if value is not None:
+            notes.append(_NAN.format("answer"))
+            del extra["answer"]
+    elif not isinstance(value, str) and not is_number(value):
+        notes.append(
+            f'its "answer" is {kind_of_json(value)} and is not used: the evaluation takes a string '
+            "or a number"
+        )
+
+
+def _once(notes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(notes)) if notes else ()
+
+
+# ---- records of no shape that is trained on
+
+
+def _refusal(fields: dict[str, Any], layout: Layout) -> Unusable:
+    names = layout.fields
+    if layout.shape == "twice":
+        first, second = names["first"], names["second"]
+        return Unusable(
+            first, f'"{first}" and "{second}" mean the same. Keep one, or remove the record.'
+        )
+    if layout.shape == "preference":
+        return _preference(fields, names["first"], names["second"])
+    if layout.shape == "ambiguous":
+        one = {"instruction": names["instruction"], "output": names["output"]}
+        return Unusable(
+            "",
+            f"the record can be read in more than one way: {_both(one.values())}, or "
+            f"{_both((names['question'], names['answer']))}. Say which, for example: "
+            f"{columns_text(one)}.",
+            unclear=True,
+        )
+    if layout.shape == "squad":
+        advice = {
+            "instruction": names["question"],
+            "input": names["context"],
+            "output": f"{names['answers']}.text.0",
+        }
+        return Unusable(
+            names["answers"],
+            f'"{names["answers"]}" names passages of "{names["context"]}", as SQuAD does, and is '
+            "no answer to train on. To train on the first passage, set "
+            f"{columns_text(advice)}.",
+        )
+    if layout.shape == "message":
+        return Unusable(
+            "",
+            "the record is one chat message. Put the messages of a conversation into one record: "
+            '{"messages": [...]}.',
+        )
+    if layout.shape == "labelled":
+        question = {"instruction": names["text"], "output": names["output"]}
+        return Unusable(
+            names["output"],
+            f'the record has "{names["text"]}" and "{names["output"]}". To learn the second from '
+            f"the first, set {columns_text(question)}; to train on the text alone, set "
+            f"{columns_text({'text': names['text']})}.",
+            unclear=True,
+        )
+    return _unknown(fields)
+
+
+def _preference(fields: dict[str, Any], first: str, second: str) -> Unusable:
+    chosen = fields.get(first)
+    question = next(
+        (
+            name
+            for name in ("prompt", "question", "instruction", "query", "problem", "input")
+            if isinstance(fields.get(name), str | list)
+        ),
+        "",
+    )
+    advice: dict[str, str] = {}
+    if is_messages(chosen):
+        roles = {
+            message.get("role", message.get("from"))
+            for message in cast("list[Any]", chosen)
+            if isinstance(message, dict)
+            and isinstance(cast("dict[str, Any]", message).get("role", ""), str)
+        }
+        if roles & {"user", "human"} or not question:
+            advice = {"messages": first}
+        else:
+            advice = {"instruction": question, "output": first}
+    elif isinstance(chosen, str):
+        advice = {"instruction": question, "output": first} if question else {"text": first}
+    what = f"the record is a preference pair ({_both((first, second))}). Tinkersmith trains on "
+    if first != "chosen":
+        return Unusable(
+            first,
+            f"{what}answers: write the better ones into records of their own. Or let {_COOKBOOK}.",
+        )
+    how = f" To train on the chosen ones, set {columns_text(advice)};" if advice else " But"
+    return Unusable(first, f"{what}answers.{how} {_COOKBOOK}.")
+
+
+def _unknown(fields: dict[str, Any]) -> Unusable:
+    if not fields:
+        return Unusable("", "the record has no fields. Remove it.")
+    texts: list[str] = []
+    for name, value in fields.items():
+        inner = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+        for path, item in ((name, value), *((f"{name}.{key}", inner[key]) for key in inner)):
+            if is_messages(item):
+                return _name_columns(fields, {"messages": path})
+            if isinstance(item, str) and not is_blank_text(item) and path.strip():
+                texts.append(path)
+    if not texts:
+        return Unusable(
+            "",
+            f"no field of the record holds a text to train on: {quoted_names(list(fields))}. Remove "
+            "it, or write it in a shape that docs/guides/data.md shows.",
+            unclear=True,
+        )
+    if len(texts) == 1:
+        return _name_columns(fields, {"text": texts[0]})
+    longest = max(texts, key=lambda path: len(str(value_in(fields, path))))
+    question = next(path for path in texts if path != longest)
+    return _name_columns(fields, {"instruction": question, "output": longest})
+
+
+def _name_columns(fields: dict[str, Any], example: Mapping[str, str]) -> Unusable:
+    return Unusable(
+        "",
+        f"its fields are of no known shape: {quoted_names(list(fields))}. Say what they mean, for "
+        f"example: {columns_text(example)}.",
+        unclear=True,
+    )
+
+
+def _both(names: Any) -> str:
+    return " and ".join(f'"{name}"' for name in names)

@@ -4,7 +4,8 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -34,8 +35,6 @@ _ENCODINGS = (
 )
 
 _SEPARATORS = b"\x1c\x1d\x1e\x1f"  # white space to Python's strings, not to its bytes
-
-_FIELDS = ("instruction", "input", "output", "system", "history", "answer")
 
 
 def read_records(path: Path, parse: Callable[[bytes], Any] = orjson.loads) -> list[Any]:
@@ -108,26 +107,37 @@ def is_blank(data: bytes) -> bool:
         return False
 
 
-_ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")  # no program that writes JSON escapes letters
+_LOOSE_NAME = re.compile(rb'"\s+:')  # few programs write a blank there
 
 
 def may_repeat_fields(data: bytes, records: Sequence[Any]) -> bool:
-    """Whether one of the records in `data` may name a field twice: parsers keep only the last.
+    """Whether an object in `data` may name a field twice: parsers keep only the last.
 
     This counts names, which is fast; `read_records` and `parse_line` then look closely.
     """
-    objects = cast(
-        "list[dict[str, Any]]", [record for record in records if isinstance(record, dict)]
-    )
-    if _ESCAPED_LETTER.search(data):  # a name may be written with one, and is not counted then
+    # A quotation mark inside a string has a backslash before it, so `":` ends a name, or a string
+    # that begins with a colon opens there. A name that ends with a backslash is not counted.
+    if b'\\\\":' in data or _LOOSE_NAME.search(data):
         return True
-    for name in _FIELDS:
-        quoted = b'"%s"' % name.encode()
-        here = sum(name in record for record in objects)
-        # The text `"input"` cannot stand inside a string of JSON; it can be the whole string.
-        if data.count(quoted) > here and len(re.findall(quoted + rb"\s*:", data)) > here:
-            return True
-    return False
+    names, quoted = _count_names(records), data.count(b'":')
+    return quoted > names and quoted - data.count(b'\\":') > names
+
+
+def _count_names(records: Sequence[Any]) -> int:
+    """The number of fields of all objects in `records`, those inside other values included."""
+    count = 0
+    level: Sequence[Any] = records
+    while level:  # level by level, because comprehensions are fast
+        objects = cast(
+            "list[dict[str, Any]]", [value for value in level if isinstance(value, dict)]
+        )
+        lists = cast("list[list[Any]]", [value for value in level if isinstance(value, list)])
+        count += sum(map(len, objects))
+        level = [
+            item for fields in objects for item in fields.values() if isinstance(item, dict | list)
+        ]
+        level += [item for items in lists for item in items if isinstance(item, dict | list)]
+    return count
 
 
 def parse_line(path: Path, line: bytes, number: int, *, mark_repeated: bool = False) -> Any:
@@ -148,23 +158,34 @@ def parse_line(path: Path, line: bytes, number: int, *, mark_repeated: bool = Fa
 
 
 class Repeated(dict[str, Any]):
-    """A record that names a field twice."""
+    """An object that names a field twice; it holds the last value."""
 
-    name: str = ""
+    names: tuple[str, ...] = ()  # of the fields that are there twice
 
 
 def _marked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of these fields, as `Repeated` if one of ours is there twice."""
+    """The object of these fields, as `Repeated` if one is there twice."""
     fields = dict(pairs)
     if len(fields) == len(pairs):
         return fields
-    names = [name for name, _ in pairs]
-    twice = next((name for name in _FIELDS if names.count(name) > 1), "")
-    if not twice:
-        return fields
     repeated = Repeated(fields)
-    repeated.name = twice
+    counts = Counter(name for name, _ in pairs)
+    repeated.names = tuple(name for name, count in counts.items() if count > 1)
     return repeated
+
+
+def _has_repeated(record: Any) -> bool:
+    """Whether an object in `record` names a field twice."""
+    inside = [record]
+    while inside:
+        value = inside.pop()
+        if isinstance(value, Repeated):
+            return True
+        if isinstance(value, dict):
+            inside += cast("dict[str, Any]", value).values()
+        elif isinstance(value, list):
+            inside += cast("list[Any]", value)
+    return False
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -309,7 +330,7 @@ def _parse_or_explain(path: Path, text: str, line: int = 0, pairs_hook: Any = No
 
 
 def _with_repeated(records: list[Any], marked: list[Any]) -> list[Any]:
-    """The records, but those that name a field twice as they are `marked`.
+    """The records, but those with a field that is there twice as they are `marked`.
 
     The two lists come from two parsers, which read very large numbers differently. So a record is
     the same whatever else its file or its part of a stream holds.
@@ -319,7 +340,7 @@ def _with_repeated(records: list[Any], marked: list[Any]) -> list[Any]:
 
 
 def _repeated_or(record: Any, marked: Any) -> Any:
-    return marked if isinstance(marked, Repeated) else record
+    return marked if _has_repeated(marked) else record
 
 
 def _object_hint(value: Any) -> str:

@@ -1,0 +1,230 @@
+"""The names of a record's fields -> its layout: the shape, and which field holds what.
+
+This module sees names only. Values are checked in `shapes`.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Literal
+
+Kind = Literal["pair", "messages", "text", "refused"]
+
+_QUESTIONS = ("instruction", "prompt", "question", "query", "problem", "input")
+_ANSWERS = ("output", "completion", "response", "solution", "answer")
+
+SHAPES: Mapping[str, str] = {
+    "alpaca": "Alpaca records",
+    "messages": "OpenAI messages",
+    "sharegpt": "ShareGPT conversations",
+    "message_list": "lists of messages",
+    "dolly": "Dolly records",
+    **{
+        f"{question}_{answer}": f"{question} and {answer}"
+        for question in _QUESTIONS
+        for answer in _ANSWERS
+    },
+    "chinese": "questions and answers in Chinese fields",
+    "text": "plain text",
+    "columns": "the fields of COLUMNS",
+}
+
+# A name in Chinese -> ours. 答案 can be the final answer beside a solution, as "answer" can.
+_CHINESE = {
+    **dict.fromkeys(("指令", "提示"), "instruction"),
+    **dict.fromkeys(("问题", "問題", "提问", "提問", "问", "問"), "question"),
+    **dict.fromkeys(("题目", "題目"), "problem"),
+    **dict.fromkeys(("输入", "輸入"), "input"),
+    **dict.fromkeys(("输出", "輸出"), "output"),
+    **dict.fromkeys(("回答", "回复", "回覆", "答复", "答覆"), "response"),
+    **dict.fromkeys(("解答", "解析"), "solution"),
+    **dict.fromkeys(("答案", "答"), "answer"),
+    **dict.fromkeys(("系统", "系統", "系统提示", "系統提示", "系统提示词"), "system"),
+    **dict.fromkeys(("历史", "歷史"), "history"),
+    **dict.fromkeys(("对话", "對話", "消息"), "messages"),
+    **dict.fromkeys(("文本",), "text"),
+}
+_MESSAGES = (
+    "messages",
+    "conversations",
+    "conversation",
+    "chat",
+    "dialog",
+    "dialogue",
+    "contents",
+)
+_SYSTEMS = ("system", "system_prompt", "system_message")
+_TOOLS = ("tools", "functions")
+_PREFERENCES = (
+    ("chosen", "rejected"),
+    ("response_0", "response_1"),
+    ("response_a", "response_b"),
+    ("response_j", "response_k"),
+)
+_CHOICES = ("choices", "options")
+# Beside "text", these say that the text is a question and not all that is to be learnt.
+_TARGETS = (
+    *(name for name in (*_QUESTIONS, *_ANSWERS) if name != "input"),
+    *("label", "labels", "label_text", "target", "targets", "summary", "highlights"),
+    *("translation", "sentiment", "intent", "category", "answers", "标签", "摘要"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a record with certain names is read."""
+
+    shape: str  # a name of SHAPES, or why the record is refused
+    kind: Kind
+    fields: Mapping[str, str] = field(default_factory=dict[str, str])  # ours -> the record's name
+    unused: tuple[str, ...] = ()  # fields that could be the sample as well
+    otherwise: "Layout | None" = None  # if the messages are no list
+    label: str = ""  # a field that makes the record a judgement if it is true or false
+    choices: str = ""  # a field that makes the record a multiple-choice question if it is a list
+    columns: bool = False  # whether COLUMNS decided
+
+    @property
+    def names(self) -> Iterable[str]:
+        """The record's names that are used."""
+        return self.fields.values()
+
+
+_ALPACA = ("instruction", "output")
+ALPACA = Layout(
+    "alpaca",
+    "pair",
+    {name: name for name in ("instruction", "input", "output", "system", "history")},
+)
+
+
+@lru_cache(maxsize=4096)
+def layout_of(names: tuple[str, ...]) -> Layout:
+    """The layout of records that have fields of these names."""
+    if "instruction" in names and "output" in names:
+        others = tuple(name for name in _MESSAGES if name in names)
+        return replace(_pair({name: name for name in names}, *_ALPACA), unused=others)
+    ours: dict[str, str] = {}
+    for name in names:
+        our_name = _our_name(name)
+        if our_name in ours and our_name in _KNOWN:
+            return Layout("twice", "refused", {"first": ours[our_name], "second": name})
+        ours[our_name] = name
+    chinese = any(name.strip() in _CHINESE for name in names)
+    if "instruction" in ours and "output" in ours:
+        layout = _pair(ours, *_ALPACA)
+        return replace(layout, shape="chinese" if chinese else "alpaca")
+    for first, second in _PREFERENCES:
+        if first in ours and second in ours:
+            return Layout("preference", "refused", {"first": ours[first], "second": ours[second]})
+    layout = _pair_or_text(ours)
+    if chinese and layout.kind == "pair":
+        layout = replace(layout, shape="chinese")
+    for name in reversed([name for name in _MESSAGES if name in ours]):
+        layout = _messages(ours, ours[name], layout)
+    return layout
+
+
+def layout_with(names: tuple[str, ...], columns: Mapping[str, str]) -> Layout:
+    """The layout that COLUMNS gives to records with fields of these names."""
+    return _layout_with(names, tuple(columns.items()))
+
+
+@lru_cache(maxsize=4096)
+def _layout_with(names: tuple[str, ...], columns: tuple[tuple[str, str], ...]) -> Layout:
+    wanted = dict(columns)
+    taken = set(wanted.values())
+    if any(name in wanted for name in ("instruction", "input", "output", "history", "thought")):
+        layout, optional = ALPACA, ("input", "system", "history")
+        named = {"instruction": "instruction", "output": "output"}
+    elif "text" in wanted:
+        layout, named, optional = Layout("text", "text"), {}, ()
+    elif "messages" in wanted:
+        layout, named, optional = Layout("messages", "messages"), {}, ("system", "tools")
+    else:
+        layout = layout_of(names)
+        named = {ours: name for ours, name in layout.fields.items() if name not in taken}
+        optional = ()
+    named |= {name: name for name in optional if name in names and name not in taken}
+    return replace(
+        layout,
+        shape=layout.shape if layout.kind == "refused" else "columns",
+        fields={**named, **wanted},
+        unused=(),
+        otherwise=None,
+        label="",
+        choices="",
+        columns=True,
+    )
+
+
+def _our_name(name: str) -> str:
+    """A name without the variants of case and white space, in English if we know it."""
+    plain = name.strip().strip("\ufeff").lower().replace(" ", "_").replace("-", "_")
+    return _CHINESE.get(plain, plain)
+
+
+def _messages(ours: Mapping[str, str], name: str, otherwise: Layout) -> Layout:
+    fields = {"messages": name}
+    for our_name, candidates in (("system", _SYSTEMS), ("tools", _TOOLS)):
+        found = next((ours[candidate] for candidate in candidates if candidate in ours), None)
+        if found is not None:
+            fields[our_name] = found
+    unused: list[str] = []
+    if otherwise.kind == "messages":
+        unused = [otherwise.fields["messages"]]
+    elif otherwise.kind == "pair":
+        unused = [otherwise.fields["instruction"], otherwise.fields["output"]]
+    return Layout("messages", "messages", fields, tuple(unused), otherwise)
+
+
+def _pair_or_text(ours: Mapping[str, str]) -> Layout:
+    questions = [name for name in _QUESTIONS if name in ours and name != "input"]
+    questions = questions or [name for name in ("input",) if name in ours]
+    answers = [name for name in _ANSWERS if name in ours and name != "answer"]
+    answers = answers or [name for name in ("answer",) if name in ours]
+    if (len(questions) > 1 and answers) or (len(answers) > 1 and questions):
+        fields = {"instruction": ours[questions[0]], "output": ours[answers[0]]}
+        others = {"question": ours[questions[-1]], "answer": ours[answers[-1]]}
+        return Layout("ambiguous", "refused", {**fields, **others})
+    if {"question", "context", "answers"} <= ours.keys() and not answers:
+        names = ("question", "context", "answers")
+        return Layout("squad", "refused", {name: ours[name] for name in names})
+    if questions and answers and (questions, answers) != (["instruction"], ["answer"]):
+        return _pair(ours, questions[0], answers[0])
+    if ("role" in ours and "content" in ours) or ("from" in ours and "value" in ours):
+        return Layout("message", "refused")
+    for name in ("text", "content"):
+        if name in ours:
+            targets = [ours[target] for target in _TARGETS if target in ours]
+            if targets:
+                return Layout("labelled", "refused", {"text": ours[name], "output": targets[0]})
+            return Layout("text", "text", {"text": ours[name]})
+    if "instruction" in ours or "output" in ours:
+        fields = {**ALPACA.fields, **{name: ours[name] for name in ALPACA.fields if name in ours}}
+        return replace(ALPACA, fields=fields)
+    return Layout("unknown", "refused")
+
+
+def _pair(ours: Mapping[str, str], question: str, answer: str) -> Layout:
+    is_alpaca = (question, answer) == _ALPACA
+    fields = {"instruction": ours[question], "output": ours[answer]}
+    shape = "alpaca" if is_alpaca else f"{question}_{answer}"
+    for name in ("input", "history"):
+        if name in ours and name != question:
+            fields[name] = ours[name]
+    if not is_alpaca and "input" not in fields and "context" in ours:
+        fields["input"] = ours["context"]
+        shape = "dolly" if shape == "instruction_response" else shape
+    systems = ("system",) if is_alpaca else _SYSTEMS
+    system = next((ours[name] for name in systems if name in ours), None)
+    if system is not None:
+        fields["system"] = system
+    if is_alpaca:
+        return Layout(shape, "pair", fields)
+    choices = next((ours[name] for name in _CHOICES if name in ours), "")
+    return Layout(shape, "pair", fields, label=ours.get("label", ""), choices=choices)
+
+
+_KNOWN = frozenset(
+    (*_QUESTIONS, *_ANSWERS, *_MESSAGES, *_SYSTEMS, *_TOOLS, "history", "text", "content")
+)
