@@ -82,6 +82,7 @@ class Layout:
     label: str = ""  # a field that makes the record a judgement if it is true or false
     choices: str = ""  # a field that makes the record a multiple-choice question if it is a list
     columns: bool = False  # whether COLUMNS decided
+    texts: tuple[str, str, str, str] | None = None  # of a pair of texts: see `_with_texts`
 
     @property
     def names(self) -> Iterable[str]:
@@ -102,7 +103,7 @@ def layout_of(names: tuple[str, ...]) -> Layout:
     """The layout of records that have fields of these names."""
     if "instruction" in names and "output" in names:
         others = tuple(name for name in _MESSAGES if name in names)
-        return replace(_pair({name: name for name in names}, *_ALPACA), unused=others)
+        return _with_texts(replace(_pair({name: name for name in names}, *_ALPACA), unused=others))
     ours: dict[str, str] = {}
     for name in names:
         our_name = _our_name(name)
@@ -121,7 +122,18 @@ def layout_of(names: tuple[str, ...]) -> Layout:
         layout = replace(layout, shape="chinese")
     for name in reversed([name for name in _MESSAGES if name in ours]):
         layout = _messages(ours, ours[name], layout)
-    return layout
+    return _with_texts(layout)
+
+
+def _with_texts(layout: Layout) -> Layout:
+    """The layout with the names of instruction, output, input and system, if it has no others."""
+    known = ("instruction", "output", "input", "system")
+    if layout.kind != "pair" or layout.label or layout.choices or layout.unused:
+        return layout
+    if not layout.fields.keys() <= set(known):
+        return layout
+    first, second, third, fourth = (layout.fields.get(name, "") for name in known)
+    return replace(layout, texts=(first, second, third, fourth))
 
 
 def layout_with(names: tuple[str, ...], columns: Mapping[str, str]) -> Layout:

@@ -82,11 +82,13 @@ def turns_of(
             role, text = simple.get("role"), simple.get("content")
             if text is None:
                 role, text = simple.get("from"), simple.get("value")
-            if type(role) is str and role in _ROLES and type(text) is str:
+            # From "!" on: the text begins with something that can be seen.
+            if type(text) is str and text >= "!" and type(role) is str and role in _ROLES:
                 known = _ROLES[role]
-                if known == "user" or known == "assistant":
-                    what = f'"content" of message {number}'
-                    turns.append(Turn(known, check_text(text, what, field, required=True)))
+                if known != "tool":
+                    if not text.isascii():
+                        check_text(text, f'"content" of message {number}', field, required=True)
+                    turns.append(Turn(known, text))
                     numbers.append(number)
                     continue
         turn = _turn(message, number, field, names or {})

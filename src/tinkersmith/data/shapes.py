@@ -24,6 +24,7 @@ from tinkersmith.data.values import (
     Unusable,
     check_repeated,
     check_text,
+    has_lone_surrogate,
     is_blank_text,
     is_missing,
     is_number,
@@ -78,6 +79,10 @@ def _sample(record: Any, source: Source, columns: Mapping[str, str]) -> Sample:
     layout = _layout(fields, columns)
     if isinstance(fields, Repeated):
         _check_names(fields, layout)
+    if layout.texts is not None:
+        sample = _pair_of_texts(fields, source, layout.shape, *layout.texts)
+        if sample is not None:
+            return sample
     if layout.kind == "messages":
         return _conversation(fields, source, layout)
     if layout.kind == "pair":
@@ -140,6 +145,45 @@ def _check_names(fields: Repeated, layout: Layout) -> None:
 
 
 # ---- an instruction with its output
+
+
+def _pair_of_texts(
+    fields: dict[str, Any],
+    source: Source,
+    shape: str,
+    question: str,
+    answer: str,
+    input: str,
+    system: str,
+) -> Sample | None:
+    """A sample of these fields, if all are as they should be: most are, and `_pair` is slower."""
+    instruction, output = fields.get(question), fields.get(answer)
+    if not (type(instruction) is str and type(output) is str):
+        return None
+    given_input = fields.get(input) if input else ""
+    given_system = fields.get(system) if system else ""
+    input_text = "" if given_input is None else given_input
+    system_text = "" if given_system is None else given_system
+    for text in (instruction, output, input_text, system_text):
+        if type(text) is not str or not (text.isascii() or not has_lone_surrogate(text)):
+            return None
+    if is_blank_text(instruction) or is_blank_text(output):
+        return None
+    used = 2 + bool(input) + bool(system)
+    extra: dict[str, Any] = {}
+    if len(fields) > used:
+        extra = {
+            name: value
+            for name, value in fields.items()
+            if name not in (question, answer, input, system)
+        }
+        if "answer" in extra or isinstance(fields, Repeated):
+            return None
+    user = Turn("user", instruction, input_text)
+    turns = (user, Turn("assistant", output))
+    if system_text:
+        turns = (Turn("system", system_text), *turns)
+    return Sample(turns, source, shape, (), extra)
 
 
 def _pair(fields: dict[str, Any], source: Source, layout: Layout) -> Sample:
@@ -511,8 +555,8 @@ def _unknown(fields: dict[str, Any]) -> Unusable:
     if not texts:
         return Unusable(
             "",
-            f"no field of the record holds a text to train on: {quoted_names(list(fields))}. Remove "
-            "it, or write it in a shape that docs/guides/data.md shows.",
+            f"no field of the record holds a text to train on: {quoted_names(list(fields))}. "
+            "Remove it, or write it in a shape that docs/guides/data.md shows.",
             unclear=True,
         )
     if len(texts) == 1:

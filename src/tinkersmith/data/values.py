@@ -8,6 +8,7 @@ from typing import Any, cast
 from tinkersmith.files import kind_of_json
 from tinkersmith.sources.json_files import Repeated
 
+_NESTED = (dict, list)
 DEEPEST = 100  # levels of lists and objects in a record
 
 
@@ -28,7 +29,9 @@ def is_missing(value: Any) -> bool:
 def is_blank_text(text: str) -> bool:
     """Whether a text shows nothing: white space of any script, or characters without width."""
     text = text.strip()
-    return not text or (_is_invisible(text[0]) and all(map(_is_invisible, text)))
+    if not text or text[0] < "\xad":  # the first letter that shows nothing
+        return not text
+    return all(map(_is_invisible, text))
 
 
 _INVISIBLE_LETTERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
@@ -90,7 +93,7 @@ def is_too_deep(record: Any) -> bool:
             for item in (
                 cast("dict[str, Any]", value).values() if isinstance(value, dict) else value
             )
-            if isinstance(item, dict | list)
+            if isinstance(item, _NESTED)
         ]
         if not level:
             return False

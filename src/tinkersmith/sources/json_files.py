@@ -107,6 +107,7 @@ def is_blank(data: bytes) -> bool:
         return False
 
 
+_NESTED = (dict, list)
 _LOOSE_NAME = re.compile(rb'"\s+:')  # few programs write a blank there
 
 
@@ -134,9 +135,9 @@ def _count_names(records: Sequence[Any]) -> int:
         lists = cast("list[list[Any]]", [value for value in level if isinstance(value, list)])
         count += sum(map(len, objects))
         level = [
-            item for fields in objects for item in fields.values() if isinstance(item, dict | list)
+            item for fields in objects for item in fields.values() if isinstance(item, _NESTED)
         ]
-        level += [item for items in lists for item in items if isinstance(item, dict | list)]
+        level += [item for items in lists for item in items if isinstance(item, _NESTED)]
     return count
 
 
