@@ -146,7 +146,7 @@ def test_random_data_is_split_without_loss_or_leak(folder: Path) -> None:
             for _ in range(n)
         ]
         data += [{"instruction": "q 0", "output": "a"}, {"instruction": "r", "output": "a"}]
-        bad = [bad for bad in (None, "x", {"output": "a"}, []) if rng.random() < 0.5]
+        bad = [bad for bad in (None, 7, {"output": "a"}, []) if rng.random() < 0.5]
         mixed = [*data, *bad]
         rng.shuffle(mixed)  # type: ignore[arg-type]
         write("data/random.json", mixed)
@@ -160,7 +160,7 @@ def test_random_data_is_split_without_loss_or_leak(folder: Path) -> None:
 
 
 def test_skipped_records_are_counted_named_and_all_written(folder: Path) -> None:
-    bad: list[Any] = ["text", {"instruction": "q"}, {"instruction": "q", "output": "\ud83d"}]
+    bad: list[Any] = [7, {"instruction": "q"}, {"instruction": "q", "output": "\ud83d"}]
     write("data/bad.json", bad * 5)
     result = split(("data/all.json", "data/bad.json"))
     lines = Path("data/split_skipped.jsonl").read_text(encoding="utf-8").splitlines()
@@ -170,7 +170,7 @@ def test_skipped_records_are_counted_named_and_all_written(folder: Path) -> None
     assert json.loads(entry["text"]) == {"instruction": "q"}
     text = format_split(result)
     assert "Skipped 15 records, listed in data/split_skipped.jsonl:" in text
-    assert text.count("data/bad.json, record") == 10
+    assert text.count("data/bad.json, record") == 3 == text.count(" (5 records)")
     split()  # nothing to skip: the old list goes
     assert files_in(folder) == [
         ".split.json",

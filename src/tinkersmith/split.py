@@ -17,8 +17,8 @@ from typing import Any
 from tinkersmith.data.columns import NO_COLUMNS, ColumnSearch
 from tinkersmith.data.duplicates import find_duplicates
 from tinkersmith.data.lengths import LengthStatistics, format_length_statistics
-from tinkersmith.data.load import Tally, refuse_if_nothing_is_usable
-from tinkersmith.data.report import note_lines, read_lines, skipped_lines
+from tinkersmith.data.load import refuse_if_nothing_is_usable
+from tinkersmith.data.report import Tally, note_lines, read_lines, skipped_lines
 from tinkersmith.data.samples import Sample, Skipped, Source, characters, question_of, record_text
 from tinkersmith.data.shapes import check_record
 from tinkersmith.errors import UserError

@@ -66,7 +66,7 @@ MISTAKES = {
     "an empty file": (written(b""), "data.json is empty"),
     "JSON cut short": (written(b'[{"instruction": "a",\n "outp'), "line 2"),
     "an object": (written(json.dumps(GOOD).encode()), "an object instead of an array"),
-    "only strings": (written(b'["text"]'), "data.json, record 1"),
+    "only numbers": (written(b"[7]"), "data.json, record 1: the record is the number 7"),
     "no output": (written(b'[{"instruction": "a"}]'), '"output" is missing'),
     "a null": (written(b'[{"instruction": null, "output": "b"}]'), '"instruction" is null'),
     "a number": (written(b'[{"instruction": "a", "output": 4}]'), '"output" is the number 4'),
@@ -155,7 +155,7 @@ def test_a_bug_keeps_its_traceback() -> None:
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:
-    Path("data.json").write_text(json.dumps(["bad"] * 20_000 + [GOOD]))
+    Path("data.json").write_text(json.dumps([{"bad": n} for n in range(20_000)] + [GOOD]))
     ended = subprocess.run(
         f"{sys.executable} -m tinkersmith stats data.json | grep -m 1 Read",
         shell=True,
@@ -302,7 +302,7 @@ def test_no_command_and_an_unknown_one_are_usage_errors(
 
 def test_stats_counts_in_tokens_of_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     make_tiny_model(Path("model"))
-    Path("data.json").write_text(json.dumps([GOOD, "bad"]))
+    Path("data.json").write_text(json.dumps([GOOD, 7]))
     files = ["data.json", "missing.json"]
     model = ["--base-model", "./model", "--template", "instruction"]
     assert main(["stats", *files, *model]) == 0

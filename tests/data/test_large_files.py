@@ -13,6 +13,7 @@ import pytest
 from tinkersmith.data import large_files
 from tinkersmith.data.large_files import LargeFiles, are_streamed, iterate_samples, read_chunk, scan
 from tinkersmith.data.load import load_samples
+from tinkersmith.data.report import skipped_lines
 from tinkersmith.data.samples import Sample, overlap
 from tinkersmith.errors import UserError
 from tinkersmith.progress import Progress
@@ -116,14 +117,20 @@ def test_a_file_of_bad_records_only_is_an_error_that_shows_the_first(tmp_path: P
         scanned(file)
 
 
-def test_only_the_first_ten_bad_records_are_shown_and_all_are_counted(tmp_path: Path) -> None:
-    file = write(tmp_path / "a.jsonl", b'{"instruction": "q"}\n' * 100 + lines(records(1)))
+def test_bad_records_are_counted_by_reason_in_a_stream_as_in_memory(tmp_path: Path) -> None:
+    bad = b'{"instruction": "q"}\n' * 100 + b'{"instruction": "q", "output": ""}\n' * 3
+    file = write(tmp_path / "a.jsonl", bad + lines(records(1)))
     files = scanned(file)
-    assert files.skipped_count == 100
-    report = "\n".join(files.report())
-    assert report.count('"output" is missing') == 10
-    assert "Skipped 100 records, listed in skipped.jsonl:" in report
-    assert "... and 90 more" in report
+    assert files.skipped_count == 103
+    start = files.report().index("Skipped 103 records, listed in skipped.jsonl:")
+    shown = files.report()[start + 1 : start + 3]
+    missing, empty = '"output" is missing. Add it', '"output" is empty. Fill it in'
+    assert [line.strip() for line in shown] == [
+        f"{file}, record 1: {missing}, or remove the record. (100 records)",
+        f"{file}, record 101: {empty}, or remove the record. (3 records)",
+    ]
+    loaded = load_samples([file])
+    assert files.report()[start : start + 3] == skipped_lines(loaded.skipped, 103, "skipped.jsonl")
 
 
 def test_a_file_that_changes_while_it_is_used_is_noticed(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def test_the_size_decides_and_the_report_is_the_same_but_for_the_stream(
     records += [records[0], {"instruction": "no output"}, 7]
     file, other = tmp_path / "data.jsonl", tmp_path / "validation.json"
     file.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
-    other.write_text(json.dumps([records[3], {"instruction": "new", "output": "b"}, "bad"]))
+    other.write_text(json.dumps([records[3], {"instruction": "new", "output": "b"}, 8]))
     settings = settings_from(
         {"DATA_FILES": [str(file), "gone.json"], "VALIDATION_FILES": [str(other), "lost.json"]}
     )

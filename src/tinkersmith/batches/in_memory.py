@@ -13,8 +13,9 @@ from tinkersmith.batches.source import Encoding
 from tinkersmith.batches.summary import DataSummary, event_lines, none_fits, write_duplicates
 from tinkersmith.data.duplicates import Duplicates, find_duplicates
 from tinkersmith.data.lengths import LengthStatistics
-from tinkersmith.data.load import LoadedSamples, Tally, load_samples
+from tinkersmith.data.load import LoadedSamples, load_samples
 from tinkersmith.data.report import (
+    Tally,
     duplicate_lines,
     note_lines,
     read_lines,

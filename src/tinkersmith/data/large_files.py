@@ -20,9 +20,10 @@ import numpy as np
 
 from tinkersmith.data.columns import NO_COLUMNS, ColumnSearch
 from tinkersmith.data.duplicates import DuplicateFinder, Duplicates, find_duplicates
-from tinkersmith.data.load import Tally, load_samples, refuse_if_nothing_is_usable
+from tinkersmith.data.load import load_samples, refuse_if_nothing_is_usable
 from tinkersmith.data.report import (
     SHOWN,
+    Tally,
     duplicate_lines,
     note_lines,
     read_lines,
@@ -102,7 +103,7 @@ class LargeFiles:
         return [
             *read_lines(self.counts, self.missing_files, together.shapes),
             *note_lines(together.notes),
-            *skipped_lines(skipped, total, "skipped.jsonl"),
+            *skipped_lines(skipped, total, "skipped.jsonl", together.reasons),
             *duplicate_lines(self.duplicates, listed=True),
             *validation_lines(len(self.validation), self.shared),
             "The files are large: they are read as a stream, and training begins when the first "
@@ -275,7 +276,8 @@ class _FirstPass:
                     samples = block.samples
                     for sample in samples:
                         self.finder.add(sample)
-                        self.tally.add(sample)
+                    for checked in block.checked:
+                        self.tally.add(checked)
                     held_out = self._held_out(usable, len(samples))
                     self._add_chunk(path, block, len(samples), held_out)
                     self.validation += [samples[place] for place in held_out]

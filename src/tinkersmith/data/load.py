@@ -1,46 +1,17 @@
 """Data files that fit into memory -> their samples, and what became of every record."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tinkersmith.data.columns import NO_COLUMNS, ColumnSearch
+from tinkersmith.data.report import Tally
 from tinkersmith.data.samples import Sample, Skipped, Source
 from tinkersmith.data.shapes import check_record
 from tinkersmith.errors import UserError
 from tinkersmith.plurals import counted
 from tinkersmith.sources.find import find_files
 from tinkersmith.sources.json_files import read_records
-
-
-@dataclass(frozen=True, slots=True)
-class Tally:
-    """How the samples of some files were read."""
-
-    shapes: dict[str, Counter[str]] = field(default_factory=dict[str, Counter[str]])
-    notes: dict[str, tuple[int, Source]] = field(default_factory=dict[str, tuple[int, Source]])
-
-    def add(self, sample: Sample) -> None:
-        """Count the next sample: its shape for its file, and its notes with their first sample."""
-        file = sample.source.file
-        if file not in self.shapes:
-            self.shapes[file] = Counter()
-        self.shapes[file][sample.shape] += 1
-        for note in sample.notes:
-            count, first = self.notes.get(note, (0, sample.source))
-            self.notes[note] = (count + 1, first)
-
-    @classmethod
-    def together(cls, tallies: Iterable["Tally"]) -> "Tally":
-        """The counts of all `tallies`."""
-        whole = cls()
-        for tally in tallies:
-            for file, shapes in tally.shapes.items():
-                whole.shapes.setdefault(file, Counter()).update(shapes)
-            for note, (count, first) in tally.notes.items():
-                before, earlier = whole.notes.get(note, (0, first))
-                whole.notes[note] = (before + count, earlier)
-        return whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +59,8 @@ def load_samples(
         for number, record in enumerate(read_records(path), start=1):
             search.add(record)
             checked = check_record(record, Source(path.as_posix(), number), columns)
+            tally.add(checked)
             if isinstance(checked, Sample):
-                tally.add(checked)
                 samples.append(checked)
             else:
                 skipped.append(checked)
@@ -104,6 +75,7 @@ def refuse_if_nothing_is_usable(usable: int, skipped: int, first: Sequence[Skipp
     if not usable:
         if not first:
             raise UserError("The data files hold no record at all. Add records.")
+        seen = f" The record: {first[0].shown_record()}" if first[0].unclear else ""
         raise UserError(
-            f"Not one of {counted(skipped, 'record')} can be used. The first: {first[0]}"
+            f"Not one of {counted(skipped, 'record')} can be used. The first: {first[0]}{seen}"
         )

@@ -9,6 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from tinkersmith.errors import one_line
+
+_SHOWN_CHARACTERS = 300  # of a record in a sentence
+
 Role = Literal["system", "user", "assistant", "tool", "text"]
 
 
@@ -91,6 +95,10 @@ class Skipped:
 
     def __str__(self) -> str:
         return f"{self.source}: {self.reason}"
+
+    def shown_record(self) -> str:
+        """The beginning of the record, for a sentence."""
+        return one_line(self.record_text, _SHOWN_CHARACTERS)
 
     def to_json(self) -> dict[str, Any]:
         return {
