@@ -166,6 +166,7 @@ def _layout_with(names: tuple[str, ...], columns: tuple[tuple[str, str], ...]) -
         label="",
         choices="",
         columns=True,
+        texts=None,
     )
 
 

@@ -98,11 +98,16 @@ def turns_of(
             flagged = flagged or turn.trained is not None
     roles = tuple([turn.role for turn in turns])
     spoken = roles[1:] if roles[:1] == ("system",) else roles
-    if not spoken or len(spoken) % 2 or spoken != _PAIRS[: len(spoken)]:
-        turns = _in_order(turns, numbers, field, notes)
-    elif not flagged:
+    in_pairs = bool(spoken) and len(spoken) % 2 == 0 and spoken == _PAIRS[: len(spoken)]
+    if in_pairs and not flagged:
         return turns, notes
-    return (_until_last_answer(turns, field, notes) if ends_with_answer else turns), notes
+    if ends_with_answer:
+        turns = _until_last_answer(turns, notes)
+    if not in_pairs:
+        turns = _in_order(turns, numbers[: len(turns)], field, notes)
+    if ends_with_answer:
+        _check_answers(turns, field)
+    return turns, notes
 
 
 def tools_of(value: Any, field: str) -> tuple[dict[str, Any], ...]:
@@ -381,19 +386,24 @@ def _can_join(last: Turn, turn: Turn) -> bool:
     return last.trained == turn.trained and not last.tool_calls and not turn.thought
 
 
-def _until_last_answer(turns: list[Turn], field: str, notes: list[str]) -> list[Turn]:
+def _until_last_answer(turns: list[Turn], notes: list[str]) -> list[Turn]:
     answers = [place for place, turn in enumerate(turns) if turn.role == "assistant"]
-    if not answers:
+    left_out = len(turns) - answers[-1] - 1 if answers else 0
+    if not left_out:
+        return turns
+    notes.append(LEFT_OUT_LAST if left_out == 1 else LEFT_OUT_LATER)
+    return turns[:-left_out]
+
+
+def _check_answers(turns: list[Turn], field: str) -> None:
+    """Refuse a conversation in which nothing is to be learnt."""
+    flags = [turn.trained for turn in turns if turn.role == "assistant"]
+    if not flags:
         what = "no message of the role assistant that follows a question"
         raise Unusable(field, f'"{field}" has {what}. Add one, or remove the record.')
-    flags = [turn.trained for turn in turns[: answers[-1] + 1]]
-    if not any(flags) and all(turns[place].trained is False for place in answers):
+    if not any(turn.trained for turn in turns) and all(flag is False for flag in flags):
         raise Unusable(
             field,
             f'every answer in "{field}" is marked as not to be trained on. Change a mark, or '
             "remove the record.",
         )
-    left_out = len(turns) - answers[-1] - 1
-    if left_out:
-        notes.append(LEFT_OUT_LAST if left_out == 1 else LEFT_OUT_LATER)
-    return turns[: answers[-1] + 1]
