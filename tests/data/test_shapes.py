@@ -1,12 +1,17 @@
 """Records of every shape become the turns that a reader of the record would write down."""
 
 import json
+import os
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tinkersmith.data.columns import MISSING, value_in
+from tinkersmith.data.columns import COLUMN_FIELDS, MISSING, value_in
 from tinkersmith.data.load import load_samples
 from tinkersmith.data.report import note_lines, read_lines, skipped_lines
 from tinkersmith.data.samples import Sample, Skipped, Source, Turn
@@ -797,3 +802,149 @@ def test_texts_that_look_like_names_are_no_names(tmp_path: Path) -> None:
     loaded = load_samples([str(file)])
     assert [sample.output for sample in loaded.samples] == odd
     assert loaded.notes == {}
+
+
+# ---- any record whatever
+
+WORDS = [f"w{number}" for number in range(30)]
+TEXTS = st.one_of(
+    st.sampled_from(WORDS),
+    st.lists(st.sampled_from(WORDS), max_size=3).map("\n\n".join),
+    st.sampled_from(["", " ", "\u3000", "\u200b", "\ud800", "\x00", "true", "[", '{"a": "w0"}']),
+    st.lists(st.sampled_from(TURN), max_size=3).map(json.dumps),
+)
+SCALARS = st.one_of(
+    TEXTS, st.none(), st.booleans(), st.integers(), st.floats(), st.just(10**400), st.just(0)
+)
+ROLES = st.sampled_from(
+    ["system", "user", "assistant", "tool", "human", "gpt", "function_call", "x", 7, None, "user "]
+)
+CALLS = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": SCALARS,
+        "arguments": SCALARS,
+        "function": st.fixed_dictionaries({"name": TEXTS, "arguments": SCALARS}),
+    },
+)
+PARTS = st.lists(
+    st.one_of(
+        SCALARS,
+        st.fixed_dictionaries(
+            {"type": st.sampled_from(["text", "image", 3])}, optional={"text": SCALARS}
+        ),
+    ),
+    max_size=3,
+)
+MESSAGE = st.one_of(
+    st.fixed_dictionaries({"role": ROLES, "content": TEXTS}),
+    st.fixed_dictionaries({"from": ROLES, "value": TEXTS}),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "role": ROLES,
+            "from": ROLES,
+            "content": st.one_of(SCALARS, PARTS),
+            "value": SCALARS,
+            "reasoning": SCALARS,
+            "weight": st.sampled_from([0, 1, 0.5, None, True, "1", float("nan")]),
+            "train": st.sampled_from([True, False, None]),
+            "tool_calls": st.one_of(SCALARS, st.lists(CALLS, max_size=2)),
+            "function_call": st.one_of(SCALARS, CALLS),
+            "name": SCALARS,
+            "tool_call_id": SCALARS,
+        },
+    ),
+    SCALARS,
+)
+CONVERSATION = st.lists(MESSAGE, max_size=6)
+NAMES = st.sampled_from(
+    [
+        *("instruction", "input", "output", "system", "history", "answer", "question", "prompt"),
+        *("completion", "response", "messages", "conversations", "text", "content", "context"),
+        *("chosen", "rejected", "label", "choices", "tools", "row", "row_idx", "truncated_cells"),
+        *(
+            "Question",
+            "问题",
+            "答案",
+            "回答",
+            "answers",
+            "role",
+            "frage",
+            "",
+            " ",
+            "a.b",
+            "solution",
+        ),
+    ]
+)
+VALUES = st.one_of(
+    TEXTS,
+    SCALARS,
+    CONVERSATION,
+    st.lists(st.lists(SCALARS, max_size=3), max_size=2),
+    st.dictionaries(NAMES, st.one_of(SCALARS, CONVERSATION), max_size=3),
+)
+GOOD_MESSAGE = st.builds(
+    said,
+    st.sampled_from(["user", "assistant", "assistant", "user", "system"]),
+    st.sampled_from(WORDS),
+)
+CONVERSATIONS = st.one_of(
+    CONVERSATION, st.lists(st.one_of(GOOD_MESSAGE, GOOD_MESSAGE, GOOD_MESSAGE, MESSAGE), max_size=7)
+)
+
+
+def changed(record: Any, name: str, value: Any) -> Any:
+    if isinstance(record, dict):
+        return {**record, name: value}
+    return [*record, value] if isinstance(record, list) else record
+
+
+RECORDS = st.one_of(
+    st.dictionaries(NAMES, VALUES, max_size=6),
+    st.dictionaries(NAMES, st.sampled_from(WORDS), max_size=4),
+    st.builds(changed, st.sampled_from([record for _, record, _ in READ]), NAMES, VALUES),
+    st.builds(
+        lambda turns, more: {**more, "messages": turns},
+        CONVERSATIONS,
+        st.dictionaries(NAMES, VALUES, max_size=1),
+    ),
+    st.builds(lambda turns: {"messages": turns}, CONVERSATIONS),
+    CONVERSATIONS,
+    VALUES,
+)
+COLUMN_SETS = st.one_of(
+    st.just({}),
+    st.dictionaries(st.sampled_from(COLUMN_FIELDS), NAMES, max_size=3),
+)
+
+
+def words_in(text: str) -> Counter[str]:
+    return Counter(re.findall(r"w\d+", text))
+
+
+@settings(max_examples=int(os.environ.get("TINKERSMITH_RECORDS", "500")), deadline=None)
+@given(record=RECORDS, columns=COLUMN_SETS)
+def test_any_record_is_a_sample_of_its_own_texts_or_has_one_reason(
+    record: Any, columns: dict[str, str]
+) -> None:
+    checked = check_record(record, HERE, columns)
+    if isinstance(checked, Skipped):
+        assert checked.reason and "\n" not in checked.reason
+        json.dumps(checked.to_json(), ensure_ascii=False).encode()
+        return
+    assert checked.shape in SHAPES
+    assert checked.turns[-1].role in ("assistant", "text")
+    assert checked.turns[-1].text or checked.turns[-1].tool_calls
+    texts = "\n".join(
+        "\n".join((turn.text, turn.input, turn.thought, json.dumps(turn.tool_calls)))
+        for turn in checked.turns
+    )
+    texts.encode()
+    allowed = words_in(json.dumps(record))
+    assert not {word: n for word, n in words_in(texts).items() if n > 2 * allowed[word]}
+    if not columns and not isinstance(record, str):  # each text is there once
+        assert words_in(texts) <= allowed
+    roles = [turn.role for turn in checked.turns]
+    assert roles.count("text") in (0, len(roles)) and (roles == ["text"] or "user" in roles)

@@ -154,12 +154,14 @@ def _layout_with(names: tuple[str, ...], columns: tuple[tuple[str, str], ...]) -
         layout, named, optional = Layout("messages", "messages"), {}, ("system", "tools")
     else:
         layout = layout_of(names)
+        if layout.kind == "refused":
+            return layout
         named = {ours: name for ours, name in layout.fields.items() if name not in taken}
         optional = ()
     named |= {name: name for name in optional if name in names and name not in taken}
     return replace(
         layout,
-        shape=layout.shape if layout.kind == "refused" else "columns",
+        shape="columns",
         fields={**named, **wanted},
         unused=(),
         otherwise=None,

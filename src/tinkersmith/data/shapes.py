@@ -281,6 +281,10 @@ def _prompt_messages(
         turns, more = turns_of(
             cast("list[Any]", prompt), prompt_name, system=system, ends_with_answer=False
         )
+        if not turns or turns[-1].role not in ("user", "tool"):
+            raise Unusable(
+                prompt_name, f'"{prompt_name}" must end with a message of the user. Fix it.'
+            )
         # The record itself says where the part to learn begins.
         turns = [
             replace(turn, trained=False)
