@@ -144,7 +144,7 @@ def layout_with(names: tuple[str, ...], columns: Mapping[str, str]) -> Layout:
 @lru_cache(maxsize=4096)
 def _layout_with(names: tuple[str, ...], columns: tuple[tuple[str, str], ...]) -> Layout:
     wanted = dict(columns)
-    taken = set(wanted.values())
+    taken = {name for ours, name in wanted.items() if ours not in ("role", "content")}
     if any(name in wanted for name in ("instruction", "input", "output", "history", "thought")):
         layout, optional = ALPACA, ("input", "system", "history")
         named = {"instruction": "instruction", "output": "output"}

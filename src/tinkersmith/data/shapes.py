@@ -266,7 +266,8 @@ def _prompt_messages(
     notes: list[str],
 ) -> Sample:
     """A prompt and a completion of which one is a list of messages, or both."""
-    prompt_name, answer_name = layout.fields["instruction"], layout.fields["output"]
+    prompt_name = layout.fields.get("instruction", "instruction")
+    answer_name = layout.fields.get("output", "output")
     prompt, answer = values.get("instruction"), values.get("output")
     if values.get("input") is not None or values.get("history") is not None:
         raise Unusable(
@@ -342,7 +343,7 @@ def _check_use(fields: dict[str, Any], layout: Layout) -> None:
 
 def _conversation(fields: dict[str, Any], source: Source, layout: Layout) -> Sample:
     notes: list[str] = []
-    name = layout.fields["messages"]
+    name = layout.fields.get("messages", "messages")
     value = _value(fields, name, notes)
     if isinstance(value, str) and (inside := json_value(value)) is not None:
         check_repeated(inside, f'"{name}"', name)
@@ -380,7 +381,7 @@ def _conversation(fields: dict[str, Any], source: Source, layout: Layout) -> Sam
 
 
 def _text(fields: dict[str, Any], source: Source, layout: Layout) -> Sample:
-    name = layout.fields["text"]
+    name = layout.fields.get("text", "text")
     notes: list[str] = []
     value = _value(fields, name, notes)
     if value is None:
