@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.paths import ROOT
 from tinkersmith.data.columns import COLUMN_FIELDS, MISSING, value_in
 from tinkersmith.data.load import load_samples
 from tinkersmith.data.report import note_lines, read_lines, skipped_lines
@@ -802,6 +803,24 @@ def test_texts_that_look_like_names_are_no_names(tmp_path: Path) -> None:
     loaded = load_samples([str(file)])
     assert [sample.output for sample in loaded.samples] == odd
     assert loaded.notes == {}
+
+
+# ---- the guide
+
+
+@pytest.mark.parametrize("page", ["data.md", "data.zh-CN.md"])
+def test_all_records_that_the_guide_shows_are_read(page: str) -> None:
+    text = (ROOT / "docs" / "guides" / page).read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\[{].*?[\]}])` \|", text, re.MULTILINE)
+    shapes = [sample_of(json.loads(row)).shape for row in rows]
+    assert shapes == [
+        *("alpaca", "messages", "sharegpt", "message_list", "prompt_completion", "dolly"),
+        *("chinese", "text"),
+    ]
+    blocks = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
+    assert [sample_of(record).shape for record in blocks[0]] == ["alpaca", "alpaca"]
+    chat = sample_of(blocks[1])
+    assert chat.turns[-1].thought and chat.turns[-1].trained and chat.tools and not chat.notes
 
 
 # ---- any record whatever
