@@ -9,7 +9,6 @@ import codecs
 import difflib
 import itertools
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +68,9 @@ _EAST_ASIAN = {
     "euc_jp": (KANJI, KANA),
     "cp949": (HANGUL, ()),
 }
+# The first byte from which on the rarer characters lie.
+_RARE_FROM = {"gb18030": 0xD8, "cp950": 0xC9, "big5hkscs": 0xC9, "cp932": 0x98, "euc_jp": 0xD0,
+              "cp949": 0xC9}  # fmt: skip
 _WESTERN = ("German", "French", "Spanish", "Portuguese", "Italian", "Dutch", "Swedish", "Danish",
             "Icelandic", "Catalan")  # fmt: skip
 _CENTRAL = ("Polish", "Czech", "Slovak", "Hungarian", "Romanian", "Croatian", "German")
@@ -102,7 +104,7 @@ LINE_BY_LINE = frozenset(
     {"utf-8", *_EAST_ASIAN, "big5", "koi8-r", "koi8-u", "mac-roman", "mac-cyrillic", *_SINGLE_BYTE}
 )
 _NO_ENCODINGS = {"idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "utf_7",
-                 "utf-7", "mbcs", "oem", "charmap", "palmos"}  # fmt: skip
+                 "mbcs", "oem", "charmap", "palmos"}  # fmt: skip
 _USUAL = ("utf-8", "utf-16", "gb18030", "big5", "shift_jis", "euc_jp", "euc_kr", "cp1252", "cp1251",
           "koi8_r", "mac_roman")  # fmt: skip
 _LOOKED_AT = 200_000  # bytes with characters beyond ASCII that are enough to judge by
@@ -128,9 +130,12 @@ def codec_name(encoding: str) -> str:
     """
     name = encoding.strip()
     try:
-        found = codecs.lookup(name.replace(" ", "-"))
+        found = codecs.lookup(re.sub(r"\s+", "", name))
         normal = found.name
-        if not getattr(found, "_is_text_encoding", True) or normal in _NO_ENCODINGS:
+        if (
+            not getattr(found, "_is_text_encoding", True)
+            or normal.replace("-", "_") in _NO_ENCODINGS
+        ):
             raise LookupError
         "x".encode(normal)
     except (LookupError, ValueError, UnicodeError):
@@ -347,14 +352,21 @@ def _telling_lines(data: bytes) -> bytes:
 _WORD = re.compile(r"[A-Za-z\u00aa-\u00ff\u0100-\u1fff]+")  # with the marks of Thai and Arabic
 
 
+_CONTROL = re.compile(r"[\x80-\x9f]")  # no text has them, but Latin-1 gives each of them a byte
+_SIGN_IN_WORD = re.compile(
+    r"€(?=[^\W\d_])|(?<=[^\W\d_])(?:€|[^\w\s\x00-\x7f’‘–—…·\u00ad](?=[^\W\d_]))"
+)
+
+
 def _judged(text: str, codec: str) -> tuple[float, int]:
     """How usual the text's characters beyond ASCII are, and how many of them tell."""
     beyond = [character for character in text if character > "\x7f"]
     telling = [character for character in beyond if character not in NEUTRAL]
-    if not telling:
+    if not telling or _CONTROL.search(text):
         return 0.0, 0
     if codec in _EAST_ASIAN:
-        return _judged_east_asian(telling, *_EAST_ASIAN[codec])
+        return _judged_east_asian(telling, codec)
+    telling += [sign for sign in _SIGN_IN_WORD.findall(text) if sign in NEUTRAL]
     languages = _SINGLE_BYTE[codec]
     words = _WORD.findall(text)
     return max(
@@ -363,9 +375,8 @@ def _judged(text: str, codec: str) -> tuple[float, int]:
     )
 
 
-def _judged_east_asian(
-    telling: list[str], usual: Iterable[str], syllables: Iterable[str]
-) -> tuple[float, int]:
+def _judged_east_asian(telling: list[str], codec: str) -> tuple[float, int]:
+    usual, syllables = _EAST_ASIAN[codec]
     ideographs = [character for character in telling if character not in syllables]
     hits = sum(character in usual for character in ideographs)
     others = len(telling) - len(ideographs)
@@ -376,6 +387,11 @@ def _judged_east_asian(
     if len(ideographs) < 4 and others > 8:
         share = max(share, 0.5)
     score = min(1.0, share / 0.4) - 4 * strange / len(telling)
+    leads = [character.encode(codec)[0] for character in ideographs]
+    rare = sum(lead >= _RARE_FROM[codec] or lead < 0x80 for lead in leads) / max(len(leads), 1)
+    score -= max(2 * rare - 0.1, 0.0)
+    if codec in ("cp950", "big5hkscs") and leads.count(0xA4) > 0.5 * len(leads):
+        score /= 2  # the syllables of EUC-JP are there, and look like simple characters
     return max(score, 0.0), len(telling)
 
 
@@ -400,6 +416,9 @@ def _judged_letters(telling: list[str], words: list[str], alphabet: Alphabet) ->
         usual = set(alphabet.usual) | set(alphabet.usual.upper())
         share = sum(character in usual for character in telling) / len(telling)
         score = min(score, (share - 0.5) / 0.25)
+        capitals = sum(character.isupper() for character in telling)
+        if alphabet.has_case and capitals > 0.6 * len(telling):
+            score *= 0.7  # KOI8 has capitals where Windows-1251 has small letters
     if alphabet.signs:
         signs = sum(character in alphabet.signs for character in telling)
         score = min(score, 4 * signs / len(telling))
