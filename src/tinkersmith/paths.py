@@ -78,11 +78,10 @@ def _seen(place: Path, here: Path, name: str) -> str:
     if _starts_nowhere(name) or place == here:
         return name
     file = _joined(place, name)
-    if file.is_relative_to(here):
-        return str(file.relative_to(here))
     if has_pattern(name) and not os.path.exists(file):
-        return str(_joined(Path(glob.escape(str(place))), name))
-    return str(file)
+        # The folder's own name may have the signs of a pattern: it stands for itself.
+        here, file = Path(glob.escape(str(here))), _joined(Path(glob.escape(str(place))), name)
+    return str(file.relative_to(here) if file.is_relative_to(here) else file)
 
 
 def _is_there(name: str) -> bool:
