@@ -48,11 +48,12 @@ def seen_from_folder(folder: Path | str, name: str) -> str:
     """
     if _starts_nowhere(name):
         return name
-    here = Path.cwd()
+    here, place = Path.cwd(), Path(folder).resolve()
     if has_pattern(name) and not os.path.exists(name):
-        here = Path(glob.escape(str(here)))
+        # The folders' own names may have the signs of a pattern: they stand for themselves.
+        here, place = (Path(glob.escape(str(path))) for path in (here, place))
     try:
-        return Path(os.path.relpath(here / name, Path(folder).resolve())).as_posix()
+        return Path(os.path.relpath(here / name, place)).as_posix()
     except ValueError:  # another drive on Windows
         return str(Path(name).absolute())
 

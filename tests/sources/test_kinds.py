@@ -82,7 +82,7 @@ FILES = [
     ("key.json", b"-----BEGIN CERTIFICATE-----\nAAAA\n", "is a key or certificate (PEM)"),
     ("x.xml", b'<?xml version="1.0"?><a/>', "is an XML file"),
     ("x.json", b"<records>\n<r/></records>", "is an XML file"),
-    ("x.yaml", b"- instruction: q\n  output: a\n", "is a YAML file. Write it as JSON with: "),
+    ("x.yaml", b"- instruction: q\n  output: a\n", "is a YAML file. Write it"),
     ("x.json", b"---\n- instruction: q\n  output: a\n", "is a YAML file"),
     ("x.py", b"import json\n\nprint(json.dumps([]))\n", "is a program in Python"),
     ("x.md", b"# Title\n\nSome text.\n", "is a Markdown text"),

@@ -145,7 +145,7 @@ def refuse_binary(path: Path, data: bytes) -> None:
         raise _is(path, "a program", "Name a file of records.")
     if data[8:10] == b'{"' and int.from_bytes(data[:8], "little") < 100_000_000:
         raise _is(path, "a model file (safetensors)", "Name a file of records.")
-    if data and not data.strip(b"\x00\r\n"):
+    if b"\x00" in data[:1000] and not data.strip(b"\x00\r\n"):
         raise UserError(
             f"{path}, line 1: there are only NUL bytes, as a crash may leave them. Copy the file "
             "again."

@@ -253,4 +253,4 @@ def _said_kind(path: Path, kind: str) -> tuple[str, ...]:
 
 
 def _sentences(path: Path, notes: Sequence[str]) -> tuple[str, ...]:
-    return tuple(f"Of {path}, {note}." for note in notes)
+    return tuple(f"{path}: {note}." for note in notes)

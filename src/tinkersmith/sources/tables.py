@@ -15,6 +15,7 @@ from typing import Any, TextIO
 import orjson
 
 from tinkersmith.errors import UserError, one_line
+from tinkersmith.plurals import counted
 
 # Fields that hold lists of objects; a cell has only their text.
 _STRUCTURED = frozenset(
@@ -95,8 +96,8 @@ class Header:
             count = len(self.names) + len(cells) if cells else len(row)
             return bad_row(
                 fields,
-                f"{place} has {count} cells, but the table has {len(self.names)} columns. Check "
-                "its quotation marks and separators.",
+                f"{place} has {counted(count, 'cell')}, but the table has "
+                f"{counted(len(self.names), 'column')}. Check its quotation marks and separators.",
             )
         return fields
 
