@@ -93,7 +93,7 @@ FILES = [
     ("x.toml", b'[[samples]]\ninstruction = "q"\n', "is a TOML or INI file"),
     ("x.json", b'{"error": "Repository not found"}',
      'holds the answer of a server, and no records: "error" is "Repository not found"'),
-    ("x.json", b'{"message": "Not Found", "status": 404}', 'the answer of a server, and no records'),
+    ("x.json", b'{"message": "Not Found", "status": 404}', 'the answer of a server'),
     ("x.ipynb", b'{"nbformat": 4, "cells": []}', "is a Jupyter notebook"),
     ("x.safetensors", (40).to_bytes(8, "little") + b'{"a": {"dtype": "F32"}}' + bytes(50),
      "is a model file (safetensors)"),

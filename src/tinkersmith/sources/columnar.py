@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from tinkersmith.errors import UserError
-from tinkersmith.sources.contents import convert_command
+from tinkersmith.sources.contents import command_to_convert
 from tinkersmith.sources.tables import structured_columns, with_parsed_cells
 
 INSTALL_TABLES = "pip install 'tinkersmith[tables]'"
@@ -39,7 +39,7 @@ def columnar_records(
         import pyarrow as arrow
     except ImportError:
         raise missing_library(path, kind, "pyarrow") from None
-    too_large = f"Write it as JSON Lines, which are read as a stream: {convert_command(path)}"
+    too_large = f"Write it as JSON Lines, which are read as a stream: {command_to_convert(path)}"
     try:
         yield from plain_rows(path, _batches(kind, file), columns, notes, most, too_large)
     except (arrow.ArrowException, OSError, MemoryError, ValueError) as error:

@@ -112,7 +112,7 @@ def too_large(path: Path, most: int) -> UserError:
     )
 
 
-def convert_command(path: Path | str) -> str:
+def command_to_convert(path: Path | str) -> str:
     """The command that writes a file of any kind as JSON Lines, which are read as a stream."""
     name = Path(path)
     while name.suffix:
@@ -122,7 +122,7 @@ def convert_command(path: Path | str) -> str:
 
 
 def _how_to_stream(path: Path) -> str:
-    return f"Write it as JSON Lines, which are read as a stream: {convert_command(path)}"
+    return f"Write it as JSON Lines, which are read as a stream: {command_to_convert(path)}"
 
 
 class _Unpacked(io.RawIOBase):

@@ -60,7 +60,7 @@ def look_up(names: Sequence[str]) -> FoundFiles:
     missing: list[str] = []
     notes: list[str] = []
     taken: dict[Path, bool] = {}  # each file -> whether it was named itself
-    for name in names:
+    for name in map(os.fspath, names):
         if name in by_name:
             raise UserError(f"{name} is named twice. Name each file once.")
         paths, named_itself = _files_of(name, notes)

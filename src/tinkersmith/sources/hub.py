@@ -12,7 +12,7 @@ from typing import Any, cast
 from tinkersmith.errors import UserError, one_line
 from tinkersmith.paths import is_hub_name
 from tinkersmith.sources.columnar import plain_rows
-from tinkersmith.sources.contents import convert_command
+from tinkersmith.sources.contents import command_to_convert
 
 _HUBS = {"hf": ("Hugging Face", "datasets"), "ms": ("ModelScope", "modelscope")}
 _INSTALL = "pip install 'tinkersmith[hub]'"
@@ -51,7 +51,7 @@ def hub_records(
         dataset = splits[chosen]
     dataset = getattr(dataset, "ds_instance", dataset)  # ModelScope's wrapper
     tables = dataset.with_format("arrow").iter(batch_size=_AT_ONCE)
-    too_large = f"Write it as JSON Lines, which are read as a stream: {convert_command(path)}"
+    too_large = f"Write it as JSON Lines, which are read as a stream: {command_to_convert(path)}"
     yield from plain_rows(path, tables, columns, notes, most, too_large)
 
 
