@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -22,10 +22,11 @@ _LONGEST_RECORD = 100_000_000  # characters
 _SEPARATORS = b"\x1c\x1d\x1e\x1f"  # white space to Python's strings, not to its bytes
 
 
-def json_records(
-    path: Path, data: bytes, parse: Callable[[bytes], Any] = orjson.loads
-) -> list[Any]:
+def json_records(path: Path, data: bytes, *, exact_numbers: bool = False) -> list[Any]:
     """All records of a JSON array or of JSON Lines.
+
+    Args:
+        exact_numbers: let Python's own parser read: orjson rounds whole numbers over 64 bits.
 
     Raises:
         UserError: the data is neither; the sentence has the line and column.
@@ -33,10 +34,10 @@ def json_records(
     if is_blank(data):
         raise UserError(f"{path} is empty. Add records, or remove it from the list of files.")
     try:
-        value = parse(data)
+        value = json.loads(data.decode("utf-8")) if exact_numbers else orjson.loads(data)
     except (ValueError, RecursionError):
         if _is_json_lines(path, data):
-            records = _json_lines(path, data)
+            records = _json_lines(path, data, exact_numbers=exact_numbers)
             if may_repeat_fields(data, records):
                 return _with_repeated(records, _json_lines(path, data, _marked))
             return records
@@ -82,9 +83,7 @@ def iterate_json(path: Path, text: TextIO) -> Iterator[Any]:
     lines = _lines_of(start, text)
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            yield parse_line(
-                path, line.encode("utf-8", "surrogatepass"), number, mark_repeated=True
-            )
+            yield _parse_or_explain(path, line, number, _marked)
 
 
 def _lines_of(start: str, text: TextIO) -> Iterator[str]:
@@ -294,12 +293,14 @@ def _is_json_lines(path: Path, data: bytes) -> bool:
     return True
 
 
-def _json_lines(path: Path, data: bytes, pairs_hook: Any = None) -> list[Any]:
+def _json_lines(
+    path: Path, data: bytes, pairs_hook: Any = None, *, exact_numbers: bool = False
+) -> list[Any]:
     """The records of JSON Lines, from the parsers that a stream uses as well."""
 
     # Only "\n" ends a line: JSON texts may hold U+2028 and its like, at which splitlines() cuts.
     def parse(line: bytes, number: int) -> Any:
-        if pairs_hook is None:
+        if pairs_hook is None and not exact_numbers:
             with suppress(ValueError, RecursionError):  # Python's parser takes more, as in a stream
                 return orjson.loads(line)
         return _parse_or_explain(path, _decode(path, line, number), number, pairs_hook)

@@ -211,9 +211,7 @@ def _records_of_json(path: Path, data: bytes, exact_numbers: bool) -> list[Any]:
     if data.lstrip().startswith(b"{"):
         value = _object_of(data)
         refuse_object(path, value)
-    if exact_numbers:
-        return json_records(path, data, lambda text: json.loads(text.decode("utf-8")))
-    return json_records(path, data)
+    return json_records(path, data, exact_numbers=exact_numbers)
 
 
 def _object_of(data: bytes) -> Any:
