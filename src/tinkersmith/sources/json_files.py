@@ -14,6 +14,7 @@ from tinkersmith.errors import UserError
 from tinkersmith.files import kind_of_json, open_regular
 from tinkersmith.sources.contents import LONGEST_MARK, compression_of, open_content
 from tinkersmith.sources.encodings import AUTO, BOM, LINE_BY_LINE, codec_name, not_utf8
+from tinkersmith.sources.exports import exported_records
 
 _LONGEST_FIRST_LINE = 1 << 20  # bytes that are read to tell JSON Lines from other files
 _PIECE = 1 << 20  # characters of an array that are read at a time
@@ -36,7 +37,7 @@ def json_records(path: Path, data: bytes, *, exact_numbers: bool = False) -> lis
     try:
         value = json.loads(data.decode("utf-8")) if exact_numbers else orjson.loads(data)
     except (ValueError, RecursionError):
-        if _is_json_lines(path, data):
+        if are_json_lines(path, data):
             records = _json_lines(path, data, exact_numbers=exact_numbers)
             if may_repeat_fields(data, records):
                 return _with_repeated(records, _json_lines(path, data, _marked))
@@ -51,7 +52,7 @@ def records_of_value(path: Path, data: bytes, value: Any) -> list[Any]:
     Raises:
         UserError: it is no array, or an empty one.
     """
-    if isinstance(value, dict) and _has_lines_name(path):
+    if isinstance(value, dict) and has_lines_name(path):
         records: list[Any] = [value]
         repeats = may_repeat_fields(data, records)
         marked = [json.loads(data, object_pairs_hook=_marked)] if repeats else records
@@ -68,6 +69,27 @@ def records_of_value(path: Path, data: bytes, value: Any) -> list[Any]:
         marked = cast("list[Any]", json.loads(data, object_pairs_hook=_marked))
         return _with_repeated(records, marked)
     return records
+
+
+def object_records(
+    path: Path, data: bytes, *, exact_numbers: bool = False
+) -> tuple[list[Any], str] | None:
+    """The records of a data set in one JSON object, and its form; None if the data is none.
+
+    Raises:
+        UserError: see `exported_records`.
+    """
+    try:
+        value = json.loads(data.decode("utf-8")) if exact_numbers else orjson.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    export = exported_records(path, cast("dict[str, Any]", value))
+    if export is None or not may_repeat_fields(data, [value]):
+        return export
+    marked = exported_records(path, json.loads(data, object_pairs_hook=_marked))
+    return (_with_repeated(export[0], marked[0]), export[1]) if marked else export
 
 
 def iterate_json(path: Path, text: TextIO) -> Iterator[Any]:
@@ -161,7 +183,7 @@ def is_json_lines(path: Path, encoding: str = AUTO) -> bool:
     start = start.removeprefix(BOM).lstrip()
     if not start.startswith(b"{"):
         return False
-    if _has_lines_name(path):
+    if has_lines_name(path):
         return True
     first = start.partition(b"\n")[0]
     try:
@@ -276,12 +298,14 @@ def _decode(path: Path, data: bytes, first_line: int = 1) -> str:
         raise not_utf8(path, data, first_line) from None
 
 
-def _has_lines_name(path: Path) -> bool:
+def has_lines_name(path: Path) -> bool:
+    """Whether a file is JSON Lines by its name."""
     return bool({".jsonl", ".ndjson"} & set(path.suffixes))
 
 
-def _is_json_lines(path: Path, data: bytes) -> bool:
-    if _has_lines_name(path):
+def are_json_lines(path: Path, data: bytes) -> bool:
+    """Whether text that is no JSON array, or its beginning, has a record on each line."""
+    if has_lines_name(path):
         return True
     start = data.lstrip()
     if not start.startswith(b"{"):

@@ -23,7 +23,15 @@ from tinkersmith.sources.contents import (
 )
 from tinkersmith.sources.encodings import AUTO, BOM, as_utf8, text_codec
 from tinkersmith.sources.hub import hub_records, is_on_hub
-from tinkersmith.sources.json_files import is_blank, iterate_json, json_records, records_of_value
+from tinkersmith.sources.json_files import (
+    are_json_lines,
+    has_lines_name,
+    is_blank,
+    iterate_json,
+    json_records,
+    object_records,
+    records_of_value,
+)
 from tinkersmith.sources.kinds import (
     refuse_archive,
     refuse_binary,
@@ -134,6 +142,12 @@ def iterate_records(
                 kind = "TSV" if delimiter == "\t" else "CSV"
                 said += _said_kind(path, kind)
                 yield from delimited_records(path, text, delimiter, columns, remarks)
+            elif beginning.lstrip()[:1] == "{" and not are_json_lines(
+                path, beginning.encode("utf-8", "surrogatepass")
+            ):
+                read = read_records(path, encoding, columns)  # one object that holds all records
+                said += read.notes
+                yield from read.records
             else:
                 yield from iterate_json(path, text)
     said += _sentences(path, remarks)
@@ -193,7 +207,7 @@ def _text_records(
         delimiter = delimiter_of(path, data.decode("utf-8", "surrogatepass"))
     if looks_like_json or not delimiter:
         try:
-            return _records_of_json(path, data, exact_numbers), "JSON"
+            return _records_of_json(path, data, notes, exact_numbers), "JSON"
         except UserError:
             if not looks_like_json:
                 refuse_unknown_text(path, data)
@@ -206,11 +220,14 @@ def _text_records(
     return _not_none(path, records), "TSV" if delimiter == "\t" else "CSV"
 
 
-def _records_of_json(path: Path, data: bytes, exact_numbers: bool) -> list[Any]:
-    value = None
-    if data.lstrip().startswith(b"{"):
-        value = _object_of(data)
-        refuse_object(path, value)
+def _records_of_json(path: Path, data: bytes, notes: list[str], exact_numbers: bool) -> list[Any]:
+    if data.lstrip().startswith(b"{") and not has_lines_name(path):
+        export = object_records(path, data, exact_numbers=exact_numbers)
+        if export is not None:
+            records, form = export
+            notes.append(f"it holds one object, which was read as {form}")
+            return records
+    refuse_object(path, _object_of(data))
     return json_records(path, data, exact_numbers=exact_numbers)
 
 
