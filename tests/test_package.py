@@ -19,7 +19,7 @@ PROJECT = PYPROJECT["project"]
 # The names of modules that differ from those of their packages.
 MODULES = {"protobuf": "google"}
 # What is imported only where the user has it: each says what to install.
-OPTIONAL = {"peft", "vllm", "pyrage"}
+OPTIONAL = {"peft", "vllm", "pyrage", "pyarrow", "python_calamine", "datasets", "modelscope"}
 
 
 def imported_modules() -> set[str]:

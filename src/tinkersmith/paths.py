@@ -5,7 +5,9 @@ settings.json) starts from the folder of that file. A relative name on the comma
 the current folder.
 """
 
+import glob
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +35,7 @@ def data_files_seen_from_here(folder: Path | str, names: Sequence[str]) -> list[
     files: list[str] = []
     for name in names:
         file = _seen(place, here, name)
-        if not os.path.exists(file) and os.path.exists(in_data := _seen(data, here, name)):
+        if not _is_there(file) and _is_there(in_data := _seen(data, here, name)):
             file = in_data
         files.append(file)
     return files
@@ -46,29 +48,51 @@ def seen_from_folder(folder: Path | str, name: str) -> str:
     """
     if _starts_nowhere(name):
         return name
+    here, place = Path.cwd(), Path(folder).resolve()
+    if has_pattern(name) and not os.path.exists(name):
+        # The folders' own names may have the signs of a pattern: they stand for themselves.
+        here, place = (Path(glob.escape(str(path))) for path in (here, place))
     try:
-        return Path(os.path.relpath(Path(name).absolute(), Path(folder).resolve())).as_posix()
+        return Path(os.path.relpath(here / name, place)).as_posix()
     except ValueError:  # another drive on Windows
         return str(Path(name).absolute())
 
 
 def data_file_seen_from_folder(folder: Path | str, name: str) -> str:
     """Like `seen_from_folder`; a name that does not exist is looked up in data/ as well."""
-    in_data = Path("data") / name
-    return seen_from_folder(
-        folder, str(in_data) if not Path(name).exists() and in_data.exists() else name
-    )
+    in_data = str(Path("data") / name)
+    is_in_data = not _starts_nowhere(name) and not _is_there(name) and _is_there(in_data)
+    return seen_from_folder(folder, in_data if is_in_data else name)
+
+
+def has_pattern(name: str) -> bool:
+    """Whether a name has characters that stand for others, as in data/*.jsonl."""
+    return glob.has_magic(name)
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a name is that of a data set on a hub, such as hf:org/name or ms:org/name:train."""
+    return bool(re.fullmatch(r"(hf|ms):[\w.-]+/[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", name))
 
 
 def _seen(place: Path, here: Path, name: str) -> str:
     if _starts_nowhere(name) or place == here:
         return name
     file = _joined(place, name)
+    if has_pattern(name) and not os.path.exists(file):
+        # The folder's own name may have the signs of a pattern: it stands for itself.
+        here, file = Path(glob.escape(str(here))), _joined(Path(glob.escape(str(place))), name)
     return str(file.relative_to(here) if file.is_relative_to(here) else file)
 
 
+def _is_there(name: str) -> bool:
+    return os.path.exists(name) or (has_pattern(name) and bool(glob.glob(name, recursive=True)))
+
+
 def _starts_nowhere(name: str) -> bool:
-    return Path(name).is_absolute() or name.startswith("~")
+    """Whether a name means the same place wherever it stands."""
+    is_address = re.match(r"[A-Za-z][A-Za-z0-9+.-]+://|file:", name)
+    return bool(Path(name).is_absolute() or name.startswith("~") or is_address or is_hub_name(name))
 
 
 def _joined(folder: Path, name: str) -> Path:

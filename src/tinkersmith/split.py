@@ -26,7 +26,7 @@ from tinkersmith.files import read_json_object, write_atomically, write_json
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Say, watched
 from tinkersmith.sources.find import find_files
-from tinkersmith.sources.json_files import read_records
+from tinkersmith.sources.records import read_records
 
 INPUT_FILES = ["data/word_problems.json"]
 TRAIN_RATIO = 0.8
@@ -162,8 +162,7 @@ def _read(
     samples: list[Sample] = []
     skipped: list[Skipped] = []
     for path in files:
-        # Python's own parser: orjson rounds whole numbers over 64 bits.
-        raw = read_records(path, parse=lambda data: json.loads(data.decode("utf-8")))
+        raw = read_records(path, exact_numbers=True).records
         for number, record in enumerate(raw, start=1):
             search.add(record)
             checked = check_record(record, Source(path.as_posix(), number), columns)

@@ -82,31 +82,29 @@ def test_line_separators_inside_a_text_do_not_end_a_line(tmp_path: Path) -> None
         ("a.json", zipped(b""), "is empty"),
         ("a.json", b"[]", "holds an empty array"),
         ("a.json", b'{"a": 1}', "holds an object instead of an array. Enclose the records in"),
-        ("a.json", b'{"data": [{"a": 1}]}', 'an object instead of an array. Its "data" holds'),
+        ("a.json", b'{"a": 1, "x": [{"a": 1}]}', 'instead of an array. Its "x" holds'),
         ("a.json", b'"text"', "holds a string instead of an array"),
         ("a.json", b"7", "holds the number 7 instead of an array"),
         ("a.json", b'[\n{"a": 1},\n{"b"', "line 3, column 5: not JSON: it ends too early"),
         ("a.json", b'[{"a": "the text goes on', "line 1, column 8: not JSON: it ends too early"),
         ("a.json", b'[{"a": 1}\n{"a": 2}]', "line 2, column 1: not JSON: Expecting ',' delim"),
         ("a.json", b'[{"a": "x\x01"}]', "line 1, column 10: not JSON: Invalid control"),
-        ("a.json", b"instruction,output\n", "line 1, column 1: not JSON: Expecting value, found"),
+        ("a.json", b"instruction,output\n", "holds no record. Add records"),
         ("a.json", b"{\n", "line 2, column 1: not JSON: it ends too early"),
         ("a.json", b'{"a": 1}\n{"a": 2\n{"a": 3}', "line 2, column 8: not JSON: it ends too early"),
         ("a.jsonl", b'{"a": 1}\n\n[1,}\n', "line 3, column 4: not JSON: "),
         ("a.json", b"[" * 100_000, "nested too deeply"),
         ("a.json", b"[" + b"1" * 5000 + b"x]", "not readable as JSON: Exceeds the limit"),
-        ("a.json", "[]".encode("utf-16"), "is encoded as UTF-16. Save it as UTF-8."),
-        ("a.json", "[]".encode("utf-32"), "is encoded as UTF-32. Save it as UTF-8."),
-        ("a.json", '[{"a": 1}]'.encode("utf-16-le"), "looks like UTF-16 without a mark"),
+        ("a.json", "[]".encode("utf-16"), "holds an empty array"),
         (
             "a.json",
-            '[\n{"instruction": "把下面的句子翻译成英文"}]'.encode("gbk"),
-            "line 2, column 18: the byte 0xB0 is not UTF-8 (the file looks like GBK). Save it",
+            '[\n{"instruction": "你好"}]'.encode("gbk"),
+            "line 2, column 18: the byte 0xC4 is not UTF-8. It may be ",
         ),
         (
             "a.json",
             '[{"a": "Der Käse ist schön und für alle da"}]'.encode("latin-1"),
-            "the byte 0xE4 is not UTF-8 (the file looks like Latin-1). Save it as UTF-8.",
+            "the byte 0xE4 is not UTF-8. It may be Windows-1252",
         ),
         ("a.json", zipped(ARRAY)[:-20], "is a damaged gzip file"),
         ("a.json", zipped(ARRAY)[:5], "is a damaged gzip file"),
@@ -222,12 +220,10 @@ def test_files_are_found_as_given_then_in_data_and_never_beside_the_program(
     assert load_samples(["a.json"]).samples[0].source.file == "a.json"
 
 
-def test_one_file_under_two_names_and_a_folder_are_refused(tmp_path: Path) -> None:
+def test_one_file_under_two_names_is_refused(tmp_path: Path) -> None:
     good = write(tmp_path / "good.json", [GOOD])
     with pytest.raises(UserError, match="named twice"):
         load_samples([good, str(tmp_path / "." / "good.json")])
-    with pytest.raises(UserError, match="is a folder"):
-        load_samples([str(tmp_path)])
 
 
 def test_a_file_of_bad_records_only_is_an_error_that_shows_the_first(tmp_path: Path) -> None:
@@ -424,9 +420,9 @@ def test_a_gzip_file_may_have_several_members_and_nothing_else(tmp_path: Path) -
 def test_a_file_that_would_fill_the_memory_is_refused_before_it_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tinkersmith.sources.json_files._most_bytes", lambda: 1_000_000)
+    monkeypatch.setattr("tinkersmith.sources.records.most_bytes", lambda: 1_000_000)
     bomb = write(tmp_path / "bomb.jsonl.gz", zipped((RECORD + b"\n") * 40_000))
-    with pytest.raises(UserError, match=r"unpacks to more than 0 GB.*gunzip -k"):
+    with pytest.raises(UserError, match=r"unpacks to more than 0 GB.*tinkersmith convert "):
         load_samples([bomb])
     sparse = tmp_path / "sparse.json"
     with sparse.open("wb") as file:

@@ -47,6 +47,10 @@ def _run(command: str, rest: list[str]) -> int | None:
         from tinkersmith.cli.stats import stats_command
 
         return stats_command(rest, prog=prog)
+    if command == "convert":
+        from tinkersmith.cli.convert import convert_command
+
+        return convert_command(rest, prog=prog)
     if command == "evaluate":
         from tinkersmith.cli.evaluate import evaluate_command
 

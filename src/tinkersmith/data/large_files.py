@@ -36,9 +36,9 @@ from tinkersmith.data.shuffle import VALIDATION_STREAM, shuffled
 from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import open_regular
 from tinkersmith.progress import Progress
+from tinkersmith.sources.encodings import BOM
 from tinkersmith.sources.find import find_files
 from tinkersmith.sources.json_files import (
-    BOM,
     is_blank,
     is_json_lines,
     may_repeat_fields,

@@ -11,7 +11,7 @@ from tinkersmith.data.shapes import check_record
 from tinkersmith.errors import UserError
 from tinkersmith.plurals import counted
 from tinkersmith.sources.find import find_files
-from tinkersmith.sources.json_files import read_records
+from tinkersmith.sources.records import read_records
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def load_samples(
     counts: dict[str, int] = {}
     for path in paths:
         before = len(samples)
-        for number, record in enumerate(read_records(path), start=1):
+        for number, record in enumerate(read_records(path, encoding, columns).records, start=1):
             search.add(record)
             checked = check_record(record, Source(path.as_posix(), number), columns)
             tally.add(checked)

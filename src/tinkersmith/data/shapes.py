@@ -35,6 +35,7 @@ from tinkersmith.data.values import (
 from tinkersmith.errors import one_line
 from tinkersmith.files import kind_of_json
 from tinkersmith.sources.json_files import Repeated
+from tinkersmith.sources.tables import BadRow
 
 __all__ = ["SHAPES", "check_record"]
 
@@ -61,6 +62,8 @@ def check_record(
 
 
 def _sample(record: Any, source: Source, columns: Mapping[str, str]) -> Sample:
+    if isinstance(record, BadRow):
+        raise Unusable("", record.reason)
     if isinstance(record, str) and not columns:
         text = check_text(record, "the record", "", required=True)
         return Sample((Turn("text", text),), source, "text")

@@ -1,62 +1,58 @@
-"""JSON and JSON Lines files -> their records."""
+"""JSON and JSON Lines -> their records. The bytes are unpacked and UTF-8 when they come here."""
 
 import json
-import os
 import re
-import shlex
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, TextIO, cast
 
 import orjson
 
-from tinkersmith.errors import UserError, unreadable
+from tinkersmith.errors import UserError
 from tinkersmith.files import kind_of_json, open_regular
-from tinkersmith.sources.packed import GZIP_MARK, PackedFile
-
-BOM = b"\xef\xbb\xbf"
+from tinkersmith.sources.contents import LONGEST_MARK, compression_of, open_content
+from tinkersmith.sources.encodings import AUTO, BOM, LINE_BY_LINE, codec_name, not_utf8
+from tinkersmith.sources.exports import exported_records
 
 _LONGEST_FIRST_LINE = 1 << 20  # bytes that are read to tell JSON Lines from other files
-
-_PIECE = 1 << 20  # bytes that are unpacked at a time
-
-_WHOLE_AT_MOST = 1_000_000_000  # bytes that are read whole on any machine (9 GB of memory)
-
-_MEMORY_PER_BYTE = 10  # bytes of memory for a byte of a file that is read whole, at most
-
-
-_ENCODINGS = (
-    (b"\xff\xfe\x00\x00", "UTF-32"),
-    (b"\x00\x00\xfe\xff", "UTF-32"),
-    (b"\xff\xfe", "UTF-16"),
-    (b"\xfe\xff", "UTF-16"),
-)
+_PIECE = 1 << 20  # characters of an array that are read at a time
+_LONGEST_RECORD = 100_000_000  # characters
 
 _SEPARATORS = b"\x1c\x1d\x1e\x1f"  # white space to Python's strings, not to its bytes
 
 
-def read_records(path: Path, parse: Callable[[bytes], Any] = orjson.loads) -> list[Any]:
-    """All records of a JSON array or of JSON Lines, either gzip-ed, in UTF-8 with or without BOM.
+def json_records(path: Path, data: bytes, *, exact_numbers: bool = False) -> list[Any]:
+    """All records of a JSON array or of JSON Lines.
+
+    Args:
+        exact_numbers: let Python's own parser read: orjson rounds whole numbers over 64 bits.
 
     Raises:
-        UserError: the file is neither; the sentence has the line and column.
+        UserError: the data is neither; the sentence has the line and column.
     """
-    data = _read_bytes(path)
     if is_blank(data):
         raise UserError(f"{path} is empty. Add records, or remove it from the list of files.")
     try:
-        value = parse(data)
+        value = json.loads(data.decode("utf-8")) if exact_numbers else orjson.loads(data)
     except (ValueError, RecursionError):
-        text = _decode(path, data)
-        if _is_json_lines(path, text):
-            records = _json_lines(path, text)
+        if are_json_lines(path, data):
+            records = _json_lines(path, data, exact_numbers=exact_numbers)
             if may_repeat_fields(data, records):
-                return _with_repeated(records, _json_lines(path, text, _marked))
+                return _with_repeated(records, _json_lines(path, data, _marked))
             return records
-        value = _parse_or_explain(path, text)
-    if isinstance(value, dict) and _has_lines_name(path):
+        value = _parse_or_explain(path, _decode(path, data))
+    return records_of_value(path, data, value)
+
+
+def records_of_value(path: Path, data: bytes, value: Any) -> list[Any]:
+    """The records in the value of a whole JSON text.
+
+    Raises:
+        UserError: it is no array, or an empty one.
+    """
+    if isinstance(value, dict) and has_lines_name(path):
         records: list[Any] = [value]
         repeats = may_repeat_fields(data, records)
         marked = [json.loads(data, object_pairs_hook=_marked)] if repeats else records
@@ -75,25 +71,131 @@ def read_records(path: Path, parse: Callable[[bytes], Any] = orjson.loads) -> li
     return records
 
 
-def is_json_lines(path: Path) -> bool:
-    """Whether the file can be read line by line: JSON Lines, gzip-ed or not, and no array."""
+def object_records(
+    path: Path, data: bytes, *, exact_numbers: bool = False
+) -> tuple[list[Any], str] | None:
+    """The records of a data set in one JSON object, and its form; None if the data is none.
+
+    Raises:
+        UserError: see `exported_records`.
+    """
     try:
-        with open_regular(path) as file:
+        value = json.loads(data.decode("utf-8")) if exact_numbers else orjson.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    export = exported_records(path, cast("dict[str, Any]", value))
+    if export is None or not may_repeat_fields(data, [value]):
+        return export
+    marked = exported_records(path, json.loads(data, object_pairs_hook=_marked))
+    return (_with_repeated(export[0], marked[0]), export[1]) if marked else export
+
+
+def iterate_json(path: Path, text: TextIO) -> Iterator[Any]:
+    """The records of an array or of JSON Lines, one at a time. `text` must not translate line ends.
+
+    Raises:
+        UserError: see `json_records`.
+    """
+    start = text.read(_PIECE)
+    if start.lstrip("\ufeff \t\r\n").startswith("["):
+        yield from _array_records(path, start, text)
+        return
+    lines = _lines_of(start, text)
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield _parse_or_explain(path, line, number, _marked)
+
+
+def _lines_of(start: str, text: TextIO) -> Iterator[str]:
+    """The lines of a text whose beginning has been read already."""
+    *lines, last = start.lstrip("\ufeff").split("\n")
+    yield from lines
+    yield last + text.readline().rstrip("\n")
+    yield from text
+
+
+def _array_records(path: Path, start: str, text: TextIO) -> Iterator[Any]:
+    """The records of an array, of which only a few are in memory."""
+    decoder = json.JSONDecoder(object_pairs_hook=_marked)
+    buffer, line = start, 1
+    place = buffer.index("[") + 1
+    ended = False
+    number = 0
+    while True:
+        place = _after(buffer, place, ", \t\r\n" if number else " \t\r\n")
+        if place < len(buffer) and buffer[place] == "]":
+            if not number:
+                raise UserError(f"{path} holds an empty array. Add records to it.")
+            if (buffer[place + 1 :] + text.read(1000)).strip():
+                raise UserError(f"{path}: more text follows after the array. Remove it.")
+            return
+        if place < len(buffer):
+            try:
+                record, end = decoder.raw_decode(buffer, place)
+            except ValueError as error:
+                if ended or len(buffer) - place > _LONGEST_RECORD:
+                    at = error.pos if isinstance(error, json.JSONDecodeError) else place
+                    raise UserError(
+                        f"{path}, line {line + buffer.count(chr(10), 0, at)}: record {number + 1} "
+                        f"is not JSON: {str(error).split(':')[0]}. Fix it there."
+                    ) from None
+            except RecursionError:
+                raise UserError(
+                    f"{path}: record {number + 1} is nested too deeply. Remove that record."
+                ) from None
+            else:
+                number += 1
+                yield record
+                place = end
+                continue
+        elif ended:
+            raise UserError(
+                f"{path} ends too early: its array is not closed after record {number:,}. Copy or "
+                "download it again."
+            )
+        more = text.read(max(_PIECE, len(buffer) - place))
+        ended = not more
+        line += buffer.count("\n", 0, place)
+        buffer, place = buffer[place:] + more, 0
+
+
+def _after(text: str, place: int, characters: str) -> int:
+    """The first place from `place` on where none of these characters stands."""
+    while place < len(text) and text[place] in characters:
+        place += 1
+    return place
+
+
+def is_json_lines(path: Path, encoding: str = AUTO) -> bool:
+    """Whether the file can be read line by line: JSON Lines, gzip-ed or not, and no array."""
+    codec = "utf-8" if encoding == AUTO else codec_name(encoding)
+    if codec not in LINE_BY_LINE:
+        return False
+    try:
+        with open_content(path) as file:
             start = file.read(_LONGEST_FIRST_LINE)
-            if start.startswith(GZIP_MARK):
-                start = PackedFile(path).unpacking(file, remember=False).read(_LONGEST_FIRST_LINE)
+        if compression_of(_first_bytes(path)) not in ("", "gzip"):
+            return False  # nobody can go on in the middle of the others
     except (OSError, UserError):  # a folder, no permission, damaged: reading it says so
         return False
     start = start.removeprefix(BOM).lstrip()
     if not start.startswith(b"{"):
         return False
-    if _has_lines_name(path):
+    if has_lines_name(path):
         return True
+    first = start.partition(b"\n")[0]
     try:
-        orjson.loads(start.partition(b"\n")[0])
+        orjson.loads(first if codec == "utf-8" else first.decode(codec))
     except ValueError:
         return False
     return True
+
+
+def _first_bytes(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read(LONGEST_MARK)
 
 
 def is_blank(data: bytes) -> bool:
@@ -114,7 +216,7 @@ _LOOSE_NAME = re.compile(rb'"\s+:')  # few programs write a blank there
 def may_repeat_fields(data: bytes, records: Sequence[Any]) -> bool:
     """Whether an object in `data` may name a field twice: parsers keep only the last.
 
-    This counts names, which is fast; `read_records` and `parse_line` then look closely.
+    This counts names, which is fast; `json_records` and `parse_line` then look closely.
     """
     # A quotation mark inside a string has a backslash before it, so `":` ends a name, or a string
     # that begins with a colon opens there. A name that ends with a backslash is not counted.
@@ -189,125 +291,46 @@ def _has_repeated(record: Any) -> bool:
     return False
 
 
-def _read_bytes(path: Path) -> bytes:
-    if path.is_dir():
-        raise UserError(f"{path} is a folder. Name the files in it.")
-    most = _most_bytes()
-    try:
-        with open_regular(path) as file:
-            packed = file.read(2) == GZIP_MARK
-            file.seek(0)
-            if not packed and os.fstat(file.fileno()).st_size > most:
-                raise _too_large(path, most)
-            data = _unpacked(path, file, most) if packed else file.read(most + 1)
-    except OSError as error:
-        raise unreadable(path, error) from None
-    if len(data) > most:  # it grows while it is read
-        raise _too_large(path, most)
-    for mark, encoding in _ENCODINGS:
-        if data.startswith(mark):
-            raise UserError(f"{path} is encoded as {encoding}. Save it as UTF-8.")
-    return data.removeprefix(BOM)
-
-
-def _too_large(path: Path, most: int) -> UserError:
-    return UserError(
-        f"{path} has more than {most / 1e9:.0f} GB, which would not fit into this machine's memory "
-        "as a whole. Split it into smaller files."
-    )
-
-
-def _most_bytes() -> int:
-    """The size up to which a file is read whole: what is known to fit into the memory."""
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not on every system
-        memory = 0
-    return max(_WHOLE_AT_MOST, memory // _MEMORY_PER_BYTE)
-
-
-def _unpacked(path: Path, packed: BinaryIO, most: int) -> bytes:
-    """The content of a gzip file of one or several members, unpacked as far as memory allows.
-
-    Raises:
-        UserError: it is damaged, or too large.
-    """
-    unpacking = PackedFile(path).unpacking(packed, remember=False)
-    pieces: list[bytes] = []
-    size = 0
-    while piece := unpacking.read(_PIECE):
-        pieces.append(piece)
-        size += len(piece)
-        if size > most:
-            raise UserError(
-                f"{path} unpacks to more than {most / 1e9:.0f} GB, which would not fit into this "
-                "machine's memory. If that is what it should hold, unpack it with: gunzip -k "
-                f"{shlex.quote(str(path))}"
-            )
-    return b"".join(pieces)
-
-
 def _decode(path: Path, data: bytes, first_line: int = 1) -> str:
     try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + first_line
-        start = data.rfind(b"\n", 0, error.start) + 1
-        column = len(data[start : error.start].decode("utf-8", "replace")) + 1
-        raise UserError(
-            f"{path}, line {line}, column {column}: the byte 0x{data[error.start]:02X} is not "
-            f"UTF-8 (the file looks like {_likely_encoding(data)}). Save it as UTF-8."
-        ) from None
-    if text.startswith("\x00") and not text.strip("\x00\r\n"):
-        raise UserError(
-            f"{path}, line {first_line}: there are only NUL bytes, as a crash may leave them. Copy "
-            "the file again."
-        )
-    if text.startswith(("[\x00", "{\x00", "\x00[", "\x00{")):
-        raise UserError(f"{path} looks like UTF-16 without a mark. Save it as UTF-8.")
-    return text
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise not_utf8(path, data, first_line) from None
 
 
-def _likely_encoding(data: bytes) -> str:
-    start = data[:100_000]
-    if start.count(b"\x00") > len(start) // 4:
-        return "UTF-16"
-    # GBK letters are pairs of high bytes; an accent in Latin-1 mostly stands alone among ASCII.
-    runs = [len(run) for run in re.findall(rb"[\x80-\xff]+", start)]
-    in_pairs = sum(length for length in runs if length % 2 == 0)
-    return "GBK" if in_pairs > 0.6 * sum(runs) else "Latin-1"
-
-
-def _has_lines_name(path: Path) -> bool:
+def has_lines_name(path: Path) -> bool:
+    """Whether a file is JSON Lines by its name."""
     return bool({".jsonl", ".ndjson"} & set(path.suffixes))
 
 
-def _is_json_lines(path: Path, text: str) -> bool:
-    if _has_lines_name(path):
+def are_json_lines(path: Path, data: bytes) -> bool:
+    """Whether text that is no JSON array, or its beginning, has a record on each line."""
+    if has_lines_name(path):
         return True
-    start = text.lstrip()
-    if not start.startswith("{"):
+    start = data.lstrip()
+    if not start.startswith(b"{"):
         return False
-    first = start.partition("\n")[0]
     try:
-        json.loads(first)
+        json.loads(start.partition(b"\n")[0])
     except (ValueError, RecursionError):
         return False
     return True
 
 
-def _json_lines(path: Path, text: str, pairs_hook: Any = None) -> list[Any]:
+def _json_lines(
+    path: Path, data: bytes, pairs_hook: Any = None, *, exact_numbers: bool = False
+) -> list[Any]:
     """The records of JSON Lines, from the parsers that a stream uses as well."""
 
     # Only "\n" ends a line: JSON texts may hold U+2028 and its like, at which splitlines() cuts.
-    def parse(line: str, number: int) -> Any:
-        if pairs_hook is None:
+    def parse(line: bytes, number: int) -> Any:
+        if pairs_hook is None and not exact_numbers:
             with suppress(ValueError, RecursionError):  # Python's parser takes more, as in a stream
                 return orjson.loads(line)
-        return _parse_or_explain(path, line, number, pairs_hook)
+        return _parse_or_explain(path, _decode(path, line, number), number, pairs_hook)
 
-    lines = enumerate(text.split("\n"), start=1)
-    return [parse(line, number) for number, line in lines if line.strip()]
+    lines = enumerate(data.split(b"\n"), start=1)
+    return [parse(line, number) for number, line in lines if not is_blank(line)]
 
 
 def _parse_or_explain(path: Path, text: str, line: int = 0, pairs_hook: Any = None) -> Any:

@@ -93,11 +93,11 @@ class Unpacking(io.RawIOBase):
         piece = self._unpack(len(view))
         view[: len(piece)] = piece
         self._start += len(piece)
-        if self._remember:
-            self._check_ratio()
-            if self._start >= self._packed.places[-1].start + _APART and not self._inflating.eof:
-                state = self._inflating.copy()
-                self._packed.places.append(_Place(self._start, self.packed_bytes, state))
+        self._check_ratio()
+        is_due = self._start >= self._packed.places[-1].start + _APART
+        if self._remember and is_due and not self._inflating.eof:
+            state = self._inflating.copy()
+            self._packed.places.append(_Place(self._start, self.packed_bytes, state))
         return len(piece)
 
     def _unpack(self, most: int) -> bytes:
