@@ -28,7 +28,7 @@ class TextTokenizer:
 
     encode_texts: Callable[[list[str]], list[list[int]]]  # special tokens are recognised
     encode_plain_texts: Callable[[list[str]], list[list[int]]]  # special tokens stay plain text
-    decode_ids: Callable[[list[int]], str]
+    decode_ids: Callable[[list[int], bool], str]  # True leaves special tokens out
     vocab_size: int
     eos_id: int
     eos_text: str
@@ -39,6 +39,8 @@ class TextTokenizer:
     serialised: Callable[[], str]  # everything that decides which ids a text gets
     chat_template: str | None = None
     folder: Path | None = None
+    # The ids at which generation_config.json ends a text; none where the model has no such file.
+    generation_ends: tuple[int, ...] = ()
 
     @cached_property
     def digest(self) -> str:
@@ -70,7 +72,11 @@ class TextTokenizer:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of `ids`, without special tokens."""
-        return self.decode_ids([int(token) for token in ids])
+        return self.decode_ids([int(token) for token in ids], True)
+
+    def decode_all(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of `ids`, special tokens included."""
+        return self.decode_ids([int(token) for token in ids], False)
 
     def _encode_guarded(self, text: str) -> list[int]:
         """Encode like the tokenizer: special tokens first, then the text between them."""
@@ -169,7 +175,7 @@ def wrap_tokenizer(hf_tokenizer: Any) -> TextTokenizer:
     return TextTokenizer(
         encode_texts=encode,
         encode_plain_texts=lambda texts: encode(texts, split_special_tokens=True),
-        decode_ids=lambda ids: hf_tokenizer.decode(ids, skip_special_tokens=True),
+        decode_ids=lambda ids, skip: hf_tokenizer.decode(ids, skip_special_tokens=skip),
         vocab_size=len(hf_tokenizer),
         eos_id=eos_id,
         eos_text=named["eos_token"],
@@ -180,6 +186,7 @@ def wrap_tokenizer(hf_tokenizer: Any) -> TextTokenizer:
         serialised=lambda: json.dumps([str(hf_tokenizer.__class__), hf_tokenizer.get_vocab()]),
         chat_template=template,
         folder=folder,
+        generation_ends=_generation_ends(folder),
     )
 
 
@@ -225,7 +232,7 @@ def _of_backend(
     return TextTokenizer(
         encode_texts=encode,
         encode_plain_texts=encode_plain,
-        decode_ids=lambda ids: backend.decode(ids, skip_special_tokens=True),
+        decode_ids=lambda ids, skip: backend.decode(ids, skip_special_tokens=skip),
         vocab_size=backend.get_vocab_size(with_added_tokens=True),
         eos_id=eos_id,
         eos_text=eos_text,
@@ -239,6 +246,7 @@ def _of_backend(
         serialised=backend.to_str,
         chat_template=chat_template,
         folder=folder,
+        generation_ends=_generation_ends(folder),
     )
 
 
@@ -313,6 +321,14 @@ def _eos_from_model_config(folder: Path, backend: "Tokenizer") -> str:
     raise UserError(
         f"The tokenizer in {folder} names no end token. Add eos_token to tokenizer_config.json."
     )
+
+
+def _generation_ends(folder: Path | None) -> tuple[int, ...]:
+    if folder is None:
+        return ()
+    stored: Any = _read_json(folder / "generation_config.json").get("eos_token_id")
+    ids = cast("list[Any]", stored) if isinstance(stored, list) else [stored]
+    return tuple(token for token in ids if isinstance(token, int))
 
 
 def _token_text(value: Any) -> str:
