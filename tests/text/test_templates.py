@@ -117,7 +117,11 @@ def test_the_alpaca_template_has_its_two_wordings(tokenizer: TextTokenizer) -> N
         ("Q: {instruction} {input}\nA: ", PLAIN, "Q: Add. \nA: "),
         ("[{{}}] {instruction}", PLAIN, "[{}] Add."),
         ("{instruction}\n", FULL, "Be brief.\n\n1 + 1?\n2<|endoftext|>\nAnd 3?\n\nNow.\n"),
-        ("<{system}>\n{instruction}\n", FULL, "<Be brief.>\n1 + 1?\n2<|endoftext|>\nAnd 3?\n\nNow.\n"),
+        (
+            "<{system}>\n{instruction}\n",
+            FULL,
+            "<Be brief.>\n1 + 1?\n2<|endoftext|>\nAnd 3?\n\nNow.\n",
+        ),
     ],
 )
 def test_an_own_format_loses_no_part_of_a_sample(

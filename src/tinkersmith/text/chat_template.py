@@ -34,6 +34,7 @@ from tinkersmith.text.thoughts import (
 )
 
 Message = dict[str, Any]
+_STAND_IN = "\ue000"  # of Unicode's private use: no template looks for it
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class ChatTemplate:
     named_tokens: dict[str, str]
     special_tokens: tuple[str, ...]
     date: str  # strftime_now always gives this day, so that training and use see the same prompt
+    control_tokens: tuple[str, ...] = ()  # ordinary tokens that the template writes
     thinking: str = "auto"  # a value of THINKING
     thinks: bool | None = None  # whether use asks for a thought; None: as the template does
 
@@ -156,7 +158,7 @@ class ChatTemplate:
     def _guarded_tokens(self) -> tuple[str, ...]:
         # A template that looks for thoughts within texts would take a tag that is only mentioned.
         tags = (OPEN, CLOSE) if "think>" in self.chat_template else ()
-        return (*self.special_tokens, *(tag for tag in tags if tag not in self.special_tokens))
+        return tuple(dict.fromkeys((*self.special_tokens, *self.control_tokens, *tags)))
 
     def _plain(self, sample: Sample) -> Rendered:
         return plain_text(self.begin, self.guarded(sample.turns[-1].text), self.end_of_text)
@@ -229,14 +231,27 @@ class _Conversation:
         self._span_of(place, sequences[0][0])
 
     def _span_of(self, place: int, text: str, required: bool = True) -> Any:
-        """Where the text of a message stands in that of the conversation."""
-        try:
-            before = self._write(place, None) if place else ""
-            after = self._write(place + 1, None)
-        except UserError:
-            before, after = "-", ""
-        if after.startswith(before) and text.startswith(after):
-            return len(before), len(after)
+        """Where a message stands in a text of the conversation, with the end token after it.
+
+        Rendered with another word in its place, the text differs exactly there.
+        """
+        messages = [*self._messages]
+        messages[place] = {**messages[place], "content": _STAND_IN}
+        last = len(messages) - 1
+        for think in (True, False) if self._form.switch else (None,):
+            other = self._write(last + 1, think, messages=messages)
+            whole = self._write(last + 1, think)
+            start, after = other.find(_STAND_IN), other.partition(_STAND_IN)[2]
+            stop = len(whole) - len(after)
+            if (
+                start >= 0
+                and stop > start
+                and whole[:start] == other[:start]
+                and whole[stop:] == after
+                and text.startswith(whole[:stop])
+            ):
+                token = self._template.probe.special_pattern.match(text, stop)
+                return start, token.end() if token else stop
         if not required:
             return None
         role = self._sample.turns[place].role
@@ -275,15 +290,15 @@ class _Conversation:
             thought = ""
         if whole.startswith(prompt):
             rest = self._up_to_end(whole[len(prompt) :])
+            self._check_calls(turn, rest)
             if _is_in(answer, rest) and _is_in(thought, rest):
-                self._check_calls(turn, rest)
                 empty = "" if think else leading_empty_thought(rest)
                 return prompt + empty, rest[len(empty) :]
         if turn.tool_calls:
-            raise self._left_out("a call of a function", turn.tool_calls[0])
+            raise self._left_out("what an answer says beside a call", thought or answer)
         if think:
-            return prompt, self._thought_before(prompt, thought) + answer + self._form.end
-        return self._asking_no_thought(prompt), answer + self._form.end
+            return prompt, self._before_answer(prompt, thought) + answer + self._form.end
+        return self._asking_no_thought(prompt), self._form.lead + answer + self._form.end
 
     def prompt(self, place: int, think: bool | None) -> str:
         """The prompt of the answer at a place, in use."""
@@ -297,13 +312,16 @@ class _Conversation:
             return prompt + no_thought
         return prompt
 
-    def _thought_before(self, prompt: str, thought: str) -> str:
-        """The thought that the template itself would drop, as the prompt asks for it."""
-        if prompt.rstrip().endswith(OPEN):
-            return thought + self._form.closing
+    def _before_answer(self, prompt: str, thought: str) -> str:
+        """What stands before an answer, if the template itself would write another prompt."""
+        form = self._form
+        opened = prompt.rstrip().endswith(OPEN)
         if not thought:
-            return ""
-        return f"{OPEN}\n{thought}\n{CLOSE}\n\n"
+            return form.closing if opened else form.lead
+        if opened or form.carrier != "prompt":
+            return form.opening + thought + form.closing
+        line = "\n" if "\n" in form.closing else ""
+        return OPEN + line + thought + form.closing
 
     def _up_to_end(self, rest: str) -> str:
         """What the template writes for an answer, up to the end token."""
@@ -313,15 +331,22 @@ class _Conversation:
         specials = list(self._template.probe.special_pattern.finditer(rest))
         return rest[: specials[-1].end()] if specials else rest + form.end
 
-    def _write(self, count: int, think: bool | None, *, prompt: bool = False) -> str:
-        """The template's text of the first `count` messages."""
+    def _write(
+        self,
+        count: int,
+        think: bool | None,
+        *,
+        prompt: bool = False,
+        messages: Sequence[Message] | None = None,
+    ) -> str:
+        """The template's text of the first `count` messages, or of others in their place."""
         template = self._template
         variables = {**template.named_tokens, **self._form.variables(think)}
         try:
             return render_chat(
                 template.chat_template,
                 template.date,
-                self._messages[:count],
+                (messages or self._messages)[:count],
                 variables,
                 tools=self._tools,
                 add_generation_prompt=prompt,

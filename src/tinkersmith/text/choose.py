@@ -282,6 +282,7 @@ def _chat_template(
         begin=tokenizer.begin_text,
         named_tokens=dict(tokenizer.named_tokens),
         special_tokens=tuple(tokenizer.special_tokens),
+        control_tokens=tuple(tokenizer.control_tokens),
         date=today.isoformat(),
         thinking=thinking,
         thinks=None if carrier == "text" else _thinks(thinking, thoughts),

@@ -159,13 +159,21 @@ class Probe:
         for carrier, message in messages.items():
             whole = self.attempt([_ASKED, message], **thinking)
             before, written, after = whole.partition(THOUGHT)
-            if written and ANSWER in after:
+            if written and ANSWER in after and f"{CLOSE}{OPEN}" not in before:
                 start = len(prompt) if whole.startswith(prompt) else len(before)
                 return carrier, before[start:], after[: after.index(ANSWER)]
         if prompt.rstrip().endswith(OPEN):
             return "prompt", "", CLOSE if prompt.endswith(OPEN) else f"\n{CLOSE}\n\n"
-        known = "think>" in self.source
-        return "prompt" if known else "text", f"{OPEN}\n", f"\n{CLOSE}\n\n"
+        if "think>" not in self.source:
+            return "text", f"{OPEN}\n", f"\n{CLOSE}\n\n"
+        # It drops thoughts. If it writes empty ones, they show how.
+        empty = self._without_thought(thinking, "")[1]
+        opening, tag, closing = empty.partition(CLOSE)
+        return (
+            ("prompt", "", tag + closing)
+            if tag and opening == OPEN
+            else ("prompt", "", f"\n{CLOSE}\n\n")
+        )
 
     def _without_thought(self, variables: dict[str, Any], closing: str) -> tuple[str, str]:
         """What precedes an answer without a thought; and what of it belongs to the prompt."""

@@ -41,7 +41,9 @@ def template_from_json(value: object) -> TextTemplate | ChatTemplate:
             wanted = _WANTED.get(field.name, "a string")
             raise _damaged(f'"{field.name}" is {_shown(stored, field.name)}; it must be {wanted}')
         values[field.name] = stored[field.name]
-    values["special_tokens"] = tuple(values["special_tokens"])
+    for name in ("special_tokens", "control_tokens"):
+        if name in values:
+            values[name] = tuple(values[name])
     if kind == "chat":
         _check_date(values["date"])
     else:
@@ -53,6 +55,7 @@ def template_from_json(value: object) -> TextTemplate | ChatTemplate:
 _THINKING = ("auto", "keep", "strip", "off")
 _WANTED = {
     "special_tokens": "a list of strings",
+    "control_tokens": "a list of strings",
     "named_tokens": "an object of strings",
     "thinking": "one of " + ", ".join(f'"{value}"' for value in _THINKING),
     "thinks": "true, false or null",
@@ -64,7 +67,7 @@ def _has_its_type(name: str, value: object) -> bool:
         return value in _THINKING
     if name == "thinks":
         return value is None or isinstance(value, bool)
-    if name == "special_tokens":
+    if name in ("special_tokens", "control_tokens"):
         items = cast("list[object]", value) if isinstance(value, list) else [None]
     elif name == "named_tokens":
         items = cast("dict[str, object]", value).values() if isinstance(value, dict) else [None]

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -41,6 +41,8 @@ class TextTokenizer:
     folder: Path | None = None
     # The ids at which generation_config.json ends a text; none where the model has no such file.
     generation_ends: tuple[int, ...] = ()
+    # Ordinary tokens that the chat template writes, such as <tool_call>: text stays plain text.
+    control_tokens: dict[str, int] = field(default_factory=dict[str, int])
 
     @cached_property
     def digest(self) -> str:
@@ -81,6 +83,7 @@ class TextTokenizer:
     def _encode_guarded(self, text: str) -> list[int]:
         """Encode like the tokenizer: special tokens first, then the text between them."""
         takes_left, takes_right = self.stripping
+        known = {**self.control_tokens, **self.special_tokens}
         split = self._special_pattern.split(text)  # text, special, text, special, ..., text
         texts: list[str] = []
         for index in range(0, len(split), 2):
@@ -93,13 +96,14 @@ class TextTokenizer:
         encoded = _encode_any_text(self.encode_plain_texts, texts)
         ids = list(encoded[0])
         for special, row in zip(split[1::2], encoded[1:], strict=True):
-            ids.append(self.special_tokens[special])
+            ids.append(known[special])
             ids.extend(row)
         return ids
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str]:
-        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        tokens = {*self.special_tokens, *self.control_tokens}
+        longest_first = sorted(tokens, key=len, reverse=True)
         return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
 
@@ -216,10 +220,16 @@ def _of_backend(
     cast("Any", backend).add_special_tokens([eos_text])
     added = backend.get_added_tokens_decoder()
     specials = {token.content: index for index, token in added.items() if token.special}
+    control = {
+        token.content: index
+        for index, token in added.items()
+        if not token.special and _is_control(token.content, chat_template or "")
+    }
 
     @cache
     def plain_twin() -> "Tokenizer":  # the switch is a state of a whole tokenizer
         twin = type(backend).from_str(backend.to_str())
+        cast("Any", twin).add_special_tokens(list(control))  # text in this twin only
         twin.encode_special_tokens = True
         return twin
 
@@ -247,7 +257,13 @@ def _of_backend(
         chat_template=chat_template,
         folder=folder,
         generation_ends=_generation_ends(folder),
+        control_tokens=control,
     )
+
+
+def _is_control(token: str, chat_template: str) -> bool:
+    """Whether a chat template writes an added token; runs of spaces are added tokens as well."""
+    return token[:1] in "<[" and token[-1:] in ">]" and token in chat_template
 
 
 def _is_unicode(text: str) -> bool:
