@@ -92,6 +92,7 @@ _CHAT_WORD = re.compile(
     re.IGNORECASE,
 )
 _BASE_WORD = re.compile(r"(^|[-_. ])(base|pt|pretrain|pretrained|foundation)($|[-_. ])", re.I)
+_PYTORCH = re.compile(r"ernie-(?!.*base).*-pt$", re.IGNORECASE)  # its "PT" names the framework
 # Families whose plain names are those of base models; their chat models say so in the name.
 _PLAIN_BASE = re.compile(
     r"""^(
@@ -105,7 +106,7 @@ _PLAIN_BASE = re.compile(
       | yi(-1\.5|-coder)?-[\d.]+b(-\d+k)?
       | (code)?gemma-?[123]?n?-?(e?[\d.]+)(b|m)
       | phi-?(1|1_5|1\.5|2)
-      | (am?d-)?olmoe?-?[12]?(-\d{4})?-[\d.]+b(-\d+b|-\d{4})*(-hf)?
+      | (amd-)?olmoe?(-[123])?(-\d{4})?-[\d.]+b(-\d+b|-\d{4}|-twin-2t)*(-hf)?
       | internlm2?(_5)?-(math-)?[\d.]+b | internlm2?(_5)?-[\d_.]+b
       | baichuan2?-[\d.]+b
       | (chat)?glm-?4-9b(-hf)?
@@ -113,7 +114,7 @@ _PLAIN_BASE = re.compile(
       | deepseek-(llm|moe|coder|math)-[\d.]+b
       | falcon-?[23]?-?(h1-|mamba-)?[\d.]+b
       | smollm2?-[\d.]+(m|b)
-      | (granite|starcoder2?|stablelm-2|pythia|gpt-neox|gpt-j|bloom|opt|mpt|rwkv)-[\d._]+(m|b)
+      | (granite|starcoder2?|stablelm-2|pythia|gpt-neox|gpt-j|bloom|opt|mpt|rwkv)-[\d._]+(m|b)\d?
       | gpt2(-.*)?
       | mamba.*
     )$""",
@@ -123,7 +124,7 @@ _PLAIN_BASE = re.compile(
 
 def _sounds_like_base(base_model: str) -> bool:
     name = base_model.replace("\\", "/").rstrip("/").rpartition("/")[2]
-    if _BASE_WORD.search(name):
+    if _BASE_WORD.search(name) and not _PYTORCH.match(name):
         return True
     return not _CHAT_WORD.search(name) and bool(_PLAIN_BASE.match(name))
 
