@@ -93,7 +93,7 @@ def test_the_instruction_template_is_written_like_this(tokenizer: TextTokenizer)
         "Instruction: Add.\nInput: 2 + 2\nResponse:\n"
     )
     assert prompt_of("instruction", FULL, tokenizer) == (
-        "System: Be brief.\nInstruction: 1 + 1?\nResponse:\n2\n"
+        "System: Be brief.\nInstruction: 1 + 1?\nResponse:\n2<|endoftext|>\n"
         "Instruction: And 3?\nInput: Now.\nResponse:\n"
     )
 
@@ -116,8 +116,12 @@ def test_the_alpaca_template_has_its_two_wordings(tokenizer: TextTokenizer) -> N
         ("Q: {instruction}\n({input})\nA: ", PLAIN, "Q: Add.\nA: "),
         ("Q: {instruction} {input}\nA: ", PLAIN, "Q: Add. \nA: "),
         ("[{{}}] {instruction}", PLAIN, "[{}] Add."),
-        ("{instruction}\n", FULL, "Be brief.\n\n1 + 1?\n2\nAnd 3?\n\nNow.\n"),
-        ("<{system}>\n{instruction}\n", FULL, "<Be brief.>\n1 + 1?\n2\nAnd 3?\n\nNow.\n"),
+        ("{instruction}\n", FULL, "Be brief.\n\n1 + 1?\n2<|endoftext|>\nAnd 3?\n\nNow.\n"),
+        (
+            "<{system}>\n{instruction}\n",
+            FULL,
+            "<Be brief.>\n1 + 1?\n2<|endoftext|>\nAnd 3?\n\nNow.\n",
+        ),
     ],
 )
 def test_an_own_format_loses_no_part_of_a_sample(
@@ -198,27 +202,27 @@ def test_a_chat_prompt_and_completion_are_the_conversation_cut_at_its_end_token(
     assert rendered.completion == "7<|im_end|>"
 
 
-def test_a_thinking_template_trains_its_empty_thought_and_the_answer_is_found_again(
+def test_an_empty_thought_is_part_of_the_prompt_and_the_answer_is_found_again(
     tokenizer: TextTokenizer,
 ) -> None:
     template = chat_template(tokenizer, THINKING)
     rendered = template.render(FULL)
-    assert rendered.prompt.endswith("<|im_start|>assistant\n")
+    assert rendered.prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert "<|im_start|>assistant\n2<|im_end|>\n" in rendered.prompt
-    assert rendered.completion == "<think>\n\n</think>\n\n7<|im_end|>"
+    assert rendered.completion == "7<|im_end|>"
     assert template.answer("<think>\n\n</think>\n\n7") == "7"
     thoughtful = template.render(answering(FULL, "<think>3+4</think>7"))
     assert thoughtful.completion == "<think>\n3+4\n</think>\n\n7<|im_end|>"
     assert template.answer("<think>3+4</think>7") == "7"
 
 
-def test_where_the_template_opens_the_thought_the_completion_closes_it(
+def test_where_the_template_opens_the_thought_the_prompt_closes_it_for_a_plain_answer(
     tokenizer: TextTokenizer,
 ) -> None:
     template = chat_template(tokenizer, THOUGHT_IN_PROMPT)
     rendered = template.render(PLAIN)
-    assert rendered.prompt.endswith("<think>\n")
-    assert rendered.completion == "\n</think>\n\n4<|im_end|>"
+    assert rendered.prompt.endswith("<think>\n\n</think>\n\n")
+    assert rendered.completion == "4<|im_end|>"
     thoughtful = template.render(answering(PLAIN, "<think>\n2+2\n</think>\n\n4"))
     assert thoughtful.completion == "2+2\n</think>\n\n4<|im_end|>"
     assert template.answer("2+2\n</think>\n\n4") == "4"
@@ -230,7 +234,7 @@ def test_what_the_template_would_drop_from_an_answer_is_trained_on_all_the_same(
     source = THOUGHT_IN_PROMPT.replace("<think>\n{% endif %}", "{% endif %}")
     rendered = chat_template(tokenizer, source).render(answering(PLAIN, "<think>2</think>4"))
     assert rendered.prompt.endswith("<|im_start|>assistant\n")
-    assert rendered.completion == "<think>2</think>4<|im_end|>"
+    assert rendered.completion == "<think>\n2\n</think>\n\n4<|im_end|>"
 
 
 def test_a_channel_name_that_the_template_writes_is_no_part_of_the_answer(
@@ -245,7 +249,7 @@ def test_a_channel_name_that_the_template_writes_is_no_part_of_the_answer(
     template = chat_template(tokenizer, source)
     completion = template.render(PLAIN).completion
     assert completion == "<|im_start|>final<|im_start|>4<|im_end|>"
-    assert template.answer(tokenizer.decode(tokenizer.encode(completion))) == "4"
+    assert template.answer(tokenizer.decode_all(tokenizer.encode(completion))) == "4"
 
 
 def test_a_template_without_an_end_token_of_its_own_gets_the_tokenizers(
@@ -360,8 +364,12 @@ def test_own_chat_rendering_equals_that_of_transformers(tmp_path: Path) -> None:
         assert source is not None
         template = chat_template(tokenizer, source)
         for sample in (PLAIN, WITH_INPUT, FULL):
+            messages = [
+                {"role": turn.role, "content": "\n\n".join(filter(None, (turn.text, turn.input)))}
+                for turn in sample.context
+            ]
             expected = hf_tokenizer.apply_chat_template(
-                template._messages(sample),
+                messages,
                 chat_template=source,
                 tokenize=False,
                 add_generation_prompt=True,

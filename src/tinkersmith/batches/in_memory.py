@@ -30,6 +30,7 @@ from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress
 from tinkersmith.runs.folder import RunFolder
 from tinkersmith.settings.fields import Settings
+from tinkersmith.text.thoughts import ThoughtCounts, count_thoughts
 from tinkersmith.text.tokenize import LengthEvent, TokenizedSample, tokenize
 
 
@@ -49,6 +50,10 @@ class SamplesInMemory:
     @property
     def first(self) -> Sample:
         return self.training[0]
+
+    @cached_property
+    def thoughts(self) -> ThoughtCounts:
+        return count_thoughts(self.training)
 
     def report(self) -> list[str]:
         counts = {file: count for loaded in self.loaded for file, count in loaded.counts.items()}
@@ -77,7 +82,7 @@ class SamplesInMemory:
             training = tokenize(self.training, *how)
             validation = tokenize(self.validation, *how)
         if not training.samples:
-            raise none_fits(len(self.training), encoding.max_length)
+            raise none_fits(len(self.training), encoding.max_length, training.untrained)
         return TokensInMemory(
             training=training.samples,
             validation=validation.sequences,
@@ -85,6 +90,8 @@ class SamplesInMemory:
             lengths=LengthStatistics.of(training.lengths, "tokens", encoding.max_length),
             truncated=[*training.truncated, *validation.truncated],
             too_long=[*training.skipped, *validation.skipped],
+            untrained=[*training.untrained, *validation.untrained],
+            left_out=count - len(training.samples) - len(validation.samples),
             skipped_records=[
                 record.to_json() for loaded in self.loaded for record in loaded.skipped
             ],
@@ -104,6 +111,8 @@ class TokensInMemory:
     lengths: LengthStatistics
     truncated: list[LengthEvent]
     too_long: list[LengthEvent]
+    untrained: list[LengthEvent]
+    left_out: int  # samples
     skipped_records: list[dict[str, Any]]
     duplicates: list[Duplicates]
     batch_size: int
@@ -119,7 +128,7 @@ class TokensInMemory:
 
     def start(self, run: RunFolder, first_step: int) -> None:
         write_json(run.file("lengths.json"), self.lengths.to_json())
-        lines = event_lines(self.skipped_records, self.too_long, self.truncated)
+        lines = event_lines(self.skipped_records, self.too_long, self.truncated, self.untrained)
         run.rewrite("skipped.jsonl", lines)
         write_duplicates(run, self.duplicates)
 
@@ -130,15 +139,18 @@ class TokensInMemory:
         return True
 
     def summary(self) -> DataSummary:
+        events = [*self.untrained, *self.too_long, *self.truncated]
         return DataSummary(
             lengths=self.lengths,
             training=len(self.training),
             sequences=sum(map(len, self.training)),
             validation=self.held_out,
-            too_long=len(self.too_long),
+            too_long=self.left_out - len(self.untrained),
+            untrained=len(self.untrained),
             truncated=len(self.truncated),
             unusable=len(self.skipped_records),
-            first_events=[*self.too_long, *self.truncated][:10],
+            events=len(events),
+            first_events=events[:10],
         )
 
     def digest(self) -> str:

@@ -34,14 +34,24 @@ class LengthReport:
         if self._show_warnings:
             for event in summary.first_events:
                 say(f"  {event}")
-            more = summary.too_long + summary.truncated - len(summary.first_events)
+            more = summary.events - len(summary.first_events)
             if more:
                 say(f"  ... and {more:,} more; all of them are in skipped.jsonl.")
         validation = summary.validation
-        read = summary.training + validation + summary.too_long + summary.unusable
+        left_out = summary.too_long + summary.untrained
+        read = summary.training + validation + left_out + summary.unusable
+        nothing_trained = (
+            f"{summary.untrained:,} without anything to train on, " if summary.untrained else ""
+        )
         for_validation = f", {validation:,} for validation" if validation else ""
         say(
             f"  {counted(read, 'record')} = {summary.training:,} to train on{for_validation}, "
-            f"{summary.too_long:,} too long, {summary.unusable:,} unusable; "
+            f"{summary.too_long:,} too long, {nothing_trained}{summary.unusable:,} unusable; "
             f"{summary.truncated:,} of them are cut."
         )
+        apart = summary.sequences - summary.training
+        if apart > 0:
+            say(
+                f"  {counted(apart, 'answer')} of conversations would read differently once others "
+                "follow. Each is a sequence of its own, as the model will write it."
+            )

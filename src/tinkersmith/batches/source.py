@@ -14,6 +14,7 @@ from tinkersmith.progress import Progress
 from tinkersmith.runs.folder import RunFolder
 from tinkersmith.settings.fields import Settings
 from tinkersmith.text.templates import PromptTemplate
+from tinkersmith.text.thoughts import ThoughtCounts
 from tinkersmith.text.tokenize import TokenizedSample
 from tinkersmith.text.tokenizer import TextTokenizer
 
@@ -38,6 +39,11 @@ class DataSource(Protocol):
     @property
     def first(self) -> Sample:
         """The first sample to train on."""
+        ...
+
+    @property
+    def thoughts(self) -> ThoughtCounts:
+        """How many of the samples to train on have a thought."""
         ...
 
     def report(self) -> list[str]:

@@ -27,6 +27,7 @@ from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress
 from tinkersmith.runs.folder import RunFolder
 from tinkersmith.settings.fields import Settings
+from tinkersmith.text.thoughts import ThoughtCounts
 from tinkersmith.text.token_cache import ChunkTokens, TokenCache
 from tinkersmith.text.tokenize import LengthEvent, TokenizedSample, TokenizedSamples, tokenize
 
@@ -40,6 +41,7 @@ class SampleStream:
     """Large files after their first pass. See `DataSource`."""
 
     files: LargeFiles
+    thoughts: ThoughtCounts
 
     @property
     def first(self) -> Sample:
@@ -60,16 +62,17 @@ def open_stream(settings: Settings, progress: Progress) -> SampleStream:
     Raises:
         UserError: see `scan`.
     """
-    return SampleStream(
-        scan(
-            settings.data_files,
-            settings.validation_files,
-            settings.validation_ratio,
-            settings.seed,
-            progress,
-            settings.columns,
-        )
+    thoughts = ThoughtCounts()
+    files = scan(
+        settings.data_files,
+        settings.validation_files,
+        settings.validation_ratio,
+        settings.seed,
+        progress,
+        settings.columns,
+        each=thoughts.add,
     )
+    return SampleStream(files, thoughts)
 
 
 class TokenStream:
@@ -146,7 +149,8 @@ class TokenStream:
 
     def _validation_lines(self) -> list[dict[str, Any]]:
         records = [skipped.to_json() for skipped in self._files.validation_skipped]
-        return event_lines(records, self._held_out.skipped, self._held_out.truncated)
+        held_out = self._held_out
+        return event_lines(records, held_out.skipped, held_out.truncated, held_out.untrained)
 
     def _shuffled_chunks(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
         """The chunks of each window, and the position after each window's last sample."""
@@ -197,7 +201,7 @@ class _Background:
         self._files, self._cache, self._policy = files, cache, policy
         self._lengths: Counter[int] = Counter()
         self._first_events: list[LengthEvent] = []
-        self._too_long = self._truncated = self._left_out = self._sequences = 0
+        self._too_long = self._truncated = self._untrained = self._sequences = self._events = 0
         self._done: set[int] = set()
         self._error: BaseException | None = None
         self._stopped = False
@@ -236,15 +240,23 @@ class _Background:
     def summary(self, held_out: TokenizedSamples) -> DataSummary:
         """Counts of all samples, those for validation included."""
         self.wait_for(range(len(self._files.chunks)))
+        held_out_events = [*held_out.untrained, *held_out.skipped, *held_out.truncated]
         return DataSummary(
             lengths=self._statistics(),
-            training=sum(chunk.training for chunk in self._files.chunks) - self._left_out,
+            training=sum(chunk.training for chunk in self._files.chunks)
+            - self._too_long
+            - self._untrained,
             sequences=self._sequences,
             validation=len(held_out.samples),
-            too_long=self._too_long + len(held_out.skipped),
+            too_long=self._too_long
+            + len(self._files.validation)
+            - len(held_out.samples)
+            - len(held_out.untrained),
+            untrained=self._untrained + len(held_out.untrained),
             truncated=self._truncated + len(held_out.truncated),
             unusable=self._files.skipped_count + len(self._files.validation_skipped),
-            first_events=[*self._first_events, *held_out.skipped, *held_out.truncated][:10],
+            events=self._events + len(held_out_events),
+            first_events=[*self._first_events, *held_out_events][:10],
         )
 
     def _tokenise(self, run: RunFolder, order: list[int]) -> None:
@@ -272,6 +284,7 @@ class _Background:
         lengths = tokens.lengths[sequences]
         self._lengths.update(lengths.tolist())
         self._sequences += len(lengths)
+        untrained = tokens.untrained_samples(chunk, places)
         events: list[LengthEvent] = []
         over = np.unique(
             np.searchsorted(tokens.firsts, sequences[lengths > self._policy[0]], side="right") - 1
@@ -279,14 +292,15 @@ class _Background:
         for place in over.tolist():
             rows = list(tokens.samples(chunk, place, *self._policy))
             events += [event for _, event in rows if event is not None]
-            self._left_out += all(sample is None for sample, _ in rows)
+            self._too_long += all(sample is None for sample, _ in rows)
             self._sequences -= sum(sample is None for sample, _ in rows)
         too_long = [event for event in events if not event.after]
         truncated = [event for event in events if event.after]
-        self._too_long += len(too_long)
         self._truncated += len(truncated)
-        self._first_events += events[: 10 - len(self._first_events)]
-        return event_lines(tokens.bad_records(chunk), too_long, truncated)
+        self._untrained += len(untrained)
+        self._events += len(untrained) + len(events)
+        self._first_events += [*untrained, *events][: 10 - len(self._first_events)]
+        return event_lines(tokens.bad_records(chunk), too_long, truncated, untrained)
 
     def _statistics(self) -> LengthStatistics:
         values = np.array(sorted(self._lengths), dtype=np.int64)

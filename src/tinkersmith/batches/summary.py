@@ -21,9 +21,11 @@ class DataSummary:
     training: int  # samples to train on
     sequences: int  # that they are rendered as: at least one for each
     validation: int  # samples to measure
-    too_long: int  # sequences that are skipped
+    too_long: int  # samples of which no sequence is left
+    untrained: int  # samples that nothing can be trained on
     truncated: int  # sequences that are cut
     unusable: int  # records
+    events: int  # sequences that are cut or too long, and the samples that are untrained
     first_events: list[LengthEvent]  # at most 10
 
 
@@ -31,12 +33,14 @@ def event_lines(
     skipped_records: Sequence[dict[str, Any]],
     too_long: Sequence[LengthEvent],
     truncated: Sequence[LengthEvent],
+    untrained: Sequence[LengthEvent] = (),
 ) -> list[dict[str, Any]]:
     """The lines of skipped.jsonl: every sample that is skipped or truncated."""
     return [
         *({"kind": "bad record", **record} for record in skipped_records),
         *({"kind": "too long", **event.to_json()} for event in too_long),
         *({"kind": "truncated", **event.to_json()} for event in truncated),
+        *({"kind": "untrained", **event.to_json()} for event in untrained),
     ]
 
 
@@ -49,8 +53,13 @@ def write_duplicates(run: RunFolder, per_set: Iterable[Duplicates]) -> None:
         write = run.append
 
 
-def none_fits(count: int, max_length: int) -> UserError:
-    """The error that not one of `count` samples is short enough."""
+def none_fits(count: int, max_length: int, untrained: Sequence[LengthEvent] = ()) -> UserError:
+    """The error that not one of `count` samples can be trained on: most are too long."""
+    if untrained and len(untrained) >= count:
+        return UserError(
+            f"Not one of {counted(count, 'sample')} can be trained on. {untrained[0].source}: "
+            f"{untrained[0].reason}."
+        )
     return UserError(
         f"Not one of {counted(count, 'sample')} fits into {max_length:,} tokens. Raise "
         "MAX_SEQUENCE_LENGTH, set TRUNCATE_LONG_SEQUENCES = True, or shorten the samples."

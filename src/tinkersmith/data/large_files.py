@@ -11,7 +11,7 @@ import io
 import shlex
 from array import array
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -142,11 +142,13 @@ def scan(
     seed: int,
     progress: Progress,
     columns: Mapping[str, str] = NO_COLUMNS,
+    each: Callable[[Sample], None] = lambda sample: None,
 ) -> LargeFiles:
     """Check every record of `files`, and set the validation samples apart.
 
     Args:
         columns: a value of COLUMNS.
+        each: gets every sample to train on, to count what it likes.
 
     Raises:
         UserError: a line is not JSON, COLUMNS does not fit, or not one record can be used.
@@ -154,7 +156,7 @@ def scan(
     paths, missing = find_files(files)
     separate = load_samples(validation_files, columns) if validation_files else None
     first_pass = _FirstPass(paths, 0.0 if separate else validation_ratio, seed, progress, columns)
-    shared = _walk(first_pass, separate.samples if separate else [])
+    shared = _walk(first_pass, separate.samples if separate else [], each)
     first_pass.search.refuse_unseen()
     refuse_if_nothing_is_usable(
         sum(first_pass.counts.values()), first_pass.skipped_count, first_pass.first_skipped
@@ -183,9 +185,11 @@ def scan(
     )
 
 
-def _walk(first_pass: "_FirstPass", separate: Sequence[Sample]) -> int:
+def _walk(
+    first_pass: "_FirstPass", separate: Sequence[Sample], each: Callable[[Sample], None]
+) -> int:
     """Read everything; how many validation samples ask what a training sample asks."""
-    training = first_pass.training_samples()
+    training = _each(first_pass.training_samples(), each)
     if separate:
         return len(overlap(training, separate))
     if not first_pass.ratio:
@@ -195,6 +199,12 @@ def _walk(first_pass: "_FirstPass", separate: Sequence[Sample]) -> int:
     asked = array("q", (hash(question_of(sample)) for sample in training))
     held_out = [hash(question_of(sample)) for sample in first_pass.validation]
     return int(np.isin(held_out, np.frombuffer(asked, dtype=np.int64)).sum())
+
+
+def _each(samples: Iterator[Sample], each: Callable[[Sample], None]) -> Iterator[Sample]:
+    for sample in samples:
+        each(sample)
+        yield sample
 
 
 def read_chunk(chunk: Chunk) -> tuple[list[Sample], list[Skipped]]:

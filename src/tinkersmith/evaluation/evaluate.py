@@ -224,14 +224,16 @@ class _Asker:
         )
 
     def _records(self, sample: Sample, pending: Any) -> list[Record]:
+        from tinkersmith.service.answers import answer_within
         from tinkersmith.text.guards import unguarded
+        from tinkersmith.text.thoughts import thought_and_answer
 
         answered = self.service.wait(pending, f"answering {sample.source}")
-        expected = self.template.answer(sample.output)
+        expected = thought_and_answer(sample.turns[-1])[1]
         named = _named_answer(sample)
         records: list[Record] = []
         for draw, sequence in enumerate(answered.sequences, start=1):
-            produced = self.template.answer(self.tokenizer.decode(sequence.tokens))
+            produced = answer_within(sequence.tokens, self.template, self.tokenizer)
             records.append(
                 Record(
                     source=sample.source,

@@ -1,12 +1,15 @@
 """A run's prompt template -> a Jinja chat template for programs that serve the export."""
 
+import datetime as dt
 import json
-from datetime import date
 from pathlib import Path
 from string import Formatter
+from typing import Any
 
-from tinkersmith.data.samples import Sample, Source, alpaca_sample
+from tinkersmith.data.samples import Sample, Source, Turn, alpaca_sample
+from tinkersmith.errors import UserError
 from tinkersmith.export.base_folder import read_model_json
+from tinkersmith.text.sandbox import render_chat
 from tinkersmith.text.templates import ChatTemplate, PromptTemplate, TextTemplate
 
 
@@ -16,20 +19,55 @@ def chat_template_of(template: PromptTemplate) -> str | None:
     A chat message has no separate input; it belongs into the question.
     """
     if isinstance(template, ChatTemplate):
-        return template.chat_template
+        return _asking_as_in_training(template)
     source = _jinja(template)
-    chat = ChatTemplate(
-        name="check",
-        chat_template=source,
-        end="",
-        tail="",
-        lead="",
-        named_tokens={},
-        special_tokens=template.special_tokens,
-        date=date.today().isoformat(),
-    )
-    same = all(chat.render(probe) == template.render(probe) for probe in _probes())
-    return source if same else None
+    return source if all(_write_the_same(source, template, probe) for probe in _probes()) else None
+
+
+def _asking_as_in_training(template: ChatTemplate) -> str | None:
+    """The model's chat template, which asks for thoughts or for none as the run did."""
+    form, source = template.form, template.chat_template
+    if template.thinks is not None and form.switch:
+        value = json.dumps(template.thinks)
+        # The empty expression keeps the line break that Jinja would drop after a block.
+        source = (
+            f"{{%- if {form.switch} is not defined -%}}{{%- set {form.switch} = {value} -%}}"
+            f"{{%- endif %}}{{{{ '' }}}}{source}"
+        )
+    elif template.thinks is False and form.no_thought:
+        # Jinja drops the last line break of a file, and only that one.
+        source = source.removesuffix("\n") + (
+            f"{{{{ {json.dumps(form.no_thought)} if add_generation_prompt else '' }}}}"
+        )
+    probes = _probes()[:1]
+    return source if all(_write_the_same(source, template, probe) for probe in probes) else None
+
+
+def _write_the_same(source: str, template: PromptTemplate, probe: Sample) -> bool:
+    """Whether the Jinja writes the prompt of a sample as the template does."""
+    named, date = {}, dt.date.today().isoformat()
+    if isinstance(template, ChatTemplate):
+        named, date = template.named_tokens, template.date
+    messages: list[dict[str, Any]] = []
+    for turn in probe.context:
+        message: dict[str, Any] = {"role": turn.role, "content": turn.text}
+        if turn.tool_name:
+            message["name"] = turn.tool_name
+        if turn.tool_calls:
+            message["tool_calls"] = list(turn.tool_calls)
+        messages.append(message)
+    try:
+        written = render_chat(
+            source,
+            date,
+            messages,
+            named,
+            tools=list(probe.tools) or None,
+            add_generation_prompt=True,
+        )
+    except UserError:
+        return False
+    return written == template.render_prompt(probe)
 
 
 def write_chat_template(template: PromptTemplate, folder: Path) -> bool:
@@ -59,21 +97,62 @@ def _jinja(template: TextTemplate) -> str:
     return (
         "{%- set state = namespace(system='') -%}"
         + _text(template.begin)
+        + _tools()
         + "{%- for message in messages -%}"
         + "{%- if message['role'] == 'system' -%}"
-        + "{%- set state.system = message['content'] -%}"
+        + "{%- if state.system -%}"
+        + "{%- set state.system = state.system + "
+        + json.dumps("\n\n")
+        + " + message['content'] -%}"
+        + "{%- else -%}{%- set state.system = message['content'] -%}{%- endif -%}"
         + "{%- elif message['role'] == 'user' -%}"
         + front
         + question
         + "{%- set state.system = '' -%}"
-        + "{%- else -%}"
+        + "{%- elif message['role'] == 'tool' -%}"
+        + _pending_system()
+        + _text("Result")
+        + "{%- if message['name'] -%}"
+        + _text(" of ")
+        + "{{- message['name'] -}}{%- endif -%}"
+        + _text(":\n")
         + "{{- message['content'] -}}"
-        + "{%- if loop.last -%}"
-        + _text(template.end)
+        + _text("\n")
         + "{%- else -%}"
+        + _pending_system()
+        + "{{- message['content'] or '' -}}"
+        + "{%- for call in message['tool_calls'] or [] -%}"
+        + "{%- if message['content'] or not loop.first -%}"
+        + _text("\n")
+        + "{%- endif -%}"
+        + "{%- set call = call['function'] or call -%}"
+        + _text("Call ")
+        + "{{- call['name'] -}}"
+        + _text(" with ")
+        + "{{- call['arguments'] if call['arguments'] is string else call['arguments'] | tojson -}}"
+        + "{%- endfor -%}"
+        + _text(template.end)
+        + "{%- if not loop.last or add_generation_prompt -%}"
         + _text("\n")
         + "{%- endif -%}{%- endif -%}{%- endfor -%}"
+        + _pending_system()
     )
+
+
+def _tools() -> str:
+    """Jinja for the functions that can be called."""
+    return (
+        "{%- if tools -%}"
+        + _text("You can call these functions:\n")
+        + "{%- for tool in tools -%}{{- tool | tojson -}}"
+        + _text("\n")
+        + "{%- endfor -%}{%- endif -%}"
+    )
+
+
+def _pending_system() -> str:
+    """Jinja for a system text that no question follows."""
+    return _front() + "{%- set state.system = '' -%}"
 
 
 def _question(text: str) -> str:
@@ -109,9 +188,15 @@ def _text(literal: str) -> str:
 
 def _probes() -> list[Sample]:
     here, question, answer = Source("probe", 1), "How many?\n  Two lines", "Four.\n"
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": "中"}}}
+    asked = Turn("user", question)
+    called = (asked, Turn("assistant", "", tool_calls=(call,)), Turn("tool", "4", tool_name="add"))
     return [
         alpaca_sample(question, "", answer, here),
         alpaca_sample("好吗？ {{ 'x' }} {% if %}", "", answer, here, "Be brief."),
         alpaca_sample(question, "", answer, here, history=(("one", "1"), ("two", " 2\n"))),
         alpaca_sample(question, "", answer, here, "S", (("one", "1"),)),
+        Sample((*called, Turn("assistant", answer)), here, tools=(call,)),
+        Sample((Turn("system", "S"), Turn("system", "T"), *called, asked, asked), here),
+        Sample((Turn("system", "S"), Turn("assistant", "Hello"), asked, asked), here),
     ]

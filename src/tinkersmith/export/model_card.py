@@ -23,6 +23,13 @@ def loading_lines(folder: Path | str, base: str | None) -> list[str]:
     ]
 
 
+def _about_thoughts(template: "PromptTemplate") -> list[str]:
+    thinks = getattr(template, "thinks", None)
+    if thinks is None:
+        return []
+    return [f"The prompt asks for answers {'with' if thinks else 'without'} thoughts (`<think>`)."]
+
+
 def model_card(
     name: str,
     source: str,  # the tinker:// path
@@ -37,9 +44,8 @@ def model_card(
     sample = alpaca_sample(
         instruction="{instruction}", input="", output="{output}", source=Source("", 1)
     )
-    rendered = template.render(sample)
-    prompt = unguarded(rendered.prompt)
-    end = unguarded(rendered.completion).rpartition("{output}")[2].strip()
+    prompt = unguarded(template.render_prompt(sample))
+    end = template.render(sample).completion.rpartition("{output}")[2].strip()
     kind = "A full model" if base is None else "A LoRA adapter (PEFT)"
     lines = [
         f"# {name}",
@@ -64,6 +70,7 @@ def model_card(
         "The tokenizer's chat template writes the same prompt."
         if has_chat_template
         else "The tokenizer has no chat template: none can write this prompt.",
+        *_about_thoughts(template),
         "",
     ]
     return "\n".join(lines)

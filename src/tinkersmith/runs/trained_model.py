@@ -35,7 +35,12 @@ class ModelReference:
 
         if self.run is not None:
             return self.run.template()
-        return choose_template(self.settings.prompt_template, tokenizer, self.base_model)
+        return choose_template(
+            self.settings.prompt_template,
+            tokenizer,
+            self.base_model,
+            thinking=self.settings.thinking,
+        )
 
 
 def find_trained_model(

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tinkersmith.settings.fields import Settings
-from tinkersmith.text.templates import PromptTemplate
+from tinkersmith.text.templates import ChatTemplate, PromptTemplate
 from tinkersmith.text.tokenize import TokenizedSample
 from tinkersmith.text.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Sequence
+
     import tinker
 
 
@@ -53,6 +54,15 @@ def to_datum(tokenized: TokenizedSample, weight: float = 1.0) -> "tinker.Datum":
             "weights": tinker.TensorData.from_numpy(tokenized.weights[1:] * np.float32(weight)),
         },
     )
+
+
+def answer_within(
+    tokens: "Sequence[int]", template: PromptTemplate, tokenizer: TextTokenizer
+) -> str:
+    """The answer within generated tokens, without its thought; "" if the thought never ends."""
+    if isinstance(template, ChatTemplate):
+        return template.answer(tokenizer.decode_all(tokens))
+    return template.answer(tokenizer.decode(tokens))
 
 
 def stop_tokens(template: PromptTemplate, tokenizer: TextTokenizer) -> list[int]:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any, cast
 
 # Unicode reserves these two for internal use, so an exchanged text does not hold them. If it does,
 # the second escapes the first, and nothing is lost.
@@ -20,6 +21,18 @@ def guard(text: str, special_tokens: Sequence[str]) -> str:
     while pattern.search(text):  # again, as two tokens may overlap
         text = pattern.sub(lambda match: match[0][0] + GUARDED + match[0][1:], text)
     return text
+
+
+def guard_all(value: Any, special_tokens: Sequence[str]) -> Any:
+    """A JSON value with every string in it guarded, names of fields excepted."""
+    if isinstance(value, str):
+        return guard(value, special_tokens)
+    if isinstance(value, dict):
+        fields = cast("dict[str, Any]", value)
+        return {name: guard_all(inner, special_tokens) for name, inner in fields.items()}
+    if isinstance(value, list | tuple):
+        return [guard_all(inner, special_tokens) for inner in cast("Sequence[Any]", value)]
+    return value
 
 
 def unguarded(text: str) -> str:

@@ -31,7 +31,7 @@ from tinkersmith.text.tokenize import (
 from tinkersmith.text.tokenizer import TextTokenizer
 
 FOLDER = "token-cache"
-_FORM = 3  # of the files
+_FORM = 4  # of the files
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ class ChunkTokens:
     firsts: np.ndarray  # (samples + 1,) the first sequence of each sample, and R
     records: np.ndarray  # (samples,) record numbers, counted from 0 at the chunk's first
     skipped: list[dict[str, Any]]  # from Skipped.to_json, "record" counted likewise
+    untrained: list[dict[str, Any]]  # reasons why, "record" counted likewise
 
     @property
     def lengths(self) -> np.ndarray:
@@ -78,6 +79,20 @@ class ChunkTokens:
     def source(self, chunk: Chunk, place: int) -> Source:
         """Where a sample comes from."""
         return Source(chunk.file.as_posix(), chunk.first_record + int(self.records[place]))
+
+    def untrained_samples(self, chunk: Chunk, places: np.ndarray) -> list[LengthEvent]:
+        """What is said of the samples at some places that nothing can be trained on."""
+        records = set(self.records[places].tolist())
+        return [
+            LengthEvent(
+                Source(chunk.file.as_posix(), chunk.first_record + event["record"]),
+                0,
+                0,
+                event["reason"],
+            )
+            for event in self.untrained
+            if event["record"] in records
+        ]
 
     def bad_records(self, chunk: Chunk) -> list[dict[str, Any]]:
         """The chunk's unusable records, like `Skipped.to_json`."""
@@ -133,8 +148,9 @@ class TokenCache:
         samples, skipped = read_chunk(chunk)
         rows: list[tuple[np.ndarray, np.ndarray]] = []
         firsts, records = [0], array("q")
+        untrained: list[LengthEvent] = []
         for sample, sequences in encode_samples(
-            samples, self.template, self.tokenizer, self.train_on
+            samples, self.template, self.tokenizer, self.train_on, untrained
         ):
             rows += sequences
             firsts.append(len(rows))
@@ -150,6 +166,10 @@ class TokenCache:
             skipped=[
                 {**record.to_json(), "record": record.source.record - chunk.first_record}
                 for record in skipped
+            ],
+            untrained=[
+                {"record": event.source.record - chunk.first_record, "reason": event.reason}
+                for event in untrained
             ],
         )
 
@@ -176,9 +196,11 @@ def _read(path: Path) -> ChunkTokens | None:
         with cast("_TensorFile", safe_open(path, "np")) as file:
             arrays = {name: file.get_tensor(name) for name in _ARRAYS}
             stored = file.metadata() or {}
-        if stored.get("digest") != _content_digest(arrays, stored.get("skipped", "")):
+        texts = stored.get("skipped", ""), stored.get("untrained", "")
+        if stored.get("digest") != _content_digest(arrays, *texts):
             return None
-        return ChunkTokens(**arrays, skipped=json.loads(stored["skipped"]))
+        skipped, untrained = map(json.loads, texts)
+        return ChunkTokens(**arrays, skipped=skipped, untrained=untrained)
     except (OSError, SafetensorError):
         return None
 
@@ -187,13 +209,14 @@ def _write(path: Path, chunk: ChunkTokens) -> None:
     from safetensors.numpy import save
 
     arrays: dict[str, np.ndarray] = {name: getattr(chunk, name) for name in _ARRAYS}
-    skipped = json.dumps(chunk.skipped, ensure_ascii=True)
-    digest = _content_digest(arrays, skipped)
-    write_atomically(path, save(arrays, {"skipped": skipped, "digest": digest}))
+    skipped, untrained = (json.dumps(value) for value in (chunk.skipped, chunk.untrained))
+    digest = _content_digest(arrays, skipped, untrained)
+    stored = {"skipped": skipped, "untrained": untrained, "digest": digest}
+    write_atomically(path, save(arrays, stored))
 
 
-def _content_digest(arrays: Mapping[str, np.ndarray], skipped: str) -> str:
-    digest = hashlib.sha256(skipped.encode())
+def _content_digest(arrays: Mapping[str, np.ndarray], skipped: str, untrained: str) -> str:
+    digest = hashlib.sha256(f"{skipped}\n{untrained}".encode())
     for name in _ARRAYS:
         array = arrays[name]
         digest.update(f"{name} {array.dtype} {array.shape}".encode())

@@ -18,7 +18,8 @@ import numpy as np
 
 from tinkersmith.data.samples import Sample, Source
 from tinkersmith.plurals import counted
-from tinkersmith.text.templates import PromptTemplate, Rendered, choose_template
+from tinkersmith.text.pieces import Rendered, Untrainable
+from tinkersmith.text.templates import PromptTemplate, choose_template
 from tinkersmith.text.tokenizer import CHUNK, TextTokenizer, load_tokenizer
 
 
@@ -51,10 +52,13 @@ class TokenizedSample:
 
 @dataclass(frozen=True, slots=True)
 class LengthEvent:
-    """A sample that the length policy truncated (after > 0) or skipped (after = 0)."""
+    """A sequence that the length policy truncated (after > 0) or skipped (after = 0).
+
+    Or a sample that nothing can be trained on, which has no tokens (before = 0).
+    """
 
     source: Source
-    before: int  # tokens of the whole sample
+    before: int  # tokens of the whole sequence
     after: int
     reason: str
 
@@ -80,6 +84,7 @@ class TokenizedSamples:
     )
     truncated: list[LengthEvent] = field(default_factory=list[LengthEvent])
     skipped: list[LengthEvent] = field(default_factory=list[LengthEvent])
+    untrained: list[LengthEvent] = field(default_factory=list[LengthEvent])
     lengths: list[int] = field(default_factory=list[int])  # of every sequence, before the policy
 
     @property
@@ -105,7 +110,7 @@ def tokenize(
         train_on: a value of TRAIN_ON.
     """
     data = TokenizedSamples()
-    for sample, sequences in encode_samples(samples, template, tokenizer, train_on):
+    for sample, sequences in encode_samples(samples, template, tokenizer, train_on, data.untrained):
         fitting: list[TokenizedSample] = []
         for tokens, spans in sequences:
             data.lengths.append(len(tokens))
@@ -126,14 +131,29 @@ def encode_samples(
     template: PromptTemplate,
     tokenizer: TextTokenizer,
     train_on: str = "all",
+    untrained: list[LengthEvent] | None = None,
 ) -> Iterator[tuple[Sample, list[tuple[np.ndarray, np.ndarray]]]]:
-    """Yield each sample with its sequences: their tokens, (T,) int32, and spans, (S, 2)."""
+    """Yield each sample with its sequences: their tokens, (T,) int32, and spans, (S, 2).
+
+    Args:
+        untrained: gets what is said of a sample that nothing can be trained on, and that is yielded
+            without a sequence.
+    """
+    reasons = [] if untrained is None else untrained
+
+    def sequences_of(sample: Sample) -> tuple[Rendered, ...]:
+        try:
+            return template.render_all(sample, train_on)
+        except Untrainable as reason:
+            reasons.append(LengthEvent(sample.source, 0, 0, str(reason)))
+            return ()
+
     # The tokenizer uses all cores without Python's lock. Meanwhile, the caller uses the chunk
     # before, and this thread renders the chunk after.
     with ThreadPoolExecutor(max_workers=1) as pool:
         encoding: deque[tuple[list[tuple[Sample, tuple[Rendered, ...]]], Any]] = deque()
         for chunk in _chunks(samples):
-            rendered = [(sample, template.render_all(sample, train_on)) for sample in chunk]
+            rendered = [(sample, sequences_of(sample)) for sample in chunk]
             texts = [
                 piece.text
                 for _, sequences in rendered

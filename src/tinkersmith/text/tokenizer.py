@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -28,7 +28,7 @@ class TextTokenizer:
 
     encode_texts: Callable[[list[str]], list[list[int]]]  # special tokens are recognised
     encode_plain_texts: Callable[[list[str]], list[list[int]]]  # special tokens stay plain text
-    decode_ids: Callable[[list[int]], str]
+    decode_ids: Callable[[list[int], bool], str]  # True leaves special tokens out
     vocab_size: int
     eos_id: int
     eos_text: str
@@ -39,6 +39,10 @@ class TextTokenizer:
     serialised: Callable[[], str]  # everything that decides which ids a text gets
     chat_template: str | None = None
     folder: Path | None = None
+    # The ids at which generation_config.json ends a text; none where the model has no such file.
+    generation_ends: tuple[int, ...] = ()
+    # Ordinary tokens that the chat template writes, such as <tool_call>: text stays plain text.
+    control_tokens: dict[str, int] = field(default_factory=dict[str, int])
 
     @cached_property
     def digest(self) -> str:
@@ -70,11 +74,16 @@ class TextTokenizer:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of `ids`, without special tokens."""
-        return self.decode_ids([int(token) for token in ids])
+        return self.decode_ids([int(token) for token in ids], True)
+
+    def decode_all(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of `ids`, special tokens included."""
+        return self.decode_ids([int(token) for token in ids], False)
 
     def _encode_guarded(self, text: str) -> list[int]:
         """Encode like the tokenizer: special tokens first, then the text between them."""
         takes_left, takes_right = self.stripping
+        known = {**self.control_tokens, **self.special_tokens}
         split = self._special_pattern.split(text)  # text, special, text, special, ..., text
         texts: list[str] = []
         for index in range(0, len(split), 2):
@@ -87,13 +96,14 @@ class TextTokenizer:
         encoded = _encode_any_text(self.encode_plain_texts, texts)
         ids = list(encoded[0])
         for special, row in zip(split[1::2], encoded[1:], strict=True):
-            ids.append(self.special_tokens[special])
+            ids.append(known[special])
             ids.extend(row)
         return ids
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str]:
-        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        tokens = {*self.special_tokens, *self.control_tokens}
+        longest_first = sorted(tokens, key=len, reverse=True)
         return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
 
@@ -169,7 +179,7 @@ def wrap_tokenizer(hf_tokenizer: Any) -> TextTokenizer:
     return TextTokenizer(
         encode_texts=encode,
         encode_plain_texts=lambda texts: encode(texts, split_special_tokens=True),
-        decode_ids=lambda ids: hf_tokenizer.decode(ids, skip_special_tokens=True),
+        decode_ids=lambda ids, skip: hf_tokenizer.decode(ids, skip_special_tokens=skip),
         vocab_size=len(hf_tokenizer),
         eos_id=eos_id,
         eos_text=named["eos_token"],
@@ -180,6 +190,7 @@ def wrap_tokenizer(hf_tokenizer: Any) -> TextTokenizer:
         serialised=lambda: json.dumps([str(hf_tokenizer.__class__), hf_tokenizer.get_vocab()]),
         chat_template=template,
         folder=folder,
+        generation_ends=_generation_ends(folder),
     )
 
 
@@ -209,10 +220,16 @@ def _of_backend(
     cast("Any", backend).add_special_tokens([eos_text])
     added = backend.get_added_tokens_decoder()
     specials = {token.content: index for index, token in added.items() if token.special}
+    control = {
+        token.content: index
+        for index, token in added.items()
+        if not token.special and _is_control(token.content, chat_template or "")
+    }
 
     @cache
     def plain_twin() -> "Tokenizer":  # the switch is a state of a whole tokenizer
         twin = type(backend).from_str(backend.to_str())
+        cast("Any", twin).add_special_tokens(list(control))  # text in this twin only
         twin.encode_special_tokens = True
         return twin
 
@@ -225,7 +242,7 @@ def _of_backend(
     return TextTokenizer(
         encode_texts=encode,
         encode_plain_texts=encode_plain,
-        decode_ids=lambda ids: backend.decode(ids, skip_special_tokens=True),
+        decode_ids=lambda ids, skip: backend.decode(ids, skip_special_tokens=skip),
         vocab_size=backend.get_vocab_size(with_added_tokens=True),
         eos_id=eos_id,
         eos_text=eos_text,
@@ -239,7 +256,14 @@ def _of_backend(
         serialised=backend.to_str,
         chat_template=chat_template,
         folder=folder,
+        generation_ends=_generation_ends(folder),
+        control_tokens=control,
     )
+
+
+def _is_control(token: str, chat_template: str) -> bool:
+    """Whether a chat template writes an added token; runs of spaces are added tokens as well."""
+    return token[:1] in "<[" and token[-1:] in ">]" and token in chat_template
 
 
 def _is_unicode(text: str) -> bool:
@@ -313,6 +337,14 @@ def _eos_from_model_config(folder: Path, backend: "Tokenizer") -> str:
     raise UserError(
         f"The tokenizer in {folder} names no end token. Add eos_token to tokenizer_config.json."
     )
+
+
+def _generation_ends(folder: Path | None) -> tuple[int, ...]:
+    if folder is None:
+        return ()
+    stored: Any = _read_json(folder / "generation_config.json").get("eos_token_id")
+    ids = cast("list[Any]", stored) if isinstance(stored, list) else [stored]
+    return tuple(token for token in ids if isinstance(token, int))
 
 
 def _token_text(value: Any) -> str:

@@ -10,7 +10,7 @@ from tinkersmith.errors import UserError
 from tinkersmith.files import write_json
 from tinkersmith.progress import Progress
 from tinkersmith.runs.folder import RunFolder
-from tinkersmith.service.answers import request_answers
+from tinkersmith.service.answers import answer_within, request_answers
 from tinkersmith.service.stored import stored_line
 from tinkersmith.text.guards import unguarded
 from tinkersmith.training.advice import advice
@@ -101,7 +101,7 @@ def _answers(plan: Plan, sampler: "tinker.SamplingClient", say: Callable[[str], 
     )
     response = plan.service.wait(future, "sampling the tuned model")
     answers = [
-        plan.template.answer(plan.tokenizer.decode(sequence.tokens))
+        answer_within(sequence.tokens, plan.template, plan.tokenizer)
         for sequence in response.sequences
     ]
     say("")
@@ -111,7 +111,7 @@ def _answers(plan: Plan, sampler: "tinker.SamplingClient", say: Callable[[str], 
     say(_indented(sample.output))
     for answer in answers:
         say("  the tuned model:")
-        say(_indented(answer))
+        say(_indented(answer or "(no answer: the thought did not end in time)"))
     stored = {
         "source": str(sample.source),
         "prompt": unguarded(prompt),

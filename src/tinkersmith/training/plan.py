@@ -33,6 +33,7 @@ from tinkersmith.service.facts import engine_facts
 from tinkersmith.settings.fields import Settings
 from tinkersmith.settings.reading import settings_for_file
 from tinkersmith.sources.find import find_files
+from tinkersmith.text.choose import Decision, decide, template_lines
 from tinkersmith.text.templates import PromptTemplate, choose_template
 from tinkersmith.text.tokenizer import TextTokenizer
 
@@ -96,11 +97,7 @@ def prepare(
     client = open_training_client(service, settings, resume, checkpoint)
     with progress.doing("loading the tokenizer"):
         tokenizer = service.tokenizer(client)
-    template = (
-        resume.run.template()
-        if resume
-        else choose_template(settings.prompt_template, tokenizer, service.base_model)
-    )
+    template = _template(settings, resume, service, tokenizer, source, progress.say)
     max_length = _max_length(settings, service, progress.say)
     data = source.tokenized(Encoding(settings, template, tokenizer, max_length), progress)
     guard.callback(data.stop)
@@ -160,6 +157,34 @@ def _show_settings(settings: Settings, say: Callable[[str], None]) -> Settings:
     if base_model == settings.base_model:
         return settings
     return settings.model_copy(update={"base_model": base_model})
+
+
+def _template(
+    settings: Settings,
+    resume: Resume | None,
+    service: Service,
+    tokenizer: TextTokenizer,
+    source: DataSource,
+    say: Callable[[str], None],
+) -> PromptTemplate:
+    """The run's prompt template, with what is said of it: why it is used, and a sample as text."""
+    if resume is not None:
+        template = resume.run.template()
+        decision = Decision(template.name, f"as {resume.run.name} began with it")
+    else:
+        decision = decide(settings.prompt_template, tokenizer, service.base_model)
+        template = choose_template(
+            settings.prompt_template,
+            tokenizer,
+            service.base_model,
+            thinking=settings.thinking,
+            thoughts=source.thoughts,
+        )
+    for line in template_lines(
+        template, decision, source.thoughts, source.first, settings.train_on
+    ):
+        say(line)
+    return template
 
 
 def _max_length(settings: Settings, service: Service, say: Callable[[str], None]) -> int:

@@ -1,0 +1,195 @@
+"""A chat template's source -> what it does with answers, thoughts and tools, found by trying it.
+
+A template is a program, and its source does not say what it drops. So short conversations of words
+that mean nothing are rendered, and looked for in the result.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tinkersmith.errors import UserError
+from tinkersmith.text.sandbox import render_chat
+from tinkersmith.text.thoughts import CLOSE, OPEN, leading_empty_thought
+
+QUESTION, ANSWER, THOUGHT = "qqq", "zzz", "ttt"
+_ASKED = {"role": "user", "content": QUESTION}
+_ANSWERED = {"role": "assistant", "content": ANSWER}
+_SWITCHES = ("enable_thinking", "thinking")
+_FIELDS = ("reasoning_content", "reasoning", "thinking")
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "look_up",
+        "description": "ddd",
+        "parameters": {"type": "object", "properties": {"key": {"type": "string"}}},
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerForm:
+    """What a template writes around an answer and its thought."""
+
+    end: str  # what ends an answer, up to the first control token
+    tail: str  # all that follows the last answer
+    lead: str  # what stands between the generation prompt and an answer without a thought
+    switch: str  # the variable that turns thoughts on and off; "" if there is none
+    # How a thought is handed over: the name of a message's field, "content" within the text,
+    # "prompt" if only the generation prompt knows thoughts, "text" if nothing does.
+    carrier: str
+    opening: str  # what stands between the generation prompt and a thought
+    closing: str  # what stands between a thought and the answer
+    no_thought: str  # what follows the generation prompt where no thought is wanted
+    own_system: str  # the system text that the template adds itself
+
+    def variables(self, think: bool | None) -> dict[str, Any]:
+        """What the template is given to ask for a thought, or for none."""
+        return {} if think is None or not self.switch else {self.switch: think}
+
+
+@dataclass(frozen=True, slots=True)
+class ToolForm:
+    """How a template wants calls of functions."""
+
+    arguments_as_text: bool
+    empty_content: str | None  # the content of a message that only calls
+    calls: bool  # whether it writes calls at all
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A template with its variables, to be tried."""
+
+    source: str
+    date: str
+    named_tokens: Mapping[str, str]
+    special_tokens: Sequence[str]
+    end_of_text: str
+
+    def write(
+        self, messages: Sequence[Mapping[str, Any]], prompt: bool = False, **variables: Any
+    ) -> str:
+        tools = variables.pop("tools", None)
+        return render_chat(
+            self.source,
+            self.date,
+            messages,
+            {**self.named_tokens, **variables},
+            tools=tools,
+            add_generation_prompt=prompt,
+        )
+
+    def attempt(
+        self, messages: Sequence[Mapping[str, Any]], prompt: bool = False, **variables: Any
+    ) -> str:
+        """Like `write`, and "" if the template refuses the messages."""
+        try:
+            return self.write(messages, prompt, **variables)
+        except UserError:
+            return ""
+
+    def answer_form(self) -> AnswerForm:
+        """Try answers, thoughts and switches.
+
+        Raises:
+            UserError: the template fails.
+        """
+        self.write([_ASKED], prompt=True)
+        whole = self.write([_ASKED, _ANSWERED])
+        _, answered, tail = whole.rpartition(ANSWER)
+        if not answered:
+            raise UserError("its chat template omits answers. Set PROMPT_TEMPLATE to another one.")
+        special = self.special_pattern.search(tail)
+        switch = next((name for name in _SWITCHES if self._switches(name)), "")
+        thinking = {switch: True} if switch else {}
+        carrier, opening, closing = self._thought_form(thinking)
+        lead, no_thought = self._without_thought({switch: False} if switch else {}, closing)
+        return AnswerForm(
+            end=tail[: special.end()] if special else self.end_of_text,
+            tail=tail,
+            lead=lead,
+            switch=switch,
+            carrier=carrier,
+            opening=opening,
+            closing=closing,
+            no_thought=no_thought,
+            own_system=self._own_system(),
+        )
+
+    def tool_form(self) -> ToolForm:
+        """Try calls of a function in the forms that templates want."""
+        for arguments in ({"key": "vvv"}, '{"key": "vvv"}'):
+            for content in ("", None):
+                call = {"name": "look_up", "arguments": arguments}
+                message = {
+                    "role": "assistant",
+                    "content": content,
+                    "tool_calls": [{"id": "call12345", "type": "function", "function": call}],
+                }
+                text = self.attempt([_ASKED, message], tools=[_TOOL])
+                text = text or self.attempt([_ASKED, message])
+                asked = self.attempt([_ASKED], tools=[_TOOL])
+                if text.count("look_up") > asked.count("look_up") and "vvv" in text:
+                    return ToolForm(isinstance(arguments, str), content, calls=True)
+        return ToolForm(arguments_as_text=False, empty_content="", calls=False)
+
+    @cached_property
+    def special_pattern(self) -> re.Pattern[str]:
+        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+    def _switches(self, name: str) -> bool:
+        if not re.search(rf"\b{name}\b", self.source):
+            return False
+        on, off = (self.attempt([_ASKED], prompt=True, **{name: on}) for on in (True, False))
+        return bool(on and off) and on != off
+
+    def _thought_form(self, thinking: dict[str, Any]) -> tuple[str, str, str]:
+        """The carrier, and what stands around a thought."""
+        prompt = self.attempt([_ASKED], prompt=True, **thinking)
+        within = f"{OPEN}\n{THOUGHT}\n{CLOSE}\n\n{ANSWER}"
+        messages: dict[str, dict[str, Any]] = {
+            field: {**_ANSWERED, field: THOUGHT} for field in _FIELDS if field in self.source
+        }
+        if "think>" in self.source:
+            messages["content"] = {**_ANSWERED, "content": within}
+        for carrier, message in messages.items():
+            whole = self.attempt([_ASKED, message], **thinking)
+            before, written, after = whole.partition(THOUGHT)
+            if written and ANSWER in after and f"{CLOSE}{OPEN}" not in before:
+                start = len(prompt) if whole.startswith(prompt) else len(before)
+                return carrier, before[start:], after[: after.index(ANSWER)]
+        if prompt.rstrip().endswith(OPEN):
+            return "prompt", "", CLOSE if prompt.endswith(OPEN) else f"\n{CLOSE}\n\n"
+        if "think>" not in self.source:
+            return "text", f"{OPEN}\n", f"\n{CLOSE}\n\n"
+        # It drops thoughts. If it writes empty ones, they show how.
+        empty = self._without_thought(thinking, "")[1]
+        opening, tag, closing = empty.partition(CLOSE)
+        return (
+            ("prompt", "", tag + closing)
+            if tag and opening == OPEN
+            else ("prompt", "", f"\n{CLOSE}\n\n")
+        )
+
+    def _without_thought(self, variables: dict[str, Any], closing: str) -> tuple[str, str]:
+        """What precedes an answer without a thought; and what of it belongs to the prompt."""
+        prompt = self.attempt([_ASKED], prompt=True, **variables)
+        whole = self.attempt([_ASKED, _ANSWERED], **variables)
+        if whole.startswith(prompt):
+            lead = whole[len(prompt) : whole.rindex(ANSWER)]
+            empty = leading_empty_thought(lead)
+            return lead[len(empty) :], empty
+        return "", closing if prompt.rstrip().endswith(OPEN) else ""
+
+    def _own_system(self) -> str:
+        """The words that the template puts before a first question, without roles and tokens."""
+        before = self.write([_ASKED], prompt=True).partition(QUESTION)[0]
+        texts = (
+            re.sub(r"^(system|developer|user)\b\s*", "", text.strip())
+            for text in self.special_pattern.split(before)
+        )
+        return "\n".join(text for text in texts if len(re.findall(r"\w+", text)) > 1)

@@ -1,0 +1,79 @@
+"""A chat template's Jinja source and messages -> text, in a sandbox."""
+
+import datetime
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, cast
+
+from tinkersmith.errors import UserError
+
+
+def render_chat(
+    source: str,
+    date: str,
+    messages: Sequence[Mapping[str, Any]],
+    variables: Mapping[str, Any],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool,
+) -> str:
+    """The text of a conversation.
+
+    Args:
+        date: `strftime_now` always gives this day.
+        variables: the named tokens, and switches such as enable_thinking.
+
+    Raises:
+        UserError: the template fails or refuses the messages.
+    """
+    try:
+        return compiled_chat(source, date).render(
+            messages=messages,
+            tools=tools,
+            documents=None,
+            add_generation_prompt=add_generation_prompt,
+            **variables,
+        )
+    except Exception as error:  # a program of somebody else: it can fail in any way
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"the model's chat template fails: {reason.rstrip('.')}. Change the sample, or set "
+            'PROMPT_TEMPLATE to "instruction".'
+        ) from None
+
+
+@lru_cache(maxsize=8)
+def compiled_chat(source: str, date: str) -> Any:
+    """The compiled template, with the functions that chat templates call."""
+    import jinja2
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """Renders what {% generation %} encloses; the tag only marks the answer."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def strftime_now(pattern: str) -> str:
+        return datetime.datetime.fromisoformat(date).strftime(pattern)
+
+    def tojson(
+        value: Any, ensure_ascii: bool = False, indent: int | None = None, **rest: Any
+    ) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **rest)
+
+    sandbox = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
+    )
+    environment = cast("Any", sandbox)  # its filters and globals have no usable types
+    environment.filters["tojson"] = tojson
+    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
+    return environment.from_string(source)

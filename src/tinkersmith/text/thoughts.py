@@ -1,0 +1,111 @@
+"""An answer -> its thought and what it says, for the spellings that data sets use.
+
+Only a thought at an answer's start counts: anywhere else, the tags are text like any other.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tinkersmith.data.samples import Sample, Source, Turn
+from tinkersmith.errors import UserError
+
+OPEN, CLOSE = "<think>", "</think>"
+# What opens and closes a thought at an answer's start. Others, such as <reasoning>, are as often
+# the form in which an answer is wanted, so they stay part of it.
+_TAGS = {
+    OPEN: CLOSE,
+    "<thinking>": "</thinking>",
+    "<|begin_of_thought|>": "<|end_of_thought|>",
+    "<seed:think>": "</seed:think>",
+    "[THINK]": "[/THINK]",
+}
+_SOLUTION = re.compile(r"\s*<\|begin_of_solution\|>\s*(.*?)\s*(<\|end_of_solution\|>\s*)?", re.S)
+# The prompt of some models opens the thought, so what they wrote begins inside it.
+_CLOSED_ONLY = re.compile(r"(?:^|\n)</think>(?:\n|$)")
+_EMPTY = re.compile(r"\s*(?:<think>\s*</think>|<seed:think>\s*</seed:think>)\s*|\s*</think>\s*")
+THOUGHT_TAGS = tuple(tag for pair in _TAGS.items() for tag in pair)
+
+
+def split_thought(text: str) -> tuple[str, str] | None:
+    """The thought at the start of an answer, and the answer; None if there is no whole one."""
+    if "<" not in text and "[" not in text:
+        return None
+    start = text.lstrip()
+    for opening, closing in _TAGS.items():
+        if start.startswith(opening):
+            thought, closed, answer = start[len(opening) :].partition(closing)
+            if not closed:
+                return None
+            if opening == "<|begin_of_thought|>" and (inner := _SOLUTION.fullmatch(answer)):
+                answer = inner[1]
+            return thought.strip("\n"), answer.lstrip("\n")
+    if text.count(CLOSE) == 1 and OPEN not in text and (place := _CLOSED_ONLY.search(text)):
+        return text[: place.start()].strip("\n"), text[place.end() :].lstrip("\n")
+    return None
+
+
+def is_cut_within_thought(text: str) -> bool:
+    """Whether an answer opens a thought at its start and never closes it."""
+    start = text.lstrip()
+    return any(
+        start.startswith(opening) and closing not in start for opening, closing in _TAGS.items()
+    )
+
+
+def thought_and_answer(turn: Turn) -> tuple[str, str]:
+    """The thought of an assistant's turn, "" if it has none, and what it answers.
+
+    Raises:
+        UserError: it has two thoughts; the sentence is to be preceded by the record's place.
+    """
+    inline = split_thought(turn.text)
+    if inline is None:
+        return turn.thought, turn.text
+    thought, answer = inline
+    if turn.thought and thought.strip() not in ("", turn.thought.strip()):
+        raise UserError(
+            "an answer has one thought in a field of its own and another in its text. Remove one."
+        )
+    return turn.thought or thought, answer
+
+
+def has_thought(sample: Sample) -> bool:
+    """Whether an answer of the sample has a thought that is not empty."""
+    for turn in sample.turns:
+        if turn.role == "assistant":
+            if turn.thought.strip():
+                return True
+            inline = split_thought(turn.text)
+            if inline is not None and inline[0].strip():
+                return True
+    return False
+
+
+def leading_empty_thought(text: str) -> str:
+    """The empty thought, or the end of one, that a text begins with; "" if there is none."""
+    match = _EMPTY.match(text)
+    return match[0] if match else ""
+
+
+@dataclass(slots=True)
+class ThoughtCounts:
+    """How many samples have a thought. `add` counts one more sample."""
+
+    samples: int = 0
+    with_thoughts: int = 0
+    first: Source | None = None  # the first sample with a thought
+
+    def add(self, sample: Sample) -> None:
+        self.samples += 1
+        if has_thought(sample):
+            self.with_thoughts += 1
+            self.first = self.first or sample.source
+
+
+def count_thoughts(samples: Iterable[Sample]) -> ThoughtCounts:
+    """How many of the samples have a thought."""
+    counts = ThoughtCounts()
+    for sample in samples:
+        counts.add(sample)
+    return counts
