@@ -146,7 +146,7 @@ def read_into_memory(settings: Settings) -> SamplesInMemory:
     Raises:
         UserError: see `load_samples`; or validation leaves nothing to train on.
     """
-    training = load_samples(settings.data_files)
+    training = load_samples(settings.training_files)
     if settings.validation_files:
         validation = load_samples(settings.validation_files)
         return SamplesInMemory(training.samples, validation.samples, [training, validation])

@@ -62,7 +62,7 @@ def open_stream(settings: Settings, progress: Progress) -> SampleStream:
     """
     return SampleStream(
         scan(
-            settings.data_files,
+            settings.training_files,
             settings.validation_files,
             settings.validation_ratio,
             settings.seed,

@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "Fine-tune a LoRA with the settings of config.py.",
     "split": "Merge data files and split them into a training and a test set.",
     "stats": "Show how long the samples of data files are.",
+    "settings": "Show all settings with their values and where these come from.",
     "evaluate": "Score a trained model on a test set.",
     "export": "Write a trained model as a PEFT folder or a merged model.",
     "runs": "List the runs with their sizes, or delete what is no longer needed.",

@@ -138,7 +138,7 @@ def _overlap_with_training(
     if model.run is None:
         return None
     try:
-        return overlap(iterate_samples(model.run.settings().data_files), samples)
+        return overlap(iterate_samples(model.run.settings().training_files), samples)
     except UserError:  # the training data has gone since
         return None
 

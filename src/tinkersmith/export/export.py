@@ -268,7 +268,7 @@ def _texts_to_verify(
     ]
     if model.run is not None:
         with suppress(UserError):  # the data files may have gone since
-            trained = iterate_samples(model.run.settings().data_files)
+            trained = iterate_samples(model.run.settings().training_files)
             samples = list(islice(trained, _VERIFIED_SAMPLES))
     texts = [template.render(sample) for sample in samples[:_VERIFIED_SAMPLES]]
     rows = tokenizer.encode_batch([text.prompt + text.completion for text in texts])
