@@ -30,18 +30,29 @@ class LengthReport:
     def _print(self, summary: DataSummary) -> None:
         say = self._progress.say
         say("")
-        say(format_length_statistics(summary.lengths, "Lengths"))
+        noun = "sequence" if summary.has_sequences else "sample"
+        say(format_length_statistics(summary.lengths, "Lengths", noun))
         if self._show_warnings:
             for event in summary.first_events:
                 say(f"  {event}")
-            more = summary.too_long + summary.truncated - len(summary.first_events)
+            more = summary.events - len(summary.first_events)
             if more:
                 say(f"  ... and {more:,} more; all of them are in skipped.jsonl.")
         validation = summary.validation
-        read = summary.training + validation + summary.too_long + summary.unusable
         for_validation = f", {validation:,} for validation" if validation else ""
+        untrained = f", {summary.untrained:,} with nothing to train on" if summary.untrained else ""
         say(
-            f"  {counted(read, 'record')} = {summary.training:,} to train on{for_validation}, "
-            f"{summary.too_long:,} too long, {summary.unusable:,} unusable; "
-            f"{summary.truncated:,} of them are cut."
+            f"  {counted(summary.records, 'record')} = {summary.training:,} to train on"
+            f"{for_validation}, {summary.too_long:,} too long{untrained}, {summary.unusable:,} "
+            f"unusable; {summary.truncated:,} of them are cut."
+        )
+        if not summary.has_sequences:
+            return
+        for_validation = f", {summary.validation_sequences:,} for validation" if validation else ""
+        skipped = summary.skipped_sequences
+        together = summary.sequences + summary.validation_sequences + skipped
+        say(
+            f"  {counted(together, 'sequence')} = {summary.sequences:,} to train on with "
+            f"{counted(summary.trained_tokens, 'trained token')}{for_validation}, {skipped:,} "
+            f"skipped; {summary.cut_sequences:,} of them are cut."
         )

@@ -27,6 +27,7 @@ from tinkersmith.text.tokenize import (
     encode_samples,
     length_policy,
     spans_before,
+    untrained,
 )
 from tinkersmith.text.tokenizer import TextTokenizer
 
@@ -51,6 +52,21 @@ class ChunkTokens:
         """The number of tokens of each sequence: (R,)."""
         return np.diff(self.ends, prepend=0)
 
+    @property
+    def trained_tokens(self) -> np.ndarray:
+        """The number of tokens of each sequence that are trained on: (R,)."""
+        lengths = self.spans[:, 1] - self.spans[:, 0]
+        before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
+        return np.diff(before[self.span_ends], prepend=0)
+
+    def acted_on(self, limit: int) -> np.ndarray:
+        """Whether the length policy cuts or skips a sequence of a sample: (samples,) bool."""
+        is_whole = (self.lengths <= limit) & (self.trained_tokens > 0)
+        before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(is_whole)])
+        wholes = before[self.firsts[1:]] - before[self.firsts[:-1]]
+        sequences = np.diff(self.firsts)
+        return (wholes < sequences) | (sequences == 0)
+
     def sequences_of(self, places: np.ndarray) -> np.ndarray:
         """The sequences of the samples at some places, in order."""
         firsts: list[int] = self.firsts.tolist()
@@ -63,6 +79,8 @@ class ChunkTokens:
     ) -> Iterator[tuple[TokenizedSample | None, LengthEvent | None]]:
         """What the length policy leaves of each sequence of a sample, and what is said about it."""
         source = self.source(chunk, place)
+        if self.firsts[place] == self.firsts[place + 1]:
+            yield None, untrained(source)
         for sequence in range(int(self.firsts[place]), int(self.firsts[place + 1])):
             start = int(self.ends[sequence - 1]) if sequence else 0
             length = int(self.ends[sequence]) - start

@@ -49,14 +49,18 @@ class TokenizedSample:
         return int((self.spans[:, 1] - self.spans[:, 0]).sum())
 
 
+TOO_LONG, TRUNCATED, UNTRAINED = "too long", "truncated", "nothing to train on"
+
+
 @dataclass(frozen=True, slots=True)
 class LengthEvent:
-    """A sample that the length policy truncated (after > 0) or skipped (after = 0)."""
+    """A sequence that the length policy truncated (after > 0) or skipped (after = 0)."""
 
     source: Source
-    before: int  # tokens of the whole sample
+    before: int  # tokens of the whole sequence; 0 for a sample without any
     after: int
     reason: str
+    kind: str  # one of the three above
 
     def __str__(self) -> str:
         return f"{'Truncated' if self.after else 'Skipped'} {self.source}: {self.reason}"
@@ -106,6 +110,8 @@ def tokenize(
     """
     data = TokenizedSamples()
     for sample, sequences in encode_samples(samples, template, tokenizer, train_on):
+        if not sequences:
+            data.skipped.append(untrained(sample.source))
         fitting: list[TokenizedSample] = []
         for tokens, spans in sequences:
             data.lengths.append(len(tokens))
@@ -177,21 +183,30 @@ def length_policy(
     Args:
         spans: (S, 2) of the sequence's trained parts.
     """
+    begins_trained = len(spans) > 0 and spans[0, 0] < spans[0, 1]  # most do, and this is cheap
+    if not begins_trained and not np.any(spans[:, 0] < spans[:, 1]):
+        return 0, untrained(source, length)
     if length <= limit:
         return length, None
-    first = int(spans[0, 0]) if len(spans) else 0
+    spans = spans[spans[:, 0] < spans[:, 1]]
+    first = int(spans[0, 0])
     if first >= limit:
         reason = f"its prompt alone has {counted(first, 'token')}, and {limit:,} is the most"
-        return 0, LengthEvent(source, length, 0, reason)
+        return 0, LengthEvent(source, length, 0, reason, TOO_LONG)
     if not truncate:
         reason = f"{length:,} tokens are more than {limit:,}"
-        return 0, LengthEvent(source, length, 0, reason)
+        return 0, LengthEvent(source, length, 0, reason, TOO_LONG)
     whole = spans[spans[:, 1] <= limit, 1]
     end = int(whole[-1]) if len(whole) and len(spans) > 1 else limit
     reason = f"{length:,} -> {end:,} tokens"
     if len(spans) > 1 and len(whole):
         reason += f", the first {len(whole)} of {counted(len(spans), 'answer')}"
-    return end, LengthEvent(source, length, end, reason)
+    return end, LengthEvent(source, length, end, reason, TRUNCATED)
+
+
+def untrained(source: Source, length: int = 0) -> LengthEvent:
+    """The event of a sequence in which no token is trained on, or of a sample without sequences."""
+    return LengthEvent(source, length, 0, "nothing of it is trained on", UNTRAINED)
 
 
 def spans_before(spans: np.ndarray, end: int) -> np.ndarray:
