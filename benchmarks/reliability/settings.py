@@ -67,6 +67,36 @@ _SET = (
 )
 
 
+# For each format: a line, what stands between lines, and what stands around them.
+_FORMATS = {
+    "YAML": ("{}: {}", "\n", "{}\n"),
+    "JSON": ('"{}": {}', ",\n", "{{{}}}"),
+    "TOML": ("{} = {}", "\n", "{}\n"),
+}
+_PLAIN_VALUES = (
+    *("16", "-1", "1.5", "1e-4", "1e999", "9" * 5000, "0x10", "010", "1_000", "NaN", ".inf", "nan"),
+    *("true", "no", "null", "~", "'16'", '"16"', '""', '"a.json"', "a.json", "a, b", "2024-01-01"),
+    *(
+        "[]",
+        "[1]",
+        '["a.json"]',
+        "[[[1]]]",
+        "{}",
+        '{"a": 1}',
+        '{"a": {"b": 1}}',
+        "{a = 1}",
+        "[null]",
+    ),
+    *("&a [*a]", "*a", "!!python/name:os.system x", "!x 1", "!!binary aGk=", "? 1", "|", "1:30"),
+    *('"\\u0000"', '"\\ud800"', "\u3000", "[" * 3000, '"' + "x" * 300 + '"', "'''", "07:32:00"),
+    *('"{instruction}"', '"{"', "&a", "<<", "=", ": :", "'a", '"a', "#", "%", "@", "`", "{[1]: 2}"),
+)
+_PLAIN_LINES = (
+    *("[run]", "[[run]]", "---", "...", "run:", "- 1", "# c", "// c", "<<: {}", "? [1]: 2", "\t"),
+    *("[DATA_FILES]", "[COLUMNS]", "a.b = 1", '"a" = 1', "%YAML 1.2", "null: 1", "? a\n: b", "= 1"),
+)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--settings", type=int, default=2000)
@@ -108,6 +138,13 @@ def _try(file: Path, rng: random.Random, tally: Tally) -> None:
     names = [file.name]
     if chance < 0.04:
         kind = put_something_else(file, rng)
+    elif chance < 0.2:
+        kind, names = rng.choice(list(_FORMATS)), []
+        file = file.with_name(f"run.{kind.lower()}")
+        text = _in_format(kind, rng)
+        if chance < 0.1:
+            _, text = damaged(text, rng, [b"LORA_RANK = 8\n"])
+        file.write_bytes(text)
     elif chance < 0.45:
         kind, text = "values", _values(rng)
         file.write_bytes(text)
@@ -131,6 +168,16 @@ def _try(file: Path, rng: random.Random, tally: Tally) -> None:
 def _load(file: Path, overrides: list[str]) -> None:
     settings = load_settings(file, overrides)
     settings_for_file(settings, file.parent / "runs")
+
+
+def _in_format(kind: str, rng: random.Random) -> bytes:
+    """The text of a settings file in YAML, JSON or TOML with odd names, values and lines."""
+    line, between, around = _FORMATS[kind]
+    names = [rng.choice(_ODD_NAMES if rng.random() < 0.1 else _NAMES) for _ in range(3)]
+    lines = [line.format(name, rng.choice(_PLAIN_VALUES)) for name in names]
+    if rng.random() < 0.1:
+        lines.append(rng.choice(_PLAIN_LINES))
+    return around.format(between.join(lines)).encode("utf-8", "surrogatepass")
 
 
 def _values(rng: random.Random, *, sound: bool = False) -> bytes:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -21,7 +23,7 @@ from tinkersmith.errors import UserError
 from tinkersmith.service.answers import to_datum
 from tinkersmith.text.guards import GUARDED, guard
 from tinkersmith.text.templates import choose_template
-from tinkersmith.text.tokenize import TokenizedSample, tokenize
+from tinkersmith.text.tokenize import TokenizedSample, length_policy, spans_before, tokenize
 from tinkersmith.text.tokenizer import TextTokenizer, load_tokenizer, wrap_tokenizer
 
 TEXT = ["<| the <|im_end|> 中文 |> end of text, the end", "the theme of <|im_start|>"] * 40
@@ -414,3 +416,58 @@ def test_odd_entries_among_the_chat_templates_do_no_harm(tmp_path: Path) -> None
     config["chat_template"] = [3, {"name": ["x"]}, {"name": "default", "template": "{{ 'a' }}"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     assert load_tokenizer(tmp_path).chat_template == "{{ 'a' }}"
+
+
+# ---- the length policy, with several answers in a sequence
+
+
+@st.composite
+def _spans(draw: st.DrawFn) -> tuple[list[tuple[int, int]], int]:
+    """Trained parts, ascending and perhaps empty or adjacent, and the sequence's length."""
+    spans: list[tuple[int, int]] = []
+    end = 0
+    for _ in range(draw(st.integers(0, 5))):
+        start = end + draw(st.integers(0, 6))
+        end = start + draw(st.integers(0, 6))
+        spans.append((start, end))
+    return spans, max(1, end + draw(st.integers(0, 6)))
+
+
+@given(sequence=_spans(), limit=st.integers(1, 60), truncate=st.booleans())
+def test_a_cut_keeps_all_whole_answers_that_fit_and_else_cuts_the_first(
+    sequence: tuple[list[tuple[int, int]], int], limit: int, truncate: bool
+) -> None:
+    spans, length = sequence
+    array = np.array(spans, dtype=np.int64).reshape(-1, 2)
+    end, event = length_policy(Source("a", 1), array, length, limit, truncate)
+    answers = [(start, stop) for start, stop in spans if start < stop]
+    left = spans_before(array, end)
+    trained = int((left[:, 1] - left[:, 0]).sum())
+    # Token by token, as one would do it by hand.
+    if not answers:
+        assert (end, event and event.kind) == (0, "nothing to train on")
+    elif length <= limit:
+        assert (end, event) == (length, None)
+    elif answers[0][0] >= limit or not truncate:
+        assert (end, event and event.kind) == (0, "too long")
+    else:
+        whole = [stop for _, stop in answers if stop <= limit]
+        assert event is not None and event.kind == "truncated" and event.after == end <= limit
+        if len(answers) > 1 and whole:
+            assert end == whole[-1]
+            assert trained == sum(stop - start for start, stop in answers if stop <= limit)
+        else:
+            assert end == limit
+            start, stop = answers[0]
+            assert trained == min(stop, limit) - start
+    assert (trained > 0) == (end > 0)
+    if event:
+        assert event.before == length and (event.after > 0) == (event.kind == "truncated")
+
+
+def test_a_cut_says_how_many_answers_are_left() -> None:
+    spans = np.array([[2, 4], [6, 8], [10, 14]])
+    _, event = length_policy(Source("a.json", 3), spans, 14, 12, truncate=True)
+    assert str(event) == "Truncated a.json, record 3: 14 -> 8 tokens, the first 2 of 3 answers"
+    _, event = length_policy(Source("a.json", 3), np.zeros((0, 2)), 5, 12, truncate=True)
+    assert str(event) == "Skipped a.json, record 3: nothing of it is trained on"

@@ -1,16 +1,25 @@
 """Files that fit into memory -> tokenised training and validation sets."""
 
 import hashlib
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
-from tinkersmith.batches.order import batch_indices
-from tinkersmith.batches.source import Encoding
-from tinkersmith.batches.summary import DataSummary, event_lines, none_fits, write_duplicates
+from tinkersmith.batches.mixing import MixedOrder, Share, mixing_lines, names_of_files
+from tinkersmith.batches.order import batch_indices, steps_per_epoch
+from tinkersmith.batches.source import Encoding, choices_that_make_data
+from tinkersmith.batches.summary import (
+    DataSummary,
+    Outcome,
+    event_lines,
+    none_fits,
+    outcome_of,
+    write_duplicates,
+)
 from tinkersmith.data.duplicates import Duplicates, find_duplicates
 from tinkersmith.data.lengths import LengthStatistics
 from tinkersmith.data.load import LoadedSamples, load_samples
@@ -31,7 +40,7 @@ from tinkersmith.progress import Progress
 from tinkersmith.runs.folder import RunFolder
 from tinkersmith.settings.fields import Settings
 from tinkersmith.text.thoughts import ThoughtCounts, count_thoughts
-from tinkersmith.text.tokenize import LengthEvent, TokenizedSample, tokenize
+from tinkersmith.text.tokenize import UNTRAINED, LengthEvent, TokenizedSample, tokenize
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,7 @@ class SamplesInMemory:
     training: list[Sample]
     validation: list[Sample]
     loaded: list[LoadedSamples]  # of DATA_FILES, and of VALIDATION_FILES if there are any
+    weights: dict[str, float] = field(default_factory=dict[str, float])  # of DATA_FILES, if any
 
     @cached_property
     def duplicates(self) -> list[Duplicates]:
@@ -67,7 +77,17 @@ class SamplesInMemory:
             *skipped_lines(skipped, len(skipped), "skipped.jsonl"),
             *duplicate_lines(self.duplicates, listed=True),
             *validation_lines(len(self.validation), shared),
+            *self._mixing_lines(),
         ]
+
+    def _mixing_lines(self) -> list[str]:
+        if not self.weights:
+            return []
+        names = names_of_files(self.weights)
+        counts = Counter(names[sample.source.file] for sample in self.training)
+        return mixing_lines(
+            [Share(name, counts[name], weight) for name, weight in self.weights.items()]
+        )
 
     def tokenized(self, encoding: Encoding, progress: Progress) -> "TokensInMemory":
         how = (
@@ -82,22 +102,26 @@ class SamplesInMemory:
             training = tokenize(self.training, *how)
             validation = tokenize(self.validation, *how)
         if not training.samples:
-            raise none_fits(len(self.training), encoding.max_length, training.untrained)
+            untrained = [event for event in training.skipped if event.kind == UNTRAINED]
+            raise none_fits(len(self.training), encoding.max_length, untrained)
+        mixed = None
+        if self.weights:
+            names = names_of_files(self.weights)
+            files = (names[sequences[0].source.file] for sequences in training.samples)
+            mixed = MixedOrder(files, self.weights, encoding.settings.seed)
         return TokensInMemory(
             training=training.samples,
             validation=validation.sequences,
-            held_out=len(validation.samples),
+            mixed=mixed,
+            outcomes=(outcome_of(training), outcome_of(validation)),
             lengths=LengthStatistics.of(training.lengths, "tokens", encoding.max_length),
             truncated=[*training.truncated, *validation.truncated],
-            too_long=[*training.skipped, *validation.skipped],
-            untrained=[*training.untrained, *validation.untrained],
-            left_out=count - len(training.samples) - len(validation.samples),
+            skipped=[*training.skipped, *validation.skipped],
             skipped_records=[
                 record.to_json() for loaded in self.loaded for record in loaded.skipped
             ],
             duplicates=self.duplicates,
-            batch_size=encoding.settings.batch_size,
-            seed=encoding.settings.seed,
+            settings=encoding.settings,
         )
 
 
@@ -107,28 +131,31 @@ class TokensInMemory:
 
     training: list[tuple[TokenizedSample, ...]]  # the sequences of each sample
     validation: list[TokenizedSample]
-    held_out: int  # samples
+    mixed: MixedOrder | None  # where DATA_FILES has weights
+    outcomes: tuple[Outcome, Outcome]  # of training and validation
     lengths: LengthStatistics
     truncated: list[LengthEvent]
-    too_long: list[LengthEvent]
-    untrained: list[LengthEvent]
-    left_out: int  # samples
+    skipped: list[LengthEvent]
     skipped_records: list[dict[str, Any]]
     duplicates: list[Duplicates]
-    batch_size: int
-    seed: int
+    settings: Settings
 
     @property
     def count(self) -> int:
-        return len(self.training)
+        return self.mixed.count if self.mixed else len(self.training)
 
     def batch(self, step: int) -> list[TokenizedSample]:
-        indices = batch_indices(len(self.training), self.batch_size, self.seed, step)
+        size = self.settings.batch_size
+        if self.mixed is None:
+            indices = batch_indices(len(self.training), size, self.settings.seed, step)
+        else:
+            epoch, place = divmod(step, steps_per_epoch(self.count, size))
+            indices = self.mixed.epoch_order(epoch)[place * size : (place + 1) * size]
         return [sequence for index in indices for sequence in self.training[index]]
 
     def start(self, run: RunFolder, first_step: int) -> None:
         write_json(run.file("lengths.json"), self.lengths.to_json())
-        lines = event_lines(self.skipped_records, self.too_long, self.truncated, self.untrained)
+        lines = event_lines(self.skipped_records, self.skipped, self.truncated)
         run.rewrite("skipped.jsonl", lines)
         write_duplicates(run, self.duplicates)
 
@@ -139,22 +166,15 @@ class TokensInMemory:
         return True
 
     def summary(self) -> DataSummary:
-        events = [*self.untrained, *self.too_long, *self.truncated]
-        return DataSummary(
-            lengths=self.lengths,
-            training=len(self.training),
-            sequences=sum(map(len, self.training)),
-            validation=self.held_out,
-            too_long=self.left_out - len(self.untrained),
-            untrained=len(self.untrained),
-            truncated=len(self.truncated),
+        return DataSummary.of(
+            self.lengths,
+            *self.outcomes,
             unusable=len(self.skipped_records),
-            events=len(events),
-            first_events=events[:10],
+            first_events=[*self.skipped, *self.truncated],
         )
 
     def digest(self) -> str:
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(choices_that_make_data(self.settings).encode())
         for sample in chain(chain.from_iterable(self.training), self.validation):
             digest.update(np.array([len(sample.tokens), *sample.spans.ravel()]).tobytes())
             digest.update(sample.tokens.tobytes())
@@ -167,10 +187,12 @@ def read_into_memory(settings: Settings) -> SamplesInMemory:
     Raises:
         UserError: see `load_samples`; or validation leaves nothing to train on.
     """
-    training = load_samples(settings.data_files, settings.columns)
+    training = load_samples(settings.training_files, settings.columns)
     if settings.validation_files:
         validation = load_samples(settings.validation_files, settings.columns)
-        return SamplesInMemory(training.samples, validation.samples, [training, validation])
+        return SamplesInMemory(
+            training.samples, validation.samples, [training, validation], settings.file_weights
+        )
     count = len(training.samples)
     held_out_count = round(count * settings.validation_ratio)
     if settings.validation_ratio and not 0 < held_out_count < count:
@@ -184,4 +206,5 @@ def read_into_memory(settings: Settings) -> SamplesInMemory:
         [sample for index, sample in enumerate(training.samples) if index not in held_out],
         [training.samples[index] for index in sorted(held_out)],
         [training],
+        settings.file_weights,
     )

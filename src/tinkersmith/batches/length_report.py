@@ -30,7 +30,8 @@ class LengthReport:
     def _print(self, summary: DataSummary) -> None:
         say = self._progress.say
         say("")
-        say(format_length_statistics(summary.lengths, "Lengths"))
+        noun = "sequence" if summary.has_sequences else "sample"
+        say(format_length_statistics(summary.lengths, "Lengths", noun))
         if self._show_warnings:
             for event in summary.first_events:
                 say(f"  {event}")
@@ -38,16 +39,22 @@ class LengthReport:
             if more:
                 say(f"  ... and {more:,} more; all of them are in skipped.jsonl.")
         validation = summary.validation
-        left_out = summary.too_long + summary.untrained
-        read = summary.training + validation + left_out + summary.unusable
-        nothing_trained = (
-            f"{summary.untrained:,} without anything to train on, " if summary.untrained else ""
-        )
         for_validation = f", {validation:,} for validation" if validation else ""
+        untrained = f", {summary.untrained:,} with nothing to train on" if summary.untrained else ""
         say(
-            f"  {counted(read, 'record')} = {summary.training:,} to train on{for_validation}, "
-            f"{summary.too_long:,} too long, {nothing_trained}{summary.unusable:,} unusable; "
-            f"{summary.truncated:,} of them are cut."
+            f"  {counted(summary.records, 'record')} = {summary.training:,} to train on"
+            f"{for_validation}, {summary.too_long:,} too long{untrained}, {summary.unusable:,} "
+            f"unusable; {summary.truncated:,} of them are cut."
+        )
+        if not summary.has_sequences:
+            return
+        for_validation = f", {summary.validation_sequences:,} for validation" if validation else ""
+        skipped = summary.skipped_sequences
+        together = summary.sequences + summary.validation_sequences + skipped
+        say(
+            f"  {counted(together, 'sequence')} = {summary.sequences:,} to train on with "
+            f"{counted(summary.trained_tokens, 'trained token')}{for_validation}, {skipped:,} "
+            f"skipped; {summary.cut_sequences:,} of them are cut."
         )
         apart = summary.sequences - summary.training
         if apart > 0:

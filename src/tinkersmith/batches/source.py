@@ -4,6 +4,7 @@
 trains on.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -31,6 +32,13 @@ class Encoding:
     @property
     def truncate(self) -> bool:
         return self.settings.truncate_long_sequences
+
+
+def choices_that_make_data(settings: Settings) -> str:
+    """The settings that decide what is trained on, for a digest: without the names of files."""
+    weights = list(settings.file_weights.values())
+    choices = (settings.train_on, settings.thinking, settings.columns, settings.encoding, weights)
+    return json.dumps(choices, sort_keys=True)
 
 
 class DataSource(Protocol):

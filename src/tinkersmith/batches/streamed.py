@@ -15,9 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from tinkersmith.batches.mixing import Share, mixed_positions, mixing_lines, names_of_files
 from tinkersmith.batches.order import steps_per_epoch
-from tinkersmith.batches.source import Encoding
-from tinkersmith.batches.summary import DataSummary, event_lines, write_duplicates
+from tinkersmith.batches.source import Encoding, choices_that_make_data
+from tinkersmith.batches.summary import (
+    DataSummary,
+    Outcome,
+    event_lines,
+    outcome_of,
+    write_duplicates,
+)
 from tinkersmith.data.large_files import Chunk, LargeFiles, scan
 from tinkersmith.data.lengths import LengthStatistics
 from tinkersmith.data.samples import Sample
@@ -42,13 +49,17 @@ class SampleStream:
 
     files: LargeFiles
     thoughts: ThoughtCounts
+    weights: dict[str, float]  # of DATA_FILES, if any
 
     @property
     def first(self) -> Sample:
         return self.files.first
 
     def report(self) -> list[str]:
-        return self.files.report()
+        if not self.weights:
+            return self.files.report()
+        shares = _Shares(self.files.chunks, self.weights, 0)
+        return [*self.files.report(), *mixing_lines(shares.by_name.values())]
 
     def tokenized(self, encoding: Encoding, progress: Progress) -> "TokenStream":
         count = len(self.files.validation)
@@ -64,7 +75,7 @@ def open_stream(settings: Settings, progress: Progress) -> SampleStream:
     """
     thoughts = ThoughtCounts()
     files = scan(
-        settings.data_files,
+        settings.training_files,
         settings.validation_files,
         settings.validation_ratio,
         settings.seed,
@@ -72,7 +83,7 @@ def open_stream(settings: Settings, progress: Progress) -> SampleStream:
         settings.columns,
         each=thoughts.add,
     )
-    return SampleStream(files, thoughts)
+    return SampleStream(files, thoughts, settings.file_weights)
 
 
 class TokenStream:
@@ -93,12 +104,18 @@ class TokenStream:
             *self._policy,
             settings.train_on,
         )
+        self._shares = (
+            _Shares(self._chunks, settings.file_weights, self._seed)
+            if settings.file_weights
+            else None
+        )
+        self._choices = choices_that_make_data(settings)
         self._sizes = np.array([chunk.training for chunk in self._chunks])
         self._epoch_order = lru_cache(maxsize=2)(self._shuffled_chunks)
         self._windows: dict[tuple[int, int], _Window] = {}
         self._background = _Background(files, self._cache, self._policy)
         self.validation = self._held_out.sequences
-        self.count = int(self._sizes.sum())
+        self.count = self._shares.count if self._shares else int(self._sizes.sum())
 
     def batch(self, step: int) -> list[TokenizedSample]:
         """The samples of a step. Waits until their tokens are made.
@@ -121,7 +138,8 @@ class TokenStream:
         return batch
 
     def digest(self) -> str:
-        digest = hashlib.sha256(f"{self._cache.digest} {self._policy}".encode())
+        policy = f"{self._cache.digest} {self._policy} {self._choices}"
+        digest = hashlib.sha256(policy.encode("utf-8", "backslashreplace"))
         for chunk in self._chunks:
             digest.update(f"{chunk.digest} {chunk.held_out}".encode())
         for sample in self.validation:
@@ -133,7 +151,9 @@ class TokenStream:
         epoch, place = divmod(first_step, steps_per_epoch(self.count, self._batch_size))
         windows, ends = self._epoch_order(epoch)
         number = int(np.searchsorted(ends, place * self._batch_size, side="right"))
-        order = np.concatenate([*windows[number:], *windows[:number]]).tolist()
+        taken = np.concatenate([*windows[number:], *windows[:number]])
+        others = np.setdiff1d(np.arange(len(self._chunks)), taken)  # which this epoch leaves out
+        order = np.concatenate([taken, others]).tolist()
         run.rewrite("skipped.jsonl", self._validation_lines())
         write_duplicates(run, self._files.duplicates)
         self._background.start(run, order)
@@ -150,18 +170,24 @@ class TokenStream:
     def _validation_lines(self) -> list[dict[str, Any]]:
         records = [skipped.to_json() for skipped in self._files.validation_skipped]
         held_out = self._held_out
-        return event_lines(records, held_out.skipped, held_out.truncated, held_out.untrained)
+        return event_lines(records, held_out.skipped, held_out.truncated)
 
     def _shuffled_chunks(self, epoch: int) -> tuple[list[np.ndarray], np.ndarray]:
         """The chunks of each window, and the position after each window's last sample."""
         order = shuffled(len(self._chunks), self._seed, epoch)
+        sizes = self._shares.sizes(epoch) if self._shares else self._sizes
+        order = order[sizes[order] > 0]
         windows = [order[start : start + WINDOW] for start in range(0, len(order), WINDOW)]
-        return windows, np.cumsum([self._sizes[chunks].sum() for chunks in windows])
+        return windows, np.cumsum([sizes[chunks].sum() for chunks in windows])
 
     def _load(self, indices: np.ndarray, epoch: int, number: int) -> "_Window":
         self._background.wait_for(indices.tolist())
-        chunks = [self._chunks[int(index)] for index in indices]
-        return _Window.of(chunks, self._cache, (self._seed, epoch, number))
+        chunks = [self._chunks[index] for index in indices.tolist()]
+        places = [chunk.training_places() for chunk in chunks]
+        if self._shares:
+            times = [self._shares.times(index, epoch) for index in indices.tolist()]
+            places = [np.repeat(*both) for both in zip(places, times, strict=True)]
+        return _Window.of(chunks, places, self._cache, (self._seed, epoch, number))
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,16 +197,24 @@ class _Window:
     places: np.ndarray  # (N, 2): (chunk, place in it) of each sample, in the shuffled order
 
     @classmethod
-    def of(cls, chunks: list[Chunk], cache: TokenCache, seeds: tuple[int, ...]) -> "_Window":
-        pairs = [
-            np.stack([np.full(chunk.training, index), chunk.training_places()], axis=1)
-            for index, chunk in enumerate(chunks)
-        ]
-        places = np.concatenate(pairs)
+    def of(
+        cls,
+        chunks: list[Chunk],
+        places: list[np.ndarray],
+        cache: TokenCache,
+        seeds: tuple[int, ...],
+    ) -> "_Window":
+        """`places` has those of each chunk's samples that the epoch takes."""
+        pairs = np.concatenate(
+            [
+                np.stack([np.full(len(taken), index), taken], axis=1)
+                for index, taken in enumerate(places)
+            ]
+        )
         return cls(
             chunks,
             [cache.tokens_of(chunk) for chunk in chunks],
-            places[shuffled(len(places), *seeds)],
+            pairs[shuffled(len(pairs), *seeds)],
         )
 
     def sequences(self, position: int, limit: int, truncate: bool) -> list[TokenizedSample]:
@@ -188,6 +222,33 @@ class _Window:
         index, place = int(self.places[position, 0]), int(self.places[position, 1])
         rows = self.tokens[index].samples(self.chunks[index], place, limit, truncate)
         return [sample for sample, _ in rows if sample is not None]
+
+
+class _Shares:
+    """How often epochs take the samples of each chunk, by the weights of DATA_FILES."""
+
+    def __init__(self, chunks: list[Chunk], weights: dict[str, float], seed: int) -> None:
+        names = names_of_files(weights)
+        counts = dict.fromkeys(weights, 0)
+        self._chunks, self._seed = chunks, seed
+        self._names: list[str] = []  # of each chunk
+        self._firsts: list[int] = []  # the position of each chunk's first sample
+        for chunk in chunks:
+            name = names[chunk.file.as_posix()]
+            self._names.append(name)
+            self._firsts.append(counts[name])
+            counts[name] += chunk.training
+        self.by_name = {name: Share(name, counts[name], weights[name]) for name in weights}
+        self.count = sum(share.taken for share in self.by_name.values())  # of an epoch
+
+    def times(self, index: int, epoch: int) -> np.ndarray:
+        """How often an epoch takes each training sample of a chunk: (N,) int64."""
+        positions = mixed_positions(self._chunks[index].training, self._seed, index)
+        return self.by_name[self._names[index]].times(self._firsts[index] + positions, epoch)
+
+    def sizes(self, epoch: int) -> np.ndarray:
+        """How many samples an epoch takes of each chunk."""
+        return np.array([self.times(index, epoch).sum() for index in range(len(self._chunks))])
 
 
 class _Background:
@@ -201,7 +262,7 @@ class _Background:
         self._files, self._cache, self._policy = files, cache, policy
         self._lengths: Counter[int] = Counter()
         self._first_events: list[LengthEvent] = []
-        self._too_long = self._truncated = self._untrained = self._sequences = self._events = 0
+        self._outcome = Outcome()
         self._done: set[int] = set()
         self._error: BaseException | None = None
         self._stopped = False
@@ -240,23 +301,12 @@ class _Background:
     def summary(self, held_out: TokenizedSamples) -> DataSummary:
         """Counts of all samples, those for validation included."""
         self.wait_for(range(len(self._files.chunks)))
-        held_out_events = [*held_out.untrained, *held_out.skipped, *held_out.truncated]
-        return DataSummary(
-            lengths=self._statistics(),
-            training=sum(chunk.training for chunk in self._files.chunks)
-            - self._too_long
-            - self._untrained,
-            sequences=self._sequences,
-            validation=len(held_out.samples),
-            too_long=self._too_long
-            + len(self._files.validation)
-            - len(held_out.samples)
-            - len(held_out.untrained),
-            untrained=self._untrained + len(held_out.untrained),
-            truncated=self._truncated + len(held_out.truncated),
+        return DataSummary.of(
+            self._statistics(),
+            self._outcome,
+            outcome_of(held_out),
             unusable=self._files.skipped_count + len(self._files.validation_skipped),
-            events=self._events + len(held_out_events),
-            first_events=[*self._first_events, *held_out_events][:10],
+            first_events=[*self._first_events, *held_out.skipped, *held_out.truncated],
         )
 
     def _tokenise(self, run: RunFolder, order: list[int]) -> None:
@@ -280,27 +330,22 @@ class _Background:
     def _apply_policy(self, chunk: Chunk, tokens: ChunkTokens) -> list[dict[str, Any]]:
         """Count the chunk's lengths, and return its lines of skipped.jsonl."""
         places = chunk.training_places()
-        sequences = tokens.sequences_of(places)
-        lengths = tokens.lengths[sequences]
-        self._lengths.update(lengths.tolist())
-        self._sequences += len(lengths)
-        untrained = tokens.untrained_samples(chunk, places)
+        self._lengths.update(tokens.lengths[tokens.sequences_of(places)].tolist())
+        acted_on = tokens.acted_on(self._policy[0])[places]
+        whole = tokens.sequences_of(places[~acted_on])
+        self._outcome.fitting += int((~acted_on).sum())
+        self._outcome.sequences += len(whole)
+        self._outcome.trained_tokens += int(tokens.trained_tokens[whole].sum())
         events: list[LengthEvent] = []
-        over = np.unique(
-            np.searchsorted(tokens.firsts, sequences[lengths > self._policy[0]], side="right") - 1
-        )
-        for place in over.tolist():
+        for place in places[acted_on].tolist():
             rows = list(tokens.samples(chunk, place, *self._policy))
-            events += [event for _, event in rows if event is not None]
-            self._too_long += all(sample is None for sample, _ in rows)
-            self._sequences -= sum(sample is None for sample, _ in rows)
-        too_long = [event for event in events if not event.after]
+            of_sample = [event for _, event in rows if event is not None]
+            self._outcome.add([left for left, _ in rows if left is not None], of_sample)
+            events += of_sample
+        self._first_events += events[: 10 - len(self._first_events)]
+        skipped = [event for event in events if not event.after]
         truncated = [event for event in events if event.after]
-        self._truncated += len(truncated)
-        self._untrained += len(untrained)
-        self._events += len(untrained) + len(events)
-        self._first_events += [*untrained, *events][: 10 - len(self._first_events)]
-        return event_lines(tokens.bad_records(chunk), too_long, truncated, untrained)
+        return event_lines(tokens.bad_records(chunk), skipped, truncated)
 
     def _statistics(self) -> LengthStatistics:
         values = np.array(sorted(self._lengths), dtype=np.int64)

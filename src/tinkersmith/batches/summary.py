@@ -7,10 +7,11 @@ from typing import Any
 
 from tinkersmith.data.duplicates import DUPLICATES_FILE, Duplicates
 from tinkersmith.data.lengths import LengthStatistics
+from tinkersmith.data.samples import Source
 from tinkersmith.errors import UserError
 from tinkersmith.plurals import counted
 from tinkersmith.runs.folder import RunFolder
-from tinkersmith.text.tokenize import LengthEvent
+from tinkersmith.text.tokenize import TOO_LONG, LengthEvent, TokenizedSample, TokenizedSamples
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,28 +20,111 @@ class DataSummary:
 
     lengths: LengthStatistics  # of the training sequences, before the length policy
     training: int  # samples to train on
-    sequences: int  # that they are rendered as: at least one for each
     validation: int  # samples to measure
     too_long: int  # samples of which no sequence is left
-    untrained: int  # samples that nothing can be trained on
-    truncated: int  # sequences that are cut
+    untrained: int  # samples in which nothing is trained on
+    truncated: int  # samples of which a sequence is cut
     unusable: int  # records
-    events: int  # sequences that are cut or too long, and the samples that are untrained
+    sequences: int  # that the samples to train on are rendered as: at least one for each
+    trained_tokens: int  # in them
+    validation_sequences: int
+    cut_sequences: int
+    skipped_sequences: int
+    events: int  # of the length policy
     first_events: list[LengthEvent]  # at most 10
+
+    @classmethod
+    def of(
+        cls,
+        lengths: LengthStatistics,
+        training: "Outcome",
+        validation: "Outcome",
+        unusable: int,
+        first_events: list[LengthEvent],
+    ) -> "DataSummary":
+        return cls(
+            lengths=lengths,
+            training=training.fitting,
+            validation=validation.fitting,
+            too_long=training.too_long + validation.too_long,
+            untrained=training.untrained + validation.untrained,
+            truncated=training.truncated + validation.truncated,
+            unusable=unusable,
+            sequences=training.sequences,
+            trained_tokens=training.trained_tokens,
+            validation_sequences=validation.sequences,
+            cut_sequences=training.cut_sequences + validation.cut_sequences,
+            skipped_sequences=training.skipped_sequences + validation.skipped_sequences,
+            events=training.events + validation.events,
+            first_events=first_events[:10],
+        )
+
+    @property
+    def records(self) -> int:
+        """All records that were read."""
+        return self.training + self.validation + self.too_long + self.untrained + self.unusable
+
+    @property
+    def has_sequences(self) -> bool:
+        """Whether there are more or fewer sequences than samples."""
+        sequences = self.sequences + self.validation_sequences + self.skipped_sequences
+        return sequences != self.records - self.unusable
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What the length policy made of some samples, and of the sequences that they are."""
+
+    fitting: int = 0  # samples of which at least one sequence is left
+    too_long: int = 0
+    untrained: int = 0
+    truncated: int = 0  # of `fitting`
+    sequences: int = 0  # that are left
+    trained_tokens: int = 0
+    cut_sequences: int = 0  # of `sequences`
+    skipped_sequences: int = 0
+    events: int = 0
+
+    def add(self, left: Sequence[TokenizedSample], events: Sequence[LengthEvent]) -> None:
+        """Count a sample: the sequences that are left of it, and what became of the others."""
+        cut = sum(event.after > 0 for event in events)
+        self.events += len(events)
+        self.cut_sequences += cut
+        self.skipped_sequences += sum(event.before > 0 for event in events) - cut
+        self.sequences += len(left)
+        self.trained_tokens += sum(sequence.completion_length for sequence in left)
+        if left:
+            self.fitting += 1
+            self.truncated += cut > 0
+        elif any(event.kind == TOO_LONG for event in events):
+            self.too_long += 1
+        else:
+            self.untrained += 1
+
+
+def outcome_of(data: TokenizedSamples) -> Outcome:
+    """The counts of samples in memory."""
+    events: dict[Source, list[LengthEvent]] = {}
+    for event in (*data.truncated, *data.skipped):
+        events.setdefault(event.source, []).append(event)
+    outcome = Outcome()
+    for sequences in data.samples:
+        outcome.add(sequences, events.pop(sequences[0].source, ()))
+    for skipped in events.values():
+        outcome.add((), skipped)
+    return outcome
 
 
 def event_lines(
     skipped_records: Sequence[dict[str, Any]],
-    too_long: Sequence[LengthEvent],
+    skipped: Sequence[LengthEvent],
     truncated: Sequence[LengthEvent],
-    untrained: Sequence[LengthEvent] = (),
 ) -> list[dict[str, Any]]:
     """The lines of skipped.jsonl: every sample that is skipped or truncated."""
     return [
         *({"kind": "bad record", **record} for record in skipped_records),
-        *({"kind": "too long", **event.to_json()} for event in too_long),
-        *({"kind": "truncated", **event.to_json()} for event in truncated),
-        *({"kind": "untrained", **event.to_json()} for event in untrained),
+        *({"kind": event.kind, **event.to_json()} for event in skipped),
+        *({"kind": event.kind, **event.to_json()} for event in truncated),
     ]
 
 

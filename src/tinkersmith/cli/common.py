@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tinkersmith.errors import UserError
 from tinkersmith.settings.fields import FIELDS, Settings
-from tinkersmith.settings.reading import load_settings, settings_from
+from tinkersmith.settings.reading import load_with_origins
 
 
 def user_settings(config: str, overrides: Sequence[str], folder: Path | str = ".") -> Settings:
@@ -21,10 +21,17 @@ def user_settings(config: str, overrides: Sequence[str], folder: Path | str = ".
     Raises:
         UserError: `config` does not exist, or a setting is wrong.
     """
+    return settings_with_origins(config, overrides, folder)[0]
+
+
+def settings_with_origins(
+    config: str, overrides: Sequence[str], folder: Path | str = "."
+) -> tuple[Settings, dict[str, str]]:
+    """Like `user_settings`, with the place that each field which is not a default comes from."""
     path = Path(config or Path(folder) / "config.py")
     if config or path.is_file():
-        return load_settings(path, overrides)
-    return settings_from({}, overrides, folder=folder)
+        return load_with_origins(path, overrides)
+    return load_with_origins(None, overrides, folder)
 
 
 _READING = ("COLUMNS", "ENCODING")

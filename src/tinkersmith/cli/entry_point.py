@@ -12,6 +12,7 @@ COMMANDS = {
     "split": "Merge data files and split them into a training and a test set.",
     "stats": "Show how long the samples of data files are.",
     "convert": "Write data files of any kind as one JSON Lines file.",
+    "settings": "Show all settings with their values and where these come from.",
     "evaluate": "Score a trained model on a test set.",
     "export": "Write a trained model as a PEFT folder or a merged model.",
     "runs": "List the runs with their sizes, or delete what is no longer needed.",

@@ -51,6 +51,10 @@ def _run(command: str, rest: list[str]) -> int | None:
         from tinkersmith.cli.convert import convert_command
 
         return convert_command(rest, prog=prog)
+    if command == "settings":
+        from tinkersmith.cli.settings import settings_command
+
+        return settings_command(rest, prog=prog)
     if command == "evaluate":
         from tinkersmith.cli.evaluate import evaluate_command
 

@@ -53,8 +53,12 @@ def train_command(
     from tinkersmith.paths import seen_from_here
 
     config = seen_from_here(folder, "config.py") if folder and not wanted.config else wanted.config
-    settings = user_settings(config, wanted.set)
-    changed = [name for name in wanted.set if not name.startswith("OUTPUT_DIR")]
+    if wanted.resume and not wanted.config and not Path(config).is_file():
+        config = ""  # the run has its settings
+    settings = user_settings(config, wanted.set, folder or ".")
+    changed = [
+        name for name in wanted.set if name.partition("=")[0].strip().upper() != "OUTPUT_DIR"
+    ]
     if wanted.resume and changed:
         raise UserError(
             f"--set {changed[0]} has no effect with --resume: a run goes on with its own settings."
@@ -77,25 +81,41 @@ def _train_and_export(
         from_checkpoint=wanted.from_checkpoint,
         allow_changes=wanted.allow_changes,
     )
-    has_settings = bool(config) or Path("config.py").is_file()
+    has_settings = bool(config) or (Path(folder) / "config.py").is_file()
     if wanted.resume and not has_settings:  # there are no settings that could differ
         trained = begin(output_dir=settings.output_dir)
     else:
         trained = begin(settings)
     trained.close()
-    runs = trained.run.path.parent
-    found_by_default = (
-        not wanted.config
-        and not any(change.upper().startswith("OUTPUT_DIR") for change in wanted.set)
-        and runs == Path(settings.output_dir)
-    )
+    runs = str(trained.run.path.parent)
+    own = trained.run.settings()
     offer_export(
-        trained.run.settings().export_after_training,
+        own.export_after_training,
         trained.state_path,
-        settings.model_copy(update={"output_dir": str(runs)}),
+        settings.model_copy(update={"output_dir": runs, "backend": own.backend}),
         folder=folder,
-        options=() if found_by_default else ("--set", f"OUTPUT_DIR={runs}"),
+        options=_options_to_find(runs, own.backend, wanted.config, folder),
     )
+
+
+def _options_to_find(runs: str, backend: str, config: str, folder: Path | str) -> tuple[str, ...]:
+    """The options with which a command finds the runs in `runs` and the server of a run there."""
+    from tinkersmith.cli.common import user_settings
+    from tinkersmith.errors import UserError
+    from tinkersmith.settings.spelling import override_text
+
+    options: tuple[str, ...] = ()
+    try:
+        settings = user_settings("", (), folder)  # what the command uses without options
+    except UserError:
+        if not config:
+            raise
+        options, settings = ("--config", config), user_settings(config, ())
+    if runs != settings.output_dir:
+        options += ("--set", override_text("output_dir", runs))
+    if settings.backend not in ("auto", backend):
+        options += ("--set", f"BACKEND={backend}")
+    return options
 
 
 def offer_export(
@@ -111,7 +131,10 @@ def offer_export(
     Exports go to exported/ in `folder`. Where nothing is exported, the command for it is printed;
     `options` are what that command needs to find the run, None sets OUTPUT_DIR.
     """
-    how = ("--set", f"OUTPUT_DIR={settings.output_dir}") if options is None else options
+    from tinkersmith.settings.spelling import override_text
+
+    how = ("--set", override_text("output_dir", settings.output_dir))
+    how = how if options is None else options
     if choice == "ask" and sys.stdin.isatty() and sys.stdout.isatty():
         answer = input("Export it now? [a]dapter, [m]erged model, or Enter for no: ").strip()
         choice = {"a": "adapter", "m": "merged"}.get(answer[:1].lower(), "no")

@@ -87,10 +87,14 @@ class LengthStatistics:
         return asdict(self)
 
 
-def format_length_statistics(stats: LengthStatistics, title: str) -> str:
-    """The table, the histogram and the advice, each line below 80 columns."""
+def format_length_statistics(stats: LengthStatistics, title: str, noun: str = "sample") -> str:
+    """The table, the histogram and the advice, each line below 80 columns.
+
+    Args:
+        noun: what has a length.
+    """
     total = counted(stats.total, stats.unit.removesuffix("s"))
-    lines = [f"{title}: {counted(stats.count, 'sample')}, {total}"]
+    lines = [f"{title}: {counted(stats.count, noun)}, {total}"]
     if not stats.count:
         return lines[0]
     names = ("min", "median", "mean", "p90", "p95", "p99", "max")

@@ -140,7 +140,7 @@ def _overlap_with_training(
         return None
     try:
         trained_with = model.run.settings()
-        trained = iterate_samples(trained_with.data_files, trained_with.columns)
+        trained = iterate_samples(trained_with.training_files, trained_with.columns)
         return overlap(trained, samples)
     except UserError:  # the training data has gone since
         return None

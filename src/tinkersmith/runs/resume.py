@@ -7,6 +7,7 @@ from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError
 from tinkersmith.plurals import counted
 from tinkersmith.runs.folder import Checkpoint, RunFolder
+from tinkersmith.settings.spelling import override_text
 
 _LISTED = 10  # names of checkpoints in a sentence
 
@@ -43,8 +44,8 @@ def starting_checkpoint(resume: Resume) -> Checkpoint | None:
         return named[-1]
     complete = run.file("samples.json").is_file()  # the last file that a run writes
     if complete and saved and saved[-1].step >= run.fact("total_steps"):
-        path, folder = saved[-1].sampler_path, run.path.parent
-        evaluate = command_line("evaluate", "--model-path", path, "--set", f"OUTPUT_DIR={folder}")
+        path, output_dir = saved[-1].sampler_path, override_text("output_dir", str(run.path.parent))
+        evaluate = command_line("evaluate", "--model-path", path, "--set", output_dir)
         raise UserError(
             f"{run.name} is finished; nothing is left to train. Evaluate it with: {evaluate}"
         )

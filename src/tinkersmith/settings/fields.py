@@ -4,6 +4,7 @@ Users write them upper-case in config.py or as --set NAME=VALUE; code reads `set
 Names of files in a `Settings` value are as seen from the current folder.
 """
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
@@ -18,7 +19,10 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from tinkersmith.errors import one_line
+from tinkersmith.errors import UserError, one_line
+
+# How often an epoch may take a file: beyond these, a smaller or larger file is what is meant.
+SMALLEST_WEIGHT, LARGEST_WEIGHT = 0.001, 1000.0
 
 
 def _as_file_list(value: object) -> object:
@@ -34,9 +38,48 @@ def _as_file_list(value: object) -> object:
     ]
 
 
-FileNames = Annotated[
-    list[Annotated[str, StringConstraints(pattern=r"\S")]], BeforeValidator(_as_file_list)
-]
+def _as_files_with_weights(value: object) -> object:
+    if not isinstance(value, Mapping) or not value:
+        return _as_file_list(value)
+    weights: dict[object, float] = {}
+    for key, weight in cast(Mapping[object, object], value).items():
+        name = os.fspath(cast("os.PathLike[str]", key)) if isinstance(key, os.PathLike) else key
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"DATA_FILES names {python_text(name)}; it must be the name of a file.")
+        weights[name] = _checked_weight(name, weight)
+    return weights
+
+
+def _checked_weight(name: str, weight: object) -> float:
+    shown = f"DATA_FILES gives {one_line(name)} the weight {python_text(weight)}"
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if is_number and weight == 0:
+        raise UserError(f"{shown}, so that it is never trained on. Remove the file.")
+    if (
+        not is_number
+        or not math.isfinite(weight)
+        or not SMALLEST_WEIGHT <= weight <= LARGEST_WEIGHT
+    ):
+        raise UserError(
+            f"{shown}; it must be a number between {SMALLEST_WEIGHT:g} and {LARGEST_WEIGHT:g}: how "
+            "often an epoch takes the file."
+        )
+    return float(weight)
+
+
+def _without_weights(value: object) -> object:
+    if isinstance(value, Mapping):
+        raise UserError(
+            f"VALIDATION_FILES is {python_text(value)}; it takes no weights, since validation "
+            "measures each sample once. Write a list of the names."
+        )
+    return _as_file_list(value)
+
+
+_Name = Annotated[str, StringConstraints(pattern=r"\S")]
+_Names = Annotated[list[_Name], Field(min_length=1)]
+DataFiles = Annotated[_Names | dict[str, float], BeforeValidator(_as_files_with_weights)]
+FileNames = Annotated[list[_Name], BeforeValidator(_without_weights)]
 
 
 def _setting(
@@ -59,11 +102,11 @@ class Settings(BaseModel):
         protected_namespaces=(),
     )
 
-    data_files: FileNames = _setting(
+    data_files: DataFiles = _setting(
         ["data/train_set.json"],
-        "The files to train on: JSON arrays or JSON Lines, also gzip-ed.",
-        "a list of at least one file name",
-        min_length=1,
+        "The files to train on: JSON arrays or JSON Lines, also gzip-ed. A dict says how often an "
+        'epoch takes each file: {"a.jsonl": 2.0, "b.jsonl": 0.5}.',
+        "a list of at least one file name, or a dict of file names with weights",
     )
     base_model: str = _setting(
         "tinkersmith/tiny-math",
@@ -321,6 +364,16 @@ class Settings(BaseModel):
         pattern=r"\S",
     )
 
+    @property
+    def training_files(self) -> list[str]:
+        """The names in DATA_FILES, without their weights."""
+        return list(self.data_files)
+
+    @property
+    def file_weights(self) -> dict[str, float]:
+        """How often an epoch takes each file of DATA_FILES; {} where each is taken once."""
+        return self.data_files if isinstance(self.data_files, dict) else {}
+
     @field_validator("prompt_template")
     @classmethod
     def _known_template_or_sound_format(cls, value: str) -> str:
@@ -370,6 +423,9 @@ def _python_code(value: object) -> str:
     if isinstance(value, list):
         items = cast(list[object], value)[:100]
         return "[" + ", ".join(_python_code(item) for item in items) + "]"
+    if isinstance(value, dict):
+        pairs = list(cast(dict[object, object], value).items())[:100]
+        return "{" + ", ".join(f"{_python_code(a)}: {_python_code(b)}" for a, b in pairs) + "}"
     if isinstance(value, float) and 0 < abs(value) < 0.01:
         mantissa, exponent = f"{value:.6e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"

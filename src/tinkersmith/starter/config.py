@@ -9,7 +9,8 @@ This file is Python. Relative names of files start from its folder.
 # --- What to train on -------------------------------------------------------------------------
 
 # JSON arrays or JSON Lines (also .gz) with "instruction", "input" (optional) and "output".
-# A file is looked for as named, then in data/.
+# A file is looked for as named, then in data/. To take a file more or less often than once per
+# epoch, give weights: {"data/a.jsonl": 2.0, "data/b.jsonl": 0.5}.
 DATA_FILES = ["data/train_set.json"]
 
 # What your records call the fields, such as {"instruction": "question", "output": "answer"}. Common

@@ -27,6 +27,7 @@ from tinkersmith.text.tokenize import (
     encode_samples,
     length_policy,
     spans_before,
+    untrained,
 )
 from tinkersmith.text.tokenizer import TextTokenizer
 
@@ -52,6 +53,21 @@ class ChunkTokens:
         """The number of tokens of each sequence: (R,)."""
         return np.diff(self.ends, prepend=0)
 
+    @property
+    def trained_tokens(self) -> np.ndarray:
+        """The number of tokens of each sequence that are trained on: (R,)."""
+        lengths = self.spans[:, 1] - self.spans[:, 0]
+        before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
+        return np.diff(before[self.span_ends], prepend=0)
+
+    def acted_on(self, limit: int) -> np.ndarray:
+        """Whether the length policy cuts or skips a sequence of a sample: (samples,) bool."""
+        is_whole = (self.lengths <= limit) & (self.trained_tokens > 0)
+        before = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(is_whole)])
+        wholes = before[self.firsts[1:]] - before[self.firsts[:-1]]
+        sequences = np.diff(self.firsts)
+        return (wholes < sequences) | (sequences == 0)
+
     def sequences_of(self, places: np.ndarray) -> np.ndarray:
         """The sequences of the samples at some places, in order."""
         firsts: list[int] = self.firsts.tolist()
@@ -64,6 +80,8 @@ class ChunkTokens:
     ) -> Iterator[tuple[TokenizedSample | None, LengthEvent | None]]:
         """What the length policy leaves of each sequence of a sample, and what is said about it."""
         source = self.source(chunk, place)
+        if self.firsts[place] == self.firsts[place + 1]:
+            yield None, self._untrained(source, place)
         for sequence in range(int(self.firsts[place]), int(self.firsts[place + 1])):
             start = int(self.ends[sequence - 1]) if sequence else 0
             length = int(self.ends[sequence]) - start
@@ -80,19 +98,11 @@ class ChunkTokens:
         """Where a sample comes from."""
         return Source(chunk.file.as_posix(), chunk.first_record + int(self.records[place]))
 
-    def untrained_samples(self, chunk: Chunk, places: np.ndarray) -> list[LengthEvent]:
-        """What is said of the samples at some places that nothing can be trained on."""
-        records = set(self.records[places].tolist())
-        return [
-            LengthEvent(
-                Source(chunk.file.as_posix(), chunk.first_record + event["record"]),
-                0,
-                0,
-                event["reason"],
-            )
-            for event in self.untrained
-            if event["record"] in records
-        ]
+    def _untrained(self, source: Source, place: int) -> LengthEvent:
+        """What is said of a sample that nothing can be trained on."""
+        record = int(self.records[place])
+        reasons = (event["reason"] for event in self.untrained if event["record"] == record)
+        return untrained(source, reason=next(reasons))
 
     def bad_records(self, chunk: Chunk) -> list[dict[str, Any]]:
         """The chunk's unusable records, like `Skipped.to_json`."""
@@ -148,9 +158,9 @@ class TokenCache:
         samples, skipped = read_chunk(chunk)
         rows: list[tuple[np.ndarray, np.ndarray]] = []
         firsts, records = [0], array("q")
-        untrained: list[LengthEvent] = []
+        events: list[LengthEvent] = []
         for sample, sequences in encode_samples(
-            samples, self.template, self.tokenizer, self.train_on, untrained
+            samples, self.template, self.tokenizer, self.train_on, events
         ):
             rows += sequences
             firsts.append(len(rows))
@@ -169,7 +179,7 @@ class TokenCache:
             ],
             untrained=[
                 {"record": event.source.record - chunk.first_record, "reason": event.reason}
-                for event in untrained
+                for event in events
             ],
         )
 
@@ -199,8 +209,8 @@ def _read(path: Path) -> ChunkTokens | None:
         texts = stored.get("skipped", ""), stored.get("untrained", "")
         if stored.get("digest") != _content_digest(arrays, *texts):
             return None
-        skipped, untrained = map(json.loads, texts)
-        return ChunkTokens(**arrays, skipped=skipped, untrained=untrained)
+        skipped, reasons = map(json.loads, texts)
+        return ChunkTokens(**arrays, skipped=skipped, untrained=reasons)
     except (OSError, SafetensorError):
         return None
 
@@ -209,14 +219,14 @@ def _write(path: Path, chunk: ChunkTokens) -> None:
     from safetensors.numpy import save
 
     arrays: dict[str, np.ndarray] = {name: getattr(chunk, name) for name in _ARRAYS}
-    skipped, untrained = (json.dumps(value) for value in (chunk.skipped, chunk.untrained))
-    digest = _content_digest(arrays, skipped, untrained)
-    stored = {"skipped": skipped, "untrained": untrained, "digest": digest}
+    skipped, reasons = (json.dumps(value) for value in (chunk.skipped, chunk.untrained))
+    digest = _content_digest(arrays, skipped, reasons)
+    stored = {"skipped": skipped, "untrained": reasons, "digest": digest}
     write_atomically(path, save(arrays, stored))
 
 
-def _content_digest(arrays: Mapping[str, np.ndarray], skipped: str, untrained: str) -> str:
-    digest = hashlib.sha256(f"{skipped}\n{untrained}".encode())
+def _content_digest(arrays: Mapping[str, np.ndarray], skipped: str, reasons: str) -> str:
+    digest = hashlib.sha256(f"{skipped}\n{reasons}".encode())
     for name in _ARRAYS:
         array = arrays[name]
         digest.update(f"{name} {array.dtype} {array.shape}".encode())

@@ -50,17 +50,18 @@ class TokenizedSample:
         return int((self.spans[:, 1] - self.spans[:, 0]).sum())
 
 
+TOO_LONG, TRUNCATED, UNTRAINED = "too long", "truncated", "nothing to train on"
+
+
 @dataclass(frozen=True, slots=True)
 class LengthEvent:
-    """A sequence that the length policy truncated (after > 0) or skipped (after = 0).
-
-    Or a sample that nothing can be trained on, which has no tokens (before = 0).
-    """
+    """A sequence that the length policy truncated (after > 0) or skipped (after = 0)."""
 
     source: Source
-    before: int  # tokens of the whole sequence
+    before: int  # tokens of the whole sequence; 0 for a sample without any
     after: int
     reason: str
+    kind: str  # one of the three above
 
     def __str__(self) -> str:
         return f"{'Truncated' if self.after else 'Skipped'} {self.source}: {self.reason}"
@@ -84,7 +85,6 @@ class TokenizedSamples:
     )
     truncated: list[LengthEvent] = field(default_factory=list[LengthEvent])
     skipped: list[LengthEvent] = field(default_factory=list[LengthEvent])
-    untrained: list[LengthEvent] = field(default_factory=list[LengthEvent])
     lengths: list[int] = field(default_factory=list[int])  # of every sequence, before the policy
 
     @property
@@ -110,7 +110,7 @@ def tokenize(
         train_on: a value of TRAIN_ON.
     """
     data = TokenizedSamples()
-    for sample, sequences in encode_samples(samples, template, tokenizer, train_on, data.untrained):
+    for sample, sequences in encode_samples(samples, template, tokenizer, train_on, data.skipped):
         fitting: list[TokenizedSample] = []
         for tokens, spans in sequences:
             data.lengths.append(len(tokens))
@@ -131,22 +131,25 @@ def encode_samples(
     template: PromptTemplate,
     tokenizer: TextTokenizer,
     train_on: str = "all",
-    untrained: list[LengthEvent] | None = None,
+    skipped: list[LengthEvent] | None = None,
 ) -> Iterator[tuple[Sample, list[tuple[np.ndarray, np.ndarray]]]]:
     """Yield each sample with its sequences: their tokens, (T,) int32, and spans, (S, 2).
 
     Args:
-        untrained: gets what is said of a sample that nothing can be trained on, and that is yielded
+        skipped: gets what is said of a sample that nothing can be trained on, and that is yielded
             without a sequence.
     """
-    reasons = [] if untrained is None else untrained
+    reasons = [] if skipped is None else skipped
 
     def sequences_of(sample: Sample) -> tuple[Rendered, ...]:
         try:
-            return template.render_all(sample, train_on)
+            sequences = template.render_all(sample, train_on)
         except Untrainable as reason:
-            reasons.append(LengthEvent(sample.source, 0, 0, str(reason)))
+            reasons.append(untrained(sample.source, reason=str(reason)))
             return ()
+        if not sequences:
+            reasons.append(untrained(sample.source))
+        return sequences
 
     # The tokenizer uses all cores without Python's lock. Meanwhile, the caller uses the chunk
     # before, and this thread renders the chunk after.
@@ -197,21 +200,32 @@ def length_policy(
     Args:
         spans: (S, 2) of the sequence's trained parts.
     """
+    begins_trained = len(spans) > 0 and spans[0, 0] < spans[0, 1]  # most do, and this is cheap
+    if not begins_trained and not np.any(spans[:, 0] < spans[:, 1]):
+        return 0, untrained(source, length)
     if length <= limit:
         return length, None
-    first = int(spans[0, 0]) if len(spans) else 0
+    spans = spans[spans[:, 0] < spans[:, 1]]
+    first = int(spans[0, 0])
     if first >= limit:
         reason = f"its prompt alone has {counted(first, 'token')}, and {limit:,} is the most"
-        return 0, LengthEvent(source, length, 0, reason)
+        return 0, LengthEvent(source, length, 0, reason, TOO_LONG)
     if not truncate:
         reason = f"{length:,} tokens are more than {limit:,}"
-        return 0, LengthEvent(source, length, 0, reason)
+        return 0, LengthEvent(source, length, 0, reason, TOO_LONG)
     whole = spans[spans[:, 1] <= limit, 1]
     end = int(whole[-1]) if len(whole) and len(spans) > 1 else limit
     reason = f"{length:,} -> {end:,} tokens"
     if len(spans) > 1 and len(whole):
         reason += f", the first {len(whole)} of {counted(len(spans), 'answer')}"
-    return end, LengthEvent(source, length, end, reason)
+    return end, LengthEvent(source, length, end, reason, TRUNCATED)
+
+
+def untrained(
+    source: Source, length: int = 0, reason: str = "nothing of it is trained on"
+) -> LengthEvent:
+    """The event of a sequence in which no token is trained on, or of a sample without sequences."""
+    return LengthEvent(source, length, 0, reason, UNTRAINED)
 
 
 def spans_before(spans: np.ndarray, end: int) -> np.ndarray:

@@ -113,7 +113,8 @@ def _comparable(settings: Settings, name: str) -> Any:
     """The value of a setting, with files as absolute names and a model as its real name."""
     value = getattr(settings, name)
     if name in ("data_files", "validation_files"):
-        return [data_file_seen_from_folder("/", file) for file in value]
+        names = [data_file_seen_from_folder("/", file) for file in value]
+        return dict(zip(names, value.values(), strict=True)) if isinstance(value, dict) else names
     if name == "base_model":
         model, _ = resolve_base_model(value)
         return Path(model).resolve() if Path(model).exists() else model

@@ -1,0 +1,128 @@
+"""A name that a user wrote -> the setting that it means, or the sentence that it is none."""
+
+import difflib
+import os
+import re
+from dataclasses import dataclass
+
+from tinkersmith.errors import UserError, one_line
+from tinkersmith.settings.fields import FIELDS
+
+# What is set in the environment, where a run does not store it.
+ENVIRONMENT = (
+    "TINKER_API_KEY",
+    "TINKER_BASE_URL",
+    "TINKER_CREDENTIAL_CMD",
+    "TINKERSMITH_ENGINE_KEY",
+    "HF_TOKEN",
+    "HF_ENDPOINT",
+)
+# What other tools call these settings.
+_ALIASES = {
+    "LR": "LEARNING_RATE",
+    "EPOCHS": "NUM_EPOCHS",
+    "NUM_TRAIN_EPOCHS": "NUM_EPOCHS",
+    "MODEL": "BASE_MODEL",
+    "MODEL_NAME": "BASE_MODEL",
+    "MODEL_NAME_OR_PATH": "BASE_MODEL",
+    "RANK": "LORA_RANK",
+    "LORA_R": "LORA_RANK",
+    "MAX_LENGTH": "MAX_SEQUENCE_LENGTH",
+    "MAX_SEQ_LEN": "MAX_SEQUENCE_LENGTH",
+    "MAX_SEQ_LENGTH": "MAX_SEQUENCE_LENGTH",
+    "CUTOFF_LEN": "MAX_SEQUENCE_LENGTH",
+    "BATCH": "BATCH_SIZE",
+    "TRAIN_BATCH_SIZE": "BATCH_SIZE",
+    "PER_DEVICE_TRAIN_BATCH_SIZE": "BATCH_SIZE",
+    "DATA": "DATA_FILES",
+    "DATA_PATH": "DATA_FILES",
+    "DATASET": "DATA_FILES",
+    "TRAIN_FILE": "DATA_FILES",
+    "TRAIN_FILES": "DATA_FILES",
+    "VAL_FILES": "VALIDATION_FILES",
+    "EVAL_FILES": "VALIDATION_FILES",
+    "VAL_RATIO": "VALIDATION_RATIO",
+    "VAL_SIZE": "VALIDATION_RATIO",
+    "TEMPLATE": "PROMPT_TEMPLATE",
+    "CHAT_TEMPLATE": "PROMPT_TEMPLATE",
+    "MAX_TOKENS": "SAMPLING_MAX_TOKENS",
+    "MAX_NEW_TOKENS": "SAMPLING_MAX_TOKENS",
+    "TEMPERATURE": "SAMPLING_TEMPERATURE",
+    "MAX_GRAD_NORM": "GRAD_CLIP_NORM",
+    "LR_SCHEDULER_TYPE": "LR_SCHEDULE",
+    "SAVE_STEPS": "SAVE_EVERY",
+    "EVAL_STEPS": "EVAL_EVERY",
+    "OUT_DIR": "OUTPUT_DIR",
+    "OUTPUT_FOLDER": "OUTPUT_DIR",
+}
+_KEY_NAMES = ("API_KEY", "TINKER_KEY", "TINKER_TOKEN", "TINKER_API_TOKEN")
+_CLOSE = 0.8  # of difflib: "learning_rates" and "lora_rnk" are, "batch" and "size" are not
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value as the user gave it, and where: "config.py, line 3", or "--set"."""
+
+    value: object
+    where: str
+
+
+def field_named(name: str, where: str, *, any_case: bool = False) -> str:
+    """The field that a setting's name means.
+
+    Args:
+        where: the place to name in an error.
+        any_case: whether "lora_rank" is a way to write LORA_RANK.
+
+    Raises:
+        UserError: there is no such setting.
+    """
+    field = name.lower()
+    if field in FIELDS and (any_case or name.isupper()):
+        return field
+    raise not_a_setting(name, where)
+
+
+def not_a_setting(name: str, where: str) -> UserError:
+    """The sentence that `name` is none, with the setting that is meant."""
+    place = f"{where}: " if where else ""
+    plain = _plain(name)
+    if plain in ENVIRONMENT or plain in _KEY_NAMES:
+        meant = plain if plain in ENVIRONMENT else "TINKER_API_KEY"
+        return UserError(
+            f"{place}{name} is not a setting. Set {'it' if name == meant else meant} in the "
+            f"environment, where it is not saved with the run: {_export(meant)}"
+        )
+    if plain.lower() in FIELDS:
+        return UserError(f"{place}{one_line(name)} is not a setting; write {plain}.")
+    near = setting_close_to(name, 0.6)
+    advice = (
+        f"did you mean {near}?"
+        if near
+        else "docs/reference/settings.md lists all of them; in a Python file, write names of your "
+        "own in lower case."
+    )
+    return UserError(f"{place}{one_line(name)} is not a setting; {advice}")
+
+
+def setting_close_to(name: str, cutoff: float = _CLOSE) -> str | None:
+    """The setting, key or address that `name` looks like; None for a name of the user's own."""
+    plain = _plain(name)
+    if plain in ENVIRONMENT or plain in _KEY_NAMES:
+        return plain
+    if plain in _ALIASES:
+        return _ALIASES[plain]
+    known = [field.upper() for field in FIELDS]
+    near = difflib.get_close_matches(plain, known, n=1, cutoff=cutoff)
+    return near[0] if near else None
+
+
+def _plain(name: str) -> str:
+    """The form of our names: LEARNING_RATE for "learning-rate" and "learningRate"."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name)
+    return re.sub(r"[^A-Z0-9]+", "_", words.upper()).strip("_")
+
+
+def _export(name: str) -> str:
+    """The command that sets a variable of the environment."""
+    return f'$env:{name} = "..."' if os.name == "nt" else f'export {name}="..."'
