@@ -9,7 +9,8 @@ from tinkersmith.doctor.texts import Exchange, quoted
 
 _PLACEHOLDER = re.compile(
     r"(?:n/a|null|nan|todo|tbd|tba|undefined|\[?(?:deleted|removed|redacted|empty|placeholder)\]?"
-    r"|lorem ipsum.*|待补充|待填写|待定|暂无|略|空白|此处省略|\{\{?.{0,40}\}?\}|\[insert.{0,40}\]"
+    r"|lorem ipsum.*|待补充|待填写|待定|暂无|略|空白|此处省略|\{\{?\s*[a-z_]{2,30}\s*\}?\}"
+    r"|\[insert.{0,40}\]"
     r"|no (?:answer|response|output)|nooutput|<noinput>|<nooutput>)\W*",
     re.IGNORECASE | re.DOTALL,
 )
@@ -17,7 +18,8 @@ _BEGINNING = 240  # characters in which a refusal is looked for
 
 # A story may contain any sentence; a refusal stands at the beginning of the answer.
 _REFUSAL = re.compile(
-    r"\b(?:I['’]?m|I am) (?:really |very |so |truly )?(?:sorry|afraid),?\s*(?:but )?(?:that )?I"
+    r"\b(?:(?:I['’]?m|I am) (?:really |very |so |truly )?(?:sorry|afraid)|^Sorry|I apologi[sz]e)"
+    r",?\s*(?:but )?(?:that )?I"
     r"(?:['’]m| am)?\s*(?:can['’]?t|cannot|can not|could not|couldn['’]t|won['’]t|am unable|unable"
     r"|not able|don['’]t have|do not have|not allowed|not permitted)"
     r"|\bI (?:can['’]?t|cannot|can not|won['’]t|will not|am unable to|am not able to"
@@ -32,10 +34,10 @@ _REFUSAL = re.compile(
     r"|申し訳(?:ありません|ございません)が.{0,40}(?:できません|できかねます)"
 )
 _AS_AN_AI = re.compile(
-    r"\bas an? (?:AI|artificial intelligence|large language|language)"
+    r"\b[Aa]s an? (?:AI|artificial intelligence|large language|language)"
     r"(?: language)?(?: model| assistant| chatbot)?,?\s+"
     r"(?:I\b|my\b|developed|created|trained|designed)"
-    r"|\bas an AI (?:language )?(?:model|assistant)\b"
+    r"|\b[Aa]s an AI (?:language )?(?:model|assistant)\b"
     r"|\bI(?:['’]m| am) (?:just |only |merely )?an? (?:AI|artificial intelligence|large language)"
     r"(?: language)? (?:model|assistant|chatbot)\b"
     r"|(?:作为|作為|身为|身為)(?:一个|一個|一名|一款|一种|一位)?(?:由\w{2,12}(?:开发|训练)的)?"

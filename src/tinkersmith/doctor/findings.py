@@ -68,7 +68,8 @@ def known_kinds(names: Iterable[str]) -> list[str]:
             near = difflib.get_close_matches(kind, FINDING_KINDS, n=1)
             hint = f"Did you mean {near[0]}? " if near else ""
             raise UserError(
-                f'"{name.strip()}" is no kind of finding. {hint}The kinds are: {", ".join(FINDING_KINDS)}.'
+                f'"{name.strip()}" is no kind of finding. {hint}The kinds are: '
+                f"{', '.join(FINDING_KINDS)}."
             )
         if kind not in kinds:
             kinds.append(kind)

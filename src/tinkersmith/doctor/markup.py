@@ -25,7 +25,7 @@ _CHAT_PROGRAM = re.compile(
 )
 _CITATION = re.compile(
     r"【\d+(?::\d+)?†[^】\n]*】|\[citation:\s?\d+\]|:contentReference\[oaicite:|oai_citation"
-    r"|\[\^\d+\^\]|cite(?:turn\d+\w+)+"
+    r"|\[\^\d+\^\]|cite\ue202?turn\d+\w+"
 )
 _CONTROL = re.compile(
     r"<\|(?:im_start|im_end|im_sep|endoftext|eot_id|eom_id|start_header_id|end_header_id|begin_of_text"

@@ -51,8 +51,8 @@ class Scripts:
                 continue
             if question >= 0 and question != answer and mismatch_is_odd:
                 reasons[number] = (
-                    f"the question is written in {WRITING_SYSTEMS[question]} letters, the answer in "
-                    f"{WRITING_SYSTEMS[answer]} ones"
+                    f"the question is written in {WRITING_SYSTEMS[question]} letters, the "
+                    f"answer in {WRITING_SYSTEMS[answer]} ones"
                 )
             elif total >= _AT_LEAST and answers[answer] <= _RARE * total:
                 reasons[number] = (

@@ -14,9 +14,9 @@ from tinkersmith.data.samples import Sample, question_of
 from tinkersmith.doctor.texts import Frame, TextStore, answer_text, question_text
 from tinkersmith.evaluation.scoring import final_answer_match
 
-# Marks that do not change what is asked. Those beside digits may: "1.5", "5!".
+# Marks that do not change what is asked. Those after a digit may: "1.5", "5!".
 _MARK = "[.,;:!?…\"'“”‘’`*_。，、；：！？「」]"
-_MARKS = re.compile(rf"(?<!\d){_MARK}|{_MARK}(?!\w)")
+_MARKS = re.compile(rf"(?<!\d){_MARK}|(?!!){_MARK}(?!\w)")
 _ANNOUNCED = re.compile(r"\\f?boxed|answer|答案|####", re.IGNORECASE)
 _ONE_WORD = re.compile(r"[\w.,/%$€¥°+-]{1,24}")
 

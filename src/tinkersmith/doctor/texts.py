@@ -172,7 +172,7 @@ _SCRIPTS: dict[str, re.Pattern[str]] = {
 WRITING_SYSTEMS = tuple(_SCRIPTS)
 _LETTERS_OF_A_WORD = {"Chinese": 1.7, "Japanese": 2.5, "Korean": 2.5, "Thai": 4.0}  # else 5
 _WORDS = 5  # that show which script a text is written in
-_CLEAR = 0.7  # of the words
+_CLEAR = 0.6  # of the words
 _LOOKED_AT = 4000  # characters
 
 

@@ -14,8 +14,10 @@ _BOXED = re.compile(r"\\f?boxed\s*\{")
 _END_MARKS = ".!?。！？…؟।»”\"’'`)）]】}」』*|:：;；>~～$”"
 _SENTENCE = re.compile(r"[.!?。！？]")
 _LOOSE_ENDS = re.compile(
-    r"(?:[,，、]|\b(?:the|a|an|of|and|or|because|which|with|from|into|than|whose|between|during)"
-    r"|(?<=[\u4e00-\u9fff])(?:的|和|与|或者|因为|以及|并且|但是|如果|由于))\Z"
+    # A letter may end with "Best regards," in a line of its own.
+    r"(?:(?<=.{24})[,，、]"
+    r"|(?<=.{40})\b(?:the|a|an|of|and|or|because|which|with|from|into|than|whose|between|during)"
+    r"|(?<=[\u4e00-\u9fff])(?:和|与|或者|因为|以及|并且|但是|如果|由于))\Z"
 )
 _LONG_LINE = 60  # characters of English, 25 of Chinese: a shorter last line is a heading or an item
 _LONG_HAN_LINE = 25
@@ -39,7 +41,7 @@ def what_is_open(answer: str) -> str:
         return what
     if ("\\" in answer or "$" in answer) and (what := _open_formula(answer)):
         return what
-    if len(answer) > 40 and _LOOSE_ENDS.search(answer):
+    if len(answer) >= 20 and _LOOSE_ENDS.search(answer):
         return "it ends in the middle of a sentence"
     if answer[-1:] not in _END_MARKS and _open_bracket(answer[-400:]):
         return "a bracket is not closed"
