@@ -24,6 +24,7 @@ from tinkersmith.doctor.texts import (
     ending,
     exchanges_of,
     question_text,
+    where_they_differ,
 )
 from tinkersmith.doctor.truncation import EndsOfAnswers, what_is_open
 from tinkersmith.plurals import counted
@@ -203,10 +204,9 @@ class _Looks:
         contradictions = self._repeats.contradictions()
         for contradiction in contradictions:
             first = self._source(contradiction.first)
-            answers = [
-                beginning(self._store.answer(number))
-                for number in (contradiction.number, contradiction.first)
-            ]
+            answers = where_they_differ(
+                self._store.answer(contradiction.number), self._store.answer(contradiction.first)
+            )
             self._report(
                 "contradictions",
                 contradiction.number,

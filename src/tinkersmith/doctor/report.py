@@ -27,8 +27,11 @@ _ADVICE = {
 
 def finding_lines(examination: Examination, listed_in: str) -> list[str]:
     """The findings of each kind: how many, what they are, and the first SHOWN."""
+    without_test = "leakage" not in examination.findings
+    not_looked_for = ["Not looked for: leakage, which needs test data (--test FILE)."]
     if not examination.count:
-        return [f"Found nothing: looked for {', '.join(examination.findings)}."]
+        nothing = f"Found nothing: looked for {', '.join(examination.findings)}."
+        return [nothing, *(not_looked_for if without_test else [])]
     with_findings = {finding.source for finding in _all(examination)}
     lines = [
         f"Found {counted(examination.count, 'thing')} to look at, in {len(with_findings):,} of "
@@ -40,9 +43,7 @@ def finding_lines(examination: Examination, listed_in: str) -> list[str]:
     nothing = [kind for kind, findings in examination.findings.items() if not findings]
     if nothing:
         lines += ["", f"Found none of: {', '.join(nothing)}."]
-    if "leakage" not in examination.findings:
-        lines.append("Not looked for: leakage, which needs test data (--test FILE).")
-    return lines
+    return [*lines, *(not_looked_for if without_test else [])]
 
 
 def check_findings_file(path: Path, force: bool) -> None:

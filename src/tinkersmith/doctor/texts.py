@@ -1,6 +1,7 @@
 """A sample -> the questions and answers in it, and what a text is made of."""
 
 import array
+import os
 import re
 import tempfile
 from collections import Counter
@@ -207,6 +208,14 @@ def quoted(text: str, start: int, end: int) -> str:
 def beginning(text: str) -> str:
     """The beginning of a text, in one line."""
     return quoted(text, 0, min(len(text), _SHOWN))
+
+
+def where_they_differ(text: str, other: str) -> tuple[str, str]:
+    """The first place where two texts differ, in one line each."""
+    same = len(os.path.commonprefix([text, other]))
+    same = same if same > _SHOWN else 0
+    mine, theirs = (quoted(one, same, min(same + _SHOWN, len(one))) for one in (text, other))
+    return mine, theirs
 
 
 def ending(text: str) -> str:

@@ -17,7 +17,7 @@ _LOOSE_ENDS = re.compile(
     # A letter may end with "Best regards," in a line of its own.
     r"(?:(?<=.{24})[,，、]"
     r"|(?<=.{40})\b(?:the|a|an|of|and|or|because|which|with|from|into|than|whose|between|during)"
-    r"|(?<=[\u4e00-\u9fff])(?:和|与|或者|因为|以及|并且|但是|如果|由于))\Z"
+    r"|(?<=[\u4e00-\u9fff，。；])(?:和|与|或者|因为|以及|并且|但是|如果|由于))\Z"
 )
 _LONG_LINE = 60  # characters of English, 25 of Chinese: a shorter last line is a heading or an item
 _LONG_HAN_LINE = 25
