@@ -14,6 +14,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -375,7 +376,7 @@ def without_near_duplicates(pairs: Iterable[NearPair]) -> set[int]:
 def _new_minhash(count: int, seed: int) -> "MinHash":
     from datasketch import MinHash  # with scipy, which takes a second
 
-    return MinHash(num_perm=count, seed=seed, hashfunc=_itself)
+    return MinHash(num_perm=count, seed=seed, hashfunc=index)
 
 
 def _pairs_of_equal_texts(firsts: np.ndarray, pairs: Sequence[NearPair]) -> Iterator[NearPair]:
@@ -388,10 +389,6 @@ def _pairs_of_equal_texts(firsts: np.ndarray, pairs: Sequence[NearPair]) -> Iter
         yield NearPair(text, first, 1.0)
         for pair in by_text.get(first, []):
             yield NearPair(text, pair.other, pair.similarity)
-
-
-def _itself(value: int) -> int:
-    return value
 
 
 def _neighbours(keys: np.ndarray, next_keys: np.ndarray) -> np.ndarray:

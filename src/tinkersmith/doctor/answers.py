@@ -33,6 +33,7 @@ _REFUSAL = re.compile(
     r"|^\s*我(?:无法|不能|無法)(?:为您|为你|向您|向你)?(?:提供|回答|协助|帮助|满足|完成|执行|协同|協助|幫助)"
     r"|申し訳(?:ありません|ございません)が.{0,40}(?:できません|できかねます)"
 )
+_NAMES = ("AI", "language model", "rtificial intelligence", "人工智", "模型", "言語モデル")
 _AS_AN_AI = re.compile(
     r"\b[Aa]s an? (?:AI|artificial intelligence|large language|language)"
     r"(?: language)?(?: model| assistant| chatbot)?,?\s+"
@@ -56,7 +57,10 @@ def in_an_exchange(exchange: Exchange) -> Iterator[tuple[str, str]]:
     if not exchange.has_calls and _has_no_content(answer):
         yield "empty-answers", f"the answer is {quoted(answer, 0, len(answer))}"
         return
-    match = _AS_AN_AI.search(answer) or _REFUSAL.search(answer[:_BEGINNING])
+    names_itself = any(word in answer for word in _NAMES)
+    match = (_AS_AN_AI.search(answer) if names_itself else None) or _REFUSAL.search(
+        answer[:_BEGINNING]
+    )
     if match:
         yield "refusals", quoted(answer, match.start(), match.end())
     yield from _copied(exchange.question, answer)

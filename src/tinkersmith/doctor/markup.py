@@ -18,6 +18,16 @@ _ABOUT_MARKUP = re.compile(
     r"|爬虫|網頁|標籤",
     re.IGNORECASE,
 )
+_OF_CHAT_PROGRAMS = (
+    " said:",
+    "ChatGPT",
+    "Copy code",
+    "复制代码",
+    "egenerate",
+    "重新生成",
+    "Thought",
+)
+_OF_CITATIONS = ("†", "[citation:", "oai", "[^", "turn")  # to look for first, which is faster
 _CHAT_PROGRAM = re.compile(
     r"^(?:ChatGPT|You|Gemini|Claude|DeepSeek) said:|^ChatGPT\s*:|^(?:Copy code|复制代码|Regenerate "
     r"response|重新生成回答)\s*$|^Thought for \d+ seconds?\s*$|^已深度思考（用时",
@@ -59,7 +69,8 @@ _LATIN_MOJIBAKE = re.compile(
     f"[ÂÃ]{_LATE}|(?:[ÐÑ]{_LATE}){{2,}}|(?:[ã-ï]{_LATE}{{2}}){{2,}}|â[\u0080€]{_LATE}"
 )
 _GBK_MOJIBAKE = re.compile("锟斤拷|烫烫烫|屯屯屯")
-_HAN_RUN = re.compile("[\u3400-\u9fff\ue000-\uf8ff]{5,}")
+# UTF-8 that was read as GBK, as its bytes: four letters in a row do not happen in sound text.
+_UTF8_IN_GBK = re.compile(rb"(?:[\xe3-\xef][\x80-\xbf]{2}){4,}")
 _INVISIBLE = re.compile(
     "[\u200b\u2060\ufeff\u00ad\u2028\u2029\u202a-\u202e\u2066-\u2069\x00-\x08\x0b\x0c\x0e-\x1f\x7f]"
 )
@@ -91,9 +102,9 @@ def in_an_answer(text: str, context: str) -> Iterator[Problem]:
 
 
 def _markup(text: str, context: str) -> Iterator[Problem]:
-    if match := _CHAT_PROGRAM.search(text):
+    if any(word in text for word in _OF_CHAT_PROGRAMS) and (match := _CHAT_PROGRAM.search(text)):
         yield "markup", f"left over from a chat program: {_around(text, match)}"
-    if match := _CITATION.search(text):
+    if any(word in text for word in _OF_CITATIONS) and (match := _CITATION.search(text)):
         yield "markup", f"a citation mark without its source: {_around(text, match)}"
     if "<" not in text and "&" not in text:
         return
@@ -119,20 +130,24 @@ def _mojibake(text: str) -> Iterator[Problem]:
         yield "mojibake", f"a character was lost (U+FFFD): {_around(text, match)}"
         return
     match = _LATIN_MOJIBAKE.search(text) or _GBK_MOJIBAKE.search(text)
-    if match is None:
-        match = next(filter(_is_utf8_read_as_gbk, _HAN_RUN.finditer(text)), None)
+    if match is None and (garbled := _utf8_read_as_gbk(text)):
+        match = re.search(re.escape(garbled), text)
     if match:
         yield "mojibake", f"looks read in a wrong encoding: {_around(text, match)}"
 
 
-def _is_utf8_read_as_gbk(run: re.Match[str]) -> bool:
+def _utf8_read_as_gbk(text: str) -> str:
+    """The first part of a text that is Chinese in UTF-8 which was read as GBK."""
+    match = _UTF8_IN_GBK.search(text.encode("gb18030", "ignore"))
+    if match is None:
+        return ""
     try:
-        data = run[0].encode("gb18030")
-        # The last letters may be half of a pair that ends outside the run.
-        text = data[: len(data) // 3 * 3].decode("utf-8")
+        meant = match[0].decode("utf-8")
     except UnicodeError:
-        return False
-    return len(text) >= 3 and all("\u3000" <= character <= "\u9fff" for character in text)
+        return ""
+    if not all("\u3000" <= character <= "\u9fff" or character > "\uff00" for character in meant):
+        return ""
+    return match[0][: len(match[0]) // 2 * 2].decode("gb18030", "ignore")[:4]
 
 
 def _invisible(text: str) -> Iterator[Problem]:

@@ -1,12 +1,13 @@
 """A sample -> the questions and answers in it, and what a text is made of."""
 
 import array
-import os
 import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+import numpy as np
 
 from tinkersmith.data.samples import Sample
 from tinkersmith.errors import one_line
@@ -156,21 +157,19 @@ def prose(text: str) -> str:
     return _ADDRESS.sub(" ", text) if "://" in text else text
 
 
-_SCRIPTS: dict[str, re.Pattern[str]] = {
-    "Latin": re.compile("[A-Za-z\u00c0-\u024f\u1e00-\u1eff]"),
-    "Chinese": re.compile("[\u3400-\u4dbf\u4e00-\u9fff\U00020000-\U0003ffff]"),
-    "Japanese": re.compile("[\u3040-\u30ff]"),
-    "Korean": re.compile("[\u1100-\u11ff\uac00-\ud7af]"),
-    "Cyrillic": re.compile("[\u0400-\u052f]"),
-    "Greek": re.compile("[\u0370-\u03ff]"),
-    "Arabic": re.compile("[\u0600-\u06ff\u0750-\u077f]"),
-    "Hebrew": re.compile("[\u0590-\u05ff]"),
-    "Devanagari": re.compile("[\u0900-\u097f]"),
-    "Bengali": re.compile("[\u0980-\u09ff]"),
-    "Tamil": re.compile("[\u0b80-\u0bff]"),
-    "Thai": re.compile("[\u0e00-\u0e7f]"),
-}
-WRITING_SYSTEMS = tuple(_SCRIPTS)
+WRITING_SYSTEMS = (
+    "Latin", "Chinese", "Japanese", "Korean", "Cyrillic", "Greek", "Arabic", "Hebrew",
+    "Devanagari", "Bengali", "Tamil", "Thai",
+)  # fmt: skip
+_BLOCKS = (  # first and last letter of Unicode blocks, ascending
+    (0x41, 0x5A, "Latin"), (0x61, 0x7A, "Latin"), (0xC0, 0x24F, "Latin"),
+    (0x370, 0x3FF, "Greek"), (0x400, 0x52F, "Cyrillic"), (0x590, 0x5FF, "Hebrew"),
+    (0x600, 0x77F, "Arabic"), (0x900, 0x97F, "Devanagari"), (0x980, 0x9FF, "Bengali"),
+    (0xB80, 0xBFF, "Tamil"), (0xE00, 0xE7F, "Thai"), (0x1100, 0x11FF, "Korean"),
+    (0x1E00, 0x1EFF, "Latin"), (0x3040, 0x30FF, "Japanese"), (0x3400, 0x4DBF, "Chinese"),
+    (0x4E00, 0x9FFF, "Chinese"), (0xAC00, 0xD7AF, "Korean"), (0x20000, 0x3FFFF, "Chinese"),
+)  # fmt: skip
+_EDGES = np.array([edge for first, last, _ in _BLOCKS for edge in (first, last + 1)])
 _LETTERS_OF_A_WORD = {"Chinese": 1.7, "Japanese": 2.5, "Korean": 2.5, "Thai": 4.0}  # else 5
 _WORDS = 5  # that show which script a text is written in
 _CLEAR = 0.6  # of the words
@@ -183,15 +182,14 @@ def script_of(text: str) -> str:
     Letters count by the words that they make: a Chinese text with English names is Chinese.
     """
     text = prose(text[:_LOOKED_AT])
-    if text.isascii():
-        words = {"Latin": len(_SCRIPTS["Latin"].findall(text)) / 5}
-    else:
-        words = {
-            script: len(letters.findall(text)) / _LETTERS_OF_A_WORD.get(script, 5)
-            for script, letters in _SCRIPTS.items()
-        }
-        if words["Japanese"] > 0.15 * words["Chinese"]:
-            words["Japanese"] += words.pop("Chinese")
+    code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    places = np.searchsorted(_EDGES, code_points, side="right")  # odd ones are inside a block
+    counts = np.bincount(places, minlength=len(_EDGES) + 1)[1::2]
+    words = dict.fromkeys(WRITING_SYSTEMS, 0.0)
+    for (_, _, script), count in zip(_BLOCKS, counts.tolist(), strict=True):
+        words[script] += count / _LETTERS_OF_A_WORD.get(script, 5)
+    if words["Japanese"] > 0.15 * words["Chinese"]:
+        words["Japanese"] += words.pop("Chinese")
     script = max(words, key=lambda name: words[name])
     total = sum(words.values())
     return script if total >= _WORDS and words[script] >= _CLEAR * total else ""
@@ -212,7 +210,8 @@ def beginning(text: str) -> str:
 
 def where_they_differ(text: str, other: str) -> tuple[str, str]:
     """The first place where two texts differ, in one line each."""
-    same = len(os.path.commonprefix([text, other]))
+    pairs = enumerate(zip(text, other, strict=False))
+    same = next((place for place, (mine, theirs) in pairs if mine != theirs), 0)
     same = same if same > _SHOWN else 0
     mine, theirs = (quoted(one, same, min(same + _SHOWN, len(one))) for one in (text, other))
     return mine, theirs

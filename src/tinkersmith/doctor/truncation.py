@@ -19,6 +19,7 @@ _LOOSE_ENDS = re.compile(
     r"|(?<=.{40})\b(?:the|a|an|of|and|or|because|which|with|from|into|than|whose|between|during)"
     r"|(?<=[\u4e00-\u9fff，。；])(?:和|与|或者|因为|以及|并且|但是|如果|由于))\Z"
 )
+_HAN = re.compile("[\u3400-\u9fff]")
 _LONG_LINE = 60  # characters of English, 25 of Chinese: a shorter last line is a heading or an item
 _LONG_HAN_LINE = 25
 _LONG_ANSWER = 150
@@ -41,7 +42,7 @@ def what_is_open(answer: str) -> str:
         return what
     if ("\\" in answer or "$" in answer) and (what := _open_formula(answer)):
         return what
-    if len(answer) >= 20 and _LOOSE_ENDS.search(answer):
+    if len(answer) >= 20 and _LOOSE_ENDS.search(answer[-80:]):
         return "it ends in the middle of a sentence"
     if answer[-1:] not in _END_MARKS and _open_bracket(answer[-400:]):
         return "a bracket is not closed"
@@ -112,7 +113,8 @@ def _end_of(answer: str) -> int:
 
 
 def _han_share(text: str) -> float:
-    return sum("\u3400" <= character <= "\u9fff" for character in text) / len(text)
+    text = text[-200:]
+    return len(_HAN.findall(text)) / len(text)
 
 
 def _open_json(answer: str) -> str:
