@@ -98,7 +98,7 @@ def _texts(
             if rng.random() < TWINS:
                 texts.append(f"{question}\n{answer} ")
             else:
-                most = max(len(answer) // 35, 1)  # about 0.7 of the 5-grams stay
+                most = max(len(answer) // 20, 1)  # of similarity 0.6 and more
                 texts.append(f"{question}\n{edited(rng, answer, rng.randint(1, most))}")
             planted.append((number, original))
             continue

@@ -157,7 +157,7 @@ def prose(text: str) -> str:
     return _ADDRESS.sub(" ", text) if "://" in text else text
 
 
-WRITING_SYSTEMS = (
+WRITING_SYSTEMS: tuple[str, ...] = (
     "Latin", "Chinese", "Japanese", "Korean", "Cyrillic", "Greek", "Arabic", "Hebrew",
     "Devanagari", "Bengali", "Tamil", "Thai",
 )  # fmt: skip
