@@ -17,7 +17,7 @@ from tinkersmith.doctor.truncation import EndsOfAnswers, what_is_open
         "So we get \\boxed{\\frac{1}{2}",
         "\\begin{align}\nx &= 1 \\\\\n",
         "Therefore \\[ x = 1",
-        "It is $$ x + y",
+        "It is $$ x^2 + y",
         "It follows that $x^2 = ",
         '{"name": "Ann", "age": 3',
         '[{"a": 1}, {"a": 2',
@@ -50,6 +50,7 @@ def test_open_ends_are_found(answer: str) -> None:
         "\\begin{align}\nx &= 1 \\\\[2pt]\ny &= 2\n\\end{align}",
         "It costs $5 and $7, so $12.",
         "It costs $5",
+        "kill $$",
         "Both \\(x\\) and \\[ y \\] are fine",
         "$x$ and $$y$$",
         '{"name": "Ann"}',
@@ -115,6 +116,7 @@ def test_few_answers_that_end_with_dots_are_cut_off() -> None:
     answers[3] = answers[3][:-1] + "..."
     answers[4] = answers[4][:-1] + "……"
     assert set(ends_of(answers)) == {3, 4}
+    assert ends_of([*answers[5:], answers[6] + " It goes 1, 2, 3, ..."]) == {}
     assert ends_of([answer[:-1] + "..." for answer in answers[5:]]) == {}
 
 

@@ -15,7 +15,7 @@ from tinkersmith.doctor.texts import Frame, TextStore, answer_text, question_tex
 from tinkersmith.evaluation.scoring import final_answer_match
 
 # Marks that do not change what is asked. Those after a digit may: "1.5", "5!".
-_MARK = "[.,;:!?…\"'“”‘’`*_。，、；：！？「」]"
+_MARK = "[.,;:!?…\"'“”‘’`。，、；：！？「」]"
 _MARKS = re.compile(rf"(?<!\d){_MARK}|(?!!){_MARK}(?!\w)")
 _ANNOUNCED = re.compile(r"\\f?boxed|answer|答案|####", re.IGNORECASE)
 _ONE_WORD = re.compile(r"[\w.,/%$€¥°+-]{1,24}")

@@ -10,6 +10,7 @@ from array import array
 
 _FENCE = re.compile(r"^[ \t>]*(?:[-*]\s+|\d+\.\s+)?(```+|~~~+)", re.MULTILINE)
 _BEGIN = re.compile(r"\\(begin|end)\s*\{([^{}]*)\}")
+_IN_FORMULA = re.compile(r"\\[a-zA-Z]|[\^_=]")
 _BOXED = re.compile(r"\\f?boxed\s*\{")
 _END_MARKS = ".!?。！？…؟।»”\"’'`)）]】}」』*|:：;；>~～$”"
 _SENTENCE = re.compile(r"[.!?。！？]")
@@ -96,8 +97,8 @@ _OTHER, _WITH_MARK, _NO_MARK, _DOTS = range(4)
 
 def _end_of(answer: str) -> int:
     """How an answer ends; _OTHER for short ones, lists, formulas and code."""
-    if answer.endswith(("...", "…")):
-        return _DOTS
+    if answer.endswith(("...", "…")):  # "1, 2, 3, ..." is complete
+        return _DOTS if answer.rstrip(".…")[-1:].isalpha() else _OTHER
     last_line = answer[answer.rfind("\n") + 1 :]
     is_han = len(last_line) >= _LONG_HAN_LINE and _han_share(last_line) > 0.5
     if len(answer) < (_LONG_HAN_ANSWER if is_han else _LONG_ANSWER):
@@ -149,10 +150,10 @@ def _open_formula(answer: str) -> str:
         if place >= 0 and answer[place - 1 : place] != "\\" and closer not in answer[place:]:
             return f"{opener} is not closed"
     dollars = answer.replace("\\$", "")
-    if dollars.count("$$") % 2:
+    if dollars.count("$$") % 2 and _IN_FORMULA.search(dollars[dollars.rfind("$$") :]):
         return "$$ is not closed"
     last = dollars[dollars.rfind("\n") + 1 :].replace("$$", "")
-    if last.count("$") % 2 and re.search(r"\\[a-zA-Z]|[\^_=]", last[last.rfind("$") :]):
+    if last.count("$") % 2 and _IN_FORMULA.search(last[last.rfind("$") :]):
         return "$ is not closed"
     return ""
 
