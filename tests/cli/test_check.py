@@ -51,7 +51,7 @@ def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_what_is_read_lengths_and_findings_are_printed_in_this_order(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    write("data.json", [*GOOD, *BAD, "bad"])
+    write("data.json", [*GOOD, *BAD, {"instruction": "No answer."}])
     assert main(["check", "data.json"]) == 0
     shown = capsys.readouterr().out
     places = [
@@ -109,7 +109,7 @@ def test_sound_data_has_no_list_and_replaces_the_one_of_an_earlier_check(
 def test_a_clean_file_has_all_other_records_as_they_are(
     form: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    records = [*GOOD, *BAD, "bad"]
+    records = [*GOOD, *BAD, {"instruction": "No answer."}]
     text = "\n".join(json.dumps(record, ensure_ascii=False) for record in records)
     if form == "json":
         write("data.json", records)

@@ -2,10 +2,11 @@
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tinkersmith.cli.common import add_settings_options, reading_settings
 from tinkersmith.cli.entry_point import COMMANDS
 
 if TYPE_CHECKING:
@@ -55,15 +56,7 @@ def check_data_command(argv: Sequence[str], *, prog: str) -> int:
         help="with --write: the kinds of findings to leave out",
     )
     parser.add_argument("--force", action="store_true", help="overwrite files that exist")
-    parser.add_argument(
-        "--config",
-        default="",
-        metavar="FILE",
-        help="settings file (default: config.py, if there is one)",
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting"
-    )
+    add_settings_options(parser)
     _check(parser.parse_args(argv))
     return 0
 
@@ -79,26 +72,24 @@ def stats_command(argv: Sequence[str], *, prog: str) -> int:
         help="the model whose tokenizer counts: bundled, or a folder (default: %(default)s)",
     )
     parser.add_argument("--template", default="auto", help="PROMPT_TEMPLATE (default: auto)")
+    add_settings_options(parser)
     wanted = parser.parse_args(argv)
     from tinkersmith.data.duplicates import find_duplicates
     from tinkersmith.data.report import duplicate_lines
     from tinkersmith.doctor.reading import Reading
     from tinkersmith.progress import watched
 
-    reading = Reading(wanted.files)
+    settings = reading_settings(wanted.config, wanted.set)
+    reading = Reading(wanted.files, settings.columns, settings.encoding)
     with watched(print) as progress:
         with progress.doing("reading the data"):
             duplicates = find_duplicates(reading.samples())
-        _print_reading(reading)
-        for line in duplicate_lines([duplicates], listed=False):
-            print(line)
-        _print_lengths(reading, wanted.base_model, wanted.template, progress)
+        _print([*reading.lines(), *duplicate_lines([duplicates], listed=False)])
+        _print_lengths(reading, wanted.base_model, wanted.template, None, progress)
     return 0
 
 
 def _check(wanted: argparse.Namespace) -> None:
-    from tinkersmith.cli.common import user_settings
-    from tinkersmith.data.load import load_samples
     from tinkersmith.data.near_duplicates import LOWEST_THRESHOLD
     from tinkersmith.doctor.cleaning import check_output, write_cleaned
     from tinkersmith.doctor.examination import examine
@@ -126,12 +117,23 @@ def _check(wanted: argparse.Namespace) -> None:
         raise UserError(
             "--write needs --drop KIND,KIND, such as --drop exact-duplicates,near-duplicates."
         )
-    settings = user_settings(wanted.config, wanted.set)
-    files: list[str] = wanted.files or settings.data_files
+    takes = [
+        *(["BASE_MODEL"] if wanted.base_model is None else []),
+        *(["PROMPT_TEMPLATE"] if wanted.template is None else []),
+        *(["SEED"] if wanted.seed is None else []),
+        *(["DATA_FILES"] if not wanted.files else []),
+        *(["VALIDATION_FILES"] if not wanted.files and not wanted.test else []),
+        "MAX_SEQUENCE_LENGTH",
+        "COLUMNS",
+        "ENCODING",
+    ]
+    settings = reading_settings(wanted.config, wanted.set, takes=takes)
+    files: list[str] = wanted.files or list(settings.data_files)
     test_files: list[str] = wanted.test or ([] if wanted.files else settings.validation_files)
     if "leakage" in kinds and not test_files:
         raise UserError("--drop leakage needs test data: name it with --test FILE.")
-    reading = Reading(files)
+    reading = Reading(files, settings.columns, settings.encoding)
+    tested = Reading(test_files, settings.columns, settings.encoding) if test_files else None
     out, write = Path(wanted.out or FINDINGS_FILE), Path(wanted.write) if wanted.write else None
     check_findings_file(out, wanted.force)
     if write is not None:
@@ -140,50 +142,41 @@ def _check(wanted: argparse.Namespace) -> None:
             raise UserError(f"{write} is named for --write and --out. Name two files.")
     with watched(print) as progress:
         with progress.doing("reading the test data"):
-            test = load_samples(test_files) if test_files else None
+            test = list(tested.samples()) if tested else []
         seed: int = settings.seed if wanted.seed is None else wanted.seed
-        samples = test.samples if test else []
-        examination = examine(reading.samples(), samples, threshold, seed, progress)
-        _print_reading(reading)
-        if test is not None:
-            _print_test(test.counts, test.missing_files)
+        examination = examine(reading.samples(), test, threshold, seed, progress)
+        _print(reading.lines())
+        if tested is not None:
+            print("The test data:")
+            _print(tested.lines())
         _print_lengths(
             reading,
             wanted.base_model or settings.base_model,
             wanted.template or settings.prompt_template,
+            settings.max_sequence_length,
             progress,
         )
         print()
         write_findings(out, examination)
-        for line in finding_lines(examination, str(out)):
-            print(line)
+        _print(finding_lines(examination, str(out)))
         if write is not None:
             with progress.doing(f"writing {write}"):
                 cleaned = write_cleaned(write, reading.records(), examination.left_out, kinds)
             print()
-            for line in cleaned.lines():
-                print(line)
+            _print(cleaned.lines())
 
 
-def _print_reading(reading: "Reading") -> None:
-    from tinkersmith.data.report import read_lines, skipped_lines
-
-    for line in (
-        *read_lines(reading.counts, reading.missing_files),
-        *skipped_lines(reading.first_skipped, reading.skipped.total()),
-    ):
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
         print(line)
 
 
-def _print_test(counts: dict[str, int], missing: Sequence[str]) -> None:
-    from tinkersmith.data.report import read_lines
-
-    for line in read_lines(counts, missing):
-        print(f"{line}, to compare with" if line.startswith("Read") else line)
-
-
 def _print_lengths(
-    reading: "Reading", base_model: str, template: str, progress: "Progress"
+    reading: "Reading",
+    base_model: str,
+    template: str,
+    max_sequence_length: int | None,
+    progress: "Progress",
 ) -> None:
     from tinkersmith.data.lengths import LengthStatistics, format_length_statistics
     from tinkersmith.data.samples import characters
@@ -199,4 +192,5 @@ def _print_lengths(
     with progress.doing("measuring the lengths"):
         lengths = token_lengths(reading.again(), folder, base_model, template)
     print(f"Tokens as {base_model} counts them")
-    print(format_length_statistics(LengthStatistics.of(lengths), "Lengths"))
+    statistics = LengthStatistics.of(lengths, max_sequence_length=max_sequence_length)
+    print(format_length_statistics(statistics, "Lengths"))
