@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     if options.long:
-        options.samples, options.characters = min(options.samples, 3000), LONG
+        options.samples, options.characters = min(options.samples, 1000), LONG
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         texts, planted = _texts(random.Random(options.seed), options.samples, options.characters)

@@ -241,3 +241,13 @@ def test_a_finding_is_a_line_of_json_with_its_place() -> None:
         "record": 3,
         "reason": 'contains <|im_end|>: "Yes.<|im_end|>"',
     }
+
+
+def test_what_a_tool_returns_is_left_alone() -> None:
+    turns = (
+        Turn("user", "How warm is it?"),
+        Turn("assistant", "", tool_calls=({"function": {"name": "weather"}},)),
+        Turn("tool", "<b>20</b>\ufffd"),
+        Turn("assistant", "It is 20 degrees."),
+    )
+    assert examined([Sample(turns, Source("a.json", 1), shape="messages")]).count == 0

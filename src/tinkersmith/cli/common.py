@@ -54,7 +54,8 @@ def reading_settings(
         name = override.partition("=")[0].strip()
         if name.upper() not in takes and name.upper() in map(str.upper, FIELDS):
             raise UserError(
-                f"--set {name} has no effect on this command. It takes {' and '.join(takes)}."
+                f"--set {name} has no effect on this command. It takes "
+                f"{', '.join(takes[:-1])} and {takes[-1]}."
             )
     return user_settings(config, overrides, folder)
 

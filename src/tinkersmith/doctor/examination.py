@@ -132,6 +132,8 @@ class _Looks:
             text for turn in sample.turns for text in (turn.text, turn.input) if text
         )
         for turn in sample.turns:
+            if turn.role == "tool":  # what a tool returns is what it is
+                continue
             for text in (turn.text, turn.input):
                 if text:
                     yield from in_any_text(text, everything)
