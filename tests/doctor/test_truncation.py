@@ -29,6 +29,11 @@ from tinkersmith.doctor.truncation import EndsOfAnswers, what_is_open
         "The list has three items (the first is red, the second",
         "<think>Let me see. The number is odd",
         "这个方法有三个步骤（首先是准备材料，然后",
+        "There are three ways to do it. They are the following:",
+        "下面是完成这项工作的几个步骤，请依次进行：",
+        "1. Take the book.\n2. Open it.\n3.",
+        "- red\n- green\n-",
+        "She looked at him and said “I have never been so",
     ],
 )
 def test_open_ends_are_found(answer: str) -> None:
@@ -62,6 +67,9 @@ def test_open_ends_are_found(answer: str) -> None:
         "a) first\nb) second",
         "Use f( and g)",
         "Go to the shop and buy 3 apples",
+        "Dear Ann:",
+        "The answer is\n42.",
+        "“Yes”, he said",
         "- red\n- green\n- blue",
         "<think>It is odd.</think>It is odd",
         "What is it made of?",
@@ -96,6 +104,12 @@ def test_few_answers_without_a_full_stop_are_cut_off(chinese: bool) -> None:
     answers[7] = answers[7][:-1]
     answers[50] = answers[50][:-40].rstrip("。. ") + " word" if not chinese else answers[50][:-1]
     assert set(ends_of(answers)) == {7, 50}
+
+
+def test_one_cut_answer_among_few_is_found() -> None:
+    answers = sentences(random.Random(8), 12, chinese=False)
+    answers[5] = answers[5][:150].rstrip(". ") + " an"
+    assert set(ends_of(answers)) == {5}
 
 
 def test_many_answers_without_a_full_stop_are_a_style() -> None:

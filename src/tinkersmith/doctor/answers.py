@@ -27,10 +27,13 @@ _REFUSAL = re.compile(
     r"|support|create|generate|write|answer|do) (?:\w+ )?"
     r"(?:that|this|the|your|you|with|in|any|such|content"
     r"|information|instructions)"
+    r"|\bI (?:don['’]t|do not) have (?:any )?personal (?:opinion|feeling|experience|belief|view)"
+    r"|\bOpenAI['’]s (?:content |usage |use-case )*polic"
     r"|\bI['’]m (?:unable|not able) to (?:assist|help|provide|comply|fulfil|answer)"
     r"|(?:很抱歉|非常抱歉|抱歉|对不起|對不起|不好意思)[，,。！!]?\s*(?:但是?|不过)?\s*我?(?:暂时|目前|现在)?"
     r"(?:无法|不能|没办法|没有办法|不可以|不会|還?無法|還?沒辦法)"
     r"|^\s*我(?:无法|不能|無法)(?:为您|为你|向您|向你)?(?:提供|回答|协助|帮助|满足|完成|执行|协同|協助|幫助)"
+    r"|这个问题我(?:无法|不能)回答|我没有个人(?:观点|情感|意见|看法|经历)|根据(?:相关|有关)?法律法规，?我(?:无法|不能)"
     r"|申し訳(?:ありません|ございません)が.{0,40}(?:できません|できかねます)"
 )
 _NAMES = ("AI", "language model", "rtificial intelligence", "人工智", "模型", "言語モデル")

@@ -171,7 +171,8 @@ _BLOCKS = (  # first and last letter of Unicode blocks, ascending
 )  # fmt: skip
 _EDGES = np.array([edge for first, last, _ in _BLOCKS for edge in (first, last + 1)])
 _LETTERS_OF_A_WORD = {"Chinese": 1.7, "Japanese": 2.5, "Korean": 2.5, "Thai": 4.0}  # else 5
-_WORDS = 5  # that show which script a text is written in
+_WORDS = 2.5  # that show which script a text is written in
+_LATIN_WORDS = 5  # names are written in Latin letters in every language
 _CLEAR = 0.6  # of the words
 _LOOKED_AT = 4000  # characters
 
@@ -192,7 +193,8 @@ def script_of(text: str) -> str:
         words["Japanese"] += words.pop("Chinese")
     script = max(words, key=lambda name: words[name])
     total = sum(words.values())
-    return script if total >= _WORDS and words[script] >= _CLEAR * total else ""
+    enough = _LATIN_WORDS if script == "Latin" else _WORDS
+    return script if total >= enough and words[script] >= _CLEAR * total else ""
 
 
 def quoted(text: str, start: int, end: int) -> str:

@@ -21,12 +21,16 @@ _LOOSE_ENDS = re.compile(
     r"|(?<=[\u4e00-\u9fff，。；])(?:和|与|或者|因为|以及|并且|但是|如果|由于))\Z"
 )
 _HAN = re.compile("[\u3400-\u9fff]")
-_LONG_LINE = 60  # characters of English, 25 of Chinese: a shorter last line is a heading or an item
-_LONG_HAN_LINE = 25
-_LONG_ANSWER = 150
-_LONG_HAN_ANSWER = 60
+_ITEM = re.compile(r"\s{2}|\s*(?:[-*|#>•]|\d+[.)、]|[\w-]+:\s)")
+_EMPTY_ITEM = re.compile(
+    r"^[ \t]*(?:\d+[.)]|[-*•]) +\S.*\n[ \t]*(?:\d+[.)]|[-*•])[ \t]*\Z", re.MULTILINE
+)
+_LONG_LINE = 50  # characters of English, 15 of Chinese: a shorter last line is a heading or an item
+_LONG_HAN_LINE = 15
+_LONG_ANSWER = 100
+_LONG_HAN_ANSWER = 30
 _USUAL = 0.9  # of the comparable answers that end with a mark, so that others look cut off
-_COMPARABLE = 20  # answers, at least
+_COMPARABLE = 8  # answers, at least
 _CAP_AT_LEAST = 100  # characters
 _CAP_ANSWERS = 5
 _CAP_SHARE = 0.01
@@ -45,6 +49,8 @@ def what_is_open(answer: str) -> str:
         return what
     if len(answer) >= 20 and _LOOSE_ENDS.search(answer[-80:]):
         return "it ends in the middle of a sentence"
+    if (len(answer) >= 20 and answer[-1] in ":：") or _EMPTY_ITEM.search(answer[-400:]):
+        return "what it announces does not follow"
     if answer[-1:] not in _END_MARKS and _open_bracket(answer[-400:]):
         return "a bracket is not closed"
     return ""
@@ -74,7 +80,7 @@ class EndsOfAnswers:
         ):
             odd = self._ends.count(without)
             usual = len(self._ends) - odd if name is None else self._ends.count(name)
-            if usual >= _COMPARABLE and odd <= (1 - _USUAL) * (usual + odd):
+            if usual >= _COMPARABLE and odd <= max(1, (1 - _USUAL) * (usual + odd)):
                 reasons |= {number: why for number, end in enumerate(self._ends) if end == without}
         return reasons | self._at_a_cap()
 
@@ -105,8 +111,9 @@ def _end_of(answer: str) -> int:
         return _OTHER
     if len(last_line) < (_LONG_HAN_LINE if is_han else _LONG_LINE):
         return _OTHER
-    is_item = last_line.startswith(("-", "*", "|", "#"))
-    if is_item or not _SENTENCE.search(answer, 0, len(answer) - 1):
+    if _ITEM.match(last_line) or "://" in last_line[-80:] or "->" in last_line:
+        return _OTHER
+    if not _SENTENCE.search(answer, 0, len(answer) - 1):
         return _OTHER
     if answer[-1] in _END_MARKS:
         return _WITH_MARK
@@ -173,7 +180,7 @@ def _depth_at_end(text: str, start: int) -> int:
 
 def _open_bracket(text: str) -> bool:
     """Whether the last bracket is an opening one."""
-    for opener, closer in ("()", "（）", "【】", "「」", "《》"):
+    for opener, closer in ("()", "（）", "【】", "「」", "《》", "“”"):
         place = text.rfind(opener)
         if place >= 0 and closer not in text[place:] and text[place - 1 : place] not in (":", ";"):
             return True
