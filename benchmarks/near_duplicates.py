@@ -151,7 +151,8 @@ def _recall(
     for line in sorted(found, key=lambda line: line["kind"], reverse=True):
         first = line.get("cluster_first") or line["copy_of"]
         number, origin = line["record"] - 1, first["record"] - 1
-        cluster_of[number] = cluster_of[origin] = cluster_of.get(origin, origin)
+        cluster = cluster_of.setdefault(origin, origin)
+        cluster_of[number] = cluster
         other = (line.get("near") or line["copy_of"])["record"] - 1
         false += jaccard(texts[number], texts[other]) < THRESHOLD
     similarities = {pair: jaccard(texts[pair[0]], texts[pair[1]]) for pair in planted}

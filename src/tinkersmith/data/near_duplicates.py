@@ -15,12 +15,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from datasketch import MinHash
 
 THRESHOLD = 0.8
 LOWEST_THRESHOLD = 0.5  # below, most texts of a language are candidates of each other
@@ -112,7 +109,7 @@ class Signatures:
             raise ValueError(f"the threshold is {threshold}, not {LOWEST_THRESHOLD} to 1")
         self.threshold = threshold
         self.bands, self.rows = bands_for(threshold)
-        self._minhash = _new_minhash(self.bands * self.rows, seed)
+        self._minhash: Any = _new_minhash(self.bands * self.rows, seed)
         self._factors = np.random.default_rng(seed).integers(
             1, 2**63, self.rows, dtype=np.uint64
         ) * np.uint64(2) + np.uint64(1)
@@ -373,8 +370,9 @@ def without_near_duplicates(pairs: Iterable[NearPair]) -> set[int]:
     return left_out
 
 
-def _new_minhash(count: int, seed: int) -> "MinHash":
-    from datasketch import MinHash  # with scipy, which takes a second
+def _new_minhash(count: int, seed: int) -> Any:
+    # With scipy, which takes a second.
+    from datasketch import MinHash  # pyright: ignore[reportMissingTypeStubs]
 
     return MinHash(num_perm=count, seed=seed, hashfunc=index)
 
