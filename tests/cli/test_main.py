@@ -277,11 +277,13 @@ def test_a_terminal_that_lacks_a_character_shows_another_one() -> None:
 def test_help_names_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out
-    for command in ("train", "split", "stats", "evaluate", "export", "engine"):
+    for command in ("train", "split", "check", "stats", "evaluate", "export", "engine"):
         assert f"  {command} " in shown
 
 
-@pytest.mark.parametrize("command", ["train", "split", "stats", "evaluate", "export", "engine"])
+@pytest.mark.parametrize(
+    "command", ["train", "split", "check", "stats", "evaluate", "export", "engine"]
+)
 def test_every_command_has_a_help_of_its_own(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

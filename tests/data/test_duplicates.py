@@ -72,7 +72,8 @@ def test_the_first_duplicate_is_printed_and_all_are_written(tmp_path: Path) -> N
     duplicates = find_duplicates(samples)
     assert duplicate_lines([duplicates], listed=True) == [
         "Found 2 exact duplicates, listed in duplicates.jsonl. The first: a.json, record 5, equals "
-        "a.json, record 2."
+        "a.json, record 2.",
+        "  tinkersmith check also finds near-duplicates, and what else may be wrong.",
     ]
     assert duplicate_lines([find_duplicates(samples[:2])], listed=False) == [
         "Found 1 exact duplicate. The first: a.json, record 5, equals a.json, record 2."

@@ -7,13 +7,15 @@ current folder.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tinkersmith.errors import UserError
-from tinkersmith.settings.fields import FIELDS, Settings
-from tinkersmith.settings.reading import load_with_origins
+
+if TYPE_CHECKING:
+    from tinkersmith.settings.fields import Settings
 
 
-def user_settings(config: str, overrides: Sequence[str], folder: Path | str = ".") -> Settings:
+def user_settings(config: str, overrides: Sequence[str], folder: Path | str = ".") -> "Settings":
     """Load the settings of `config`, or of config.py in `folder` if it exists, with NAME=VALUE.
 
     Without a settings file, names of files start from `folder`.
@@ -26,8 +28,10 @@ def user_settings(config: str, overrides: Sequence[str], folder: Path | str = ".
 
 def settings_with_origins(
     config: str, overrides: Sequence[str], folder: Path | str = "."
-) -> tuple[Settings, dict[str, str]]:
+) -> "tuple[Settings, dict[str, str]]":
     """Like `user_settings`, with the place that each field which is not a default comes from."""
+    from tinkersmith.settings.reading import load_with_origins
+
     path = Path(config or Path(folder) / "config.py")
     if config or path.is_file():
         return load_with_origins(path, overrides)
@@ -37,17 +41,28 @@ def settings_with_origins(
 _READING = ("COLUMNS", "ENCODING")
 
 
-def reading_settings(config: str, overrides: Sequence[str], folder: Path | str = ".") -> Settings:
-    """Like `user_settings`, for a command that only reads data: it uses COLUMNS and ENCODING.
+def reading_settings(
+    config: str,
+    overrides: Sequence[str],
+    folder: Path | str = ".",
+    takes: Sequence[str] = _READING,
+) -> "Settings":
+    """Like `user_settings`, for a command that only reads data.
+
+    Args:
+        takes: the settings that it uses.
 
     Raises:
         UserError: see `user_settings`; or another setting is given, which would have no effect.
     """
+    from tinkersmith.settings.fields import FIELDS
+
     for override in overrides:
         name = override.partition("=")[0].strip()
-        if name.upper() not in _READING and name.upper() in map(str.upper, FIELDS):
+        if name.upper() not in takes and name.upper() in map(str.upper, FIELDS):
             raise UserError(
-                f"--set {name} has no effect on this command. It takes {' and '.join(_READING)}."
+                f"--set {name} has no effect on this command. It takes "
+                f"{', '.join(takes[:-1])} and {takes[-1]}."
             )
     return user_settings(config, overrides, folder)
 

@@ -43,8 +43,12 @@ def _run(command: str, rest: list[str]) -> int | None:
         from tinkersmith.cli.split import split_command
 
         return split_command(rest, prog=prog)
+    if command == "check":
+        from tinkersmith.cli.check import check_data_command
+
+        return check_data_command(rest, prog=prog)
     if command == "stats":
-        from tinkersmith.cli.stats import stats_command
+        from tinkersmith.cli.check import stats_command
 
         return stats_command(rest, prog=prog)
     if command == "convert":

@@ -25,6 +25,7 @@ class Duplicates:
     files: list[str]
     places: np.ndarray  # (D, 2), indices of `files`
     records: np.ndarray  # (D, 2)
+    numbers: np.ndarray  # (D, 2), among all samples in their order
 
     def __len__(self) -> int:
         return len(self.records)
@@ -80,7 +81,7 @@ class DuplicateFinder:
         pairs = pairs[np.argsort(pairs[:, 0])]
         places = np.searchsorted(self._starts, pairs, side="right") - 1
         records = np.frombuffer(self._records, dtype=np.uint32)
-        return Duplicates(self._files, places, records[pairs])
+        return Duplicates(self._files, places, records[pairs], pairs)
 
 
 def find_duplicates(samples: Iterable[Sample]) -> Duplicates:

@@ -160,6 +160,8 @@ def duplicate_lines(per_set: Iterable[Duplicates], *, listed: bool) -> list[str]
                 f"{duplicate}, equals {first}."
             )
             break
+    if lines and listed:
+        lines.append("  tinkersmith check also finds near-duplicates, and what else may be wrong.")
     return lines
 
 

@@ -24,7 +24,7 @@ _DATA_SUFFIXES = frozenset(
 )  # fmt: skip
 _PACKED_SUFFIXES = frozenset({".gz", ".zst", ".zstd", ".bz2", ".xz"})
 # Files that commands of ours write beside data: they hold what is no data.
-_NOT_DATA = re.compile(r"(.*[._-])?(skipped|duplicates)\.jsonl$|dataset_infos?\.json$")
+_NOT_DATA = re.compile(r"(.*[._-])?(skipped|duplicates|findings)\.jsonl$|dataset_infos?\.json$")
 _SHOWN = 5  # names of files that were left out
 _REMOTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _DRIVE = re.compile(r"([A-Za-z]):[\\/]")

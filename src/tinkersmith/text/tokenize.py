@@ -5,7 +5,6 @@ This module does not handle batches or servers.
 T: the tokens of one sequence. S: its trained parts.
 """
 
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -245,7 +244,9 @@ def token_lengths(
     """
     tokenizer = load_tokenizer(folder)
     chosen = choose_template(template, tokenizer, base_model)
-    return tokenize(samples, chosen, tokenizer, sys.maxsize, truncate=False).lengths
+    # The tokens are not kept: the samples may be more than fit into memory.
+    encoded = encode_samples(samples, chosen, tokenizer)
+    return [len(tokens) for _, sequences in encoded for tokens, _ in sequences]
 
 
 def _chunks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
