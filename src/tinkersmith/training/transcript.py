@@ -45,7 +45,7 @@ class Transcript:
 
     def _print(self, text: str) -> None:
         try:
-            print(text, flush=True)
+            print(_showable(text), flush=True)
         except BrokenPipeError as error:
             self._prints, self._reader_gone = False, error
         except (OSError, ValueError) as error:  # ValueError: the output was closed
@@ -61,6 +61,12 @@ class Transcript:
                 )
             except (OSError, ValueError):
                 return
+
+
+def _showable(text: str) -> str:
+    """The text with "?" for what standard output cannot show, where it would refuse that."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding, "replace")
 
 
 def _append(log: Path, lines: list[str]) -> None:
