@@ -95,8 +95,10 @@ def preview_command(argv: Sequence[str], *, prog: str) -> int:
         longest = SHORTENED if wanted.record is None else sys.maxsize
         print_samples(console, examined.chosen, total, texts, longest)
         print()
-    for line in (*count_lines(examined.counts), *examined.findings.lines(encoding.template)):
+    for line in count_lines(examined.counts):
         print(line)
+    for finding in examined.findings.all(encoding.template):
+        print(f"Warning: {finding}")
     if wanted.html:
         shown = len(examined.chosen)
         print(

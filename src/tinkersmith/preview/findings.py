@@ -21,7 +21,7 @@ _SHORTEST_REPEAT = 20  # characters of a prompt that an answer may repeat
 _BEGINNING = 200  # characters of an answer that are looked at for that
 _LAST = 3  # tokens of a trained part, among which its end token is
 
-# What is said of each kind. "{}" is a detail of the first case.
+# What is said of each kind, after its count: "3 sequences ...". {} is a detail of the first case.
 KINDS = {
     "no end token": "without an end token in a part that is trained on: the model would not learn "
     "to stop there",
@@ -32,10 +32,30 @@ KINDS = {
     "special token in text": "with a special token such as {} written in the text; it stays plain "
     "text",
     "prompt repeated": "whose answer begins with the prompt itself",
-    "cut": "cut at MAX_SEQUENCE_LENGTH; a cut answer has no end token",
-    "too long": "left out, as it is too long",
+    "cut": "cut at MAX_SEQUENCE_LENGTH",
+    "too long": "left out, as MAX_SEQUENCE_LENGTH leaves no space for an answer",
+    "same answer": "({}) with the same answer. That is right for labels; else the model learns to "
+    "give it to everything",
+    "no thoughts": "without any thought, although the chat template knows thoughts: the model "
+    "learns to answer without thinking",
 }
-OF_TEXT = ("special token in text", "prompt repeated")  # counted in samples, not in sequences
+# Counted in samples; the others are counted in sequences.
+OF_SAMPLES = ("special token in text", "prompt repeated", "same answer", "no thoughts")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A kind of problem in all samples that were looked at."""
+
+    kind: str  # a key of KINDS
+    count: int
+    detail: str
+    first: Source | None  # None: it is so in all samples
+
+    def __str__(self) -> str:
+        what = counted(self.count, "sample" if self.kind in OF_SAMPLES else "sequence")
+        where = f" The first: {self.first}." if self.first else ""
+        return f"{what} {KINDS[self.kind].format(self.detail)}.{where}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,30 +201,19 @@ class Findings:
         file = self._files[bisect_right(self._starts, index) - 1]
         return same, Source(file, self._records[index])
 
-    def lines(self, template: PromptTemplate) -> list[str]:
-        """A warning for every kind of problem that there is."""
-        lines: list[str] = []
-        for kind, about in KINDS.items():
-            if kind in self.counts:
-                source, detail = self.firsts[kind]
-                what = "sample" if kind in OF_TEXT else "sequence"
-                lines.append(
-                    f"Warning: {counted(self.counts[kind], what)} {about.format(detail)}. "
-                    f"The first: {source}."
-                )
+    def all(self, template: PromptTemplate) -> list[Finding]:
+        """Every kind of problem that there is, in the order of KINDS."""
+        result = [
+            Finding(kind, self.counts[kind], self.firsts[kind][1], self.firsts[kind][0])
+            for kind in KINDS
+            if kind in self.counts
+        ]
         if (most := self.same_answer()) is not None:
-            same, source = most
-            lines.append(
-                f"Warning: {same:,} of {counted(self.samples, 'sample')} "
-                f"({same / self.samples:.0%}) have the same answer. That is right for labels; else "
-                f"the model learns to give it to everything. The first: {source}."
-            )
+            share = f"{most[0] / self.samples:.0%} of all"
+            result.append(Finding("same answer", most[0], share, most[1]))
         if self.samples and writes_thoughts(template) and not self.has_thoughts:
-            lines.append(
-                "Warning: the chat template knows thoughts, but no sample has one. The model "
-                "learns to answer without thinking."
-            )
-        return lines
+            result.append(Finding("no thoughts", self.samples, "", None))
+        return result
 
 
 def _thinks(turn: Turn) -> bool:
