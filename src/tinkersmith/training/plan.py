@@ -16,6 +16,7 @@ from tinkersmith.data.samples import Sample
 from tinkersmith.errors import UserError
 from tinkersmith.fingerprint import base_fingerprint
 from tinkersmith.models import local_model_folder, resolve_base_model
+from tinkersmith.preview.opening import opening_lines
 from tinkersmith.progress import Progress
 from tinkersmith.runs.folder import Checkpoint, RunFolder
 from tinkersmith.runs.provenance import (
@@ -99,8 +100,14 @@ def prepare(
         tokenizer = service.tokenizer(client)
     template = _template(settings, resume, service, tokenizer, source, progress.say)
     max_length = _max_length(settings, service, progress.say)
-    data = source.tokenized(Encoding(settings, template, tokenizer, max_length), progress)
+    encoding = Encoding(settings, template, tokenizer, max_length)
+    data = source.tokenized(encoding, progress)
     guard.callback(data.stop)
+    if resume is None:
+        with progress.doing("looking at the tokens"):
+            lines = opening_lines(source, data, encoding)
+        for line in lines:
+            progress.say(f"  {line}".rstrip())
     epoch = steps_per_epoch(data.count, settings.batch_size)
     total_steps = epoch * settings.num_epochs
     standing = Standing(
