@@ -42,7 +42,7 @@ def run_entry_point(act: Callable[[], int | None]) -> int:
                 _complain(_sentence(errors[-1]))
                 return 1
             raise
-        return code if _flushed() else code or 1
+        return code if _flushed() else 1
 
 
 def _exit_code(act: Callable[[], int | None]) -> int:
