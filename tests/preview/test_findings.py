@@ -8,10 +8,10 @@ import pytest
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.data.samples import Sample, Source, alpaca_sample
 from tinkersmith.preview.findings import (
-    KINDS,
+    PROBLEM_SENTENCES,
     Control,
-    Findings,
     Problem,
+    ProblemCounts,
     problems_of_sequence,
     problems_of_text,
 )
@@ -85,7 +85,7 @@ def test_what_is_wrong_with_a_text_is_found(
 
 
 def found(outputs: list[str], template: object = TEMPLATE) -> list[str]:
-    findings = Findings()
+    findings = ProblemCounts()
     for number, output in enumerate(outputs, start=1):
         findings.add_sample(sample(f"Question {number}", output, record=number), ())
     return [str(finding) for finding in findings.all(template)]  # type: ignore[arg-type]
@@ -109,7 +109,7 @@ def test_a_template_with_thoughts_is_compared_with_the_data() -> None:
 
 
 def test_problems_are_counted_and_the_first_is_named() -> None:
-    findings = Findings()
+    findings = ProblemCounts()
     for record in (4, 9):
         findings.add(Source("f.json", record), [Problem("no end token")])
     findings.add(Source("f.json", 5), [Problem("unknown tokens", "<unk>")])
@@ -122,7 +122,10 @@ def test_problems_are_counted_and_the_first_is_named() -> None:
 
 
 def test_every_kind_has_a_sentence_that_takes_a_detail() -> None:
-    assert all(sentence.format("x") and not sentence.endswith(".") for sentence in KINDS.values())
+    assert all(
+        sentence.format("x") and not sentence.endswith(".")
+        for sentence in PROBLEM_SENTENCES.values()
+    )
 
 
 def test_the_end_tokens_are_the_models_and_the_templates() -> None:

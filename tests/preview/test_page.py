@@ -15,7 +15,7 @@ from tinkersmith.batches.source import Encoding
 from tinkersmith.data.samples import Sample, Source, Turn, alpaca_sample
 from tinkersmith.errors import UserError
 from tinkersmith.preview.examine import Choice, examine
-from tinkersmith.preview.findings import KINDS
+from tinkersmith.preview.findings import PROBLEM_SENTENCES
 from tinkersmith.preview.page import (
     _CHINESE,
     GENERATOR,
@@ -183,8 +183,12 @@ def test_a_page_holds_the_first_the_longest_and_what_is_suspicious() -> None:
 
 
 def test_every_finding_has_its_chinese_sentence() -> None:
-    assert list(_CHINESE) == list(KINDS)
-    assert [kind for kind in KINDS if ("{}" in KINDS[kind]) != ("{}" in _CHINESE[kind])] == []
+    assert list(_CHINESE) == list(PROBLEM_SENTENCES)
+    assert [
+        kind
+        for kind in PROBLEM_SENTENCES
+        if ("{}" in PROBLEM_SENTENCES[kind]) != ("{}" in _CHINESE[kind])
+    ] == []
 
 
 # ---- the file

@@ -15,8 +15,8 @@ from tinkersmith.data.samples import Sample
 from tinkersmith.preview.cells import Block, blocks_of, cells_of
 from tinkersmith.preview.findings import (
     Control,
-    Findings,
     Problem,
+    ProblemCounts,
     problems_of_sequence,
     problems_of_text,
 )
@@ -125,7 +125,7 @@ class Examined:
     """What a pass over the data found."""
 
     counts: Counts = field(default_factory=Counts)
-    findings: Findings = field(default_factory=Findings)
+    findings: ProblemCounts = field(default_factory=ProblemCounts)
     chosen: list[SampleView] = field(default_factory=list[SampleView])  # in the order of the data
 
 

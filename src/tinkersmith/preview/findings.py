@@ -22,7 +22,7 @@ _BEGINNING = 200  # characters of an answer that are looked at for that
 _LAST = 3  # tokens of a trained part, among which its end token is
 
 # What is said of each kind, after its count: "3 sequences ...". {} is a detail of the first case.
-KINDS = {
+PROBLEM_SENTENCES = {
     "no end token": "without an end token in a part that is trained on: the model would not learn "
     "to stop there",
     "double begin token": "with two begin tokens",
@@ -47,7 +47,7 @@ OF_SAMPLES = ("special token in text", "prompt repeated", "same answer", "no tho
 class Finding:
     """A kind of problem in all samples that were looked at."""
 
-    kind: str  # a key of KINDS
+    kind: str  # a key of PROBLEM_SENTENCES
     count: int
     detail: str
     first: Source | None  # None: it is so in all samples
@@ -55,14 +55,14 @@ class Finding:
     def __str__(self) -> str:
         what = counted(self.count, "sample" if self.kind in OF_SAMPLES else "sequence")
         where = f" The first: {self.first}." if self.first else ""
-        return f"{what} {KINDS[self.kind].format(self.detail)}.{where}"
+        return f"{what} {PROBLEM_SENTENCES[self.kind].format(self.detail)}.{where}"
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
     """Something that looks wrong in one sample."""
 
-    kind: str  # a key of KINDS
+    kind: str  # a key of PROBLEM_SENTENCES
     detail: str = ""
 
 
@@ -155,7 +155,7 @@ def problems_of_sequence(
 
 
 @dataclass(slots=True)
-class Findings:
+class ProblemCounts:
     """Counts of all problems, with the first place of each."""
 
     samples: int = 0
@@ -202,10 +202,10 @@ class Findings:
         return same, Source(file, self._records[index])
 
     def all(self, template: PromptTemplate) -> list[Finding]:
-        """Every kind of problem that there is, in the order of KINDS."""
+        """Every kind of problem that there is, in the order of PROBLEM_SENTENCES."""
         result = [
             Finding(kind, self.counts[kind], self.firsts[kind][1], self.firsts[kind][0])
-            for kind in KINDS
+            for kind in PROBLEM_SENTENCES
             if kind in self.counts
         ]
         if (most := self.same_answer()) is not None:

@@ -9,7 +9,7 @@ from tinkersmith.plurals import counted
 from tinkersmith.preview.examine import Choice, Counts, examine
 from tinkersmith.preview.findings import (
     Control,
-    Findings,
+    ProblemCounts,
     problems_of_sequence,
     problems_of_text,
 )
@@ -48,10 +48,10 @@ def opening_lines(source: DataSource, data: TokenizedData, encoding: Encoding) -
 
 def _of_all(
     source: SamplesInMemory, data: TokensInMemory, encoding: Encoding
-) -> tuple[Counts, Findings]:
+) -> tuple[Counts, ProblemCounts]:
     """Counts and problems of all samples; the tokens are there already."""
     control = Control.of(encoding.tokenizer, encoding.template)
-    findings, counts = Findings(), Counts(samples=len(source.training))
+    findings, counts = ProblemCounts(), Counts(samples=len(source.training))
     for sample in source.training:
         findings.add_sample(sample, problems_of_text(sample, control))
     cut = {(event.source, event.after) for event in data.truncated}

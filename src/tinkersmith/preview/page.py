@@ -15,7 +15,7 @@ from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import open_regular, write_atomically
 from tinkersmith.preview.cells import Cell
 from tinkersmith.preview.examine import Examined, SampleView
-from tinkersmith.preview.findings import KINDS, Finding
+from tinkersmith.preview.findings import PROBLEM_SENTENCES, Finding
 from tinkersmith.preview.terminal import shortened
 from tinkersmith.preview.token_texts import TokenTexts
 from tinkersmith.preview.visible import VISIBLE, visible
@@ -112,7 +112,8 @@ def page_text(
         "counts": {name: getattr(counts, name) for name in counts.__dataclass_fields__},
         "findings": [_finding(finding) for finding in examined.findings.all(encoding.template)],
         "kinds": {
-            kind: _CHINESE[kind].removeprefix("条样本").removeprefix("条序列") for kind in KINDS
+            kind: _CHINESE[kind].removeprefix("条样本").removeprefix("条序列")
+            for kind in PROBLEM_SENTENCES
         },
         "samples": [_sample(view, texts, 10**9 if whole else longest) for view in chosen],
     }
