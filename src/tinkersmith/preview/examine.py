@@ -14,6 +14,7 @@ from tinkersmith.batches.source import Encoding
 from tinkersmith.data.samples import Sample
 from tinkersmith.preview.cells import Block, blocks_of, cells_of
 from tinkersmith.preview.findings import (
+    OF_LENGTH,
     Control,
     Problem,
     ProblemCounts,
@@ -84,13 +85,18 @@ class SampleView:
     def is_multi_turn(self) -> bool:
         return is_multi_turn(self.sample)
 
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether something looks wrong, but for its length."""
+        return any(problem.kind not in OF_LENGTH for problem in self.problems)
+
     def passes(self, name: str) -> bool:
         """Whether the sample belongs to a filter. The longest are found by comparing all."""
         return (
             name in ("all", "longest")
             or (name == "cut" and self.is_cut)
             or (name == "multi-turn" and self.is_multi_turn)
-            or (name == "suspicious" and bool(self.problems))
+            or (name == "suspicious" and self.is_suspicious)
         )
 
 
@@ -173,7 +179,7 @@ def _count(result: Examined, view: SampleView) -> None:
     counts.samples += 1
     counts.sequences += len(view.sequences)
     counts.multi_turn += view.is_multi_turn
-    counts.suspicious += bool(view.problems)
+    counts.suspicious += view.is_suspicious
     for sequence in view.sequences:
         counts.tokens += sequence.length
         counts.lost += len(sequence.tokens) - sequence.length

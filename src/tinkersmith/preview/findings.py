@@ -39,6 +39,7 @@ PROBLEM_SENTENCES = {
     "no thoughts": "without any thought, although the chat template knows thoughts: the model "
     "learns to answer without thinking",
 }
+OF_LENGTH = ("cut", "too long")  # what the length policy did
 # Counted in samples; the others are counted in sequences.
 OF_SAMPLES = ("special token in text", "prompt repeated", "same answer", "no thoughts")
 

@@ -8,6 +8,7 @@ from tinkersmith.data.large_files import iterate_samples
 from tinkersmith.plurals import counted
 from tinkersmith.preview.examine import Choice, Counts, examine
 from tinkersmith.preview.findings import (
+    OF_LENGTH,
     Control,
     ProblemCounts,
     problems_of_sequence,
@@ -18,7 +19,6 @@ from tinkersmith.preview.token_texts import token_texts
 
 _OF_A_STREAM = 1000  # samples that are looked at before training begins
 _CELLS = 150  # of the first sample that are shown: about a screen
-_SAID_ELSEWHERE = ("cut", "too long")  # the report of the lengths lists each
 
 
 def opening_lines(source: DataSource, data: TokenizedData, encoding: Encoding) -> list[str]:
@@ -41,7 +41,7 @@ def opening_lines(source: DataSource, data: TokenizedData, encoding: Encoding) -
         *(
             f"Warning{where}: {finding}"
             for finding in findings.all(encoding.template)
-            if finding.kind not in _SAID_ELSEWHERE
+            if finding.kind not in OF_LENGTH  # the report of the lengths lists each
         ),
     ]
 

@@ -12,8 +12,9 @@
         tooLong: "被舍弃的序列", lost: "丢失的 token", multi: "多轮样本", check: "请检查", all: "全部", longest: "最长", cutFilter: "被截断",
         multiFilter: "多轮", suspicious: "可疑", search: "搜索文字或记录号(按 /)", filters: "筛选",
         legend: ["参与训练", "只读入", "被截断", "控制 token", "思考"], signs: "↵ 换行 · 空格 token ⟨E4⟩ 不成字符的字节",
-        record: "记录", sequence: (a, b) => `序列 ${a} / ${b}`, of: (n) => `${number(n)} 个 token`,
+        record: (n) => `第 ${n} 条记录`, sequence: (a, b) => `序列 ${a} / ${b}`, of: (n) => `${number(n)} 个 token`,
         share: (n, p) => `训练 ${number(n)}(${p})`, gap: (n) => `…… 此处略去 ${number(n)} 个 token ……`,
+        ofAll: (n, total) => `数据中有 ${total} 条,页面收录 ${n} 条`,
         shown: (n, page, total) => `显示 ${number(n)} 条样本;页面收录 ${number(page)} 条,共 ${number(total)} 条。` +
           (page < total ? "收录:最前、最长、可疑、多轮的样本,其余按随机种子抽取。" : ""),
         roles: { system: "系统", user: "用户", assistant: "助手", tool: "工具", text: "文本", "": "模板" },
@@ -25,8 +26,9 @@
         tooLong: "Sequences left out", lost: "Tokens lost", multi: "Multi-turn samples", check: "Please check", all: "All", longest: "Longest", cutFilter: "Cut",
         multiFilter: "Multi-turn", suspicious: "Suspicious", search: "Search text or record number (press /)", filters: "Filter",
         legend: ["trained", "only read", "cut", "control token", "thought"], signs: "↵ new line · space token ⟨E4⟩ byte of no character",
-        record: "record", sequence: (a, b) => `Sequence ${a} of ${b}`, of: (n) => `${number(n)} token${n === 1 ? "" : "s"}`,
+        record: (n) => `Record ${n}`, sequence: (a, b) => `Sequence ${a} of ${b}`, of: (n) => `${number(n)} token${n === 1 ? "" : "s"}`,
         share: (n, p) => `${number(n)} trained (${p})`, gap: (n) => `… ${number(n)} token${n === 1 ? "" : "s"} not shown here …`,
+        ofAll: (n, total) => `${n} of the ${total} in the data are on this page`,
         shown: (n, page, total) => `Showing ${number(n)} of the ${number(page)} samples on this page; the data has ${number(total)}. ` +
           (page < total ? "Chosen: the first, the longest, suspicious and multi-turn ones, the others at random by SEED." : ""),
         roles: { system: "system", user: "user", assistant: "assistant", tool: "tool", text: "text", "": "template" },
@@ -98,6 +100,7 @@
     const button = make("button", "", label);
     const count = data.samples.filter(passes).length;
     if (name !== "longest") button.append(make("b", "", number(count)));
+    if (name in data.totals && data.totals[name] > count) button.title = words.ofAll(number(count), number(data.totals[name]));
     button.disabled = !count;
     button.addEventListener("click", () => { filter = name; show(); });
     button.dataset.filter = name;
@@ -113,6 +116,7 @@
     sample.text.includes(query) || sample.file.toLowerCase().includes(query);
 
   const AT_ONCE = 25;
+  const many = new Set(data.samples.map((sample) => sample.file)).size > 1;
   function show() {
     for (const button of at("filters").children) button.setAttribute("aria-pressed", String(button.dataset.filter === filter));
     const passes = filters.find(([name]) => name === filter)[2], query = search.value.trim().toLowerCase();
@@ -143,8 +147,11 @@
     const bar = make("span", "share"), filled = make("i");
     filled.style.width = `${(100 * sample.trained) / Math.max(sample.sent, 1)}%`;
     bar.append(filled);
-    head.append(make("span", "arrow", "▸"), make("span", "who", `${sample.file}, ${words.record} ${number(sample.record)}`));
-    head.append(make("span", "much", `${words.of(sample.tokens)} · ${words.share(sample.trained, percent(sample.trained, sample.sent))}`), bar);
+    const who = make("span", "who");
+    who.append(make("span", "arrow", "▸"), words.record(number(sample.record)), " ");
+    who.append(make("small", "", many ? sample.file : sample.file.split(/[\\/]/).pop()));
+    who.title = sample.file;
+    head.append(who, make("span", "much", `${words.of(sample.tokens)} · ${words.share(sample.trained, percent(sample.trained, sample.sent))}`), bar);
     if (sample.tags.includes("multi-turn")) head.append(make("span", "tag", words.multiFilter));
     if (sample.tags.includes("cut")) head.append(make("span", "tag cut", sample.sent ? words.cutFilter : words.left));
     for (const [kind, detail] of sample.problems) {

@@ -110,6 +110,7 @@ def page_text(
             "TRUNCATE_LONG_SEQUENCES": settings.truncate_long_sequences,
         },
         "counts": {name: getattr(counts, name) for name in counts.__dataclass_fields__},
+        "totals": {"multi-turn": counts.multi_turn, "suspicious": counts.suspicious},
         "findings": [_finding(finding) for finding in examined.findings.all(encoding.template)],
         "kinds": {
             kind: _CHINESE[kind].removeprefix("条样本").removeprefix("条序列")
