@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
@@ -60,7 +60,7 @@ def text_of(tokenizer: TextTokenizer, text: str) -> str:
     )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None)
 @given(st.text(max_size=60))
 def test_the_cells_of_a_text_are_that_text(text: str) -> None:
     tokens = TINY.encode(text)

@@ -5,7 +5,7 @@ T: the tokens of one sequence. S: its trained parts.
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -179,18 +179,6 @@ def _with_thoughts(block: Block) -> Block:
         cells.append(replace(cell, thought=True) if inside else cell)
         place += len(cell.text)
     return Block(block.role, tuple(cells))
-
-
-def runs_of(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
-    """Neighbouring cells that are alike in what becomes of them."""
-    run: list[Cell] = []
-    for cell in cells:
-        if run and (cell.trained, cell.cut) != (run[-1].trained, run[-1].cut):
-            yield run
-            run = []
-        run.append(cell)
-    if run:
-        yield run
 
 
 def _is_open(data: bytes) -> bool:

@@ -53,7 +53,7 @@ def token_texts(tokenizer: TextTokenizer) -> TokenTexts:
     if not isinstance(stored, dict) or "model" not in stored:  # a tokenizer written in Python
         return TokenTexts({}, added, frozenset(added), "decoded", tokenizer)
     parts = cast("dict[str, Any]", stored)
-    for token in parts.get("added_tokens") or []:
+    for token in cast("list[dict[str, Any]]", parts.get("added_tokens") or []):
         added[int(token["id"])] = str(token["content"])
     # Some vocabularies hold new lines and spaces this way.
     control = frozenset(token for token, text in added.items() if text.strip(f" \n\t{_SPACE}"))
