@@ -1,5 +1,6 @@
 """Data that is about to be trained on -> a few lines: the first sample, counts, and warnings."""
 
+import sys
 from itertools import islice
 
 from tinkersmith.batches.in_memory import SamplesInMemory, TokensInMemory
@@ -34,7 +35,7 @@ def opening_lines(source: DataSource, data: TokenizedData, encoding: Encoding) -
         where = f" in the first {counted(counts.samples, 'sample')}"
     share = counts.trained / counts.tokens if counts.tokens else 0.0
     return [
-        *sample_lines(first, total, token_texts(encoding.tokenizer), _CELLS)[:-1],
+        *sample_lines(first, total, token_texts(encoding.tokenizer), _CELLS, sys.stdout)[:-1],
         "",
         f"Of {counted(counts.tokens, 'token')}{where}, {counts.trained:,} are trained on "
         f"({share:.1%}). See more with: tinkersmith preview",

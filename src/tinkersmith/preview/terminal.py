@@ -5,7 +5,7 @@ Where there is no colour, trained parts stand between ⟦ and ⟧.
 
 from collections.abc import Iterable, Sequence
 from io import StringIO
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from tinkersmith.plurals import counted
 from tinkersmith.preview.cells import Block, Cell
@@ -26,7 +26,7 @@ _STYLES = {
     "thought": "italic underline",
 }
 SHORTENED = 400  # cells of a sample that are shown, unless all are wanted
-PLAIN_WIDTH = 100  # columns of a log
+PLAIN_WIDTH = 96  # columns of a log
 
 
 def console_for(output: TextIO) -> "Console":
@@ -61,10 +61,18 @@ def print_samples(
 
 
 def sample_lines(
-    view: SampleView, total: int, texts: TokenTexts, longest: int = SHORTENED
+    view: SampleView, total: int, texts: TokenTexts, longest: int, output: TextIO
 ) -> list[str]:
-    """Like `print_samples` for one sample: lines without colour, for a log."""
-    return _plain_lines([view], total, texts, longest, VISIBLE, PLAIN_WIDTH)
+    """Like `print_samples` for one sample, as lines that a log can hold as well.
+
+    Trained parts are marked, and coloured where `output` shows colours: whoever logs the lines
+    takes the colour codes out.
+    """
+    console = console_for(output)
+    colours = has_colour(console) and not console.legacy_windows
+    signs = VISIBLE.for_encoding(console.encoding)
+    system = console.color_system if colours else None
+    return _plain_lines([view], total, texts, longest, signs, PLAIN_WIDTH, system)
 
 
 def _plain_lines(
@@ -74,12 +82,19 @@ def _plain_lines(
     longest: int,
     signs: Signs,
     width: int,
+    colours: str | None = None,
 ) -> list[str]:
     from rich.console import Console
 
     output = StringIO()
     plain = Console(
-        file=output, width=width, color_system=None, markup=False, highlight=False, emoji=False
+        file=output,
+        width=width,
+        color_system=cast("Any", colours),  # one of rich's names
+        force_terminal=colours is not None,
+        markup=False,
+        highlight=False,
+        emoji=False,
     )
     plain.print(legend(signs, True))
     for view in views:

@@ -1,9 +1,12 @@
 """The lines that the user sees, on the terminal and in the run's train.log."""
 
 import errno
+import re
 import sys
 import threading
 from pathlib import Path
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Transcript:
@@ -71,4 +74,4 @@ def _showable(text: str) -> str:
 
 def _append(log: Path, lines: list[str]) -> None:
     with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
-        file.writelines(line + "\n" for line in lines)
+        file.writelines(_COLOUR.sub("", line) + "\n" for line in lines)
