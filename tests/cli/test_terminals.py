@@ -227,19 +227,6 @@ def test_training_ends_quietly_when_its_reader_has_gone() -> None:
 
 
 @pytest.mark.engine
-def test_train_in_a_program_of_ones_own_needs_no_entry_point() -> None:
-    Path("mine.py").write_text(
-        "from tinkersmith import train\n"
-        "train(data_files=['data.json'], num_epochs=1, backend='local', sampling_max_tokens=4,\n"
-        "      export_after_training='no').close()\n"
-    )
-    done = run(["mine.py"], PYTHONIOENCODING="ascii")
-    check_no_crash(done)
-    assert done.returncode == 0 and b"Name ??? 0." in done.stdout.replace(b"_", b" ")
-    assert b"cannot be written" not in done.stderr
-
-
-@pytest.mark.engine
 @pytest.mark.parametrize("words", [["tinkersmith", "engine"], ["tinkersmith.engine"]])
 def test_an_engine_that_cannot_say_that_it_is_ready_ends(words: list[str]) -> None:
     command = ["-m", *words, "--port", "0", "--dir", "engine"]
