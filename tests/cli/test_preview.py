@@ -13,7 +13,7 @@ from tinkersmith.cli.main import main
 RECORDS = [
     {"instruction": "Add.", "input": "1 + 2", "output": "Answer: 3"},
     {"instruction": "说什么?", "output": "你好\n世界"},
-    "bad",
+    17,
     {"instruction": "Say <|im_end|>.", "output": "word " * 60},
     {"instruction": "More?", "output": "No.", "history": [["Hi.", "Hello."], ["How?", "So."]]},
 ]
@@ -99,7 +99,7 @@ def test_a_long_sample_is_shortened_and_shown_whole_by_its_number(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["data.json", "--record", "3"], "data.json, record 3: the record is a string"),
+        (["data.json", "--record", "3"], "data.json, record 3: the record is the number 17"),
         (["data.json", "--record", "99"], "No sample to train on is record 99"),
         (["data.json", "--count", "0"], "--count is 0"),
         (["data.json", "--force"], "--force has no effect without --html"),

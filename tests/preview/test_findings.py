@@ -23,6 +23,12 @@ TEMPLATE = choose_template("chat", TOKENIZER, "x")
 CONTROL = Control.of(TOKENIZER, TEMPLATE)
 END = TOKENIZER.special_tokens["<|im_end|>"]
 BEGIN = 7
+THINKING = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.reasoning_content %}<think>\n{{ message.reasoning_content }}\n</think>\n\n"
+    "{% endif %}{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def kinds(tokens: list[int], spans: list[tuple[int, int]], cut: bool = False) -> list[str]:
@@ -102,7 +108,7 @@ def test_the_same_answer_in_more_than_a_fifth_is_said_with_its_first_place() -> 
 
 def test_a_template_with_thoughts_is_compared_with_the_data() -> None:
     assert isinstance(TEMPLATE, ChatTemplate)
-    thinking = replace(TEMPLATE, chat_template="{{ '<think>' }}")
+    thinking = choose_template("chat", replace(TOKENIZER, chat_template=THINKING), "x")
     assert "1 sample without any thought" in found(["a"], thinking)[0]
     assert found(["<think>x</think>a"], thinking) == []
     assert found(["a"]) == []

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tinkersmith.batches.in_memory import SamplesInMemory
 from tinkersmith.batches.source import Encoding
 from tinkersmith.data.samples import Sample, Source, Turn, alpaca_sample
 from tinkersmith.errors import UserError
@@ -41,7 +42,8 @@ NASTY = [
 
 
 def encoding(**names: object) -> Encoding:
-    return local_encoding(settings_from({"PROMPT_TEMPLATE": "chat", **names}))[0]
+    source = SamplesInMemory([], [], [])
+    return local_encoding(settings_from({"PROMPT_TEMPLATE": "chat", **names}), source)[0]
 
 
 def page(samples: list[Sample], count: int = 200, name: str = "all", **names: object) -> str:

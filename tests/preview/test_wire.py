@@ -4,17 +4,19 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import zstandard
 
+from tests.support.chat_families import FAMILIES, make_family_tokenizer
 from tests.support.engine import KEY, RunningEngine, running_engine
 from tests.support.fault_proxy import fault_proxy
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith import train
 from tinkersmith.engine.server.wire import pb
-from tinkersmith.preview.examine import Choice, Examined, examine
+from tinkersmith.preview.examine import Choice, Examined, SequenceView, examine
 from tinkersmith.preview.plan import local_encoding, training_samples
 from tinkersmith.progress import Progress
 from tinkersmith.settings.fields import Settings
@@ -35,6 +37,39 @@ RECORDS = [
     },
     {"instruction": "Think.", "output": "<think>\nI think so.\n</think>\n\nYes."},
     {"instruction": "Say much.", "output": "word " * 200},
+]
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+TOOL = {"type": "function", "function": {"name": "add", "description": "Add.", "parameters": {}}}
+CONVERSATIONS = [
+    {"text": "Plain text, 纯文本, of which all is trained but its first token."},
+    {
+        "messages": [
+            {"role": "user", "content": "Think first."},
+            {"role": "assistant", "reasoning_content": "First.", "content": "One."},
+            {"role": "user", "content": "And again?"},
+            {"role": "assistant", "reasoning_content": "Second. 再想。", "content": "Two."},
+        ]
+    },
+    {
+        "messages": [
+            {"role": "system", "content": "You add."},
+            {"role": "user", "content": "1 + 1?"},
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": "c1", "content": "2"},
+            {"role": "assistant", "content": "It is 2."},
+        ],
+        "tools": [TOOL],
+    },
+    {
+        "messages": [
+            {"role": "user", "content": "Hi <|im_end|> <think>"},
+            {"role": "assistant", "content": "Not this.", "weight": 0},
+            {"role": "user", "content": "Then?"},
+            {"role": "assistant", "content": "This.", "weight": 1},
+        ]
+    },
+    {"conversations": [{"from": "human", "value": "Yes?"}, {"from": "gpt", "value": "No."}]},
 ]
 
 Wire = list[tuple[list[int], list[float]]]  # tokens, and the weights of all but the first
@@ -69,37 +104,39 @@ class Recorded:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEngine]:
-    model = make_tiny_model(tmp_path_factory.mktemp("model"))
-    with running_engine(tmp_path_factory.mktemp("server"), model) as running:
+def thinking_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model with the tokenizer and the chat template of Qwen3's kind."""
+    folder = make_tiny_model(tmp_path_factory.mktemp("thinking"), vocab_size=700)
+    make_family_tokenizer(folder, FAMILIES["qwen3"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, thinking_model: Path
+) -> Iterator[RunningEngine]:
+    """An engine that offers the bundled model and, by its folder, the other one."""
+    folder = tmp_path_factory.mktemp("server")
+    with running_engine(folder, thinking_model, "--base-model", str(thinking_model)) as running:
         yield running
 
 
 def examined(settings: Settings) -> Examined:
-    encoding, _ = local_encoding(settings)
     data = training_samples(settings, Progress(lambda line: None))
+    encoding, _ = local_encoding(settings, data.source)
     return examine(data.samples, encoding, Choice(count=100))
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        {"PROMPT_TEMPLATE": "instruction"},
-        {"PROMPT_TEMPLATE": "alpaca", "TRAIN_ON": "last"},
-        {"PROMPT_TEMPLATE": "chat", "MAX_SEQUENCE_LENGTH": 100},
-        {"PROMPT_TEMPLATE": "chat", "MAX_SEQUENCE_LENGTH": 60, "TRUNCATE_LONG_SEQUENCES": False},
-        {"PROMPT_TEMPLATE": "Q: {instruction} {input}\nA: "},
-    ],
-    ids=lambda names: names["PROMPT_TEMPLATE"].split()[0],
-)
-def test_the_preview_shows_what_the_engine_receives(
-    names: dict[str, object],
+def check_wire(
+    records: list[dict[str, Any]],
     server: RunningEngine,
-    tmp_path: Path,
+    folder: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    data = tmp_path / "data.json"
-    data.write_text(json.dumps(RECORDS, ensure_ascii=False), encoding="utf-8")
+    **names: object,
+) -> list[SequenceView]:
+    """Train on `records`, compare what was sent with the preview, and return the preview."""
+    data = folder / "data.json"
+    data.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
     recorded = Recorded()
     with fault_proxy(server.url, "500", share=0.0) as proxy:
         proxy.listen = recorded.listen
@@ -111,8 +148,8 @@ def test_the_preview_shows_what_the_engine_receives(
                 "DATA_FILES": [str(data)],
                 "BASE_MODEL": BUNDLED,
                 "BACKEND": "tinker",
-                "OUTPUT_DIR": str(tmp_path / "runs"),
-                "BATCH_SIZE": len(RECORDS),
+                "OUTPUT_DIR": str(folder / "runs"),
+                "BATCH_SIZE": len(records),
                 "NUM_EPOCHS": 1,
                 "LORA_RANK": 2,
                 "SAMPLING_MAX_TOKENS": 2,
@@ -134,3 +171,37 @@ def test_the_preview_shows_what_the_engine_receives(
     for (tokens, weights), (wire_tokens, wire_weights) in zip(expected, sorted(sent), strict=True):
         assert wire_tokens == tokens
         assert wire_weights == pytest.approx(weights, rel=1e-6)
+    return views
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"PROMPT_TEMPLATE": "instruction"},
+        {"PROMPT_TEMPLATE": "chat", "MAX_SEQUENCE_LENGTH": 100, "TRAIN_ON": "last"},
+        {"PROMPT_TEMPLATE": "Q: {instruction} {input}\nA: ", "MAX_SEQUENCE_LENGTH": 60}
+        | {"TRUNCATE_LONG_SEQUENCES": False},
+    ],
+    ids=["instruction", "chat", "own"],
+)
+def test_the_preview_shows_what_the_engine_receives(
+    names: dict[str, object],
+    server: RunningEngine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check_wire(RECORDS, server, tmp_path, monkeypatch, **names)
+
+
+@pytest.mark.parametrize("thinking", ["auto", "strip"])
+def test_conversations_tools_and_thoughts_are_shown_as_they_are_sent(
+    thinking: str,
+    server: RunningEngine,
+    thinking_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = {"BASE_MODEL": str(thinking_model), "PROMPT_TEMPLATE": "chat", "THINKING": thinking}
+    views = check_wire(CONVERSATIONS, server, tmp_path, monkeypatch, **names)
+    # Qwen3 writes an answer differently once others follow, so such answers are sequences too.
+    assert len(views) == 7

@@ -54,7 +54,7 @@ def preview_command(argv: Sequence[str], *, prog: str) -> int:
     _refuse_options_without_effect(wanted)
     from tinkersmith.cli.common import user_settings
     from tinkersmith.preview.examine import Choice, examine
-    from tinkersmith.preview.plan import local_encoding, training_samples
+    from tinkersmith.preview.plan import local_encoding, tokenizer_folder, training_samples
     from tinkersmith.preview.token_texts import token_texts
     from tinkersmith.progress import watched
 
@@ -70,8 +70,9 @@ def preview_command(argv: Sequence[str], *, prog: str) -> int:
     count = wanted.count or (_ON_A_PAGE if wanted.html else _IN_A_TERMINAL)
     choice = Choice(count, wanted.filter, wanted.record, bool(wanted.html), settings.seed)
     with watched(print) as progress:
-        encoding, lines = local_encoding(settings)
+        tokenizer_folder(settings)  # before the data is read
         data = training_samples(settings, progress)
+        encoding, lines = local_encoding(settings, data.source)
         for line in (*data.lines, *lines):
             progress.say(line)
         with progress.doing("tokenising the samples"):

@@ -6,7 +6,7 @@ Everything is counted in one pass; only the chosen samples stay in memory.
 import heapq
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -140,11 +140,15 @@ def examine(samples: Iterable[Sample], encoding: Encoding, choice: Choice) -> Ex
     control = Control.of(encoding.tokenizer, encoding.template)
     result = Examined()
     keeper = _Keeper(choice)
+    untrained: list[LengthEvent] = []  # grows while the samples are encoded
     encoded = encode_samples(
-        samples, encoding.template, encoding.tokenizer, encoding.settings.train_on
+        samples, encoding.template, encoding.tokenizer, encoding.settings.train_on, untrained
     )
     for number, (sample, sequences) in enumerate(encoded, start=1):
         view = _view(number, sample, sequences, encoding, control)
+        if not sequences:
+            reason = next(event.reason for event in untrained if event.source == sample.source)
+            view = replace(view, problems=(*view.problems, Problem("nothing trained", reason)))
         _count(result, view)
         keeper.offer(view)
     result.chosen = keeper.kept()

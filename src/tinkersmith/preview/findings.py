@@ -10,15 +10,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tinkersmith.data.samples import Sample, Source, Turn
+from tinkersmith.data.samples import Sample, Source
 from tinkersmith.plurals import counted
 from tinkersmith.text.templates import ChatTemplate, PromptTemplate
+from tinkersmith.text.thoughts import has_thought, split_thought
 from tinkersmith.text.tokenizer import TextTokenizer
 
 SAME_ANSWER_SHARE = 0.2  # of the samples, above which it is said
 _FEWEST_SAME = 3  # samples with the same answer, below which nothing is said
 _SHORTEST_REPEAT = 20  # characters of a prompt that an answer may repeat
 _BEGINNING = 200  # characters of an answer that are looked at for that
+_THOUGHT_BEGINS = ("<", "[")  # with what a thought at an answer's start can begin
 _LAST = 3  # tokens of a trained part, among which its end token is
 
 # What is said of each kind, after its count: "3 sequences ...". {} is a detail of the first case.
@@ -27,7 +29,7 @@ PROBLEM_SENTENCES = {
     "to stop there",
     "double begin token": "with two begin tokens",
     "empty completion": "with a completion that holds no text",
-    "nothing trained": "with nothing to train on",
+    "nothing trained": "left out, with nothing to train on: {}",
     "unknown tokens": "with text that the tokenizer does not know and replaces by {}",
     "special token in text": "with a special token such as {} written in the text; it stays plain "
     "text",
@@ -41,7 +43,13 @@ PROBLEM_SENTENCES = {
 }
 OF_LENGTH = ("cut", "too long")  # what the length policy did
 # Counted in samples; the others are counted in sequences.
-OF_SAMPLES = ("special token in text", "prompt repeated", "same answer", "no thoughts")
+OF_SAMPLES = (
+    "nothing trained",
+    "special token in text",
+    "prompt repeated",
+    "same answer",
+    "no thoughts",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +103,9 @@ class Control:
             begin=begin if begin_text not in ("", tokenizer.eos_text) else None,
             unknown=None if unknown_text == tokenizer.eos_text else special.get(unknown_text),
             unknown_text=unknown_text,
-            special_texts=tuple(text for text in special if len(text) > 2),
+            special_texts=tuple(
+                text for text in (*special, *tokenizer.control_tokens) if len(text) > 2
+            ),
             blank=frozenset(special.values()),
         )
 
@@ -109,17 +119,12 @@ _TURN_ENDS = {
 def problems_of_text(sample: Sample, control: Control) -> Iterator[Problem]:
     """What looks wrong in the texts of a sample, before they become tokens."""
     for turn in sample.turns:
-        text = next(
-            (
-                special
-                for special in control.special_texts
-                for said in (turn.text, turn.input, turn.thought)
-                if special in said
-            ),
-            "",
-        )
-        if text:
-            yield Problem("special token in text", text)
+        said = (turn.text, turn.input, turn.thought)
+        if turn.role == "assistant" and turn.text.lstrip()[:1] in _THOUGHT_BEGINS:
+            said = split_thought(turn.text) or said
+        written = [text for text in control.special_texts if any(text in part for part in said)]
+        if written:
+            yield Problem("special token in text", written[0])
             break
     if len(sample.turns) > 1 and sample.turns[-1].role == "assistant":
         asked = sample.turns[-2].text.strip()
@@ -145,7 +150,7 @@ def problems_of_sequence(
     if control.unknown is not None and (tokens == control.unknown).any():
         yield Problem("unknown tokens", control.unknown_text)
     if not len(spans):
-        yield Problem("nothing trained")
+        yield Problem("nothing trained", "no part of it is trained")
         return
     parts = [tokens[start:end].tolist() for start, end in spans.tolist()]
     if all(control.blank.issuperset(part) for part in parts):
@@ -176,7 +181,7 @@ class ProblemCounts:
         self.samples += 1
         self._records.append(sample.source.record)
         self._answers.append(hash(sample.output.strip()))
-        self.has_thoughts = self.has_thoughts or any(map(_thinks, sample.turns))
+        self.has_thoughts = self.has_thoughts or has_thought(sample)
         self.add(sample.source, problems)
 
     def add(self, source: Source, problems: Iterable[Problem]) -> None:
@@ -217,12 +222,6 @@ class ProblemCounts:
         return result
 
 
-def _thinks(turn: Turn) -> bool:
-    return bool(turn.thought) or "</think>" in turn.text
-
-
 def writes_thoughts(template: PromptTemplate) -> bool:
     """Whether the template has a form for thoughts."""
-    if not isinstance(template, ChatTemplate):
-        return False
-    return any(word in template.chat_template for word in ("<think>", "analysis", "reasoning_con"))
+    return isinstance(template, ChatTemplate) and template.form.carrier != "text"

@@ -5,7 +5,7 @@ from itertools import islice
 
 from tinkersmith.batches.in_memory import SamplesInMemory, TokensInMemory
 from tinkersmith.batches.source import DataSource, Encoding, TokenizedData
-from tinkersmith.data.large_files import iterate_samples
+from tinkersmith.batches.streamed import SampleStream
 from tinkersmith.plurals import counted
 from tinkersmith.preview.examine import Choice, Counts, examine
 from tinkersmith.preview.findings import (
@@ -15,6 +15,7 @@ from tinkersmith.preview.findings import (
     problems_of_sequence,
     problems_of_text,
 )
+from tinkersmith.preview.plan import samples_of_stream
 from tinkersmith.preview.terminal import sample_lines
 from tinkersmith.preview.token_texts import token_texts
 
@@ -29,7 +30,8 @@ def opening_lines(source: DataSource, data: TokenizedData, encoding: Encoding) -
         counts, findings, total = *_of_all(source, data, encoding), len(source.training)
         where = ""
     else:
-        samples = islice(iterate_samples(encoding.settings.data_files), _OF_A_STREAM)
+        assert isinstance(source, SampleStream)
+        samples = islice(samples_of_stream(source), _OF_A_STREAM)
         examined = examine(samples, encoding, Choice(count=0))
         counts, findings, total = examined.counts, examined.findings, data.count
         where = f" in the first {counted(counts.samples, 'sample')}"

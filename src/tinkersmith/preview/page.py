@@ -28,7 +28,7 @@ _CHINESE = {
     "no end token": "条序列的训练部分没有结束 token:模型学不会在那里停下",
     "double begin token": "条序列有两个起始 token",
     "empty completion": "条序列的答案部分没有文字",
-    "nothing trained": "条序列没有可训练的内容",
+    "nothing trained": "条样本被舍弃,没有可训练的内容:{}",
     "unknown tokens": "条序列含有分词器不认识的文字,被替换为 {}",
     "special token in text": "条样本的文字中写有特殊 token(如 {});它仍按普通文字处理",
     "prompt repeated": "条样本的答案以提问本身开头",

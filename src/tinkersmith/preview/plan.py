@@ -1,24 +1,24 @@
 """Settings -> samples and their encoding, as training has them, without a server or a model."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from tinkersmith.batches.in_memory import read_into_memory
-from tinkersmith.batches.source import Encoding
+from tinkersmith.batches.in_memory import SamplesInMemory
+from tinkersmith.batches.read import read_data
+from tinkersmith.batches.source import DataSource, Encoding
+from tinkersmith.batches.streamed import SampleStream
 from tinkersmith.bundled import BUNDLED_MODELS
-from tinkersmith.data.large_files import are_streamed, iterate_samples
-from tinkersmith.data.report import read_lines, skipped_lines
+from tinkersmith.data.large_files import read_chunk
+from tinkersmith.data.report import Tally, note_lines, read_lines, skipped_lines, validation_lines
 from tinkersmith.data.samples import Sample, Skipped
 from tinkersmith.errors import UserError
 from tinkersmith.files import read_json_object
 from tinkersmith.models import local_model_folder, resolve_base_model
-from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress
 from tinkersmith.settings.fields import Settings
-from tinkersmith.sources.find import find_files
-from tinkersmith.text.templates import choose_template
+from tinkersmith.text.choose import choose_template, decide, template_lines
 from tinkersmith.text.tokenizer import load_tokenizer
 
 
@@ -26,38 +26,81 @@ from tinkersmith.text.tokenizer import load_tokenizer
 class TrainingSamples:
     """The samples that training would take, and what is to say about the files."""
 
+    source: DataSource
     samples: Iterable[Sample]
-    skipped: Sequence[Skipped]
+    skipped: Sequence[Skipped]  # of large files, the first ones
     lines: list[str]
 
 
 def training_samples(settings: Settings, progress: Progress) -> TrainingSamples:
-    """Read DATA_FILES as training does. Large files are read while they are looked at.
+    """Read DATA_FILES as training does, and leave out what is set apart for validation.
 
     Raises:
-        UserError: see `load_samples`.
+        UserError: see `read_data`.
     """
-    if are_streamed(find_files(settings.data_files)[0]):
-        lines = ["The files are large: they are read as a stream. Unusable records are left out."]
-        if settings.validation_ratio:
-            lines.append("The samples that VALIDATION_RATIO sets apart are among those below.")
-        return TrainingSamples(iterate_samples(settings.data_files), (), lines)
-    with progress.doing("reading the data"):
-        data = read_into_memory(settings)
-    loaded = data.loaded[0]
-    lines = read_lines(loaded.counts, loaded.missing_files)
-    lines += skipped_lines(loaded.skipped[:3], len(loaded.skipped))
-    if data.validation and settings.validation_ratio:
-        held_out = counted(len(data.validation), "sample is", "samples are")
-        lines.append(f"{held_out} set apart for validation and not among those below.")
-    return TrainingSamples(data.training, loaded.skipped, lines)
+    source = read_data(settings, progress)
+    if isinstance(source, SampleStream):
+        files = source.files
+        tally = Tally.together(files.tallies)
+        lines = [
+            *read_lines(files.counts, files.missing_files, tally.shapes),
+            *note_lines(tally.notes),
+            *skipped_lines(files.first_skipped, files.skipped_count, "", tally.reasons),
+            *validation_lines(len(files.validation), files.shared),
+        ]
+        return TrainingSamples(source, samples_of_stream(source), files.first_skipped, lines)
+    assert isinstance(source, SamplesInMemory)
+    loaded = source.loaded[0]
+    lines = [
+        *read_lines(loaded.counts, loaded.missing_files, loaded.shapes),
+        *note_lines(loaded.notes),
+        *skipped_lines(loaded.skipped, len(loaded.skipped)),
+        *validation_lines(len(source.validation), 0),
+    ]
+    return TrainingSamples(source, source.training, loaded.skipped, lines)
 
 
-def local_encoding(settings: Settings) -> tuple[Encoding, list[str]]:
-    """How training would encode samples, and what is to say about it.
+def samples_of_stream(source: SampleStream) -> Iterator[Sample]:
+    """The samples of large files that are trained on, in the order of the files."""
+    for chunk in source.files.chunks:
+        samples, _ = read_chunk(chunk)
+        for place in chunk.training_places().tolist():
+            yield samples[place]
+
+
+def local_encoding(settings: Settings, source: DataSource) -> tuple[Encoding, list[str]]:
+    """How training would encode the samples of `source`, and what is to say about it.
 
     Raises:
-        UserError: the model's tokenizer is not on this machine.
+        UserError: the model's tokenizer is not on this machine, or a setting does not fit.
+    """
+    name, folder, note = tokenizer_folder(settings)
+    tokenizer = load_tokenizer(folder)
+    decision = decide(settings.prompt_template, tokenizer, name)
+    template = choose_template(
+        settings.prompt_template,
+        tokenizer,
+        name,
+        thinking=settings.thinking,
+        thoughts=source.thoughts,
+    )
+    lines = [note] if note else []
+    lines += template_lines(template, decision, source.thoughts)
+    limit, context = settings.max_sequence_length, _context(folder)
+    if context is not None and context < limit:
+        lines.append(
+            f"MAX_SEQUENCE_LENGTH is {limit:,}, but {name} takes at most {context:,} tokens: "
+            f"{context:,} is used."
+        )
+        limit = context
+    return Encoding(settings, template, tokenizer, limit), lines
+
+
+def tokenizer_folder(settings: Settings) -> tuple[str, Path, str | None]:
+    """The model's name as a server would have it, its folder on this machine, and a note.
+
+    Raises:
+        UserError: its tokenizer is not on this machine.
     """
     name, note = resolve_base_model(settings.base_model)
     folder = local_model_folder(name)
@@ -71,17 +114,7 @@ def local_encoding(settings: Settings) -> tuple[Encoding, list[str]]:
             f"tokenizer files with: hf download {name} --include '*.json' '*.jinja' '*.model'. Or "
             "name a model folder with --base-model."
         )
-    tokenizer = load_tokenizer(folder)
-    template = choose_template(settings.prompt_template, tokenizer, name)
-    limit, context = settings.max_sequence_length, _context(folder)
-    lines = [note] if note else []
-    if context is not None and context < limit:
-        lines.append(
-            f"MAX_SEQUENCE_LENGTH is {limit:,}, but {name} takes at most {context:,} tokens: "
-            f"{context:,} is used."
-        )
-        limit = context
-    return Encoding(settings, template, tokenizer, limit), lines
+    return name, folder, note
 
 
 def _cached_folder(name: str) -> Path | None:
