@@ -30,16 +30,19 @@ OUTPUT_FILE = "evaluation_results.json"
 # config.py says how answers are sampled: SAMPLING_MAX_TOKENS, SAMPLING_TEMPERATURE and others.
 
 if __name__ == "__main__":
+    from tinkersmith.cli.entry_point import run_entry_point
     from tinkersmith.cli.evaluate import evaluate_command
 
     sys.exit(
-        evaluate_command(
-            model_path=MODEL_PATH,
-            test_file=TEST_DATA_FILE,
-            base_model=BASE_MODEL,
-            compare_base=COMPARE_BASE,
-            limit=LIMIT,
-            output_file=OUTPUT_FILE,
-            folder=Path(__file__).resolve().parent,
+        run_entry_point(
+            lambda: evaluate_command(
+                model_path=MODEL_PATH,
+                test_file=TEST_DATA_FILE,
+                base_model=BASE_MODEL,
+                compare_base=COMPARE_BASE,
+                limit=LIMIT,
+                output_file=OUTPUT_FILE,
+                folder=Path(__file__).resolve().parent,
+            )
         )
     )

@@ -44,6 +44,10 @@ def main() -> None:
     from tinkersmith.cli.train import offer_export
     from tinkersmith.settings.reading import settings_from
 
+    argparse.ArgumentParser(
+        description="Fine-tune a LoRA with the settings at the top of this script. Change them "
+        "there; they are explained in docs/reference/settings.md."
+    ).parse_args()
     folder = Path(__file__).resolve().parent
     settings = settings_from(globals(), where=__file__, folder=folder)
     with train(settings) as trained:
@@ -54,8 +58,4 @@ def main() -> None:
 if __name__ == "__main__":
     from tinkersmith.cli.entry_point import run_entry_point
 
-    argparse.ArgumentParser(
-        description="Fine-tune a LoRA with the settings at the top of this script. Change them "
-        "there; they are explained in docs/reference/settings.md."
-    ).parse_args()
     sys.exit(run_entry_point(main))

@@ -117,8 +117,10 @@ def write_atomically(path: Path | str, data: bytes | str) -> None:
         # mkstemp makes the file private; other files of the user follow the umask.
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk names no file
+            error.filename = str(path)
         raise
     _fsync_folder(path.parent)
 

@@ -10,7 +10,7 @@ import socket
 import struct
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -38,6 +38,8 @@ class FaultProxy:
     url: str = ""
     requests: Counter[str] = field(default_factory=Counter)  # by route
     broken: Counter[str] = field(default_factory=Counter)
+    # What is called with the route, the head and the body of each request.
+    listen: Callable[[str, bytes, bytes], None] = lambda route, head, body: None
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection of a client: request after request, until a fault or its end."""
@@ -55,6 +57,7 @@ class FaultProxy:
         """Answer a request; False where the connection has been broken."""
         route = _route(message[0])
         self.requests[route] += 1
+        self.listen(route, *message)
         if self.chance.random() >= self.share:
             return await self._pass_on(message, writer)
         self.broken[route] += 1

@@ -1,6 +1,7 @@
 """Lines that cannot be printed are in the log."""
 
 import errno
+import io
 import threading
 from pathlib import Path
 
@@ -67,3 +68,27 @@ def test_a_reader_that_is_gone_ends_the_work_once_in_its_own_thread(
         transcript.say("three")
     transcript.say("four")
     assert (tmp_path / "log").read_text() == "one\ntwo\nthree\nfour\n"
+
+
+def test_the_log_has_no_colours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    transcript = Transcript()
+    transcript.say("\x1b[1;32mone\x1b[0m")
+    transcript.attach(tmp_path / "log")
+    transcript.say("\x1b[38;5;22mtwo\x1b[0m")
+    assert (tmp_path / "log").read_text() == "one\ntwo\n"
+    assert "\x1b[38;5;22mtwo" in capsys.readouterr().out
+
+
+def test_what_an_output_cannot_show_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", output)
+    transcript = Transcript()
+    transcript.attach(tmp_path / "log")
+    transcript.say("是 \udcff")
+    assert output.buffer.getvalue() == b"? ?\n"  # type: ignore[attr-defined]
+    assert (tmp_path / "log").read_text(encoding="utf-8") == "是 \\udcff\n"
+    assert capsys.readouterr().err == ""

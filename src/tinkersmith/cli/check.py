@@ -128,7 +128,7 @@ def _check(wanted: argparse.Namespace) -> None:
         "ENCODING",
     ]
     settings = reading_settings(wanted.config, wanted.set, takes=takes)
-    files: list[str] = wanted.files or list(settings.data_files)
+    files: list[str] = wanted.files or list(settings.training_files)
     test_files: list[str] = wanted.test or ([] if wanted.files else settings.validation_files)
     if "leakage" in kinds and not test_files:
         raise UserError("--drop leakage needs test data: name it with --test FILE.")

@@ -1,10 +1,12 @@
 """The commands' names, and how a command ends: a user's mistake becomes one sentence."""
 
 import contextlib
+import errno
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from typing import Any
 
 COMMANDS = {
     "init": "Make a project folder: settings, sample data and scripts.",
@@ -14,6 +16,7 @@ COMMANDS = {
     "settings": "Show all settings with their values and where these come from.",
     "check": "Show how long samples are, and what may be wrong with them.",
     "stats": "Show only how long samples are.",
+    "preview": "Show samples as the tokens that are trained on.",
     "evaluate": "Score a trained model on a test set.",
     "export": "Write a trained model as a PEFT folder or a merged model.",
     "runs": "List the runs with their sizes, or delete what is no longer needed.",
@@ -21,45 +24,128 @@ COMMANDS = {
 }
 
 
+_OUTPUT = "the output"  # the file name of an error that writing to the terminal raised
+
+
 def run_entry_point(act: Callable[[], int | None]) -> int:
-    """Call `act` and return the exit code; a user's mistake becomes one sentence on stderr."""
+    """Call `act` and return the exit code; a user's mistake becomes one sentence on stderr.
+
+    Raises:
+        SystemExit: `act` raised it, as argparse does after --help.
+    """
+    _open_closed_streams()
+    with _named_output() as errors:
+        try:
+            code = _exit_code(act)
+        except SystemExit:
+            if not _flushed():
+                return 1
+            if errors and errors[-1].errno != errno.EPIPE:  # argparse says nothing about it
+                _complain(_sentence(errors[-1]))
+                return 1
+            raise
+        return code if _flushed() else 1
+
+
+def _exit_code(act: Callable[[], int | None]) -> int:
     from tinkersmith.errors import UserError
 
-    # A console that lacks a character shows another one; the work goes on.
-    output: object = sys.stdout
-    if isinstance(output, io.TextIOWrapper):
-        output.reconfigure(errors="replace")
     try:
         return act() or 0
     except UserError as error:
-        print(f"Error: {_shown(str(error))}", file=sys.stderr)
+        _complain(str(error))
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
-        return 1
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        print(f"Error: {_shown(place)}{error.strerror or error}.", file=sys.stderr)
+        if error.filename == _OUTPUT and error.errno == errno.EPIPE:
+            return 1  # the reader of our output has gone, as in `... | head`
+        _complain(_sentence(error))
         return 1
-    finally:
-        _leave_unwritable_output()
 
 
-def _shown(sentence: str) -> str:
-    """A sentence in one line: names of files may hold what breaks lines or acts on terminals."""
+def _sentence(error: OSError) -> str:
+    from tinkersmith.errors import reason_of
+
+    if error.filename == _OUTPUT:
+        return f"{_OUTPUT} cannot be written: {reason_of(error)}. Write it to another place."
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{reason_of(error)}."
+
+
+def _complain(sentence: str) -> None:
+    """Print an error in one line: names of files may hold what acts on terminals."""
     from tinkersmith.errors import one_line
 
-    return one_line(sentence, len(sentence))
+    with contextlib.suppress(OSError, ValueError):  # nobody can be told
+        print(f"Error: {one_line(sentence, len(sentence))}", file=sys.stderr)
 
 
-def _leave_unwritable_output() -> None:
-    """Let Python end without a complaint about output that cannot be written."""
+def _open_closed_streams() -> None:
+    """Give a program that was started without one of its three streams an empty one.
+
+    Without it, the next file that is opened would take the stream's number.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
+@contextlib.contextmanager
+def _named_output() -> Generator[list[OSError], None, None]:
+    """Within the block, a character that the output lacks is replaced, and its errors are named.
+
+    Yields the list of the errors so far.
+    """
+    errors: list[OSError] = []
+    streams = [stream for stream in _streams() if "write" not in vars(stream)]
+    for stream in streams:
+        if stream is sys.stdout:  # standard error does that already
+            stream.reconfigure(errors="replace")
+        for name in ("write", "flush"):
+            setattr(stream, name, _naming(getattr(stream, name), errors))
+    try:
+        yield errors
+    finally:
+        for stream in streams:
+            del stream.write, stream.flush
+
+
+def _streams() -> list[Any]:
+    """Standard output and standard error, unless a test or a program has put others there."""
+    both: list[object] = [sys.stdout, sys.stderr]
+    return [stream for stream in both if isinstance(stream, io.TextIOWrapper)]
+
+
+def _naming(act: Callable[..., Any], errors: list[OSError]) -> Callable[..., Any]:
+    """`act`, whose errors say that they are those of the output, and are noted."""
+
+    def call(*arguments: Any) -> Any:
+        try:
+            return act(*arguments)
+        except OSError as error:
+            error.filename = _OUTPUT
+            errors.append(error)
+            raise
+
+    return call
+
+
+def _flushed() -> bool:
+    """Whether all output could be written. What could not is said, but for a reader that has gone.
+
+    Python ends without a complaint of its own afterwards.
+    """
+    flushed = True
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
             with contextlib.suppress(OSError, ValueError):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, stream.fileno())
                 os.close(nowhere)
+            if isinstance(error, OSError) and error.errno != errno.EPIPE:
+                flushed = False
+                _complain(_sentence(error))
+    return flushed

@@ -9,6 +9,10 @@ from tinkersmith.cli.entry_point import COMMANDS, run_entry_point
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    return run_entry_point(lambda: _main(arguments))
+
+
+def _main(arguments: list[str]) -> int | None:
     if arguments[:1] == ["--version"]:
         from tinkersmith.version import __version__
 
@@ -26,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.0)[0]
         print(f"Error: there is no command {command}; did you mean {near}?", file=sys.stderr)
         return 2
-    return run_entry_point(lambda: _run(command, rest))
+    return _run(command, rest)
 
 
 def _run(command: str, rest: list[str]) -> int | None:
@@ -59,6 +63,10 @@ def _run(command: str, rest: list[str]) -> int | None:
         from tinkersmith.cli.settings import settings_command
 
         return settings_command(rest, prog=prog)
+    if command == "preview":
+        from tinkersmith.cli.preview import preview_command
+
+        return preview_command(rest, prog=prog)
     if command == "evaluate":
         from tinkersmith.cli.evaluate import evaluate_command
 

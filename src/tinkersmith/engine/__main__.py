@@ -59,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise Refused(f"--threads is {options.threads}; it must be 0 (chosen) or more.")
         wait_passively(os.environ)  # before torch is imported
         return _serve(options, key, made)
+    except BrokenPipeError:  # nobody reads that the engine is ready
+        return 1
     except (Refused, StorageFailure, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
@@ -232,7 +234,7 @@ def _serve(options: argparse.Namespace, key: str, made: bool) -> int:
         sweeping = asyncio.create_task(sessions.sweep())
         watching = asyncio.create_task(connections.watch(server.server_state))
         # The listener takes connections already; they are answered from the next line on.
-        print(json.dumps({"event": "ready", "port": port, "pid": os.getpid()}), flush=True)
+        _print_ready(port)
         scheme = "https" if options.tls_cert else "http"
         log.info("serving the Tinker API on %s://%s:%d", scheme, options.host, port)
         if scheme == "http" and not _is_loopback(options.host):
@@ -253,6 +255,24 @@ def _serve(options: argparse.Namespace, key: str, made: bool) -> int:
     # The engine thread may be in a long computation; nothing waits for it.
     sys.stdout.flush()
     os._exit(0)
+
+
+def _print_ready(port: int) -> None:
+    """Print the line that whoever started the engine waits for.
+
+    Raises:
+        BrokenPipeError: nobody reads it.
+        Refused: it cannot be written.
+    """
+    try:
+        print(json.dumps({"event": "ready", "port": port, "pid": os.getpid()}), flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        reason = error.strerror or error
+        raise Refused(
+            f"the output cannot be written: {reason}. Write it to another place."
+        ) from None
 
 
 def _experimental(options: argparse.Namespace) -> Any:

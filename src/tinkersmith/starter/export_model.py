@@ -22,14 +22,17 @@ OUTPUT = ""
 BASE_MODEL = ""
 
 if __name__ == "__main__":
+    from tinkersmith.cli.entry_point import run_entry_point
     from tinkersmith.cli.export import export_command
 
     sys.exit(
-        export_command(
-            model_path=MODEL_PATH,
-            merged=MERGED,
-            output=OUTPUT,
-            base_model=BASE_MODEL,
-            folder=Path(__file__).resolve().parent,
+        run_entry_point(
+            lambda: export_command(
+                model_path=MODEL_PATH,
+                merged=MERGED,
+                output=OUTPUT,
+                base_model=BASE_MODEL,
+                folder=Path(__file__).resolve().parent,
+            )
         )
     )

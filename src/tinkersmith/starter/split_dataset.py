@@ -23,15 +23,18 @@ TRAIN_FILE = "data/train_set.json"
 TEST_FILE = "data/test_set.json"
 
 if __name__ == "__main__":
+    from tinkersmith.cli.entry_point import run_entry_point
     from tinkersmith.cli.split import split_command
 
     sys.exit(
-        split_command(
-            inputs=INPUT_FILES,
-            ratio=TRAIN_RATIO,
-            seed=SEED,
-            train_out=TRAIN_FILE,
-            test_out=TEST_FILE,
-            folder=Path(__file__).resolve().parent,
+        run_entry_point(
+            lambda: split_command(
+                inputs=INPUT_FILES,
+                ratio=TRAIN_RATIO,
+                seed=SEED,
+                train_out=TRAIN_FILE,
+                test_out=TEST_FILE,
+                folder=Path(__file__).resolve().parent,
+            )
         )
     )

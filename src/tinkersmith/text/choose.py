@@ -10,7 +10,6 @@ from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.errors import UserError
 from tinkersmith.plurals import counted
 from tinkersmith.text.chat_template import ChatTemplate
-from tinkersmith.text.guards import unguarded
 from tinkersmith.text.probes import Probe
 from tinkersmith.text.text_template import (
     ALPACA_FORMAT,
@@ -22,7 +21,6 @@ from tinkersmith.text.text_template import (
 from tinkersmith.text.thoughts import ThoughtCounts
 
 if TYPE_CHECKING:
-    from tinkersmith.data.samples import Sample
     from tinkersmith.text.tokenizer import TextTokenizer
 
 
@@ -173,21 +171,13 @@ def template_lines(
     template: TextTemplate | ChatTemplate,
     decision: Decision,
     thoughts: ThoughtCounts,
-    first: "Sample",
-    train_on: str,
 ) -> list[str]:
-    """What a run says of its template at its start: name, reason, thoughts, and a sample."""
+    """What a run says of its template at its start: name, reason, thoughts, and a system text."""
     lines = [f"Prompt template: {template.name} ({decision.reason})"]
     lines += [f"  {line}" for line in _thinking_lines(template, thoughts)]
     if isinstance(template, ChatTemplate) and template.form.own_system:
         lines.append("  The chat template adds a system text of its own:")
         lines += _quoted(template.form.own_system, 6)
-    lines.append(f"The first sample ({first.source}) as text; what is trained on stands in [[ ]]:")
-    for sequence in template.render_all(first, train_on):
-        text = "".join(
-            f"[[{piece.text}]]" if piece.trained else piece.text for piece in sequence.pieces
-        )
-        lines += _quoted(unguarded(text), 24)
     return lines
 
 

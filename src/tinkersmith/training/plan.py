@@ -6,16 +6,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tinkersmith.batches.in_memory import read_into_memory
 from tinkersmith.batches.order import steps_per_epoch
+from tinkersmith.batches.read import read_data
 from tinkersmith.batches.source import DataSource, Encoding, TokenizedData
-from tinkersmith.batches.streamed import open_stream
 from tinkersmith.command_line import command_line
-from tinkersmith.data.large_files import are_streamed
 from tinkersmith.data.samples import Sample
 from tinkersmith.errors import UserError
 from tinkersmith.fingerprint import base_fingerprint
 from tinkersmith.models import local_model_folder, resolve_base_model
+from tinkersmith.preview.opening import opening_lines
 from tinkersmith.progress import Progress
 from tinkersmith.runs.folder import Checkpoint, RunFolder
 from tinkersmith.runs.provenance import (
@@ -32,7 +31,6 @@ from tinkersmith.service.connection import TRAINING_METADATA, ServerGone, Servic
 from tinkersmith.service.facts import engine_facts
 from tinkersmith.settings.fields import Settings
 from tinkersmith.settings.reading import settings_for_file
-from tinkersmith.sources.find import find_files
 from tinkersmith.text.choose import Decision, decide, template_lines
 from tinkersmith.text.templates import PromptTemplate, choose_template
 from tinkersmith.text.tokenizer import TextTokenizer
@@ -99,8 +97,13 @@ def prepare(
         tokenizer = service.tokenizer(client)
     template = _template(settings, resume, service, tokenizer, source, progress.say)
     max_length = _max_length(settings, service, progress.say)
-    data = source.tokenized(Encoding(settings, template, tokenizer, max_length), progress)
+    encoding = Encoding(settings, template, tokenizer, max_length)
+    data = source.tokenized(encoding, progress)
     guard.callback(data.stop)
+    with progress.doing("looking at the tokens"):
+        lines = opening_lines(source, data, encoding)
+    for line in lines:
+        progress.say(f"  {line}".rstrip())
     epoch = steps_per_epoch(data.count, settings.batch_size)
     total_steps = epoch * settings.num_epochs
     standing = Standing(
@@ -134,18 +137,6 @@ def prepare(
     )
 
 
-def read_data(settings: Settings, progress: Progress) -> DataSource:
-    """Read and check the data files; large JSON Lines files become a stream.
-
-    Raises:
-        UserError: a file is not JSON, or there is nothing to train on.
-    """
-    if are_streamed(find_files(settings.training_files)[0]):
-        return open_stream(settings, progress)
-    with progress.doing("reading the data"):
-        return read_into_memory(settings)
-
-
 def _show_settings(settings: Settings, say: Callable[[str], None]) -> Settings:
     """Print the settings, and return them with the base model's real name."""
     base_model, note = resolve_base_model(settings.base_model)
@@ -167,7 +158,7 @@ def _template(
     source: DataSource,
     say: Callable[[str], None],
 ) -> PromptTemplate:
-    """The run's prompt template, with what is said of it: why it is used, and a sample as text."""
+    """The run's prompt template, with what is said of it: why it is used, and its thoughts."""
     if resume is not None:
         template = resume.run.template()
         decision = Decision(template.name, f"as {resume.run.name} began with it")
@@ -180,9 +171,7 @@ def _template(
             thinking=settings.thinking,
             thoughts=source.thoughts,
         )
-    for line in template_lines(
-        template, decision, source.thoughts, source.first, settings.train_on
-    ):
+    for line in template_lines(template, decision, source.thoughts):
         say(line)
     return template
 

@@ -1,9 +1,12 @@
 """The lines that the user sees, on the terminal and in the run's train.log."""
 
 import errno
+import re
 import sys
 import threading
 from pathlib import Path
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Transcript:
@@ -45,7 +48,7 @@ class Transcript:
 
     def _print(self, text: str) -> None:
         try:
-            print(text, flush=True)
+            print(_showable(text), flush=True)
         except BrokenPipeError as error:
             self._prints, self._reader_gone = False, error
         except (OSError, ValueError) as error:  # ValueError: the output was closed
@@ -63,6 +66,12 @@ class Transcript:
                 return
 
 
+def _showable(text: str) -> str:
+    """The text with "?" for what standard output cannot show, where it would refuse that."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding, "replace")
+
+
 def _append(log: Path, lines: list[str]) -> None:
     with log.open("a", encoding="utf-8", errors="backslashreplace") as file:
-        file.writelines(line + "\n" for line in lines)
+        file.writelines(_COLOUR.sub("", line) + "\n" for line in lines)

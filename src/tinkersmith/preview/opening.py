@@ -1,0 +1,69 @@
+"""Data that is about to be trained on -> a few lines: the first sample, counts, and warnings."""
+
+import sys
+from itertools import islice
+
+from tinkersmith.batches.in_memory import SamplesInMemory, TokensInMemory
+from tinkersmith.batches.source import DataSource, Encoding, TokenizedData
+from tinkersmith.batches.streamed import SampleStream
+from tinkersmith.plurals import counted
+from tinkersmith.preview.examine import Choice, Counts, examine
+from tinkersmith.preview.findings import (
+    OF_LENGTH,
+    Control,
+    ProblemCounts,
+    problems_of_sequence,
+    problems_of_text,
+)
+from tinkersmith.preview.plan import samples_of_stream
+from tinkersmith.preview.terminal import sample_lines
+from tinkersmith.preview.token_texts import token_texts
+
+_OF_A_STREAM = 1000  # samples that are looked at before training begins
+_CELLS = 150  # of the first sample that are shown: about a screen
+
+
+def opening_lines(source: DataSource, data: TokenizedData, encoding: Encoding) -> list[str]:
+    """What a user sees of the data before the first step."""
+    first = examine([source.first], encoding, Choice(count=1)).chosen[0]
+    if isinstance(source, SamplesInMemory) and isinstance(data, TokensInMemory):
+        counts, findings, total = *_of_all(source, data, encoding), len(source.training)
+        where = ""
+    else:
+        assert isinstance(source, SampleStream)
+        samples = islice(samples_of_stream(source), _OF_A_STREAM)
+        examined = examine(samples, encoding, Choice(count=0))
+        counts, findings, total = examined.counts, examined.findings, data.count
+        where = f" in the first {counted(counts.samples, 'sample')}"
+    share = counts.trained / counts.tokens if counts.tokens else 0.0
+    return [
+        *sample_lines(first, total, token_texts(encoding.tokenizer), _CELLS, sys.stdout)[:-1],
+        "",
+        f"Of {counted(counts.tokens, 'token')}{where}, {counts.trained:,} are trained on "
+        f"({share:.1%}). See more with: tinkersmith preview",
+        *(
+            f"Warning{where}: {finding}"
+            for finding in findings.all(encoding.template)
+            if finding.kind not in OF_LENGTH  # the report of the lengths lists each
+        ),
+    ]
+
+
+def _of_all(
+    source: SamplesInMemory, data: TokensInMemory, encoding: Encoding
+) -> tuple[Counts, ProblemCounts]:
+    """Counts and problems of all samples; the tokens are there already."""
+    control = Control.of(encoding.tokenizer, encoding.template)
+    findings, counts = ProblemCounts(), Counts(samples=len(source.training))
+    for sample in source.training:
+        findings.add_sample(sample, problems_of_text(sample, control))
+    cut = {(event.source, event.after) for event in data.truncated}
+    for sequences in data.training:
+        for sequence in sequences:
+            counts.sequences += 1
+            counts.tokens += len(sequence.tokens)
+            counts.trained += sequence.completion_length
+            is_cut = (sequence.source, len(sequence.tokens)) in cut
+            problems = problems_of_sequence(sequence.tokens, sequence.spans, is_cut, control)
+            findings.add(sequence.source, problems)
+    return counts, findings

@@ -1,0 +1,230 @@
+"""The page shows every text as text, says what it leaves out, and overwrites only its own kind."""
+
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tinkersmith.batches.in_memory import SamplesInMemory
+from tinkersmith.batches.source import Encoding
+from tinkersmith.data.samples import Sample, Source, Turn, alpaca_sample
+from tinkersmith.errors import UserError
+from tinkersmith.preview.examine import Choice, examine
+from tinkersmith.preview.findings import PROBLEM_SENTENCES
+from tinkersmith.preview.page import (
+    _CHINESE,
+    GENERATOR,
+    MOST_CELLS,
+    check_target,
+    page_text,
+    write_page,
+)
+from tinkersmith.preview.plan import local_encoding
+from tinkersmith.preview.token_texts import token_texts
+from tinkersmith.settings.reading import settings_from
+
+NASTY = [
+    "</script><script>alert(1)</script>",
+    "<!-- <script> -->",
+    "]]><img src=x onerror=alert(1)>",
+    "\u202ereversed\u202c \u2066iso\u2069",
+    "\u2028\u2029\u0000\u0007\u001b[31m",
+    "%DATA% %SCRIPT% %STYLE%",
+    "&lt;b&gt; \\u003c \\ud800 {{ }}",
+    "世界 🍁 👩‍👩‍👧 é",
+]
+
+
+def encoding(**names: object) -> Encoding:
+    source = SamplesInMemory([], [], [])
+    return local_encoding(settings_from({"PROMPT_TEMPLATE": "chat", **names}), source)[0]
+
+
+def page(samples: list[Sample], count: int = 200, name: str = "all", **names: object) -> str:
+    how = encoding(**names)
+    examined = examine(samples, how, Choice(count, name, mixed=True, seed=1))
+    return page_text(examined, how, token_texts(how.tokenizer))
+
+
+def data_of(text: str) -> dict:
+    (stored,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
+    return json.loads(stored)
+
+
+def texts_of(sample: dict) -> str:
+    return "".join(
+        text
+        for sequence in sample["sequences"]
+        for block in sequence["blocks"]
+        for text in block["texts"]
+    )
+
+
+class Elements(html.parser.HTMLParser):
+    """Counts the elements, and notes whatever could load something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.loads += [f"{tag} {name}" for name, _ in attrs if name in ("src", "href", "data-src")]
+        self.loads += [f"{tag} {name}" for name, _ in attrs if name.startswith("on")]
+
+
+def elements(text: str) -> Elements:
+    parser = Elements()
+    parser.feed(text)
+    return parser
+
+
+PLAIN = page([alpaca_sample("Say yes.", "", "yes", Source("f.json", 1))])
+
+
+@pytest.mark.parametrize("nasty", NASTY)
+def test_no_text_of_a_sample_becomes_markup(nasty: str) -> None:
+    text = page([alpaca_sample(nasty, nasty, nasty, Source(f"{nasty}.json", 1))])
+    parsed = elements(text)
+    assert parsed.names == elements(PLAIN).names
+    assert parsed.loads == []
+    assert all(character.isprintable() or character in "\n" for character in text)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(min_size=1, max_size=80).filter(str.strip))
+def test_any_text_is_shown_and_stays_text(said: str) -> None:
+    text = page([Sample((Turn("user", said), Turn("assistant", said)), Source("f.json", 1))])
+    assert elements(text).names == elements(PLAIN).names
+    shown = texts_of(data_of(text)["samples"][0])
+    for word in re.findall(r"\w+", said):
+        if word.isprintable():
+            assert word in shown.replace("·", " ")
+
+
+def test_the_page_loads_nothing_and_its_policy_allows_only_its_own_script() -> None:
+    assert elements(PLAIN).loads == []
+    assert re.search(r"https?://", PLAIN) is None
+    assert "default-src 'none'" in PLAIN and "unsafe-inline" not in PLAIN
+
+
+def test_a_mark_of_direction_is_visible() -> None:
+    text = page([alpaca_sample("a\u202eb", "", "c\td\n", Source("f.json", 1))])
+    shown = texts_of(data_of(text)["samples"][0])
+    assert "a⟨U+202E⟩b" in shown and "c⇥d↵\n" in shown
+
+
+def test_tokens_flags_and_places_are_those_of_the_sequence() -> None:
+    how = encoding(MAX_SEQUENCE_LENGTH=20)
+    sample = alpaca_sample("Say much.", "", "word " * 30, Source("f.json", 1))
+    examined = examine([sample], how, Choice(5))
+    (view,) = examined.chosen[0].sequences
+    (sequence,) = data_of(page_text(examined, how, token_texts(how.tokenizer)))["samples"][0][
+        "sequences"
+    ]
+    ids = [
+        token
+        for block in sequence["blocks"]
+        for entry in block["ids"]
+        for token in (entry if isinstance(entry, list) else [entry])
+    ]
+    flags = [int(flag, 16) for block in sequence["blocks"] for flag in block["flags"]]
+    assert ids == view.tokens.tolist()
+    assert [flag & 1 for flag in flags] == [*(view.weights > 0), *[0] * (len(ids) - 20)]
+    assert [bool(flag & 2) for flag in flags] == [place >= 20 for place in range(len(ids))]
+    assert (sequence["sent"], sequence["tokens"]) == (20, len(ids))
+
+
+def many(count: int, words: int) -> list[Sample]:
+    return [
+        alpaca_sample(f"Question {n}?", "", f"{n} words " * words, Source("f.json", n + 1))
+        for n in range(count)
+    ]
+
+
+def test_a_page_of_much_data_stays_small_and_says_what_it_holds() -> None:
+    text = page(many(1500, 150), MAX_SEQUENCE_LENGTH=1000)
+    data = data_of(text)
+    assert data["counts"]["samples"] == 1500 and len(data["samples"]) == 200
+    assert len(text) < 5_000_000
+    cells = sum(
+        len(block["texts"])
+        for sample in data["samples"]
+        for sequence in sample["sequences"]
+        for block in sequence["blocks"]
+    )
+    assert cells <= MOST_CELLS * 1.1
+    gaps = [
+        block["gap"]
+        for sample in data["samples"]
+        for sequence in sample["sequences"]
+        for block in sequence["blocks"]
+    ]
+    assert any(gaps)
+    first = data["samples"][0]["sequences"][0]
+    shown = sum(len(block["ids"]) for block in first["blocks"])
+    assert shown + sum(block["gap"] for block in first["blocks"]) == first["tokens"]
+
+
+def test_a_page_holds_the_first_the_longest_and_what_is_suspicious() -> None:
+    samples = many(600, 1)
+    samples[400] = alpaca_sample("Say <|im_end|>.", "", "no", Source("f.json", 401))
+    samples[500] = alpaca_sample("Say much.", "", "word " * 200, Source("f.json", 501))
+    held = [sample["record"] for sample in data_of(page(samples, count=30))["samples"]]
+    assert len(held) == 30 and held == sorted(held)
+    assert {1, 401, 501} <= set(held)
+    again = [sample["record"] for sample in data_of(page(samples, count=30))["samples"]]
+    assert held == again
+
+
+def test_every_finding_has_its_chinese_sentence() -> None:
+    assert list(_CHINESE) == list(PROBLEM_SENTENCES)
+    assert [
+        kind
+        for kind in PROBLEM_SENTENCES
+        if ("{}" in PROBLEM_SENTENCES[kind]) != ("{}" in _CHINESE[kind])
+    ] == []
+
+
+# ---- the file
+
+
+def written(path: Path) -> None:
+    how = encoding()
+    examined = examine(many(3, 1), how, Choice(3))
+    write_page(path, examined, how, token_texts(how.tokenizer))
+
+
+def test_only_a_page_of_the_preview_is_overwritten(tmp_path: Path) -> None:
+    target = tmp_path / "out.html"
+    written(target)
+    assert GENERATOR in target.read_text(encoding="utf-8")
+    check_target(target, force=False)
+    target.write_text("<p>mine</p>")
+    with pytest.raises(UserError, match=r"is not a page of tinkersmith preview.*--force"):
+        check_target(target, force=False)
+    check_target(target, force=True)
+    with pytest.raises(UserError, match="it is a folder"):
+        check_target(tmp_path, force=True)
+    check_target(tmp_path / "new.html", force=False)
+
+
+def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        written(tmp_path / "file" / "out.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_the_script_is_valid(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "src" / "tinkersmith" / "preview" / "page.js"
+    done = subprocess.run(["node", "--check", str(script)], capture_output=True, text=True)
+    assert done.stderr == ""
