@@ -41,6 +41,12 @@ def main() -> None:
     )
     parser.add_argument("--copies", type=int, default=10, help="how often the file is repeated")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--shape",
+        choices=("alpaca", "messages"),
+        default="alpaca",
+        help="write each sample as it is, or two of them as a conversation (default: alpaca)",
+    )
     options = parser.parse_args()
     if not options.data.is_file():
         parser.error(f"{options.data} is not there; name a file with --data")
@@ -49,6 +55,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         _make_tokenizer(folder, [one["instruction"] + one["output"] for one in records[:2000]])
+        if options.shape == "messages":
+            records = _conversations(records)
         file = folder / "samples.json"
         file.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
         contestants: dict[str, Callable[[], int]] = {
@@ -56,7 +64,9 @@ def main() -> None:
             BARE: _bare(folder, file),
         }
         packages: tuple[str, ...] = ()
-        if all(importlib.util.find_spec(name) for name in ("trl", "datasets")):
+        if options.shape == "messages":
+            print("TRL prepares other records than these and is left out.", flush=True)
+        elif all(importlib.util.find_spec(name) for name in ("trl", "datasets")):
             contestants[TRL] = _trl(folder, records)
             packages = ("trl", "datasets")
         else:
@@ -74,6 +84,7 @@ def main() -> None:
         megabytes = file.stat().st_size / 1e6
     figures: dict[str, object] = {
         "data": f"{options.data.name}, {options.copies} times",
+        "shape": options.shape,
         "samples": len(records),
         "megabytes": round(megabytes, 1),
         "tokens": tokens[OURS],
@@ -85,8 +96,23 @@ def main() -> None:
     if TRL in seconds:
         figures["speed against TRL, times"] = round(_ratio(seconds[TRL], seconds[OURS]), 2)
     print(json.dumps(figures, indent=2))
-    command = "python -m benchmarks.preparation"
-    print("written:", write_results("preparation", command, figures, packages=packages))
+    name, command = "preparation", "python -m benchmarks.preparation"
+    if options.shape != "alpaca":
+        name, command = f"{name}_{options.shape}", f"{command} --shape {options.shape}"
+    print("written:", write_results(name, command, figures, packages=packages))
+
+
+def _conversations(records: list[dict[str, str]]) -> list[dict[str, object]]:
+    """Every two samples as one conversation of four messages."""
+
+    def messages(record: dict[str, str]) -> list[dict[str, str]]:
+        return [
+            {"role": "user", "content": record["instruction"]},
+            {"role": "assistant", "content": record["output"]},
+        ]
+
+    pairs = zip(records[::2], records[1::2], strict=False)
+    return [{"messages": messages(first) + messages(second)} for first, second in pairs]
 
 
 def _ratio(theirs: list[float], ours: list[float]) -> float:
@@ -146,8 +172,12 @@ def _bare(folder: Path, file: Path) -> Callable[[], int]:
     from tinkersmith.text.tokenizer import load_tokenizer
 
     template = choose_template("chat", load_tokenizer(folder), "benchmark")
-    rendered = [template.render(sample) for sample in load_samples([str(file)]).samples]
-    texts = [text for one in rendered for text in (one.prompt, one.completion)]
+    texts = [
+        piece.text
+        for sample in load_samples([str(file)]).samples
+        for sequence in template.render_all(sample, "all")
+        for piece in sequence.pieces
+    ]
 
     def prepare() -> int:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
