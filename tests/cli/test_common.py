@@ -42,3 +42,19 @@ def test_a_setting_without_effect_on_a_data_command_is_refused() -> None:
         reading_settings("", ["LORA_RANK=8"])
     with pytest.raises(UserError, match="LORA_RNK is not a setting; did you mean LORA_RANK"):
         reading_settings("", ["LORA_RNK=8"])
+
+
+@pytest.mark.parametrize("command", [["stats", "mine.json"], ["split", "--inputs", "mine.json"]])
+def test_thousands_of_bad_records_are_a_few_lines(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = [{"instruction": "a", "input": 5, "output": "b"}] * 5000
+    good = [{"instruction": f"q {number}", "output": "b"} for number in range(3)]
+    Path("mine.json").write_text(json.dumps([*bad, *good]))
+    assert main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < 40
+    [place] = [place for place, line in enumerate(lines) if line.startswith("Skipped 5,000 record")]
+    assert lines[place + 1].endswith(
+        'mine.json, record 1: "input" is the number 5; it must be a string. (5,000 records)'
+    )

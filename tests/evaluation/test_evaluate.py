@@ -190,6 +190,24 @@ def test_a_field_named_answer_is_the_expected_final_answer(small: SmallRun, tmp_
     assert [record.expected_answer for record in result.trained.records] == ["2", "1999"]
 
 
+def test_nan_as_an_answer_is_missing_and_plain_text_is_left_out(small: SmallRun, tmp_path: Path):
+    file = tmp_path / "odd.json"
+    record = {"instruction": "Add.", "output": "Answer: 3", "answer": float("nan")}
+    file.write_text(json.dumps([record, {**record, "answer": ["5", "five"]}, {"text": "One."}]))
+    said: list[str] = []
+    result = evaluate(
+        small.settings, test_file=str(file), output_file=tmp_path / "out.json", say=said.append
+    )
+    assert [record.expected_answer for record in result.trained.records] == ["3", "3"]
+    shown = "\n".join(said)
+    assert 'In 1 sample: its "answer" is NaN, which counts as missing' in shown
+    assert 'In 1 sample: its "answer" is a list and is not used' in shown
+    assert "1 sample is plain text, which asks nothing, and left out." in shown
+    file.write_text(json.dumps(["One.", "Two."]))
+    with pytest.raises(UserError, match=r"odd\.json holds plain text alone"):
+        evaluate(small.settings, test_file=str(file), output_file=tmp_path / "out.json")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

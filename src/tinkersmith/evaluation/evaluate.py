@@ -66,8 +66,14 @@ def evaluate(
         settings = settings or settings_from({})
         with progress.doing("reading the test set"):
             loaded = load_samples([test_file], settings.columns)
+        asking = [sample for sample in loaded.samples if sample.turns[-1].role != "text"]
+        if not asking:
+            raise UserError(
+                f"{test_file} holds plain text alone, which asks nothing. Name a file of questions "
+                "with their answers."
+            )
         model = find_trained_model(settings, model_path, base_model)
-        samples = _choose(loaded.samples, limit, model.settings.seed)
+        samples = _choose(asking, limit, model.settings.seed)
         for line in _report_test_set(loaded, len(samples), model, output_file):
             progress.say(line)
         with progress.doing("comparing the test set with the training data"):
@@ -264,10 +270,15 @@ def _named_answer(sample: Sample) -> str | None:
 def _report_test_set(
     loaded: LoadedSamples, chosen: int, model: ModelReference, output_file: Path
 ) -> list[str]:
-    [read] = read_lines(loaded.counts, [], loaded.shapes)
-    count = len(loaded.samples)
+    first, *others = read_lines(loaded.counts, [], loaded.shapes)
+    texts = sum(sample.turns[-1].role == "text" for sample in loaded.samples)
+    count = len(loaded.samples) - texts
     lines = [f"Model:    {model.sampler_path} ({model.name}, on {model.base_model})"]
-    lines.append(f"Test set: {read[0].lower()}{read[1:]}")
+    lines.append(f"Test set: {first[0].lower()}{first[1:]}")
+    lines += [f"  {line}" for line in others]
+    if texts:
+        who = counted(texts, "sample is", "samples are")
+        lines.append(f"  {who} plain text, which asks nothing, and left out.")
     if chosen < count:
         lines.append(
             f"  Only {chosen:,} of them are used. SEED = {model.settings.seed} chooses the same "
