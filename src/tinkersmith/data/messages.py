@@ -127,15 +127,12 @@ def tools_of(value: Any, field: str) -> tuple[dict[str, Any], ...]:
     check_repeated(value, f'"{field}"', field)
     tools: list[dict[str, Any]] = []
     for number, tool in enumerate(cast("list[Any]", value), start=1):
-        function: Any = None
-        if isinstance(tool, dict):
-            function = cast("dict[str, Any]", tool).get("function", tool)
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        whole = cast("dict[str, Any]", tool) if isinstance(tool, dict) else {}
+        function: Any = whole.get("function", whole)
+        named = cast("dict[str, Any]", function) if isinstance(function, dict) else {}
+        if not isinstance(named.get("name"), str):
             raise Unusable(field, f'item {number} of "{field}" is no function with a "name".')
-        whole = cast("dict[str, Any]", tool)
-        if function is tool:
-            whole = {"type": "function", "function": tool}
-        tools.append(whole)
+        tools.append({"type": "function", "function": whole} if named is whole else whole)
     return tuple(tools)
 
 
@@ -306,9 +303,9 @@ def _tool_calls(fields: Mapping[str, Any], number: int, field: str) -> tuple[dic
 
 def _calls_in_text(value: Any, what: str, number: int, field: str) -> tuple[dict[str, Any], ...]:
     """The calls that ShareGPT's form holds as JSON in a text."""
-    calls = json_value(value) if isinstance(value, str) else value
+    calls: Any = json_value(value) if isinstance(value, str) else value
     if isinstance(calls, dict):
-        calls = [calls]
+        calls = [cast("dict[str, Any]", calls)]
     if not isinstance(calls, list) or not calls:
         raise Unusable(field, f"{what} must be a call of a tool as JSON, with its name. Fix it.")
     return _calls(cast("list[Any]", calls), number, field)

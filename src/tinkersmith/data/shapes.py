@@ -527,12 +527,12 @@ def _preference(fields: dict[str, Any], first: str, second: str) -> Unusable:
     )
     advice: dict[str, str] = {}
     if is_messages(chosen):
-        roles = {
-            message.get("role", message.get("from"))
+        messages = [
+            cast("dict[str, Any]", message)
             for message in cast("list[Any]", chosen)
             if isinstance(message, dict)
-            and isinstance(cast("dict[str, Any]", message).get("role", ""), str)
-        }
+        ]
+        roles = {str(message.get("role", message.get("from"))) for message in messages}
         if roles & {"user", "human"} or not question:
             advice = {"messages": first}
         else:
@@ -555,7 +555,9 @@ def _unknown(fields: dict[str, Any]) -> Unusable:
     texts: list[str] = []
     for name, value in fields.items():
         inner = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-        for path, item in ((name, value), *((f"{name}.{key}", inner[key]) for key in inner)):
+        places: list[tuple[str, Any]] = [(name, value)]
+        places += [(f"{name}.{key}", inner[key]) for key in inner]
+        for path, item in places:
             if is_messages(item):
                 return _name_columns(fields, {"messages": path})
             if isinstance(item, str) and not is_blank_text(item) and path.strip():

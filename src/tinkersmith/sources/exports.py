@@ -45,9 +45,9 @@ def exported_records(path: Path, value: Mapping[str, Any]) -> tuple[list[Any], s
         is_viewer = isinstance(first, dict) and "row" in first and "row_idx" in first
         return list(records), ROWS if is_viewer else f'the list in its "{name}"'
     inner = list(value.values())
-    if all(isinstance(column, list) and column for column in inner):
+    if all(isinstance(column, list) for column in inner) and all(inner):
         return _columns_of_lists(path, cast("Mapping[str, list[Any]]", value))
-    if all(isinstance(column, dict) and column for column in inner):
+    if all(isinstance(column, dict) for column in inner) and all(inner):
         return _columns_of_maps(path, cast("Mapping[str, dict[str, Any]]", value))
     return None
 
@@ -61,7 +61,8 @@ def _are_records(value: Any) -> bool:
     if isinstance(first, list):
         inside = cast("list[Any]", first)
         return bool(inside) and isinstance(inside[0], dict)
-    return isinstance(first, dict | str) and all(isinstance(item, type(first)) for item in items)
+    kind = str if isinstance(first, str) else dict
+    return all(isinstance(item, kind) for item in items)
 
 
 def _several(path: Path, lists: Mapping[str, Sequence[Any]]) -> UserError:
