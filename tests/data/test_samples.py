@@ -83,6 +83,7 @@ def test_line_separators_inside_a_text_do_not_end_a_line(tmp_path: Path) -> None
         ("a.json", b"[]", "holds an empty array"),
         ("a.json", b'{"a": 1}', "holds an object instead of an array. Enclose the records in"),
         ("a.json", b'{"a": 1, "x": [{"a": 1}]}', 'instead of an array. Its "x" holds'),
+        ("a.json", b'{"messages": [{"role": "user"}]}', "of an array. Enclose the records in"),
         ("a.json", b'"text"', "holds a string instead of an array"),
         ("a.json", b"7", "holds the number 7 instead of an array"),
         ("a.json", b'[\n{"a": 1},\n{"b"', "line 3, column 5: not JSON: it ends too early"),

@@ -273,6 +273,7 @@ READ: list[tuple[str, Any, str]] = [
     ("text", {"text": "Once upon a time."}, "text: Once upon a time."),
     ("text", {"content": "Once.", "url": "u", "meta": {"a": 1}}, "text: Once."),
     ("text", "Once upon a time.", "text: Once upon a time."),
+    ("alpaca", {"instruction": "Where?", "output": "Here.", "images": [], "image": "a.png"}, QA),
     (
         "question_answer",
         {"row_idx": 3, "row": {"question": "Where?", "answer": "Here."}, "truncated_cells": []},
@@ -445,6 +446,8 @@ def test_notes_are_counted_over_a_file(tmp_path: Path) -> None:
             messages(said("user", [{"type": "image_url", "image_url": {}}]), ANSWER),
             'message 1 has a part of the type "image_url"; Tinkersmith trains on text only.',
         ),
+        ({**messages(USER, ANSWER), "images": ["a.png"]}, 'the record has "images"; Tinkersmith'),
+        ({"question": "q", "answer": "a", "image": {"path": "a.png"}}, 'the record has "image"'),
         (messages(USER, said("tool", "x"), ANSWER), "message 2 is a tool's, but follows no call"),
         (
             messages(USER, said("assistant", "a", weight=0)),

@@ -62,6 +62,7 @@ _PREFERENCES = (
     ("response_j", "response_k"),
 )
 _CHOICES = ("choices", "options")
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 # Beside "text", these say that the text is a question and not all that is to be learnt.
 _TARGETS = (
     *(name for name in (*_QUESTIONS, *_ANSWERS) if name != "input"),
@@ -103,7 +104,9 @@ def layout_of(names: tuple[str, ...]) -> Layout:
     """The layout of records that have fields of these names."""
     if "instruction" in names and "output" in names:
         others = tuple(name for name in _MESSAGES if name in names)
-        return _with_texts(replace(_pair({name: name for name in names}, *_ALPACA), unused=others))
+        return _with_texts(
+            replace(_pair({name: name for name in names}, *_ALPACA), unused=others), names
+        )
     ours: dict[str, str] = {}
     for name in names:
         our_name = _our_name(name)
@@ -122,15 +125,15 @@ def layout_of(names: tuple[str, ...]) -> Layout:
         layout = replace(layout, shape="chinese")
     for name in reversed([name for name in _MESSAGES if name in ours]):
         layout = _messages(ours, ours[name], layout)
-    return _with_texts(layout)
+    return _with_texts(layout, names)
 
 
-def _with_texts(layout: Layout) -> Layout:
+def _with_texts(layout: Layout, names: tuple[str, ...]) -> Layout:
     """The layout with the names of instruction, output, input and system, if it has no others."""
     known = ("instruction", "output", "input", "system")
     if layout.kind != "pair" or layout.label or layout.choices or layout.unused:
         return layout
-    if not layout.fields.keys() <= set(known):
+    if not layout.fields.keys() <= set(known) or any(name in MEDIA for name in names):
         return layout
     first, second, third, fourth = (layout.fields.get(name, "") for name in known)
     return replace(layout, texts=(first, second, third, fourth))

@@ -11,7 +11,7 @@ from tinkersmith.data.columns import (
     quoted_names,
     value_in,
 )
-from tinkersmith.data.layout import SHAPES, Layout, layout_of, layout_with
+from tinkersmith.data.layout import MEDIA, SHAPES, Layout, layout_of, layout_with
 from tinkersmith.data.messages import (
     is_messages,
     is_sharegpt,
@@ -439,6 +439,13 @@ def _finished(
                 value = value_in(fields, name)
                 if value is not MISSING:
                     extra["answer"] = value
+    for name in MEDIA:
+        media = extra.get(name)
+        if isinstance(media, list | dict) and media and not layout.columns:
+            raise Unusable(
+                name,
+                f'the record has "{name}"; Tinkersmith trains on text only. Remove the record.',
+            )
     if "answer" in extra:
         _check_answer(extra, notes)
     if isinstance(fields, Repeated):

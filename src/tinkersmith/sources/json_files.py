@@ -370,6 +370,8 @@ def _repeated_or(record: Any, marked: Any) -> Any:
 def _object_hint(value: Any) -> str:
     if isinstance(value, dict):
         for name, inner in cast("dict[str, Any]", value).items():
-            if isinstance(inner, list) and inner and isinstance(inner[0], dict):
+            items = cast("list[Any]", inner) if isinstance(inner, list) else []
+            first = cast("dict[str, Any]", items[0]) if items and isinstance(items[0], dict) else {}
+            if first and not first.keys() & {"role", "from"}:  # messages are one record
                 return f'Its "{name}" holds a list. Save only that list, beginning with [.'
     return "Enclose the records in [ ... ], or write one record per line to a .jsonl file."
