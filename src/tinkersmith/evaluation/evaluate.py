@@ -65,7 +65,7 @@ def evaluate(
     with watched(say) as progress:
         settings = settings or settings_from({})
         with progress.doing("reading the test set"):
-            loaded = load_samples([test_file], settings.columns)
+            loaded = load_samples([test_file], settings.columns, settings.encoding)
         model = find_trained_model(settings, model_path, base_model)
         samples = _choose(loaded.samples, limit, model.settings.seed)
         for line in _report_test_set(loaded, len(samples), model, output_file):
@@ -140,7 +140,9 @@ def _overlap_with_training(
         return None
     try:
         trained_with = model.run.settings()
-        trained = iterate_samples(trained_with.training_files, trained_with.columns)
+        trained = iterate_samples(
+            trained_with.training_files, trained_with.columns, trained_with.encoding
+        )
         return overlap(trained, samples)
     except UserError:  # the training data has gone since
         return None
@@ -264,10 +266,11 @@ def _named_answer(sample: Sample) -> str | None:
 def _report_test_set(
     loaded: LoadedSamples, chosen: int, model: ModelReference, output_file: Path
 ) -> list[str]:
-    [read] = read_lines(loaded.counts, [], loaded.shapes)
+    [read, *more] = read_lines(loaded.counts, [], loaded.shapes)
     count = len(loaded.samples)
     lines = [f"Model:    {model.sampler_path} ({model.name}, on {model.base_model})"]
     lines.append(f"Test set: {read[0].lower()}{read[1:]}")
+    lines += [f"  {line}" for line in [*more, *loaded.said]]
     if chosen < count:
         lines.append(
             f"  Only {chosen:,} of them are used. SEED = {model.settings.seed} chooses the same "
