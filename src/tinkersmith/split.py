@@ -25,7 +25,8 @@ from tinkersmith.errors import UserError
 from tinkersmith.files import read_json_object, write_atomically, write_json
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Say, watched
-from tinkersmith.sources.find import find_files
+from tinkersmith.sources.encodings import AUTO
+from tinkersmith.sources.find import look_up
 from tinkersmith.sources.records import read_records
 
 INPUT_FILES = ["data/word_problems.json"]
@@ -56,6 +57,7 @@ class SplitResult:
     train_lengths: LengthStatistics
     test_lengths: LengthStatistics
     tally: Tally = field(default_factory=Tally)  # how the records were read
+    said: list[str] = field(default_factory=list[str])  # sentences about how the files were read
 
 
 def split_dataset(
@@ -67,6 +69,7 @@ def split_dataset(
     force: bool = False,
     say: Say = print,
     columns: Mapping[str, str] = NO_COLUMNS,
+    encoding: str = AUTO,
 ) -> SplitResult:
     """Write about `ratio` of the samples to `train_out` and the others to `test_out`.
 
@@ -76,6 +79,7 @@ def split_dataset(
         force: overwrite files that this command did not write.
         say: prints a line about work that takes long.
         columns: a value of COLUMNS.
+        encoding: a value of ENCODING.
 
     Raises:
         UserError: the input is wrong, or an output exists and may not be overwritten.
@@ -83,12 +87,13 @@ def split_dataset(
     if not 0 < ratio < 1:
         raise UserError(f"TRAIN_RATIO is {ratio}; it must be above 0 and below 1 (usual: 0.8).")
     train_out, test_out = Path(train_out), Path(test_out)
-    paths, missing = find_files(files)
-    _check_outputs(paths, train_out, test_out, force)
+    found = look_up(files)
+    said = list(found.notes)
+    _check_outputs(found.paths, train_out, test_out, force)
     skipped_out = train_out.parent / _SKIPPED_FILE
     with watched(say) as progress:
         with progress.doing("reading the data"):
-            records, samples, skipped = _read(paths, columns)
+            records, samples, skipped = _read(found.paths, columns, encoding, said)
         refuse_if_nothing_is_usable(len(samples), len(skipped), skipped)
         with progress.doing("splitting the data"):
             groups = _groups_in_order(records, samples, seed)
@@ -111,8 +116,8 @@ def split_dataset(
     return SplitResult(
         train_file=train_out,
         test_file=test_out,
-        counts={path.as_posix(): in_files[path.as_posix()] for path in paths},
-        missing_files=missing,
+        counts={path.as_posix(): in_files[path.as_posix()] for path in found.paths},
+        missing_files=found.missing,
         train_count=len(train),
         test_count=len(test),
         questions=len(groups),
@@ -123,12 +128,14 @@ def split_dataset(
         train_lengths=train_lengths,
         test_lengths=test_lengths,
         tally=tally,
+        said=said,
     )
 
 
 def format_split(result: SplitResult) -> str:
     """What was read, what was written, and how long the samples are."""
-    lines = read_lines(result.counts, result.missing_files, result.tally.shapes)
+    lines = [*result.said]
+    lines += read_lines(result.counts, result.missing_files, result.tally.shapes)
     lines += note_lines(result.tally.notes)
     total = result.train_count + result.test_count
     if repeated := total - result.questions:
@@ -154,7 +161,7 @@ def format_split(result: SplitResult) -> str:
 
 
 def _read(
-    files: Sequence[Path], columns: Mapping[str, str]
+    files: Sequence[Path], columns: Mapping[str, str], encoding: str, said: list[str]
 ) -> tuple[list[Any], list[Sample], list[Skipped]]:
     """The usable records, their samples, and the unusable records."""
     search = ColumnSearch(columns)
@@ -162,8 +169,9 @@ def _read(
     samples: list[Sample] = []
     skipped: list[Skipped] = []
     for path in files:
-        raw = read_records(path, exact_numbers=True).records
-        for number, record in enumerate(raw, start=1):
+        read = read_records(path, encoding, columns, exact_numbers=True)
+        said += read.notes
+        for number, record in enumerate(read.records, start=1):
             search.add(record)
             checked = check_record(record, Source(path.as_posix(), number), columns)
             if isinstance(checked, Skipped):

@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tinkersmith.cli.main import main
 from tinkersmith.data import large_files
 from tinkersmith.data.large_files import LargeFiles, are_streamed, iterate_samples, read_chunk, scan
 from tinkersmith.data.load import load_samples
@@ -49,9 +51,11 @@ def scanned(
     ratio: float = 0.0,
     seed: int = 42,
     progress: Progress | None = None,
+    encoding: str = "auto",
 ) -> LargeFiles:
     names = [str(file) for file in files]
-    return scan(names, validation_files, ratio, seed, progress or Progress(print))
+    progress = progress or Progress(print)
+    return scan(names, validation_files, ratio, seed, progress, encoding=encoding)
 
 
 def everything(files: LargeFiles) -> list[Sample]:
@@ -161,8 +165,37 @@ def test_very_large_data_that_cannot_be_streamed_says_how_to_convert_it(
 ) -> None:
     monkeypatch.setattr(large_files, "_WHOLE_AT_MOST", 2000)
     array = write(tmp_path / "a.json", json.dumps(records(40)).encode())
-    with pytest.raises(UserError, match=r"a\.json is not a JSON Lines file.*jq -c '\.\[\]'"):
+    with pytest.raises(UserError, match=r"a\.json cannot be read line by line.*") as caught:
         are_streamed([array])
+    command = shlex.split(str(caught.value).partition("with: ")[2])
+    assert command[0] == "tinkersmith" and main(command[1:]) == 0
+    lines_file = Path(command[-1])
+    assert are_streamed([lines_file])
+    outputs = [sample.output for sample in load_samples([array]).samples]
+    assert [sample.output for sample in iterate_samples([str(lines_file)])] == outputs
+
+
+def test_a_stream_in_another_encoding_is_the_stream_in_utf8(tmp_path: Path) -> None:
+    text = lines(records(60)[::3]).decode()
+    utf8 = write(tmp_path / "utf8.jsonl", text.encode())
+    gbk = write(tmp_path / "gbk.jsonl", text.encode("gbk"))
+    packed = write(tmp_path / "gbk.jsonl.gz", gzip.compress(text.encode("gbk")))
+    expected = [sample.turns for sample in everything(scanned(utf8))]
+    assert are_streamed([gbk], "gbk")
+    for file in (gbk, packed):
+        stream = scanned(file, encoding="gbk")
+        assert len(stream.chunks) > 1
+        assert [sample.turns for sample in everything(stream)] == expected
+        again = iterate_samples([str(file)], encoding="gbk")
+        assert [sample.turns for sample in again] == expected
+        with pytest.raises(UserError, match=r"is not UTF-8\. It may be GB18030"):
+            scanned(file)
+
+
+def test_a_stream_that_is_not_in_the_encoding_is_refused_with_the_line(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", b'{"a": 1}\n' * 300 + b'{"instruction": "\xff\xff"}\n')
+    with pytest.raises(UserError, match=r"line 301, column 18: the byte 0xFF is not EUC-KR"):
+        scanned(file, encoding="euc-kr")
 
 
 def test_the_part_for_validation_depends_on_the_seed_alone_and_is_not_trained_on(

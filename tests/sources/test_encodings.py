@@ -292,3 +292,21 @@ def test_encodings_that_are_read_line_by_line_have_no_line_end_inside_a_characte
             except UnicodeEncodeError:
                 continue
             assert b"\n" not in data
+
+
+def test_small_files_of_four_encodings_get_the_right_name_or_none() -> None:
+    """The first three were once told to be Latin-1."""
+    form = '[{"instruction": "%s", "input": "", "output": "%s"}]'
+    for encoding, name, texts in (
+        ("big5", "Big5", ("寫一句問候語。", "早安，祝您今天順利。")),
+        ("shift_jis", "Shift-JIS", ("挨拶を書いて。", "おはようございます。")),
+        ("cp1252", "Windows-1252", ("Quote it.", "“Café” costs €3")),
+        ("gb18030", "GB18030", ("写一句问候语。", "早上好，祝您今天一切顺利。")),
+    ):
+        data = (form % texts).encode(encoding)
+        try:
+            said = as_utf8(FILE, data).note
+            assert as_utf8(FILE, data).data.decode() == form % texts
+        except UserError as error:
+            said = str(error)
+        assert name in said and "Latin-1" not in said

@@ -103,6 +103,8 @@ FILES = [
     ("x.parquet", b"", "is empty"),
     ("x.json", b'[{"instruction": "q", "output": "a"}, {"instru', "it ends too early"),
     ("x.lz4", b"\x04\x22\x4d\x18\x00", "is an lz4 file"),
+    ("x.jsonl.zst", b"\x28\xb5\x2f\xfd" + bytes(20), "is a damaged zstd file"),
+    ("x.parquet", b"PAR1" + bytes(40) + b"PAR1", "is a damaged Parquet file"),
     ("x.feather", b"FEA1\x00\x00", "is a Feather file of version 1"),
 ]  # fmt: skip
 

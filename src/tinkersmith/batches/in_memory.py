@@ -72,6 +72,7 @@ class SamplesInMemory:
         shared = len(overlap(self.training, self.validation)) if self.validation else 0
         tally = Tally.together(loaded.tally for loaded in self.loaded)
         return [
+            *(sentence for loaded in self.loaded for sentence in loaded.said),
             *read_lines(counts, missing, tally.shapes),
             *note_lines(tally.notes),
             *skipped_lines(skipped, len(skipped), "skipped.jsonl"),
@@ -187,9 +188,9 @@ def read_into_memory(settings: Settings) -> SamplesInMemory:
     Raises:
         UserError: see `load_samples`; or validation leaves nothing to train on.
     """
-    training = load_samples(settings.training_files, settings.columns)
+    training = load_samples(settings.training_files, settings.columns, settings.encoding)
     if settings.validation_files:
-        validation = load_samples(settings.validation_files, settings.columns)
+        validation = load_samples(settings.validation_files, settings.columns, settings.encoding)
         return SamplesInMemory(
             training.samples, validation.samples, [training, validation], settings.file_weights
         )

@@ -15,7 +15,7 @@ def read_data(settings: Settings, progress: Progress) -> DataSource:
     Raises:
         UserError: a file is not JSON, or there is nothing to train on.
     """
-    if are_streamed(find_files(settings.training_files)[0]):
+    if are_streamed(find_files(settings.training_files)[0], settings.encoding):
         return open_stream(settings, progress)
     with progress.doing("reading the data"):
         return read_into_memory(settings)

@@ -81,6 +81,7 @@ def open_stream(settings: Settings, progress: Progress) -> SampleStream:
         settings.seed,
         progress,
         settings.columns,
+        encoding=settings.encoding,
         each=thoughts.add,
     )
     return SampleStream(files, thoughts, settings.file_weights)

@@ -1,8 +1,9 @@
 """`tinkersmith convert`: data files of any kind -> one JSON Lines file."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
+from tinkersmith.cli.common import add_settings_options, reading_settings
 from tinkersmith.cli.entry_point import COMMANDS
 from tinkersmith.errors import UserError, one_line
 
@@ -28,19 +29,18 @@ def convert_command(argv: Sequence[str], *, prog: str) -> int:
     parser.add_argument(
         "--encoding", default="", help='the encoding of text files (default: "auto")'
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="COLUMNS or ENCODING as in config.py",
-    )
     parser.add_argument("--force", action="store_true", help="overwrite the output")
+    add_settings_options(parser)
     wanted = parser.parse_args(argv)
     from tinkersmith.data.convert import conversion_lines, convert
     from tinkersmith.progress import watched
 
-    columns, encoding = _reading(wanted.set, _columns(wanted.columns), wanted.encoding)
+    settings = reading_settings(wanted.config, wanted.set)
+    columns = _columns(wanted.columns)
+    for name, given in (("COLUMNS", columns), ("ENCODING", wanted.encoding)):
+        if given and any(text.strip().upper().startswith(name) for text in wanted.set):
+            raise UserError(f"--{name.lower()} and --set {name} are both given. Remove one.")
+    columns, encoding = columns or settings.columns, wanted.encoding or settings.encoding
     with watched(print) as progress:
         result = convert(
             wanted.files, wanted.out, columns, encoding, force=wanted.force, progress=progress
@@ -61,29 +61,3 @@ def _columns(pairs: Sequence[str]) -> dict[str, str]:
             )
         columns[ours.strip()] = theirs.strip()
     return columns
-
-
-def _reading(
-    overrides: Sequence[str], columns: dict[str, str], encoding: str
-) -> tuple[Mapping[str, str], str]:
-    """COLUMNS and ENCODING from both ways to give them.
-
-    Raises:
-        UserError: one is given twice, or --set names another setting.
-    """
-    from tinkersmith.settings.reading import settings_from
-
-    names = [override.partition("=")[0].strip().upper() for override in overrides]
-    for name in names:
-        if name not in ("COLUMNS", "ENCODING"):
-            raise UserError(
-                f"--set {one_line(name)} has no effect on a conversion: it takes COLUMNS and "
-                "ENCODING. Remove it."
-            )
-    for name, given in (("COLUMNS", columns), ("ENCODING", encoding)):
-        if name in names and given:
-            raise UserError(
-                f"--{name.lower()} and --set {name} are both given. Remove one of them."
-            )
-    settings = settings_from({}, overrides)
-    return columns or settings.columns, encoding or settings.encoding

@@ -69,6 +69,7 @@ def split_command(
     wanted = parser.parse_args(argv)
 
     def act() -> None:
+        reading = reading_settings(wanted.config, wanted.set, folder)
         result = split_dataset(
             wanted.inputs,
             wanted.ratio,
@@ -76,7 +77,8 @@ def split_command(
             wanted.train_out,
             wanted.test_out,
             wanted.force,
-            columns=reading_settings(wanted.config, wanted.set, folder).columns,
+            columns=reading.columns,
+            encoding=reading.encoding,
         )
         print(format_split(result))
 

@@ -8,10 +8,10 @@ tokens.
 
 import hashlib
 import io
-import shlex
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -36,8 +36,14 @@ from tinkersmith.data.shuffle import VALIDATION_STREAM, shuffled
 from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import open_regular
 from tinkersmith.progress import Progress
-from tinkersmith.sources.encodings import BOM
-from tinkersmith.sources.find import find_files
+from tinkersmith.sources.contents import (
+    LONGEST_MARK,
+    command_to_convert,
+    compression_of,
+    open_content,
+)
+from tinkersmith.sources.encodings import AUTO, BOM, not_in_encoding, text_codec
+from tinkersmith.sources.find import look_up
 from tinkersmith.sources.json_files import (
     is_blank,
     is_json_lines,
@@ -49,6 +55,7 @@ from tinkersmith.sources.packed import GZIP_MARK, PackedFile, Unpacking
 STREAMED_ABOVE = 100_000_000  # bytes of all files; below, all fits into about 1 GB of memory
 _WHOLE_AT_MOST = 1_000_000_000  # bytes of files that cannot be read line by line (9 GB of memory)
 _BLOCK_BYTES = 2_000_000
+_BEGINNING = 1 << 20  # bytes that tell the encoding
 _AT_ONCE = 1 << 20  # bytes that are unpacked at a time
 _UNPACKED = 5  # bytes of a text for a byte of its gzip file, roughly
 _LONGEST_LINE = 100_000_000  # bytes: a longer one is no record, but a damaged file
@@ -68,6 +75,7 @@ class Chunk:
     digest: str  # of the bytes, and of COLUMNS
     packed: PackedFile | None = field(default=None, compare=False, repr=False)  # of a gzip file
     columns: Mapping[str, str] = field(default_factory=dict[str, str])  # how its records are read
+    codec: str = "utf-8"  # of its lines
 
     @property
     def training(self) -> int:
@@ -94,6 +102,7 @@ class LargeFiles:
     first_skipped: list[Skipped] = field(default_factory=list[Skipped])  # at most SHOWN
     shared: int = 0  # validation samples that ask what a training sample asks
     tallies: list[Tally] = field(default_factory=list[Tally])  # in the order of `duplicates`
+    said: list[str] = field(default_factory=list[str])  # sentences about how the files were read
 
     def report(self) -> list[str]:
         """What was read, line by line, for the user."""
@@ -101,6 +110,7 @@ class LargeFiles:
         total = self.skipped_count + len(self.validation_skipped)
         together = Tally.together(self.tallies)
         return [
+            *self.said,
             *read_lines(self.counts, self.missing_files, together.shapes),
             *note_lines(together.notes),
             *skipped_lines(skipped, total, "skipped.jsonl", together.reasons),
@@ -111,8 +121,11 @@ class LargeFiles:
         ]
 
 
-def are_streamed(files: Sequence[Path]) -> bool:
+def are_streamed(files: Sequence[Path], encoding: str = AUTO) -> bool:
     """Whether the files are large and can be read line by line.
+
+    Args:
+        encoding: a value of ENCODING.
 
     Raises:
         UserError: the files are very large, and one of them cannot be read line by line.
@@ -120,17 +133,11 @@ def are_streamed(files: Sequence[Path]) -> bool:
     size = sum(_size_of(path) * (_UNPACKED if _is_packed(path) else 1) for path in files)
     if size <= STREAMED_ABOVE:
         return False
-    whole = [path for path in files if not is_json_lines(path)]
+    whole = [path for path in files if not is_json_lines(path, encoding)]
     if whole and size > _WHOLE_AT_MOST:
-        array, lines = (
-            shlex.quote(str(path)) for path in (whole[0], whole[0].with_suffix(".jsonl"))
-        )
-        convert = f"jq -c '.[]' {array} > {lines}"
-        if _is_packed(whole[0]):
-            convert = f"gunzip -c {array} | jq -c '.[]' > {lines}"
         raise UserError(
-            f"{whole[0]} is not a JSON Lines file, and data of about {size / 1e9:.1f} GB can only "
-            f"be read line by line. Write one record per line, for example with: {convert}"
+            f"{whole[0]} cannot be read line by line, as data of {size / 1e9:.1f} GB must be. Write"
+            f" it as JSON Lines first, with: {command_to_convert(whole[0])}"
         )
     return not whole
 
@@ -142,20 +149,24 @@ def scan(
     seed: int,
     progress: Progress,
     columns: Mapping[str, str] = NO_COLUMNS,
+    encoding: str = AUTO,
     each: Callable[[Sample], None] = lambda sample: None,
 ) -> LargeFiles:
     """Check every record of `files`, and set the validation samples apart.
 
     Args:
         columns: a value of COLUMNS.
+        encoding: a value of ENCODING.
         each: gets every sample to train on, to count what it likes.
 
     Raises:
         UserError: a line is not JSON, COLUMNS does not fit, or not one record can be used.
     """
-    paths, missing = find_files(files)
-    separate = load_samples(validation_files, columns) if validation_files else None
-    first_pass = _FirstPass(paths, 0.0 if separate else validation_ratio, seed, progress, columns)
+    found = look_up(files)
+    separate = load_samples(validation_files, columns, encoding) if validation_files else None
+    ratio = 0.0 if separate else validation_ratio
+    codecs = {path: _codec_of(path, encoding) for path in found.paths}
+    first_pass = _FirstPass(codecs, ratio, seed, progress, columns)
     shared = _walk(first_pass, separate.samples if separate else [], each)
     first_pass.search.refuse_unseen()
     refuse_if_nothing_is_usable(
@@ -173,7 +184,7 @@ def scan(
         validation=separate.samples if separate else first_pass.validation,
         validation_skipped=separate.skipped if separate else [],
         counts={**first_pass.counts, **(separate.counts if separate else {})},
-        missing_files=[*missing, *(separate.missing_files if separate else [])],
+        missing_files=[*found.missing, *(separate.missing_files if separate else [])],
         skipped_count=first_pass.skipped_count,
         duplicates=[
             first_pass.finder.duplicates(),
@@ -182,6 +193,7 @@ def scan(
         first_skipped=first_pass.first_skipped,
         shared=shared,
         tallies=[first_pass.tally, *([separate.tally] if separate else [])],
+        said=[*found.notes, *(separate.said if separate else [])],
     )
 
 
@@ -222,6 +234,8 @@ def read_chunk(chunk: Chunk) -> tuple[list[Sample], list[Skipped]]:
                 data = file.read(chunk.size)
     except OSError as error:
         raise unreadable(chunk.file, error) from None
+    with suppress(UnicodeDecodeError):
+        data = _in_utf8(data, chunk.codec)
     if _digest(data, chunk.columns) != chunk.digest:
         raise UserError(f"{chunk.file} has changed while it was trained on. Start a new run.")
     samples: list[Sample] = []
@@ -236,22 +250,23 @@ def read_chunk(chunk: Chunk) -> tuple[list[Sample], list[Skipped]]:
 
 
 def iterate_samples(
-    files: Sequence[str], columns: Mapping[str, str] = NO_COLUMNS
+    files: Sequence[str], columns: Mapping[str, str] = NO_COLUMNS, encoding: str = AUTO
 ) -> Iterator[Sample]:
     """The usable samples of `files`; large files are not held in memory.
 
     Args:
         columns: a value of COLUMNS.
+        encoding: a value of ENCODING.
 
     Raises:
         UserError: see `load_samples`.
     """
-    paths, _ = find_files(files)
-    if not are_streamed(paths):
-        yield from load_samples(files, columns).samples
+    paths = look_up(files).paths
+    if not are_streamed(paths, encoding):
+        yield from load_samples(files, columns, encoding).samples
         return
     for path in paths:
-        for block in _blocks_of(path, columns):
+        for block in _blocks_of(path, _codec_of(path, encoding), columns):
             yield from block.samples
 
 
@@ -260,13 +275,13 @@ class _FirstPass:
 
     def __init__(
         self,
-        files: Sequence[Path],
+        codecs: Mapping[Path, str],
         ratio: float,
         seed: int,
         progress: Progress,
         columns: Mapping[str, str],
     ) -> None:
-        self.files, self.ratio, self.seed, self.progress = files, ratio, seed, progress
+        self.codecs, self.ratio, self.seed, self.progress = codecs, ratio, seed, progress
         self.columns, self.search, self.tally = columns, ColumnSearch(columns), Tally()
         self.chunks: list[Chunk] = []
         self.first: Sample | None = None
@@ -277,12 +292,12 @@ class _FirstPass:
         self.finder = DuplicateFinder()
 
     def training_samples(self) -> Iterator[Sample]:
-        size = sum(map(_size_of, self.files))
+        size = sum(map(_size_of, self.codecs))
         seen = usable = 0
         with self.progress.doing("checking the data") as task:
-            for path in self.files:
+            for path, codec in self.codecs.items():
                 before = usable
-                for block in _blocks_of(path, self.columns, self.search):
+                for block in _blocks_of(path, codec, self.columns, self.search):
                     samples = block.samples
                     for sample in samples:
                         self.finder.add(sample)
@@ -311,14 +326,15 @@ class _FirstPass:
             Chunk(
                 file=path,
                 start=block.start,
-                size=len(block.data),
+                size=block.size,
                 first_line=block.first_line,
                 first_record=block.first_record,
                 usable=usable,
                 held_out=tuple(held_out),
-                digest=_digest(block.data, self.columns),
+                digest=_digest(block.text, self.columns),
                 packed=block.packed,
                 columns=self.columns,
+                codec=self.codecs[path],
             )
         )
 
@@ -334,7 +350,8 @@ class _Block:
     """Consecutive whole lines."""
 
     start: int  # byte, of the unpacked file
-    data: bytes
+    size: int
+    text: bytes  # in UTF-8, whatever the file is in
     first_line: int
     first_record: int
     checked: list[Sample | Skipped]
@@ -357,7 +374,7 @@ def _size_of(path: Path) -> int:
 def _is_packed(path: Path) -> bool:
     try:
         with open_regular(path) as file:
-            return file.read(2) == GZIP_MARK
+            return bool(compression_of(file.read(LONGEST_MARK)))
     except OSError:
         return False
 
@@ -370,8 +387,22 @@ def _digest(data: bytes, columns: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
+def _codec_of(path: Path, encoding: str) -> str:
+    """Python's name of the encoding of a file that is read line by line.
+
+    Raises:
+        UserError: see `text_codec`.
+    """
+    with open_content(path) as file:
+        return text_codec(path, file.read(_BEGINNING), encoding)
+
+
+def _in_utf8(data: bytes, codec: str) -> bytes:
+    return data if codec == "utf-8" else data.decode(codec).encode()
+
+
 def _blocks_of(
-    path: Path, columns: Mapping[str, str], search: ColumnSearch | None = None
+    path: Path, codec: str, columns: Mapping[str, str], search: ColumnSearch | None = None
 ) -> Iterator[_Block]:
     start, line, record = 0, 1, 1
     packed: PackedFile | None = None
@@ -393,14 +424,20 @@ def _blocks_of(
                         f"{path}, line {line + newlines} has more than {_LONGEST_LINE:,} bytes. "
                         "Write one record per line."
                     )
+                try:
+                    text = _in_utf8(data, codec)
+                except UnicodeDecodeError:
+                    raise not_in_encoding(path, data, codec, line) from None
                 checked: list[Sample | Skipped] = []
-                for raw, result in _checked(path, data, start, line, record, columns):
+                for raw, result in _checked(path, text, start, line, record, columns):
                     if search is not None:
                         search.add(raw)
                     checked.append(result)
                 start += len(data)
                 on_disk = unpacking.packed_bytes if unpacking else start
-                yield _Block(start - len(data), data, line, record, checked, on_disk, packed)
+                yield _Block(
+                    start - len(data), len(data), text, line, record, checked, on_disk, packed
+                )
                 line += data.count(b"\n")
                 record += len(checked)
     except OSError as error:

@@ -10,7 +10,7 @@ from tinkersmith.data.samples import Sample, Skipped, Source
 from tinkersmith.data.shapes import check_record
 from tinkersmith.errors import UserError
 from tinkersmith.plurals import counted
-from tinkersmith.sources.find import find_files
+from tinkersmith.sources.find import look_up
 from tinkersmith.sources.records import read_records
 
 
@@ -23,6 +23,7 @@ class LoadedSamples:
     missing_files: list[str]
     counts: dict[str, int]  # file -> usable samples
     tally: Tally = field(default_factory=Tally)
+    said: list[str] = field(default_factory=list[str])  # sentences about how the files were read
 
     @property
     def shapes(self) -> dict[str, Counter[str]]:
@@ -49,14 +50,17 @@ def load_samples(
             can be used.
     """
     search = ColumnSearch(columns)
-    paths, missing = find_files(files)
+    found = look_up(files)
+    said = list(found.notes)
     tally = Tally()
     samples: list[Sample] = []
     skipped: list[Skipped] = []
     counts: dict[str, int] = {}
-    for path in paths:
+    for path in found.paths:
         before = len(samples)
-        for number, record in enumerate(read_records(path, encoding, columns).records, start=1):
+        read = read_records(path, encoding, columns)
+        said += read.notes
+        for number, record in enumerate(read.records, start=1):
             search.add(record)
             checked = check_record(record, Source(path.as_posix(), number), columns)
             tally.add(checked)
@@ -67,7 +71,7 @@ def load_samples(
         counts[path.as_posix()] = len(samples) - before
     search.refuse_unseen()
     refuse_if_nothing_is_usable(len(samples), len(skipped), skipped)
-    return LoadedSamples(samples, skipped, missing, counts, tally)
+    return LoadedSamples(samples, skipped, found.missing, counts, tally, said)
 
 
 def refuse_if_nothing_is_usable(usable: int, skipped: int, first: Sequence[Skipped]) -> None:

@@ -65,7 +65,7 @@ def evaluate(
     with watched(say) as progress:
         settings = settings or settings_from({})
         with progress.doing("reading the test set"):
-            loaded = load_samples([test_file], settings.columns)
+            loaded = load_samples([test_file], settings.columns, settings.encoding)
         asking = [sample for sample in loaded.samples if sample.turns[-1].role != "text"]
         if not asking:
             raise UserError(
@@ -146,7 +146,9 @@ def _overlap_with_training(
         return None
     try:
         trained_with = model.run.settings()
-        trained = iterate_samples(trained_with.training_files, trained_with.columns)
+        trained = iterate_samples(
+            trained_with.training_files, trained_with.columns, trained_with.encoding
+        )
         return overlap(trained, samples)
     except UserError:  # the training data has gone since
         return None
@@ -275,7 +277,7 @@ def _report_test_set(
     count = len(loaded.samples) - texts
     lines = [f"Model:    {model.sampler_path} ({model.name}, on {model.base_model})"]
     lines.append(f"Test set: {first[0].lower()}{first[1:]}")
-    lines += [f"  {line}" for line in others]
+    lines += [f"  {line}" for line in [*others, *loaded.said]]
     if texts:
         who = counted(texts, "sample is", "samples are")
         lines.append(f"  {who} plain text, which asks nothing, and left out.")

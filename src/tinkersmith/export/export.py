@@ -269,7 +269,7 @@ def _texts_to_verify(
     if model.run is not None:
         with suppress(UserError):  # the data files may have gone since
             settings = model.run.settings()
-            trained = iterate_samples(settings.training_files, settings.columns)
+            trained = iterate_samples(settings.training_files, settings.columns, settings.encoding)
             samples = list(islice(trained, _VERIFIED_SAMPLES))
     texts = [template.render(sample) for sample in samples[:_VERIFIED_SAMPLES]]
     rows = tokenizer.encode_batch([text.prompt + text.completion for text in texts])

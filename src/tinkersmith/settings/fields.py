@@ -104,7 +104,8 @@ class Settings(BaseModel):
 
     data_files: DataFiles = _setting(
         ["data/train_set.json"],
-        "The files to train on: JSON arrays or JSON Lines, also gzip-ed. A dict says how often an "
+        "The files to train on: JSON, JSON Lines, CSV, Parquet or Excel, also compressed; folders "
+        "and patterns. A dict says how often an "
         'epoch takes each file: {"a.jsonl": 2.0, "b.jsonl": 0.5}.',
         "a list of at least one file name, or a dict of file names with weights",
     )

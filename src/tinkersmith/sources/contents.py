@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, cast
 
 from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import open_regular
+from tinkersmith.paths import is_hub_name
 from tinkersmith.sources.packed import GZIP_MARK, PackedFile
 
 _WHOLE_AT_MOST = 1_000_000_000  # bytes that are read whole on any machine (9 GB of memory)
@@ -115,6 +116,8 @@ def too_large(path: Path, most: int) -> UserError:
 def command_to_convert(path: Path | str) -> str:
     """The command that writes a file of any kind as JSON Lines, which are read as a stream."""
     name = Path(path)
+    if is_hub_name(name.as_posix()):
+        name = Path(name.name.partition(":")[0])
     while name.suffix:
         name = name.with_suffix("")
     out = f"{name}-converted.jsonl"

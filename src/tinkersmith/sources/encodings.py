@@ -232,20 +232,33 @@ def _is_surely_utf8(data: bytes) -> bool:
 def _decoded(path: Path, data: bytes, codec: str, encoding: str = "") -> str:
     """The text, or a UserError with line and column."""
     try:
-        text = data.decode(codec)
+        return data.decode(codec)
+    except UnicodeDecodeError as error:
+        if codec == "cp1252" and encoding and codecs.lookup(encoding).name == "iso8859-1":
+            return data.decode("iso8859-1")
+        line, column = _place(data, error.start, codec)
+        advice = (
+            f'ENCODING is "{encoding}"; correct it, or the file.'
+            if encoding
+            else "Copy or save the file again."
+        )
+        raise UserError(
+            f"{path}, line {line}, column {column}: the byte 0x{data[error.start]:02X} is not "
+            f"{shown_name(codec)}. {advice}"
+        ) from None
+
+
+def not_in_encoding(path: Path, data: bytes, codec: str, first_line: int) -> UserError:
+    """The sentence about a part of a file that is not in the encoding that ENCODING names."""
+    try:
+        data.decode(codec)
     except UnicodeDecodeError as error:
         line, column = _place(data, error.start, codec)
-        byte = data[error.start]
-        named = f' ENCODING is "{encoding}"; correct it, or the file.' if encoding else (
-            " Copy or save the file again."
-        )  # fmt: skip
-        if codec == "cp1252" and codecs.lookup(encoding or codec).name == "iso8859-1":
-            return data.decode("iso8859-1")
-        raise UserError(
-            f"{path}, line {line}, column {column}: the byte 0x{byte:02X} is not "
-            f"{shown_name(codec)}.{named}"
-        ) from None
-    return text
+        return UserError(
+            f"{path}, line {line + first_line - 1}, column {column}: the byte "
+            f"0x{data[error.start]:02X} is not {shown_name(codec)}. Correct ENCODING, or the file."
+        )
+    raise AssertionError("it is in the encoding")
 
 
 def _place(data: bytes, position: int, codec: str) -> tuple[int, int]:
@@ -545,7 +558,10 @@ def text_codec(path: Path, start: bytes, encoding: str = AUTO) -> str:
         if start.startswith(mark):
             return codec
     if encoding.strip().lower() != AUTO:
-        return "utf-8" if start.startswith(BOM) else codec_name(encoding)
+        codec = codec_name(encoding)
+        whole = start[: start.rfind(b"\n") + 1]
+        is_utf8 = start.startswith(BOM) or (not whole.isascii() and _is_surely_utf8(whole))
+        return "utf-8" if is_utf8 else codec
     if unmarked := _unmarked_utf(start[: len(start) // 4 * 4]):
         return unmarked[0]
     whole = start[: start.rfind(b"\n") + 1] or start
