@@ -212,6 +212,9 @@ class _Conversation:
                 split_thought(turn.text) is not None or is_cut_within_thought(turn.text)
             ):
                 return None
+        texts = self._plain_texts()[1]
+        if len(texts) > 2 and any(text != text.strip() for text in texts[:-2]):
+            return None  # a template may trim the last answer only, as which each is trained
         form = self._template.plain_forms[has_system]
         if form is None or form.whole(*self._plain_texts()) != self.whole():
             return None
@@ -346,7 +349,8 @@ class _Conversation:
             rest = self._up_to_end(whole[len(prompt) :])
             self._check_calls(turn, rest)
             if _is_in(answer, rest) and _is_in(thought, rest):
-                empty = "" if think else leading_empty_thought(rest)
+                knows = self._form.carrier != "text"
+                empty = leading_empty_thought(rest) if knows and not think else ""
                 return prompt + empty, rest[len(empty) :]
         if turn.tool_calls:
             raise self._left_out("what an answer says beside a call", thought or answer)
