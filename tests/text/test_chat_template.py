@@ -204,7 +204,7 @@ def test_a_thought_that_never_ends_cannot_be_trained_and_is_named(
     sample = talk("a", "<think>\nI wonder")
     template = template_for(tokenizers["qwen3"], sample)
     data = tokenize([sample], template, tokenizers["qwen3"], 100, True)
-    assert data.samples == [] and [str(event) for event in data.untrained] == [
+    assert data.samples == [] and [str(event) for event in data.skipped] == [
         "Skipped data/matrix.jsonl, record 1: its answer opens a thought and never closes it"
     ]
 
@@ -214,7 +214,7 @@ def test_a_sample_whose_flags_leave_nothing_is_named(tokenizers: dict[str, TextT
     for setting in ("chat", "instruction"):
         template = choose_template(setting, tokenizers["qwen3"], "m")
         data = tokenize([sample], template, tokenizers["qwen3"], 100, True)
-        assert data.samples == [] and "as their flags say" in data.untrained[0].reason
+        assert data.samples == [] and "as their flags say" in data.skipped[0].reason
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -23,7 +23,7 @@ from tinkersmith.text.pieces import (
     user_text,
 )
 from tinkersmith.text.plain_form import PlainForm, learn_plain_form, plain_probe
-from tinkersmith.text.probes import AnswerForm, Probe, ToolForm
+from tinkersmith.text.probes import AnswerForm, TemplateProbe, ToolForm
 from tinkersmith.text.sandbox import render_chat
 from tinkersmith.text.thoughts import (
     CLOSE,
@@ -54,8 +54,8 @@ class ChatTemplate:
     thinks: bool | None = None  # whether use asks for a thought; None: as the template does
 
     @cached_property
-    def probe(self) -> Probe:
-        return Probe(
+    def probe(self) -> TemplateProbe:
+        return TemplateProbe(
             self.chat_template,
             self.date,
             self.named_tokens,
