@@ -310,3 +310,29 @@ def test_a_resumed_run_goes_on_to_the_same_losses_to_the_last_bit(
     ]
     assert sorted(run.lines("skipped.jsonl"), key=str) == sorted(left_out, key=str)
     assert np.isfinite(trained.epoch_losses).all()
+
+
+def test_thoughts_are_counted_in_the_first_pass_and_cut_ones_are_named(
+    tmp_path: Path, settings: Settings, tokenizer: TextTokenizer
+) -> None:
+    answers = ["4", "<think>\nhm\n</think>\n\n4", "<think>\nhm", "4"]
+    lines = [
+        json.dumps({"instruction": f"q {n}", "output": text}) for n, text in enumerate(answers)
+    ]
+    (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    stream, whole = open_stream(settings, Progress(print)), read_into_memory(settings)
+    assert stream.thoughts == whole.thoughts
+    assert (stream.thoughts.samples, stream.thoughts.with_thoughts) == (4, 1)
+    assert stream.thoughts.first is not None and stream.thoughts.first.record == 2
+    template = choose_template("chat", tokenizer, "some/model", thoughts=stream.thoughts)
+    encoding = Encoding(settings, template, tokenizer, settings.max_sequence_length)
+    run = RunFolder.create(settings.output_dir, "run", datetime.now())
+    summaries = []
+    for source in (stream, whole):
+        data = source.tokenized(encoding, Progress(print))
+        data.start(run, 0)
+        summaries.append(data.summary())
+        data.stop()
+        (skipped,) = [json.loads(line) for line in run.file("skipped.jsonl").open()]
+        assert skipped["record"] == 3 and skipped["reason"].endswith("and never closes it")
+    assert [(one.training, one.untrained) for one in summaries] == [(3, 1), (3, 1)]

@@ -22,7 +22,8 @@ from tinkersmith.text.pieces import (
     trained_turns,
     user_text,
 )
-from tinkersmith.text.probes import AnswerForm, Probe, ToolForm
+from tinkersmith.text.plain_form import PlainForm, learn_plain_form, plain_probe
+from tinkersmith.text.probes import AnswerForm, TemplateProbe, ToolForm
 from tinkersmith.text.sandbox import render_chat
 from tinkersmith.text.thoughts import (
     CLOSE,
@@ -53,8 +54,8 @@ class ChatTemplate:
     thinks: bool | None = None  # whether use asks for a thought; None: as the template does
 
     @cached_property
-    def probe(self) -> Probe:
-        return Probe(
+    def probe(self) -> TemplateProbe:
+        return TemplateProbe(
             self.chat_template,
             self.date,
             self.named_tokens,
@@ -70,6 +71,24 @@ class ChatTemplate:
     @cached_property
     def tool_form(self) -> ToolForm:
         return self.probe.tool_form()
+
+    @cached_property
+    def plain_forms(self) -> tuple[PlainForm | None, PlainForm | None]:
+        """How conversations without thoughts are written, without and with a system text."""
+        if self.thinking == "keep":
+            return None, None
+        first, second = (self._plain_form(has_system) for has_system in (False, True))
+        return first, second
+
+    def _plain_form(self, has_system: bool) -> PlainForm | None:
+        probe = plain_probe(has_system)
+        slow = _Conversation(self, probe, by_form=False)
+        places = [place for place, turn in enumerate(probe.turns) if turn.role == "assistant"]
+        try:
+            whole = slow.whole()
+            return learn_plain_form(has_system, whole, lambda number: slow.written(places[number]))
+        except UserError:  # such as a template that knows no system text
+            return None
 
     @property
     def end(self) -> str:
@@ -106,7 +125,7 @@ class ChatTemplate:
         """The prompt of use: all before the last answer, with or without a thought to come."""
         if sample.turns[-1].role == "text":
             return self.begin + self.guarded(start_of(sample.turns[-1].text))
-        return _Conversation(self, sample).prompt(len(sample.turns) - 1, self.thinks)
+        return _Conversation(self, sample, by_form=False).prompt(len(sample.turns) - 1, self.thinks)
 
     def answer(self, generated: str) -> str:
         """The answer within a generated text that still has its control tokens.
@@ -167,7 +186,7 @@ class ChatTemplate:
 class _Conversation:
     """The messages of one sample, and the texts that the template makes of them."""
 
-    def __init__(self, template: ChatTemplate, sample: Sample) -> None:
+    def __init__(self, template: ChatTemplate, sample: Sample, by_form: bool = True) -> None:
         self._template, self._sample = template, sample
         self._form = template.form
         try:
@@ -175,6 +194,41 @@ class _Conversation:
         except UserError as error:
             raise UserError(f"{sample.source}: {error}") from None
         self._tools = [template.guarded_value(_full_tool(tool)) for tool in sample.tools] or None
+        self._plain = self._plain_form() if by_form else None
+
+    def _plain_form(self) -> PlainForm | None:
+        """The constants that this conversation is written with, if it is plain."""
+        turns = self._sample.turns
+        has_system = turns[0].role == "system"
+        spoken = turns[1:] if has_system else turns
+        if self._tools or not turns[0].text or len(spoken) % 2:
+            return None
+        for place, turn in enumerate(spoken):
+            if turn.role != ("assistant" if place % 2 else "user") or (
+                turn.thought or turn.tool_calls
+            ):
+                return None
+            if place % 2 and (
+                split_thought(turn.text) is not None or is_cut_within_thought(turn.text)
+            ):
+                return None
+        texts = self._plain_texts()[1]
+        if len(texts) > 2 and any(text != text.strip() for text in texts[:-2]):
+            return None  # a template may trim the last answer only, as which each is trained
+        form = self._template.plain_forms[has_system]
+        if form is None or form.whole(*self._plain_texts()) != self.whole():
+            return None
+        return form
+
+    def _plain_texts(self) -> tuple[str, list[str]]:
+        texts = [cast("str", message["content"]) for message in self._messages]
+        if self._sample.turns[0].role == "system":
+            return texts[0], texts[1:]
+        return "", texts
+
+    def whole(self) -> str:
+        """The template's text of the whole conversation, without thoughts."""
+        return self._write(len(self._messages), False)
 
     # ---- sequences
 
@@ -269,6 +323,9 @@ class _Conversation:
         Raises:
             Untrainable: the answer is cut within its thought.
         """
+        if self._plain is not None:
+            system, texts = self._plain_texts()
+            return self._plain.written(system, texts, (place - bool(system)) // 2)
         turn = self._sample.turns[place]
         if is_cut_within_thought(turn.text):
             raise Untrainable("its answer opens a thought and never closes it")
@@ -292,7 +349,8 @@ class _Conversation:
             rest = self._up_to_end(whole[len(prompt) :])
             self._check_calls(turn, rest)
             if _is_in(answer, rest) and _is_in(thought, rest):
-                empty = "" if think else leading_empty_thought(rest)
+                knows = self._form.carrier != "text"
+                empty = leading_empty_thought(rest) if knows and not think else ""
                 return prompt + empty, rest[len(empty) :]
         if turn.tool_calls:
             raise self._left_out("what an answer says beside a call", thought or answer)

@@ -10,7 +10,7 @@ from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.errors import UserError
 from tinkersmith.plurals import counted
 from tinkersmith.text.chat_template import ChatTemplate
-from tinkersmith.text.probes import Probe
+from tinkersmith.text.probes import TemplateProbe
 from tinkersmith.text.text_template import (
     ALPACA_FORMAT,
     ALPACA_FORMAT_WITHOUT_INPUT,
@@ -241,8 +241,8 @@ def _quoted(text: str, most: int) -> list[str]:
     ]
 
 
-def _probe_of(tokenizer: "TextTokenizer", today: datetime.date) -> Probe:
-    return Probe(
+def _probe_of(tokenizer: "TextTokenizer", today: datetime.date) -> TemplateProbe:
+    return TemplateProbe(
         tokenizer.chat_template or "",
         today.isoformat(),
         tokenizer.named_tokens,

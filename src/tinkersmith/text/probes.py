@@ -60,7 +60,7 @@ class ToolForm:
 
 
 @dataclass(frozen=True)
-class Probe:
+class TemplateProbe:
     """A template with its variables, to be tried."""
 
     source: str

@@ -8,6 +8,8 @@ from typing import Any, cast
 
 from tinkersmith.errors import UserError
 
+_NAMES_OF_DICTS = frozenset(dir(dict))
+
 
 def render_chat(
     source: str,
@@ -59,6 +61,28 @@ def compiled_chat(source: str, date: str) -> Any:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
+    class Sandbox(ImmutableSandboxedEnvironment):
+        """Checks each attribute of each type once, and the fields of messages not at all."""
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self._safe: dict[tuple[type, str], bool] = {}
+
+        def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+            key = type(obj), attr  # nothing else decides it
+            safe = self._safe.get(key)
+            if safe is None:
+                safe = self._safe[key] = super().is_safe_attribute(obj, attr, value)
+            return safe
+
+        def getattr(self, obj: Any, attribute: str) -> Any:
+            if type(obj) is dict and attribute not in _NAMES_OF_DICTS:
+                fields = cast("dict[str, Any]", obj)
+                if attribute in fields:
+                    return fields[attribute]
+                return self.undefined(obj=fields, name=attribute)
+            return super().getattr(obj, attribute)
+
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
@@ -70,9 +94,7 @@ def compiled_chat(source: str, date: str) -> Any:
     ) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **rest)
 
-    sandbox = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
-    )
+    sandbox = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation])
     environment = cast("Any", sandbox)  # its filters and globals have no usable types
     environment.filters["tojson"] = tojson
     environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)

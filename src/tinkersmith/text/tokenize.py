@@ -185,6 +185,8 @@ def _sequence(rendered: Rendered, rows: Iterator[list[int]]) -> tuple[np.ndarray
         start = len(tokens)
         tokens += next(rows)
         if piece.trained and len(tokens) > start:
+            if spans and spans[-1][1] == start:
+                start = spans.pop()[0]
             spans.append((start, len(tokens)))
     return np.array(tokens, dtype=np.int32), np.array(spans, dtype=np.int64).reshape(-1, 2)
 
