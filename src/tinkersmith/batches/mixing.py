@@ -14,7 +14,7 @@ import numpy as np
 from tinkersmith.data.shuffle import shuffled
 from tinkersmith.errors import UserError
 from tinkersmith.plurals import counted
-from tinkersmith.sources.find import find_files
+from tinkersmith.sources.find import look_up
 
 _MIXING_STREAM = 2**31 + 1  # a seed that neither an epoch nor the validation set uses
 
@@ -51,15 +51,19 @@ class Share:
 
 
 def names_of_files(weights: Mapping[str, float]) -> dict[str, str]:
-    """The name in DATA_FILES that each file comes from."""
-    names: dict[str, str] = {}
-    for name in weights:
-        try:
-            paths, _ = find_files([name])
-        except UserError:  # a missing file, which the report of the data names
-            continue
-        names |= {path.as_posix(): name for path in paths}
-    return names
+    """The name in DATA_FILES that each file comes from.
+
+    Raises:
+        UserError: the weight of a name has no effect, since other names before it have its files.
+    """
+    by_name = look_up(list(weights)).by_name
+    for name, paths in by_name.items():
+        if not paths:
+            raise UserError(
+                f"DATA_FILES gives {name} the weight {weights[name]:g}, but a folder or pattern "
+                "before it has the same files. Write it before that one."
+            )
+    return {path.as_posix(): name for name, paths in by_name.items() for path in paths}
 
 
 def mixing_lines(shares: Collection[Share]) -> list[str]:
