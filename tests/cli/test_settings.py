@@ -57,7 +57,7 @@ def test_json_of_the_settings_is_a_settings_file(capsys: pytest.CaptureFixture[s
     assert {name: about["value"] for name, about in again.items()} == values
 
 
-def problems(schema: dict[str, Any], value: Any) -> list[str]:
+def problems(schema: dict[str, Any], given: Any) -> list[str]:
     """What a JSON Schema says against a value; every keyword that it uses must be known here."""
     known = {
         "description", "default", "$schema", "title", "type", "enum", "pattern", "maxLength",
@@ -65,13 +65,19 @@ def problems(schema: dict[str, Any], value: Any) -> list[str]:
         "properties", "additionalProperties",
     }  # fmt: skip
     assert set(schema) <= known
-    kinds = {"string": str, "array": list, "object": dict, "boolean": bool, "integer": int}
-    kind = schema.get("type")
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    kinds: dict[str, Any] = {
+        "string": str,
+        "array": list,
+        "object": dict,
+        "boolean": bool,
+        "integer": int,
+    }
+    kind, value = schema.get("type"), given
+    number = isinstance(given, int | float) and not isinstance(given, bool)
     if kind and not (
         number
         if kind == "number"
-        else isinstance(value, kinds[kind]) and (kind != "integer" or number)
+        else isinstance(given, kinds[kind]) and (kind != "integer" or number)
     ):
         return [f"{value!r} is no {kind}"]
     against: list[str] = []

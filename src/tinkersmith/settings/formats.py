@@ -52,7 +52,8 @@ def look_alike(text: str, suffix: str) -> str:
 
 def _read_yaml(path: Path, text: str) -> dict[str, Given]:
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        compose = cast("Callable[..., yaml.Node | None]", yaml.compose)  # it has no types
+        root = compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
@@ -186,7 +187,8 @@ DATA_FORMATS: Mapping[str, Callable[[Path, str], dict[str, Given]]] = {
 
 
 def _given(name: str, value: object, where: str) -> Given:
-    field = _field(name, isinstance(value, dict), where)
+    is_section = isinstance(value, dict)
+    field = _field(name, is_section, where)
     if value is None:
         raise UserError(f"{where}: {name} has no value. Write one, or remove the line.")
     if isinstance(value, datetime.date | datetime.time):
@@ -262,7 +264,9 @@ def _names_in(read: Callable[[str], Any]) -> Callable[[str], list[str]]:
             values = read(text)
         except (ValueError, RecursionError, yaml.YAMLError):
             return []
-        return [str(name) for name in values] if isinstance(values, dict) else []
+        return (
+            list(map(str, cast("dict[object, object]", values))) if isinstance(values, dict) else []
+        )
 
     return names
 

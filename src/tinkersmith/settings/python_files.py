@@ -85,7 +85,9 @@ def values_of(namespace: Mapping[str, object], tree: ast.Module, where: str) -> 
         if setting_close_to(name):
             raise not_a_setting(name, place)
         value = namespace[name]
-        keys = cast("Mapping[object, object]", value) if isinstance(value, Mapping) else {}
+        keys: Iterable[object] = (
+            cast("Mapping[object, object]", value) if isinstance(value, Mapping) else ()
+        )
         if any(isinstance(key, str) and key.lower() in FIELDS for key in keys):
             raise UserError(
                 f"{place}: settings inside {name} have no effect. Write each on a line of its own, "
