@@ -160,3 +160,36 @@ def test_it_imports_no_torch_transformers_or_tinker() -> None:
     assert json.loads(asked.stdout)["LORA_RANK"]["origin"].startswith("config.py, line ")
     imported = {line.rpartition("|")[2].strip() for line in asked.stderr.splitlines()}
     assert imported.isdisjoint({"torch", "transformers", "tinker", "numpy"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.yaml", "LORA_RANK: 8\n"),
+        ("config.yml", "SEED: 1\nown: 2\n"),
+        ("config.toml", "LORA_RANK = 8\n"),
+        ("config.json", '{"LORA_RANK": 8}'),
+    ],
+)
+def test_settings_that_lie_there_unread_are_an_error(
+    name: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(name).write_text(text)
+    assert main(["settings"]) == 1
+    said = capsys.readouterr().err
+    assert said.endswith(
+        f"has settings that are not read unless you name it. Add: --config {name}\n"
+    )
+    Path("config.py").write_text("")
+    shown(capsys)  # config.py is what is read
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("config.json", '{"model_type": "qwen3"}'), ("config.yaml", "lr: 1\n"), ("config.toml", "[")],
+)
+def test_files_of_other_tools_are_left_alone(
+    name: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(name).write_text(text)
+    assert "LORA_RANK" in shown(capsys)

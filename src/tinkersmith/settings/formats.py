@@ -16,8 +16,9 @@ from typing import Any, cast
 import yaml
 
 from tinkersmith.errors import UserError, one_line
+from tinkersmith.files import read_regular
 from tinkersmith.settings.fields import FIELDS
-from tinkersmith.settings.names import Given, not_a_setting
+from tinkersmith.settings.names import LARGEST_SETTINGS_FILE, Given, not_a_setting
 from tinkersmith.settings.spelling import flag_from, kind_of_value, number_from
 
 _DEEPEST = 20  # levels of lists within lists
@@ -48,6 +49,19 @@ def look_alike(text: str, suffix: str) -> str:
         if suffix.lower() not in suffixes and any(name.lower() in FIELDS for name in names(text)):
             return f"It looks like {kind}: give it a name that ends with {suffixes[0]}."
     return ""
+
+
+def upper_case_names(path: Path) -> list[str]:
+    """The upper-case names at the top level of a file; none of a file in another format.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    suffix = path.suffix.lower()
+    loaders: dict[str, Callable[[str], Any]] = {".json": json.loads, ".toml": tomllib.loads}
+    text = read_regular(path, LARGEST_SETTINGS_FILE).decode("utf-8", "replace")
+    names = _names_in(loaders.get(suffix, yaml.safe_load))(text.removeprefix("\ufeff"))
+    return [name for name in names if name.isupper()]
 
 
 def _read_yaml(path: Path, text: str) -> dict[str, Given]:

@@ -13,9 +13,13 @@ from typing import cast
 from tinkersmith.errors import UserError, one_line
 from tinkersmith.files import read_regular
 from tinkersmith.settings.fields import FIELDS
-from tinkersmith.settings.names import Given, not_a_setting, setting_close_to
+from tinkersmith.settings.names import (
+    LARGEST_SETTINGS_FILE,
+    Given,
+    not_a_setting,
+    setting_close_to,
+)
 
-_LARGEST_FILE = 10_000_000  # bytes of a script
 _NOTHING = "sets nothing; a setting is written as LORA_RANK = 16"
 
 
@@ -52,7 +56,7 @@ def values_of_script(namespace: Mapping[str, object], where: str) -> dict[str, G
     """
     script = namespace.get("__file__")
     try:
-        tree = ast.parse(read_regular(cast(str, script), _LARGEST_FILE)) if script else None
+        tree = ast.parse(read_regular(cast(str, script), LARGEST_SETTINGS_FILE)) if script else None
     except (OSError, TypeError, ValueError, SyntaxError, RecursionError, MemoryError):
         tree = None  # the file may be gone, or packed
     if tree is None:
