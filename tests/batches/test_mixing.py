@@ -2,9 +2,7 @@
 
 import json
 from collections import Counter
-from dataclasses import replace
 from datetime import datetime
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +12,12 @@ from hypothesis import strategies as st
 
 from tests.support.tiny_models import make_tiny_tokenizer
 from tinkersmith.batches.in_memory import TokensInMemory, read_into_memory
-from tinkersmith.batches.mixing import MixedOrder, Share, mixing_lines, names_of_files
+from tinkersmith.batches.mixing import MixedOrder, Share, mixing_lines
 from tinkersmith.batches.order import batch_indices, steps_per_epoch
 from tinkersmith.batches.source import Encoding
 from tinkersmith.batches.streamed import TokenStream, open_stream
 from tinkersmith.data import large_files
+from tinkersmith.errors import UserError
 from tinkersmith.progress import Progress
 from tinkersmith.runs.folder import RunFolder
 from tinkersmith.settings.fields import Settings
@@ -262,20 +261,29 @@ def test_the_data_digest_changes_with_all_that_decides_what_is_trained_on(
     data.stop()
 
 
-def test_a_folder_of_files_under_one_name_shares_its_weight(
-    settings: Settings, tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["memory", "stream"])
+@pytest.mark.parametrize("name", ["some", "some/*.jsonl"])
+def test_files_of_a_folder_or_pattern_share_its_weight(
+    kind: str, name: str, settings: Settings, tokenizer: TextTokenizer
 ) -> None:
-    def found(weights: object) -> dict[str, str]:
-        return {"a.jsonl": "some", "b.jsonl": "some", "c.jsonl": "c.jsonl"}
-
-    monkeypatch.setattr("tinkersmith.batches.in_memory.names_of_files", found)
-    assert names_of_files({"a.jsonl": 1.0, "gone.jsonl": 2.0}) == {"a.jsonl": "a.jsonl"}
-    source = read_into_memory(settings.model_copy(update={"data_files": list(SIZES)}))
-    source = replace(source, weights={"some": 0.5, "c.jsonl": 1.0})
-    assert "50 of 99 samples of some" in "\n".join(source.report())
-    template = choose_template("instruction", tokenizer, "some/model")
-    data = source.tokenized(Encoding(settings, template, tokenizer, 1000), Progress(print))
-    counts = sum(epochs_of(data, 2), Counter[str]())
-    assert len(list(chain.from_iterable(data.training))) == 125
-    of_some = [counts[source] for source in counts if not source.startswith("c")]
-    assert (sum(of_some), len(of_some), max(of_some)) == (100, 99, 2)
+    Path("some").mkdir()
+    for file in ("a.jsonl", "b.jsonl"):
+        Path(file).rename(f"some/{file}")
+    mix = {"some/a.jsonl": 2.0, name: 0.5, "c.jsonl": 1.0, "gone.jsonl": 3.0}
+    data, report = (whole if kind == "memory" else streamed)(
+        settings.model_copy(update={"data_files": mix}), tokenizer
+    )
+    assert (
+        f"An epoch takes 2 x 38 samples of some/a.jsonl, 30 of 61 samples of {name} and 1 x 26 "
+        "samples of c.jsonl: 132 in all" in "\n".join(report)
+    )
+    epochs = epochs_of(data, 2)
+    assert [epoch.total() for epoch in epochs] == [132, 132]
+    together = sum(epochs, Counter[str]())
+    assert sum(count for source, count in together.items() if "b.jsonl" in source) == 60
+    assert {count for source, count in together.items() if "a.jsonl" in source} == {4}
+    data.stop()
+    mix = {name: 0.5, "some/a.jsonl": 2.0}
+    with pytest.raises(UserError, match=r"gives some/a\.jsonl the weight 2, but a folder or pat"):
+        source = read_into_memory(settings.model_copy(update={"data_files": mix}))
+        source.report()

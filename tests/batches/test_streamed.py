@@ -207,7 +207,7 @@ def test_tokens_are_made_once_for_the_same_bytes_tokenizer_and_template(
     assert cache_files(settings) == made
     open_data(settings, template="alpaca").summary()
     assert len(cache_files(settings)) == 2 * len(made)
-    file = Path(settings.data_files[0])
+    file = Path(settings.training_files[0])
     moved = file.rename(file.with_name("moved.jsonl"))
     with moved.open("a", encoding="utf-8") as appended:
         appended.write("\n" + json.dumps({"instruction": "new", "output": "x"}))
@@ -248,7 +248,7 @@ def test_a_file_that_changes_stops_the_loop_with_a_sentence(
 ) -> None:
     data = open_data(settings)
     data.summary()
-    file = Path(settings.data_files[0])
+    file = Path(settings.training_files[0])
     file.write_bytes(file.read_bytes().replace(b"Add", b"Sub"))
     shutil.rmtree(Path(settings.output_dir) / FOLDER)
     with pytest.raises(UserError, match="has changed while it was trained on"):
@@ -260,7 +260,7 @@ def test_the_digest_changes_with_data_template_and_policy(
 ) -> None:
     same = open_data(settings).digest()
     assert open_data(settings).digest() == same
-    file = Path(settings.data_files[0])
+    file = Path(settings.training_files[0])
     others = [
         open_data(settings, template="alpaca"),
         open_data(settings.model_copy(update={"max_sequence_length": 151})),

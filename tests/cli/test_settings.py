@@ -57,7 +57,7 @@ def test_json_of_the_settings_is_a_settings_file(capsys: pytest.CaptureFixture[s
     assert {name: about["value"] for name, about in again.items()} == values
 
 
-def problems(schema: dict[str, Any], value: Any) -> list[str]:
+def problems(schema: dict[str, Any], given: Any) -> list[str]:
     """What a JSON Schema says against a value; every keyword that it uses must be known here."""
     known = {
         "description", "default", "$schema", "title", "type", "enum", "pattern", "maxLength",
@@ -65,13 +65,19 @@ def problems(schema: dict[str, Any], value: Any) -> list[str]:
         "properties", "additionalProperties",
     }  # fmt: skip
     assert set(schema) <= known
-    kinds = {"string": str, "array": list, "object": dict, "boolean": bool, "integer": int}
-    kind = schema.get("type")
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    kinds: dict[str, Any] = {
+        "string": str,
+        "array": list,
+        "object": dict,
+        "boolean": bool,
+        "integer": int,
+    }
+    kind, value = schema.get("type"), given
+    number = isinstance(given, int | float) and not isinstance(given, bool)
     if kind and not (
         number
         if kind == "number"
-        else isinstance(value, kinds[kind]) and (kind != "integer" or number)
+        else isinstance(given, kinds[kind]) and (kind != "integer" or number)
     ):
         return [f"{value!r} is no {kind}"]
     against: list[str] = []
@@ -154,3 +160,36 @@ def test_it_imports_no_torch_transformers_or_tinker() -> None:
     assert json.loads(asked.stdout)["LORA_RANK"]["origin"].startswith("config.py, line ")
     imported = {line.rpartition("|")[2].strip() for line in asked.stderr.splitlines()}
     assert imported.isdisjoint({"torch", "transformers", "tinker", "numpy"})
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.yaml", "LORA_RANK: 8\n"),
+        ("config.yml", "SEED: 1\nown: 2\n"),
+        ("config.toml", "LORA_RANK = 8\n"),
+        ("config.json", '{"LORA_RANK": 8}'),
+    ],
+)
+def test_settings_that_lie_there_unread_are_an_error(
+    name: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(name).write_text(text)
+    assert main(["settings"]) == 1
+    said = capsys.readouterr().err
+    assert said.endswith(
+        f"has settings that are not read unless you name it. Add: --config {name}\n"
+    )
+    Path("config.py").write_text("")
+    shown(capsys)  # config.py is what is read
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("config.json", '{"model_type": "qwen3"}'), ("config.yaml", "lr: 1\n"), ("config.toml", "[")],
+)
+def test_files_of_other_tools_are_left_alone(
+    name: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(name).write_text(text)
+    assert "LORA_RANK" in shown(capsys)

@@ -233,7 +233,7 @@ def test_without_any_run_the_user_is_told_how_to_make_one(
 ):
     monkeypatch.chdir(tmp_path)
     settings = settings_from({"OUTPUT_DIR": str(tmp_path)})
-    with pytest.raises(UserError, match=r"tinkersmith train$"):
+    with pytest.raises(UserError, match=r"tinkersmith train --set OUTPUT_DIR="):
         evaluate(settings, test_file=str(small.test_file), output_file=tmp_path / "out.json")
 
 

@@ -220,7 +220,7 @@ def test_no_run_at_all_says_how_to_make_one(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for folder in (tmp_path, tmp_path / "not-there"):
-        with pytest.raises(UserError, match=r"tinkersmith train$"):
+        with pytest.raises(UserError, match=r"tinkersmith train --set OUTPUT_DIR="):
             newest_run(folder)
 
 

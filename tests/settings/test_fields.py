@@ -192,7 +192,7 @@ BASE_MODEL = "models/small"
 
 def names(settings: Settings) -> tuple[list[str], list[str], str, str]:
     return (
-        settings.data_files,
+        settings.training_files,
         settings.validation_files,
         settings.output_dir,
         settings.base_model,

@@ -51,11 +51,21 @@ class Share:
 
 
 def names_of_files(weights: Mapping[str, float]) -> dict[str, str]:
-    """The name in DATA_FILES that each file comes from."""
+    """The name in DATA_FILES that each file comes from.
+
+    Raises:
+        UserError: the weight of a name has no effect, since other names before it have its files.
+    """
     try:
-        by_name = look_up(list(weights)).by_name  # a file of two names belongs to the first
+        by_name = look_up(list(weights)).by_name
     except UserError:  # no file is there, which the report of the data says
         return {}
+    for name, paths in by_name.items():
+        if not paths:
+            raise UserError(
+                f"DATA_FILES gives {name} the weight {weights[name]:g}, but a folder or pattern "
+                "before it has the same files. Write it before that one."
+            )
     return {path.as_posix(): name for name, paths in by_name.items() for path in paths}
 
 

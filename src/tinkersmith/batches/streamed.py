@@ -183,11 +183,14 @@ class TokenStream:
 
     def _load(self, indices: np.ndarray, epoch: int, number: int) -> "_Window":
         self._background.wait_for(indices.tolist())
-        chunks = [self._chunks[index] for index in indices.tolist()]
+        numbers: list[int] = indices.tolist()
+        chunks = [self._chunks[index] for index in numbers]
         places = [chunk.training_places() for chunk in chunks]
         if self._shares:
-            times = [self._shares.times(index, epoch) for index in indices.tolist()]
-            places = [np.repeat(*both) for both in zip(places, times, strict=True)]
+            places = [
+                np.repeat(taken, self._shares.times(index, epoch))
+                for taken, index in zip(places, numbers, strict=True)
+            ]
         return _Window.of(chunks, places, self._cache, (self._seed, epoch, number))
 
 

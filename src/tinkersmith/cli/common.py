@@ -5,6 +5,7 @@ current folder.
 """
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,25 @@ def settings_with_origins(
     if config or path.is_file():
         return load_with_origins(path, overrides)
     return load_with_origins(None, overrides, folder)
+
+
+def refuse_unread_file(config: str, folder: Path | str = ".") -> None:
+    """Refuse to use defaults where a settings file lies that must be named with --config.
+
+    Raises:
+        UserError: there is one, no config.py, and `config` is empty.
+    """
+    from tinkersmith.settings.reading import has_settings
+
+    folder = Path(folder)
+    if config or (folder / "config.py").is_file():
+        return
+    for name in ("config.yaml", "config.yml", "config.toml", "config.json"):
+        if (folder / name).is_file() and has_settings(folder / name):
+            raise UserError(
+                f"There is no config.py, and {folder / name} has settings that are not read unless "
+                f"you name it. Add: {shlex.join(['--config', str(folder / name)])}"
+            )
 
 
 _READING = ("COLUMNS", "ENCODING")

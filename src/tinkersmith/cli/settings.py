@@ -25,7 +25,7 @@ def settings_command(argv: Sequence[str], *, prog: str) -> int:
         "--schema", action="store_true", help="print the JSON Schema of a settings file"
     )
     wanted = parser.parse_args(argv)
-    from tinkersmith.cli.common import settings_with_origins
+    from tinkersmith.cli.common import refuse_unread_file, settings_with_origins
     from tinkersmith.errors import UserError
     from tinkersmith.settings.fields import FIELDS, python_text
     from tinkersmith.settings.schema import json_schema
@@ -38,6 +38,7 @@ def settings_command(argv: Sequence[str], *, prog: str) -> int:
             )
         print(json.dumps(json_schema(), ensure_ascii=False, indent=2))
         return 0
+    refuse_unread_file(wanted.config)
     settings, origins = settings_with_origins(wanted.config, wanted.set)
     values = settings.model_dump()
     if wanted.json:

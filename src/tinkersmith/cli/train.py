@@ -48,13 +48,15 @@ def train_command(
         help="with --resume: continue although the base model, the tokenizer or the data changed",
     )
     wanted = parser.parse_args(argv)
-    from tinkersmith.cli.common import user_settings
+    from tinkersmith.cli.common import refuse_unread_file, user_settings
     from tinkersmith.errors import UserError
     from tinkersmith.paths import seen_from_here
 
+    if not wanted.resume:  # the run has its settings
+        refuse_unread_file(wanted.config, folder or ".")
     config = seen_from_here(folder, "config.py") if folder and not wanted.config else wanted.config
     if wanted.resume and not wanted.config and not Path(config).is_file():
-        config = ""  # the run has its settings
+        config = ""
     settings = user_settings(config, wanted.set, folder or ".")
     changed = [
         name for name in wanted.set if name.partition("=")[0].strip().upper() != "OUTPUT_DIR"

@@ -4,7 +4,6 @@ Users write them upper-case in config.py or as --set NAME=VALUE; code reads `set
 Names of files in a `Settings` value are as seen from the current folder.
 """
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, cast
@@ -39,8 +38,10 @@ def _as_file_list(value: object) -> object:
 
 
 def _as_files_with_weights(value: object) -> object:
-    if not isinstance(value, Mapping) or not value:
+    if not isinstance(value, Mapping):
         return _as_file_list(value)
+    if not value:
+        return cast(object, value)
     weights: dict[object, float] = {}
     for key, weight in cast(Mapping[object, object], value).items():
         name = os.fspath(cast("os.PathLike[str]", key)) if isinstance(key, os.PathLike) else key
@@ -52,25 +53,22 @@ def _as_files_with_weights(value: object) -> object:
 
 def _checked_weight(name: str, weight: object) -> float:
     shown = f"DATA_FILES gives {one_line(name)} the weight {python_text(weight)}"
-    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if is_number and weight == 0:
-        raise UserError(f"{shown}, so that it is never trained on. Remove the file.")
-    if (
-        not is_number
-        or not math.isfinite(weight)
-        or not SMALLEST_WEIGHT <= weight <= LARGEST_WEIGHT
-    ):
-        raise UserError(
-            f"{shown}; it must be a number between {SMALLEST_WEIGHT:g} and {LARGEST_WEIGHT:g}: how "
-            "often an epoch takes the file."
-        )
-    return float(weight)
+    if isinstance(weight, int | float) and not isinstance(weight, bool):
+        if weight == 0:
+            raise UserError(f"{shown}, so that it is never trained on. Remove the file.")
+        if SMALLEST_WEIGHT <= weight <= LARGEST_WEIGHT:  # which NaN is not
+            return float(weight)
+    raise UserError(
+        f"{shown}; it must be a number between {SMALLEST_WEIGHT:g} and {LARGEST_WEIGHT:g}: how "
+        "often an epoch takes the file."
+    )
 
 
 def _without_weights(value: object) -> object:
     if isinstance(value, Mapping):
+        shown = python_text(cast(object, value))
         raise UserError(
-            f"VALIDATION_FILES is {python_text(value)}; it takes no weights, since validation "
+            f"VALIDATION_FILES is {shown}; it takes no weights, since validation "
             "measures each sample once. Write a list of the names."
         )
     return _as_file_list(value)

@@ -16,8 +16,9 @@ from typing import Any, cast
 import yaml
 
 from tinkersmith.errors import UserError, one_line
+from tinkersmith.files import read_regular
 from tinkersmith.settings.fields import FIELDS
-from tinkersmith.settings.names import Given, not_a_setting
+from tinkersmith.settings.names import LARGEST_SETTINGS_FILE, Given, not_a_setting
 from tinkersmith.settings.spelling import flag_from, kind_of_value, number_from
 
 _DEEPEST = 20  # levels of lists within lists
@@ -50,9 +51,23 @@ def look_alike(text: str, suffix: str) -> str:
     return ""
 
 
+def upper_case_names(path: Path) -> list[str]:
+    """The upper-case names at the top level of a file; none of a file in another format.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    suffix = path.suffix.lower()
+    loaders: dict[str, Callable[[str], Any]] = {".json": json.loads, ".toml": tomllib.loads}
+    text = read_regular(path, LARGEST_SETTINGS_FILE).decode("utf-8", "replace")
+    names = _names_in(loaders.get(suffix, yaml.safe_load))(text.removeprefix("\ufeff"))
+    return [name for name in names if name.isupper()]
+
+
 def _read_yaml(path: Path, text: str) -> dict[str, Given]:
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        compose = cast("Callable[..., yaml.Node | None]", yaml.compose)  # it has no types
+        root = compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
@@ -186,7 +201,8 @@ DATA_FORMATS: Mapping[str, Callable[[Path, str], dict[str, Given]]] = {
 
 
 def _given(name: str, value: object, where: str) -> Given:
-    field = _field(name, isinstance(value, dict), where)
+    is_section = isinstance(value, dict)
+    field = _field(name, is_section, where)
     if value is None:
         raise UserError(f"{where}: {name} has no value. Write one, or remove the line.")
     if isinstance(value, datetime.date | datetime.time):
@@ -262,7 +278,9 @@ def _names_in(read: Callable[[str], Any]) -> Callable[[str], list[str]]:
             values = read(text)
         except (ValueError, RecursionError, yaml.YAMLError):
             return []
-        return [str(name) for name in values] if isinstance(values, dict) else []
+        return (
+            list(map(str, cast("dict[object, object]", values))) if isinstance(values, dict) else []
+        )
 
     return names
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from tinkersmith.errors import UserError, one_line
 from tinkersmith.settings.fields import FIELDS
 
+LARGEST_SETTINGS_FILE = 10_000_000  # bytes
 # What is set in the environment, where a run does not store it.
 ENVIRONMENT = (
     "TINKER_API_KEY",

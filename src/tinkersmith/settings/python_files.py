@@ -13,9 +13,13 @@ from typing import cast
 from tinkersmith.errors import UserError, one_line
 from tinkersmith.files import read_regular
 from tinkersmith.settings.fields import FIELDS
-from tinkersmith.settings.names import Given, not_a_setting, setting_close_to
+from tinkersmith.settings.names import (
+    LARGEST_SETTINGS_FILE,
+    Given,
+    not_a_setting,
+    setting_close_to,
+)
 
-_LARGEST_FILE = 10_000_000  # bytes of a script
 _NOTHING = "sets nothing; a setting is written as LORA_RANK = 16"
 
 
@@ -52,7 +56,7 @@ def values_of_script(namespace: Mapping[str, object], where: str) -> dict[str, G
     """
     script = namespace.get("__file__")
     try:
-        tree = ast.parse(read_regular(cast(str, script), _LARGEST_FILE)) if script else None
+        tree = ast.parse(read_regular(cast(str, script), LARGEST_SETTINGS_FILE)) if script else None
     except (OSError, TypeError, ValueError, SyntaxError, RecursionError, MemoryError):
         tree = None  # the file may be gone, or packed
     if tree is None:
@@ -85,7 +89,9 @@ def values_of(namespace: Mapping[str, object], tree: ast.Module, where: str) -> 
         if setting_close_to(name):
             raise not_a_setting(name, place)
         value = namespace[name]
-        keys = cast("Mapping[object, object]", value) if isinstance(value, Mapping) else {}
+        keys: Iterable[object] = (
+            cast("Mapping[object, object]", value) if isinstance(value, Mapping) else ()
+        )
         if any(isinstance(key, str) and key.lower() in FIELDS for key in keys):
             raise UserError(
                 f"{place}: settings inside {name} have no effect. Write each on a line of its own, "

@@ -18,9 +18,7 @@ from tinkersmith.paths import (
     seen_from_here,
 )
 from tinkersmith.settings.fields import FIELDS, Settings, about_setting, python_text
-from tinkersmith.settings.names import Given, field_named
-
-_LARGEST_FILE = 10_000_000  # bytes of a settings file
+from tinkersmith.settings.names import LARGEST_SETTINGS_FILE, Given, field_named
 
 
 def load_settings(config_file: Path | str | None, overrides: Sequence[str] = ()) -> Settings:
@@ -76,6 +74,16 @@ def settings_from(
     return _settings_of(values_of_script(namespace, where), overrides, folder)[0]
 
 
+def has_settings(path: Path) -> bool:
+    """Whether a YAML, JSON or TOML file names one of our settings, as another tool's would not."""
+    from tinkersmith.settings.formats import upper_case_names
+
+    try:
+        return any(name.lower() in FIELDS for name in upper_case_names(path))
+    except OSError:
+        return False
+
+
 def settings_for_file(settings: Settings, folder: Path | str) -> dict[str, object]:
     """Settings by their upper-case names, with relative names of files starting from `folder`.
 
@@ -103,7 +111,7 @@ def _read_file(path: Path) -> dict[str, Given]:
         UserError: there is no such file, or it is in another format.
     """
     try:
-        data = read_regular(path, _LARGEST_FILE)
+        data = read_regular(path, LARGEST_SETTINGS_FILE)
     except FileNotFoundError:
         if path.is_symlink():
             raise UserError(

@@ -164,7 +164,9 @@ def _has_weight(name: str) -> bool:
 
 def names_in(text: str) -> list[str]:
     """The items between commas or semicolons that are outside of quotes and brackets."""
-    items, item, quote, open_brackets = [], "", "", []
+    items: list[str] = []
+    open_brackets: list[str] = []
+    item = quote = ""
     for index, c in enumerate(text):
         if quote:
             quote = "" if c == quote else quote

@@ -6,7 +6,7 @@ import os
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tinkersmith.batches.length_report import LengthReport
 from tinkersmith.command_line import command_line
@@ -113,8 +113,9 @@ def _comparable(settings: Settings, name: str) -> Any:
     """The value of a setting, with files as absolute names and a model as its real name."""
     value = getattr(settings, name)
     if name in ("data_files", "validation_files"):
-        names = [data_file_seen_from_folder("/", file) for file in value]
-        return dict(zip(names, value.values(), strict=True)) if isinstance(value, dict) else names
+        files = cast("list[str] | dict[str, float]", value)
+        names = [data_file_seen_from_folder("/", file) for file in files]
+        return dict(zip(names, files.values(), strict=True)) if isinstance(files, dict) else names
     if name == "base_model":
         model, _ = resolve_base_model(value)
         return Path(model).resolve() if Path(model).exists() else model
