@@ -51,7 +51,7 @@ def main() -> None:
     if not options.data.is_file():
         parser.error(f"{options.data} is not there; name a file with --data")
     os.environ["HF_HUB_OFFLINE"] = "1"
-    records = json.loads(options.data.read_text(encoding="utf-8")) * options.copies
+    records: Any = json.loads(options.data.read_text(encoding="utf-8")) * options.copies
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         _make_tokenizer(folder, [one["instruction"] + one["output"] for one in records[:2000]])

@@ -57,18 +57,18 @@ def load_samples(
     skipped: list[Skipped] = []
     counts: dict[str, int] = {}
     for path in found.paths:
-        before = len(samples)
+        before, file = len(samples), path.as_posix()
         read = read_records(path, encoding, columns)
         said += read.notes
         for number, record in enumerate(read.records, start=1):
             search.add(record)
-            checked = check_record(record, Source(path.as_posix(), number), columns)
+            checked = check_record(record, Source(file, number), columns)
             tally.add(checked)
             if isinstance(checked, Sample):
                 samples.append(checked)
             else:
                 skipped.append(checked)
-        counts[path.as_posix()] = len(samples) - before
+        counts[file] = len(samples) - before
     search.refuse_unseen()
     refuse_if_nothing_is_usable(len(samples), len(skipped), skipped)
     return LoadedSamples(samples, skipped, found.missing, counts, tally, said)
