@@ -4,6 +4,7 @@ import base64
 import datetime as dt
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -36,13 +37,14 @@ def columnar_records(
         UserError: the file is damaged or too large, or pyarrow is not installed.
     """
     try:
-        import pyarrow as arrow
+        arrow: Any = import_module("pyarrow")
     except ImportError:
         raise missing_library(path, kind, "pyarrow") from None
     too_large = f"Write it as JSON Lines, which are read as a stream: {command_to_convert(path)}"
+    damage: tuple[type[Exception], ...] = (arrow.ArrowException, OSError, MemoryError, ValueError)
     try:
         yield from plain_rows(path, _batches(kind, file), columns, notes, most, too_large)
-    except (arrow.ArrowException, OSError, MemoryError, ValueError) as error:
+    except damage as error:
         reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
         raise UserError(
             f"{path} is a damaged {kind} file ({reason}). Copy or write it again."
@@ -93,18 +95,17 @@ def missing_library(path: Path, kind: str, library: str) -> UserError:
 
 def _batches(kind: str, file: BinaryIO) -> Iterator[Any]:
     if kind == "Parquet":
-        import pyarrow.parquet as parquet
-
-        reader: Any = parquet.ParquetFile(file)
+        reader = cast("Any", import_module("pyarrow.parquet")).ParquetFile(file)
         yield from reader.iter_batches(batch_size=_batch_rows(reader.metadata))
         return
-    import pyarrow as arrow
-
+    arrow: Any = import_module("pyarrow")
     start = file.read(6)
     file.seek(0)
     if start == b"ARROW1":
         opened: Any = arrow.ipc.open_file(file)
-        batches = (opened.get_batch(number) for number in range(opened.num_record_batches))
+        batches: Iterable[Any] = (
+            opened.get_batch(number) for number in range(opened.num_record_batches)
+        )
     else:
         batches = iter(arrow.ipc.open_stream(file))
     for batch in batches:

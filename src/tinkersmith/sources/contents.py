@@ -75,7 +75,7 @@ def read_content(path: Path, most: int) -> bytes:
     if path.is_dir():
         raise UserError(f"{path} is a folder. Name the files in it.")
     with open_content(path) as file:
-        packed = isinstance(file, io.BufferedReader) and not isinstance(file.raw, io.FileIO)
+        packed = not file.seekable()
         if not packed and os.fstat(file.fileno()).st_size > most:
             raise too_large(path, most)
         if not packed:

@@ -6,6 +6,7 @@ another slash, a split after a colon: hf:org/name/subset:train.
 
 import re
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -74,14 +75,10 @@ def _loaded(name: str, hub: str, repository: str, subset: str, split: str) -> An
         )
     try:
         if hub == "hf":
-            import datasets
-
-            load: Any = datasets.load_dataset
+            load: Any = import_module("datasets").load_dataset
             options: dict[str, Any] = {"name": subset or None}
         else:
-            from modelscope.msdatasets import MsDataset  # pyright: ignore[reportMissingImports]
-
-            load = cast("Any", MsDataset).load
+            load = import_module("modelscope.msdatasets").MsDataset.load
             options = {"subset_name": subset or None, "trust_remote_code": False}
     except ImportError as error:
         missing = f", or a part of it ({error})" if error.name != library else ""

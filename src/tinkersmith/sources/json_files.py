@@ -35,6 +35,8 @@ def json_records(path: Path, data: bytes, *, exact_numbers: bool = False) -> lis
     if is_blank(data):
         raise UserError(f"{path} is empty. Add records, or remove it from the list of files.")
     try:
+        if has_lines_name(path) and data.lstrip().startswith(b"{"):
+            raise ValueError("more than one value")  # orjson would look at all bytes to say so
         value = json.loads(data.decode("utf-8")) if exact_numbers else orjson.loads(data)
     except (ValueError, RecursionError):
         if are_json_lines(path, data):

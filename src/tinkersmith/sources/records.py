@@ -5,7 +5,7 @@ Content decides what a file is; its name helps only where the content leaves a c
 
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,7 +154,7 @@ def iterate_records(
 
 
 @contextmanager
-def _open_text(path: Path, codec: str) -> Iterator[TextIO]:
+def _open_text(path: Path, codec: str) -> Generator[TextIO, None, None]:
     """The text of a file in order, without translated line ends and without a mark."""
     with open_content(path) as file:
         text = io.TextIOWrapper(file, "utf-8-sig" if codec == "utf-8" else codec, newline="\n")
@@ -221,13 +221,14 @@ def _text_records(
 
 
 def _records_of_json(path: Path, data: bytes, notes: list[str], exact_numbers: bool) -> list[Any]:
-    if data.lstrip().startswith(b"{") and not has_lines_name(path):
+    if not has_lines_name(path) and data.lstrip().startswith(b"{"):
         export = object_records(path, data, exact_numbers=exact_numbers)
         if export is not None:
             records, form = export
             notes.append(f"it holds one object, which was read as {form}")
             return records
-    refuse_object(path, _object_of(data))
+    if len(data) < _START:
+        refuse_object(path, _object_of(data))
     return json_records(path, data, exact_numbers=exact_numbers)
 
 
