@@ -492,7 +492,7 @@ def _call(call: dict[str, Any], form: ToolForm) -> dict[str, Any]:
             parsed: Any = json.loads(arguments or "{}")
         except ValueError:
             parsed = arguments
-        arguments = parsed if isinstance(parsed, dict) else arguments
+        arguments = cast("Any", parsed) if isinstance(parsed, dict) else arguments
     function["arguments"] = arguments
     outer = call if "function" in call else {}
     return {"type": "function", **outer, "function": function}

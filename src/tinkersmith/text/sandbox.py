@@ -69,7 +69,7 @@ def compiled_chat(source: str, date: str) -> Any:
             self._safe: dict[tuple[type, str], bool] = {}
 
         def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-            key = type(obj), attr  # nothing else decides it
+            key = cast("type", type(obj)), attr  # nothing else decides it
             safe = self._safe.get(key)
             if safe is None:
                 safe = self._safe[key] = super().is_safe_attribute(obj, attr, value)
