@@ -1,10 +1,13 @@
 """What the command train does when the run is finished."""
 
+from pathlib import Path
+
 import pytest
 
 from tinkersmith.cli.train import offer_export
 from tinkersmith.export import export
 from tinkersmith.settings.reading import settings_from
+from tinkersmith.training.train import _comparable
 
 PATH = "tinker://run/weights/step-000400"
 
@@ -29,3 +32,19 @@ def test_without_an_export_the_command_for_it_is_printed(
 ) -> None:
     offer_export("no", PATH, settings_from({}), options=())
     assert capsys.readouterr().out.startswith("Export   ")
+
+
+def test_a_resumed_run_compares_weights_and_files_wherever_they_are_named_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = settings_from({"DATA_FILES": {"a.jsonl": 2, "sub/b.jsonl": 0.5}})
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "sub")
+    there = settings_from({"DATA_FILES": {"../a.jsonl": 2, "b.jsonl": 0.5}})
+    other = settings_from({"DATA_FILES": {"../a.jsonl": 1, "b.jsonl": 0.5}})
+    plain = settings_from({"DATA_FILES": ["../a.jsonl", "b.jsonl"]})
+    seen = [_comparable(settings, "data_files") for settings in (there, other, plain)]
+    monkeypatch.chdir(tmp_path)
+    assert _comparable(here, "data_files") == seen[0]
+    assert _comparable(here, "data_files") not in seen[1:]

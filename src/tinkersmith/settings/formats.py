@@ -185,7 +185,7 @@ def _read_toml(path: Path, text: str) -> dict[str, Given]:
         raise _wrong(path, text, f"{path}: {one_line(str(error), 200)}", "TOML") from None
     result: dict[str, Given] = {}
     for name, value in values.items():
-        form = rf"^\s*\[?\[?\s*[\"']?{re.escape(name)}[\"']?\s*[=\].]"
+        form = rf"^[ \t]*\[?\[?[ \t]*[\"']?{re.escape(name)}[\"']?[ \t]*[=\].]"
         match = re.search(form, text, re.MULTILINE)
         line = text.count("\n", 0, match.end()) + 1 if match else 0
         result[name] = _given(name, value, _at(path, line))
