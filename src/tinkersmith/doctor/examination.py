@@ -25,6 +25,7 @@ from tinkersmith.doctor.texts import (
     exchanges_of,
     question_text,
     where_they_differ,
+    without_thought,
 )
 from tinkersmith.doctor.truncation import EndsOfAnswers, what_is_open
 from tinkersmith.plurals import counted
@@ -114,8 +115,9 @@ class _Looks:
         self._repeats.add(sample, question, answer)
         if self._leaks is not None:
             self._leaks.add(sample)
-        self._ends.add(sample.output if sample.context else "")
-        self._scripts.add(question, sample.output)
+        last_answer = without_thought(sample.output)
+        self._ends.add(last_answer if sample.context else "")
+        self._scripts.add(question, last_answer)
         self._lengths["question"].add(question)
         self._lengths["answer"].add(answer)
         seen: set[str] = set()  # a kind is reported once for a sample
@@ -134,7 +136,7 @@ class _Looks:
         for turn in sample.turns:
             if turn.role == "tool":  # what a tool returns is what it is
                 continue
-            for text in (turn.text, turn.input):
+            for text in (turn.text, turn.input, turn.thought):
                 if text:
                     yield from in_any_text(text, everything)
         for exchange in exchanges_of(sample):

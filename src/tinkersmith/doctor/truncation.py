@@ -8,6 +8,8 @@ import json
 import re
 from array import array
 
+from tinkersmith.text.thoughts import is_cut_within_thought
+
 _FENCE = re.compile(r"^[ \t>]*(?:[-*]\s+|\d+\.\s+)?(```+|~~~+)", re.MULTILINE)
 _BEGIN = re.compile(r"\\(begin|end)\s*\{([^{}]*)\}")
 _IN_FORMULA = re.compile(r"\\[a-zA-Z]|[\^_=]")
@@ -41,8 +43,8 @@ def what_is_open(answer: str) -> str:
     answer = answer.rstrip()
     if len(_FENCE.findall(answer)) % 2 and ("```" in answer or "~~~" in answer):
         return "a block of code is not closed"
-    if "<think>" in answer and "</think>" not in answer:
-        return "<think> is not closed"
+    if is_cut_within_thought(answer):
+        return "its thought is not closed"
     if answer[:1] in "{[" and (what := _open_json(answer)):
         return what
     if ("\\" in answer or "$" in answer) and (what := _open_formula(answer)):
