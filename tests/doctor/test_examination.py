@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.near_texts import edited, han_words, jaccard, text, words
 from tinkersmith.data.samples import Sample, Source, Turn, alpaca_sample
-from tinkersmith.doctor.examination import Examination, examine
+from tinkersmith.doctor.examination import Examination, examine_data
 from tinkersmith.doctor.findings import FINDING_KINDS
 from tinkersmith.progress import Progress
 
@@ -20,7 +20,7 @@ def silent(_: str) -> None:
 def examined(
     samples: Sequence[Sample], test: Sequence[Sample] = (), threshold: float = 0.8
 ) -> Examination:
-    return examine(samples, test, threshold, 0, Progress(silent))
+    return examine_data(samples, test, threshold, 0, Progress(silent))
 
 
 def sample(number: int, question: str, answer: str, input: str = "", system: str = "") -> Sample:

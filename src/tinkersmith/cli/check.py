@@ -92,7 +92,7 @@ def stats_command(argv: Sequence[str], *, prog: str) -> int:
 def _check(wanted: argparse.Namespace) -> None:
     from tinkersmith.data.near_duplicates import LOWEST_THRESHOLD
     from tinkersmith.doctor.cleaning import check_output, write_cleaned
-    from tinkersmith.doctor.examination import examine
+    from tinkersmith.doctor.examination import examine_data
     from tinkersmith.doctor.findings import known_kinds
     from tinkersmith.doctor.reading import Reading
     from tinkersmith.doctor.report import (
@@ -146,7 +146,7 @@ def _check(wanted: argparse.Namespace) -> None:
         with progress.doing("reading the test data"):
             test = list(tested.samples()) if tested else []
         seed: int = settings.seed if wanted.seed is None else wanted.seed
-        examination = examine(reading.samples(), test, threshold, seed, progress)
+        examination = examine_data(reading.samples(), test, threshold, seed, progress)
         _print(reading.lines())
         if tested is not None:
             print("The test data:")

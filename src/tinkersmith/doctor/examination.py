@@ -12,7 +12,7 @@ from tinkersmith.data.duplicates import DuplicateFinder
 from tinkersmith.data.near_duplicates import NearPair, without_near_duplicates
 from tinkersmith.data.samples import Sample, Source
 from tinkersmith.doctor.answers import in_an_exchange
-from tinkersmith.doctor.findings import FINDING_KINDS, Finding, as_json
+from tinkersmith.doctor.findings import FINDING_KINDS, DataFinding, as_json
 from tinkersmith.doctor.markup import in_an_answer, in_any_text
 from tinkersmith.doctor.outliers import Lengths, Scripts
 from tinkersmith.doctor.repeats import Contradiction, Leaks, Repeats
@@ -39,7 +39,7 @@ class Examination:
     """What was found."""
 
     samples: int
-    findings: dict[str, list[Finding]]  # every kind that was looked for
+    findings: dict[str, list[DataFinding]]  # every kind that was looked for
     left_out: dict[str, set[Source]]  # kind -> the samples that --drop leaves out
     clusters: int  # of near-duplicates
 
@@ -48,7 +48,7 @@ class Examination:
         return sum(map(len, self.findings.values()))
 
 
-def examine(
+def examine_data(
     samples: Iterable[Sample],
     test: Sequence[Sample],
     threshold: float,
@@ -100,7 +100,7 @@ class _Looks:
         self._leaks = Leaks(test, self._store, frame, threshold, seed) if test else None
         self._ends, self._scripts = EndsOfAnswers(), Scripts()
         self._lengths = {name: Lengths(name) for name in ("question", "answer")}
-        self._findings: dict[str, list[Finding]] = {
+        self._findings: dict[str, list[DataFinding]] = {
             kind: [] for kind in FINDING_KINDS if test or kind != "leakage"
         }
 
@@ -124,7 +124,7 @@ class _Looks:
         for kind, reason in self._problems_of(sample):
             if kind not in seen:
                 seen.add(kind)
-                self._findings[kind].append(Finding(kind, sample.source, reason))
+                self._findings[kind].append(DataFinding(kind, sample.source, reason))
 
     def _problems_of(self, sample: Sample) -> Iterator[tuple[str, str]]:
         if sample.turns[-1].role == "text":
@@ -170,7 +170,7 @@ class _Looks:
         return Source(self._files[self._file_numbers[number]], self._records[number])
 
     def _report(self, kind: str, number: int, reason: str, **more: object) -> None:
-        self._findings[kind].append(Finding(kind, self._source(number), reason, more))
+        self._findings[kind].append(DataFinding(kind, self._source(number), reason, more))
 
     def _exact_duplicates(self) -> dict[int, int]:
         """Each duplicate with the first sample that it equals."""
