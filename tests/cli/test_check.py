@@ -190,6 +190,7 @@ def test_without_files_those_of_config_are_checked(capsys: pytest.CaptureFixture
         (["--out", "old.jsonl"], "old.jsonl exists and is no list of findings"),
         (["--out", "."], "is a folder"),
         (["--test", "none.json"], "none.json does not exist"),
+        (["--test", "./data.jsonl"], "data.jsonl is named as data and as test data"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence_and_changes_nothing(
@@ -201,6 +202,15 @@ def test_what_cannot_be_done_is_one_sentence_and_changes_nothing(
     assert expected in error_of(["data.jsonl", *arguments], capsys)
     assert sorted(os.listdir()) == before
     assert Path("old.jsonl").read_text() == '{"mine": 1}\n'
+
+
+def test_a_clean_file_without_a_record_is_not_written(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write("data.json", [BAD[3]])
+    drop = ["--write", "clean.jsonl", "--drop", "refusals"]
+    assert "clean.jsonl would hold no record" in error_of(["data.json", *drop], capsys)
+    assert not Path("clean.jsonl").exists()
 
 
 def test_force_overwrites(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.near_texts import edited, han_words, jaccard, text, words
 from tinkersmith.data.samples import Sample, Source, Turn, alpaca_sample
-from tinkersmith.doctor.examination import Examination, examine
+from tinkersmith.doctor.examination import Examination, examine_data
 from tinkersmith.doctor.findings import FINDING_KINDS
 from tinkersmith.progress import Progress
 
@@ -20,7 +20,7 @@ def silent(_: str) -> None:
 def examined(
     samples: Sequence[Sample], test: Sequence[Sample] = (), threshold: float = 0.8
 ) -> Examination:
-    return examine(samples, test, threshold, 0, Progress(silent))
+    return examine_data(samples, test, threshold, 0, Progress(silent))
 
 
 def sample(number: int, question: str, answer: str, input: str = "", system: str = "") -> Sample:
@@ -240,6 +240,32 @@ def test_a_finding_is_a_line_of_json_with_its_place() -> None:
         "file": "a.json",
         "record": 3,
         "reason": 'contains <|im_end|>: "Yes.<|im_end|>"',
+    }
+
+
+def test_thoughts_are_no_part_of_answers() -> None:
+    def thinking(number: int, thought: str, answer: str) -> Sample:
+        return sample(number, f"Is {number} odd?", f"<think>\n{thought}\n</think>\n\n{answer}")
+
+    long_thought = "The number is not divisible by two without a rest, as one can see at once. "
+    samples = [
+        thinking(1, "I'm sorry, but I can't help with that, says he.", "No."),
+        thinking(2, long_thought * 5, "It is not."),
+        thinking(3, long_thought * 5, "It is, as a matter of fact."),
+        thinking(4, "Well", "As an AI language model, I cannot say."),
+        thinking(5, "Well", ""),
+        sample(6, "Is 6 odd?", "<think>\nWell, it is"),
+        thinking(7, "Caf\u00c3\u00a9", "Yes."),
+        sample(8, "And 1?", "<think>\na\n</think>\n\nYes."),
+        sample(9, "And 1?", "<think>\nb\n</think>\n\nYes."),
+    ]
+    found = {kind: records(examined(samples), kind) for kind in FINDING_KINDS if kind != "leakage"}
+    assert {kind: numbers for kind, numbers in found.items() if numbers} == {
+        "near-duplicates": [9],
+        "empty-answers": [5],
+        "truncated": [6],
+        "refusals": [4],
+        "mojibake": [7],
     }
 
 

@@ -21,6 +21,7 @@ from tinkersmith.data.load import load_samples
 from tinkersmith.data.samples import Sample, Source, alpaca_sample
 from tinkersmith.errors import UserError
 from tinkersmith.service.answers import to_datum
+from tinkersmith.text import tokenize as module
 from tinkersmith.text.guards import GUARDED, guard
 from tinkersmith.text.templates import choose_template
 from tinkersmith.text.tokenize import TokenizedSample, length_policy, spans_before, tokenize
@@ -335,6 +336,30 @@ def test_every_random_sample_is_kept_cut_or_skipped_and_never_over_the_limit(
                 assert (tokenized.tokens[-1] == tokenizer.eos_id) == (
                     tokenized.source.record not in cut
                 )
+
+
+def test_long_samples_come_in_smaller_chunks_and_lose_nothing(
+    tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples = [
+        alpaca_sample(f"Number {number}?", "", "so " * (number % 7) + "yes", Source("a", number))
+        for number in range(50)
+    ]
+    template = choose_template("instruction", tokenizer, "any")
+    whole = tokenize(samples, template, tokenizer, 1000, truncate=True)
+    sizes: list[int] = []
+    chunks = module._chunks
+    monkeypatch.setattr(module, "_CHUNK_CHARACTERS", 100)
+    monkeypatch.setattr(
+        module,
+        "_chunks",
+        lambda samples: (sizes.append(len(chunk)) or chunk for chunk in chunks(samples)),
+    )
+    cut = tokenize(samples, template, tokenizer, 1000, truncate=True)
+    assert sum(sizes) == 50 and max(sizes) < 10 <= len(sizes)
+    assert cut.lengths == whole.lengths
+    for mine, theirs in zip(cut.samples, whole.samples, strict=True):
+        assert [one.tokens.tolist() for one in mine] == [one.tokens.tolist() for one in theirs]
 
 
 def test_a_datum_predicts_each_next_token_and_weighs_the_completion_only() -> None:

@@ -92,7 +92,7 @@ def stats_command(argv: Sequence[str], *, prog: str) -> int:
 def _check(wanted: argparse.Namespace) -> None:
     from tinkersmith.data.near_duplicates import LOWEST_THRESHOLD
     from tinkersmith.doctor.cleaning import check_output, write_cleaned
-    from tinkersmith.doctor.examination import examine
+    from tinkersmith.doctor.examination import examine_data
     from tinkersmith.doctor.findings import known_kinds
     from tinkersmith.doctor.reading import Reading
     from tinkersmith.doctor.report import (
@@ -134,6 +134,8 @@ def _check(wanted: argparse.Namespace) -> None:
         raise UserError("--drop leakage needs test data: name it with --test FILE.")
     reading = Reading(files, settings.columns, settings.encoding)
     tested = Reading(test_files, settings.columns, settings.encoding) if test_files else None
+    if tested is not None:
+        _refuse_test_data_that_is_checked(reading.paths, tested.paths)
     out, write = Path(wanted.out or FINDINGS_FILE), Path(wanted.write) if wanted.write else None
     check_findings_file(out, wanted.force)
     if write is not None:
@@ -144,7 +146,7 @@ def _check(wanted: argparse.Namespace) -> None:
         with progress.doing("reading the test data"):
             test = list(tested.samples()) if tested else []
         seed: int = settings.seed if wanted.seed is None else wanted.seed
-        examination = examine(reading.samples(), test, threshold, seed, progress)
+        examination = examine_data(reading.samples(), test, threshold, seed, progress)
         _print(reading.lines())
         if tested is not None:
             print("The test data:")
@@ -164,6 +166,15 @@ def _check(wanted: argparse.Namespace) -> None:
                 cleaned = write_cleaned(write, reading.records(), examination.left_out, kinds)
             print()
             _print(cleaned.lines())
+
+
+def _refuse_test_data_that_is_checked(paths: Sequence[Path], test_paths: Sequence[Path]) -> None:
+    from tinkersmith.errors import UserError
+
+    checked = {path.resolve() for path in paths}
+    for path in test_paths:
+        if path.resolve() in checked:
+            raise UserError(f"{path} is named as data and as test data. Name it once.")
 
 
 def _print(lines: Iterable[str]) -> None:

@@ -17,23 +17,41 @@ _PLACEHOLDER = re.compile(
 _BEGINNING = 240  # characters in which a refusal is looked for
 
 # A story may contain any sentence; a refusal stands at the beginning of the answer.
+_CANNOT = (
+    r"(?:can['’]?t|cannot|can not|could not|couldn['’]t|won['’]t|will not|am unable to|unable to"
+    r"|am not able to|not able to|am not allowed to|am not permitted to|don['’]t have|do not have)"
+)
+_WHAT_PROGRAMS_DO = (
+    r"(?:directly |actually |currently )?"
+    r"(?:assist|help(?! \w+ing\b)|provide|comply|fulfil|engage|support|create|generate|write|answer"
+    r"|do (?:that|this|so)|produce|share|discuss|continue|process|complete|access|browse|offer"
+    r"|give (?:you|any|a|an|advice|medical|legal)|respond|recommend|perform|execute|participate"
+    r"|predict|determine|verify|view|open|see (?:the|any|images)|search|translate|summari[sz]e"
+    r"|encourage|promote|condone|enough|the ability|real-time|information|any information|personal)"
+)
+_HAN_CANNOT = (
+    "(?:暂时|目前|现在|暫時|目前)?(?:无法|不能|没办法|没有办法|不会|不可以|無法|沒辦法|不便)"
+)
+_HAN_WHAT_PROGRAMS_DO = (
+    "(?:直接|继续|立即)?(?:为您|为你|向您|向你|给您|给你|對您|為您|为大家|帮您|帮你|回答|提供|协助|帮助|满足|完成"
+    "|执行|处理|生成|讨论|参与|给出|继续|支持|访问|浏览|识别|判断|查询|获取|理解|创作|编写|撰写|预测|透露|确认"
+    "|協助|幫助|滿足|執行|處理|討論|給出|繼續|訪問|識別|判斷|查詢|獲取|回覆|回复)"
+)
 _REFUSAL = re.compile(
-    r"\b(?:(?:I['’]?m|I am) (?:really |very |so |truly )?(?:sorry|afraid)|^Sorry|I apologi[sz]e)"
-    r",?\s*(?:but )?(?:that )?I"
-    r"(?:['’]m| am)?\s*(?:can['’]?t|cannot|can not|could not|couldn['’]t|won['’]t|am unable|unable"
-    r"|not able|don['’]t have|do not have|not allowed|not permitted)"
-    r"|\bI (?:can['’]?t|cannot|can not|won['’]t|will not|am unable to|am not able to"
-    r"|(?:must|have to) decline to) (?:assist|help you with|help with|provide|comply|fulfil|engage"
-    r"|support|create|generate|write|answer|do) (?:\w+ )?"
-    r"(?:that|this|the|your|you|with|in|any|such|content"
-    r"|information|instructions)"
+    rf"(?:\b(?:I['’]?m|I am) (?:really |very |so |truly |deeply )?(?:sorry|afraid)|^Sorry"
+    rf"|\bI apologi[sz]e|^Unfortunately|^My apologies),?\s*(?:but )?(?:that )?(?:as an AI,? )?"
+    rf"I(?:['’]m)? {_CANNOT} {_WHAT_PROGRAMS_DO}"
+    rf"|^(?:No[,.] )?I(?:['’]m)? {_CANNOT} (?:directly |actually |currently )?"
+    r"(?:assist|help (?:you|with)|provide|comply|fulfil|engage in|generate|create|produce|discuss"
+    r"|browse|access|answer (?:that|this|your)|support (?:that|this|the)|participate)"
+    r"|\bI (?:must|have to) (?:respectfully )?decline"
     r"|\bI (?:don['’]t|do not) have (?:any )?personal (?:opinion|feeling|experience|belief|view)"
     r"|\bOpenAI['’]s (?:content |usage |use-case )*polic"
-    r"|\bI['’]m (?:unable|not able) to (?:assist|help|provide|comply|fulfil|answer)"
-    r"|(?:很抱歉|非常抱歉|抱歉|对不起|對不起|不好意思)[，,。！!]?\s*(?:但是?|不过)?\s*我?(?:暂时|目前|现在)?"
-    r"(?:无法|不能|没办法|没有办法|不可以|不会|還?無法|還?沒辦法)"
-    r"|^\s*我(?:无法|不能|無法)(?:为您|为你|向您|向你)?(?:提供|回答|协助|帮助|满足|完成|执行|协同|協助|幫助)"
-    r"|这个问题我(?:无法|不能)回答|我没有个人(?:观点|情感|意见|看法|经历)|根据(?:相关|有关)?法律法规，?我(?:无法|不能)"
+    rf"|(?:很抱歉|非常抱歉|抱歉|对不起|對不起|不好意思|十分抱歉)[，,。！!]?\s*(?:但是?|不过)?\s*我?"
+    rf"{_HAN_CANNOT}{_HAN_WHAT_PROGRAMS_DO}"
+    rf"|^\s*我{_HAN_CANNOT}{_HAN_WHAT_PROGRAMS_DO}"
+    r"|这个问题我(?:无法|不能)回答|我没有个人(?:观点|情感|意见|看法|经历)"
+    r"|根据(?:相关|有关)?法律法规，?我(?:无法|不能)"
     r"|申し訳(?:ありません|ございません)が.{0,40}(?:できません|できかねます)"
 )
 _NAMES = ("AI", "language model", "rtificial intelligence", "人工智", "模型", "言語モデル")

@@ -66,7 +66,7 @@ def write_cleaned(
         kinds: those that count here.
 
     Raises:
-        UserError: the file cannot be written; an old one is then unchanged.
+        UserError: the file cannot be written, or nothing is left; an old one is then unchanged.
     """
     counts: Counter[str] = Counter(dict.fromkeys(kinds, 0))
     unusable = written = 0
@@ -82,6 +82,8 @@ def write_cleaned(
             else:
                 written += 1
                 yield (record_text(record) + "\n").encode()
+        if not written:
+            raise UserError(f"{path} would hold no record. Name fewer kinds with --drop.")
 
     try:
         _write_lines(path, lines())

@@ -12,7 +12,7 @@ from tinkersmith.data.duplicates import DuplicateFinder
 from tinkersmith.data.near_duplicates import NearPair, without_near_duplicates
 from tinkersmith.data.samples import Sample, Source
 from tinkersmith.doctor.answers import in_an_exchange
-from tinkersmith.doctor.findings import FINDING_KINDS, Finding, as_json
+from tinkersmith.doctor.findings import FINDING_KINDS, DataFinding, as_json
 from tinkersmith.doctor.markup import in_an_answer, in_any_text
 from tinkersmith.doctor.outliers import Lengths, Scripts
 from tinkersmith.doctor.repeats import Contradiction, Leaks, Repeats
@@ -25,6 +25,7 @@ from tinkersmith.doctor.texts import (
     exchanges_of,
     question_text,
     where_they_differ,
+    without_thought,
 )
 from tinkersmith.doctor.truncation import EndsOfAnswers, what_is_open
 from tinkersmith.plurals import counted
@@ -38,7 +39,7 @@ class Examination:
     """What was found."""
 
     samples: int
-    findings: dict[str, list[Finding]]  # every kind that was looked for
+    findings: dict[str, list[DataFinding]]  # every kind that was looked for
     left_out: dict[str, set[Source]]  # kind -> the samples that --drop leaves out
     clusters: int  # of near-duplicates
 
@@ -47,7 +48,7 @@ class Examination:
         return sum(map(len, self.findings.values()))
 
 
-def examine(
+def examine_data(
     samples: Iterable[Sample],
     test: Sequence[Sample],
     threshold: float,
@@ -99,7 +100,7 @@ class _Looks:
         self._leaks = Leaks(test, self._store, frame, threshold, seed) if test else None
         self._ends, self._scripts = EndsOfAnswers(), Scripts()
         self._lengths = {name: Lengths(name) for name in ("question", "answer")}
-        self._findings: dict[str, list[Finding]] = {
+        self._findings: dict[str, list[DataFinding]] = {
             kind: [] for kind in FINDING_KINDS if test or kind != "leakage"
         }
 
@@ -114,15 +115,16 @@ class _Looks:
         self._repeats.add(sample, question, answer)
         if self._leaks is not None:
             self._leaks.add(sample)
-        self._ends.add(sample.output if sample.context else "")
-        self._scripts.add(question, sample.output)
+        last_answer = without_thought(sample.output)
+        self._ends.add(last_answer if sample.context else "")
+        self._scripts.add(question, last_answer)
         self._lengths["question"].add(question)
         self._lengths["answer"].add(answer)
         seen: set[str] = set()  # a kind is reported once for a sample
         for kind, reason in self._problems_of(sample):
             if kind not in seen:
                 seen.add(kind)
-                self._findings[kind].append(Finding(kind, sample.source, reason))
+                self._findings[kind].append(DataFinding(kind, sample.source, reason))
 
     def _problems_of(self, sample: Sample) -> Iterator[tuple[str, str]]:
         if sample.turns[-1].role == "text":
@@ -134,7 +136,7 @@ class _Looks:
         for turn in sample.turns:
             if turn.role == "tool":  # what a tool returns is what it is
                 continue
-            for text in (turn.text, turn.input):
+            for text in (turn.text, turn.input, turn.thought):
                 if text:
                     yield from in_any_text(text, everything)
         for exchange in exchanges_of(sample):
@@ -168,7 +170,7 @@ class _Looks:
         return Source(self._files[self._file_numbers[number]], self._records[number])
 
     def _report(self, kind: str, number: int, reason: str, **more: object) -> None:
-        self._findings[kind].append(Finding(kind, self._source(number), reason, more))
+        self._findings[kind].append(DataFinding(kind, self._source(number), reason, more))
 
     def _exact_duplicates(self) -> dict[int, int]:
         """Each duplicate with the first sample that it equals."""

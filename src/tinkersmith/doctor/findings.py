@@ -30,7 +30,7 @@ FINDING_KINDS: dict[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class DataFinding:
     """Something about one sample that may be wrong."""
 
     kind: str

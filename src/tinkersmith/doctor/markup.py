@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from tinkersmith.doctor.texts import quoted, without_code
 
-Problem = tuple[str, str]  # kind, reason
+_Problem = tuple[str, str]  # kind, reason
 
 _TAG = re.compile(
     r"</?(?:p|br|div|span|b|i|u|em|strong|ul|ol|li|table|tr|td|th|h[1-6]|img|font|sup|sub|center|hr"
@@ -78,7 +78,7 @@ _DIRECTIONS = re.compile("[\u200e\u200f]")
 _RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff]")
 
 
-def in_any_text(text: str, context: str) -> Iterator[Problem]:
+def in_any_text(text: str, context: str) -> Iterator[_Problem]:
     """Problems of a question or an answer.
 
     Args:
@@ -93,7 +93,7 @@ def in_any_text(text: str, context: str) -> Iterator[Problem]:
     yield from _invisible(text)
 
 
-def in_an_answer(text: str, context: str) -> Iterator[Problem]:
+def in_an_answer(text: str, context: str) -> Iterator[_Problem]:
     """Problems that only answers have."""
     if (":" in text or "：" in text) and not _ABOUT_TALK.search(context):
         for match in _ROLE.finditer(text):
@@ -101,7 +101,7 @@ def in_an_answer(text: str, context: str) -> Iterator[Problem]:
             break
 
 
-def _markup(text: str, context: str) -> Iterator[Problem]:
+def _markup(text: str, context: str) -> Iterator[_Problem]:
     if any(word in text for word in _OF_CHAT_PROGRAMS) and (match := _CHAT_PROGRAM.search(text)):
         yield "markup", f"left over from a chat program: {_around(text, match)}"
     if any(word in text for word in _OF_CITATIONS) and (match := _CITATION.search(text)):
@@ -114,7 +114,7 @@ def _markup(text: str, context: str) -> Iterator[Problem]:
         yield "markup", f"HTML: {_around(plain, match)}"
 
 
-def _escapes(text: str, context: str) -> Iterator[Problem]:
+def _escapes(text: str, context: str) -> Iterator[_Problem]:
     plain = without_code(text)
     match = _UNICODE_ESCAPE.search(plain)
     if match is None and "\n" not in text.strip():
@@ -123,7 +123,7 @@ def _escapes(text: str, context: str) -> Iterator[Problem]:
         yield "escapes", f"an escape is written out: {_around(plain, match)}"
 
 
-def _mojibake(text: str) -> Iterator[Problem]:
+def _mojibake(text: str) -> Iterator[_Problem]:
     if text.isascii():
         return
     if match := _REPLACEMENT.search(text):
@@ -150,7 +150,7 @@ def _utf8_read_as_gbk(text: str) -> str:
     return match[0][: len(match[0]) // 2 * 2].decode("gb18030", "ignore")[:4]
 
 
-def _invisible(text: str) -> Iterator[Problem]:
+def _invisible(text: str) -> Iterator[_Problem]:
     if text.isascii() and text.isprintable():
         return
     match = _INVISIBLE.search(text)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tinkersmith.data.near_duplicates import NearPair, Signatures, clusters, comparable
 from tinkersmith.data.samples import Sample, question_of
-from tinkersmith.doctor.texts import Frame, TextStore, answer_text, question_text
+from tinkersmith.doctor.texts import Frame, TextStore, answer_text, question_text, without_thought
 from tinkersmith.evaluation.scoring import final_answer_match
 
 # Marks that do not change what is asked. Those after a digit may: "1.5", "5!".
@@ -54,7 +54,9 @@ class Repeats:
         """Take the next sample, whose texts the store has under the same number."""
         self._samples.add(self._compared(question, answer))
         self._questions.append(hash(_normalised_context(sample)))
-        self._answers.append(hash(normalised(sample.output) + repr(sample.turns[-1].tool_calls)))
+        self._answers.append(
+            hash(normalised(without_thought(sample.output)) + repr(sample.turns[-1].tool_calls))
+        )
         self._is_question.append(bool(sample.context))
 
     def near_duplicates(self, exact: Container[int]) -> tuple[list[NearPair], list[list[int]]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from tinkersmith.data.report import SHOWN
 from tinkersmith.data.samples import record_text
 from tinkersmith.doctor.examination import Examination
-from tinkersmith.doctor.findings import FINDING_KINDS, Finding
+from tinkersmith.doctor.findings import FINDING_KINDS, DataFinding
 from tinkersmith.errors import UserError
 from tinkersmith.files import open_regular, write_atomically
 from tinkersmith.plurals import counted
@@ -86,12 +86,12 @@ def write_findings(path: Path, examination: Examination) -> None:
         ) from None
 
 
-def _all(examination: Examination) -> Iterator[Finding]:
+def _all(examination: Examination) -> Iterator[DataFinding]:
     for findings in examination.findings.values():
         yield from findings
 
 
-def _lines_of(kind: str, findings: Sequence[Finding], examination: Examination) -> list[str]:
+def _lines_of(kind: str, findings: Sequence[DataFinding], examination: Examination) -> list[str]:
     count = f"{len(findings):,}"
     if kind == "near-duplicates":
         count += f" in {counted(examination.clusters, 'cluster')}"

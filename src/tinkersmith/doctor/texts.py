@@ -11,6 +11,7 @@ import numpy as np
 
 from tinkersmith.data.samples import Sample
 from tinkersmith.errors import one_line
+from tinkersmith.text.thoughts import split_thought
 
 _SHOWN = 30  # characters before and after a place that is quoted
 
@@ -33,8 +34,8 @@ def exchanges_of(sample: Sample) -> list[Exchange]:
             asked += [text for text in (turn.text, turn.input) if text]
         elif turn.role == "assistant":
             if turn.trained is not False:
-                exchange = Exchange("\n".join(asked), turn.text, bool(turn.tool_calls))
-                exchanges.append(exchange)
+                answer = without_thought(turn.text)
+                exchanges.append(Exchange("\n".join(asked), answer, bool(turn.tool_calls)))
             asked = []
     return exchanges
 
@@ -51,10 +52,16 @@ def question_text(sample: Sample) -> str:
 
 
 def answer_text(sample: Sample) -> str:
-    """All that the assistant says in a sample, or its plain text."""
+    """All that the assistant says in a sample, thoughts excepted, or its plain text."""
     turns = [turn for turn in sample.turns if turn.role in ("assistant", "text")]
-    texts = [turn.text for turn in turns if turn.text]
+    texts = [text for turn in turns if (text := without_thought(turn.text))]
     return "\n".join([*texts, *(repr(call) for turn in turns for call in turn.tool_calls)])
+
+
+def without_thought(answer: str) -> str:
+    """An answer without the thought that it begins with."""
+    split = split_thought(answer)
+    return answer if split is None else split[1]
 
 
 class TextStore:

@@ -8,6 +8,8 @@ import json
 import re
 from array import array
 
+from tinkersmith.text.thoughts import is_cut_within_thought
+
 _FENCE = re.compile(r"^[ \t>]*(?:[-*]\s+|\d+\.\s+)?(```+|~~~+)", re.MULTILINE)
 _BEGIN = re.compile(r"\\(begin|end)\s*\{([^{}]*)\}")
 _IN_FORMULA = re.compile(r"\\[a-zA-Z]|[\^_=]")
@@ -29,6 +31,7 @@ _LONG_LINE = 50  # characters of English, 15 of Chinese: a shorter last line is 
 _LONG_HAN_LINE = 15
 _LONG_ANSWER = 100
 _LONG_HAN_ANSWER = 30
+_CUT_AT_LEAST = 40  # characters of an answer that ends with dots
 _USUAL = 0.9  # of the comparable answers that end with a mark, so that others look cut off
 _COMPARABLE = 8  # answers, at least
 _CAP_AT_LEAST = 100  # characters
@@ -41,8 +44,8 @@ def what_is_open(answer: str) -> str:
     answer = answer.rstrip()
     if len(_FENCE.findall(answer)) % 2 and ("```" in answer or "~~~" in answer):
         return "a block of code is not closed"
-    if "<think>" in answer and "</think>" not in answer:
-        return "<think> is not closed"
+    if is_cut_within_thought(answer):
+        return "its thought is not closed"
     if answer[:1] in "{[" and (what := _open_json(answer)):
         return what
     if ("\\" in answer or "$" in answer) and (what := _open_formula(answer)):
@@ -104,7 +107,8 @@ _OTHER, _WITH_MARK, _NO_MARK, _DOTS = range(4)
 def _end_of(answer: str) -> int:
     """How an answer ends; _OTHER for short ones, lists, formulas and code."""
     if answer.endswith(("...", "…")):  # "1, 2, 3, ..." is complete
-        return _DOTS if answer.rstrip(".…")[-1:].isalpha() else _OTHER
+        is_cut = len(answer) >= _CUT_AT_LEAST and answer.rstrip(".…")[-1:].isalpha()
+        return _DOTS if is_cut else _OTHER
     last_line = answer[answer.rfind("\n") + 1 :]
     is_han = len(last_line) >= _LONG_HAN_LINE and _han_share(last_line) > 0.5
     if len(answer) < (_LONG_HAN_ANSWER if is_han else _LONG_ANSWER):

@@ -9,17 +9,19 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinkersmith.data.samples import Sample, Source
+from tinkersmith.data.samples import Sample, Source, characters
 from tinkersmith.plurals import counted
 from tinkersmith.text.pieces import Rendered, Untrainable
 from tinkersmith.text.templates import PromptTemplate, choose_template
 from tinkersmith.text.tokenizer import CHUNK, TextTokenizer, load_tokenizer
+
+_CHUNK_CHARACTERS = 2_000_000  # of a chunk of samples: usual ones have less
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +254,14 @@ def token_lengths(
 
 
 def _chunks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
-    remaining = iter(samples)
-    while chunk := list(islice(remaining, CHUNK)):
+    """CHUNK samples at a time, or fewer if they are long: a token takes 36 bytes at first."""
+    chunk: list[Sample] = []
+    size = 0
+    for sample in samples:
+        chunk.append(sample)
+        size += characters(sample)
+        if len(chunk) == CHUNK or size >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
         yield chunk
