@@ -99,7 +99,7 @@ def found(outputs: list[str], template: object = TEMPLATE) -> list[str]:
 
 def test_the_same_answer_in_more_than_a_fifth_is_said_with_its_first_place() -> None:
     assert found(["a", "b", "same", "c", "same ", "d", "e", "f", "g", "same"]) == [
-        "3 samples (30% of all) with the same answer. That is right for labels; else the model "
+        "3 samples (30%) with the same answer. That is right for labels; else the model "
         "learns to give it to everything. The first: f.json, record 3."
     ]
     assert found(["same"] * 3 + list("abcdefghijkl")) == []  # a fifth is not more than a fifth

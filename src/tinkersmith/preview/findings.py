@@ -17,6 +17,11 @@ from tinkersmith.text.thoughts import has_thought, split_thought
 from tinkersmith.text.tokenizer import TextTokenizer
 
 SAME_ANSWER_SHARE = 0.2  # of the samples, above which it is said
+# How models end a turn: an answer, a call of a function, a message.
+TURN_ENDS = {
+    *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|return|>"),
+    *("<|call|>", "<|eot|>", "<turn|>", "<｜end▁of▁sentence｜>", "</s>", "<|end_of_text|>"),
+}
 _FEWEST_SAME = 3  # samples with the same answer, below which nothing is said
 _SHORTEST_REPEAT = 20  # characters of a prompt that an answer may repeat
 _BEGINNING = 200  # characters of an answer that are looked at for that
@@ -97,7 +102,7 @@ class Control:
         last = tokenizer.encode(template.end) if template.end else np.array([], np.int32)
         ends = {tokenizer.eos_id, *(int(token) for token in last if int(token) in special.values())}
         # A turn may end with a token of its own: a call, a message, the end of a turn.
-        ends |= {token for text, token in special.items() if text in _TURN_ENDS}
+        ends |= {token for text, token in special.items() if text in TURN_ENDS}
         return cls(
             ends=frozenset(ends),
             begin=begin if begin_text not in ("", tokenizer.eos_text) else None,
@@ -108,12 +113,6 @@ class Control:
             ),
             blank=frozenset(special.values()),
         )
-
-
-_TURN_ENDS = {
-    *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|return|>"),
-    *("<|call|>", "<|eot|>", "<turn|>", "<｜end▁of▁sentence｜>", "</s>", "<|end_of_text|>"),
-}
 
 
 def problems_of_text(sample: Sample, control: Control) -> Iterator[Problem]:
@@ -215,7 +214,7 @@ class ProblemCounts:
             if kind in self.counts
         ]
         if (most := self.same_answer()) is not None:
-            share = f"{most[0] / self.samples:.0%} of all"
+            share = f"{most[0] / self.samples:.0%}"
             result.append(Finding("same answer", most[0], share, most[1]))
         if self.samples and writes_thoughts(template) and not self.has_thoughts:
             result.append(Finding("no thoughts", self.samples, "", None))
