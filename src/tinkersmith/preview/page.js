@@ -5,7 +5,7 @@
   const chinese = wanted.toLowerCase().startsWith("zh");
   document.documentElement.lang = chinese ? "zh-CN" : "en";
   const number = (value) => value.toLocaleString(chinese ? "zh-CN" : "en");
-  const percent = (part, whole) => (whole ? ((100 * part) / whole).toFixed(1) : "0") + " %";
+  const percent = (part, whole) => (whole ? ((100 * part) / whole).toFixed(1) : "0") + "\u00a0%";
   const words = chinese
     ? {
         title: "训练数据预览", samples: "样本", sequences: "序列", tokens: "token", trained: "参与训练", cut: "被截断的序列",
