@@ -10,8 +10,8 @@ from tinkersmith.data.samples import Sample, Source, alpaca_sample
 from tinkersmith.preview.findings import (
     PROBLEM_SENTENCES,
     Control,
-    Problem,
     ProblemCounts,
+    SampleProblem,
     problems_of_sequence,
     problems_of_text,
 )
@@ -117,8 +117,8 @@ def test_a_template_with_thoughts_is_compared_with_the_data() -> None:
 def test_problems_are_counted_and_the_first_is_named() -> None:
     findings = ProblemCounts()
     for record in (4, 9):
-        findings.add(Source("f.json", record), [Problem("no end token")])
-    findings.add(Source("f.json", 5), [Problem("unknown tokens", "<unk>")])
+        findings.add(Source("f.json", record), [SampleProblem("no end token")])
+    findings.add(Source("f.json", 5), [SampleProblem("unknown tokens", "<unk>")])
     assert [str(finding) for finding in findings.all(TEMPLATE)] == [
         "2 sequences without an end token in a part that is trained on: the model would not learn "
         "to stop there. The first: f.json, record 4.",

@@ -15,7 +15,7 @@ from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import open_regular, write_atomically
 from tinkersmith.preview.cells import Cell
 from tinkersmith.preview.examine import Examined, SampleView
-from tinkersmith.preview.findings import PROBLEM_SENTENCES, Finding
+from tinkersmith.preview.findings import PROBLEM_SENTENCES, ProblemTotal
 from tinkersmith.preview.terminal import shortened
 from tinkersmith.preview.token_texts import TokenTexts
 from tinkersmith.preview.visible import VISIBLE, visible
@@ -148,7 +148,7 @@ def _json(value: Any) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _finding(finding: Finding) -> dict[str, Any]:
+def _finding(finding: ProblemTotal) -> dict[str, Any]:
     chinese = f"{finding.count:,} {_CHINESE[finding.kind].format(finding.detail)}。"
     if finding.first:
         chinese += f"第一处：{finding.first.file}，第 {finding.first.record} 条记录。"
