@@ -35,6 +35,9 @@ TALKATIVE = {
         *("--train-out", f"{ODD}-train.json", "--test-out", f"{ODD}-test.json"),
     ],
     "init": ["-m", "tinkersmith", "init", f"new-{ODD}"],
+    "check": ["-m", "tinkersmith", "check", f"{ODD}.json", "--out", f"{ODD}.jsonl", "--force"],
+    "convert": ["-m", "tinkersmith", "convert", NOT_UTF8, "--out", f"{ODD}2.jsonl", "--force"],
+    "settings": ["-m", "tinkersmith", "settings", "--set", f"DATA_FILES={ODD}.json"],
     "runs": ["-m", "tinkersmith", "runs", "--set", f"OUTPUT_DIR={ODD}"],
 }
 # Commands that fail, each with one sentence about what the user wrote.
@@ -45,6 +48,9 @@ FAILING = {
     "preview": ["-m", "tinkersmith", "preview", f"no-{ODD}.json"],
     "train": ["-m", "tinkersmith", "train", "--set", f"{ODD}=1"],
     "train data": ["-m", "tinkersmith", "train", "--set", f"DATA_FILES=no-{ODD}.json"],
+    "check": ["-m", "tinkersmith", "check", f"no-{ODD}.json"],
+    "convert": ["-m", "tinkersmith", "convert", f"no-{ODD}.json", "--out", "x.jsonl"],
+    "settings": ["-m", "tinkersmith", "settings", "--set", f"{ODD}=1"],
     "train surrogate": ["-m", "tinkersmith", "train", "--config", NOT_UTF8],
     "evaluate": ["-m", "tinkersmith", "evaluate", "--test-data", f"no-{ODD}.json"],
     "export": ["-m", "tinkersmith", "export", "--model-path", ODD],
@@ -68,6 +74,8 @@ QUICK = {
     "split": ["-m", "tinkersmith", "split", "--inputs", "data.json"],
     "init": ["-m", "tinkersmith", "init", "new"],
     "runs": ["-m", "tinkersmith", "runs"],
+    "check": ["-m", "tinkersmith", "check", "data.json", "--force"],
+    "settings": ["-m", "tinkersmith", "settings"],
     **{f"{command} --help": ["-m", "tinkersmith", command, "--help"] for command in ("train",)},
     **{
         f"{script} --help": [str(ROOT / script), "--help"]

@@ -8,12 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
+from tests.support.chat_families import FAMILIES, make_family_tokenizer
 from tests.support.tiny_models import make_tiny_tokenizer
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.data.samples import Sample, Source, Turn
 from tinkersmith.preview.cells import Block, blocks_of, cells_of
 from tinkersmith.preview.token_texts import token_texts
 from tinkersmith.text.templates import choose_template
+from tinkersmith.text.thoughts import count_thoughts
 from tinkersmith.text.tokenizer import TextTokenizer, load_tokenizer
 
 TINY = load_tokenizer(BUNDLED_MODELS["tinkersmith/tiny-math"])
@@ -184,3 +186,32 @@ def test_whatever_the_turns_say_no_token_is_lost_or_doubled(texts: list[str]) ->
     result = blocks_of(sample, cells)
     ids = [token for block in result for cell in block.cells for token in cell.tokens]
     assert ids == tokens.tolist()
+
+
+def test_what_a_template_adds_stays_in_the_turn_that_it_belongs_to(tmp_path: Path) -> None:
+    make_family_tokenizer(tmp_path, FAMILIES["qwen3"])
+    tokenizer = load_tokenizer(tmp_path)
+    call = {"id": "c", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    function = {"name": "add", "description": "Adds.", "parameters": {}}
+    sample = Sample(
+        (
+            Turn("system", "You add."),
+            Turn("user", "1 + 1?"),
+            Turn("assistant", "", thought="I call.", tool_calls=(call,)),
+            Turn("tool", "2", tool_name="add", tool_call_id="c"),
+            Turn("assistant", "It is 2."),
+        ),
+        Source("f.json", 1),
+        tools=({"type": "function", "function": function},),
+    )
+    template = choose_template("chat", tokenizer, "m", thoughts=count_thoughts([sample]))
+    for rendered in template.render_all(sample, "all"):
+        tokens = np.concatenate([tokenizer.encode(piece.text) for piece in rendered.pieces])
+        weights = np.zeros(len(tokens), np.float32)
+        result = blocks_of(sample, cells_of(tokens, weights, len(tokens), token_texts(tokenizer)))
+        roles = [turn.role for turn in sample.turns]
+        assert [block.role for block in result] == roles[: len(result)]
+        assert len(result) in (3, 5)
+        assert all(shown(block).startswith("<|im_start|>") for block in result)
+        assert "</tools>" in shown(result[0]) and "1 + 1?" in shown(result[1])
+        assert "<tool_call>" in shown(result[2])

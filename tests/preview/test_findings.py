@@ -10,8 +10,8 @@ from tinkersmith.data.samples import Sample, Source, alpaca_sample
 from tinkersmith.preview.findings import (
     PROBLEM_SENTENCES,
     Control,
-    Problem,
     ProblemCounts,
+    SampleProblem,
     problems_of_sequence,
     problems_of_text,
 )
@@ -99,7 +99,7 @@ def found(outputs: list[str], template: object = TEMPLATE) -> list[str]:
 
 def test_the_same_answer_in_more_than_a_fifth_is_said_with_its_first_place() -> None:
     assert found(["a", "b", "same", "c", "same ", "d", "e", "f", "g", "same"]) == [
-        "3 samples (30% of all) with the same answer. That is right for labels; else the model "
+        "3 samples (30%) with the same answer. That is right for labels; else the model "
         "learns to give it to everything. The first: f.json, record 3."
     ]
     assert found(["same"] * 3 + list("abcdefghijkl")) == []  # a fifth is not more than a fifth
@@ -117,8 +117,8 @@ def test_a_template_with_thoughts_is_compared_with_the_data() -> None:
 def test_problems_are_counted_and_the_first_is_named() -> None:
     findings = ProblemCounts()
     for record in (4, 9):
-        findings.add(Source("f.json", record), [Problem("no end token")])
-    findings.add(Source("f.json", 5), [Problem("unknown tokens", "<unk>")])
+        findings.add(Source("f.json", record), [SampleProblem("no end token")])
+    findings.add(Source("f.json", 5), [SampleProblem("unknown tokens", "<unk>")])
     assert [str(finding) for finding in findings.all(TEMPLATE)] == [
         "2 sequences without an end token in a part that is trained on: the model would not learn "
         "to stop there. The first: f.json, record 4.",

@@ -15,7 +15,7 @@ from tinkersmith.batches.in_memory import SamplesInMemory
 from tinkersmith.batches.source import Encoding
 from tinkersmith.data.samples import Sample, Source, Turn, alpaca_sample
 from tinkersmith.errors import UserError
-from tinkersmith.preview.examine import Choice, examine
+from tinkersmith.preview.examine import Choice, examine_tokens
 from tinkersmith.preview.findings import PROBLEM_SENTENCES
 from tinkersmith.preview.page import (
     _CHINESE,
@@ -48,7 +48,7 @@ def encoding(**names: object) -> Encoding:
 
 def page(samples: list[Sample], count: int = 200, name: str = "all", **names: object) -> str:
     how = encoding(**names)
-    examined = examine(samples, how, Choice(count, name, mixed=True, seed=1))
+    examined = examine_tokens(samples, how, Choice(count, name, mixed=True, seed=1))
     return page_text(examined, how, token_texts(how.tokenizer))
 
 
@@ -124,7 +124,7 @@ def test_a_mark_of_direction_is_visible() -> None:
 def test_tokens_flags_and_places_are_those_of_the_sequence() -> None:
     how = encoding(MAX_SEQUENCE_LENGTH=20)
     sample = alpaca_sample("Say much.", "", "word " * 30, Source("f.json", 1))
-    examined = examine([sample], how, Choice(5))
+    examined = examine_tokens([sample], how, Choice(5))
     (view,) = examined.chosen[0].sequences
     (sequence,) = data_of(page_text(examined, how, token_texts(how.tokenizer)))["samples"][0][
         "sequences"
@@ -198,7 +198,7 @@ def test_every_finding_has_its_chinese_sentence() -> None:
 
 def written(path: Path) -> None:
     how = encoding()
-    examined = examine(many(3, 1), how, Choice(3))
+    examined = examine_tokens(many(3, 1), how, Choice(3))
     write_page(path, examined, how, token_texts(how.tokenizer))
 
 

@@ -16,7 +16,7 @@ from tests.support.fault_proxy import fault_proxy
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith import train
 from tinkersmith.engine.server.wire import pb
-from tinkersmith.preview.examine import Choice, Examined, SequenceView, examine
+from tinkersmith.preview.examine import Choice, Examined, SequenceView, examine_tokens
 from tinkersmith.preview.plan import local_encoding, training_samples
 from tinkersmith.progress import Progress
 from tinkersmith.settings.fields import Settings
@@ -124,7 +124,7 @@ def server(
 def examined(settings: Settings) -> Examined:
     data = training_samples(settings, Progress(lambda line: None))
     encoding, _ = local_encoding(settings, data.source)
-    return examine(data.samples, encoding, Choice(count=100))
+    return examine_tokens(data.samples, encoding, Choice(count=100))
 
 
 def check_wire(

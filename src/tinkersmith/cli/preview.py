@@ -53,7 +53,7 @@ def preview_command(argv: Sequence[str], *, prog: str) -> int:
     wanted = parser.parse_args(argv)
     _refuse_options_without_effect(wanted)
     from tinkersmith.cli.common import user_settings
-    from tinkersmith.preview.examine import Choice, examine
+    from tinkersmith.preview.examine import Choice, examine_tokens
     from tinkersmith.preview.plan import local_encoding, tokenizer_folder, training_samples
     from tinkersmith.preview.token_texts import token_texts
     from tinkersmith.progress import watched
@@ -76,7 +76,7 @@ def preview_command(argv: Sequence[str], *, prog: str) -> int:
         for line in (*data.lines, *lines):
             progress.say(line)
         with progress.doing("tokenising the samples"):
-            examined = examine(data.samples, encoding, choice)
+            examined = examine_tokens(data.samples, encoding, choice)
         texts = token_texts(encoding.tokenizer)
     if wanted.record is not None and not examined.chosen:
         _refuse_record(wanted.record, data.skipped)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tinkersmith.data.samples import Sample, Turn
+from tinkersmith.preview.findings import TURN_ENDS
 from tinkersmith.preview.token_texts import TokenTexts
 
 _LONGEST_GROUP = 8  # tokens that may share a character
@@ -149,9 +150,11 @@ def _search(wanted: str, text: str, begin: int) -> int:
 def _border(cells: Sequence[Cell], first: int, last: int) -> int:
     """The cell with which a turn begins, between the end of the turn before and its own text.
 
-    The first control token there closes the turn before if another one follows it.
+    It stands after the token that ends a turn. Where a template has none there, the first control
+    token closes the turn before if another one follows it.
     """
     controls = [index for index in range(first, last) if cells[index].control]
+    ends = [index for index in controls if cells[index].text in TURN_ENDS]
     if not controls:
         trained = [
             index
@@ -159,9 +162,9 @@ def _border(cells: Sequence[Cell], first: int, last: int) -> int:
             if cells[index].trained and not cells[index - 1].trained
         ]
         return trained[0] if trained else first
-    if len(controls) == 1 and not cells[controls[0]].trained:
+    if not ends and len(controls) == 1 and not cells[controls[0]].trained:
         return controls[0]
-    border = controls[0] + 1
+    border = (ends[-1] if ends else controls[0]) + 1
     while border < last and not cells[border].control and not cells[border].text.strip():
         border += 1
     return border

@@ -16,8 +16,8 @@ from tinkersmith.preview.cells import Block, blocks_of, cells_of
 from tinkersmith.preview.findings import (
     OF_LENGTH,
     Control,
-    Problem,
     ProblemCounts,
+    SampleProblem,
     problems_of_sequence,
     problems_of_text,
 )
@@ -70,7 +70,7 @@ class SampleView:
     number: int  # among all samples, counted from 1
     sample: Sample
     sequences: tuple[SequenceView, ...]
-    problems: tuple[Problem, ...]
+    problems: tuple[SampleProblem, ...]
 
     @property
     def length(self) -> int:
@@ -135,7 +135,7 @@ class Examined:
     chosen: list[SampleView] = field(default_factory=list[SampleView])  # in the order of the data
 
 
-def examine(samples: Iterable[Sample], encoding: Encoding, choice: Choice) -> Examined:
+def examine_tokens(samples: Iterable[Sample], encoding: Encoding, choice: Choice) -> Examined:
     """Encode all samples as training does, count, and keep those that `choice` names."""
     control = Control.of(encoding.tokenizer, encoding.template)
     result = Examined()
@@ -148,7 +148,9 @@ def examine(samples: Iterable[Sample], encoding: Encoding, choice: Choice) -> Ex
         view = _view(number, sample, sequences, encoding, control)
         if not sequences:
             reason = next(event.reason for event in untrained if event.source == sample.source)
-            view = replace(view, problems=(*view.problems, Problem("nothing trained", reason)))
+            view = replace(
+                view, problems=(*view.problems, SampleProblem("nothing trained", reason))
+            )
         _count(result, view)
         keeper.offer(view)
     result.chosen = keeper.kept()
@@ -173,7 +175,7 @@ def _view(
             sent = TokenizedSample(tokens[:end], spans_before(spans, end), sample.source)
             problems += problems_of_sequence(sent.tokens, sent.spans, event is not None, control)
         else:
-            problems.append(Problem("too long"))
+            problems.append(SampleProblem("too long"))
         views.append(SequenceView(tokens, sent, event))
     return SampleView(number, sample, tuple(views), tuple(problems))
 

@@ -17,6 +17,11 @@ from tinkersmith.text.thoughts import has_thought, split_thought
 from tinkersmith.text.tokenizer import TextTokenizer
 
 SAME_ANSWER_SHARE = 0.2  # of the samples, above which it is said
+# How models end a turn: an answer, a call of a function, a message.
+TURN_ENDS = {
+    *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|return|>"),
+    *("<|call|>", "<|eot|>", "<turn|>", "<｜end▁of▁sentence｜>", "</s>", "<|end_of_text|>"),
+}
 _FEWEST_SAME = 3  # samples with the same answer, below which nothing is said
 _SHORTEST_REPEAT = 20  # characters of a prompt that an answer may repeat
 _BEGINNING = 200  # characters of an answer that are looked at for that
@@ -53,7 +58,7 @@ OF_SAMPLES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ProblemTotal:
     """A kind of problem in all samples that were looked at."""
 
     kind: str  # a key of PROBLEM_SENTENCES
@@ -68,7 +73,7 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class SampleProblem:
     """Something that looks wrong in one sample."""
 
     kind: str  # a key of PROBLEM_SENTENCES
@@ -97,7 +102,7 @@ class Control:
         last = tokenizer.encode(template.end) if template.end else np.array([], np.int32)
         ends = {tokenizer.eos_id, *(int(token) for token in last if int(token) in special.values())}
         # A turn may end with a token of its own: a call, a message, the end of a turn.
-        ends |= {token for text, token in special.items() if text in _TURN_ENDS}
+        ends |= {token for text, token in special.items() if text in TURN_ENDS}
         return cls(
             ends=frozenset(ends),
             begin=begin if begin_text not in ("", tokenizer.eos_text) else None,
@@ -110,13 +115,7 @@ class Control:
         )
 
 
-_TURN_ENDS = {
-    *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|return|>"),
-    *("<|call|>", "<|eot|>", "<turn|>", "<｜end▁of▁sentence｜>", "</s>", "<|end_of_text|>"),
-}
-
-
-def problems_of_text(sample: Sample, control: Control) -> Iterator[Problem]:
+def problems_of_text(sample: Sample, control: Control) -> Iterator[SampleProblem]:
     """What looks wrong in the texts of a sample, before they become tokens."""
     for turn in sample.turns:
         said = (turn.text, turn.input, turn.thought)
@@ -124,18 +123,18 @@ def problems_of_text(sample: Sample, control: Control) -> Iterator[Problem]:
             said = split_thought(turn.text) or said
         written = [text for text in control.special_texts if any(text in part for part in said)]
         if written:
-            yield Problem("special token in text", written[0])
+            yield SampleProblem("special token in text", written[0])
             break
     if len(sample.turns) > 1 and sample.turns[-1].role == "assistant":
         asked = sample.turns[-2].text.strip()
         answer = sample.output[: len(asked) + _BEGINNING].lstrip()
         if len(asked) >= _SHORTEST_REPEAT and answer.startswith(asked):
-            yield Problem("prompt repeated")
+            yield SampleProblem("prompt repeated")
 
 
 def problems_of_sequence(
     tokens: np.ndarray, spans: np.ndarray, cut: bool, control: Control
-) -> Iterator[Problem]:
+) -> Iterator[SampleProblem]:
     """What looks wrong in the tokens of a sequence that is sent.
 
     Args:
@@ -144,20 +143,20 @@ def problems_of_sequence(
         cut: whether the end was cut off.
     """
     if cut:
-        yield Problem("cut")
+        yield SampleProblem("cut")
     if control.begin is not None and (tokens[:2] == control.begin).sum() == 2:
-        yield Problem("double begin token")
+        yield SampleProblem("double begin token")
     if control.unknown is not None and (tokens == control.unknown).any():
-        yield Problem("unknown tokens", control.unknown_text)
+        yield SampleProblem("unknown tokens", control.unknown_text)
     if not len(spans):
-        yield Problem("nothing trained", "no part of it is trained")
+        yield SampleProblem("nothing trained", "no part of it is trained")
         return
     parts = [tokens[start:end].tolist() for start, end in spans.tolist()]
     if all(control.blank.issuperset(part) for part in parts):
-        yield Problem("empty completion")
+        yield SampleProblem("empty completion")
     whole = parts[:-1] if cut else parts  # the last one may have lost its end token
     if any(control.ends.isdisjoint(part[-_LAST:]) for part in whole):
-        yield Problem("no end token")
+        yield SampleProblem("no end token")
 
 
 @dataclass(slots=True)
@@ -173,7 +172,7 @@ class ProblemCounts:
     _files: list[str] = field(default_factory=list[str])
     _starts: list[int] = field(default_factory=list[int])  # the first sample of each of `_files`
 
-    def add_sample(self, sample: Sample, problems: Iterable[Problem]) -> None:
+    def add_sample(self, sample: Sample, problems: Iterable[SampleProblem]) -> None:
         """Count a sample, with the problems of its text."""
         if not self._files or self._files[-1] != sample.source.file:
             self._files.append(sample.source.file)
@@ -184,7 +183,7 @@ class ProblemCounts:
         self.has_thoughts = self.has_thoughts or has_thought(sample)
         self.add(sample.source, problems)
 
-    def add(self, source: Source, problems: Iterable[Problem]) -> None:
+    def add(self, source: Source, problems: Iterable[SampleProblem]) -> None:
         """Count problems of the sample at `source`."""
         for problem in problems:
             self.counts[problem.kind] = self.counts.get(problem.kind, 0) + 1
@@ -207,18 +206,18 @@ class ProblemCounts:
         file = self._files[bisect_right(self._starts, index) - 1]
         return same, Source(file, self._records[index])
 
-    def all(self, template: PromptTemplate) -> list[Finding]:
+    def all(self, template: PromptTemplate) -> list[ProblemTotal]:
         """Every kind of problem that there is, in the order of PROBLEM_SENTENCES."""
         result = [
-            Finding(kind, self.counts[kind], self.firsts[kind][1], self.firsts[kind][0])
+            ProblemTotal(kind, self.counts[kind], self.firsts[kind][1], self.firsts[kind][0])
             for kind in PROBLEM_SENTENCES
             if kind in self.counts
         ]
         if (most := self.same_answer()) is not None:
-            share = f"{most[0] / self.samples:.0%} of all"
-            result.append(Finding("same answer", most[0], share, most[1]))
+            share = f"{most[0] / self.samples:.0%}"
+            result.append(ProblemTotal("same answer", most[0], share, most[1]))
         if self.samples and writes_thoughts(template) and not self.has_thoughts:
-            result.append(Finding("no thoughts", self.samples, "", None))
+            result.append(ProblemTotal("no thoughts", self.samples, "", None))
         return result
 
 

@@ -7,7 +7,7 @@ from tinkersmith.batches.in_memory import SamplesInMemory, TokensInMemory
 from tinkersmith.batches.source import DataSource, Encoding, TokenizedData
 from tinkersmith.batches.streamed import SampleStream
 from tinkersmith.plurals import counted
-from tinkersmith.preview.examine import Choice, Counts, examine
+from tinkersmith.preview.examine import Choice, Counts, examine_tokens
 from tinkersmith.preview.findings import (
     OF_LENGTH,
     Control,
@@ -25,14 +25,14 @@ _CELLS = 150  # of the first sample that are shown: about a screen
 
 def opening_lines(source: DataSource, data: TokenizedData, encoding: Encoding) -> list[str]:
     """What a user sees of the data before the first step."""
-    first = examine([source.first], encoding, Choice(count=1)).chosen[0]
+    first = examine_tokens([source.first], encoding, Choice(count=1)).chosen[0]
     if isinstance(source, SamplesInMemory) and isinstance(data, TokensInMemory):
         counts, findings, total = *_of_all(source, data, encoding), len(source.training)
         where = ""
     else:
         assert isinstance(source, SampleStream)
         samples = islice(samples_of_stream(source), _OF_A_STREAM)
-        examined = examine(samples, encoding, Choice(count=0))
+        examined = examine_tokens(samples, encoding, Choice(count=0))
         counts, findings, total = examined.counts, examined.findings, data.count
         where = f" in the first {counted(counts.samples, 'sample')}"
     share = counts.trained / counts.tokens if counts.tokens else 0.0

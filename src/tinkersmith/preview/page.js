@@ -5,21 +5,21 @@
   const chinese = wanted.toLowerCase().startsWith("zh");
   document.documentElement.lang = chinese ? "zh-CN" : "en";
   const number = (value) => value.toLocaleString(chinese ? "zh-CN" : "en");
-  const percent = (part, whole) => (whole ? ((100 * part) / whole).toFixed(1) : "0") + " %";
+  const percent = (part, whole) => (whole ? ((100 * part) / whole).toFixed(1) : "0") + "\u00a0%";
   const words = chinese
     ? {
         title: "训练数据预览", samples: "样本", sequences: "序列", tokens: "token", trained: "参与训练", cut: "被截断的序列",
         tooLong: "被舍弃的序列", lost: "丢失的 token", multi: "多轮样本", check: "请检查", all: "全部", longest: "最长", cutFilter: "被截断",
-        multiFilter: "多轮", suspicious: "可疑", search: "搜索文字或记录号(按 /)", filters: "筛选",
+        multiFilter: "多轮", suspicious: "可疑", search: "搜索文字或记录号（按 /）", filters: "筛选",
         legend: ["参与训练", "只读入", "被截断", "控制 token", "思考"], signs: "↵ 换行 · 空格 token ⟨E4⟩ 不成字符的字节",
         record: (n) => `第 ${n} 条记录`, sequence: (a, b) => `序列 ${a} / ${b}`, of: (n) => `${number(n)} 个 token`,
-        share: (n, p) => `训练 ${number(n)}(${p})`, gap: (n) => `…… 此处略去 ${number(n)} 个 token ……`,
-        ofAll: (n, total) => `数据中有 ${total} 条,页面收录 ${n} 条`,
-        shown: (n, page, total) => `显示 ${number(n)} 条样本;页面收录 ${number(page)} 条,共 ${number(total)} 条。` +
-          (page < total ? "收录:最前、最长、可疑、多轮的样本,其余按随机种子抽取。" : ""),
+        share: (n, p) => `训练 ${number(n)}（${p}）`, gap: (n) => `…… 此处略去 ${number(n)} 个 token ……`,
+        ofAll: (n, total) => `数据中有 ${total} 条，页面收录 ${n} 条`,
+        shown: (n, page, total) => `显示 ${number(n)} 条样本；页面收录 ${number(page)} 条，共 ${number(total)} 条。` +
+          (page < total ? "收录最前、最长、可疑和多轮的样本，其余按 SEED 随机抽取。" : ""),
         roles: { system: "系统", user: "用户", assistant: "助手", tool: "工具", text: "文本", "": "模板" },
         token: "token", id: "编号", position: "位置", weight: "损失权重", turn: "轮次", more: "再显示一些", none: "没有符合的样本。",
-        state: { trained: "参与训练", read: "只读入,不计损失", cut: "被截断,不会发送" }, kinds: data.kinds, left: "已舍弃",
+        state: { trained: "参与训练", read: "只读入，不计损失", cut: "被截断，不会发送" }, kinds: data.kinds, left: "已舍弃",
       }
     : {
         title: "Training data preview", samples: "Samples", sequences: "Sequences", tokens: "Tokens", trained: "Trained", cut: "Sequences cut",
@@ -155,7 +155,7 @@
     if (sample.tags.includes("multi-turn")) head.append(make("span", "tag", words.multiFilter));
     if (sample.tags.includes("cut")) head.append(make("span", "tag cut", sample.sent ? words.cutFilter : words.left));
     for (const [kind, detail] of sample.problems) {
-      if (kind !== "cut" && kind !== "too long") head.append(make("span", "tag warn", (words.kinds[kind] || kind).split(":")[0].replace("{}", detail) + (!chinese && detail ? `: ${detail}` : "")));
+      if (kind !== "cut" && kind !== "too long") head.append(make("span", "tag warn", (words.kinds[kind] || kind).split(/[:：]/)[0].replace("{}", detail) + (!chinese && detail ? `: ${detail}` : "")));
     }
     const toggle = (now) => {
       head.setAttribute("aria-expanded", String(now));

@@ -15,7 +15,7 @@ from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import open_regular, write_atomically
 from tinkersmith.preview.cells import Cell
 from tinkersmith.preview.examine import Examined, SampleView
-from tinkersmith.preview.findings import PROBLEM_SENTENCES, Finding
+from tinkersmith.preview.findings import PROBLEM_SENTENCES, ProblemTotal
 from tinkersmith.preview.terminal import shortened
 from tinkersmith.preview.token_texts import TokenTexts
 from tinkersmith.preview.visible import VISIBLE, visible
@@ -25,17 +25,17 @@ _HEAD = 2000  # bytes of a page, among which the line above is
 MOST_CELLS = 120_000  # on a page: about 3 MB
 _FEWEST_CELLS = 300  # of a sample, however many there are
 _CHINESE = {
-    "no end token": "条序列的训练部分没有结束 token:模型学不会在那里停下",
+    "no end token": "条序列的训练部分没有结束 token：模型学不会在那里停下",
     "double begin token": "条序列有两个起始 token",
     "empty completion": "条序列的答案部分没有文字",
-    "nothing trained": "条样本被舍弃,没有可训练的内容:{}",
-    "unknown tokens": "条序列含有分词器不认识的文字,被替换为 {}",
-    "special token in text": "条样本的文字中写有特殊 token(如 {});它仍按普通文字处理",
+    "nothing trained": "条样本被舍弃，没有可训练的内容：{}",
+    "unknown tokens": "条序列含有分词器不认识的文字，被替换为 {}",
+    "special token in text": "条样本的文字中写有特殊 token（如 {}）；它仍按普通文字处理",
     "prompt repeated": "条样本的答案以提问本身开头",
     "cut": "条序列在 MAX_SEQUENCE_LENGTH 处被截断",
-    "too long": "条序列被舍弃:MAX_SEQUENCE_LENGTH 之内放不下答案",
-    "same answer": "条样本({})的答案相同。若是分类标签则没有问题;否则模型会学成对什么都这样回答",
-    "no thoughts": "条样本都没有思考内容,而聊天模板支持思考:模型会学成不思考就回答",
+    "too long": "条序列被舍弃：MAX_SEQUENCE_LENGTH 之内放不下答案",
+    "same answer": "条样本（{}）的答案相同。若是分类标签则没有问题；否则模型会学成对什么都这样回答",
+    "no thoughts": "条样本都没有思考内容，而聊天模板支持思考：模型会学成不思考就回答",
 }
 
 
@@ -148,10 +148,10 @@ def _json(value: Any) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _finding(finding: Finding) -> dict[str, Any]:
+def _finding(finding: ProblemTotal) -> dict[str, Any]:
     chinese = f"{finding.count:,} {_CHINESE[finding.kind].format(finding.detail)}。"
     if finding.first:
-        chinese += f"第一处:{finding.first.file},第 {finding.first.record} 条记录。"
+        chinese += f"第一处：{finding.first.file}，第 {finding.first.record} 条记录。"
     return {"en": visible(str(finding)), "zh": visible(chinese)}
 
 
