@@ -61,7 +61,7 @@ class SamplesInMemory:
     def first(self) -> Sample:
         return self.training[0]
 
-    @cached_property
+    @property
     def thoughts(self) -> ThoughtCounts:
         return count_thoughts(self.training)
 

@@ -489,10 +489,10 @@ def _call(call: dict[str, Any], form: ToolForm) -> dict[str, Any]:
         arguments = json.dumps(arguments, ensure_ascii=False)
     elif not form.arguments_as_text and isinstance(arguments, str):
         try:
-            parsed: Any = json.loads(arguments or "{}")
+            parsed: object = json.loads(arguments or "{}")
         except ValueError:
-            parsed = arguments
-        arguments = cast("Any", parsed) if isinstance(parsed, dict) else arguments
+            parsed = None
+        arguments = cast("dict[str, Any]", parsed) if isinstance(parsed, dict) else arguments
     function["arguments"] = arguments
     outer = call if "function" in call else {}
     return {"type": "function", **outer, "function": function}

@@ -66,10 +66,10 @@ def compiled_chat(source: str, date: str) -> Any:
 
         def __init__(self, **options: Any) -> None:
             super().__init__(**options)
-            self._safe: dict[tuple[type, str], bool] = {}
+            self._safe: dict[tuple[type[object], str], bool] = {}
 
         def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-            key = cast("type", type(obj)), attr  # nothing else decides it
+            key = cast("type[object]", type(obj)), attr  # nothing else decides it
             safe = self._safe.get(key)
             if safe is None:
                 safe = self._safe[key] = super().is_safe_attribute(obj, attr, value)
