@@ -63,6 +63,10 @@ class SamplesInMemory:
 
     @property
     def thoughts(self) -> ThoughtCounts:
+        return self._thoughts
+
+    @cached_property
+    def _thoughts(self) -> ThoughtCounts:
         return count_thoughts(self.training)
 
     def report(self) -> list[str]:
