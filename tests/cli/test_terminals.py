@@ -13,6 +13,8 @@ import pytest
 from tests.support.paths import ROOT
 from tinkersmith.cli.main import main
 
+pytestmark = pytest.mark.slow
+
 ODD = "é是🍁"
 NOT_UTF8 = os.fsdecode(b"x\xff.json")  # a file name with an unpaired surrogate
 RECORDS = [
