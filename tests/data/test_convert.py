@@ -260,7 +260,7 @@ def test_a_guessed_encoding_is_said_by_conversion_and_loading(
     record = {"instruction": "请把下面的句子翻译成英文。", "output": "今天天气很好。"}
     Path("x.json").write_bytes(json.dumps([record], ensure_ascii=False).encode("gbk"))
     sentence = (
-        "Read x.json as GB18030, which it certainly seems to be; set ENCODING = "
+        "Read x.json as GB18030, which it seems to be; set ENCODING = "
         '"gb18030" to be sure.'
     )
     assert load_samples(["x.json"]).said == [sentence]

@@ -168,7 +168,7 @@ def test_a_file_with_some_text_is_read_and_the_guess_is_said_with_the_setting(
     text = " ".join(TEXTS[language]).replace("’", "'").replace("–", "-").replace("😀", "")
     guess = as_utf8(FILE, json.dumps([text], ensure_ascii=False).encode(encoding))
     assert json.loads(guess.data) == [text]
-    assert guess.note.startswith(f"{name}, which it certainly seems to be; set ENCODING = ")
+    assert guess.note.startswith(f"{name}, which it seems to be; set ENCODING = ")
     named = guess.note.split('"')[1]
     assert shown_name(codec_name(named)) == name
 
