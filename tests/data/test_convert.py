@@ -259,10 +259,7 @@ def test_a_guessed_encoding_is_said_by_conversion_and_loading(
     monkeypatch.chdir(tmp_path)
     record = {"instruction": "请把下面的句子翻译成英文。", "output": "今天天气很好。"}
     Path("x.json").write_bytes(json.dumps([record], ensure_ascii=False).encode("gbk"))
-    sentence = (
-        "Read x.json as GB18030, which it seems to be; set ENCODING = "
-        '"gb18030" to be sure.'
-    )
+    sentence = 'Read x.json as GB18030, which it seems to be; set ENCODING = "gb18030" to be sure.'
     assert load_samples(["x.json"]).said == [sentence]
     assert main(["convert", "x.json", "--out", "y.jsonl"]) == 0
     assert sentence in capsys.readouterr().out

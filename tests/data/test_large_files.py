@@ -133,7 +133,7 @@ def test_bad_records_are_counted_by_reason_in_a_stream_as_in_memory(tmp_path: Pa
         f"{file}, record 1: {missing}, or remove the record. (100 records)",
         f"{file}, record 101: {empty}, or remove the record. (3 records)",
     ]
-    loaded = load_samples([file])
+    loaded = load_samples([str(file)])
     assert files.report()[start : start + 3] == skipped_lines(loaded.skipped, 103, "skipped.jsonl")
 
 
@@ -171,7 +171,7 @@ def test_very_large_data_that_cannot_be_streamed_says_how_to_convert_it(
     assert command[0] == "tinkersmith" and main(command[1:]) == 0
     lines_file = Path(command[-1])
     assert are_streamed([lines_file])
-    outputs = [sample.output for sample in load_samples([array]).samples]
+    outputs = [sample.output for sample in load_samples([str(array)]).samples]
     assert [sample.output for sample in iterate_samples([str(lines_file)])] == outputs
 
 

@@ -8,11 +8,11 @@ import pytest
 
 from tests.support.clocks import Lines
 from tinkersmith.batches.in_memory import SamplesInMemory
+from tinkersmith.batches.read import read_data
 from tinkersmith.batches.streamed import SampleStream
 from tinkersmith.data import large_files
 from tinkersmith.progress import Progress
 from tinkersmith.settings.reading import settings_from
-from tinkersmith.training.plan import read_data
 
 
 def test_the_size_decides_and_the_report_is_the_same_but_for_the_stream(

@@ -156,7 +156,8 @@ class TokensInMemory:
         else:
             epoch, place = divmod(step, steps_per_epoch(self.count, size))
             indices = self.mixed.epoch_order(epoch)[place * size : (place + 1) * size]
-        return [sequence for index in indices for sequence in self.training[index]]
+        wanted: list[int] = indices.tolist()
+        return [sequence for index in wanted for sequence in self.training[index]]
 
     def start(self, run: RunFolder, first_step: int) -> None:
         write_json(run.file("lengths.json"), self.lengths.to_json())

@@ -66,7 +66,8 @@ def upper_case_names(path: Path) -> list[str]:
 
 def _read_yaml(path: Path, text: str) -> dict[str, Given]:
     try:
-        compose = cast("Callable[..., yaml.Node | None]", yaml.compose)  # it has no types
+        untyped = cast("Any", yaml)
+        compose = cast("Callable[..., yaml.Node | None]", untyped.compose)
         root = compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
@@ -215,7 +216,7 @@ def _given(name: str, value: object, where: str) -> Given:
                     f'{where}: {name} has a section {key}. Put a name with a dot in quotes: "{key}.'
                     f'{more}".'
                 )
-    return Given(value, where)
+    return Given(cast("object", value), where)
 
 
 def _field(name: str, is_section: bool, where: str) -> str:
