@@ -301,7 +301,7 @@ def _guessed(path: Path, data: bytes) -> Utf8:
     if not certain:
         raise not_utf8(path, data)
     codec, name = certain
-    note = f'{name}, which it certainly seems to be; set ENCODING = "{_setting(codec)}" to be sure'
+    note = f'{name}, which it seems to be; set ENCODING = "{_setting(codec)}" to be sure'
     return Utf8(data.decode(codec).encode(), note)
 
 
