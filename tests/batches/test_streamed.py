@@ -195,6 +195,7 @@ def test_batches_are_full_but_the_last_and_those_with_samples_that_are_too_long(
     assert sizes == [8] * 37 + [2]
     none = open_data(settings.model_copy(update={"max_sequence_length": 16}))
     assert none.batch(0) == []
+    assert str(none.none_fits()).startswith("Not one of 298 samples fits into 16 tokens: even the")
 
 
 def test_tokens_are_made_once_for_the_same_bytes_tokenizer_and_template(

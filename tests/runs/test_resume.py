@@ -8,7 +8,13 @@ import pytest
 
 from tinkersmith.errors import UserError
 from tinkersmith.runs.folder import Checkpoint, RunFolder
-from tinkersmith.runs.resume import Resume, checkpoint_refused, set_aside, starting_checkpoint
+from tinkersmith.runs.resume import (
+    Resume,
+    checkpoint_refused,
+    diverged_after,
+    set_aside,
+    starting_checkpoint,
+)
 
 
 def checkpoint(step: int) -> Checkpoint:
@@ -50,6 +56,27 @@ def test_a_finished_run_goes_on_only_from_an_earlier_checkpoint(run: RunFolder) 
     with pytest.raises(UserError, match="is finished"):
         starting_checkpoint(Resume(run))
     assert starting_checkpoint(Resume(run, "step-000006")) == checkpoint(6)
+
+
+def test_a_run_that_diverged_goes_on_from_the_last_sound_checkpoint(run: RunFolder) -> None:
+    run.append("metrics.jsonl", [{"step": 8, "diverged": True, "last_sound_step": 5}])
+    assert diverged_after(run) == 5
+    assert starting_checkpoint(Resume(run)) == checkpoint(4)
+    assert starting_checkpoint(Resume(run, "step-000006")) == checkpoint(6)
+    set_aside(run, 4)
+    assert diverged_after(run) is None
+
+
+def test_the_losses_of_samples_are_cut_as_well(run: RunFolder) -> None:
+    lines = [{"step": step, "epoch": 1, "losses": {}} for step in (1, 2, 3, 5, 6)]
+    run.append("sample_losses.jsonl", lines)
+    with run.file("sample_losses.jsonl").open("a") as file:
+        file.write('{"step": 7, "ep')  # cut short by a kill
+    (said,) = set_aside(run, 3)
+    assert "the losses of 2 steps in sample_losses.before-resume-1.jsonl" in said
+    assert run.lines("sample_losses.jsonl") == lines[:3]
+    assert run.lines("sample_losses.before-resume-1.jsonl") == lines[3:]
+    assert set_aside(run, 3) == []
 
 
 def test_what_is_cut_goes_to_files_of_its_own_each_time(run: RunFolder) -> None:

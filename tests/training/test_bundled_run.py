@@ -40,7 +40,7 @@ def settings(data: Path, **names: object) -> Settings:
 
 
 def test_a_run_leaves_everything_it_promises(data: Path, capsys: pytest.CaptureFixture) -> None:
-    records = [*SAMPLES[:40], {"instruction": "no output"}, "a string"]
+    records = [*SAMPLES[:40], {"instruction": "no output"}, 17]
     data.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
     names = {"VALIDATION_RATIO": 0.1, "NUM_EPOCHS": 2, "MAX_SEQUENCE_LENGTH": 90}
     with train(settings(data, DATA_FILES=[str(data), "gone.json"], **names)) as trained:

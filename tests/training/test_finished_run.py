@@ -61,7 +61,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[
     usable = records(12, seed=1)
     cut = {"instruction": "Go on.", "output": "word " * 100}
     too_long = {"instruction": "long " * 100, "output": "no"}
-    data = write(folder / "data.json", [*usable, cut, too_long, "not a record", {"output": "x"}])
+    data = write(folder / "data.json", [*usable, cut, too_long, 17, {"output": "x"}])
     settings = settings_from(
         {
             "DATA_FILES": [str(data), str(folder / "nowhere.json")],
@@ -166,6 +166,29 @@ def test_the_first_steps_loss_is_that_of_plain_transformers(
         losses.append(-picked[len(prompt) - 1 :])
     expected = torch.cat(losses).mean().item()
     assert finished.lines("loss")[0]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_sample_has_its_loss_in_each_epoch(finished: Finished) -> None:
+    lines = finished.run.lines("sample_losses.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    for line, step in zip(lines, finished.lines("loss"), strict=True):
+        assert line["epoch"] == step["epoch"]
+        (rows,) = line["losses"].values()
+        assert len(rows) == step["samples"]
+        assert sum(tokens for _, tokens, _ in rows) == step["completion_tokens"]
+        total = sum(tokens * loss for _, tokens, loss in rows)
+        assert total / step["completion_tokens"] == pytest.approx(step["loss"], abs=2e-5)
+
+
+def test_hard_samples_lists_every_sample_with_its_losses_and_texts(finished: Finished) -> None:
+    lines = finished.run.lines("hard_samples.jsonl")
+    assert sorted(line["record"] for line in lines) == list(range(1, 14))
+    assert [line["rank"] for line in lines] == list(range(1, 14))
+    for line in lines:
+        record = finished.usable[line["record"] - 1]
+        assert line["file"] == finished.settings.data_files[0] and len(line["losses"]) == 2
+        assert line["question"].startswith(record["instruction"])
+        assert record["output"].startswith(line["answer"].removesuffix("...").strip())
 
 
 def test_training_lowers_the_loss(finished: Finished) -> None:

@@ -118,16 +118,33 @@ def curve(run: RunFolder) -> list[dict[str, Any]]:
     ]
 
 
+def sample_losses(run: RunFolder) -> list[Any]:
+    """The losses of samples, and the ranking that is made of them, without names of files."""
+    lines = [
+        (line["step"], list(line["losses"].values())) for line in run.lines("sample_losses.jsonl")
+    ]
+    ranked = [{**line, "file": ""} for line in run.lines("hard_samples.jsonl")]
+    return [*lines, *ranked]
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory, model: Path) -> list[dict[str, Any]]:
+def uninterrupted_run(tmp_path_factory: pytest.TempPathFactory, model: Path) -> RunFolder:
     folder = tmp_path_factory.mktemp("uninterrupted")
     done = subprocess.run(command(folder, model), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    return curve(newest_run(folder / "runs"))
+    return newest_run(folder / "runs")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(uninterrupted_run: RunFolder) -> list[dict[str, Any]]:
+    return curve(uninterrupted_run)
 
 
 def test_a_killed_run_goes_on_to_the_same_losses_to_the_last_bit(
-    tmp_path: Path, model: Path, uninterrupted: list[dict[str, Any]]
+    tmp_path: Path,
+    model: Path,
+    uninterrupted: list[dict[str, Any]],
+    uninterrupted_run: RunFolder,
 ) -> None:
     with training(tmp_path, model) as started:
         started.wait_for("checkpoints.jsonl", 1)
@@ -139,10 +156,15 @@ def test_a_killed_run_goes_on_to_the_same_losses_to_the_last_bit(
     done = resume(tmp_path, model, run.name)
     assert done.returncode == 0, done.stderr
     assert curve(run) == uninterrupted
+    assert sample_losses(run) == sample_losses(uninterrupted_run)
+    assert run.lines("hard_samples.jsonl")
 
 
 def test_a_signal_saves_and_the_run_goes_on_to_the_same_losses(
-    tmp_path: Path, model: Path, uninterrupted: list[dict[str, Any]]
+    tmp_path: Path,
+    model: Path,
+    uninterrupted: list[dict[str, Any]],
+    uninterrupted_run: RunFolder,
 ) -> None:
     """The uninterrupted run saves every five steps, this one when it is stopped: losses agree."""
     with training(tmp_path, model, "--set", "SAVE_EVERY=0") as started:
@@ -163,6 +185,7 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_losses(
     done = resume(tmp_path, model, run.name)
     assert done.returncode == 0, done.stderr
     assert curve(run) == uninterrupted
+    assert sample_losses(run) == sample_losses(uninterrupted_run)
     assert not list(run.path.glob("*before-resume*")), "something was done twice"
 
 

@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import threading
+import types
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -201,6 +202,48 @@ def test_an_interruption_says_how_to_continue_before_it_waits_and_then_saves(
         assert [point.step for point in plan.run.checkpoints()] == [4, 5]
         assert [line["step"] for line in plan.run.metrics()] == [1, 2, 3, 4, 5]
     assert "  Step 5 is saved." in said.texts
+
+
+@dataclasses.dataclass
+class WithoutLogprobs:
+    """A server that sends the sum of the losses alone."""
+
+    client: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.client, name)
+
+    def forward_backward(self, *values: Any) -> Any:
+        return WithoutOutputs(self.client.forward_backward(*values))
+
+
+@dataclasses.dataclass
+class WithoutOutputs:
+    pending: Any
+
+    def future(self) -> "concurrent.futures.Future[Any]":
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        future.set_result(types.SimpleNamespace(metrics=self.pending.result().metrics))
+        return future
+
+
+def test_a_server_that_sends_no_losses_of_tokens_is_said_once_and_the_run_ends_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = Lines()
+    with watched(said.say) as progress, ExitStack() as guard:
+        plan = prepare(_small(tmp_path, monkeypatch), None, guard, progress)
+        plan.data.start(plan.run, plan.first_step)
+        lengths = LengthReport(plan.data, True, progress)
+        client = cast("tinker.TrainingClient", WithoutLogprobs(plan.client))
+        plan = dataclasses.replace(plan, client=client)
+        curves = Loop(plan, lengths, progress, Interruption()).run()
+        with finish(plan, curves, lengths, guard, progress):
+            assert len(curves.steps) == 12
+    sentence = "  The server does not send the losses of single tokens: "
+    assert sum(text.startswith(sentence) for text in said.texts) == 1
+    assert not plan.run.file("hard_samples.jsonl").exists()
+    assert not any("Warning" in text for text in said.texts)
 
 
 def test_curves_read_from_metrics_go_on_as_if_they_had_never_stopped() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -17,6 +18,7 @@ from tinkersmith.batches.summary import (
     Outcome,
     event_lines,
     none_fits,
+    none_trained,
     outcome_of,
     write_duplicates,
 )
@@ -31,7 +33,7 @@ from tinkersmith.data.report import (
     skipped_lines,
     validation_lines,
 )
-from tinkersmith.data.samples import Sample, overlap
+from tinkersmith.data.samples import Sample, Source, overlap
 from tinkersmith.data.shuffle import VALIDATION_STREAM, shuffled
 from tinkersmith.errors import UserError
 from tinkersmith.files import write_json
@@ -40,7 +42,13 @@ from tinkersmith.progress import Progress
 from tinkersmith.runs.folder import RunFolder
 from tinkersmith.settings.fields import Settings
 from tinkersmith.text.thoughts import ThoughtCounts, count_thoughts
-from tinkersmith.text.tokenize import UNTRAINED, LengthEvent, TokenizedSample, tokenize
+from tinkersmith.text.tokenize import (
+    UNTRAINED,
+    LengthEvent,
+    TokenizedSample,
+    encode_samples,
+    tokenize,
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,9 @@ class SamplesInMemory:
     @cached_property
     def _thoughts(self) -> ThoughtCounts:
         return count_thoughts(self.training)
+
+    def find(self, sources: Collection[Source]) -> dict[Source, Sample]:
+        return {sample.source: sample for sample in self.training if sample.source in sources}
 
     def report(self) -> list[str]:
         counts = {file: count for loaded in self.loaded for file, count in loaded.counts.items()}
@@ -108,7 +119,7 @@ class SamplesInMemory:
             validation = tokenize(self.validation, *how)
         if not training.samples:
             untrained = [event for event in training.skipped if event.kind == UNTRAINED]
-            raise none_fits(len(self.training), encoding.max_length, untrained)
+            raise self._none_fits(encoding, untrained)
         mixed = None
         if self.weights:
             names = names_of_files(self.weights)
@@ -119,7 +130,9 @@ class SamplesInMemory:
             validation=validation.sequences,
             mixed=mixed,
             outcomes=(outcome_of(training), outcome_of(validation)),
-            lengths=LengthStatistics.of(training.lengths, "tokens", encoding.max_length),
+            lengths=LengthStatistics.of(
+                training.lengths, "tokens", encoding.max_length, encoding.context
+            ),
             truncated=[*training.truncated, *validation.truncated],
             skipped=[*training.skipped, *validation.skipped],
             skipped_records=[
@@ -127,6 +140,26 @@ class SamplesInMemory:
             ],
             duplicates=self.duplicates,
             settings=encoding.settings,
+        )
+
+    def _none_fits(self, encoding: Encoding, untrained: Sequence[LengthEvent]) -> UserError:
+        if len(untrained) == len(self.training):
+            return none_trained(len(untrained), untrained[0])
+        sequences = [
+            (int(spans[0, 0]), len(tokens))
+            for _, sequences in encode_samples(
+                self.training, encoding.template, encoding.tokenizer, encoding.settings.train_on
+            )
+            for tokens, spans in sequences
+            if len(spans)
+        ]
+        return none_fits(
+            len(self.training),
+            encoding.max_length,
+            encoding.context,
+            encoding.truncate,
+            prompt=min(prompt for prompt, _ in sequences),
+            whole=min(whole for _, whole in sequences),
         )
 
 
@@ -167,6 +200,9 @@ class TokensInMemory:
 
     def stop(self) -> None:
         """Nothing runs in the background."""
+
+    def trained_sources(self) -> Iterator[Source]:
+        return (sequences[0].source for sequences in self.training)
 
     def is_complete(self) -> bool:
         return True

@@ -5,12 +5,12 @@ trains on.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from tinkersmith.batches.summary import DataSummary
-from tinkersmith.data.samples import Sample
+from tinkersmith.data.samples import Sample, Source
 from tinkersmith.progress import Progress
 from tinkersmith.runs.folder import RunFolder
 from tinkersmith.settings.fields import Settings
@@ -28,6 +28,7 @@ class Encoding:
     template: PromptTemplate
     tokenizer: TextTokenizer
     max_length: int  # tokens of a sample
+    context: int | None = None  # tokens that the model holds; None: not known
 
     @property
     def truncate(self) -> bool:
@@ -52,6 +53,14 @@ class DataSource(Protocol):
     @property
     def thoughts(self) -> ThoughtCounts:
         """How many of the samples to train on have a thought."""
+        ...
+
+    def find(self, sources: Collection[Source]) -> dict[Source, Sample]:
+        """The training samples that come from there. A stream reads their files again.
+
+        Raises:
+            UserError: a file has changed since.
+        """
         ...
 
     def report(self) -> list[str]:
@@ -92,6 +101,10 @@ class TokenizedData(Protocol):
 
     def batch(self, step: int) -> list[TokenizedSample]:
         """The samples of a step, counted from 0."""
+        ...
+
+    def trained_sources(self) -> Iterator[Source]:
+        """Where the samples that are trained on come from, in the order of the files."""
         ...
 
     def is_complete(self) -> bool:

@@ -6,9 +6,10 @@ holds one window, or two if a batch takes from both.
 """
 
 import hashlib
+import sys
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,13 +23,16 @@ from tinkersmith.batches.summary import (
     DataSummary,
     Outcome,
     event_lines,
+    none_fits,
+    none_trained,
     outcome_of,
     write_duplicates,
 )
-from tinkersmith.data.large_files import Chunk, LargeFiles, scan
+from tinkersmith.data.large_files import Chunk, LargeFiles, read_chunk, scan
 from tinkersmith.data.lengths import LengthStatistics
-from tinkersmith.data.samples import Sample
+from tinkersmith.data.samples import Sample, Source
 from tinkersmith.data.shuffle import shuffled
+from tinkersmith.errors import UserError
 from tinkersmith.files import write_json
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress
@@ -54,6 +58,22 @@ class SampleStream:
     @property
     def first(self) -> Sample:
         return self.files.first
+
+    def find(self, sources: Collection[Source]) -> dict[Source, Sample]:
+        wanted: dict[str, list[int]] = {}
+        for source in sources:
+            wanted.setdefault(source.file, []).append(source.record)
+        files = {file: np.sort(np.array(records)) for file, records in wanted.items()}
+        samples: dict[Source, Sample] = {}
+        for chunk, after in zip(self.files.chunks, [*self.files.chunks[1:], None], strict=True):
+            records = files.get(chunk.file.as_posix(), np.zeros(0, dtype=np.int64))
+            same_file = after is not None and after.file == chunk.file
+            ends = after.first_record if after is not None and same_file else sys.maxsize
+            first, last = np.searchsorted(records, [chunk.first_record, ends])
+            if first < last:
+                read, _ = read_chunk(chunk)
+                samples |= {sample.source: sample for sample in read if sample.source in sources}
+        return samples
 
     def report(self) -> list[str]:
         if not self.weights:
@@ -114,7 +134,8 @@ class TokenStream:
         self._sizes = np.array([chunk.training for chunk in self._chunks])
         self._epoch_order = lru_cache(maxsize=2)(self._shuffled_chunks)
         self._windows: dict[tuple[int, int], _Window] = {}
-        self._background = _Background(files, self._cache, self._policy)
+        self._context = encoding.context
+        self._background = _Background(files, self._cache, self._policy, encoding.context)
         self.validation = self._held_out.sequences
         self.count = self._shares.count if self._shares else int(self._sizes.sum())
 
@@ -162,11 +183,34 @@ class TokenStream:
     def stop(self) -> None:
         self._background.stop()
 
+    def trained_sources(self) -> Iterator[Source]:
+        for chunk in self._chunks:
+            tokens = self._cache.tokens_of(chunk)
+            for place in chunk.training_places().tolist():
+                rows = tokens.samples(chunk, place, *self._policy)
+                if any(sample is not None for sample, _ in rows):
+                    yield tokens.source(chunk, place)
+
     def is_complete(self) -> bool:
         return self._background.is_complete()
 
     def summary(self) -> DataSummary:
         return self._background.summary(self._held_out)
+
+    def none_fits(self) -> UserError:
+        """The error that every sample is too long, which is known when all are tokenised."""
+        summary = self.summary()
+        prompts: list[int] = []
+        for chunk in self._chunks:
+            tokens = self._cache.tokens_of(chunk)
+            sequences = tokens.sequences_of(chunk.training_places())
+            firsts = np.concatenate([[0], tokens.span_ends])[sequences]  # of their trained parts
+            prompts += tokens.spans[firsts[firsts < tokens.span_ends[sequences]], 0].tolist()
+        if not prompts:
+            return none_trained(self.count, summary.first_events[0])
+        limit, truncate = self._policy
+        whole = summary.lengths.min
+        return none_fits(self.count, limit, self._context, truncate, min(prompts), whole)
 
     def _validation_lines(self) -> list[dict[str, Any]]:
         records = [skipped.to_json() for skipped in self._files.validation_skipped]
@@ -262,8 +306,11 @@ class _Background:
     `is_complete`.
     """
 
-    def __init__(self, files: LargeFiles, cache: TokenCache, policy: _Policy) -> None:
+    def __init__(
+        self, files: LargeFiles, cache: TokenCache, policy: _Policy, context: int | None
+    ) -> None:
         self._files, self._cache, self._policy = files, cache, policy
+        self._context = context
         self._lengths: Counter[int] = Counter()
         self._first_events: list[LengthEvent] = []
         self._outcome = Outcome()
@@ -354,4 +401,5 @@ class _Background:
     def _statistics(self) -> LengthStatistics:
         values = np.array(sorted(self._lengths), dtype=np.int64)
         counts = np.array([self._lengths[length] for length in values.tolist()], dtype=np.int64)
-        return LengthStatistics.of_counts(values, counts, "tokens", self._policy[0])
+        limit = self._policy[0]
+        return LengthStatistics.of_counts(values, counts, "tokens", limit, self._context)

@@ -137,14 +137,41 @@ def write_duplicates(run: RunFolder, per_set: Iterable[Duplicates]) -> None:
         write = run.append
 
 
-def none_fits(count: int, max_length: int, untrained: Sequence[LengthEvent] = ()) -> UserError:
-    """The error that not one of `count` samples can be trained on: most are too long."""
-    if untrained and len(untrained) >= count:
-        return UserError(
-            f"Not one of {counted(count, 'sample')} can be trained on. {untrained[0].source}: "
-            f"{untrained[0].reason}."
-        )
+def none_trained(count: int, first: LengthEvent) -> UserError:
+    """The error that nothing of any sample can be trained on."""
     return UserError(
-        f"Not one of {counted(count, 'sample')} fits into {max_length:,} tokens. Raise "
-        "MAX_SEQUENCE_LENGTH, set TRUNCATE_LONG_SEQUENCES = True, or shorten the samples."
+        f"Not one of {counted(count, 'sample')} can be trained on. {first.source}: {first.reason}."
+    )
+
+
+def none_fits(
+    count: int, max_length: int, context: int | None, truncate: bool, prompt: int, whole: int
+) -> UserError:
+    """The error that not one of `count` samples is short enough, with what can be done.
+
+    Args:
+        context: the tokens that the model holds; None where that is not known.
+        truncate: TRUNCATE_LONG_SEQUENCES; answers are cut, so that only prompts are too long.
+        prompt: the tokens of the shortest prompt.
+        whole: the tokens of the shortest sample.
+    """
+    most = max_length if context is None else context
+    needed = prompt + 1 if truncate else whole
+    remedies: list[str] = []
+    if context is None or needed <= most > max_length:
+        limit = "" if context is None else f" (the model holds {most:,})"
+        remedies.append(f"raise MAX_SEQUENCE_LENGTH to at least {needed:,}{limit}")
+    if not truncate and prompt < max_length:
+        remedies.append("set TRUNCATE_LONG_SEQUENCES = True")
+    if not remedies and context is not None:
+        remedies.append("choose a BASE_MODEL that holds more")
+    remedies.append("shorten the prompts" if truncate or prompt >= most else "shorten the samples")
+    shortest = (
+        f"even the shortest prompt has {prompt:,}" if truncate else f"the shortest has {whole:,}"
+    )
+    holds = ", which is all that the model holds" if max_length == context else ""
+    remedy = ", or ".join([", ".join(remedies[:-1]), remedies[-1]] if remedies[:-1] else remedies)
+    return UserError(
+        f"Not one of {counted(count, 'sample')} fits into {max_length:,} tokens{holds}: "
+        f"{shortest}. {remedy[0].upper()}{remedy[1:]}."
     )

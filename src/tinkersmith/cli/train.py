@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tinkersmith.cli.entry_point import COMMANDS
 
@@ -30,7 +30,12 @@ def train_command(
         "--config", default="", metavar="FILE", help="settings file (default: config.py)"
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting"
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change one setting; with --resume only LEARNING_RATE, GRAD_CLIP_NORM and "
+        "STOP_ON_DIVERGENCE",
     )
     parser.add_argument(
         "--resume", metavar="RUN", help="continue an interrupted run: its name or folder"
@@ -49,7 +54,6 @@ def train_command(
     )
     wanted = parser.parse_args(argv)
     from tinkersmith.cli.common import refuse_unread_file, user_settings
-    from tinkersmith.errors import UserError
     from tinkersmith.paths import seen_from_here
 
     if not wanted.resume:  # the run has its settings
@@ -58,22 +62,38 @@ def train_command(
     if wanted.resume and not wanted.config and not Path(config).is_file():
         config = ""
     settings = user_settings(config, wanted.set, folder or ".")
-    changed = [
-        name for name in wanted.set if name.partition("=")[0].strip().upper() != "OUTPUT_DIR"
-    ]
-    if wanted.resume and changed:
-        raise UserError(
-            f"--set {changed[0]} has no effect with --resume: a run goes on with its own settings."
-        )
+    resume_with = _resume_with(wanted.set, settings) if wanted.resume else {}
     from tinkersmith.training.interruption import interruption
 
     with interruption():  # the export, too, ends in order; `train` saves before it ends
-        _train_and_export(wanted, config, settings, folder or ".")
+        _train_and_export(wanted, config, settings, folder or ".", resume_with)
     return 0
 
 
+def _resume_with(changes: Sequence[str], settings: "Settings") -> dict[str, Any]:
+    """The settings that a resumed run goes on with, of those that --set names."""
+    from tinkersmith.errors import UserError
+    from tinkersmith.runs.resume import CHANGED_BY_RESUME
+
+    resume_with: dict[str, Any] = {}
+    for change in changes:
+        name = change.partition("=")[0].strip().upper()
+        if name in CHANGED_BY_RESUME:
+            resume_with[name] = getattr(settings, name.lower())
+        elif name != "OUTPUT_DIR":
+            raise UserError(
+                f"--set {change} has no effect with --resume: a run goes on with its own settings. "
+                f"Only {', '.join(CHANGED_BY_RESUME)} can be changed."
+            )
+    return resume_with
+
+
 def _train_and_export(
-    wanted: argparse.Namespace, config: str, settings: "Settings", folder: Path | str
+    wanted: argparse.Namespace,
+    config: str,
+    settings: "Settings",
+    folder: Path | str,
+    resume_with: dict[str, Any],
 ) -> None:
     from tinkersmith.training.train import train
 
@@ -82,6 +102,7 @@ def _train_and_export(
         resume=wanted.resume,
         from_checkpoint=wanted.from_checkpoint,
         allow_changes=wanted.allow_changes,
+        resume_with=resume_with,
     )
     has_settings = bool(config) or (Path(folder) / "config.py").is_file()
     if wanted.resume and not has_settings:  # there are no settings that could differ

@@ -13,6 +13,7 @@ import numpy as np
 from tinkersmith.plurals import counted
 
 LIMITS: tuple[int, ...] = (2048, 4096, 8192, 16384)
+_LARGEST_SETTING = 1_048_576  # tokens: of MAX_SEQUENCE_LENGTH
 _BAR_WIDTH = 40
 _BAR_STEPS = " ▏▎▍▌▋▊▉█"  # eighths of a column
 
@@ -35,6 +36,7 @@ class LengthStatistics:
     edges: list[int]  # histogram: bin i counts edges[i] <= length < edges[i + 1]
     bins: list[int]
     advice: str
+    model_holds: int | None = None  # tokens; None: not known
 
     @classmethod
     def of(
@@ -42,10 +44,11 @@ class LengthStatistics:
         lengths: Sequence[int] | np.ndarray,
         unit: str = "tokens",
         max_sequence_length: int | None = None,
+        model_holds: int | None = None,
     ) -> "LengthStatistics":
         """The statistics of all `lengths`, one per sample."""
         values, counts = np.unique(np.asarray(lengths, dtype=np.int64), return_counts=True)
-        return cls.of_counts(values, counts, unit, max_sequence_length)
+        return cls.of_counts(values, counts, unit, max_sequence_length, model_holds)
 
     @classmethod
     def of_counts(
@@ -54,16 +57,21 @@ class LengthStatistics:
         counts: np.ndarray,
         unit: str = "tokens",
         max_sequence_length: int | None = None,
+        model_holds: int | None = None,
     ) -> "LengthStatistics":
         """Like `of`, from the distinct lengths and how often each occurs.
 
         Args:
             values: (D,) ascending lengths.
             counts: (D,) the number of samples of each length.
+            max_sequence_length: what longer samples are cut to, or None.
+            model_holds: the most tokens that the model takes, or None where that is not known.
         """
         if values.size == 0:
             nothing = dict[int, float].fromkeys(LIMITS, 0.0)
-            return cls(0, unit, 0, 0, 0, 0, 0, 0, 0, 0, nothing, [0, 1], [0], "No samples.")
+            return cls(
+                0, unit, 0, 0, 0, 0, 0, 0, 0, 0, nothing, [0, 1], [0], "No samples.", model_holds
+            )
         count, total = int(counts.sum()), int(values @ counts)
         edges, bins = _histogram(values, counts)
         return cls(
@@ -80,7 +88,8 @@ class LengthStatistics:
             shares_over={limit: _share_over(values, counts, limit) for limit in LIMITS},
             edges=edges,
             bins=bins,
-            advice=_advice(values, counts, unit, max_sequence_length),
+            advice=_advice(values, counts, unit, max_sequence_length, model_holds),
+            model_holds=model_holds,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -106,6 +115,8 @@ def format_length_statistics(stats: LengthStatistics, title: str, noun: str = "s
         f"{limit:,}: {_percent(share, stats.count)}" for limit, share in stats.shares_over.items()
     ]
     lines.append(f"  longer than {'  '.join(over)}")
+    if stats.model_holds is not None:
+        lines.append(f"  the model holds {stats.model_holds:,}")
     lines.extend(_bars(stats))
     if stats.advice:
         lines.append(f"  {stats.advice}")
@@ -171,17 +182,27 @@ def _round_step(width: float) -> int:
         power *= 10
 
 
-def _advice(values: np.ndarray, counts: np.ndarray, unit: str, limit: int | None) -> str:
-    """One sentence about MAX_SEQUENCE_LENGTH."""
+def _advice(
+    values: np.ndarray, counts: np.ndarray, unit: str, limit: int | None, model_holds: int | None
+) -> str:
+    """One sentence about MAX_SEQUENCE_LENGTH, with values that the model can hold."""
     longest = int(values[-1])
     if unit != "tokens":
         return ""
+    most = _LARGEST_SETTING if model_holds is None else min(model_holds, _LARGEST_SETTING)
     if limit is not None and longest > limit:
         cut = int(counts[values > limit].sum())
-        enough = _next_power_of_two(longest)
         who = counted(cut, "sample exceeds", "samples exceed")
-        return f"{who} MAX_SEQUENCE_LENGTH = {limit:,}; {enough:,} would hold all."
-    enough = max(_next_power_of_two(longest), 256)
+        if limit >= most:
+            return f"{who} the {limit:,} tokens that the model holds."
+        start = f"{who} MAX_SEQUENCE_LENGTH = {limit:,}; "
+        if longest > most:
+            return f"{start}even {most:,} would cut {int(counts[values > most].sum()):,}."
+        return f"{start}{min(_next_power_of_two(longest), most):,} would hold all."
+    enough = min(max(_next_power_of_two(longest), 256), most)
+    if longest > most:
+        over = counted(int(counts[values > most].sum()), "sample exceeds", "samples exceed")
+        return f"{over} {most:,} tokens, the largest MAX_SEQUENCE_LENGTH."
     for smaller in (256, 512, 1024, *LIMITS):
         over = _share_over(values, counts, smaller)
         if 0 < over <= 0.01 and smaller * 2 < enough:

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -21,6 +21,7 @@ from tinkersmith.errors import UserError, one_line, unreadable
 from tinkersmith.files import (
     kind_of_json,
     new_folder,
+    open_regular,
     read_json_object,
     read_regular,
     write_atomically,
@@ -59,6 +60,7 @@ def _is_list_of_objects(value: object) -> bool:
     return all(isinstance(item, dict) for item in cast("list[object]", value))
 
 
+SAMPLE_LOSSES_FILE = "sample_losses.jsonl"
 _START_AGAIN = "Restore the file from a backup, or start a new run."
 _HALF_MADE = re.compile(r"\..+-\d{8}-\d{6}(-\d+)?\.\w{8}\.tmp").fullmatch
 _HALF_MADE_AGE = 3600  # seconds: the process that made it is not at it any more
@@ -76,6 +78,7 @@ _NUMBERS = (
     "grad_norm",
     "epoch_loss",
     "validation_loss",
+    "last_sound_step",
 )
 
 
@@ -301,20 +304,68 @@ class RunFolder:
             return []
         except OSError as error:
             raise unreadable(file, error) from None
-        records: list[tuple[int, dict[str, Any]]] = []
         # Only "\n" ends a line: texts may hold U+2028 and its like, at which splitlines() cuts.
-        for number, line in enumerate(data.split(b"\n")[:-1], start=1):
-            if not line.strip():
-                continue
-            try:
-                record: object = json.loads(line.decode("utf-8"))
-            except (ValueError, RecursionError):
-                raise self._damaged_line(name, number, "it is not JSON") from None
-            if not isinstance(record, dict):
-                what = f"it is {kind_of_json(record)} instead of an object"
-                raise self._damaged_line(name, number, what)
-            records.append((number, cast("dict[str, Any]", record)))
-        return records
+        return [
+            (number, self._record(name, number, line))
+            for number, line in enumerate(data.split(b"\n")[:-1], start=1)
+            if line.strip()
+        ]
+
+    def each_line(self, name: str) -> Iterator[dict[str, Any]]:
+        """Like `lines`, one by one: the file may be larger than the memory."""
+        for _, record in self._lines_with_ends(name):
+            yield record
+
+    def cut_lines(self, name: str, step: int, aside: str) -> int:
+        """Move the lines that come after a step to another file, and return how many they are.
+
+        The steps of the lines ascend. The file may be larger than the memory.
+        """
+        cut_at, cut, end = 0, 0, 0
+        for line_end, record in self._lines_with_ends(name):
+            if not cut and record.get("step", 0) > step:
+                cut_at, cut = end, 1
+            elif cut:
+                cut += 1
+            end = line_end
+        if not cut:
+            return 0
+        # The copy is on disk before the file is cut: a kill in between loses nothing.
+        temporary = self.file(f"{aside}.tmp")
+        with self.file(name).open("r+b") as file:
+            file.seek(cut_at)
+            with temporary.open("wb") as copy:
+                shutil.copyfileobj(file, copy)
+                copy.flush()
+                os.fsync(copy.fileno())
+            os.replace(temporary, self.file(aside))
+            file.truncate(cut_at)
+            os.fsync(file.fileno())
+        return cut
+
+    def _lines_with_ends(self, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Each record of a JSON Lines file, and the byte at which its line ends."""
+        end = 0
+        try:
+            with open_regular(self.file(name)) as file:
+                for number, line in enumerate(file, start=1):
+                    end += len(line)
+                    if line.endswith(b"\n") and line.strip():
+                        yield end, self._record(name, number, line)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise unreadable(self.file(name), error) from None
+
+    def _record(self, name: str, number: int, line: bytes) -> dict[str, Any]:
+        try:
+            record: object = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError):
+            raise self._damaged_line(name, number, "it is not JSON") from None
+        if not isinstance(record, dict):
+            what = f"it is {kind_of_json(record)} instead of an object"
+            raise self._damaged_line(name, number, what)
+        return cast("dict[str, Any]", record)
 
     def _damaged_line(self, name: str, number: int, reason: str) -> UserError:
         file = self.file(name)
@@ -474,7 +525,8 @@ def _wrong_metrics(record: dict[str, Any]) -> str:
         return '"step" is missing'
     if not _is_count(record["step"]):
         return f'"step" is {_brief(record["step"])}; it must be {_COUNT[0]}'
-    for name in ("epoch", "completion_tokens") if "loss" in record else ():
+    needed = ("epoch", "completion_tokens") if "loss" in record else ()
+    for name in ("last_sound_step",) if record.get("diverged") else needed:
         if name not in record:
             return f'"{name}" is missing'
     for name, value in record.items():

@@ -72,12 +72,12 @@ def session(standing: Standing, settings: Mapping[str, Any], first_step: int) ->
     }
 
 
-def add_session(run: RunFolder, standing: Standing, record: dict[str, Any], **counts: int) -> None:
+def add_session(run: RunFolder, standing: Standing, record: dict[str, Any], **more: Any) -> None:
     """Add a process to the run's settings.json, whose facts become those of `standing`."""
     facts = run.facts()
     sessions = [*_list(facts.get("sessions")), record]
     present = {name: value for name, value in standing.facts().items() if value}
-    write_json(run.file("settings.json"), {**facts, **present, **counts, "sessions": sessions})
+    write_json(run.file("settings.json"), {**facts, **present, **more, "sessions": sessions})
 
 
 def differences(facts: Mapping[str, Any], standing: Standing, now: dict[str, Any]) -> Differences:

@@ -14,12 +14,18 @@ _DELETED = ".deleted-"  # begins the name of a run's folder from its deletion un
 
 
 def old_states(
-    checkpoints: Sequence[Checkpoint], metrics: Iterable[dict[str, Any]], keep_last: int
+    checkpoints: Sequence[Checkpoint],
+    metrics: Iterable[dict[str, Any]],
+    keep_last: int,
+    protected_step: int | None = None,
 ) -> list[Checkpoint]:
     """The checkpoints whose states may go; oldest first.
 
     The last `keep_last` stay (0: all), the one with the lowest validation loss, and the last of
     each epoch. The newest is always among them, so that the run can be resumed.
+
+    Args:
+        protected_step: the last state saved up to this step stays, too: the loss was sound there.
     """
     with_state = [checkpoint for checkpoint in checkpoints if not checkpoint.state_deleted]
     if keep_last == 0 or len(with_state) <= keep_last:
@@ -27,6 +33,9 @@ def old_states(
     kept = {checkpoint.step for checkpoint in with_state[-keep_last:]} | _ends_of_epochs(
         checkpoints
     )
+    if protected_step is not None:
+        sound = [point.step for point in with_state if point.step <= protected_step]
+        kept |= set(sound[-1:])
     old = [checkpoint for checkpoint in with_state if checkpoint.step not in kept]
     if not old:
         return []

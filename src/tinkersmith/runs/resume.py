@@ -1,14 +1,19 @@
 """An interrupted run -> where to continue it, and what is set aside for that."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError
 from tinkersmith.plurals import counted
-from tinkersmith.runs.folder import Checkpoint, RunFolder
+from tinkersmith.runs.folder import SAMPLE_LOSSES_FILE, Checkpoint, RunFolder
 from tinkersmith.settings.spelling import override_text
 
+# Settings that a resumed run may go on with another value of: after its loss has risen.
+CHANGED_BY_RESUME = ("LEARNING_RATE", "GRAD_CLIP_NORM", "STOP_ON_DIVERGENCE")
+_CUT = ("checkpoints", "metrics", "sample_losses")  # .jsonl: the files that a resume cuts
 _LISTED = 10  # names of checkpoints in a sentence
 
 
@@ -19,10 +24,13 @@ class Resume:
     run: RunFolder
     from_checkpoint: str | None = None  # None: the last one
     allow_changes: bool = False
+    changes: Mapping[str, Any] = field(default_factory=dict[str, Any])  # by upper-case names
 
 
 def starting_checkpoint(resume: Resume) -> Checkpoint | None:
     """The checkpoint to continue from; None where the run saved nothing yet.
+
+    A run that has diverged goes on from the last checkpoint before its loss rose.
 
     Raises:
         UserError: the run is finished, or has no checkpoint of that name.
@@ -49,7 +57,16 @@ def starting_checkpoint(resume: Resume) -> Checkpoint | None:
         raise UserError(
             f"{run.name} is finished; nothing is left to train. Evaluate it with: {evaluate}"
         )
+    sound = diverged_after(run)
+    if sound is not None:
+        saved = [point for point in saved if point.step <= sound and not point.state_deleted]
     return saved[-1] if saved else None
+
+
+def diverged_after(run: RunFolder) -> int | None:
+    """The last step before the loss rose; None where the run did not stop because it had."""
+    stops = [line for line in run.metrics() if line.get("diverged")]
+    return stops[-1]["last_sound_step"] if stops else None
 
 
 def checkpoint_refused(resume: Resume, checkpoint: Checkpoint, reason: str) -> UserError:
@@ -80,7 +97,7 @@ def set_aside(run: RunFolder, done: int) -> list[str]:
         What was cut, line by line, for the user.
     """
     number = 1
-    while any(run.file(_aside(name, number)).exists() for name in ("checkpoints", "metrics")):
+    while any(run.file(_aside(name, number)).exists() for name in _CUT):
         number += 1
     said: list[str] = []
     run.checkpoints()  # says what is damaged
@@ -96,6 +113,8 @@ def set_aside(run: RunFolder, done: int) -> list[str]:
         run.rewrite(_aside("metrics", number), undone)
         run.rewrite("metrics.jsonl", [line for line in measured if line["step"] <= done])
         said.append(f"{counted(len(undone), 'measurement')} in {_aside('metrics', number)}")
+    if cut := run.cut_lines(SAMPLE_LOSSES_FILE, done, _aside("sample_losses", number)):
+        said.append(f"the losses of {counted(cut, 'step')} in {_aside('sample_losses', number)}")
     if not said:
         return []
     return [f"  What came after step {done:,} is done again. Set aside: {', '.join(said)}."]

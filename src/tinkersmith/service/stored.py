@@ -40,7 +40,7 @@ class OldStates:
         self._service, self._run, self._keep_last, self._say = service, run, keep_last, say
         self._warned = False
 
-    def delete(self) -> int:
+    def delete(self, protected_step: int | None = None) -> int:
         """Delete what KEEP_LAST does not keep, and return how many states went.
 
         A deletion that fails is one warning; it is tried again after the next save.
@@ -49,7 +49,7 @@ class OldStates:
             ServerGone: the server stopped answering.
         """
         deleted = 0
-        for checkpoint in states_to_delete(self._run, self._keep_last):
+        for checkpoint in states_to_delete(self._run, self._keep_last, protected_step):
             try:
                 self._service.delete_checkpoint(checkpoint.state_path)
             except ServerGone:
@@ -64,12 +64,14 @@ class OldStates:
         return deleted
 
 
-def states_to_delete(run: RunFolder, keep_last: int) -> list[Checkpoint]:
-    """The checkpoints of a run whose states KEEP_LAST does not keep."""
+def states_to_delete(
+    run: RunFolder, keep_last: int, protected_step: int | None = None
+) -> list[Checkpoint]:
+    """The checkpoints of a run whose states KEEP_LAST does not keep; see `old_states`."""
     checkpoints = run.checkpoints()
-    if not old_states(checkpoints, (), keep_last):
+    if not old_states(checkpoints, (), keep_last, protected_step):
         return []  # metrics.jsonl, which may be long, is not read
-    return old_states(checkpoints, run.metrics(), keep_last)
+    return old_states(checkpoints, run.metrics(), keep_last, protected_step)
 
 
 def lifetime(settings: Settings) -> int | None:

@@ -1,83 +1,179 @@
-"""Loss curves -> a few lines of plain advice."""
+"""A finished run's curves and settings -> a few lines of plain advice that can be followed.
 
+No line names a setting that is already so, or a value beyond the model or the data.
+"""
+
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
+
+from tinkersmith.command_line import command_line
+from tinkersmith.settings.fields import Settings
+from tinkersmith.training.divergence import lower_rate
 
 _NEAR_ZERO = 0.02  # mean loss of an epoch: 98 % of the probability on every right token
+_MOST_EPOCHS, _MOST_BATCH = 1000, 65536  # of the settings
+_FEW = 10  # steps, with which a rise may be noise
 
 
-def advice(
-    epoch_losses: Sequence[float],
-    validation_losses: Sequence[float],
-    step_losses: Sequence[float],
-    truncated_share: float,
-) -> list[str]:
-    """What the curves suggest for the next run; empty if they suggest nothing.
+@dataclass(frozen=True, slots=True)
+class RunOutcome:
+    """What a run came to, as far as advice needs it."""
 
-    Args:
-        epoch_losses: the mean loss of each epoch.
-        validation_losses: in the order in which they were measured.
-        step_losses: the loss of each step.
-        truncated_share: the share of the samples that were truncated, from 0 to 1.
-    """
-    lines: list[str] = []
-    near_zero = bool(epoch_losses) and epoch_losses[-1] < _NEAR_ZERO
-    if rising := _rising(validation_losses):
-        lines.append(rising)
-    elif not near_zero and (falling := _falling(epoch_losses, step_losses)):
-        lines.append(falling)
-    if _noisy(step_losses):
-        lines.append(
-            "The loss jumps from step to step. A lower LEARNING_RATE or a larger BATCH_SIZE "
-            "makes it smoother."
-        )
-    if truncated_share > 0.05:
-        lines.append(
-            f"{truncated_share:.0%} of the samples were cut and have no end. Raise "
-            "MAX_SEQUENCE_LENGTH, or set TRUNCATE_LONG_SEQUENCES = False."
-        )
+    settings: Settings
+    vocabulary: int  # tokens
+    samples: int  # trained on
+    max_length: int  # tokens of a sample
+    context: int | None = None  # tokens that the model holds; None: not known
+    validation_samples: int = 0
+    truncated: int = 0  # samples that were cut, those for validation included
+    epoch_losses: Sequence[float] = field(default_factory=list[float])
+    step_losses: Sequence[float] = field(default_factory=list[float])
+    validation_losses: Sequence[float] = field(default_factory=list[float])  # as they were measured
+    best_checkpoint: str = ""  # the path saved where the validation loss was lowest
+    test_file: str = "data/test_set.json"
+
+    @property
+    def wants_validation(self) -> bool:
+        return bool(self.settings.validation_files or self.settings.validation_ratio)
+
+
+def advice(outcome: RunOutcome) -> list[str]:
+    """What the curves suggest for the next run; empty if they suggest nothing."""
+    rising = _diverged(outcome)
+    near_zero = bool(outcome.epoch_losses) and outcome.epoch_losses[-1] < _NEAR_ZERO
+    lines = [rising] if rising else []
+    if memorises := _validation_rises(outcome):
+        lines.append(memorises)
+    elif not near_zero and not rising:
+        lines += _falls(outcome)
+    if not rising and _is_noisy(outcome.step_losses):
+        lines.append(_smoother(outcome))
+    lines += _cut(outcome)
     if near_zero:
-        lines.append(
-            "The training loss is near 0: the task may be easy, or the model may have memorised "
-            "the samples. Check the test set."
-        )
-    if not validation_losses:
-        lines.append(
-            "There is no validation data. With VALIDATION_RATIO = 0.05 you see when to stop."
-        )
-    return lines
+        lines.append(_memorised(outcome))
+    return lines + _validation(outcome)
 
 
-def _rising(validation_losses: Sequence[float]) -> str | None:
-    if len(validation_losses) < 2:
-        return None
-    best = min(validation_losses)
-    if validation_losses[-1] <= 1.02 * best:
-        return None
+def _diverged(outcome: RunOutcome) -> str:
+    """That the loss ended clearly above where it began, or worse than chance; "" if not."""
+    losses, chance = outcome.step_losses, math.log(outcome.vocabulary)
+    if len(losses) < 2:
+        return ""
+    ends = losses[-max(len(losses) // 5, min(3, len(losses) - 1)) :]
+    begin, end = _mean(losses[: min(3, len(losses) - len(ends))]), _mean(ends)
+    begin = min(begin, losses[0])
+    differences = [(after - before) ** 2 for before, after in pairwise(losses)]
+    noise = math.sqrt(_mean(differences) / 2)
+    error = noise * math.sqrt(1 / len(ends) + 1 / 3)
+    is_above = len(losses) >= _FEW and end > begin + max(3 * error, 0.05 * chance)
+    is_worse_than_chance = end > chance + 1 and (begin < chance or end > 2 * begin + 1)
+    if not (is_above or is_worse_than_chance):
+        return ""
+    clip = "" if outcome.settings.grad_clip_norm else " and GRAD_CLIP_NORM = 1.0"
+    against = f"above the {begin:.4g} it began with"
+    if is_worse_than_chance:
+        against += f", and above {chance:.1f}, which is as good as chance"
     return (
-        f"The validation loss rose from {best:.4f} to {validation_losses[-1]:.4f}: the model "
-        "begins to memorise. Use fewer epochs, or the checkpoint with the lowest value."
+        f"The training loss rose: it ended at {end:.4g}, {against}. This model is of no use. Start "
+        f"a new run with LEARNING_RATE = {lower_rate(outcome.settings)} or lower{clip}."
     )
 
 
-def _falling(epoch_losses: Sequence[float], step_losses: Sequence[float]) -> str | None:
-    if len(epoch_losses) > 1:
-        before, after, what = epoch_losses[-2], epoch_losses[-1], "the last epoch"
-    elif len(step_losses) >= 20:
-        fifth = len(step_losses) // 5
-        before = sum(step_losses[-2 * fifth : -fifth]) / fifth
-        after, what = sum(step_losses[-fifth:]) / fifth, "the last fifth of the run"
+def _validation_rises(outcome: RunOutcome) -> str:
+    losses = outcome.validation_losses
+    if len(losses) < 2 or losses[-1] <= 1.02 * min(losses):
+        return ""
+    remedies = ["fewer epochs" if outcome.settings.num_epochs > 1 else "a lower LEARNING_RATE"]
+    if outcome.best_checkpoint:
+        remedies.append(f"the checkpoint with the lowest value, {outcome.best_checkpoint}")
+    return (
+        f"The validation loss rose from {min(losses):.4f} to {losses[-1]:.4f}: the model begins to "
+        f"memorise. Use {', or '.join(remedies)}."
+    )
+
+
+def _falls(outcome: RunOutcome) -> list[str]:
+    epochs, steps = outcome.epoch_losses, outcome.step_losses
+    if len(epochs) > 1:
+        before, after, what = epochs[-2], epochs[-1], "the last epoch"
+    elif len(steps) >= 20:
+        fifth = len(steps) // 5
+        before, after = _mean(steps[-2 * fifth : -fifth]), _mean(steps[-fifth:])
+        what = "the last fifth of the run"
     else:
-        return None
-    if after > 0.9 * before:
-        return None
-    return f"The loss still fell by {1 - after / before:.0%} in {what}. More NUM_EPOCHS may help."
+        return []
+    if after > 0.9 * before or outcome.settings.num_epochs >= _MOST_EPOCHS:
+        return []
+    return [f"The loss still fell by {1 - after / before:.0%} in {what}. More NUM_EPOCHS may help."]
 
 
-def _noisy(step_losses: Sequence[float]) -> bool:
+def _is_noisy(step_losses: Sequence[float]) -> bool:
     """Whether neighbouring steps of the second half differ by much more than the loss itself."""
     half = list(step_losses[len(step_losses) // 2 :])
     if len(half) < 20:
         return False
     jumps = sum(abs(a - b) for a, b in pairwise(half)) / (len(half) - 1)
-    return jumps > 0.75 * sum(half) / len(half) and sum(half) / len(half) > 0.1
+    return jumps > 0.75 * _mean(half) and _mean(half) > 0.1
+
+
+def _smoother(outcome: RunOutcome) -> str:
+    batch = outcome.settings.batch_size
+    larger = " or a larger BATCH_SIZE" if batch < min(outcome.samples, _MOST_BATCH) else ""
+    return f"The loss jumps from step to step. A lower LEARNING_RATE{larger} makes it smoother."
+
+
+def _cut(outcome: RunOutcome) -> list[str]:
+    count = outcome.samples + outcome.validation_samples
+    share = outcome.truncated / max(count, 1)
+    if share <= 0.05:
+        return []
+    remedies: list[str] = []
+    if outcome.context is None or outcome.max_length < outcome.context:
+        most = f", up to {outcome.context:,}" if outcome.context is not None else ""
+        remedies.append(f"raise MAX_SEQUENCE_LENGTH{most}")
+    else:
+        remedies.append("shorten them")
+    if outcome.truncated < count:  # else nothing would be left
+        remedies.append("leave them out with TRUNCATE_LONG_SEQUENCES = False")
+    what = f"were cut at {outcome.max_length:,} tokens"
+    if outcome.max_length == outcome.context:
+        what += ", which is all that the model holds"
+    remedy = ", or ".join(remedies)
+    return [f"{share:.0%} of the samples {what}. {remedy[0].upper()}{remedy[1:]}."]
+
+
+def _memorised(outcome: RunOutcome) -> str:
+    line = (
+        "The training loss is near 0: the task may be easy, or the model may have memorised the "
+        "samples."
+    )
+    if outcome.validation_losses:
+        return f"{line} The validation loss, {outcome.validation_losses[-1]:.4f}, tells which."
+    if Path(outcome.test_file).is_file():
+        return f"{line} The test set tells which: {command_line('evaluate')}"
+    split = command_line("split")
+    return f"{line} Samples that are held out tell which; {split} sets some apart for a test."
+
+
+def _validation(outcome: RunOutcome) -> list[str]:
+    if outcome.validation_losses:
+        return []
+    if outcome.wants_validation:
+        return [
+            "The validation loss was not measured: not one validation sample fits into "
+            f"{outcome.max_length:,} tokens. Use shorter ones."
+        ]
+    for ratio in (0.05, 0.1, 0.2, 0.5):
+        if 0 < round(outcome.samples * ratio) < outcome.samples:
+            return [
+                f"There is no validation data. With VALIDATION_RATIO = {ratio} you see when to "
+                "stop."
+            ]
+    return []
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

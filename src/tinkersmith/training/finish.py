@@ -1,21 +1,26 @@
 """A trained `Plan` and its curves -> answers, advice, and the `TrainedRun` that the caller gets."""
 
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tinkersmith.batches.length_report import LengthReport
+from tinkersmith.batches.summary import DataSummary
 from tinkersmith.errors import UserError
-from tinkersmith.files import write_json
 from tinkersmith.progress import Progress
-from tinkersmith.runs.folder import RunFolder
-from tinkersmith.service.answers import answer_within, request_answers
+from tinkersmith.runs.folder import SAMPLE_LOSSES_FILE, RunFolder
 from tinkersmith.service.stored import stored_line
-from tinkersmith.text.guards import unguarded
-from tinkersmith.training.advice import advice
+from tinkersmith.sources.find import find_files
+from tinkersmith.training.advice import RunOutcome, advice
+from tinkersmith.training.hard_samples import (
+    HARD_SAMPLES_FILE,
+    hard_samples_line,
+    rank_samples,
+    write_hard_samples,
+)
 from tinkersmith.training.loop import Curves
 from tinkersmith.training.plan import Plan
+from tinkersmith.training.shown_answers import answer_a_sample
 
 if TYPE_CHECKING:
     import tinker
@@ -31,7 +36,7 @@ class TrainedRun:
     state_path: str
     epoch_losses: list[float]  # mean loss per completion token
     validation_losses: list[float]
-    answers: list[str]  # to the first training sample
+    answers: list[str]  # to the first sample that was trained on
     _open: ExitStack = field(repr=False)
 
     def close(self) -> None:
@@ -54,13 +59,13 @@ def finish(
         guard: keeps the connection; the `TrainedRun` takes it over.
     """
     last = plan.run.checkpoints()[-1]
+    hard = _hard_samples(plan, progress)
     with progress.doing("answering the first training sample"):
         sampler = plan.service.create_sampling_client(last.sampler_path)
-        answers = _answers(plan, sampler, progress.say)
+        answers = answer_a_sample(plan, sampler, progress.say)
     summary = lengths.summary()
-    suggestions = advice(
-        curves.epochs, curves.validation, curves.steps, summary.truncated / summary.training
-    )
+    suggestions = advice(_outcome(plan, curves, summary))
+    suggestions += [hard] if hard else []
     progress.say("")
     progress.say(f"Model    {plan.run.name}")
     progress.say(f"Path     {last.sampler_path}")
@@ -82,45 +87,39 @@ def finish(
     )
 
 
-def _answers(plan: Plan, sampler: "tinker.SamplingClient", say: Callable[[str], None]) -> list[str]:
-    """The tuned model's answers to the first sample, shown beside the expected one and saved."""
-    sample, context = plan.first_sample, plan.service.max_context
-    prompt = plan.template.render_prompt(sample)
-    tokens = plan.tokenizer.encode(prompt)
-    if context is not None and len(tokens) >= context:
-        say("  The first training sample's prompt fills the context; no answer is drawn.")
-        return []
-    future = request_answers(
-        sampler,
-        tokens,
-        plan.settings,
-        plan.template,
-        plan.tokenizer,
-        context,
-        plan.settings.sampling_num_samples,
-    )
-    response = plan.service.wait(future, "sampling the tuned model")
-    answers = [
-        answer_within(sequence.tokens, plan.template, plan.tokenizer)
-        for sequence in response.sequences
+def _outcome(plan: Plan, curves: Curves, summary: DataSummary) -> RunOutcome:
+    measured = [
+        (line["validation_loss"], line["step"])
+        for line in plan.run.metrics()
+        if "validation_loss" in line
     ]
-    say("")
-    say(f"The first training sample ({sample.source})")
-    say(_indented(unguarded(prompt)))
-    say("  expected:")
-    say(_indented(sample.output))
-    for answer in answers:
-        say("  the tuned model:")
-        say(_indented(answer or "(no answer: the thought did not end in time)"))
-    stored = {
-        "source": str(sample.source),
-        "prompt": unguarded(prompt),
-        "expected": sample.output,
-        "answers": answers,
-    }
-    write_json(plan.run.file("samples.json"), [stored])
-    return answers
+    best = min(measured)[1] if measured else None
+    saved = [point.sampler_path for point in plan.run.checkpoints() if point.step == best]
+    return RunOutcome(
+        settings=plan.settings,
+        vocabulary=plan.tokenizer.vocab_size,
+        samples=summary.training,
+        validation_samples=summary.validation,
+        max_length=plan.max_length,
+        context=plan.service.max_context,
+        truncated=summary.truncated,
+        epoch_losses=curves.epochs,
+        step_losses=curves.steps,
+        validation_losses=curves.validation,
+        best_checkpoint=saved[-1] if saved else "",
+    )
 
 
-def _indented(text: str) -> str:
-    return "\n".join(f"    {line}" for line in text.strip("\n").split("\n"))
+def _hard_samples(plan: Plan, progress: Progress) -> str | None:
+    """Write hard_samples.jsonl if the server sent losses; the line of advice about it."""
+    if not plan.run.file(SAMPLE_LOSSES_FILE).is_file():
+        return None
+    try:
+        with progress.doing("ranking the samples by their losses"):
+            files, _ = find_files(plan.settings.training_files)
+            hard = rank_samples(plan.run, [file.as_posix() for file in files])
+            write_hard_samples(plan.run, hard, plan.source)
+    except UserError as error:  # the model is trained, whatever became of these files
+        progress.say(f"  Warning: {HARD_SAMPLES_FILE} is not written: {error}")
+        return None
+    return hard_samples_line(hard)

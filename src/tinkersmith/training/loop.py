@@ -3,22 +3,24 @@
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tinkersmith.batches.length_report import LengthReport
 from tinkersmith.batches.order import learning_rate_at
-from tinkersmith.batches.summary import none_fits
+from tinkersmith.batches.streamed import TokenStream
 from tinkersmith.command_line import command_line
-from tinkersmith.errors import UserError
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Clock, Progress, Task
 from tinkersmith.runs.folder import Checkpoint
 from tinkersmith.service.answers import to_datum
 from tinkersmith.service.stored import OldStates, lifetime
+from tinkersmith.text.tokenize import TokenizedSample
+from tinkersmith.training.divergence import SMOOTHED_STEPS, Diverged, LossWatch, lower_rate
 from tinkersmith.training.interruption import Interruption
 from tinkersmith.training.plan import Plan
+from tinkersmith.training.sample_losses import SampleLosses
 
 if TYPE_CHECKING:
     import tinker
@@ -91,8 +93,11 @@ class Loop:
         self._saved = plan.first_step  # steps before the last checkpoint
         self._unsound = False  # a step is sent or recorded by half
         self._saving: _Save | None = None
+        self._sample_losses: SampleLosses | None = SampleLosses(plan.run)  # None: not sent
         keep_last = plan.settings.keep_last
         self._old_states = OldStates(plan.service, plan.run, keep_last, progress.say)
+        self._watch = _watch_of(plan)
+        self._rise_is_said = False
         self._seconds = 0.0  # that the server took for the last step
         self._recorded_at = 0.0  # of the clock: the last step
         self._begun = self._saved_at = clock()
@@ -129,6 +134,8 @@ class Loop:
         # What is measured or saved must not run ahead of what is recorded.
         while len(self._pending) > (0 if validates or saves else self._ahead()):
             self._record(task)
+        if self._watch.diverged:  # before anything else is saved
+            self._say_or_stop(task)
         if validates or saves:
             self._done = done  # the last batches may have been empty
         if epoch_ends:
@@ -211,7 +218,7 @@ class Loop:
             _Step(
                 number=number,
                 learning_rate=rate,
-                samples=len(batch),
+                batch=batch,
                 tokens=sum(len(sample.tokens) for sample in batch),
                 completion_tokens=completion_tokens,
                 forward_backward=plan.client.forward_backward(datums, "cross_entropy"),
@@ -230,10 +237,7 @@ class Loop:
         update = plan.service.wait(step.optim_step, doing)
         loss = float(output.metrics["loss:sum"])
         if not math.isfinite(loss):
-            raise UserError(
-                f"The loss of step {number:,} is {loss}: training has diverged. Start a new run "
-                "with a lower LEARNING_RATE."
-            )
+            raise self._stopped(number, f"The loss of step {number:,} is {loss}")
         now = self._clock()
         self._seconds = now - max(step.begun, self._recorded_at)
         rate = (self._tokens + step.tokens) / self._elapsed()
@@ -242,7 +246,7 @@ class Loop:
             "epoch": step.number // plan.steps_per_epoch + 1,
             "loss": loss,
             "learning_rate": step.learning_rate,
-            "samples": step.samples,
+            "samples": len({sequence.source for sequence in step.batch}),
             "tokens": step.tokens,
             "completion_tokens": step.completion_tokens,
             "tokens_per_second": round(rate, 1),
@@ -253,11 +257,75 @@ class Loop:
         self._unsound = True
         plan.run.append("metrics.jsonl", [line])
         self._curves.add_step(loss, step.completion_tokens)
+        self._add_sample_losses(step, getattr(output, "loss_fn_outputs", None) or [])
+        self._watch.add(number, loss)
         self._tokens += step.tokens
         self._done, self._recorded_at = number, now
         self._pending.popleft()
         self._unsound = False
         self._show(number, loss, rate, task)
+
+    def _say_or_stop(self, task: Task) -> None:
+        """The loss has risen for long: end the run, or say it once where the user wants to go on.
+
+        Raises:
+            Diverged: STOP_ON_DIVERGENCE is on. Nothing is saved.
+        """
+        if self._rise_is_said:
+            return
+        losses, rate = self._curves.steps, lower_rate(self._plan.settings)
+        last = sum(losses[-SMOOTHED_STEPS:]) / len(losses[-SMOOTHED_STEPS:])
+        rise = f"The loss has risen to {last:.4g}; it began with {losses[0]:.4g}"
+        if self._plan.settings.stop_on_divergence:
+            while self._pending:  # the server works on them already
+                self._record(task)
+            raise self._stopped(self._done, rise)
+        self._rise_is_said = True
+        self._progress.say(
+            f"  Warning: {rise}: training has diverged. It goes on, as STOP_ON_DIVERGENCE is "
+            f"False. LEARNING_RATE = {rate} may help."
+        )
+
+    def _stopped(self, number: int, reason: str) -> Diverged:
+        """Note in metrics.jsonl that the run has diverged, and say how to go on."""
+        plan, run, sound = self._plan, self._plan.run, self._watch.last_sound_step()
+        rate = lower_rate(plan.settings)
+        clip = " and GRAD_CLIP_NORM = 1.0" if not plan.settings.grad_clip_norm else ""
+        line = {"step": max(number, self._done), "diverged": True, "last_sound_step": sound}
+        run.append("metrics.jsonl", [line])
+        before = f"{reason}: training has diverged at step {number:,} and was stopped."
+        saved = [point for point in run.checkpoints() if point.step <= sound]
+        if not saved:
+            return Diverged(
+                f"{before} No checkpoint was saved before the loss rose. Start a new run with "
+                f"LEARNING_RATE = {rate} or lower{clip}."
+            )
+        if saved[-1].state_deleted:
+            return Diverged(
+                f"{before} The last good checkpoint is {saved[-1].name}, {saved[-1].sampler_path}. "
+                "Its state was deleted to save space (KEEP_LAST): it can be evaluated and "
+                f"exported, not trained on. Start a new run with LEARNING_RATE = {rate} or "
+                f"lower{clip}."
+            )
+        options = ["--set", f"LEARNING_RATE={rate}"]
+        if clip:
+            options += ["--set", "GRAD_CLIP_NORM=1.0"]
+        again = command_line("train", "--resume", run.path, "--from", saved[-1].name, *options)
+        return Diverged(
+            f"{before} The last good checkpoint is {saved[-1].name}. Go on from it with a lower "
+            f"LEARNING_RATE: {again}"
+        )
+
+    def _add_sample_losses(self, step: "_Step", outputs: Sequence[Mapping[str, Any]]) -> None:
+        if self._sample_losses is None:
+            return
+        epoch = step.number // self._plan.steps_per_epoch + 1
+        if not self._sample_losses.add(step.number + 1, epoch, step.batch, outputs):
+            self._sample_losses = None
+            self._progress.say(
+                "  The server does not send the losses of single tokens: hard_samples.jsonl, which "
+                "lists the samples that surprised the model most, is not written."
+            )
 
     def _elapsed(self) -> float:
         return max(self._clock() - self._begun, 1e-6)
@@ -277,8 +345,8 @@ class Loop:
 
     def _end_epoch(self, done: int) -> None:
         plan, epoch = self._plan, done // self._plan.steps_per_epoch
-        if not self._curves.epoch_tokens:
-            raise none_fits(plan.data.count, plan.max_length)
+        if isinstance(plan.data, TokenStream) and not self._curves.epoch_tokens:
+            raise plan.data.none_fits()
         loss = self._curves.end_epoch()
         plan.run.append("metrics.jsonl", [{"step": done, "epoch_loss": loss}])
         self._progress.say(f"  Epoch {epoch}/{plan.settings.num_epochs}: mean loss {loss:.4f}")
@@ -318,9 +386,11 @@ class Loop:
                 state_path=plan.service.wait(self._saving.state, doing).path,
                 sampler_path=plan.service.wait(self._saving.sampler, doing).path,
             )
+        if self._sample_losses is not None:  # a resumed run goes on behind the checkpoint
+            self._sample_losses.write()
         plan.run.add_checkpoint(checkpoint)
         self._saved, self._saved_at = done, self._clock()
-        self._old_states.delete()
+        self._old_states.delete(self._watch.protected_step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,7 +399,7 @@ class _Step:
 
     number: int  # counted from 0
     learning_rate: float
-    samples: int
+    batch: list[TokenizedSample]
     tokens: int
     completion_tokens: int
     forward_backward: "tinker.APIFuture[tinker.ForwardBackwardOutput]"
@@ -344,6 +414,28 @@ class _Save:
     name: str
     state: Any  # the SDK's future of a path, as the sampler's
     sampler: Any
+
+
+def _watch_of(plan: Plan) -> LossWatch:
+    """The watch that has seen the losses before the plan's first step."""
+
+    def new() -> LossWatch:
+        return LossWatch(
+            vocabulary=plan.tokenizer.vocab_size,
+            warmup_steps=int(plan.total_steps * plan.settings.warmup_ratio),
+            shuffled=not isinstance(plan.data, TokenStream),
+        )
+
+    measured = [(line["step"], line["loss"]) for line in plan.measured if "loss" in line]
+    watch = new()
+    for step, loss in measured:
+        watch.add(step, loss)
+    if watch.is_raised:  # it was resumed from here on purpose: only what is new is judged
+        sound, watch = watch.last_sound_step(), new()
+        for step, loss in measured:
+            if step <= sound:
+                watch.add(step, loss)
+    return watch
 
 
 def _is_due(done: int, every: int) -> bool:

@@ -10,7 +10,6 @@ from tinkersmith.batches.order import steps_per_epoch
 from tinkersmith.batches.read import read_data
 from tinkersmith.batches.source import DataSource, Encoding, TokenizedData
 from tinkersmith.command_line import command_line
-from tinkersmith.data.samples import Sample
 from tinkersmith.errors import UserError
 from tinkersmith.fingerprint import base_fingerprint
 from tinkersmith.models import local_model_folder, resolve_base_model
@@ -26,7 +25,13 @@ from tinkersmith.runs.provenance import (
     session,
     template_digest,
 )
-from tinkersmith.runs.resume import Resume, checkpoint_refused, set_aside, starting_checkpoint
+from tinkersmith.runs.resume import (
+    Resume,
+    checkpoint_refused,
+    diverged_after,
+    set_aside,
+    starting_checkpoint,
+)
 from tinkersmith.service.connection import TRAINING_METADATA, ServerGone, Service, open_service
 from tinkersmith.service.facts import engine_facts
 from tinkersmith.settings.fields import Settings
@@ -34,6 +39,7 @@ from tinkersmith.settings.reading import settings_for_file
 from tinkersmith.text.choose import Decision, decide, template_lines
 from tinkersmith.text.templates import PromptTemplate, choose_template
 from tinkersmith.text.tokenizer import TextTokenizer
+from tinkersmith.training.divergence import lower_rate
 
 if TYPE_CHECKING:
     import tinker
@@ -49,7 +55,7 @@ class Plan:
     tokenizer: TextTokenizer
     template: PromptTemplate
     max_length: int  # tokens of a sample
-    first_sample: Sample  # to train on
+    source: DataSource  # the samples behind `data`
     data: TokenizedData
     run: RunFolder
     steps_per_epoch: int
@@ -97,7 +103,7 @@ def prepare(
         tokenizer = service.tokenizer(client)
     template = _template(settings, resume, service, tokenizer, source, progress.say)
     max_length = _max_length(settings, service, progress.say)
-    encoding = Encoding(settings, template, tokenizer, max_length)
+    encoding = Encoding(settings, template, tokenizer, max_length, service.max_context)
     data = source.tokenized(encoding, progress)
     guard.callback(data.stop)
     with progress.doing("looking at the tokens"):
@@ -127,7 +133,7 @@ def prepare(
         tokenizer=tokenizer,
         template=template,
         max_length=max_length,
-        first_sample=source.first,
+        source=source,
         data=data,
         run=run,
         steps_per_epoch=epoch,
@@ -267,18 +273,25 @@ def _continue(
     """
     run, done = resume.run, checkpoint.step if checkpoint else 0
     facts = run.facts()
-    record = session(standing, facts["settings"], done)
+    values = {**facts["settings"], **resume.changes}
+    record = session(standing, values, done)
     changes = differences(facts, standing, record)
     if changes.refused:
         _refuse(resume, changes.refused)
     elif resume.allow_changes:
         say("  Nothing changed that --allow-changes is needed for.")
-    _say_changes(changes, say)
+    _say_changes(changes, tuple(resume.changes), say)
+    rises = diverged_after(run) is not None and not resume.changes
     for line in set_aside(run, done):
         say(line)
-    add_session(run, standing, record, **counts)
+    add_session(run, standing, record, settings=values, **counts)
     where = f"step {done:,}" if checkpoint else "its beginning: nothing was saved yet"
     say(f"  Continuing {run.name} from {where}.")
+    if rises:
+        say(
+            "  The loss rose after that, and will again. To go on with a lower rate, stop this and "
+            f"resume with --set LEARNING_RATE={lower_rate(run.settings())}"
+        )
 
 
 def _refuse(resume: Resume, changes: Sequence[str]) -> None:
@@ -291,10 +304,10 @@ def _refuse(resume: Resume, changes: Sequence[str]) -> None:
     )
 
 
-def _say_changes(changes: Differences, say: Callable[[str], None]) -> None:
+def _say_changes(changes: Differences, wanted: tuple[str, ...], say: Callable[[str], None]) -> None:
     for change in changes.refused:
         say(f"  Changed, and allowed by --allow-changes: {change}.")
     for change in changes.said:
         say(f"  Since this run was last worked on: {change}.")
-    if changes.said:
+    if any(not change.startswith(wanted) for change in changes.said):  # else they do, as is wanted
         say("  The losses can differ in their last digits from those of an uninterrupted run.")

@@ -3,7 +3,7 @@
 import atexit
 import errno
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -16,10 +16,11 @@ from tinkersmith.paths import data_file_seen_from_folder
 from tinkersmith.progress import Progress, watched
 from tinkersmith.runs.folder import RunFolder, open_run
 from tinkersmith.runs.lock import locked
-from tinkersmith.runs.resume import Resume
+from tinkersmith.runs.resume import CHANGED_BY_RESUME, Resume
 from tinkersmith.service.connection import ServerGone
 from tinkersmith.settings.fields import FIELDS, Settings
 from tinkersmith.settings.reading import settings_from
+from tinkersmith.training.divergence import Diverged
 from tinkersmith.training.finish import TrainedRun
 from tinkersmith.training.interruption import Interruption, interruption
 from tinkersmith.training.plan import prepare
@@ -33,6 +34,7 @@ def train(
     resume: str | None = None,
     from_checkpoint: str | None = None,
     allow_changes: bool = False,
+    resume_with: Mapping[str, Any] | None = None,
     **names: Any,
 ) -> TrainedRun:
     """Train a LoRA and return the run with its sampling client.
@@ -45,6 +47,8 @@ def train(
         resume: the name or folder of an interrupted run; its own settings are used.
         from_checkpoint: the name of an earlier checkpoint to resume from, such as step-000400.
         allow_changes: resume although the base model, the tokenizer or the data changed.
+        resume_with: settings that the resumed run goes on with: LEARNING_RATE, GRAD_CLIP_NORM and
+            STOP_ON_DIVERGENCE may be changed.
 
     Raises:
         UserError: something the user can fix, in one sentence.
@@ -59,10 +63,12 @@ def train(
     for option, wanted in (
         ("--from", from_checkpoint is not None),
         ("--allow-changes", allow_changes),
+        ("resume_with", bool(resume_with)),
     ):
         if wanted and resume is None:
             raise UserError(f"{option} has no effect without --resume. Name the run to continue.")
     run = open_run(resume, settings.output_dir) if resume is not None else None
+    changes: dict[str, Any] = {}
     transcript = Transcript()
     with (
         interruption() as signals,
@@ -72,11 +78,12 @@ def train(
     ):
         if run is not None:
             held.enter_context(locked(run, "training", progress.say))
-            settings = _settings_of(run)
-            for line in _changed_settings(given, run):
+            changes = _changes(resume_with or {})
+            settings = _settings_of(run, changes)
+            for line in _changed_settings(given, run, changes):
                 progress.say(line)
         with _explained(run, settings, progress, signals, under_way=False):
-            resumed = Resume(run, from_checkpoint, allow_changes) if run else None
+            resumed = Resume(run, from_checkpoint, allow_changes, changes) if run else None
             plan = prepare(settings, resumed, guard, progress, signals.check)
             if run is None:
                 held.enter_context(locked(plan.run, "training", progress.say))
@@ -91,7 +98,26 @@ def train(
     return trained
 
 
-def _changed_settings(given: Settings | None, run: RunFolder) -> list[str]:
+def _changes(resume_with: Mapping[str, Any]) -> dict[str, Any]:
+    """What a resumed run is to change, by the upper-case names of the settings.
+
+    Raises:
+        UserError: a setting cannot be changed within a run, or its value is wrong.
+    """
+    changes = {name.upper(): value for name, value in resume_with.items()}
+    for name in changes:
+        if name not in CHANGED_BY_RESUME:
+            raise UserError(
+                f"{name} cannot be changed when a run is resumed; only "
+                f"{', '.join(CHANGED_BY_RESUME)} can. Start a new run."
+            )
+    checked = settings_from(changes)
+    return {name: getattr(checked, name.lower()) for name in changes}
+
+
+def _changed_settings(
+    given: Settings | None, run: RunFolder, changes: Mapping[str, Any]
+) -> list[str]:
     """Say which of the user's settings differ from those of the run that is resumed."""
     own = run.settings()
     if given is None:
@@ -99,7 +125,9 @@ def _changed_settings(given: Settings | None, run: RunFolder) -> list[str]:
     changed = [
         f"{name.upper()} ({getattr(given, name)!r}; the run has {getattr(own, name)!r})"
         for name in FIELDS
-        if name != "output_dir" and _comparable(given, name) != _comparable(own, name)
+        if name != "output_dir"
+        and name.upper() not in changes
+        and _comparable(given, name) != _comparable(own, name)
     ]
     if not changed:
         return []
@@ -122,9 +150,10 @@ def _comparable(settings: Settings, name: str) -> Any:
     return value
 
 
-def _settings_of(run: RunFolder) -> Settings:
-    """The settings to continue a run with: its own, wherever its folder is now."""
-    settings = run.settings().model_copy(update={"output_dir": str(run.path.parent)})
+def _settings_of(run: RunFolder, changes: Mapping[str, Any]) -> Settings:
+    """The settings to continue a run with: its own with `changes`, wherever its folder is now."""
+    changed = {name.lower(): value for name, value in changes.items()}
+    settings = run.settings().model_copy(update={"output_dir": str(run.path.parent), **changed})
     if run.facts().get("backend") == "embedded":  # its states are here, whatever is set now
         settings = settings.model_copy(update={"backend": "local"})
     return settings
@@ -143,6 +172,8 @@ def _explained(
     how = f"Continue with: {command_line('train', '--resume', run.path)}" if run else ""
     try:
         yield
+    except Diverged:
+        raise
     except UserError as error:
         if not (under_way or isinstance(error, ServerGone)):
             raise
