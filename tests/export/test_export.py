@@ -318,5 +318,5 @@ def test_the_command_prints_the_sentence_and_fails(capsys: Any, monkeypatch: Any
 
 def test_without_any_run_the_user_is_told_how_to_make_one(tmp_path: Path, monkeypatch: Any):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"tinkersmith train$"):
+    with pytest.raises(UserError, match=r"tinkersmith train --set OUTPUT_DIR="):
         export_model(settings_from({"OUTPUT_DIR": str(tmp_path)}))

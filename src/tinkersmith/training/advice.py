@@ -67,8 +67,8 @@ def _diverged(outcome: RunOutcome) -> str:
     begin = min(begin, losses[0])
     differences = [(after - before) ** 2 for before, after in pairwise(losses)]
     noise = math.sqrt(_mean(differences) / 2)
-    error = noise * math.sqrt(1 / len(ends) + 1 / 3)
-    is_above = len(losses) >= _FEW and end > begin + max(3 * error, 0.05 * chance)
+    error = noise * math.sqrt(1 / len(ends) + 1)  # the beginning may be one step
+    is_above = len(losses) >= _FEW and end > begin + max(4 * error, 0.05 * chance)
     is_worse_than_chance = end > chance + 1 and (begin < chance or end > 2 * begin + 1)
     if not (is_above or is_worse_than_chance):
         return ""
