@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinkersmith.cli.common import user_settings
+from tinkersmith.cli.common import add_settings_options, user_settings
 from tinkersmith.cli.entry_point import COMMANDS, run_entry_point
 from tinkersmith.errors import UserError
 from tinkersmith.export.export import EXPORTS, export_model
@@ -50,15 +50,7 @@ def export_command(
     parser.add_argument(
         "--base-folder", metavar="FOLDER", help="the base model's folder, if it is not found"
     )
-    parser.add_argument(
-        "--config",
-        default="",
-        metavar="FILE",
-        help="settings file (default: config.py, if there is one)",
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting"
-    )
+    add_settings_options(parser)
     wanted = parser.parse_args(argv)
 
     def act() -> None:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tinkersmith.cli.common import add_settings_options
 from tinkersmith.cli.entry_point import COMMANDS
 
 _ON_A_PAGE = 200  # samples, unless --count says so
@@ -17,12 +18,7 @@ def preview_command(argv: Sequence[str], *, prog: str) -> int:
     parser.add_argument(
         "files", nargs="*", metavar="FILE", help="data files (default: DATA_FILES of config.py)"
     )
-    parser.add_argument(
-        "--config", default="", metavar="FILE", help="settings file (default: config.py)"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting"
-    )
+    add_settings_options(parser)
     parser.add_argument(
         "--base-model", metavar="MODEL", help="the model whose tokenizer and template are used"
     )

@@ -8,7 +8,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
-from tinkersmith.cli.common import user_settings
+from tinkersmith.cli.common import add_settings_options, user_settings
 from tinkersmith.cli.entry_point import COMMANDS
 from tinkersmith.errors import UserError
 from tinkersmith.plurals import counted
@@ -37,15 +37,7 @@ _FRESH = dt.timedelta(minutes=10)  # a run under way names a checkpoint only aft
 def runs_command(argv: Sequence[str], *, prog: str) -> int:
     """The command line of `tinkersmith runs`."""
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--config",
-        default="",
-        metavar="FILE",
-        help="settings file (default: config.py, if there is one)",
-    )
-    common.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting"
-    )
+    add_settings_options(common)
     parser = argparse.ArgumentParser(prog=prog, description=COMMANDS["runs"], parents=[common])
     actions = parser.add_subparsers(dest="action", metavar="list | delete | prune")
     actions.add_parser("list", parents=[common], help="list the runs, newest first (the default)")

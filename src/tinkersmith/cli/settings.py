@@ -4,21 +4,14 @@ import argparse
 import json
 from collections.abc import Sequence
 
+from tinkersmith.cli.common import add_settings_options
 from tinkersmith.cli.entry_point import COMMANDS
 
 
 def settings_command(argv: Sequence[str], *, prog: str) -> int:
     """The command line of `tinkersmith settings`."""
     parser = argparse.ArgumentParser(prog=prog, description=COMMANDS["settings"])
-    parser.add_argument(
-        "--config",
-        default="",
-        metavar="FILE",
-        help="settings file (default: config.py, if there is one)",
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting"
-    )
+    add_settings_options(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print values and origins as JSON")
     form.add_argument(
