@@ -59,6 +59,7 @@ class SamplesInMemory:
     validation: list[Sample]
     loaded: list[LoadedSamples]  # of DATA_FILES, and of VALIDATION_FILES if there are any
     weights: dict[str, float] = field(default_factory=dict[str, float])  # of DATA_FILES, if any
+    train_on: str = "all"
 
     @cached_property
     def duplicates(self) -> list[Duplicates]:
@@ -75,7 +76,7 @@ class SamplesInMemory:
 
     @cached_property
     def _thoughts(self) -> ThoughtCounts:
-        return count_thoughts(self.training)
+        return count_thoughts(self.training, self.train_on)
 
     def find(self, sources: Collection[Source]) -> dict[Source, Sample]:
         return {sample.source: sample for sample in self.training if sample.source in sources}

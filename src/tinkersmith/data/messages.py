@@ -33,7 +33,9 @@ _CALLS = ("function_call", "tool_call")  # roles of ShareGPT's messages that hol
 _ROLE_NAMES = ("role", "from")
 _CONTENT_NAMES = ("content", "value", "parts", "text")
 _THOUGHT_NAMES = ("reasoning_content", "reasoning", "thinking")
-_FLAG_NAMES = ("weight", "train", "trainable")
+_FLAG_NAMES = ("weight", "train", "trainable", "loss")
+# Flags of other programs, some of which mean the opposite. None may be passed over.
+_OTHER_FLAGS = ("mask", "masked", "loss_mask", "loss_weight", "train_on", "training", "ignore")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _PAIRS = ("user", "assistant") * 1000
 
@@ -262,6 +264,13 @@ def _thought(fields: Mapping[str, Any], number: int, field: str) -> str:
 def _flag(fields: Mapping[str, Any], number: int, field: str) -> bool | None:
     """What a message says about being trained on; None if it says nothing."""
     flags: dict[bool, str] = {}
+    for name in fields if len(fields) > 2 else ():
+        if name not in _FLAG_NAMES and name.strip().lower() in (*_OTHER_FLAGS, *_FLAG_NAMES):
+            raise Unusable(
+                field,
+                f'"{name}" of message {number} seems to say whether it is trained on, and is not '
+                'read. Write "weight": 1 or "weight": 0 instead, or remove it.',
+            )
     for name in _FLAG_NAMES:
         value = fields.get(name)
         if is_missing(value):

@@ -240,7 +240,7 @@ def _repeated(name: str, where: str, first: str) -> UserError:
 def _wrong(path: Path, text: str, problem: str, kind: str) -> UserError:
     """The sentence about a file that is not in the format that its name says."""
     advice = look_alike(text, path.suffix) or f"Correct that: {_example(path)}"
-    return UserError(f"{problem}, so it is no settings file in {kind}. {advice}")
+    return UserError(f"{problem.rstrip('.')}. The file is not {kind} as settings need it. {advice}")
 
 
 def _example(path: Path) -> str:

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast, get_origin
@@ -62,8 +63,29 @@ def read_overrides(overrides: list[str]) -> dict[str, Given]:
         if field in values:
             raise UserError(_given_twice(field, typed[field], text.strip()))
         typed[field] = text.strip()
-        values[field] = Given(_typed_value(field, text.strip()), "--set")
+        if field == "prompt_template":
+            values[field] = Given(_template(text), "--set")
+        else:
+            values[field] = Given(_typed_value(field, text.strip()), "--set")
     return values
+
+
+def _template(text: str) -> object:
+    """A value of PROMPT_TEMPLATE. White space belongs to a format string.
+
+    Raises:
+        UserError: it holds a backslash and an n, where a new line is meant.
+    """
+    value = _typed_value("prompt_template", text.strip())
+    if value != text.strip() or "{" not in text:
+        return value
+    if "\\n" in text:
+        quoted = shlex.quote(f'PROMPT_TEMPLATE="{text}"')
+        raise UserError(
+            "--set PROMPT_TEMPLATE has a backslash and an n, which stay two letters. For a new "
+            f"line put the text in quotes: --set {quoted}"
+        )
+    return text
 
 
 def override_text(field: str, value: str) -> str:
@@ -107,8 +129,14 @@ def _files(field: str, text: str) -> object:
     if _is_enclosed(text, "{"):
         return _pairs(field, text, _weight)
     names = names_in(text[1:-1] if _is_enclosed(text, "[(") else text)
-    if all(_has_weight(name) for name in names):
+    weighted = [name for name in names if _has_weight(name) and not _exists(name)]
+    if len(weighted) == len(names):
         return _pairs(field, text, _weight)
+    if weighted and len(names) > 1:
+        raise UserError(
+            f"--set {field.upper()}={one_line(text)} gives only some files a weight. Give each one, "
+            "such as DATA_FILES=a.jsonl:2.0,b.jsonl:1.0"
+        )
     if len(names) == 1 and not _is_enclosed(text, "[("):
         words = names[0].split()
         # "my file.json" is one name: its first word has no suffix and is no file.

@@ -70,9 +70,9 @@ def thought_and_answer(turn: Turn) -> tuple[str, str]:
     return turn.thought or thought, answer
 
 
-def has_thought(sample: Sample) -> bool:
-    """Whether an answer of the sample has a thought that is not empty."""
-    for turn in sample.turns:
+def has_thought(sample: Sample, *, last_only: bool = False) -> bool:
+    """Whether an answer of the sample, or its last one, has a thought that is not empty."""
+    for turn in sample.turns[-1:] if last_only else sample.turns:
         if turn.role == "assistant":
             if turn.thought.strip():
                 return True
@@ -90,22 +90,25 @@ def leading_empty_thought(text: str) -> str:
 
 @dataclass(slots=True)
 class ThoughtCounts:
-    """How many samples have a thought. `add` counts one more sample."""
+    """How many samples have a thought. `add` counts one more sample, unless it is plain text."""
 
     samples: int = 0
     with_thoughts: int = 0
     first: Source | None = None  # the first sample with a thought
+    last_only: bool = False  # only last answers are trained on
 
     def add(self, sample: Sample) -> None:
+        if sample.turns[-1].role == "text":  # no template is applied to it
+            return
         self.samples += 1
-        if has_thought(sample):
+        if has_thought(sample, last_only=self.last_only):
             self.with_thoughts += 1
             self.first = self.first or sample.source
 
 
-def count_thoughts(samples: Iterable[Sample]) -> ThoughtCounts:
-    """How many of the samples have a thought."""
-    counts = ThoughtCounts()
+def count_thoughts(samples: Iterable[Sample], train_on: str = "all") -> ThoughtCounts:
+    """How many of the samples have a thought that TRAIN_ON trains."""
+    counts = ThoughtCounts(last_only=train_on == "last")
     for sample in samples:
         counts.add(sample)
     return counts
