@@ -147,7 +147,7 @@ def _read(file: Path) -> None:
             _refused_as_a_stream_too(file, str(error))
         raise
     _all_are_accounted_for(file, loaded)
-    if is_json_lines(file):
+    if is_json_lines(file) and not loaded.said:  # a stream guesses no encoding
         _same_as_a_stream(file, loaded)
 
 
@@ -164,7 +164,9 @@ def _records_in(file: Path) -> int:
     data = file.read_bytes()
     if data[:2] == b"\x1f\x8b":
         data = gzip.decompress(data)
-    text = data.decode("utf-8-sig")
+    # The damage writes UTF-16 and UTF-32 as well, which are read.
+    encoding: str = json.detect_encoding(data)  # pyright: ignore[reportAttributeAccessIssue]
+    text = data.decode(encoding, "replace").lstrip("\ufeff")
     with suppress(ValueError):
         value = json.loads(text)
         return len(value) if isinstance(value, list) else 1
