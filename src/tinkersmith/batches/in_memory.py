@@ -234,7 +234,11 @@ def read_into_memory(settings: Settings) -> SamplesInMemory:
     if settings.validation_files:
         validation = load_samples(settings.validation_files, settings.columns, settings.encoding)
         return SamplesInMemory(
-            training.samples, validation.samples, [training, validation], settings.file_weights
+            training.samples,
+            validation.samples,
+            [training, validation],
+            settings.file_weights,
+            settings.train_on,
         )
     count = len(training.samples)
     held_out_count = round(count * settings.validation_ratio)
@@ -250,4 +254,5 @@ def read_into_memory(settings: Settings) -> SamplesInMemory:
         [training.samples[index] for index in sorted(held_out)],
         [training],
         settings.file_weights,
+        settings.train_on,
     )

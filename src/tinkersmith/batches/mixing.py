@@ -2,7 +2,7 @@
 
 Everything is a pure function of seed and epoch, so that a resumed run mixes as it would have. Over
 k epochs a sample of a file with weight w is taken k * w times, give or take one. An epoch takes a
-whole number of samples, so that a file of few samples is taken as often as that number says.
+whole number of samples of each file, at least one, which weights of small files are rounded to.
 """
 
 import math
@@ -28,23 +28,10 @@ class Share:
     samples: int
     weight: float
 
-    def __post_init__(self) -> None:
-        """Refuse a weight that takes nothing.
-
-        Raises:
-            UserError: the weight is too small for so few samples.
-        """
-        if self.samples and not self.taken:
-            raise UserError(
-                f"DATA_FILES gives {self.name} the weight {self.weight:g}, which takes none of its "
-                f"{counted(self.samples, 'sample')}. Raise it to {1 / self.samples:.2g} or more, or "
-                "remove the file."
-            )
-
     @property
     def taken(self) -> int:
         """How many samples each epoch takes, those that it takes twice counted twice."""
-        return round(self.samples * self.weight)
+        return max(1, round(self.samples * self.weight)) if self.samples else 0
 
     def times(self, positions: np.ndarray, epoch: int) -> np.ndarray:
         """How often `epoch` takes the samples at some positions, counted from 0: (N,) int64."""

@@ -134,8 +134,8 @@ def _files(field: str, text: str) -> object:
         return _pairs(field, text, _weight)
     if weighted and len(names) > 1:
         raise UserError(
-            f"--set {field.upper()}={one_line(text)} gives only some files a weight. Give each one, "
-            "such as DATA_FILES=a.jsonl:2.0,b.jsonl:1.0"
+            f"--set {field.upper()}={one_line(text)} gives only some files a weight. Give each "
+            "one, such as DATA_FILES=a.jsonl:2.0,b.jsonl:1.0"
         )
     if len(names) == 1 and not _is_enclosed(text, "[("):
         words = names[0].split()
