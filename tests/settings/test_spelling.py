@@ -167,3 +167,17 @@ def test_a_dict_of_python_or_json_is_read_as_it_stands(weights: dict[str, Any]) 
     if not all(name.strip() and "\0" not in name for name in weights) or not weights:
         return
     assert settings_from({}, [f"DATA_FILES={weights!r}"]).file_weights == weights
+
+
+def test_white_space_belongs_to_a_format_string_and_a_typed_backslash_n_is_none() -> None:
+    kept = settings_from({}, ["PROMPT_TEMPLATE=Q: {instruction} A: "]).prompt_template
+    assert kept == "Q: {instruction} A: "
+    quoted = settings_from({}, ['PROMPT_TEMPLATE="Q: {instruction}\\nA: "']).prompt_template
+    assert quoted == "Q: {instruction}\nA: "
+    with pytest.raises(UserError, match=r"a backslash and an n.*put the text in quotes: --set '"):
+        settings_from({}, ["PROMPT_TEMPLATE=Q: {instruction}\\nA: "])
+
+
+def test_one_weight_alone_is_not_taken_for_a_name() -> None:
+    with pytest.raises(UserError, match=r"gives only some files a weight\. Give each one"):
+        settings_from({}, ["DATA_FILES=A.jsonl:2,B.jsonl"])
