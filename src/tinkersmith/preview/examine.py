@@ -40,6 +40,7 @@ class SequenceView:
     tokens: np.ndarray  # (T,) int32
     sent: TokenizedSample | None  # None: too long, so nothing of it is trained on
     event: LengthEvent | None  # what the length policy did
+    train_on: str  # a value of TRAIN_ON
 
     @property
     def weights(self) -> np.ndarray:
@@ -60,7 +61,8 @@ class SequenceView:
 
     def blocks(self, sample: Sample, texts: TokenTexts) -> list[Block]:
         """The tokens turn by turn."""
-        return blocks_of(sample, cells_of(self.tokens, self.weights, self.length, texts))
+        cells = cells_of(self.tokens, self.weights, self.length, texts)
+        return blocks_of(sample, cells, self.train_on)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +178,7 @@ def _view(
             problems += problems_of_sequence(sent.tokens, sent.spans, event is not None, control)
         else:
             problems.append(SampleProblem("too long"))
-        views.append(SequenceView(tokens, sent, event))
+        views.append(SequenceView(tokens, sent, event, encoding.settings.train_on))
     return SampleView(number, sample, tuple(views), tuple(problems))
 
 
