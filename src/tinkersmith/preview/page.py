@@ -13,6 +13,7 @@ from typing import Any
 from tinkersmith.batches.source import Encoding
 from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import open_regular, write_atomically
+from tinkersmith.plurals import counted
 from tinkersmith.preview.cells import Cell
 from tinkersmith.preview.examine import Examined, SampleView
 from tinkersmith.preview.findings import PROBLEM_SENTENCES, ProblemTotal
@@ -167,6 +168,7 @@ def _sample(view: SampleView, texts: TokenTexts, longest: int) -> dict[str, Any]
         "tokens": view.length,
         "sent": sent,
         "trained": trained,
+        "much": _much(view.length, sent, trained),
         "tags": tags,
         "problems": [list(pair) for pair in dict.fromkeys(map(tuple, problems))],
         "sequences": [
@@ -182,6 +184,16 @@ def _sample(view: SampleView, texts: TokenTexts, longest: int) -> dict[str, Any]
             }
             for sequence in view.sequences
         ],
+    }
+
+
+def _much(tokens: int, sent: int, trained: int) -> dict[str, str]:
+    """How many tokens a sample has, how many are sent if not all are, and how many are trained."""
+    share = f"{100 * trained / sent:.1f} %" if sent else "0 %"
+    sent_en, sent_zh = (f"{sent:,} sent, ", f"发送 {sent:,}，") if sent < tokens else ("", "")
+    return {
+        "en": f"{counted(tokens, 'token')}, {sent_en}{trained:,} trained ({share})",
+        "zh": f"{tokens:,} 个 token，{sent_zh}训练 {trained:,}（{share}）",
     }
 
 
