@@ -156,6 +156,28 @@ def test_a_whole_sample_says_only_how_many_of_its_tokens_are_trained() -> None:
     assert stored["tokens"] == stored["sent"] and "sent" not in stored["much"]["en"]
 
 
+@pytest.mark.parametrize(
+    ("question", "truncate", "sentence"),
+    [
+        (
+            "Short?",
+            False,
+            "left out, longer than MAX_SEQUENCE_LENGTH while TRUNCATE_LONG_SEQUENCES",
+        ),
+        ("long " * 40, False, "left out, as MAX_SEQUENCE_LENGTH leaves no space for an answer."),
+        ("long " * 40, True, "left out, as MAX_SEQUENCE_LENGTH leaves no space for an answer."),
+        ("Short?", True, "cut at MAX_SEQUENCE_LENGTH."),
+    ],
+)
+def test_the_page_says_why_a_long_sequence_is_left_out(
+    question: str, truncate: bool, sentence: str
+) -> None:
+    sample = alpaca_sample(question, "", "word " * 30, Source("f.json", 1))
+    text = page([sample], MAX_SEQUENCE_LENGTH=20, TRUNCATE_LONG_SEQUENCES=truncate)
+    (finding,) = data_of(text)["findings"]
+    assert sentence in finding["en"]
+
+
 def many(count: int, words: int) -> list[Sample]:
     return [
         alpaca_sample(f"Question {n}?", "", f"{n} words " * words, Source("f.json", n + 1))

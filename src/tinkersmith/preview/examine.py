@@ -23,6 +23,7 @@ from tinkersmith.preview.findings import (
 )
 from tinkersmith.preview.token_texts import TokenTexts
 from tinkersmith.text.tokenize import (
+    UNTRAINED,
     LengthEvent,
     TokenizedSample,
     encode_samples,
@@ -177,9 +178,19 @@ def _view(
             sent = TokenizedSample(tokens[:end], spans_before(spans, end), sample.source)
             problems += problems_of_sequence(sent.tokens, sent.spans, event is not None, control)
         else:
-            problems.append(SampleProblem("too long"))
+            problems.append(_why_left_out(spans, event, encoding))
         views.append(SequenceView(tokens, sent, event, encoding.settings.train_on))
     return SampleView(number, sample, tuple(views), tuple(problems))
+
+
+def _why_left_out(
+    spans: np.ndarray, event: LengthEvent | None, encoding: Encoding
+) -> SampleProblem:
+    """Why nothing of a sequence is sent."""
+    if event is not None and event.kind == UNTRAINED:
+        return SampleProblem("nothing trained", event.reason)
+    is_prompt_too_long = int(spans[0, 0]) >= encoding.max_length
+    return SampleProblem("too long" if is_prompt_too_long else "too long to send whole")
 
 
 def _count(result: Examined, view: SampleView) -> None:

@@ -16,7 +16,7 @@ from tinkersmith.files import open_regular, write_atomically
 from tinkersmith.plurals import counted
 from tinkersmith.preview.cells import Cell
 from tinkersmith.preview.examine import Examined, SampleView
-from tinkersmith.preview.findings import PROBLEM_SENTENCES, ProblemTotal
+from tinkersmith.preview.findings import OF_LENGTH, PROBLEM_SENTENCES, ProblemTotal
 from tinkersmith.preview.terminal import shortened
 from tinkersmith.preview.token_texts import TokenTexts
 from tinkersmith.preview.visible import VISIBLE, visible
@@ -35,6 +35,8 @@ _CHINESE = {
     "prompt repeated": "条样本的答案以提问本身开头",
     "cut": "条序列在 MAX_SEQUENCE_LENGTH 处被截断",
     "too long": "条序列被舍弃：MAX_SEQUENCE_LENGTH 之内放不下答案",
+    "too long to send whole": "条序列被舍弃：长度超过 MAX_SEQUENCE_LENGTH，"
+    "而 TRUNCATE_LONG_SEQUENCES 为 False",
     "same answer": "条样本（{}）的答案相同。若是分类标签则没有问题；否则模型会学成对什么都这样回答",
     "no thoughts": "条样本都没有思考内容，而聊天模板支持思考：模型会学成不思考就回答",
 }
@@ -117,6 +119,7 @@ def page_text(
             kind: _CHINESE[kind].removeprefix("条样本").removeprefix("条序列")
             for kind in PROBLEM_SENTENCES
         },
+        "ofLength": OF_LENGTH,
         "samples": [_sample(view, texts, 10**9 if whole else longest) for view in chosen],
     }
     script, style = _part("page.js"), _part("page.css")
