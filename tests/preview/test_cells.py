@@ -14,6 +14,7 @@ from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.data.samples import Sample, Source, Turn
 from tinkersmith.preview.cells import Block, blocks_of, cells_of
 from tinkersmith.preview.token_texts import token_texts
+from tinkersmith.text.guards import GUARDED
 from tinkersmith.text.templates import choose_template
 from tinkersmith.text.thoughts import count_thoughts
 from tinkersmith.text.tokenizer import TextTokenizer, load_tokenizer
@@ -63,7 +64,7 @@ def text_of(tokenizer: TextTokenizer, text: str) -> str:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text(max_size=60))
+@given(st.text(st.characters(codec="utf-8", exclude_characters=GUARDED), max_size=60))
 def test_the_cells_of_a_text_are_that_text(text: str) -> None:
     tokens = TINY.encode(text)
     cells = cells_of(tokens, np.ones(len(tokens), np.float32), len(tokens), TEXTS)
@@ -115,9 +116,11 @@ def test_bytes_that_are_no_text_are_shown_as_bytes(bytes_only: TextTokenizer) ->
 # ---- turns
 
 
-def blocks(sample: Sample, template_name: str) -> list[Block]:
+def blocks(
+    sample: Sample, template_name: str, train_on: str = "all", sent: int = 10**6
+) -> list[Block]:
     template = choose_template(template_name, TINY, "x/y-instruct")
-    (rendered,) = template.render_all(sample, "all")[:1]
+    (rendered,) = template.render_all(sample, train_on)[:1]
     rows = [TINY.encode(piece.text) for piece in rendered.pieces]
     weights = np.concatenate(
         [
@@ -126,7 +129,7 @@ def blocks(sample: Sample, template_name: str) -> list[Block]:
         ]
     )
     tokens = np.concatenate(rows)
-    return blocks_of(sample, cells_of(tokens, weights, len(tokens), TEXTS))
+    return blocks_of(sample, cells_of(tokens, weights, min(sent, len(tokens)), TEXTS), train_on)
 
 
 def shown(block: Block) -> str:
@@ -215,3 +218,107 @@ def test_what_a_template_adds_stays_in_the_turn_that_it_belongs_to(tmp_path: Pat
         assert all(shown(block).startswith("<|im_start|>") for block in result)
         assert "</tools>" in shown(result[0]) and "1 + 1?" in shown(result[1])
         assert "<tool_call>" in shown(result[2])
+
+
+def conversation(*texts: str) -> Sample:
+    turns = [Turn("assistant" if n % 2 else "user", text) for n, text in enumerate(texts)]
+    return Sample(tuple(turns), Source("f.json", 1))
+
+
+def roles_and_texts(result: list[Block]) -> list[tuple[str, str]]:
+    return [(block.role, shown(block)) for block in result]
+
+
+@pytest.mark.parametrize("said", ["i", "end", "im", "start"])
+@pytest.mark.parametrize("train_on", ["all", "last"])
+def test_no_turn_is_found_within_a_control_token(said: str, train_on: str) -> None:
+    result = blocks(conversation("Hello.", "Yes?", said, "Done."), "chat", train_on)
+    assert [block.role for block in result] == ["user", "assistant", "user", "assistant"]
+    assert shown(result[2]) == f"<|im_start|>user\n{said}<|im_end|>\n"
+
+
+@pytest.mark.parametrize(
+    ("train_on", "sent"), [("all", 10**6), ("last", 10**6), ("all", 25), ("all_text", 10**6)]
+)
+def test_an_end_token_belongs_to_the_answer_and_a_cue_to_the_question(
+    train_on: str, sent: int
+) -> None:
+    sample = conversation("One?", "First.", "Two?", "Second.")
+    result = blocks(sample, "instruction", train_on, sent)
+    assert [block.role for block in result] == ["user", "assistant", "user", "assistant"]
+    assert "Response:" in shown(result[0]) and "Response:" in shown(result[2])
+    assert shown(result[1]).strip() == f"First.{TINY.eos_text}"
+    assert shown(result[3]).strip() == f"Second.{TINY.eos_text}"
+
+
+@pytest.mark.parametrize("name", ["chat", "instruction"])
+def test_a_dropped_thought_is_not_looked_for_in_later_turns(name: str) -> None:
+    turns = (
+        Turn("user", "Where?"),
+        Turn("assistant", "There.", thought="Bern"),
+        Turn("user", "What is Bern?"),
+        Turn("assistant", "A city."),
+    )
+    template = choose_template(name, TINY, "x/y-instruct")
+    plain = Sample((turns[0], Turn("assistant", "There."), *turns[2:]), Source("f.json", 1))
+    (rendered,) = template.render_all(plain, "last")
+    tokens = np.concatenate([TINY.encode(piece.text) for piece in rendered.pieces])
+    cells = cells_of(tokens, np.zeros(len(tokens), np.float32), len(tokens), TEXTS)
+    with_thought = blocks_of(Sample(turns, Source("f.json", 1)), cells, "last")
+    assert roles_and_texts(with_thought) == roles_and_texts(blocks_of(plain, cells, "last"))
+    assert "What is Bern?" in shown(with_thought[2])
+
+
+def test_text_that_the_tokenizer_normalises_is_found() -> None:
+    said = "Cafe\u0301?"
+    tokens = TINY.encode(
+        "<|im_start|>user\nCaf\u00e9?<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>"
+    )
+    cells = cells_of(tokens, np.zeros(len(tokens), np.float32), len(tokens), TEXTS)
+    result = blocks_of(conversation(said, "Yes"), cells)
+    assert [block.role for block in result] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize("train_on", ["all", "last"])
+@pytest.mark.parametrize("family", ["qwen3", "gptoss", "deepseek_v3_1", "llama3_2"])
+def test_a_result_is_not_found_within_the_arguments_of_its_call(
+    tmp_path: Path, family: str, train_on: str
+) -> None:
+    make_family_tokenizer(tmp_path, FAMILIES[family])
+    tokenizer = load_tokenizer(tmp_path)
+    call = {"type": "function", "function": {"name": "find", "arguments": {"city": "Bern"}}}
+    sample = Sample(
+        (
+            Turn("user", "Where?"),
+            Turn("assistant", "", tool_calls=(call,)),
+            Turn("tool", "Bern", tool_name="find"),
+            Turn("assistant", "There."),
+        ),
+        Source("f.json", 1),
+    )
+    template = choose_template("chat", tokenizer, "m")
+    rendered = template.render_all(sample, train_on)[0]
+    rows = [tokenizer.encode(piece.text) for piece in rendered.pieces]
+    weights = np.concatenate(
+        [
+            np.full(len(row), piece.trained, np.float32)
+            for piece, row in zip(rendered.pieces, rows, strict=True)
+        ]
+    )
+    tokens = np.concatenate(rows)
+    cells = cells_of(tokens, weights, len(tokens), token_texts(tokenizer))
+    result = blocks_of(sample, cells, train_on)
+    assert [block.role for block in result] == ["user", "assistant", "tool", "assistant"]
+    assert "Bern" in shown(result[1]) and "Bern" in shown(result[2])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.text("ab im_<|>end\n", min_size=1, max_size=8), min_size=2, max_size=6),
+    st.sampled_from(["chat", "instruction"]),
+    st.sampled_from(["all", "last"]),
+)
+def test_only_answers_hold_trained_tokens(texts: list[str], name: str, train_on: str) -> None:
+    sample = conversation(*texts[: len(texts) // 2 * 2])
+    for block in blocks(sample, name, train_on):
+        assert block.role == "assistant" or not any(cell.trained for cell in block.cells)

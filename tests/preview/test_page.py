@@ -142,6 +142,42 @@ def test_tokens_flags_and_places_are_those_of_the_sequence() -> None:
     assert (sequence["sent"], sequence["tokens"]) == (20, len(ids))
 
 
+def test_a_cut_sample_says_how_many_of_its_tokens_are_sent_and_how_many_of_those_trained() -> None:
+    sample = alpaca_sample("Say much.", "", "word " * 30, Source("f.json", 1))
+    stored = data_of(page([sample], MAX_SEQUENCE_LENGTH=20))["samples"][0]
+    tokens, trained = stored["tokens"], stored["trained"]
+    share = f"{100 * trained / 20:.1f} %"
+    assert stored["much"]["en"] == f"{tokens} tokens, 20 sent, {trained} trained ({share})"
+    assert stored["much"]["zh"] == f"{tokens} 个 token，发送 20，训练 {trained}（{share}）"
+
+
+def test_a_whole_sample_says_only_how_many_of_its_tokens_are_trained() -> None:
+    stored = data_of(PLAIN)["samples"][0]
+    assert stored["tokens"] == stored["sent"] and "sent" not in stored["much"]["en"]
+
+
+@pytest.mark.parametrize(
+    ("question", "truncate", "sentence"),
+    [
+        (
+            "Short?",
+            False,
+            "left out, longer than MAX_SEQUENCE_LENGTH while TRUNCATE_LONG_SEQUENCES",
+        ),
+        ("long " * 40, False, "left out, as MAX_SEQUENCE_LENGTH leaves no space for an answer."),
+        ("long " * 40, True, "left out, as MAX_SEQUENCE_LENGTH leaves no space for an answer."),
+        ("Short?", True, "cut at MAX_SEQUENCE_LENGTH."),
+    ],
+)
+def test_the_page_says_why_a_long_sequence_is_left_out(
+    question: str, truncate: bool, sentence: str
+) -> None:
+    sample = alpaca_sample(question, "", "word " * 30, Source("f.json", 1))
+    text = page([sample], MAX_SEQUENCE_LENGTH=20, TRUNCATE_LONG_SEQUENCES=truncate)
+    (finding,) = data_of(text)["findings"]
+    assert sentence in finding["en"]
+
+
 def many(count: int, words: int) -> list[Sample]:
     return [
         alpaca_sample(f"Question {n}?", "", f"{n} words " * words, Source("f.json", n + 1))

@@ -7,14 +7,19 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from unicodedata import normalize
 
 import numpy as np
 
 from tinkersmith.data.samples import Sample, Turn
 from tinkersmith.preview.findings import TURN_ENDS
 from tinkersmith.preview.token_texts import TokenTexts
+from tinkersmith.text.thoughts import thought_and_answer
 
 _LONGEST_GROUP = 8  # tokens that may share a character
+_LONGEST_CLOSING = 64  # characters between a thought and its answer
+_BLANK = "\0"  # stands for what no text is looked for in
 
 # How templates open and close a thought.
 _THOUGHT = re.compile(
@@ -35,6 +40,7 @@ class Cell:
     cut: bool  # whether it lies beyond what is sent
     control: bool = False
     thought: bool = False
+    ends: bool = False  # whether it is a control token that ends a turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,9 @@ def cells_of(tokens: np.ndarray, weights: np.ndarray, length: int, texts: TokenT
         state = (is_trained(position), position >= length)
         if token in texts.control:
             close(position)
-            cells.append(Cell(texts.added[token], (token,), position, *state, control=True))
+            text = texts.added[token]
+            ends = text in TURN_ENDS or token == texts.tokenizer.eos_id
+            cells.append(Cell(text, (token,), position, *state, control=True, ends=ends))
             continue
         if group:
             first = position - len(group)
@@ -93,25 +101,34 @@ def cells_of(tokens: np.ndarray, weights: np.ndarray, length: int, texts: TokenT
     return cells
 
 
-def blocks_of(sample: Sample, cells: Sequence[Cell]) -> list[Block]:
-    """The cells turn by turn. Thoughts are marked in the turns of the assistant."""
-    starts: list[int] = []  # of each cell, in characters
-    length = 0
-    for cell in cells:
-        starts.append(length)
-        length += len(cell.text)
-    text = "".join(cell.text for cell in cells)
+def blocks_of(sample: Sample, cells: Sequence[Cell], train_on: str = "all") -> list[Block]:
+    """The cells turn by turn. Thoughts are marked in the turns of the assistant.
+
+    A turn whose text is not found has no block of its own: it stays in the one before.
+
+    Args:
+        train_on: a value of TRAIN_ON.
+    """
+    answers_only = train_on != "all_text" and not any(
+        turn.role == "text" or (turn.trained and turn.role != "assistant") for turn in sample.turns
+    )
+    text = _Searched(cells, answers_only)
     borders: list[tuple[int, str]] = []  # index of a cell, role
     end = 0  # of the turn before, in characters
+    after_answer = False
     for turn in sample.turns:
-        place = _find(turn, text, end)
+        place = text.place_after_answer(turn, end) if after_answer else text.place(turn, end)
         if place is None:
             continue
-        first, last = bisect_left(starts, end), bisect_right(starts, place[0]) - 1
-        borders.append((_border(cells, first, last) if borders else 0, turn.role))
+        if turn.role == "assistant" and not borders:  # no question was found
+            borders.append((0, ""))
+        border = text.border(turn.role, end, place[0]) if borders else 0
+        _add_unfound_answer(borders, text, end, border)
+        borders.append((border, turn.role))
         end = place[1]
-    if not borders:
-        borders = [(0, "")]
+        after_answer = turn.role == "assistant"
+    borders = borders or [(0, "")]
+    _add_unfound_answer(borders, text, end, len(cells))
     ends = [border for border, _ in borders[1:]] + [len(cells)]
     blocks = [
         Block(role, tuple(cells[border:last]))
@@ -123,45 +140,130 @@ def blocks_of(sample: Sample, cells: Sequence[Cell]) -> list[Block]:
     ]
 
 
-def _find(turn: Turn, text: str, begin: int) -> tuple[int, int] | None:
-    """Where a turn stands in the rendered text, from `begin` on: start and end, in characters."""
-    said = turn.text.rpartition("</think>")[2] if turn.role == "assistant" else turn.text
-    names = [str(call.get("function", call).get("name", "")) for call in turn.tool_calls]
-    start: int | None = None
-    end = begin
-    for wanted in (turn.thought, said, turn.input, *names):
-        wanted = wanted.strip()
-        place = _search(wanted, text, end) if wanted else -1
+class _Searched:
+    """The text of cells, in which the texts of turns are looked for."""
+
+    def __init__(self, cells: Sequence[Cell], answers_only: bool) -> None:
+        self.cells = cells
+        self.answers_only = answers_only  # whether only answers are trained on
+        self.starts = [0, *accumulate(len(cell.text) for cell in cells)]  # in characters
+        # No turn's text matches within a control token, and no question's within an answer.
+        blank = [_BLANK * len(cell.text) if cell.control else cell.text for cell in cells]
+        self._whole = "".join(blank)
+        self._read = "".join(
+            _BLANK * len(text) if cell.trained and answers_only else text
+            for cell, text in zip(cells, blank, strict=True)
+        )
+
+    def first_cell(self, end: int) -> int:
+        """The first cell that begins at the character `end` or later."""
+        return bisect_left(self.starts, end)
+
+    def place(self, turn: Turn, begin: int) -> tuple[int, int] | None:
+        """Where a turn stands, from `begin` on: start and end, in characters."""
+        text = self._whole if turn.role == "assistant" else self._read
+        names = [str(call.get("function", call).get("name", "")) for call in turn.tool_calls]
+        thought, said = thought_and_answer(turn) if turn.role == "assistant" else ("", turn.text)
+        start: int | None = None
+        end = begin
+        if span := _thought_span(thought, said or "".join(names[:1]), text, begin):
+            start, end = span
+        for wanted in (said, turn.input, *names):
+            if span := _search(wanted, text, end):
+                start = span[0] if start is None else start
+                end = span[1]
+        return None if start is None else (start, end)
+
+    def place_after_answer(self, turn: Turn, begin: int) -> tuple[int, int] | None:
+        """Like `place`, behind the token that ends the answer: arguments of calls precede it."""
+        first = self.first_cell(begin)
+        controls = [n for n in range(first, len(self.cells)) if self.cells[n].control]
+        ends = [n for n in controls if self.cells[n].ends]
+        for index in (*ends[:1], *controls[:1]):
+            if (place := self.place(turn, self.starts[index + 1])) is not None:
+                return place
+        return None
+
+    def border(self, role: str, end: int, start: int) -> int:
+        """The cell with which a turn begins whose text begins at the character `start`."""
+        first, last = self.first_cell(end), bisect_right(self.starts, start) - 1
+        border = _border(self.cells, first, max(last, first), role)
+        while role != "assistant" and self.answers_only and border < last:
+            if not self.cells[border].trained:
+                break
+            border += 1
+        return border
+
+
+def _add_unfound_answer(
+    borders: list[tuple[int, str]], text: _Searched, end: int, last: int
+) -> None:
+    """Add a border where an answer is trained on whose text was not found, before cell `last`."""
+    if not text.answers_only or not borders or borders[-1][1] == "assistant":
+        return
+    for index in range(borders[-1][0], last):
+        if text.cells[index].trained:
+            border = text.border("assistant", end, text.starts[index])
+            borders.append((max(border, borders[-1][0]), "assistant"))
+            return
+
+
+def _thought_span(thought: str, said: str, text: str, begin: int) -> tuple[int, int] | None:
+    """Where a thought stands: right before what is said. None where the template dropped it."""
+    span = _search(thought, text, begin)
+    if span is None or not said.strip():
+        return None
+    first, after = _search(said, text, begin), _search(said, text, span[1])
+    if first is None or after is None or span[0] > first[0]:
+        return None
+    return span if after[0] - span[1] <= _LONGEST_CLOSING else None
+
+
+def _search(wanted: str, text: str, begin: int) -> tuple[int, int] | None:
+    """Where `wanted` stands, as it is or as a tokenizer normalises it: start and end."""
+    wanted = wanted.strip()
+    for form in dict.fromkeys((wanted, *(normalize(name, wanted) for name in ("NFC", "NFKC")))):
+        place = _place_of_words(form, text, begin) if form else -1
         if place >= 0:
-            start = place if start is None else start
-            end = place + len(wanted)
-    return None if start is None else (start, end)
+            return place, place + len(form)
+    return None
 
 
-def _search(wanted: str, text: str, begin: int) -> int:
+def _place_of_words(wanted: str, text: str, begin: int) -> int:
     """Where `wanted` begins; not within a word if there is such a place."""
-    place = text.find(wanted, begin)
-    anywhere = place
-    while place > begin and (text[place - 1].isalnum() or text[place - 1] in "_-"):
+    anywhere = place = text.find(wanted, begin)
+    while place >= 0:
+        after = text[place + len(wanted) : place + len(wanted) + 1]
+        if not (place > begin and _is_word(text[place - 1])) and not (
+            _is_word(after) and _is_word(wanted[-1])
+        ):
+            return place
         place = text.find(wanted, place + 1)
-    return place if place >= 0 else anywhere
+    return anywhere
 
 
-def _border(cells: Sequence[Cell], first: int, last: int) -> int:
+def _is_word(character: str) -> bool:
+    return character.isalnum() or (character != "" and character in "_-")
+
+
+def _border(cells: Sequence[Cell], first: int, last: int, role: str) -> int:
     """The cell with which a turn begins, between the end of the turn before and its own text.
 
     It stands after the token that ends a turn. Where a template has none there, the first control
-    token closes the turn before if another one follows it.
+    token closes the turn before if another one follows it. Without any, an answer begins with its
+    own text, and other turns with what the template writes before theirs.
     """
     controls = [index for index in range(first, last) if cells[index].control]
-    ends = [index for index in controls if cells[index].text in TURN_ENDS]
+    ends = [index for index in controls if cells[index].ends]
     if not controls:
         trained = [
             index
             for index in range(max(first, 1), last + 1)
-            if cells[index].trained and not cells[index - 1].trained
+            if index < len(cells) and cells[index].trained and not cells[index - 1].trained
         ]
-        return trained[0] if trained else first
+        if role == "assistant":
+            return trained[0] if trained else last
+        return first
     if not ends and len(controls) == 1 and not cells[controls[0]].trained:
         return controls[0]
     border = (ends[-1] if ends else controls[0]) + 1

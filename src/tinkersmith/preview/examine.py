@@ -23,6 +23,7 @@ from tinkersmith.preview.findings import (
 )
 from tinkersmith.preview.token_texts import TokenTexts
 from tinkersmith.text.tokenize import (
+    UNTRAINED,
     LengthEvent,
     TokenizedSample,
     encode_samples,
@@ -40,6 +41,7 @@ class SequenceView:
     tokens: np.ndarray  # (T,) int32
     sent: TokenizedSample | None  # None: too long, so nothing of it is trained on
     event: LengthEvent | None  # what the length policy did
+    train_on: str  # a value of TRAIN_ON
 
     @property
     def weights(self) -> np.ndarray:
@@ -60,7 +62,8 @@ class SequenceView:
 
     def blocks(self, sample: Sample, texts: TokenTexts) -> list[Block]:
         """The tokens turn by turn."""
-        return blocks_of(sample, cells_of(self.tokens, self.weights, self.length, texts))
+        cells = cells_of(self.tokens, self.weights, self.length, texts)
+        return blocks_of(sample, cells, self.train_on)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +178,19 @@ def _view(
             sent = TokenizedSample(tokens[:end], spans_before(spans, end), sample.source)
             problems += problems_of_sequence(sent.tokens, sent.spans, event is not None, control)
         else:
-            problems.append(SampleProblem("too long"))
-        views.append(SequenceView(tokens, sent, event))
+            problems.append(_why_left_out(spans, event, encoding))
+        views.append(SequenceView(tokens, sent, event, encoding.settings.train_on))
     return SampleView(number, sample, tuple(views), tuple(problems))
+
+
+def _why_left_out(
+    spans: np.ndarray, event: LengthEvent | None, encoding: Encoding
+) -> SampleProblem:
+    """Why nothing of a sequence is sent."""
+    if event is not None and event.kind == UNTRAINED:
+        return SampleProblem("nothing trained", event.reason)
+    is_prompt_too_long = int(spans[0, 0]) >= encoding.max_length
+    return SampleProblem("too long" if is_prompt_too_long else "too long to send whole")
 
 
 def _count(result: Examined, view: SampleView) -> None:

@@ -41,12 +41,14 @@ PROBLEM_SENTENCES = {
     "prompt repeated": "whose answer begins with the prompt itself",
     "cut": "cut at MAX_SEQUENCE_LENGTH",
     "too long": "left out, as MAX_SEQUENCE_LENGTH leaves no space for an answer",
+    "too long to send whole": "left out, longer than MAX_SEQUENCE_LENGTH while "
+    "TRUNCATE_LONG_SEQUENCES is False",
     "same answer": "({}) with the same answer. That is right for labels; else the model learns to "
     "give it to everything",
     "no thoughts": "without any thought, although the chat template knows thoughts: the model "
     "learns to answer without thinking",
 }
-OF_LENGTH = ("cut", "too long")  # what the length policy did
+OF_LENGTH = ("cut", "too long", "too long to send whole")  # what the length policy did
 # Counted in samples; the others are counted in sequences.
 OF_SAMPLES = (
     "nothing trained",

@@ -13,7 +13,7 @@
         multiFilter: "多轮", suspicious: "可疑", search: "搜索文字或记录号（按 /）", filters: "筛选",
         legend: ["参与训练", "只读入", "被截断", "控制 token", "思考"], signs: "↵ 换行 · 空格 token ⟨E4⟩ 不成字符的字节",
         record: (n) => `第 ${n} 条记录`, sequence: (a, b) => `序列 ${a} / ${b}`, of: (n) => `${number(n)} 个 token`,
-        share: (n, p) => `训练 ${number(n)}（${p}）`, gap: (n) => `…… 此处略去 ${number(n)} 个 token ……`,
+        gap: (n) => `…… 此处略去 ${number(n)} 个 token ……`,
         ofAll: (n, total) => `数据中有 ${total} 条，页面收录 ${n} 条`,
         shown: (n, page, total) => `显示 ${number(n)} 条样本；页面收录 ${number(page)} 条，共 ${number(total)} 条。` +
           (page < total ? "收录最前、最长、可疑和多轮的样本，其余按 SEED 随机抽取。" : ""),
@@ -27,7 +27,7 @@
         multiFilter: "Multi-turn", suspicious: "Suspicious", search: "Search text or record number (press /)", filters: "Filter",
         legend: ["trained", "only read", "cut", "control token", "thought"], signs: "↵ new line · space token ⟨E4⟩ byte of no character",
         record: (n) => `Record ${n}`, sequence: (a, b) => `Sequence ${a} of ${b}`, of: (n) => `${number(n)} token${n === 1 ? "" : "s"}`,
-        share: (n, p) => `${number(n)} trained (${p})`, gap: (n) => `… ${number(n)} token${n === 1 ? "" : "s"} not shown here …`,
+        gap: (n) => `… ${number(n)} token${n === 1 ? "" : "s"} not shown here …`,
         ofAll: (n, total) => `${n} of the ${total} in the data are on this page`,
         shown: (n, page, total) => `Showing ${number(n)} of the ${number(page)} samples on this page; the data has ${number(total)}. ` +
           (page < total ? "Chosen: the first, the longest, suspicious and multi-turn ones, the others at random by SEED." : ""),
@@ -151,11 +151,11 @@
     who.append(make("span", "arrow", "▸"), words.record(number(sample.record)), " ");
     who.append(make("small", "", many ? sample.file : sample.file.split(/[\\/]/).pop()));
     who.title = sample.file;
-    head.append(who, make("span", "much", `${words.of(sample.tokens)} · ${words.share(sample.trained, percent(sample.trained, sample.sent))}`), bar);
+    head.append(who, make("span", "much", sample.much[chinese ? "zh" : "en"]), bar);
     if (sample.tags.includes("multi-turn")) head.append(make("span", "tag", words.multiFilter));
     if (sample.tags.includes("cut")) head.append(make("span", "tag cut", sample.sent ? words.cutFilter : words.left));
     for (const [kind, detail] of sample.problems) {
-      if (kind !== "cut" && kind !== "too long") head.append(make("span", "tag warn", (words.kinds[kind] || kind).split(/[:：]/)[0].replace("{}", detail) + (!chinese && detail ? `: ${detail}` : "")));
+      if (!data.ofLength.includes(kind)) head.append(make("span", "tag warn", (words.kinds[kind] || kind).split(/[:：]/)[0].replace("{}", detail) + (!chinese && detail ? `: ${detail}` : "")));
     }
     const toggle = (now) => {
       head.setAttribute("aria-expanded", String(now));

@@ -13,9 +13,10 @@ from typing import Any
 from tinkersmith.batches.source import Encoding
 from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import open_regular, write_atomically
+from tinkersmith.plurals import counted
 from tinkersmith.preview.cells import Cell
 from tinkersmith.preview.examine import Examined, SampleView
-from tinkersmith.preview.findings import PROBLEM_SENTENCES, ProblemTotal
+from tinkersmith.preview.findings import OF_LENGTH, PROBLEM_SENTENCES, ProblemTotal
 from tinkersmith.preview.terminal import shortened
 from tinkersmith.preview.token_texts import TokenTexts
 from tinkersmith.preview.visible import VISIBLE, visible
@@ -34,6 +35,8 @@ _CHINESE = {
     "prompt repeated": "条样本的答案以提问本身开头",
     "cut": "条序列在 MAX_SEQUENCE_LENGTH 处被截断",
     "too long": "条序列被舍弃：MAX_SEQUENCE_LENGTH 之内放不下答案",
+    "too long to send whole": "条序列被舍弃：长度超过 MAX_SEQUENCE_LENGTH，"
+    "而 TRUNCATE_LONG_SEQUENCES 为 False",
     "same answer": "条样本（{}）的答案相同。若是分类标签则没有问题；否则模型会学成对什么都这样回答",
     "no thoughts": "条样本都没有思考内容，而聊天模板支持思考：模型会学成不思考就回答",
 }
@@ -116,6 +119,7 @@ def page_text(
             kind: _CHINESE[kind].removeprefix("条样本").removeprefix("条序列")
             for kind in PROBLEM_SENTENCES
         },
+        "ofLength": OF_LENGTH,
         "samples": [_sample(view, texts, 10**9 if whole else longest) for view in chosen],
     }
     script, style = _part("page.js"), _part("page.css")
@@ -167,6 +171,7 @@ def _sample(view: SampleView, texts: TokenTexts, longest: int) -> dict[str, Any]
         "tokens": view.length,
         "sent": sent,
         "trained": trained,
+        "much": _much(view.length, sent, trained),
         "tags": tags,
         "problems": [list(pair) for pair in dict.fromkeys(map(tuple, problems))],
         "sequences": [
@@ -182,6 +187,16 @@ def _sample(view: SampleView, texts: TokenTexts, longest: int) -> dict[str, Any]
             }
             for sequence in view.sequences
         ],
+    }
+
+
+def _much(tokens: int, sent: int, trained: int) -> dict[str, str]:
+    """How many tokens a sample has, how many are sent if not all are, and how many are trained."""
+    share = f"{100 * trained / sent:.1f} %" if sent else "0 %"
+    sent_en, sent_zh = (f"{sent:,} sent, ", f"发送 {sent:,}，") if sent < tokens else ("", "")
+    return {
+        "en": f"{counted(tokens, 'token')}, {sent_en}{trained:,} trained ({share})",
+        "zh": f"{tokens:,} 个 token，{sent_zh}训练 {trained:,}（{share}）",
     }
 
 

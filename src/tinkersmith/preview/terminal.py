@@ -1,6 +1,6 @@
 """Chosen samples -> their tokens in colours in a terminal, or in plain lines without colour.
 
-Where there is no colour, trained parts stand between ⟦ and ⟧.
+Where there is no colour, trained parts stand between ⟦ and ⟧, and what is cut between ⟪ and ⟫.
 """
 
 from collections.abc import Iterable, Sequence
@@ -110,7 +110,8 @@ def legend(signs: Signs, marked: bool) -> "Text":
     text = Text("Tokens: ")
     if marked:
         text.append(
-            f"{signs.open}trained{signs.close}, all others only read; "
+            f"{signs.open}trained{signs.close}, {signs.open_cut}cut: not sent{signs.close_cut}, "
+            "all others only read; "
             f"{signs.newline} is a new line, {signs.space} a space that is a token of its own"
         )
         return text
@@ -207,17 +208,24 @@ def _block_text(block: Block, signs: Signs, marked: bool, count: int) -> "Text":
     from rich.text import Text
 
     text = Text()
-    inside = False
+    close = ""  # the sign that closes the marked part
     for index, cell in enumerate(block.cells, start=count):
-        if marked and cell.trained != inside:
-            text.append(signs.open if cell.trained else signs.close)
-            inside = cell.trained
+        opening, closing = _marks(cell, signs) if marked else ("", "")
+        if closing != close:
+            text.append(close + opening)
+            close = closing
         text.append(_cell_text(cell, signs), style=_style(cell, index % 2))
-    if inside:
-        text.append(signs.close)
+    text.append(close)
     if text.plain.endswith("\n"):
         text.right_crop(1)
     return text
+
+
+def _marks(cell: Cell, signs: Signs) -> tuple[str, str]:
+    """The signs around a part with cells of this kind."""
+    if cell.cut:
+        return signs.open_cut, signs.close_cut
+    return (signs.open, signs.close) if cell.trained else ("", "")
 
 
 def _cell_text(cell: Cell, signs: Signs) -> str:

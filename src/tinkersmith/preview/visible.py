@@ -1,6 +1,6 @@
 """Text -> text in which every character can be seen: new lines, controls, marks of direction."""
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,15 +12,15 @@ class Signs:
     space: str
     open: str  # before a trained part
     close: str
+    open_cut: str  # before what is cut
+    close_cut: str
     before: str  # around the number of a character
     after: str
 
     def for_encoding(self, encoding: str) -> "Signs":
         """These signs, or plain ones where the encoding lacks one of them."""
         try:
-            "".join(
-                (self.newline, self.tab, self.space, self.open, self.close, self.before)
-            ).encode(encoding)
+            "".join(astuple(self)).encode(encoding)
         except (UnicodeEncodeError, LookupError):
             return PLAIN
         return self
@@ -30,8 +30,8 @@ class Signs:
         return visible(text, self).replace("\n", "")
 
 
-VISIBLE = Signs("↵", "⇥", "·", "⟦", "⟧", "⟨", "⟩")
-PLAIN = Signs("\\n", "\\t", "_", "[[", "]]", "<", ">")
+VISIBLE = Signs("↵", "⇥", "·", "⟦", "⟧", "⟪", "⟫", "⟨", "⟩")
+PLAIN = Signs("\\n", "\\t", "_", "[[", "]]", "{{", "}}", "<", ">")
 
 
 def visible(text: str, signs: Signs = VISIBLE) -> str:
