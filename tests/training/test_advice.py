@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.reliability.divergence import VOCABULARIES, healthy
 from tinkersmith.settings.fields import Settings
 from tinkersmith.settings.reading import settings_from
 from tinkersmith.training.advice import RunOutcome, advice
@@ -107,6 +108,34 @@ def test_a_loss_that_ends_above_its_beginning_is_said(losses: list[float]) -> No
     assert not said(run, "More NUM_EPOCHS") and not said(run, "smoother")
     clipped = replace(run, settings=settings_from({"LEARNING_RATE": 1e-3}))
     assert said(clipped, "with LEARNING_RATE = 2e-4 or lower.")
+
+
+@pytest.mark.parametrize(("first", "low", "high", "last"), [(3.1, 0.6, 28, 3.2), (1.4, 1, 14, 1.3)])
+@pytest.mark.parametrize("spread", [0.05, 0.3])
+def test_a_rise_that_came_back_is_said(
+    first: float, low: float, high: float, last: float, spread: float
+) -> None:
+    """The end is no worse than the beginning, and still falls."""
+    level = [
+        *np.geomspace(first, low, 60),
+        *np.geomspace(low, high, 20),
+        *np.geomspace(high, last, 120),
+    ]
+    noise = np.exp(spread * np.random.default_rng(5).standard_normal(200))
+    run = outcome(epoch_losses=[9.0, 3.0], step_losses=(np.array(level) * noise).tolist())
+    assert said(run, "The training loss rose in between, from ") and said(run, " and ended at ")
+    assert said(run, "A new run with LEARNING_RATE = ")
+    assert not said(run, "More NUM_EPOCHS") and not said(run, "smoother")
+
+
+def test_healthy_curves_of_any_noise_are_not_called_a_rise_that_came_back() -> None:
+    random = np.random.default_rng(9)  # of other seeds, 1 curve of 15,000 is
+    for _ in range(1000):
+        vocabulary = int(random.choice(VOCABULARIES))
+        kind, losses, _ = healthy(random, vocabulary)
+        if not kind.startswith("spiked"):
+            run = outcome(vocabulary=vocabulary, step_losses=losses.tolist())
+            assert not said(run, "rose in between"), kind
 
 
 def test_healthy_noise_is_not_called_a_rise() -> None:
