@@ -14,10 +14,11 @@ from tinkersmith.command_line import command_line
 from tinkersmith.settings.fields import Settings
 from tinkersmith.training.divergence import lower_rate
 
-_NEAR_ZERO = 0.02  # mean loss of an epoch: 98 % of the probability on every right token
+_NEAR_ZERO = 0.02  # loss: 98 % of the probability on every right token
+_END = 50  # steps, at most, that tell whether the loss is near 0
 _MOST_EPOCHS, _MOST_BATCH = 1000, 65536  # of the settings
 _FEW = 10  # steps, with which a rise may be noise
-_BEGINNING, _WINDOW = 3, 12  # steps whose mean is taken
+_BEGINNING, _WINDOW = 3, 20  # steps whose mean is taken
 _NO_LANGUAGE = 0.4  # of ln(vocabulary): a pretrained model loses less on any text
 
 
@@ -46,7 +47,7 @@ class RunOutcome:
 def advice(outcome: RunOutcome) -> list[str]:
     """What the curves suggest for the next run; empty if they suggest nothing."""
     rising = _diverged(outcome) or _rose_between(outcome)
-    near_zero = bool(outcome.epoch_losses) and outcome.epoch_losses[-1] < _NEAR_ZERO
+    near_zero = _ends_near_zero(outcome.step_losses)
     lines = [rising] if rising else []
     if memorises := _validation_rises(outcome):
         lines.append(memorises)
@@ -96,7 +97,7 @@ def _rose_between(outcome: RunOutcome) -> str:
     error = _noise(losses) * math.sqrt(1 / _BEGINNING + 1 / width)
     window = losses[peak : peak + width]
     is_above = min(means[peak], median(window)) > max(
-        begin + max(8 * error, 0.2 * chance), _NO_LANGUAGE * chance
+        begin + max(8 * error, 0.3 * chance), _NO_LANGUAGE * chance
     )
     # An explosion is noisy itself. No sound model is long worse than chance, whatever the noise.
     is_worse_than_chance = begin < chance and min(window) > chance + 1
@@ -136,6 +137,12 @@ def _falls(outcome: RunOutcome) -> list[str]:
     if after > 0.9 * before or outcome.settings.num_epochs >= _MOST_EPOCHS:
         return []
     return [f"The loss still fell by {1 - after / before:.0%} in {what}. More NUM_EPOCHS may help."]
+
+
+def _ends_near_zero(losses: Sequence[float]) -> bool:
+    """Whether the last fifth is: an only epoch began high, whatever it came to."""
+    count = max(min(len(losses) // 5, _END), min(len(losses), _FEW))
+    return count > 0 and _mean(losses[-count:]) < _NEAR_ZERO
 
 
 def _is_noisy(step_losses: Sequence[float]) -> bool:
