@@ -33,10 +33,25 @@ def test_an_explosion_at_the_second_step_is_seen_and_nothing_before_it_is_sound(
     assert watch.last_sound_step() == 0
 
 
-def test_nothing_is_judged_during_the_warmup() -> None:
-    rising = np.concatenate([np.full(30, 1.0), np.full(70, 40.0)])
-    assert stopped_at(LossWatch(vocabulary=2048, warmup_steps=100), rising) is None
-    assert stopped_at(LossWatch(vocabulary=2048, warmup_steps=0), rising) == 42
+def test_a_rise_during_the_warmup_is_judged_after_it_and_an_explosion_at_once() -> None:
+    def rising(height: float) -> np.ndarray:
+        return np.concatenate([np.full(30, 1.0), np.full(100, height)])
+
+    assert stopped_at(LossWatch(vocabulary=2048, warmup_steps=100), rising(10.0)) == 112
+    assert stopped_at(LossWatch(vocabulary=2048, warmup_steps=100), rising(40.0)) == 70
+    assert stopped_at(LossWatch(vocabulary=2048, warmup_steps=0), rising(40.0)) == 42
+
+
+@pytest.mark.parametrize("calm", [1, 20, 60, 90])
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+def test_an_explosion_during_the_warmup_stops_the_run(calm: int, noise: float) -> None:
+    """It is higher at the end of the warm-up than ever after, and noise interrupts it."""
+    exploded = np.concatenate([np.geomspace(22, 1587, 100 - calm), np.geomspace(1033, 107, 150)])
+    exploded[20::40] *= 1 - noise * 1.99
+    watch = LossWatch(vocabulary=4096, warmup_steps=100)
+    step = stopped_at(watch, np.concatenate([np.linspace(3.1, 2.0, calm), exploded]))
+    assert step is not None and step <= 130
+    assert watch.last_sound_step() <= calm
 
 
 def test_a_rise_that_passes_is_waited_for() -> None:

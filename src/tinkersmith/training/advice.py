@@ -6,16 +6,20 @@ No line names a setting that is already so, or a value beyond the model or the d
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
+from statistics import median
 
 from tinkersmith.command_line import command_line
 from tinkersmith.settings.fields import Settings
 from tinkersmith.training.divergence import lower_rate
 
-_NEAR_ZERO = 0.02  # mean loss of an epoch: 98 % of the probability on every right token
+_NEAR_ZERO = 0.02  # loss: 98 % of the probability on every right token
+_END = 50  # steps, at most, that tell whether the loss is near 0
 _MOST_EPOCHS, _MOST_BATCH = 1000, 65536  # of the settings
 _FEW = 10  # steps, with which a rise may be noise
+_BEGINNING, _WINDOW = 3, 20  # steps whose mean is taken
+_NO_LANGUAGE = 0.4  # of ln(vocabulary): a pretrained model loses less on any text
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +46,8 @@ class RunOutcome:
 
 def advice(outcome: RunOutcome) -> list[str]:
     """What the curves suggest for the next run; empty if they suggest nothing."""
-    rising = _diverged(outcome)
-    near_zero = bool(outcome.epoch_losses) and outcome.epoch_losses[-1] < _NEAR_ZERO
+    rising = _diverged(outcome) or _rose_between(outcome)
+    near_zero = _ends_near_zero(outcome.step_losses)
     lines = [rising] if rising else []
     if memorises := _validation_rises(outcome):
         lines.append(memorises)
@@ -65,9 +69,7 @@ def _diverged(outcome: RunOutcome) -> str:
     ends = losses[-max(len(losses) // 5, min(3, len(losses) - 1)) :]
     begin, end = _mean(losses[: min(3, len(losses) - len(ends))]), _mean(ends)
     begin = min(begin, losses[0])
-    differences = [(after - before) ** 2 for before, after in pairwise(losses)]
-    noise = math.sqrt(_mean(differences) / 2)
-    error = noise * math.sqrt(1 / len(ends) + 1)  # the beginning may be one step
+    error = _noise(losses) * math.sqrt(1 / len(ends) + 1)  # the beginning may be one step
     is_above = len(losses) >= _FEW and end > begin + max(4 * error, 0.05 * chance)
     is_worse_than_chance = end > chance + 1 and (begin < chance or end > 2 * begin + 1)
     if not (is_above or is_worse_than_chance):
@@ -79,6 +81,33 @@ def _diverged(outcome: RunOutcome) -> str:
     return (
         f"The training loss rose: it ended at {end:.4g}, {against}. This model is of no use. Start "
         f"a new run with LEARNING_RATE = {lower_rate(outcome.settings)} or lower{clip}."
+    )
+
+
+def _rose_between(outcome: RunOutcome) -> str:
+    """That the loss rose far above its beginning and came back; "" if not."""
+    losses, chance = outcome.step_losses, math.log(outcome.vocabulary)
+    width = min(_WINDOW, len(losses) // 3)
+    if width < _BEGINNING:
+        return ""
+    begin = _mean(losses[:_BEGINNING])
+    sums = [0.0, *accumulate(losses)]
+    means = [(after - before) / width for before, after in zip(sums, sums[width:], strict=False)]
+    peak = max(range(len(means)), key=means.__getitem__)
+    error = _noise(losses) * math.sqrt(1 / _BEGINNING + 1 / width)
+    window = losses[peak : peak + width]
+    is_above = min(means[peak], median(window)) > max(
+        begin + max(8 * error, 0.3 * chance), _NO_LANGUAGE * chance
+    )
+    # An explosion is noisy itself. No sound model is long worse than chance, whatever the noise.
+    is_worse_than_chance = begin < chance and min(window) > chance + 1
+    if not (is_above or is_worse_than_chance):
+        return ""
+    before, after = min([begin, *means[:peak]]), _mean(losses[-width:])
+    return (
+        f"The training loss rose in between, from {before:.3g} to {means[peak]:.3g}, and ended at "
+        f"{after:.3g}. A new run with LEARNING_RATE = {lower_rate(outcome.settings)} or lower may "
+        "do better."
     )
 
 
@@ -108,6 +137,12 @@ def _falls(outcome: RunOutcome) -> list[str]:
     if after > 0.9 * before or outcome.settings.num_epochs >= _MOST_EPOCHS:
         return []
     return [f"The loss still fell by {1 - after / before:.0%} in {what}. More NUM_EPOCHS may help."]
+
+
+def _ends_near_zero(losses: Sequence[float]) -> bool:
+    """Whether the last fifth is: an only epoch began high, whatever it came to."""
+    count = max(min(len(losses) // 5, _END), min(len(losses), _FEW))
+    return count > 0 and _mean(losses[-count:]) < _NEAR_ZERO
 
 
 def _is_noisy(step_losses: Sequence[float]) -> bool:
@@ -173,6 +208,11 @@ def _validation(outcome: RunOutcome) -> list[str]:
                 "stop."
             ]
     return []
+
+
+def _noise(losses: Sequence[float]) -> float:
+    """The standard deviation of a step, from its difference to the next."""
+    return math.sqrt(_mean([(after - before) ** 2 for before, after in pairwise(losses)]) / 2)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -9,7 +9,8 @@ compared, and a rise must be larger than the noise between steps explains. A run
 - it has lost half of what it had gained, for `_HALF_LOST` steps. A stream may go from easy files to
   hard ones, which lifts the loss, too: this rule needs samples that are shuffled as a whole.
 
-A loss that is on its way down again is waited for.
+A loss that is on its way down again is waited for. During the warm-up, only a loss that stays far
+worse than chance for `_FAR_STEPS` steps has diverged.
 """
 
 import math
@@ -23,6 +24,7 @@ from tinkersmith.settings.fields import Settings, python_text
 
 SMOOTHED_STEPS = 20  # steps of a smoothed loss
 _CHANCE_STEPS = 12
+_FAR_STEPS = 40  # during the warm-up
 _ABOVE_BEGINNING = 40  # steps
 _HALF_LOST = 100  # steps
 _STANDARD_ERRORS = 6.0  # of the difference of two windows: noise alone makes no such rise
@@ -42,7 +44,7 @@ class LossWatch:
     """Sees every loss once, in order."""
 
     vocabulary: int  # tokens
-    warmup_steps: int = 0  # the learning rate still rises: nothing is judged
+    warmup_steps: int = 0  # the learning rate still rises: only an explosion is judged
     shuffled: bool = True  # the samples are shuffled as a whole
     diverged: bool = False
     protected_step: int = 0  # the last state that was saved up to this step must stay
@@ -53,6 +55,7 @@ class LossWatch:
     )  # of windows: the last SMOOTHED_STEPS + 1
     _best: float = math.inf  # the lowest mean of a window that the last one does not overlap
     _best_step: int = 0
+    _lowest: float = math.inf  # the lowest smoothed loss, be it of a shorter window
     _squares: deque[float] = field(default_factory=lambda: deque[float](maxlen=_NOISE_STEPS))
     _above_chance: int = 0  # steps in a row, as the next two
     _above_beginning: int = 0
@@ -70,6 +73,8 @@ class LossWatch:
         self.steps.append(step)
         self.losses.append(loss)
         count = len(self.losses)
+        if count >= SMOOTHED_STEPS // 2:
+            self._lowest = min(self._lowest, _mean(self.losses[-SMOOTHED_STEPS:]))
         self._judge_chance(step, loss)
         if count >= SMOOTHED_STEPS:
             self._judge_rise(step, _mean(self.losses[-SMOOTHED_STEPS:]))
@@ -103,15 +108,18 @@ class LossWatch:
 
     def _judge_chance(self, step: int, loss: float) -> None:
         chance = math.log(self.vocabulary)
-        is_worse = loss > chance + 1 and step > self.warmup_steps
-        self._above_chance = self._above_chance + 1 if is_worse else 0
+        self._above_chance = self._above_chance + 1 if loss > chance + 1 else 0
         if self._above_chance < _CHANCE_STEPS:
             return
-        before = _mean(self.losses[: -self._above_chance][-SMOOTHED_STEPS:] or self.losses[:1])
-        # New weights are as bad as chance, and a few losses are noise: the others are far above.
-        is_far = min(self.losses[-_CHANCE_STEPS:]) > 2 * max(chance, before) + 1
+        last = self.losses[: -self._above_chance][-SMOOTHED_STEPS:] or self.losses[:1]
+        before = min(_mean(last), self._lowest)
+        far = 2 * max(chance, before) + 1  # new weights are as bad as chance, with some noise
+        if step < self.warmup_steps + _CHANCE_STEPS:
+            recent = self.losses[-_FAR_STEPS:]
+            self.diverged |= len(recent) == _FAR_STEPS and min(recent) > far
+            return
         is_known = len(self.losses) - self._above_chance >= SMOOTHED_STEPS // 2
-        self.diverged |= is_far or (is_known and before < chance)
+        self.diverged |= min(self.losses[-_CHANCE_STEPS:]) > far or (is_known and before < chance)
 
     def _judge_rise(self, step: int, mean: float) -> None:
         """Compare the last window with the best of those that it does not overlap."""
