@@ -273,7 +273,27 @@ READ: list[tuple[str, Any, str]] = [
     ("text", {"text": "Once upon a time."}, "text: Once upon a time."),
     ("text", {"content": "Once.", "url": "u", "meta": {"a": 1}}, "text: Once."),
     ("text", "Once upon a time.", "text: Once upon a time."),
-    ("alpaca", {"instruction": "Where?", "output": "Here.", "images": [], "image": "a.png"}, QA),
+    ("alpaca", {"instruction": "Where?", "output": "Here.", "images": [], "image": " "}, QA),
+    *(
+        (shape, {question: "Where?", name: "Hm.", answer: "Here."}, f"{QA} <Hm.>")
+        for shape, question, answer in (
+            ("alpaca", "instruction", "output"),
+            ("question_answer", "question", "answer"),
+            ("problem_solution", "problem", "solution"),
+            ("input_content", "input", "content"),
+            ("chinese", "问题", "回答"),
+        )
+        for name in ("reasoning_content", "Complex_CoT", "thinking", "思考")
+    ),
+    ("input_output", {"input": "Where?", "output": "Here.", "thought": None, "thoughts": 3}, QA),
+    (
+        "prompt_completion",
+        {"prompt": [TURN[0]], "completion": "Here.", "thought": "Hm."},
+        f"{QA} <Hm.>",
+    ),
+    ("input_target", {"kind": "QA", "input": "Where?", "target": "Here."}, QA),
+    ("user_assistant", {"user": "Where?", "assistant": "Here."}, QA),
+    ("question_answer", {"question": "Where?", "answer": "Here.", "is_correct": True}, QA),
     (
         "question_answer",
         {"row_idx": 3, "row": {"question": "Where?", "answer": "Here."}, "truncated_cells": []},
@@ -401,6 +421,17 @@ USER, ANSWER = said("user", "q"), said("assistant", "a")
             "user: q\nassistant: 1.5",
             'its "answer", a number, is taken as text',
         ),
+        (
+            {"question": "q", "answer": "a", "thinking_trajectories": ["t"]},
+            "user: q\nassistant: a",
+            'its field "thinking_trajectories" was not used; COLUMNS = {"thought": '
+            '"thinking_trajectories.0"} reads it as a thought',
+        ),
+        (
+            {"instruction": "q", "output": "a", "label": 0},
+            "user: q\nassistant: a",
+            'its "label" is 0 or 1 and is not used; if it judges the answer',
+        ),
     ],
 )
 def test_what_no_template_could_write_is_left_out_or_joined_and_noted(
@@ -505,7 +536,34 @@ def test_notes_are_counted_over_a_file(tmp_path: Path) -> None:
             {"row_idx": 1, "row": {"text": "cut"}, "truncated_cells": ["text"]},
             'the data set\'s viewer cut "text" short',
         ),
-        ({"prompt": "q", "completion": "a", "label": False}, "the record is a judged answer"),
+        *(
+            ({**pair, **judged}, "the record is a judged answer")
+            for pair in (
+                {"prompt": "q", "completion": "a"},
+                {"instruction": "q", "output": "a"},
+                messages(USER, ANSWER),
+            )
+            for judged in ({"label": False}, {"kto_tag": 1}, {"is_correct": False})
+        ),
+        *(
+            ({**pair, "rejected_response": "b"}, "the record is a preference pair")
+            for pair in (
+                {"query": "q", "response": "a"},
+                {"instruction": "q", "output": "a"},
+                messages(USER, ANSWER),
+            )
+        ),
+        ({"instruction": "q", "output": "a", "image": "a.png"}, 'the record has "image"'),
+        (
+            {"conversations": [shared("human", "<image>q"), shared("gpt", "a")], "image": "a.png"},
+            'the record has "image"',
+        ),
+        (
+            {"instruction": "q", "output": "a", "reasoning": "x", "thought": "y"},
+            '"reasoning" and "thought" both hold a thought.',
+        ),
+        ({"content": "a", "role": "x"}, "the record is one chat message."),
+        ({"content": "a", "thought": "x"}, "its fields are of no known shape"),
     ],
 )
 def test_a_record_that_is_wrong_is_named_with_the_place(record: Any, sentence: str) -> None:
@@ -550,6 +608,12 @@ ADVISED: list[tuple[Any, str, str]] = [
         "the record is a multiple-choice question",
         "user: Where?\nassistant: 1",
     ),
+    (
+        {"question": "Where?", "A": "Here", "B": "There", "C": "No", "answer": "A"},
+        'does not hold its "A" and "B"',
+        "user: Where?\nassistant: A",
+    ),
+    ({"input": "Where?", "content": "Here."}, 'the record has "input" and "content"', QA),
     (
         {"text": "Good film.", "label": "pos"},
         "To learn the second",
@@ -653,6 +717,11 @@ def test_tables_that_have_all_columns_in_every_record_are_read_by_what_is_filled
             "user: q\nassistant: a",
         ),
         ({"instruction": "a.b", "output": "c"}, {"a.b": "q", "c": "a"}, "user: q\nassistant: a"),
+        (
+            {"thought": "cot"},
+            {"question": "q", "context": "c", "answer": "a", "cot": "hm"},
+            "user: q | c\nassistant: a <hm>",
+        ),
         (
             {"instruction": "q", "output": "a", "thought": "cot"},
             {"q": "q", "a": "a", "cot": "hm"},

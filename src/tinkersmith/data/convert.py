@@ -199,16 +199,20 @@ def _alpaca_record(sample: Sample) -> dict[str, Any] | None:
     roles = [turn.role for turn in spoken]
     if roles != ["user", "assistant"] * (len(spoken) // 2) or sample.tools:
         return None
-    if any(turn.thought or turn.tool_calls or turn.trained is not None for turn in turns):
+    if any(turn.tool_calls or turn.trained is not None for turn in turns):
         return None
     question, answer = spoken[-2:]
     earlier = spoken[:-2]
+    if any(turn.thought for turn in earlier) or (answer.thought and not question.input):
+        return None
     # Only a question with an input needs the history: messages say the rest more plainly.
     if earlier and (not question.input or any(turn.input for turn in earlier)):
         return None
     record: dict[str, Any] = {"instruction": question.text}
     if question.input:
         record["input"] = question.input
+    if answer.thought:
+        record["reasoning_content"] = answer.thought
     record["output"] = answer.text
     if system:
         record["system"] = system

@@ -12,6 +12,8 @@ Kind = Literal["pair", "messages", "text", "refused"]
 
 _QUESTIONS = ("instruction", "prompt", "question", "query", "problem", "input")
 _ANSWERS = ("output", "completion", "response", "solution", "answer")
+# Pairs of names that mean a question and its answer only beside each other.
+_OTHER_PAIRS = (("input", "target"), ("user", "assistant"))
 
 SHAPES: Mapping[str, str] = {
     "alpaca": "Alpaca records",
@@ -22,8 +24,9 @@ SHAPES: Mapping[str, str] = {
     **{
         f"{question}_{answer}": f"{question} and {answer}"
         for question in _QUESTIONS
-        for answer in _ANSWERS
+        for answer in (*_ANSWERS, "content")
     },
+    **{f"{question}_{answer}": f"{question} and {answer}" for question, answer in _OTHER_PAIRS},
     "chinese": "questions and answers in Chinese fields",
     "text": "plain text",
     "columns": "the fields of COLUMNS",
@@ -43,6 +46,7 @@ _CHINESE = {
     **dict.fromkeys(("历史", "歷史"), "history"),
     **dict.fromkeys(("对话", "對話", "消息"), "messages"),
     **dict.fromkeys(("文本",), "text"),
+    **dict.fromkeys(("思考", "思考过程", "思考過程"), "thought"),
 }
 _MESSAGES = (
     "messages",
@@ -55,17 +59,34 @@ _MESSAGES = (
 )
 _SYSTEMS = ("system", "system_prompt", "system_message")
 _TOOLS = ("tools", "functions")
+_THOUGHTS = (*("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "complex_cot"),)
+# Words in the name of a field that may hold a thought, which only the user can know.
+_LIKE_THOUGHTS = ("think", "thought", "reasoning", "rationale", "cot", "思考", "推理")
 _PREFERENCES = (
     ("chosen", "rejected"),
+    ("preferred_output", "non_preferred_output"),
     ("response_0", "response_1"),
+    ("response_1", "response_2"),
     ("response_a", "response_b"),
     ("response_j", "response_k"),
 )
+# The worse answer in a field beside the usual ones.
+_REJECTED = ("rejected_response", "rejected_output", "rejected_answer", "rejected_messages")
+_JUDGES = ("label", "kto_tag", "is_correct")
 _CHOICES = ("choices", "options")
+# The first choices of a question that has one in each field.
+_CHOICE_FIELDS = (
+    ("a", "b", "c"),
+    *(
+        (f"{name}{first}", f"{name}{second}")
+        for name in ("option", "option_", "choice", "choice_", "op", "sol")
+        for first, second in ("ab", "12")
+    ),
+)
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 # Beside "text", these say that the text is a question and not all that is to be learnt.
 _TARGETS = (
-    *(name for name in (*_QUESTIONS, *_ANSWERS) if name != "input"),
+    *(*_QUESTIONS, *_ANSWERS, "output_text", "class", "code"),
     *("label", "labels", "label_text", "target", "targets", "summary", "highlights"),
     *("translation", "sentiment", "intent", "category", "answers", "标签", "摘要"),
 )
@@ -80,8 +101,10 @@ class Layout:
     fields: Mapping[str, str] = field(default_factory=dict[str, str])  # ours -> the record's name
     unused: tuple[str, ...] = ()  # fields that could be the sample as well
     otherwise: "Layout | None" = None  # if the messages are no list
-    label: str = ""  # a field that makes the record a judgement if it is true or false
-    choices: str = ""  # a field that makes the record a multiple-choice question if it is a list
+    thoughts: tuple[str, ...] = ()  # of a pair: fields with the thought before the answer
+    like_thoughts: tuple[str, ...] = ()  # of a pair: fields that look like one
+    judges: tuple[str, ...] = ()  # fields that can say whether the answer is good
+    choices: tuple[str, ...] = ()  # the choices of a question: one list, or a field for each
     columns: bool = False  # whether COLUMNS decided
     texts: tuple[str, str, str, str] | None = None  # of a pair of texts: see `_with_texts`
 
@@ -103,23 +126,20 @@ ALPACA = Layout(
 def layout_of(names: tuple[str, ...]) -> Layout:
     """The layout of records that have fields of these names."""
     if "instruction" in names and "output" in names:
-        others = tuple(name for name in _MESSAGES if name in names)
-        return _with_texts(
-            replace(_pair({name: name for name in names}, *_ALPACA), unused=others), names
-        )
+        return _alpaca(names)
     ours: dict[str, str] = {}
     for name in names:
         our_name = _our_name(name)
         if our_name in ours and our_name in _KNOWN:
             return Layout("twice", "refused", {"first": ours[our_name], "second": name})
         ours[our_name] = name
-    chinese = any(name.strip() in _CHINESE for name in names)
+    chinese = any(name.strip() in _CHINESE and _our_name(name) != "thought" for name in names)
     if "instruction" in ours and "output" in ours:
         layout = _pair(ours, *_ALPACA)
         return replace(layout, shape="chinese" if chinese else "alpaca")
-    for first, second in _PREFERENCES:
-        if first in ours and second in ours:
-            return Layout("preference", "refused", {"first": ours[first], "second": ours[second]})
+    preference = _preference(ours)
+    if preference is not None:
+        return preference
     layout = _pair_or_text(ours)
     if chinese and layout.kind == "pair":
         layout = replace(layout, shape="chinese")
@@ -128,10 +148,37 @@ def layout_of(names: tuple[str, ...]) -> Layout:
     return _with_texts(layout, names)
 
 
+def _alpaca(names: tuple[str, ...]) -> Layout:
+    """The layout of records that have an instruction and an output by these very names."""
+    ours = {name: name for name in names}
+    for name in names:
+        plain = _plain(name)
+        if plain != name and plain in ours and plain in (*ALPACA.fields, *_THOUGHTS):
+            return Layout("twice", "refused", {"first": plain, "second": name})
+        if _our_name(name) in (*_THOUGHTS, *_JUDGES, *_REJECTED):
+            ours.setdefault(_our_name(name), name)
+    if any(name in ours for name in _REJECTED):
+        return _preference(ours) or Layout("unknown", "refused")
+    others = tuple(name for name in _MESSAGES if name in names)
+    return _with_texts(replace(_pair(ours, *_ALPACA), unused=others), names)
+
+
+def _preference(ours: Mapping[str, str]) -> Layout | None:
+    """The layout of a record that has a better and a worse answer; None if it has not."""
+    better = [name for name in ("messages", "conversations", *_ANSWERS) if name in ours]
+    pairs = [*_PREFERENCES, *((name, worse) for worse in _REJECTED for name in better)]
+    for first, second in pairs:
+        if first in ours and second in ours:
+            return Layout("preference", "refused", {"first": ours[first], "second": ours[second]})
+    return None
+
+
 def _with_texts(layout: Layout, names: tuple[str, ...]) -> Layout:
     """The layout with the names of instruction, output, input and system, if it has no others."""
     known = ("instruction", "output", "input", "system")
-    if layout.kind != "pair" or layout.label or layout.choices or layout.unused:
+    if layout.kind != "pair" or layout.judges or layout.choices or layout.unused:
+        return layout
+    if layout.thoughts or layout.like_thoughts:
         return layout
     if not layout.fields.keys() <= set(known) or any(name in MEDIA for name in names):
         return layout
@@ -148,7 +195,7 @@ def layout_with(names: tuple[str, ...], columns: Mapping[str, str]) -> Layout:
 def _layout_with(names: tuple[str, ...], columns: tuple[tuple[str, str], ...]) -> Layout:
     wanted = dict(columns)
     taken = {name for ours, name in wanted.items() if ours not in ("role", "content")}
-    if any(name in wanted for name in ("instruction", "input", "output", "history", "thought")):
+    if any(name in wanted for name in ("instruction", "input", "output", "history")):
         layout, optional = ALPACA, ("input", "system", "history")
         named = {"instruction": "instruction", "output": "output"}
     elif "text" in wanted:
@@ -168,8 +215,10 @@ def _layout_with(names: tuple[str, ...], columns: tuple[tuple[str, str], ...]) -
         fields={**named, **wanted},
         unused=(),
         otherwise=None,
-        label="",
-        choices="",
+        thoughts=(),
+        like_thoughts=(),
+        judges=(),
+        choices=(),
         columns=True,
         texts=None,
     )
@@ -177,8 +226,12 @@ def _layout_with(names: tuple[str, ...], columns: tuple[tuple[str, str], ...]) -
 
 def _our_name(name: str) -> str:
     """A name without the variants of case and white space, in English if we know it."""
-    plain = name.strip().strip("\ufeff").lower().replace(" ", "_").replace("-", "_")
+    plain = _plain(name)
     return _CHINESE.get(plain, plain)
+
+
+def _plain(name: str) -> str:
+    return name.strip().strip("\ufeff").lower().replace(" ", "_").replace("-", "_")
 
 
 def _messages(ours: Mapping[str, str], name: str, otherwise: Layout) -> Layout:
@@ -192,7 +245,9 @@ def _messages(ours: Mapping[str, str], name: str, otherwise: Layout) -> Layout:
         unused = [otherwise.fields["messages"]]
     elif otherwise.kind == "pair":
         unused = [otherwise.fields["instruction"], otherwise.fields["output"]]
-    return Layout("messages", "messages", fields, tuple(unused), otherwise)
+    return Layout(
+        "messages", "messages", fields, tuple(unused), otherwise, judges=_present(_JUDGES, ours)
+    )
 
 
 def _pair_or_text(ours: Mapping[str, str]) -> Layout:
@@ -209,13 +264,25 @@ def _pair_or_text(ours: Mapping[str, str]) -> Layout:
         return Layout("squad", "refused", {name: ours[name] for name in names})
     if questions and answers and (questions, answers) != (["instruction"], ["answer"]):
         return _pair(ours, questions[0], answers[0])
+    for question, answer in _OTHER_PAIRS:
+        if question in ours and answer in ours and not answers:
+            return _pair(ours, question, answer)
+    thoughts = _present(_THOUGHTS, ours)
+    if questions and "content" in ours and thoughts and "text" not in ours:
+        return _pair(ours, questions[0], "content")
     if ("role" in ours and "content" in ours) or ("from" in ours and "value" in ours):
         return Layout("message", "refused")
     for name in ("text", "content"):
         if name in ours:
-            targets = [ours[target] for target in _TARGETS if target in ours]
+            targets = [target for target in _TARGETS if target in ours]
+            if targets and targets[0] in _QUESTIONS:
+                asked = {"text": ours[targets[0]], "output": ours[name], "alone": ours[name]}
+                return Layout("labelled", "refused", asked)
             if targets:
-                return Layout("labelled", "refused", {"text": ours[name], "output": targets[0]})
+                said = {"text": ours[name], "output": ours[targets[0]], "alone": ours[name]}
+                return Layout("labelled", "refused", said)
+            if thoughts or "role" in ours:
+                return Layout("unknown", "refused")
             return Layout("text", "text", {"text": ours[name]})
     if "instruction" in ours or "output" in ours:
         fields = {**ALPACA.fields, **{name: ours[name] for name in ALPACA.fields if name in ours}}
@@ -237,12 +304,45 @@ def _pair(ours: Mapping[str, str], question: str, answer: str) -> Layout:
     system = next((ours[name] for name in systems if name in ours), None)
     if system is not None:
         fields["system"] = system
-    if is_alpaca:
-        return Layout(shape, "pair", fields)
-    choices = next((ours[name] for name in _CHOICES if name in ours), "")
-    return Layout(shape, "pair", fields, label=ours.get("label", ""), choices=choices)
+    used = set(fields.values())
+    thoughts = _present(_THOUGHTS, ours)
+    layout = Layout(
+        shape,
+        "pair",
+        fields,
+        thoughts=thoughts,
+        like_thoughts=tuple(
+            name for name in ours.values() if name not in used and _is_like_thought(name, thoughts)
+        ),
+        judges=_present(_JUDGES, ours),
+    )
+    return layout if is_alpaca else replace(layout, choices=_choices(ours))
+
+
+def _present(candidates: Iterable[str], ours: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple([ours[name] for name in candidates if name in ours])
+
+
+def _is_like_thought(name: str, thoughts: Iterable[str]) -> bool:
+    words = _plain(name).split("_")
+    looks = any(word.startswith(_LIKE_THOUGHTS) for word in words)
+    return looks and name not in thoughts
+
+
+def _choices(ours: Mapping[str, str]) -> tuple[str, ...]:
+    """The fields with the choices of a question, if there are any."""
+    for name in _CHOICES:
+        if name in ours:
+            return (ours[name],)
+    for names in _CHOICE_FIELDS:
+        if all(name in ours for name in names):
+            return _present(names, ours)
+    return ()
 
 
 _KNOWN = frozenset(
-    (*_QUESTIONS, *_ANSWERS, *_MESSAGES, *_SYSTEMS, *_TOOLS, "history", "text", "content")
+    (
+        *(*_QUESTIONS, *_ANSWERS, *_MESSAGES, *_SYSTEMS, *_TOOLS, *_THOUGHTS),
+        *("history", "text", "content", "user", "assistant"),
+    )
 )

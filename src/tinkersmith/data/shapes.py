@@ -117,7 +117,9 @@ def _layout(fields: dict[str, Any], columns: Mapping[str, str]) -> Layout:
         layout = layout_with(names, columns)
         return layout if layout.kind != "refused" else _layout_of_values(fields, columns)
     if "instruction" in fields and "output" in fields:
-        return layout_of(names)
+        layout = layout_of(names)
+        if layout.kind != "refused":
+            return layout
     return _layout_of_values(fields, columns)
 
 
@@ -193,8 +195,13 @@ def _pair(fields: dict[str, Any], source: Source, layout: Layout) -> Sample:
     names = layout.fields
     notes: list[str] = []
     is_strict = layout.shape in ("alpaca", "chinese") and not layout.columns
-    if layout.label or layout.choices:
-        _check_use(fields, layout)
+    if layout.judges:
+        _check_judges(fields, layout, notes)
+    if layout.choices:
+        _check_choices(fields, layout)
+    if layout.thoughts or layout.like_thoughts:
+        layout = _with_thought(fields, layout, notes)
+        names = layout.fields
     values = {ours: _value(fields, name, notes) for ours, name in names.items()}
     question, answer = values.get("instruction"), values.get("output")
     if not is_strict and (is_messages(question) or is_messages(answer)):
@@ -315,29 +322,74 @@ def _prompt_messages(
         completion = completion[1:]
         notes += more
     else:
-        completion = [Turn("assistant", _pair_text(fields, layout, "output", answer, notes))]
+        text = _pair_text(fields, layout, "output", answer, notes)
+        thought = _pair_text(fields, layout, "thought", values.get("thought"), notes)
+        completion = [Turn("assistant", text, thought=thought)]
     return _finished(fields, source, layout, [*turns, *completion], notes)
 
 
-def _check_use(fields: dict[str, Any], layout: Layout) -> None:
-    """Refuse records whose other fields say that they are no question with its answer."""
+def _with_thought(fields: dict[str, Any], layout: Layout, notes: list[str]) -> Layout:
+    """The layout with the field that holds the thought; a note, if one only looks like it."""
+    filled = [name for name in layout.thoughts if _is_filled_text(fields.get(name))]
+    if filled:
+        for other in filled[1:]:
+            if fields[other] != fields[filled[0]]:
+                raise Unusable(
+                    other, f'"{filled[0]}" and "{other}" both hold a thought. Keep one of them.'
+                )
+        return replace(layout, fields={**layout.fields, "thought": filled[0]})
+    for name in (*layout.thoughts, *layout.like_thoughts):
+        value = fields.get(name)
+        path = f"{name}.0" if isinstance(value, list) else name
+        if _is_filled_text(value_in(fields, path)):
+            advice = columns_text({"thought": path})
+            notes.append(f'its field "{name}" was not used; {advice} reads it as a thought')
+            break
+    return layout
+
+
+def _is_filled_text(value: Any) -> bool:
+    return isinstance(value, str) and not is_blank_text(value)
+
+
+def _check_judges(fields: dict[str, Any], layout: Layout, notes: list[str]) -> None:
+    """Refuse a record that says whether its answer is good."""
+    for name in layout.judges:
+        value = fields.get(name)
+        plain = name.strip().lower()
+        said = value.strip().lower() if isinstance(value, str) else value
+        is_truth = isinstance(said, bool) or said in ("true", "false")
+        if plain == "is_correct" and said in (True, "true"):
+            continue
+        if is_truth or (plain == "kto_tag" and not is_missing(value)):
+            raise Unusable(
+                name,
+                f'the record is a judged answer: its "{name}" says whether it is good. Tinkersmith '
+                f'trains on answers. Keep the records with true and remove "{name}" from them; '
+                f"{_COOKBOOK}.",
+            )
+        if is_number(value) and value in (0, 1):
+            notes.append(
+                f'its "{name}" is 0 or 1 and is not used; if it judges the answer, remove the '
+                "records with 0"
+            )
+
+
+def _check_choices(fields: dict[str, Any], layout: Layout) -> None:
+    """Refuse a question whose choices are in other fields."""
     question, answer = layout.fields["instruction"], layout.fields["output"]
-    as_it_is = columns_text({"instruction": question, "output": answer})
-    label = fields.get(layout.label) if layout.label else None
-    if isinstance(label, bool) or (isinstance(label, str) and label.lower() in ("true", "false")):
+    values = [fields.get(name) for name in layout.choices]
+    if len(values) == 1:
+        has_choices = isinstance(values[0], list | dict) and len(cast("Any", values[0])) > 0
+    else:
+        has_choices = not any(is_missing(value) for value in values)
+    if has_choices:
+        shown = _both(layout.choices[:2])
+        as_it_is = columns_text({"instruction": question, "output": answer})
         raise Unusable(
-            layout.label,
-            f'the record is a judged answer: its "{layout.label}" is true or false. Tinkersmith '
-            f'trains on answers. Keep the records with true and remove "{layout.label}" from them; '
-            "the preference recipes of the Tinker cookbook learn from both.",
-        )
-    choices = fields.get(layout.choices) if layout.choices else None
-    if isinstance(choices, list | dict) and choices:
-        raise Unusable(
-            layout.choices,
-            f'the record is a multiple-choice question: "{question}" does not hold its '
-            f'"{layout.choices}". Write them into "{question}". To train without them, set '
-            f"{as_it_is}.",
+            layout.choices[0],
+            f'the record is a multiple-choice question: "{question}" does not hold its {shown}. '
+            f'Write them into "{question}". To train without them, set {as_it_is}.',
         )
 
 
@@ -356,6 +408,8 @@ def _conversation(fields: dict[str, Any], source: Source, layout: Layout) -> Sam
         if value is None and name not in fields:
             what = "missing"
         raise Unusable(name, f'"{name}" is {what}; it must be a list of messages.')
+    if layout.judges:
+        _check_judges(fields, layout, notes)
     other = layout.otherwise
     if other is not None and other.kind == "messages":
         second = other.fields["messages"]
@@ -441,7 +495,9 @@ def _finished(
                     extra["answer"] = value
     for name in MEDIA:
         media = extra.get(name)
-        if isinstance(media, list | dict) and media and not layout.columns:
+        if not layout.columns and (
+            media if isinstance(media, list | dict) else _is_filled_text(media)
+        ):
             raise Unusable(
                 name,
                 f'the record has "{name}"; Tinkersmith trains on text only. Remove the record.',
@@ -516,7 +572,7 @@ def _refusal(fields: dict[str, Any], layout: Layout) -> Unusable:
             names["output"],
             f'the record has "{names["text"]}" and "{names["output"]}". To learn the second from '
             f"the first, set {columns_text(question)}; to train on the text alone, set "
-            f"{columns_text({'text': names['text']})}.",
+            f"{columns_text({'text': names['alone']})}.",
             unclear=True,
         )
     return _unknown(fields)
