@@ -26,7 +26,7 @@ from tinkersmith.files import read_json_object, write_atomically, write_json
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Say, watched
 from tinkersmith.sources.encodings import AUTO
-from tinkersmith.sources.find import look_up
+from tinkersmith.sources.find import look_up, refuse_inputs_as_outputs
 from tinkersmith.sources.records import read_records
 
 INPUT_FILES = ["data/word_problems.json"]
@@ -237,12 +237,10 @@ def _measure(
 def _check_outputs(inputs: Sequence[Path], train_out: Path, test_out: Path, force: bool) -> None:
     if train_out.resolve() == test_out.resolve():
         raise UserError(f"{train_out} is named for both outputs. Name two files.")
-    taken = {path.resolve() for path in inputs}
+    refuse_inputs_as_outputs((train_out, test_out, train_out.parent / _SKIPPED_FILE), inputs)
     for path in (train_out, test_out):
         if path.suffix != ".json":
             raise UserError(f"{path} would hold a JSON array; give it a name that ends in .json.")
-        if path.resolve() in taken:
-            raise UserError(f"{path} is an input and an output. Name another output.")
         if path.is_dir():
             raise UserError(f"{path} is a folder. Name a file.")
         if path.exists() and not force and not _is_ours(path):

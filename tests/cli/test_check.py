@@ -183,7 +183,7 @@ def test_without_files_those_of_config_are_checked(capsys: pytest.CaptureFixture
         (["--write", "clean.jsonl", "--drop", "near"], '"near" is no kind of finding.'),
         (["--write", "clean.jsonl", "--drop", "refusal"], "Did you mean refusals? The kinds are:"),
         (["--write", "clean.json", "--drop", "refusals"], "a name that ends in .jsonl"),
-        (["--write", "data.jsonl", "--drop", "refusals"], "is an input and the output"),
+        (["--write", "data.jsonl", "--drop", "refusals"], "is an input and an output"),
         (["--write", "old.jsonl", "--drop", "refusals"], "old.jsonl exists. Name another file"),
         (["--write", "a.jsonl", "--drop", "refusals", "--out", "a.jsonl"], "Name two files"),
         (["--write", "clean.jsonl", "--drop", "leakage"], "needs test data"),
@@ -202,6 +202,34 @@ def test_what_cannot_be_done_is_one_sentence_and_changes_nothing(
     assert expected in error_of(["data.jsonl", *arguments], capsys)
     assert sorted(os.listdir()) == before
     assert Path("old.jsonl").read_text() == '{"mine": 1}\n'
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--out", "d.jsonl"],
+        ["--out", "../here/d.jsonl"],
+        ["--out", "link.jsonl"],
+        ["--test", "t.jsonl", "--out", "t.jsonl"],
+        ["--test", "t.jsonl", "--write", "t.jsonl", "--drop", "refusals"],
+        ["--config", "c.json", "--out", "c.json"],
+    ],
+)
+def test_no_output_overwrites_an_input(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("d.jsonl").write_text("\n".join(map(json.dumps, BAD)))
+    Path("t.jsonl").write_text("\n".join(map(json.dumps, GOOD)))
+    Path("c.json").write_text('{"SEED": 1}')
+    os.link("d.jsonl", "link.jsonl")
+    before = {path: path.read_bytes() for path in Path().iterdir()}
+    assert "is an input and an output" in error_of(["d.jsonl", *arguments, "--force"], capsys)
+    assert {path: path.read_bytes() for path in Path().iterdir()} == before
 
 
 def test_a_clean_file_without_a_record_is_not_written(

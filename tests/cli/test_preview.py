@@ -144,3 +144,12 @@ def test_it_imports_no_torch_transformers_or_tinker() -> None:
     assert done.returncode == 0
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert imported.isdisjoint({"torch", "transformers", "tinker"})
+
+
+def test_a_page_never_overwrites_data_or_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("config.py").write_text("SEED = 1\n")
+    for name in ("data.json", "./data.json", "config.py"):
+        before = Path(name).read_bytes()
+        preview("data.json", "--html", name, "--force", code=1)
+        assert "is an input and an output" in capsys.readouterr().err
+        assert Path(name).read_bytes() == before

@@ -114,6 +114,14 @@ def test_a_template_with_thoughts_is_compared_with_the_data() -> None:
     assert found(["a"]) == []
 
 
+def test_a_thought_that_begins_before_the_answer_is_no_special_token_in_the_text() -> None:
+    control = replace(CONTROL, special_texts=("</think>",))
+    answers = ("Okay.\n</think>\n\nFour.", "Write </think> here.")
+    samples = [alpaca_sample("q", "", answer, Source("f", 1)) for answer in answers]
+    found = [[*problems_of_text(sample, control)] for sample in samples]
+    assert found == [[], [SampleProblem("special token in text", "</think>")]]
+
+
 def test_problems_are_counted_and_the_first_is_named() -> None:
     findings = ProblemCounts()
     for record in (4, 9):

@@ -286,12 +286,26 @@ def test_a_prompt_that_closes_the_thought_and_an_answer_that_has_one_are_an_erro
     assert stripped.completion == "1<|im_end|>"
 
 
-def test_two_different_thoughts_of_one_answer_are_an_error(
-    tokenizers: dict[str, TextTokenizer],
+@pytest.mark.parametrize("setting", ["chat", "instruction"])
+def test_a_sample_with_two_thoughts_in_one_answer_is_skipped_and_named(
+    setting: str, tokenizers: dict[str, TextTokenizer]
 ) -> None:
-    sample = talk("a", "<think>\nin the text\n</think>\n\n1", thought="in a field")
-    with pytest.raises(UserError, match="record 1: an answer has one thought in a field"):
-        template_for(tokenizers["qwen3"], sample).render_all(sample, "all")
+    tokenizer = tokenizers["qwen3"]
+    bad = talk("a", "<think>\nin the text\n</think>\n\n1", thought="in a field")
+    good = talk("a", "2", thought="in a field")
+    template = choose_template(setting, tokenizer, "m", thoughts=count_thoughts([bad, good]))
+    data = tokenize([bad, good], template, tokenizer, 1000, truncate=True)
+    assert len(data.samples) == 1
+    assert "an answer has a thought in a field of its own" in data.skipped[0].reason
+    with pytest.raises(UserError, match="record 1: an answer has a thought in a field"):
+        template.render(bad)
+    asked = replace(bad, turns=(*bad.turns, *talk("b", "2").turns))
+    with pytest.raises(UserError, match="record 1: an answer has a thought in a field"):
+        template.render_prompt(asked)
+    strip = choose_template(
+        setting, tokenizer, "m", thinking="strip", thoughts=count_thoughts([bad])
+    )
+    assert "1" in strip.render(bad).completion and "in " not in strip.render(bad).completion
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinkersmith.cli.common import add_settings_options, reading_settings
+from tinkersmith.cli.common import add_settings_options, reading_settings, settings_file
 from tinkersmith.cli.entry_point import COMMANDS
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def _check(wanted: argparse.Namespace) -> None:
     )
     from tinkersmith.errors import UserError
     from tinkersmith.progress import watched
+    from tinkersmith.sources.find import refuse_inputs_as_outputs
 
     threshold: float = wanted.threshold
     if math.isnan(threshold) or not LOWEST_THRESHOLD <= threshold <= 1:
@@ -137,9 +138,13 @@ def _check(wanted: argparse.Namespace) -> None:
     if tested is not None:
         _refuse_test_data_that_is_checked(reading.paths, tested.paths)
     out, write = Path(wanted.out or FINDINGS_FILE), Path(wanted.write) if wanted.write else None
+    refuse_inputs_as_outputs(
+        [out, *([write] if write else [])],
+        [*reading.paths, *(tested.paths if tested else []), settings_file(wanted.config)],
+    )
     check_findings_file(out, wanted.force)
     if write is not None:
-        check_output(write, reading.paths, wanted.force)
+        check_output(write, wanted.force)
         if write.resolve() == out.resolve():
             raise UserError(f"{write} is named for --write and --out. Name two files.")
     with watched(print) as progress:

@@ -33,10 +33,15 @@ def settings_with_origins(
     """Like `user_settings`, with the place that each field which is not a default comes from."""
     from tinkersmith.settings.reading import load_with_origins
 
-    path = Path(config or Path(folder) / "config.py")
+    path = settings_file(config, folder)
     if config or path.is_file():
         return load_with_origins(path, overrides)
     return load_with_origins(None, overrides, folder)
+
+
+def settings_file(config: str, folder: Path | str = ".") -> Path:
+    """The settings file that is read, if it exists."""
+    return Path(config or Path(folder) / "config.py")
 
 
 def refuse_unread_file(config: str, folder: Path | str = ".") -> None:

@@ -2,8 +2,9 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
-from tinkersmith.cli.common import add_settings_options, reading_settings
+from tinkersmith.cli.common import add_settings_options, reading_settings, settings_file
 from tinkersmith.cli.entry_point import COMMANDS
 from tinkersmith.errors import UserError, one_line
 
@@ -34,7 +35,9 @@ def convert_command(argv: Sequence[str], *, prog: str) -> int:
     wanted = parser.parse_args(argv)
     from tinkersmith.data.convert import conversion_lines, convert
     from tinkersmith.progress import watched
+    from tinkersmith.sources.find import refuse_inputs_as_outputs
 
+    refuse_inputs_as_outputs([Path(wanted.out)], [settings_file(wanted.config)])
     settings = reading_settings(wanted.config, wanted.set)
     columns = _columns(wanted.columns)
     for name, given in (("COLUMNS", columns), ("ENCODING", wanted.encoding)):

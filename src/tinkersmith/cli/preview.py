@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinkersmith.cli.common import add_settings_options
+from tinkersmith.cli.common import add_settings_options, settings_file
 from tinkersmith.cli.entry_point import COMMANDS
 
 _ON_A_PAGE = 200  # samples, unless --count says so
@@ -53,16 +53,21 @@ def preview_command(argv: Sequence[str], *, prog: str) -> int:
     from tinkersmith.preview.plan import local_encoding, tokenizer_folder, training_samples
     from tinkersmith.preview.token_texts import token_texts
     from tinkersmith.progress import watched
+    from tinkersmith.sources.find import look_up, refuse_inputs_as_outputs
 
     if wanted.html:
         from tinkersmith.preview.page import check_target
 
+        refuse_inputs_as_outputs([Path(wanted.html)], [settings_file(wanted.config)])
         check_target(Path(wanted.html), wanted.force)
     settings = user_settings(wanted.config, wanted.set)
     if wanted.files:
         settings = settings.model_copy(update={"data_files": wanted.files})
     if wanted.base_model:
         settings = settings.model_copy(update={"base_model": wanted.base_model})
+    if wanted.html:
+        for names in filter(None, (settings.training_files, settings.validation_files)):
+            refuse_inputs_as_outputs([Path(wanted.html)], look_up(names).paths)
     count = wanted.count or (_ON_A_PAGE if wanted.html else _IN_A_TERMINAL)
     choice = Choice(count, wanted.filter, wanted.record, bool(wanted.html), settings.seed)
     with watched(print) as progress:

@@ -4,9 +4,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinkersmith.cli.common import add_settings_options, reading_settings
+from tinkersmith.cli.common import add_settings_options, reading_settings, settings_file
 from tinkersmith.cli.entry_point import COMMANDS, run_entry_point
 from tinkersmith.paths import data_file_seen_from_here, seen_from_here
+from tinkersmith.sources.find import refuse_inputs_as_outputs
 from tinkersmith.split import (
     INPUT_FILES,
     SEED,
@@ -69,6 +70,8 @@ def split_command(
     wanted = parser.parse_args(argv)
 
     def act() -> None:
+        outputs = (Path(wanted.train_out), Path(wanted.test_out))
+        refuse_inputs_as_outputs(outputs, [settings_file(wanted.config, folder)])
         reading = reading_settings(wanted.config, wanted.set, folder)
         result = split_dataset(
             wanted.inputs,

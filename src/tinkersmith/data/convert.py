@@ -21,7 +21,7 @@ from tinkersmith.errors import UserError, reason_of
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress
 from tinkersmith.sources.encodings import AUTO
-from tinkersmith.sources.find import look_up
+from tinkersmith.sources.find import look_up, refuse_inputs_as_outputs
 from tinkersmith.sources.records import iterate_records, read_records
 
 _WHOLE_AT_MOST = 50_000_000  # bytes of a file: a smaller one is read whole, which knows encodings
@@ -260,11 +260,10 @@ def _free_name(name: str, taken: Mapping[str, Any]) -> str:
 def _check_outputs(inputs: Sequence[Path], out: Path, skipped_out: Path, force: bool) -> None:
     if out.suffix not in (".jsonl", ".ndjson"):
         raise UserError(f"{out} would hold JSON Lines; give it a name that ends in .jsonl.")
+    refuse_inputs_as_outputs((out, skipped_out), inputs)
     for path in (out, skipped_out):
         if path.is_dir():
             raise UserError(f"{path} is a folder. Name a file with --out.")
-        if any(path.resolve() == source.resolve() for source in inputs):
-            raise UserError(f"{path} is an input and an output. Name another file with --out.")
         if path.exists() and not force:
             raise UserError(
                 f"{path} exists already. Name another file with --out, or add --force to overwrite "

@@ -36,18 +36,16 @@ class Cleaned:
         return lines
 
 
-def check_output(path: Path, inputs: Iterable[Path], force: bool) -> None:
+def check_output(path: Path, force: bool) -> None:
     """Refuse an output that must not be written.
 
     Raises:
-        UserError: it is an input or a folder, or exists and `force` is false.
+        UserError: it is a folder, or exists and `force` is false.
     """
     if path.suffix not in (".jsonl", ".ndjson"):
         raise UserError(f"{path} would hold JSON Lines; give it a name that ends in .jsonl.")
     if path.is_dir():
         raise UserError(f"{path} is a folder. Name a file.")
-    if path.resolve() in {other.resolve() for other in inputs}:
-        raise UserError(f"{path} is an input and the output. Name another output.")
     if path.exists() and not force:
         raise UserError(f"{path} exists. Name another file, or add --force to overwrite it.")
 

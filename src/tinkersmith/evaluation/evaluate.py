@@ -234,10 +234,10 @@ class _Asker:
     def _records(self, sample: Sample, pending: Any) -> list[Record]:
         from tinkersmith.service.answers import answer_within
         from tinkersmith.text.guards import unguarded
-        from tinkersmith.text.thoughts import thought_and_answer
+        from tinkersmith.text.thoughts import answer_alone
 
         answered = self.service.wait(pending, f"answering {sample.source}")
-        expected = thought_and_answer(sample.turns[-1])[1]
+        expected = answer_alone(sample.turns[-1])
         named = _named_answer(sample)
         records: list[Record] = []
         for draw, sequence in enumerate(answered.sequences, start=1):

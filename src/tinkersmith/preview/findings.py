@@ -25,7 +25,6 @@ TURN_ENDS = {
 _FEWEST_SAME = 3  # samples with the same answer, below which nothing is said
 _SHORTEST_REPEAT = 20  # characters of a prompt that an answer may repeat
 _BEGINNING = 200  # characters of an answer that are looked at for that
-_THOUGHT_BEGINS = ("<", "[")  # with what a thought at an answer's start can begin
 _LAST = 3  # tokens of a trained part, among which its end token is
 
 # What is said of each kind, after its count: "3 sequences ...". {} is a detail of the first case.
@@ -121,7 +120,7 @@ def problems_of_text(sample: Sample, control: Control) -> Iterator[SampleProblem
     """What looks wrong in the texts of a sample, before they become tokens."""
     for turn in sample.turns:
         said = (turn.text, turn.input, turn.thought)
-        if turn.role == "assistant" and turn.text.lstrip()[:1] in _THOUGHT_BEGINS:
+        if turn.role == "assistant":
             said = split_thought(turn.text) or said
         written = [text for text in control.special_texts if any(text in part for part in said)]
         if written:

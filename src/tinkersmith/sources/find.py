@@ -8,7 +8,7 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -88,6 +88,19 @@ def look_up(names: Sequence[str]) -> FoundFiles:
     if not by_name:
         raise UserError(f"{does_not_exist(missing)}. Put a file there, or correct the name.")
     return FoundFiles(by_name, missing, notes)
+
+
+def refuse_inputs_as_outputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Refuse to write over what is read, by whatever name or link.
+
+    Raises:
+        UserError: an output is an input.
+    """
+    read = dict.fromkeys(inputs, True)
+    resolved = {path.resolve() for path in read}
+    for path in outputs:
+        if path.resolve() in resolved or (_exists(path) and _same_file(path, read) is not None):
+            raise UserError(f"{path} is an input and an output. Name another output.")
 
 
 def does_not_exist(files: Sequence[str]) -> str:

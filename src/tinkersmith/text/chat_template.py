@@ -17,6 +17,7 @@ from tinkersmith.text.guards import guard, guard_all, unguarded
 from tinkersmith.text.pieces import (
     Rendered,
     Untrainable,
+    naming,
     plain_text,
     start_of,
     trained_turns,
@@ -28,6 +29,7 @@ from tinkersmith.text.sandbox import render_chat
 from tinkersmith.text.thoughts import (
     CLOSE,
     OPEN,
+    answer_alone,
     is_cut_within_thought,
     leading_empty_thought,
     split_thought,
@@ -103,8 +105,9 @@ class ChatTemplate:
         """The last answer, and all before it as its prompt."""
         if sample.turns[-1].role == "text":
             return self._plain(sample)
-        answers = _Conversation(self, sample)
-        return Rendered.of(*answers.written(len(sample.turns) - 1))
+        with naming(sample):
+            answers = _Conversation(self, sample)
+            return Rendered.of(*answers.written(len(sample.turns) - 1))
 
     def render_all(self, sample: Sample, train_on: str) -> tuple[Rendered, ...]:
         """Every sequence of a sample that is trained on, the one with the last answer first.
@@ -125,7 +128,9 @@ class ChatTemplate:
         """The prompt of use: all before the last answer, with or without a thought to come."""
         if sample.turns[-1].role == "text":
             return self.begin + self.guarded(start_of(sample.turns[-1].text))
-        return _Conversation(self, sample, by_form=False).prompt(len(sample.turns) - 1, self.thinks)
+        with naming(sample):
+            conversation = _Conversation(self, sample, by_form=False)
+            return conversation.prompt(len(sample.turns) - 1, self.thinks)
 
     def answer(self, generated: str) -> str:
         """The answer within a generated text that still has its control tokens.
@@ -329,8 +334,8 @@ class _Conversation:
         turn = self._sample.turns[place]
         if is_cut_within_thought(turn.text):
             raise Untrainable("its answer opens a thought and never closes it")
-        thought, answer = (self._template.guarded(text) for text in thought_and_answer(turn))
-        if not self._template.keeps_thoughts or not thought.strip():
+        thought, answer = (self._template.guarded(text) for text in self._parts(turn))
+        if not thought.strip():
             thought = ""
         think = bool(thought) or self._template.thinking == "keep"
         prompt = self._write(place, think, prompt=True)
@@ -414,6 +419,12 @@ class _Conversation:
 
     # ---- messages
 
+    def _parts(self, turn: Turn) -> tuple[str, str]:
+        """The thought of an assistant's turn, if thoughts are kept, and its answer."""
+        if self._template.keeps_thoughts:
+            return thought_and_answer(turn)
+        return "", answer_alone(turn)
+
     def _message(self, turn: Turn) -> Message:
         guarded = self._template.guarded
         if turn.role != "assistant":
@@ -423,9 +434,9 @@ class _Conversation:
             if turn.tool_call_id:
                 message["tool_call_id"] = guarded(turn.tool_call_id)
             return message
-        thought, answer = thought_and_answer(turn)
+        thought, answer = self._parts(turn)
         message = {"role": "assistant", "content": guarded(answer)}
-        if thought.strip() and self._template.keeps_thoughts:
+        if thought.strip():
             within = f"{OPEN}\n{guarded(thought)}\n{CLOSE}\n\n{guarded(answer)}"
             if self._form.carrier in ("content", "text"):
                 message["content"] = within
@@ -447,7 +458,7 @@ class _Conversation:
             text = cast("str", message["content"] or "")
             if turn.role == "assistant":
                 self._check_calls(turn, whole)
-                text = self._template.guarded(thought_and_answer(turn)[1])
+                text = self._template.guarded(answer_alone(turn))
             if not _is_in(text, whole):
                 raise self._left_out(f"a text of the role {turn.role}", turn.text)
         for tool in self._tools or ():

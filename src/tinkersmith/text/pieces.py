@@ -4,14 +4,25 @@ A piece is encoded on its own, so its tokens are those of use, where the prompt 
 the answer. Each join stands at a control token or where an answer begins.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tinkersmith.data.samples import Sample, Turn
+from tinkersmith.errors import UserError
 
 
 class Untrainable(Exception):
     """A sample that nothing can be trained on; the text is the reason, as the end of a sentence."""
+
+
+@contextmanager
+def naming(sample: Sample) -> Generator[None, None, None]:
+    """Turn an `Untrainable` into the sentence that stops a command, with the record's place."""
+    try:
+        yield
+    except Untrainable as reason:
+        raise UserError(f"{sample.source}: {reason}. Correct or remove the record.") from None
 
 
 @dataclass(frozen=True, slots=True)

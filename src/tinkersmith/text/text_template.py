@@ -15,11 +15,12 @@ from typing import Any
 from tinkersmith.data.samples import Sample, Turn
 from tinkersmith.errors import UserError, one_line
 from tinkersmith.text.guards import guard, guard_all
-from tinkersmith.text.pieces import Piece, Rendered, plain_text, start_of, trained_turns
+from tinkersmith.text.pieces import Piece, Rendered, naming, plain_text, start_of, trained_turns
 from tinkersmith.text.thoughts import (
     CLOSE,
     OPEN,
     THOUGHT_TAGS,
+    answer_alone,
     is_cut_within_thought,
     split_thought,
     thought_and_answer,
@@ -61,7 +62,9 @@ class TextTemplate:
         """The last answer, and all before it as its prompt."""
         if sample.turns[-1].role == "text":
             return self._plain(sample)
-        return Rendered.of(self.render_prompt(sample), self._answer(sample.turns[-1]) + self.end)
+        with naming(sample):
+            answer = self._answer(sample.turns[-1])
+        return Rendered.of(self.render_prompt(sample), answer + self.end)
 
     def render_all(self, sample: Sample, train_on: str) -> tuple[Rendered, ...]:
         """The sequence of a sample to train on.
@@ -88,7 +91,8 @@ class TextTemplate:
         """All before the last answer; of a plain text, its beginning."""
         if sample.turns[-1].role == "text":
             return self.begin + self._guard(start_of(sample.turns[-1].text))
-        written = self._written(sample.context, sample.tools, answer_follows=True)
+        with naming(sample):
+            written = list(self._written(sample.context, sample.tools, answer_follows=True))
         return self.begin + "".join(text for _, text in written)
 
     def answer(self, generated: str) -> str:
@@ -148,8 +152,10 @@ class TextTemplate:
 
     def _answer(self, turn: Turn) -> str:
         """What an assistant's turn says, without the end token."""
-        thought, answer = thought_and_answer(turn)
-        if not thought.strip() or not self.keeps_thoughts:
+        thought, answer = (
+            thought_and_answer(turn) if self.keeps_thoughts else ("", answer_alone(turn))
+        )
+        if not thought.strip():
             text = self._guard(answer)
         elif turn.thought:
             text = f"{OPEN}\n{self._guard(thought)}\n{CLOSE}\n\n{self._guard(answer)}"

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tinkersmith.data.samples import Sample, Source, Turn
-from tinkersmith.errors import UserError
+from tinkersmith.text.pieces import Untrainable
 
 OPEN, CLOSE = "<think>", "</think>"
 # What opens and closes a thought at an answer's start. Others, such as <reasoning>, are as often
@@ -53,20 +53,24 @@ def is_cut_within_thought(text: str) -> bool:
     )
 
 
+def answer_alone(turn: Turn) -> str:
+    """What an assistant's turn answers, without its thoughts."""
+    inline = split_thought(turn.text)
+    return turn.text if inline is None else inline[1]
+
+
 def thought_and_answer(turn: Turn) -> tuple[str, str]:
     """The thought of an assistant's turn, "" if it has none, and what it answers.
 
     Raises:
-        UserError: it has two thoughts; the sentence is to be preceded by the record's place.
+        Untrainable: it has two thoughts.
     """
     inline = split_thought(turn.text)
     if inline is None:
         return turn.thought, turn.text
     thought, answer = inline
     if turn.thought and thought.strip() not in ("", turn.thought.strip()):
-        raise UserError(
-            "an answer has one thought in a field of its own and another in its text. Remove one."
-        )
+        raise Untrainable("an answer has a thought in a field of its own and another in its text")
     return turn.thought or thought, answer
 
 
