@@ -109,7 +109,9 @@ def main() -> int:
     for name, run in runs.items():
         print(f"{name:8}" + "".join(f"{run[column]!s:>22}" for column in columns))
     if not arguments.size:
-        print("written:", write_results("label_errors", "python -m benchmarks.label_errors", runs))
+        print(
+            "written:", write_results("label_errors", "python -m benchmarks.label_errors", {**runs})
+        )
     is_kept = all(float(str(run["AUC"])) >= PROMISED for run in runs.values())
     return 0 if is_kept else 1
 

@@ -83,7 +83,11 @@ def test_validation_is_advised_where_there_is_none_and_the_data_is_enough() -> N
     assert said(outcome(), "With VALIDATION_RATIO = 0.05")
     assert said(outcome(samples=6), "With VALIDATION_RATIO = 0.1 ")
     assert advice(outcome(samples=1)) == []
-    for given in ({"VALIDATION_RATIO": 0.1}, {"VALIDATION_FILES": ["x.json"]}):
+    ways: tuple[dict[str, object], ...] = (
+        {"VALIDATION_RATIO": 0.1},
+        {"VALIDATION_FILES": ["x.json"]},
+    )
+    for given in ways:
         assert not said(outcome(given), "VALIDATION_RATIO")
         assert said(outcome(given), "not one validation sample fits into 2,048 tokens")
         assert advice(outcome(given, validation_losses=[1.0, 1.0])) == []
@@ -180,7 +184,7 @@ def test_no_advice_names_what_is_so_already_or_cannot_be() -> None:
         for curve, samples, truncated in product(curves, (1, 200), (0, 1)):
             if truncated and not given.truncate_long_sequences:
                 continue
-            run = outcome(samples=samples, truncated=truncated * samples, **curve)
+            run = outcome(None, samples=samples, truncated=truncated * samples, **curve)
             text = "\n".join(advice(replace(run, settings=given)))
             assert_can_be_followed(text, given, samples)
 

@@ -186,7 +186,7 @@ def test_hard_samples_lists_every_sample_with_its_losses_and_texts(finished: Fin
     assert [line["rank"] for line in lines] == list(range(1, 14))
     for line in lines:
         record = finished.usable[line["record"] - 1]
-        assert line["file"] == finished.settings.data_files[0] and len(line["losses"]) == 2
+        assert line["file"] == finished.settings.training_files[0] and len(line["losses"]) == 2
         assert line["question"].startswith(record["instruction"])
         assert record["output"].startswith(line["answer"].removesuffix("...").strip())
 
