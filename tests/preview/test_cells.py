@@ -280,9 +280,15 @@ def test_text_that_the_tokenizer_normalises_is_found() -> None:
 
 
 @pytest.mark.parametrize("train_on", ["all", "last"])
-@pytest.mark.parametrize("family", ["qwen3", "gptoss", "deepseek_v3_1", "llama3_2"])
+@pytest.mark.parametrize(
+    ("family", "calls"),
+    [
+        *(("qwen3", 1), ("qwen3", 2), ("gptoss", 1), ("gptoss", 2)),
+        *(("deepseek_v3_1", 1), ("llama3_2", 1)),
+    ],
+)
 def test_a_result_is_not_found_within_the_arguments_of_its_call(
-    tmp_path: Path, family: str, train_on: str
+    tmp_path: Path, family: str, calls: int, train_on: str
 ) -> None:
     make_family_tokenizer(tmp_path, FAMILIES[family])
     tokenizer = load_tokenizer(tmp_path)
@@ -290,7 +296,7 @@ def test_a_result_is_not_found_within_the_arguments_of_its_call(
     sample = Sample(
         (
             Turn("user", "Where?"),
-            Turn("assistant", "", tool_calls=(call,)),
+            Turn("assistant", "", tool_calls=(call,) * calls),
             Turn("tool", "Bern", tool_name="find"),
             Turn("assistant", "There."),
         ),

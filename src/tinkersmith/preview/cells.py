@@ -168,9 +168,13 @@ class _Searched:
         end = begin
         if span := self._thought(thought, said or "".join(names[:1]), text, begin):
             start, end = span
-        for wanted in (said, turn.input, *names):
+        for wanted in (said, turn.input, *names[:1]):
             if span := _search(wanted, text, end):
                 start = span[0] if start is None else start
+                end = span[1]
+        for name in names[1:]:  # some templates write only the first call
+            span = _search(name, text, end)
+            if span and not self._has_end(end, span[0]):
                 end = span[1]
         return None if start is None else (start, end)
 
@@ -182,10 +186,13 @@ class _Searched:
         first, after = _search(said, text, begin), _search(said, text, span[1])
         if first is None or after is None or span[0] > first[0]:
             return None
-        closing = self.cells[self.first_cell(span[1]) : self.first_cell(after[0])]
-        if span[0] == first[0] and any(cell.ends for cell in closing):
+        if span[0] == first[0] and self._has_end(span[1], after[0]):
             return None  # the thought is how the answer begins, and `after` is a later turn
         return span if after[0] - span[1] <= _LONGEST_CLOSING else None
+
+    def _has_end(self, begin: int, end: int) -> bool:
+        """Whether a token that ends a turn stands between two characters."""
+        return any(cell.ends for cell in self.cells[self.first_cell(begin) : self.first_cell(end)])
 
     def place_after_answer(self, turn: Turn, begin: int) -> tuple[int, int] | None:
         """Like `place`, behind the token that ends the answer: arguments of calls precede it."""
