@@ -280,9 +280,15 @@ def test_text_that_the_tokenizer_normalises_is_found() -> None:
 
 
 @pytest.mark.parametrize("train_on", ["all", "last"])
-@pytest.mark.parametrize("family", ["qwen3", "gptoss", "deepseek_v3_1", "llama3_2"])
+@pytest.mark.parametrize(
+    ("family", "calls"),
+    [
+        *(("qwen3", 1), ("qwen3", 2), ("gptoss", 1), ("gptoss", 2)),
+        *(("deepseek_v3_1", 1), ("llama3_2", 1)),
+    ],
+)
 def test_a_result_is_not_found_within_the_arguments_of_its_call(
-    tmp_path: Path, family: str, train_on: str
+    tmp_path: Path, family: str, calls: int, train_on: str
 ) -> None:
     make_family_tokenizer(tmp_path, FAMILIES[family])
     tokenizer = load_tokenizer(tmp_path)
@@ -290,7 +296,7 @@ def test_a_result_is_not_found_within_the_arguments_of_its_call(
     sample = Sample(
         (
             Turn("user", "Where?"),
-            Turn("assistant", "", tool_calls=(call,)),
+            Turn("assistant", "", tool_calls=(call,) * calls),
             Turn("tool", "Bern", tool_name="find"),
             Turn("assistant", "There."),
         ),
@@ -310,6 +316,29 @@ def test_a_result_is_not_found_within_the_arguments_of_its_call(
     result = blocks_of(sample, cells, train_on)
     assert [block.role for block in result] == ["user", "assistant", "tool", "assistant"]
     assert "Bern" in shown(result[1]) and "Bern" in shown(result[2])
+
+
+@pytest.mark.parametrize("train_on", ["all", "last"])
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("qwen3_5", "instruction"), ("deepseek_v3_1", "instruction"), ("deepseek_v3_1", "chat")],
+)
+def test_a_thought_is_one_turn_with_its_answer(
+    tmp_path: Path, family: str, name: str, train_on: str
+) -> None:
+    make_family_tokenizer(tmp_path, FAMILIES[family])
+    tokenizer = load_tokenizer(tmp_path)
+    answers = ("<think>\nBern\n</think>\n\nBern", "<think>\nBern Bern\n</think>\n\nBern")
+    sample = conversation("user", answers[0], "assistant", answers[1])
+    template = choose_template(name, tokenizer, "m", thoughts=count_thoughts([sample]))
+    rendered = template.render_all(sample, train_on)[0]
+    rows = [tokenizer.encode(piece.text) for piece in rendered.pieces]
+    trained = [np.full(len(r), p.trained) for p, r in zip(rendered.pieces, rows, strict=True)]
+    tokens, weights = np.concatenate(rows), np.concatenate(trained).astype(np.float32)
+    cells = cells_of(tokens, weights, len(tokens), token_texts(tokenizer))
+    result = blocks_of(sample, cells, train_on)
+    assert [block.role for block in result] == ["user", "assistant", "user", "assistant"]
+    assert "<think>" not in shown(result[0]) + (shown(result[2]) if name != "chat" else "")
 
 
 @settings(max_examples=100, deadline=None)

@@ -220,6 +220,42 @@ def test_a_page_holds_the_first_the_longest_and_what_is_suspicious() -> None:
     assert held == again
 
 
+def suspicious(text: str) -> list[int]:
+    return [
+        sample["record"] for sample in data_of(text)["samples"] if "suspicious" in sample["tags"]
+    ]
+
+
+def with_the_same_answer(count: int, every: int) -> list[Sample]:
+    samples = many(count, 1)
+    for n in range(0, count, every):
+        samples[n] = alpaca_sample(f"Question {n}?", "", "The same.", Source("f.json", n + 1))
+    return samples
+
+
+def test_samples_with_the_same_answer_are_suspicious_and_chosen() -> None:
+    text = page(with_the_same_answer(120, 4), count=40)
+    assert suspicious(text) == list(range(1, 121, 4))
+    assert data_of(text)["totals"]["suspicious"] == 30
+    assert "30 samples (25%) with the same answer" in data_of(text)["findings"][0]["en"]
+    only = page(with_the_same_answer(120, 4), count=10, name="suspicious")
+    assert suspicious(only) == list(range(1, 41, 4))
+    assert suspicious(page(with_the_same_answer(120, 6), count=40)) == []
+
+
+def test_suspicious_samples_come_before_random_ones() -> None:
+    samples = many(200, 1)
+    for n in range(50, 80):
+        samples[n] = alpaca_sample("Say <|im_end|>.", "", f"no {n}", Source("f.json", n + 1))
+    assert suspicious(page(samples, count=40)) == list(range(51, 81))
+
+
+def test_what_was_left_out_or_cut_is_suspicious_as_well() -> None:
+    samples = many(3, 1)
+    samples[1] = alpaca_sample("Say much.", "", "word " * 60, Source("f.json", 2))
+    assert suspicious(page(samples, MAX_SEQUENCE_LENGTH=60)) == [2]
+
+
 def test_every_finding_has_its_chinese_sentence() -> None:
     assert list(_CHINESE) == list(PROBLEM_SENTENCES)
     assert [

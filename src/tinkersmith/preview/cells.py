@@ -166,13 +166,33 @@ class _Searched:
         thought, said = thought_and_answer(turn) if turn.role == "assistant" else ("", turn.text)
         start: int | None = None
         end = begin
-        if span := _thought_span(thought, said or "".join(names[:1]), text, begin):
+        if span := self._thought(thought, said or "".join(names[:1]), text, begin):
             start, end = span
-        for wanted in (said, turn.input, *names):
+        for wanted in (said, turn.input, *names[:1]):
             if span := _search(wanted, text, end):
                 start = span[0] if start is None else start
                 end = span[1]
+        for name in names[1:]:  # some templates write only the first call
+            span = _search(name, text, end)
+            if span and not self._has_end(end, span[0]):
+                end = span[1]
         return None if start is None else (start, end)
+
+    def _thought(self, thought: str, said: str, text: str, begin: int) -> tuple[int, int] | None:
+        """Where a thought stands: right before what is said. None where the template dropped it."""
+        span = _search(thought, text, begin)
+        if span is None or not said.strip():
+            return None
+        first, after = _search(said, text, begin), _search(said, text, span[1])
+        if first is None or after is None or span[0] > first[0]:
+            return None
+        if span[0] == first[0] and self._has_end(span[1], after[0]):
+            return None  # the thought is how the answer begins, and `after` is a later turn
+        return span if after[0] - span[1] <= _LONGEST_CLOSING else None
+
+    def _has_end(self, begin: int, end: int) -> bool:
+        """Whether a token that ends a turn stands between two characters."""
+        return any(cell.ends for cell in self.cells[self.first_cell(begin) : self.first_cell(end)])
 
     def place_after_answer(self, turn: Turn, begin: int) -> tuple[int, int] | None:
         """Like `place`, behind the token that ends the answer: arguments of calls precede it."""
@@ -206,17 +226,6 @@ def _add_unfound_answer(
             border = text.border("assistant", end, text.starts[index])
             borders.append((max(border, borders[-1][0]), "assistant"))
             return
-
-
-def _thought_span(thought: str, said: str, text: str, begin: int) -> tuple[int, int] | None:
-    """Where a thought stands: right before what is said. None where the template dropped it."""
-    span = _search(thought, text, begin)
-    if span is None or not said.strip():
-        return None
-    first, after = _search(said, text, begin), _search(said, text, span[1])
-    if first is None or after is None or span[0] > first[0]:
-        return None
-    return span if after[0] - span[1] <= _LONGEST_CLOSING else None
 
 
 def _search(wanted: str, text: str, begin: int) -> tuple[int, int] | None:
@@ -253,17 +262,17 @@ def _border(cells: Sequence[Cell], first: int, last: int, role: str) -> int:
     token closes the turn before if another one follows it. Without any, an answer begins with its
     own text, and other turns with what the template writes before theirs.
     """
+    if role == "assistant":
+        trained = (
+            index
+            for index in range(max(first, 1), min(last + 1, len(cells)))
+            if cells[index].trained and not cells[index - 1].trained
+        )
+        last = next(trained, last)
     controls = [index for index in range(first, last) if cells[index].control]
     ends = [index for index in controls if cells[index].ends]
     if not controls:
-        trained = [
-            index
-            for index in range(max(first, 1), last + 1)
-            if index < len(cells) and cells[index].trained and not cells[index - 1].trained
-        ]
-        if role == "assistant":
-            return trained[0] if trained else last
-        return first
+        return last if role == "assistant" else first
     if not ends and len(controls) == 1 and not cells[controls[0]].trained:
         return controls[0]
     border = (ends[-1] if ends else controls[0]) + 1

@@ -5,8 +5,10 @@ Everything is counted in one pass; only the chosen samples stay in memory.
 
 import heapq
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 import numpy as np
 
@@ -15,9 +17,12 @@ from tinkersmith.data.samples import Sample
 from tinkersmith.preview.cells import Block, blocks_of, cells_of
 from tinkersmith.preview.findings import (
     OF_LENGTH,
+    SAME_ANSWER_SHARE,
     Control,
     ProblemCounts,
+    SameAnswer,
     SampleProblem,
+    answer_hash,
     problems_of_sequence,
     problems_of_text,
 )
@@ -90,6 +95,11 @@ class SampleView:
 
     @property
     def is_suspicious(self) -> bool:
+        """Whether something is to be checked."""
+        return bool(self.problems)
+
+    @property
+    def has_wrong_content(self) -> bool:
         """Whether something looks wrong, but for its length."""
         return any(problem.kind not in OF_LENGTH for problem in self.problems)
 
@@ -143,6 +153,7 @@ def examine_tokens(samples: Iterable[Sample], encoding: Encoding, choice: Choice
     control = Control.of(encoding.tokenizer, encoding.template)
     result = Examined()
     keeper = _Keeper(choice)
+    suspicious_answers: Counter[int] = Counter()
     untrained: list[LengthEvent] = []  # grows while the samples are encoded
     encoded = encode_samples(
         samples, encoding.template, encoding.tokenizer, encoding.settings.train_on, untrained
@@ -155,8 +166,13 @@ def examine_tokens(samples: Iterable[Sample], encoding: Encoding, choice: Choice
                 view, problems=(*view.problems, SampleProblem("nothing trained", reason))
             )
         _count(result, view)
+        if view.is_suspicious:
+            suspicious_answers[answer_hash(sample)] += 1
         keeper.offer(view)
-    result.chosen = keeper.kept()
+    same = result.findings.same_answer()
+    result.chosen = keeper.kept(same)
+    if same is not None:
+        result.counts.suspicious += same.count - suspicious_answers[same.hash]
     return result
 
 
@@ -209,9 +225,47 @@ def _count(result: Examined, view: SampleView) -> None:
     result.findings.add_sample(view.sample, view.problems)
 
 
+def _with_same_answer(view: SampleView, same: SameAnswer | None) -> SampleView:
+    """The sample, with a problem if it has the answer of too many."""
+    if same is None or answer_hash(view.sample) != same.hash:
+        return view
+    problem = SampleProblem("same answer", same.share)
+    return replace(view, problems=(*view.problems, problem))
+
+
 def is_multi_turn(sample: Sample) -> bool:
     """Whether the sample has more than one question and one answer."""
     return sum(turn.role != "system" for turn in sample.turns) > 2
+
+
+class _SameAnswers:
+    """The answers that may be those of more than SAME_ANSWER_SHARE of all samples.
+
+    Misra & Gries 1982, "Finding repeated elements": with k counters, every answer of more than
+    1 / (k + 1) of the samples is among them at the end.
+    """
+
+    _COUNTERS = int(1 / SAME_ANSWER_SHARE)
+
+    def __init__(self, longest: int) -> None:
+        self.longest = longest  # the most samples that are kept of an answer
+        self._scores: dict[int, int] = {}
+        self._views: dict[int, list[SampleView]] = {}
+
+    def offer(self, view: SampleView) -> None:
+        answer = answer_hash(view.sample)
+        if answer in self._scores or len(self._scores) < self._COUNTERS:
+            self._scores[answer] = self._scores.get(answer, 0) + 1
+            views = self._views.setdefault(answer, [])
+            if len(views) < self.longest:
+                views.append(view)
+            return
+        self._scores = {key: score - 1 for key, score in self._scores.items() if score > 1}
+        self._views = {key: views for key, views in self._views.items() if key in self._scores}
+
+    def views(self, same: SameAnswer | None) -> list[SampleView]:
+        """The samples that have this answer."""
+        return [] if same is None else self._views.get(same.hash, [])
 
 
 class _Keeper:
@@ -222,6 +276,8 @@ class _Keeper:
         self._first: list[SampleView] = []
         self._longest: list[tuple[int, int, SampleView]] = []  # a heap, the shortest on top
         self._by_kind: dict[str, list[SampleView]] = {}
+        self._suspicious: list[SampleView] = []
+        self._same = _SameAnswers(choice.count)
         self._random: list[SampleView] = []
         self._offered = 0
         self._chance = random.Random(choice.seed)
@@ -230,6 +286,8 @@ class _Keeper:
         choice = self.choice
         if choice.record is not None and view.sample.source.record != choice.record:
             return
+        if choice.name == "suspicious" or choice.mixed:
+            self._same.offer(view)
         if not view.passes(choice.name):
             return
         if choice.name == "longest":
@@ -240,20 +298,30 @@ class _Keeper:
         else:
             self._offer_mixed(view)
 
-    def kept(self) -> list[SampleView]:
-        """The chosen samples in the order of the data, the longest first if those were wanted."""
+    def kept(self, same: SameAnswer | None) -> list[SampleView]:
+        """The chosen samples in the order of the data, the longest first if those were wanted.
+
+        Args:
+            same: the answer of too many samples, which is a problem of each of them.
+        """
         if self.choice.name == "longest":
-            longest = sorted(self._longest, key=lambda entry: (-entry[0], -entry[1]))
-            return [view for _, _, view in longest]
-        wanted = {view.number: view for view in self._first}
-        wanted |= {view.number: view for _, _, view in self._longest}
-        for views in self._by_kind.values():
-            wanted |= {view.number: view for view in views}
-        for view in self._random:
+            ordered = sorted(self._longest, key=lambda entry: (-entry[0], -entry[1]))
+            return [_with_same_answer(view, same) for _, _, view in ordered]
+        by_worth = chain(
+            self._first,
+            (view for _, _, view in self._longest),
+            *self._by_kind.values(),
+            sorted([*self._suspicious, *self._same.views(same)], key=lambda view: view.number),
+            self._random,
+        )
+        if not self.choice.mixed:  # the first ones of the data
+            by_worth = sorted(by_worth, key=lambda view: view.number)
+        wanted: dict[int, SampleView] = {}
+        for view in by_worth:
             if len(wanted) >= self.choice.count:
                 break
-            wanted[view.number] = view
-        return [wanted[number] for number in sorted(wanted)][: self.choice.count]
+            wanted[view.number] = _with_same_answer(view, same)
+        return [wanted[number] for number in sorted(wanted)]
 
     def _offer_longest(self, view: SampleView, count: int) -> None:
         entry = (view.length, -view.number, view)
@@ -263,7 +331,10 @@ class _Keeper:
             heapq.heapreplace(self._longest, entry)
 
     def _offer_mixed(self, view: SampleView) -> None:
-        """A tenth each for the first, the longest and each kind; the others are random."""
+        """A tenth each for the first, the longest and each kind, then what else looks wrong.
+
+        The others are random, those that are only too long among them: they may be many.
+        """
         some = max(self.choice.count // 10, 1)
         if len(self._first) < some:
             self._first.append(view)
@@ -273,6 +344,8 @@ class _Keeper:
             same = self._by_kind.setdefault(kind, [])
             if len(same) < some:
                 same.append(view)
+        if view.has_wrong_content and len(self._suspicious) < self.choice.count:
+            self._suspicious.append(view)
         self._offered += 1
         if len(self._random) < self.choice.count:
             self._random.append(view)

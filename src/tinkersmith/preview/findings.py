@@ -160,6 +160,16 @@ def problems_of_sequence(
         yield SampleProblem("no end token")
 
 
+@dataclass(frozen=True, slots=True)
+class SameAnswer:
+    """An answer that many samples have."""
+
+    hash: int
+    count: int  # samples
+    share: str  # of all samples
+    first: Source
+
+
 @dataclass(slots=True)
 class ProblemCounts:
     """Counts of all problems, with the first place of each."""
@@ -168,7 +178,7 @@ class ProblemCounts:
     counts: dict[str, int] = field(default_factory=dict[str, int])
     firsts: dict[str, tuple[Source, str]] = field(default_factory=dict[str, tuple[Source, str]])
     has_thoughts: bool = False
-    _answers: "array[int]" = field(default_factory=lambda: array("q"))  # a hash of each
+    _answers: "array[int]" = field(default_factory=lambda: array("q"))  # `answer_hash` of each
     _records: "array[int]" = field(default_factory=lambda: array("I"))
     _files: list[str] = field(default_factory=list[str])
     _starts: list[int] = field(default_factory=list[int])  # the first sample of each of `_files`
@@ -180,7 +190,7 @@ class ProblemCounts:
             self._starts.append(self.samples)
         self.samples += 1
         self._records.append(sample.source.record)
-        self._answers.append(hash(sample.output.strip()))
+        self._answers.append(answer_hash(sample))
         self.has_thoughts = self.has_thoughts or has_thought(sample)
         self.add(sample.source, problems)
 
@@ -190,14 +200,14 @@ class ProblemCounts:
             self.counts[problem.kind] = self.counts.get(problem.kind, 0) + 1
             self.firsts.setdefault(problem.kind, (source, problem.detail))
 
-    def same_answer(self) -> tuple[int, Source] | None:
-        """How many samples have the most frequent answer, and where the first of them is.
+    def same_answer(self) -> "SameAnswer | None":
+        """The most frequent answer.
 
         None unless they are more than SAME_ANSWER_SHARE of all.
         """
         if not self._answers:
             return None
-        _, first, counts = np.unique(
+        hashes, first, counts = np.unique(
             np.frombuffer(self._answers, np.int64), return_index=True, return_counts=True
         )
         most = int(counts.argmax())
@@ -205,7 +215,12 @@ class ProblemCounts:
         if same < _FEWEST_SAME or same <= SAME_ANSWER_SHARE * self.samples:
             return None
         file = self._files[bisect_right(self._starts, index) - 1]
-        return same, Source(file, self._records[index])
+        return SameAnswer(
+            int(hashes[most]),
+            same,
+            f"{same / self.samples:.0%}",
+            Source(file, self._records[index]),
+        )
 
     def all(self, template: PromptTemplate) -> list[ProblemTotal]:
         """Every kind of problem that there is, in the order of PROBLEM_SENTENCES."""
@@ -215,11 +230,15 @@ class ProblemCounts:
             if kind in self.counts
         ]
         if (most := self.same_answer()) is not None:
-            share = f"{most[0] / self.samples:.0%}"
-            result.append(ProblemTotal("same answer", most[0], share, most[1]))
+            result.append(ProblemTotal("same answer", most.count, most.share, most.first))
         if self.samples and writes_thoughts(template) and not self.has_thoughts:
             result.append(ProblemTotal("no thoughts", self.samples, "", None))
         return result
+
+
+def answer_hash(sample: Sample) -> int:
+    """A number that is the same for equal answers."""
+    return hash(sample.output.strip())
 
 
 def writes_thoughts(template: PromptTemplate) -> bool:

@@ -155,7 +155,7 @@
     if (sample.tags.includes("multi-turn")) head.append(make("span", "tag", words.multiFilter));
     if (sample.tags.includes("cut")) head.append(make("span", "tag cut", sample.sent ? words.cutFilter : words.left));
     for (const [kind, detail] of sample.problems) {
-      if (!data.ofLength.includes(kind)) head.append(make("span", "tag warn", (words.kinds[kind] || kind).split(/[:：]/)[0].replace("{}", detail) + (!chinese && detail ? `: ${detail}` : "")));
+      if (!data.ofLength.includes(kind)) head.append(make("span", "tag warn", (words.kinds[kind] || kind).split(/[:：。]/)[0].replace("{}", detail) + (!chinese && detail ? `: ${detail}` : "")));
     }
     const toggle = (now) => {
       head.setAttribute("aria-expanded", String(now));
