@@ -70,13 +70,31 @@ def test_a_jumping_loss_says_a_lower_rate_and_a_calm_one_says_nothing_of_it() ->
 
 def test_many_cut_answers_are_pointed_out_with_a_length_that_the_model_holds() -> None:
     run = outcome({"MAX_SEQUENCE_LENGTH": 512}, truncated=40, max_length=512)
-    assert said(run, "20% of the samples were cut at 512 tokens. Raise MAX_SEQUENCE_LENGTH, up to")
+    assert said(
+        run, "20% of the training samples were cut at 512 tokens. Raise MAX_SEQUENCE_LENGTH, up to"
+    )
     assert said(run, "up to 2,048, or leave them out with TRUNCATE_LONG_SEQUENCES = False.")
     assert said(replace(run, context=None), "Raise MAX_SEQUENCE_LENGTH, or leave them out")
     at_the_limit = replace(run, max_length=2048)
     assert said(at_the_limit, "which is all that the model holds. Shorten them, or leave them out")
     assert not said(at_the_limit, "MAX_SEQUENCE_LENGTH")
-    assert not said(replace(run, truncated=200), "TRUNCATE_LONG_SEQUENCES")
+    assert not said(replace(run, truncated=190), "TRUNCATE_LONG_SEQUENCES")
+
+
+def test_a_length_is_named_that_cuts_no_sample_where_the_model_holds_it() -> None:
+    run = outcome({"MAX_SEQUENCE_LENGTH": 512}, truncated=40, max_length=512, longest=1000)
+    assert said(run, "Raise MAX_SEQUENCE_LENGTH to 1,000, which cuts none, or leave")
+    assert said(replace(run, context=None), "Raise MAX_SEQUENCE_LENGTH to 1,000, which cuts none")
+    assert said(replace(run, longest=3000), "Raise MAX_SEQUENCE_LENGTH, up to 2,048, or leave")
+
+
+def test_after_a_rise_nothing_is_said_of_hard_samples_or_of_memorising() -> None:
+    calm = outcome(hard_samples="Look at them.", validation_losses=[0.8, 0.9])
+    assert said(calm, "Look at them.") and said(calm, "memorise")
+    for losses in ([1.0, *[50.0] * 59], [1.0] * 20 + [50.0] * 20 + [1.0] * 20):
+        risen = replace(calm, step_losses=losses)
+        assert said(risen, "rose") and not said(risen, "Look at them.")
+        assert not said(risen, "memorise")
 
 
 def test_validation_is_advised_where_there_is_none_and_the_data_is_enough() -> None:

@@ -24,6 +24,7 @@ class DataSummary:
     too_long: int  # samples of which no sequence is left
     untrained: int  # samples in which nothing is trained on
     truncated: int  # samples of which a sequence is cut
+    training_truncated: int  # those of `training`
     unusable: int  # records
     sequences: int  # that the samples to train on are rendered as: at least one for each
     trained_tokens: int  # in them
@@ -49,6 +50,7 @@ class DataSummary:
             too_long=training.too_long + validation.too_long,
             untrained=training.untrained + validation.untrained,
             truncated=training.truncated + validation.truncated,
+            training_truncated=training.truncated,
             unusable=unusable,
             sequences=training.sequences,
             trained_tokens=training.trained_tokens,

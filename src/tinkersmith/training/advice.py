@@ -17,6 +17,7 @@ from tinkersmith.training.divergence import lower_rate
 _NEAR_ZERO = 0.02  # loss: 98 % of the probability on every right token
 _END = 50  # steps, at most, that tell whether the loss is near 0
 _MOST_EPOCHS, _MOST_BATCH = 1000, 65536  # of the settings
+_MOST_LEFT_OUT = 0.5  # of the samples
 _FEW = 10  # steps, with which a rise may be noise
 _BEGINNING, _WINDOW = 3, 20  # steps whose mean is taken
 _NO_LANGUAGE = 0.4  # of ln(vocabulary): a pretrained model loses less on any text
@@ -31,12 +32,13 @@ class RunOutcome:
     samples: int  # trained on
     max_length: int  # tokens of a sample
     context: int | None = None  # tokens that the model holds; None: not known
-    validation_samples: int = 0
-    truncated: int = 0  # samples that were cut, those for validation included
+    truncated: int = 0  # of `samples`
+    longest: int = 0  # tokens of the longest of them, before it was cut; 0: not known
     epoch_losses: Sequence[float] = field(default_factory=list[float])
     step_losses: Sequence[float] = field(default_factory=list[float])
     validation_losses: Sequence[float] = field(default_factory=list[float])  # as they were measured
     best_checkpoint: str = ""  # the path saved where the validation loss was lowest
+    hard_samples: str = ""  # a sentence about them
     test_file: str = "data/test_set.json"
 
     @property
@@ -49,16 +51,19 @@ def advice(outcome: RunOutcome) -> list[str]:
     rising = _diverged(outcome) or _rose_between(outcome)
     near_zero = _ends_near_zero(outcome.step_losses)
     lines = [rising] if rising else []
-    if memorises := _validation_rises(outcome):
-        lines.append(memorises)
-    elif not near_zero and not rising:
-        lines += _falls(outcome)
-    if not rising and _is_noisy(outcome.step_losses):
-        lines.append(_smoother(outcome))
+    if not rising:
+        memorises = _validation_rises(outcome)
+        lines += memorises or ([] if near_zero else _falls(outcome))
+        if _is_noisy(outcome.step_losses):
+            lines.append(_smoother(outcome))
     lines += _cut(outcome)
     if near_zero:
         lines.append(_memorised(outcome))
-    return lines + _validation(outcome)
+    lines += _validation(outcome)
+    # After a rise, the losses of samples tell which batch fell into it.
+    if outcome.hard_samples and not rising:
+        lines.append(outcome.hard_samples)
+    return lines
 
 
 def _diverged(outcome: RunOutcome) -> str:
@@ -111,17 +116,17 @@ def _rose_between(outcome: RunOutcome) -> str:
     )
 
 
-def _validation_rises(outcome: RunOutcome) -> str:
+def _validation_rises(outcome: RunOutcome) -> list[str]:
     losses = outcome.validation_losses
     if len(losses) < 2 or losses[-1] <= 1.02 * min(losses):
-        return ""
+        return []
     remedies = ["fewer epochs" if outcome.settings.num_epochs > 1 else "a lower LEARNING_RATE"]
     if outcome.best_checkpoint:
         remedies.append(f"the checkpoint with the lowest value, {outcome.best_checkpoint}")
-    return (
+    return [
         f"The validation loss rose from {min(losses):.4f} to {losses[-1]:.4f}: the model begins to "
         f"memorise. Use {', or '.join(remedies)}."
-    )
+    ]
 
 
 def _falls(outcome: RunOutcome) -> list[str]:
@@ -161,23 +166,28 @@ def _smoother(outcome: RunOutcome) -> str:
 
 
 def _cut(outcome: RunOutcome) -> list[str]:
-    count = outcome.samples + outcome.validation_samples
-    share = outcome.truncated / max(count, 1)
+    share = outcome.truncated / max(outcome.samples, 1)
     if share <= 0.05:
         return []
     remedies: list[str] = []
     if outcome.context is None or outcome.max_length < outcome.context:
-        most = f", up to {outcome.context:,}" if outcome.context is not None else ""
-        remedies.append(f"raise MAX_SEQUENCE_LENGTH{most}")
+        remedies.append(f"raise MAX_SEQUENCE_LENGTH{_up_to(outcome)}")
     else:
         remedies.append("shorten them")
-    if outcome.truncated < count:  # else nothing would be left
+    if share <= _MOST_LEFT_OUT:
         remedies.append("leave them out with TRUNCATE_LONG_SEQUENCES = False")
     what = f"were cut at {outcome.max_length:,} tokens"
     if outcome.max_length == outcome.context:
         what += ", which is all that the model holds"
     remedy = ", or ".join(remedies)
-    return [f"{share:.0%} of the samples {what}. {remedy[0].upper()}{remedy[1:]}."]
+    return [f"{share:.0%} of the training samples {what}. {remedy[0].upper()}{remedy[1:]}."]
+
+
+def _up_to(outcome: RunOutcome) -> str:
+    """The MAX_SEQUENCE_LENGTH that cuts no sample, or else the largest."""
+    if outcome.longest and (outcome.context is None or outcome.longest <= outcome.context):
+        return f" to {outcome.longest:,}, which cuts none"
+    return "" if outcome.context is None else f", up to {outcome.context:,}"
 
 
 def _memorised(outcome: RunOutcome) -> str:

@@ -64,8 +64,7 @@ def finish(
         sampler = plan.service.create_sampling_client(last.sampler_path)
         answers = answer_a_sample(plan, sampler, progress.say)
     summary = lengths.summary()
-    suggestions = advice(_outcome(plan, curves, summary))
-    suggestions += [hard] if hard else []
+    suggestions = advice(_outcome(plan, curves, summary, hard))
     progress.say("")
     progress.say(f"Model    {plan.run.name}")
     progress.say(f"Path     {last.sampler_path}")
@@ -87,7 +86,7 @@ def finish(
     )
 
 
-def _outcome(plan: Plan, curves: Curves, summary: DataSummary) -> RunOutcome:
+def _outcome(plan: Plan, curves: Curves, summary: DataSummary, hard: str) -> RunOutcome:
     measured = [
         (line["validation_loss"], line["step"])
         for line in plan.run.metrics()
@@ -99,21 +98,22 @@ def _outcome(plan: Plan, curves: Curves, summary: DataSummary) -> RunOutcome:
         settings=plan.settings,
         vocabulary=plan.tokenizer.vocab_size,
         samples=summary.training,
-        validation_samples=summary.validation,
         max_length=plan.max_length,
         context=plan.service.max_context,
-        truncated=summary.truncated,
+        truncated=summary.training_truncated,
+        longest=summary.lengths.max,
         epoch_losses=curves.epochs,
         step_losses=curves.steps,
         validation_losses=curves.validation,
         best_checkpoint=saved[-1] if saved else "",
+        hard_samples=hard,
     )
 
 
-def _hard_samples(plan: Plan, progress: Progress) -> str | None:
-    """Write hard_samples.jsonl if the server sent losses; the line of advice about it."""
+def _hard_samples(plan: Plan, progress: Progress) -> str:
+    """Write hard_samples.jsonl if the server sent losses; the line of advice about it, or ""."""
     if not plan.run.file(SAMPLE_LOSSES_FILE).is_file():
-        return None
+        return ""
     try:
         with progress.doing("ranking the samples by their losses"):
             files, _ = find_files(plan.settings.training_files)
@@ -121,5 +121,5 @@ def _hard_samples(plan: Plan, progress: Progress) -> str | None:
             write_hard_samples(plan.run, hard, plan.source)
     except UserError as error:  # the model is trained, whatever became of these files
         progress.say(f"  Warning: {HARD_SAMPLES_FILE} is not written: {error}")
-        return None
+        return ""
     return hard_samples_line(hard)

@@ -110,17 +110,17 @@ def write_hard_samples(run: RunFolder, hard: HardSamples, source: DataSource) ->
     run.rewrite(HARD_SAMPLES_FILE, _lines(hard.samples, texts))
 
 
-def hard_samples_line(hard: HardSamples) -> str | None:
-    """One sentence of advice; None where no sample stands out."""
+def hard_samples_line(hard: HardSamples) -> str:
+    """One sentence of advice; "" where no sample stands out."""
     if not hard.outstanding:
-        return None
+        return ""
     first = hard.samples[0]
     loss = next(loss for loss in reversed(first.losses) if loss is not None)
     many = "1 of them stands" if hard.outstanding == 1 else f"{hard.outstanding:,} of them stand"
     return (
         f"{HARD_SAMPLES_FILE} lists the samples that surprised the model most; {many} out. The "
-        f"first: {first.source} (loss {loss:.2f}, {first.score:,.0f} times that of others). Wrong "
-        "answers are often among them."
+        f"first: {first.source} (loss {loss:.2f}, {first.score:,.0f} times that of others). "
+        "Look at these samples first when you search for wrong answers."
     )
 
 
