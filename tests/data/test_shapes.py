@@ -563,7 +563,22 @@ def test_notes_are_counted_over_a_file(tmp_path: Path) -> None:
             '"reasoning" and "thought" both hold a thought.',
         ),
         ({"content": "a", "role": "x"}, "the record is one chat message."),
-        ({"content": "a", "thought": "x"}, "its fields are of no known shape"),
+        ({"content": "a", "thought": "x"}, 'COLUMNS = {"instruction": "...", "output": "..."}'),
+        ({"a1": "x", "b1": "y", "c1": "z"}, 'COLUMNS = {"instruction": "...", "output": "..."}'),
+        ({"frage": "x", "antwort": "y"}, 'or the other way round: COLUMNS = {"instruction": "ant'),
+        ({"body": "x", "url": "y"}, 'for plain text, COLUMNS = {"text": "..."}'),
+        ({"title": "x", "id": "y"}, "no field of the record holds a text to train on"),
+        ({"question": "q"}, '"answer" is missing beside "question". Add it'),
+        ({"problem": "q", "id": "7"}, '"solution" is missing beside "problem". Add it'),
+        (
+            {"input": {"messages": TURN}, "preferred_output": TURN, "non_preferred_output": TURN},
+            "the record is a preference pair",
+        ),
+        ({"prompt": "q", "response_1": "a", "response_2": "b"}, "the record is a preference pair"),
+        (
+            {"conversations": TURN, "chosen": TURN[1], "rejected": TURN[1]},
+            "the record is a preference pair",
+        ),
     ],
 )
 def test_a_record_that_is_wrong_is_named_with_the_place(record: Any, sentence: str) -> None:
@@ -629,6 +644,8 @@ ADVISED: list[tuple[Any, str, str]] = [
         "its fields are of no known shape",
         "user: Where?\nassistant: Wo ist es?",
     ),
+    ({"target": "Here.", "source": "Where?"}, "its fields are of no known shape", QA),
+    ({"reply": "Here.", "q": "Where?"}, "its fields are of no known shape", QA),
     ({"data": {"turns": TURN}}, "its fields are of no known shape", QA),
     ({"body": "Once."}, "its fields are of no known shape", "text: Once."),
 ]

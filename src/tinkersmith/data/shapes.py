@@ -11,7 +11,15 @@ from tinkersmith.data.columns import (
     quoted_names,
     value_in,
 )
-from tinkersmith.data.layout import MEDIA, SHAPES, Layout, layout_of, layout_with
+from tinkersmith.data.layout import (
+    MEDIA,
+    SHAPES,
+    THOUGHTS,
+    Layout,
+    layout_of,
+    layout_with,
+    our_name,
+)
 from tinkersmith.data.messages import (
     is_messages,
     is_sharegpt,
@@ -41,6 +49,29 @@ __all__ = ["SHAPES", "check_record"]
 
 _NAN = 'its "{}" is NaN, which counts as missing'
 _NUMBER = 'its "{}", a number, is taken as text'
+_QUESTION_NAMES = frozenset(
+    (
+        *("instruction", "question", "questions", "q", "prompt", "input", "query", "problem"),
+        *("user", "human", "用户"),
+    )
+)
+_ANSWER_NAMES = frozenset(
+    (
+        *("output", "answer", "answers", "a", "response", "target", "completion", "solution"),
+        *("canonical_solution", "label", "assistant", "reply", "summary", "chosen", "助手"),
+    )
+)
+_PARTNERS = (  # a question's usual answer, and the other way round
+    *(("question", "answer"), ("prompt", "completion"), ("query", "response")),
+    *(("problem", "solution"), ("input", "output"), ("user", "assistant")),
+)
+_NO_TEXTS = frozenset(
+    (
+        *("id", "uid", "uuid", "guid", "hash", "url", "link", "path", "file", "filename", "title"),
+        *("name", "author", "source", "lang", "language", "date", "time", "timestamp", "license"),
+        *("category", "topic", "type", "split", "subset", "标题", "来源"),
+    )
+)
 _COOKBOOK = "the preference recipes of the Tinker cookbook learn from both"
 
 
@@ -625,25 +656,71 @@ def _unknown(fields: dict[str, Any]) -> Unusable:
                 return _name_columns(fields, {"messages": path})
             if isinstance(item, str) and not is_blank_text(item) and path.strip():
                 texts.append(path)
-    if not texts:
+    meant = [path for path in texts if not _is_about_text(path)]
+    if not meant:
         return Unusable(
             "",
             f"no field of the record holds a text to train on: {quoted_names(list(fields))}. "
             "Remove it, or write it in a shape that docs/guides/data.md shows.",
             unclear=True,
         )
+    if len(meant) == 1:
+        missing = _missing_partner(fields, meant[0])
+        if missing is not None:
+            return missing
     if len(texts) == 1:
         return _name_columns(fields, {"text": texts[0]})
-    longest = max(texts, key=lambda path: len(str(value_in(fields, path))))
-    question = next(path for path in texts if path != longest)
-    return _name_columns(fields, {"instruction": question, "output": longest})
+    answers = [path for path in meant if _last_name(path) in _ANSWER_NAMES]
+    questions = [path for path in meant if _last_name(path) in _QUESTION_NAMES]
+    if not questions and list(map(_last_name, answers)) == ["target"]:
+        questions = [path for path in texts if _last_name(path) == "source"]
+    if len(questions) == 1 and len(answers) == 1:
+        return _name_columns(fields, {"instruction": questions[0], "output": answers[0]})
+    has_thought = any(_last_name(path) in THOUGHTS for path in texts)
+    if len(texts) == len(meant) == 2 and not (questions or answers or has_thought):
+        first, second = texts
+        other_way = columns_text({"instruction": second, "output": first})
+        return _name_columns(
+            fields,
+            {"instruction": first, "output": second},
+            f", or the other way round: {other_way}",
+        )
+    return _name_columns(
+        fields,
+        {"instruction": "...", "output": "..."},
+        f", or, for plain text, {columns_text({'text': '...'})}",
+    )
 
 
-def _name_columns(fields: dict[str, Any], example: Mapping[str, str]) -> Unusable:
+def _is_about_text(path: str) -> bool:
+    """Whether a field's name says that it tells something about a text, as an id does."""
+    name = _last_name(path)
+    return name in _NO_TEXTS or name.endswith(("_id", "_url", "_name"))
+
+
+def _last_name(path: str) -> str:
+    return our_name(path.rpartition(".")[2])
+
+
+def _missing_partner(fields: dict[str, Any], name: str) -> Unusable | None:
+    """The reason if a record has half of a question with its answer; None if it has not."""
+    known = our_name(name)
+    for pair in _PARTNERS:
+        if known in pair:
+            partner = pair[1 - pair.index(known)]
+            given = next((other for other in fields if our_name(other) == partner), "")
+            what = "is empty" if given else f'is missing beside "{name}"'
+            fix = "Fill it in" if given else "Add it"
+            given = given or partner
+            return Unusable(given, f'"{given}" {what}. {fix}, or remove the record.')
+    return None
+
+
+def _name_columns(fields: dict[str, Any], example: Mapping[str, str], more: str = "") -> Unusable:
     return Unusable(
         "",
         f"its fields are of no known shape: {quoted_names(list(fields))}. Say what they mean, for "
-        f"example: {columns_text(example)}.",
+        f"example: {columns_text(example)}{more}.",
         unclear=True,
     )
 
