@@ -183,7 +183,32 @@ READ: list[tuple[str, Any, str]] = [
         {"contents": [said("user", None, parts=[{"text": "Where?"}]), said("model", "Here.")]},
         QA,
     ),
-    ("sharegpt", {"conversations": [shared("human", "Where?"), shared("gpt", "Here.")]}, QA),
+    *(
+        ("sharegpt", {"conversations": [shared("human", "Where?"), shared(name, "Here.")]}, QA)
+        for name in ("gpt", "bing", "bard", "claude", "agent")
+    ),
+    (
+        "messages",
+        {
+            "conversation": [
+                {"system": "S", "input": "Where?", "output": "Here."},
+                {"input": "Why?", "output": "So."},
+            ]
+        },
+        f"system: S\n{QA}\nuser: Why?\nassistant: So.",
+    ),
+    (
+        "messages",
+        {
+            "messages": [
+                said("user", "Bern?"),
+                said("assistant", None, tool_calls=[{"name": "weather", "args": {"d": 1}}]),
+                said("tool", {"sky": "grey"}),
+                said("assistant", "Dry."),
+            ]
+        },
+        'user: Bern?\nassistant:  weather{"d": 1}\ntool: {"sky": "grey"}\nassistant: Dry.',
+    ),
     (
         "sharegpt",
         {
@@ -396,11 +421,6 @@ USER, ANSWER = said("user", "q"), said("assistant", "a")
             "messages of one role in a row were joined",
         ),
         (
-            messages(USER, said("assistant", "a", weight=0), said("assistant", "b", weight=1)),
-            "user: q\nassistant: a -\nassistant: b +",
-            "",
-        ),
-        (
             {"system": "x", **messages(said("system", "s"), USER, ANSWER)},
             "system: x\n\ns\nuser: q\nassistant: a",
             "its system messages were joined",
@@ -567,6 +587,15 @@ def test_notes_are_counted_over_a_file(tmp_path: Path) -> None:
         ({"a1": "x", "b1": "y", "c1": "z"}, 'COLUMNS = {"instruction": "...", "output": "..."}'),
         ({"frage": "x", "antwort": "y"}, 'or the other way round: COLUMNS = {"instruction": "ant'),
         ({"body": "x", "url": "y"}, 'for plain text, COLUMNS = {"text": "..."}'),
+        (
+            messages(USER, said("assistant", "a", weight=0), said("assistant", "b", weight=1)),
+            "messages 2 and 3 are of one role in a row, and their marks differ",
+        ),
+        (
+            {"instruction": "q", "Instruction": "r", "output": "a"},
+            '"instruction" and "Instruction" mean the same.',
+        ),
+        ({"question": "q", "answers": ["a"]}, 'COLUMNS = {"instruction": "...", "output": "..."}'),
         ({"title": "x", "id": "y"}, "no field of the record holds a text to train on"),
         ({"question": "q"}, '"answer" is missing beside "question". Add it'),
         ({"problem": "q", "id": "7"}, '"solution" is missing beside "problem". Add it'),
@@ -734,6 +763,11 @@ def test_tables_that_have_all_columns_in_every_record_are_read_by_what_is_filled
             "user: q\nassistant: a",
         ),
         ({"instruction": "a.b", "output": "c"}, {"a.b": "q", "c": "a"}, "user: q\nassistant: a"),
+        (
+            {"instruction": "frage", "output": "ANTWORT"},
+            {"Frage": "q", "antwort": "a"},
+            "user: q\nassistant: a",
+        ),
         (
             {"thought": "cot"},
             {"question": "q", "context": "c", "answer": "a", "cot": "hm"},

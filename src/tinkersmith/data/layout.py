@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
+from tinkersmith.data.columns import name_in
+
 Kind = Literal["pair", "messages", "text", "refused"]
 
 _QUESTIONS = ("instruction", "prompt", "question", "query", "problem", "input")
@@ -193,7 +195,10 @@ def layout_with(names: tuple[str, ...], columns: Mapping[str, str]) -> Layout:
 
 @lru_cache(maxsize=4096)
 def _layout_with(names: tuple[str, ...], columns: tuple[tuple[str, str], ...]) -> Layout:
-    wanted = dict(columns)
+    wanted = {
+        ours: name if ours in ("role", "content") else name_in(names, name)
+        for ours, name in columns
+    }
     taken = {name for ours, name in wanted.items() if ours not in ("role", "content")}
     if any(name in wanted for name in ("instruction", "input", "output", "history")):
         layout, optional = ALPACA, ("input", "system", "history")

@@ -23,6 +23,7 @@ from tinkersmith.data.layout import (
 from tinkersmith.data.messages import (
     is_messages,
     is_sharegpt,
+    messages_of_pairs,
     tools_of,
     turns_of,
 )
@@ -455,7 +456,7 @@ def _conversation(fields: dict[str, Any], source: Source, layout: Layout) -> Sam
     if system is not None:
         system = check_text(system, f'"{layout.fields["system"]}"', layout.fields["system"])
         system = "" if is_blank_text(system) else system
-    messages = cast("list[Any]", value)
+    messages = messages_of_pairs(cast("list[Any]", value))
     parts = {ours: layout.fields[ours] for ours in ("role", "content") if ours in layout.fields}
     turns, more = turns_of(messages, name, parts, system or "")
     if layout.unused and (other is None or other.kind == "pair"):
@@ -668,7 +669,7 @@ def _unknown(fields: dict[str, Any]) -> Unusable:
         missing = _missing_partner(fields, meant[0])
         if missing is not None:
             return missing
-    if len(texts) == 1:
+    if len(texts) == 1 and _last_name(texts[0]) not in _QUESTION_NAMES | _ANSWER_NAMES:
         return _name_columns(fields, {"text": texts[0]})
     answers = [path for path in meant if _last_name(path) in _ANSWER_NAMES]
     questions = [path for path in meant if _last_name(path) in _QUESTION_NAMES]
@@ -705,6 +706,9 @@ def _last_name(path: str) -> str:
 def _missing_partner(fields: dict[str, Any], name: str) -> Unusable | None:
     """The reason if a record has half of a question with its answer; None if it has not."""
     known = our_name(name)
+    others = [our_name(other) for other, value in fields.items() if not is_missing(value)]
+    if sum(other in _QUESTION_NAMES | _ANSWER_NAMES for other in others) > 1:
+        return None
     for pair in _PARTNERS:
         if known in pair:
             partner = pair[1 - pair.index(known)]
