@@ -445,7 +445,7 @@ USER, ANSWER = said("user", "q"), said("assistant", "a")
             {"question": "q", "answer": "a", "thinking_trajectories": ["t"]},
             "user: q\nassistant: a",
             'its field "thinking_trajectories" was not used; COLUMNS = {"thought": '
-            '"thinking_trajectories.0"} reads it as a thought',
+            '"thinking_trajectories.0"} reads its first item as a thought',
         ),
         (
             {"instruction": "q", "output": "a", "label": 0},
@@ -574,6 +574,7 @@ def test_notes_are_counted_over_a_file(tmp_path: Path) -> None:
             )
         ),
         ({"instruction": "q", "output": "a", "image": "a.png"}, 'the record has "image"'),
+        ({"instruction": "q", "output": "a", "Image": "a.png"}, 'the record has "Image"'),
         (
             {"conversations": [shared("human", "<image>q"), shared("gpt", "a")], "image": "a.png"},
             'the record has "image"',

@@ -182,7 +182,7 @@ def _with_texts(layout: Layout, names: tuple[str, ...]) -> Layout:
         return layout
     if layout.thoughts or layout.like_thoughts:
         return layout
-    if not layout.fields.keys() <= set(known) or any(name in MEDIA for name in names):
+    if not layout.fields.keys() <= set(known) or any(_plain(name) in MEDIA for name in names):
         return layout
     first, second, third, fourth = (layout.fields.get(name, "") for name in known)
     return replace(layout, texts=(first, second, third, fourth))

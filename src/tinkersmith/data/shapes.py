@@ -374,8 +374,9 @@ def _with_thought(fields: dict[str, Any], layout: Layout, notes: list[str]) -> L
         value = fields.get(name)
         path = f"{name}.0" if isinstance(value, list) else name
         if _is_filled_text(value_in(fields, path)):
+            what = "its first item" if path != name else "it"
             advice = columns_text({"thought": path})
-            notes.append(f'its field "{name}" was not used; {advice} reads it as a thought')
+            notes.append(f'its field "{name}" was not used; {advice} reads {what} as a thought')
             break
     return layout
 
@@ -525,20 +526,25 @@ def _finished(
                 value = value_in(fields, name)
                 if value is not MISSING:
                     extra["answer"] = value
-    for name in MEDIA:
-        media = extra.get(name)
-        if not layout.columns and (
-            media if isinstance(media, list | dict) else _is_filled_text(media)
-        ):
-            raise Unusable(
-                name,
-                f'the record has "{name}"; Tinkersmith trains on text only. Remove the record.',
-            )
+    if not layout.columns:
+        _check_media(extra)
     if "answer" in extra:
         _check_answer(extra, notes)
     if isinstance(fields, Repeated):
         notes += [f'its "{name}" is there twice; the last one counts' for name in fields.names]
     return Sample(tuple(turns), source, layout.shape, tools, extra, _once(notes))
+
+
+def _check_media(extra: dict[str, Any]) -> None:
+    """Refuse a record with an image, a video or a sound, or with the name of its file."""
+    for name, value in extra.items():
+        if name.strip().lower() not in MEDIA:
+            continue
+        if (isinstance(value, list | dict) and value) or _is_filled_text(value):
+            raise Unusable(
+                name,
+                f'the record has "{name}"; Tinkersmith trains on text only. Remove the record.',
+            )
 
 
 def _check_answer(extra: dict[str, Any], notes: list[str]) -> None:
