@@ -183,7 +183,32 @@ READ: list[tuple[str, Any, str]] = [
         {"contents": [said("user", None, parts=[{"text": "Where?"}]), said("model", "Here.")]},
         QA,
     ),
-    ("sharegpt", {"conversations": [shared("human", "Where?"), shared("gpt", "Here.")]}, QA),
+    *(
+        ("sharegpt", {"conversations": [shared("human", "Where?"), shared(name, "Here.")]}, QA)
+        for name in ("gpt", "bing", "bard", "claude", "agent")
+    ),
+    (
+        "messages",
+        {
+            "conversation": [
+                {"system": "S", "input": "Where?", "output": "Here."},
+                {"input": "Why?", "output": "So."},
+            ]
+        },
+        f"system: S\n{QA}\nuser: Why?\nassistant: So.",
+    ),
+    (
+        "messages",
+        {
+            "messages": [
+                said("user", "Bern?"),
+                said("assistant", None, tool_calls=[{"name": "weather", "args": {"d": 1}}]),
+                said("tool", {"sky": "grey"}),
+                said("assistant", "Dry."),
+            ]
+        },
+        'user: Bern?\nassistant:  weather{"d": 1}\ntool: {"sky": "grey"}\nassistant: Dry.',
+    ),
     (
         "sharegpt",
         {
@@ -396,11 +421,6 @@ USER, ANSWER = said("user", "q"), said("assistant", "a")
             "messages of one role in a row were joined",
         ),
         (
-            messages(USER, said("assistant", "a", weight=0), said("assistant", "b", weight=1)),
-            "user: q\nassistant: a -\nassistant: b +",
-            "",
-        ),
-        (
             {"system": "x", **messages(said("system", "s"), USER, ANSWER)},
             "system: x\n\ns\nuser: q\nassistant: a",
             "its system messages were joined",
@@ -425,7 +445,7 @@ USER, ANSWER = said("user", "q"), said("assistant", "a")
             {"question": "q", "answer": "a", "thinking_trajectories": ["t"]},
             "user: q\nassistant: a",
             'its field "thinking_trajectories" was not used; COLUMNS = {"thought": '
-            '"thinking_trajectories.0"} reads it as a thought',
+            '"thinking_trajectories.0"} reads its first item as a thought',
         ),
         (
             {"instruction": "q", "output": "a", "label": 0},
@@ -554,6 +574,7 @@ def test_notes_are_counted_over_a_file(tmp_path: Path) -> None:
             )
         ),
         ({"instruction": "q", "output": "a", "image": "a.png"}, 'the record has "image"'),
+        ({"instruction": "q", "output": "a", "Image": "a.png"}, 'the record has "Image"'),
         (
             {"conversations": [shared("human", "<image>q"), shared("gpt", "a")], "image": "a.png"},
             'the record has "image"',
@@ -563,7 +584,31 @@ def test_notes_are_counted_over_a_file(tmp_path: Path) -> None:
             '"reasoning" and "thought" both hold a thought.',
         ),
         ({"content": "a", "role": "x"}, "the record is one chat message."),
-        ({"content": "a", "thought": "x"}, "its fields are of no known shape"),
+        ({"content": "a", "thought": "x"}, 'COLUMNS = {"instruction": "...", "output": "..."}'),
+        ({"a1": "x", "b1": "y", "c1": "z"}, 'COLUMNS = {"instruction": "...", "output": "..."}'),
+        ({"frage": "x", "antwort": "y"}, 'or the other way round: COLUMNS = {"instruction": "ant'),
+        ({"body": "x", "url": "y"}, 'for plain text, COLUMNS = {"text": "..."}'),
+        (
+            messages(USER, said("assistant", "a", weight=0), said("assistant", "b", weight=1)),
+            "messages 2 and 3 are of one role in a row, and their marks differ",
+        ),
+        (
+            {"instruction": "q", "Instruction": "r", "output": "a"},
+            '"instruction" and "Instruction" mean the same.',
+        ),
+        ({"question": "q", "answers": ["a"]}, 'COLUMNS = {"instruction": "...", "output": "..."}'),
+        ({"title": "x", "id": "y"}, "no field of the record holds a text to train on"),
+        ({"question": "q"}, '"answer" is missing beside "question". Add it'),
+        ({"problem": "q", "id": "7"}, '"solution" is missing beside "problem". Add it'),
+        (
+            {"input": {"messages": TURN}, "preferred_output": TURN, "non_preferred_output": TURN},
+            "the record is a preference pair",
+        ),
+        ({"prompt": "q", "response_1": "a", "response_2": "b"}, "the record is a preference pair"),
+        (
+            {"conversations": TURN, "chosen": TURN[1], "rejected": TURN[1]},
+            "the record is a preference pair",
+        ),
     ],
 )
 def test_a_record_that_is_wrong_is_named_with_the_place(record: Any, sentence: str) -> None:
@@ -629,6 +674,8 @@ ADVISED: list[tuple[Any, str, str]] = [
         "its fields are of no known shape",
         "user: Where?\nassistant: Wo ist es?",
     ),
+    ({"target": "Here.", "source": "Where?"}, "its fields are of no known shape", QA),
+    ({"reply": "Here.", "q": "Where?"}, "its fields are of no known shape", QA),
     ({"data": {"turns": TURN}}, "its fields are of no known shape", QA),
     ({"body": "Once."}, "its fields are of no known shape", "text: Once."),
 ]
@@ -717,6 +764,11 @@ def test_tables_that_have_all_columns_in_every_record_are_read_by_what_is_filled
             "user: q\nassistant: a",
         ),
         ({"instruction": "a.b", "output": "c"}, {"a.b": "q", "c": "a"}, "user: q\nassistant: a"),
+        (
+            {"instruction": "frage", "output": "ANTWORT"},
+            {"Frage": "q", "antwort": "a"},
+            "user: q\nassistant: a",
+        ),
         (
             {"thought": "cot"},
             {"question": "q", "context": "c", "answer": "a", "cot": "hm"},

@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, cast
 
@@ -43,6 +43,12 @@ def value_in(record: Mapping[str, Any], name: str) -> Any:
         else:
             return MISSING
     return value
+
+
+def name_in(names: Iterable[str], wanted: str) -> str:
+    """The one of a record's names that is meant: the same, or the same in another letter case."""
+    similar = [name for name in names if name.strip().lower() == wanted.strip().lower()]
+    return similar[0] if len(similar) == 1 and wanted not in similar else wanted
 
 
 def check_columns(columns: Mapping[str, str]) -> None:
@@ -103,7 +109,7 @@ class ColumnSearch:
         if self._first is None:
             self._first = record
         for field, name in list(self._unseen.items()):
-            if any(value_in(fields, name) is not MISSING for fields in _fields_of(record, field)):
+            if any(_has(fields, name, field) for fields in _fields_of(record, field)):
                 del self._unseen[field]
 
     def refuse_unseen(self) -> None:
@@ -141,6 +147,12 @@ def quoted_names(names: list[str]) -> str:
 
 def _quoted(name: str) -> str:
     return f'"{one_line(name)}"'
+
+
+def _has(fields: dict[str, Any], name: str, field: str) -> bool:
+    """Whether a column's field is there."""
+    found = name if field in ("role", "content") else name_in(fields, name)
+    return value_in(fields, found) is not MISSING
 
 
 def _fields_of(record: Any, field: str) -> list[dict[str, Any]]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
+from tinkersmith.data.columns import name_in
+
 Kind = Literal["pair", "messages", "text", "refused"]
 
 _QUESTIONS = ("instruction", "prompt", "question", "query", "problem", "input")
@@ -59,7 +61,7 @@ _MESSAGES = (
 )
 _SYSTEMS = ("system", "system_prompt", "system_message")
 _TOOLS = ("tools", "functions")
-_THOUGHTS = (*("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "complex_cot"),)
+THOUGHTS = (*("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "complex_cot"),)
 # Words in the name of a field that may hold a thought, which only the user can know.
 _LIKE_THOUGHTS = ("think", "thought", "reasoning", "rationale", "cot", "思考", "推理")
 _PREFERENCES = (
@@ -129,11 +131,11 @@ def layout_of(names: tuple[str, ...]) -> Layout:
         return _alpaca(names)
     ours: dict[str, str] = {}
     for name in names:
-        our_name = _our_name(name)
-        if our_name in ours and our_name in _KNOWN:
-            return Layout("twice", "refused", {"first": ours[our_name], "second": name})
-        ours[our_name] = name
-    chinese = any(name.strip() in _CHINESE and _our_name(name) != "thought" for name in names)
+        known = our_name(name)
+        if known in ours and known in _KNOWN:
+            return Layout("twice", "refused", {"first": ours[known], "second": name})
+        ours[known] = name
+    chinese = any(name.strip() in _CHINESE and our_name(name) != "thought" for name in names)
     if "instruction" in ours and "output" in ours:
         layout = _pair(ours, *_ALPACA)
         return replace(layout, shape="chinese" if chinese else "alpaca")
@@ -153,10 +155,10 @@ def _alpaca(names: tuple[str, ...]) -> Layout:
     ours = {name: name for name in names}
     for name in names:
         plain = _plain(name)
-        if plain != name and plain in ours and plain in (*ALPACA.fields, *_THOUGHTS):
+        if plain != name and plain in ours and plain in (*ALPACA.fields, *THOUGHTS):
             return Layout("twice", "refused", {"first": plain, "second": name})
-        if _our_name(name) in (*_THOUGHTS, *_JUDGES, *_REJECTED):
-            ours.setdefault(_our_name(name), name)
+        if our_name(name) in (*THOUGHTS, *_JUDGES, *_REJECTED):
+            ours.setdefault(our_name(name), name)
     if any(name in ours for name in _REJECTED):
         return _preference(ours) or Layout("unknown", "refused")
     others = tuple(name for name in _MESSAGES if name in names)
@@ -180,7 +182,7 @@ def _with_texts(layout: Layout, names: tuple[str, ...]) -> Layout:
         return layout
     if layout.thoughts or layout.like_thoughts:
         return layout
-    if not layout.fields.keys() <= set(known) or any(name in MEDIA for name in names):
+    if not layout.fields.keys() <= set(known) or any(_plain(name) in MEDIA for name in names):
         return layout
     first, second, third, fourth = (layout.fields.get(name, "") for name in known)
     return replace(layout, texts=(first, second, third, fourth))
@@ -193,7 +195,10 @@ def layout_with(names: tuple[str, ...], columns: Mapping[str, str]) -> Layout:
 
 @lru_cache(maxsize=4096)
 def _layout_with(names: tuple[str, ...], columns: tuple[tuple[str, str], ...]) -> Layout:
-    wanted = dict(columns)
+    wanted = {
+        ours: name if ours in ("role", "content") else name_in(names, name)
+        for ours, name in columns
+    }
     taken = {name for ours, name in wanted.items() if ours not in ("role", "content")}
     if any(name in wanted for name in ("instruction", "input", "output", "history")):
         layout, optional = ALPACA, ("input", "system", "history")
@@ -224,7 +229,7 @@ def _layout_with(names: tuple[str, ...], columns: tuple[tuple[str, str], ...]) -
     )
 
 
-def _our_name(name: str) -> str:
+def our_name(name: str) -> str:
     """A name without the variants of case and white space, in English if we know it."""
     plain = _plain(name)
     return _CHINESE.get(plain, plain)
@@ -236,10 +241,10 @@ def _plain(name: str) -> str:
 
 def _messages(ours: Mapping[str, str], name: str, otherwise: Layout) -> Layout:
     fields = {"messages": name}
-    for our_name, candidates in (("system", _SYSTEMS), ("tools", _TOOLS)):
+    for kind, candidates in (("system", _SYSTEMS), ("tools", _TOOLS)):
         found = next((ours[candidate] for candidate in candidates if candidate in ours), None)
         if found is not None:
-            fields[our_name] = found
+            fields[kind] = found
     unused: list[str] = []
     if otherwise.kind == "messages":
         unused = [otherwise.fields["messages"]]
@@ -267,7 +272,7 @@ def _pair_or_text(ours: Mapping[str, str]) -> Layout:
     for question, answer in _OTHER_PAIRS:
         if question in ours and answer in ours and not answers:
             return _pair(ours, question, answer)
-    thoughts = _present(_THOUGHTS, ours)
+    thoughts = _present(THOUGHTS, ours)
     if questions and "content" in ours and thoughts and "text" not in ours:
         return _pair(ours, questions[0], "content")
     if ("role" in ours and "content" in ours) or ("from" in ours and "value" in ours):
@@ -305,7 +310,7 @@ def _pair(ours: Mapping[str, str], question: str, answer: str) -> Layout:
     if system is not None:
         fields["system"] = system
     used = set(fields.values())
-    thoughts = _present(_THOUGHTS, ours)
+    thoughts = _present(THOUGHTS, ours)
     layout = Layout(
         shape,
         "pair",
@@ -342,7 +347,7 @@ def _choices(ours: Mapping[str, str]) -> tuple[str, ...]:
 
 _KNOWN = frozenset(
     (
-        *(*_QUESTIONS, *_ANSWERS, *_MESSAGES, *_SYSTEMS, *_TOOLS, *_THOUGHTS),
+        *(*_QUESTIONS, *_ANSWERS, *_MESSAGES, *_SYSTEMS, *_TOOLS, *THOUGHTS),
         *("history", "text", "content", "user", "assistant"),
     )
 )

@@ -1,5 +1,6 @@
 """A list of chat messages -> turns. It reads the forms of OpenAI, ShareGPT and their relatives."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -26,6 +27,7 @@ _ROLES: Mapping[str, Role] = {
     **dict.fromkeys(("system", "developer", "系统"), "system"),
     **dict.fromkeys(("user", "human", "prompter", "用户"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "ai", "助手"), "assistant"),
+    **dict.fromkeys(("bing", "bard", "claude", "agent"), "assistant"),
     **dict.fromkeys(("tool", "function", "observation", "ipython"), "tool"),
     **dict.fromkeys(("tool_response", "function_response", "tool_result"), "tool"),
 }
@@ -36,6 +38,7 @@ _THOUGHT_NAMES = ("reasoning_content", "reasoning", "thinking")
 _FLAG_NAMES = ("weight", "train", "trainable", "loss")
 # Flags of other programs, some of which mean the opposite. None may be passed over.
 _OTHER_FLAGS = ("mask", "masked", "loss_mask", "loss_weight", "train_on", "training", "ignore")
+_ARGUMENT_NAMES = ("arguments", "parameters", "args")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _PAIRS = ("user", "assistant") * 1000
 
@@ -52,6 +55,22 @@ def is_sharegpt(value: Any) -> bool:
     """Whether messages have ShareGPT's names."""
     first = cast("list[Any]", value)[0] if isinstance(value, list) and value else None
     return isinstance(first, dict) and "from" in first and "role" not in first
+
+
+def messages_of_pairs(messages: list[Any]) -> list[Any]:
+    """The messages of XTuner's conversations, whose items are an input with its output."""
+    pairs = [cast("dict[str, Any]", item) for item in messages if isinstance(item, dict)]
+    if len(pairs) < len(messages) or is_messages(messages):
+        return messages
+    if not all("input" in pair and "output" in pair for pair in pairs):
+        return messages
+    written: list[Any] = []
+    for pair in pairs:
+        if not is_missing(pair.get("system")):
+            written.append({"role": "system", "content": pair["system"]})
+        written.append({"role": "user", "content": pair["input"]})
+        written.append({"role": "assistant", "content": pair["output"]})
+    return written
 
 
 def turns_of(
@@ -160,6 +179,8 @@ def _turn(message: Any, number: int, field: str, names: Mapping[str, str]) -> Tu
     thought = _thought(fields, number, field) if role == "assistant" else ""
     if is_call:
         calls, value = _calls_in_text(value, what, number, field), ""
+    if role == "tool":
+        value = _text_of_object(value, what, field)
     text, thought_inside = _content(value, what, number, field, optional=bool(calls))
     if role in ("user", "assistant") and not calls and is_blank_text(text):
         raise Unusable(field, f"{what} is empty. Fill it in, or remove the record.")
@@ -244,6 +265,14 @@ def _content(value: Any, what: str, number: int, field: str, *, optional: bool) 
                 "only. Remove that part, or the record.",
             )
     return "".join(texts), "\n\n".join(thoughts)
+
+
+def _text_of_object(value: Any, what: str, field: str) -> Any:
+    """What a tool returned: an object that is no part of a message becomes its JSON text."""
+    if not isinstance(value, dict) or "parts" in value or "type" in value:
+        return cast("Any", value)
+    check_repeated(value, what, field)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _thought(fields: Mapping[str, Any], number: int, field: str) -> str:
@@ -333,7 +362,9 @@ def _calls(calls: list[Any], number: int, field: str) -> tuple[dict[str, Any], .
             raise Unusable(field, f'{what} is no call with a "name" and "arguments". Fix it.')
         named = cast("dict[str, Any]", function)
         name = check_text(named.get("name"), f'"name" of {what}', field, required=True)
-        arguments: Any = named.get("arguments", named.get("parameters"))
+        arguments: Any = next(
+            (named[name] for name in _ARGUMENT_NAMES if not is_missing(named.get(name))), None
+        )
         if isinstance(arguments, str) and not is_blank_text(arguments):
             check_text(arguments, f'"arguments" of {what}', field)
             arguments = json_value(arguments)
@@ -359,6 +390,7 @@ def _in_order(
 ) -> list[Turn]:
     """The turns as chat templates take them: nothing is answered before it is asked."""
     ordered: list[Turn] = []
+    last_number = 0
     for turn, number in zip(turns, numbers, strict=True):
         last = ordered[-1] if ordered else None
         before = last.role if last else ""
@@ -374,6 +406,12 @@ def _in_order(
                 f"message {number} is a tool's, but follows no call of a tool. Fix the order, or "
                 "remove the record.",
             )
+        elif turn.role == before and before != "tool" and last and turn.trained != last.trained:
+            raise Unusable(
+                field,
+                f"messages {last_number} and {number} are of one role in a row, and their marks "
+                'differ (such as "weight"). Join them, or remove the record.',
+            )
         elif last is not None and _can_join(last, turn):
             ordered[-1] = replace(
                 last,
@@ -383,13 +421,14 @@ def _in_order(
             notes.append(JOINED)
         else:
             ordered.append(turn)
+        last_number = number
     return ordered
 
 
 def _can_join(last: Turn, turn: Turn) -> bool:
     if last.role != turn.role or last.role not in ("user", "assistant"):
         return False
-    return last.trained == turn.trained and not last.tool_calls and not turn.thought
+    return not last.tool_calls and not turn.thought
 
 
 def _until_last_answer(turns: list[Turn], notes: list[str]) -> list[Turn]:

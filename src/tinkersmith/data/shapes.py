@@ -11,10 +11,19 @@ from tinkersmith.data.columns import (
     quoted_names,
     value_in,
 )
-from tinkersmith.data.layout import MEDIA, SHAPES, Layout, layout_of, layout_with
+from tinkersmith.data.layout import (
+    MEDIA,
+    SHAPES,
+    THOUGHTS,
+    Layout,
+    layout_of,
+    layout_with,
+    our_name,
+)
 from tinkersmith.data.messages import (
     is_messages,
     is_sharegpt,
+    messages_of_pairs,
     tools_of,
     turns_of,
 )
@@ -41,6 +50,29 @@ __all__ = ["SHAPES", "check_record"]
 
 _NAN = 'its "{}" is NaN, which counts as missing'
 _NUMBER = 'its "{}", a number, is taken as text'
+_QUESTION_NAMES = frozenset(
+    (
+        *("instruction", "question", "questions", "q", "prompt", "input", "query", "problem"),
+        *("user", "human", "用户"),
+    )
+)
+_ANSWER_NAMES = frozenset(
+    (
+        *("output", "answer", "answers", "a", "response", "target", "completion", "solution"),
+        *("canonical_solution", "label", "assistant", "reply", "summary", "chosen", "助手"),
+    )
+)
+_PARTNERS = (  # a question's usual answer, and the other way round
+    *(("question", "answer"), ("prompt", "completion"), ("query", "response")),
+    *(("problem", "solution"), ("input", "output"), ("user", "assistant")),
+)
+_NO_TEXTS = frozenset(
+    (
+        *("id", "uid", "uuid", "guid", "hash", "url", "link", "path", "file", "filename", "title"),
+        *("name", "author", "source", "lang", "language", "date", "time", "timestamp", "license"),
+        *("category", "topic", "type", "split", "subset", "标题", "来源"),
+    )
+)
 _COOKBOOK = "the preference recipes of the Tinker cookbook learn from both"
 
 
@@ -342,8 +374,9 @@ def _with_thought(fields: dict[str, Any], layout: Layout, notes: list[str]) -> L
         value = fields.get(name)
         path = f"{name}.0" if isinstance(value, list) else name
         if _is_filled_text(value_in(fields, path)):
+            what = "its first item" if path != name else "it"
             advice = columns_text({"thought": path})
-            notes.append(f'its field "{name}" was not used; {advice} reads it as a thought')
+            notes.append(f'its field "{name}" was not used; {advice} reads {what} as a thought')
             break
     return layout
 
@@ -424,7 +457,7 @@ def _conversation(fields: dict[str, Any], source: Source, layout: Layout) -> Sam
     if system is not None:
         system = check_text(system, f'"{layout.fields["system"]}"', layout.fields["system"])
         system = "" if is_blank_text(system) else system
-    messages = cast("list[Any]", value)
+    messages = messages_of_pairs(cast("list[Any]", value))
     parts = {ours: layout.fields[ours] for ours in ("role", "content") if ours in layout.fields}
     turns, more = turns_of(messages, name, parts, system or "")
     if layout.unused and (other is None or other.kind == "pair"):
@@ -493,20 +526,25 @@ def _finished(
                 value = value_in(fields, name)
                 if value is not MISSING:
                     extra["answer"] = value
-    for name in MEDIA:
-        media = extra.get(name)
-        if not layout.columns and (
-            media if isinstance(media, list | dict) else _is_filled_text(media)
-        ):
-            raise Unusable(
-                name,
-                f'the record has "{name}"; Tinkersmith trains on text only. Remove the record.',
-            )
+    if not layout.columns:
+        _check_media(extra)
     if "answer" in extra:
         _check_answer(extra, notes)
     if isinstance(fields, Repeated):
         notes += [f'its "{name}" is there twice; the last one counts' for name in fields.names]
     return Sample(tuple(turns), source, layout.shape, tools, extra, _once(notes))
+
+
+def _check_media(extra: dict[str, Any]) -> None:
+    """Refuse a record with an image, a video or a sound, or with the name of its file."""
+    for name, value in extra.items():
+        if name.strip().lower() not in MEDIA:
+            continue
+        if (isinstance(value, list | dict) and value) or _is_filled_text(value):
+            raise Unusable(
+                name,
+                f'the record has "{name}"; Tinkersmith trains on text only. Remove the record.',
+            )
 
 
 def _check_answer(extra: dict[str, Any], notes: list[str]) -> None:
@@ -625,25 +663,74 @@ def _unknown(fields: dict[str, Any]) -> Unusable:
                 return _name_columns(fields, {"messages": path})
             if isinstance(item, str) and not is_blank_text(item) and path.strip():
                 texts.append(path)
-    if not texts:
+    meant = [path for path in texts if not _is_about_text(path)]
+    if not meant:
         return Unusable(
             "",
             f"no field of the record holds a text to train on: {quoted_names(list(fields))}. "
             "Remove it, or write it in a shape that docs/guides/data.md shows.",
             unclear=True,
         )
-    if len(texts) == 1:
+    if len(meant) == 1:
+        missing = _missing_partner(fields, meant[0])
+        if missing is not None:
+            return missing
+    if len(texts) == 1 and _last_name(texts[0]) not in _QUESTION_NAMES | _ANSWER_NAMES:
         return _name_columns(fields, {"text": texts[0]})
-    longest = max(texts, key=lambda path: len(str(value_in(fields, path))))
-    question = next(path for path in texts if path != longest)
-    return _name_columns(fields, {"instruction": question, "output": longest})
+    answers = [path for path in meant if _last_name(path) in _ANSWER_NAMES]
+    questions = [path for path in meant if _last_name(path) in _QUESTION_NAMES]
+    if not questions and list(map(_last_name, answers)) == ["target"]:
+        questions = [path for path in texts if _last_name(path) == "source"]
+    if len(questions) == 1 and len(answers) == 1:
+        return _name_columns(fields, {"instruction": questions[0], "output": answers[0]})
+    has_thought = any(_last_name(path) in THOUGHTS for path in texts)
+    if len(texts) == len(meant) == 2 and not (questions or answers or has_thought):
+        first, second = texts
+        other_way = columns_text({"instruction": second, "output": first})
+        return _name_columns(
+            fields,
+            {"instruction": first, "output": second},
+            f", or the other way round: {other_way}",
+        )
+    return _name_columns(
+        fields,
+        {"instruction": "...", "output": "..."},
+        f", or, for plain text, {columns_text({'text': '...'})}",
+    )
 
 
-def _name_columns(fields: dict[str, Any], example: Mapping[str, str]) -> Unusable:
+def _is_about_text(path: str) -> bool:
+    """Whether a field's name says that it tells something about a text, as an id does."""
+    name = _last_name(path)
+    return name in _NO_TEXTS or name.endswith(("_id", "_url", "_name"))
+
+
+def _last_name(path: str) -> str:
+    return our_name(path.rpartition(".")[2])
+
+
+def _missing_partner(fields: dict[str, Any], name: str) -> Unusable | None:
+    """The reason if a record has half of a question with its answer; None if it has not."""
+    known = our_name(name)
+    others = [our_name(other) for other, value in fields.items() if not is_missing(value)]
+    if sum(other in _QUESTION_NAMES | _ANSWER_NAMES for other in others) > 1:
+        return None
+    for pair in _PARTNERS:
+        if known in pair:
+            partner = pair[1 - pair.index(known)]
+            given = next((other for other in fields if our_name(other) == partner), "")
+            what = "is empty" if given else f'is missing beside "{name}"'
+            fix = "Fill it in" if given else "Add it"
+            given = given or partner
+            return Unusable(given, f'"{given}" {what}. {fix}, or remove the record.')
+    return None
+
+
+def _name_columns(fields: dict[str, Any], example: Mapping[str, str], more: str = "") -> Unusable:
     return Unusable(
         "",
         f"its fields are of no known shape: {quoted_names(list(fields))}. Say what they mean, for "
-        f"example: {columns_text(example)}.",
+        f"example: {columns_text(example)}{more}.",
         unclear=True,
     )
 
