@@ -4,6 +4,10 @@ import csv
 import gzip
 import io
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -276,3 +280,45 @@ def test_each_sample_of_a_real_question_keeps_its_place(tmp_path: Path) -> None:
     assert [
         replace(sample, source=other.source) for sample, other in zip(here, there, strict=True)
     ] == there
+
+
+def test_numbers_that_json_lacks_are_written_as_null(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.jsonl").write_text(
+        '{"instruction": "NaN?", "output": "a", "n": [NaN, -Infinity]}\n'
+        '{"instruction": "NaN!", "output": "b"}\n'
+    )
+    assert main(["convert", "x.jsonl", "--out", "y.jsonl"]) == 0
+    first, second = Path("y.jsonl").read_text().splitlines()
+    assert json.loads(first) == {"instruction": "NaN?", "output": "a", "n": [None, None]}
+    assert json.loads(second)["instruction"] == "NaN!"
+    assert "numbers of 1 sample as null" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_conversion_that_is_stopped_leaves_no_temporary_file(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    record = json.dumps({"instruction": "q" * 20, "output": "a" * 100}) + "\n"
+    (tmp_path / "x.jsonl").write_text(record * 100_000)
+    command = [sys.executable, "-m", "tinkersmith", "convert", "x.jsonl", "--out", "y.jsonl"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as converting:
+        for _ in range(3000):
+            if list(tmp_path.glob(".*.tmp")) or converting.poll() is not None:
+                break
+            time.sleep(0.01)
+        converting.send_signal(number)
+        _, said = converting.communicate(timeout=60)
+    assert converting.returncode == 128 + number and b"Traceback" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
+
+
+def test_an_empty_name_is_not_the_current_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.jsonl").write_text('{"instruction": "q", "output": "a"}\n')
+    assert main(["convert", "", "--out", "y.jsonl"]) == 1
+    assert "name of a data file is empty" in capsys.readouterr().err

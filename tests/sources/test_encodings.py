@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -310,3 +311,15 @@ def test_small_files_of_four_encodings_get_the_right_name_or_none() -> None:
         except UserError as error:
             said = str(error)
         assert name in said and "Latin-1" not in said
+
+
+def test_a_damaged_byte_in_gbk_is_named_with_its_place_in_little_time() -> None:
+    line = '{"instruction": "请用一句话说明什么是机器学习", "output": "机器从数据中学习规律。"}\n'
+    data = (line * 2000).encode("gbk")
+    at = len((line * 1500).encode("gbk")) + 18
+    damaged = data[:at] + b"\xff" + data[at + 1 :]
+    start = time.process_time()
+    with pytest.raises(UserError, match=r"line 1501, column \d+: the byte 0x.* is not GB18030"):
+        as_utf8(Path("x.jsonl"), damaged)
+    assert as_utf8(Path("x.jsonl"), data).data.decode() == line * 2000
+    assert time.process_time() - start < 10

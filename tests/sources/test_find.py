@@ -182,3 +182,17 @@ def test_patterns_folders_and_addresses_of_a_settings_file_start_from_its_folder
     run = project / "runs" / "one"
     stored = [seen_from_folder(run, name) for name in ("own/*.jsonl", "hf:org/name")]
     assert stored == ["../../own/*.jsonl", "hf:org/name"]
+
+
+def test_a_saved_data_set_is_its_arrow_files(tmp_path: Path) -> None:
+    split = tmp_path / "ds" / "train"
+    split.mkdir(parents=True)
+    for name in ("data-00000-of-00001.arrow", "state.json", "dataset_info.json"):
+        (split / name).write_text("{}")
+    (tmp_path / "ds" / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    for name in (str(split), f"{split}/*"):
+        assert [path.name for path in look_up([name]).paths] == ["data-00000-of-00001.arrow"]
+    with pytest.raises(UserError) as error:
+        look_up([str(tmp_path / "ds")])
+    assert f'write "{tmp_path}/ds/**/*.arrow"' in str(error.value)
+    assert f'one split of this data set, write "{split}"' in str(error.value)

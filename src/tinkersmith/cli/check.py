@@ -104,6 +104,7 @@ def _check(wanted: argparse.Namespace) -> None:
     from tinkersmith.errors import UserError
     from tinkersmith.progress import watched
     from tinkersmith.sources.find import refuse_inputs_as_outputs
+    from tinkersmith.training.interruption import interruption
 
     threshold: float = wanted.threshold
     if math.isnan(threshold) or not LOWEST_THRESHOLD <= threshold <= 1:
@@ -147,7 +148,7 @@ def _check(wanted: argparse.Namespace) -> None:
         check_output(write, wanted.force)
         if write.resolve() == out.resolve():
             raise UserError(f"{write} is named for --write and --out. Name two files.")
-    with watched(print) as progress:
+    with interruption(), watched(print) as progress:
         with progress.doing("reading the test data"):
             test = list(tested.samples()) if tested else []
         seed: int = settings.seed if wanted.seed is None else wanted.seed

@@ -36,6 +36,7 @@ def convert_command(argv: Sequence[str], *, prog: str) -> int:
     from tinkersmith.data.convert import conversion_lines, convert
     from tinkersmith.progress import watched
     from tinkersmith.sources.find import refuse_inputs_as_outputs
+    from tinkersmith.training.interruption import interruption
 
     refuse_inputs_as_outputs([Path(wanted.out)], [settings_file(wanted.config)])
     settings = reading_settings(wanted.config, wanted.set)
@@ -44,7 +45,7 @@ def convert_command(argv: Sequence[str], *, prog: str) -> int:
         if given and any(text.strip().upper().startswith(name) for text in wanted.set):
             raise UserError(f"--{name.lower()} and --set {name} are both given. Remove one.")
     columns, encoding = columns or settings.columns, wanted.encoding or settings.encoding
-    with watched(print) as progress:
+    with interruption(), watched(print) as progress:
         result = convert(
             wanted.files, wanted.out, columns, encoding, force=wanted.force, progress=progress
         )

@@ -4,6 +4,7 @@ A sample of one question and one answer becomes an Alpaca record, any other one 
 Each record is read back before it is written: it must give the same sample.
 """
 
+import json
 import os
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -41,6 +42,7 @@ class Conversion:
     first_skipped: list[Skipped]  # at most SHOWN
     skipped_file: Path  # written if a record was skipped
     renamed: Counter[str]  # field -> in how many samples it got another name
+    with_nulls: int  # samples with NaN or an infinity, which was written as null
 
 
 def convert(
@@ -74,7 +76,7 @@ def convert(
     with _new_files((out, skipped_out)) as (written, listed), progress.doing("converting") as task:
         for path in found.paths:
             for number, sample in enumerate(work.samples_of(path, listed), start=1):
-                _write(written, work.record_of(sample))
+                work.with_nulls += _write(written, work.record_of(sample))
                 if number % 1000 == 0:
                     state = f"Converted {sum(work.counts.values()):,} samples"
                     progress.reached(task, state, done / max(sum(sizes.values()), 1))
@@ -95,6 +97,7 @@ def convert(
         first_skipped=work.first_skipped,
         skipped_file=skipped_out,
         renamed=work.renamed,
+        with_nulls=work.with_nulls,
     )
 
 
@@ -112,6 +115,14 @@ def conversion_lines(result: Conversion) -> list[str]:
             "something else in the records that were written."
             for name, count in result.renamed.items()
         ),
+        *(
+            [
+                f"Wrote NaN or infinite numbers of {counted(result.with_nulls, 'sample')} as null: "
+                "JSON does not have them."
+            ]
+            if result.with_nulls
+            else []
+        ),
         f"Wrote {counted(total, 'sample')} to {result.out}",
     ]
 
@@ -124,6 +135,7 @@ class _Work:
         self.counts: dict[str, int] = {}
         self.tally, self.search = Tally(), ColumnSearch(columns)
         self.renamed: Counter[str] = Counter()
+        self.with_nulls = 0
         self.skipped_count = 0
         self.first_skipped: list[Skipped] = []
 
@@ -278,8 +290,14 @@ def _size_of(path: Path) -> int:
         return 0
 
 
-def _write(file: BinaryIO, record: Mapping[str, Any]) -> None:
-    file.write(record_text(record).encode() + b"\n")
+def _write(file: BinaryIO, record: Mapping[str, Any]) -> bool:
+    """Write the record as a line of JSON; whether NaN or an infinity in it became null."""
+    text = record_text(record)
+    with_nulls = text
+    if "NaN" in text or "Infinity" in text:  # no numbers of JSON
+        with_nulls = record_text(json.loads(text, parse_constant=lambda _: None))
+    file.write(with_nulls.encode() + b"\n")
+    return with_nulls != text
 
 
 @contextmanager

@@ -7,6 +7,7 @@ that no language has. This module does not handle files, JSON or tables.
 
 import codecs
 import difflib
+import io
 import itertools
 import re
 from dataclasses import dataclass
@@ -107,7 +108,8 @@ _NO_ENCODINGS = {"idna", "punycode", "unicode_escape", "raw_unicode_escape", "un
                  "mbcs", "oem", "charmap", "palmos"}  # fmt: skip
 _USUAL = ("utf-8", "utf-16", "gb18030", "big5", "shift_jis", "euc_jp", "euc_kr", "cp1252", "cp1251",
           "koi8_r", "mac_roman")  # fmt: skip
-_LOOKED_AT = 200_000  # bytes with characters beyond ASCII that are enough to judge by
+_LOOKED_AT = 64_000  # bytes with characters beyond ASCII that are enough to judge by
+_BEFORE = 100  # ASCII characters before the first other one of a line
 _CERTAIN, _RIVAL = 0.75, 0.4  # of 1.0: what the best must reach, and what no other may
 # Of the bytes beyond ASCII, how many are in whole characters of UTF-8: nearly all, or most.
 _DAMAGED, _PERHAPS_DAMAGED = 0.9, 0.6
@@ -299,7 +301,7 @@ def _guessed(path: Path, data: bytes) -> Utf8:
     judged = guesses(data) if _utf8_share(data) < _DAMAGED else []
     certain = _certain(judged)
     if not certain:
-        raise not_utf8(path, data)
+        raise _not_utf8(path, data, judged)
     codec, name = certain
     note = f'{name}, which it seems to be; set ENCODING = "{_setting(codec)}" to be sure'
     return Utf8(data.decode(codec).encode(), note)
@@ -321,15 +323,19 @@ def guesses(data: bytes) -> list[Guess]:
     judged: list[Guess] = []
     for codec in (*_EAST_ASIAN, *_SINGLE_BYTE):
         try:
-            text = sample.decode(codec)
-            if len(sample) != len(data):
-                data.decode(codec)
+            text = _decoded_start(sample, codec)
+            data.decode(codec)
         except UnicodeDecodeError:
             continue
         score, evidence = _judged(text, codec)
         if score > 0:
             judged.append(Guess(codec, score, evidence, text))
     return sorted(judged, key=lambda guess: -guess.score)
+
+
+def _decoded_start(data: bytes, codec: str) -> str:
+    """The text of data that may end within a character."""
+    return codecs.getincrementaldecoder(codec)().decode(data)
 
 
 def _certain(judged: list[Guess]) -> tuple[str, str] | None:
@@ -349,17 +355,22 @@ def _certain(judged: list[Guess]) -> tuple[str, str] | None:
 
 
 def _telling_lines(data: bytes) -> bytes:
-    """The lines of the data with bytes beyond ASCII, as many as are needed to judge."""
+    """The lines of the data with bytes beyond ASCII, as many as are needed to judge.
+
+    The last one may be cut; a character is never cut at its beginning.
+    """
     if len(data) <= _LOOKED_AT:
         return data
     lines: list[bytes] = []
     size = 0
-    for match in re.finditer(rb"[^\n]*[\x80-\xff][^\n]*\n?", data):
-        lines.append(match.group()[:_LOOKED_AT])
-        size += len(lines[-1])
-        if size > _LOOKED_AT:
+    for line in io.BytesIO(data):
+        if first := re.search(rb"[\x80-\xff]", line):
+            start = max(first.start() - _BEFORE, 0)
+            lines.append(line[start : start + _LOOKED_AT])
+            size += len(lines[-1])
+        if size >= _LOOKED_AT:
             break
-    return b"".join(lines) if size < 2 * _LOOKED_AT and lines[0].endswith(b"\n") else data
+    return b"".join(lines)[:_LOOKED_AT]
 
 
 _WORD = re.compile(r"[A-Za-z\u00aa-\u00ff\u0100-\u1fff]+")  # with the marks of Thai and Arabic
@@ -480,11 +491,47 @@ def _is_cut(data: bytes) -> bool:
 
 def not_utf8(path: Path, data: bytes, first_line: int = 1) -> UserError:
     """The sentence about a part of a file that must be UTF-8 and is not."""
+    judged = guesses(data) if _utf8_share(data) < _DAMAGED else []
+    return _not_utf8(path, data, judged, first_line)
+
+
+def _not_utf8(path: Path, data: bytes, judged: list[Guess], first_line: int = 1) -> UserError:
+    """Like `not_utf8`, with the `guesses` of the data."""
     share = _utf8_share(data)
-    judged = guesses(data) if share < _DAMAGED else []
+    if share < _PERHAPS_DAMAGED and (
+        damaged := _damaged_east_asian(path, data, judged, first_line)
+    ):
+        return damaged
     if share >= _PERHAPS_DAMAGED and (not judged or judged[0].score < _CERTAIN):
         return _damaged(path, data, first_line)
     return _unknown(path, data, judged, first_line)
+
+
+def _damaged_east_asian(
+    path: Path, data: bytes, judged: list[Guess], first_line: int
+) -> UserError | None:
+    """The sentence about a file that is in an East Asian encoding but for a few bytes."""
+    sample = _telling_lines(data)
+    nearly: list[tuple[int, float, str]] = []
+    for codec in _EAST_ASIAN:
+        text = sample.decode(codec, "replace")
+        wrong = text.count("\ufffd")
+        score, evidence = _judged(text.replace("\ufffd", ""), codec)
+        if wrong <= 0.001 * len(text) + 2 and score >= _CERTAIN and evidence >= 20:
+            nearly.append((-wrong, score, codec))
+    if not nearly or any(guess.score > _RIVAL for guess in judged):
+        return None
+    codec = max(nearly)[2]
+    try:
+        data.decode(codec)
+    except UnicodeDecodeError as error:
+        line, column = _place(data, error.start, codec)
+        return UserError(
+            f"{path}, line {line + first_line - 1}, column {column}: the byte "
+            f"0x{data[error.start]:02X} is not {shown_name(codec)}, but the rest of the file seems "
+            "to be. It is damaged; correct it there, and save the file as UTF-8."
+        )
+    return None
 
 
 def _damaged(path: Path, data: bytes, first_line: int = 1) -> UserError:

@@ -24,7 +24,9 @@ _DATA_SUFFIXES = frozenset(
 )  # fmt: skip
 _PACKED_SUFFIXES = frozenset({".gz", ".zst", ".zstd", ".bz2", ".xz"})
 # Files that commands of ours write beside data: they hold what is no data.
-_NOT_DATA = re.compile(r"(.*[._-])?(skipped|duplicates|findings)\.jsonl$|dataset_infos?\.json$")
+_NOT_DATA = re.compile(
+    r"(.*[._-])?(skipped|duplicates|findings)\.jsonl$|dataset_(infos?|dict)\.json$"
+)
 _SHOWN = 5  # names of files that were left out
 _REMOTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _DRIVE = re.compile(r"([A-Za-z]):[\\/]")
@@ -61,6 +63,11 @@ def look_up(names: Sequence[str]) -> FoundFiles:
     notes: list[str] = []
     taken: dict[Path, bool] = {}  # each file -> whether it was named itself
     for name in map(os.fspath, names):
+        if not name.strip():
+            raise UserError(
+                "The name of a data file is empty, as an unset variable of a shell leaves it. Name "
+                "a file, or . for the current folder."
+            )
         if name in by_name:
             raise UserError(f"{name} is named twice. Name each file once.")
         paths, named_itself = _files_of(name, notes)
@@ -191,17 +198,21 @@ def _files_in(folder: Path, notes: list[str]) -> list[Path]:
     except OSError as error:
         raise unreadable(folder, error) from None
     files = [entry for entry in inside if entry not in folders and not _is_hidden(entry)]
-    data = [entry for entry in files if _is_data(entry)]
+    data = _data_among(files)
     if not data:
-        below = next((entry for entry in folders for _ in _some_data(entry)), None)
-        advice = (
-            f' To read those below it, write "{folder.as_posix()}/**/*.jsonl".' if below else ""
-        )
+        below = next((file for entry in folders for file in _some_data(entry)), None)
+        advice = ""
+        if below:
+            pattern = f"{folder.as_posix()}/**/*{below.suffix}"
+            advice = f' To read those below it, write "{pattern}".'
+            if (folder / "dataset_dict.json").is_file():
+                advice += f' To read one split of this data set, write "{below.parent.as_posix()}".'
         raise UserError(
             f"{folder} is a folder without data files (such as .json, .jsonl, .csv or .parquet). "
             f"Name the files.{advice}"
         )
-    left_out = [entry.name for entry in files if not _is_data(entry)]
+    taken = set(data)
+    left_out = [entry.name for entry in files if entry not in taken]
     _note_left_out(f"the folder {folder.as_posix()}", left_out, folders, notes)
     return data
 
@@ -216,8 +227,10 @@ def _matches(pattern: Path, notes: list[str]) -> list[Path]:
     files = [match for match in matches if match not in folders]
     # A pattern that says how names end means all of them.
     if re.search(r"[*?\]]$|\*\*$", pattern.name):
-        left_out = [match.name for match in files if not _is_data(match)]
-        files = [match for match in files if _is_data(match)]
+        data = _data_among(files)
+        taken = set(data)
+        left_out = [match.name for match in files if match not in taken]
+        files = data
     else:
         left_out = []
     _note_left_out(pattern.as_posix(), left_out, [] if "**" in str(pattern) else folders, notes)
@@ -239,6 +252,16 @@ def _note_left_out(
         notes.append(f"Left out of {where}: the folders {shown}{more}.")
 
 
+def _data_among(files: Sequence[Path]) -> list[Path]:
+    """The files that are data by their names. Of a saved data set these are the .arrow files."""
+    saved = {file.parent for file in files if file.suffix.lower() == ".arrow"}
+    return [
+        file
+        for file in files
+        if _is_data(file) and not (file.name == "state.json" and file.parent in saved)
+    ]
+
+
 def _is_data(path: Path) -> bool:
     """Whether a file's name is that of data."""
     if _NOT_DATA.match(path.name):
@@ -251,7 +274,7 @@ def _is_data(path: Path) -> bool:
 
 def _some_data(folder: Path) -> list[Path]:
     try:
-        return [entry for entry in folder.iterdir() if _is_data(entry)][:1]
+        return _data_among(sorted(folder.iterdir()))[:1]
     except OSError:
         return []
 
