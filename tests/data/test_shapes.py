@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.support.paths import ROOT
 from tinkersmith.data.columns import COLUMN_FIELDS, MISSING, value_in
+from tinkersmith.data.convert import sample_record
 from tinkersmith.data.load import load_samples
 from tinkersmith.data.report import note_lines, read_lines, skipped_lines
 from tinkersmith.data.samples import Sample, Skipped, Source, Turn
@@ -382,6 +383,11 @@ def test_messages_keep_calls_tools_and_ids() -> None:
         {"type": "function", "function": {"name": "time", "description": "now"}},
     )
     assert sample.extra == {"source": "web"}
+
+
+def test_a_thought_beside_an_input_is_written_so_that_it_is_read_again() -> None:
+    sample = sample_of({"question": "q", "context": "c", "thinking": "hm", "answer": "a"})
+    assert sample_of(sample_record(sample)).turns == sample.turns
 
 
 # ---- what is left out, and what is joined
