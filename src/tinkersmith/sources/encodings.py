@@ -10,6 +10,7 @@ import difflib
 import io
 import itertools
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -434,7 +435,7 @@ def _judged_letters(telling: list[str], words: list[str], alphabet: Alphabet) ->
     letters = set(alphabet.letters) | set(alphabet.letters.upper())
     bad = sum(character not in letters for character in telling)
     written = [word for word in words if not word.isascii()]
-    odd = sum(_is_odd(word, alphabet) for word in written)
+    odd = sum(count for word, count in Counter(written).items() if _is_odd(word, alphabet))
     score = 1.0 - 4 * bad / len(telling) - 3 * odd / max(len(written), 1)
     if alphabet.usual:
         usual = set(alphabet.usual) | set(alphabet.usual.upper())
