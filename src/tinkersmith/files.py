@@ -78,8 +78,8 @@ def read_json_object(path: Path | str, largest: int = LARGEST_JSON_FILE) -> dict
         raise ValueError(what) from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-    except ValueError as error:  # a number with thousands of digits
-        raise ValueError(f"it cannot be read as JSON: {error}") from None
+    except ValueError:  # Python refuses a number with thousands of digits
+        raise ValueError("it has a number with too many digits") from None
     if not isinstance(value, dict):
         raise ValueError(f"it holds {kind_of_json(value)} instead of an object")
     return cast("dict[str, Any]", value)

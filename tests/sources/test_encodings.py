@@ -322,4 +322,4 @@ def test_a_damaged_byte_in_gbk_is_named_with_its_place_in_little_time() -> None:
     with pytest.raises(UserError, match=r"line 1501, column \d+: the byte 0x.* is not GB18030"):
         as_utf8(Path("x.jsonl"), damaged)
     assert as_utf8(Path("x.jsonl"), data).data.decode() == line * 2000
-    assert time.process_time() - start < 10
+    assert time.process_time() - start < 20

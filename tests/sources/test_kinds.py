@@ -174,3 +174,30 @@ def test_an_object_with_records_is_not_taken_for_an_answer_of_a_server(tmp_path:
     file = tmp_path / "x.jsonl"
     file.write_text(json.dumps({"instruction": "q", "output": "a", "error": "none"}))
     assert len(read_records(file).records) == 1
+
+
+@pytest.mark.parametrize("name", ["x.md", "x.csv", "x.txt"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "| instruction | output |\n|---|:---:|\n| q | a |\n",
+        "instruction | output\r\n--- | ---\r\nq | a\r\n",
+    ],
+)
+def test_a_markdown_table_is_named(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_bytes(text.encode())
+    with pytest.raises(UserError, match="is a Markdown table"):
+        read_records(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('{"instruction": "q", "output": ' + "9" * 5000 + "}", "a number has too many digits"),
+        ("\ufeff" + GOOD.decode()[1:-1], "a byte order mark, as a file begins with"),
+    ],
+)
+def test_no_sentence_speaks_of_python(tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "x.jsonl").write_text(f"{GOOD.decode()[1:-1]}\n{text}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=f"line 2.*{sentence}"):
+        read_records(tmp_path / "x.jsonl")

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import zstandard
 
+from tinkersmith.data.samples import Skipped, Source
+from tinkersmith.data.shapes import check_record
 from tinkersmith.errors import UserError
 from tinkersmith.sources import records as records_module
 from tinkersmith.sources.records import iterate_records, read_records
@@ -336,3 +338,12 @@ def test_without_its_library_a_file_says_how_to_install_it(
     monkeypatch.setitem(__import__("sys").modules, library, None)
     with pytest.raises(UserError, match=r"Install it with: pip install 'tinkersmith\[tables\]'"):
         read_records(tmp_path / name)
+
+
+def test_a_title_above_the_header_of_a_sheet_is_told(tmp_path: Path) -> None:
+    rows = [["Our data"], ["instruction", "output"], ["q", "a"]]
+    read = read_records(written(tmp_path / "x.xlsx", workbook(rows)))
+    checked = check_record(read.records[0], Source("x.xlsx", 1))
+    assert isinstance(checked, Skipped)
+    assert 'The first row of the sheet "Sheet" must name all columns' in str(checked)
+    assert "quotation" not in str(checked)

@@ -10,6 +10,7 @@ import difflib
 import io
 import itertools
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -411,7 +412,7 @@ def _judged_east_asian(telling: list[str], codec: str) -> tuple[float, int]:
     if len(ideographs) < 4 and others > 8:
         share = max(share, 0.5)
     score = min(1.0, share / 0.4) - 4 * strange / len(telling)
-    leads = [character.encode(codec)[0] for character in ideographs]
+    leads = [character.encode(codec, "replace")[0] for character in ideographs]
     rare = sum(lead >= _RARE_FROM[codec] or lead < 0x80 for lead in leads) / max(len(leads), 1)
     score -= max(2 * rare - 0.1, 0.0)
     if codec in ("cp950", "big5hkscs") and leads.count(0xA4) > 0.5 * len(leads):
@@ -434,7 +435,7 @@ def _judged_letters(telling: list[str], words: list[str], alphabet: Alphabet) ->
     letters = set(alphabet.letters) | set(alphabet.letters.upper())
     bad = sum(character not in letters for character in telling)
     written = [word for word in words if not word.isascii()]
-    odd = sum(_is_odd(word, alphabet) for word in written)
+    odd = sum(count for word, count in Counter(written).items() if _is_odd(word, alphabet))
     score = 1.0 - 4 * bad / len(telling) - 3 * odd / max(len(written), 1)
     if alphabet.usual:
         usual = set(alphabet.usual) | set(alphabet.usual.upper())
@@ -516,8 +517,10 @@ def _damaged_east_asian(
     for codec in _EAST_ASIAN:
         text = sample.decode(codec, "replace")
         wrong = text.count("\ufffd")
+        if wrong > 0.001 * len(text) + 2:
+            continue
         score, evidence = _judged(text.replace("\ufffd", ""), codec)
-        if wrong <= 0.001 * len(text) + 2 and score >= _CERTAIN and evidence >= 20:
+        if score >= _CERTAIN and evidence >= 20:
             nearly.append((-wrong, score, codec))
     if not nearly or any(guess.score > _RIVAL for guess in judged):
         return None

@@ -343,6 +343,8 @@ def _parse_or_explain(path: Path, text: str, line: int = 0, pairs_hook: Any = No
     except json.JSONDecodeError as error:
         if not text[error.pos :].strip() or error.msg.startswith("Unterminated string"):
             what = f"it ends too early ({error.msg})"
+        elif text.startswith("\ufeff"):
+            what = "a byte order mark, as a file begins with, stands within the file"
         else:
             what = f"{error.msg}, found {text[error.pos : error.pos + 12]!r}"
         number = max(line, 1) + error.lineno - 1
@@ -351,8 +353,10 @@ def _parse_or_explain(path: Path, text: str, line: int = 0, pairs_hook: Any = No
         ) from None
     except RecursionError:
         raise UserError(f"{place}: the JSON is nested too deeply. Remove that record.") from None
-    except ValueError as error:
-        raise UserError(f"{place}: not readable as JSON: {error}. Fix it there.") from None
+    except ValueError:  # Python refuses a number with thousands of digits
+        raise UserError(
+            f"{place}: not readable as JSON: a number has too many digits. Write it as a string."
+        ) from None
 
 
 def _with_repeated(records: list[Any], marked: list[Any]) -> list[Any]:

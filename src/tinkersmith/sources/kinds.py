@@ -152,6 +152,13 @@ def refuse_binary(path: Path, data: bytes) -> None:
         )
 
 
+# A line with the columns' names, and one of dashes below it.
+_DASHES = r"[ \t]*:?-{3,}:?[ \t]*"
+_MARKDOWN_TABLE = re.compile(
+    rf"[^\n]*\|[^\n]*\n(?=[^\n]*\|)[ \t]*\|?{_DASHES}(\|{_DASHES})*\|?[ \t]*\r?(\n|$)"
+)
+
+
 def refuse_text(path: Path, data: bytes) -> None:
     """Raise UserError if UTF-8 text is certainly of a kind that holds no records."""
     start = data[:20_000].decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
@@ -170,6 +177,8 @@ def refuse_text(path: Path, data: bytes) -> None:
             "an HTML page, which a failed download leaves",
             "Download the file itself again; on a hub take the download link and not the page.",
         )
+    if _MARKDOWN_TABLE.match(start):
+        raise _is(path, "a Markdown table", "Save its rows as CSV or JSON Lines.")
     if start.startswith("-----BEGIN "):
         raise _is(path, "a key or certificate (PEM)", "Name a file of records.")
     if re.match(r"<\?xml|<!--|<svg|<[A-Za-z][\w:.-]*[\s>/]", start):

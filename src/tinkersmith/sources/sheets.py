@@ -67,13 +67,24 @@ def sheet_records(
     while rows and all(cell == "" for cell in rows[0]):
         rows.pop(0)
         first_row += 1
-    header = Header(path, f'sheet "{taken}", row {first_row}', [_text(cell) for cell in rows[0]])
+    header = Header(
+        path,
+        f'sheet "{taken}", row {first_row}',
+        [_text(cell) for cell in rows[0]],
+        advice=_advice(taken, others),
+    )
     width = len(header.names)
     numbered = (
         ([_text(cell) for cell in row][: max(width, len(row))], f"row {number}")
         for number, row in enumerate(rows[1:], start=first_row + 1)
     )
     yield from records_of_rows(header, numbered, columns, notes)
+
+
+def _advice(sheet: str, others: list[str]) -> str:
+    """What to do about a row that has other cells than the first one has names."""
+    start = f'The first row of the sheet "{sheet}" must name all columns: delete what is above it.'
+    return f"{start} Other filled sheets: {', '.join(others)}." if others else start
 
 
 def _text(cell: Any) -> str:

@@ -50,19 +50,25 @@ def bad_row(cells: Mapping[str, Any], reason: str) -> BadRow:
     return row
 
 
+_CHECK_CELLS = "Check its quotation marks and separators."
+
+
 class Header:
     """The names of a table's columns."""
 
-    def __init__(self, path: Path, place: str, names: Iterable[object]) -> None:
+    def __init__(
+        self, path: Path, place: str, names: Iterable[object], advice: str = _CHECK_CELLS
+    ) -> None:
         """Check the names.
 
         Args:
             place: where they stand, such as "line 1".
+            advice: what to do about a row with more or fewer cells.
 
         Raises:
             UserError: a name is there twice, or is none.
         """
-        self.path, self.place = path, place
+        self.path, self.place, self.advice = path, place, advice
         self.names = [str(name).strip() if name is not None else "" for name in names]
         while self.names and not self.names[-1]:
             self.names.pop()
@@ -97,7 +103,7 @@ class Header:
             return bad_row(
                 fields,
                 f"{place} has {counted(count, 'cell')}, but the table has "
-                f"{counted(len(self.names), 'column')}. Check its quotation marks and separators.",
+                f"{counted(len(self.names), 'column')}. {self.advice}",
             )
         return fields
 
