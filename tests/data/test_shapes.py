@@ -1097,3 +1097,20 @@ def test_any_record_is_a_sample_of_its_own_texts_or_has_one_reason(
         assert words_in(texts) <= allowed
     roles = [turn.role for turn in checked.turns]
     assert roles.count("text") in (0, len(roles)) and (roles == ["text"] or "user" in roles)
+
+
+@pytest.mark.parametrize("flag", ["mask", "Weight", "loss_mask", "train_on"])
+def test_a_flag_of_another_program_is_never_passed_over(flag: str) -> None:
+    messages = [said("user", "q"), {**said("assistant", "a"), flag: False}]
+    skipped = check_record({"messages": messages}, Source("a", 1))
+    assert isinstance(skipped, Skipped)
+    assert f'"{flag}" of message 2 seems to say whether it is trained on' in skipped.reason
+
+
+def test_the_flag_loss_of_a_message_is_read() -> None:
+    first = [said("user", "q"), {**said("assistant", "a"), "loss": False}]
+    sample = check_record(
+        {"messages": [*first, said("user", "r"), said("assistant", "b")]}, Source("a", 1)
+    )
+    assert isinstance(sample, Sample)
+    assert [turn.trained for turn in sample.turns] == [None, False, None, None]
