@@ -217,15 +217,17 @@ class _Conversation:
                 split_thought(turn.text) is not None or is_cut_within_thought(turn.text)
             ):
                 return None
-        texts = self._plain_texts()[1]
+        system, texts = self._plain_texts
         if len(texts) > 2 and any(text != text.strip() for text in texts[:-2]):
             return None  # a template may trim the last answer only, as which each is trained
         form = self._template.plain_forms[has_system]
-        if form is None or form.whole(*self._plain_texts()) != self.whole():
+        if form is None or form.whole(system, texts) != self.whole():
             return None
         return form
 
+    @cached_property
     def _plain_texts(self) -> tuple[str, list[str]]:
+        """The system text, and the texts of the other messages."""
         texts = [cast("str", message["content"]) for message in self._messages]
         if self._sample.turns[0].role == "system":
             return texts[0], texts[1:]
@@ -329,7 +331,7 @@ class _Conversation:
             Untrainable: the answer is cut within its thought.
         """
         if self._plain is not None:
-            system, texts = self._plain_texts()
+            system, texts = self._plain_texts
             return self._plain.written(system, texts, (place - bool(system)) // 2)
         turn = self._sample.turns[place]
         if is_cut_within_thought(turn.text):

@@ -98,4 +98,7 @@ def compiled_chat(source: str, date: str) -> Any:
     environment = cast("Any", sandbox)  # its filters and globals have no usable types
     environment.filters["tojson"] = tojson
     environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
-    return environment.from_string(source)
+    template = environment.from_string(source)
+    # Each rendering copies these names. Jinja keeps them in a ChainMap, which is slow to copy.
+    template.globals = dict(template.globals)
+    return template

@@ -233,6 +233,8 @@ def untrained(
 
 def spans_before(spans: np.ndarray, end: int) -> np.ndarray:
     """The spans within the first `end` tokens; the last one may be cut: (S, 2)."""
+    if len(spans) and spans[-1, 1] <= end:
+        return spans
     return np.minimum(spans[spans[:, 0] < end], end)
 
 
