@@ -7,7 +7,7 @@ import shutil
 import stat
 import tempfile
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -98,8 +98,8 @@ def kind_of_json(value: object) -> str:
     return "a list" if isinstance(value, list) else "an object"
 
 
-def write_atomically(path: Path | str, data: bytes | str) -> None:
-    """Write `data` beside `path`, fsync it, and rename it over `path`.
+def write_atomically(path: Path | str, data: bytes | str | Iterable[bytes]) -> None:
+    """Write `data`, whole or in parts, beside `path`, fsync it, and rename it over `path`.
 
     Raises:
         OSError: the folder is not writable or the disk is full; `path` is then unchanged.
@@ -108,10 +108,11 @@ def write_atomically(path: Path | str, data: bytes | str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name of a file that is not UTF-8 has unpaired surrogates, which JSON can hold escaped.
     content = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
+    parts = [content] if isinstance(content, bytes) else content
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes the file private; other files of the user follow the umask.

@@ -1,7 +1,5 @@
 """Data files -> a JSON Lines file without the records that are named."""
 
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -11,6 +9,7 @@ from typing import Any
 
 from tinkersmith.data.samples import Source, record_text
 from tinkersmith.errors import UserError
+from tinkersmith.files import write_atomically
 from tinkersmith.plurals import counted
 
 
@@ -84,28 +83,10 @@ def write_cleaned(
             raise UserError(f"{path} would hold no record. Name fewer kinds with --drop.")
 
     try:
-        _write_lines(path, lines())
+        write_atomically(path, lines())
     except OSError as error:
         raise UserError(
             f"{path} cannot be written: {error.strerror or error}. Nothing was changed. Free some "
             "space or name another place."
         ) from None
     return Cleaned(path, written, dict(counts), unusable)
-
-
-def _write_lines(path: Path, lines: Iterable[bytes]) -> None:
-    """Write the lines beside `path`, and rename the whole file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
