@@ -253,15 +253,22 @@ def _decoded(path: Path, data: bytes, codec: str, encoding: str = "") -> str:
 
 def not_in_encoding(path: Path, data: bytes, codec: str, first_line: int) -> UserError:
     """The sentence about a part of a file that is not in the encoding that ENCODING names."""
+    wrong = _first_wrong_byte(path, data, codec, first_line)
+    assert wrong, "it is in the encoding"
+    return UserError(f"{wrong}. Correct ENCODING, or the file.")
+
+
+def _first_wrong_byte(path: Path, data: bytes, codec: str, first_line: int) -> str:
+    """Where a part of a file is not in an encoding, as the start of a sentence; "" if it is."""
     try:
         data.decode(codec)
     except UnicodeDecodeError as error:
         line, column = _place(data, error.start, codec)
-        return UserError(
+        return (
             f"{path}, line {line + first_line - 1}, column {column}: the byte "
-            f"0x{data[error.start]:02X} is not {shown_name(codec)}. Correct ENCODING, or the file."
+            f"0x{data[error.start]:02X} is not {shown_name(codec)}"
         )
-    raise AssertionError("it is in the encoding")
+    return ""
 
 
 def _place(data: bytes, position: int, codec: str) -> tuple[int, int]:
@@ -525,16 +532,13 @@ def _damaged_east_asian(
     if not nearly or any(guess.score > _RIVAL for guess in judged):
         return None
     codec = max(nearly)[2]
-    try:
-        data.decode(codec)
-    except UnicodeDecodeError as error:
-        line, column = _place(data, error.start, codec)
-        return UserError(
-            f"{path}, line {line + first_line - 1}, column {column}: the byte "
-            f"0x{data[error.start]:02X} is not {shown_name(codec)}, but the rest of the file seems "
-            "to be. It is damaged; correct it there, and save the file as UTF-8."
-        )
-    return None
+    wrong = _first_wrong_byte(path, data, codec, first_line)
+    if not wrong:
+        return None
+    return UserError(
+        f"{wrong}, but the rest of the file seems to be. It is damaged; correct it there, and save "
+        "the file as UTF-8."
+    )
 
 
 def _damaged(path: Path, data: bytes, first_line: int = 1) -> UserError:
