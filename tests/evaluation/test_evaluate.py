@@ -12,7 +12,7 @@ from tinkersmith.data.samples import Source
 from tinkersmith.errors import UserError
 from tinkersmith.evaluation.evaluate import evaluate
 from tinkersmith.evaluation.results import Rate, Record, Scored
-from tinkersmith.evaluation.scoring import METRICS, score
+from tinkersmith.grading.scoring import METRICS, score
 from tinkersmith.settings.reading import settings_from
 
 pytestmark = pytest.mark.engine

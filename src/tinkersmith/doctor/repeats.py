@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from tinkersmith.data.near_duplicates import NearPair, Signatures, clusters, comparable
 from tinkersmith.data.samples import Sample, question_of
 from tinkersmith.doctor.texts import Frame, TextStore, answer_text, question_text, without_thought
-from tinkersmith.evaluation.scoring import final_answer_match
+from tinkersmith.grading.scoring import final_answer_match
 
 # Marks that do not change what is asked. Those after a digit may: "1.5", "5!".
 _MARK = "[.,;:!?…\"'“”‘’`。，、；：！？「」]"

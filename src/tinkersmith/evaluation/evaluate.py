@@ -17,7 +17,7 @@ from tinkersmith.data.report import note_lines, read_lines, skipped_lines
 from tinkersmith.data.samples import Sample, Source, overlap
 from tinkersmith.errors import UserError
 from tinkersmith.evaluation.results import EvaluationResult, Record, Scored, named, report
-from tinkersmith.evaluation.scoring import final_answer, score
+from tinkersmith.grading.scoring import final_answer, score
 from tinkersmith.files import write_json
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress, watched

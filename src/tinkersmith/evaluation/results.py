@@ -1,11 +1,13 @@
 """The results of an evaluation: one record per answer, rates with intervals, and their report."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tinkersmith.data.samples import Source
-from tinkersmith.evaluation.scoring import METRICS, wilson_interval
+from tinkersmith.grading.scoring import METRICS
+from tinkersmith.statistics.intervals import wilson_interval
 
 _TITLES = {
     "exact_match": "exact match",
@@ -55,6 +57,13 @@ class Record:
     stop_reason: str  # "stop" or "length"
     tokens: int
     draw: int  # counted from 1, if several answers are sampled for a prompt
+    question: str = ""  # the digest of the prompt's tokens: copies of a question share it
+    final_answer: str | None = None  # of `produced`; None if it gives none
+    rule: str = ""  # which rule of `grading` found it
+    kind: str = ""  # what the expected answer is, in the words of `grading`: "number", "choice"
+    thought_finished: bool = True  # False: the tokens ran out within the thought
+    prompt_tokens: int = 0
+    fields: Mapping[str, str] = field(default_factory=dict[str, str])  # short extra fields
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tinkersmith.evaluation.scoring import (
+from tinkersmith.grading.scoring import (
     METRICS,
     contains_answer,
     exact_match,
@@ -14,7 +14,6 @@ from tinkersmith.evaluation.scoring import (
     normalise,
     same_answer,
     score,
-    wilson_interval,
 )
 
 
@@ -281,18 +280,3 @@ def test_a_model_in_a_loop_is_scored_in_no_time():
         contains_answer("Answer: 5", text)
         same_answer(text, text + "1")
     assert time.process_time() - start < 10
-
-
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"),
-    [  # by the formula in Brown, Cai and DasGupta 2001, eq. 4
-        (0, 10, 0.0, 0.2775),
-        (10, 10, 0.7225, 1.0),
-        (8, 10, 0.4902, 0.9433),
-        (50, 100, 0.4038, 0.5962),
-        (1, 1, 0.2065, 1.0),
-    ],
-)
-def test_the_wilson_interval(successes: int, n: int, low: float, high: float):
-    interval = wilson_interval(successes, n)
-    assert interval == pytest.approx((low, high), abs=1e-4)

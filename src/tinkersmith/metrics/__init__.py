@@ -1,0 +1,1 @@
+"""Scores of an answer beside its final answer: overlap of words, labels, JSON, a judge."""

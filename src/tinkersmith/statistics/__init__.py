@@ -1,0 +1,1 @@
+"""Intervals, tests and estimates of the scores of an evaluation."""
