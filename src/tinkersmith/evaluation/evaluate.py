@@ -17,8 +17,8 @@ from tinkersmith.data.report import note_lines, read_lines, skipped_lines
 from tinkersmith.data.samples import Sample, Source, overlap
 from tinkersmith.errors import UserError
 from tinkersmith.evaluation.results import EvaluationResult, Record, Scored, named, report
-from tinkersmith.grading.scoring import final_answer, score
 from tinkersmith.files import write_json
+from tinkersmith.grading.scoring import final_answer, score
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress, watched
 from tinkersmith.runs.trained_model import ModelReference, find_trained_model
