@@ -20,7 +20,7 @@ from tinkersmith.data.lengths import LengthStatistics, format_length_statistics
 from tinkersmith.data.load import refuse_if_nothing_is_usable
 from tinkersmith.data.report import Tally, note_lines, read_lines, skipped_lines
 from tinkersmith.data.samples import Sample, Skipped, Source, characters, question_of, record_text
-from tinkersmith.data.shapes import check_record
+from tinkersmith.data.shapes.check import check_record
 from tinkersmith.errors import UserError
 from tinkersmith.files import read_json_object, write_atomically, write_json
 from tinkersmith.plurals import counted

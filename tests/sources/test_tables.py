@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from tinkersmith.data.samples import Skipped, Source
-from tinkersmith.data.shapes import check_record
+from tinkersmith.data.shapes.check import check_record
 from tinkersmith.errors import UserError
 from tinkersmith.sources import records as records_module
 from tinkersmith.sources.records import iterate_records, read_records

@@ -17,7 +17,7 @@ from tinkersmith.data.columns import NO_COLUMNS, ColumnSearch
 from tinkersmith.data.load import refuse_if_nothing_is_usable
 from tinkersmith.data.report import SHOWN, Tally, note_lines, read_lines, skipped_lines
 from tinkersmith.data.samples import Sample, Skipped, Source, Turn, record_text
-from tinkersmith.data.shapes import check_record
+from tinkersmith.data.shapes.check import check_record
 from tinkersmith.errors import UserError, reason_of
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from tinkersmith.data.columns import NO_COLUMNS, ColumnSearch
 from tinkersmith.data.report import Tally
 from tinkersmith.data.samples import Sample, Skipped, Source
-from tinkersmith.data.shapes import check_record
+from tinkersmith.data.shapes.check import check_record
 from tinkersmith.errors import UserError
 from tinkersmith.plurals import counted
 from tinkersmith.sources.find import look_up

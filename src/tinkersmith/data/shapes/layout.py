@@ -1,6 +1,6 @@
 """The names of a record's fields -> its layout: the shape, and which field holds what.
 
-This module sees names only. Values are checked in `shapes`.
+This module sees names only. Values are checked by the modules beside this one.
 """
 
 from collections.abc import Iterable, Mapping

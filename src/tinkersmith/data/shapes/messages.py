@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from tinkersmith.data.samples import Role, Turn
-from tinkersmith.data.values import (
+from tinkersmith.data.shapes.values import (
     Unusable,
     check_repeated,
     check_text,

@@ -17,7 +17,8 @@ from tinkersmith.data.convert import sample_record
 from tinkersmith.data.load import load_samples
 from tinkersmith.data.report import note_lines, read_lines, skipped_lines
 from tinkersmith.data.samples import Sample, Skipped, Source, Turn
-from tinkersmith.data.shapes import SHAPES, check_record
+from tinkersmith.data.shapes.check import check_record
+from tinkersmith.data.shapes.layout import SHAPES
 from tinkersmith.errors import UserError
 
 HERE = Source("a.json", 1)
