@@ -352,3 +352,38 @@ def test_the_matrix_has_no_family_whose_test_could_not_fail(tmp_path: Path) -> N
     tokenizer = replace(load_tokenizer(tmp_path), chat_template=other)
     with pytest.raises(AssertionError):
         check_family(hf_tokenizer, tokenizer, family)
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_a_cut_of_all_text_keeps_whole_turns(
+    name: str, tokenizers: dict[str, TextTokenizer]
+) -> None:
+    tokenizer = tokenizers[name]
+    for thought in ("", "hm hm hm"):
+        turns = [
+            turn
+            for number in range(3)
+            for turn in (
+                Turn("user", f"what is {number} and {number}"),
+                Turn("assistant", f"it is {number} or so I think", thought=thought),
+            )
+        ]
+        sample = Sample(tuple(turns), HERE)
+        for template in (
+            template_for(tokenizer, sample),
+            choose_template("instruction", tokenizer, "m", thoughts=count_thoughts([sample])),
+        ):
+            (rendered,) = template.render_all(sample, "all_text")
+            data = tokenize([sample], template, tokenizer, 10**6, True, "all_text")
+            (whole,) = data.sequences
+            length, ends = len(whole.tokens), whole.spans[:, 1].tolist()
+            assert len(ends) == 3 and ends[-1] == length
+            assert "or so I think" in rendered.pieces[1].text
+            for limit in range(ends[0], length):
+                cut = tokenize([sample], template, tokenizer, limit, True, "all_text")
+                (sequence,) = cut.sequences
+                assert len(sequence.tokens) == max(end for end in ends if end <= limit)
+                text = tokenizer.decode(sequence.tokens.tolist())
+                assert text.count("or so I think") == text.count("it is") > 0
+            cut = tokenize([sample], template, tokenizer, ends[0] - 1, True, "all_text")
+            assert len(cut.sequences[0].tokens) == ends[0] - 1  # no whole turn fits

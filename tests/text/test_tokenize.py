@@ -493,6 +493,7 @@ def test_a_cut_keeps_all_whole_answers_that_fit_and_else_cuts_the_first(
 def test_a_cut_says_how_many_answers_are_left() -> None:
     spans = np.array([[2, 4], [6, 8], [10, 14]])
     _, event = length_policy(Source("a.json", 3), spans, 14, 12, truncate=True)
-    assert str(event) == "Truncated a.json, record 3: 14 -> 8 tokens, the first 2 of 3 answers"
+    said = "Truncated a.json, record 3: 14 -> 8 tokens, the first 2 of 3 trained parts"
+    assert str(event) == said
     _, event = length_policy(Source("a.json", 3), np.zeros((0, 2)), 5, 12, truncate=True)
     assert str(event) == "Skipped a.json, record 3: nothing of it is trained on"

@@ -93,7 +93,7 @@ def open_stream(settings: Settings, progress: Progress) -> SampleStream:
     Raises:
         UserError: see `scan`.
     """
-    thoughts = ThoughtCounts(last_only=settings.train_on == "last")
+    thoughts = ThoughtCounts(train_on=settings.train_on)
     files = scan(
         settings.training_files,
         settings.validation_files,

@@ -169,6 +169,17 @@ class ChatTemplate:
         question = Sample((Turn("user", "q"), Turn("assistant", "a")), Source("probe", 1))
         return self.render_prompt(question).rstrip().endswith(OPEN)
 
+    @cached_property
+    def drops_earlier_thoughts(self) -> bool:
+        """Whether an answer loses its thought once another question follows."""
+        turns = (Turn("user", "qqq"), Turn("assistant", "zzz", thought="ttt"))
+        sample = Sample((*turns, *turns), Source("probe", 1))
+        try:
+            text = "".join(_Conversation(self, sample, by_form=False).written(3))
+        except (UserError, Untrainable):
+            return False
+        return text.count("ttt") < 2
+
     def to_json(self) -> dict[str, Any]:
         return {"kind": "chat", **asdict(self)}
 
@@ -270,12 +281,31 @@ class _Conversation:
                 left_out.append((end, len(text)) if place == last else self._span_of(place, text))
         spans: list[tuple[int, int]] = []
         start = 0
-        # The prompt of the last answer is encoded without it, as in use.
-        for stop, resumed in sorted([*left_out, (end, end), (len(text), len(text))]):
+        # The prompt of the last answer is encoded without it, as in use. The ends of the other
+        # answers are where a cut keeps whole turns.
+        borders = [*self._answer_ends(text[:end]), end, len(text)]
+        for stop, resumed in sorted([*left_out, *((border, border) for border in borders)]):
             if stop > start:
                 spans.append((start, stop))
             start = max(start, resumed)
-        return Rendered.with_spans(text, spans)
+        return Rendered.with_spans(text, spans, joins=(end,))
+
+    def _answer_ends(self, text: str) -> list[int]:
+        """Where answers end in the start of the conversation, if a control token stands there."""
+        ends: list[int] = []
+        for place, turn in enumerate(self._sample.turns[:-1]):
+            if turn.role != "assistant":
+                continue
+            try:
+                written = "".join(self.written(place))
+            except (UserError, Untrainable):  # this answer alone cannot be trained
+                written = ""
+            if written and text.startswith(written):
+                ends.append(len(written))
+            elif (span := self._span_of(place, text, required=False)) is not None:
+                ends.append(span[1])
+        specials = self._template.special_tokens
+        return [end for end in ends if text[:end].endswith(specials)]
 
     def _add_message(self, place: int, sequences: list[tuple[str, list[tuple[int, int]]]]) -> None:
         """Train a message of another role, whose own flag asks for that."""

@@ -31,6 +31,7 @@ class Piece:
 
     text: str
     trained: bool  # whether the loss counts its tokens
+    joined: bool = False  # to the trained piece before it: a cut is not made between the two
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +46,21 @@ class Rendered:
         return cls((Piece(prompt, trained=False), Piece(completion, trained=True)))
 
     @classmethod
-    def with_spans(cls, text: str, spans: Sequence[tuple[int, int]]) -> "Rendered":
-        """`text` up to the last of some trained spans, which are in order and do not overlap."""
+    def with_spans(
+        cls, text: str, spans: Sequence[tuple[int, int]], joins: Sequence[int] = ()
+    ) -> "Rendered":
+        """`text` up to the last of some trained spans, which are in order and do not overlap.
+
+        Args:
+            joins: where spans start that are joined to the one before.
+        """
         pieces: list[Piece] = []
         end = 0
         for start, stop in spans:
             if start > end or not pieces:
                 pieces.append(Piece(text[end:start], trained=False))
-            pieces.append(Piece(text[start:stop], trained=True))
+            joined = start == end and start in joins
+            pieces.append(Piece(text[start:stop], trained=True, joined=joined))
             end = stop
         return cls(tuple(pieces))
 

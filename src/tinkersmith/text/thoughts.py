@@ -5,7 +5,7 @@ Only a thought at an answer's start counts: anywhere else, the tags are text lik
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tinkersmith.data.samples import Sample, Source, Turn
 from tinkersmith.text.pieces import Untrainable
@@ -99,20 +99,25 @@ class ThoughtCounts:
     samples: int = 0
     with_thoughts: int = 0
     first: Source | None = None  # the first sample with a thought
-    last_only: bool = False  # only last answers are trained on
+    train_on: str = "all"  # a value of TRAIN_ON
+    earlier: int = 0  # samples with a thought before another question, counted for "all_text"
 
     def add(self, sample: Sample) -> None:
         if sample.turns[-1].role == "text":  # no template is applied to it
             return
         self.samples += 1
-        if has_thought(sample, last_only=self.last_only):
+        if has_thought(sample, last_only=self.train_on == "last"):
             self.with_thoughts += 1
             self.first = self.first or sample.source
+            if self.train_on == "all_text":
+                asked = [place for place, turn in enumerate(sample.turns) if turn.role == "user"]
+                earlier = sample.turns[: asked[-1]] if asked else ()
+                self.earlier += has_thought(replace(sample, turns=earlier))
 
 
 def count_thoughts(samples: Iterable[Sample], train_on: str = "all") -> ThoughtCounts:
     """How many of the samples have a thought that TRAIN_ON trains."""
-    counts = ThoughtCounts(last_only=train_on == "last")
+    counts = ThoughtCounts(train_on=train_on)
     for sample in samples:
         counts.add(sample)
     return counts

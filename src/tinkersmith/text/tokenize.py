@@ -187,7 +187,7 @@ def _sequence(rendered: Rendered, rows: Iterator[list[int]]) -> tuple[np.ndarray
         start = len(tokens)
         tokens += next(rows)
         if piece.trained and len(tokens) > start:
-            if spans and spans[-1][1] == start:
+            if piece.joined and spans and spans[-1][1] == start:
                 start = spans.pop()[0]
             spans.append((start, len(tokens)))
     return np.array(tokens, dtype=np.int32), np.array(spans, dtype=np.int64).reshape(-1, 2)
@@ -198,7 +198,8 @@ def length_policy(
 ) -> tuple[int, LengthEvent | None]:
     """How many tokens of a sequence are kept, and what is said about it if not all are.
 
-    A cut keeps whole answers where one fits; else it cuts the first one.
+    A cut keeps whole trained parts where one fits; else it cuts the first one. A part is an answer,
+    or with TRAIN_ON "all_text" an answer with all since the one before.
 
     Args:
         spans: (S, 2) of the sequence's trained parts.
@@ -220,7 +221,7 @@ def length_policy(
     end = int(whole[-1]) if len(whole) and len(spans) > 1 else limit
     reason = f"{length:,} -> {end:,} tokens"
     if len(spans) > 1 and len(whole):
-        reason += f", the first {len(whole)} of {counted(len(spans), 'answer')}"
+        reason += f", the first {len(whole)} of {counted(len(spans), 'trained part')}"
     return end, LengthEvent(source, length, end, reason, TRUNCATED)
 
 
