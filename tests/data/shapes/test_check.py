@@ -455,9 +455,9 @@ USER, ANSWER = said("user", "q"), said("assistant", "a")
             '"thinking_trajectories.0"} reads its first item as a thought',
         ),
         (
-            {"instruction": "q", "output": "a", "label": 0},
+            {"instruction": "q", "output": "a", "label": 1},
             "user: q\nassistant: a",
-            'its "label" is 0 or 1 and is not used; if it judges the answer',
+            'its "label" is read as the mark of a good answer; records that it marks as bad are',
         ),
     ],
 )
@@ -570,7 +570,7 @@ def test_notes_are_counted_over_a_file(tmp_path: Path) -> None:
                 {"instruction": "q", "output": "a"},
                 messages(USER, ANSWER),
             )
-            for judged in ({"label": False}, {"kto_tag": 1}, {"is_correct": False})
+            for judged in ({"label": False}, {"kto_tag": 0}, {"is_correct": False})
         ),
         *(
             ({**pair, "rejected_response": "b"}, "the record is a preference pair")

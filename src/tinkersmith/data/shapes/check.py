@@ -7,7 +7,7 @@ This module decides how a record is read. A module for each family of shapes rea
 from collections.abc import Mapping
 from typing import Any, cast
 
-from tinkersmith.data.columns import NO_COLUMNS
+from tinkersmith.data.columns import IN_MESSAGES, NO_COLUMNS
 from tinkersmith.data.samples import Sample, Skipped, Source, Turn, record_text
 from tinkersmith.data.shapes.conversations import conversation_sample
 from tinkersmith.data.shapes.fields import once_each
@@ -46,7 +46,7 @@ def _sample(record: Any, source: Source, columns: Mapping[str, str]) -> Sample:
     if isinstance(record, str) and not columns:
         text = check_text(record, "the record", "", required=True)
         return Sample((Turn("text", text),), source, "text")
-    if is_messages(record) and not (set(columns) - {"role", "content", "messages"}):
+    if is_messages(record) and not (set(columns) - {"messages", *IN_MESSAGES}):
         turns, notes = turns_of(record, "messages", columns)
         return Sample(tuple(turns), source, "message_list", notes=once_each(notes))
     if not isinstance(record, dict):

@@ -1,11 +1,17 @@
 """A record with a list of messages -> a `Sample`."""
 
+import re
 from dataclasses import replace
 from typing import Any, cast
 
-from tinkersmith.data.columns import columns_text, value_in
-from tinkersmith.data.samples import Sample, Source
-from tinkersmith.data.shapes.fields import both_names, field_value, finished_sample
+from tinkersmith.data.columns import IN_MESSAGES, columns_text, value_in
+from tinkersmith.data.samples import Sample, Source, Turn
+from tinkersmith.data.shapes.fields import (
+    both_names,
+    field_value,
+    finished_sample,
+    with_thought,
+)
 from tinkersmith.data.shapes.judged import check_judges
 from tinkersmith.data.shapes.layout import Layout
 from tinkersmith.data.shapes.messages import (
@@ -23,6 +29,9 @@ from tinkersmith.data.shapes.values import (
     json_value,
     kind_of,
 )
+
+# The tags of thoughts, as answers have them in their texts.
+_THOUGHT_TAG = re.compile(r"<(seed:)?think(ing)?>|</think|begin_of_thought|\[THINK\]")
 
 
 def conversation_sample(fields: dict[str, Any], source: Source, layout: Layout) -> Sample:
@@ -56,8 +65,16 @@ def conversation_sample(fields: dict[str, Any], source: Source, layout: Layout) 
         system = check_text(system, f'"{layout.fields["system"]}"', layout.fields["system"])
         system = "" if is_blank_text(system) else system
     messages = messages_of_pairs(cast("list[Any]", value))
-    parts = {ours: layout.fields[ours] for ours in ("role", "content") if ours in layout.fields}
+    parts = {ours: layout.fields[ours] for ours in IN_MESSAGES if ours in layout.fields}
     turns, more = turns_of(messages, name, parts, system or "")
+    if layout.thoughts or layout.like_thoughts:
+        layout = with_thought(fields, layout, notes)
+    if "thought" in layout.fields:
+        thoughtful = _with_last_thought(turns, fields, layout.fields["thought"], notes)
+        if thoughtful is None:  # the field stays with the others that are not used
+            others = {ours: name for ours, name in layout.fields.items() if ours != "thought"}
+            layout = replace(layout, fields=others)
+        turns = thoughtful or turns
     if layout.unused and (other is None or other.kind == "pair"):
         notes.append(f"its messages were used, and not its {both_names(layout.unused)}")
     tools: tuple[dict[str, Any], ...] = ()
@@ -66,3 +83,18 @@ def conversation_sample(fields: dict[str, Any], source: Source, layout: Layout) 
     if not layout.columns and is_sharegpt(messages):
         layout = replace(layout, shape="sharegpt")
     return finished_sample(fields, source, layout, turns, [*notes, *more], tools)
+
+
+def _with_last_thought(
+    turns: list[Turn], fields: dict[str, Any], name: str, notes: list[str]
+) -> list[Turn] | None:
+    """The turns with the thought that the record has beside them; None if the last has another."""
+    value = field_value(fields, name, notes)
+    thought = "" if value is None else check_text(value, f'"{name}"', name)
+    last = turns[-1]
+    if is_blank_text(thought) or last.thought.strip() == thought.strip():
+        return turns
+    if last.thought.strip() or _THOUGHT_TAG.search(last.text):
+        notes.append(f'its "{name}" was not used: its last answer has a thought of its own')
+        return None
+    return [*turns[:-1], replace(last, thought=thought)]

@@ -1,9 +1,10 @@
 """Parts of a record that all shapes have: values, names that are missing, and what is left over."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from tinkersmith.data.columns import MISSING, columns_text, value_in
+from tinkersmith.data.columns import IN_MESSAGES, MISSING, ROLE_COLUMNS, columns_text, value_in
 from tinkersmith.data.samples import Sample, Source, Turn
 from tinkersmith.data.shapes.layout import MEDIA, Layout
 from tinkersmith.data.shapes.values import Unusable, is_blank_text, is_missing, is_number, kind_of
@@ -47,9 +48,32 @@ def is_filled_text(value: Any) -> bool:
     return isinstance(value, str) and not is_blank_text(value)
 
 
+def with_thought(fields: dict[str, Any], layout: Layout, notes: list[str]) -> Layout:
+    """The layout with the field that holds the thought; a note, if one only looks like it."""
+    filled = [name for name in layout.thoughts if is_filled_text(fields.get(name))]
+    if filled:
+        for other in filled[1:]:
+            if fields[other] != fields[filled[0]]:
+                raise Unusable(
+                    other, f'"{filled[0]}" and "{other}" both hold a thought. Keep one of them.'
+                )
+        return replace(layout, fields={**layout.fields, "thought": filled[0]})
+    for name in (*layout.thoughts, *layout.like_thoughts):
+        value = fields.get(name)
+        path = f"{name}.0" if isinstance(value, list) else name
+        if is_filled_text(value_in(fields, path)):
+            what = "its first item" if path != name else "it"
+            advice = columns_text({"thought": path})
+            notes.append(f'its field "{name}" was not used; {advice} reads {what} as a thought')
+            break
+    return layout
+
+
 _USED: Mapping[str, frozenset[str]] = {
     "pair": frozenset(("instruction", "input", "output", "history", "thought", "system", "answer")),
-    "messages": frozenset(("messages", "role", "content", "tools", "system", "answer")),
+    "messages": frozenset(
+        ("messages", "role", "content", "tools", "system", "answer", "thought", *ROLE_COLUMNS)
+    ),
     "text": frozenset(("text", "answer")),
 }
 
@@ -62,15 +86,15 @@ def finished_sample(
     notes: list[str],
     tools: tuple[dict[str, Any], ...] = (),
 ) -> Sample:
-    used = set(layout.names)
+    used = {name for ours, name in layout.fields.items() if ours not in IN_MESSAGES}
     extra = {name: value for name, value in fields.items() if name not in used}
     if layout.columns:
         for ours, name in layout.fields.items():
             if ours not in _USED[layout.kind]:
                 raise Unusable(
                     "",
-                    f'COLUMNS["{ours}"] has no effect on this record, which is no '
-                    f"{'conversation' if ours != 'thought' else 'question with an answer'}. "
+                    f'COLUMNS["{ours}"] has no effect on this record, which is '
+                    f"{'no conversation' if ours != 'thought' else 'plain text'}. "
                     "Remove that entry.",
                 )
             if ours == "answer":

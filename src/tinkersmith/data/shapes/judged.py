@@ -1,37 +1,99 @@
 """Answers that a record calls better, worse, right or wrong -> why they are not trained on."""
 
+import json
 from typing import Any, cast
 
 from tinkersmith.data.columns import columns_text
 from tinkersmith.data.shapes.fields import both_names
-from tinkersmith.data.shapes.layout import Layout
+from tinkersmith.data.shapes.layout import BLAMES, SCORES, Layout, our_name
 from tinkersmith.data.shapes.messages import is_messages
 from tinkersmith.data.shapes.values import Unusable, is_missing, is_number
 
 COOKBOOK = "the preference recipes of the Tinker cookbook learn from both"
+_GOOD = frozenset(
+    (
+        *("true", "1", "1.0", "+1", "good", "correct", "right", "chosen", "accepted"),
+        *("accept", "desirable", "pass", "passed", "approved", "preferred", "thumbs_up", "like"),
+        *("对", "正确", "好"),
+    )
+)
+_YES, _NO = ("yes", "y", "是"), ("no", "n", "否")
+_BAD = frozenset(
+    (
+        *("false", "0", "0.0", "-1", "bad", "incorrect", "wrong", "rejected", "reject"),
+        *("undesirable", "fail", "failed", "disapproved", "thumbs_down", "dislike"),
+        *("错", "错误", "不正确", "坏", "差"),
+    )
+)
 
 
 def check_judges(fields: dict[str, Any], layout: Layout, notes: list[str]) -> None:
-    """Refuse a record that says whether its answer is good."""
+    """Refuse a record whose answer is marked as bad, and note what others say of theirs."""
     for name in layout.judges:
-        value = fields.get(name)
-        plain = name.strip().lower()
-        said = value.strip().lower() if isinstance(value, str) else value
-        is_truth = isinstance(said, bool) or said in ("true", "false")
-        if plain == "is_correct" and said in (True, "true"):
+        value, plain = fields.get(name), our_name(name)
+        if is_missing(value):
             continue
-        if is_truth or (plain == "kto_tag" and not is_missing(value)):
+        if plain == "rejected" and _verdict(value, plain) is None:
+            if value and isinstance(value, str | list):
+                better = layout.fields["output" if layout.kind == "pair" else "messages"]
+                raise preference_refusal(fields, better, name)
+            continue
+        verdict = (
+            None if plain in SCORES and not isinstance(value, bool) else _verdict(value, plain)
+        )
+        if verdict is None:
+            if plain in SCORES and _is_score(value):
+                notes.append(
+                    f'its "{name}" is a score that is not used: an answer with a low one is '
+                    "trained on like the others. If low ones are bad, remove those records"
+                )
+            continue
+        if verdict is (plain in BLAMES):
+            shown = json.dumps(value, ensure_ascii=False)
             raise Unusable(
                 name,
-                f'the record is a judged answer: its "{name}" says whether it is good. Tinkersmith '
-                f'trains on answers. Keep the records with true and remove "{name}" from them; '
-                f"{COOKBOOK}.",
+                f'the record is a judged answer: its "{name}" is {shown}, which is read as "bad", '
+                "and a bad answer is not trained on. If it means something else, or to train on "
+                f"such answers all the same, set {columns_text(_as_it_is(layout))}. To learn from "
+                "good and bad ones, as KTO does, use the preference recipes of the Tinker "
+                "cookbook.",
             )
-        if is_number(value) and value in (0, 1):
-            notes.append(
-                f'its "{name}" is 0 or 1 and is not used; if it judges the answer, remove the '
-                "records with 0"
-            )
+        notes.append(
+            f'its "{name}" is read as the mark of a good answer; records that it marks as bad are '
+            "skipped"
+        )
+
+
+def _verdict(value: Any, name: str) -> bool | None:
+    """Whether a word or number says that an answer is good; None if it says nothing of that."""
+    if isinstance(value, str):
+        value = value.strip().lower()
+        if value in _GOOD or value in _BAD:
+            return value in _GOOD
+        if value in _YES or value in _NO:  # elsewhere, it can be what the answer should be
+            return value in _YES if name.startswith(("is_", "是否")) else None
+        return None
+    if isinstance(value, bool) or (is_number(value) and value in (-1, 0, 1)):
+        return value > 0
+    return None
+
+
+def _is_score(value: Any) -> bool:
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return False
+    return is_number(value)
+
+
+def _as_it_is(layout: Layout) -> dict[str, str]:
+    """COLUMNS that read a record as it is read without them, whatever judges it."""
+    needed = ("instruction", "output") if layout.kind == "pair" else ("messages",)
+    fields = dict(layout.fields)
+    if layout.thoughts:
+        fields["thought"] = layout.thoughts[0]
+    return {ours: name for ours, name in fields.items() if ours in needed or ours != name}
 
 
 def check_choices(fields: dict[str, Any], layout: Layout) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+from tinkersmith.data.columns import columns_text
 from tinkersmith.data.samples import Role, Turn
 from tinkersmith.data.shapes.values import (
     Unusable,
@@ -27,11 +28,19 @@ _ROLES: Mapping[str, Role] = {
     **dict.fromkeys(("system", "developer", "系统"), "system"),
     **dict.fromkeys(("user", "human", "prompter", "用户"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "ai", "助手"), "assistant"),
+    **dict.fromkeys(("助理", "机器人", "模型"), "assistant"),
     **dict.fromkeys(("bing", "bard", "claude", "agent"), "assistant"),
     **dict.fromkeys(("tool", "function", "observation", "ipython"), "tool"),
     **dict.fromkeys(("tool_response", "function_response", "tool_result"), "tool"),
+    **dict.fromkeys(("tool_results", "tool_output", "function_result", "function_output"), "tool"),
+    **dict.fromkeys(("tool_responses", "function_results", "observations", "工具"), "tool"),
 }
-_CALLS = ("function_call", "tool_call")  # roles of ShareGPT's messages that hold a call
+_CALLS = (
+    "function_call",
+    "tool_call",
+    "function_calls",
+    "tool_calls",
+)  # roles of ShareGPT's messages that hold a call
 _ROLE_NAMES = ("role", "from")
 _CONTENT_NAMES = ("content", "value", "parts", "text")
 _THOUGHT_NAMES = ("reasoning_content", "reasoning", "thinking")
@@ -172,7 +181,7 @@ def _turn(message: Any, number: int, field: str, names: Mapping[str, str]) -> Tu
     role_name = _name_of(fields, names.get("role"), _ROLE_NAMES)
     content_name = _name_of(fields, names.get("content"), _CONTENT_NAMES)
     said_role = fields.get(role_name)
-    role, is_call = _role(said_role, role_name, number, field)
+    role, is_call = _role(said_role, role_name, number, field, names)
     what = f'"{content_name}" of message {number}'
     value = fields.get(content_name)
     calls = _tool_calls(fields, number, field) if role == "assistant" else ()
@@ -208,8 +217,14 @@ def _name_of(fields: Mapping[str, Any], given: str | None, usual: Sequence[str])
     return (filled or present or list(usual))[0]
 
 
-def _role(value: Any, name: str, number: int, field: str) -> tuple[Role, bool]:
-    """The role, and whether the message is a call of a tool."""
+def _role(
+    value: Any, name: str, number: int, field: str, names: Mapping[str, str]
+) -> tuple[Role, bool]:
+    """The role, and whether the message is a call of a tool.
+
+    Args:
+        names: what the roles are called, where COLUMNS says that.
+    """
     if is_missing(value):
         raise Unusable(field, f'message {number} has no "{name}". Add it, or remove the record.')
     if not isinstance(value, str):
@@ -217,6 +232,10 @@ def _role(value: Any, name: str, number: int, field: str) -> tuple[Role, bool]:
             field, f'"{name}" of message {number} is {kind_of(value)}; it must be a string.'
         )
     plain = value if value in _ROLES else value.strip().lower()
+    for role in set(_ROLES.values()) if names else ():
+        if plain == names.get(f"role.{role}", "").strip().lower():
+            return role, False
+    plain = plain.replace(" ", "_").replace("-", "_")
     if plain in _CALLS:
         return "assistant", True
     if plain not in _ROLES:
@@ -224,7 +243,8 @@ def _role(value: Any, name: str, number: int, field: str) -> tuple[Role, bool]:
         raise Unusable(
             field,
             f'"{name}" of message {number} is "{shown}"; it must be system, user, assistant or '
-            "tool. Fix it, or remove the record.",
+            "tool. If it is one of these by another name, say which, for example: "
+            f"{columns_text({'role.user': shown})}. Else remove the record.",
         )
     return _ROLES[plain], False
 

@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from tinkersmith.data.columns import columns_text, value_in
 from tinkersmith.data.samples import Sample, Source, Turn
 from tinkersmith.data.shapes.fields import (
     field_value,
     finished_sample,
-    is_filled_text,
     missing_reason,
+    with_thought,
 )
 from tinkersmith.data.shapes.judged import check_choices, check_judges
 from tinkersmith.data.shapes.layout import Layout
@@ -75,7 +74,7 @@ def pair_sample(fields: dict[str, Any], source: Source, layout: Layout) -> Sampl
     if layout.choices:
         check_choices(fields, layout)
     if layout.thoughts or layout.like_thoughts:
-        layout = _with_thought(fields, layout, notes)
+        layout = with_thought(fields, layout, notes)
         names = layout.fields
     values = {ours: field_value(fields, name, notes) for ours, name in names.items()}
     question, answer = values.get("instruction"), values.get("output")
@@ -184,24 +183,3 @@ def _prompt_messages(
         thought = pair_text(fields, layout, "thought", values.get("thought"), notes)
         completion = [Turn("assistant", text, thought=thought)]
     return finished_sample(fields, source, layout, [*turns, *completion], notes)
-
-
-def _with_thought(fields: dict[str, Any], layout: Layout, notes: list[str]) -> Layout:
-    """The layout with the field that holds the thought; a note, if one only looks like it."""
-    filled = [name for name in layout.thoughts if is_filled_text(fields.get(name))]
-    if filled:
-        for other in filled[1:]:
-            if fields[other] != fields[filled[0]]:
-                raise Unusable(
-                    other, f'"{filled[0]}" and "{other}" both hold a thought. Keep one of them.'
-                )
-        return replace(layout, fields={**layout.fields, "thought": filled[0]})
-    for name in (*layout.thoughts, *layout.like_thoughts):
-        value = fields.get(name)
-        path = f"{name}.0" if isinstance(value, list) else name
-        if is_filled_text(value_in(fields, path)):
-            what = "its first item" if path != name else "it"
-            advice = columns_text({"thought": path})
-            notes.append(f'its field "{name}" was not used; {advice} reads {what} as a thought')
-            break
-    return layout
