@@ -321,6 +321,17 @@ READ: list[tuple[str, Any, str]] = [
     ("input_target", {"kind": "QA", "input": "Where?", "target": "Here."}, QA),
     ("user_assistant", {"user": "Where?", "assistant": "Here."}, QA),
     ("question_answer", {"question": "Where?", "answer": "Here.", "is_correct": True}, QA),
+    ("mbpp", {"task_id": 3, "text": "Where?", "code": "Here.", "test_list": ["t"]}, QA),
+    (
+        "humaneval",
+        {"task_id": "H/3", "prompt": "Where?", "canonical_solution": "Here.", "test": "t"},
+        QA,
+    ),
+    (
+        "function_calls",
+        {"query": "Bern?", "answers": [CALL], "tools": [TOOL]},
+        'user: Bern?\nassistant:  weather{"city": "Bern"}',
+    ),
     (
         "question_answer",
         {"row_idx": 3, "row": {"question": "Where?", "answer": "Here."}, "truncated_cells": []},
@@ -946,7 +957,7 @@ def test_all_records_that_the_guide_shows_are_read(page: str) -> None:
     shapes = [sample_of(json.loads(row)).shape for row in rows]
     assert shapes == [
         *("alpaca", "messages", "sharegpt", "message_list", "prompt_completion", "dolly"),
-        *("chinese", "text"),
+        *("chinese", "function_calls", "mbpp", "text"),
     ]
     blocks = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
     assert [sample_of(record).shape for record in blocks[0]] == ["alpaca", "alpaca"]

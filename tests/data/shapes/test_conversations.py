@@ -138,3 +138,165 @@ def test_a_user_and_a_model_beside_a_text_are_no_talk() -> None:
     )
     sample = sample_of({"messages": TALK, **names})
     assert len(sample.turns) == 2 and not sample.notes
+
+
+# ---- calls and results as parts of a content
+
+ASKED = said("user", "Bern?")
+CALLED = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bern"}}}
+OPENAI = [
+    ASKED,
+    said("assistant", "I look.", tool_calls=[{"id": "c1", **CALLED}], reasoning_content="Hm."),
+    said("tool", "rain", tool_call_id="c1", name="weather"),
+    said("user", "And?"),
+    said("assistant", "It rains."),
+]
+
+
+def parts_of(form: str) -> list[dict[str, Any]]:
+    """The conversation above in another program's form."""
+    arguments = {"city": "Bern"}
+    call, result = {
+        "claude": (
+            {"type": "tool_use", "id": "c1", "name": "weather", "input": arguments},
+            {
+                "type": "tool_result",
+                "tool_use_id": "c1",
+                "content": [{"type": "text", "text": "rain"}],
+            },
+        ),
+        "sdk": (
+            {"type": "tool-call", "toolCallId": "c1", "toolName": "weather", "input": arguments},
+            {
+                "type": "tool-result",
+                "toolCallId": "c1",
+                "toolName": "weather",
+                "output": {"type": "text", "value": "rain"},
+            },
+        ),
+        "bedrock": (
+            {"toolUse": {"toolUseId": "c1", "name": "weather", "input": arguments}},
+            {"toolResult": {"toolUseId": "c1", "content": [{"text": "rain"}]}},
+        ),
+        "gemini": (
+            {"functionCall": {"id": "c1", "name": "weather", "args": arguments}},
+            {"functionResponse": {"id": "c1", "name": "weather", "response": "rain"}},
+        ),
+    }[form]
+    text = {"text": "I look."} if form in ("bedrock", "gemini") else {"type": "text"}
+    return [
+        ASKED,
+        said("assistant", [{**text, "text": "I look."}, call], reasoning_content="Hm."),
+        said("user", [result, {**text, "text": "And?"}]),
+        said("assistant", "It rains."),
+    ]
+
+
+@pytest.mark.parametrize("form", ["claude", "sdk", "bedrock", "gemini"])
+def test_calls_and_results_among_the_parts_of_a_content_are_read(form: str) -> None:
+    expected = sample_of({"messages": OPENAI}).turns
+    messages = parts_of(form)
+    assert sample_of({"messages": messages}).turns == expected
+    in_parts = [
+        {"role": m["role"], "parts": m["content"], **{k: m[k] for k in m if k[:4] == "reas"}}
+        for m in messages
+    ]
+    in_parts[0]["parts"], in_parts[-1]["parts"] = [{"text": "Bern?"}], [{"text": "It rains."}]
+    assert sample_of({"contents": in_parts}).turns == expected
+    results_alone = [*messages[:2], said("user", messages[2]["content"][:1]), messages[3]]
+    assert [turn.role for turn in sample_of({"messages": results_alone}).turns] == [
+        *("user", "assistant", "tool", "assistant")
+    ]
+
+
+def test_claude_s_thoughts_tools_and_marks_are_read() -> None:
+    messages = parts_of("claude")
+    messages[1] = said(
+        "assistant",
+        [
+            {"type": "thinking", "thinking": "Hm.", "signature": "x"},
+            {"type": "redacted_thinking", "data": "x"},
+            *messages[1]["content"],
+        ],
+        weight=0,
+    )
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    tool = {"name": "weather", "description": "d", "input_schema": schema}
+    sample = sample_of({"system": "S", "messages": messages, "tools": [tool]})
+    assert sample.notes == ("its thoughts that are encrypted were left out",)
+    assert sample.turns[2].thought == "Hm." and sample.turns[2].trained is False
+    function = {"name": "weather", "description": "d", "parameters": schema}
+    assert sample.tools == ({"type": "function", "function": function},)
+    custom = sample_of({"messages": messages, "tools": [{**tool, "type": "custom"}]})
+    assert custom.tools == sample.tools
+    asked_again = [*messages[:2], said("user", [{"type": "tool_result", "tool_use_id": "c1"}])]
+    turns = sample_of({"messages": [*asked_again, messages[-1]]}).turns
+    assert (turns[2].role, turns[2].text, turns[2].tool_name) == ("tool", "", "weather")
+
+
+def test_a_call_or_a_result_of_the_wrong_role_is_named() -> None:
+    use = {"type": "tool_use", "id": "c", "name": "f", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "c", "content": "x"}
+    image = {"type": "image", "source": {}}
+    for messages, sentence in (
+        ([said("user", [use]), TALK[1]], "message 1 calls a tool, which only a message of the"),
+        ([said("user", "q", tool_calls=[CALLED]), TALK[1]], "message 1 calls a tool, which only"),
+        ([ASKED, said("assistant", [result])], "message 2 has the result of a tool, which"),
+        ([said("user", [result]), TALK[1]], "message 1 is a tool's, but follows no call"),
+        (
+            [ASKED, said("assistant", [{**use, "name": None}])],
+            '"name" of tool call 1 of message 2 is null',
+        ),
+        (
+            [ASKED, said("assistant", [{**use, "input": "{broken"}])],
+            "the arguments of tool call 1 of message 2 are no JSON object",
+        ),
+        (
+            [ASKED, said("assistant", [use], tool_calls=[CALLED])],
+            'message 2 has calls in "tool_calls" and in "content". Keep those of one place.',
+        ),
+        (
+            [ASKED, said("assistant", [use]), said("user", [{**result, "content": [image]}])],
+            'message 3 has a part of the type "image"; Tinkersmith trains on text only.',
+        ),
+    ):
+        assert sentence in reason_of({"messages": [*messages, *TALK]}), messages
+
+
+def test_what_a_tool_returned_may_be_any_json() -> None:
+    call = said("assistant", "", tool_calls=[CALLED])
+    for value, text in (
+        ({"sky": "grey"}, '{"sky": "grey"}'),
+        ([{"sky": "grey"}, {"sky": "blue"}], '[{"sky": "grey"}, {"sky": "blue"}]'),
+        (5, "5"),
+        (False, "false"),
+        ([{"type": "text", "text": "grey"}], "grey"),
+    ):
+        turns = sample_of({"messages": [ASKED, call, said("tool", value), TALK[1]]}).turns
+        assert turns[2].text == text
+
+
+# ---- function calls as answers, and conversations as a text
+
+
+def test_calls_that_answer_a_query_are_read() -> None:
+    calls = [{"name": "weather", "arguments": {"city": "Bern"}}, {"name": "time", "arguments": {}}]
+    tools = [{"name": "weather", "parameters": {"city": {"type": "str"}}}, {"name": "time"}]
+    record = {"id": 1, "query": "Bern?", "answers": json.dumps(calls), "tools": json.dumps(tools)}
+    sample = sample_of(record)
+    assert sample.shape == "function_calls" and sample.extra == {"id": 1}
+    assert [call["function"]["name"] for call in sample.turns[-1].tool_calls] == ["weather", "time"]
+    assert sample.tools[0] == {"type": "function", "function": tools[0]}
+    listed = sample_of({**record, "answers": calls, "tools": tools, "system": "S"})
+    assert listed.turns[1:] == sample.turns and listed.turns[0].text == "S"
+    for answers in ("[]", "none", [], [7]):
+        assert "call" in reason_of({**record, "answers": answers})
+    assert '"query" is null; it must be a string' in reason_of({**record, "query": None})
+
+
+def test_a_conversation_in_one_text_has_the_columns_that_read_it() -> None:
+    record = {"system": "SYSTEM: Help.", "chat": "USER: Where?\n\nASSISTANT: Here."}
+    reason = reason_of(record)
+    assert reason.startswith('"chat" is a string; it must be a list of messages. To train on it')
+    columns, _ = json.JSONDecoder().raw_decode(reason.split("COLUMNS = ")[1])
+    assert sample_of(record, columns).turns[0].text == record["chat"]

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from tinkersmith.data.columns import IN_MESSAGES, NO_COLUMNS
 from tinkersmith.data.samples import Sample, Skipped, Source, Turn, record_text
-from tinkersmith.data.shapes.conversations import conversation_sample
+from tinkersmith.data.shapes.conversations import calls_sample, conversation_sample
 from tinkersmith.data.shapes.fields import once_each
 from tinkersmith.data.shapes.layout import Layout, layout_of, layout_with
 from tinkersmith.data.shapes.messages import is_messages, turns_of
@@ -67,6 +67,8 @@ def _sample(record: Any, source: Source, columns: Mapping[str, str]) -> Sample:
             return sample
     if layout.kind == "messages":
         return conversation_sample(fields, source, layout)
+    if layout.kind == "calls":
+        return calls_sample(fields, source, layout)
     if layout.kind == "pair":
         return pair_sample(fields, source, layout)
     if layout.kind == "text":
@@ -108,7 +110,8 @@ def _layout_of_values(fields: dict[str, Any], columns: Mapping[str, str]) -> Lay
     layout = layout_for(tuple([name for name, value in fields.items() if value is not None]))
     if layout.kind == "refused" and None in fields.values():
         whole = layout_for(tuple(fields))
-        layout = whole if whole.kind != "refused" else layout
+        says_more = whole.kind != "refused" or whole.shape in ("tree", "tree_row")
+        layout = whole if says_more else layout
     while layout.kind == "messages" and layout.otherwise is not None:
         value = fields.get(layout.fields["messages"])
         if isinstance(value, list) or (isinstance(value, str) and is_messages(json_value(value))):

@@ -10,6 +10,7 @@ from tinkersmith.data.shapes.fields import (
     both_names,
     field_value,
     finished_sample,
+    is_filled_text,
     with_thought,
 )
 from tinkersmith.data.shapes.judged import check_judges
@@ -45,7 +46,9 @@ def conversation_sample(fields: dict[str, Any], source: Source, layout: Layout) 
         what = "an empty list" if value == [] else kind_of(value)
         if value is None and name not in fields:
             what = "missing"
-        raise Unusable(name, f'"{name}" is {what}; it must be a list of messages.')
+        advice = f" To train on it as plain text, set {columns_text({'text': name})}."
+        advice = advice if is_filled_text(value) else ""
+        raise Unusable(name, f'"{name}" is {what}; it must be a list of messages.{advice}')
     if layout.judges:
         check_judges(fields, layout, notes)
     other = layout.otherwise
@@ -82,6 +85,33 @@ def conversation_sample(fields: dict[str, Any], source: Source, layout: Layout) 
         tools = tools_of(value_in(fields, layout.fields["tools"]), layout.fields["tools"])
     if not layout.columns and is_sharegpt(messages):
         layout = replace(layout, shape="sharegpt")
+    return finished_sample(fields, source, layout, turns, [*notes, *more], tools)
+
+
+def calls_sample(fields: dict[str, Any], source: Source, layout: Layout) -> Sample:
+    """A question that is answered by calls of functions, which a field lists."""
+    notes: list[str] = []
+    names = layout.fields
+    question, name = names["instruction"], names["output"]
+    system_name = names.get("system", "")
+    system = field_value(fields, system_name, notes) if system_name else None
+    asked = field_value(fields, question, notes)
+    text = check_text(asked, f'"{question}"', question, required=True)
+    calls = field_value(fields, name, notes)
+    if isinstance(calls, str):
+        calls = json_value(calls)
+    if not isinstance(calls, list) or not calls:
+        raise Unusable(
+            name,
+            f'"{name}" must be a list of calls of functions, each with a "name" and "arguments", '
+            'as XLAM\'s records have beside "query" and "tools". Fix it, or remove the record.',
+        )
+    turns, more = turns_of(
+        [{"role": "user", "content": text}, {"role": "assistant", "tool_calls": calls}],
+        name,
+        system="" if system is None else check_text(system, f'"{system_name}"', system_name),
+    )
+    tools = tools_of(value_in(fields, names["tools"]), names["tools"])
     return finished_sample(fields, source, layout, turns, [*notes, *more], tools)
 
 

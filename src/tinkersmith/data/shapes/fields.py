@@ -74,6 +74,7 @@ _USED: Mapping[str, frozenset[str]] = {
     "messages": frozenset(
         ("messages", "role", "content", "tools", "system", "answer", "thought", *ROLE_COLUMNS)
     ),
+    "calls": frozenset(("instruction", "output", "tools", "system", "answer")),
     "text": frozenset(("text", "answer")),
 }
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from tinkersmith.data.columns import IN_MESSAGES, name_in
 
-Kind = Literal["pair", "messages", "text", "refused"]
+Kind = Literal["pair", "messages", "calls", "text", "refused"]
 
 _QUESTIONS = ("instruction", "prompt", "question", "query", "problem", "input")
 _ANSWERS = ("output", "completion", "response", "solution", "answer")
@@ -38,6 +38,9 @@ SHAPES: Mapping[str, str] = {
         for question, answer in (*_OTHER_PAIRS, _USER_AND_MODEL)
     },
     "chinese": "questions and answers in Chinese fields",
+    "mbpp": "MBPP tasks",
+    "humaneval": "HumanEval tasks",
+    "function_calls": "questions with function calls",
     "text": "plain text",
     "columns": "the fields of COLUMNS",
 }
@@ -297,6 +300,19 @@ def _pair_or_text(ours: Mapping[str, str]) -> Layout:
         fields = {"instruction": ours[questions[0]], "output": ours[answers[0]]}
         others = {"question": ours[questions[-1]], "answer": ours[answers[-1]]}
         return Layout("ambiguous", "refused", {**fields, **others})
+    if not answers:
+        task = _task_with_code(ours)
+        if task is not None:
+            return task
+    if {"query", "answers", "tools"} <= ours.keys() and not answers:
+        fields = {"instruction": ours["query"], "output": ours["answers"], "tools": ours["tools"]}
+        for system in _present(_SYSTEMS, ours)[:1]:
+            fields["system"] = system
+        return Layout("function_calls", "calls", fields)
+    if "message_id" in ours and {"parent_id", "parent_message_id"} & ours.keys():
+        return Layout("tree_row", "refused", {"messages": ours["message_id"]})
+    if {"message_tree_id", "prompt"} <= ours.keys() and not answers:
+        return Layout("tree", "refused", {"messages": ours["prompt"]})
     if {"question", "context", "answers"} <= ours.keys() and not answers:
         names = ("question", "context", "answers")
         return Layout("squad", "refused", {name: ours[name] for name in names})
@@ -327,6 +343,18 @@ def _pair_or_text(ours: Mapping[str, str]) -> Layout:
         fields = {**ALPACA.fields, **{name: ours[name] for name in ALPACA.fields if name in ours}}
         return replace(ALPACA, fields=fields)
     return Layout("unknown", "refused")
+
+
+def _task_with_code(ours: Mapping[str, str]) -> Layout | None:
+    """The layout of a programming task with its code and its tests; None if it is none."""
+    for shape, answer, sign in (
+        ("mbpp", "code", "test_list"),
+        ("humaneval", "canonical_solution", "prompt"),
+    ):
+        questions = [name for name in ("prompt", "text") if name in ours]
+        if answer in ours and sign in ours and len(questions) == 1:
+            return replace(_pair(ours, questions[0], answer), shape=shape)
+    return None
 
 
 def _pair(ours: Mapping[str, str], question: str, answer: str) -> Layout:

@@ -7,12 +7,14 @@ from typing import Any, cast
 
 from tinkersmith.data.columns import columns_text
 from tinkersmith.data.samples import Role, Turn
+from tinkersmith.data.shapes.parts import messages_of_parts
 from tinkersmith.data.shapes.values import (
     Unusable,
     check_repeated,
     check_text,
     is_blank_text,
     is_missing,
+    is_number,
     json_value,
     kind_of,
 )
@@ -49,6 +51,10 @@ _FLAG_NAMES = ("weight", "train", "trainable", "loss")
 _OTHER_FLAGS = ("mask", "masked", "loss_mask", "loss_weight", "train_on", "training", "ignore")
 _ARGUMENT_NAMES = ("arguments", "parameters", "args")
 _TEXT_PARTS = ("text", "input_text", "output_text")
+_THOUGHT_PARTS: Mapping[Any, tuple[str, ...]] = {
+    "thinking": ("thinking",),
+    "reasoning": ("text", "reasoning"),
+}
 _PAIRS = ("user", "assistant") * 1000
 
 
@@ -104,6 +110,7 @@ def turns_of(
     turns = [Turn("system", system)] if system else []
     numbers = [0] if system else []  # of the message that each turn is
     notes: list[str] = []
+    called: dict[str, str] = {}  # tools by the ids of calls, where calls are parts of a content
     flagged = False
     for number, message in enumerate(messages, start=1):
         # Most messages are a role and a text: the long way costs four times as much.
@@ -121,11 +128,12 @@ def turns_of(
                     turns.append(Turn(known, text))
                     numbers.append(number)
                     continue
-        turn = _turn(message, number, field, names or {})
-        if turn is not None:
-            turns.append(turn)
-            numbers.append(number)
-            flagged = flagged or turn.trained is not None
+        for plain in _plain_messages(message, number, field, names or {}, called, notes):
+            turn = _turn(plain, number, field, names or {})
+            if turn is not None:
+                turns.append(turn)
+                numbers.append(number)
+                flagged = flagged or turn.trained is not None
     roles = tuple([turn.role for turn in turns])
     spoken = roles[1:] if roles[:1] == ("system",) else roles
     in_pairs = bool(spoken) and len(spoken) % 2 == 0 and spoken == _PAIRS[: len(spoken)]
@@ -162,8 +170,35 @@ def tools_of(value: Any, field: str) -> tuple[dict[str, Any], ...]:
         named = cast("dict[str, Any]", function) if isinstance(function, dict) else {}
         if not isinstance(named.get("name"), str):
             raise Unusable(field, f'item {number} of "{field}" is no function with a "name".')
-        tools.append({"type": "function", "function": whole} if named is whole else whole)
+        if "parameters" not in named and isinstance(named.get("input_schema"), dict):
+            # Claude's form.
+            written = {"input_schema": "parameters"}
+            whole = named = {written.get(name, name): value for name, value in named.items()}
+        if named is whole:  # a type of its own, such as Claude's "custom", is not OpenAI's
+            whole = {name: value for name, value in whole.items() if name != "type"}
+            whole = {"type": "function", "function": whole}
+        tools.append(whole)
     return tuple(tools)
+
+
+def _plain_messages(
+    message: Any,
+    number: int,
+    field: str,
+    names: Mapping[str, str],
+    called: dict[str, str],
+    notes: list[str],
+) -> list[Any]:
+    """The message, or those that it stands for if its content has calls and results as parts."""
+    if not isinstance(message, dict):
+        return [message]
+    fields = cast("dict[str, Any]", message)
+    content_name = _name_of(fields, names.get("content"), _CONTENT_NAMES)
+    if not isinstance(fields.get(content_name), list | dict):
+        return [message]
+    role_name = _name_of(fields, names.get("role"), _ROLE_NAMES)
+    role, _ = _role(fields.get(role_name), role_name, number, field, names)
+    return messages_of_parts(fields, content_name, role_name, role, called, (number, field), notes)
 
 
 def _turn(message: Any, number: int, field: str, names: Mapping[str, str]) -> Turn | None:
@@ -184,7 +219,13 @@ def _turn(message: Any, number: int, field: str, names: Mapping[str, str]) -> Tu
     role, is_call = _role(said_role, role_name, number, field, names)
     what = f'"{content_name}" of message {number}'
     value = fields.get(content_name)
-    calls = _tool_calls(fields, number, field) if role == "assistant" else ()
+    calls = _tool_calls(fields, number, field)
+    if calls and role != "assistant":
+        raise Unusable(
+            field,
+            f"message {number} calls a tool, which only a message of the role assistant can. Fix "
+            "its role, or remove the record.",
+        )
     thought = _thought(fields, number, field) if role == "assistant" else ""
     if is_call:
         calls, value = _calls_in_text(value, what, number, field), ""
@@ -275,8 +316,10 @@ def _content(value: Any, what: str, number: int, field: str, *, optional: bool) 
         kind = fields.get("type") or next(iter(fields), "object")
         if kind in _TEXT_PARTS and "text" in fields:
             texts.append(check_text(fields["text"], f"a text in {what}", field))
-        elif kind == "thinking" and "thinking" in fields:
-            thoughts.append(check_text(fields["thinking"], f"a thought in {what}", field))
+        elif kind == "refusal" and "refusal" in fields:
+            texts.append(check_text(fields["refusal"], f"a text in {what}", field))
+        elif (held := _THOUGHT_PARTS.get(kind)) and (name := next(filter(fields.get, held), "")):
+            thoughts.append(check_text(fields[name], f"a thought in {what}", field))
         else:
             shown = kind if isinstance(kind, str) and len(kind) <= 40 else "object"
             raise Unusable(
@@ -288,8 +331,18 @@ def _content(value: Any, what: str, number: int, field: str, *, optional: bool) 
 
 
 def _text_of_object(value: Any, what: str, field: str) -> Any:
-    """What a tool returned: an object that is no part of a message becomes its JSON text."""
-    if not isinstance(value, dict) or "parts" in value or "type" in value:
+    """What a tool returned: a value that is no part of a message becomes its JSON text."""
+    if isinstance(value, dict):
+        is_content = "parts" in value or "type" in value
+    elif isinstance(value, list):
+        items = cast("list[Any]", value)
+        is_content = not items or any(
+            isinstance(item, str) or (isinstance(item, dict) and ("type" in item or "text" in item))
+            for item in items
+        )
+    else:
+        is_content = not (isinstance(value, bool) or is_number(value))
+    if is_content:
         return cast("Any", value)
     check_repeated(value, what, field)
     return json.dumps(value, ensure_ascii=False)

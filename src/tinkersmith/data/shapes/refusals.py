@@ -65,6 +65,15 @@ def refusal(fields: dict[str, Any], layout: Layout) -> Unusable:
             "no answer to train on. To train on the first passage, set "
             f"{columns_text(advice)}.",
         )
+    if layout.shape in ("tree", "tree_row"):
+        what = "is a tree of messages" if layout.shape == "tree" else "is one message of a tree"
+        return Unusable(
+            names["messages"],
+            f'the record {what} (as its "{names["messages"]}" shows), as in OASST. Write each way '
+            'from the first message to an answer as a record of its own: {"messages": [...]}. '
+            'docs/guides/data.md has the lines of Python that do it. "prompter" and "assistant" '
+            "are read as roles.",
+        )
     if layout.shape == "message":
         return Unusable(
             "",
