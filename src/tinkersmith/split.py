@@ -94,7 +94,7 @@ def split_dataset(
     with watched(say) as progress:
         with progress.doing("reading the data"):
             records, samples, skipped = _read(found.paths, columns, encoding, said)
-        refuse_if_nothing_is_usable(len(samples), len(skipped), skipped)
+        refuse_if_nothing_is_usable(len(samples), len(skipped), skipped, said)
         with progress.doing("splitting the data"):
             groups = _groups_in_order(records, samples, seed)
             train, test = _cut(groups, ratio)

@@ -83,7 +83,7 @@ def convert(
             done += sizes[path]
         work.search.refuse_unseen()
         refuse_if_nothing_is_usable(
-            sum(work.counts.values()), work.skipped_count, work.first_skipped
+            sum(work.counts.values()), work.skipped_count, work.first_skipped, work.said
         )
     if not work.skipped_count and force:
         skipped_out.unlink(missing_ok=True)  # of an earlier conversion to the same output

@@ -60,7 +60,7 @@ class Reading:
                 self.first_skipped.append(checked)
         search.refuse_unseen()
         refuse_if_nothing_is_usable(
-            sum(self.counts.values()), self.skipped_count, self.first_skipped
+            sum(self.counts.values()), self.skipped_count, self.first_skipped, self.said
         )
 
     def again(self) -> Iterator[Sample]:

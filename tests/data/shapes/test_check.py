@@ -994,6 +994,21 @@ PARTS = st.lists(
         st.fixed_dictionaries(
             {"type": st.sampled_from(["text", "image", 3])}, optional={"text": SCALARS}
         ),
+        st.fixed_dictionaries(
+            {
+                "type": st.sampled_from(
+                    ["tool_use", "tool_result", "tool-call", "redacted_thinking"]
+                )
+            },
+            optional={
+                "id": SCALARS,
+                "tool_use_id": SCALARS,
+                "name": SCALARS,
+                "input": st.one_of(SCALARS, st.dictionaries(st.sampled_from(WORDS), SCALARS)),
+                "content": st.one_of(SCALARS, st.lists(SCALARS, max_size=2)),
+            },
+        ),
+        st.fixed_dictionaries({"functionCall": st.one_of(SCALARS, CALLS)}),
     ),
     max_size=3,
 )
@@ -1024,6 +1039,8 @@ NAMES = st.sampled_from(
         *("instruction", "input", "output", "system", "history", "answer", "question", "prompt"),
         *("completion", "response", "messages", "conversations", "text", "content", "context"),
         *("chosen", "rejected", "label", "choices", "tools", "row", "row_idx", "truncated_cells"),
+        *("score", "reasoning", "cot", "user", "assistant", "用户", "助手", "model", "Q", "A"),
+        *("query", "test_list", "code", "canonical_solution", "message_id", "parent_id", "toxic"),
         *(
             "Question",
             "问题",
