@@ -121,7 +121,7 @@ def test_the_columns_that_an_unknown_role_s_sentence_names_are_taken() -> None:
     [
         *(("用户", "助手"), ("用户", "模型"), ("用戶", "助理"), ("user", "assistant")),
         *(("User", "Model"), ("human", "assistant"), ("Human", "GPT"), ("Q", "A"), ("q", "a")),
-        *(("问", "答"), ("user", "bot"), ("human", "ai"), ("人类", "助手")),
+        *(("问", "答"), ("user", "bot"), ("human", "model"), ("人类", "助手")),
     ],
 )
 def test_the_two_sides_of_a_talk_are_a_question_and_its_answer(question: str, answer: str) -> None:

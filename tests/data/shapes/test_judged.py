@@ -52,6 +52,7 @@ BAD: list[dict[str, Any]] = [
     {"is_correct": 0},
     {"correct": False},
     {"score": False},
+    {"rating": "bad"},
     {"rejected": True},
     {"is_harmful": 1},
     {"评分": False},
@@ -146,6 +147,26 @@ def test_columns_for_other_fields_leave_judgements_and_thoughts_as_they_are() ->
     read = check_record({**record, "reasoning": "Hm."}, HERE, columns)
     assert isinstance(read, Sample)
     assert read.turns[-1].thought == "Hm." and read.extra == {"answer": "7"}
+
+
+@pytest.mark.parametrize("judgement", BAD, ids=str)
+def test_an_answer_within_a_conversation_that_is_marked_as_bad_is_not_trained_on(
+    judgement: dict[str, Any],
+) -> None:
+    [name] = judgement
+    if name in ("score", "rating", "评分"):
+        return  # of a message, it says nothing that is sure
+    bad = {**TALK[1], **judgement}
+    sample = check_record({"messages": [TALK[0], bad, *TALK]}, HERE)
+    assert isinstance(sample, Sample)
+    assert [turn.trained for turn in sample.turns] == [None, False, None, None]
+    assert sample.notes == (f'its answers that "{name}" marks as bad are not trained on',)
+    flagged = check_record({"messages": [TALK[0], {**bad, "weight": 1}]}, HERE)
+    assert isinstance(flagged, Sample) and flagged.turns[-1].trained and not flagged.notes
+    alone = check_record({"messages": [TALK[0], bad]}, HERE)
+    assert isinstance(alone, Skipped) and "marked as not to be trained on" in alone.reason
+    asked = check_record({"messages": [{**TALK[0], **judgement}, TALK[1]]}, HERE)
+    assert isinstance(asked, Sample) and asked.turns[0].trained is None
 
 
 def test_a_file_of_kto_data_says_what_becomes_of_both_halves(tmp_path: Path) -> None:

@@ -5,26 +5,12 @@ from typing import Any, cast
 
 from tinkersmith.data.columns import columns_text
 from tinkersmith.data.shapes.fields import both_names
-from tinkersmith.data.shapes.layout import BLAMES, SCORES, Layout, our_name
+from tinkersmith.data.shapes.layout import Layout, our_name
 from tinkersmith.data.shapes.messages import is_messages
 from tinkersmith.data.shapes.values import Unusable, is_missing, is_number
+from tinkersmith.data.shapes.verdicts import BLAMES, SCORES, verdict_of
 
 COOKBOOK = "the preference recipes of the Tinker cookbook learn from both"
-_GOOD = frozenset(
-    (
-        *("true", "1", "1.0", "+1", "good", "correct", "right", "chosen", "accepted"),
-        *("accept", "desirable", "pass", "passed", "approved", "preferred", "thumbs_up", "like"),
-        *("对", "正确", "好"),
-    )
-)
-_YES, _NO = ("yes", "y", "是"), ("no", "n", "否")
-_BAD = frozenset(
-    (
-        *("false", "0", "0.0", "-1", "bad", "incorrect", "wrong", "rejected", "reject"),
-        *("undesirable", "fail", "failed", "disapproved", "thumbs_down", "dislike"),
-        *("错", "错误", "不正确", "坏", "差"),
-    )
-)
 
 
 def check_judges(fields: dict[str, Any], layout: Layout, notes: list[str]) -> None:
@@ -33,20 +19,19 @@ def check_judges(fields: dict[str, Any], layout: Layout, notes: list[str]) -> No
         value, plain = fields.get(name), our_name(name)
         if is_missing(value):
             continue
-        if plain == "rejected" and _verdict(value, plain) is None:
+        if plain == "rejected" and verdict_of(value, plain) is None:
             if value and isinstance(value, str | list):
                 better = layout.fields["output" if layout.kind == "pair" else "messages"]
                 raise preference_refusal(fields, better, name)
             continue
-        verdict = (
-            None if plain in SCORES and not isinstance(value, bool) else _verdict(value, plain)
-        )
+        if plain in SCORES and _is_score(value):
+            notes.append(
+                f'its "{name}" is a score that is not used: an answer with a low one is trained on '
+                "like the others. If low ones are bad, remove those records"
+            )
+            continue
+        verdict = verdict_of(value, plain)
         if verdict is None:
-            if plain in SCORES and _is_score(value):
-                notes.append(
-                    f'its "{name}" is a score that is not used: an answer with a low one is '
-                    "trained on like the others. If low ones are bad, remove those records"
-                )
             continue
         if verdict is (plain in BLAMES):
             shown = json.dumps(value, ensure_ascii=False)
@@ -62,20 +47,6 @@ def check_judges(fields: dict[str, Any], layout: Layout, notes: list[str]) -> No
             f'its "{name}" is read as the mark of a good answer; records that it marks as bad are '
             "skipped"
         )
-
-
-def _verdict(value: Any, name: str) -> bool | None:
-    """Whether a word or number says that an answer is good; None if it says nothing of that."""
-    if isinstance(value, str):
-        value = value.strip().lower()
-        if value in _GOOD or value in _BAD:
-            return value in _GOOD
-        if value in _YES or value in _NO:  # elsewhere, it can be what the answer should be
-            return value in _YES if name.startswith(("is_", "是否")) else None
-        return None
-    if isinstance(value, bool) or (is_number(value) and value in (-1, 0, 1)):
-        return value > 0
-    return None
 
 
 def _is_score(value: Any) -> bool:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Literal
 
 from tinkersmith.data.columns import IN_MESSAGES, name_in
+from tinkersmith.data.shapes.verdicts import BLAMES, PRAISES, SCORES
 
 Kind = Literal["pair", "messages", "calls", "text", "refused"]
 
@@ -20,7 +21,7 @@ _OTHER_PAIRS = (
     *(("human", "ai"), ("human", "bot"), ("user", "bot"), ("user", "ai"), ("q", "a")),
 )
 # Beside a text, these are the names of a user and of a model.
-_USER_AND_MODEL = ("user", "model")
+_USERS_AND_MODELS = (("user", "model"), ("human", "model"))
 
 SHAPES: Mapping[str, str] = {
     "alpaca": "Alpaca records",
@@ -35,7 +36,7 @@ SHAPES: Mapping[str, str] = {
     },
     **{
         f"{question}_{answer}": f"{question} and {answer}"
-        for question, answer in (*_OTHER_PAIRS, _USER_AND_MODEL)
+        for question, answer in (*_OTHER_PAIRS, *_USERS_AND_MODELS)
     },
     "chinese": "questions and answers in Chinese fields",
     "mbpp": "MBPP tasks",
@@ -91,22 +92,6 @@ _PREFERENCES = (
 )
 # The worse answer in a field beside the usual ones.
 _REJECTED = ("rejected_response", "rejected_output", "rejected_answer", "rejected_messages")
-# Fields that can say in a word whether the answer is good; that it is bad; and how good it is.
-PRAISES = (
-    *("label", "kto_tag", "is_correct", "correct", "chosen", "is_chosen", "accepted", "accept"),
-    *("is_accepted", "preferred", "is_preferred", "desirable", "is_desirable", "good", "is_good"),
-    *("approved", "is_approved", "passed", "is_right", "liked", "thumbs_up", "verdict"),
-    *("judgement", "judgment", "feedback", "正确", "是否正确", "采纳", "是否采纳", "标签"),
-)
-BLAMES = (
-    *("rejected", "is_rejected", "incorrect", "is_incorrect", "wrong", "is_wrong", "bad", "is_bad"),
-    *("undesirable", "disliked", "thumbs_down", "toxic", "is_toxic", "harmful", "is_harmful"),
-    *("unsafe", "is_unsafe", "hallucination", "is_hallucination", "错误", "是否错误"),
-)
-SCORES = (
-    *("score", "rating", "reward", "quality", "quality_score", "correctness", "helpfulness"),
-    *("grade", "评分", "得分", "分数", "打分"),
-)
 _JUDGES = (*PRAISES, *BLAMES, *SCORES)
 _CHOICES = ("choices", "options")
 # The first choices of a question that has one in each field.
@@ -319,7 +304,7 @@ def _pair_or_text(ours: Mapping[str, str]) -> Layout:
     if questions and answers and (questions, answers) != (["instruction"], ["answer"]):
         return _pair(ours, questions[0], answers[0])
     no_text = not any(name in ours for name in ("text", "content", *_MESSAGES))
-    for question, answer in (*_OTHER_PAIRS, *((_USER_AND_MODEL,) if no_text else ())):
+    for question, answer in (*_OTHER_PAIRS, *(_USERS_AND_MODELS if no_text else ())):
         if question in ours and answer in ours and not answers:
             return _pair(ours, question, answer)
     thoughts = _present(THOUGHTS, ours)

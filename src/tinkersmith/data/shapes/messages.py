@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from tinkersmith.data.columns import columns_text
 from tinkersmith.data.samples import Role, Turn
+from tinkersmith.data.shapes.layout import our_name
 from tinkersmith.data.shapes.parts import messages_of_parts
 from tinkersmith.data.shapes.values import (
     Unusable,
@@ -18,6 +19,7 @@ from tinkersmith.data.shapes.values import (
     json_value,
     kind_of,
 )
+from tinkersmith.data.shapes.verdicts import BLAMES, PRAISES, verdict_of
 from tinkersmith.sources.json_files import Repeated
 
 LEFT_OUT_LAST = "its last message, which no answer follows, was left out"
@@ -49,6 +51,7 @@ _THOUGHT_NAMES = ("reasoning_content", "reasoning", "thinking")
 _FLAG_NAMES = ("weight", "train", "trainable", "loss")
 # Flags of other programs, some of which mean the opposite. None may be passed over.
 _OTHER_FLAGS = ("mask", "masked", "loss_mask", "loss_weight", "train_on", "training", "ignore")
+_JUDGING = frozenset((*PRAISES, *BLAMES))
 _ARGUMENT_NAMES = ("arguments", "parameters", "args")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS: Mapping[Any, tuple[str, ...]] = {
@@ -129,7 +132,7 @@ def turns_of(
                     numbers.append(number)
                     continue
         for plain in _plain_messages(message, number, field, names or {}, called, notes):
-            turn = _turn(plain, number, field, names or {})
+            turn = _turn(plain, number, field, names or {}, notes)
             if turn is not None:
                 turns.append(turn)
                 numbers.append(number)
@@ -201,7 +204,9 @@ def _plain_messages(
     return messages_of_parts(fields, content_name, role_name, role, called, (number, field), notes)
 
 
-def _turn(message: Any, number: int, field: str, names: Mapping[str, str]) -> Turn | None:
+def _turn(
+    message: Any, number: int, field: str, names: Mapping[str, str], notes: list[str]
+) -> Turn | None:
     """One message; None if it says nothing and may."""
     if not isinstance(message, dict):
         raise Unusable(
@@ -236,6 +241,10 @@ def _turn(message: Any, number: int, field: str, names: Mapping[str, str]) -> Tu
         raise Unusable(field, f"{what} is empty. Fill it in, or remove the record.")
     if role == "system" and is_blank_text(text):
         return None
+    trained = _flag(fields, number, field)
+    if role == "assistant" and trained is None and (mark := _bad_mark(fields)):
+        trained = False
+        notes.append(f'its answers that "{mark}" marks as bad are not trained on')
     tool_name = fields.get("name") if role == "tool" else ""
     call_id = fields.get("tool_call_id") if role == "tool" else ""
     return Turn(
@@ -245,7 +254,7 @@ def _turn(message: Any, number: int, field: str, names: Mapping[str, str]) -> Tu
         tool_calls=calls,
         tool_name=check_text(tool_name or "", f'"name" of message {number}', field),
         tool_call_id=check_text(call_id or "", f'"tool_call_id" of message {number}', field),
-        trained=_flag(fields, number, field),
+        trained=trained,
     )
 
 
@@ -391,6 +400,15 @@ def _flag(fields: Mapping[str, Any], number: int, field: str) -> bool | None:
             "one of them.",
         )
     return next(iter(flags), None)
+
+
+def _bad_mark(fields: Mapping[str, Any]) -> str:
+    """The field of a message that marks it as a bad answer; "" if there is none."""
+    for name, value in fields.items() if len(fields) > 2 else ():
+        plain = our_name(name)
+        if plain in _JUDGING and verdict_of(value, plain) is (plain in BLAMES):
+            return name
+    return ""
 
 
 def _tool_calls(fields: Mapping[str, Any], number: int, field: str) -> tuple[dict[str, Any], ...]:
