@@ -10,7 +10,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -228,8 +227,7 @@ def _measure(
 
     from tinkersmith.text.tokenize import token_lengths
 
-    together = iter(token_lengths(chain.from_iterable(sides), folder, name, "instruction"))
-    lengths = [list(islice(together, len(side))) for side in sides]
+    lengths = [token_lengths(side, folder, name, "instruction") for side in sides]
     unit = f"tokens of {name} (other models count differently)"
     return unit, [LengthStatistics.of(side) for side in lengths]
 

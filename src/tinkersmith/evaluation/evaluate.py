@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tinkersmith.data.large_files import iterate_samples
 from tinkersmith.data.load import LoadedSamples, load_samples
 from tinkersmith.data.report import note_lines, read_lines, skipped_lines
-from tinkersmith.data.samples import Sample, Source, overlap
+from tinkersmith.data.samples import Sample, Skipped, Source, overlap
 from tinkersmith.errors import UserError
 from tinkersmith.evaluation.results import EvaluationResult, Record, Scored, named, report
 from tinkersmith.files import write_json
@@ -86,9 +86,14 @@ def evaluate(
                 tokenizer = service.tokenizer()
             template = model.template(tokenizer)
             with progress.doing(f"tokenising {counted(len(samples), 'prompt')}"):
+                samples, unusable = _usable(samples, template)
                 asked, too_long = _fitting_prompts(
                     samples, template, tokenizer, service.max_context
                 )
+            for line in _report_unusable(unusable):
+                progress.say(line)
+            if not samples:
+                raise UserError(f"Not one sample of {test_file} can be used. {unusable[0]}.")
             if too_long:
                 progress.say(_report_too_long(too_long, service.max_context))
             if not asked:
@@ -99,7 +104,7 @@ def evaluate(
     result = EvaluationResult(
         model.sampler_path, model.base_model, trained, base, too_long, shared, output_file
     )
-    _write(result, model, template, loaded, test_file, limit)
+    _write(result, model, template, loaded, unusable, test_file, limit)
     for line in report(result, model.settings.sampling_max_tokens):
         say(line)
     return result
@@ -152,6 +157,29 @@ def _overlap_with_training(
         return overlap(trained, samples)
     except UserError:  # the training data has gone since
         return None
+
+
+def _usable(
+    samples: list[Sample], template: "PromptTemplate"
+) -> tuple[list[Sample], list[Skipped]]:
+    """The samples that can be asked and have an answer to compare with, and the others.
+
+    Training leaves the others out, too: the template refuses them, or their thoughts contradict.
+    """
+    from tinkersmith.text.pieces import UnusableSample, naming
+    from tinkersmith.text.thoughts import check_answer
+
+    usable: list[Sample] = []
+    others: list[Skipped] = []
+    for sample in samples:
+        try:
+            with naming(sample):
+                check_answer(sample.turns[-1], template.keeps_thoughts)
+            template.render_prompt(sample)
+            usable.append(sample)
+        except UnusableSample as error:
+            others.append(Skipped(sample.source, "", error.reason, ""))
+    return usable, others
 
 
 def _fitting_prompts(
@@ -302,6 +330,14 @@ def _report_test_set(
     return lines
 
 
+def _report_unusable(unusable: list[Skipped]) -> list[str]:
+    if not unusable:
+        return []
+    who = counted(len(unusable), "sample cannot be used and is", "samples cannot be used and are")
+    first = skipped_lines(unusable, len(unusable))[1:]
+    return [f"{who} left out:", *first]
+
+
 def _report_too_long(sources: list[Source], max_context: int | None) -> str:
     who = counted(len(sources), "prompt leaves", "prompts leave")
     what = "It is" if len(sources) == 1 else "They are"
@@ -329,6 +365,7 @@ def _write(
     model: ModelReference,
     template: "PromptTemplate",
     loaded: LoadedSamples,
+    unusable: list[Skipped],
     test_file: str,
     limit: int | None,
 ) -> None:
@@ -348,6 +385,7 @@ def _write(
         "counts": {
             "samples": len(loaded.samples),
             "skipped_records": len(loaded.skipped),
+            "unusable_samples": len(unusable),
             "prompts_too_long": len(result.too_long),
             "evaluated": len({record.source for record in trained.records}),
             "overlap_with_training": None if result.overlap is None else len(result.overlap),
@@ -355,6 +393,10 @@ def _write(
         **trained.to_json(),
         "base": base.to_json() if base else None,
         "skipped": [skipped.to_json() for skipped in loaded.skipped],
+        "unusable_samples": [
+            {"file": left.source.file, "record": left.source.record, "reason": left.reason}
+            for left in unusable
+        ],
         "prompts_too_long": [str(source) for source in result.too_long],
         "overlap_with_training": [
             {"test": str(tested), "training": str(known)} for known, tested in result.overlap or []

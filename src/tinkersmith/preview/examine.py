@@ -146,6 +146,7 @@ class Examined:
     counts: Counts = field(default_factory=Counts)
     findings: ProblemCounts = field(default_factory=ProblemCounts)
     chosen: list[SampleView] = field(default_factory=list[SampleView])  # in the order of the data
+    untrained: list[LengthEvent] = field(default_factory=list[LengthEvent])  # without a sequence
 
 
 def examine_tokens(samples: Iterable[Sample], encoding: Encoding, choice: Choice) -> Examined:
@@ -154,14 +155,19 @@ def examine_tokens(samples: Iterable[Sample], encoding: Encoding, choice: Choice
     result = Examined()
     keeper = _Keeper(choice)
     suspicious_answers: Counter[int] = Counter()
-    untrained: list[LengthEvent] = []  # grows while the samples are encoded
-    encoded = encode_samples(
-        samples, encoding.template, encoding.tokenizer, encoding.settings.train_on, untrained
+    without = 0  # samples without a sequence so far
+    encoded = encode_samples(  # `untrained` grows meanwhile
+        samples,
+        encoding.template,
+        encoding.tokenizer,
+        encoding.settings.train_on,
+        result.untrained,
     )
     for number, (sample, sequences) in enumerate(encoded, start=1):
         view = _view(number, sample, sequences, encoding, control)
         if not sequences:
-            reason = next(event.reason for event in untrained if event.source == sample.source)
+            reason = result.untrained[without].reason
+            without += 1
             view = replace(
                 view, problems=(*view.problems, SampleProblem("nothing trained", reason))
             )

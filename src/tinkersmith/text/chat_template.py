@@ -25,7 +25,7 @@ from tinkersmith.text.pieces import (
 )
 from tinkersmith.text.plain_form import PlainForm, learn_plain_form, plain_probe
 from tinkersmith.text.probes import AnswerForm, TemplateProbe, ToolForm
-from tinkersmith.text.sandbox import render_chat
+from tinkersmith.text.sandbox import TemplateRefusal, render_chat
 from tinkersmith.text.thoughts import (
     CLOSE,
     OPEN,
@@ -89,7 +89,7 @@ class ChatTemplate:
         try:
             whole = slow.whole()
             return learn_plain_form(has_system, whole, lambda number: slow.written(places[number]))
-        except UserError:  # such as a template that knows no system text
+        except (UserError, Untrainable):  # such as a template that knows no system text
             return None
 
     @property
@@ -113,8 +113,8 @@ class ChatTemplate:
         """Every sequence of a sample that is trained on, the one with the last answer first.
 
         Raises:
-            Untrainable: there is none.
-            UserError: the template refuses the sample, or leaves out a part of it.
+            Untrainable: there is none, or the template refuses the sample.
+            UserError: the template leaves out a part of the sample.
         """
         places = trained_turns(sample, train_on)
         if sample.turns[-1].role == "text":
@@ -446,8 +446,8 @@ class _Conversation:
                 tools=self._tools,
                 add_generation_prompt=prompt,
             )
-        except UserError as error:
-            raise UserError(f"{self._sample.source}: {error}") from None
+        except TemplateRefusal as refusal:
+            raise Untrainable(refusal.reason) from None
 
     # ---- messages
 

@@ -16,13 +16,21 @@ class Untrainable(Exception):
     """A sample that nothing can be trained on; the text is the reason, as the end of a sentence."""
 
 
+class UnusableSample(UserError):
+    """A sample that stops a command, unless the command can do without it."""
+
+    def __init__(self, sample: Sample, reason: str) -> None:
+        super().__init__(f"{sample.source}: {reason}. Correct or remove the record.")
+        self.reason = reason
+
+
 @contextmanager
 def naming(sample: Sample) -> Generator[None, None, None]:
     """Turn an `Untrainable` into the sentence that stops a command, with the record's place."""
     try:
         yield
     except Untrainable as reason:
-        raise UserError(f"{sample.source}: {reason}. Correct or remove the record.") from None
+        raise UnusableSample(sample, str(reason)) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,18 @@ def thought_and_answer(turn: Turn) -> tuple[str, str]:
     return turn.thought or thought, answer
 
 
+def check_answer(turn: Turn, keeps_thoughts: bool) -> None:
+    """Find out whether it is clear what an assistant's turn answers.
+
+    Raises:
+        Untrainable: it is cut within its thought, or has two thoughts that are to be kept.
+    """
+    if is_cut_within_thought(turn.text):
+        raise Untrainable("its answer opens a thought and never closes it")
+    if keeps_thoughts:
+        thought_and_answer(turn)
+
+
 def has_thought(sample: Sample, *, last_only: bool = False) -> bool:
     """Whether an answer of the sample, or its last one, has a thought that is not empty."""
     for turn in sample.turns[-1:] if last_only else sample.turns:

@@ -6,7 +6,7 @@ T: the tokens of one sequence. S: its trained parts.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
@@ -21,6 +21,7 @@ from tinkersmith.text.pieces import Rendered, Untrainable
 from tinkersmith.text.templates import PromptTemplate, choose_template
 from tinkersmith.text.tokenizer import CHUNK, TextTokenizer, load_tokenizer
 
+_LISTED = 10  # samples that are listed
 _CHUNK_CHARACTERS = 2_000_000  # of a chunk of samples: usual ones have less
 
 
@@ -232,6 +233,17 @@ def untrained(
     return LengthEvent(source, length, 0, reason, UNTRAINED)
 
 
+def untrained_lines(events: Sequence[LengthEvent]) -> list[str]:
+    """What is said of samples that nothing can be trained on: how many, and some with reasons."""
+    if not events:
+        return []
+    lines = [f"{counted(len(events), 'sample')} will be skipped, with nothing to train on:"]
+    lines += [f"  {event.source}: {event.reason}" for event in events[:_LISTED]]
+    if len(events) > _LISTED:
+        lines.append(f"  ... and {len(events) - _LISTED:,} more")
+    return lines
+
+
 def spans_before(spans: np.ndarray, end: int) -> np.ndarray:
     """The spans within the first `end` tokens; the last one may be cut: (S, 2)."""
     if len(spans) and spans[-1, 1] <= end:
@@ -240,19 +252,24 @@ def spans_before(spans: np.ndarray, end: int) -> np.ndarray:
 
 
 def token_lengths(
-    samples: Iterable[Sample], folder: Path, base_model: str, template: str
+    samples: Iterable[Sample],
+    folder: Path,
+    base_model: str,
+    template: str,
+    skipped: list[LengthEvent] | None = None,
 ) -> list[int]:
-    """The number of tokens of each whole sample.
+    """The number of tokens of each whole sequence of the samples.
 
     Args:
         folder: a model folder, whose tokenizer counts.
         base_model: its name, which decides what the template "auto" means.
         template: a value of PROMPT_TEMPLATE.
+        skipped: gets what is said of samples that nothing can be trained on.
     """
     tokenizer = load_tokenizer(folder)
     chosen = choose_template(template, tokenizer, base_model)
     # The tokens are not kept: the samples may be more than fit into memory.
-    encoded = encode_samples(samples, chosen, tokenizer)
+    encoded = encode_samples(samples, chosen, tokenizer, skipped=skipped)
     return [len(tokens) for _, sequences in encoded for tokens, _ in sequences]
 
 
