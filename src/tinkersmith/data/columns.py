@@ -18,6 +18,9 @@ _MESSAGES = ("messages", *IN_MESSAGES, "tools")
 _ANY = ("system", "answer")
 COLUMN_FIELDS = (*_PAIR, *_MESSAGES, "text", *_ANY)
 
+# Fields of one object: each takes a field of its own there. "answer" may be that of the output.
+_TOGETHER = (("instruction", "input", "output", "history", "thought", "system"),
+             ("messages", "tools", "system"), ("role", "content"))  # fmt: skip
 _SHOWN_NAMES = 12  # names of a record in a sentence
 
 
@@ -74,6 +77,7 @@ def check_columns(columns: Mapping[str, str]) -> None:
                 f"COLUMNS[{_quoted(field)}] is empty; it must be the name of a field in your "
                 "records. Fill it in, or remove the entry."
             )
+    _refuse_one_name_for_two(columns)
     kinds = {
         kind: [field for field in fields if field in columns]
         for kind, fields in (
@@ -95,6 +99,20 @@ def check_columns(columns: Mapping[str, str]) -> None:
         raise UserError(
             f'COLUMNS has "text" and "{field}"; plain text has no {what}. Remove "{field}".'
         )
+
+
+def _refuse_one_name_for_two(columns: Mapping[str, str]) -> None:
+    for fields in _TOGETHER:
+        meant: dict[str, str] = {}  # by the name in the user's records
+        for field in fields:
+            name = columns.get(field, "").strip()
+            if name and name in meant:
+                raise UserError(
+                    f"COLUMNS[{_quoted(meant[name])}] and COLUMNS[{_quoted(field)}] are both "
+                    f"{_quoted(name)}. Name another field of your records for one of them, or "
+                    "remove it."
+                )
+            meant[name] = field
 
 
 class ColumnSearch:

@@ -381,6 +381,23 @@ class Settings(BaseModel):
         check_template_setting(value)
         return value
 
+    @field_validator("columns")
+    @classmethod
+    def _sensible_columns(cls, value: dict[str, str]) -> dict[str, str]:
+        from tinkersmith.data.columns import check_columns
+
+        check_columns(value)
+        return value
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str) -> str:
+        from tinkersmith.sources.encodings import AUTO, codec_name
+
+        if value.strip().lower() != AUTO:
+            codec_name(value)
+        return value
+
 
 FIELDS: Mapping[str, FieldInfo] = Settings.model_fields
 

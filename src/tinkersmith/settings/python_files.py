@@ -19,6 +19,7 @@ from tinkersmith.settings.names import (
     not_a_setting,
     setting_close_to,
 )
+from tinkersmith.settings.spelling import repeated_keys
 
 _NOTHING = "sets nothing; a setting is written as LORA_RANK = 16"
 
@@ -76,6 +77,7 @@ def values_of(namespace: Mapping[str, object], tree: ast.Module, where: str) -> 
     Raises:
         UserError: a name in another case looks like a setting, and the program does not use it.
     """
+    _refuse_repeated_keys(tree, where)
     lines = dict(_assignments(tree.body))
     used = {
         node.id
@@ -101,6 +103,37 @@ def values_of(namespace: Mapping[str, object], tree: ast.Module, where: str) -> 
         name: Given(value, f"{where}, line {lines[name]}" if name in lines else where)
         for name, value in _settings_in(namespace).items()
     }
+
+
+def _refuse_repeated_keys(tree: ast.Module, where: str) -> None:
+    """Refuse a key that is twice in a dict of a setting: Python takes the last one in silence.
+
+    A setting may take its dict from a name in lower case, so their dicts are looked at, too.
+
+    Raises:
+        UserError: the sentence says the key, its setting and its line.
+    """
+    values: dict[str, list[ast.expr]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign) and node.value is not None:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                names = (part.id for part in ast.walk(target) if isinstance(part, ast.Name))
+                for name in names:
+                    values.setdefault(name, []).append(node.value)
+    for setting in (name for name in values if name.isupper() and name.lower() in FIELDS):
+        looked_at, ahead = set[str](), [setting]
+        while ahead:
+            name = ahead.pop()
+            if name in looked_at:
+                continue
+            looked_at.add(name)
+            for value in values.get(name, ()):
+                for key in repeated_keys(value):
+                    shown = one_line(ast.unparse(key).strip("\"'"))
+                    raise UserError(
+                        f"{where}, line {key.lineno}: {setting} names {shown} twice. Name it once."
+                    )
+                ahead += [part.id for part in ast.walk(value) if isinstance(part, ast.Name)]
 
 
 def refuse_lines_without_effect(tree: ast.Module, where: str) -> None:

@@ -847,6 +847,8 @@ def test_columns_can_name_the_answer_of_the_evaluation() -> None:
     [
         ({"instructoin": "q"}, 'COLUMNS names "instructoin", which is no field of ours; did you'),
         ({"instruction": " "}, 'COLUMNS["instruction"] is empty'),
+        ({"instruction": "q", "output": "q"}, 'COLUMNS["instruction"] and COLUMNS["output"] are'),
+        ({"role": "r", "content": "r"}, 'COLUMNS["role"] and COLUMNS["content"] are both "r"'),
         ({"instruction": "q", "messages": "m"}, 'COLUMNS has "instruction" and "messages", which'),
         ({"text": "t", "system": "s"}, 'COLUMNS has "text" and "system"'),
         (
