@@ -276,8 +276,9 @@ class Settings(BaseModel):
     )
     keep_last: int = _setting(
         3,
-        "How many states of a run stay on the server, beside the best one and the last of each "
-        "epoch: older ones are deleted after each save. 0 keeps all. Sampler weights always stay.",
+        "How many states of a run stay on the server, beside the best one, the last of each epoch "
+        "and the last one at which the loss had surely not risen: older ones are deleted after "
+        "each save. 0 keeps all. Sampler weights always stay.",
         "a whole number",
         "between 0 and 1000000000",
         "3",
