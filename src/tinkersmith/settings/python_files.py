@@ -16,6 +16,7 @@ from tinkersmith.settings.fields import FIELDS
 from tinkersmith.settings.names import (
     LARGEST_SETTINGS_FILE,
     Given,
+    is_of_environment,
     not_a_setting,
     setting_close_to,
 )
@@ -79,11 +80,7 @@ def values_of(namespace: Mapping[str, object], tree: ast.Module, where: str) -> 
     """
     _refuse_repeated_keys(tree, where)
     lines = dict(_assignments(tree.body))
-    used = {
-        node.id
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
-    }
+    used = _used_names(tree)
     for name, line in lines.items():
         if name in used or name.isupper() or name.startswith("_") or name not in namespace:
             continue
@@ -134,6 +131,41 @@ def _refuse_repeated_keys(tree: ast.Module, where: str) -> None:
                         f"{where}, line {key.lineno}: {setting} names {shown} twice. Name it once."
                     )
                 ahead += [part.id for part in ast.walk(value) if isinstance(part, ast.Name)]
+
+
+def refuse_unread_constants(script: Path | str) -> None:
+    """Refuse constants of a project's script that nothing reads: keys, and settings of config.py.
+
+    Raises:
+        UserError: such as for TINKER_API_KEY = "..."; the value is not shown.
+    """
+    try:
+        tree = ast.parse(read_regular(script, LARGEST_SETTINGS_FILE))
+    except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
+        return  # packed, or gone since
+    used = _used_names(tree)
+    if "globals" in used:  # it gives all its names to `settings_from`
+        return
+    for name, line in _assignments(tree.body):
+        if name in used:
+            continue
+        place = f"{script}, line {line}"
+        if is_of_environment(name):
+            raise not_a_setting(name, place)
+        if name.isupper() and name.lower() in FIELDS:
+            raise UserError(
+                f"{place}: {name} has no effect in this script. Write it into config.py, or give "
+                f"it with --set {name}=VALUE."
+            )
+
+
+def _used_names(tree: ast.Module) -> set[str]:
+    """The names that a program reads somewhere."""
+    return {
+        node.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
 
 
 def refuse_lines_without_effect(tree: ast.Module, where: str) -> None:
