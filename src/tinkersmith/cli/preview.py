@@ -102,6 +102,8 @@ def preview_command(argv: Sequence[str], *, prog: str) -> int:
         print()
     for line in count_lines(examined.counts):
         print(line)
+    if examined.epoch is not None:
+        print(examined.epoch)
     for finding in examined.findings.all(encoding.template):
         print(f"Warning: {finding}")
     if wanted.html:
