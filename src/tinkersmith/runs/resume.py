@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError
@@ -102,9 +102,11 @@ def note_divergence(run: RunFolder, changes: Mapping[str, Any]) -> bool:
     facts, sound = run.facts(), diverged_after(run)
     if sound is None:
         return False
-    sessions = facts.get("sessions") or [{}]
-    former = {**facts["settings"], **(sessions[-1].get("settings") or {})}
-    present = {**facts["settings"], **changes}  # somebody may have edited the file, too
+    present: dict[str, Any] = {**facts["settings"], **changes}
+    sessions: list[dict[str, Any]] = facts.get("sessions") or []
+    before: Any = sessions[-1].get("settings") if sessions else None
+    # Somebody may have edited the settings in the file since that process.
+    former = cast("dict[str, Any]", before if isinstance(before, dict) else facts["settings"])
     rises = all(present.get(name) == former.get(name) for name in _AGAINST_DIVERGENCE)
     noted = {name: value for name, value in facts.items() if name != "diverged_after"}
     if rises:
