@@ -94,10 +94,13 @@ def trained_turns(sample: Sample, train_on: str) -> list[int]:
     Raises:
         Untrainable: there are none.
     """
-    last = max((i for i, turn in enumerate(sample.turns) if turn.role == "assistant"), default=-1)
+    turns = sample.turns
+    last = len(turns) - 1
+    while last >= 0 and turns[last].role != "assistant":
+        last -= 1
     places = [
         place
-        for place, turn in enumerate(sample.turns)
+        for place, turn in enumerate(turns)
         if turn.trained or (turn.trained is None and _is_meant(turn, place == last, train_on))
     ]
     if not places:

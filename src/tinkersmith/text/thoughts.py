@@ -24,6 +24,7 @@ _SOLUTION = re.compile(r"\s*<\|begin_of_solution\|>\s*(.*?)\s*(<\|end_of_solutio
 # The prompt of some models opens the thought, so what they wrote begins inside it.
 _CLOSED_ONLY = re.compile(r"(?:^|\n)</think>(?:\n|$)")
 _EMPTY = re.compile(r"\s*(?:<think>\s*</think>|<seed:think>\s*</seed:think>)\s*|\s*</think>\s*")
+_OPENINGS = tuple(_TAGS)
 THOUGHT_TAGS = tuple(tag for pair in _TAGS.items() for tag in pair)
 
 
@@ -32,6 +33,8 @@ def split_thought(text: str) -> tuple[str, str] | None:
     if "<" not in text and "[" not in text:
         return None
     start = text.lstrip()
+    if not start.startswith(_OPENINGS) and CLOSE not in text:
+        return None  # most texts, for which a look at each tag would take longer
     for opening, closing in _TAGS.items():
         if start.startswith(opening):
             thought, closed, answer = start[len(opening) :].partition(closing)
@@ -48,7 +51,7 @@ def split_thought(text: str) -> tuple[str, str] | None:
 def is_cut_within_thought(text: str) -> bool:
     """Whether an answer opens a thought at its start and never closes it."""
     start = text.lstrip()
-    return any(
+    return start.startswith(_OPENINGS) and any(
         start.startswith(opening) and closing not in start for opening, closing in _TAGS.items()
     )
 

@@ -23,6 +23,7 @@ from tinkersmith.text.tokenizer import CHUNK, TextTokenizer, load_tokenizer
 
 _LISTED = 10  # samples that are listed
 _CHUNK_CHARACTERS = 2_000_000  # of a chunk of samples: usual ones have less
+_FIRST_CHUNK = CHUNK // 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +155,9 @@ def encode_samples(
         return sequences
 
     # The tokenizer uses all cores without Python's lock. Meanwhile, the caller uses the chunk
-    # before, and this thread renders the chunk after.
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    # before, and this thread renders the chunk after. A second thread begins the next chunk while
+    # the first one copies its ids, which needs Python's lock.
+    with ThreadPoolExecutor(max_workers=2) as pool:
         encoding: deque[tuple[list[tuple[Sample, tuple[Rendered, ...]]], Any]] = deque()
         for chunk in _chunks(samples):
             rendered = [(sample, sequences_of(sample)) for sample in chunk]
@@ -173,25 +175,28 @@ def encode_samples(
 
 
 def _joined(
-    rendered: list[tuple[Sample, tuple[Rendered, ...]]], ids: "Future[list[list[int]]]"
+    rendered: list[tuple[Sample, tuple[Rendered, ...]]], ids: "Future[list[np.ndarray]]"
 ) -> Iterator[tuple[Sample, list[tuple[np.ndarray, np.ndarray]]]]:
     rows = iter(ids.result())
     for sample, sequences in rendered:
         yield sample, [_sequence(sequence, rows) for sequence in sequences]
 
 
-def _sequence(rendered: Rendered, rows: Iterator[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+def _sequence(rendered: Rendered, rows: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The tokens, (T,), and spans, (S, 2), of the pieces whose tokens come next in `rows`."""
-    tokens: list[int] = []
+    tokens: list[np.ndarray] = []
     spans: list[tuple[int, int]] = []
+    end = 0
     for piece in rendered.pieces:
-        start = len(tokens)
-        tokens += next(rows)
-        if piece.trained and len(tokens) > start:
+        row = next(rows)
+        tokens.append(row)
+        start, end = end, end + len(row)
+        if piece.trained and end > start:
             if piece.joined and spans and spans[-1][1] == start:
                 start = spans.pop()[0]
-            spans.append((start, len(tokens)))
-    return np.array(tokens, dtype=np.int32), np.array(spans, dtype=np.int64).reshape(-1, 2)
+            spans.append((start, end))
+    whole = np.concatenate(tokens) if tokens else np.zeros(0, dtype=np.int32)
+    return whole, np.array(spans, dtype=np.int64).reshape(-1, 2)
 
 
 def length_policy(
@@ -274,14 +279,17 @@ def token_lengths(
 
 
 def _chunks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
-    """CHUNK samples at a time, or fewer if they are long: a token takes 36 bytes at first."""
+    """CHUNK samples at a time, or fewer if they are long: a token takes 36 bytes at first.
+
+    The first chunk is short, because the tokenizer waits for it.
+    """
     chunk: list[Sample] = []
-    size = 0
+    size, most = 0, _FIRST_CHUNK
     for sample in samples:
         chunk.append(sample)
         size += characters(sample)
-        if len(chunk) == CHUNK or size >= _CHUNK_CHARACTERS:
+        if len(chunk) == most or size >= _CHUNK_CHARACTERS:
             yield chunk
-            chunk, size = [], 0
+            chunk, size, most = [], 0, CHUNK
     if chunk:
         yield chunk
