@@ -96,6 +96,10 @@ def test_the_learned_words_write_what_rendering_each_answer_writes(
         "<|im_end|>",
         "{{ x }}",
         "the",
+        "[THINK]",
+        "[/THINK]",
+        "<thinking>",
+        "</thinking>",
     ]
     quick = template_for(tokenizers[name], talk("a", "b"))
     slow = replace(quick)
