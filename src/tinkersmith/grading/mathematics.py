@@ -84,7 +84,11 @@ def _long_numbers(expected: str, given: str) -> Comparison | None:
 
 def _digits_in_base(reading: Reading | None, text: str) -> Comparison | None:
     """Whether a text like "1F" shows the digits of a number in another base; None if it is not so."""
-    if not isinstance(reading, BaseNumber) or not re.fullmatch(r"[0-9A-Fa-f]{1,99}", text):
+    if (
+        not isinstance(reading, BaseNumber)
+        or text.startswith("0b")
+        or not re.fullmatch(r"[0-9A-Fa-f]{1,99}", text)
+    ):
         return None
     return Comparison((text.upper().lstrip("0") or "0") == reading.digits, "number base")
 

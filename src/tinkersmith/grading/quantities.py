@@ -65,7 +65,7 @@ _HEAD = re.compile(
     r"(?:[eE]([-+]?\d+)(?![\da-zA-Z]))?"
 )
 _OVER = re.compile(r" ?/ ?(\d+)(?![\d.,/])")
-_MIXED = re.compile(r"(?: | ?and ?|又)(\d+) ?/ ?(\d+)(?![\d.,/])")
+_MIXED = re.compile(r"(?: | ?and ?| ?又 ?)(\d+) ?/ ?(\d+)(?![\d.,/])")
 _TEN_TO = re.compile(r" ?[*x] ?10 ?(?:\^|\*\*) ?[({]? ?([-+]? ?\d+) ?[)}]?(?!\d)")
 _LEAD = re.compile(
     r"(?:(?:about|approximately|approx\.?|around|roughly|nearly|some|a total of|total of|exactly"
@@ -80,10 +80,95 @@ _TAIL = re.compile(r"(.*[\d})\]π!…])\s*(°?[a-zA-Z%‰$€£¥ΩμΩ°\u4e00-
 _NUMBER_AGAIN = re.compile(r"\s*([^\d.]+?)\s*(?:and|又|,)?\s*(?=\d)(.*)")
 # Words that make a number before them something else than a count.
 _NO_UNITS = set(
-    ["pi", "i", "e", "x", "y", "z", "n", "k", "or", "and", "sqrt", "to", "squared", "cubed", "factorial", "half", "halves", "third", "thirds", "quarter", "quarters", "fifth", "fifths", "minus", "plus", "times", "negative", "below", "under", "above", "over", "less", "more", "than", "not", "no", "is", "are", "was", "modulo", "mod", "divided", "multiplied", "equals", "infinity", "inf", "root", "if", "when", "for", "with", "by", "but", "point", "as", "either", "between", "th", "st", "nd", "rd"]
+    [
+        "pi",
+        "i",
+        "e",
+        "x",
+        "y",
+        "z",
+        "n",
+        "k",
+        "or",
+        "and",
+        "sqrt",
+        "to",
+        "squared",
+        "cubed",
+        "factorial",
+        "half",
+        "halves",
+        "third",
+        "thirds",
+        "quarter",
+        "quarters",
+        "fifth",
+        "fifths",
+        "minus",
+        "plus",
+        "times",
+        "negative",
+        "below",
+        "under",
+        "above",
+        "over",
+        "less",
+        "more",
+        "than",
+        "not",
+        "no",
+        "is",
+        "are",
+        "was",
+        "modulo",
+        "mod",
+        "divided",
+        "multiplied",
+        "equals",
+        "infinity",
+        "inf",
+        "root",
+        "if",
+        "when",
+        "for",
+        "with",
+        "by",
+        "but",
+        "point",
+        "as",
+        "either",
+        "between",
+        "th",
+        "st",
+        "nd",
+        "rd",
+    ]
 )
 _ENDINGS = set(
-    ["each", "left", "total", "in", "altogether", "away", "remaining", "long", "tall", "wide", "high", "deep", "old", "of", "together", "now", "all", "later", "ago", "apart", "only", "thick"]
+    [
+        "each",
+        "left",
+        "total",
+        "in",
+        "altogether",
+        "away",
+        "remaining",
+        "long",
+        "tall",
+        "wide",
+        "high",
+        "deep",
+        "old",
+        "of",
+        "together",
+        "now",
+        "all",
+        "later",
+        "ago",
+        "apart",
+        "only",
+        "thick",
+    ]
 )
 _WORD = re.compile(r"[a-zA-Z][a-zA-Z'’-]*\.?")
 _CHINESE_NOUN = re.compile(r"[\u4e00-\u9fff]{1,12}")
@@ -265,6 +350,10 @@ def _noun(rest: str) -> str | None:
         words.pop()
     if not words or all(len(word) == 1 for word in words):
         return None
+    if not rest[0].isspace() and len(words) == 1 and "".join(sorted(words[0]))[:3] == words[0]:
+        return None  # 2ab is algebra, and so is 3xyz
+    if not rest[0].isspace() and len(words[0]) < 3:
+        return None
     return " ".join(_singular(word) for word in words if word not in ("the", "more"))
 
 
@@ -297,8 +386,7 @@ def _in_words(text: str, per: str) -> Quantity | None:
             return _finished(value, rest, per, in_words=True)
         if _CLASSIFIER.match(rest) and _CHINESE_NOUN.fullmatch(rest):
             return Quantity(number(value), value, (), rest)
-        compound = _chinese_compound(value, rest)
-        return compound
+        return _chinese_compound(value, rest)
     if not text[:1].isalpha() or not text.isascii():
         return None
     words = re.findall(r"[^\s-]+", text)

@@ -48,7 +48,44 @@ _GREEK = {
     "zeta": "ζ", "nu": "ν",
 }  # fmt: skip
 _NO_PRODUCTS = set(
-    ["is", "no", "of", "to", "up", "co", "op", "as", "at", "an", "or", "in", "it", "be", "by", "do", "go", "he", "hi", "if", "me", "my", "on", "so", "us", "we", "am", "pm", "ok", "vs", "re", "ex", "oh", "ah", "eh", "ha"]
+    [
+        "is",
+        "no",
+        "of",
+        "to",
+        "up",
+        "co",
+        "op",
+        "as",
+        "at",
+        "an",
+        "or",
+        "in",
+        "it",
+        "be",
+        "by",
+        "do",
+        "go",
+        "he",
+        "hi",
+        "if",
+        "me",
+        "my",
+        "on",
+        "so",
+        "us",
+        "we",
+        "am",
+        "pm",
+        "ok",
+        "vs",
+        "re",
+        "ex",
+        "oh",
+        "ah",
+        "eh",
+        "ha",
+    ]
 )
 _TOKEN = re.compile(
     r"(?P<repeating>\d*\.\d*(?:\\overline ?\{\d+\}|\\bar ?\{\d+\}|\\bar \d|\(\d+\)(?!\^)|\d…|\d循环"

@@ -444,7 +444,7 @@ def joined(intervals: tuple[Interval, ...]) -> tuple[Interval, ...]:
 _NAME = re.compile(
     r"[a-zA-Zα-ωΔ](?:_ ?(?:\w|\{\w+\})|\d)?'?(?:\s?\([a-zA-Z0-9, ]{1,6}\))?"
     r"|(?:\\?(?:angle|triangle|overline|text)\s?|[∠△])?\{?[a-zA-Z]{1,12}\}?(?: [a-zA-Z]{1,12}){0,4}"
-    r"|[\u4e00-\u9fff]{1,10}|[a-zA-Z]\s?:\s?[a-zA-Z](?:\s?:\s?[a-zA-Z])?"
+    r"|\([a-z](?:, ?[a-z]){1,3}\)|[\u4e00-\u9fff]{1,10}|[a-zA-Z]\s?:\s?[a-zA-Z](?:\s?:\s?[a-zA-Z])?"
 )
 _FLIPPED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤"}
 
@@ -557,6 +557,7 @@ def _uses(reading: Reading, name: str) -> bool:
 _MEMBER = re.compile(r"([a-zA-Zα-ω])\s*∈\s*(.+)")
 _BUILDER = re.compile(r"[⦃{]\s*([a-zA-Z])\s*(?:∈\s*[ℝR]\s*)?[|:]\s*(.+)[⦄}]")
 _OUTWARD = re.compile(r"\]([^\[\],;]+)[,;]([^\[\],;]+)\[")
+_POINT = re.compile(r"(?:点|坐标)?[A-Z]?'?\s?(?=\()")  # P(2, 5)
 _UNION = re.compile(r"\s*(?:∪|\bU\b)\s*")
 _WITHOUT = re.compile(r"\s*∖\s*")
 
@@ -642,6 +643,8 @@ def as_interval(pair: Listing) -> RealSet | None:
 
 
 def _read_brackets(text: str, depth: int) -> Reading | None:
+    if point := _POINT.match(text):
+        text = text[point.end() :]
     if match := _OUTWARD.fullmatch(text):
         return RealSet((Interval(_end(match[1].strip()), False, _end(match[2].strip()), False),))
     opening, closing = text[0], text[-1]
@@ -740,7 +743,7 @@ def _read_ratio(text: str, depth: int) -> Reading | None:
 def _read_expression(text: str, depth: int) -> Reading | None:
     if _NO_ARITHMETIC.fullmatch(text):
         return None
-    if re.fullmatch(r"\\?[a-zA-Z]+", text) and text.lstrip("\\") != "pi":
+    if re.fullmatch(r"\\?[a-zA-Z]+", text) and not (depth and len(text) == 1):
         return None  # a letter may be a choice, and a word is no product
     node = parse_expression(text)
     both = branches(node)

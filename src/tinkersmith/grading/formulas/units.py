@@ -114,8 +114,9 @@ def _meanings() -> dict[str, list[Unit]]:
         table.setdefault(name, []).append(celsius)
     for name in ("°F", "fahrenheit", "华氏度", "F", "degree fahrenheit", "degrees fahrenheit"):
         table.setdefault(name, []).append(fahrenheit)
+    table["degrees"] = list(table["degree"])
     for name in ("degrees", "degree", "°", "deg"):
-        table.setdefault(name, []).extend([celsius, fahrenheit])
+        table[name].extend([celsius, fahrenheit])
     for name in ("K", "kelvin", "开", "开尔文"):
         table.setdefault(name, []).append(Unit(Fraction(1), kelvin))
     for name in ("rad", "radian", "弧度"):

@@ -1,7 +1,7 @@
 """Trees of expressions -> values: exact ones where possible, else decimals of many digits.
 
 Two expressions are equal if they agree at every point where both are defined. A point gives each
-variable a positive, a negative or a whole value. Constants are compared to 700 digits, so that
+variable a positive, a negative or a whole value. Constants are compared to 250 digits, so that
 3.14159265358979 is not π.
 """
 
@@ -25,10 +25,10 @@ from hashlib import blake2b
 
 from tinkersmith.grading.formulas.expressions import Node, variables
 
-_LARGEST = 600  # decimal places before or after the point of any value on the way
+_LARGEST = 180  # decimal places before or after the point of any value on the way
 _MOST_BITS = 40_000  # of an exact value
 _LARGEST_FACTORIAL = 1000
-_FIRST_LOOK, _WITH_VARIABLES, _CONSTANTS = 50, 120, 700  # digits
+_FIRST_LOOK, _WITH_VARIABLES, _CONSTANTS = 50, 100, 250  # digits
 _MARGIN = 15  # digits that rounding may cost
 _ENOUGH = 3  # points at which two expressions must agree
 
@@ -189,7 +189,7 @@ class _Evaluation:
         for side in (value,) if isinstance(value, Decimal) else (value.real, value.imaginary):
             if side:
                 magnitude = side.adjusted()
-                # Below -660, 700 digits show nothing but the rounding error of a zero.
+                # Below -240, 250 digits show nothing but the rounding error of a zero.
                 if magnitude > _LARGEST or -_LARGEST - 60 < magnitude < -_LARGEST:
                     raise Undecided
                 self.largest = max(self.largest, magnitude)
