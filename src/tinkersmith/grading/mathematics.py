@@ -35,10 +35,13 @@ from tinkersmith.grading.formulas.structures import (
     joined,
     read,
 )
+from tinkersmith.grading.formulas.second_opinion import ask as second_opinion_of
 from tinkersmith.grading.formulas.values import (
+    TooLarge,
     Undecided,
     common_factor,
     equal_expressions,
+    limited_work,
     renamed,
 )
 from tinkersmith.grading.plain_text import LONGEST_FORMULA, formula
@@ -55,13 +58,19 @@ def compare_mathematics(
     """
     if len(expected) > LONGEST_FORMULA or len(given) > LONGEST_FORMULA:
         return _long_numbers(expected, given)
-    first_text, second_text = formula(expected), formula(given)
+    with limited_work():
+        return _compared(formula(expected), formula(given), second_opinion)
+
+
+def _compared(first_text: str, second_text: str, second_opinion: bool) -> Comparison | None:
     if not first_text or not second_text:
         return None
     first, second = read(first_text), read(second_text)
     in_base = _digits_in_base(first, second_text) or _digits_in_base(second, first_text)
-    if in_base is not None or first is None or second is None:
+    if in_base is not None:
         return in_base
+    if first is None or second is None:
+        return _opinion(first, first_text, second, second_text) if second_opinion else None
     first, second = _tightened(first, first_text, second), _tightened(second, second_text, first)
     kind = kind_of(first, second)
     if isinstance(first, Ratio) and isinstance(second, Ratio):
@@ -71,8 +80,47 @@ def compare_mathematics(
         return Comparison(True, kind)
     try:
         return Comparison(_same(first, second), kind)
-    except Undecided:
+    except TooLarge:
         return Comparison(False, kind)
+    except Undecided:
+        asked = _opinion(first, first_text, second, second_text) if second_opinion else None
+        return asked or Comparison(False, kind)
+
+
+# math-verify is asked about formulas with these operators, which our parser does not know, and about
+# expressions for which we found too few points. Everything else is decided here: it takes units,
+# bases, ratios, percentages and derivatives (which it evaluates to 0) for what they are not.
+_OPERATORS = re.compile(r"\\(?:int|iint|oint|sum|prod|lim|gcd|lcm|max|min)(?![a-zA-Z])")
+_NEVER_ASKED = re.compile(
+    r"[^\x00-\x7fπ∞≤≥≠±*]|[%°:;=<>\[\]]|\\(?:partial|nabla|begin|vec|overline|text|mod|bmod|pmod)"
+    r"|\\frac ?\{?d\b|(?<![\\a-zA-Z])(?!sin|cos|tan|log|exp|dx|dt)[a-zA-Z]{3,}|'"
+)
+_LIMITS = re.compile(r"_ ?\{[^{}]*\}")  # \sum_{k=1}, \lim_{x \to 0}
+_LONGEST_ASKED = 200  # characters
+
+
+def _opinion(
+    first: Reading | None, first_text: str, second: Reading | None, second_text: str
+) -> Comparison | None:
+    """What math-verify says of two formulas that are worth asking about; None without an answer."""
+    texts = (first_text, second_text)
+    operators = [_OPERATORS.search(text) for text in texts]
+    for reading, text, operator in zip((first, second), texts, operators, strict=True):
+        if len(text) > _LONGEST_ASKED or _NEVER_ASKED.search(_LIMITS.sub("", text)):
+            return None
+        if reading is None and operator is None:
+            return None
+        if reading is not None and _plain_node(reading) is None:
+            return None
+    equal = second_opinion_of(_as_latex(first_text), _as_latex(second_text))
+    return None if equal is None else Comparison(equal, "expression", "math-verify")
+
+
+def _as_latex(text: str) -> str:
+    for symbol, command in (("π", "\\pi "), ("∞", "\\infty "), ("*", "\\cdot "), ("≤", "\\le "),
+                            ("≥", "\\ge "), ("≠", "\\ne "), ("±", "\\pm ")):  # fmt: skip
+        text = text.replace(symbol, command)
+    return text
 
 
 def _long_numbers(expected: str, given: str) -> Comparison | None:

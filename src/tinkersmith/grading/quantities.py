@@ -22,7 +22,13 @@ from tinkersmith.grading.formulas.numerals import (
     leading_english_number,
 )
 from tinkersmith.grading.formulas.units import Unit, read_unit
-from tinkersmith.grading.formulas.values import Undecided, Undefined, equal_expressions, exact
+from tinkersmith.grading.formulas.values import (
+    Undecided,
+    Undefined,
+    equal_expressions,
+    exact,
+    limited_work,
+)
 from tinkersmith.grading.plain_text import LONGEST_FORMULA, formula
 
 
@@ -67,6 +73,7 @@ _HEAD = re.compile(
 _OVER = re.compile(r" ?/ ?(\d+)(?![\d.,/])")
 _MIXED = re.compile(r"(?: | ?and ?| ?又 ?)(\d+) ?/ ?(\d+)(?![\d.,/])")
 _TEN_TO = re.compile(r" ?[*x] ?10 ?(?:\^|\*\*) ?[({]? ?([-+]? ?\d+) ?[)}]?(?!\d)")
+_LONGEST_COMPOUND = 60  # characters of "hour 30 minutes 5 seconds"
 _LEAD = re.compile(
     r"(?:(?:about|approximately|approx\.?|around|roughly|nearly|some|a total of|total of|exactly"
     r"|only|约为|大约|约|共计|共有|一共|总共|共|合计|将近|≈|=|~|每小时|每分钟|每秒)\s*)+",
@@ -180,7 +187,8 @@ def quantity_of(text: str) -> Quantity | None:
     """The text as one number with or without a unit; None if it is anything else."""
     if len(text) > LONGEST_FORMULA:
         return _long_number(text)
-    return read_quantity(formula(text))
+    with limited_work():
+        return read_quantity(formula(text))
 
 
 def _long_number(text: str) -> Quantity | None:
@@ -283,7 +291,7 @@ def _finished(
     letter = rest[0]
     if letter.isascii() and letter.isalpha() and not tight and len(_first_word(rest)) == 1:
         return None  # "4x" is algebra, "4 m" and "4km" are lengths
-    if again := _NUMBER_AGAIN.fullmatch(rest):
+    if len(rest) < _LONGEST_COMPOUND and (again := _NUMBER_AGAIN.fullmatch(rest)):
         compound = _compound(value, again[1], again[2])
         if compound is not None:
             return compound
@@ -448,7 +456,11 @@ def _splits(text: str) -> Iterator[tuple[str, str]]:
 
 def equal_quantities(expected: Quantity, given: Quantity) -> bool:
     """Whether two quantities are equal under the rules of this module."""
-    first, second = expected, given
+    with limited_work():
+        return _equal_quantities(expected, given)
+
+
+def _equal_quantities(first: Quantity, second: Quantity) -> bool:
     if first.is_percentage != second.is_percentage:
         percentage, other = (first, second) if first.is_percentage else (second, first)
         if not other.is_bare:

@@ -187,6 +187,7 @@ class _Parser:
         self.place = 0
         self.depth = 0
         self.bars = 0  # open |
+        self.indices: set[str] = set()  # of sums: in \sum_{i=1}^n i, the letter i is no constant
 
     @property
     def next(self) -> _Token:
@@ -413,7 +414,7 @@ class _Parser:
             return self.combinations(name, int(subscript))
         if subscript:
             return Node("variable", name=f"{name}_{subscript}")
-        if name in ("e", "i"):
+        if name in ("e", "i") and name not in self.indices:
             return Node("constant", name=name)
         if name == "C" and self.is_next("(") and (pair := self.pair()):
             return Node("binomial", pair)
@@ -523,9 +524,24 @@ class _Parser:
             return Node("binomial", (self.group(), self.group()))
         if name == "sqrt":
             return self.sqrt_command()
-        if name == "ln":
-            return self.function("ln")
+        if name in ("sum", "prod"):
+            return self.series(name)
         raise Unreadable(name)
+
+    def series(self, name: str) -> Node:
+        r"""\sum_{k=1}^{n} k^2; the terms end before the next plus or minus, as in print."""
+        self.expect("_")
+        self.expect("{")
+        index = self.next
+        self.place += 1
+        if index.kind != "name" or not self.take("="):
+            raise Unreadable("the index of a sum")
+        low = self.bracketed("}")
+        self.expect("^")
+        high = self.exponent()
+        self.indices.add(index.text)
+        operation = "sum over" if name == "sum" else "product over"
+        return Node(operation, (low, high, self.product()), name=index.text)
 
     def sqrt_command(self) -> Node:
         degree: Node | None = None
@@ -540,6 +556,11 @@ class _Parser:
 _EVIDENCE = re.compile(r"[\d+*/^|(π√°±!Ωα-ω]|\\[a-zA-Z]")
 
 
+_DERIVATIVE = re.compile(
+    r"\\frac ?\{? ?d\b ?|\\frac ?\{ ?d[a-zA-Z]? ?\} ?\{ ?d|(?<![a-zA-Z])d[a-z]? ?/ ?d[a-z]"
+)
+
+
 def parse_expression(text: str) -> Node:
     """The tree of an expression, as `plain_text.formula` writes it.
 
@@ -549,6 +570,8 @@ def parse_expression(text: str) -> Node:
     words = [word for word in re.findall(r"(?<!\\)[a-zA-Z]{2,}", text) if word not in FUNCTIONS]
     if words and not _EVIDENCE.search(text):
         raise Unreadable("words")
+    if _DERIVATIVE.search(text):
+        raise Unreadable("a derivative is no quotient of products")
     return _Parser(text).whole()
 
 
@@ -576,4 +599,4 @@ def variables(node: Node) -> set[str]:
     names = {node.name} if node.operation in ("variable", "unknown") else set[str]()
     for child in node.operands:
         names |= variables(child)
-    return names
+    return names - {node.name} if node.operation in ("sum over", "product over") else names

@@ -8,6 +8,8 @@ variable a positive, a negative or a whole value. Constants are compared to 250 
 import math
 import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from decimal import (
     MAX_EMAX,
@@ -26,10 +28,11 @@ from hashlib import blake2b
 from tinkersmith.grading.formulas.expressions import Node, variables
 
 _LARGEST = 180  # decimal places before or after the point of any value on the way
-_MOST_BITS = 40_000  # of an exact value
+_MOST_BITS = 20_000  # of an exact value
 _LARGEST_FACTORIAL = 1000
 _FIRST_LOOK, _WITH_VARIABLES, _CONSTANTS = 50, 100, 250  # digits
 _MARGIN = 15  # digits that rounding may cost
+_MOST_TERMS = 200  # of a sum
 _ENOUGH = 3  # points at which two expressions must agree
 
 
@@ -37,11 +40,47 @@ class Undecided(Exception):
     """The expression has values that are too large, or too few points have a value."""
 
 
+class TooLarge(Undecided):
+    """A value on the way, or the work, is too large: 9^9^9^9."""
+
+
 class Undefined(ArithmeticError):
     """The expression has no value here: 1/0, the logarithm of -1."""
 
 
+# ---- the work that one pair of answers may cost
+
+_MOST_WORK = 100_000  # small operations: about 0.3 s on a quiet core
+_work: ContextVar[list[int] | None] = ContextVar("work", default=None)
+
+
+@contextmanager
+def limited_work() -> Iterator[None]:
+    """Count the operations inside, and raise `TooLarge` from the one that is too many.
+
+    A count and no clock, so that a busy machine gives the same scores.
+    """
+    if _work.get() is not None:
+        yield
+        return
+    token = _work.set([_MOST_WORK])
+    try:
+        yield
+    finally:
+        _work.reset(token)
+
+
+def _spend(cost: int) -> None:
+    left = _work.get()
+    if left is not None:
+        left[0] -= cost
+        if left[0] < 0:
+            raise TooLarge
+
+
 # ---- exact values
+
+_NEVER_EXACT = {"variable", "constant", "unknown", "either", "sum over", "product over"}
 
 
 def exact(node: Node) -> Fraction | None:
@@ -53,7 +92,7 @@ def exact(node: Node) -> Fraction | None:
     """
     if node.operation in ("number", "mixed"):
         return node.value
-    if node.operation in ("variable", "constant", "unknown", "either"):
+    if node.operation in _NEVER_EXACT:
         return None
     operands: list[Fraction] = []
     for child in node.operands:
@@ -63,8 +102,11 @@ def exact(node: Node) -> Fraction | None:
         operands.append(value)
     operation = _EXACT.get(node.operation)
     value = operation(*operands) if operation else None
-    if value is not None and _bits(value) > _MOST_BITS:
-        raise Undecided
+    if value is not None:
+        bits = _bits(value)
+        _spend(1 + bits // 100)
+        if bits > _MOST_BITS:
+            raise TooLarge
     return value
 
 
@@ -87,9 +129,9 @@ def _exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:
     if not base and exponent <= 0:
         raise Undefined
     if abs(base) != 1 and _bits(base) * abs(exponent) > _MOST_BITS:
-        raise Undecided
+        raise TooLarge
     if abs(exponent) > 10**9:
-        raise Undecided
+        raise TooLarge
     return base ** int(exponent)
 
 
@@ -118,7 +160,7 @@ def _exact_factorial(value: Fraction) -> Fraction:
     if value.denominator > 1 or value < 0:
         raise Undefined
     if value > _LARGEST_FACTORIAL:
-        raise Undecided
+        raise TooLarge
     return Fraction(math.factorial(int(value)))
 
 
@@ -126,7 +168,7 @@ def _exact_binomial(total: Fraction, chosen: Fraction) -> Fraction:
     if total.denominator > 1 or chosen.denominator > 1 or total < 0 or chosen < 0:
         raise Undefined
     if total > _LARGEST_FACTORIAL:
-        raise Undecided
+        raise TooLarge
     return Fraction(math.comb(int(total), int(chosen)))
 
 
@@ -173,6 +215,8 @@ class _Complex:
 
 
 _Value = Decimal | _Complex
+_COSTLY = {"power", "exp", "log", "ln", "lg", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos",
+           "arctan", "sinh", "cosh", "tanh", "factorial", "binomial"}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -185,13 +229,14 @@ class _Evaluation:
     largest: int = field(default=0)
 
     def value(self, node: Node) -> _Value:
+        _spend(self.digits if node.operation in _COSTLY else 1)
         value = self._value(node)
         for side in (value,) if isinstance(value, Decimal) else (value.real, value.imaginary):
             if side:
                 magnitude = side.adjusted()
                 # Below -240, 250 digits show nothing but the rounding error of a zero.
                 if magnitude > _LARGEST or -_LARGEST - 60 < magnitude < -_LARGEST:
-                    raise Undecided
+                    raise TooLarge
                 self.largest = max(self.largest, magnitude)
         return value
 
@@ -231,10 +276,26 @@ class _Evaluation:
         if operation == "log":
             base = self.real(node.operands[1]) if len(node.operands) > 1 else Decimal(10)
             return _divided(_log(self.real(node.operands[0])), _log(base))
+        if operation in ("sum over", "product over"):
+            return self._series(node)
         function = _FUNCTIONS.get(operation)
         if function is None:
             raise Undecided
         return function(self.real(node.operands[0]), self.digits)
+
+    def _series(self, node: Node) -> _Value:
+        low, high = (_whole(self.real(child), self.digits) for child in node.operands[:2])
+        if high - low > _MOST_TERMS:
+            raise TooLarge
+        adds = node.operation == "sum over"
+        total: _Value = Decimal(0 if adds else 1)
+        outside = self.point
+        for index in range(low, high + 1):
+            self.point = {**outside, node.name: Decimal(index)}
+            term = self.value(node.operands[2])
+            total = _added(total, term) if adds else _multiplied(total, term)
+        self.point = outside
+        return total
 
     def _power(self, base_node: Node, exponent_node: Node) -> _Value:
         base = self.value(base_node)
@@ -274,7 +335,7 @@ class _Evaluation:
     def _whole_power(self, base: _Value, exponent: int) -> _Value:
         if isinstance(base, _Complex):
             if abs(exponent) > 200:
-                raise Undecided
+                raise TooLarge
             power: _Value = Decimal(1)
             for _ in range(abs(exponent)):
                 power = _multiplied(power, base)
@@ -284,13 +345,13 @@ class _Evaluation:
                 return Decimal(0)
             raise Undefined
         if abs(exponent) * max(1, abs(base.adjusted()) + 1) > 200 * _LARGEST:
-            raise Undecided
+            raise TooLarge
         return base**exponent
 
     def _exponential(self, exponent: _Value) -> _Value:
         real = exponent if isinstance(exponent, Decimal) else exponent.real
         if abs(real) > 3 * _LARGEST:
-            raise Undecided
+            raise TooLarge
         growth = real.exp()
         if isinstance(exponent, Decimal):
             return growth
@@ -388,7 +449,7 @@ def _log(value: Decimal) -> Decimal:
 
 def _sine(angle: Decimal, digits: int) -> Decimal:
     if abs(angle) > 10**6:
-        raise Undecided
+        raise TooLarge
     turn = 2 * _pi(digits + 10)
     angle = angle - turn * (angle / turn).to_integral_value()
     square, term, total = angle * angle, angle, angle
@@ -434,7 +495,7 @@ def _arcsine(value: Decimal, digits: int) -> Decimal:
 
 def _hyperbolic(value: Decimal, sign: int) -> Decimal:
     if abs(value) > _LARGEST:
-        raise Undecided
+        raise TooLarge
     growth = value.exp()
     return (growth + sign / growth) / 2
 
@@ -471,6 +532,7 @@ _FUNCTIONS: dict[str, Callable[[Decimal, int], Decimal]] = {
 
 
 _REALS = [(0.05, 0.95), (0.05, 0.95), (1.05, 4), (-0.95, -0.05), (-4, -1.05), (5, 30), (-3, 3)]
+_REALS += [(40, 90), (150, 300), (310, 600), (700, 990)]  # where sqrt(x - 100) has values
 _WHOLES = [(2, 3, 5, 7), (3, 2, 4, 5), (4, 3, 2, 6), (7, 4, 3, 2), (10, 6, 7, 3)]
 
 
