@@ -19,6 +19,7 @@ from tinkersmith.grading.comparison import Comparison
 from tinkersmith.grading.formulas.expressions import Node, number
 from tinkersmith.grading.formulas.expressions import variables as variables_of
 from tinkersmith.grading.formulas.numbers import literal
+from tinkersmith.grading.formulas.second_opinion import ask as second_opinion_of
 from tinkersmith.grading.formulas.structures import (
     BaseNumber,
     Expression,
@@ -35,7 +36,6 @@ from tinkersmith.grading.formulas.structures import (
     joined,
     read,
 )
-from tinkersmith.grading.formulas.second_opinion import ask as second_opinion_of
 from tinkersmith.grading.formulas.values import (
     TooLarge,
     Undecided,
@@ -73,11 +73,10 @@ def _compared(first_text: str, second_text: str, second_opinion: bool) -> Compar
         return _opinion(first, first_text, second, second_text) if second_opinion else None
     first, second = _tightened(first, first_text, second), _tightened(second, second_text, first)
     kind = kind_of(first, second)
-    if isinstance(first, Ratio) and isinstance(second, Ratio):
-        if first.like_a_time and second.like_a_time and first_text != second_text:
-            return None
     if first_text == second_text:
         return Comparison(True, kind)
+    if _like_a_time(first) and _like_a_time(second):
+        return None
     try:
         return Comparison(_same(first, second), kind)
     except TooLarge:
@@ -87,9 +86,13 @@ def _compared(first_text: str, second_text: str, second_opinion: bool) -> Compar
         return asked or Comparison(False, kind)
 
 
-# math-verify is asked about formulas with these operators, which our parser does not know, and about
-# expressions for which we found too few points. Everything else is decided here: it takes units,
-# bases, ratios, percentages and derivatives (which it evaluates to 0) for what they are not.
+def _like_a_time(reading: Reading) -> bool:
+    return isinstance(reading, Ratio) and reading.like_a_time
+
+
+# math-verify is asked about formulas with these operators, which our parser does not know, and
+# about expressions for which we found too few points. Everything else is decided here: it takes
+# units, bases, ratios, percentages and derivatives (which it evaluates to 0) for something else.
 _OPERATORS = re.compile(r"\\(?:int|iint|oint|sum|prod|lim|gcd|lcm|max|min)(?![a-zA-Z])")
 _NEVER_ASKED = re.compile(
     r"[^\x00-\x7fπ∞≤≥≠±*]|[%°:;=<>\[\]]|\\(?:partial|nabla|begin|vec|overline|text|mod|bmod|pmod)"
@@ -131,7 +134,7 @@ def _long_numbers(expected: str, given: str) -> Comparison | None:
 
 
 def _digits_in_base(reading: Reading | None, text: str) -> Comparison | None:
-    """Whether a text like "1F" shows the digits of a number in another base; None if it is not so."""
+    """Whether a text like "1F" shows the digits of a number in another base; None otherwise."""
     if (
         not isinstance(reading, BaseNumber)
         or text.startswith("0b")
@@ -231,10 +234,11 @@ def _plain_node(reading: Reading) -> Node | None:
 def equal_in_any_case(first: Node, second: Node) -> bool:
     """Like `equal_expressions`, with X for x where one text has only capital letters."""
     names, others = variables_of(first), variables_of(second)
-    if names != others and {name.lower() for name in names} == {name.lower() for name in others}:
-        if len(names) == len({name.lower() for name in names | others}) == len(others):
-            second = renamed(second, {other: name for name in names for other in others
-                                      if name.lower() == other.lower()})  # fmt: skip
+    by_letter = {name.lower(): name for name in names}
+    letters = {other.lower() for other in others}
+    unique = len(by_letter) == len(names) and len(letters) == len(others)
+    if names != others and unique and by_letter.keys() == letters:
+        second = renamed(second, {other: by_letter[other.lower()] for other in others})
     return equal_expressions(first, second)
 
 

@@ -86,100 +86,25 @@ _CURRENCY = re.compile(
 _TAIL = re.compile(r"(.*[\d})\]π!…])\s*(°?[a-zA-Z%‰$€£¥ΩμΩ°\u4e00-\u9fff][^\d]*(?:[23]|\^.*)?)")
 _NUMBER_AGAIN = re.compile(r"\s*([^\d.]+?)\s*(?:and|又|,)?\s*(?=\d)(.*)")
 # Words that make a number before them something else than a count.
-_NO_UNITS = set(
-    [
-        "pi",
-        "i",
-        "e",
-        "x",
-        "y",
-        "z",
-        "n",
-        "k",
-        "or",
-        "and",
-        "sqrt",
-        "to",
-        "squared",
-        "cubed",
-        "factorial",
-        "half",
-        "halves",
-        "third",
-        "thirds",
-        "quarter",
-        "quarters",
-        "fifth",
-        "fifths",
-        "minus",
-        "plus",
-        "times",
-        "negative",
-        "below",
-        "under",
-        "above",
-        "over",
-        "less",
-        "more",
-        "than",
-        "not",
-        "no",
-        "is",
-        "are",
-        "was",
-        "modulo",
-        "mod",
-        "divided",
-        "multiplied",
-        "equals",
-        "infinity",
-        "inf",
-        "root",
-        "if",
-        "when",
-        "for",
-        "with",
-        "by",
-        "but",
-        "point",
-        "as",
-        "either",
-        "between",
-        "th",
-        "st",
-        "nd",
-        "rd",
-    ]
-)
-_ENDINGS = set(
-    [
-        "each",
-        "left",
-        "total",
-        "in",
-        "altogether",
-        "away",
-        "remaining",
-        "long",
-        "tall",
-        "wide",
-        "high",
-        "deep",
-        "old",
-        "of",
-        "together",
-        "now",
-        "all",
-        "later",
-        "ago",
-        "apart",
-        "only",
-        "thick",
-    ]
-)
+_NO_UNITS = {
+    "pi", "i", "e", "x", "y", "z", "n", "k", "or", "and", "sqrt", "to", "squared", "cubed",
+    "factorial", "half", "halves", "third", "thirds", "quarter", "quarters", "fifth", "fifths",
+    "minus", "plus", "times", "negative", "below", "under", "above", "over", "less", "more",
+    "than", "not", "no", "is", "are", "was", "modulo", "mod", "divided", "multiplied", "equals",
+    "infinity", "inf", "root", "if", "when", "for", "with", "by", "but", "point", "as", "either",
+    "between", "th", "st", "nd", "rd",
+}  # fmt: skip
+_ENDINGS = {
+    "each", "left", "total", "in", "altogether", "away", "remaining", "long", "tall", "wide",
+    "high", "deep", "old", "of", "together", "now", "all", "later", "ago", "apart", "only",
+    "thick",
+}  # fmt: skip
 _WORD = re.compile(r"[a-zA-Z][a-zA-Z'’-]*\.?")
 _CHINESE_NOUN = re.compile(r"[\u4e00-\u9fff]{1,12}")
-_CLASSIFIERS = "个只条件张本支辆人名位头匹朵棵颗粒块双对套台架艘座栋间所家门节次回遍种类级层页篇首袋瓶箱盒杯碗盘把根枝株群组排行列串包筐斤束幅枚"
+_CLASSIFIERS = (
+    "个只条件张本支辆人名位头匹朵棵颗粒块双对套台架艘座栋间所家门节次回遍种类级层页篇首"
+    "袋瓶箱盒杯碗盘把根枝株群组排行列串包筐斤束幅枚"
+)
 _CLASSIFIER = re.compile(f"[{_CLASSIFIERS}]")
 
 
@@ -365,9 +290,11 @@ def _noun(rest: str) -> str | None:
     return " ".join(_singular(word) for word in words if word not in ("the", "more"))
 
 
-_IRREGULAR = {"people": "person", "children": "child", "men": "man", "women": "woman", "feet": "foot",
-              "mice": "mouse", "geese": "goose", "knives": "knife", "loaves": "loaf", "leaves": "leaf",
-              "persons": "person"}  # fmt: skip
+_IRREGULAR = {
+    "people": "person", "persons": "person", "children": "child", "men": "man", "women": "woman",
+    "feet": "foot", "mice": "mouse", "geese": "goose", "knives": "knife", "loaves": "loaf",
+    "leaves": "leaf",
+}  # fmt: skip
 
 
 def _singular(word: str) -> str:
@@ -422,7 +349,7 @@ def _chinese_compound(value: Fraction, rest: str) -> Quantity | None:
 
 
 def _expression_with_unit(text: str) -> Quantity | None:
-    r"""2\pi cm, \frac{3}{4} kg, 5\sqrt{3} 米: a constant expression with or without a known unit."""
+    r"""2\pi cm, \frac{3}{4} kg, 5\sqrt{3} 米: a constant expression, perhaps with a known unit."""
     for before, unit_text in _splits(text):
         units = read_unit(unit_text) if unit_text else []
         if unit_text and not units:

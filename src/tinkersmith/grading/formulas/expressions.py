@@ -47,46 +47,11 @@ _GREEK = {
     "varphi": "φ", "omega": "ω", "Delta": "Δ", "xi": "ξ", "eta": "η", "kappa": "κ", "psi": "ψ",
     "zeta": "ζ", "nu": "ν",
 }  # fmt: skip
-_NO_PRODUCTS = set(
-    [
-        "is",
-        "no",
-        "of",
-        "to",
-        "up",
-        "co",
-        "op",
-        "as",
-        "at",
-        "an",
-        "or",
-        "in",
-        "it",
-        "be",
-        "by",
-        "do",
-        "go",
-        "he",
-        "hi",
-        "if",
-        "me",
-        "my",
-        "on",
-        "so",
-        "us",
-        "we",
-        "am",
-        "pm",
-        "ok",
-        "vs",
-        "re",
-        "ex",
-        "oh",
-        "ah",
-        "eh",
-        "ha",
-    ]
-)
+_NO_PRODUCTS = {
+    "is", "no", "of", "to", "up", "co", "op", "as", "at", "an", "or", "in", "it", "be", "by",
+    "do", "go", "he", "hi", "if", "me", "my", "on", "so", "us", "we", "am", "pm", "ok", "vs",
+    "re", "ex", "oh", "ah", "eh", "ha",
+}  # fmt: skip
 _TOKEN = re.compile(
     r"(?P<repeating>\d*\.\d*(?:\\overline ?\{\d+\}|\\bar ?\{\d+\}|\\bar \d|\(\d+\)(?!\^)|\d…|\d循环"
     r"|\\dot ?\{?\d\}?(?:\d*\\dot ?\{?\d\}?)?))"
@@ -179,6 +144,9 @@ def _names(letters: str) -> Iterator[tuple[str, str]]:
     yield from (("name", letter) for letter in letters)
 
 
+_TERM_SIGNS = ("+", "-", "±", "∓")
+
+
 class _Parser:
     def __init__(self, text: str):
         if len(text) > _LONGEST:
@@ -218,21 +186,18 @@ class _Parser:
             raise Unreadable("too deep")
 
     def sum(self) -> Node:
-        node: Node | None = None
-        while True:
-            operation = "+"
-            if node is not None or self.is_next("+", "-", "±", "∓"):
-                if not self.is_next("+", "-", "±", "∓"):
-                    break
-                operation = self.next.text
-                self.place += 1
-            term = self.product()
-            if operation == "-":
-                term = Node("negative", (term,))
-            elif operation in "±∓":
-                term = Node("either", (term,), name=operation)
-            node = term if node is None else Node("sum", (node, term))
+        node = self.term() if self.is_next(*_TERM_SIGNS) else self.product()
+        while self.is_next(*_TERM_SIGNS):
+            node = Node("sum", (node, self.term()))
         return node
+
+    def term(self) -> Node:
+        sign = self.next.text
+        self.place += 1
+        product = self.product()
+        if sign == "-":
+            return Node("negative", (product,))
+        return product if sign == "+" else Node("either", (product,), name=sign)
 
     def product(self) -> Node:
         node = self.signed()

@@ -6,13 +6,17 @@ from fractions import Fraction
 from tinkersmith.grading.formulas.numbers import literal
 
 _DIGITS = {digit: value for value, digit in enumerate("零一二三四五六七八九")} | {
-    "〇": 0, "○": 0, "两": 2, "俩": 2, "壹": 1, "贰": 2, "叁": 3, "肆": 4, "伍": 5, "陆": 6, "柒": 7,
+    "〇": 0, "○": 0, "两": 2, "俩": 2, "壹": 1, "贰": 2, "叁": 3, "肆": 4, "伍": 5, "陆": 6,
+    "柒": 7,
     "捌": 8, "玖": 9, "兩": 2, "貳": 2, "參": 3, "陸": 6,
 }  # fmt: skip
 _PLACES = {"十": 10, "百": 100, "千": 1000, "拾": 10, "佰": 100, "仟": 1000}
 _MYRIADS = {"万": 10**4, "亿": 10**8, "萬": 10**4, "億": 10**8, "兆": 10**12}
 _LETTERS = "".join([*_DIGITS, *_PLACES, *_MYRIADS])
-_CHINESE = re.compile(rf"(负|负的|-)?(?:[{_LETTERS}]+(?:点[{_LETTERS}]+)?|\d[\d,.]*[{_LETTERS}])")
+_CHINESE = re.compile(rf"(负|-)?([{_LETTERS}]+)")
+_CHINESE_DECIMAL = re.compile(
+    rf"(负|-)?([{''.join([*_DIGITS, *_PLACES])}]+)点([{''.join(_DIGITS)}]+)([{''.join(_MYRIADS)}]?)"
+)
 _WITH_DIGITS = re.compile(r"(\d+(?:,\d{3})*(?:\.\d+)?) ?((?:十|百|千)?(?:万|亿|万亿)?)(?!分)")
 _FRACTION = re.compile(
     rf"(负)?(?:([{_LETTERS}]+|\d+)又)?([{_LETTERS}]+|\d+)分之([{_LETTERS}]+(?:点[{_LETTERS}]+)?|\d+(?:\.\d+)?)"
@@ -29,20 +33,24 @@ def leading_chinese_number(text: str) -> tuple[Fraction, int, bool] | None:
     for half, value in _HALVES.items():
         if text == half:
             return value, len(half), False
-    match = re.match(rf"(负|-)?([{_LETTERS}]+)(?:点([{_LETTERS}]+))?", text)
-    if match:
-        for length in range(len(match[2]), 0, -1) if match[3] is None else [len(match[2])]:
+    if match := _CHINESE_DECIMAL.match(text):
+        return _chinese_decimal(match), match.end(), False
+    if match := _CHINESE.match(text):
+        for length in range(len(match[2]), 0, -1):
             value = chinese_whole_number(match[2][:length])
-            if value is None:
-                continue
-            decimals = "".join(str(_DIGITS.get(digit, "x")) for digit in match[3] or "")
-            if not decimals.isdigit() and decimals:
-                return None
-            total = value + (Fraction(int(decimals), 10 ** len(decimals)) if decimals else 0)
-            end = match.start(2) + length if match[3] is None else match.end()
-            return (-total if match[1] else total), end, False
+            if value is not None:
+                signed = Fraction(-value if match[1] else value)
+                return signed, match.start(2) + length, False
         return None
     return _digits_and_letters(text)
+
+
+def _chinese_decimal(match: re.Match[str]) -> Fraction:
+    """三点一四, 负零点五, 三点五万."""
+    decimals = "".join(str(_DIGITS[digit]) for digit in match[3])
+    value = chinese_whole_number(match[2]) or 0
+    total = (value + Fraction(int(decimals), 10 ** len(decimals))) * _scale(match[4])
+    return -total if match[1] else total
 
 
 def _digits_and_letters(text: str) -> tuple[Fraction, int, bool] | None:
@@ -201,7 +209,8 @@ def leading_english_number(words: list[str]) -> tuple[Fraction, int] | None:
     value = Fraction(whole[0]) if whole else None
     if value is None:
         if words[start : start + 1] in (["half"], ["a"]) and words[start:] in (
-            ["half"], ["a", "half"], ["a", "third"], ["a", "quarter"], ["a", "fifth"], ["a", "tenth"],
+            ["half"], ["a", "half"], ["a", "third"], ["a", "quarter"], ["a", "fifth"],
+            ["a", "tenth"],
         ):  # fmt: skip
             value, place = Fraction(1, _PARTS[words[-1]]), len(words)
         elif words[start : start + 2] == ["a", "dozen"]:

@@ -178,7 +178,11 @@ atexit.register(_drop)
 def _serve() -> None:
     """Answer pairs from standard input until it closes."""
     _limit_memory()
-    from math_verify import LatexExtractionConfig, parse, verify
+    from math_verify import (  # pyright: ignore[reportMissingTypeStubs]
+        LatexExtractionConfig,
+        parse,
+        verify,
+    )
 
     def reads(text: str) -> Any:
         return parse(

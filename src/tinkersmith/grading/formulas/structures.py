@@ -113,16 +113,21 @@ class BaseNumber:
 
 
 Reading = (
-    Quantity | Expression | Listing | RealSet | Named | Relation | System | Matrix | Ratio | BaseNumber
+    Quantity | Expression | Listing | RealSet | Named | Relation | System | Matrix | Ratio
+    | BaseNumber
 )  # fmt: skip
 
 _ALL_REALS = {
-    "ℝ", "R", "all real numbers", "all reals", "all real number", "the set of real numbers", "real numbers",
-    "全体实数", "一切实数", "所有实数", "任意实数", "实数集", "实数集R", "实数", "x∈ℝ", "x∈R", "x ∈ ℝ", "x ∈ R",
+    "ℝ", "R", "all real numbers", "all reals", "all real number", "the set of real numbers",
+    "real numbers",
+    "全体实数", "一切实数", "所有实数", "任意实数", "实数集", "实数集R", "实数", "x∈ℝ", "x∈R",
+    "x ∈ ℝ", "x ∈ R",
 }  # fmt: skip
 _EMPTY = {
-    "∅", "⦃⦄", "⦃ ⦄", "{}", "{ }", "no solution", "no solutions", "empty set", "the empty set", "no real solution",
-    "no real solutions", "there is no solution", "无解", "空集", "方程无解", "无实数解", "无实根", "ø",
+    "∅", "⦃⦄", "⦃ ⦄", "{}", "{ }", "no solution", "no solutions", "empty set", "the empty set",
+    "no real solution",
+    "no real solutions", "there is no solution", "无解", "空集", "方程无解", "无实数解", "无实根",
+    "ø",
 }  # fmt: skip
 _EVERYTHING = Interval(None, False, None, False)
 
@@ -168,7 +173,8 @@ _BASE_WORDS_FIRST = re.compile(
 )
 _BASES = {
     "b": 2, "o": 8, "x": 16, "two": 2, "eight": 8, "ten": 10, "sixteen": 16, "hex": 16, "binary": 2,
-    "octal": 8, "decimal": 10, "hexadecimal": 16, "二进制": 2, "八进制": 8, "十进制": 10, "十六进制": 16,
+    "octal": 8, "decimal": 10, "hexadecimal": 16, "二进制": 2, "八进制": 8, "十进制": 10,
+    "十六进制": 16,
 }  # fmt: skip
 
 
@@ -638,6 +644,9 @@ def as_interval(pair: Listing) -> RealSet | None:
     low, high = (_node(item) for item in pair.items)
     if low is None or high is None:
         return None
+    ends = real_value(low), real_value(high)
+    if ends[0] is not None and ends[1] is not None and ends[0] >= ends[1]:
+        return None  # (5, 2) is a point, not the empty set
     closed = pair.form == "["
     return RealSet((Interval(low, closed, high, closed),))
 

@@ -39,15 +39,19 @@ def _unit(factor: str | int | Fraction, base: str) -> Unit:
 # name of the measure -> {unit: factor}; names are separated by spaces
 _TABLE: dict[str, dict[str | int, str]] = {
     "m": {
-        1: "m meter metre 米 公尺", 1000: "km kilometer kilometre 千米 公里", "1/10": "dm decimeter decimetre 分米",
+        1: "m meter metre 米 公尺", 1000: "km kilometer kilometre 千米 公里",
+        "1/10": "dm decimeter decimetre 分米",
         "1/100": "cm centimeter centimetre 厘米 公分", "1/1000": "mm millimeter millimetre 毫米",
-        "1/1000000": "μm um µm micrometer micrometre micron 微米", "1/1000000000": "nm nanometer nanometre 纳米",
+        "1/1000000": "μm um µm micrometer micrometre micron 微米",
+        "1/1000000000": "nm nanometer nanometre 纳米",
         "0.0254": "in inch inches 英寸", "0.3048": "ft foot feet 英尺", "0.9144": "yd yard 码",
         "1609.344": "mi mile 英里", 500: "里 华里", 1852: "海里",
     },
     "kg": {
-        1: "kg kilogram kilo 千克 公斤", "1/1000": "g gram gramme 克", "1/1000000": "mg milligram 毫克",
-        "1/1000000000": "μg ug microgram 微克", 1000: "t ton tonne 吨", "1/2": "斤 市斤", "1/20": "两",
+        1: "kg kilogram kilo 千克 公斤", "1/1000": "g gram gramme 克",
+        "1/1000000": "mg milligram 毫克",
+        "1/1000000000": "μg ug microgram 微克", 1000: "t ton tonne 吨", "1/2": "斤 市斤",
+        "1/20": "两",
         "0.45359237": "lb lbs pound 磅", "0.028349523125": "oz ounce 盎司",
     },
     "s": {
@@ -60,25 +64,32 @@ _TABLE: dict[str, dict[str | int, str]] = {
         "10000": "ha hectare 公顷", "2000/3": "亩", "4046.8564224": "acre 英亩", 100: "公亩",
     },
     "m^3": {
-        "1/1000": "L l liter litre 升", "1/1000000": "mL ml milliliter millilitre 毫升", "1/100000": "cL cl centiliter",
-        "1/10000": "dL dl deciliter", "0.003785411784": "gal gallon 加仑", "0.000946352946": "qt quart",
+        "1/1000": "L l liter litre 升", "1/1000000": "mL ml milliliter millilitre 毫升",
+        "1/100000": "cL cl centiliter",
+        "1/10000": "dL dl deciliter", "0.003785411784": "gal gallon 加仑",
+        "0.000946352946": "qt quart",
         "0.000473176473": "pint", "0.0002365882365": "cup",
     },
     "m s^-1": {"0.44704": "mph", "1/3.6": "kph kmh kmph", "1852/3600": "knot"},
     "kg m s^-2": {1: "N newton 牛 牛顿", 1000: "kN kilonewton 千牛"},
     "kg m^2 s^-2": {
-        1: "J joule 焦 焦耳", 1000: "kJ kilojoule 千焦", 1000000: "MJ megajoule 兆焦", "4.184": "cal calorie 卡",
-        4184: "kcal kilocalorie 千卡 大卡", 3600000: "kWh 千瓦时 千瓦小时", "1.602176634e-19": "eV electronvolt",
+        1: "J joule 焦 焦耳", 1000: "kJ kilojoule 千焦", 1000000: "MJ megajoule 兆焦",
+        "4.184": "cal calorie 卡",
+        4184: "kcal kilocalorie 千卡 大卡", 3600000: "kWh 千瓦时 千瓦小时",
+        "1.602176634e-19": "eV electronvolt",
     },
-    "kg m^2 s^-3": {1: "W watt 瓦 瓦特", 1000: "kW kilowatt 千瓦", 1000000: "MW megawatt 兆瓦"},
+    "kg m^2 s^-3": {1: "W watt 瓦 瓦特", 1000: "kW kilowatt 千瓦", 1000000: "MW megawatt 兆瓦",
+                    "1/1000": "mW milliwatt 毫瓦"},
     "kg m^-1 s^-2": {
-        1: "Pa pascal 帕 帕斯卡", 1000: "kPa kilopascal 千帕", 1000000: "MPa megapascal 兆帕", 101325: "atm",
+        1: "Pa pascal 帕 帕斯卡", 1000: "kPa kilopascal 千帕", 1000000: "MPa megapascal 兆帕",
+        101325: "atm",
         100000: "bar", 100: "hPa 百帕",
     },
     "s^-1": {1: "Hz hertz 赫兹 赫", 1000: "kHz 千赫", 1000000: "MHz 兆赫", 1000000000: "GHz"},
     "A": {1: "A amp ampere 安 安培", "1/1000": "mA milliamp 毫安"},
     "A s": {1: "C coulomb 库仑 库"},
-    "A^-1 kg m^2 s^-3": {1: "V volt 伏 伏特", 1000: "kV kilovolt 千伏", "1/1000": "mV millivolt 毫伏"},
+    "A^-1 kg m^2 s^-3": {1: "V volt 伏 伏特", 1000: "kV kilovolt 千伏",
+                         "1/1000": "mV millivolt 毫伏"},
     "A^-2 kg m^2 s^-3": {1: "Ω ohm 欧姆 欧", 1000: "kΩ 千欧"},
     "A^2 kg^-1 m^-2 s^4": {1: "F farad 法拉"},
     "mol": {1: "mol mole 摩尔 摩"},
@@ -154,7 +165,7 @@ def read_unit(text: str) -> list[Unit]:
     Raises nothing: an unknown text has no meaning.
     """
     text = text.strip().rstrip(".")
-    if not text or len(text) > 60:
+    if not text or len(text) > 60 or text.endswith("/"):
         return []
     factors: list[tuple[list[Unit], int]] = []
     sign, power_before = 1, 1

@@ -7,7 +7,7 @@ variable a positive, a negative or a whole value. Constants are compared to 250 
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -55,7 +55,7 @@ _work: ContextVar[list[int] | None] = ContextVar("work", default=None)
 
 
 @contextmanager
-def limited_work() -> Iterator[None]:
+def limited_work() -> Generator[None]:
     """Count the operations inside, and raise `TooLarge` from the one that is too many.
 
     A count and no clock, so that a busy machine gives the same scores.
@@ -100,8 +100,7 @@ def exact(node: Node) -> Fraction | None:
         if value is None:
             return None
         operands.append(value)
-    operation = _EXACT.get(node.operation)
-    value = operation(*operands) if operation else None
+    value = _exact_operation(node.operation, operands)
     if value is not None:
         bits = _bits(value)
         _spend(1 + bits // 100)
@@ -189,20 +188,36 @@ def _rough_log(value: Fraction) -> float:
     return math.log(value.numerator) - math.log(value.denominator)
 
 
-_EXACT: dict[str, Callable[..., Fraction | None]] = {
-    "sum": lambda first, second: first + second,
-    "product": lambda first, second: first * second,
-    "quotient": _exact_quotient,
-    "power": _exact_power,
-    "negative": lambda value: -value,
-    "abs": abs,
-    "floor": lambda value: Fraction(math.floor(value)),
-    "ceil": lambda value: Fraction(math.ceil(value)),
-    "factorial": _exact_factorial,
-    "binomial": _exact_binomial,
-    "log": _exact_log,
-    "lg": _exact_log,
-}
+def _exact_operation(operation: str, operands: list[Fraction]) -> Fraction | None:
+    first = operands[0]
+    second = operands[1] if len(operands) > 1 else None
+    if second is None:
+        return _exact_of_one(operation, first)
+    if operation == "sum":
+        return first + second
+    if operation == "product":
+        return first * second
+    if operation == "quotient":
+        return _exact_quotient(first, second)
+    if operation == "power":
+        return _exact_power(first, second)
+    if operation == "binomial":
+        return _exact_binomial(first, second)
+    return _exact_log(first, second) if operation == "log" else None
+
+
+def _exact_of_one(operation: str, value: Fraction) -> Fraction | None:
+    if operation == "negative":
+        return -value
+    if operation == "abs":
+        return abs(value)
+    if operation == "floor":
+        return Fraction(math.floor(value))
+    if operation == "ceil":
+        return Fraction(math.ceil(value))
+    if operation == "factorial":
+        return _exact_factorial(value)
+    return _exact_log(value) if operation in ("log", "lg") else None
 
 
 # ---- values of many digits
@@ -215,8 +230,10 @@ class _Complex:
 
 
 _Value = Decimal | _Complex
-_COSTLY = {"power", "exp", "log", "ln", "lg", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos",
-           "arctan", "sinh", "cosh", "tanh", "factorial", "binomial"}  # fmt: skip
+_COSTLY = {
+    "power", "exp", "log", "ln", "lg", "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos",
+    "arctan", "sinh", "cosh", "tanh", "factorial", "binomial",
+}  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -274,8 +291,9 @@ class _Evaluation:
             total, chosen = (_whole(self.real(child), self.digits) for child in node.operands)
             return Decimal(_exact_binomial(Fraction(total), Fraction(chosen)).numerator)
         if operation == "log":
-            base = self.real(node.operands[1]) if len(node.operands) > 1 else Decimal(10)
-            return _divided(_log(self.real(node.operands[0])), _log(base))
+            argument, *bases = node.operands
+            base = self.real(bases[0]) if bases else Decimal(10)
+            return _divided(_log(self.real(argument)), _log(base))
         if operation in ("sum over", "product over"):
             return self._series(node)
         function = _FUNCTIONS.get(operation)
@@ -531,8 +549,10 @@ _FUNCTIONS: dict[str, Callable[[Decimal, int], Decimal]] = {
 # ---- comparing
 
 
-_REALS = [(0.05, 0.95), (0.05, 0.95), (1.05, 4), (-0.95, -0.05), (-4, -1.05), (5, 30), (-3, 3)]
-_REALS += [(40, 90), (150, 300), (310, 600), (700, 990)]  # where sqrt(x - 100) has values
+_REALS = [
+    (0.05, 0.95), (0.05, 0.95), (1.05, 4), (-0.95, -0.05), (-4, -1.05), (5, 30), (-3, 3),
+    (40, 90), (150, 300), (310, 600), (700, 990),  # where sqrt(x - 100) has values
+]  # fmt: skip
 _WHOLES = [(2, 3, 5, 7), (3, 2, 4, 5), (4, 3, 2, 6), (7, 4, 3, 2), (10, 6, 7, 3)]
 
 
