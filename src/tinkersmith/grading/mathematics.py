@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 
 from tinkersmith.grading.comparison import Comparison
-from tinkersmith.grading.formulas.expressions import Node, number
+from tinkersmith.grading.formulas.expressions import Node, number_node
 from tinkersmith.grading.formulas.expressions import variables as variables_of
 from tinkersmith.grading.formulas.numbers import literal
 from tinkersmith.grading.formulas.second_opinion import ask as second_opinion_of
@@ -28,9 +28,9 @@ from tinkersmith.grading.formulas.structures import (
     Matrix,
     Named,
     Ratio,
-    Reading,
     RealSet,
     Relation,
+    Structure,
     System,
     as_interval,
     joined,
@@ -72,7 +72,7 @@ def _compared(first_text: str, second_text: str, second_opinion: bool) -> Compar
     if first is None or second is None:
         return _opinion(first, first_text, second, second_text) if second_opinion else None
     first, second = _tightened(first, first_text, second), _tightened(second, second_text, first)
-    kind = kind_of(first, second)
+    kind = _kind(first, second)
     if first_text == second_text:
         return Comparison(True, kind)
     if _like_a_time(first) and _like_a_time(second):
@@ -86,7 +86,7 @@ def _compared(first_text: str, second_text: str, second_opinion: bool) -> Compar
         return asked or Comparison(False, kind)
 
 
-def _like_a_time(reading: Reading) -> bool:
+def _like_a_time(reading: Structure) -> bool:
     return isinstance(reading, Ratio) and reading.like_a_time
 
 
@@ -103,7 +103,7 @@ _LONGEST_ASKED = 200  # characters
 
 
 def _opinion(
-    first: Reading | None, first_text: str, second: Reading | None, second_text: str
+    first: Structure | None, first_text: str, second: Structure | None, second_text: str
 ) -> Comparison | None:
     """What math-verify says of two formulas that are worth asking about; None without an answer."""
     texts = (first_text, second_text)
@@ -133,7 +133,7 @@ def _long_numbers(expected: str, given: str) -> Comparison | None:
     return Comparison(first == second, "number")
 
 
-def _digits_in_base(reading: Reading | None, text: str) -> Comparison | None:
+def _digits_in_base(reading: Structure | None, text: str) -> Comparison | None:
     """Whether a text like "1F" shows the digits of a number in another base; None otherwise."""
     if (
         not isinstance(reading, BaseNumber)
@@ -144,7 +144,7 @@ def _digits_in_base(reading: Reading | None, text: str) -> Comparison | None:
     return Comparison((text.upper().lstrip("0") or "0") == reading.digits, "number base")
 
 
-def _tightened(reading: Reading, text: str, other: Reading) -> Reading:
+def _tightened(reading: Structure, text: str, other: Structure) -> Structure:
     """ "5m" as a length where the other answer has a unit, else as algebra."""
     if isinstance(reading, Expression) and isinstance(other, Quantity) and other.units:
         quantity = read_quantity(text, tight=True)
@@ -153,7 +153,7 @@ def _tightened(reading: Reading, text: str, other: Reading) -> Reading:
     return reading
 
 
-def kind_of(first: Reading, second: Reading) -> str:
+def _kind(first: Structure, second: Structure) -> str:
     """The name of the kind that two readings are compared as."""
     if isinstance(first, Named) and isinstance(second, Named | Relation):
         value = first.value
@@ -188,7 +188,7 @@ def kind_of(first: Reading, second: Reading) -> str:
 # ---- comparing readings
 
 
-def _same(first: Reading, second: Reading) -> bool:
+def _same(first: Structure, second: Structure) -> bool:
     """Whether two readings mean the same.
 
     Raises:
@@ -225,7 +225,7 @@ def _same_quantity(first: Quantity, second: Quantity) -> bool:
     return equal_quantities(first, second)
 
 
-def _plain_node(reading: Reading) -> Node | None:
+def _plain_node(reading: Structure) -> Node | None:
     if isinstance(reading, Expression):
         return reading.node
     return reading.number if isinstance(reading, Quantity) and reading.is_bare else None
@@ -242,7 +242,7 @@ def equal_in_any_case(first: Node, second: Node) -> bool:
     return equal_expressions(first, second)
 
 
-def _same_named(first: Reading, second: Reading) -> bool:
+def _same_named(first: Structure, second: Structure) -> bool:
     if isinstance(first, Named) and isinstance(second, Named):
         return _same_name(first.name, second.name) and _same(first.value, second.value)
     named, other = (first, second) if isinstance(first, Named) else (second, first)
@@ -262,7 +262,7 @@ def _same_name(first: str, second: str) -> bool:
     return first == second or first.lower().lstrip("\\") == second.lower().lstrip("\\")
 
 
-def _same_base_number(base_number: BaseNumber, other: Reading) -> bool:
+def _same_base_number(base_number: BaseNumber, other: Structure) -> bool:
     if isinstance(other, BaseNumber):
         return base_number == other
     if not isinstance(other, Quantity) or not other.is_bare or other.value is None:
@@ -275,7 +275,7 @@ def _digits(value: int) -> str:
     return str(value) if value.bit_length() < 10_000 else ""
 
 
-def _same_system(system: System, other: Reading) -> bool:
+def _same_system(system: System, other: Structure) -> bool:
     if isinstance(other, System):
         if len(system.values) != len(other.values):
             return False
@@ -291,14 +291,14 @@ def _same_system(system: System, other: Reading) -> bool:
     return False
 
 
-def _same_in_order(first: Sequence[Reading], second: Sequence[Reading]) -> bool:
+def _same_in_order(first: Sequence[Structure], second: Sequence[Structure]) -> bool:
     return len(first) == len(second) and all(map(_same, first, second))
 
 
 _SORTED_FROM = 4  # numbers between commas that may be meant in this order
 
 
-def _same_listing(first: Reading, second: Reading) -> bool:
+def _same_listing(first: Structure, second: Structure) -> bool:
     for one, other in ((first, second), (second, first)):
         if isinstance(one, Listing) and isinstance(other, Matrix):
             row_or_column = len(other.rows) == 1 or len(other.rows[0]) == 1
@@ -326,7 +326,9 @@ def _same_listing(first: Reading, second: Reading) -> bool:
     return _same_members(first.items, second.items, distinct=forms != {"list"})
 
 
-def _same_members(first: Sequence[Reading], second: Sequence[Reading], *, distinct: bool) -> bool:
+def _same_members(
+    first: Sequence[Structure], second: Sequence[Structure], *, distinct: bool
+) -> bool:
     if distinct:
         first, second = _distinct(first), _distinct(second)
     if len(first) != len(second):
@@ -342,15 +344,15 @@ def _same_members(first: Sequence[Reading], second: Sequence[Reading], *, distin
     return True
 
 
-def _distinct(items: Sequence[Reading]) -> list[Reading]:
-    members: list[Reading] = []
+def _distinct(items: Sequence[Structure]) -> list[Structure]:
+    members: list[Structure] = []
     for item in items:
         if not any(_same(item, member) for member in members):
             members.append(item)
     return members
 
 
-def _same_numbers(numbers: RealSet, other: Reading) -> bool:
+def _same_numbers(numbers: RealSet, other: Structure) -> bool:
     if isinstance(other, Listing):
         interval = as_interval(other) if other.form in ("(", "[") else None
         if interval is None:
@@ -418,7 +420,7 @@ def _same_matrix(first: Matrix, second: Matrix) -> bool:
 def _same_ratio(first: Ratio, second: Ratio) -> bool:
     if len(first.terms) != len(second.terms):
         return False
-    if any(equal_expressions(term, number(0)) for term in (*first.terms, *second.terms)):
+    if any(equal_expressions(term, number_node(0)) for term in (*first.terms, *second.terms)):
         return all(map(equal_expressions, first.terms, second.terms))
     return all(
         equal_expressions(

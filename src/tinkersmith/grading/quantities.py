@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from tinkersmith.grading.formulas.expressions import Node, Unreadable, number, parse_expression
+from tinkersmith.grading.formulas.expressions import Node, Unreadable, number_node, parse_expression
 from tinkersmith.grading.formulas.expressions import variables as variables_of
 from tinkersmith.grading.formulas.numbers import LARGEST_EXPONENT, literal
 from tinkersmith.grading.formulas.numerals import (
@@ -118,7 +118,7 @@ def quantity_of(text: str) -> Quantity | None:
 
 def _long_number(text: str) -> Quantity | None:
     value = literal(text.strip())
-    return None if value is None else Quantity(number(value), value)
+    return None if value is None else Quantity(number_node(value), value)
 
 
 def read_quantity(text: str, *, tight: bool = False) -> Quantity | None:
@@ -204,7 +204,9 @@ def _finished(
 ) -> Quantity | None:
     """The quantity of a value and the text behind it; None if that text is no unit."""
     if not rest.strip():
-        return Quantity(number(value), value, tuple(read_unit(per)) if per else (), "", in_words)
+        return Quantity(
+            number_node(value), value, tuple(read_unit(per)) if per else (), "", in_words
+        )
     if rest[0] in "万亿千百十" and not in_words:
         return None
     words = rest.split()
@@ -221,11 +223,11 @@ def _finished(
         if compound is not None:
             return compound
     if units := read_unit(rest + per):
-        return Quantity(number(value), value, tuple(units), "", in_words)
+        return Quantity(number_node(value), value, tuple(units), "", in_words)
     if units := _unit_before_noun(rest):
-        return Quantity(number(value), value, tuple(units), "", in_words)
+        return Quantity(number_node(value), value, tuple(units), "", in_words)
     noun = _noun(rest)
-    return None if noun is None else Quantity(number(value), value, (), noun, in_words)
+    return None if noun is None else Quantity(number_node(value), value, (), noun, in_words)
 
 
 def _first_word(text: str) -> str:
@@ -245,7 +247,7 @@ def _compound(value: Fraction, unit_text: str, rest: str) -> Quantity | None:
         for smaller in following.units:
             if unit.base == smaller.base and 0 < smaller.factor < unit.factor and not unit.offset:
                 total = value + following.value * smaller.factor / unit.factor
-                return Quantity(number(total), total, (unit,))
+                return Quantity(number_node(total), total, (unit,))
     return None
 
 
@@ -313,14 +315,14 @@ def _in_words(text: str, per: str) -> Quantity | None:
         value, end, percentage = chinese
         rest = text[end:].strip()
         if percentage and not rest:
-            return Quantity(number(value * 100), value * 100, tuple(read_unit("%")))
+            return Quantity(number_node(value * 100), value * 100, tuple(read_unit("%")))
         if text[:end].isascii() or text[0].isdigit():
             return _finished(value, text[end:], per, in_words=True)
         # 三角形 is no 3: behind a Chinese numeral stands a known unit or a classifier
         if not rest or read_unit(rest) or _NUMBER_AGAIN.fullmatch(rest):
             return _finished(value, rest, per, in_words=True)
         if _CLASSIFIER.match(rest) and _CHINESE_NOUN.fullmatch(rest):
-            return Quantity(number(value), value, (), rest)
+            return Quantity(number_node(value), value, (), rest)
         return _chinese_compound(value, rest)
     if not text[:1].isalpha() or not text.isascii():
         return None
@@ -392,7 +394,7 @@ def _equal_quantities(first: Quantity, second: Quantity) -> bool:
         percentage, other = (first, second) if first.is_percentage else (second, first)
         if not other.is_bare:
             return False
-        hundredth = Node("quotient", (percentage.number, number(100)))
+        hundredth = Node("quotient", (percentage.number, number_node(100)))
         return _equal(percentage.number, other.number) or _equal(hundredth, other.number)
     if first.is_bare or second.is_bare:
         return _equal_without_unit(first, second)
@@ -435,12 +437,12 @@ def _equal_in(first: Node, unit: Unit, second: Node, other: Unit) -> bool:
 
 def _in_base(node: Node, unit: Unit) -> Node:
     if unit.radian:
-        half_turn = Node("product", (node, number(180)))
+        half_turn = Node("product", (node, number_node(180)))
         return Node("quotient", (half_turn, Node("constant", name="π")))
     if node.operation == "number":
-        return number(node.value * unit.factor + unit.offset)
-    scaled = Node("product", (node, number(unit.factor)))
-    return Node("sum", (scaled, number(unit.offset))) if unit.offset else scaled
+        return number_node(node.value * unit.factor + unit.offset)
+    scaled = Node("product", (node, number_node(unit.factor)))
+    return Node("sum", (scaled, number_node(unit.offset))) if unit.offset else scaled
 
 
 def _equal(first: Node, second: Node) -> bool:

@@ -31,7 +31,7 @@ class Node:
     name: str = ""
 
 
-def number(value: Fraction | int) -> Node:
+def number_node(value: Fraction | int) -> Node:
     return Node("number", value=Fraction(value))
 
 
@@ -279,10 +279,10 @@ class _Parser:
                     raise Unreadable("double factorial")
                 node = Node("factorial", (node,))
             elif self.take("%"):
-                node = Node("quotient", (node, number(100)))
+                node = Node("quotient", (node, number_node(100)))
             elif self.take("°"):
                 angle = Node("product", (node, Node("constant", name="π")))
-                node = Node("quotient", (angle, number(180)))
+                node = Node("quotient", (angle, number_node(180)))
             else:
                 return node
 
@@ -302,7 +302,7 @@ class _Parser:
                 self.tokens[self.place] = _Token("number", rest, False, Fraction(int(rest)))
             else:
                 self.place += 1
-            return number(int(token.text[0]))
+            return number_node(int(token.text[0]))
         if token.kind == "name" or self.is_next("π"):
             return self.atom()
         if token.kind == "command" and token.text == "sqrt":
@@ -341,7 +341,7 @@ class _Parser:
 
     def number_or_mixed(self, token: _Token) -> Node:
         """A number; with a proper fraction behind it, a mixed number: 1 1/2, 1\\frac{1}{2}."""
-        whole = number(token.value)
+        whole = number_node(token.value)
         if not token.text.isdigit():
             return whole
         following = self.tokens[self.place : self.place + 4]
@@ -408,7 +408,7 @@ class _Parser:
         """C_5^2 and A_5^2, as Chinese schools write combinations and permutations."""
         self.expect("^")
         chosen = self.exponent()
-        binomial = Node("binomial", (number(total), chosen))
+        binomial = Node("binomial", (number_node(total), chosen))
         return (
             Node("product", (binomial, Node("factorial", (chosen,)))) if name == "A" else binomial
         )
@@ -431,14 +431,14 @@ class _Parser:
             degree = self.bracketed("]")
         node = self.group() if self.is_next("{") else self.root_argument()
         if degree is None:
-            return Node("power", (node, number(Fraction(1, 2))))
-        return Node("power", (node, Node("quotient", (number(1), degree))))
+            return Node("power", (node, number_node(Fraction(1, 2))))
+        return Node("power", (node, Node("quotient", (number_node(1), degree))))
 
     def root_argument(self) -> Node:
         token = self.next
         if token.kind == "number":
             self.place += 1
-            return number(token.value)
+            return number_node(token.value)
         return self.atom()
 
     def function(self, name: str) -> Node:
@@ -450,7 +450,7 @@ class _Parser:
         exponent: Node | None = None
         if self.take("^"):
             exponent = self.exponent()
-            if name in _INVERSES and exponent == Node("negative", (number(1),)):
+            if name in _INVERSES and exponent == Node("negative", (number_node(1),)):
                 name, exponent = _INVERSES[name], None
         argument = self.argument()
         node = Node(name, (argument,) if base is None else (argument, base))
@@ -471,7 +471,7 @@ class _Parser:
                 if following.kind == "end":
                     return self.group()
             self.place += 1
-            return number(token.value)
+            return number_node(token.value)
         return self.atom()
 
     def argument(self) -> Node:
@@ -514,8 +514,8 @@ class _Parser:
             degree = self.bracketed("]")
         node = self.group()
         if degree is None:
-            return Node("power", (node, number(Fraction(1, 2))))
-        return Node("power", (node, Node("quotient", (number(1), degree))))
+            return Node("power", (node, number_node(Fraction(1, 2))))
+        return Node("power", (node, Node("quotient", (number_node(1), degree))))
 
 
 _EVIDENCE = re.compile(r"[\d+*/^|(π√°±!Ωα-ω]|\\[a-zA-Z]")

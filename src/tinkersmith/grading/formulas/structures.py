@@ -15,7 +15,7 @@ from tinkersmith.grading.formulas.expressions import (
     Node,
     Unreadable,
     branches,
-    number,
+    number_node,
     parse_expression,
     variables,
 )
@@ -42,7 +42,7 @@ class Listing:
         form: "set" {1, 2}; "solutions" 1 or 2; "list" 1, 2; or an opening bracket: "(", "[", "⟨".
     """
 
-    items: tuple["Reading", ...]
+    items: tuple["Structure", ...]
     form: str
 
 
@@ -69,7 +69,7 @@ class Named:
     """A value with the name in front: x = 4."""
 
     name: str
-    value: "Reading"
+    value: "Structure"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Relation:
 class System:
     """Values of several variables: x = 4, y = 5."""
 
-    values: tuple[tuple[str, "Reading"], ...]  # in alphabetical order
+    values: tuple[tuple[str, "Structure"], ...]  # in alphabetical order
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ class BaseNumber:
     base: int
 
 
-Reading = (
+Structure = (
     Quantity | Expression | Listing | RealSet | Named | Relation | System | Matrix | Ratio
     | BaseNumber
 )  # fmt: skip
@@ -132,7 +132,7 @@ _EMPTY = {
 _EVERYTHING = Interval(None, False, None, False)
 
 
-def read(text: str, depth: int = 0) -> Reading | None:
+def read(text: str, depth: int = 0) -> Structure | None:
     """What the text is; None if it is no mathematics that is known here.
 
     Args:
@@ -178,7 +178,7 @@ _BASES = {
 }  # fmt: skip
 
 
-def _read_base_number(text: str, depth: int) -> Reading | None:
+def _read_base_number(text: str, depth: int) -> Structure | None:
     if len(text) > 200:
         return None
     if match := _BASE_PREFIX.fullmatch(text):
@@ -192,14 +192,14 @@ def _read_base_number(text: str, depth: int) -> Reading | None:
     return None
 
 
-def _base_number(digits: str, base_text: str) -> Reading | None:
+def _base_number(digits: str, base_text: str) -> Structure | None:
     base = int(base_text) if base_text.isdigit() else _BASES[base_text.lower()]
     digits = digits.upper().lstrip("0") or "0"
     if not 2 <= base <= 16 or any(int(digit, 16) >= base for digit in digits):
         return None
     if base == 10:
         value = literal(digits)
-        return None if value is None else Quantity(number(value), value)
+        return None if value is None else Quantity(number_node(value), value)
     return BaseNumber(digits, base)
 
 
@@ -207,7 +207,7 @@ def _base_number(digits: str, base_text: str) -> Reading | None:
 _NO_ARITHMETIC = re.compile(r"[\d.,]+(?:\s?-\s?[\d.,]+)+|\d+(?:\s?/\s?\d+){2,}|\d+(?:\.\d+){2,}")
 
 
-def _read_quantity(text: str, depth: int) -> Reading | None:
+def _read_quantity(text: str, depth: int) -> Structure | None:
     if "±" in text or "∓" in text:
         return None
     quantity = read_quantity(text)
@@ -270,8 +270,8 @@ def _enclosed(text: str) -> bool:
     return False
 
 
-def _readings(pieces: list[str], depth: int) -> list[Reading] | None:
-    readings: list[Reading] = []
+def _readings(pieces: list[str], depth: int) -> list[Structure] | None:
+    readings: list[Structure] = []
     for piece in pieces:
         reading = read(piece, depth + 1)
         if reading is None:
@@ -283,7 +283,7 @@ def _readings(pieces: list[str], depth: int) -> list[Reading] | None:
 # ---- several answers
 
 
-def _read_alternatives(text: str, depth: int) -> Reading | None:
+def _read_alternatives(text: str, depth: int) -> Structure | None:
     pieces, separators = _split(text, _OR)
     if not separators:
         return None
@@ -295,7 +295,7 @@ def _read_alternatives(text: str, depth: int) -> Reading | None:
     return _alternatives(_readings(pieces, depth))
 
 
-def _alternatives(readings: list[Reading] | None) -> Reading | None:
+def _alternatives(readings: list[Structure] | None) -> Structure | None:
     if readings is None:
         return None
     ranges = [_as_real_set(reading) for reading in readings]
@@ -309,7 +309,7 @@ def _alternatives(readings: list[Reading] | None) -> Reading | None:
     return _solutions(readings, "solutions")
 
 
-def _solutions(readings: list[Reading], form: str) -> Reading | None:
+def _solutions(readings: list[Structure], form: str) -> Structure | None:
     """The values of x = 1 or x = 2, x = 1 or 2, x_1 = 1 and x_2 = 2, without the name."""
     names = [reading.name for reading in readings if isinstance(reading, Named)]
     if names:
@@ -329,9 +329,9 @@ def _solutions(readings: list[Reading], form: str) -> Reading | None:
     return Listing(tuple(_flat(readings)), form)
 
 
-def _flat(readings: list[Reading]) -> list[Reading]:
+def _flat(readings: list[Structure]) -> list[Structure]:
     """The readings with ±2 taken as two answers."""
-    items: list[Reading] = []
+    items: list[Structure] = []
     for reading in readings:
         if isinstance(reading, Listing) and reading.form == "solutions":
             items.extend(reading.items)
@@ -340,7 +340,7 @@ def _flat(readings: list[Reading]) -> list[Reading]:
     return items
 
 
-def _read_list(text: str, depth: int) -> Reading | None:
+def _read_list(text: str, depth: int) -> Structure | None:
     pieces, separators = _split(text, _AND)
     connected = bool(separators)
     if connected and len(pieces) == 2 and _COMMA.search(pieces[0]):  # "1, 2 and 3"
@@ -366,7 +366,7 @@ def _read_list(text: str, depth: int) -> Reading | None:
     return _solutions(readings, "solutions" if connected else "list")
 
 
-def _intersection(readings: list[Reading]) -> Reading | None:
+def _intersection(readings: list[Structure]) -> Structure | None:
     """x > 1 and x < 3; with a comma that leaves nothing, x < 1, x > 3, the union."""
     sets: list[RealSet] = []
     for reading in readings:
@@ -423,7 +423,7 @@ def _common(first: Interval, second: Interval) -> Interval | None:
 
 
 def joined(intervals: tuple[Interval, ...]) -> tuple[Interval, ...]:
-    """The same numbers as few intervals in ascending order: [0, 1] ∪ [1, 2] is [0, 2].
+    """The union as few intervals in ascending order: [0, 1] ∪ [1, 2] is [0, 2].
 
     Raises:
         Undecided: an end has no known value.
@@ -455,7 +455,7 @@ _NAME = re.compile(
 _FLIPPED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤"}
 
 
-def _read_relation(text: str, depth: int) -> Reading | None:
+def _read_relation(text: str, depth: int) -> Structure | None:
     sides, signs = _split(text, _SIGN)
     if not signs or len(sides) > 6:
         return None
@@ -491,7 +491,7 @@ def _end(text: str) -> Node | None:
 _INFINITY = re.compile(r"[-+]? ?(?:∞|inf(?:inity|ty)?|oo|无穷大?|正无穷|负无穷)", re.IGNORECASE)
 
 
-def _inequality(left: str, sign: str, right: str) -> Reading | None:
+def _inequality(left: str, sign: str, right: str) -> Structure | None:
     first, second = parse_expression(left), parse_expression(right)
     if second.operation == "variable" and not variables(first):
         first, second, sign = second, first, _FLIPPED.get(sign, sign)
@@ -523,7 +523,7 @@ def _all_but(node: Node, variable: str) -> RealSet:
     return RealSet((below, above), variable)
 
 
-def _equation(sides: list[str], depth: int) -> Reading | None:
+def _equation(sides: list[str], depth: int) -> Structure | None:
     left, right = sides[0], sides[-1]
     name = _NAME.fullmatch(left)
     if not name and _NAME.fullmatch(right) and len(sides) == 2 and re.match(r"[-\d]", left):
@@ -543,7 +543,7 @@ def _equation(sides: list[str], depth: int) -> Reading | None:
     return Relation((nodes[0], nodes[1]), "=")
 
 
-def _result(sides: list[str], depth: int) -> Reading | None:
+def _result(sides: list[str], depth: int) -> Structure | None:
     """The right side of 3 * 4 = 12 if it is right; a false equation is no value."""
     value = read(sides[-1], depth + 1)
     if not isinstance(value, Quantity) or value.value is None:
@@ -554,7 +554,7 @@ def _result(sides: list[str], depth: int) -> Reading | None:
     return value
 
 
-def _uses(reading: Reading, name: str) -> bool:
+def _uses(reading: Structure, name: str) -> bool:
     return isinstance(reading, Expression) and name in variables(reading.node)
 
 
@@ -568,7 +568,7 @@ _UNION = re.compile(r"\s*(?:∪|\bU\b)\s*")
 _WITHOUT = re.compile(r"\s*∖\s*")
 
 
-def _read_membership(text: str, depth: int) -> Reading | None:
+def _read_membership(text: str, depth: int) -> Structure | None:
     if match := _BUILDER.fullmatch(text):
         inner = read(match[2], depth + 1)
         return inner if isinstance(inner, RealSet) and inner.variable == match[1] else None
@@ -579,7 +579,7 @@ def _read_membership(text: str, depth: int) -> Reading | None:
     return None if numbers is None else RealSet(numbers.intervals, match[1])
 
 
-def _read_union(text: str, depth: int) -> Reading | None:
+def _read_union(text: str, depth: int) -> Structure | None:
     pieces, separators = _split(text, _UNION)
     if not separators:
         pieces, separators = _split(text, _WITHOUT)
@@ -598,7 +598,7 @@ def _read_union(text: str, depth: int) -> Reading | None:
     return RealSet(tuple(intervals))
 
 
-def _difference(whole: Reading | None, removed: Reading | None) -> Reading | None:
+def _difference(whole: Structure | None, removed: Structure | None) -> Structure | None:
     numbers = _as_real_set(whole)
     if numbers is None or not isinstance(removed, Listing | Quantity):
         return None
@@ -612,13 +612,13 @@ def _difference(whole: Reading | None, removed: Reading | None) -> Reading | Non
     return RealSet(intervals)
 
 
-def _node(reading: Reading) -> Node | None:
+def _node(reading: Structure) -> Node | None:
     if isinstance(reading, Quantity) and reading.is_bare:
         return reading.number
     return reading.node if isinstance(reading, Expression) else None
 
 
-def _as_real_set(reading: Reading | None) -> RealSet | None:
+def _as_real_set(reading: Structure | None) -> RealSet | None:
     """An interval, an inequality or a set of single numbers as a set of numbers."""
     if isinstance(reading, RealSet):
         return reading
@@ -651,7 +651,7 @@ def as_interval(pair: Listing) -> RealSet | None:
     return RealSet((Interval(low, closed, high, closed),))
 
 
-def _read_brackets(text: str, depth: int) -> Reading | None:
+def _read_brackets(text: str, depth: int) -> Structure | None:
     if point := _POINT.match(text):
         text = text[point.end() :]
     if match := _OUTWARD.fullmatch(text):
@@ -700,7 +700,7 @@ _ENVIRONMENT = re.compile(
 )
 
 
-def _read_matrix(text: str, depth: int) -> Reading | None:
+def _read_matrix(text: str, depth: int) -> Structure | None:
     if match := _ENVIRONMENT.fullmatch(text):
         lines = [line for line in re.split(r"\\\\(?:\[\w+\])?", match[2]) if line.strip()]
         rows = [[parse_expression(cell.strip()) for cell in line.split("&")] for line in lines]
@@ -716,7 +716,7 @@ def _read_matrix(text: str, depth: int) -> Reading | None:
     return Matrix(tuple(tuple(row) for row in rows))
 
 
-def _matrix(rows: list[tuple[Reading, ...]]) -> Reading | None:
+def _matrix(rows: list[tuple[Structure, ...]]) -> Structure | None:
     if len({len(row) for row in rows}) > 1:
         return None
     cells: list[tuple[Node, ...]] = []
@@ -733,7 +733,7 @@ _TIME = re.compile(r"(?:[01]?\d|2[0-4]):[0-5]\d(?::[0-5]\d)?")
 _COLON = re.compile(r"\s*(?::|比)\s*")
 
 
-def _read_ratio(text: str, depth: int) -> Reading | None:
+def _read_ratio(text: str, depth: int) -> Structure | None:
     if match := _RATIO_WORDS.fullmatch(text):
         pieces = [piece for piece in match.groups() if piece]
     else:
@@ -749,7 +749,7 @@ def _read_ratio(text: str, depth: int) -> Reading | None:
 # ---- expressions
 
 
-def _read_expression(text: str, depth: int) -> Reading | None:
+def _read_expression(text: str, depth: int) -> Structure | None:
     if _NO_ARITHMETIC.fullmatch(text):
         return None
     if re.fullmatch(r"\\?[a-zA-Z]+", text) and not (depth and len(text) == 1):
@@ -770,7 +770,7 @@ def _of_node(node: Node) -> Quantity | Expression:
     return Quantity(node, value)
 
 
-_READERS: tuple[Callable[[str, int], Reading | None], ...] = (
+_READERS: tuple[Callable[[str, int], Structure | None], ...] = (
     _read_base_number,
     _read_quantity,
     _read_matrix,
