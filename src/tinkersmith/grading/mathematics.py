@@ -21,6 +21,7 @@ from tinkersmith.grading.formulas.expressions import variables as variables_of
 from tinkersmith.grading.formulas.numbers import literal
 from tinkersmith.grading.formulas.second_opinion import ask as second_opinion_of
 from tinkersmith.grading.formulas.structures import (
+    INFINITY,
     BaseNumber,
     Expression,
     Interval,
@@ -65,10 +66,17 @@ def compare_mathematics(
 def _compared(first_text: str, second_text: str, second_opinion: bool) -> Comparison | None:
     if not first_text or not second_text:
         return None
+    if INFINITY.fullmatch(first_text) and INFINITY.fullmatch(second_text):
+        below = [text.startswith(("-", "负")) for text in (first_text, second_text)]
+        return Comparison(below[0] == below[1], "number")
     first, second = read(first_text), read(second_text)
     in_base = _digits_in_base(first, second_text) or _digits_in_base(second, first_text)
     if in_base is not None:
         return in_base
+    first, second = (
+        _as_variable(first, first_text, second),
+        _as_variable(second, second_text, first),
+    )
     if first is None or second is None:
         return _opinion(first, first_text, second, second_text) if second_opinion else None
     first, second = _tightened(first, first_text, second), _tightened(second, second_text, first)
@@ -142,6 +150,15 @@ def _digits_in_base(reading: Structure | None, text: str) -> Comparison | None:
     ):
         return None
     return Comparison((text.upper().lstrip("0") or "0") == reading.digits, "number base")
+
+
+def _as_variable(
+    structure: Structure | None, text: str, other: Structure | None
+) -> Structure | None:
+    """A letter as a variable, where the other answer is an expression: x is √x · √x."""
+    if structure is None and isinstance(other, Expression) and len(text) == 1:
+        return read(text, depth=1)
+    return structure
 
 
 def _tightened(reading: Structure, text: str, other: Structure) -> Structure:
@@ -244,6 +261,8 @@ def equal_in_any_case(first: Node, second: Node) -> bool:
 
 def _same_named(first: Structure, second: Structure) -> bool:
     if isinstance(first, Named) and isinstance(second, Named):
+        if _variable(first.value) == second.name and _variable(second.value) == first.name:
+            return True  # y = x and x = y
         return _same_name(first.name, second.name) and _same(first.value, second.value)
     named, other = (first, second) if isinstance(first, Named) else (second, first)
     if not isinstance(named, Named):
@@ -258,6 +277,13 @@ def _same_named(first: Structure, second: Structure) -> bool:
     return _same(named.value, other)
 
 
+def _variable(structure: Structure) -> str | None:
+    """The name of a variable that stands alone."""
+    if isinstance(structure, Expression) and structure.node.operation == "variable":
+        return structure.node.name
+    return None
+
+
 def _same_name(first: str, second: str) -> bool:
     return first == second or first.lower().lstrip("\\") == second.lower().lstrip("\\")
 
@@ -267,7 +293,10 @@ def _same_base_number(base_number: BaseNumber, other: Structure) -> bool:
         return base_number == other
     if not isinstance(other, Quantity) or not other.is_bare or other.value is None:
         return False
-    value = other.value  # 1010_2 and 1010
+    value = other.value
+    if base_number.base == 10:
+        return value == literal(base_number.digits)
+    # 1010_2 and 1010
     return value.denominator == 1 and value >= 0 and _digits(int(value)) == base_number.digits
 
 
@@ -336,7 +365,8 @@ def _same_members(
     left = list(second)
     for item in first:
         for index, other in enumerate(left):
-            if _same(item, other):
+            # {1} is 1 as a whole answer, but {{1}, {2}} is not {1, 2}
+            if isinstance(item, Listing) == isinstance(other, Listing) and _same(item, other):
                 del left[index]
                 break
         else:

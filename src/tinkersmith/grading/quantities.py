@@ -70,7 +70,7 @@ _HEAD = re.compile(
     r"([-+] ?)?(\d{1,3}(?: \d{3})+(?![\d/])|\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(\.\d+|\.(?=\s|$))?"
     r"(?:[eE]([-+]?\d+)(?![\da-zA-Z]))?"
 )
-_OVER = re.compile(r" ?/ ?(\d+)(?![\d.,/])")
+_OVER = re.compile(r"(?: ?/ ?| out of )(\d+)(?![\d.,/])")
 _MIXED = re.compile(r"(?: | ?and ?| ?又 ?)(\d+) ?/ ?(\d+)(?![\d.,/])")
 _TEN_TO = re.compile(r" ?[*x] ?10 ?(?:\^|\*\*) ?[({]? ?([-+]? ?\d+) ?[)}]?(?!\d)")
 _LONGEST_COMPOUND = 60  # characters of "hour 30 minutes 5 seconds"
@@ -79,6 +79,7 @@ _LEAD = re.compile(
     r"|only|约为|大约|约|共计|共有|一共|总共|共|合计|将近|≈|=|~|每小时|每分钟|每秒)\s*)+",
     re.IGNORECASE,
 )
+_MINUS = re.compile(r"零下(?=\S)|(?:负|minus |negative )(?=[\d.])", re.IGNORECASE)
 _PER = {"每小时": "/小时", "每分钟": "/分钟", "每秒": "/秒"}
 _CURRENCY = re.compile(
     r"([-+] ?)?(US ?\$|USD|RMB|CNY|人民币|HK\$|[$€£¥₹₩]|EUR|GBP|Rs\.?)\s?(?=[-+.\d])", re.IGNORECASE
@@ -131,8 +132,8 @@ def read_quantity(text: str, *, tight: bool = False) -> Quantity | None:
     if lead := _LEAD.match(text):
         per = next((unit for word, unit in _PER.items() if word in lead[0]), "")
         text = text[lead.end() :]
-    if text.startswith("零下"):
-        below = read_quantity(text[2:])
+    if minus := _MINUS.match(text):
+        below = read_quantity(text[minus.end() :])
         return None if below is None else _negative(below)
     if currency := _CURRENCY.match(text):
         after = read_quantity(text[currency.end() :])
@@ -207,7 +208,7 @@ def _finished(
         return Quantity(
             number_node(value), value, tuple(read_unit(per)) if per else (), "", in_words
         )
-    if rest[0] in "万亿千百十" and not in_words:
+    if rest[0] in "万亿千百十" and not in_words and not read_unit(rest):
         return None
     words = rest.split()
     scale = words[0].lower().rstrip("s") if words else ""
@@ -274,7 +275,7 @@ def _noun(rest: str) -> str | None:
     """What is counted, in the singular and without "each" or "left"; None if it cannot be that."""
     stripped = rest.strip()
     if _CHINESE_NOUN.fullmatch(stripped):
-        return stripped
+        return None if stripped[0] in "万亿千百十点" else stripped
     words = stripped.split()
     if not words or len(words) > 4 or not all(_WORD.fullmatch(word) for word in words):
         return None

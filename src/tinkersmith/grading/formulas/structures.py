@@ -15,11 +15,9 @@ from tinkersmith.grading.formulas.expressions import (
     Node,
     Unreadable,
     branches,
-    number_node,
     parse_expression,
     variables,
 )
-from tinkersmith.grading.formulas.numbers import literal
 from tinkersmith.grading.formulas.values import Undecided, Undefined, exact, real_value
 from tinkersmith.grading.quantities import Quantity, read_quantity
 
@@ -132,6 +130,9 @@ _EMPTY = {
 _EVERYTHING = Interval(None, False, None, False)
 
 
+_EVERY_INTEGER = re.compile(r"[\s,;(]*[kn]\s*∈\s*[ℤZ]\s*\)?$")  # x = kπ, k ∈ Z
+
+
 def read(text: str, depth: int = 0) -> Structure | None:
     """What the text is; None if it is no mathematics that is known here.
 
@@ -141,6 +142,7 @@ def read(text: str, depth: int = 0) -> Structure | None:
     text = text.strip()
     if not text or depth > _DEEPEST:
         return None
+    text = _EVERY_INTEGER.sub("", text)
     word = text.lower()
     if text in _ALL_REALS or word in _ALL_REALS:
         return RealSet((_EVERYTHING,))
@@ -197,9 +199,6 @@ def _base_number(digits: str, base_text: str) -> Structure | None:
     digits = digits.upper().lstrip("0") or "0"
     if not 2 <= base <= 16 or any(int(digit, 16) >= base for digit in digits):
         return None
-    if base == 10:
-        value = literal(digits)
-        return None if value is None else Quantity(number_node(value), value)
     return BaseNumber(digits, base)
 
 
@@ -448,7 +447,7 @@ def joined(intervals: tuple[Interval, ...]) -> tuple[Interval, ...]:
 # ---- relations
 
 _NAME = re.compile(
-    r"[a-zA-Zα-ωΔ](?:_ ?(?:\w|\{\w+\})|\d)?'?(?:\s?\([a-zA-Z0-9, ]{1,6}\))?"
+    r"(?:\\vec ?)?\{?[a-zA-Zα-ωΔ]\}?(?:_ ?(?:\w|\{\w+\})|\d)?'?(?:\s?\([a-zA-Z0-9, ]{1,6}\))?"
     r"|(?:\\?(?:angle|triangle|overline|text)\s?|[∠△])?\{?[a-zA-Z]{1,12}\}?(?: [a-zA-Z]{1,12}){0,4}"
     r"|\([a-z](?:, ?[a-z]){1,3}\)|[\u4e00-\u9fff]{1,10}|[a-zA-Z]\s?:\s?[a-zA-Z](?:\s?:\s?[a-zA-Z])?"
 )
@@ -483,12 +482,12 @@ def _read_relation(text: str, depth: int) -> Structure | None:
 
 def _end(text: str) -> Node | None:
     """The end of an interval; None is infinity of either sign."""
-    if _INFINITY.fullmatch(text):
+    if INFINITY.fullmatch(text):
         return None
     return parse_expression(text)
 
 
-_INFINITY = re.compile(r"[-+]? ?(?:∞|inf(?:inity|ty)?|oo|无穷大?|正无穷|负无穷)", re.IGNORECASE)
+INFINITY = re.compile(r"[-+]? ?(?:∞|inf(?:inity|ty)?|oo|无穷大?|正无穷|负无穷)", re.IGNORECASE)
 
 
 def _inequality(left: str, sign: str, right: str) -> Structure | None:
@@ -530,9 +529,11 @@ def _equation(sides: list[str], depth: int) -> Structure | None:
         left, right = right, left
         name = _NAME.fullmatch(left)
     if name:
+        if len(left) == 1 and re.fullmatch("[a-zA-Z]{2}", right):
+            right = "1" + right  # F = ma: a product, where ma alone might be a word
         value = read(right, depth + 1)
         if value is not None and not isinstance(value, Named | System):
-            spaceless = re.sub(r"[\s{}]", "", left)
+            spaceless = re.sub(r"\\vec|[\s{}]", "", left)
             if not _uses(value, spaceless) or len(spaceless) > 1:
                 return Named(spaceless, value)
     elif len(sides) >= 2 and not re.search(r"[a-zA-Zα-ω\u4e00-\u9fff]", "".join(sides[:-1])):
@@ -556,6 +557,24 @@ def _result(sides: list[str], depth: int) -> Structure | None:
 
 def _uses(reading: Structure, name: str) -> bool:
     return isinstance(reading, Expression) and name in variables(reading.node)
+
+
+_LINES = re.compile(
+    r"⦃?\s*\\begin ?\{(cases|array|aligned)\}\s*(?:\{[lcr|]+\})?(.*?)\\end ?\{\1\}\s*⦄?"
+)
+
+
+def _read_lines(text: str, depth: int) -> Structure | None:
+    """The equations below one another in a "cases" environment."""
+    match = _LINES.fullmatch(text)
+    if match is None:
+        return None
+    lines = [line.replace("&", "").strip(" ,;") for line in match[2].split("\\\\")]
+    lines = [line for line in lines if line]
+    readings = _readings(lines, depth)
+    if readings is None or not all(isinstance(each, Named) for each in readings):
+        return None
+    return _read_list(", ".join(lines), depth)
 
 
 # ---- brackets
@@ -672,7 +691,7 @@ def _read_brackets(text: str, depth: int) -> Structure | None:
     if len(pieces) == 1:
         return None
     if len(pieces) == 2 and opening in "([" and closing in ")]":
-        infinite = [bool(_INFINITY.fullmatch(piece)) for piece in pieces]
+        infinite = [bool(INFINITY.fullmatch(piece)) for piece in pieces]
         if any(infinite) or opening + closing not in ("()", "[]"):
             closed = (opening == "[" and not infinite[0], closing == "]" and not infinite[1])
             low, high = _end(pieces[0]), _end(pieces[1])
@@ -774,6 +793,7 @@ _READERS: tuple[Callable[[str, int], Structure | None], ...] = (
     _read_base_number,
     _read_quantity,
     _read_matrix,
+    _read_lines,
     _read_membership,
     _read_alternatives,
     _read_list,

@@ -107,6 +107,7 @@ _TABLE: dict[str, dict[str | int, str]] = {
 }  # fmt: skip
 _POWERS_IN_WORDS = {
     "square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3, "平方": 2, "立方": 3,
+    "二次方": 2, "三次方": 3,
 }  # fmt: skip
 
 
@@ -182,7 +183,9 @@ def read_unit(text: str) -> list[Unit]:
                 return []
             place += separator.end()
             continue
-        if word := re.match(r"(square|sq|cubic|cu)\b\.?|平方|立方", rest, re.IGNORECASE):
+        if word := re.match(
+            r"(square|sq|cubic|cu)\b\.?|平方|立方|二次方|三次方", rest, re.IGNORECASE
+        ):
             power_before = _POWERS_IN_WORDS[word[0].lower().rstrip(".")]
             place += word.end()
             continue
