@@ -207,8 +207,8 @@ _NO_ARITHMETIC = re.compile(r"[\d.,]+(?:\s?-\s?[\d.,]+)+|\d+(?:\s?/\s?\d+){2,}|\
 
 
 def _read_quantity(text: str, depth: int) -> Structure | None:
-    if "±" in text or "∓" in text:
-        return None
+    if "±" in text or "∓" in text or text.startswith("{"):
+        return None  # {1} is a set, and no group of LaTeX
     quantity = read_quantity(text)
     if quantity is not None and _NO_ARITHMETIC.fullmatch(text):
         return None
