@@ -18,7 +18,7 @@ from tinkersmith.data.samples import Sample, Skipped, Source, overlap
 from tinkersmith.errors import UserError
 from tinkersmith.evaluation.results import EvaluationResult, Record, Scored, named, report
 from tinkersmith.files import write_json
-from tinkersmith.grading.scoring import final_answer, score
+from tinkersmith.grading.scoring import score_and_grade
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress, watched
 from tinkersmith.runs.trained_model import ModelReference, find_trained_model
@@ -266,32 +266,30 @@ class _Asker:
 
         answered = self.service.wait(pending, f"answering {sample.source}")
         expected = answer_alone(sample.turns[-1])
-        named = _named_answer(sample)
+        named = sample.extra.get("answer")
         records: list[Record] = []
         for draw, sequence in enumerate(answered.sequences, start=1):
             produced = answer_within(sequence.tokens, self.template, self.tokenizer)
+            scores, outcome = score_and_grade(
+                expected, produced, named, cut=str(sequence.stop_reason) == "length"
+            )
             records.append(
                 Record(
                     source=sample.source,
                     prompt=unguarded(self.template.render_prompt(sample)),
                     expected=expected,
-                    expected_answer=final_answer(expected) if named is None else named,
+                    expected_answer=outcome.expected_answer,
                     produced=produced,
-                    scores=score(expected, produced, named),
+                    scores=scores,
                     stop_reason=str(sequence.stop_reason),
+                    final_answer=outcome.final_answer,
+                    rule=outcome.rule,
+                    kind=outcome.kind,
                     tokens=len(sequence.tokens),
                     draw=draw,
                 )
             )
         return records
-
-
-def _named_answer(sample: Sample) -> str | None:
-    """The sample's own field `answer`, if it is a string or a number."""
-    value = sample.extra.get("answer")
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return None
-    return str(value).strip() or None
 
 
 # ---- what is printed and written
