@@ -18,6 +18,11 @@ _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {
     ord("≥"): ">=",
     ord("π"): "pi",
 }
+# ½ is " 1/2": the space separates it from a whole number before it
+_FRACTIONS = {0x2044: "/"} | {
+    code: " " + unicodedata.normalize("NFKC", chr(code)).replace("\u2044", "/")
+    for code in [*range(0xBC, 0xBF), *range(0x2150, 0x215F), 0x2189]
+}
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _LATEX = [
     (re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|operatorname|mbox|rm)\s*\{([^{}]*)\}"),
@@ -74,14 +79,7 @@ def spelled_out(text: str) -> str:
     if text.isascii():
         return text
     text = re.sub(r"[⁰¹²³⁴-⁹⁻]+", lambda match: "^" + match[0].translate(_SUPERSCRIPTS), text)
-    pieces: list[str] = []
-    for letter in text:
-        kind, _, parts = unicodedata.decomposition(letter).partition(" ")
-        if kind == "<fraction>" and parts.endswith(tuple("0123456789")):
-            pieces.append(" " + "".join(chr(int(code, 16)) for code in parts.split()))
-        else:
-            pieces.append(letter)
-    return "".join(pieces).replace("\u2044", "/")
+    return text.translate(_FRACTIONS)
 
 
 # ---- formulas: one character for one symbol, LaTeX only where it has structure

@@ -29,7 +29,7 @@ from tinkersmith.grading.formulas.values import (
     exact,
     limited_work,
 )
-from tinkersmith.grading.plain_text import LONGEST_FORMULA, formula
+from tinkersmith.grading.plain_text import formula
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,7 @@ _HEAD = re.compile(
 _OVER = re.compile(r"(?: ?/ ?| out of )(\d+)(?![\d.,/])")
 _MIXED = re.compile(r"(?: | ?and ?| ?又 ?)(\d+) ?/ ?(\d+)(?![\d.,/])")
 _TEN_TO = re.compile(r" ?[*x] ?10 ?(?:\^|\*\*) ?[({]? ?([-+]? ?\d+) ?[)}]?(?!\d)")
+_LONGEST = 300  # characters of a quantity; a longer one is digits only
 _LONGEST_COMPOUND = 60  # characters of "hour 30 minutes 5 seconds"
 _LEAD = re.compile(
     r"(?:(?:about|approximately|approx\.?|around|roughly|nearly|some|a total of|total of|exactly"
@@ -111,7 +112,7 @@ _CLASSIFIER = re.compile(f"[{_CLASSIFIERS}]")
 
 def quantity_of(text: str) -> Quantity | None:
     """The text as one number with or without a unit; None if it is anything else."""
-    if len(text) > LONGEST_FORMULA:
+    if len(text) > _LONGEST:
         return _long_number(text)
     with limited_work():
         return read_quantity(formula(text))
