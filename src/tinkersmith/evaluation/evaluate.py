@@ -5,9 +5,7 @@ The prompts use the template of the model's own run, so training and test have t
 
 import datetime as dt
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,25 +14,19 @@ from tinkersmith.data.load import LoadedSamples, load_samples
 from tinkersmith.data.report import note_lines, read_lines, skipped_lines
 from tinkersmith.data.samples import Sample, Source, overlap
 from tinkersmith.errors import UserError
-from tinkersmith.evaluation.results import EvaluationResult, Record, Scored, named, report
+from tinkersmith.evaluation.asking import Asking, ask_all
+from tinkersmith.evaluation.questions import Questions, questions_of
+from tinkersmith.evaluation.results import EvaluationResult, Scored, named, report
 from tinkersmith.files import write_json
-from tinkersmith.grading.scoring import final_answer, score
 from tinkersmith.plurals import counted
-from tinkersmith.progress import Progress, watched
+from tinkersmith.progress import watched
 from tinkersmith.runs.trained_model import ModelReference, find_trained_model
-from tinkersmith.service.connection import ServerGone, Service, open_service
-from tinkersmith.service.reconnection import Reconnection
+from tinkersmith.service.connection import open_service
 from tinkersmith.settings.fields import Settings
 from tinkersmith.settings.reading import settings_from
 
 if TYPE_CHECKING:
-    import numpy as np
-    import tinker
-
     from tinkersmith.text.templates import PromptTemplate
-    from tinkersmith.text.tokenizer import TextTokenizer
-
-_IN_FLIGHT = 256  # prompts sent before the first answer is awaited
 
 
 def evaluate(
@@ -86,16 +78,17 @@ def evaluate(
                 tokenizer = service.tokenizer()
             template = model.template(tokenizer)
             with progress.doing(f"tokenising {counted(len(samples), 'prompt')}"):
-                asked, too_long = _fitting_prompts(
-                    samples, template, tokenizer, service.max_context
+                questions = questions_of(
+                    samples, template, tokenizer, model.settings, service.max_context
                 )
+            too_long = questions.too_long
             if too_long:
                 progress.say(_report_too_long(too_long, service.max_context))
-            if not asked:
+            if not questions.asked:
                 raise UserError(f"Not one prompt of {test_file} fits into the model's context.")
-            asker = _Asker(service, template, tokenizer, model.settings, progress)
-            trained = asker.ask(model.sampler_path, asked)
-            base = asker.ask(None, asked) if compare_base else None
+            asking = Asking(service, template, tokenizer, model.settings)
+            trained = _ask(asking, model.sampler_path, questions)
+            base = _ask(asking, None, questions) if compare_base else None
     result = EvaluationResult(
         model.sampler_path, model.base_model, trained, base, too_long, shared, output_file
     )
@@ -154,116 +147,16 @@ def _overlap_with_training(
         return None
 
 
-def _fitting_prompts(
-    samples: list[Sample],
-    template: "PromptTemplate",
-    tokenizer: "TextTokenizer",
-    max_context: int | None,
-) -> "tuple[list[tuple[Sample, np.ndarray]], list[Source]]":
-    rows = tokenizer.encode_batch([template.render_prompt(sample) for sample in samples])
-    pairs = list(zip(samples, rows, strict=True))
-    if max_context is None:
-        return pairs, []
-    too_long = [sample.source for sample, row in pairs if len(row) >= max_context]
-    return [(sample, row) for sample, row in pairs if len(row) < max_context], too_long
-
-
-@dataclass(frozen=True, slots=True)
-class _Asker:
-    """Gets answers from a model and scores them."""
-
-    service: Service
-    template: "PromptTemplate"
-    tokenizer: "TextTokenizer"
-    settings: Settings
-    progress: Progress
-
-    def ask(self, model_path: str | None, asked: "list[tuple[Sample, np.ndarray]]") -> Scored:
-        """One model's answers to all prompts. Many requests are under way at a time."""
-        start = time.monotonic()
-        client = self.service.create_sampling_client(model_path)
-        reconnection = Reconnection(self.service)
-        records: list[Record] = []
-        under_way: deque[tuple[Sample, np.ndarray, Any]] = deque()
-        answered = 0
-        who = "the trained model" if model_path else "the base model"
-        with self.progress.doing(f"asking {who}") as task:
-
-            def take_answer() -> None:
-                nonlocal answered, client, records
-                sample, _, pending = under_way[0]
-                try:
-                    records += self._records(sample, pending)
-                except ServerGone as failure:
-                    reconnection.after(failure, f"asking {who}")
-                    self.progress.say(f"  {failure} Asking again from sample {answered + 1:,} on.")
-                    client = self.service.create_sampling_client(model_path)
-                    again = [(sample, prompt) for sample, prompt, _ in under_way]
-                    under_way.clear()
-                    for sample, prompt in again:
-                        under_way.append((sample, prompt, self._send(client, prompt)))
-                    return
-                under_way.popleft()
-                reconnection.progressed()
-                answered += 1
-                state = f"Asking {who}: {answered:,}/{len(asked):,}"
-                self.progress.reached(task, state, answered / len(asked))
-
-            for sample, prompt in asked:
-                while len(under_way) >= _IN_FLIGHT:
-                    take_answer()
-                under_way.append((sample, prompt, self._send(client, prompt)))
-            while under_way:
-                take_answer()
-        return Scored(records, time.monotonic() - start)
-
-    def _send(self, client: "tinker.SamplingClient", prompt: "np.ndarray") -> Any:
-        from tinkersmith.service.answers import request_answers
-
-        greedy = self.settings.sampling_temperature == 0  # all answers would be the same
-        return request_answers(
-            client,
-            prompt,
-            self.settings,
-            self.template,
-            self.tokenizer,
-            self.service.max_context,
-            1 if greedy else self.settings.sampling_num_samples,
-        )
-
-    def _records(self, sample: Sample, pending: Any) -> list[Record]:
-        from tinkersmith.service.answers import answer_within
-        from tinkersmith.text.guards import unguarded
-        from tinkersmith.text.thoughts import answer_alone
-
-        answered = self.service.wait(pending, f"answering {sample.source}")
-        expected = answer_alone(sample.turns[-1])
-        named = _named_answer(sample)
-        records: list[Record] = []
-        for draw, sequence in enumerate(answered.sequences, start=1):
-            produced = answer_within(sequence.tokens, self.template, self.tokenizer)
-            records.append(
-                Record(
-                    source=sample.source,
-                    prompt=unguarded(self.template.render_prompt(sample)),
-                    expected=expected,
-                    expected_answer=final_answer(expected) if named is None else named,
-                    produced=produced,
-                    scores=score(expected, produced, named),
-                    stop_reason=str(sequence.stop_reason),
-                    tokens=len(sequence.tokens),
-                    draw=draw,
-                )
-            )
-        return records
-
-
-def _named_answer(sample: Sample) -> str | None:
-    """The sample's own field `answer`, if it is a string or a number."""
-    value = sample.extra.get("answer")
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return None
-    return str(value).strip() or None
+def _ask(asking: Asking, model_path: str | None, questions: Questions) -> Scored:
+    """One model's answers to all questions; None is the base model."""
+    start = time.monotonic()
+    records = ask_all(
+        asking,
+        lambda: asking.service.create_sampling_client(model_path),
+        questions.asked,
+        who="the trained model" if model_path else "the base model",
+    )
+    return Scored(records, time.monotonic() - start)
 
 
 # ---- what is printed and written
