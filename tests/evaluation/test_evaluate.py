@@ -89,7 +89,12 @@ def test_a_prompt_without_room_for_an_answer_is_skipped_and_named(small: SmallRu
         "skipped_records": 0,
         "prompts_too_long": 1,
         "evaluated": 10,
+        "plain_texts": 0,
+        "left_out": 0,
+        "conversations": 0,
+        "distinct_questions": 10,
         "overlap_with_training": 1,
+        "near_duplicates_of_training": 0,
     }
 
 
@@ -202,7 +207,7 @@ def test_nan_as_an_answer_is_missing_and_plain_text_is_left_out(small: SmallRun,
     shown = "\n".join(said)
     assert 'In 1 sample: its "answer" is NaN, which counts as missing' in shown
     assert 'In 1 sample: its "answer" is a list and is not used' in shown
-    assert "1 sample is plain text, which asks nothing, and left out." in shown
+    assert "1 sample is plain text, which asks nothing, and left out: " in shown
     file.write_text(json.dumps(["One.", "Two."]))
     with pytest.raises(UserError, match=r"odd\.json holds plain text alone"):
         evaluate(small.settings, test_file=str(file), output_file=tmp_path / "out.json")

@@ -121,11 +121,12 @@ class _Round:
         """Ask all of them; `known` others are answered already."""
         if not questions:
             return
-        service, done, begun = self._asking.service, 0, time.monotonic()
+        service, done = self._asking.service, 0
         total = known + len(questions)
         reconnection = Reconnection(service)
         self._waiting = list(reversed(questions))
         client = self._open_client()
+        begun = time.monotonic()
         while self._waiting or self._under_way:
             try:
                 while self._waiting and len(self._under_way) < IN_FLIGHT:
@@ -255,6 +256,7 @@ def graded(question: Question, sample: Sample, answer: Answer) -> Record:
         question=question.digest,
         thought_finished=answer.thought_finished,
         prompt_tokens=len(question.tokens),
+        generated="" if answer.generated == answer.produced else answer.generated,
         fields=short_fields(sample),
     )
 
