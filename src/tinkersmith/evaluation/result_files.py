@@ -4,7 +4,8 @@ import csv
 import datetime as dt
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from tinkersmith.runs.trained_model import ModelReference
 _MODELS = ("trained", "base")
 _BOM = "\ufeff"  # so that Excel reads UTF-8
 # A spreadsheet would run these cells as formulas (OWASP, CSV injection).
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
+_CONTROL = ("\t", "\r", "\n")
 _LONGEST_CELL = 32_000  # characters; Excel holds 32,767
 _COLUMNS = (
     *("model", "file", "record", "draw", "question"),
@@ -71,16 +73,30 @@ def write_results(result: EvaluationResult, about: About) -> None:
     Raises:
         UserError: one cannot be written.
     """
-    file = result.output_file
-    for path, write in (
-        (answers_file_of(file), lambda path: write_atomically(path, _answer_lines(result))),
-        (table_file_of(file), lambda path: write_atomically(path, _table(result))),
-        (file, lambda path: write_json(path, content_of(result, about))),
-    ):
-        try:
-            write(path)
-        except OSError as error:
-            raise _not_written(path, error) from None
+    write_answers(result)
+    write_table(result)
+    with _writing(result.output_file) as file:
+        write_json(file, content_of(result, about))
+
+
+def write_answers(result: EvaluationResult) -> None:
+    """Write the answers as JSON Lines, one line each."""
+    with _writing(answers_file_of(result.output_file)) as file:
+        write_atomically(file, _answer_lines(result))
+
+
+def write_table(result: EvaluationResult) -> None:
+    """Write the answers as CSV, one row each."""
+    with _writing(table_file_of(result.output_file)) as file:
+        write_atomically(file, _table(result))
+
+
+@contextmanager
+def _writing(file: Path) -> Generator[Path, None, None]:
+    try:
+        yield file
+    except OSError as error:
+        raise _not_written(file, error) from None
 
 
 def content_of(result: EvaluationResult, about: About) -> dict[str, Any]:
@@ -170,7 +186,9 @@ def _cell(value: object) -> object:
         return "" if value is None else value
     if len(value) > _LONGEST_CELL:
         value = f"{value[:_LONGEST_CELL]} ... ({len(value) - _LONGEST_CELL:,} more characters)"
-    return f"'{value}" if value.lstrip(" ").startswith(_FORMULA) else value
+    return (
+        f"'{value}" if value.startswith(_CONTROL) or value.lstrip().startswith(_FORMULA) else value
+    )
 
 
 def _not_written(file: Path, error: OSError) -> UserError:
