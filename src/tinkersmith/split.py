@@ -10,7 +10,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from tinkersmith.data.lengths import LengthStatistics, format_length_statistics
 from tinkersmith.data.load import refuse_if_nothing_is_usable
 from tinkersmith.data.report import Tally, note_lines, read_lines, skipped_lines
 from tinkersmith.data.samples import Sample, Skipped, Source, characters, question_of, record_text
-from tinkersmith.data.shapes import check_record
+from tinkersmith.data.shapes.check import check_record
 from tinkersmith.errors import UserError
 from tinkersmith.files import read_json_object, write_atomically, write_json
 from tinkersmith.plurals import counted
@@ -94,7 +93,7 @@ def split_dataset(
     with watched(say) as progress:
         with progress.doing("reading the data"):
             records, samples, skipped = _read(found.paths, columns, encoding, said)
-        refuse_if_nothing_is_usable(len(samples), len(skipped), skipped)
+        refuse_if_nothing_is_usable(len(samples), len(skipped), skipped, said)
         with progress.doing("splitting the data"):
             groups = _groups_in_order(records, samples, seed)
             train, test = _cut(groups, ratio)
@@ -228,8 +227,7 @@ def _measure(
 
     from tinkersmith.text.tokenize import token_lengths
 
-    together = iter(token_lengths(chain.from_iterable(sides), folder, name, "instruction"))
-    lengths = [list(islice(together, len(side))) for side in sides]
+    lengths = [token_lengths(side, folder, name, "instruction") for side in sides]
     unit = f"tokens of {name} (other models count differently)"
     return unit, [LengthStatistics.of(side) for side in lengths]
 

@@ -1,8 +1,10 @@
 """Streamed data trains on what data in memory trains on, in an order that only the seed decides."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime
 from itertools import chain
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support.strict_models import MIXED, REASON, STRICT_TEMPLATE
 from tests.support.tiny_models import make_tiny_model, make_tiny_tokenizer
 from tinkersmith.batches.in_memory import TokensInMemory, read_into_memory
 from tinkersmith.batches.order import steps_per_epoch
@@ -337,3 +340,39 @@ def test_thoughts_are_counted_in_the_first_pass_and_cut_ones_are_named(
         (skipped,) = [json.loads(line) for line in run.file("skipped.jsonl").open()]
         assert skipped["record"] == 3 and skipped["reason"].endswith("and never closes it")
     assert [(one.training, one.untrained) for one in summaries] == [(3, 1), (3, 1)]
+
+
+def test_records_that_the_template_refuses_are_skipped_and_named_or_all_stop_the_run(
+    tmp_path: Path, settings: Settings, tokenizer: TextTokenizer
+) -> None:
+    strict = replace(tokenizer, chat_template=STRICT_TEMPLATE)
+    template = choose_template("chat", strict, "some/model")
+    encoding = Encoding(settings, template, strict, settings.max_sequence_length)
+    file = tmp_path / "train.jsonl"
+    lines = [json.dumps(record) + "\n" for record in MIXED]
+    file.write_text("".join(lines), encoding="utf-8")
+    sources = open_stream(settings, Progress(print)), read_into_memory(settings)
+    for source in sources:
+        run = RunFolder.create(settings.output_dir, "run", datetime.now())
+        data = source.tokenized(encoding, Progress(print))
+        data.start(run, 0)
+        summary = data.summary()
+        data.stop()
+        assert (summary.training, summary.untrained, summary.records) == (2, 2, 4)
+        skipped = run.lines("skipped.jsonl")
+        assert [line["record"] for line in skipped] == [2, 4]
+        assert all(REASON.rstrip(".") in line["reason"] for line in skipped)
+        events = [str(event) for event in summary.first_events]
+        assert f"Skipped {file.as_posix()}, record 2: the model's chat template ref" in events[0]
+    file.write_text(lines[1] * 20, encoding="utf-8")
+    whole, stream = read_into_memory(settings), open_stream(settings, Progress(print))
+    reason = (
+        r"Not one of 20 samples can be trained on. .*, record \d+: .*must alternate.*set PROMPT"
+    )
+    with pytest.raises(UserError, match=reason):
+        whole.tokenized(encoding, Progress(print))
+    data = stream.tokenized(encoding, Progress(print))
+    data.start(RunFolder.create(settings.output_dir, "run", datetime.now()), 0)
+    error = data.none_fits()
+    data.stop()
+    assert re.match(reason, str(error))

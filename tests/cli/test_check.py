@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.strict_models import MIXED, REASON, strict_tokenizer
 from tinkersmith.cli.main import main
 
 GOOD = [
@@ -284,3 +285,18 @@ def test_a_check_imports_no_torch_transformers_or_tinker() -> None:
     write("data.json", [*GOOD, *BAD])
     assert imported_by("data.json").isdisjoint({"torch", "transformers", "tinker"})
     assert imported_by("--help").isdisjoint({"numpy", "scipy", "datasketch", "pydantic"})
+
+
+@pytest.mark.parametrize("command", ["check", "stats"])
+def test_records_that_the_template_refuses_are_counted_and_named(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(strict_tokenizer(tmp_path / "strict"))
+    write("mixed.json", MIXED)
+    assert main([command, "mixed.json", "--base-model", model, "--template", "chat"]) == 0
+    shown = capsys.readouterr().out
+    assert "Lengths: 2 samples" in shown
+    assert "2 samples will be skipped, with nothing to train on:" in shown
+    for record in (2, 4):
+        assert f"mixed.json, record {record}: the model's chat template refuses" in shown
+    assert REASON.rstrip(".") in shown

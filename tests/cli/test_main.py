@@ -246,6 +246,56 @@ def test_a_script_takes_what_lies_beside_it(proj: Path, name: str, expected: str
     assert expected in done.stderr
 
 
+SCRIPTS = (
+    "train_with_config.py",
+    "evaluate_model.py",
+    "export_model.py",
+    "split_dataset.py",
+    "tinker_finetune.py",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        *((name, 'TINKER_API_KEY = "tml-k9"') for name in SCRIPTS),
+        ("my_evaluation.py", 'tinker_api_key = "tml-k9"'),
+        ("export_model.py", 'API_KEY = "tml-k9"'),
+    ],
+)
+def test_a_key_in_a_script_gets_the_sentence_how_a_key_is_given(
+    proj: Path, name: str, line: str
+) -> None:
+    source = ROOT / (name if name in SCRIPTS else "evaluate_model.py")
+    file = proj / name
+    text = source.read_text(encoding="utf-8")
+    place = text.index("\nif __name__") if "\nif __name__" in text else 0
+    file.write_text(f"{text[:place]}\n{line}\n{text[place:]}", encoding="utf-8")
+    command = [sys.executable, str(file)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    where = f"{file}, line {text[:place].count(chr(10)) + 2}: {line.split()[0]} is not a setting."
+    assert where in done.stderr and 'export TINKER_API_KEY="..."' in done.stderr
+    assert done.stderr.count("\n") == 1 and "k9" not in done.stderr + done.stdout
+
+
+def test_a_setting_in_a_script_that_does_not_read_it_is_an_error(proj: Path) -> None:
+    text = (ROOT / "evaluate_model.py").read_text(encoding="utf-8")
+    (proj / "evaluate_model.py").write_text(f"SAMPLING_TEMPERATURE = 0.7\n{text}")
+    command = [sys.executable, str(proj / "evaluate_model.py")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "line 1: SAMPLING_TEMPERATURE has no effect in this script. Write it into" in done.stderr
+
+
+def test_a_key_that_a_script_puts_into_the_environment_is_left_alone(proj: Path) -> None:
+    text = (ROOT / "split_dataset.py").read_text(encoding="utf-8")
+    lines = 'import os\nTINKER_API_KEY = "k"\nos.environ["TINKER_API_KEY"] = TINKER_API_KEY\n'
+    (proj / "split_dataset.py").write_text(lines + text)
+    command = [sys.executable, str(proj / "split_dataset.py")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "proj/data/word_problems.json does not exist" in done.stderr
+
+
 def test_names_on_a_scripts_command_line_start_from_the_current_folder(proj: Path) -> None:
     Path("mine.json").write_text(json.dumps([{**GOOD, "input": str(n)} for n in range(10)]))
     done = script("split_dataset.py", "--inputs", "mine.json", "--test-out", "test.json")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.strict_models import MIXED, REASON, strict_tokenizer
 from tinkersmith.cli.main import main
 
 RECORDS = [
@@ -153,3 +154,20 @@ def test_a_page_never_overwrites_data_or_settings(capsys: pytest.CaptureFixture[
         preview("data.json", "--html", name, "--force", code=1)
         assert "is an input and an output" in capsys.readouterr().err
         assert Path(name).read_bytes() == before
+
+
+def test_records_that_the_template_refuses_are_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(strict_tokenizer(tmp_path / "strict"))
+    options = ("--base-model", model, "--set", "PROMPT_TEMPLATE=chat")
+    Path("mixed.json").write_text(json.dumps(MIXED))
+    preview("mixed.json", *options)
+    shown = capsys.readouterr().out
+    assert "2 samples left out, with nothing to train on: the model's chat template ref" in shown
+    assert REASON.rstrip(".") in shown and "The first: mixed.json, record 2." in shown
+    Path("mixed.json").write_text(json.dumps(MIXED[1:2]))
+    preview("mixed.json", *options, code=1)
+    error = capsys.readouterr().err
+    assert "Error: Not one of 1 sample can be trained on. mixed.json, record 1: " in error
+    assert REASON.rstrip(".") in error and error.count("\n") == 1

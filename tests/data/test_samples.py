@@ -14,7 +14,7 @@ from tests.support.paths import S1K
 from tinkersmith.data.load import load_samples
 from tinkersmith.data.report import read_lines
 from tinkersmith.data.samples import Sample, Skipped, Source, Turn, overlap, record_text
-from tinkersmith.data.shapes import check_record
+from tinkersmith.data.shapes.check import check_record
 from tinkersmith.errors import UserError
 
 GOOD = {"instruction": "q", "input": "", "output": "a"}

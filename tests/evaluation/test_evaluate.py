@@ -1,12 +1,15 @@
 """Evaluation through the SDK on a real engine, and what it tells the user."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.sample_files import write
 from tests.support.small_run import SmallRun, small_run
+from tests.support.strict_models import MIXED, REASON, make_strict
 from tinkersmith.cli.evaluate import evaluate_command
 from tinkersmith.data.samples import Source
 from tinkersmith.errors import UserError
@@ -14,6 +17,7 @@ from tinkersmith.evaluation.evaluate import evaluate
 from tinkersmith.evaluation.results import Rate, Record, Scored
 from tinkersmith.grading.scoring import METRICS, score
 from tinkersmith.settings.reading import settings_from
+from tinkersmith.training.train import train
 
 pytestmark = pytest.mark.engine
 
@@ -87,15 +91,72 @@ def test_a_prompt_without_room_for_an_answer_is_skipped_and_named(small: SmallRu
     assert stored["counts"] == {
         "samples": 11,
         "skipped_records": 0,
+        "unusable_samples": 0,
         "prompts_too_long": 1,
         "evaluated": 10,
         "plain_texts": 0,
-        "left_out": 0,
         "conversations": 0,
         "distinct_questions": 10,
         "overlap_with_training": 1,
         "near_duplicates_of_training": 0,
     }
+
+
+def thinking(answer: str, thought: str) -> dict[str, object]:
+    messages = [
+        {"role": "user", "content": "2 + 2"},
+        {"role": "assistant", "content": answer, "reasoning_content": thought},
+    ]
+    return {"messages": messages}
+
+
+def test_samples_with_contradicting_thoughts_are_left_out_and_named(
+    small: SmallRun, tmp_path: Path
+) -> None:
+    file, said = tmp_path / "test.json", list[str]()
+    two = thinking("<think>\none\n</think>\n\nAnswer: 4", "another")
+    cut = {"instruction": "2 + 2", "output": "<think>\nwell"}
+    good = {"instruction": "Add.", "input": "2 + 2", "output": "Answer: 4"}
+    file.write_text(json.dumps([two, good, cut]))
+    out = tmp_path / "results.json"
+    evaluate(small.settings, test_file=str(file), output_file=out, say=said.append)
+    stored = json.loads(out.read_text(encoding="utf-8"))
+    assert [sample["record"] for sample in stored["samples"]] == [2]
+    assert stored["counts"]["unusable_samples"] == 2 and stored["counts"]["evaluated"] == 1
+    assert [left["record"] for left in stored["unusable_samples"]] == [1, 3]
+    shown = "\n".join(said)
+    assert "2 samples cannot be used and are left out:" in shown
+    assert f"{file.as_posix()}, record 1: an answer has a thought in a field of its own" in shown
+    assert f"{file.as_posix()}, record 3: its answer opens a thought and never" in shown
+    file.write_text(json.dumps([two]))
+    with pytest.raises(UserError, match=r"Not one sample of .* can be used. .*record 1: an answer"):
+        evaluate(small.settings, test_file=str(file), output_file=out, say=said.append)
+
+
+def test_samples_that_the_chat_template_refuses_are_left_out_and_named(
+    small: SmallRun, tmp_path: Path
+) -> None:
+    base = make_strict(Path(shutil.copytree(small.settings.base_model, tmp_path / "base")))
+    write(tmp_path / "train.json", MIXED * 2)
+    file = write(tmp_path / "test.json", MIXED)
+    changes = {
+        "data_files": [str(tmp_path / "train.json")],
+        "base_model": str(base),
+        "output_dir": str(tmp_path / "runs"),
+        "prompt_template": "chat",
+        "num_epochs": 1,
+    }
+    settings = small.settings.model_copy(update=changes)
+    with train(settings) as trained:
+        skipped = trained.run.lines("skipped.jsonl")
+        assert [line["record"] for line in skipped] == [2, 4, 6, 8]
+        path = trained.sampler_path
+    said, out = list[str](), tmp_path / "results.json"
+    evaluate(settings, model_path=path, test_file=str(file), output_file=out, say=said.append)
+    stored = json.loads(out.read_text(encoding="utf-8"))
+    assert [sample["record"] for sample in stored["samples"]] == [1, 3]
+    assert stored["counts"]["unusable_samples"] == 2
+    assert REASON.rstrip(".") in "\n".join(said)
 
 
 def test_a_test_question_that_was_trained_on_is_a_warning(compared: Any):

@@ -12,6 +12,8 @@ from tinkersmith.runs.resume import (
     Resume,
     checkpoint_refused,
     diverged_after,
+    last_sound,
+    note_divergence,
     set_aside,
     starting_checkpoint,
 )
@@ -63,8 +65,60 @@ def test_a_run_that_diverged_goes_on_from_the_last_sound_checkpoint(run: RunFold
     assert diverged_after(run) == 5
     assert starting_checkpoint(Resume(run)) == checkpoint(4)
     assert starting_checkpoint(Resume(run, "step-000006")) == checkpoint(6)
+    assert last_sound(run.checkpoints(), 5) == checkpoint(4)
+    assert last_sound(run.checkpoints(), 1) is None
+
+
+def diverged_and_resumed(run: RunFolder, changes: dict[str, Any]) -> bool:
+    """Whether the loss will rise again in a run that goes on from step 4 and stops at step 6."""
+    run.append("metrics.jsonl", [{"step": 8, "diverged": True, "last_sound_step": 5}])
+    rises = note_divergence(run, changes)
     set_aside(run, 4)
+    facts = run.facts()
+    sessions = [{"settings": facts["settings"] | changes}]
+    content = facts | {"settings": facts["settings"] | changes, "sessions": sessions}
+    run.file("settings.json").write_text(json.dumps(content))
+    run.add_checkpoint(checkpoint(6))
+    return rises
+
+
+@pytest.mark.parametrize("changes", [{}, {"LEARNING_RATE": 0.1}, {"SEED": 4}])
+def test_a_divergence_outlives_the_line_that_a_resume_cuts(
+    run: RunFolder, changes: dict[str, Any]
+) -> None:
+    facts = run.facts() | {"settings": {"LEARNING_RATE": 0.1, "GRAD_CLIP_NORM": 1.0}}
+    run.file("settings.json").write_text(json.dumps(facts))
+    assert diverged_and_resumed(run, changes)
+    assert not any(line.get("diverged") for line in run.metrics())
+    assert diverged_after(run) == 5
+    assert starting_checkpoint(Resume(run)) == checkpoint(4)
+    assert starting_checkpoint(Resume(run, "step-000006")) == checkpoint(6)
+    assert note_divergence(run, {}), "and outlives the next resume, too"
+
+
+@pytest.mark.parametrize("changes", [{"LEARNING_RATE": 0.01}, {"GRAD_CLIP_NORM": 0.5}])
+def test_a_divergence_is_over_when_a_setting_changes_that_can_help(
+    run: RunFolder, changes: dict[str, Any]
+) -> None:
+    facts = run.facts() | {"settings": {"LEARNING_RATE": 0.1, "GRAD_CLIP_NORM": 1.0}}
+    run.file("settings.json").write_text(json.dumps(facts))
+    assert not diverged_and_resumed(run, changes)
     assert diverged_after(run) is None
+    assert starting_checkpoint(Resume(run)) == checkpoint(6)
+
+
+def test_a_run_that_is_to_diverge_goes_on_from_its_last_state(run: RunFolder) -> None:
+    assert diverged_and_resumed(run, {"STOP_ON_DIVERGENCE": False})
+    assert diverged_after(run) == 5
+    assert starting_checkpoint(Resume(run)) == checkpoint(6)
+    stop = Resume(run, changes={"STOP_ON_DIVERGENCE": True})
+    assert starting_checkpoint(stop) == checkpoint(4)
+
+
+def test_a_run_that_reached_its_end_without_a_rise_is_finished_from_there(run: RunFolder) -> None:
+    assert diverged_and_resumed(run, {})
+    run.add_checkpoint(checkpoint(8))
+    assert starting_checkpoint(Resume(run)) == checkpoint(8)
 
 
 def test_the_losses_of_samples_are_cut_as_well(run: RunFolder) -> None:

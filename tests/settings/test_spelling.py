@@ -125,6 +125,15 @@ def test_numbers_are_read_as_they_are_usually_written(text: str, number: float) 
         ("DATA_FILES=a.jsonl:1e9", "the weight 1000000000.0; it must be a number between"),
         ("DATA_FILES={a.jsonl}", "has no name and value in a.jsonl. Write it as --set DATA_FILES="),
         ("DATA_FILES=a:1,a:2", "--set DATA_FILES names a twice. Name it once."),
+        ('DATA_FILES={"a": 1, "a": 2}', "--set DATA_FILES names a twice. Name it once."),
+        ("DATA_FILES={'a': 1, \"a\": 2}", "--set DATA_FILES names a twice. Name it once."),
+        ("COLUMNS={'output': 'a', 'output': 'b'}", "--set COLUMNS names output twice."),
+        ('COLUMNS={"output": "a", "output": null}', "--set COLUMNS names output twice."),
+        (
+            "COLUMNS=text:a,output:b",
+            'COLUMNS has "output" and "text", which no sample has together',
+        ),
+        ("ENCODING=ansi", 'ENCODING is "ansi", which is no encoding;'),
         ("VALIDATION_FILES=a.jsonl:2", "VALIDATION_FILES is {"),
         ("COLUMNS=question", "has no name and value in question. Write it as --set COLUMNS="),
         ('COLUMNS={"instruction": 3}', 'COLUMNS["instruction"] is 3; it must be the name of a'),
@@ -150,7 +159,8 @@ def test_a_setting_that_is_given_twice_is_an_error_that_says_what_to_write() -> 
 TEXTS = [
     field
     for field in FIELDS
-    if FIELDS[field].annotation is str and field not in ("prompt_template", "model_name_prefix")
+    if FIELDS[field].annotation is str
+    and field not in ("prompt_template", "model_name_prefix", "encoding")
 ]
 
 

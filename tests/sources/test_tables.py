@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import zstandard
 
+from tests.support.workbooks import ods_bytes, xls_bytes
+from tinkersmith.data.load import load_samples
 from tinkersmith.data.samples import Skipped, Source
-from tinkersmith.data.shapes import check_record
+from tinkersmith.data.shapes.check import check_record
 from tinkersmith.errors import UserError
 from tinkersmith.sources import records as records_module
 from tinkersmith.sources.records import iterate_records, read_records
@@ -272,8 +274,78 @@ def test_the_first_filled_sheet_is_read_and_the_others_are_named(tmp_path: Path)
     read = read_records(written(tmp_path / "x.xlsx", data))
     assert len(read.records) == 1
     assert read.notes == (
-        f'{tmp_path / "x.xlsx"}: its sheet "Data" was read, and not its other filled sheets: More.',
+        f'{tmp_path / "x.xlsx"}: its sheet "Data" was read, and not its other filled sheets: More. '
+        "To read another one, save it as a file of its own.",
     )
+
+
+GOOD_SHEET = ("Data", [["question", "answer"], ["你好?", "two\nlines"], ["r", 3], ["s", 2.5]])
+FORMS: dict[str, Any] = {
+    "x.xlsx": lambda *sheets: workbook([], *sheets),
+    "x.ods": ods_bytes,
+    "x.xls": xls_bytes,
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_each_kind_of_workbook_gives_the_same_records(tmp_path: Path, name: str) -> None:
+    file = written(tmp_path / name, FORMS[name](GOOD_SHEET))
+    read = read_records(file)
+    assert read.records == [
+        {"question": "你好?", "answer": "two\nlines"},
+        {"question": "r", "answer": "3"},
+        {"question": "s", "answer": "2.5"},
+    ]
+    assert read.notes == ()
+    assert [sample.output for sample in load_samples([str(file)]).samples] == [
+        *("two\nlines", "3", "2.5")
+    ]
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("first", [[["question", "answer"]], [["Our data, see sheet 2"]]])
+def test_a_sheet_of_one_row_is_no_table_and_the_next_one_is_read(
+    tmp_path: Path, name: str, first: list[list[Any]]
+) -> None:
+    file = written(tmp_path / name, FORMS[name](("Cover", first), GOOD_SHEET))
+    read = read_records(file)
+    assert len(read.records) == 3
+    [note] = read.notes
+    assert 'its sheet "Data" was read, and not its other filled sheets: Cover.' in note
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize(
+    ("first", "sentence"),
+    [
+        ([["Author", "Ann"], ["Date", "today"], ["Rows", "2"]], "Not one of 2 records can be used"),
+        ([["question", "answer"], ["q", None]], '"answer" is missing beside "question"'),
+        ([["Our data"], ["question", "answer"], ["q", "a"]], "must name all columns"),
+        ([["a", "a"], ["q", "a"]], 'names the column "a" twice'),
+        ([[1, 2], [3, 4]], 'must name the columns, but "1" looks like data'),
+    ],
+)
+def test_where_the_first_sheet_has_no_usable_record_the_others_are_named(
+    tmp_path: Path, name: str, first: list[list[Any]], sentence: str
+) -> None:
+    file = written(tmp_path / name, FORMS[name](("Cover", first), GOOD_SHEET, ("More", first)))
+    with pytest.raises(UserError) as caught:
+        load_samples([str(file)])
+    text = str(caught.value)
+    assert sentence in text and text.count("ther filled sheets: Data, More. To read") == 1
+    assert text.endswith("save it as a file of its own.")
+
+
+@pytest.mark.parametrize("name", ["x.ods", "x.xls"])
+def test_a_damaged_workbook_of_another_kind_is_a_sentence(tmp_path: Path, name: str) -> None:
+    data = FORMS[name](GOOD_SHEET)
+    for place in range(0, len(data), 61):
+        damaged = data[:place] + bytes([data[place] ^ 0x5A]) + data[place + 1 :]
+        file = written(tmp_path / name, damaged)
+        try:
+            read_records(file)
+        except UserError as error:
+            assert str(error).startswith(str(file)) and "\n" not in str(error)
 
 
 @pytest.mark.parametrize(

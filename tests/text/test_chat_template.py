@@ -19,7 +19,7 @@ from tinkersmith.text.pieces import Rendered, Untrainable
 from tinkersmith.text.sandbox import render_chat
 from tinkersmith.text.templates import choose_template
 from tinkersmith.text.thoughts import count_thoughts
-from tinkersmith.text.tokenize import tokenize
+from tinkersmith.text.tokenize import UNTRAINED, tokenize
 from tinkersmith.text.tokenizer import TextTokenizer, load_tokenizer
 
 
@@ -96,6 +96,10 @@ def test_the_learned_words_write_what_rendering_each_answer_writes(
         "<|im_end|>",
         "{{ x }}",
         "the",
+        "[THINK]",
+        "[/THINK]",
+        "<thinking>",
+        "</thinking>",
     ]
     quick = template_for(tokenizers[name], talk("a", "b"))
     slow = replace(quick)
@@ -246,15 +250,11 @@ def test_a_message_s_own_flag_wins_over_train_on(
 def test_what_a_template_leaves_out_is_an_error_that_names_it(
     tokenizers: dict[str, TextTokenizer],
 ) -> None:
-    tools = Sample(SHAPES["tools"], HERE, tools=(TOOL,))
     listed = replace(talk("a", "1"), tools=(TOOL,))
     for name, sample, reason in (
         ("gemma3", listed, "leaves out the functions that can be called"),
         ("deepseek_v3_1", listed, "leaves out the functions that can be called"),
-        ("gemma3", tools, "roles must alternate"),
     ):
-        if name == "deepseek_v3_1":
-            sample = replace(sample, turns=talk("a", "1").turns)
         with pytest.raises(UserError, match=f"data/matrix.jsonl, record 1: .*{reason}"):
             template_for(tokenizers[name], sample).render_all(sample, "all")
     silent = replace(
@@ -267,6 +267,36 @@ def test_what_a_template_leaves_out_is_an_error_that_names_it(
         template_for(silent, sample).render_all(sample, "all")
     with pytest.raises(UserError, match="leaves out"):
         template_for(silent, sample).render_prompt(sample)
+
+
+def test_what_a_template_refuses_is_skipped_with_its_reason(
+    tokenizers: dict[str, TextTokenizer],
+) -> None:
+    tools, good = Sample(SHAPES["tools"], HERE, tools=(TOOL,)), talk("a", "1")
+    template = template_for(tokenizers["gemma3"], good)
+    data = tokenize([good, tools, good], template, tokenizers["gemma3"], 1000, truncate=True)
+    assert len(data.samples) == 2
+    (skipped,) = data.skipped
+    assert skipped.source == HERE and skipped.kind == UNTRAINED
+    assert "chat template refuses the messages: Conversation roles must alternate" in skipped.reason
+    with pytest.raises(UserError, match="record 1: the model's chat template refuses the messages"):
+        template.render_prompt(tools)
+
+
+def test_what_a_template_fails_on_is_skipped_with_the_reason(
+    tokenizers: dict[str, TextTokenizer],
+) -> None:
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if 'zero' in m.content %}{{ 1 / 0 }}"
+        "{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    fragile = replace(tokenizers["qwen2_5"], chat_template=source)
+    samples = [talk("a", "1"), talk("b", "zero"), talk("zero", "1")]
+    data = tokenize(samples, template_for(fragile, samples[0]), fragile, 1000, truncate=True)
+    assert len(data.samples) == 1
+    reason = "the model's chat template fails: division by zero"
+    assert [event.reason for event in data.skipped] == [reason, reason]
 
 
 def test_a_prompt_that_closes_the_thought_and_an_answer_that_has_one_are_an_error(
@@ -352,3 +382,38 @@ def test_the_matrix_has_no_family_whose_test_could_not_fail(tmp_path: Path) -> N
     tokenizer = replace(load_tokenizer(tmp_path), chat_template=other)
     with pytest.raises(AssertionError):
         check_family(hf_tokenizer, tokenizer, family)
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_a_cut_of_all_text_keeps_whole_turns(
+    name: str, tokenizers: dict[str, TextTokenizer]
+) -> None:
+    tokenizer = tokenizers[name]
+    for thought in ("", "hm hm hm"):
+        turns = [
+            turn
+            for number in range(3)
+            for turn in (
+                Turn("user", f"what is {number} and {number}"),
+                Turn("assistant", f"it is {number} or so I think", thought=thought),
+            )
+        ]
+        sample = Sample(tuple(turns), HERE)
+        for template in (
+            template_for(tokenizer, sample),
+            choose_template("instruction", tokenizer, "m", thoughts=count_thoughts([sample])),
+        ):
+            (rendered,) = template.render_all(sample, "all_text")
+            data = tokenize([sample], template, tokenizer, 10**6, True, "all_text")
+            (whole,) = data.sequences
+            length, ends = len(whole.tokens), whole.spans[:, 1].tolist()
+            assert len(ends) == 3 and ends[-1] == length
+            assert "or so I think" in rendered.pieces[1].text
+            for limit in range(ends[0], length):
+                cut = tokenize([sample], template, tokenizer, limit, True, "all_text")
+                (sequence,) = cut.sequences
+                assert len(sequence.tokens) == max(end for end in ends if end <= limit)
+                text = tokenizer.decode(sequence.tokens.tolist())
+                assert text.count("or so I think") == text.count("it is") > 0
+            cut = tokenize([sample], template, tokenizer, ends[0] - 1, True, "all_text")
+            assert len(cut.sequences[0].tokens) == ends[0] - 1  # no whole turn fits

@@ -206,9 +206,13 @@ def test_a_setting_that_does_not_fit_the_thoughts_of_the_data_is_an_error(
 
 
 def said(
-    tokenizer: TextTokenizer, samples: list[Sample], thinking: str = "auto", setting: str = "chat"
+    tokenizer: TextTokenizer,
+    samples: list[Sample],
+    thinking: str = "auto",
+    setting: str = "chat",
+    train_on: str = "all",
 ) -> str:
-    counts = count_thoughts(samples)
+    counts = count_thoughts(samples, train_on)
     template = choose_template(setting, tokenizer, "m", thinking=thinking, thoughts=counts)
     decision = decide(setting, tokenizer, "m")
     return "\n".join(template_lines(template, decision, counts))
@@ -226,6 +230,47 @@ def test_a_run_says_its_template_and_its_thoughts(tmp_path: Path) -> None:
     assert "Thoughts: removed from 1 of 1 sample" in said(tokenizer, [THOUGHTFUL], "strip")
     nothing = said(tokenizer, [PLAIN], "strip")
     assert 'THINKING is "strip", but not one sample has a thought' in nothing
+
+
+def test_thoughts_that_all_text_leaves_out_are_said(tmp_path: Path) -> None:
+    turns = THOUGHTFUL.turns
+    talk = replace(THOUGHTFUL, turns=(*turns, *turns))
+    plain_end = replace(THOUGHTFUL, turns=(*turns, *PLAIN.turns))
+    samples = [talk, plain_end, THOUGHTFUL, PLAIN]
+    dropping = family("qwen3", tmp_path / "q")
+    text = said(dropping, samples, train_on="all_text")
+    assert "Thoughts: in 3 of 4 samples; they are trained on." in text
+    assert (
+        "2 samples with a thought before a later question: the template leaves it out there, and "
+        'TRAIN_ON "all_text" does not train it; "all" does.'
+    ) in text
+    for quiet in (
+        said(dropping, samples),  # "all" trains each answer with its thought
+        said(dropping, samples, "strip", train_on="all_text"),
+        said(dropping, [THOUGHTFUL, PLAIN], train_on="all_text"),
+        said(dropping, samples, setting="instruction", train_on="all_text"),
+        said(family("qwen2_5", tmp_path / "p"), samples, train_on="all_text"),
+    ):
+        assert "leaves it out there" not in quiet
+
+
+def test_a_mode_of_thinking_that_changes_nothing_is_said(tmp_path: Path) -> None:
+    knows, knows_not = family("qwen3", tmp_path / "q"), family("qwen2_5", tmp_path / "p")
+    same = 'THINKING is "{}", and writes what "auto" writes: the template knows no thoughts.'
+    mixed = [THOUGHTFUL, PLAIN]
+    for setting, tokenizer in (("chat", knows_not), ("instruction", knows)):
+        assert same.format("keep") in said(tokenizer, mixed, "keep", setting)
+        assert same.format("off") in said(tokenizer, [PLAIN], "off", setting)
+        assert "THINKING is" not in said(tokenizer, mixed, "auto", setting)
+        counts = count_thoughts(mixed)
+        kept, auto = (
+            choose_template(setting, tokenizer, "m", thinking=mode, thoughts=counts)
+            for mode in ("keep", "auto")
+        )
+        for sample in mixed:
+            assert kept.render_all(sample, "all") == auto.render_all(sample, "all")
+    assert "THINKING is" not in said(knows, mixed, "keep")
+    assert "THINKING is" not in said(knows, [PLAIN], "off")
 
 
 def test_a_system_text_of_the_template_s_own_is_said(tmp_path: Path) -> None:

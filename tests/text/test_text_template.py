@@ -42,7 +42,7 @@ def test_every_answer_is_trained_and_ends_with_the_end_token(template: TextTempl
     assert marked(template, TALK) == f"{first}[1{END}]{second}[{thought}{END}]"
     assert marked(template, TALK, "last") == f"{first}1{END}{second}[{thought}{END}]"
     everything = (
-        f"<s>[System: Be brief.\nInstruction: one\nResponse:\n1{END}{second}{thought}{END}]"
+        f"<s>[System: Be brief.\nInstruction: one\nResponse:\n1{END}][{second}{thought}{END}]"
     )
     assert marked(template, TALK, "all_text") == everything
     stripped = replace(template, thinking="strip")

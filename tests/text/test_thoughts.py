@@ -1,9 +1,12 @@
 """A thought at an answer's start is one, in every usual spelling; anywhere else it is text."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tinkersmith.data.samples import Sample, Source, Turn
 from tinkersmith.text.thoughts import (
+    THOUGHT_TAGS,
     has_thought,
     is_cut_within_thought,
     leading_empty_thought,
@@ -69,3 +72,15 @@ def test_the_empty_thought_before_an_answer_is_found() -> None:
     assert leading_empty_thought("\n</think>\n\nYes") == "\n</think>\n\n"
     assert leading_empty_thought("<think></think>Yes") == "<think></think>"
     assert leading_empty_thought("<think>a</think>Yes") == leading_empty_thought("Yes") == ""
+
+
+@given(st.lists(st.sampled_from([*THOUGHT_TAGS, "Hm", "\n", " "]), max_size=7).map("".join))
+def test_the_quick_looks_at_an_answer_find_what_a_look_at_each_tag_finds(text: str) -> None:
+    pairs = list(zip(THOUGHT_TAGS[::2], THOUGHT_TAGS[1::2], strict=True))
+    start = text.lstrip()
+    opened = [closing for opening, closing in pairs if start[: len(opening)] == opening]
+    assert is_cut_within_thought(text) == any(closing not in start for closing in opened)
+    closes_only = text.count("</think>") == 1 and "<think>" not in text
+    on_its_line = "\n</think>\n" in f"\n{text}\n"
+    whole = opened[0] in start if opened else closes_only and on_its_line
+    assert (split_thought(text) is not None) == whole

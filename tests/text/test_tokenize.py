@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,13 @@ from tinkersmith.service.answers import to_datum
 from tinkersmith.text import tokenize as module
 from tinkersmith.text.guards import GUARDED, guard
 from tinkersmith.text.templates import choose_template
-from tinkersmith.text.tokenize import TokenizedSample, length_policy, spans_before, tokenize
+from tinkersmith.text.tokenize import (
+    TokenizedSample,
+    encode_samples,
+    length_policy,
+    spans_before,
+    tokenize,
+)
 from tinkersmith.text.tokenizer import TextTokenizer, load_tokenizer, wrap_tokenizer
 
 TEXT = ["<| the <|im_end|> 中文 |> end of text, the end", "the theme of <|im_start|>"] * 40
@@ -338,6 +345,56 @@ def test_every_random_sample_is_kept_cut_or_skipped_and_never_over_the_limit(
                 )
 
 
+def test_samples_of_many_chunks_get_the_ids_that_each_text_gets_alone(
+    tokenizer: TextTokenizer,
+) -> None:
+    template = choose_template("{instruction}<|im_end|>\n", tokenizer, "some/model")
+    evil = "the <|im_end|> end"  # guarded, so it takes the other way through the tokenizer
+    samples = [
+        sample(evil if number % 7 == 0 else f"the {number}", f"end {number}", number)
+        for number in range(1, 2350)
+    ]
+    encoded = list(encode_samples(samples, template, tokenizer))
+    assert [of_encoded for of_encoded, _ in encoded] == samples
+    for one, sequences in encoded:
+        (rendered,) = template.render_all(one, "all")
+        rows = [tokenizer.encode(piece.text).tolist() for piece in rendered.pieces]
+        ((tokens, spans),) = sequences
+        assert tokens.dtype == np.int32 and tokens.tolist() == rows[0] + rows[1]
+        assert spans.tolist() == [[len(rows[0]), len(tokens)]]
+
+
+def test_a_tokenizer_with_python_code_is_never_used_by_two_threads_at_once(tmp_path: Path) -> None:
+    hf_tokenizer = make_merging_tokenizer(tmp_path)
+    inside: list[int] = []
+    most = 0
+
+    class Slow:
+        """A tokenizer without the Rust backend, which looks for a second thread in its code."""
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "backend_tokenizer":
+                raise AttributeError(name)
+            return getattr(hf_tokenizer, name)
+
+        def __len__(self) -> int:
+            return len(hf_tokenizer)
+
+        def encode(self, text: str, **options: Any) -> list[int]:
+            nonlocal most
+            inside.append(1)
+            most = max(most, len(inside))
+            sleep(0.0001)  # lets another thread in, if one waits
+            inside.pop()
+            return hf_tokenizer.encode(text, **options)
+
+    slow = wrap_tokenizer(Slow())
+    template = choose_template("{instruction}\n", slow, "some/model")
+    samples = [sample(f"the {number}", "end", number) for number in range(1, 1200)]
+    assert len(list(encode_samples(samples, template, slow))) == len(samples)
+    assert most == 1
+
+
 def test_long_samples_come_in_smaller_chunks_and_lose_nothing(
     tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -493,6 +550,7 @@ def test_a_cut_keeps_all_whole_answers_that_fit_and_else_cuts_the_first(
 def test_a_cut_says_how_many_answers_are_left() -> None:
     spans = np.array([[2, 4], [6, 8], [10, 14]])
     _, event = length_policy(Source("a.json", 3), spans, 14, 12, truncate=True)
-    assert str(event) == "Truncated a.json, record 3: 14 -> 8 tokens, the first 2 of 3 answers"
+    said = "Truncated a.json, record 3: 14 -> 8 tokens, the first 2 of 3 trained parts"
+    assert str(event) == said
     _, event = length_policy(Source("a.json", 3), np.zeros((0, 2)), 5, 12, truncate=True)
     assert str(event) == "Skipped a.json, record 3: nothing of it is trained on"

@@ -2,7 +2,10 @@
 
 import json
 import shlex
+import signal
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +40,21 @@ def sums(folder: Path, **changes: object) -> Settings:
 def only_run(folder: Path) -> RunFolder:
     (run,) = all_runs(folder / "runs")
     return run
+
+
+def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send SIGINT to this process when so many steps of a run are written down."""
+    append, written = RunFolder.append, 0
+
+    def counted(run: RunFolder, name: str, records: Iterable[dict[str, Any]]) -> None:
+        nonlocal written
+        append(run, name, records)
+        if name == "metrics.jsonl":
+            written += 1
+            if written == steps:
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(RunFolder, "append", counted)
 
 
 @pytest.mark.engine
@@ -84,7 +102,22 @@ def test_the_last_good_checkpoint_is_kept_and_named_and_gone_on_from(
     assert options[4:] == ["--set", "LEARNING_RATE=5e-3", "--set", "GRAD_CLIP_NORM=1.0"]
     assert not next(point for point in run.checkpoints() if point.name == name).state_deleted
     assert run.settings().learning_rate == 1
+    with monkeypatch.context() as patched:  # it goes on as it was, and is interrupted
+        interrupt_after(2, patched)
+        with pytest.raises(KeyboardInterrupt):
+            train(resume=str(run.path))
+    assert run.checkpoints()[-1].name > name, "a state of the rise was saved"
+    assert not any(line.get("diverged") for line in run.metrics())
     capsys.readouterr()
+    with monkeypatch.context() as patched:
+        interrupt_after(1, patched)
+        with pytest.raises(KeyboardInterrupt):
+            train(resume=str(run.path))
+    shown = capsys.readouterr().out
+    start = int(name.removeprefix("step-"))
+    assert f"Continuing {run.name} from step {start}." in shown
+    assert "The run diverged: its loss rose after step " in shown
+    assert "with --set LEARNING_RATE=5e-3" in shown
     lower = {"LEARNING_RATE": 5e-3, "GRAD_CLIP_NORM": 1.0}
     train(resume=str(run.path), from_checkpoint=name, resume_with=lower).close()
     assert run.settings().learning_rate == 5e-3 and run.settings().grad_clip_norm == 1.0
@@ -93,7 +126,6 @@ def test_the_last_good_checkpoint_is_kept_and_named_and_gone_on_from(
     assert "have no effect" not in shown
     rates = {line["step"]: line["learning_rate"] for line in run.metrics() if "loss" in line}
     assert list(rates) == list(range(1, 49))
-    start = int(name.removeprefix("step-"))
     assert {rates[step] for step in range(1, start + 1)} == {1e-3}
     assert {rates[step] for step in range(start + 1, 49)} == {5e-3}
 

@@ -101,10 +101,11 @@ class SamplesInMemory:
             *skipped_lines(skipped, len(skipped), "skipped.jsonl"),
             *duplicate_lines(self.duplicates, listed=True),
             *validation_lines(len(self.validation), shared),
-            *self._mixing_lines(),
+            *self.mixing_lines(),
         ]
 
-    def _mixing_lines(self) -> list[str]:
+    def mixing_lines(self) -> list[str]:
+        """What an epoch takes of each file, where DATA_FILES has weights."""
         if not self.weights:
             return []
         names = names_of_files(self.weights)

@@ -81,10 +81,13 @@ class SampleStream:
         return samples
 
     def report(self) -> list[str]:
+        return [*self.files.report(), *self.mixing_lines()]
+
+    def mixing_lines(self) -> list[str]:
+        """What an epoch takes of each file, where DATA_FILES has weights."""
         if not self.weights:
-            return self.files.report()
-        shares = _Shares(self.files.chunks, self.weights, 0)
-        return [*self.files.report(), *mixing_lines(shares.by_name.values())]
+            return []
+        return mixing_lines(_Shares(self.files.chunks, self.weights, 0).by_name.values())
 
     def tokenized(self, encoding: Encoding, progress: Progress) -> "TokenStream":
         count = len(self.files.validation)
@@ -98,7 +101,7 @@ def open_stream(settings: Settings, progress: Progress) -> SampleStream:
     Raises:
         UserError: see `scan`.
     """
-    thoughts = ThoughtCounts(last_only=settings.train_on == "last")
+    thoughts = ThoughtCounts(train_on=settings.train_on)
     asked = QuestionCollector(settings.train_on)
 
     def count(sample: Sample) -> None:

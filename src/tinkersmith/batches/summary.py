@@ -141,8 +141,12 @@ def write_duplicates(run: RunFolder, per_set: Iterable[Duplicates]) -> None:
 
 def none_trained(count: int, first: LengthEvent) -> UserError:
     """The error that nothing of any sample can be trained on."""
+    advice = ""
+    if "chat template" in first.reason:
+        advice = ' Change the data, or set PROMPT_TEMPLATE to "instruction".'
     return UserError(
-        f"Not one of {counted(count, 'sample')} can be trained on. {first.source}: {first.reason}."
+        f"Not one of {counted(count, 'sample')} can be trained on. {first.source}: "
+        f"{first.reason}.{advice}"
     )
 
 

@@ -198,7 +198,7 @@ def _print_lengths(
     from tinkersmith.data.lengths import LengthStatistics, format_length_statistics
     from tinkersmith.data.samples import characters
     from tinkersmith.models import local_model_folder
-    from tinkersmith.text.tokenize import token_lengths
+    from tinkersmith.text.tokenize import LengthEvent, token_lengths, untrained_lines
 
     folder = local_model_folder(base_model)
     if folder is None:
@@ -207,7 +207,9 @@ def _print_lengths(
         print(format_length_statistics(LengthStatistics.of(lengths, "characters"), "Lengths"))
         return
     with progress.doing("measuring the lengths"):
-        lengths = token_lengths(reading.again(), folder, base_model, template)
+        skipped: list[LengthEvent] = []
+        lengths = token_lengths(reading.again(), folder, base_model, template, skipped)
     print(f"Tokens as {base_model} counts them")
     statistics = LengthStatistics.of(lengths, max_sequence_length=max_sequence_length)
     print(format_length_statistics(statistics, "Lengths"))
+    _print(untrained_lines(skipped))

@@ -51,6 +51,7 @@ def _exit_code(act: Callable[[], int | None]) -> int:
     from tinkersmith.errors import UserError
 
     try:
+        _refuse_unread_constants()
         return act() or 0
     except UserError as error:
         _complain(str(error))
@@ -62,6 +63,20 @@ def _exit_code(act: Callable[[], int | None]) -> int:
             return 1  # the reader of our output has gone, as in `... | head`
         _complain(_sentence(error))
         return 1
+
+
+def _refuse_unread_constants() -> None:
+    """Refuse what a script of a project sets, be it a key or a setting, and nothing reads.
+
+    Raises:
+        UserError: the sentence says where it belongs.
+    """
+    script: object = getattr(sys.modules["__main__"], "__file__", None)
+    if not isinstance(script, str) or not script.endswith(".py") or "__main__" in script:
+        return  # the command itself, or a program without a file
+    from tinkersmith.settings.python_files import refuse_unread_constants
+
+    refuse_unread_constants(script)
 
 
 def _sentence(error: OSError) -> str:

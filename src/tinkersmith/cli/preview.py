@@ -48,6 +48,7 @@ def preview_command(argv: Sequence[str], *, prog: str) -> int:
     )
     wanted = parser.parse_args(argv)
     _refuse_options_without_effect(wanted)
+    from tinkersmith.batches.summary import none_trained
     from tinkersmith.cli.common import user_settings
     from tinkersmith.preview.examine import Choice, examine_tokens
     from tinkersmith.preview.plan import local_encoding, tokenizer_folder, training_samples
@@ -78,6 +79,8 @@ def preview_command(argv: Sequence[str], *, prog: str) -> int:
             progress.say(line)
         with progress.doing("tokenising the samples"):
             examined = examine_tokens(data.samples, encoding, choice)
+        if examined.untrained and not examined.counts.sequences:
+            raise none_trained(examined.counts.samples, examined.untrained[0])
         texts = token_texts(encoding.tokenizer)
     if wanted.record is not None and not examined.chosen:
         _refuse_record(wanted.record, data.skipped)
@@ -99,6 +102,8 @@ def preview_command(argv: Sequence[str], *, prog: str) -> int:
         print()
     for line in count_lines(examined.counts):
         print(line)
+    if examined.epoch is not None:
+        print(examined.epoch)
     for finding in examined.findings.all(encoding.template):
         print(f"Warning: {finding}")
     if wanted.html:

@@ -11,10 +11,16 @@ from tinkersmith.errors import UserError, one_line
 NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 
 _PAIR = ("instruction", "input", "output", "history", "thought")
-_MESSAGES = ("messages", "role", "content", "tools")
+# What a role is called in the messages of a record.
+ROLE_COLUMNS = ("role.system", "role.user", "role.assistant", "role.tool")
+IN_MESSAGES = ("role", "content", *ROLE_COLUMNS)  # names within messages, not of a record's fields
+_MESSAGES = ("messages", *IN_MESSAGES, "tools")
 _ANY = ("system", "answer")
 COLUMN_FIELDS = (*_PAIR, *_MESSAGES, "text", *_ANY)
 
+# Fields of one object: each takes a field of its own there. "answer" may be that of the output.
+_TOGETHER = (("instruction", "input", "output", "history", "thought", "system"),
+             ("messages", "tools", "system"), ("role", "content"))  # fmt: skip
 _SHOWN_NAMES = 12  # names of a record in a sentence
 
 
@@ -71,10 +77,15 @@ def check_columns(columns: Mapping[str, str]) -> None:
                 f"COLUMNS[{_quoted(field)}] is empty; it must be the name of a field in your "
                 "records. Fill it in, or remove the entry."
             )
+    _refuse_one_name_for_two(columns)
     kinds = {
         kind: [field for field in fields if field in columns]
-        for kind, fields in (("pair", _PAIR), ("messages", _MESSAGES), ("text", ("text", "system")))
-        if any(field in columns for field in fields if field != "system")
+        for kind, fields in (
+            ("pair", [field for field in _PAIR if field != "thought"]),
+            ("messages", _MESSAGES),
+            ("text", ("text", "system", "thought")),
+        )
+        if any(field in columns for field in fields if field not in ("system", "thought"))
     }
     if len(kinds) > 1:
         first, second = (fields[0] for fields in list(kinds.values())[:2])
@@ -83,10 +94,25 @@ def check_columns(columns: Mapping[str, str]) -> None:
             'sample is an "instruction" with its "output", a list of "messages", or "text" alone. '
             "Remove one of them."
         )
-    if kinds.get("text") == ["text", "system"]:
+    for field in kinds.get("text", [])[1:]:
+        what = "system message" if field == "system" else "thought"
         raise UserError(
-            'COLUMNS has "text" and "system"; plain text has no system message. Remove "system".'
+            f'COLUMNS has "text" and "{field}"; plain text has no {what}. Remove "{field}".'
         )
+
+
+def _refuse_one_name_for_two(columns: Mapping[str, str]) -> None:
+    for fields in _TOGETHER:
+        meant: dict[str, str] = {}  # by the name in the user's records
+        for field in fields:
+            name = columns.get(field, "").strip()
+            if name and name in meant:
+                raise UserError(
+                    f"COLUMNS[{_quoted(meant[name])}] and COLUMNS[{_quoted(field)}] are both "
+                    f"{_quoted(name)}. Name another field of your records for one of them, or "
+                    "remove it."
+                )
+            meant[name] = field
 
 
 class ColumnSearch:
@@ -120,6 +146,11 @@ class ColumnSearch:
             names = names_of(self._first)
             near = difflib.get_close_matches(name, names, n=1)
             did_you_mean = f" Did you mean {_quoted(near[0])}?" if near else ""
+            if field in ROLE_COLUMNS:
+                raise UserError(
+                    f"COLUMNS[{_quoted(field)}] is {_quoted(name)}, but no message has that role. "
+                    "Correct it, or remove the entry."
+                )
             raise UserError(
                 f"COLUMNS[{_quoted(field)}] is {_quoted(name)}, but no record has that field. The "
                 f"first record has {quoted_names(names)}.{did_you_mean}"
@@ -151,13 +182,18 @@ def _quoted(name: str) -> str:
 
 def _has(fields: dict[str, Any], name: str, field: str) -> bool:
     """Whether a column's field is there."""
-    found = name if field in ("role", "content") else name_in(fields, name)
+    if field in ROLE_COLUMNS:
+        return any(
+            isinstance(value, str) and value.strip().lower() == name.strip().lower()
+            for value in fields.values()
+        )
+    found = name if field in IN_MESSAGES else name_in(fields, name)
     return value_in(fields, found) is not MISSING
 
 
 def _fields_of(record: Any, field: str) -> list[dict[str, Any]]:
     """Where a column's field can be: in the record, or in its messages."""
-    if field not in ("role", "content"):
+    if field not in IN_MESSAGES:
         return [cast("dict[str, Any]", record)] if isinstance(record, dict) else []
     lists: list[Any] = [record] if isinstance(record, list) else []
     if isinstance(record, dict):

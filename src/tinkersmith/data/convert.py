@@ -17,7 +17,7 @@ from tinkersmith.data.columns import NO_COLUMNS, ColumnSearch
 from tinkersmith.data.load import refuse_if_nothing_is_usable
 from tinkersmith.data.report import SHOWN, Tally, note_lines, read_lines, skipped_lines
 from tinkersmith.data.samples import Sample, Skipped, Source, Turn, record_text
-from tinkersmith.data.shapes import check_record
+from tinkersmith.data.shapes.check import check_record
 from tinkersmith.errors import UserError, reason_of
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress
@@ -83,7 +83,7 @@ def convert(
             done += sizes[path]
         work.search.refuse_unseen()
         refuse_if_nothing_is_usable(
-            sum(work.counts.values()), work.skipped_count, work.first_skipped
+            sum(work.counts.values()), work.skipped_count, work.first_skipped, work.said
         )
     if not work.skipped_count and force:
         skipped_out.unlink(missing_ok=True)  # of an earlier conversion to the same output

@@ -31,7 +31,7 @@ from tinkersmith.data.report import (
     validation_lines,
 )
 from tinkersmith.data.samples import Sample, Skipped, Source, overlap, question_of
-from tinkersmith.data.shapes import check_record
+from tinkersmith.data.shapes.check import check_record
 from tinkersmith.data.shuffle import VALIDATION_STREAM, shuffled
 from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import open_regular

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from tinkersmith.data.columns import NO_COLUMNS, ColumnSearch
 from tinkersmith.data.report import Tally
 from tinkersmith.data.samples import Sample, Skipped, Source
-from tinkersmith.data.shapes import check_record
+from tinkersmith.data.shapes.check import check_record
 from tinkersmith.errors import UserError
 from tinkersmith.plurals import counted
 from tinkersmith.sources.find import look_up
 from tinkersmith.sources.records import read_records
+
+_SHOWN_SENTENCES = 3  # about how files were read, where not one record can be used
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +72,25 @@ def load_samples(
                 skipped.append(checked)
         counts[file] = len(samples) - before
     search.refuse_unseen()
-    refuse_if_nothing_is_usable(len(samples), len(skipped), skipped)
+    refuse_if_nothing_is_usable(len(samples), len(skipped), skipped, said)
     return LoadedSamples(samples, skipped, found.missing, counts, tally, said)
 
 
-def refuse_if_nothing_is_usable(usable: int, skipped: int, first: Sequence[Skipped]) -> None:
-    """Raise UserError if all records are skipped; `first` holds the first of them."""
+def refuse_if_nothing_is_usable(
+    usable: int, skipped: int, first: Sequence[Skipped], said: Sequence[str] = ()
+) -> None:
+    """Raise UserError if all records are skipped.
+
+    Args:
+        first: the first of them.
+        said: sentences about how the files were read, such as the name of a workbook's sheet.
+    """
     if not usable:
         if not first:
             raise UserError("The data files hold no record at all. Add records.")
         seen = f" The record: {first[0].shown_record()}" if first[0].unclear else ""
+        how_read = "".join(f" {sentence}" for sentence in said[:_SHOWN_SENTENCES])
         raise UserError(
             f"Not one of {counted(skipped, 'record')} can be used. The first: {first[0]}{seen}"
+            f"{how_read}"
         )

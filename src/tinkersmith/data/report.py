@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from tinkersmith.data.duplicates import DUPLICATES_FILE, Duplicates
 from tinkersmith.data.samples import Sample, Skipped, Source
-from tinkersmith.data.shapes import SHAPES
+from tinkersmith.data.shapes.layout import SHAPES
 from tinkersmith.plurals import counted
 from tinkersmith.sources.find import does_not_exist
 

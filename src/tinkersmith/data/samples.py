@@ -47,7 +47,7 @@ class Sample:
 
     turns: tuple[Turn, ...]
     source: Source
-    shape: str = "alpaca"  # how the record was read, a name of `shapes.SHAPES`
+    shape: str = "alpaca"  # how the record was read, a name of `layout.SHAPES`
     tools: tuple[
         dict[str, Any], ...
     ] = ()  # the functions that the assistant may call, as JSON schema

@@ -8,7 +8,7 @@ from tinkersmith.data.columns import NO_COLUMNS, ColumnSearch
 from tinkersmith.data.load import refuse_if_nothing_is_usable
 from tinkersmith.data.report import SHOWN, Tally, note_lines, read_lines, skipped_lines
 from tinkersmith.data.samples import Sample, Skipped, Source
-from tinkersmith.data.shapes import check_record
+from tinkersmith.data.shapes.check import check_record
 from tinkersmith.sources.encodings import AUTO
 from tinkersmith.sources.find import look_up
 from tinkersmith.sources.records import iterate_records, read_records
@@ -60,7 +60,7 @@ class Reading:
                 self.first_skipped.append(checked)
         search.refuse_unseen()
         refuse_if_nothing_is_usable(
-            sum(self.counts.values()), self.skipped_count, self.first_skipped
+            sum(self.counts.values()), self.skipped_count, self.first_skipped, self.said
         )
 
     def again(self) -> Iterator[Sample]:

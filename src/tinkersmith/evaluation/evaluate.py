@@ -107,7 +107,7 @@ def evaluate(
                 tokenizer = service.tokenizer()
             template = model.template(tokenizer)
             with progress.doing(f"tokenising {counted(len(question_set.samples), 'prompt')}"):
-                questions, left_out = questions_in(
+                questions, unusable = questions_in(
                     question_set,
                     template,
                     tokenizer,
@@ -126,7 +126,7 @@ def evaluate(
                     template_name=template.name,
                     question_set=question_set,
                     questions=questions,
-                    left_out=left_out,
+                    unusable=unusable,
                     max_context=service.max_context,
                     versions=_versions(),
                 )

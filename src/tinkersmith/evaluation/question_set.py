@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tinkersmith.data.load import LoadedSamples, load_samples
 from tinkersmith.data.report import note_lines, read_lines, skipped_lines
-from tinkersmith.data.samples import Sample, Source
+from tinkersmith.data.samples import Sample, Skipped, Source
 from tinkersmith.errors import UserError
 from tinkersmith.evaluation.questions import Questions, questions_of
 from tinkersmith.evaluation.results import named
@@ -36,17 +36,6 @@ class QuestionSet:
             for sample in self.samples
             if any(turn.role == "assistant" for turn in sample.context)
         ]
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A sample that cannot be asked, and why."""
-
-    source: Source
-    reason: str
-
-    def to_json(self) -> dict[str, Any]:
-        return {"file": self.source.file, "record": self.source.record, "reason": self.reason}
 
 
 def read_question_set(file: str, settings: Settings) -> QuestionSet:
@@ -117,47 +106,51 @@ def questions_in(
     settings: Settings,
     max_context: int | None,
     say: Callable[[str], None],
-) -> tuple[Questions, list[LeftOut]]:
+) -> tuple[Questions, list[Skipped]]:
     """What is asked, and the samples that the template cannot write; both are said.
 
     Raises:
         UserError: nothing is left to ask.
     """
-    usable, left_out = _usable(question_set.samples, template)
-    if left_out:
+    usable, unusable = _usable(question_set.samples, template)
+    if unusable:
         who = counted(
-            len(left_out), "sample cannot be asked and is", "samples cannot be asked and are"
+            len(unusable), "sample cannot be used and is", "samples cannot be used and are"
         )
-        say(f"  {who} left out. {left_out[0].source}: {left_out[0].reason}.")
+        say(f"{who} left out:")
+        for line in skipped_lines(unusable, len(unusable))[1:]:
+            say(line)
     if not usable:
-        raise UserError(
-            f"Not one sample of {question_set.file} can be asked. {left_out[0].source}: "
-            f"{left_out[0].reason}."
-        )
+        raise UserError(f"Not one sample of {question_set.file} can be used. {unusable[0]}.")
     questions = questions_of(usable, template, tokenizer, settings, max_context)
     for line in _question_lines(questions, settings, max_context):
         say(line)
     if not questions.asked:
         raise UserError(f"Not one prompt of {question_set.file} fits into the model's context.")
-    return questions, left_out
+    return questions, unusable
 
 
 def _usable(
     samples: Sequence[Sample], template: "PromptTemplate"
-) -> tuple[list[Sample], list[LeftOut]]:
+) -> tuple[list[Sample], list[Skipped]]:
+    """The samples that can be asked and have an answer to compare with, and the others.
+
+    Training leaves the others out, too: the template refuses them, or their thoughts contradict.
+    """
+    from tinkersmith.text.pieces import UnusableSample, naming
+    from tinkersmith.text.thoughts import check_answer
+
     usable: list[Sample] = []
-    left_out: list[LeftOut] = []
+    others: list[Skipped] = []
     for sample in samples:
         try:
+            with naming(sample):
+                check_answer(sample.turns[-1], template.keeps_thoughts)
             template.render_prompt(sample)
-        except UserError as error:
-            start = f"{sample.source}: "
-            if not str(error).startswith(start):
-                raise  # it is no matter of this sample
-            left_out.append(LeftOut(sample.source, str(error).removeprefix(start).rstrip(".")))
-        else:
             usable.append(sample)
-    return usable, left_out
+        except UnusableSample as error:
+            others.append(Skipped(sample.source, "", error.reason, ""))
+    return usable, others
 
 
 def _question_lines(questions: Questions, settings: Settings, max_context: int | None) -> list[str]:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tinkersmith.data.samples import Skipped
 from tinkersmith.errors import UserError, reason_of
 from tinkersmith.evaluation.answers_file import beside
-from tinkersmith.evaluation.question_set import LeftOut, QuestionSet
+from tinkersmith.evaluation.question_set import QuestionSet
 from tinkersmith.evaluation.questions import Questions
 from tinkersmith.evaluation.results import SCHEMA_VERSION, EvaluationResult, Record
 from tinkersmith.files import write_atomically, write_json
@@ -39,7 +40,7 @@ class About:
     template_name: str
     question_set: QuestionSet
     questions: Questions
-    left_out: list[LeftOut]
+    unusable: list[Skipped]
     max_context: int | None
     versions: dict[str, str]
 
@@ -123,7 +124,7 @@ def content_of(result: EvaluationResult, about: About) -> dict[str, Any]:
             "samples": len(question_set.loaded.samples),
             "skipped_records": len(question_set.loaded.skipped),
             "plain_texts": len(question_set.plain_texts),
-            "left_out": len(about.left_out),
+            "unusable_samples": len(about.unusable),
             "prompts_too_long": len(result.too_long),
             "evaluated": questions.samples,
             "distinct_questions": len(questions.asked),
@@ -134,7 +135,10 @@ def content_of(result: EvaluationResult, about: About) -> dict[str, Any]:
         **trained.to_json(),
         "base": base.to_json() if base else None,
         "skipped": [skipped.to_json() for skipped in question_set.loaded.skipped],
-        "left_out": [sample.to_json() for sample in about.left_out],
+        "unusable_samples": [
+            {"file": left.source.file, "record": left.source.record, "reason": left.reason}
+            for left in about.unusable
+        ],
         "prompts_too_long": [str(source) for source in result.too_long],
         "leaks": result.leaks.to_json(),
         "overlap_with_training": [

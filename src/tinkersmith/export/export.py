@@ -34,6 +34,7 @@ from tinkersmith.runs.trained_model import ModelReference, find_trained_model
 from tinkersmith.service.connection import Service, open_service
 from tinkersmith.settings.fields import Settings
 from tinkersmith.settings.reading import settings_from
+from tinkersmith.text.pieces import Rendered, UnusableSample
 
 if TYPE_CHECKING:
     import tinker
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 EXPORTS = "exported"  # the folder that gets one folder per export
 _FP32_ON_CPU = 600_000_000  # bytes of 16-bit weights up to which the engine computes in fp32
 _VERIFIED_SAMPLES, _VERIFIED_TOKENS = 8, 256
+_TRIED_SAMPLES = 100  # for those: a template refuses some
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,8 +272,13 @@ def _texts_to_verify(
         with suppress(UserError):  # the data files may have gone since
             settings = model.run.settings()
             trained = iterate_samples(settings.training_files, settings.columns, settings.encoding)
-            samples = list(islice(trained, _VERIFIED_SAMPLES))
-    texts = [template.render(sample) for sample in samples[:_VERIFIED_SAMPLES]]
+            samples = [*islice(trained, _TRIED_SAMPLES), *samples]
+    texts: list[Rendered] = []
+    for sample in samples:
+        with suppress(UnusableSample):  # training skipped it, too
+            texts.append(template.render(sample))
+        if len(texts) == _VERIFIED_SAMPLES:
+            break
     rows = tokenizer.encode_batch([text.prompt + text.completion for text in texts])
     return [row[:_VERIFIED_TOKENS].tolist() for row in rows]
 

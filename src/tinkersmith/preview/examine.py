@@ -15,6 +15,7 @@ import numpy as np
 from tinkersmith.batches.source import Encoding
 from tinkersmith.data.samples import Sample
 from tinkersmith.preview.cells import Block, blocks_of, cells_of
+from tinkersmith.preview.epoch import EpochCounts, FileCounts, epoch_counts
 from tinkersmith.preview.findings import (
     OF_LENGTH,
     SAME_ANSWER_SHARE,
@@ -145,7 +146,10 @@ class Examined:
 
     counts: Counts = field(default_factory=Counts)
     findings: ProblemCounts = field(default_factory=ProblemCounts)
+    files: dict[str, FileCounts] = field(default_factory=dict[str, FileCounts])
+    epoch: EpochCounts | None = None  # where DATA_FILES has weights
     chosen: list[SampleView] = field(default_factory=list[SampleView])  # in the order of the data
+    untrained: list[LengthEvent] = field(default_factory=list[LengthEvent])  # without a sequence
 
 
 def examine_tokens(samples: Iterable[Sample], encoding: Encoding, choice: Choice) -> Examined:
@@ -154,14 +158,19 @@ def examine_tokens(samples: Iterable[Sample], encoding: Encoding, choice: Choice
     result = Examined()
     keeper = _Keeper(choice)
     suspicious_answers: Counter[int] = Counter()
-    untrained: list[LengthEvent] = []  # grows while the samples are encoded
-    encoded = encode_samples(
-        samples, encoding.template, encoding.tokenizer, encoding.settings.train_on, untrained
+    without = 0  # samples without a sequence so far
+    encoded = encode_samples(  # `untrained` grows meanwhile
+        samples,
+        encoding.template,
+        encoding.tokenizer,
+        encoding.settings.train_on,
+        result.untrained,
     )
     for number, (sample, sequences) in enumerate(encoded, start=1):
         view = _view(number, sample, sequences, encoding, control)
         if not sequences:
-            reason = next(event.reason for event in untrained if event.source == sample.source)
+            reason = result.untrained[without].reason
+            without += 1
             view = replace(
                 view, problems=(*view.problems, SampleProblem("nothing trained", reason))
             )
@@ -171,6 +180,7 @@ def examine_tokens(samples: Iterable[Sample], encoding: Encoding, choice: Choice
         keeper.offer(view)
     same = result.findings.same_answer()
     result.chosen = keeper.kept(same)
+    result.epoch = epoch_counts(result.files, encoding.settings.file_weights)
     if same is not None:
         result.counts.suspicious += same.count - suspicious_answers[same.hash]
     return result
@@ -222,6 +232,13 @@ def _count(result: Examined, view: SampleView) -> None:
         counts.too_long += sequence.sent is None
         if sequence.sent is not None:
             counts.trained += int((sequence.weights > 0).sum())
+    sent = [sequence for sequence in view.sequences if sequence.sent is not None]
+    if sent:  # training leaves out samples of which nothing is
+        file = result.files.setdefault(view.sample.source.file, FileCounts())
+        file.samples += 1
+        file.sequences += len(sent)
+        file.tokens += sum(sequence.length for sequence in sent)
+        file.trained += sum(int((sequence.weights > 0).sum()) for sequence in sent)
     result.findings.add_sample(view.sample, view.problems)
 
 

@@ -9,7 +9,8 @@
   const words = chinese
     ? {
         title: "训练数据预览", samples: "样本", sequences: "序列", tokens: "token", trained: "参与训练", cut: "被截断的序列",
-        tooLong: "被舍弃的序列", lost: "丢失的 token", multi: "多轮样本", check: "请检查", all: "全部", longest: "最长", cutFilter: "被截断",
+        tooLong: "被舍弃的序列", lost: "丢失的 token", multi: "多轮样本", epoch: "一轮所取的样本", epochTokens: "一轮的 token",
+        epochTrained: "一轮参与训练的 token", check: "请检查", all: "全部", longest: "最长", cutFilter: "被截断",
         multiFilter: "多轮", suspicious: "可疑", search: "搜索文字或记录号（按 /）", filters: "筛选",
         legend: ["参与训练", "只读入", "被截断", "控制 token", "思考"], signs: "↵ 换行 · 空格 token ⟨E4⟩ 不成字符的字节",
         record: (n) => `第 ${n} 条记录`, sequence: (a, b) => `序列 ${a} / ${b}`, of: (n) => `${number(n)} 个 token`,
@@ -23,7 +24,8 @@
       }
     : {
         title: "Training data preview", samples: "Samples", sequences: "Sequences", tokens: "Tokens", trained: "Trained", cut: "Sequences cut",
-        tooLong: "Sequences left out", lost: "Tokens lost", multi: "Multi-turn samples", check: "Please check", all: "All", longest: "Longest", cutFilter: "Cut",
+        tooLong: "Sequences left out", lost: "Tokens lost", multi: "Multi-turn samples", epoch: "Samples an epoch takes", epochTokens: "Tokens of an epoch",
+        epochTrained: "Trained in an epoch", check: "Please check", all: "All", longest: "Longest", cutFilter: "Cut",
         multiFilter: "Multi-turn", suspicious: "Suspicious", search: "Search text or record number (press /)", filters: "Filter",
         legend: ["trained", "only read", "cut", "control token", "thought"], signs: "↵ new line · space token ⟨E4⟩ byte of no character",
         record: (n) => `Record ${n}`, sequence: (a, b) => `Sequence ${a} of ${b}`, of: (n) => `${number(n)} token${n === 1 ? "" : "s"}`,
@@ -67,6 +69,11 @@
   tile(words.cut, counts.cut);
   if (counts.too_long) tile(words.tooLong, counts.too_long);
   if (counts.lost) tile(words.lost, counts.lost);
+  if (data.epoch) { // where DATA_FILES has weights
+    tile(words.epoch, data.epoch.samples);
+    tile(words.epochTokens, data.epoch.tokens);
+    tile(words.epochTrained, data.epoch.trained, percent(data.epoch.trained, data.epoch.tokens));
+  }
   if (data.findings.length) {
     const list = make("ul");
     for (const finding of data.findings) list.append(make("li", "", chinese ? finding.zh : finding.en));

@@ -5,6 +5,7 @@ import html
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -113,6 +114,7 @@ def page_text(
             "TRUNCATE_LONG_SEQUENCES": settings.truncate_long_sequences,
         },
         "counts": {name: getattr(counts, name) for name in counts.__dataclass_fields__},
+        "epoch": asdict(examined.epoch) if examined.epoch else None,
         "totals": {"multi-turn": counts.multi_turn, "suspicious": counts.suspicious},
         "findings": [_finding(finding) for finding in examined.findings.all(encoding.template)],
         "kinds": {

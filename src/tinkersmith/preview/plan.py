@@ -47,6 +47,7 @@ def training_samples(settings: Settings, progress: Progress) -> TrainingSamples:
             *note_lines(tally.notes),
             *skipped_lines(files.first_skipped, files.skipped_count, "", tally.reasons),
             *validation_lines(len(files.validation), files.shared),
+            *source.mixing_lines(),
         ]
         return TrainingSamples(source, samples_of_stream(source), files.first_skipped, lines)
     assert isinstance(source, SamplesInMemory)
@@ -56,6 +57,7 @@ def training_samples(settings: Settings, progress: Progress) -> TrainingSamples:
         *note_lines(loaded.notes),
         *skipped_lines(loaded.skipped, len(loaded.skipped)),
         *validation_lines(len(source.validation), 0),
+        *source.mixing_lines(),
     ]
     return TrainingSamples(source, source.training, loaded.skipped, lines)
 

@@ -100,6 +100,7 @@ _FACTS: dict[str, _Wanted] = {
     "sessions": ("a list of objects", _is_list_of_objects),
     "training_samples": _COUNT,
     "total_steps": _COUNT,
+    "diverged_after": _COUNT,
 }
 
 

@@ -21,8 +21,8 @@ def old_states(
 ) -> list[Checkpoint]:
     """The checkpoints whose states may go; oldest first.
 
-    The last `keep_last` stay (0: all), the one with the lowest validation loss, and the last of
-    each epoch. The newest is always among them, so that the run can be resumed.
+    The last `keep_last` stay (0: all), the one with the lowest validation loss, the last of each
+    epoch, and the last sound one. The newest is always among them, so that the run can be resumed.
 
     Args:
         protected_step: the last state saved up to this step stays, too: the loss was sound there.

@@ -1,18 +1,20 @@
 """An interrupted run -> where to continue it, and what is set aside for that."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError
+from tinkersmith.files import write_json
 from tinkersmith.plurals import counted
 from tinkersmith.runs.folder import SAMPLE_LOSSES_FILE, Checkpoint, RunFolder
 from tinkersmith.settings.spelling import override_text
 
 # Settings that a resumed run may go on with another value of: after its loss has risen.
 CHANGED_BY_RESUME = ("LEARNING_RATE", "GRAD_CLIP_NORM", "STOP_ON_DIVERGENCE")
+_AGAINST_DIVERGENCE = ("LEARNING_RATE", "GRAD_CLIP_NORM")  # what is advised after that
 _CUT = ("checkpoints", "metrics", "sample_losses")  # .jsonl: the files that a resume cuts
 _LISTED = 10  # names of checkpoints in a sentence
 
@@ -30,7 +32,8 @@ class Resume:
 def starting_checkpoint(resume: Resume) -> Checkpoint | None:
     """The checkpoint to continue from; None where the run saved nothing yet.
 
-    A run that has diverged goes on from the last checkpoint before its loss rose.
+    A run that has diverged goes on from the last checkpoint before its loss rose, unless it was
+    resumed since and is to go on although it diverges.
 
     Raises:
         UserError: the run is finished, or has no checkpoint of that name.
@@ -58,15 +61,66 @@ def starting_checkpoint(resume: Resume) -> Checkpoint | None:
             f"{run.name} is finished; nothing is left to train. Evaluate it with: {evaluate}"
         )
     sound = diverged_after(run)
-    if sound is not None:
-        saved = [point for point in saved if point.step <= sound and not point.state_deleted]
-    return saved[-1] if saved else None
+    if sound is None:
+        return saved[-1] if saved else None
+    if not _stopped_by_divergence(run) and saved:
+        is_wanted = not resume.changes.get("STOP_ON_DIVERGENCE", _stops_on_divergence(run))
+        if is_wanted or saved[-1].step >= run.fact("total_steps"):  # or it did not diverge again
+            return saved[-1]
+    return last_sound(saved, sound)
+
+
+def last_sound(saved: Sequence[Checkpoint], sound: int) -> Checkpoint | None:
+    """The last of these checkpoints that a run can go on from and that is of step `sound` at most.
+
+    Args:
+        sound: the last step before the loss rose.
+    """
+    states = [point for point in saved if point.step <= sound and not point.state_deleted]
+    return states[-1] if states else None
 
 
 def diverged_after(run: RunFolder) -> int | None:
-    """The last step before the loss rose; None where the run did not stop because it had."""
-    stops = [line for line in run.metrics() if line.get("diverged")]
-    return stops[-1]["last_sound_step"] if stops else None
+    """The last step before the loss rose; None where the run never stopped because it had.
+
+    A resume cuts the line of metrics.jsonl that says so. The fact in settings.json stays until a
+    setting changes that can help.
+    """
+    stops = _stopped_by_divergence(run)
+    return stops[-1]["last_sound_step"] if stops else run.facts().get("diverged_after")
+
+
+def note_divergence(run: RunFolder, changes: Mapping[str, Any]) -> bool:
+    """Before a resume cuts metrics.jsonl: note in settings.json whether the loss will rise again.
+
+    Args:
+        changes: the settings that the run goes on with, by upper-case names.
+
+    Returns:
+        Whether the run had diverged, and goes on with the settings that made it so.
+    """
+    facts, sound = run.facts(), diverged_after(run)
+    if sound is None:
+        return False
+    present: dict[str, Any] = {**facts["settings"], **changes}
+    sessions: list[dict[str, Any]] = facts.get("sessions") or []
+    before: Any = sessions[-1].get("settings") if sessions else None
+    # Somebody may have edited the settings in the file since that process.
+    former = cast("dict[str, Any]", before if isinstance(before, dict) else facts["settings"])
+    rises = all(present.get(name) == former.get(name) for name in _AGAINST_DIVERGENCE)
+    noted = {name: value for name, value in facts.items() if name != "diverged_after"}
+    if rises:
+        noted["diverged_after"] = sound
+    write_json(run.file("settings.json"), noted)
+    return rises
+
+
+def _stopped_by_divergence(run: RunFolder) -> list[dict[str, Any]]:
+    return [line for line in run.metrics() if line.get("diverged")]
+
+
+def _stops_on_divergence(run: RunFolder) -> bool:
+    return bool(run.facts()["settings"].get("STOP_ON_DIVERGENCE", True))
 
 
 def checkpoint_refused(resume: Resume, checkpoint: Checkpoint, reason: str) -> UserError:

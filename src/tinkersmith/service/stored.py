@@ -12,6 +12,7 @@ from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress, Say
 from tinkersmith.runs.folder import Checkpoint, RunFolder
 from tinkersmith.runs.pruning import note_deleted_state, old_states
+from tinkersmith.runs.resume import diverged_after
 from tinkersmith.service.connection import ServerGone, Service, open_service
 from tinkersmith.settings.fields import Settings
 
@@ -67,10 +68,15 @@ class OldStates:
 def states_to_delete(
     run: RunFolder, keep_last: int, protected_step: int | None = None
 ) -> list[Checkpoint]:
-    """The checkpoints of a run whose states KEEP_LAST does not keep; see `old_states`."""
+    """The checkpoints of a run whose states KEEP_LAST does not keep; see `old_states`.
+
+    Without a `protected_step`, the last good state of a run that has diverged is kept.
+    """
     checkpoints = run.checkpoints()
     if not old_states(checkpoints, (), keep_last, protected_step):
         return []  # metrics.jsonl, which may be long, is not read
+    if protected_step is None:
+        protected_step = diverged_after(run)
     return old_states(checkpoints, run.metrics(), keep_last, protected_step)
 
 

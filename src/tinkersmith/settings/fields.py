@@ -276,8 +276,9 @@ class Settings(BaseModel):
     )
     keep_last: int = _setting(
         3,
-        "How many states of a run stay on the server, beside the best one and the last of each "
-        "epoch: older ones are deleted after each save. 0 keeps all. Sampler weights always stay.",
+        "How many states of a run stay on the server, beside the best one, the last of each epoch "
+        "and the last one at which the loss had surely not risen: older ones are deleted after "
+        "each save. 0 keeps all. Sampler weights always stay.",
         "a whole number",
         "between 0 and 1000000000",
         "3",
@@ -379,6 +380,23 @@ class Settings(BaseModel):
         from tinkersmith.text.templates import check_template_setting
 
         check_template_setting(value)
+        return value
+
+    @field_validator("columns")
+    @classmethod
+    def _sensible_columns(cls, value: dict[str, str]) -> dict[str, str]:
+        from tinkersmith.data.columns import check_columns
+
+        check_columns(value)
+        return value
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, value: str) -> str:
+        from tinkersmith.sources.encodings import AUTO, codec_name
+
+        if value.strip().lower() != AUTO:
+            codec_name(value)
         return value
 
 

@@ -21,6 +21,10 @@ from tinkersmith.settings.fields import FIELDS
 from tinkersmith.settings.names import LARGEST_SETTINGS_FILE, Given, not_a_setting
 from tinkersmith.settings.spelling import flag_from, kind_of_value, number_from
 
+_JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\]]')
+_TOML_KEY = r"""(?:[\w-]+\s*\.\s*)*("[^"]*"|'[^']*'|[\w-]+)"""
+_TOML_NAME = re.compile(rf"\s*(?:{_TOML_KEY}\s*=|\[+\s*{_TOML_KEY}\s*\])")
+_JSON_COLON = re.compile(r"\s*:")
 _DEEPEST = 20  # levels of lists within lists
 _MARKS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 
@@ -118,29 +122,23 @@ def _yaml_value(node: yaml.Node, kind: str, where: str, depth: int) -> object:
         return [_yaml_value(item, "text", where, depth + 1) for item in items]
     pairs = cast("list[tuple[yaml.Node, yaml.Node]]", node.value)
     result: dict[str, object] = {}
+    places: dict[str, str] = {}
     for key, value in pairs:
         place = f"{where.rpartition(', line ')[0]}, line {key.start_mark.line + 1}"
         name = _yaml_value(key, "text", place, depth + 1)
         if not isinstance(name, str):
             raise UserError(f"{place}: a name is a text. Put it in quotes.")
         if name in result:
-            raise _repeated(name, place, where)
+            raise _repeated(name, place, places[name])
+        places[name] = place
         inner = "number" if kind == "files" else "text"
         result[name] = _yaml_value(value, inner, place, depth + 1)
     return result
 
 
 def _read_json(path: Path, text: str) -> dict[str, Given]:
-    def unrepeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        names = [name for name, _ in pairs]
-        for index, name in enumerate(names):
-            if name in names[:index]:
-                first, *_, last = _lines_of_json_key(text, name) or [0]
-                raise _repeated(name, _at(path, last), _at(path, first))
-        return dict(pairs)
-
     try:
-        values: object = json.loads(text, object_pairs_hook=unrepeated)
+        values: object = json.loads(text)
     except json.JSONDecodeError as error:
         if not text.strip():
             return {}
@@ -148,6 +146,7 @@ def _read_json(path: Path, text: str) -> dict[str, Given]:
         raise _wrong(path, text, words, "JSON") from None
     except (RecursionError, ValueError) as error:
         raise _wrong(path, text, f"{path}: {one_line(str(error), 200)}", "JSON") from None
+    _refuse_repeated_in_json(path, text)
     if not isinstance(values, dict):
         raise _wrong(path, text, f"{path} does not hold an object", "JSON")
     return {
@@ -155,6 +154,23 @@ def _read_json(path: Path, text: str) -> dict[str, Given]:
         for name, value in cast("dict[str, object]", values).items()
         if name != "$schema"  # tells an editor where the schema is
     }
+
+
+def _refuse_repeated_in_json(path: Path, text: str) -> None:
+    """Refuse sound JSON in which an object has a name twice: json would take the last one."""
+    enclosing: list[dict[str, int]] = []  # the lines of the names so far; an array has none
+    line, counted_to = 1, 0
+    for token in _JSON_TOKEN.finditer(text):
+        if token[0] in "{[":
+            enclosing.append({})
+        elif token[0] in "}]":
+            enclosing.pop()
+        elif _JSON_COLON.match(text, token.end()):
+            line, counted_to = line + text.count("\n", counted_to, token.end()), token.end()
+            name, names = cast("str", json.loads(token[0])), enclosing[-1]
+            if name in names:
+                raise _repeated(name, _at(path, line), _at(path, names[name]))
+            names[name] = line
 
 
 def _json_problem(error: json.JSONDecodeError) -> str:
@@ -178,9 +194,8 @@ def _read_toml(path: Path, text: str) -> dict[str, Given]:
         problem, _, place = str(error).partition(" (at ")
         line = re.match(r"line (\d+)", place)
         where = f"{path}, line {line[1]}" if line else str(path)
-        if line and "overwrite" in problem:
-            name = text.splitlines()[int(line[1]) - 1].partition("=")[0].strip(" []\"'")
-            raise _repeated(name, where, "") from None
+        if name := _repeated_in_toml(text, problem, int(line[1]) if line else 0):
+            raise _repeated(name[0], _at(path, name[1]), "") from None
         raise _wrong(path, text, f"{where}: {problem}", "TOML") from None
     except (RecursionError, ValueError) as error:
         raise _wrong(path, text, f"{path}: {one_line(str(error), 200)}", "TOML") from None
@@ -191,6 +206,26 @@ def _read_toml(path: Path, text: str) -> dict[str, Given]:
         line = text.count("\n", 0, match.end()) + 1 if match else 0
         result[name] = _given(name, value, _at(path, line))
     return result
+
+
+def _repeated_in_toml(text: str, problem: str, line: int) -> tuple[str, int] | None:
+    """The name that tomllib finds for the second time, and its line; None for other problems.
+
+    Args:
+        line: where tomllib stopped reading, counted from 1; 0 is the end.
+    """
+    lines = text.splitlines()
+    line = line or len(lines)
+    if inline := re.match(r"Duplicate inline table key '(.*)'", problem):
+        return inline[1], line
+    if section := re.match(r"Cannot declare \((.*?),?\) twice", problem):
+        return ".".join(part.strip(" '\"") for part in section[1].split(",")), line
+    if "Cannot overwrite" not in problem:
+        return None
+    while line > 1 and not _TOML_NAME.match(lines[line - 1]):  # within a value of several lines
+        line -= 1
+    name = _TOML_NAME.match(lines[line - 1])
+    return ((name[1] or name[2]).strip("\"'"), line) if name else None
 
 
 DATA_FORMATS: Mapping[str, Callable[[Path, str], dict[str, Given]]] = {

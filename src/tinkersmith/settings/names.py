@@ -106,10 +106,16 @@ def not_a_setting(name: str, where: str) -> UserError:
     return UserError(f"{place}{one_line(name)} is not a setting; {advice}")
 
 
+def is_of_environment(name: str) -> bool:
+    """Whether a name is that of a key or an address, which the environment holds."""
+    plain = _plain(name)
+    return plain in ENVIRONMENT or plain in _KEY_NAMES
+
+
 def setting_close_to(name: str, cutoff: float = _CLOSE) -> str | None:
     """The setting, key or address that `name` looks like; None for a name of the user's own."""
     plain = _plain(name)
-    if plain in ENVIRONMENT or plain in _KEY_NAMES:
+    if is_of_environment(name):
         return plain
     if plain in _ALIASES:
         return _ALIASES[plain]

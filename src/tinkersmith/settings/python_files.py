@@ -16,9 +16,11 @@ from tinkersmith.settings.fields import FIELDS
 from tinkersmith.settings.names import (
     LARGEST_SETTINGS_FILE,
     Given,
+    is_of_environment,
     not_a_setting,
     setting_close_to,
 )
+from tinkersmith.settings.spelling import repeated_keys
 
 _NOTHING = "sets nothing; a setting is written as LORA_RANK = 16"
 
@@ -76,12 +78,9 @@ def values_of(namespace: Mapping[str, object], tree: ast.Module, where: str) -> 
     Raises:
         UserError: a name in another case looks like a setting, and the program does not use it.
     """
+    _refuse_repeated_keys(tree, where)
     lines = dict(_assignments(tree.body))
-    used = {
-        node.id
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
-    }
+    used = _used_names(tree)
     for name, line in lines.items():
         if name in used or name.isupper() or name.startswith("_") or name not in namespace:
             continue
@@ -100,6 +99,72 @@ def values_of(namespace: Mapping[str, object], tree: ast.Module, where: str) -> 
     return {
         name: Given(value, f"{where}, line {lines[name]}" if name in lines else where)
         for name, value in _settings_in(namespace).items()
+    }
+
+
+def _refuse_repeated_keys(tree: ast.Module, where: str) -> None:
+    """Refuse a key that is twice in a dict of a setting: Python takes the last one in silence.
+
+    A setting may take its dict from a name in lower case, so their dicts are looked at, too.
+
+    Raises:
+        UserError: the sentence says the key, its setting and its line.
+    """
+    values: dict[str, list[ast.expr]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign) and node.value is not None:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                names = (part.id for part in ast.walk(target) if isinstance(part, ast.Name))
+                for name in names:
+                    values.setdefault(name, []).append(node.value)
+    for setting in (name for name in values if name.isupper() and name.lower() in FIELDS):
+        looked_at, ahead = set[str](), [setting]
+        while ahead:
+            name = ahead.pop()
+            if name in looked_at:
+                continue
+            looked_at.add(name)
+            for value in values.get(name, ()):
+                for key in repeated_keys(value):
+                    shown = one_line(ast.unparse(key).strip("\"'"))
+                    raise UserError(
+                        f"{where}, line {key.lineno}: {setting} names {shown} twice. Name it once."
+                    )
+                ahead += [part.id for part in ast.walk(value) if isinstance(part, ast.Name)]
+
+
+def refuse_unread_constants(script: Path | str) -> None:
+    """Refuse constants of a project's script that nothing reads: keys, and settings of config.py.
+
+    Raises:
+        UserError: such as for TINKER_API_KEY = "..."; the value is not shown.
+    """
+    try:
+        tree = ast.parse(read_regular(script, LARGEST_SETTINGS_FILE))
+    except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
+        return  # packed, or gone since
+    used = _used_names(tree)
+    if "globals" in used:  # it gives all its names to `settings_from`
+        return
+    for name, line in _assignments(tree.body):
+        if name in used:
+            continue
+        place = f"{script}, line {line}"
+        if is_of_environment(name):
+            raise not_a_setting(name, place)
+        if name.isupper() and name.lower() in FIELDS:
+            raise UserError(
+                f"{place}: {name} has no effect in this script. Write it into config.py, or give "
+                f"it with --set {name}=VALUE."
+            )
+
+
+def _used_names(tree: ast.Module) -> set[str]:
+    """The names that a program reads somewhere."""
+    return {
+        node.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
     }
 
 

@@ -1,6 +1,7 @@
 """A settings file and --set -> a `Settings` value; each mistake is one sentence."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -171,7 +172,7 @@ def _validated(given: Mapping[str, Given]) -> Settings:
         field = str(error.errors(include_url=False)[0]["loc"][0])
         raise UserError(_placed(given.get(field), _sentence(error))) from None
     except UserError as error:  # of a validator; its sentence begins with the setting's name
-        field = str(error).partition(" ")[0].lower()
+        field = re.split(r"\W", str(error), maxsplit=1)[0].lower()
         raise UserError(_placed(given.get(field), str(error))) from None
 
 

@@ -4,7 +4,7 @@ import ast
 import json
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast, get_origin
 
@@ -124,6 +124,7 @@ def _files(field: str, text: str) -> object:
     if _exists(text):
         return [text]
     literal = _literal(text)
+    _refuse_repeated(field, text, literal)
     if isinstance(literal, str | list | tuple | dict):
         return cast(object, literal)
     if _is_enclosed(text, "{"):
@@ -148,6 +149,7 @@ def _files(field: str, text: str) -> object:
 def _pairs(field: str, text: str, value_of: Callable[[str], object]) -> object:
     """A dict from {"a": "b"}, {a: b}, a:b,c:d or a=b,c=d."""
     literal = _literal(text)
+    _refuse_repeated(field, text, literal)
     if isinstance(literal, dict):
         return cast(object, literal)
     pairs: dict[str, object] = {}
@@ -162,7 +164,7 @@ def _pairs(field: str, text: str, value_of: Callable[[str], object]) -> object:
                 f" Write it as --set {example}"
             )
         if name in pairs:
-            raise UserError(f"--set {field.upper()} names {one_line(name)} twice. Name it once.")
+            raise _named_twice(field, name)
         pairs[name] = value_of(value)
     return pairs
 
@@ -230,6 +232,44 @@ def _literal(text: str) -> object:
         except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
             continue
     return None
+
+
+def _refuse_repeated(field: str, text: str, literal: object) -> None:
+    """Refuse a literal in which a dict has a key twice: Python and json would take the last one."""
+    if not isinstance(literal, dict | list | tuple):
+        return
+
+    def unrepeated(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        for index, (name, _) in enumerate(pairs):
+            if any(name == earlier for earlier, _ in pairs[:index]):
+                raise _named_twice(field, name)
+        return dict(pairs)
+
+    try:
+        tree = ast.parse(text, mode="eval")
+    except SyntaxError:
+        json.loads(text, object_pairs_hook=unrepeated)
+        return
+    for key in repeated_keys(tree):
+        raise _named_twice(field, ast.unparse(key).strip("\"'"))
+
+
+def repeated_keys(tree: ast.AST) -> Iterator[ast.expr]:
+    """The keys of dict displays that stand there for the second time, as the same code."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            codes = set[str]()
+            for key in node.keys:
+                if key is None:  # **more
+                    continue
+                code = ast.dump(key)
+                if code in codes:
+                    yield key
+                codes.add(code)
+
+
+def _named_twice(field: str, name: str) -> UserError:
+    return UserError(f"--set {field.upper()} names {one_line(name)} twice. Name it once.")
 
 
 def _exists(name: str) -> bool:

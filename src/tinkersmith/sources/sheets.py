@@ -1,4 +1,4 @@
-"""Workbooks of Excel and OpenDocument -> records of the first sheet that has any."""
+"""Workbooks of Excel and OpenDocument -> records of the first sheet with a row below its names."""
 
 import datetime as dt
 import io
@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from tinkersmith.errors import UserError
+from tinkersmith.errors import UserError, one_line
 from tinkersmith.sources.columnar import date_text, missing_library
 from tinkersmith.sources.tables import Header, records_of_rows
 
 _MOST_CELLS = 30_000_000  # a library holds each of them, filled or not
+_SHOWN = 10  # names of sheets in a sentence
 _PIECE = 1 << 20  # bytes of a sheet that are looked at at a time
 _CELL = re.compile(rb'<(?:\w+:)?c\b[^>]*?\br="([A-Z]{1,3})(\d{1,7})"')
 _REPEATED = re.compile(rb'table:number-(columns|rows)-repeated="(\d+)"')
@@ -22,7 +23,7 @@ _REPEATED = re.compile(rb'table:number-(columns|rows)-repeated="(\d+)"')
 def sheet_records(
     path: Path, data: bytes, columns: Mapping[str, str], notes: list[str], most: int
 ) -> Iterator[dict[str, Any]]:
-    """The records of the first sheet that is not empty, whose first row names the columns.
+    """The records of the first sheet with two filled rows, the first of which names the columns.
 
     Cells are text: numbers and dates as the sheet shows them, without its own formats.
 
@@ -42,12 +43,17 @@ def sheet_records(
         sheets = {name: workbook.get_sheet_by_name(name) for name in workbook.sheet_names}
         filled = [name for name, sheet in sheets.items() if sheet.height and sheet.width]
         rows: list[list[Any]] = []
-        taken = ""
+        taken, passed = "", ""
         for name in filled:
             rows = sheets[name].to_python(skip_empty_area=True)
-            if any(cell != "" for row in rows for cell in row):
+            if sum(any(cell != "" for cell in row) for row in rows) > 1:
                 taken = name
                 break
+            if rows and not passed:
+                passed = name
+        if not taken and passed:  # no sheet has more than one row
+            taken = passed
+            rows = sheets[taken].to_python(skip_empty_area=True)
         first_row = (sheets[taken].start or (0, 0))[0] + 1 if taken else 1
     except UserError:
         raise
@@ -62,29 +68,49 @@ def sheet_records(
     others = [name for name in filled if name != taken]
     if others:
         notes.append(
-            f'its sheet "{taken}" was read, and not its other filled sheets: {", ".join(others)}'
+            f'its sheet "{taken}" was read, and not its other filled sheets: {_listed(others)}. '
+            "To read another one, save it as a file of its own"
         )
     while rows and all(cell == "" for cell in rows[0]):
         rows.pop(0)
         first_row += 1
-    header = Header(
-        path,
-        f'sheet "{taken}", row {first_row}',
-        [_text(cell) for cell in rows[0]],
-        advice=_advice(taken, others),
-    )
-    width = len(header.names)
-    numbered = (
-        ([_text(cell) for cell in row][: max(width, len(row))], f"row {number}")
-        for number, row in enumerate(rows[1:], start=first_row + 1)
-    )
-    yield from records_of_rows(header, numbered, columns, notes)
+    count = 0
+    try:
+        header = Header(
+            path,
+            f'sheet "{taken}", row {first_row}',
+            [_text(cell) for cell in rows[0]],
+            advice=f'The first row of the sheet "{taken}" must name all columns: delete what is '
+            "above it.",
+        )
+        width = len(header.names)
+        numbered = (
+            ([_text(cell) for cell in row][: max(width, len(row))], f"row {number}")
+            for number, row in enumerate(rows[1:], start=first_row + 1)
+        )
+        for record in records_of_rows(header, numbered, columns, notes):
+            count += 1
+            yield record
+        if not count and others:
+            raise UserError(f'{path}, sheet "{taken}" has no row below its first one.')
+    except UserError as error:
+        raise UserError(f"{error}{_other_sheets(others)}") from None
 
 
-def _advice(sheet: str, others: list[str]) -> str:
-    """What to do about a row that has other cells than the first one has names."""
-    start = f'The first row of the sheet "{sheet}" must name all columns: delete what is above it.'
-    return f"{start} Other filled sheets: {', '.join(others)}." if others else start
+def _other_sheets(others: list[str]) -> str:
+    """The sheets that were not read, as a sentence after another one."""
+    if not others:
+        return ""
+    return (
+        f" Other filled sheets: {_listed(others)}. To read one of them, save it as a file of its "
+        "own."
+    )
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _SHOWN
+    shown = ", ".join(one_line(name, 40) for name in names[:_SHOWN])
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _text(cell: Any) -> str:

@@ -99,7 +99,8 @@ SAVE_EVERY = 0
 # Save a checkpoint, too, when the last one is so many minutes old; 0 turns this off.
 SAVE_EVERY_MINUTES = 10.0
 
-# States of a run that stay, beside the best one and the last of each epoch; 0 keeps all.
+# States of a run that stay, beside the best one, the last of each epoch, and the last one at which
+# the loss had surely not risen; 0 keeps all.
 KEEP_LAST = 3
 
 # The server deletes a run's checkpoints after so many days; 0 never.

@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain, cycle
 from typing import Any, cast
 
 from tinkersmith.data.samples import Sample, Source, Turn
@@ -25,7 +26,7 @@ from tinkersmith.text.pieces import (
 )
 from tinkersmith.text.plain_form import PlainForm, learn_plain_form, plain_probe
 from tinkersmith.text.probes import AnswerForm, TemplateProbe, ToolForm
-from tinkersmith.text.sandbox import render_chat
+from tinkersmith.text.sandbox import TemplateRefusal, render_chat
 from tinkersmith.text.thoughts import (
     CLOSE,
     OPEN,
@@ -89,7 +90,7 @@ class ChatTemplate:
         try:
             whole = slow.whole()
             return learn_plain_form(has_system, whole, lambda number: slow.written(places[number]))
-        except UserError:  # such as a template that knows no system text
+        except (UserError, Untrainable):  # such as a template that knows no system text
             return None
 
     @property
@@ -113,8 +114,8 @@ class ChatTemplate:
         """Every sequence of a sample that is trained on, the one with the last answer first.
 
         Raises:
-            Untrainable: there is none.
-            UserError: the template refuses the sample, or leaves out a part of it.
+            Untrainable: there is none, or the template refuses the sample.
+            UserError: the template leaves out a part of the sample.
         """
         places = trained_turns(sample, train_on)
         if sample.turns[-1].role == "text":
@@ -173,6 +174,17 @@ class ChatTemplate:
         question = Sample((Turn("user", "q"), Turn("assistant", "a")), Source("probe", 1))
         return self.render_prompt(question).rstrip().endswith(OPEN)
 
+    @cached_property
+    def drops_earlier_thoughts(self) -> bool:
+        """Whether an answer loses its thought once another question follows."""
+        turns = (Turn("user", "qqq"), Turn("assistant", "zzz", thought="ttt"))
+        sample = Sample((*turns, *turns), Source("probe", 1))
+        try:
+            text = "".join(_Conversation(self, sample, by_form=False).written(3))
+        except (UserError, Untrainable):
+            return False
+        return text.count("ttt") < 2
+
     def to_json(self) -> dict[str, Any]:
         return {"kind": "chat", **asdict(self)}
 
@@ -198,44 +210,55 @@ class _Conversation:
     def __init__(self, template: ChatTemplate, sample: Sample, by_form: bool = True) -> None:
         self._template, self._sample = template, sample
         self._form = template.form
+        self._tools: list[Any] | None = None
+        self._plain: PlainForm | None = None  # the words around this conversation's texts
+        self._system = ""  # this and the next one only if it is plain
+        self._texts: list[str] = []  # of the questions and answers
+        if by_form and self._write_by_form():
+            return
         try:
             self._messages = [self._message(turn) for turn in sample.turns]
         except UserError as error:
             raise UserError(f"{sample.source}: {error}") from None
         self._tools = [template.guarded_value(_full_tool(tool)) for tool in sample.tools] or None
-        self._plain = self._plain_form() if by_form else None
 
-    def _plain_form(self) -> PlainForm | None:
-        """The constants that this conversation is written with, if it is plain."""
+    def _write_by_form(self) -> bool:
+        """Make the messages of a plain conversation, if the words learned for one write it.
+
+        Most conversations are plain, and this takes half the time of `_message` for each turn.
+        """
         turns = self._sample.turns
         has_system = turns[0].role == "system"
-        spoken = turns[1:] if has_system else turns
-        if self._tools or not turns[0].text or len(spoken) % 2:
-            return None
-        for place, turn in enumerate(spoken):
-            if turn.role != ("assistant" if place % 2 else "user") or (
-                turn.thought or turn.tool_calls
-            ):
-                return None
-            if place % 2 and (
-                split_thought(turn.text) is not None or is_cut_within_thought(turn.text)
-            ):
-                return None
-        system, texts = self._plain_texts
-        if len(texts) > 2 and any(text != text.strip() for text in texts[:-2]):
-            return None  # a template may trim the last answer only, as which each is trained
         form = self._template.plain_forms[has_system]
-        if form is None or form.whole(system, texts) != self.whole():
-            return None
-        return form
-
-    @cached_property
-    def _plain_texts(self) -> tuple[str, list[str]]:
-        """The system text, and the texts of the other messages."""
-        texts = [cast("str", message["content"]) for message in self._messages]
-        if self._sample.turns[0].role == "system":
-            return texts[0], texts[1:]
-        return "", texts
+        if form is None or self._sample.tools or not turns[0].text:
+            return False
+        if (len(turns) - has_system) % 2:
+            return False
+        roles = chain(("system",) if has_system else (), cycle(("user", "assistant")))
+        guarded = self._template.guarded
+        texts: list[str] = []
+        messages: list[Message] = []
+        for turn, role in zip(turns, roles, strict=False):
+            text = turn.text
+            if turn.role != role or turn.thought or turn.tool_calls:
+                return False
+            if turn.tool_name or turn.tool_call_id:
+                return False
+            if role != "assistant":
+                text = user_text(turn)
+            elif split_thought(text) is not None or is_cut_within_thought(text):
+                return False
+            text = guarded(text)
+            texts.append(text)
+            messages.append({"role": role, "content": text})
+        system = texts.pop(0) if has_system else ""
+        if len(texts) > 2 and any(text != text.strip() for text in texts[:-2]):
+            return False  # a template may trim the last answer only, as which each is trained
+        self._messages = messages
+        if form.whole(system, texts) != self.whole():
+            return False
+        self._plain, self._system, self._texts = form, system, texts
+        return True
 
     def whole(self) -> str:
         """The template's text of the whole conversation, without thoughts."""
@@ -247,6 +270,8 @@ class _Conversation:
         """The texts that train the turns at some places, with as few repetitions as are exact."""
         sequences: list[tuple[str, list[tuple[int, int]]]] = []
         turns = self._sample.turns
+        if len(places) == 1 and turns[places[0]].role == "assistant":
+            return (Rendered.of(*self.written(places[0])),)
         for place in reversed(places):
             if turns[place].role != "assistant":
                 continue
@@ -274,12 +299,31 @@ class _Conversation:
                 left_out.append((end, len(text)) if place == last else self._span_of(place, text))
         spans: list[tuple[int, int]] = []
         start = 0
-        # The prompt of the last answer is encoded without it, as in use.
-        for stop, resumed in sorted([*left_out, (end, end), (len(text), len(text))]):
+        # The prompt of the last answer is encoded without it, as in use. The ends of the other
+        # answers are where a cut keeps whole turns.
+        borders = [*self._answer_ends(text[:end]), end, len(text)]
+        for stop, resumed in sorted([*left_out, *((border, border) for border in borders)]):
             if stop > start:
                 spans.append((start, stop))
             start = max(start, resumed)
-        return Rendered.with_spans(text, spans)
+        return Rendered.with_spans(text, spans, joins=(end,))
+
+    def _answer_ends(self, text: str) -> list[int]:
+        """Where answers end in the start of the conversation, if a control token stands there."""
+        ends: list[int] = []
+        for place, turn in enumerate(self._sample.turns[:-1]):
+            if turn.role != "assistant":
+                continue
+            try:
+                written = "".join(self.written(place))
+            except (UserError, Untrainable):  # this answer alone cannot be trained
+                written = ""
+            if written and text.startswith(written):
+                ends.append(len(written))
+            elif (span := self._span_of(place, text, required=False)) is not None:
+                ends.append(span[1])
+        specials = self._template.special_tokens
+        return [end for end in ends if text[:end].endswith(specials)]
 
     def _add_message(self, place: int, sequences: list[tuple[str, list[tuple[int, int]]]]) -> None:
         """Train a message of another role, whose own flag asks for that."""
@@ -335,8 +379,8 @@ class _Conversation:
             Untrainable: the answer is cut within its thought.
         """
         if self._plain is not None:
-            system, texts = self._plain_texts
-            return self._plain.written(system, texts, (place - bool(system)) // 2)
+            number = (place - bool(self._system)) // 2
+            return self._plain.written(self._system, self._texts, number)
         turn = self._sample.turns[place]
         if is_cut_within_thought(turn.text):
             raise Untrainable("its answer opens a thought and never closes it")
@@ -420,8 +464,8 @@ class _Conversation:
                 tools=self._tools,
                 add_generation_prompt=prompt,
             )
-        except UserError as error:
-            raise UserError(f"{self._sample.source}: {error}") from None
+        except TemplateRefusal as refusal:
+            raise Untrainable(refusal.reason) from None
 
     # ---- messages
 

@@ -212,7 +212,13 @@ def _thinking_lines(template: TextTemplate | ChatTemplate, thoughts: ThoughtCoun
     if not isinstance(template, ChatTemplate) or template.form.carrier == "text":
         if number and template.keeps_thoughts:
             lines.append("The template knows no thoughts; they are written as text: <think>.")
-        return lines
+        if template.thinking in ("keep", "off"):
+            lines.append(
+                f'THINKING is "{template.thinking}", and writes what "auto" writes: the template '
+                "knows no thoughts."
+            )
+        return lines + _earlier_lines(template, thoughts)
+    lines += _earlier_lines(template, thoughts)
     if template.thinks is None:
         return lines
     other = samples - number if template.keeps_thoughts else samples
@@ -226,6 +232,18 @@ def _thinking_lines(template: TextTemplate | ChatTemplate, thoughts: ThoughtCoun
     mode = "with thoughts" if template.thinks else "without thoughts"
     lines.append(f"Evaluation, samples and export ask for answers {mode}.")
     return lines
+
+
+def _earlier_lines(template: TextTemplate | ChatTemplate, thoughts: ThoughtCounts) -> list[str]:
+    """What is said of thoughts that a template drops from a conversation trained as one text."""
+    if not (thoughts.earlier and template.keeps_thoughts and isinstance(template, ChatTemplate)):
+        return []
+    if not template.drops_earlier_thoughts:
+        return []
+    return [
+        f"{counted(thoughts.earlier, 'sample')} with a thought before a later question: the "
+        'template leaves it out there, and TRAIN_ON "all_text" does not train it; "all" does.'
+    ]
 
 
 def _quoted(text: str, most: int) -> list[str]:

@@ -16,7 +16,12 @@ def guard(text: str, special_tokens: Sequence[str]) -> str:
     if GUARDED in text:
         text = text.replace(GUARDED, GUARDED + _ESCAPE)
     pattern, beginnings = _special_pattern(tuple(special_tokens))
-    if pattern is None or not any(beginning in text for beginning in beginnings):
+    if pattern is None:
+        return text
+    for beginning in beginnings:  # a loop takes less time than any()
+        if beginning in text:
+            break
+    else:
         return text
     while pattern.search(text):  # again, as two tokens may overlap
         text = pattern.sub(lambda match: match[0][0] + GUARDED + match[0][1:], text)

@@ -16,13 +16,21 @@ class Untrainable(Exception):
     """A sample that nothing can be trained on; the text is the reason, as the end of a sentence."""
 
 
+class UnusableSample(UserError):
+    """A sample that stops a command, unless the command can do without it."""
+
+    def __init__(self, sample: Sample, reason: str) -> None:
+        super().__init__(f"{sample.source}: {reason}. Correct or remove the record.")
+        self.reason = reason
+
+
 @contextmanager
 def naming(sample: Sample) -> Generator[None, None, None]:
     """Turn an `Untrainable` into the sentence that stops a command, with the record's place."""
     try:
         yield
     except Untrainable as reason:
-        raise UserError(f"{sample.source}: {reason}. Correct or remove the record.") from None
+        raise UnusableSample(sample, str(reason)) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,7 @@ class Piece:
 
     text: str
     trained: bool  # whether the loss counts its tokens
+    joined: bool = False  # to the trained piece before it: a cut is not made between the two
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +54,21 @@ class Rendered:
         return cls((Piece(prompt, trained=False), Piece(completion, trained=True)))
 
     @classmethod
-    def with_spans(cls, text: str, spans: Sequence[tuple[int, int]]) -> "Rendered":
-        """`text` up to the last of some trained spans, which are in order and do not overlap."""
+    def with_spans(
+        cls, text: str, spans: Sequence[tuple[int, int]], joins: Sequence[int] = ()
+    ) -> "Rendered":
+        """`text` up to the last of some trained spans, which are in order and do not overlap.
+
+        Args:
+            joins: where spans start that are joined to the one before.
+        """
         pieces: list[Piece] = []
         end = 0
         for start, stop in spans:
             if start > end or not pieces:
                 pieces.append(Piece(text[end:start], trained=False))
-            pieces.append(Piece(text[start:stop], trained=True))
+            joined = start == end and start in joins
+            pieces.append(Piece(text[start:stop], trained=True, joined=joined))
             end = stop
         return cls(tuple(pieces))
 
@@ -78,10 +94,13 @@ def trained_turns(sample: Sample, train_on: str) -> list[int]:
     Raises:
         Untrainable: there are none.
     """
-    last = max((i for i, turn in enumerate(sample.turns) if turn.role == "assistant"), default=-1)
+    turns = sample.turns
+    last = len(turns) - 1
+    while last >= 0 and turns[last].role != "assistant":
+        last -= 1
     places = [
         place
-        for place, turn in enumerate(sample.turns)
+        for place, turn in enumerate(turns)
         if turn.trained or (turn.trained is None and _is_meant(turn, place == last, train_on))
     ]
     if not places:

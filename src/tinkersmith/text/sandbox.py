@@ -6,9 +6,22 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, cast
 
-from tinkersmith.errors import UserError
+from tinkersmith.errors import UserError, one_line
 
+_LONGEST_REASON = 200  # characters: a template may name a whole message
 _NAMES_OF_DICTS = frozenset(dir(dict))
+
+
+class TemplateRefusal(UserError):
+    """A chat template fails, or refuses the messages with a reason of its own."""
+
+    def __init__(self, what: str) -> None:
+        """`what` it does is the end of a sentence about the template."""
+        super().__init__(
+            f"the model's chat template {what}. Change the sample, or set PROMPT_TEMPLATE to "
+            '"instruction".'
+        )
+        self.reason = f"the model's chat template {what}"
 
 
 def render_chat(
@@ -27,7 +40,7 @@ def render_chat(
         variables: the named tokens, and switches such as enable_thinking.
 
     Raises:
-        UserError: the template fails or refuses the messages.
+        TemplateRefusal: the template fails or refuses the messages.
     """
     try:
         return compiled_chat(source, date).render(
@@ -38,11 +51,17 @@ def render_chat(
             **variables,
         )
     except Exception as error:  # a program of somebody else: it can fail in any way
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"the model's chat template fails: {reason.rstrip('.')}. Change the sample, or set "
-            'PROMPT_TEMPLATE to "instruction".'
-        ) from None
+        text = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(text, _LONGEST_REASON).rstrip(".")
+        verb = "refuses the messages" if type(error) is _refusal_of_templates() else "fails"
+        raise TemplateRefusal(f"{verb}: {reason}") from None
+
+
+def _refusal_of_templates() -> type[Exception]:
+    """What `raise_exception` of a template raises; jinja2 is imported late."""
+    import jinja2
+
+    return jinja2.TemplateError
 
 
 @lru_cache(maxsize=8)

@@ -77,12 +77,15 @@ class TextTemplate:
             return (self._plain(sample),)
         all_of_it = train_on == "all_text"
         pieces = [Piece(self.begin, trained=False)]
+        after_answer = False
         for place, text in self._written(sample.turns, sample.tools):
             trained = place in places or (place < 0 and all_of_it)
-            if pieces[-1].trained == trained:
+            # A new piece after each answer lets a cut keep whole turns.
+            if pieces[-1].trained == trained and not (all_of_it and after_answer):
                 pieces[-1] = Piece(pieces[-1].text + text, trained)
             else:
                 pieces.append(Piece(text, trained))
+            after_answer = place >= 0 and sample.turns[place].role == "assistant"
         while not pieces[-1].trained:
             pieces.pop()
         return (Rendered(tuple(pieces)),)

@@ -5,7 +5,7 @@ Only a thought at an answer's start counts: anywhere else, the tags are text lik
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tinkersmith.data.samples import Sample, Source, Turn
 from tinkersmith.text.pieces import Untrainable
@@ -24,6 +24,7 @@ _SOLUTION = re.compile(r"\s*<\|begin_of_solution\|>\s*(.*?)\s*(<\|end_of_solutio
 # The prompt of some models opens the thought, so what they wrote begins inside it.
 _CLOSED_ONLY = re.compile(r"(?:^|\n)</think>(?:\n|$)")
 _EMPTY = re.compile(r"\s*(?:<think>\s*</think>|<seed:think>\s*</seed:think>)\s*|\s*</think>\s*")
+_OPENINGS = tuple(_TAGS)
 THOUGHT_TAGS = tuple(tag for pair in _TAGS.items() for tag in pair)
 
 
@@ -32,6 +33,8 @@ def split_thought(text: str) -> tuple[str, str] | None:
     if "<" not in text and "[" not in text:
         return None
     start = text.lstrip()
+    if not start.startswith(_OPENINGS) and CLOSE not in text:
+        return None  # most texts, for which a look at each tag would take longer
     for opening, closing in _TAGS.items():
         if start.startswith(opening):
             thought, closed, answer = start[len(opening) :].partition(closing)
@@ -48,7 +51,7 @@ def split_thought(text: str) -> tuple[str, str] | None:
 def is_cut_within_thought(text: str) -> bool:
     """Whether an answer opens a thought at its start and never closes it."""
     start = text.lstrip()
-    return any(
+    return start.startswith(_OPENINGS) and any(
         start.startswith(opening) and closing not in start for opening, closing in _TAGS.items()
     )
 
@@ -72,6 +75,18 @@ def thought_and_answer(turn: Turn) -> tuple[str, str]:
     if turn.thought and thought.strip() not in ("", turn.thought.strip()):
         raise Untrainable("an answer has a thought in a field of its own and another in its text")
     return turn.thought or thought, answer
+
+
+def check_answer(turn: Turn, keeps_thoughts: bool) -> None:
+    """Find out whether it is clear what an assistant's turn answers.
+
+    Raises:
+        Untrainable: it is cut within its thought, or has two thoughts that are to be kept.
+    """
+    if is_cut_within_thought(turn.text):
+        raise Untrainable("its answer opens a thought and never closes it")
+    if keeps_thoughts:
+        thought_and_answer(turn)
 
 
 def has_thought(sample: Sample, *, last_only: bool = False) -> bool:
@@ -99,20 +114,25 @@ class ThoughtCounts:
     samples: int = 0
     with_thoughts: int = 0
     first: Source | None = None  # the first sample with a thought
-    last_only: bool = False  # only last answers are trained on
+    train_on: str = "all"  # a value of TRAIN_ON
+    earlier: int = 0  # samples with a thought before another question, counted for "all_text"
 
     def add(self, sample: Sample) -> None:
         if sample.turns[-1].role == "text":  # no template is applied to it
             return
         self.samples += 1
-        if has_thought(sample, last_only=self.last_only):
+        if has_thought(sample, last_only=self.train_on == "last"):
             self.with_thoughts += 1
             self.first = self.first or sample.source
+            if self.train_on == "all_text":
+                asked = [place for place, turn in enumerate(sample.turns) if turn.role == "user"]
+                earlier = sample.turns[: asked[-1]] if asked else ()
+                self.earlier += has_thought(replace(sample, turns=earlier))
 
 
 def count_thoughts(samples: Iterable[Sample], train_on: str = "all") -> ThoughtCounts:
     """How many of the samples have a thought that TRAIN_ON trains."""
-    counts = ThoughtCounts(last_only=train_on == "last")
+    counts = ThoughtCounts(train_on=train_on)
     for sample in samples:
         counts.add(sample)
     return counts

@@ -32,7 +32,7 @@ from tinkersmith.text.tokenize import (
 from tinkersmith.text.tokenizer import TextTokenizer
 
 FOLDER = "token-cache"
-_FORM = 4  # of the files
+_FORM = 5  # of the files
 
 
 @dataclass(frozen=True, slots=True)

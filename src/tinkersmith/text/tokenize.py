@@ -6,7 +6,7 @@ T: the tokens of one sequence. S: its trained parts.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
@@ -21,7 +21,9 @@ from tinkersmith.text.pieces import Rendered, Untrainable
 from tinkersmith.text.templates import PromptTemplate, choose_template
 from tinkersmith.text.tokenizer import CHUNK, TextTokenizer, load_tokenizer
 
+_LISTED = 10  # samples that are listed
 _CHUNK_CHARACTERS = 2_000_000  # of a chunk of samples: usual ones have less
+_FIRST_CHUNK = CHUNK // 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +155,9 @@ def encode_samples(
         return sequences
 
     # The tokenizer uses all cores without Python's lock. Meanwhile, the caller uses the chunk
-    # before, and this thread renders the chunk after.
-    with ThreadPoolExecutor(max_workers=1) as pool:
+    # before, and this thread renders the chunk after. A second thread begins the next chunk while
+    # the first one copies its ids, which needs Python's lock.
+    with ThreadPoolExecutor(max_workers=2) as pool:
         encoding: deque[tuple[list[tuple[Sample, tuple[Rendered, ...]]], Any]] = deque()
         for chunk in _chunks(samples):
             rendered = [(sample, sequences_of(sample)) for sample in chunk]
@@ -172,25 +175,28 @@ def encode_samples(
 
 
 def _joined(
-    rendered: list[tuple[Sample, tuple[Rendered, ...]]], ids: "Future[list[list[int]]]"
+    rendered: list[tuple[Sample, tuple[Rendered, ...]]], ids: "Future[list[np.ndarray]]"
 ) -> Iterator[tuple[Sample, list[tuple[np.ndarray, np.ndarray]]]]:
     rows = iter(ids.result())
     for sample, sequences in rendered:
         yield sample, [_sequence(sequence, rows) for sequence in sequences]
 
 
-def _sequence(rendered: Rendered, rows: Iterator[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+def _sequence(rendered: Rendered, rows: Iterator[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The tokens, (T,), and spans, (S, 2), of the pieces whose tokens come next in `rows`."""
-    tokens: list[int] = []
+    tokens: list[np.ndarray] = []
     spans: list[tuple[int, int]] = []
+    end = 0
     for piece in rendered.pieces:
-        start = len(tokens)
-        tokens += next(rows)
-        if piece.trained and len(tokens) > start:
-            if spans and spans[-1][1] == start:
+        row = next(rows)
+        tokens.append(row)
+        start, end = end, end + len(row)
+        if piece.trained and end > start:
+            if piece.joined and spans and spans[-1][1] == start:
                 start = spans.pop()[0]
-            spans.append((start, len(tokens)))
-    return np.array(tokens, dtype=np.int32), np.array(spans, dtype=np.int64).reshape(-1, 2)
+            spans.append((start, end))
+    whole = np.concatenate(tokens) if tokens else np.zeros(0, dtype=np.int32)
+    return whole, np.array(spans, dtype=np.int64).reshape(-1, 2)
 
 
 def length_policy(
@@ -198,7 +204,8 @@ def length_policy(
 ) -> tuple[int, LengthEvent | None]:
     """How many tokens of a sequence are kept, and what is said about it if not all are.
 
-    A cut keeps whole answers where one fits; else it cuts the first one.
+    A cut keeps whole trained parts where one fits; else it cuts the first one. A part is an answer,
+    or with TRAIN_ON "all_text" an answer with all since the one before.
 
     Args:
         spans: (S, 2) of the sequence's trained parts.
@@ -220,7 +227,7 @@ def length_policy(
     end = int(whole[-1]) if len(whole) and len(spans) > 1 else limit
     reason = f"{length:,} -> {end:,} tokens"
     if len(spans) > 1 and len(whole):
-        reason += f", the first {len(whole)} of {counted(len(spans), 'answer')}"
+        reason += f", the first {len(whole)} of {counted(len(spans), 'trained part')}"
     return end, LengthEvent(source, length, end, reason, TRUNCATED)
 
 
@@ -231,6 +238,17 @@ def untrained(
     return LengthEvent(source, length, 0, reason, UNTRAINED)
 
 
+def untrained_lines(events: Sequence[LengthEvent]) -> list[str]:
+    """What is said of samples that nothing can be trained on: how many, and some with reasons."""
+    if not events:
+        return []
+    lines = [f"{counted(len(events), 'sample')} will be skipped, with nothing to train on:"]
+    lines += [f"  {event.source}: {event.reason}" for event in events[:_LISTED]]
+    if len(events) > _LISTED:
+        lines.append(f"  ... and {len(events) - _LISTED:,} more")
+    return lines
+
+
 def spans_before(spans: np.ndarray, end: int) -> np.ndarray:
     """The spans within the first `end` tokens; the last one may be cut: (S, 2)."""
     if len(spans) and spans[-1, 1] <= end:
@@ -239,31 +257,39 @@ def spans_before(spans: np.ndarray, end: int) -> np.ndarray:
 
 
 def token_lengths(
-    samples: Iterable[Sample], folder: Path, base_model: str, template: str
+    samples: Iterable[Sample],
+    folder: Path,
+    base_model: str,
+    template: str,
+    skipped: list[LengthEvent] | None = None,
 ) -> list[int]:
-    """The number of tokens of each whole sample.
+    """The number of tokens of each whole sequence of the samples.
 
     Args:
         folder: a model folder, whose tokenizer counts.
         base_model: its name, which decides what the template "auto" means.
         template: a value of PROMPT_TEMPLATE.
+        skipped: gets what is said of samples that nothing can be trained on.
     """
     tokenizer = load_tokenizer(folder)
     chosen = choose_template(template, tokenizer, base_model)
     # The tokens are not kept: the samples may be more than fit into memory.
-    encoded = encode_samples(samples, chosen, tokenizer)
+    encoded = encode_samples(samples, chosen, tokenizer, skipped=skipped)
     return [len(tokens) for _, sequences in encoded for tokens, _ in sequences]
 
 
 def _chunks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
-    """CHUNK samples at a time, or fewer if they are long: a token takes 36 bytes at first."""
+    """CHUNK samples at a time, or fewer if they are long: a token takes 36 bytes at first.
+
+    The first chunk is short, because the tokenizer waits for it.
+    """
     chunk: list[Sample] = []
-    size = 0
+    size, most = 0, _FIRST_CHUNK
     for sample in samples:
         chunk.append(sample)
         size += characters(sample)
-        if len(chunk) == CHUNK or size >= _CHUNK_CHARACTERS:
+        if len(chunk) == most or size >= _CHUNK_CHARACTERS:
             yield chunk
-            chunk, size = [], 0
+            chunk, size, most = [], 0, CHUNK
     if chunk:
         yield chunk

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -26,8 +27,9 @@ CHUNK = 1000  # texts or samples per call: limits the memory of the Rust side on
 class TextTokenizer:
     """Turns text into token ids and back. It adds nothing to the text, such as a begin token."""
 
-    encode_texts: Callable[[list[str]], list[list[int]]]  # special tokens are recognised
-    encode_plain_texts: Callable[[list[str]], list[list[int]]]  # special tokens stay plain text
+    # Two threads may call these. The first recognises special tokens, to the second they are text.
+    encode_texts: Callable[[list[str]], list[np.ndarray]]
+    encode_plain_texts: Callable[[list[str]], list[np.ndarray]]
     decode_ids: Callable[[list[int], bool], str]  # True leaves special tokens out
     vocab_size: int
     eos_id: int
@@ -54,13 +56,13 @@ class TextTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, (T,) int32. Guarded text never becomes a special token."""
         return [
-            np.asarray(row, dtype=np.int32)
+            row
             for start in range(0, len(texts), CHUNK)
             for row in self.ids_of(texts[start : start + CHUNK])
         ]
 
-    def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
-        """Like `encode_batch`, as lists and in one call."""
+    def ids_of(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Like `encode_batch`, in one call of the tokenizer."""
         guarded = {index for index, text in enumerate(texts) if GUARDED in text}
         plain = ["" if index in guarded else text for index, text in enumerate(texts)]
         ids = _encode_any_text(self.encode_texts, plain)
@@ -80,7 +82,7 @@ class TextTokenizer:
         """The text of `ids`, special tokens included."""
         return self.decode_ids([int(token) for token in ids], False)
 
-    def _encode_guarded(self, text: str) -> list[int]:
+    def _encode_guarded(self, text: str) -> np.ndarray:
         """Encode like the tokenizer: special tokens first, then the text between them."""
         takes_left, takes_right = self.stripping
         known = {**self.control_tokens, **self.special_tokens}
@@ -94,11 +96,10 @@ class TextTokenizer:
                 between = between.rstrip()
             texts.append(unguarded(between))
         encoded = _encode_any_text(self.encode_plain_texts, texts)
-        ids = list(encoded[0])
+        ids = [encoded[0]]
         for special, row in zip(split[1::2], encoded[1:], strict=True):
-            ids.append(known[special])
-            ids.extend(row)
-        return ids
+            ids += (_ids([known[special]]), row)
+        return np.concatenate(ids)
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str]:
@@ -166,8 +167,14 @@ def wrap_tokenizer(hf_tokenizer: Any) -> TextTokenizer:
 
         return _of_backend(Tokenizer.from_str(backend.to_str()), named, template, folder)
 
-    def encode(texts: list[str], **options: bool) -> list[list[int]]:
-        return [hf_tokenizer.encode(text, add_special_tokens=False, **options) for text in texts]
+    one_at_a_time = Lock()  # a tokenizer with Python code of its own may not bear two threads
+
+    def encode(texts: list[str], **options: bool) -> list[np.ndarray]:
+        with one_at_a_time:
+            return [
+                _ids(hf_tokenizer.encode(text, add_special_tokens=False, **options))
+                for text in texts
+            ]
 
     specials = {
         str(token): index
@@ -194,9 +201,13 @@ def wrap_tokenizer(hf_tokenizer: Any) -> TextTokenizer:
     )
 
 
+def _ids(ids: list[int]) -> np.ndarray:
+    return np.array(ids, dtype=np.int32)
+
+
 def _encode_any_text(
-    encode: Callable[[list[str]], list[list[int]]], texts: list[str]
-) -> list[list[int]]:
+    encode: Callable[[list[str]], list[np.ndarray]], texts: list[str]
+) -> list[np.ndarray]:
     try:
         return encode(texts)
     except (TypeError, UnicodeEncodeError):
@@ -233,11 +244,13 @@ def _of_backend(
         twin.encode_special_tokens = True
         return twin
 
-    def encode(texts: list[str]) -> list[list[int]]:
-        return [row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    def encode(texts: list[str]) -> list[np.ndarray]:
+        rows = backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [_ids(row.ids) for row in rows]
 
-    def encode_plain(texts: list[str]) -> list[list[int]]:
-        return [row.ids for row in plain_twin().encode_batch_fast(texts, add_special_tokens=False)]
+    def encode_plain(texts: list[str]) -> list[np.ndarray]:
+        rows = plain_twin().encode_batch_fast(texts, add_special_tokens=False)
+        return [_ids(row.ids) for row in rows]
 
     return TextTokenizer(
         encode_texts=encode,

@@ -29,6 +29,8 @@ from tinkersmith.runs.resume import (
     Resume,
     checkpoint_refused,
     diverged_after,
+    last_sound,
+    note_divergence,
     set_aside,
     starting_checkpoint,
 )
@@ -287,13 +289,28 @@ def _continue(
     elif resume.allow_changes:
         say("  Nothing changed that --allow-changes is needed for.")
     _say_changes(changes, tuple(resume.changes), say)
-    rises = diverged_after(run) is not None and not resume.changes
+    sound = diverged_after(run)
+    rises = note_divergence(run, resume.changes)
     for line in set_aside(run, done):
         say(line)
     remember(run, questions, standing.data_digest, facts.get("data_digest"))
     add_session(run, standing, record, settings=values, **counts)
-    where = f"step {done:,}" if checkpoint else "its beginning: nothing was saved yet"
+    missing = "nothing was saved yet" if sound is None else "no good checkpoint can be loaded"
+    where = f"step {done:,}" if checkpoint else f"its beginning: {missing}"
     say(f"  Continuing {run.name} from {where}.")
+    if sound is not None and done > sound:
+        good = last_sound(run.checkpoints(), sound)
+        how = command_line("train", "--resume", run.path, "--from", good.name) if good else ""
+        say(
+            f"  Warning: the run diverged: its loss rose after step {sound:,}, and this state is a "
+            + (
+                f"later one. To go on from the last good checkpoint: {how}"
+                if good
+                else "later one."
+            )
+        )
+    elif sound is not None:
+        say(f"  The run diverged: its loss rose after step {sound:,}. Later states are not used.")
     if rises:
         say(
             "  The loss rose after that, and will again. To go on with a lower rate, stop this and "

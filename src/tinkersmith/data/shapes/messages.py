@@ -5,16 +5,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
+from tinkersmith.data.columns import columns_text
 from tinkersmith.data.samples import Role, Turn
-from tinkersmith.data.values import (
+from tinkersmith.data.shapes.layout import our_name
+from tinkersmith.data.shapes.parts import messages_of_parts
+from tinkersmith.data.shapes.values import (
     Unusable,
     check_repeated,
     check_text,
     is_blank_text,
     is_missing,
+    is_number,
     json_value,
     kind_of,
 )
+from tinkersmith.data.shapes.verdicts import BLAMES, PRAISES, verdict_of
 from tinkersmith.sources.json_files import Repeated
 
 LEFT_OUT_LAST = "its last message, which no answer follows, was left out"
@@ -27,19 +32,32 @@ _ROLES: Mapping[str, Role] = {
     **dict.fromkeys(("system", "developer", "系统"), "system"),
     **dict.fromkeys(("user", "human", "prompter", "用户"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", "ai", "助手"), "assistant"),
+    **dict.fromkeys(("助理", "机器人", "模型"), "assistant"),
     **dict.fromkeys(("bing", "bard", "claude", "agent"), "assistant"),
     **dict.fromkeys(("tool", "function", "observation", "ipython"), "tool"),
     **dict.fromkeys(("tool_response", "function_response", "tool_result"), "tool"),
+    **dict.fromkeys(("tool_results", "tool_output", "function_result", "function_output"), "tool"),
+    **dict.fromkeys(("tool_responses", "function_results", "observations", "工具"), "tool"),
 }
-_CALLS = ("function_call", "tool_call")  # roles of ShareGPT's messages that hold a call
+_CALLS = (
+    "function_call",
+    "tool_call",
+    "function_calls",
+    "tool_calls",
+)  # roles of ShareGPT's messages that hold a call
 _ROLE_NAMES = ("role", "from")
 _CONTENT_NAMES = ("content", "value", "parts", "text")
 _THOUGHT_NAMES = ("reasoning_content", "reasoning", "thinking")
 _FLAG_NAMES = ("weight", "train", "trainable", "loss")
 # Flags of other programs, some of which mean the opposite. None may be passed over.
 _OTHER_FLAGS = ("mask", "masked", "loss_mask", "loss_weight", "train_on", "training", "ignore")
+_JUDGING = frozenset((*PRAISES, *BLAMES))
 _ARGUMENT_NAMES = ("arguments", "parameters", "args")
 _TEXT_PARTS = ("text", "input_text", "output_text")
+_THOUGHT_PARTS: Mapping[Any, tuple[str, ...]] = {
+    "thinking": ("thinking",),
+    "reasoning": ("text", "reasoning"),
+}
 _PAIRS = ("user", "assistant") * 1000
 
 
@@ -95,6 +113,7 @@ def turns_of(
     turns = [Turn("system", system)] if system else []
     numbers = [0] if system else []  # of the message that each turn is
     notes: list[str] = []
+    called: dict[str, str] = {}  # tools by the ids of calls, where calls are parts of a content
     flagged = False
     for number, message in enumerate(messages, start=1):
         # Most messages are a role and a text: the long way costs four times as much.
@@ -112,11 +131,12 @@ def turns_of(
                     turns.append(Turn(known, text))
                     numbers.append(number)
                     continue
-        turn = _turn(message, number, field, names or {})
-        if turn is not None:
-            turns.append(turn)
-            numbers.append(number)
-            flagged = flagged or turn.trained is not None
+        for plain in _plain_messages(message, number, field, names or {}, called, notes):
+            turn = _turn(plain, number, field, names or {}, notes)
+            if turn is not None:
+                turns.append(turn)
+                numbers.append(number)
+                flagged = flagged or turn.trained is not None
     roles = tuple([turn.role for turn in turns])
     spoken = roles[1:] if roles[:1] == ("system",) else roles
     in_pairs = bool(spoken) and len(spoken) % 2 == 0 and spoken == _PAIRS[: len(spoken)]
@@ -153,11 +173,40 @@ def tools_of(value: Any, field: str) -> tuple[dict[str, Any], ...]:
         named = cast("dict[str, Any]", function) if isinstance(function, dict) else {}
         if not isinstance(named.get("name"), str):
             raise Unusable(field, f'item {number} of "{field}" is no function with a "name".')
-        tools.append({"type": "function", "function": whole} if named is whole else whole)
+        if "parameters" not in named and isinstance(named.get("input_schema"), dict):
+            # Claude's form.
+            written = {"input_schema": "parameters"}
+            whole = named = {written.get(name, name): value for name, value in named.items()}
+        if named is whole:  # a type of its own, such as Claude's "custom", is not OpenAI's
+            whole = {name: value for name, value in whole.items() if name != "type"}
+            whole = {"type": "function", "function": whole}
+        tools.append(whole)
     return tuple(tools)
 
 
-def _turn(message: Any, number: int, field: str, names: Mapping[str, str]) -> Turn | None:
+def _plain_messages(
+    message: Any,
+    number: int,
+    field: str,
+    names: Mapping[str, str],
+    called: dict[str, str],
+    notes: list[str],
+) -> list[Any]:
+    """The message, or those that it stands for if its content has calls and results as parts."""
+    if not isinstance(message, dict):
+        return [message]
+    fields = cast("dict[str, Any]", message)
+    content_name = _name_of(fields, names.get("content"), _CONTENT_NAMES)
+    if not isinstance(fields.get(content_name), list | dict):
+        return [message]
+    role_name = _name_of(fields, names.get("role"), _ROLE_NAMES)
+    role, _ = _role(fields.get(role_name), role_name, number, field, names)
+    return messages_of_parts(fields, content_name, role_name, role, called, (number, field), notes)
+
+
+def _turn(
+    message: Any, number: int, field: str, names: Mapping[str, str], notes: list[str]
+) -> Turn | None:
     """One message; None if it says nothing and may."""
     if not isinstance(message, dict):
         raise Unusable(
@@ -172,10 +221,16 @@ def _turn(message: Any, number: int, field: str, names: Mapping[str, str]) -> Tu
     role_name = _name_of(fields, names.get("role"), _ROLE_NAMES)
     content_name = _name_of(fields, names.get("content"), _CONTENT_NAMES)
     said_role = fields.get(role_name)
-    role, is_call = _role(said_role, role_name, number, field)
+    role, is_call = _role(said_role, role_name, number, field, names)
     what = f'"{content_name}" of message {number}'
     value = fields.get(content_name)
-    calls = _tool_calls(fields, number, field) if role == "assistant" else ()
+    calls = _tool_calls(fields, number, field)
+    if calls and role != "assistant":
+        raise Unusable(
+            field,
+            f"message {number} calls a tool, which only a message of the role assistant can. Fix "
+            "its role, or remove the record.",
+        )
     thought = _thought(fields, number, field) if role == "assistant" else ""
     if is_call:
         calls, value = _calls_in_text(value, what, number, field), ""
@@ -186,6 +241,10 @@ def _turn(message: Any, number: int, field: str, names: Mapping[str, str]) -> Tu
         raise Unusable(field, f"{what} is empty. Fill it in, or remove the record.")
     if role == "system" and is_blank_text(text):
         return None
+    trained = _flag(fields, number, field)
+    if role == "assistant" and trained is None and (mark := _bad_mark(fields)):
+        trained = False
+        notes.append(f'its answers that "{mark}" marks as bad are not trained on')
     tool_name = fields.get("name") if role == "tool" else ""
     call_id = fields.get("tool_call_id") if role == "tool" else ""
     return Turn(
@@ -195,7 +254,7 @@ def _turn(message: Any, number: int, field: str, names: Mapping[str, str]) -> Tu
         tool_calls=calls,
         tool_name=check_text(tool_name or "", f'"name" of message {number}', field),
         tool_call_id=check_text(call_id or "", f'"tool_call_id" of message {number}', field),
-        trained=_flag(fields, number, field),
+        trained=trained,
     )
 
 
@@ -208,8 +267,14 @@ def _name_of(fields: Mapping[str, Any], given: str | None, usual: Sequence[str])
     return (filled or present or list(usual))[0]
 
 
-def _role(value: Any, name: str, number: int, field: str) -> tuple[Role, bool]:
-    """The role, and whether the message is a call of a tool."""
+def _role(
+    value: Any, name: str, number: int, field: str, names: Mapping[str, str]
+) -> tuple[Role, bool]:
+    """The role, and whether the message is a call of a tool.
+
+    Args:
+        names: what the roles are called, where COLUMNS says that.
+    """
     if is_missing(value):
         raise Unusable(field, f'message {number} has no "{name}". Add it, or remove the record.')
     if not isinstance(value, str):
@@ -217,6 +282,10 @@ def _role(value: Any, name: str, number: int, field: str) -> tuple[Role, bool]:
             field, f'"{name}" of message {number} is {kind_of(value)}; it must be a string.'
         )
     plain = value if value in _ROLES else value.strip().lower()
+    for role in set(_ROLES.values()) if names else ():
+        if plain == names.get(f"role.{role}", "").strip().lower():
+            return role, False
+    plain = plain.replace(" ", "_").replace("-", "_")
     if plain in _CALLS:
         return "assistant", True
     if plain not in _ROLES:
@@ -224,7 +293,8 @@ def _role(value: Any, name: str, number: int, field: str) -> tuple[Role, bool]:
         raise Unusable(
             field,
             f'"{name}" of message {number} is "{shown}"; it must be system, user, assistant or '
-            "tool. Fix it, or remove the record.",
+            "tool. If it is one of these by another name, say which, for example: "
+            f"{columns_text({'role.user': shown})}. Else remove the record.",
         )
     return _ROLES[plain], False
 
@@ -255,8 +325,10 @@ def _content(value: Any, what: str, number: int, field: str, *, optional: bool) 
         kind = fields.get("type") or next(iter(fields), "object")
         if kind in _TEXT_PARTS and "text" in fields:
             texts.append(check_text(fields["text"], f"a text in {what}", field))
-        elif kind == "thinking" and "thinking" in fields:
-            thoughts.append(check_text(fields["thinking"], f"a thought in {what}", field))
+        elif kind == "refusal" and "refusal" in fields:
+            texts.append(check_text(fields["refusal"], f"a text in {what}", field))
+        elif (held := _THOUGHT_PARTS.get(kind)) and (name := next(filter(fields.get, held), "")):
+            thoughts.append(check_text(fields[name], f"a thought in {what}", field))
         else:
             shown = kind if isinstance(kind, str) and len(kind) <= 40 else "object"
             raise Unusable(
@@ -268,8 +340,18 @@ def _content(value: Any, what: str, number: int, field: str, *, optional: bool) 
 
 
 def _text_of_object(value: Any, what: str, field: str) -> Any:
-    """What a tool returned: an object that is no part of a message becomes its JSON text."""
-    if not isinstance(value, dict) or "parts" in value or "type" in value:
+    """What a tool returned: a value that is no part of a message becomes its JSON text."""
+    if isinstance(value, dict):
+        is_content = "parts" in value or "type" in value
+    elif isinstance(value, list):
+        items = cast("list[Any]", value)
+        is_content = not items or any(
+            isinstance(item, str) or (isinstance(item, dict) and ("type" in item or "text" in item))
+            for item in items
+        )
+    else:
+        is_content = not (isinstance(value, bool) or is_number(value))
+    if is_content:
         return cast("Any", value)
     check_repeated(value, what, field)
     return json.dumps(value, ensure_ascii=False)
@@ -318,6 +400,15 @@ def _flag(fields: Mapping[str, Any], number: int, field: str) -> bool | None:
             "one of them.",
         )
     return next(iter(flags), None)
+
+
+def _bad_mark(fields: Mapping[str, Any]) -> str:
+    """The field of a message that marks it as a bad answer; "" if there is none."""
+    for name, value in fields.items() if len(fields) > 2 else ():
+        plain = our_name(name)
+        if plain in _JUDGING and verdict_of(value, plain) is (plain in BLAMES):
+            return name
+    return ""
 
 
 def _tool_calls(fields: Mapping[str, Any], number: int, field: str) -> tuple[dict[str, Any], ...]:

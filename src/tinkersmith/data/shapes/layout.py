@@ -1,21 +1,27 @@
 """The names of a record's fields -> its layout: the shape, and which field holds what.
 
-This module sees names only. Values are checked in `shapes`.
+This module sees names only. Values are checked by the modules beside this one.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
-from tinkersmith.data.columns import name_in
+from tinkersmith.data.columns import IN_MESSAGES, name_in
+from tinkersmith.data.shapes.verdicts import BLAMES, PRAISES, SCORES
 
-Kind = Literal["pair", "messages", "text", "refused"]
+Kind = Literal["pair", "messages", "calls", "text", "refused"]
 
 _QUESTIONS = ("instruction", "prompt", "question", "query", "problem", "input")
 _ANSWERS = ("output", "completion", "response", "solution", "answer")
 # Pairs of names that mean a question and its answer only beside each other.
-_OTHER_PAIRS = (("input", "target"), ("user", "assistant"))
+_OTHER_PAIRS = (
+    *(("input", "target"), ("user", "assistant"), ("human", "assistant"), ("human", "gpt")),
+    *(("human", "ai"), ("human", "bot"), ("user", "bot"), ("user", "ai"), ("q", "a")),
+)
+# Beside a text, these are the names of a user and of a model.
+_USERS_AND_MODELS = (("user", "model"), ("human", "model"))
 
 SHAPES: Mapping[str, str] = {
     "alpaca": "Alpaca records",
@@ -28,8 +34,14 @@ SHAPES: Mapping[str, str] = {
         for question in _QUESTIONS
         for answer in (*_ANSWERS, "content")
     },
-    **{f"{question}_{answer}": f"{question} and {answer}" for question, answer in _OTHER_PAIRS},
+    **{
+        f"{question}_{answer}": f"{question} and {answer}"
+        for question, answer in (*_OTHER_PAIRS, *_USERS_AND_MODELS)
+    },
     "chinese": "questions and answers in Chinese fields",
+    "mbpp": "MBPP tasks",
+    "humaneval": "HumanEval tasks",
+    "function_calls": "questions with function calls",
     "text": "plain text",
     "columns": "the fields of COLUMNS",
 }
@@ -49,6 +61,9 @@ _CHINESE = {
     **dict.fromkeys(("对话", "對話", "消息"), "messages"),
     **dict.fromkeys(("文本",), "text"),
     **dict.fromkeys(("思考", "思考过程", "思考過程"), "thought"),
+    **dict.fromkeys(("用户", "用戶", "使用者", "人类", "人類"), "user"),
+    **dict.fromkeys(("助手", "助理", "机器人", "機器人"), "assistant"),
+    **dict.fromkeys(("模型",), "model"),
 }
 _MESSAGES = (
     "messages",
@@ -61,7 +76,10 @@ _MESSAGES = (
 )
 _SYSTEMS = ("system", "system_prompt", "system_message")
 _TOOLS = ("tools", "functions")
-THOUGHTS = (*("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "complex_cot"),)
+THOUGHTS = (
+    *("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "complex_cot"),
+    *("cot", "chain_of_thought", "thinking_content"),
+)
 # Words in the name of a field that may hold a thought, which only the user can know.
 _LIKE_THOUGHTS = ("think", "thought", "reasoning", "rationale", "cot", "思考", "推理")
 _PREFERENCES = (
@@ -74,7 +92,7 @@ _PREFERENCES = (
 )
 # The worse answer in a field beside the usual ones.
 _REJECTED = ("rejected_response", "rejected_output", "rejected_answer", "rejected_messages")
-_JUDGES = ("label", "kto_tag", "is_correct")
+_JUDGES = (*PRAISES, *BLAMES, *SCORES)
 _CHOICES = ("choices", "options")
 # The first choices of a question that has one in each field.
 _CHOICE_FIELDS = (
@@ -103,8 +121,8 @@ class Layout:
     fields: Mapping[str, str] = field(default_factory=dict[str, str])  # ours -> the record's name
     unused: tuple[str, ...] = ()  # fields that could be the sample as well
     otherwise: "Layout | None" = None  # if the messages are no list
-    thoughts: tuple[str, ...] = ()  # of a pair: fields with the thought before the answer
-    like_thoughts: tuple[str, ...] = ()  # of a pair: fields that look like one
+    thoughts: tuple[str, ...] = ()  # fields with the thought before the answer
+    like_thoughts: tuple[str, ...] = ()  # fields that look like one
     judges: tuple[str, ...] = ()  # fields that can say whether the answer is good
     choices: tuple[str, ...] = ()  # the choices of a question: one list, or a field for each
     columns: bool = False  # whether COLUMNS decided
@@ -195,11 +213,8 @@ def layout_with(names: tuple[str, ...], columns: Mapping[str, str]) -> Layout:
 
 @lru_cache(maxsize=4096)
 def _layout_with(names: tuple[str, ...], columns: tuple[tuple[str, str], ...]) -> Layout:
-    wanted = {
-        ours: name if ours in ("role", "content") else name_in(names, name)
-        for ours, name in columns
-    }
-    taken = {name for ours, name in wanted.items() if ours not in ("role", "content")}
+    wanted = {ours: name if ours in IN_MESSAGES else name_in(names, name) for ours, name in columns}
+    taken = {name for ours, name in wanted.items() if ours not in IN_MESSAGES}
     if any(name in wanted for name in ("instruction", "input", "output", "history")):
         layout, optional = ALPACA, ("input", "system", "history")
         named = {"instruction": "instruction", "output": "output"}
@@ -207,26 +222,24 @@ def _layout_with(names: tuple[str, ...], columns: tuple[tuple[str, str], ...]) -
         layout, named, optional = Layout("text", "text"), {}, ()
     elif "messages" in wanted:
         layout, named, optional = Layout("messages", "messages"), {}, ("system", "tools")
-    else:
+    else:  # the names still say what is the question and what the answer
         layout = layout_of(names)
         if layout.kind == "refused":
             return layout
         named = {ours: name for ours, name in layout.fields.items() if name not in taken}
-        optional = ()
+        if "thought" in wanted:
+            layout = replace(layout, thoughts=(), like_thoughts=())
+        return replace(
+            layout,
+            shape="columns",
+            fields={**named, **wanted},
+            unused=(),
+            otherwise=None,
+            columns=True,
+            texts=None,
+        )
     named |= {name: name for name in optional if name in names and name not in taken}
-    return replace(
-        layout,
-        shape="columns",
-        fields={**named, **wanted},
-        unused=(),
-        otherwise=None,
-        thoughts=(),
-        like_thoughts=(),
-        judges=(),
-        choices=(),
-        columns=True,
-        texts=None,
-    )
+    return replace(layout, shape="columns", fields={**named, **wanted}, columns=True, texts=None)
 
 
 def our_name(name: str) -> str:
@@ -250,8 +263,16 @@ def _messages(ours: Mapping[str, str], name: str, otherwise: Layout) -> Layout:
         unused = [otherwise.fields["messages"]]
     elif otherwise.kind == "pair":
         unused = [otherwise.fields["instruction"], otherwise.fields["output"]]
+    thoughts = _present(THOUGHTS, ours)
     return Layout(
-        "messages", "messages", fields, tuple(unused), otherwise, judges=_present(_JUDGES, ours)
+        "messages",
+        "messages",
+        fields,
+        tuple(unused),
+        otherwise,
+        thoughts=thoughts,
+        like_thoughts=_like_thoughts(ours, {*fields.values(), *unused}, thoughts),
+        judges=_present(_JUDGES, ours),
     )
 
 
@@ -264,12 +285,26 @@ def _pair_or_text(ours: Mapping[str, str]) -> Layout:
         fields = {"instruction": ours[questions[0]], "output": ours[answers[0]]}
         others = {"question": ours[questions[-1]], "answer": ours[answers[-1]]}
         return Layout("ambiguous", "refused", {**fields, **others})
+    if not answers:
+        task = _task_with_code(ours)
+        if task is not None:
+            return task
+    if {"query", "answers", "tools"} <= ours.keys() and not answers:
+        fields = {"instruction": ours["query"], "output": ours["answers"], "tools": ours["tools"]}
+        for system in _present(_SYSTEMS, ours)[:1]:
+            fields["system"] = system
+        return Layout("function_calls", "calls", fields)
+    if "message_id" in ours and {"parent_id", "parent_message_id"} & ours.keys():
+        return Layout("tree_row", "refused", {"messages": ours["message_id"]})
+    if {"message_tree_id", "prompt"} <= ours.keys() and not answers:
+        return Layout("tree", "refused", {"messages": ours["prompt"]})
     if {"question", "context", "answers"} <= ours.keys() and not answers:
         names = ("question", "context", "answers")
         return Layout("squad", "refused", {name: ours[name] for name in names})
     if questions and answers and (questions, answers) != (["instruction"], ["answer"]):
         return _pair(ours, questions[0], answers[0])
-    for question, answer in _OTHER_PAIRS:
+    no_text = not any(name in ours for name in ("text", "content", *_MESSAGES))
+    for question, answer in (*_OTHER_PAIRS, *(_USERS_AND_MODELS if no_text else ())):
         if question in ours and answer in ours and not answers:
             return _pair(ours, question, answer)
     thoughts = _present(THOUGHTS, ours)
@@ -295,6 +330,18 @@ def _pair_or_text(ours: Mapping[str, str]) -> Layout:
     return Layout("unknown", "refused")
 
 
+def _task_with_code(ours: Mapping[str, str]) -> Layout | None:
+    """The layout of a programming task with its code and its tests; None if it is none."""
+    for shape, answer, sign in (
+        ("mbpp", "code", "test_list"),
+        ("humaneval", "canonical_solution", "prompt"),
+    ):
+        questions = [name for name in ("prompt", "text") if name in ours]
+        if answer in ours and sign in ours and len(questions) == 1:
+            return replace(_pair(ours, questions[0], answer), shape=shape)
+    return None
+
+
 def _pair(ours: Mapping[str, str], question: str, answer: str) -> Layout:
     is_alpaca = (question, answer) == _ALPACA
     fields = {"instruction": ours[question], "output": ours[answer]}
@@ -316,9 +363,7 @@ def _pair(ours: Mapping[str, str], question: str, answer: str) -> Layout:
         "pair",
         fields,
         thoughts=thoughts,
-        like_thoughts=tuple(
-            name for name in ours.values() if name not in used and _is_like_thought(name, thoughts)
-        ),
+        like_thoughts=_like_thoughts(ours, used, thoughts),
         judges=_present(_JUDGES, ours),
     )
     return layout if is_alpaca else replace(layout, choices=_choices(ours))
@@ -328,10 +373,17 @@ def _present(candidates: Iterable[str], ours: Mapping[str, str]) -> tuple[str, .
     return tuple([ours[name] for name in candidates if name in ours])
 
 
-def _is_like_thought(name: str, thoughts: Iterable[str]) -> bool:
-    words = _plain(name).split("_")
-    looks = any(word.startswith(_LIKE_THOUGHTS) for word in words)
-    return looks and name not in thoughts
+def _like_thoughts(
+    ours: Mapping[str, str], used: Container[str], thoughts: Container[str]
+) -> tuple[str, ...]:
+    """Fields that are not used, and whose names look like those of thoughts."""
+    return tuple(
+        name
+        for name in ours.values()
+        if name not in used
+        and name not in thoughts
+        and any(word.startswith(_LIKE_THOUGHTS) for word in _plain(name).split("_"))
+    )
 
 
 def _choices(ours: Mapping[str, str]) -> tuple[str, ...]:

@@ -17,7 +17,8 @@ from tinkersmith.data.convert import sample_record
 from tinkersmith.data.load import load_samples
 from tinkersmith.data.report import note_lines, read_lines, skipped_lines
 from tinkersmith.data.samples import Sample, Skipped, Source, Turn
-from tinkersmith.data.shapes import SHAPES, check_record
+from tinkersmith.data.shapes.check import check_record
+from tinkersmith.data.shapes.layout import SHAPES
 from tinkersmith.errors import UserError
 
 HERE = Source("a.json", 1)
@@ -320,6 +321,17 @@ READ: list[tuple[str, Any, str]] = [
     ("input_target", {"kind": "QA", "input": "Where?", "target": "Here."}, QA),
     ("user_assistant", {"user": "Where?", "assistant": "Here."}, QA),
     ("question_answer", {"question": "Where?", "answer": "Here.", "is_correct": True}, QA),
+    ("mbpp", {"task_id": 3, "text": "Where?", "code": "Here.", "test_list": ["t"]}, QA),
+    (
+        "humaneval",
+        {"task_id": "H/3", "prompt": "Where?", "canonical_solution": "Here.", "test": "t"},
+        QA,
+    ),
+    (
+        "function_calls",
+        {"query": "Bern?", "answers": [CALL], "tools": [TOOL]},
+        'user: Bern?\nassistant:  weather{"city": "Bern"}',
+    ),
     (
         "question_answer",
         {"row_idx": 3, "row": {"question": "Where?", "answer": "Here."}, "truncated_cells": []},
@@ -454,9 +466,9 @@ USER, ANSWER = said("user", "q"), said("assistant", "a")
             '"thinking_trajectories.0"} reads its first item as a thought',
         ),
         (
-            {"instruction": "q", "output": "a", "label": 0},
+            {"instruction": "q", "output": "a", "label": 1},
             "user: q\nassistant: a",
-            'its "label" is 0 or 1 and is not used; if it judges the answer',
+            'its "label" is read as the mark of a good answer; records that it marks as bad are',
         ),
     ],
 )
@@ -569,7 +581,7 @@ def test_notes_are_counted_over_a_file(tmp_path: Path) -> None:
                 {"instruction": "q", "output": "a"},
                 messages(USER, ANSWER),
             )
-            for judged in ({"label": False}, {"kto_tag": 1}, {"is_correct": False})
+            for judged in ({"label": False}, {"kto_tag": 0}, {"is_correct": False})
         ),
         *(
             ({**pair, "rejected_response": "b"}, "the record is a preference pair")
@@ -835,6 +847,8 @@ def test_columns_can_name_the_answer_of_the_evaluation() -> None:
     [
         ({"instructoin": "q"}, 'COLUMNS names "instructoin", which is no field of ours; did you'),
         ({"instruction": " "}, 'COLUMNS["instruction"] is empty'),
+        ({"instruction": "q", "output": "q"}, 'COLUMNS["instruction"] and COLUMNS["output"] are'),
+        ({"role": "r", "content": "r"}, 'COLUMNS["role"] and COLUMNS["content"] are both "r"'),
         ({"instruction": "q", "messages": "m"}, 'COLUMNS has "instruction" and "messages", which'),
         ({"text": "t", "system": "s"}, 'COLUMNS has "text" and "system"'),
         (
@@ -945,7 +959,7 @@ def test_all_records_that_the_guide_shows_are_read(page: str) -> None:
     shapes = [sample_of(json.loads(row)).shape for row in rows]
     assert shapes == [
         *("alpaca", "messages", "sharegpt", "message_list", "prompt_completion", "dolly"),
-        *("chinese", "text"),
+        *("chinese", "function_calls", "mbpp", "text"),
     ]
     blocks = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
     assert [sample_of(record).shape for record in blocks[0]] == ["alpaca", "alpaca"]
@@ -982,6 +996,21 @@ PARTS = st.lists(
         st.fixed_dictionaries(
             {"type": st.sampled_from(["text", "image", 3])}, optional={"text": SCALARS}
         ),
+        st.fixed_dictionaries(
+            {
+                "type": st.sampled_from(
+                    ["tool_use", "tool_result", "tool-call", "redacted_thinking"]
+                )
+            },
+            optional={
+                "id": SCALARS,
+                "tool_use_id": SCALARS,
+                "name": SCALARS,
+                "input": st.one_of(SCALARS, st.dictionaries(st.sampled_from(WORDS), SCALARS)),
+                "content": st.one_of(SCALARS, st.lists(SCALARS, max_size=2)),
+            },
+        ),
+        st.fixed_dictionaries({"functionCall": st.one_of(SCALARS, CALLS)}),
     ),
     max_size=3,
 )
@@ -1012,6 +1041,8 @@ NAMES = st.sampled_from(
         *("instruction", "input", "output", "system", "history", "answer", "question", "prompt"),
         *("completion", "response", "messages", "conversations", "text", "content", "context"),
         *("chosen", "rejected", "label", "choices", "tools", "row", "row_idx", "truncated_cells"),
+        *("score", "reasoning", "cot", "user", "assistant", "用户", "助手", "model", "Q", "A"),
+        *("query", "test_list", "code", "canonical_solution", "message_id", "parent_id", "toxic"),
         *(
             "Question",
             "问题",
