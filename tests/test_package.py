@@ -17,7 +17,7 @@ SOURCE = ROOT / "src" / "tinkersmith"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 # The names of modules that differ from those of their packages.
-MODULES = {"protobuf": "google", "pyyaml": "yaml"}
+MODULES = {"protobuf": "google", "pyyaml": "yaml", "math-verify": "math_verify"}
 # What is imported only where the user has it: each says what to install.
 OPTIONAL = {"peft", "vllm", "pyrage", "pyarrow", "python_calamine", "datasets", "modelscope"}
 

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 
 from tinkersmith.data.near_duplicates import comparable, similarity
-from tinkersmith.runs.sketches import SIZE, estimated, joined, most_alike, sketches_of
+from tinkersmith.runs.sketches import SIZE, estimated, end_to_end, most_alike, sketches_of
 
 NONE = np.zeros(0, np.uint32)
 WORDS = [
@@ -76,7 +76,7 @@ def test_empty_and_tiny_texts_are_like_nothing():
 
 def test_texts_are_sketched_alike_alone_and_together():
     texts = [text(seed, 1 + seed % 50) for seed in range(600)] + ["", "x", "中文" * 100]
-    together, alone = sketches_of(texts), joined([sketches_of([value]) for value in texts])
+    together, alone = sketches_of(texts), end_to_end([sketches_of([value]) for value in texts])
     assert np.array_equal(together.hashes, alone.hashes)
     assert np.array_equal(together.ends, alone.ends)
     mask = np.arange(len(texts)) % 3 == 0

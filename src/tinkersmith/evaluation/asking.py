@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tinkersmith.data.samples import Sample
 from tinkersmith.evaluation.questions import Answer, Question
 from tinkersmith.evaluation.results import Record
-from tinkersmith.grading.scoring import final_answer, score
+from tinkersmith.grading.scoring import score_and_grade
 from tinkersmith.plurals import counted
 from tinkersmith.service.connection import ServerGone, Service
 from tinkersmith.service.reconnection import Reconnection
@@ -238,22 +238,29 @@ class _Grader:
 
 
 def graded(question: Question, sample: Sample, answer: Answer) -> Record:
-    """The record of an answer to a sample's question, with its scores."""
+    """The record of an answer to a sample's question, with its scores.
+
+    A thought that never ends gives no answer; an answer that was cut gives only what it announced.
+    """
     from tinkersmith.text.thoughts import answer_alone
 
-    expected = answer_alone(sample.turns[-1])
-    named = _named_answer(sample)
+    expected, cut = answer_alone(sample.turns[-1]), answer.stop_reason == "length"
+    named = sample.extra.get("answer")
+    scores, grade = score_and_grade(expected, answer.produced, named, cut=cut)
     return Record(
         source=sample.source,
         prompt=question.text,
         expected=expected,
-        expected_answer=final_answer(expected) if named is None else named,
+        expected_answer=grade.expected_answer,
         produced=answer.produced,
-        scores=score(expected, answer.produced, named),
+        scores=scores,
         stop_reason=answer.stop_reason,
         tokens=answer.tokens,
         draw=answer.draw,
         question=question.digest,
+        final_answer=grade.final_answer,
+        rule=grade.rule,
+        kind=grade.kind,
         thought_finished=answer.thought_finished,
         prompt_tokens=len(question.tokens),
         generated="" if answer.generated == answer.produced else answer.generated,
@@ -275,11 +282,3 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def _named_answer(sample: Sample) -> str | None:
-    """The sample's own field `answer`, if it is a string or a number."""
-    value = sample.extra.get("answer")
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return None
-    return str(value).strip() or None

@@ -66,10 +66,10 @@ def sketches_of(texts: Sequence[str]) -> Sketches:
         _sketched([comparable(text) for text in texts[start : start + AT_ONCE]])
         for start in range(0, len(texts), AT_ONCE)
     ]
-    return joined(parts)
+    return end_to_end(parts)
 
 
-def joined(parts: Sequence[Sketches]) -> Sketches:
+def end_to_end(parts: Sequence[Sketches]) -> Sketches:
     """Sketches one after another, as one object."""
     if not parts:
         return Sketches(np.zeros(0, np.uint32), np.zeros(0, np.int64))

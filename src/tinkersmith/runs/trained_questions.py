@@ -19,7 +19,7 @@ from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import open_regular, write_atomically
 from tinkersmith.paths import is_hub_name, seen_from_folder
 from tinkersmith.runs.folder import RunFolder
-from tinkersmith.runs.sketches import AT_ONCE, Sketches, joined, sketches_of
+from tinkersmith.runs.sketches import AT_ONCE, Sketches, end_to_end, sketches_of
 from tinkersmith.text.thoughts import answer_alone
 
 TRAINED_QUESTIONS_FILE = "trained_questions.bin"
@@ -160,7 +160,7 @@ class QuestionCollector:
         self._waiting = []
         if self._count > SKETCHED_AT_MOST:
             self._limit //= 2
-            sketched, sketches = np.concatenate(self._sketched), joined(self._sketches)
+            sketched, sketches = np.concatenate(self._sketched), end_to_end(self._sketches)
             digests = np.frombuffer(self._questions, np.uint64)[sketched]
             mask = digests < np.uint64(self._limit)
             self._sketched, self._sketches = [sketched[mask]], [sketches.taken(mask)]
@@ -179,7 +179,7 @@ class QuestionCollector:
             files=np.frombuffer(self._files, np.uint32),
             records=np.frombuffer(self._records, np.uint32),
             sketched=np.concatenate([none, *self._sketched]),
-            sketches=joined(self._sketches),
+            sketches=end_to_end(self._sketches),
         )
 
 
@@ -297,7 +297,7 @@ def _together(before: TrainedQuestions, now: TrainedQuestions) -> TrainedQuestio
         files=np.concatenate([before.files, now.files + len(before.data_files)]),
         records=np.concatenate([before.records, now.records]),
         sketched=np.concatenate([before.sketched, now.sketched + len(before)]),
-        sketches=joined([before.sketches, now.sketches]),
+        sketches=end_to_end([before.sketches, now.sketches]),
     )
 
 

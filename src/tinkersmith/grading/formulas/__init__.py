@@ -1,0 +1,1 @@
+"""Numbers, units, expressions and structures of mathematics, read from text and compared."""
