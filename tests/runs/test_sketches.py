@@ -7,7 +7,7 @@ import sys
 import numpy as np
 
 from tinkersmith.data.near_duplicates import comparable, similarity
-from tinkersmith.runs.sketches import SIZE, estimated, end_to_end, most_alike, sketches_of
+from tinkersmith.runs.sketches import SIZE, end_to_end, estimated, most_alike, sketches_of
 
 NONE = np.zeros(0, np.uint32)
 WORDS = [
