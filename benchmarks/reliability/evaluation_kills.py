@@ -74,7 +74,13 @@ def main() -> int:
     return int(any(trial.broken for trial in trials))
 
 
-def stop_and_go_on(folder: Path, count: int, seed: int, questions: int = _QUESTIONS) -> list[Trial]:
+def stop_and_go_on(
+    folder: Path,
+    count: int,
+    seed: int,
+    questions: int = _QUESTIONS,
+    second_stops: float = SECOND_STOPS,
+) -> list[Trial]:
     """Run so many trials, and compare each with an undisturbed evaluation."""
     write_test_set(folder / "test.json", questions)
     # The bundled model is always there; the engine wants one that it is told.
@@ -93,7 +99,7 @@ def stop_and_go_on(folder: Path, count: int, seed: int, questions: int = _QUESTI
             trial = Trial(number)
             begun = time.monotonic()
             try:
-                _run(trial, project, counter, rng, pace)
+                _run(trial, project, counter, rng, pace, second_stops)
                 if project.results(str(number)) != expected:
                     trial.broken.append("results: they differ")
             except Exception as error:  # the other trials go on
@@ -278,11 +284,16 @@ def _set(*settings: str) -> list[str]:
 
 
 def _run(
-    trial: Trial, project: Project, counter: PromptCounter, rng: random.Random, pace: float
+    trial: Trial,
+    project: Project,
+    counter: PromptCounter,
+    rng: random.Random,
+    pace: float,
+    second_stops: float,
 ) -> None:
     name = str(trial.number)
     output = project.folder / f"{name}.json"
-    stops = 2 if rng.random() < SECOND_STOPS else 1
+    stops = 2 if rng.random() < second_stops else 1
     answered: Counter[str] = Counter()  # questions, by how many models have answered them
     for _ in range(stops):
         process = project.start_evaluation(name)

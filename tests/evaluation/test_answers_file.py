@@ -173,17 +173,14 @@ def test_a_full_disk_is_said_and_leaves_whole_lines(tmp_path: Path, monkeypatch:
 
 def test_what_changed_is_named():
     file = Path("x")
-    from tinkersmith.evaluation.answers_file import Stored
-
-    stored = Stored(FACTS, VERSIONS, {}, {}, 0, False)
-    assert changed_facts(stored, FACTS) == []
+    assert changed_facts(FACTS, FACTS) == []
     changed = {**FACTS, "SEED": 2, "the tokenizer digest": "abd", "model_path": "tinker://d"}
-    assert changed_facts(stored, changed) == [
+    assert changed_facts(FACTS, changed) == [
         "model_path is 'tinker://d'; it was 'tinker://a/b/c'",
         "SEED is 2; it was 1",
         "the tokenizer changed",
     ]
-    assert changed_facts(stored, {k: v for k, v in FACTS.items() if k != "SEED"}) == [
+    assert changed_facts(FACTS, {k: v for k, v in FACTS.items() if k != "SEED"}) == [
         "SEED is None; it was 1"
     ]
     assert unfinished_file(file / "a.json").name == "a.unfinished.jsonl"

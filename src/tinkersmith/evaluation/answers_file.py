@@ -123,11 +123,11 @@ def stored_answers(file: Path) -> Stored | None:
     )
 
 
-def changed_facts(stored: Stored, facts: Mapping[str, Any]) -> list[str]:
+def changed_facts(former: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
     """What decides an answer now and is not as it was then, each the end of a sentence."""
     different: list[str] = []
-    for name in dict.fromkeys([*facts, *stored.facts]):
-        now, then = facts.get(name), stored.facts.get(name)
+    for name in dict.fromkeys([*facts, *former]):
+        now, then = facts.get(name), former.get(name)
         if now == then:
             continue
         if name.endswith("digest"):

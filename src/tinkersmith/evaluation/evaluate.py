@@ -91,6 +91,9 @@ def evaluate(
             whole_set = read_question_set(test_file, settings)
         model = find_trained_model(settings, model_path, base_model)
         question_set = limited(whole_set, limit, model.settings.seed)
+        choices = _choices(model, limit, compare_base)
+        if stored is not None:  # before anything is started
+            _refuse_changes(unfinished_file(output_file), stored, choices, partly=True)
         for line in _model_lines(model):
             progress.say(line)
         for line in question_set_lines(question_set, model.settings.seed, str(output_file)):
@@ -115,9 +118,11 @@ def evaluate(
                     service.max_context,
                     progress.say,
                 )
-            facts = _facts(model, template, tokenizer, questions, limit, compare_base, progress)
+            facts = choices | _contents(model, template, tokenizer, questions, progress)
             if stored is not None:
-                _compare(unfinished_file(output_file), stored, facts, progress.say)
+                _refuse_changes(unfinished_file(output_file), stored, facts)
+                for line in _going_on_lines(unfinished_file(output_file), stored):
+                    progress.say(line)
             asking = Asking(service, template, tokenizer, model.settings)
             with _answers(output_file, stored, facts, again) as file:
                 work = _Work(asking, questions, file, stored)
@@ -223,16 +228,27 @@ def _command(
     return command_line("evaluate", *words, *options, "--resume")
 
 
-def _facts(
+def _choices(model: ModelReference, limit: int | None, compare_base: bool) -> dict[str, Any]:
+    """What decides an answer, as far as the user chooses it."""
+    settings = model.settings
+    sampling = [name for name in settings.model_dump() if name.startswith("sampling_")]
+    return {
+        "model_path": model.sampler_path,
+        "base_model": model.base_model,
+        "--limit": limit or 0,
+        "--compare-base": compare_base,
+        **{name.upper(): getattr(settings, name) for name in [*sampling, "seed", "backend"]},
+    }
+
+
+def _contents(
     model: ModelReference,
     template: "PromptTemplate",
     tokenizer: "TextTokenizer",
     questions: Questions,
-    limit: int | None,
-    compare_base: bool,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Everything that decides an answer."""
+    """What else decides an answer: digests of weights, prompts and tokens."""
     folder = local_model_folder(model.base_model)
     fingerprint = None
     if folder is not None:
@@ -241,18 +257,11 @@ def _facts(
                 fingerprint = base_fingerprint(folder)
             except ValueError as error:
                 raise UserError(f"{model.base_model}: {error}. Copy its files again.") from None
-    settings = model.settings
-    sampling = [name for name in settings.model_dump() if name.startswith("sampling_")]
     return {
-        "model_path": model.sampler_path,
-        "base_model": model.base_model,
         "the weights of the base model digest": fingerprint,
         "the tokenizer digest": digest_of(tokenizer.serialised()),
         "the prompt template digest": template_digest(template.to_json()),
         "the test questions digest": questions.digest,
-        "--limit": limit or 0,
-        "--compare-base": compare_base,
-        **{name.upper(): getattr(settings, name) for name in [*sampling, "seed", "backend"]},
     }
 
 
@@ -260,26 +269,34 @@ def _versions() -> dict[str, str]:
     return {"tinkersmith": __version__, "tinker": version("tinker")}
 
 
-def _compare(
-    file: Path, stored: Stored, facts: Mapping[str, Any], say: Callable[[str], None]
+def _refuse_changes(
+    file: Path, stored: Stored, facts: Mapping[str, Any], *, partly: bool = False
 ) -> None:
-    """Say what is gone on with.
+    """Refuse to go on under other settings.
+
+    Args:
+        partly: `facts` are not all that decide an answer.
 
     Raises:
-        UserError: other settings decide the answers now.
+        UserError: something differs; the sentence says what.
     """
-    different = changed_facts(stored, facts)
+    names = facts if partly else {**facts, **stored.facts}
+    different = changed_facts({name: stored.facts.get(name) for name in names}, facts)
     if different:
         raise UserError(
             f"The answers in {file} were given under other settings: {'; '.join(different)}. Undo "
             "that, or remove the file to begin anew."
         )
-    say(f"Going on with {counted(stored.count, 'answer')} from {file}.")
+
+
+def _going_on_lines(file: Path, stored: Stored) -> list[str]:
+    lines = [f"Going on with {counted(stored.count, 'answer')} from {file}."]
     if stored.torn:
-        say("  Its last line was cut short and is dropped: that question is asked again.")
+        lines.append("  Its last line was cut short and is dropped: that question is asked again.")
     for name, now in _versions().items():
         if (then := stored.versions.get(name)) != now:
-            say(f"  {name} is {now}; it was {then}. Answers can differ in details.")
+            lines.append(f"  {name} is {now}; it was {then}. Answers can differ in details.")
+    return lines
 
 
 def _complete(stored: Stored | None, model: str, draws: int) -> dict[str, list[Answer]]:
