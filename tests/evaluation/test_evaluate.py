@@ -94,7 +94,11 @@ def test_a_prompt_without_room_for_an_answer_is_skipped_and_named(small: SmallRu
         "unusable_samples": 0,
         "prompts_too_long": 1,
         "evaluated": 10,
+        "plain_texts": 0,
+        "conversations": 0,
+        "distinct_questions": 10,
         "overlap_with_training": 1,
+        "near_duplicates_of_training": 0,
     }
 
 
@@ -249,22 +253,23 @@ def test_a_field_named_answer_is_the_expected_final_answer(small: SmallRun, tmp_
         output_file=tmp_path / "out.json",
         say=lambda _: None,
     )
-    assert [record.expected_answer for record in result.trained.records] == ["2", "1999"]
+    assert [record.expected_answer for record in result.trained.records] == ["2", "true"]
 
 
 def test_nan_as_an_answer_is_missing_and_plain_text_is_left_out(small: SmallRun, tmp_path: Path):
     file = tmp_path / "odd.json"
     record = {"instruction": "Add.", "output": "Answer: 3", "answer": float("nan")}
-    file.write_text(json.dumps([record, {**record, "answer": ["5", "five"]}, {"text": "One."}]))
+    several, unused = ({**record, "answer": value} for value in (["5", "five"], {"value": 5}))
+    file.write_text(json.dumps([record, several, unused, {"text": "One."}]))
     said: list[str] = []
     result = evaluate(
         small.settings, test_file=str(file), output_file=tmp_path / "out.json", say=said.append
     )
-    assert [record.expected_answer for record in result.trained.records] == ["3", "3"]
+    assert [record.expected_answer for record in result.trained.records] == ["3", "5", "3"]
     shown = "\n".join(said)
     assert 'In 1 sample: its "answer" is NaN, which counts as missing' in shown
-    assert 'In 1 sample: its "answer" is a list and is not used' in shown
-    assert "1 sample is plain text, which asks nothing, and left out." in shown
+    assert 'In 1 sample: its "answer" is an object and is not used' in shown
+    assert "1 sample is plain text, which asks nothing, and left out: " in shown
     file.write_text(json.dumps(["One.", "Two."]))
     with pytest.raises(UserError, match=r"odd\.json holds plain text alone"):
         evaluate(small.settings, test_file=str(file), output_file=tmp_path / "out.json")

@@ -40,6 +40,7 @@ from tinkersmith.files import write_json
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress
 from tinkersmith.runs.folder import RunFolder
+from tinkersmith.runs.trained_questions import QuestionCollector
 from tinkersmith.settings.fields import Settings
 from tinkersmith.text.thoughts import ThoughtCounts, count_thoughts
 from tinkersmith.text.tokenize import (
@@ -77,6 +78,12 @@ class SamplesInMemory:
     @cached_property
     def _thoughts(self) -> ThoughtCounts:
         return count_thoughts(self.training, self.train_on)
+
+    def questions(self) -> QuestionCollector:
+        collector = QuestionCollector(self.train_on)
+        for sample in self.training:
+            collector.add(sample)
+        return collector
 
     def find(self, sources: Collection[Source]) -> dict[Source, Sample]:
         return {sample.source: sample for sample in self.training if sample.source in sources}

@@ -13,6 +13,7 @@ from tinkersmith.batches.summary import DataSummary
 from tinkersmith.data.samples import Sample, Source
 from tinkersmith.progress import Progress
 from tinkersmith.runs.folder import RunFolder
+from tinkersmith.runs.trained_questions import QuestionCollector
 from tinkersmith.settings.fields import Settings
 from tinkersmith.text.templates import PromptTemplate
 from tinkersmith.text.thoughts import ThoughtCounts
@@ -53,6 +54,10 @@ class DataSource(Protocol):
     @property
     def thoughts(self) -> ThoughtCounts:
         """How many of the samples to train on have a thought."""
+        ...
+
+    def questions(self) -> QuestionCollector:
+        """What the samples to train on ask."""
         ...
 
     def find(self, sources: Collection[Source]) -> dict[Source, Sample]:

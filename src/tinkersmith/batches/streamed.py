@@ -37,6 +37,7 @@ from tinkersmith.files import write_json
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress
 from tinkersmith.runs.folder import RunFolder
+from tinkersmith.runs.trained_questions import QuestionCollector
 from tinkersmith.settings.fields import Settings
 from tinkersmith.text.thoughts import ThoughtCounts
 from tinkersmith.text.token_cache import ChunkTokens, TokenCache
@@ -54,10 +55,14 @@ class SampleStream:
     files: LargeFiles
     thoughts: ThoughtCounts
     weights: dict[str, float]  # of DATA_FILES, if any
+    asked: QuestionCollector
 
     @property
     def first(self) -> Sample:
         return self.files.first
+
+    def questions(self) -> QuestionCollector:
+        return self.asked
 
     def find(self, sources: Collection[Source]) -> dict[Source, Sample]:
         wanted: dict[str, list[int]] = {}
@@ -97,6 +102,12 @@ def open_stream(settings: Settings, progress: Progress) -> SampleStream:
         UserError: see `scan`.
     """
     thoughts = ThoughtCounts(train_on=settings.train_on)
+    asked = QuestionCollector(settings.train_on)
+
+    def count(sample: Sample) -> None:
+        thoughts.add(sample)
+        asked.add(sample)
+
     files = scan(
         settings.training_files,
         settings.validation_files,
@@ -105,9 +116,9 @@ def open_stream(settings: Settings, progress: Progress) -> SampleStream:
         progress,
         settings.columns,
         encoding=settings.encoding,
-        each=thoughts.add,
+        each=count,
     )
-    return SampleStream(files, thoughts, settings.file_weights)
+    return SampleStream(files, thoughts, settings.file_weights, asked)
 
 
 class TokenStream:

@@ -8,6 +8,7 @@ from tinkersmith.cli.common import add_settings_options, user_settings
 from tinkersmith.cli.entry_point import COMMANDS, run_entry_point
 from tinkersmith.evaluation.evaluate import evaluate
 from tinkersmith.paths import data_file_seen_from_here, seen_from_here
+from tinkersmith.training.interruption import interruption
 
 
 def evaluate_command(
@@ -48,18 +49,27 @@ def evaluate_command(
     parser.add_argument(
         "--output", default=output_file, metavar="FILE", help="default: %(default)s"
     )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with an evaluation that was stopped"
+    )
     add_settings_options(parser)
     wanted = parser.parse_args(argv)
 
     def act() -> None:
-        evaluate(
-            user_settings(wanted.config, wanted.set, folder),
-            model_path=wanted.model_path,
-            test_file=wanted.test_data,
-            base_model=wanted.base_model,
-            compare_base=wanted.compare_base,
-            limit=wanted.limit,
-            output_file=wanted.output,
-        )
+        options = [] if not wanted.config else ["--config", wanted.config]
+        options += [word for override in wanted.set for word in ("--set", override)]
+        with interruption() as signals:
+            evaluate(
+                user_settings(wanted.config, wanted.set, folder),
+                model_path=wanted.model_path,
+                test_file=wanted.test_data,
+                base_model=wanted.base_model,
+                compare_base=wanted.compare_base,
+                limit=wanted.limit,
+                output_file=wanted.output,
+                resume=wanted.resume,
+                options=options,
+                check=signals.check,
+            )
 
     return run_entry_point(act)

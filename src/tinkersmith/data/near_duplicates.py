@@ -129,7 +129,7 @@ class Signatures:
         self._minhash.clear()
         for start in range(0, len(grams), _AT_ONCE):
             # The upper half of a mixed 64-bit hash; MinHash takes 32 bits.
-            upper = (_mixed(grams[start : start + _AT_ONCE]) >> np.uint64(32)).tolist()
+            upper = (mixed(grams[start : start + _AT_ONCE]) >> np.uint64(32)).tolist()
             self._minhash.update_batch(upper)
         self._waiting.append(self._minhash.hashvalues)
         if len(self._waiting) == _BLOCK:
@@ -258,7 +258,7 @@ class Signatures:
         minima = np.stack(self._waiting)  # (N, bands * rows)
         self._waiting = []
         in_bands = minima.astype(np.uint64).reshape(len(minima), self.bands, self.rows)
-        self._keys += _mixed((_mixed(in_bands) * self._factors).sum(axis=2)).tobytes()
+        self._keys += mixed((mixed(in_bands) * self._factors).sum(axis=2)).tobytes()
         # Eight bits of a minimum estimate as well as all (Li & Koenig 2010, b-bit minwise hashing).
         self._sketches += minima.astype(np.uint8).tobytes()
 
@@ -432,7 +432,7 @@ def _equal(keys: np.ndarray, other_keys: np.ndarray) -> np.ndarray:
     return np.concatenate(pairs)
 
 
-_POWERS = np.array([pow(0x9E3779B97F4A7C15, power, 2**64) for power in range(GRAM)], np.uint64)
+POWERS = np.array([pow(0x9E3779B97F4A7C15, power, 2**64) for power in range(GRAM)], np.uint64)
 
 
 def _gram_hashes(text: str) -> np.ndarray:
@@ -442,7 +442,7 @@ def _gram_hashes(text: str) -> np.ndarray:
     count = max(len(code_points) - GRAM + 1, min(len(code_points), 1))
     hashes = np.zeros(count, dtype=np.uint64)
     for place in range(min(GRAM, len(code_points))):
-        hashes += code_points[place : place + count] * _POWERS[place]
+        hashes += code_points[place : place + count] * POWERS[place]
     return hashes
 
 
@@ -456,7 +456,7 @@ def _jaccard(grams: np.ndarray, others: np.ndarray) -> float:
     return shared / union if union else 1.0
 
 
-def _mixed(values: np.ndarray) -> np.ndarray:
+def mixed(values: np.ndarray) -> np.ndarray:
     """SplitMix64's finalizer (Steele, Lea & Flood 2014): every bit depends on all."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

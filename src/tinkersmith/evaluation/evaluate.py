@@ -1,40 +1,52 @@
-"""A trained model and a test file -> scores with intervals, and evaluation_results.json.
+"""A trained model and a test file -> scores with intervals, and the files that hold them.
 
 The prompts use the template of the model's own run, so training and test have the same format.
+Answers are on disk as they come: an evaluation that is stopped goes on where it was.
 """
 
-import datetime as dt
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinkersmith.data.large_files import iterate_samples
-from tinkersmith.data.load import LoadedSamples, load_samples
-from tinkersmith.data.report import note_lines, read_lines, skipped_lines
-from tinkersmith.data.samples import Sample, Skipped, Source, overlap
+from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError
-from tinkersmith.evaluation.results import EvaluationResult, Record, Scored, named, report
-from tinkersmith.files import write_json
-from tinkersmith.grading.scoring import score_and_grade
+from tinkersmith.evaluation.answers_file import (
+    AnswersFile,
+    Stored,
+    changed_facts,
+    refuse_answers,
+    stored_answers,
+    unfinished_file,
+)
+from tinkersmith.evaluation.asking import Asking, ask_all
+from tinkersmith.evaluation.leaks import leak_lines, leaks_from
+from tinkersmith.evaluation.question_set import (
+    limited,
+    question_set_lines,
+    questions_in,
+    read_question_set,
+)
+from tinkersmith.evaluation.questions import Answer, Question, Questions
+from tinkersmith.evaluation.result_files import About, check_results_writable, write_results
+from tinkersmith.evaluation.results import EvaluationResult, Scored, report
+from tinkersmith.fingerprint import base_fingerprint
+from tinkersmith.models import local_model_folder
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress, watched
+from tinkersmith.runs.provenance import digest_of, template_digest
 from tinkersmith.runs.trained_model import ModelReference, find_trained_model
-from tinkersmith.service.connection import ServerGone, Service, open_service
-from tinkersmith.service.reconnection import Reconnection
+from tinkersmith.service.connection import open_service
 from tinkersmith.settings.fields import Settings
 from tinkersmith.settings.reading import settings_from
+from tinkersmith.version import __version__
 
 if TYPE_CHECKING:
-    import numpy as np
-    import tinker
-
     from tinkersmith.text.templates import PromptTemplate
     from tinkersmith.text.tokenizer import TextTokenizer
-
-_IN_FLIGHT = 256  # prompts sent before the first answer is awaited
 
 
 def evaluate(
@@ -46,6 +58,9 @@ def evaluate(
     compare_base: bool = False,
     limit: int | None = None,
     output_file: str | Path = "evaluation_results.json",
+    resume: bool = False,
+    options: Sequence[str] = (),
+    check: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = print,
 ) -> EvaluationResult:
     """Answer all prompts of a test file with a trained model, and score the answers.
@@ -55,265 +70,277 @@ def evaluate(
         base_model: for a path that no run folder knows.
         compare_base: also score the untouched base model.
         limit: use only so many samples, chosen by SEED.
+        resume: go on with an evaluation that was stopped, with the same settings.
+        options: of the command line, such as --set: for the command that goes on.
+        check: called while the server is waited for; raises to end the work.
         say: prints a line.
 
     Raises:
-        UserError: one sentence about what is wrong. Nothing is written then.
+        UserError: one sentence about what is wrong. No results are written then; answers that
+            came already are kept.
     """
     output_file = Path(output_file)
-    _check_output(output_file)
+    check_results_writable(output_file)
+    again = _command(model_path, test_file, base_model, compare_base, limit, output_file, options)
+    stored = _stored(unfinished_file(output_file), resume, again)
+    if stored is not None and not model_path:  # not a run that was made in the meantime
+        model_path = str(stored.facts.get("model_path", ""))
     with watched(say) as progress:
         settings = settings or settings_from({})
         with progress.doing("reading the test set"):
-            loaded = load_samples([test_file], settings.columns, settings.encoding)
-        asking = [sample for sample in loaded.samples if sample.turns[-1].role != "text"]
-        if not asking:
-            raise UserError(
-                f"{test_file} holds plain text alone, which asks nothing. Name a file of questions "
-                "with their answers."
-            )
+            whole_set = read_question_set(test_file, settings)
         model = find_trained_model(settings, model_path, base_model)
-        samples = _choose(asking, limit, model.settings.seed)
-        for line in _report_test_set(loaded, len(samples), model, output_file):
+        question_set = limited(whole_set, limit, model.settings.seed)
+        choices = _choices(model, limit, compare_base)
+        if stored is not None:  # before anything is started
+            _refuse_changes(unfinished_file(output_file), stored, choices, partly=True)
+        for line in _model_lines(model):
+            progress.say(line)
+        for line in question_set_lines(question_set, model.settings.seed, str(output_file)):
             progress.say(line)
         with progress.doing("comparing the test set with the training data"):
-            shared = _overlap_with_training(model, samples)
-        progress.say(_report_overlap(shared, len(samples)))
+            leaks = leaks_from(model.run, question_set.samples)
+        for line in leak_lines(leaks, len(question_set.samples)):
+            progress.say(line)
         with open_service(
             model.settings, base_model=model.base_model, progress=progress
         ) as service:
+            service.check = check
             with progress.doing("loading the tokenizer"):
                 tokenizer = service.tokenizer()
             template = model.template(tokenizer)
-            with progress.doing(f"tokenising {counted(len(samples), 'prompt')}"):
-                samples, unusable = _usable(samples, template)
-                asked, too_long = _fitting_prompts(
-                    samples, template, tokenizer, service.max_context
+            with progress.doing(f"tokenising {counted(len(question_set.samples), 'prompt')}"):
+                questions, unusable = questions_in(
+                    question_set,
+                    template,
+                    tokenizer,
+                    model.settings,
+                    service.max_context,
+                    progress.say,
                 )
-            for line in _report_unusable(unusable):
-                progress.say(line)
-            if not samples:
-                raise UserError(f"Not one sample of {test_file} can be used. {unusable[0]}.")
-            if too_long:
-                progress.say(_report_too_long(too_long, service.max_context))
-            if not asked:
-                raise UserError(f"Not one prompt of {test_file} fits into the model's context.")
-            asker = _Asker(service, template, tokenizer, model.settings, progress)
-            trained = asker.ask(model.sampler_path, asked)
-            base = asker.ask(None, asked) if compare_base else None
-    result = EvaluationResult(
-        model.sampler_path, model.base_model, trained, base, too_long, shared, output_file
-    )
-    _write(result, model, template, loaded, unusable, test_file, limit)
+            facts = choices | _contents(model, template, tokenizer, questions, progress)
+            if stored is not None:
+                _refuse_changes(unfinished_file(output_file), stored, facts)
+                for line in _going_on_lines(unfinished_file(output_file), stored):
+                    progress.say(line)
+            asking = Asking(service, template, tokenizer, model.settings)
+            with _answers(output_file, stored, facts, again) as file:
+                work = _Work(asking, questions, file, stored)
+                about = About(
+                    model=model,
+                    template_name=template.name,
+                    question_set=question_set,
+                    questions=questions,
+                    unusable=unusable,
+                    max_context=service.max_context,
+                    versions=_versions(),
+                )
+                with _explained(file.path, work, again, progress.say):
+                    result = EvaluationResult(
+                        model_path=model.sampler_path,
+                        base_model=model.base_model,
+                        trained=work.scored("trained", model.sampler_path),
+                        base=work.scored("base", None) if compare_base else None,
+                        too_long=questions.too_long,
+                        leaks=leaks,
+                        output_file=output_file,
+                    )
+                    write_results(result, about)
+                file.remove()
     for line in report(result, model.settings.sampling_max_tokens):
         say(line)
     return result
 
 
-# ---- prompts
+@dataclass(slots=True)
+class _Work:
+    """The questions of an evaluation, and the file that its answers go to."""
 
+    asking: Asking
+    questions: Questions
+    file: AnswersFile
+    stored: Stored | None
 
-def _check_output(file: Path) -> None:
-    """Raise UserError now if the file could not be written after all the sampling."""
-    try:
-        if file.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        probe = file.with_name(f".{file.name}.probe")
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise _not_written(file, error) from None
+    answered: int = 0  # answers to questions, of both models
 
+    def scored(self, model: str, model_path: str | None) -> Scored:
+        """One model's answers to all questions; None is the base model."""
+        known = _complete(self.stored, model, self.asking.draws)
+        self.answered += len(known)
+        before = self.stored.seconds.get(model, 0.0) if self.stored else 0.0
+        begun = time.monotonic()
 
-def _not_written(file: Path, error: OSError) -> UserError:
-    return UserError(
-        f"{file} cannot be written: {error.strerror}. Name another file with --output."
-    )
+        def write_down(question: Question, answers: Sequence[Answer]) -> None:
+            self.file.add(model, question, answers, before + time.monotonic() - begun)
+            self.answered += 1
 
-
-def _choose(samples: list[Sample], limit: int | None, seed: int) -> list[Sample]:
-    """At most `limit` samples, chosen by the seed alone, in the order of the file."""
-    if not limit:
-        return samples
-    if limit < 0:
-        raise UserError(f"The limit is {limit}; it must be at least 1, or 0 for all samples.")
-    import numpy as np
-
-    order = np.random.default_rng(seed).permutation(len(samples))
-    return [samples[index] for index in sorted(order[:limit])]
-
-
-def _overlap_with_training(
-    model: ModelReference, samples: list[Sample]
-) -> list[tuple[Source, Source]] | None:
-    if model.run is None:
-        return None
-    try:
-        trained_with = model.run.settings()
-        trained = iterate_samples(
-            trained_with.training_files, trained_with.columns, trained_with.encoding
+        records = ask_all(
+            self.asking,
+            lambda: self.asking.service.create_sampling_client(model_path),
+            self.questions.asked,
+            who="the trained model" if model_path else "the base model",
+            known=known,
+            on_answer=write_down,
         )
-        return overlap(trained, samples)
-    except UserError:  # the training data has gone since
-        return None
+        return Scored(records, before + time.monotonic() - begun)
 
 
-def _usable(
-    samples: list[Sample], template: "PromptTemplate"
-) -> tuple[list[Sample], list[Skipped]]:
-    """The samples that can be asked and have an answer to compare with, and the others.
+# ---- going on with an evaluation
 
-    Training leaves the others out, too: the template refuses them, or their thoughts contradict.
+
+def _stored(file: Path, resume: bool, again: str) -> Stored | None:
+    """The answers to go on with; None to begin.
+
+    Raises:
+        UserError: there are answers and `resume` is not wanted, or the other way round.
     """
-    from tinkersmith.text.pieces import UnusableSample, naming
-    from tinkersmith.text.thoughts import check_answer
-
-    usable: list[Sample] = []
-    others: list[Skipped] = []
-    for sample in samples:
-        try:
-            with naming(sample):
-                check_answer(sample.turns[-1], template.keeps_thoughts)
-            template.render_prompt(sample)
-            usable.append(sample)
-        except UnusableSample as error:
-            others.append(Skipped(sample.source, "", error.reason, ""))
-    return usable, others
+    stored = stored_answers(file)
+    if not resume:
+        if stored is not None:
+            refuse_answers(file, stored, again)
+        return None
+    if stored is None and not file.exists():
+        raise UserError(
+            f"--resume has no effect: no evaluation was stopped, as there is no {file}. Leave "
+            "--resume out."
+        )
+    return stored
 
 
-def _fitting_prompts(
-    samples: list[Sample],
+def _command(
+    model_path: str,
+    test_file: str,
+    base_model: str,
+    compare_base: bool,
+    limit: int | None,
+    output_file: Path,
+    options: Sequence[str],
+) -> str:
+    """The command that goes on with this evaluation."""
+    words = [
+        *(["--model-path", model_path] if model_path else []),
+        *["--test-data", test_file],
+        *(["--base-model", base_model] if base_model else []),
+        *(["--compare-base"] if compare_base else []),
+        *(["--limit", str(limit)] if limit else []),
+        *["--output", str(output_file)],
+    ]
+    return command_line("evaluate", *words, *options, "--resume")
+
+
+def _choices(model: ModelReference, limit: int | None, compare_base: bool) -> dict[str, Any]:
+    """What decides an answer, as far as the user chooses it."""
+    settings = model.settings
+    sampling = [name for name in settings.model_dump() if name.startswith("sampling_")]
+    return {
+        "model_path": model.sampler_path,
+        "base_model": model.base_model,
+        "--limit": limit or 0,
+        "--compare-base": compare_base,
+        **{name.upper(): getattr(settings, name) for name in [*sampling, "seed", "backend"]},
+    }
+
+
+def _contents(
+    model: ModelReference,
     template: "PromptTemplate",
     tokenizer: "TextTokenizer",
-    max_context: int | None,
-) -> "tuple[list[tuple[Sample, np.ndarray]], list[Source]]":
-    rows = tokenizer.encode_batch([template.render_prompt(sample) for sample in samples])
-    pairs = list(zip(samples, rows, strict=True))
-    if max_context is None:
-        return pairs, []
-    too_long = [sample.source for sample, row in pairs if len(row) >= max_context]
-    return [(sample, row) for sample, row in pairs if len(row) < max_context], too_long
+    questions: Questions,
+    progress: Progress,
+) -> dict[str, Any]:
+    """What else decides an answer: digests of weights, prompts and tokens."""
+    folder = local_model_folder(model.base_model)
+    fingerprint = None
+    if folder is not None:
+        with progress.doing(f"reading the base model in {folder}"):
+            try:
+                fingerprint = base_fingerprint(folder)
+            except ValueError as error:
+                raise UserError(f"{model.base_model}: {error}. Copy its files again.") from None
+    return {
+        "the weights of the base model digest": fingerprint,
+        "the tokenizer digest": digest_of(tokenizer.serialised()),
+        "the prompt template digest": template_digest(template.to_json()),
+        "the test questions digest": questions.digest,
+    }
 
 
-@dataclass(frozen=True, slots=True)
-class _Asker:
-    """Gets answers from a model and scores them."""
+def _versions() -> dict[str, str]:
+    return {"tinkersmith": __version__, "tinker": version("tinker")}
 
-    service: Service
-    template: "PromptTemplate"
-    tokenizer: "TextTokenizer"
-    settings: Settings
-    progress: Progress
 
-    def ask(self, model_path: str | None, asked: "list[tuple[Sample, np.ndarray]]") -> Scored:
-        """One model's answers to all prompts. Many requests are under way at a time."""
-        start = time.monotonic()
-        client = self.service.create_sampling_client(model_path)
-        reconnection = Reconnection(self.service)
-        records: list[Record] = []
-        under_way: deque[tuple[Sample, np.ndarray, Any]] = deque()
-        answered = 0
-        who = "the trained model" if model_path else "the base model"
-        with self.progress.doing(f"asking {who}") as task:
+def _refuse_changes(
+    file: Path, stored: Stored, facts: Mapping[str, Any], *, partly: bool = False
+) -> None:
+    """Refuse to go on under other settings.
 
-            def take_answer() -> None:
-                nonlocal answered, client, records
-                sample, _, pending = under_way[0]
-                try:
-                    records += self._records(sample, pending)
-                except ServerGone as failure:
-                    reconnection.after(failure, f"asking {who}")
-                    self.progress.say(f"  {failure} Asking again from sample {answered + 1:,} on.")
-                    client = self.service.create_sampling_client(model_path)
-                    again = [(sample, prompt) for sample, prompt, _ in under_way]
-                    under_way.clear()
-                    for sample, prompt in again:
-                        under_way.append((sample, prompt, self._send(client, prompt)))
-                    return
-                under_way.popleft()
-                reconnection.progressed()
-                answered += 1
-                state = f"Asking {who}: {answered:,}/{len(asked):,}"
-                self.progress.reached(task, state, answered / len(asked))
+    Args:
+        partly: `facts` are not all that decide an answer.
 
-            for sample, prompt in asked:
-                while len(under_way) >= _IN_FLIGHT:
-                    take_answer()
-                under_way.append((sample, prompt, self._send(client, prompt)))
-            while under_way:
-                take_answer()
-        return Scored(records, time.monotonic() - start)
-
-    def _send(self, client: "tinker.SamplingClient", prompt: "np.ndarray") -> Any:
-        from tinkersmith.service.answers import request_answers
-
-        greedy = self.settings.sampling_temperature == 0  # all answers would be the same
-        return request_answers(
-            client,
-            prompt,
-            self.settings,
-            self.template,
-            self.tokenizer,
-            self.service.max_context,
-            1 if greedy else self.settings.sampling_num_samples,
+    Raises:
+        UserError: something differs; the sentence says what.
+    """
+    names = facts if partly else {**facts, **stored.facts}
+    different = changed_facts({name: stored.facts.get(name) for name in names}, facts)
+    if different:
+        raise UserError(
+            f"The answers in {file} were given under other settings: {'; '.join(different)}. Undo "
+            "that, or remove the file to begin anew."
         )
 
-    def _records(self, sample: Sample, pending: Any) -> list[Record]:
-        from tinkersmith.service.answers import answer_within
-        from tinkersmith.text.guards import unguarded
-        from tinkersmith.text.thoughts import answer_alone
 
-        answered = self.service.wait(pending, f"answering {sample.source}")
-        expected = answer_alone(sample.turns[-1])
-        named = sample.extra.get("answer")
-        records: list[Record] = []
-        for draw, sequence in enumerate(answered.sequences, start=1):
-            produced = answer_within(sequence.tokens, self.template, self.tokenizer)
-            scores, outcome = score_and_grade(
-                expected, produced, named, cut=str(sequence.stop_reason) == "length"
-            )
-            records.append(
-                Record(
-                    source=sample.source,
-                    prompt=unguarded(self.template.render_prompt(sample)),
-                    expected=expected,
-                    expected_answer=outcome.expected_answer,
-                    produced=produced,
-                    scores=scores,
-                    stop_reason=str(sequence.stop_reason),
-                    final_answer=outcome.final_answer,
-                    rule=outcome.rule,
-                    kind=outcome.kind,
-                    tokens=len(sequence.tokens),
-                    draw=draw,
-                )
-            )
-        return records
+def _going_on_lines(file: Path, stored: Stored) -> list[str]:
+    lines = [f"Going on with {counted(stored.count, 'answer')} from {file}."]
+    if stored.torn:
+        lines.append("  Its last line was cut short and is dropped: that question is asked again.")
+    for name, now in _versions().items():
+        if (then := stored.versions.get(name)) != now:
+            lines.append(f"  {name} is {now}; it was {then}. Answers can differ in details.")
+    return lines
 
 
-# ---- what is printed and written
+def _complete(stored: Stored | None, model: str, draws: int) -> dict[str, list[Answer]]:
+    """The questions with all their draws."""
+    answers = stored.answers.get(model, {}) if stored else {}
+    return {
+        question: drawn
+        for question, drawn in answers.items()
+        if [answer.draw for answer in drawn] == list(range(1, draws + 1))
+    }
 
 
-def _report_test_set(
-    loaded: LoadedSamples, chosen: int, model: ModelReference, output_file: Path
-) -> list[str]:
-    first, *others = read_lines(loaded.counts, [], loaded.shapes)
-    texts = sum(sample.turns[-1].role == "text" for sample in loaded.samples)
-    count = len(loaded.samples) - texts
+@contextmanager
+def _answers(
+    output_file: Path, stored: Stored | None, facts: Mapping[str, Any], again: str
+) -> Generator[AnswersFile, None, None]:
+    path = unfinished_file(output_file)
+    file = AnswersFile(path, facts, _versions(), "" if stored else again)
+    try:
+        yield file
+    finally:
+        file.close()
+
+
+@contextmanager
+def _explained(
+    file: Path, work: _Work, again: str, say: Callable[[str], None]
+) -> Generator[None, None, None]:
+    """Whatever ends the asking says how to go on."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{error} Go on with: {again}") from None
+    except (KeyboardInterrupt, SystemExit):
+        total = counted(len(work.questions.asked), "question")
+        say(f"\nStopped. {work.answered:,} answers to {total} are in {file}. Go on with: {again}")
+        raise
+
+
+# ---- what is printed
+
+
+def _model_lines(model: ModelReference) -> list[str]:
     lines = [f"Model:    {model.sampler_path} ({model.name}, on {model.base_model})"]
-    lines.append(f"Test set: {first[0].lower()}{first[1:]}")
-    lines += [f"  {line}" for line in [*others, *loaded.said]]
-    if texts:
-        who = counted(texts, "sample is", "samples are")
-        lines.append(f"  {who} plain text, which asks nothing, and left out.")
-    if chosen < count:
-        lines.append(
-            f"  Only {chosen:,} of them are used. SEED = {model.settings.seed} chooses the same "
-            "ones every time."
-        )
-    skipped = skipped_lines(loaded.skipped, len(loaded.skipped), str(output_file))
-    lines += [f"  {line}" for line in [*note_lines(loaded.notes), *skipped]]
     if model.run is None:
         lines.append(
             "  No run folder knows this path, so PROMPT_TEMPLATE = "
@@ -326,83 +353,3 @@ def _report_test_set(
             "Only one is sampled."
         )
     return lines
-
-
-def _report_unusable(unusable: list[Skipped]) -> list[str]:
-    if not unusable:
-        return []
-    who = counted(len(unusable), "sample cannot be used and is", "samples cannot be used and are")
-    first = skipped_lines(unusable, len(unusable))[1:]
-    return [f"{who} left out:", *first]
-
-
-def _report_too_long(sources: list[Source], max_context: int | None) -> str:
-    who = counted(len(sources), "prompt leaves", "prompts leave")
-    what = "It is" if len(sources) == 1 else "They are"
-    return (
-        f"{who} no space for an answer in the model's context of {max_context:,} tokens. {what} "
-        f"skipped: {named(sources)}."
-    )
-
-
-def _report_overlap(shared: list[tuple[Source, Source]] | None, n: int) -> str:
-    if shared is None:
-        return "Overlap with the training data is not checked: that data is not here."
-    if not shared:
-        return "No question of the test set is in the training data."
-    trained, tested = shared[0]
-    are = "is" if len(shared) == 1 else "are"
-    return (
-        f"Warning: {len(shared):,} of {counted(n, 'test question')} {are} also in the training "
-        f"data, so the rates are too good (the first: {tested} is {trained})."
-    )
-
-
-def _write(
-    result: EvaluationResult,
-    model: ModelReference,
-    template: "PromptTemplate",
-    loaded: LoadedSamples,
-    unusable: list[Skipped],
-    test_file: str,
-    limit: int | None,
-) -> None:
-    trained, base = result.trained, result.base
-    names = [name for name in model.settings.model_dump() if name.startswith("sampling_")]
-    content: dict[str, Any] = {
-        "model_path": result.model_path,
-        "run": model.name if model.run else None,
-        "base_model": result.base_model,
-        "test_file": test_file,
-        "created": dt.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "settings": {
-            name.upper(): getattr(model.settings, name) for name in [*names, "seed", "backend"]
-        },
-        "limit": limit or None,
-        "prompt_template": template.name,
-        "counts": {
-            "samples": len(loaded.samples),
-            "skipped_records": len(loaded.skipped),
-            "unusable_samples": len(unusable),
-            "prompts_too_long": len(result.too_long),
-            "evaluated": len({record.source for record in trained.records}),
-            "overlap_with_training": None if result.overlap is None else len(result.overlap),
-        },
-        **trained.to_json(),
-        "base": base.to_json() if base else None,
-        "skipped": [skipped.to_json() for skipped in loaded.skipped],
-        "unusable_samples": [
-            {"file": left.source.file, "record": left.source.record, "reason": left.reason}
-            for left in unusable
-        ],
-        "prompts_too_long": [str(source) for source in result.too_long],
-        "overlap_with_training": [
-            {"test": str(tested), "training": str(known)} for known, tested in result.overlap or []
-        ],
-        "samples": [record.to_json() for record in trained.records],
-        "base_samples": [record.to_json() for record in base.records] if base else [],
-    }
-    try:
-        write_json(result.output_file, content)
-    except OSError as error:
-        raise _not_written(result.output_file, error) from None

@@ -60,9 +60,16 @@ def answer_within(
     tokens: "Sequence[int]", template: PromptTemplate, tokenizer: TextTokenizer
 ) -> str:
     """The answer within generated tokens, without its thought; "" if the thought never ends."""
+    return template.answer(generated_text(tokens, template, tokenizer))
+
+
+def generated_text(
+    tokens: "Sequence[int]", template: PromptTemplate, tokenizer: TextTokenizer
+) -> str:
+    """The whole text of generated tokens, in the form that `template` finds the answer in."""
     if isinstance(template, ChatTemplate):
-        return template.answer(tokenizer.decode_all(tokens))
-    return template.answer(tokenizer.decode(tokens))
+        return tokenizer.decode_all(tokens)
+    return tokenizer.decode(tokens)
 
 
 def stop_tokens(template: PromptTemplate, tokenizer: TextTokenizer) -> list[int]:

@@ -13,6 +13,7 @@ import importlib
 import json
 import logging
 import os
+import queue
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.errors import UserError
@@ -43,6 +44,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 START_REACH = 5.0  # seconds for the first answer
 SLICE = 0.2  # seconds between two checks of the server while waiting
 CLOUD_PROBE_EVERY = 10.0  # seconds
+_Item = TypeVar("_Item")
 _LONGEST_PAUSE = 30.0  # seconds between two attempts
 
 
@@ -91,6 +93,18 @@ class Service:
                 done, _ = concurrent.futures.wait([future], timeout=SLICE)
                 if done:
                     return self._result(future, doing)
+                self._check(doing)
+
+    def next_of(self, arrived: "queue.SimpleQueue[_Item]", doing: str) -> _Item:
+        """The next item of a queue that callbacks of SDK futures fill; see `wait`.
+
+        Raises:
+            ServerGone: the server stopped answering.
+        """
+        while True:
+            try:
+                return arrived.get(timeout=SLICE)
+            except queue.Empty:
                 self._check(doing)
 
     def ask(self, call: Callable[[], Any], doing: str) -> Any:

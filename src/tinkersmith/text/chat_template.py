@@ -138,13 +138,17 @@ class ChatTemplate:
 
         Thoughts and channel names are left out. A thought that never ends gives no answer.
         """
+        return self.finished_answer(generated) or ""
+
+    def finished_answer(self, generated: str) -> str | None:
+        """Like `answer`; None if the text ends within its thought."""
         form = self.form
         opening, closing = form.opening.strip() or OPEN, form.closing.strip() or CLOSE
         text = generated.removesuffix(form.end)
         if self._in_channels:
             _, named, final = text.rpartition(form.lead)
             if not named and opening in text:
-                return ""
+                return None
             return self._before_control_token(final if named else text)
         inline = split_thought(text)
         if inline is not None:
@@ -152,7 +156,7 @@ class ChatTemplate:
         elif closing in text:
             text = text.partition(closing)[2].lstrip()
         elif self._opens_thoughts or text.lstrip().startswith(opening):
-            return ""
+            return None
         return self._before_control_token(text)
 
     def _before_control_token(self, text: str) -> str:

@@ -100,10 +100,14 @@ class TextTemplate:
 
     def answer(self, generated: str) -> str:
         """The answer within a generated text, without its thought; "" if that never ends."""
+        return self.finished_answer(generated) or ""
+
+    def finished_answer(self, generated: str) -> str | None:
+        """Like `answer`; None if the text ends within its thought."""
         inline = split_thought(generated)
         if inline is not None:
             return inline[1]
-        return "" if is_cut_within_thought(generated) else generated
+        return None if is_cut_within_thought(generated) else generated
 
     @property
     def keeps_thoughts(self) -> bool:

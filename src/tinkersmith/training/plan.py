@@ -34,6 +34,7 @@ from tinkersmith.runs.resume import (
     set_aside,
     starting_checkpoint,
 )
+from tinkersmith.runs.trained_questions import QuestionCollector, remember
 from tinkersmith.service.connection import TRAINING_METADATA, ServerGone, Service, open_service
 from tinkersmith.service.facts import engine_facts
 from tinkersmith.settings.fields import Settings
@@ -123,11 +124,13 @@ def prepare(
     )
     check()
     counts = {"training_samples": data.count, "total_steps": total_steps}
+    with progress.doing("noting the questions"):
+        questions = source.questions()
     if resume is None:
-        run = _new_run(settings, service, template, standing, counts)
+        run = _new_run(settings, service, template, standing, counts, questions)
     else:
         run = resume.run
-        _continue(resume, checkpoint, standing, counts, progress.say)
+        _continue(resume, checkpoint, standing, counts, questions, progress.say)
     return Plan(
         settings=settings,
         service=service,
@@ -243,6 +246,7 @@ def _new_run(
     template: PromptTemplate,
     standing: Standing,
     counts: dict[str, int],
+    questions: QuestionCollector,
 ) -> RunFolder:
     def write(folder: RunFolder) -> None:
         values = settings_for_file(settings, folder.path)
@@ -255,6 +259,7 @@ def _new_run(
             **counts,
             sessions=[session(standing, values, 0)],
         )
+        remember(folder, questions, standing.data_digest, standing.data_digest)
 
     return RunFolder.create(
         settings.output_dir, settings.model_name_prefix, dt.datetime.now(), write
@@ -266,6 +271,7 @@ def _continue(
     checkpoint: Checkpoint | None,
     standing: Standing,
     counts: dict[str, int],
+    questions: QuestionCollector,
     say: Callable[[str], None],
 ) -> None:
     """Compare what the run stands on with what it stood on, and set aside what is done again.
@@ -287,6 +293,7 @@ def _continue(
     rises = note_divergence(run, resume.changes)
     for line in set_aside(run, done):
         say(line)
+    remember(run, questions, standing.data_digest, facts.get("data_digest"))
     add_session(run, standing, record, settings=values, **counts)
     missing = "nothing was saved yet" if sound is None else "no good checkpoint can be loaded"
     where = f"step {done:,}" if checkpoint else f"its beginning: {missing}"

@@ -738,9 +738,14 @@ def test_an_answer_for_the_evaluation_that_is_missing_or_of_no_use_is_noted() ->
     nan = sample_of({**good, "answer": float("nan"), "n": float("nan")})
     assert set(nan.extra) == {"n"}
     assert nan.notes == ('its "answer" is NaN, which counts as missing',)
-    several = sample_of({**good, "answer": ["5", "five"]})
-    assert several.notes[0].startswith('its "answer" is a list and is not used')
-    for answer in ("5", 5, 5.5, None):
+    for unused, words in (
+        ({"value": 5}, 'its "answer" is an object and is not used'),
+        ([], 'its "answer" is an empty list, which counts as missing'),
+        (["5", {"value": 5}], 'its "answer" is a list, in which an object is not used'),
+        (["5", None], 'its "answer" is a list, in which null is not used'),
+    ):
+        assert sample_of({**good, "answer": unused}).notes[0].startswith(words)
+    for answer in ("5", 5, 5.5, None, True, ["5", "five"], [5]):
         sample = sample_of({**good, "answer": answer})
         assert sample.notes == () and sample.extra == {"answer": answer}
 

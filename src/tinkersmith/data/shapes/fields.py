@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from tinkersmith.data.columns import IN_MESSAGES, MISSING, ROLE_COLUMNS, columns_text, value_in
 from tinkersmith.data.samples import Sample, Source, Turn
@@ -130,10 +130,20 @@ def _check_answer(extra: dict[str, Any], notes: list[str]) -> None:
         if value is not None:
             notes.append(NAN_NOTE.format("answer"))
             del extra["answer"]
-    elif not isinstance(value, str) and not is_number(value):
+    elif isinstance(value, list):
+        items = cast("list[Any]", value)
+        unused = [item for item in items if is_missing(item) or isinstance(item, dict)]
+        if not items:
+            notes.append('its "answer" is an empty list, which counts as missing')
+        elif unused:
+            notes.append(
+                f'its "answer" is a list, in which {kind_of(unused[0])} is not used: the '
+                "evaluation takes acceptable answers, each a string, a number, true or false"
+            )
+    elif not isinstance(value, str | bool) and not is_number(value):
         notes.append(
-            f'its "answer" is {kind_of_json(value)} and is not used: the evaluation takes a string '
-            "or a number"
+            f'its "answer" is {kind_of_json(value)} and is not used: the evaluation takes a '
+            "string, a number, true, false, or a list of them"
         )
 
 
