@@ -77,17 +77,18 @@ def test_no_difference_at_all_is_no_evidence():
 
 
 def _slow_interval(first: list[float], second: list[float]) -> tuple[float, float]:
-    """Newcombe's method 10 for right and wrong, with the factor of Student's t."""
+    """Newcombe's method 10 for right and wrong."""
     n = len(first)
     p, q = sum(first) / n, sum(second) / n
     (low, high), (other_low, other_high) = (wilson_interval(n * x, n) for x in (p, q))
-    factor = t_quantile(n - 1) / 1.959964
     covariance = sum((a - p) * (b - q) for a, b in zip(first, second, strict=True)) / n
     scale = math.sqrt(p * (1 - p) * q * (1 - q))
+    if first == second:
+        covariance = max(covariance - 0.5 / n, 0.0)  # the correction: (ad - bc - n/2) / n^2
     phi = covariance / scale if scale else 0.0
     down = (p - low) ** 2 - 2 * phi * (p - low) * (other_high - q) + (other_high - q) ** 2
     up = (high - p) ** 2 - 2 * phi * (high - p) * (q - other_low) + (q - other_low) ** 2
-    low_end, high_end = p - q - factor * math.sqrt(down), p - q + factor * math.sqrt(up)
+    low_end, high_end = p - q - math.sqrt(down), p - q + math.sqrt(up)
     return max(-1.0, low_end), min(1.0, high_end)
 
 
@@ -107,6 +108,12 @@ def test_the_interval_turns_with_the_models():
     low, high = difference_interval(first, second)
     assert difference_interval(second, first) == pytest.approx((-high, -low))
     assert low < (first - second).mean() < high
+
+
+def test_models_that_agree_on_some_questions_may_differ_on_others():
+    answers = np.array([1.0, 0.0] * 50)
+    low, high = difference_interval(answers, answers)
+    assert -0.05 < low < -0.005 and high == pytest.approx(-low)
 
 
 def test_unbounded_scores_and_single_questions():

@@ -1,4 +1,4 @@
-"""The results of an evaluation: one record per answer, rates with intervals, and their report."""
+"""The results of an evaluation: one record per answer, rates with intervals."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,13 +11,6 @@ from tinkersmith.evaluation.leaks import Overlap
 from tinkersmith.files import kind_of_json, read_json_object
 from tinkersmith.grading.scoring import METRICS
 from tinkersmith.statistics.intervals import wilson_interval
-
-_TITLES = {
-    "exact_match": "exact match",
-    "final_answer": "final answer",
-    "contains_answer": "contains answer",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Rate:
@@ -275,63 +268,3 @@ def _record(which: str, values: Mapping[str, Any]) -> Record:
         generated=values.get("generated") or "",
         fields={name: str(value) for name, value in fields.items()},
     )
-
-
-def report(result: EvaluationResult, max_tokens: int) -> list[str]:
-    """The rates, what limits them, and two answers, line by line."""
-    columns = [("trained model", result.trained)]
-    columns += [("base model", result.base)] if result.base else []
-    lines = ["", f"{'':16}" + "".join(f"{title:28}" for title, _ in columns).rstrip()]
-    for name, title in _TITLES.items():
-        cells = "".join(f"{scored.metrics[name]!s:28}" for _, scored in columns)
-        if result.base:
-            gain = result.trained.metrics[name].rate - result.base.metrics[name].rate
-            cells += f"{100 * gain:+.1f} points"
-        lines.append(f"{title:16}{cells}".rstrip())
-    n = len({record.source for record in result.trained.records})
-    lines += [f"n = {n:,}; in brackets: 95 % interval (Wilson).", ""]
-    for title, scored in columns:
-        lines.append(
-            f"The {title}: {scored.mean_tokens:.1f} tokens an answer, {scored.seconds:.1f} s."
-        )
-        if scored.cut:
-            were = "was" if len(scored.cut) == 1 else "were"
-            lines.append(
-                f"  {len(scored.cut):,} of its answers {were} cut at SAMPLING_MAX_TOKENS = "
-                f"{max_tokens:,} or at the end of the context: "
-                f"{named(scored.cut)}."
-            )
-        if unfinished := scored.unfinished_thoughts:
-            end = "ends" if len(unfinished) == 1 else "end"
-            lines.append(
-                f"  {len(unfinished):,} of its answers {end} within the thought and count as no "
-                f"answer: {named(unfinished)}. A larger SAMPLING_MAX_TOKENS lets a thought end."
-            )
-    for title, wanted in (("A correct answer", 1.0), ("An incorrect answer", 0.0)):
-        examples = [r for r in result.trained.records if r.scores["final_answer"] == wanted]
-        if examples:
-            lines += ["", f"{title} ({examples[0].source}):", *_shown(examples[0])]
-    lines += ["", f"All answers: {result.output_file}"]
-    return lines
-
-
-def named(sources: list[Source]) -> str:
-    """The first five sources, and how many more there are."""
-    more = f" and {len(sources) - 5:,} more" if len(sources) > 5 else ""
-    return "; ".join(map(str, sources[:5])) + more
-
-
-def _shown(record: Record) -> list[str]:
-    return [
-        line
-        for title, text in (
-            ("prompt", record.prompt),
-            ("expected", record.expected),
-            ("produced", record.produced),
-        )
-        for line in (f"  {title}:", *(f"    {row}" for row in _short(text).splitlines()))
-    ]
-
-
-def _short(text: str, limit: int = 400) -> str:
-    return text if len(text) <= limit else f"{text[:limit]} ... ({len(text) - limit:,} more)"

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from tinkersmith.statistics.intervals import FloatArray, mean_intervals, t_quantile
+from tinkersmith.statistics.intervals import FloatArray, mean_intervals
 
 FLIPS = 10_000  # random changes of sign
 _CELLS = 4_000_000  # of a block of signs: 32 MB
@@ -86,8 +86,8 @@ def difference_intervals(
 ) -> tuple[FloatArray, FloatArray]:
     """The 95 % intervals of the mean differences of the rows of two arrays (P, Q).
 
-    From the intervals of both means and their correlation (Newcombe 1998, method 10; Zou 2007),
-    with Student's t for small numbers. Scores without bounds: Student's t of the differences.
+    From the intervals of both means and their correlation (Newcombe 1998, method 10;
+    Zou 2007). Scores without bounds: Student's t of the differences.
 
     Args:
         draws: how many answers a question's score is the mean of, for each model.
@@ -102,14 +102,9 @@ def difference_intervals(
     low, high = mean_intervals(first, draws[0])
     other_low, other_high = mean_intervals(second, draws[1])
     mean, other = first.mean(axis=1), second.mean(axis=1)
-    # The ends are as many standard errors away as for a single rate; t has more for few questions.
-    wider = t_quantile(count - 1) / t_quantile(10**9)
-    once = ((first == 0) | (first == 1)).all(axis=1) & (draws[0] == 1)
-    other_once = ((second == 0) | (second == 1)).all(axis=1) & (draws[1] == 1)
-    scale, other_scale = np.where(once, wider, 1.0), np.where(other_once, wider, 1.0)
     together = _correlations(first, second)
-    below, above = (mean - low) * scale, (high - mean) * scale
-    other_below, other_above = (other - other_low) * other_scale, (other_high - other) * other_scale
+    below, above = mean - low, high - mean
+    other_below, other_above = other - other_low, other_high - other
     down = below**2 - 2 * together * below * other_above + other_above**2
     up = above**2 - 2 * together * above * other_below + other_below**2
     difference = mean - other
@@ -120,9 +115,18 @@ def difference_intervals(
 
 
 def _correlations(first: FloatArray, second: FloatArray) -> FloatArray:
-    """The correlations of the rows of two arrays; 0 where one does not vary."""
-    first = first - first.mean(axis=1, keepdims=True)
-    second = second - second.mean(axis=1, keepdims=True)
-    scale = np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
-    product = (first * second).sum(axis=1)
-    return np.divide(product, scale, out=np.zeros_like(scale), where=scale > 1e-12)
+    """The correlations of the rows of two arrays; 0 where one does not vary.
+
+    That of equal rows is Newcombe's corrected one: two models that agree on all of a few questions
+    need not agree on all questions. Others are not corrected, which would make intervals too wide.
+    """
+    count = first.shape[1]
+    mean, other = first.mean(axis=1), second.mean(axis=1)
+    deviation, other_deviation = first - mean[:, None], second - other[:, None]
+    scale = np.sqrt((deviation**2).sum(axis=1) * (other_deviation**2).sum(axis=1))
+    varies = scale > 1e-12
+    product = (deviation * other_deviation).sum(axis=1)
+    together = np.divide(product, scale, out=np.zeros_like(scale), where=varies)
+    agree = varies & (np.abs(first - second) < 1e-12).all(axis=1)
+    correction = np.divide(0.5, count * mean * (1 - mean), out=np.zeros_like(scale), where=agree)
+    return np.where(agree, np.maximum(together - correction, 0.0), together)

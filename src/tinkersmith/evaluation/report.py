@@ -1,0 +1,316 @@
+"""The results of an evaluation -> the lines that are printed, and what the file says of them."""
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from tinkersmith.data.samples import Source
+from tinkersmith.evaluation.groups import SMALL_GROUP, Group, groups_of
+from tinkersmith.evaluation.results import EvaluationResult, Record, Scored
+from tinkersmith.evaluation.summary import (
+    LOWER_IS_BETTER,
+    MAIN_METRIC,
+    Copies,
+    Draws,
+    Estimate,
+    copies,
+    cut,
+    draws,
+    draws_of,
+    estimates,
+    main_metric,
+    metric_names,
+    unfinished,
+)
+from tinkersmith.evaluation.verdict import (
+    OUTCOMES,
+    Pair,
+    Verdict,
+    amount,
+    p_text,
+    pairs_of,
+    sentence,
+    verdict,
+)
+from tinkersmith.plurals import counted
+
+_WIDTH = 80  # columns
+_TRAINED, _BASE = "the trained model", "the base model"
+_EXAMPLES = 3  # questions that are shown of each list; the file has all
+_MOST_GROUPS = 24  # rows of the table; the file has all
+
+
+def report(result: EvaluationResult, max_tokens: int) -> list[str]:
+    """The scores, what limits them, the verdict and two answers, line by line."""
+    trained = result.trained.records
+    base = result.base.records if result.base else None
+    names = metric_names(trained)
+    lines = [
+        "",
+        *score_table([("trained model", trained)] + ([("base model", base)] if base else [])),
+    ]
+    lines += [*copies_lines(copies(trained)), ""]
+    for title, scored in ((_TRAINED, result.trained), (_BASE, result.base)):
+        if scored is not None:
+            lines += _answers_lines(title, scored, max_tokens)
+    if not names:
+        return [*lines, "", f"All answers: {result.output_file}"]
+    metric = main_metric(names)
+    if base:
+        lines.append(f"Both models had at most {max_tokens:,} tokens for an answer.")
+        compared = verdict(pairs_of(trained, base), metric)
+        lines += ["", *verdict_lines(compared, _TRAINED, _BASE)]
+    lines += group_lines(groups_of(trained, base, metric), metric, ("trained", "base"))
+    lines += _example_lines(trained)
+    return [*lines, "", f"All answers: {result.output_file}"]
+
+
+def analysis(trained: Sequence[Record], base: Sequence[Record] | None) -> dict[str, Any]:
+    """What the file of results says beside the answers: verdicts, groups, copies, draws."""
+    names = metric_names(trained)
+    pairs = pairs_of(trained, base) if base else []
+    metric = main_metric(names) if names else ""
+    several = {
+        who: found.to_json()
+        for who, records in (("trained", trained), ("base", base or []))
+        if names and (found := draws(records, metric))
+    }
+    return {
+        "verdicts": {name: verdict(pairs, name).to_json() for name in names} if pairs else None,
+        "groups": [group.to_json() for group in groups_of(trained, base, metric)] if names else [],
+        "copies": copies(trained).to_json(),
+        "several_answers": several or None,
+    }
+
+
+# ---- parts of the report
+
+
+def score_table(columns: Sequence[tuple[str, Sequence[Record]]]) -> list[str]:
+    """The scores of one or two models by metric, with their difference."""
+    scores = [(title, estimates(records)) for title, records in columns]
+    names = list(dict.fromkeys(name for _, found in scores for name in found))
+    width = max([16, *(len(name) + 1 for name in names)])
+    lines = [" " * width + "".join(f"{title[:24]:25}" for title, _ in scores).rstrip()]
+    for name in names:
+        shares = all(_are_shares(name, found[name]) for _, found in scores if name in found)
+        cells = [
+            f"{estimate_text(found[name], shares=shares) if name in found else 'not measured':25}"
+            for _, found in scores
+        ]
+        line = f"{name.replace('_', ' '):{width}}" + "".join(cells)
+        if len(scores) == 2 and all(name in found for _, found in scores):
+            gain = scores[0][1][name].mean - scores[1][1][name].mean
+            line += amount(gain, shares=shares, sign=True)
+        lines.append(line.rstrip())
+    counts = [max((e.n for e in found.values()), default=0) for _, found in scores]
+    several = f" and {counts[1]:,}" if len(set(counts)) > 1 else ""
+    lines.append(f"n = {counts[0]:,}{several} distinct questions; in brackets: 95 % intervals.")
+    return lines
+
+
+def _are_shares(metric: str, found: Estimate) -> bool:
+    return metric not in LOWER_IS_BETTER and found.low >= 0 and found.high <= 1
+
+
+def estimate_text(found: Estimate, *, shares: bool) -> str:
+    """A mean with its interval."""
+    if found.n == 0:
+        return "no score"
+    if shares:
+        return f"{found.mean:.1%} ({found.low:.1%} to {found.high:.1%})"
+    return f"{found.mean:.3g} ({found.low:.3g} to {found.high:.3g})"
+
+
+def copies_lines(found: Copies) -> list[str]:
+    """What is said about samples that ask the same question."""
+    lines: list[str] = []
+    if found.repeated:
+        who = counted(found.extra, "sample asks", "samples ask")
+        first = found.repeated[0]
+        lines += wrapped(
+            f"{who} what an earlier one asks, and each question counts once (the first: "
+            f"{first[1]} is {first[0]})."
+        )
+    if found.contradictions:
+        who = counted(len(found.contradictions), "question has", "questions have")
+        first = found.contradictions[0]
+        lines += wrapped(
+            f"Warning: {who} samples that expect different answers, so no answer is right for "
+            f"all of them (the first: {first[0]} and {first[1]})."
+        )
+    return lines
+
+
+def _answers_lines(title: str, scored: Scored, max_tokens: int) -> list[str]:
+    """How long the answers are, and which of them never ended."""
+    records = scored.records
+    lines = [
+        f"{_capital(title)}: {scored.mean_tokens:.1f} tokens an answer, {scored.seconds:.1f} s."
+    ]
+    if at_limit := cut(records):
+        were = "was" if len(at_limit) == 1 else "were"
+        lines += wrapped(
+            f"{len(at_limit):,} of its answers {were} cut at SAMPLING_MAX_TOKENS = "
+            f"{max_tokens:,} or at the end of the context: {named_records(at_limit)}."
+        )
+    lines += unfinished_lines(records)
+    if several := draws(records, MAIN_METRIC):
+        lines += wrapped(draws_text(several, draws_of(records)))
+    return lines
+
+
+def unfinished_lines(records: Sequence[Record]) -> list[str]:
+    """What is said about thoughts that never ended."""
+    endless = unfinished(records)
+    if not endless:
+        return []
+    end = "ends" if len(endless) == 1 else "end"
+    return wrapped(
+        f"{len(endless):,} of its answers {end} within the thought, which is no answer, and "
+        f"{'has' if len(endless) == 1 else 'have'} no score: {named_records(endless)}. A larger "
+        "SAMPLING_MAX_TOKENS lets a thought end."
+    )
+
+
+def draws_text(several: Draws, most: int) -> str:
+    """pass@k and the majority vote in one sentence."""
+    passed = ", ".join(
+        f"pass@{k} {estimate_text(found, shares=True)}" for k, found in several.pass_at.items()
+    )
+    text = f"{most} answers a question (final answer): {passed}"
+    if several.majority:
+        text += f"; majority vote {estimate_text(several.majority, shares=True)}"
+        text += f" with {counted(several.ties, 'tie')}" if several.ties else ""
+    return f"{text}."
+
+
+def verdict_lines(compared: Verdict, first: str, second: str) -> list[str]:
+    """The verdict, what it rests on, and some of the questions that were won and lost."""
+    lines = wrapped(sentence(compared, first, second), "")
+    if compared.n:
+        counts = ", ".join(
+            f"{name.replace('_', ' ')} {len(compared.outcomes[name]):,}"
+            for name in OUTCOMES
+            if name != "equal" or compared.outcomes[name]
+        )
+        lines += wrapped(f"{_capital(first)}: {counts}. Test: {compared.test}.", "")
+    if compared.counting_unfinished:
+        mine, other = compared.counting_unfinished
+        left = ""
+        if compared.unscored:
+            who = counted(len(compared.unscored), "question is", "questions are")
+            left = f"{who} left out, because a thought never ended. "
+        lines += wrapped(
+            f"{left}With unfinished thoughts counted as wrong, the scores are {mine:.1%} and "
+            f"{other:.1%}: {amount(mine - other, shares=True, sign=True)}.",
+            "",
+        )
+    for name in ("won", "lost"):
+        for pair in compared.outcomes[name][:_EXAMPLES]:
+            lines.append(_question_line(name, pair))
+        more = len(compared.outcomes[name]) - _EXAMPLES
+        if more > 0:
+            lines.append(f"  {name}: {more:,} more in the file")
+    return lines
+
+
+def _question_line(name: str, pair: Pair) -> str:
+    record = pair.first[0]
+    # The end of a prompt tells questions apart; its beginning is often the same.
+    text = " ".join(record.prompt.split())
+    head = f"  {name}: {record.source}: "
+    space = max(20, _WIDTH - len(head))
+    return head + (text if len(text) <= space else f"...{text[-(space - 3) :]}")
+
+
+def group_lines(groups: Sequence[Group], metric: str, titles: tuple[str, str]) -> list[str]:
+    """The table of groups, and what to bear in mind when reading it."""
+    if not groups:
+        return []
+    compared = any(group.difference for group in groups)
+    shares = all(_are_shares(metric, group.first) for group in groups)
+    lines = ["", f"By group ({metric.replace('_', ' ')}; * fewer than {SMALL_GROUP} questions):"]
+    header = f"{'':22}{'n':>5}  {titles[0]:25}"
+    lines.append((header + (f"{titles[1]:>7} difference" if compared else "")).rstrip())
+    by = ""
+    for group in groups[:_MOST_GROUPS]:
+        if group.by != by:
+            by = group.by
+            lines.append(f"  {by}")
+        label = group.label or "(none)"
+        label = label if len(label) <= 17 else f"...{label[-14:]}"
+        star = "*" if group.small else " "
+        line = (
+            f"    {label:18}{group.first.n:>5}{star} {estimate_text(group.first, shares=shares):25}"
+        )
+        if group.second and group.difference and group.p_value is not None:
+            other = f"{group.second.mean:.1%}" if shares else f"{group.second.mean:.3g}"
+            gain = amount(group.difference.mean, shares=shares, sign=True, unit=False)
+            line += f"{other:>7} {gain}, {p_text(group.p_value)}"
+        lines.append(line.rstrip())
+    if len(groups) > _MOST_GROUPS:
+        lines.append(f"    {len(groups) - _MOST_GROUPS:,} more groups are in the file")
+    if compared and len(groups) > 1:
+        lines += wrapped(
+            f"{len(groups):,} groups are tested, so the p-values are adjusted for their number "
+            "(Holm). A group is a hint where to look, not a finding of its own."
+        )
+    return lines
+
+
+def _example_lines(records: Sequence[Record]) -> list[str]:
+    lines: list[str] = []
+    for title, wanted in (("A correct answer", 1.0), ("An incorrect answer", 0.0)):
+        examples = [
+            r for r in records if r.thought_finished and r.scores.get(MAIN_METRIC) == wanted
+        ]
+        if examples:
+            lines += ["", f"{title} ({examples[0].source}):", *_shown(examples[0])]
+    return lines
+
+
+# ---- forms
+
+
+def named(sources: Sequence[Source]) -> str:
+    """The first five sources, and how many more there are."""
+    more = f" and {len(sources) - 5:,} more" if len(sources) > 5 else ""
+    return "; ".join(map(str, sources[:5])) + more
+
+
+def named_records(records: Sequence[Record]) -> str:
+    """The samples of records, each once; see `named`."""
+    return named(list(dict.fromkeys(record.source for record in records)))
+
+
+def wrapped(text: str, indent: str = "  ") -> list[str]:
+    """A sentence about what stands above it, folded to the width of the report."""
+    return textwrap.wrap(
+        text,
+        _WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _shown(record: Record) -> list[str]:
+    return [
+        line
+        for title, text in (
+            ("prompt", record.prompt),
+            ("expected", record.expected),
+            ("produced", record.produced),
+        )
+        for line in (f"  {title}:", *(f"    {row}" for row in _short(text).splitlines()))
+    ]
+
+
+def _short(text: str, limit: int = 400) -> str:
+    return text if len(text) <= limit else f"{text[:limit]} ... ({len(text) - limit:,} more)"

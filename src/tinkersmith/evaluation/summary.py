@@ -1,0 +1,232 @@
+"""One model's answers -> its scores by distinct question, pass@k, votes, and copies of questions.
+
+A question counts once, however many samples ask it and however many answers it gets. A thought that
+never ended is no answer: it is counted, and has no score.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tinkersmith.data.samples import Source
+from tinkersmith.evaluation.results import Record
+from tinkersmith.grading.scoring import score
+from tinkersmith.statistics.draws import majority_vote, pass_at_k
+from tinkersmith.statistics.intervals import FloatArray, mean_interval
+
+LOWER_IS_BETTER = ("perplexity", "bits_per_byte")
+MAIN_METRIC = "final_answer"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean score with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int  # distinct questions
+
+    def to_json(self) -> dict[str, Any]:
+        ends = [end if np.isfinite(end) else None for end in (self.low, self.high)]
+        return {"mean": self.mean, "n": self.n, "interval_95": ends}
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """What several answers to a question are good for together."""
+
+    pass_at: dict[int, Estimate]  # at least one of so many answers is right
+    majority: Estimate | None  # the answer of most is right; None without final answers
+    ties: int  # questions where several answers have most votes
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "pass_at_k": {str(k): estimate.to_json() for k, estimate in self.pass_at.items()},
+            "majority_vote": self.majority.to_json() if self.majority else None,
+            "majority_ties": self.ties,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Samples that ask the same question."""
+
+    repeated: list[list[Source]]  # the samples of each question that several ask
+    contradictions: list[list[Source]]  # those of them that expect different answers
+
+    @property
+    def extra(self) -> int:
+        """How many samples ask what an earlier one asks."""
+        return sum(len(sources) - 1 for sources in self.repeated)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "repeated_questions": [list(map(str, sources)) for sources in self.repeated],
+            "contradictions": [list(map(str, sources)) for sources in self.contradictions],
+        }
+
+
+def by_question(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """The records of each distinct question, in the order of the test set."""
+    questions: dict[str, list[Record]] = {}
+    for record in records:
+        questions.setdefault(record.question or record.prompt, []).append(record)
+    return questions
+
+
+def metric_names(records: Sequence[Record]) -> list[str]:
+    """The metrics that the records have."""
+    return list(dict.fromkeys(name for record in records for name in record.scores))
+
+
+def main_metric(names: Sequence[str]) -> str:
+    """The metric that a verdict is about, unless another one is named."""
+    return MAIN_METRIC if MAIN_METRIC in names else names[0]
+
+
+def draws_of(records: Sequence[Record]) -> int:
+    """How many answers a sample has at most."""
+    return max((record.draw for record in records), default=1)
+
+
+def is_bounded(metric: str, values: FloatArray) -> bool:
+    """Whether the scores are shares, from 0 to 1."""
+    return metric not in LOWER_IS_BETTER and bool(((values >= 0) & (values <= 1)).all())
+
+
+def question_score(records: Sequence[Record], metric: str) -> float | None:
+    """The mean score of a question's answers; None if it has none.
+
+    Each sample that asks it counts alike, however many of its answers have a score.
+    """
+    of_sample: dict[Source, list[float]] = {}
+    for record in records:
+        if record.thought_finished and metric in record.scores:
+            of_sample.setdefault(record.source, []).append(record.scores[metric])
+    means = [sum(scores) / len(scores) for scores in of_sample.values()]
+    return sum(means) / len(means) if means else None
+
+
+def counting_unfinished(records: Sequence[Record], metric: str) -> float:
+    """Like `question_score`, with thoughts that never ended counted as wrong answers."""
+    return sum(r.scores.get(metric, 0.0) if r.thought_finished else 0.0 for r in records) / len(
+        records
+    )
+
+
+def estimate(records: Sequence[Record], metric: str) -> Estimate:
+    """The mean score of a model with its interval by distinct question."""
+    scores = [question_score(group, metric) for group in by_question(records).values()]
+    return estimate_of([value for value in scores if value is not None], metric, draws_of(records))
+
+
+def estimate_of(scores: Sequence[float], metric: str, draws: int = 1) -> Estimate:
+    """The mean of scores, one for each question, with its interval."""
+    values = np.array(scores, float)
+    low, high = mean_interval(values, draws, bounded=is_bounded(metric, values))
+    return Estimate(float(values.mean()) if len(values) else 0.0, low, high, len(values))
+
+
+def estimates(records: Sequence[Record]) -> dict[str, Estimate]:
+    """The estimate of each metric."""
+    return {metric: estimate(records, metric) for metric in metric_names(records)}
+
+
+def unfinished(records: Sequence[Record]) -> list[Record]:
+    """Answers that end within the thought."""
+    return [record for record in records if not record.thought_finished]
+
+
+def cut(records: Sequence[Record]) -> list[Record]:
+    """Answers that were cut at the token limit after the thought."""
+    return [r for r in records if r.thought_finished and r.stop_reason == "length"]
+
+
+# ---- several answers
+
+
+def same_final_answer(first: str, second: str) -> bool:
+    """Whether two final answers are equal, as the score `final_answer` has it."""
+    return first == second or score(first, second)[MAIN_METRIC] == 1.0
+
+
+def draws(records: Sequence[Record], metric: str) -> Draws | None:
+    """pass@k and the majority vote; None with one answer a question or a graded metric."""
+    most = draws_of(records)
+    values = {r.scores[metric] for r in records if r.thought_finished and metric in r.scores}
+    if most < 2 or values - {0.0, 1.0}:
+        return None
+    samples = [_samples(group, metric) for group in by_question(records).values()]
+    sizes = sorted({k for k in (1, 2, 4, 8, 16, 32, 64, 128) if k < most} | {most})
+    pass_at: dict[int, Estimate] = {}
+    for k in sizes:
+        scores: list[float] = []
+        for sample_answers in samples:
+            enough = [answers for answers in sample_answers if len(answers) >= k]
+            if enough:
+                counts = np.array([len(answers) for answers in enough], float)
+                right = np.array([sum(r.scores[metric] for r in a) for a in enough])
+                scores.append(float(pass_at_k(counts, right, k).mean()))
+        # The estimate from all answers at once is right or wrong, as that of a single answer is.
+        pass_at[k] = estimate_of(scores, metric, 1 if k == most else most)
+    return Draws(pass_at, *_majority(samples, metric))
+
+
+def _samples(records: Sequence[Record], metric: str) -> list[list[Record]]:
+    """The scored answers of each sample that asks a question."""
+    of_sample: dict[Source, list[Record]] = {}
+    for record in records:
+        if record.thought_finished and metric in record.scores:
+            of_sample.setdefault(record.source, []).append(record)
+    return list(of_sample.values())
+
+
+def _majority(
+    questions: Sequence[Sequence[Sequence[Record]]], metric: str
+) -> tuple[Estimate | None, int]:
+    if not any(r.final_answer for samples in questions for a in samples for r in a):
+        return None, 0
+    scores: list[float] = []
+    ties = 0
+    for samples in questions:
+        shares: list[float] = []
+        for answers in samples:
+            vote = majority_vote([r.final_answer for r in answers], same_final_answer)
+            winners = [answers[group[0]].scores[metric] for group in vote.winners]
+            shares.append(sum(winners) / len(winners) if winners else 0.0)
+            if vote.tied and answers is samples[0]:
+                ties += 1
+        if shares:
+            scores.append(sum(shares) / len(shares))
+    return estimate_of(scores, metric), ties
+
+
+# ---- copies
+
+
+def copies(records: Sequence[Record]) -> Copies:
+    """Questions that several samples ask, and those of them that expect different answers."""
+    repeated: list[list[Source]] = []
+    contradictions: list[list[Source]] = []
+    for group in by_question(records).values():
+        first_of = {record.source: record for record in reversed(group)}
+        if len(first_of) < 2:
+            continue
+        sources = list(dict.fromkeys(record.source for record in group))
+        repeated.append(sources)
+        first = first_of[sources[0]]
+        if not all(same_expected(first, first_of[source]) for source in sources[1:]):
+            contradictions.append(sources)
+    return Copies(repeated, contradictions)
+
+
+def same_expected(first: Record, second: Record) -> bool:
+    """Whether two samples expect the same answer."""
+    if (first.expected, first.expected_answer) == (second.expected, second.expected_answer):
+        return True
+    if first.expected_answer is None or second.expected_answer is None:
+        return " ".join(first.expected.split()) == " ".join(second.expected.split())
+    return same_final_answer(first.expected_answer, second.expected_answer)
