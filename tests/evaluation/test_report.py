@@ -5,9 +5,10 @@ from pathlib import Path
 
 from tests.support.records import answer_record, answer_records, unfinished_record
 from tinkersmith.data.samples import Source
+from tinkersmith.evaluation.leaks import Overlap
 from tinkersmith.evaluation.report import analysis, copies_lines, report, score_table
-from tinkersmith.evaluation.results import EvaluationResult, Record, Scored
-from tinkersmith.evaluation.summary import copies
+from tinkersmith.evaluation.results import Record
+from tinkersmith.evaluation.summary import EvaluationResult, Scored, copies
 
 
 def lines_of(trained: list[Record], base: list[Record] | None = None) -> list[str]:
@@ -17,7 +18,7 @@ def lines_of(trained: list[Record], base: list[Record] | None = None) -> list[st
         Scored(trained, 1.0),
         Scored(base, 2.0) if base else None,
         [],
-        [],
+        Overlap(""),
         Path("out.json"),
     )
     return report(result, 256)
@@ -31,7 +32,7 @@ def test_the_report_of_two_models_has_scores_verdict_lists_and_budget():
     assert "n = 40 distinct questions; in brackets: 95 % intervals." in text
     assert "The trained model is better than the base model (final answer): +62.5" in text
     assert "The trained model: won 30, lost 5, both right 0, both wrong 5. Test:" in text
-    assert "  won: test.json, record 1: Question 1?" in text and "won: 27 more in the file" in text
+    assert "  won: test.json, record 1: Question 1?" in text and "won: 27 more in out.json" in text
     assert "  lost: test.json, record 31: Question 31?" in text
     assert "4 groups are tested" in text and "*" in text
 

@@ -1,9 +1,12 @@
 """Records of an evaluation, made without a model."""
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tinkersmith.data.samples import Source
-from tinkersmith.evaluation.results import Record
+from tinkersmith.evaluation.results import SCHEMA_VERSION, Record
 from tinkersmith.grading.scoring import METRICS
 
 
@@ -44,3 +47,28 @@ def answer_records(pattern: str) -> list[Record]:
         unfinished_record(number) if sign == "?" else answer_record(number, float(sign == "+"))
         for number, sign in enumerate(pattern, start=1)
     ]
+
+
+def write_results_file(path: Path, records: Sequence[Record], **changes: Any) -> Path:
+    """A file of results with these answers of the trained model, as an evaluation writes it."""
+    content: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "model_path": f"tinker://{path.stem}/sampler_weights/final",
+        "run": path.stem,
+        "base_model": "base",
+        "test_file": "test.json",
+        "created": "2026-11-26T10:00:00+00:00",
+        "settings": {
+            "SAMPLING_MAX_TOKENS": 256,
+            "SAMPLING_TEMPERATURE": 0.0,
+            "SAMPLING_NUM_SAMPLES": 1,
+            "SEED": 0,
+        },
+        "limit": None,
+        "prompt_template": "instruction",
+        "samples": [record.to_json() for record in records],
+        "base_samples": [],
+        **changes,
+    }
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path

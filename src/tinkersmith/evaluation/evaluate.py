@@ -33,7 +33,7 @@ from tinkersmith.evaluation.question_set import (
 from tinkersmith.evaluation.questions import Answer, Question, Questions
 from tinkersmith.evaluation.report import report
 from tinkersmith.evaluation.result_files import About, check_results_writable, write_results
-from tinkersmith.evaluation.results import EvaluationResult, Scored
+from tinkersmith.evaluation.summary import EvaluationResult, Scored
 from tinkersmith.fingerprint import base_fingerprint
 from tinkersmith.models import local_model_folder
 from tinkersmith.plurals import counted

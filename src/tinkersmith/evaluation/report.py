@@ -4,15 +4,16 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from tinkersmith.data.samples import Source
 from tinkersmith.evaluation.groups import SMALL_GROUP, Group, groups_of
-from tinkersmith.evaluation.results import EvaluationResult, Record, Scored
+from tinkersmith.evaluation.results import Record, named
 from tinkersmith.evaluation.summary import (
     LOWER_IS_BETTER,
     MAIN_METRIC,
     Copies,
     Draws,
     Estimate,
+    EvaluationResult,
+    Scored,
     copies,
     cut,
     draws,
@@ -44,7 +45,7 @@ def report(result: EvaluationResult, max_tokens: int) -> list[str]:
     """The scores, what limits them, the verdict and two answers, line by line."""
     trained = result.trained.records
     base = result.base.records if result.base else None
-    names = metric_names(trained)
+    names, rest = metric_names(trained), f"in {result.output_file}"
     lines = [
         "",
         *score_table([("trained model", trained)] + ([("base model", base)] if base else [])),
@@ -59,8 +60,8 @@ def report(result: EvaluationResult, max_tokens: int) -> list[str]:
     if base:
         lines.append(f"Both models had at most {max_tokens:,} tokens for an answer.")
         compared = verdict(pairs_of(trained, base), metric)
-        lines += ["", *verdict_lines(compared, _TRAINED, _BASE)]
-    lines += group_lines(groups_of(trained, base, metric), metric, ("trained", "base"))
+        lines += ["", *verdict_lines(compared, _TRAINED, _BASE, rest)]
+    lines += group_lines(groups_of(trained, base, metric), metric, ("trained", "base"), rest)
     lines += _example_lines(trained)
     return [*lines, "", f"All answers: {result.output_file}"]
 
@@ -185,8 +186,12 @@ def draws_text(several: Draws, most: int) -> str:
     return f"{text}."
 
 
-def verdict_lines(compared: Verdict, first: str, second: str) -> list[str]:
-    """The verdict, what it rests on, and some of the questions that were won and lost."""
+def verdict_lines(compared: Verdict, first: str, second: str, rest: str) -> list[str]:
+    """The verdict, what it rests on, and some of the questions that were won and lost.
+
+    Args:
+        rest: where the others of them are, such as "in results.json".
+    """
     lines = wrapped(sentence(compared, first, second), "")
     if compared.n:
         counts = ", ".join(
@@ -211,7 +216,7 @@ def verdict_lines(compared: Verdict, first: str, second: str) -> list[str]:
             lines.append(_question_line(name, pair))
         more = len(compared.outcomes[name]) - _EXAMPLES
         if more > 0:
-            lines.append(f"  {name}: {more:,} more in the file")
+            lines.append(f"  {name}: {more:,} more {rest}")
     return lines
 
 
@@ -224,7 +229,9 @@ def _question_line(name: str, pair: Pair) -> str:
     return head + (text if len(text) <= space else f"...{text[-(space - 3) :]}")
 
 
-def group_lines(groups: Sequence[Group], metric: str, titles: tuple[str, str]) -> list[str]:
+def group_lines(
+    groups: Sequence[Group], metric: str, titles: tuple[str, str], rest: str
+) -> list[str]:
     """The table of groups, and what to bear in mind when reading it."""
     if not groups:
         return []
@@ -250,7 +257,7 @@ def group_lines(groups: Sequence[Group], metric: str, titles: tuple[str, str]) -
             line += f"{other:>7} {gain}, {p_text(group.p_value)}"
         lines.append(line.rstrip())
     if len(groups) > _MOST_GROUPS:
-        lines.append(f"    {len(groups) - _MOST_GROUPS:,} more groups are in the file")
+        lines.append(f"    {len(groups) - _MOST_GROUPS:,} more groups {rest}")
     if compared and len(groups) > 1:
         lines += wrapped(
             f"{len(groups):,} groups are tested, so the p-values are adjusted for their number "
@@ -271,12 +278,6 @@ def _example_lines(records: Sequence[Record]) -> list[str]:
 
 
 # ---- forms
-
-
-def named(sources: Sequence[Source]) -> str:
-    """The first five sources, and how many more there are."""
-    more = f" and {len(sources) - 5:,} more" if len(sources) > 5 else ""
-    return "; ".join(map(str, sources[:5])) + more
 
 
 def named_records(records: Sequence[Record]) -> str:

@@ -1,43 +1,13 @@
-"""The results of an evaluation: one record per answer, rates with intervals."""
+"""The records of an evaluation, one per answer, and the reader of files of results."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from tinkersmith.data.samples import Source
 from tinkersmith.errors import UserError, unreadable
-from tinkersmith.evaluation.leaks import Overlap
 from tinkersmith.files import kind_of_json, read_json_object
-from tinkersmith.grading.scoring import METRICS
-from tinkersmith.statistics.intervals import wilson_interval
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """A share of correct samples with its 95 % interval."""
-
-    correct: float  # samples; a fraction if several answers to one prompt are averaged
-    n: int  # samples
-
-    @property
-    def rate(self) -> float:
-        return self.correct / self.n if self.n else 0.0
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        return wilson_interval(self.correct, self.n)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.rate:6.1%} ({low:.1%} to {high:.1%})"
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "rate": self.rate,
-            "correct": self.correct,
-            "n": self.n,
-            "interval_95": list(self.interval),
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,65 +53,6 @@ class Record:
             "prompt_tokens": self.prompt_tokens,
             "fields": dict(self.fields),
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """One model's answers to the whole test set."""
-
-    records: list[Record]
-    seconds: float
-
-    @property
-    def metrics(self) -> dict[str, Rate]:
-        """The rate of each metric; several answers to one prompt are averaged."""
-        sources = {record.source for record in self.records}
-        draws = max(1, len(self.records) // max(1, len(sources)))
-        return {
-            name: Rate(sum(record.scores[name] for record in self.records) / draws, len(sources))
-            for name in METRICS
-        }
-
-    @property
-    def cut(self) -> list[Source]:
-        """Samples with an answer that was cut at the token limit."""
-        return list(dict.fromkeys(r.source for r in self.records if r.stop_reason == "length"))
-
-    @property
-    def unfinished_thoughts(self) -> list[Source]:
-        """Samples with an answer that ends within its thought. It counts as no answer."""
-        return list(dict.fromkeys(r.source for r in self.records if not r.thought_finished))
-
-    @property
-    def mean_tokens(self) -> float:
-        return sum(record.tokens for record in self.records) / max(1, len(self.records))
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "metrics": {name: rate.to_json() for name, rate in self.metrics.items()},
-            "mean_tokens": self.mean_tokens,
-            "cut_at_token_limit": len(self.cut),
-            "unfinished_thoughts": len(self.unfinished_thoughts),
-            "seconds": self.seconds,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationResult:
-    """The answers of the trained model and of the base model, and what limits them."""
-
-    model_path: str
-    base_model: str
-    trained: Scored
-    base: Scored | None  # the untouched base model, if requested
-    too_long: list[Source]  # prompts that leave no space for an answer
-    leaks: Overlap  # what of the test set was trained on
-    output_file: Path
-
-    @property
-    def overlap(self) -> list[tuple[Source, Source]] | None:
-        """(training, test) of each test question that was trained on; None: not known."""
-        return self.leaks.pairs
 
 
 SCHEMA_VERSION = 2  # of files of results; those of version 0.2 and before have no number
@@ -268,3 +179,9 @@ def _record(which: str, values: Mapping[str, Any]) -> Record:
         generated=values.get("generated") or "",
         fields={name: str(value) for name, value in fields.items()},
     )
+
+
+def named(sources: Sequence[Source]) -> str:
+    """The first five sources, and how many more there are."""
+    more = f" and {len(sources) - 5:,} more" if len(sources) > 5 else ""
+    return "; ".join(map(str, sources[:5])) + more

@@ -6,11 +6,13 @@ never ended is no answer: it is counted, and has no score.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tinkersmith.data.samples import Source
+from tinkersmith.evaluation.leaks import Overlap
 from tinkersmith.evaluation.results import Record
 from tinkersmith.grading.scoring import score
 from tinkersmith.statistics.draws import majority_vote, pass_at_k
@@ -32,6 +34,57 @@ class Estimate:
     def to_json(self) -> dict[str, Any]:
         ends = [end if np.isfinite(end) else None for end in (self.low, self.high)]
         return {"mean": self.mean, "n": self.n, "interval_95": ends}
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One model's answers to the whole test set."""
+
+    records: list[Record]
+    seconds: float
+
+    @property
+    def metrics(self) -> dict[str, Estimate]:
+        """The estimate of each metric."""
+        return estimates(self.records)
+
+    @property
+    def mean_tokens(self) -> float:
+        return sum(record.tokens for record in self.records) / max(1, len(self.records))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "metrics": {
+                name: {
+                    "rate": found.mean,
+                    "correct": round(found.mean * found.n, 9),
+                    **found.to_json(),
+                }
+                for name, found in self.metrics.items()
+            },
+            "mean_tokens": self.mean_tokens,
+            "cut_at_token_limit": _samples_of(cut(self.records)),
+            "unfinished_thoughts": _samples_of(unfinished(self.records)),
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """The answers of the trained model and of the base model, and what limits them."""
+
+    model_path: str
+    base_model: str
+    trained: Scored
+    base: Scored | None  # the untouched base model, if requested
+    too_long: list[Source]  # prompts that leave no space for an answer
+    leaks: Overlap  # what of the test set was trained on
+    output_file: Path
+
+    @property
+    def overlap(self) -> list[tuple[Source, Source]] | None:
+        """(training, test) of each test question that was trained on; None: not known."""
+        return self.leaks.pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +196,10 @@ def unfinished(records: Sequence[Record]) -> list[Record]:
 def cut(records: Sequence[Record]) -> list[Record]:
     """Answers that were cut at the token limit after the thought."""
     return [r for r in records if r.thought_finished and r.stop_reason == "length"]
+
+
+def _samples_of(records: Sequence[Record]) -> int:
+    return len({record.source for record in records})
 
 
 # ---- several answers
