@@ -137,7 +137,7 @@ def test_a_file_compared_with_itself_shows_no_difference(tmp_path: Path):
     file = write_results_file(tmp_path / "a.json", answer_records("+-" * 20))
     text = said(compare_files(file, file))
     assert "A and B are the same file." in text
-    assert "both score the same on every question" in text
+    assert "both score the same on all 40 questions" in text
     assert "Both had at most 256 tokens for an answer." in text
 
 

@@ -31,8 +31,9 @@ def test_few_questions_show_only_large_differences_and_it_is_said_how_large():
     found = compared("+" * 12 + "-" * 8, "+" * 10 + "-" * 8 + "++")
     assert not found.shown and found.smallest is not None and 0.25 < found.smallest < 0.6
     assert said(found) == (
-        f"No difference shown (final answer, p = {found.p_value:.2f}): with 20 questions, only "
-        f"differences above about {100 * found.smallest:.1f} points would show."
+        f"No difference shown (final answer): +0.0 points ({100 * found.difference.low:.1f} to "
+        f"{100 * found.difference.high:.1f}), p = 1.00. With 20 questions, only differences above "
+        f"about {100 * found.smallest:.1f} points would show."
     )
 
 
@@ -40,7 +41,7 @@ def test_equal_answers_are_no_difference():
     found = compared("+-" * 50, "+-" * 50)
     assert found.p_value == 1 and found.difference.mean == 0
     assert found.difference.low < 0 < found.difference.high
-    assert "both score the same on every question (final answer): with 100 questions" in said(found)
+    assert "both score the same on all 100 questions. With so many, only" in said(found)
 
 
 @pytest.mark.parametrize(

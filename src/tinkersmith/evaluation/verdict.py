@@ -195,25 +195,24 @@ def sentence(compared: Verdict, first: str, second: str) -> str:
     if compared.n < FEWEST:
         return f"No difference shown: {n} cannot show any. It takes at least {FEWEST}."
     title = compared.metric.replace("_", " ")
-    if not compared.shown:
-        begin = "No difference shown"
-        if not any(compared.outcomes[name] for name in ("won", "lost")):
-            begin += f", both score the same on every question ({title})"
-        else:
-            begin += f" ({title}, p = {compared.p_value:.2f})"
-        if compared.smallest is None:
-            return f"{begin}: with {n}, no difference would show."
-        size = amount(compared.smallest, shares=compared.shares)
-        return f"{begin}: with {n}, only differences above about {size} would show."
-    better = (compared.difference.mean > 0) != (compared.metric in LOWER_IS_BETTER)
     low, high = (
         amount(end, shares=compared.shares, unit=False)
         for end in (compared.difference.low, compared.difference.high)
     )
+    difference = amount(compared.difference.mean, shares=compared.shares, sign=True)
+    if not compared.shown:
+        begin = f"No difference shown ({title}): {difference} ({low} to {high})"
+        begin += f", p = {compared.p_value:.2f}. With {n}, "
+        if not any(compared.outcomes[name] for name in ("won", "lost")):
+            begin = f"No difference shown ({title}): both score the same on all {n}. With so many, "
+        if compared.smallest is None:
+            return f"{begin}no difference would show."
+        size = amount(compared.smallest, shares=compared.shares)
+        return f"{begin}only differences above about {size} would show."
+    better = (compared.difference.mean > 0) != (compared.metric in LOWER_IS_BETTER)
     text = (
         f"{subject} is {'better' if better else 'worse'} than {second} ({title}): "
-        f"{amount(compared.difference.mean, shares=compared.shares, sign=True)} "
-        f"({low} to {high}), {p_text(compared.p_value)}, {n}."
+        f"{difference} ({low} to {high}), {p_text(compared.p_value)}, {n}."
     )
     if compared.difference.low <= 0 <= compared.difference.high:
         text += " It is a close call: the interval reaches 0."
@@ -223,7 +222,7 @@ def sentence(compared: Verdict, first: str, second: str) -> str:
 def amount(value: float, *, shares: bool, sign: bool = False, unit: bool = True) -> str:
     """A difference in points of a hundred, or in the metric's own unit."""
     if not shares:
-        return f"{value:{'+' if sign else ''}.3g}"
+        return f"{value + 0.0:{'+' if sign else ''}.3g}"
     points = f"{100 * value:{'+' if sign else ''}.1f}"
     return f"{points} points" if unit else points
 
