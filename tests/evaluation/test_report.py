@@ -1,8 +1,10 @@
 """What an evaluation prints and stores beside its answers."""
 
 import json
+from importlib.resources import files
 from pathlib import Path
 
+from tests.support.json_schema import violations
 from tests.support.records import answer_record, answer_records, unfinished_record
 from tinkersmith.data.samples import Source
 from tinkersmith.evaluation.leaks import Overlap
@@ -101,4 +103,13 @@ def test_the_file_has_what_the_report_says_and_is_json():
     alone = analysis(trained, None)
     assert alone["verdicts"] is None and alone["several_answers"] is None
     drawn = [answer_record(1, draw=draw, source=Source("f", 1)) for draw in (1, 2)]
-    assert analysis(drawn, None)["several_answers"]["trained"]["pass_at_k"]["2"]["mean"] == 1
+    several = analysis(drawn, None)
+    assert several["several_answers"]["trained"]["pass_at_k"]["2"]["mean"] == 1
+    schema = json.loads(
+        files("tinkersmith.evaluation")
+        .joinpath("evaluation_results.schema.json")
+        .read_text("utf-8")
+    )
+    schema["required"] = list(several)
+    for content in (stored, alone, several):
+        assert violations(content, schema) == []

@@ -3,7 +3,7 @@
 No model is needed. Answers are compared as they were graded.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -202,8 +202,8 @@ def different_settings(first: ResultsFile, second: ResultsFile) -> list[tuple[st
 
 def _settings(file: ResultsFile) -> dict[str, str]:
     stored: object = file.facts.get("settings")
-    settings = cast("Mapping[str, Any]", stored) if isinstance(stored, Mapping) else {}
-    values = {name: settings[name] for name in _SETTINGS if name in settings}
+    settings: dict[str, Any] = cast("dict[str, Any]", stored) if isinstance(stored, dict) else {}
+    values: dict[str, Any] = {name: settings[name] for name in _SETTINGS if name in settings}
     values |= {name: file.facts[name] for name in _FACTS if name in file.facts}
     return {
         name: "none" if value is None else one_line(str(value)) for name, value in values.items()

@@ -127,7 +127,7 @@ def verdict(pairs: Sequence[Pair], metric: str) -> Verdict:
         draws_of([record for pair in pairs for record in pair.first]),
         draws_of([record for pair in pairs for record in pair.second]),
     )
-    shares = is_bounded(metric, np.r_[first, second])
+    shares = is_bounded(metric, np.concatenate([first, second]))
     differences = first - second
     low, high = difference_interval(first, second, draws, bounded=shares)
     p_value, exact, test = _tested(differences)

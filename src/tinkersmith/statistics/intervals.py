@@ -82,6 +82,11 @@ def _wilson(
     return low, np.where(rate >= 1, 1.0, np.minimum(1.0, centre + half))
 
 
+def _products(factors: FloatArray) -> FloatArray:
+    """1, the first factor, the product of the first two, and so on."""
+    return np.cumprod(np.concatenate([np.ones(1), factors]))
+
+
 @cache
 def t_quantile(degrees: int) -> float:
     """The 97.5 % quantile of Student's t with so many degrees of freedom, at least 1."""
@@ -101,9 +106,9 @@ def _within(t: float, degrees: int) -> float:
     square = math.cos(angle) ** 2
     if degrees % 2:
         steps = np.arange(2, degrees - 1, 2)
-        terms = math.cos(angle) * np.cumprod(np.r_[1.0, square * steps / (steps + 1)])
+        terms = math.cos(angle) * _products(square * steps / (steps + 1))
         tail = float(terms.sum()) * math.sin(angle) if degrees > 1 else 0.0
         return 2 / math.pi * (angle + tail)
     steps = np.arange(1, degrees - 2, 2)
-    terms = np.cumprod(np.r_[1.0, square * steps / (steps + 1)])
+    terms = _products(square * steps / (steps + 1))
     return math.sin(angle) * float(terms.sum())

@@ -39,7 +39,7 @@ def _tails(count: int) -> tuple[FloatArray, FloatArray]:
     """P(X <= x) and P(X = x) for 0 to `count` / 2 heads among `count` fair coins."""
     heads = np.arange(count // 2 + 1)
     steps = np.log(count - heads[:-1]) - np.log(heads[1:])
-    at = np.exp(np.r_[0.0, np.cumsum(steps)] - count * math.log(2))
+    at = np.exp(np.concatenate([np.zeros(1), np.cumsum(steps)]) - count * math.log(2))
     return np.cumsum(at), at
 
 
@@ -129,4 +129,5 @@ def _correlations(first: FloatArray, second: FloatArray) -> FloatArray:
     together = np.divide(product, scale, out=np.zeros_like(scale), where=varies)
     agree = varies & (np.abs(first - second) < 1e-12).all(axis=1)
     correction = np.divide(0.5, count * mean * (1 - mean), out=np.zeros_like(scale), where=agree)
-    return np.where(agree, np.maximum(together - correction, 0.0), together)
+    corrected: FloatArray = np.where(agree, np.maximum(together - correction, 0.0), together)
+    return corrected
