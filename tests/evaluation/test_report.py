@@ -113,3 +113,35 @@ def test_the_file_has_what_the_report_says_and_is_json():
     schema["required"] = list(several)
     for content in (stored, alone, several):
         assert violations(content, schema) == []
+
+
+def test_texts_from_files_neither_act_on_the_terminal_nor_break_the_lines():
+    records = [
+        answer_record(
+            n,
+            float(n % 2),
+            prompt=f"\x1b[31m{'很长的问题' * 30}第{n}题\r\n",
+            fields={"主题\x1b": ("代数与几何以及其他的一切内容", "b\x07")[n % 3 == 0]},
+        )
+        for n in range(1, 41)
+    ]
+    base = [answer_record(n, float(n % 2 == 0), prompt=records[n - 1].prompt) for n in range(1, 41)]
+    lines = lines_of(records, base)
+    assert not {"\x1b", "\x07", "\r"} & set("".join(lines))
+    shown = "\n".join(lines[: next(i for i, line in enumerate(lines) if "A correct" in line)])
+    assert "第1题" in shown and "主题\\x1b" in shown and "b\\x07" in shown
+    wide = [sum(2 if ord(c) > 0x2E80 else 1 for c in line) for line in shown.splitlines()]
+    assert max(wide) <= 80
+
+
+def test_a_score_without_bounds_keeps_its_unit_in_small_groups():
+    records = [
+        answer_record(
+            n, scores={"points": 0.5 if n < 11 else 40.0 + n}, fields={"t": "a" if n < 11 else "b"}
+        )
+        for n in range(1, 41)
+    ]
+    text = "\n".join(lines_of(records))
+    assert "points          49.2 (39.8 to 58.7)" in text
+    row = next(line for line in text.splitlines() if line.startswith("    a "))
+    assert "%" not in row and "0.5 (0.5 to 0.5)" in row

@@ -8,7 +8,7 @@ import numpy as np
 
 from tinkersmith.evaluation.results import Record
 from tinkersmith.evaluation.summary import Estimate, by_question, estimate
-from tinkersmith.evaluation.verdict import Pair, pairs_of, verdict
+from tinkersmith.evaluation.verdict import Pair, pairs_are_shares, pairs_of, verdict
 from tinkersmith.statistics.multiple import holm
 
 SMALL_GROUP = 20  # questions: fewer make a group that says little
@@ -61,14 +61,15 @@ def groups_of_pairs(pairs: Sequence[Pair], metric: str, *, alone: bool = False) 
     """
     groups: list[Group] = []
     p_values: list[float] = []
+    shares = pairs_are_shares(pairs, metric)
     for by, labels in _labels([pair.first for pair in pairs]).items():
         for label in _in_order(labels):
             members = [pair for pair, own in zip(pairs, labels, strict=True) if own == label]
             if alone:
                 records = [record for pair in members for record in pair.first]
-                groups.append(Group(by, label, estimate(records, metric), None, None, None))
+                groups.append(Group(by, label, estimate(records, metric, shares), None, None, None))
                 continue
-            compared = verdict(members, metric)
+            compared = verdict(members, metric, shares)
             p_values.append(compared.p_value)
             groups.append(
                 Group(by, label, compared.first, compared.second, compared.difference, None)

@@ -1,13 +1,14 @@
 """The results of an evaluation -> the lines that are printed, and what the file says of them."""
 
 import textwrap
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+from tinkersmith.errors import one_line
 from tinkersmith.evaluation.groups import SMALL_GROUP, Group, groups_of
 from tinkersmith.evaluation.results import Record, named
 from tinkersmith.evaluation.summary import (
-    LOWER_IS_BETTER,
     MAIN_METRIC,
     Copies,
     Draws,
@@ -94,15 +95,15 @@ def score_table(columns: Sequence[tuple[str, Sequence[Record]]]) -> list[str]:
     width = max([16, *(len(name) + 1 for name in names)])
     lines = [" " * width + "".join(f"{title[:24]:25}" for title, _ in scores).rstrip()]
     for name in names:
-        shares = all(_are_shares(name, found[name]) for _, found in scores if name in found)
         cells = [
-            f"{estimate_text(found[name], shares=shares) if name in found else 'not measured':25}"
+            f"{estimate_text(found[name]) if name in found else 'not measured':25}"
             for _, found in scores
         ]
         line = f"{name.replace('_', ' '):{width}}" + "".join(cells)
         if len(scores) == 2 and all(name in found for _, found in scores):
-            gain = scores[0][1][name].mean - scores[1][1][name].mean
-            line += amount(gain, shares=shares, sign=True)
+            mine, other = scores[0][1][name], scores[1][1][name]
+            shares = mine.shares and other.shares
+            line += amount(mine.mean - other.mean, shares=shares, sign=True)
         lines.append(line.rstrip())
     counts = [max((e.n for e in found.values()), default=0) for _, found in scores]
     several = f" and {counts[1]:,}" if len(set(counts)) > 1 else ""
@@ -110,15 +111,11 @@ def score_table(columns: Sequence[tuple[str, Sequence[Record]]]) -> list[str]:
     return lines
 
 
-def _are_shares(metric: str, found: Estimate) -> bool:
-    return metric not in LOWER_IS_BETTER and found.low >= 0 and found.high <= 1
-
-
-def estimate_text(found: Estimate, *, shares: bool) -> str:
+def estimate_text(found: Estimate) -> str:
     """A mean with its interval."""
     if found.n == 0:
         return "no score"
-    if shares:
+    if found.shares:
         return f"{found.mean:.1%} ({found.low:.1%} to {found.high:.1%})"
     return f"{found.mean:.3g} ({found.low:.3g} to {found.high:.3g})"
 
@@ -176,12 +173,10 @@ def unfinished_lines(records: Sequence[Record]) -> list[str]:
 
 def draws_text(several: Draws, most: int) -> str:
     """pass@k and the majority vote in one sentence."""
-    passed = ", ".join(
-        f"pass@{k} {estimate_text(found, shares=True)}" for k, found in several.pass_at.items()
-    )
+    passed = ", ".join(f"pass@{k} {estimate_text(found)}" for k, found in several.pass_at.items())
     text = f"{most} answers a question (final answer): {passed}"
     if several.majority:
-        text += f"; majority vote {estimate_text(several.majority, shares=True)}"
+        text += f"; majority vote {estimate_text(several.majority)}"
         text += f" with {counted(several.ties, 'tie')}" if several.ties else ""
     return f"{text}."
 
@@ -223,10 +218,24 @@ def verdict_lines(compared: Verdict, first: str, second: str, rest: str) -> list
 def _question_line(name: str, pair: Pair) -> str:
     record = pair.first[0]
     # The end of a prompt tells questions apart; its beginning is often the same.
-    text = " ".join(record.prompt.split())
     head = f"  {name}: {record.source}: "
-    space = max(20, _WIDTH - len(head))
-    return head + (text if len(text) <= space else f"...{text[-(space - 3) :]}")
+    text = " ".join(record.prompt[-2 * _WIDTH :].split())
+    return head + _end_of(text, max(20, _WIDTH - len(head)), whole=len(record.prompt) < _WIDTH)
+
+
+def _end_of(text: str, columns: int, *, whole: bool = True) -> str:
+    """The end of a text in so many columns of a terminal; "..." stands for what is left out."""
+    text = one_line(text, len(text))
+    if whole and _columns(text) <= columns:
+        return text
+    while text and _columns(text) > columns - 3:
+        text = text[1:]
+    return f"...{text}"
+
+
+def _columns(text: str) -> int:
+    """The columns that a text takes in a terminal, where Chinese characters take two."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def group_lines(
@@ -236,7 +245,7 @@ def group_lines(
     if not groups:
         return []
     compared = any(group.difference for group in groups)
-    shares = all(_are_shares(metric, group.first) for group in groups)
+    shares = groups[0].first.shares
     lines = ["", f"By group ({metric.replace('_', ' ')}; * fewer than {SMALL_GROUP} questions):"]
     header = f"{'':22}{'n':>5}  {titles[0]:25}"
     lines.append((header + (f"{titles[1]:>7} difference" if compared else "")).rstrip())
@@ -244,13 +253,11 @@ def group_lines(
     for group in groups[:_MOST_GROUPS]:
         if group.by != by:
             by = group.by
-            lines.append(f"  {by}")
-        label = group.label or "(none)"
-        label = label if len(label) <= 17 else f"...{label[-14:]}"
+            lines.append(f"  {one_line(by)}")
+        label = _end_of(group.label or "(none)", 17)
+        label += " " * (18 - _columns(label))
         star = "*" if group.small else " "
-        line = (
-            f"    {label:18}{group.first.n:>5}{star} {estimate_text(group.first, shares=shares):25}"
-        )
+        line = f"    {label}{group.first.n:>5}{star} {estimate_text(group.first):25}"
         if group.second and group.difference and group.p_value is not None:
             other = f"{group.second.mean:.1%}" if shares else f"{group.second.mean:.3g}"
             gain = amount(group.difference.mean, shares=shares, sign=True, unit=False)
@@ -309,7 +316,10 @@ def _shown(record: Record) -> list[str]:
             ("expected", record.expected),
             ("produced", record.produced),
         )
-        for line in (f"  {title}:", *(f"    {row}" for row in _short(text).splitlines()))
+        for line in (
+            f"  {title}:",
+            *(f"    {one_line(row, len(row))}" for row in _short(text).splitlines()),
+        )
     ]
 
 

@@ -4,7 +4,7 @@ A question counts once, however many samples ask it and however many answers it 
 never ended is no answer: it is counted, and has no score.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from tinkersmith.evaluation.leaks import Overlap
 from tinkersmith.evaluation.results import Record
 from tinkersmith.grading.scoring import score
 from tinkersmith.statistics.draws import majority_vote, pass_at_k
-from tinkersmith.statistics.intervals import FloatArray, mean_interval
+from tinkersmith.statistics.intervals import mean_interval
 
 LOWER_IS_BETTER = ("perplexity", "bits_per_byte")
 MAIN_METRIC = "final_answer"
@@ -30,6 +30,7 @@ class Estimate:
     low: float
     high: float
     n: int  # distinct questions
+    shares: bool  # whether scores lie between 0 and 1: they are told in percent
 
     def to_json(self) -> dict[str, Any]:
         ends = [end if np.isfinite(end) else None for end in (self.low, self.high)]
@@ -145,9 +146,10 @@ def draws_of(records: Sequence[Record]) -> int:
     return max((record.draw for record in records), default=1)
 
 
-def is_bounded(metric: str, values: FloatArray) -> bool:
-    """Whether the scores are shares, from 0 to 1."""
-    return metric not in LOWER_IS_BETTER and bool(((values >= 0) & (values <= 1)).all())
+def are_shares(metric: str, records: Iterable[Record]) -> bool:
+    """Whether all scores of a metric lie between 0 and 1."""
+    values = (record.scores.get(metric, 0.0) for record in records)
+    return metric not in LOWER_IS_BETTER and all(0 <= value <= 1 for value in values)
 
 
 def question_score(records: Sequence[Record], metric: str) -> float | None:
@@ -170,17 +172,24 @@ def counting_unfinished(records: Sequence[Record], metric: str) -> float:
     )
 
 
-def estimate(records: Sequence[Record], metric: str) -> Estimate:
-    """The mean score of a model with its interval by distinct question."""
+def estimate(records: Sequence[Record], metric: str, shares: bool | None = None) -> Estimate:
+    """The mean score of a model with its interval by distinct question.
+
+    Args:
+        shares: whether the scores lie between 0 and 1; by default, whether these do.
+    """
     scores = [question_score(group, metric) for group in by_question(records).values()]
-    return estimate_of([value for value in scores if value is not None], metric, draws_of(records))
+    known = [value for value in scores if value is not None]
+    if shares is None:
+        shares = are_shares(metric, records)
+    return estimate_of(known, draws_of(records), shares=shares)
 
 
-def estimate_of(scores: Sequence[float], metric: str, draws: int = 1) -> Estimate:
+def estimate_of(scores: Sequence[float], draws: int = 1, *, shares: bool = True) -> Estimate:
     """The mean of scores, one for each question, with its interval."""
     values = np.array(scores, float)
-    low, high = mean_interval(values, draws, bounded=is_bounded(metric, values))
-    return Estimate(float(values.mean()) if len(values) else 0.0, low, high, len(values))
+    low, high = mean_interval(values, draws, bounded=shares)
+    return Estimate(float(values.mean()) if len(values) else 0.0, low, high, len(values), shares)
 
 
 def estimates(records: Sequence[Record]) -> dict[str, Estimate]:
@@ -228,7 +237,7 @@ def draws(records: Sequence[Record], metric: str) -> Draws | None:
                 right = np.array([sum(r.scores[metric] for r in a) for a in enough])
                 scores.append(float(pass_at_k(counts, right, k).mean()))
         # The estimate from all answers at once is right or wrong, as that of a single answer is.
-        pass_at[k] = estimate_of(scores, metric, 1 if k == most else most)
+        pass_at[k] = estimate_of(scores, 1 if k == most else most)
     return Draws(pass_at, *_majority(samples, metric))
 
 
@@ -258,7 +267,7 @@ def _majority(
                 ties += 1
         if shares:
             scores.append(sum(shares) / len(shares))
-    return estimate_of(scores, metric), ties
+    return estimate_of(scores), ties
 
 
 # ---- copies

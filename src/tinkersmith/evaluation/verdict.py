@@ -13,11 +13,11 @@ from tinkersmith.evaluation.results import Record
 from tinkersmith.evaluation.summary import (
     LOWER_IS_BETTER,
     Estimate,
+    are_shares,
     by_question,
     counting_unfinished,
     draws_of,
     estimate_of,
-    is_bounded,
     question_score,
 )
 from tinkersmith.plurals import counted
@@ -69,7 +69,6 @@ class Verdict:
     test: str
     exact_p_value: float | None  # of McNemar's exact test, for right and wrong
     smallest: float | None  # difference that this many questions would show
-    shares: bool  # whether scores are shares, told in points
     outcomes: dict[str, list[Pair]]
     unscored: list[Pair]  # a thought of one of them never ended
     counting_unfinished: tuple[float, float] | None  # means with unfinished thoughts as wrong
@@ -110,8 +109,17 @@ def pairs_of(first: Sequence[Record], second: Sequence[Record]) -> list[Pair]:
     return [Pair(group, others[key]) for key, group in by_question(first).items() if key in others]
 
 
-def verdict(pairs: Sequence[Pair], metric: str) -> Verdict:
-    """Compare two models by a metric."""
+def pairs_are_shares(pairs: Sequence[Pair], metric: str) -> bool:
+    """Whether all scores of both models lie between 0 and 1."""
+    return all(are_shares(metric, [*pair.first, *pair.second]) for pair in pairs)
+
+
+def verdict(pairs: Sequence[Pair], metric: str, shares: bool | None = None) -> Verdict:
+    """Compare two models by a metric.
+
+    Args:
+        shares: whether the scores lie between 0 and 1; by default, whether these do.
+    """
     outcomes: dict[str, list[Pair]] = {name: [] for name in OUTCOMES}
     unscored: list[Pair] = []
     scores: list[tuple[float, float]] = []
@@ -127,22 +135,26 @@ def verdict(pairs: Sequence[Pair], metric: str) -> Verdict:
         draws_of([record for pair in pairs for record in pair.first]),
         draws_of([record for pair in pairs for record in pair.second]),
     )
-    shares = is_bounded(metric, np.concatenate([first, second]))
+    if shares is None:
+        shares = pairs_are_shares(pairs, metric)
     differences = first - second
     low, high = difference_interval(first, second, draws, bounded=shares)
     p_value, exact, test = _tested(differences)
     return Verdict(
         metric=metric,
-        first=estimate_of(first.tolist(), metric, draws[0]),
-        second=estimate_of(second.tolist(), metric, draws[1]),
+        first=estimate_of(first.tolist(), draws[0], shares=shares),
+        second=estimate_of(second.tolist(), draws[1], shares=shares),
         difference=Estimate(
-            float(differences.mean()) if len(differences) else 0.0, low, high, len(differences)
+            float(differences.mean()) if len(differences) else 0.0,
+            low,
+            high,
+            len(differences),
+            shares,
         ),
         p_value=p_value,
         test=test,
         exact_p_value=exact,
         smallest=_smallest(differences),
-        shares=shares,
         outcomes=outcomes,
         unscored=unscored,
         counting_unfinished=_counting_unfinished(pairs, metric) if shares else None,
@@ -196,10 +208,10 @@ def sentence(compared: Verdict, first: str, second: str) -> str:
         return f"No difference shown: {n} cannot show any. It takes at least {FEWEST}."
     title = compared.metric.replace("_", " ")
     low, high = (
-        amount(end, shares=compared.shares, unit=False)
+        amount(end, shares=compared.difference.shares, unit=False)
         for end in (compared.difference.low, compared.difference.high)
     )
-    difference = amount(compared.difference.mean, shares=compared.shares, sign=True)
+    difference = amount(compared.difference.mean, shares=compared.difference.shares, sign=True)
     if not compared.shown:
         begin = f"No difference shown ({title}): {difference} ({low} to {high})"
         begin += f", p = {compared.p_value:.2f}. With {n}, "
@@ -207,7 +219,7 @@ def sentence(compared: Verdict, first: str, second: str) -> str:
             begin = f"No difference shown ({title}): both score the same on all {n}. With so many, "
         if compared.smallest is None:
             return f"{begin}no difference would show."
-        size = amount(compared.smallest, shares=compared.shares)
+        size = amount(compared.smallest, shares=compared.difference.shares)
         return f"{begin}only differences above about {size} would show."
     better = (compared.difference.mean > 0) != (compared.metric in LOWER_IS_BETTER)
     text = (
