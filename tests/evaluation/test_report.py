@@ -8,7 +8,7 @@ from tests.support.json_schema import violations
 from tests.support.records import answer_record, answer_records, unfinished_record
 from tinkersmith.data.samples import Source
 from tinkersmith.evaluation.leaks import Overlap
-from tinkersmith.evaluation.report import analysis, copies_lines, report, score_table
+from tinkersmith.evaluation.report import analyse, copies_lines, report, score_table
 from tinkersmith.evaluation.results import Record
 from tinkersmith.evaluation.summary import EvaluationResult, Scored, copies
 
@@ -23,7 +23,7 @@ def lines_of(trained: list[Record], base: list[Record] | None = None) -> list[st
         Overlap(""),
         Path("out.json"),
     )
-    return report(result, 256)
+    return report(result, analyse(trained, base), 256)
 
 
 def test_the_report_of_two_models_has_scores_verdict_lists_and_budget():
@@ -95,15 +95,15 @@ def test_a_metric_that_one_model_lacks_is_said_to_be_missing():
 
 def test_the_file_has_what_the_report_says_and_is_json():
     trained, base = answer_records("+" * 30 + "-" * 10), answer_records("-" * 40)
-    stored = json.loads(json.dumps(analysis(trained, base), allow_nan=False))
+    stored = json.loads(json.dumps(analyse(trained, base).to_json(), allow_nan=False))
     assert stored["verdicts"]["final_answer"]["counts"]["won"] == 30
-    assert len(stored["verdicts"]["final_answer"]["won"]) == 30
+    assert len(stored["verdicts"]["final_answer"]["questions"]["both_wrong"]) == 10
     assert stored["groups"][0]["by"] == "prompt length" and len(stored["groups"]) == 4
     assert stored["copies"] == {"repeated_questions": [], "contradictions": []}
-    alone = analysis(trained, None)
+    alone = analyse(trained, None).to_json()
     assert alone["verdicts"] is None and alone["several_answers"] is None
     drawn = [answer_record(1, draw=draw, source=Source("f", 1)) for draw in (1, 2)]
-    several = analysis(drawn, None)
+    several = analyse(drawn, None).to_json()
     assert several["several_answers"]["trained"]["pass_at_k"]["2"]["mean"] == 1
     schema = json.loads(
         files("tinkersmith.evaluation")

@@ -71,7 +71,7 @@ def test_every_question_is_in_one_list_and_unfinished_thoughts_are_apart():
     assert stored["counts"] == {
         "won": 1, "lost": 1, "both_right": 1, "both_wrong": 1, "equal": 0,
     }  # fmt: skip
-    assert stored["won"] == ["test.json, record 2"] and stored["unscored"] == 2
+    assert stored["questions"]["won"] == ["test.json, record 2"] and stored["unscored"] == 2
 
 
 def test_counting_unfinished_thoughts_as_wrong_can_flatter_the_other_model():

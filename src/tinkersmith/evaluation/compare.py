@@ -236,7 +236,7 @@ def comparison_lines(compared: ComparedFiles, output: Path | None = None) -> lis
         lines.append(f"Both had at most {int(budget):,} tokens for an answer.")
     lines += ["", *score_table([("A", mine), ("B", theirs)]), *copies_lines(copies(mine))]
     for name, records in (("A", mine), ("B", theirs)):
-        about = _limits(records)
+        about = _limits(records, compared.metric)
         if about:
             lines += [f"{name}:", *about]
     lines += ["", *verdict_lines(compared.verdicts[compared.metric], "A", "B", rest)]
@@ -249,7 +249,7 @@ def _about(file: ResultsFile) -> str:
     return f"{file.path} ({one_line(str(file.facts.get('model_path')), 60)}{when})"
 
 
-def _limits(records: Sequence[Record]) -> list[str]:
+def _limits(records: Sequence[Record], metric: str) -> list[str]:
     lines: list[str] = []
     if at_limit := cut(records):
         were = "was" if len(at_limit) == 1 else "were"
@@ -258,8 +258,8 @@ def _limits(records: Sequence[Record]) -> list[str]:
             f"{named_records(at_limit)}."
         )
     lines += unfinished_lines(records)
-    if several := draws(records, "final_answer"):
-        lines += wrapped(draws_text(several, draws_of(records)))
+    if several := draws(records, metric):
+        lines += wrapped(draws_text(several, draws_of(records), metric))
     return lines
 
 

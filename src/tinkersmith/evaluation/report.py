@@ -3,10 +3,11 @@
 import textwrap
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tinkersmith.errors import one_line
-from tinkersmith.evaluation.groups import SMALL_GROUP, Group, groups_of
+from tinkersmith.evaluation.groups import SMALL_GROUP, Group, groups_of, groups_of_pairs
 from tinkersmith.evaluation.results import Record, named
 from tinkersmith.evaluation.summary import (
     MAIN_METRIC,
@@ -42,47 +43,68 @@ _EXAMPLES = 3  # questions that are shown of each list; the file has all
 _MOST_GROUPS = 24  # rows of the table; the file has all
 
 
-def report(result: EvaluationResult, max_tokens: int) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """What the answers of one or two models say."""
+
+    metric: str  # that groups and draws are about; "" without any score
+    verdicts: dict[str, Verdict]  # by metric; empty with one model
+    groups: list[Group]
+    copies: Copies
+    several: dict[str, Draws]  # by model, where a question has several answers
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "verdicts": {name: found.to_json() for name, found in self.verdicts.items()} or None,
+            "groups": [group.to_json() for group in self.groups],
+            "copies": self.copies.to_json(),
+            "several_answers": {who: found.to_json() for who, found in self.several.items()}
+            or None,
+        }
+
+
+def analyse(trained: Sequence[Record], base: Sequence[Record] | None) -> Analysis:
+    """Compare two models, or look at one."""
+    names = metric_names(trained)
+    if not names:
+        return Analysis("", {}, [], copies(trained), {})
+    metric = main_metric(names)
+    pairs = pairs_of(trained, base) if base else []
+    several = {
+        who: found
+        for who, records in (("trained", trained), ("base", base or []))
+        if (found := draws(records, metric))
+    }
+    return Analysis(
+        metric,
+        {name: verdict(pairs, name) for name in names} if pairs else {},
+        groups_of_pairs(pairs, metric) if pairs else groups_of(trained, None, metric),
+        copies(trained),
+        several,
+    )
+
+
+def report(result: EvaluationResult, found: Analysis, max_tokens: int) -> list[str]:
     """The scores, what limits them, the verdict and two answers, line by line."""
     trained = result.trained.records
     base = result.base.records if result.base else None
-    names, rest = metric_names(trained), f"in {result.output_file}"
-    lines = [
-        "",
-        *score_table([("trained model", trained)] + ([("base model", base)] if base else [])),
-    ]
-    lines += [*copies_lines(copies(trained)), ""]
-    for title, scored in ((_TRAINED, result.trained), (_BASE, result.base)):
+    rest = f"in {result.output_file}"
+    columns = [("trained model", trained)] + ([("base model", base)] if base else [])
+    lines = ["", *score_table(columns), *copies_lines(found.copies), ""]
+    for who, title, scored in (
+        ("trained", _TRAINED, result.trained),
+        ("base", _BASE, result.base),
+    ):
         if scored is not None:
             lines += _answers_lines(title, scored, max_tokens)
-    if not names:
-        return [*lines, "", f"All answers: {result.output_file}"]
-    metric = main_metric(names)
-    if base:
+            if several := found.several.get(who):
+                lines += wrapped(draws_text(several, draws_of(scored.records), found.metric))
+    if compared := found.verdicts.get(found.metric):
         lines.append(f"Both models had at most {max_tokens:,} tokens for an answer.")
-        compared = verdict(pairs_of(trained, base), metric)
         lines += ["", *verdict_lines(compared, _TRAINED, _BASE, rest)]
-    lines += group_lines(groups_of(trained, base, metric), metric, ("trained", "base"), rest)
+    lines += group_lines(found.groups, found.metric, ("trained", "base"), rest)
     lines += _example_lines(trained)
     return [*lines, "", f"All answers: {result.output_file}"]
-
-
-def analysis(trained: Sequence[Record], base: Sequence[Record] | None) -> dict[str, Any]:
-    """What the file of results says beside the answers: verdicts, groups, copies, draws."""
-    names = metric_names(trained)
-    pairs = pairs_of(trained, base) if base else []
-    metric = main_metric(names) if names else ""
-    several = {
-        who: found.to_json()
-        for who, records in (("trained", trained), ("base", base or []))
-        if names and (found := draws(records, metric))
-    }
-    return {
-        "verdicts": {name: verdict(pairs, name).to_json() for name in names} if pairs else None,
-        "groups": [group.to_json() for group in groups_of(trained, base, metric)] if names else [],
-        "copies": copies(trained).to_json(),
-        "several_answers": several or None,
-    }
 
 
 # ---- parts of the report
@@ -152,10 +174,7 @@ def _answers_lines(title: str, scored: Scored, max_tokens: int) -> list[str]:
             f"{len(at_limit):,} of its answers {were} cut at SAMPLING_MAX_TOKENS = "
             f"{max_tokens:,} or at the end of the context: {named_records(at_limit)}."
         )
-    lines += unfinished_lines(records)
-    if several := draws(records, MAIN_METRIC):
-        lines += wrapped(draws_text(several, draws_of(records)))
-    return lines
+    return lines + unfinished_lines(records)
 
 
 def unfinished_lines(records: Sequence[Record]) -> list[str]:
@@ -171,10 +190,10 @@ def unfinished_lines(records: Sequence[Record]) -> list[str]:
     )
 
 
-def draws_text(several: Draws, most: int) -> str:
+def draws_text(several: Draws, most: int, metric: str) -> str:
     """pass@k and the majority vote in one sentence."""
     passed = ", ".join(f"pass@{k} {estimate_text(found)}" for k, found in several.pass_at.items())
-    text = f"{most} answers a question (final answer): {passed}"
+    text = f"{most} answers a question ({metric.replace('_', ' ')}): {passed}"
     if several.majority:
         text += f"; majority vote {estimate_text(several.majority)}"
         text += f" with {counted(several.ties, 'tie')}" if several.ties else ""

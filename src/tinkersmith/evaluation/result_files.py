@@ -15,7 +15,7 @@ from tinkersmith.errors import UserError, reason_of
 from tinkersmith.evaluation.answers_file import beside
 from tinkersmith.evaluation.question_set import QuestionSet
 from tinkersmith.evaluation.questions import Questions
-from tinkersmith.evaluation.report import analysis
+from tinkersmith.evaluation.report import Analysis
 from tinkersmith.evaluation.results import SCHEMA_VERSION, Record
 from tinkersmith.evaluation.summary import EvaluationResult
 from tinkersmith.files import write_atomically, write_json
@@ -70,7 +70,7 @@ def table_file_of(output_file: Path) -> Path:
     return beside(output_file, ".csv")
 
 
-def write_results(result: EvaluationResult, about: About) -> None:
+def write_results(result: EvaluationResult, found: Analysis, about: About) -> None:
     """Write the three files, the one with the rates last. Each appears as a whole.
 
     Raises:
@@ -79,7 +79,7 @@ def write_results(result: EvaluationResult, about: About) -> None:
     write_answers(result)
     write_table(result)
     with _writing(result.output_file) as file:
-        write_json(file, content_of(result, about))
+        write_json(file, content_of(result, found, about))
 
 
 def write_answers(result: EvaluationResult) -> None:
@@ -102,7 +102,7 @@ def _writing(file: Path) -> Generator[Path, None, None]:
         raise _not_written(file, error) from None
 
 
-def content_of(result: EvaluationResult, about: About) -> dict[str, Any]:
+def content_of(result: EvaluationResult, found: Analysis, about: About) -> dict[str, Any]:
     """The content of evaluation_results.json; its schema is in evaluation_results.schema.json."""
     trained, base, model = result.trained, result.base, about.model
     questions, question_set = about.questions, about.question_set
@@ -136,7 +136,7 @@ def content_of(result: EvaluationResult, about: About) -> dict[str, Any]:
         },
         **trained.to_json(),
         "base": base.to_json() if base else None,
-        **analysis(trained.records, base.records if base else None),
+        **found.to_json(),
         "skipped": [skipped.to_json() for skipped in question_set.loaded.skipped],
         "unusable_samples": [
             {"file": left.source.file, "record": left.source.record, "reason": left.reason}

@@ -157,6 +157,8 @@ def question_score(records: Sequence[Record], metric: str) -> float | None:
 
     Each sample that asks it counts alike, however many of its answers have a score.
     """
+    if len(records) == 1:
+        return records[0].scores.get(metric) if records[0].thought_finished else None
     of_sample: dict[Source, list[float]] = {}
     for record in records:
         if record.thought_finished and metric in record.scores:
@@ -226,18 +228,24 @@ def draws(records: Sequence[Record], metric: str) -> Draws | None:
     if most < 2 or values - {0.0, 1.0}:
         return None
     samples = [_samples(group, metric) for group in by_question(records).values()]
+    counts = [
+        (question, len(answers), sum(record.scores[metric] for record in answers))
+        for question, sample_answers in enumerate(samples)
+        for answers in sample_answers
+    ]
+    questions, answered, right = np.array(counts, float).reshape(-1, 3).T
     sizes = sorted({k for k in (1, 2, 4, 8, 16, 32, 64, 128) if k < most} | {most})
     pass_at: dict[int, Estimate] = {}
     for k in sizes:
-        scores: list[float] = []
-        for sample_answers in samples:
-            enough = [answers for answers in sample_answers if len(answers) >= k]
-            if enough:
-                counts = np.array([len(answers) for answers in enough], float)
-                right = np.array([sum(r.scores[metric] for r in a) for a in enough])
-                scores.append(float(pass_at_k(counts, right, k).mean()))
+        enough = answered >= k
+        passed = pass_at_k(answered[enough], right[enough], k)
+        asked = questions[enough].astype(int)
+        samples_of = np.bincount(asked, minlength=len(samples))
+        means = (
+            np.bincount(asked, passed, len(samples))[samples_of > 0] / samples_of[samples_of > 0]
+        )
         # The estimate from all answers at once is right or wrong, as that of a single answer is.
-        pass_at[k] = estimate_of(scores, 1 if k == most else most)
+        pass_at[k] = estimate_of(means.tolist(), 1 if k == most else most)
     return Draws(pass_at, *_majority(samples, metric))
 
 
@@ -260,7 +268,7 @@ def _majority(
     for samples in questions:
         shares: list[float] = []
         for answers in samples:
-            vote = majority_vote([r.final_answer for r in answers], same_final_answer)
+            vote = majority_vote([_voice(record) for record in answers], _same_voice)
             winners = [answers[group[0]].scores[metric] for group in vote.winners]
             shares.append(sum(winners) / len(winners) if winners else 0.0)
             if vote.tied and answers is samples[0]:
@@ -268,6 +276,19 @@ def _majority(
         if shares:
             scores.append(sum(shares) / len(shares))
     return estimate_of(scores), ties
+
+
+_RIGHT = "\0right"  # no final answer is this text
+
+
+def _voice(record: Record) -> str | None:
+    """What an answer votes for. Right answers equal the expected one, and so each other."""
+    is_right = record.final_answer is not None and record.scores.get(MAIN_METRIC) == 1
+    return _RIGHT if is_right else record.final_answer
+
+
+def _same_voice(first: str, second: str) -> bool:
+    return _RIGHT not in (first, second) and same_final_answer(first, second)
 
 
 # ---- copies

@@ -4,7 +4,7 @@ Only questions that both models answered are compared, and each counts once.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,11 +40,17 @@ class Pair:
 
     first: Sequence[Record]
     second: Sequence[Record]
+    _scores: dict[str, tuple[float, float] | None] = field(
+        default_factory=dict[str, "tuple[float, float] | None"], repr=False, compare=False
+    )
 
     def scores(self, metric: str) -> tuple[float, float] | None:
         """Both models' scores; None if one of them has none."""
-        first, second = (question_score(side, metric) for side in (self.first, self.second))
-        return None if first is None or second is None else (first, second)
+        if metric not in self._scores:
+            first, second = (question_score(side, metric) for side in (self.first, self.second))
+            both = None if first is None or second is None else (first, second)
+            self._scores[metric] = both
+        return self._scores[metric]
 
     def outcome(self, metric: str) -> str | None:
         """One of `OUTCOMES`, as the first model sees it; None without a score of both."""
@@ -96,9 +102,9 @@ class Verdict:
             "counts": {name: len(self.outcomes[name]) for name in OUTCOMES},
             "unscored": len(self.unscored),
             "means_counting_unfinished_as_wrong": self.counting_unfinished,
-            **{
+            "questions": {
                 name: [str(pair.first[0].source) for pair in self.outcomes[name]]
-                for name in ("won", "lost")
+                for name in OUTCOMES
             },
         }
 

@@ -63,7 +63,8 @@ def sign_flip_tests(differences: FloatArray, *, flips: int = FLIPS, seed: int = 
     block = max(1, _CELLS // max(count, sampled, 1))
     for begin in range(0, flips, block):
         rows = min(block, flips - begin)
-        signs = random.integers(0, 2, (rows, count)) * 2.0 - 1.0
+        bits = np.unpackbits(random.integers(0, 256, (rows, -(-count // 8)), np.uint8), axis=1)
+        signs = bits[:, :count] * 2.0 - 1.0
         sums = np.abs(signs @ differences.T)  # (rows, P)
         farther += (sums > observed + tolerance).sum(axis=0)
         equal += (np.abs(sums - observed) <= tolerance).sum(axis=0)
