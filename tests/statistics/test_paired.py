@@ -65,6 +65,17 @@ def test_the_permutation_test_of_right_and_wrong_is_mcnemars():
     assert sign_flip_test(differences) == pytest.approx(mcnemar(14, 5), abs=0.01)
 
 
+def test_many_questions_are_tested_by_the_normal_limit():
+    random = np.random.default_rng(9)
+    differences = np.round(random.normal(0.012, 0.3, 2001), 2)
+    limit = sign_flip_test(differences)
+    assert 0.005 < limit < 0.3
+    assert sign_flip_test(differences[:2000]) == pytest.approx(limit, abs=0.04)
+    assert sign_flip_test(np.zeros(3000)) == 1.0
+    won = np.array([1.0] * 160 + [-1.0] * 120 + [0.0] * 2000)
+    assert sign_flip_test(won) == pytest.approx(mcnemar(160, 120), abs=0.001)
+
+
 def test_rows_are_tested_as_if_they_were_alone():
     random = np.random.default_rng(5)
     rows = random.normal(0.05, 0.3, (4, 30))
