@@ -31,8 +31,9 @@ from tinkersmith.evaluation.question_set import (
     read_question_set,
 )
 from tinkersmith.evaluation.questions import Answer, Question, Questions
+from tinkersmith.evaluation.report import analyse, report
 from tinkersmith.evaluation.result_files import About, check_results_writable, write_results
-from tinkersmith.evaluation.results import EvaluationResult, Scored, report
+from tinkersmith.evaluation.summary import EvaluationResult, Scored
 from tinkersmith.fingerprint import base_fingerprint
 from tinkersmith.models import local_model_folder
 from tinkersmith.plurals import counted
@@ -145,9 +146,12 @@ def evaluate(
                         leaks=leaks,
                         output_file=output_file,
                     )
-                    write_results(result, about)
+                    with progress.doing("comparing the answers"):
+                        base = result.base.records if result.base else None
+                        found = analyse(result.trained.records, base)
+                    write_results(result, found, about)
                 file.remove()
-    for line in report(result, model.settings.sampling_max_tokens):
+    for line in report(result, found, model.settings.sampling_max_tokens):
         say(line)
     return result
 
