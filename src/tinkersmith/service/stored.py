@@ -15,6 +15,7 @@ from tinkersmith.runs.pruning import note_deleted_state, old_states
 from tinkersmith.runs.resume import diverged_after
 from tinkersmith.service.connection import ServerGone, Service, open_service
 from tinkersmith.settings.fields import Settings
+from tinkersmith.settings.measures import best_by
 
 _PAGE = 500  # checkpoints of one listing
 _SECONDS_OF_DAY = 86400
@@ -77,7 +78,8 @@ def states_to_delete(
         return []  # metrics.jsonl, which may be long, is not read
     if protected_step is None:
         protected_step = diverged_after(run)
-    return old_states(checkpoints, run.metrics(), keep_last, protected_step)
+    by = best_by(run.settings())
+    return old_states(checkpoints, run.metrics(), keep_last, protected_step, by)
 
 
 def lifetime(settings: Settings) -> int | None:
