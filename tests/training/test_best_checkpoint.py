@@ -9,7 +9,6 @@ import dataclasses
 import io
 import json
 import random
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -169,16 +168,15 @@ def test_evaluate_takes_the_best_and_gives_its_score(
     whole: Whole, project: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """Greedy answers to the questions in a file of their own are those of the training."""
-    for options, step in (((), best(whole.run)["step"]), (("--checkpoint", "last"), 40)):
-        out = tmp_path / f"{step}.json"
-        asked = ["--test-data", str(project / "ask.json"), "--output", str(out)]
-        sets = [f"OUTPUT_DIR={whole.run.path.parent}", "SAMPLING_MAX_TOKENS=6", "BACKEND=local"]
-        more = [part for text in sets for part in ("--set", text)]
-        assert main(["evaluate", *asked, *more, *options]) == 0
-        said = capsys.readouterr().out
-        assert f"step-{step:06} of {whole.run.name}, the " in said
-        rate = json.loads(out.read_text())["metrics"]["final_answer"]["rate"]
-        assert rate == pytest.approx(scores(whole.run)[step])
+    step, out = best(whole.run)["step"], tmp_path / "scores.json"
+    sets = [f"OUTPUT_DIR={whole.run.path.parent}", "SAMPLING_MAX_TOKENS=6", "BACKEND=local"]
+    more = [part for text in sets for part in ("--set", text)]
+    asked = ["--test-data", str(project / "ask.json"), "--output", str(out)]
+    assert main(["evaluate", *asked, *more]) == 0
+    said = capsys.readouterr().out
+    assert f"step-{step:06} of {whole.run.name}, the best checkpoint by final answer" in said
+    rate = json.loads(out.read_text())["metrics"]["final_answer"]["rate"]
+    assert rate == pytest.approx(scores(whole.run)[step])
 
 
 def command(config: Path, *more: str) -> list[str]:
@@ -279,16 +277,3 @@ def test_an_interruption_of_the_answers_saves_and_the_step_is_measured_when_it_g
     assert curve(run) == whole.curve
     assert best(run) == best(whole.run)
     assert not list(run.path.glob("*before-resume*")), "something was done twice"
-
-
-def test_other_questions_are_not_gone_on_with(whole: Whole) -> None:
-    run = RunFolder(Path(shutil.copytree(whole.run.path, whole.run.path.with_name("other"))))
-    facts = run.facts()
-    facts["settings"]["EVAL_LIMIT"] = 5
-    run.file("settings.json").write_text(json.dumps(facts))
-    changed = run.settings().model_copy(update={"output_dir": str(run.path.parent)})
-    resume = Resume(run, "step-000020")
-    refused = pytest.raises(UserError, match=r"the questions of EVAL_FILES changed\. Undo that")
-    with watched(Lines().say) as progress, ExitStack() as guard, refused:
-        prepare(changed, resume, guard, progress)
-    shutil.rmtree(run.path)

@@ -97,8 +97,10 @@ def differences(facts: Mapping[str, Any], standing: Standing, now: dict[str, Any
         recorded, present = facts.get(name), getattr(standing, name)
         if recorded and present and recorded != present:
             result.refused.append(f"{about} changed")
-    if len(result.refused) > 1 and result.refused[-1] == f"{_SENSE['data_digest']} changed":
-        result.refused.pop()  # other tokens are other data, too
+    # Other tokens are other data and other questions, too.
+    of_tokens = [f"{_SENSE[name]} changed" for name in ("data_digest", "questions_digest")]
+    others = [sentence for sentence in result.refused if sentence not in of_tokens]
+    result.refused = others or result.refused
     if standing.base_fingerprint is None:  # nothing could be compared in any version
         unknown = [about for about in unknown if about != _SENSE["base_fingerprint"]]
     if standing.questions_digest is None:
