@@ -13,6 +13,7 @@ from tests.support.run_folders import checkpoint, run_of_settings
 from tinkersmith.errors import UserError
 from tinkersmith.runs.best import (
     BestSoFar,
+    best_by_of,
     best_of_run,
     best_so_far,
     choose_checkpoint,
@@ -134,6 +135,15 @@ def test_a_best_checkpoint_that_is_the_last_is_said_to_be_both(run: RunFolder) -
 def test_an_unknown_name_lists_the_checkpoints(run: RunFolder) -> None:
     with pytest.raises(UserError, match=r"no checkpoint 20\. Use last, best, or one of step-0000"):
         choose_checkpoint(run, "20")
+
+
+def test_only_the_settings_that_decide_must_be_right(tmp_path: Path) -> None:
+    """A newer version may have made the run."""
+    run = run_of_settings(tmp_path / "newer", VALIDATION_RATIO=0.1, SOMETHING_NEW=7)
+    assert best_by_of(run) == "validation_loss"
+    wrong = run_of_settings(tmp_path / "wrong", BEST_BY="something_new", EVAL_FILES=["e.json"])
+    with pytest.raises(UserError, match=r'settings.json is damaged: BEST_BY is "something_new", w'):
+        best_by_of(wrong)
 
 
 def test_best_json_says_which_checkpoint_it_is_and_goes_when_none_is(run: RunFolder) -> None:

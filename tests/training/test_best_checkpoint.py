@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from tests.support.clocks import Lines
 from tests.support.environment import without_cloud
 from tests.support.paths import ROOT
 from tests.support.processes import within
-from tests.support.sample_files import write
+from tests.support.sample_files import write, yes_or_no
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.batches.length_report import LengthReport
 from tinkersmith.cli.main import main
@@ -50,21 +49,13 @@ def _no_cloud() -> Iterator[None]:
         yield
 
 
-def answers(count: int, seed: int) -> list[dict[str, str]]:
-    rng = random.Random(seed)
-    return [
-        {"instruction": f"Is {rng.randrange(100)} even?", "output": rng.choice(["yes", "no"])}
-        for _ in range(count)
-    ]
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data, questions and a model."""
     folder = tmp_path_factory.mktemp("best")
-    write(folder / "train.json", answers(40, seed=1))
-    questions = answers(9, seed=2)
-    questions[4]["instruction"] = answers(40, seed=1)[7]["instruction"]  # which is trained on
+    write(folder / "train.json", yes_or_no(40, seed=1))
+    questions = yes_or_no(9, seed=2)
+    questions[4]["instruction"] = yes_or_no(40, seed=1)[7]["instruction"]  # which is trained on
     write(folder / "ask.json", questions)
     make_tiny_model(folder / "model")
     return folder

@@ -18,8 +18,10 @@ from tinkersmith.settings.measures import (
     is_better,
     measurement_name,
 )
+from tinkersmith.settings.reading import settings_from
 
 BEST_FILE = "best.json"
+_DECIDING = ("BEST_BY", "VALIDATION_FILES", "VALIDATION_RATIO", "EVAL_FILES")
 _LISTED = 10  # names of checkpoints in a sentence
 
 
@@ -104,13 +106,30 @@ def best_so_far(
     return seen
 
 
+def best_by_of(run: RunFolder) -> str | None:
+    """What the run's best checkpoint is best by; None where nothing is measured.
+
+    Raises:
+        UserError: settings.json is damaged in what decides that. Other settings are not looked at.
+    """
+    values = run.facts()["settings"]
+    try:
+        settings = settings_from({name: values[name] for name in _DECIDING if name in values})
+    except UserError as error:
+        raise UserError(
+            f"{run.file('settings.json')} is damaged: {error} Restore the file from a backup, or "
+            "take the last checkpoint with --checkpoint last."
+        ) from None
+    return best_by(settings)
+
+
 def best_of_run(run: RunFolder) -> tuple[Checkpoint, Measurement] | None:
     """The run's best checkpoint, and what it is the best by; None where nothing was measured.
 
     Raises:
         UserError: a file of the run is damaged.
     """
-    by = best_by(run.settings())
+    by = best_by_of(run)
     if by is None:
         return None
     checkpoints = {checkpoint.step: checkpoint for checkpoint in run.checkpoints()}

@@ -11,13 +11,13 @@ from tinkersmith.errors import UserError
 from tinkersmith.files import write_json
 from tinkersmith.plurals import counted
 from tinkersmith.runs.best import (
+    best_by_of,
     best_of_run,
     best_so_far,
     names_of_checkpoints,
     write_best,
 )
 from tinkersmith.runs.folder import SAMPLE_LOSSES_FILE, SAMPLES_FILE, Checkpoint, RunFolder
-from tinkersmith.settings.measures import best_by
 from tinkersmith.settings.spelling import override_text
 
 # Settings that a resumed run may go on with another value of: after its loss has risen.
@@ -93,10 +93,9 @@ def _refuse_finished(resume: Resume, saved: list[Checkpoint]) -> None:
         raise UserError(
             f"{run.name} is finished; nothing is left to train. Evaluate it with: {evaluate}"
         )
-    settings = run.settings()
-    patience: int = resume.changes.get("PATIENCE", settings.patience)
+    patience: int = resume.changes.get("PATIENCE", run.settings().patience)
     steps = {point.step for point in saved}
-    seen = best_so_far(run.metrics(), best_by(settings), steps)
+    seen = best_so_far(run.metrics(), best_by_of(run), steps)
     if seen.is_spent(patience):
         again = command_line("train", "--resume", run.path, "--set", "PATIENCE=0")
         raise UserError(

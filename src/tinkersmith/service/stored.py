@@ -10,12 +10,12 @@ from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.errors import UserError
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress, Say
+from tinkersmith.runs.best import best_by_of
 from tinkersmith.runs.folder import Checkpoint, RunFolder
 from tinkersmith.runs.pruning import note_deleted_state, old_states
 from tinkersmith.runs.resume import diverged_after
 from tinkersmith.service.connection import ServerGone, Service, open_service
 from tinkersmith.settings.fields import Settings
-from tinkersmith.settings.measures import best_by
 
 _PAGE = 500  # checkpoints of one listing
 _SECONDS_OF_DAY = 86400
@@ -78,7 +78,7 @@ def states_to_delete(
         return []  # metrics.jsonl, which may be long, is not read
     if protected_step is None:
         protected_step = diverged_after(run)
-    by = best_by(run.settings())
+    by = best_by_of(run)
     return old_states(checkpoints, run.metrics(), keep_last, protected_step, by)
 
 
