@@ -49,7 +49,7 @@ class Pairs:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int, default=10_000, help="pairs (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=40_000, help="pairs of each sort (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     begun = time.process_time()
