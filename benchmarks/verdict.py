@@ -138,7 +138,8 @@ def _block(
         chance = _logistic(_centre(rate, width)[:, None] + width[:, None] * normal)
         scores.append(chance if graded else random.binomial(draws, chance) / draws)
     kind = "graded" if graded else "right or wrong" if draws == 1 else "several answers"
-    copies = 1.0 + random.geometric(0.5, (pairs, count)) * (random.random((pairs, count)) < 0.2)
+    repeated = random.geometric(0.5, (pairs, count)) * (random.random((pairs, count)) < 0.2)
+    copies: FloatArray = 1 + repeated.astype(np.float64)
     return Pairs(kind, draws, scores[0], scores[1], mean, other_mean, copies)
 
 
