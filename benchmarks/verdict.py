@@ -30,6 +30,7 @@ COUNTS = (20, 50, 100, 200, 400)  # distinct questions
 DRAWS = (1, 1, 4)  # answers a question: two of three pairs are asked once
 LEVEL = 0.05
 FEW = 10  # questions on which the models differ: below, no test can reach its level
+Hits = np.ndarray[Any, np.dtype[np.bool_]]
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(60)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
@@ -49,7 +50,9 @@ class Pairs:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int, default=10_000, help="pairs (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=int, default=40_000, help="pairs of each sort (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     begun = time.process_time()
@@ -135,7 +138,8 @@ def _block(
         chance = _logistic(_centre(rate, width)[:, None] + width[:, None] * normal)
         scores.append(chance if graded else random.binomial(draws, chance) / draws)
     kind = "graded" if graded else "right or wrong" if draws == 1 else "several answers"
-    copies = 1.0 + random.geometric(0.5, (pairs, count)) * (random.random((pairs, count)) < 0.2)
+    repeated = random.geometric(0.5, (pairs, count)) * (random.random((pairs, count)) < 0.2)
+    copies: FloatArray = 1 + repeated.astype(np.float64)
     return Pairs(kind, draws, scores[0], scores[1], mean, other_mean, copies)
 
 
@@ -156,18 +160,18 @@ def _centre(rate: FloatArray, width: FloatArray) -> FloatArray:
 # ---- coverage
 
 
-def _rate_hits(pairs: Pairs) -> FloatArray:
+def _rate_hits(pairs: Pairs) -> Hits:
     low, high = mean_intervals(pairs.first, pairs.draws)
     return (low <= pairs.mean) & (pairs.mean <= high)
 
 
-def _difference_hits(pairs: Pairs) -> FloatArray:
+def _difference_hits(pairs: Pairs) -> Hits:
     low, high = difference_intervals(pairs.first, pairs.second, (pairs.draws, pairs.draws))
     truth = pairs.mean - pairs.other_mean
     return (low <= truth + 1e-12) & (truth - 1e-12 <= high)
 
 
-def _naive_hits(pairs: Pairs) -> FloatArray:
+def _naive_hits(pairs: Pairs) -> Hits:
     """Wilson's interval with every copy and every answer as a question of its own."""
     records = (pairs.copies * pairs.draws).sum(axis=1)
     right = (pairs.first * pairs.copies * pairs.draws).sum(axis=1)
@@ -176,7 +180,7 @@ def _naive_hits(pairs: Pairs) -> FloatArray:
 
 
 def _coverage(blocks: list[Pairs], hits_of: Any) -> dict[str, float]:
-    hits: dict[str, list[FloatArray]] = {}
+    hits: dict[str, list[Hits]] = {}
     for pairs in blocks:
         inside = hits_of(pairs)
         names = ["all", pairs.kind, f"{pairs.first.shape[1]} questions"]
@@ -189,7 +193,7 @@ def _coverage(blocks: list[Pairs], hits_of: Any) -> dict[str, float]:
     return {name: _share(np.concatenate(parts)) for name, parts in hits.items()}
 
 
-def _share(values: FloatArray) -> float:
+def _share(values: Hits) -> float:
     return round(float(values.mean()), 4)
 
 
@@ -198,7 +202,7 @@ def _share(values: FloatArray) -> float:
 
 def _false_verdicts(blocks: list[Pairs]) -> dict[str, float]:
     """How often a test at 5 % calls one of two equally good models better."""
-    alarms: dict[str, list[FloatArray]] = {}
+    alarms: dict[str, list[Hits]] = {}
     for pairs in blocks:
         difference = pairs.first - pairs.second
         differing = (difference != 0).sum(axis=1)

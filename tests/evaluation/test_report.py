@@ -31,7 +31,7 @@ def test_the_report_of_two_models_has_scores_verdict_lists_and_budget():
     text = "\n".join(lines)
     assert max(map(len, lines)) <= 80
     assert "Both models had at most 256 tokens for an answer." in text
-    assert "n = 40 distinct questions; in brackets: 95 % intervals." in text
+    assert "n = 40; in brackets: 95 % intervals by distinct question." in text
     assert "The trained model is better than the base model (final answer): +62.5" in text
     assert "The trained model: won 30, lost 5, both right 0, both wrong 5. Test:" in text
     assert "  won: test.json, record 1: Question 1?" in text and "won: 27 more in out.json" in text

@@ -36,7 +36,7 @@ def compare_command(argv: Sequence[str], *, prog: str) -> int:
     inputs = [Path(wanted.first), Path(wanted.second)]
     if output:
         check_comparison_output(output, inputs)
-    compared = compare_files(*inputs, wanted.metric)
+    compared = compare_files(inputs[0], inputs[1], wanted.metric)
     written = write_comparison(compared, output) if output else []
     for line in comparison_lines(compared, output):
         print(line)

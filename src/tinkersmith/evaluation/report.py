@@ -129,7 +129,7 @@ def score_table(columns: Sequence[tuple[str, Sequence[Record]]]) -> list[str]:
         lines.append(line.rstrip())
     counts = [max((e.n for e in found.values()), default=0) for _, found in scores]
     several = f" and {counts[1]:,}" if len(set(counts)) > 1 else ""
-    lines.append(f"n = {counts[0]:,}{several} distinct questions; in brackets: 95 % intervals.")
+    lines.append(f"n = {counts[0]:,}{several}; in brackets: 95 % intervals by distinct question.")
     return lines
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from tinkersmith.data.samples import Source
 from tinkersmith.evaluation.leaks import Overlap
 from tinkersmith.evaluation.results import Record
-from tinkersmith.grading.scoring import score
+from tinkersmith.grading.compare import same_answer
 from tinkersmith.statistics.draws import majority_vote, pass_at_k
 from tinkersmith.statistics.intervals import mean_interval
 
@@ -216,11 +216,6 @@ def _samples_of(records: Sequence[Record]) -> int:
 # ---- several answers
 
 
-def same_final_answer(first: str, second: str) -> bool:
-    """Whether two final answers are equal, as the score `final_answer` has it."""
-    return first == second or score(first, second)[MAIN_METRIC] == 1.0
-
-
 def draws(records: Sequence[Record], metric: str) -> Draws | None:
     """pass@k and the majority vote; None with one answer a question or a graded metric."""
     most = draws_of(records)
@@ -288,7 +283,10 @@ def _voice(record: Record) -> str | None:
 
 
 def _same_voice(first: str, second: str) -> bool:
-    return _RIGHT not in (first, second) and same_final_answer(first, second)
+    if _RIGHT in (first, second):
+        return False
+    # Without the second opinion: a vote compares many pairs of wrong answers.
+    return same_answer(first, second, second_opinion=False).equal
 
 
 # ---- copies
@@ -316,4 +314,4 @@ def same_expected(first: Record, second: Record) -> bool:
         return True
     if first.expected_answer is None or second.expected_answer is None:
         return " ".join(first.expected.split()) == " ".join(second.expected.split())
-    return same_final_answer(first.expected_answer, second.expected_answer)
+    return same_answer(first.expected_answer, second.expected_answer).equal

@@ -84,7 +84,8 @@ def _wilson(
 
 def _products(factors: FloatArray) -> FloatArray:
     """1, the first factor, the product of the first two, and so on."""
-    return np.cumprod(np.concatenate([np.ones(1), factors]))
+    products: FloatArray = np.cumprod(np.concatenate([np.ones(1), factors]), dtype=np.float64)
+    return products
 
 
 @cache

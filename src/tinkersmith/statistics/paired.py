@@ -136,5 +136,5 @@ def _correlations(first: FloatArray, second: FloatArray) -> FloatArray:
     together = np.divide(product, scale, out=np.zeros_like(scale), where=varies)
     agree = varies & (np.abs(first - second) < 1e-12).all(axis=1)
     correction = np.divide(0.5, count * mean * (1 - mean), out=np.zeros_like(scale), where=agree)
-    corrected: FloatArray = np.where(agree, np.maximum(together - correction, 0.0), together)
-    return corrected
+    together[agree] = np.maximum(together - correction, 0.0)[agree]
+    return together
