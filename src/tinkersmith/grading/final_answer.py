@@ -115,10 +115,11 @@ _COPULA = (
     r"(?:\s+(?:therefore|thus|then|simply|just|indeed|exactly|option|choice))*"
 )
 _MARKER = re.compile(
-    r"(?P<key>[\"']?)\b(?:final\s+|correct\s+|right\s+)?answers?\b(?P=key)[\"'*_`]*"
+    r"(?P<key>[\"']?)(?<![A-Za-z])(?:final\s+|correct\s+|right\s+)?answers?(?![A-Za-z])(?P=key)[\"'*_`]*"
     r"(?:\s*\([^()\n]{0,40}\))?"
     r"(?:\s+(?:to|of|for)\s[^.\n:：]{1,80}?)?"
     rf"\s*(?:(?P<colon>[:：=])|(?P<is>{_COPULA})[*_`]*\s*(?P<colon2>[:：])?)"
+    rf"|\bcorrect[*_`]*\s*(?P<colon6>[:：])"
     rf"|\b(?:correct|best|right)\s+(?:option|choice|statement|alternative)s?\b[*_`]*\s*(?:(?P<colon3>[:：])|(?P<is2>{_COPULA})\s*[:：]?)"
     rf"|\bfinal\s+(?:result|value)\b[*_`]*\s*(?:(?P<colon4>[:：=])|(?P<is3>{_COPULA})\s*[:：]?)"
     r"|(?:答案|正确(?:的)?选项)[*_`\]】]*\s*(?:(?P<colon5>[:：=]|(?<=】))|(?P<is4>应该?(?:是|为|选)?|就?[是为选])\s*[:：]?)"

@@ -16,6 +16,7 @@ from tinkersmith.grading.conclusions import (
     before_apposition,
     conclusion,
     is_prose,
+    last_formula,
     last_number,
     last_sentence,
     predicate,
@@ -231,10 +232,15 @@ def _without_marker(gold: str, text: str) -> Iterator[FinalAnswer]:
         if len(lines) > 1 and quantity_of(unwrapped(first)) is not None:
             yield FinalAnswer(unwrapped(first), "first line")
             return
+        if (ending := last_formula(text)) is not None:
+            yield FinalAnswer(ending, "last formula")
+            return
         number = last_number(gold, text)
         if number is not None:
             yield FinalAnswer(number, "last number")
         return
+    elif re.search(r"[=<>≤≥+*/^()\[\]{}:\\]", gold) and (ending := last_formula(text)) is not None:
+        yield FinalAnswer(ending, "last formula")
     if len(lines) > 1:
         yield FinalAnswer(unwrapped(last), "last line")
         if len(unwrapped(first)) < 60:

@@ -73,7 +73,7 @@ _LETTER_BEFORE = re.compile(
     r"(?:vitamin|hepatitis|figure|appendix|type|class|group|point|angle|side|team|person|grade|°)\s*$",
     re.IGNORECASE,
 )
-_DENIED = re.compile(r"(?:\b(?:not|no|never|non)\s+(?:a\s+|an\s+|the\s+)?|n't\s+|[不没非未无])$")
+_DENIED = re.compile(r"(?:\b(?:not|no|never|non)\s+(?:a\s+|an\s+|the\s+)?|n't\s+|[不没非未无]是?)$")
 
 
 def answer_contained(answer: str, produced: str) -> bool:
