@@ -62,17 +62,18 @@ def predicate(sentence: str) -> str | None:
     match = _PREDICATE.search(sentence)
     if match is None or re.search(r"\bif\b|\bnot\b|\bnever\b|n['’]t\b|\?|？|不", sentence):
         return None
-    return unwrapped(match[1]) or None
+    said = re.sub(r"^\w{2,20}(?:ed|en|t)\s+by\s+", "", match[1])  # "was written by Shakespeare"
+    return unwrapped(said) or None
 
 
 def before_apposition(clause: str) -> str | None:
     """ "Paris, the capital of France" without what explains it; None if nothing does."""
     match = re.fullmatch(
-        r"([^,]+), (?:the|an?) [a-z][^,]*"
+        r"([^,]+), (?:the|an?) [a-z][^,]*|([^(（]+?)\s*[(（][^()（）]*[)）]"
         r"|([^，,]+)[，,](?:全长|全称|位于|它|其|也|又|约|即|因为|由于|在|被|由|是|有).{2,}",
         clause,
     )
-    return (match[1] or match[2]) if match else None
+    return match[1] or match[2] or match[3] if match else None
 
 
 def conclusion(text: str) -> str | None:

@@ -72,6 +72,7 @@ def normalise(text: str) -> str:
 
 # ---- thoughts and what a base model writes after its answer
 
+_MARKUP = re.compile(r"</?(?:b|strong|i|em|u|p|span|br)\s?/?>", re.IGNORECASE)
 _THOUGHTS = ("think", "thinking", "thought", "reasoning")
 _CHANNEL = "<|channel|>final<|message|>"
 _NEXT_QUESTION = re.compile(
@@ -81,7 +82,7 @@ _NEXT_QUESTION = re.compile(
 
 def own_words(text: str) -> str:
     """The normalised text after its thoughts, without long gaps (a model in a loop writes them)."""
-    text = without_thoughts(normalise(text))
+    text = _MARKUP.sub("", without_thoughts(normalise(text)))
     return re.sub(r"\s{9,}", lambda gap: "\n\n" if "\n" in gap[0] else " ", text)
 
 
@@ -145,6 +146,11 @@ _NOT_AN_ANSWER = re.compile(
     r"|正确|错误|合理|显然)",
     re.IGNORECASE,
 )
+_SUPPOSED = re.compile(
+    r"(?:\b(?:if|suppose|supposing|assume|assuming|whether|say|check|verify)\b[^.\n]{0,25}|(?:假设|如果|假如|若)[^。\n]{0,10})$",
+    re.IGNORECASE,
+)
+_NOT_BUT = re.compile(r"not\s+.{1,60}?,?\s+but\s+(?:rather\s+)?(.+)", re.IGNORECASE)
 _DENIED = re.compile(r"\W*(?:not\b|不是|不为|isn['’]t)\s*(.+)", re.IGNORECASE | re.DOTALL)
 
 
@@ -190,6 +196,10 @@ def _marked(text: str) -> Iterator[_Candidate]:
         if is_type:
             rule = "the answer is" if match[0].isascii() else "答案是"
         clause, complete = _clause(text, end)
+        if is_type and _SUPPOSED.search(text, max(0, begin - 40), begin):
+            continue
+        if corrected := _NOT_BUT.fullmatch(clause):
+            clause = corrected[1]
         if is_type and (_NOT_AN_ANSWER.match(clause) or _denies_a_value(clause)):
             continue
         yield _Candidate(begin, clause, rule, complete, weak=is_type and not has_colon)

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from tinkersmith.grading.choices import choice_of
 from tinkersmith.grading.compare import answer_kind, same_answer
@@ -37,6 +38,7 @@ from tinkersmith.grading.yes_no import stated, yes_or_no
 _TAIL = 2000  # characters at the end of a text that conclusions are looked for in
 
 
+_REASON_BEHIND = re.compile(r"[.。]\s*(?=因为|由于|Because\b)|[,，]\s*(?=because\b|因为)")
 _OPTION = re.compile(r"\W*[A-J][.:)、．：）]")
 
 
@@ -122,8 +124,9 @@ def _field_texts(answer: object) -> list[str]:
         return [str(int(answer)) if answer.is_integer() and abs(answer) < 1e15 else repr(answer)]
     if isinstance(answer, str):
         return [answer] if answer.strip() else []
-    if isinstance(answer, list | tuple):
-        return [text for item in answer for text in _field_texts(item)]
+    if isinstance(answer, list):
+        items = cast("list[object]", answer)
+        return [text for item in items for text in _field_texts(item)]
     return []
 
 
@@ -241,6 +244,8 @@ def _without_marker(gold: str, text: str) -> Iterator[FinalAnswer]:
         return
     elif re.search(r"[=<>≤≥+*/^()\[\]{}:\\]", gold) and (ending := last_formula(text)) is not None:
         yield FinalAnswer(ending, "last formula")
+    if reason := _REASON_BEHIND.search(text, 0, 60):
+        yield FinalAnswer(unwrapped(text[: reason.start()]), "first line")
     if len(lines) > 1:
         yield FinalAnswer(unwrapped(last), "last line")
         if len(unwrapped(first)) < 60:

@@ -85,7 +85,7 @@ def answer_contained(answer: str, produced: str) -> bool:
         text = f"{text[:_LONGEST_SEARCHED]}\n{text[-_LONGEST_SEARCHED:]}"
     if (choice := choice_of(answer)) is not None:
         if len(choice.letters) == 1:
-            return _letter_contained(*choice.letters, plain(text))
+            return _letter_contained(min(choice.letters), plain(text))
         return False
     if (wanted := yes_or_no(answer)) is not None:
         sentences = re.split(r"(?<=[.!?])\s+|[。！？\n]", text)
