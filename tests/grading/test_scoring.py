@@ -149,15 +149,16 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_no_answer_takes_long_whatever_it_contains(name: str):
-    for expected in ("24", "B", "Paris", "x + 4", "5 km"):
-        for produced in (HOSTILE[name], "The answer is " + HOSTILE[name][:1900]):
-            start = time.process_time()
-            scores = score(expected, produced, expected)
-            assert time.process_time() - start < LONGEST
-            assert scores["exact_match"] == 0
+    texts = [("24", HOSTILE[name])]
+    texts += [(expected, "The answer is " + HOSTILE[name][:1900]) for expected in ("B", "5 km")]
+    for expected, produced in texts:
+        start = time.process_time()
+        scores = score(expected, produced, expected)
+        assert time.process_time() - start < LONGEST
+        assert scores["exact_match"] == 0
     start = time.process_time()
-    score(HOSTILE[name][:100_000], HOSTILE[name][:100_000])
-    assert time.process_time() - start < 2 * LONGEST
+    score(HOSTILE[name][:50_000], HOSTILE[name][:50_000])
+    assert time.process_time() - start < LONGEST
 
 
 TEXTS = (

@@ -18,7 +18,7 @@ LETTERS = rf"(?:{_BRACKETED}(?:{_JOINT}{_BRACKETED})*|[A-J]{{2,}}(?![A-Za-z0-9])
 
 _LEAD = re.compile(
     r"(?:(?:the\s+)?(?:correct\s+|best\s+|right\s+)?(?:options?|choices?|answers?|letters?)"
-    r"(?:\s+(?:is|are)|\s*:)?\s*|选择?项?\s*[:是为]?\s*)(?=[(\[]?[A-J])",
+    r"(?:\s+(?:is|are)|\s*:)?\s*|both\s+|选择?项?\s*[:是为]?\s*)(?=[(\[]?[A-J])",
     re.IGNORECASE,
 )
 _ONLY = re.compile(
@@ -54,6 +54,7 @@ def choice_of(text: str) -> ChosenOptions | None:
         bare = bare.upper()
     if lead := _LEAD.match(bare):
         bare = bare[lead.end() :]
+        bare = bare.upper() if re.fullmatch(r"\(?[a-d]\)?\.?", bare) else bare
     if match := _ONLY.fullmatch(bare):
         letters = _letters(match[1])
         return ChosenOptions(letters) if letters else None
@@ -92,14 +93,16 @@ def same_choice(expected: ChosenOptions, given: ChosenOptions) -> bool:
 
 _WRONG = r"(?!\s*(?:选?项)?\s*(?:的?说法|是|均|都)?\s*(?:错|不正确|不对|不符|有误|不成立|排除))"
 _ANNOUNCED = re.compile(
-    rf"(?<![不别勿可排没未])选(?:择|项为|项是|的是)?\s*[:：是为]?\s*({LETTERS}){_WRONG}"
+    rf"(?:(?<=，)|(?<=, ))而是\s*({LETTERS})(?=[。.，,]|$)"
+    rf"|(?<![不别勿可排没未])选(?:择|项为|项是|的是)?\s*[:：是为]?\s*({LETTERS}){_WRONG}"
     rf"|(?:选项|答案)\s*({LETTERS})\s*(?:的?说法)?是?(?:正确|对的|符合)"
     rf"|(?:^|(?<=[,，。；;\s]))({LETTERS})\s*(?:选?项)?(?:的?说法)?(?:是)?正确(?=[,，。的；;\s]|$)"
     rf"|\b(?:option|choice|answer|alternative|statement)s?\s+({LETTERS})\s+(?:is|are)\s+(?:the\s+)?(?:correct|right|best|true)\b"
-    rf"|(?<![A-Za-z])({LETTERS})\s+(?:is|are)\s+(?:the\s+)?(?:correct|right|best)\b"
+    rf"|(?<![A-Za-z])({LETTERS})\s+(?:is|are|would\s+be|must\s+be)\s+(?:the\s+)?(?:correct|right|best|answer)\b"
     r"(?:\s+(?:answer|option|choice)s?\b)?"
     rf"|\b(?:I|we)(?:['’]d|['’]ll|\s+would|\s+will|\s+should)?\s+(?:choose|pick|select|go\s+with|say)\s+"
     rf"(?:(?:the\s+)?(?:option|choice|answer)s?\s+)?({LETTERS})"
+    r"|(?:^|[.!?]\s)(?:Hence|Thus|So|Therefore|所以|因此|故)[,，]?\s*(\([A-J]\))(?=\s*[.。]?\s*$)"
     rf"|\b(?:[Gg]oing\s+with|(?:[Ii]t|[Tt]hat)(?:['’]s|\s+is|\s+must\s+be|\s+should\s+be)|^[Mm]ust\s+be|^[Dd]efinitely)\s+(?:option\s+)?({LETTERS})(?=[.,!。]|\s*$)"
     rf"|(?:正确|符合题意|成立)的(?:选项)?[是为]\s*[:：]?\s*({LETTERS})",
     re.MULTILINE,
@@ -113,7 +116,7 @@ _BEFORE_OPEN = re.compile(
 def announced_choices(text: str) -> list[tuple[int, int, str]]:
     """The (begin, end, letters) of each place where a text announces a choice."""
     if not re.search(
-        r"选|正确|答案|(?:is|are)\s|choose|pick|select|go|say|[Ii]t['’]s|[Mm]ust|[Dd]efinitely",
+        r"选|正确|答案|而是|(?:is|are)\s|choose|pick|select|go|say|would|must|Hence|Thus|So|Therefore|所以|因此|故|[Ii]t['’]s|[Mm]ust|[Dd]efinitely",
         text,
     ):
         return []

@@ -60,14 +60,22 @@ def _choices(expected: str, given: str) -> Comparison | None:
         return Comparison(frozenset(given.strip()) == choice.letters, "choice")  # CA for "A, C"
     if chosen is None:
         # The option's text alone will do, where the expected answer has it.
-        same = same_answer(choice.text, given).equal if choice.text else same_text(expected, given)
+        same = (
+            same_answer(choice.text, given, second_opinion=False).equal
+            if choice.text
+            else same_text(expected, given)
+        )
         return Comparison(same, "choice")
     return Comparison(same_choice(choice, chosen) and _same_beside(choice, chosen), "choice")
 
 
 def _same_beside(choice: ChosenOptions, chosen: ChosenOptions) -> bool:
     """Whether the texts beside the letters agree, if both have one: (B) 42 is not (B) 43."""
-    return not choice.text or not chosen.text or same_answer(choice.text, chosen.text).equal
+    return (
+        not choice.text
+        or not chosen.text
+        or same_answer(choice.text, chosen.text, second_opinion=False).equal
+    )
 
 
 def _polarities(expected: str, given: str) -> Comparison | None:

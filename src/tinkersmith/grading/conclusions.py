@@ -62,13 +62,18 @@ def predicate(sentence: str) -> str | None:
     match = _PREDICATE.search(sentence)
     if match is None or re.search(r"\bif\b|\bnot\b|\bnever\b|n['’]t\b|\?|？|不", sentence):
         return None
-    return unwrapped(match[1]) or None
+    said = re.sub(r"^\w{2,20}(?:ed|en|t)\s+by\s+", "", match[1])  # "was written by Shakespeare"
+    return unwrapped(said) or None
 
 
 def before_apposition(clause: str) -> str | None:
     """ "Paris, the capital of France" without what explains it; None if nothing does."""
-    match = re.fullmatch(r"([^,]+), (?:the|an?) [a-z][^,]*", clause)
-    return match[1] if match else None
+    match = re.fullmatch(
+        r"([^,]+), (?:the|an?) [a-z][^,]*|([^(（]+?)\s*[(（][^()（）]*[)）]"
+        r"|([^，,]+)[，,](?:全长|全称|位于|它|其|也|又|约|即|因为|由于|在|被|由|是|有).{2,}",
+        clause,
+    )
+    return match[1] or match[2] or match[3] if match else None
 
 
 def conclusion(text: str) -> str | None:
@@ -101,7 +106,7 @@ def is_prose(text: str) -> bool:
 _NUMBER = re.compile(
     r"(?<![A-Za-z0-9_.^\\])(?:(?<![\d)\]}%])[-+]?(?:USD |[¥€£￥])?|(?<=[-+])(?:USD |[¥€£￥]))"
     r"(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s\d+/\d+|/\d+)?(?!\d)"
-    r"(?P<unit>\s?(?:%|°\s?[CF]?\b)|\s?[A-Za-z]+(?:/[A-Za-z]+)?(?:\^-?\d)?(?![A-Za-z])|\s?[\u4e00-\u9fff]{1,3})?"
+    r"(?P<unit>\s?(?:%|°\s?[CF]?\b)|\s?[A-Za-z]+(?:/[A-Za-z]+)?(?:\^-?\d)?(?![A-Za-z])|\s?[\u4e00-\u9fff]{1,6})?"
 )
 _DENIAL = re.compile(
     r"(?:\bnot\b|n['’]t\b|\bnever\b|\bcannot\b|≠|!=|\bat\s+(?:least|most)\b|\b(?:more|less|fewer|greater|larger|smaller|other|rather)\s+than\b|\bbetween\b"
@@ -143,7 +148,8 @@ def last_number(gold: str, text: str, *, only: bool = False) -> str | None:
         gold: the expected quantity; the word after the number belongs to it if `gold` has a unit.
         only: whether it must be the only number.
     """
-    bare = plain(_with_dollars_named(text[-_ENDING:]))
+    text = re.sub(r"<<[^<>\n]{0,200}>>", "", text[-_ENDING:])  # GSM8K's calculator
+    bare = plain(_with_dollars_named(text))
     matches = list(_NUMBER.finditer(bare))
     if not matches or (only and len(matches) > 1):
         return None
@@ -154,7 +160,7 @@ def last_number(gold: str, text: str, *, only: bool = False) -> str | None:
         bare[max(0, match.start() - 60) : match.start()],
         bare[match.end() - len(unit) :],
     )
-    if re.search(r"[\d)a-z]\s*[-+*/^×÷:]\s*$|[*/^×÷(\[{<>≤≥_|]\s*$|\d,\s*$", before):
+    if re.search(r"[\d)a-z]\s*[-+*/^×÷]\s*$|\d:\s*$|[*/^×÷(\[{<>≤≥_|]\s*$|#$|\d,\s*$", before):
         return None
     if number.startswith("USD ") and not _has_unit(gold):
         number = number[4:]
@@ -177,9 +183,47 @@ def last_number(gold: str, text: str, *, only: bool = False) -> str | None:
     if unit and unit[0].isascii() and unit[0].isalpha() and quantity_of(number + unit) is None:
         return None  # 3x
     if word == "%" or (_has_unit(gold) and word and word.casefold() not in _NO_UNITS):
-        with_unit = number + unit
-        return with_unit if quantity_of(with_unit) is not None else number
+        return _with_known_unit(number, unit)
     return number
+
+
+# Words of mathematics that do not end a formula.
+_FUNCTIONS = re.compile(
+    r"(?:sin|cos|tan|cot|sec|csc|log|ln|lg|exp|sqrt|pi|inf|max|min|mod|infty)\b"
+)
+
+
+def last_formula(text: str) -> str | None:
+    """The formula that ends the last sentence: "Solving gives x = 2." has x = 2.
+
+    None if the sentence denies something or ends in a bare number, which `last_number` judges.
+    """
+    sentence = plain(last_sentence(text))[-200:]
+    if re.search(
+        r"\b(?:not|never|or|and|cannot|if|between|than)\b|n['’]t\b|[?？]|不|或|非", sentence
+    ):
+        return None
+    begin = 0
+    for match in re.finditer(r"[A-Za-z]{2,}|[\u4e00-\u9fff]|[:：，。]", sentence):
+        if not _FUNCTIONS.match(match[0]):
+            begin = match.end()
+    ending = sentence[begin:].strip(" ,.")
+    if not re.search(r"[=<>≤≥+*/^()\[\]{}:]", ending) or re.match(r"[=*/^+)\]}:]", ending):
+        return None
+    if quantity_of(ending) is not None:
+        return None
+    return ending
+
+
+def _with_known_unit(number: str, unit: str) -> str:
+    """The number with as much of the words behind it as is a unit, else with all of them."""
+    if unit.isascii():
+        return number + unit if quantity_of(number + unit) is not None else number
+    for end in range(len(unit), 0, -1):
+        quantity = quantity_of(number + unit[:end])
+        if quantity is not None and quantity.units:
+            return number + unit[:end]
+    return number + unit[:3] if quantity_of(number + unit[:3]) is not None else number
 
 
 def _with_dollars_named(text: str) -> str:
@@ -196,7 +240,8 @@ def _is_side_of_an_equation(before: str) -> bool:
     match = re.search(r"([^=<>,;:，；：]*)=\s*$", before)
     if match is None:
         return False
-    left = re.sub(r"[A-Za-z]{2,}|[\u4e00-\u9fff]+", " ", match[1])
+    left = re.split(r"[.!?。]\s", match[1])[-1]
+    left = re.sub(r"\b[aAI]\s+(?=[A-Za-z])|[A-Za-z]{2,}|[\u4e00-\u9fff]+", " ", left)
     return bool(re.search(r"[A-Za-z]", left) and re.search(r"[\d+*/^-]", left))
 
 

@@ -72,6 +72,7 @@ def normalise(text: str) -> str:
 
 # ---- thoughts and what a base model writes after its answer
 
+_MARKUP = re.compile(r"</?(?:b|strong|i|em|u|p|span|br)\s?/?>", re.IGNORECASE)
 _THOUGHTS = ("think", "thinking", "thought", "reasoning")
 _CHANNEL = "<|channel|>final<|message|>"
 _NEXT_QUESTION = re.compile(
@@ -81,7 +82,7 @@ _NEXT_QUESTION = re.compile(
 
 def own_words(text: str) -> str:
     """The normalised text after its thoughts, without long gaps (a model in a loop writes them)."""
-    text = without_thoughts(normalise(text))
+    text = _MARKUP.sub("", without_thoughts(normalise(text)))
     return re.sub(r"\s{9,}", lambda gap: "\n\n" if "\n" in gap[0] else " ", text)
 
 
@@ -115,10 +116,11 @@ _COPULA = (
     r"(?:\s+(?:therefore|thus|then|simply|just|indeed|exactly|option|choice))*"
 )
 _MARKER = re.compile(
-    r"(?P<key>[\"']?)\b(?:final\s+|correct\s+|right\s+)?answers?\b(?P=key)[\"'*_`]*"
+    r"(?P<key>[\"']?)(?<![A-Za-z])(?:final\s+|correct\s+|right\s+)?answers?(?![A-Za-z])(?P=key)[\"'*_`]*"
     r"(?:\s*\([^()\n]{0,40}\))?"
     r"(?:\s+(?:to|of|for)\s[^.\n:：]{1,80}?)?"
     rf"\s*(?:(?P<colon>[:：=])|(?P<is>{_COPULA})[*_`]*\s*(?P<colon2>[:：])?)"
+    rf"|\bcorrect[*_`]*\s*(?P<colon6>[:：])"
     rf"|\b(?:correct|best|right)\s+(?:option|choice|statement|alternative)s?\b[*_`]*\s*(?:(?P<colon3>[:：])|(?P<is2>{_COPULA})\s*[:：]?)"
     rf"|\bfinal\s+(?:result|value)\b[*_`]*\s*(?:(?P<colon4>[:：=])|(?P<is3>{_COPULA})\s*[:：]?)"
     r"|(?:答案|正确(?:的)?选项)[*_`\]】]*\s*(?:(?P<colon5>[:：=]|(?<=】))|(?P<is4>应该?(?:是|为|选)?|就?[是为选])\s*[:：]?)"
@@ -144,6 +146,11 @@ _NOT_AN_ANSWER = re.compile(
     r"|正确|错误|合理|显然)",
     re.IGNORECASE,
 )
+_SUPPOSED = re.compile(
+    r"(?:\b(?:if|suppose|supposing|assume|assuming|whether|say|check|verify)\b[^.\n]{0,25}|(?:假设|如果|假如|若)[^。\n]{0,10})$",
+    re.IGNORECASE,
+)
+_NOT_BUT = re.compile(r"not\s+.{1,60}?,?\s+but\s+(?:rather\s+)?(.+)", re.IGNORECASE)
 _DENIED = re.compile(r"\W*(?:not\b|不是|不为|isn['’]t)\s*(.+)", re.IGNORECASE | re.DOTALL)
 
 
@@ -189,6 +196,10 @@ def _marked(text: str) -> Iterator[_Candidate]:
         if is_type:
             rule = "the answer is" if match[0].isascii() else "答案是"
         clause, complete = _clause(text, end)
+        if is_type and _SUPPOSED.search(text, max(0, begin - 40), begin):
+            continue
+        if corrected := _NOT_BUT.fullmatch(clause):
+            clause = corrected[1]
         if is_type and (_NOT_AN_ANSWER.match(clause) or _denies_a_value(clause)):
             continue
         yield _Candidate(begin, clause, rule, complete, weak=is_type and not has_colon)

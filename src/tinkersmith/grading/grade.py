@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from tinkersmith.grading.choices import choice_of
 from tinkersmith.grading.compare import answer_kind, same_answer
@@ -16,6 +17,7 @@ from tinkersmith.grading.conclusions import (
     before_apposition,
     conclusion,
     is_prose,
+    last_formula,
     last_number,
     last_sentence,
     predicate,
@@ -36,6 +38,7 @@ from tinkersmith.grading.yes_no import stated, yes_or_no
 _TAIL = 2000  # characters at the end of a text that conclusions are looked for in
 
 
+_REASON_BEHIND = re.compile(r"[.。]\s*(?=因为|由于|Because\b)|[,，]\s*(?=because\b|因为)")
 _OPTION = re.compile(r"\W*[A-J][.:)、．：）]")
 
 
@@ -91,7 +94,8 @@ def grade(
         )
     best: Grade | None = None
     for gold in wanted:
-        result = _graded(gold, text, cut)
+        # One second opinion an answer: it may take as long as its time limit.
+        result = _graded(gold, text, cut, second_opinion=best is None)
         if result.correct:
             return result
         if best is None or (best.final_answer is None and result.final_answer is not None):
@@ -120,8 +124,9 @@ def _field_texts(answer: object) -> list[str]:
         return [str(int(answer)) if answer.is_integer() and abs(answer) < 1e15 else repr(answer)]
     if isinstance(answer, str):
         return [answer] if answer.strip() else []
-    if isinstance(answer, list | tuple):
-        return [text for item in answer for text in _field_texts(item)]
+    if isinstance(answer, list):
+        items = cast("list[object]", answer)
+        return [text for item in items for text in _field_texts(item)]
     return []
 
 
@@ -143,11 +148,12 @@ def _read(text: str, bare_rule: str) -> list[FinalAnswer]:
 # ---- one expected answer
 
 
-def _graded(gold: FinalAnswer, text: str, cut: bool) -> Grade:
+def _graded(gold: FinalAnswer, text: str, cut: bool, *, second_opinion: bool) -> Grade:
     kind = answer_kind(gold.text)
     first: tuple[FinalAnswer, Comparison] | None = None
     for given in _given_answers(gold.text, text, cut):
-        compared = same_answer(gold.text, given.text)
+        asked = second_opinion and first is None
+        compared = same_answer(gold.text, given.text, second_opinion=asked)
         if compared.equal:
             return Grade(True, gold.text, gold.rule, given.text, given.rule, kind, compared.by)
         if first is None:
@@ -229,10 +235,17 @@ def _without_marker(gold: str, text: str) -> Iterator[FinalAnswer]:
         if len(lines) > 1 and quantity_of(unwrapped(first)) is not None:
             yield FinalAnswer(unwrapped(first), "first line")
             return
+        if (ending := last_formula(text)) is not None:
+            yield FinalAnswer(ending, "last formula")
+            return
         number = last_number(gold, text)
         if number is not None:
             yield FinalAnswer(number, "last number")
         return
+    elif re.search(r"[=<>≤≥+*/^()\[\]{}:\\]", gold) and (ending := last_formula(text)) is not None:
+        yield FinalAnswer(ending, "last formula")
+    if reason := _REASON_BEHIND.search(text, 0, 60):
+        yield FinalAnswer(unwrapped(text[: reason.start()]), "first line")
     if len(lines) > 1:
         yield FinalAnswer(unwrapped(last), "last line")
         if len(unwrapped(first)) < 60:

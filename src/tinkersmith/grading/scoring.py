@@ -73,7 +73,7 @@ _LETTER_BEFORE = re.compile(
     r"(?:vitamin|hepatitis|figure|appendix|type|class|group|point|angle|side|team|person|grade|°)\s*$",
     re.IGNORECASE,
 )
-_DENIED = re.compile(r"(?:\b(?:not|no|never|non)\s+(?:a\s+|an\s+|the\s+)?|n't\s+|[不没非未无])$")
+_DENIED = re.compile(r"(?:\b(?:not|no|never|non)\s+(?:a\s+|an\s+|the\s+)?|n't\s+|[不没非未无]是?)$")
 
 
 def answer_contained(answer: str, produced: str) -> bool:
@@ -85,7 +85,7 @@ def answer_contained(answer: str, produced: str) -> bool:
         text = f"{text[:_LONGEST_SEARCHED]}\n{text[-_LONGEST_SEARCHED:]}"
     if (choice := choice_of(answer)) is not None:
         if len(choice.letters) == 1:
-            return _letter_contained(*choice.letters, plain(text))
+            return _letter_contained(min(choice.letters), plain(text))
         return False
     if (wanted := yes_or_no(answer)) is not None:
         sentences = re.split(r"(?<=[.!?])\s+|[。！？\n]", text)

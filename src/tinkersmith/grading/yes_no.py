@@ -8,7 +8,7 @@ from tinkersmith.grading.plain_text import plain
 _LONGEST = 200  # characters at the beginning of a text
 _YES = (
     "yes", "yeah", "yep", "true", "correct", "是", "是的", "对", "对的", "正确", "真", "真的",
-    "没错", "成立", "有", "有的", "能", "可以", "可以的", "会", "存在",
+    "没错", "成立", "有", "有的", "能", "可以", "可以的", "会", "会的", "能的", "存在",
 )  # fmt: skip
 _NO = (
     "no", "nope", "false", "incorrect", "not correct", "not true", "untrue", "否", "不是", "不是的",
@@ -16,7 +16,7 @@ _NO = (
     "不能", "不可以", "不会", "不存在",
 )  # fmt: skip
 _SIGNS = dict.fromkeys("√✓✔✅Yy", True) | dict.fromkeys("×✗✘❌Nn", False)
-_POLARITY = dict.fromkeys(_YES, True) | dict.fromkeys(_NO, False)
+_POLARITY: dict[str, bool] = dict.fromkeys(_YES, True) | dict.fromkeys(_NO, False)
 _WORDS = "|".join(sorted(map(re.escape, _POLARITY), key=len, reverse=True))
 _LED_BY = re.compile(
     rf"(?:(?:so|thus|therefore|hence|所以|因此|答)\s*[,，:：]?\s*)?({_WORDS})(?![A-Za-z0-9\u4e00-\u9fff'’/])",
@@ -44,8 +44,9 @@ _WRONG = {"false", "incorrect", "wrong", "错误", "错"}
 @lru_cache(maxsize=4096)
 def yes_or_no(text: str) -> bool | None:
     """True for yes, False for no, None if the text begins with neither."""
-    if text.strip(" .。") in _SIGNS:
-        return _SIGNS[text.strip(" .。")]
+    sign = text.strip(" .。()（）")
+    if sign in _SIGNS:
+        return _SIGNS[sign]
     bare = "\n".join(plain(line) for line in text[:_LONGEST].splitlines()).strip(" \n\"'“”‘’「」.")
     match = _LED_BY.match(bare)
     if match is None:
