@@ -78,10 +78,14 @@ _TEN_TO = re.compile(r" ?[*x] ?10 ?(?:\^|\*\*) ?[({]? ?([-+]? ?\d+) ?[)}]?(?!\d)
 _LONGEST = 300  # characters of a quantity; a longer one is digits only
 _LONGEST_COMPOUND = 60  # characters of "hour 30 minutes 5 seconds"
 _LEAD = re.compile(
-    r"(?:(?:about|approximately|approx\.?|around|roughly|nearly|some|a total of|total of|exactly"
+    r"(?:(?:positive(?= \d)|about|approximately|approx\.?|around|roughly|nearly|some|a total of"
+    r"|total of|exactly"
     r"|only|约为|大约|约|共计|共有|一共|总共|共|合计|将近|≈|=|~|每小时|每分钟|每秒)\s*)+",
     re.IGNORECASE,
 )
+_REPEATING = re.compile(r"(\d*\.)(\d)(?:\2*…?)\s*\(?(?:repeating|recurring)\)?")  # 0.3 repeating
+_HALF = re.compile(r"(?:(.{1,8})个)?半个?(.{0,6})")  # 半小时, 两个半小时
+_JIAO = re.compile(r"(\d{1,6})[块元](\d)")  # 3块5 is 3.5元
 _MINUS = re.compile(r"零下(?=\S)|(?:负|minus |negative )(?=[\d.])", re.IGNORECASE)
 _PER = {"每小时": "/小时", "每分钟": "/分钟", "每秒": "/秒"}
 _CURRENCY = re.compile(
@@ -92,7 +96,8 @@ _NUMBER_AGAIN = re.compile(r"\s*([^\d.]+?)\s*(?:and|又|,)?\s*(?=\d)(.*)")
 # Words that make a number before them something else than a count.
 _NO_UNITS = {
     "pi", "i", "e", "x", "y", "z", "n", "k", "or", "and", "sqrt", "to", "squared", "cubed",
-    "factorial", "half", "halves", "third", "thirds", "quarter", "quarters", "fifth", "fifths",
+    "factorial", "repeating", "recurring", "half", "halves", "third", "thirds", "quarter",
+    "quarters", "fifth", "fifths",
     "minus", "plus", "times", "negative", "below", "under", "above", "over", "less", "more",
     "than", "not", "no", "is", "are", "was", "modulo", "mod", "divided", "multiplied", "equals",
     "infinity", "inf", "root", "if", "when", "for", "with", "by", "but", "point", "as", "either",
@@ -137,6 +142,12 @@ def read_quantity(text: str, *, tight: bool = False) -> Quantity | None:
     if lead := _LEAD.match(text):
         per = next((unit for word, unit in _PER.items() if word in lead[0]), "")
         text = text[lead.end() :]
+    if repeating := _REPEATING.fullmatch(text):
+        return read_quantity(f"{repeating[1]}\\overline{{{repeating[2]}}}")
+    if half := _HALF.fullmatch(text):
+        return _and_a_half(half[1], half[2])
+    if jiao := _JIAO.fullmatch(text):
+        return read_quantity(f"{jiao[1]}.{jiao[2]}元")
     if minus := _MINUS.match(text):
         below = read_quantity(text[minus.end() :])
         return None if below is None else _negative(below)
@@ -151,6 +162,17 @@ def read_quantity(text: str, *, tight: bool = False) -> Quantity | None:
 def _negative(quantity: Quantity) -> Quantity:
     value = None if quantity.value is None else -quantity.value
     return replace(quantity, number=Node("negative", (quantity.number,)), value=value)
+
+
+def _and_a_half(whole: str | None, unit_text: str) -> Quantity | None:
+    before = read_quantity(whole) if whole else None
+    units = read_unit(unit_text)
+    if (whole and (before is None or before.value is None or not before.is_bare)) or (
+        unit_text and not units
+    ):
+        return None
+    value = Fraction(1, 2) + (before.value if before and before.value is not None else 0)
+    return Quantity(number_node(value), value, tuple(units))
 
 
 def _with_currency(after: Quantity | None, sign: str, minus: str, rest: str) -> Quantity | None:

@@ -166,7 +166,7 @@ def read_unit(text: str) -> list[Unit]:
 
     Raises nothing: an unknown text has no meaning.
     """
-    text = text.strip().rstrip(".")
+    text = text.strip().rstrip(".").replace("per cent", "percent")
     if not text or len(text) > 60 or text.endswith("/"):
         return []
     factors: list[tuple[list[Unit], int]] = []
