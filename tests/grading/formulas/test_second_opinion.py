@@ -55,6 +55,15 @@ def test_a_pair_that_hangs_costs_its_limit_and_the_next_one_is_answered(
     assert second_opinion.ask(r"\gcd(12,18)", "6") is True
 
 
+def test_all_pairs_of_one_answer_share_their_time() -> None:
+    second_opinion._remembered.clear()
+    start = time.monotonic()
+    with second_opinion.one_answer():
+        for power in range(20, 50):
+            assert second_opinion.ask(f"9^{{9^{{9^{power}}}}}+x", "3^{3^{3^{3^3}}}+x") is None
+    assert time.monotonic() - start < PATIENCE / 2  # 30 pairs of 1.5 s would take 45 s
+
+
 def test_a_killed_worker_is_replaced(patient: None) -> None:
     worker = second_opinion._worker
     assert worker is not None
