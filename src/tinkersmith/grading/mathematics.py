@@ -285,7 +285,8 @@ def _variable(structure: Structure) -> str | None:
 
 
 def _same_name(first: str, second: str) -> bool:
-    return first == second or first.lower().lstrip("\\") == second.lower().lstrip("\\")
+    names = [name.lower().lstrip("\\") for name in (first, second)]
+    return names[0] == names[1] or set(names) == {"y", "f(x)"}
 
 
 def _same_base_number(base_number: BaseNumber, other: Structure) -> bool:

@@ -156,7 +156,7 @@ def formula(text: str) -> str:
     function or a letter. Set braces \{ \} become ⦃ ⦄, so that they differ from LaTeX's groups.
     """
     if not text.isascii():
-        text = spelled_out(text.translate(_SYMBOLS))
+        text = _with_bars(spelled_out(text.translate(_SYMBOLS)))
         text = re.sub("[₀-₉]+", lambda match: "_" + match[0].translate(_SUBSCRIPTS), text)
         text = unicodedata.normalize("NFKC", text).translate(_SYMBOLS)
     text = text.strip()
@@ -166,6 +166,7 @@ def formula(text: str) -> str:
         if boxed := _WRAPPED.fullmatch(text):
             text = boxed[1]
         text = re.sub(r"(?<=\d)(?:\{,\}|\\[,!:;] ?|\{\\,\})(?=\d{3}(?!\d))", "", text)
+        text = re.sub(r"(?<![a-zA-Z\\])[Rℝ] ?\\ ?\{([^{}]*)\}", r"ℝ∖{\1}", text)
         text = re.sub(r"\\mathbb\s*\{?\s*([RZNQC])\s*\}?",
                       lambda match: _DOUBLE_STRUCK[match[1]], text)  # fmt: skip
         for _ in range(3):
@@ -173,11 +174,23 @@ def formula(text: str) -> str:
         text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))", "°", text)
         text = _COMMAND.sub(_without_command, text)
     text = re.sub(r"(?<=\d)\{,\}(?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"\{\}\^\{?(\d+)\}? ?([CP])_\{?(\d+)\}?", r"\1\2\3", text)
+    text = re.sub(r"\A<([^<>=]+,[^<>=]+)>\Z", r"⟨\1⟩", text)
     text = text.replace("...", "…").replace("<=", "≤").replace(">=", "≥").replace("!=", "≠")
     text = re.sub(r"\s+", " ", text).strip(" `\"'“”‘’「」")
     while text.startswith("**") and text.endswith("**") and len(text) > 4:
         text = text[2:-2].strip()
     return text.rstrip(" .。,，;；、")
+
+
+def _with_bars(text: str) -> str:
+    """Combining bars and dots above digits as LaTeX: 0.3̅ is 0.\\overline {3}."""
+
+    def bar(match: re.Match[str]) -> str:
+        return "\\overline {" + re.sub(r"\D", "", match[0]) + "}"
+
+    text = re.sub("(?:\\d[\u0304\u0305])+", bar, text)
+    return re.sub("(\\d)\u0307", r"\\dot {\1}", text)
 
 
 def _without_command(match: re.Match[str]) -> str:

@@ -42,6 +42,7 @@ class Quantity:
         units: the meanings of a known unit; empty if there is none.
         noun: what is counted, if it is no known unit: "apple".
         in_words: the number is written in English words.
+        is_name: the noun has a capital letter, so that the whole may be a name: "7 Up".
     """
 
     number: Node
@@ -49,6 +50,7 @@ class Quantity:
     units: tuple[Unit, ...] = ()
     noun: str = ""
     in_words: bool = False
+    is_name: bool = False
 
     @property
     def is_bare(self) -> bool:
@@ -76,10 +78,14 @@ _TEN_TO = re.compile(r" ?[*x] ?10 ?(?:\^|\*\*) ?[({]? ?([-+]? ?\d+) ?[)}]?(?!\d)
 _LONGEST = 300  # characters of a quantity; a longer one is digits only
 _LONGEST_COMPOUND = 60  # characters of "hour 30 minutes 5 seconds"
 _LEAD = re.compile(
-    r"(?:(?:about|approximately|approx\.?|around|roughly|nearly|some|a total of|total of|exactly"
+    r"(?:(?:positive(?= \d)|about|approximately|approx\.?|around|roughly|nearly|some|a total of"
+    r"|total of|exactly"
     r"|only|约为|大约|约|共计|共有|一共|总共|共|合计|将近|≈|=|~|每小时|每分钟|每秒)\s*)+",
     re.IGNORECASE,
 )
+_REPEATING = re.compile(r"(\d*\.)(\d)(?:\2*…?)\s*\(?(?:repeating|recurring)\)?")  # 0.3 repeating
+_HALF = re.compile(r"(?:(.{1,8})个)?半个?(.{0,6})")  # 半小时, 两个半小时
+_JIAO = re.compile(r"(\d{1,6})[块元](\d)")  # 3块5 is 3.5元
 _MINUS = re.compile(r"零下(?=\S)|(?:负|minus |negative )(?=[\d.])", re.IGNORECASE)
 _PER = {"每小时": "/小时", "每分钟": "/分钟", "每秒": "/秒"}
 _CURRENCY = re.compile(
@@ -90,7 +96,8 @@ _NUMBER_AGAIN = re.compile(r"\s*([^\d.]+?)\s*(?:and|又|,)?\s*(?=\d)(.*)")
 # Words that make a number before them something else than a count.
 _NO_UNITS = {
     "pi", "i", "e", "x", "y", "z", "n", "k", "or", "and", "sqrt", "to", "squared", "cubed",
-    "factorial", "half", "halves", "third", "thirds", "quarter", "quarters", "fifth", "fifths",
+    "factorial", "repeating", "recurring", "half", "halves", "third", "thirds", "quarter",
+    "quarters", "fifth", "fifths",
     "minus", "plus", "times", "negative", "below", "under", "above", "over", "less", "more",
     "than", "not", "no", "is", "are", "was", "modulo", "mod", "divided", "multiplied", "equals",
     "infinity", "inf", "root", "if", "when", "for", "with", "by", "but", "point", "as", "either",
@@ -101,6 +108,8 @@ _ENDINGS = {
     "high", "deep", "old", "of", "together", "now", "all", "later", "ago", "apart", "only",
     "thick",
 }  # fmt: skip
+# Behind a unit of one letter: 5米长 is a length, but 3年级 is no 3 years and 三分球 no 3 minutes.
+_AFTER_UNIT = re.compile("钱|后|前|长|高|重|宽|深|远|厚|以上|以下|左右|的|整|多")
 _WORD = re.compile(r"[a-zA-Z][a-zA-Z'’-]*\.?")
 _CHINESE_NOUN = re.compile(r"[\u4e00-\u9fff]{1,12}")
 _CLASSIFIERS = (
@@ -133,6 +142,12 @@ def read_quantity(text: str, *, tight: bool = False) -> Quantity | None:
     if lead := _LEAD.match(text):
         per = next((unit for word, unit in _PER.items() if word in lead[0]), "")
         text = text[lead.end() :]
+    if repeating := _REPEATING.fullmatch(text):
+        return read_quantity(f"{repeating[1]}\\overline{{{repeating[2]}}}")
+    if half := _HALF.fullmatch(text):
+        return _and_a_half(half[1], half[2])
+    if jiao := _JIAO.fullmatch(text):
+        return read_quantity(f"{jiao[1]}.{jiao[2]}元")
     if minus := _MINUS.match(text):
         below = read_quantity(text[minus.end() :])
         return None if below is None else _negative(below)
@@ -147,6 +162,17 @@ def read_quantity(text: str, *, tight: bool = False) -> Quantity | None:
 def _negative(quantity: Quantity) -> Quantity:
     value = None if quantity.value is None else -quantity.value
     return replace(quantity, number=Node("negative", (quantity.number,)), value=value)
+
+
+def _and_a_half(whole: str | None, unit_text: str) -> Quantity | None:
+    before = read_quantity(whole) if whole else None
+    units = read_unit(unit_text)
+    if (whole and (before is None or before.value is None or not before.is_bare)) or (
+        unit_text and not units
+    ):
+        return None
+    value = Fraction(1, 2) + (before.value if before and before.value is not None else 0)
+    return Quantity(number_node(value), value, tuple(units))
 
 
 def _with_currency(after: Quantity | None, sign: str, minus: str, rest: str) -> Quantity | None:
@@ -209,8 +235,9 @@ def _finished(
         return Quantity(
             number_node(value), value, tuple(read_unit(per)) if per else (), "", in_words
         )
-    if rest[0] in "万亿千百十" and not in_words and not read_unit(rest):
-        return None
+    places = rest[0] in "万亿千百十" and not in_words
+    if places and not read_unit(rest) and not _unit_before_noun(rest):
+        return None  # 5千人 is read with its place
     words = rest.split()
     scale = words[0].lower().rstrip("s") if words else ""
     if scale in SCALES or scale == "dozen":
@@ -229,7 +256,10 @@ def _finished(
     if units := _unit_before_noun(rest):
         return Quantity(number_node(value), value, tuple(units), "", in_words)
     noun = _noun(rest)
-    return None if noun is None else Quantity(number_node(value), value, (), noun, in_words)
+    if noun is None:
+        return None
+    is_name = re.search(r"\b[A-Z][a-z]", rest) is not None
+    return Quantity(number_node(value), value, (), noun, in_words, is_name)
 
 
 def _first_word(text: str) -> str:
@@ -267,7 +297,7 @@ def _unit_before_noun(rest: str) -> list[Unit]:
     if re.fullmatch(r"[\u4e00-\u9fff]{2,10}", stripped):
         for length in range(min(4, len(stripped) - 1), 0, -1):
             units = read_unit(stripped[:length])
-            if units and not (length == 1 and stripped[0] in _CLASSIFIERS):
+            if units and (length > 1 or _AFTER_UNIT.match(stripped, 1)):
                 return units
     return []
 
@@ -285,7 +315,9 @@ def _noun(rest: str) -> str | None:
         return None
     while words and words[-1] in _ENDINGS:
         words.pop()
-    if not words or all(len(word) == 1 for word in words):
+    if not words:
+        return ""  # 5 each, 5 in total
+    if all(len(word) == 1 for word in words):
         return None
     if not rest[0].isspace() and len(words) == 1 and "".join(sorted(words[0]))[:3] == words[0]:
         return None  # 2ab is algebra, and so is 3xyz
@@ -413,10 +445,9 @@ def _equal_quantities(first: Quantity, second: Quantity) -> bool:
 
 
 def _equal_without_unit(first: Quantity, second: Quantity) -> bool:
-    if (first.noun and first.in_words) or (second.noun and second.in_words):
-        noun = first.noun or second.noun
-        if len(noun.split()) > 1:
-            return False  # "one more chance" is no 1
+    counted = first if first.noun else second
+    if counted.is_name or (counted.in_words and " " in counted.noun):
+        return False  # "7 Up" is no 7, and "one more chance" no 1
     if _equal(first.number, second.number):
         return True
     with_unit, bare = (first, second) if first.units else (second, first)
@@ -465,6 +496,8 @@ def _same_noun(first: str, second: str) -> bool:
         return len(words) != len(others) and words[-1] == others[-1]
     if first.isascii() or second.isascii():
         return False
+    if first.endswith(second) or second.endswith(first):
+        return True  # 个人 and 人
     bare, other = _CLASSIFIER.sub("", first, count=1), _CLASSIFIER.sub("", second, count=1)
     if not bare and not other:
         return "个" in (first, second)

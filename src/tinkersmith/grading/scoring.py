@@ -6,6 +6,7 @@ from fractions import Fraction
 
 from tinkersmith.grading.choices import choice_of
 from tinkersmith.grading.final_answer import normalise
+from tinkersmith.grading.formulas.second_opinion import one_answer
 from tinkersmith.grading.grade import Grade, expected_answers, grade
 from tinkersmith.grading.plain_text import plain
 from tinkersmith.grading.quantities import Quantity, equal_quantities, quantity_of
@@ -51,6 +52,7 @@ def score(
     return score_and_grade(expected, produced, answer, cut=cut)[0]
 
 
+@one_answer()
 def score_and_grade(
     expected: str, produced: str, answer: object | None = None, *, cut: bool = False
 ) -> tuple[dict[str, float], Grade]:

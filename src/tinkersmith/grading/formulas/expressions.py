@@ -6,7 +6,7 @@ This module does not know units, lists, relations or intervals.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -222,7 +222,7 @@ class _Parser:
     def factor(self, before: Node) -> Node:
         """A factor without a sign of multiplication: 2x, but not "2 3" and not "x 2"."""
         token = self.next
-        if token.kind == "number":
+        if token.kind == "number" and self.tokens[self.place - 1].text != "!":  # 3!2!
             raise Unreadable("two numbers side by side")
         node = self.power()
         if before.operation == "number" and node.operation == "mixed":
@@ -344,6 +344,8 @@ class _Parser:
         whole = number_node(token.value)
         if not token.text.isdigit():
             return whole
+        if (chosen := self.chosen()) is not None:
+            return chosen(whole)
         following = self.tokens[self.place : self.place + 4]
         if len(following) == 4 and following[0].kind == "number" and following[0].spaced:
             above, slash, below, after = following
@@ -362,6 +364,18 @@ class _Parser:
                 return Node("mixed", value=token.value + above.value / below.value)
             self.place, self.tokens = start, tokens
         return whole
+
+    def chosen(self) -> Callable[[Node], Node] | None:
+        """The combinations in 10C3, or permutations in 5P2, behind their total."""
+        name, count = self.next, self.tokens[min(self.place + 1, len(self.tokens) - 1)]
+        if name.text not in ("C", "P") or name.spaced or not count.text.isdigit() or count.spaced:
+            return None
+        self.place += 2
+        node = number_node(count.value)
+        if name.text == "C":
+            return lambda total: Node("binomial", (total, node))
+        factorial = Node("factorial", (node,))
+        return lambda total: Node("product", (Node("binomial", (total, node)), factorial))
 
     def named(self, token: _Token) -> Node:
         name = token.text

@@ -1,6 +1,6 @@
-"""Digits -> exact values: thousands, decimals, fractions, mixed numbers, powers of ten, percent.
+"""Digits -> exact values: thousands, decimals, powers of ten, repeating decimals.
 
-This module does not read words, Chinese numerals or units.
+This module does not read signs, fractions, words, Chinese numerals or units.
 """
 
 import re
@@ -9,47 +9,12 @@ from fractions import Fraction
 MOST_DIGITS = 4000  # Python refuses to read integers of more than 4300 digits
 LARGEST_EXPONENT = 5000
 
-# A number inside a sentence. A sign belongs to it only where no number or name stands before the
-# sign: 10-5 is 10 and 5.
-NUMBER = re.compile(
-    r"(?<![a-zA-Z0-9_.])(?!(?<=\d,)\d{3}(?!\d))"
-    r"(?:(?<![\d)\]}a-zA-Z%])[-+] ?)?"
-    r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:(?<=\d)\.\d+|(?<!\d)\.\d+)?(?<=\d)(?!\d)(?!\.\d)"
-    r"(?:[eE][-+]?\d+(?![\da-zA-Z]))?"
-    r"(?: ?/ ?\d+(?![\d/]|\.\d)| \d+/\d+(?![\d/]))?"
-    r"(?: ?%)?"
-)
 _LITERAL = re.compile(r"(\d+|\d{1,3}(?:,\d{3})+)?(?:\.(\d+)?)?(?:[eE]([-+]?\d+))?")
 _REPEATING = re.compile(
     r"(\d*)\.(\d*?)(?:\\overline ?\{(\d+)\}|\\bar ?\{(\d+)\}|\\bar (\d)|\((\d+)\)|(\d)循环)"
 )
 _DOTTED = re.compile(r"(\d*)\.(\d*)\\dot ?\{?(\d)\}?(?:(\d*)\\dot ?\{?(\d)\}?)?")
 _GOING_ON = re.compile(r"(\d*)\.(\d+)…")
-
-
-def number_value(match: re.Match[str]) -> Fraction | None:
-    """The value of a match of `NUMBER`; percent as hundredths. None if it is no such number."""
-    text = match.group().replace(",", "").replace("- ", "-").replace("+ ", "+")
-    percent = text.endswith("%")
-    text = re.sub(r" ?/ ?", "/", text.rstrip("% "))
-    whole, space, fraction = text.partition(" ")
-    value = _fraction(whole)
-    if space and value is not None:
-        rest = _fraction(fraction)
-        if rest is None:
-            return None
-        value += -rest if whole.startswith("-") else rest
-    return value / 100 if percent and value is not None else value
-
-
-def _fraction(text: str) -> Fraction | None:
-    above, slash, below = text.partition("/")
-    sign = -1 if above.startswith("-") else 1
-    value = literal(above.lstrip("+-"))
-    if not slash or value is None:
-        return None if value is None else sign * value
-    divisor = literal(below)
-    return sign * value / divisor if divisor else None
 
 
 def literal(text: str) -> Fraction | None:

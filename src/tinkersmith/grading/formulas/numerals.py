@@ -204,6 +204,14 @@ def leading_english_number(words: list[str]) -> tuple[Fraction, int] | None:
         return None
     negative = words[0] in ("minus", "negative")
     start = 1 if negative else 0
+    following = words[start + 1] if len(words) > start + 1 else ""
+    if words[start : start + 1] == ["a"] and following in SCALES:
+        words = [*words[:start], "one", *words[start + 1 :]]  # a hundred
+    if words[start : start + 2] == ["half", "a"] and words[start + 2 : start + 3]:
+        scale = SCALES.get(words[start + 2], 12 if words[start + 2] == "dozen" else 0)
+        if scale:
+            value = Fraction(scale, 2)
+            return (-value if negative else value), start + 3
     whole = _english_whole(words[start:])
     place = start + (whole[1] if whole else 0)
     value = Fraction(whole[0]) if whole else None

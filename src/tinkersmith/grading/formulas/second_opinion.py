@@ -17,6 +17,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Generator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +76,23 @@ _remembered: dict[tuple[str, str], bool | None] = {}
 _complained = False
 
 
+# What is left of `LONGEST_WAIT`, in seconds, for all pairs of the answer that is being scored.
+_patience: ContextVar[list[float] | None] = ContextVar("patience", default=None)
+
+
+@contextlib.contextmanager
+def one_answer() -> Generator[None]:
+    """Let all pairs that are asked about inside share `LONGEST_WAIT`: they belong to one answer."""
+    if _patience.get() is not None:
+        yield
+        return
+    token = _patience.set([LONGEST_WAIT])
+    try:
+        yield
+    finally:
+        _patience.reset(token)
+
+
 def warm_up() -> bool:
     """Start the worker and wait until sympy is imported, so that no pair waits for it.
 
@@ -99,19 +118,29 @@ def ask(expected: str, given: str) -> bool | None:
     with _lock:
         if pair in _remembered:
             return _remembered[pair]
-        deadline = time.monotonic() + LONGEST_WAIT
-        worker = _running()
-        if worker is None:
-            return None
-        if not worker.is_ready(deadline):
-            if worker.process.poll() is not None:
-                _drop()
-                _complain()
-            return None  # not remembered: it is still importing sympy
-        answer = _answer(worker, pair, deadline)
-        if len(_remembered) < _MOST_REMEMBERED:
-            _remembered[pair] = answer
-        return answer
+        patience = _patience.get()
+        start = time.monotonic()
+        deadline = start + (LONGEST_WAIT if patience is None else patience[0])
+        try:
+            return _asked(pair, deadline)
+        finally:
+            if patience is not None:
+                patience[0] -= time.monotonic() - start
+
+
+def _asked(pair: tuple[str, str], deadline: float) -> bool | None:
+    worker = _running()
+    if worker is None or deadline <= time.monotonic():
+        return None
+    if not worker.is_ready(deadline):
+        if worker.process.poll() is not None:
+            _drop()
+            _complain()
+        return None  # not remembered: it is still importing sympy
+    answer = _answer(worker, pair, deadline)
+    if len(_remembered) < _MOST_REMEMBERED:
+        _remembered[pair] = answer
+    return answer
 
 
 def _answer(worker: _Worker, pair: tuple[str, str], deadline: float) -> bool | None:
@@ -201,15 +230,15 @@ def _serve() -> None:
         expected, given = json.loads(line)
         # The system's own handler ends a computation that never returns to Python. It also ends a
         # worker whose parent was killed meanwhile.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(int(LONGEST_WAIT) + 2)
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_PROF, 2 * LONGEST_WAIT)  # of processor time
         answer: bool | None = None
         with contextlib.suppress(Exception):
             first, second = reads(expected), reads(given)
             if first and second:
                 # verify() is not symmetric, and a chance is taken once, not twice
                 answer = agrees(first, second) and agrees(second, first)
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(answer), flush=True)
 
 

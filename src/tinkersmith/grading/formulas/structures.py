@@ -584,7 +584,8 @@ _BUILDER = re.compile(r"[⦃{]\s*([a-zA-Z])\s*(?:∈\s*[ℝR]\s*)?[|:]\s*(.+)[�
 _OUTWARD = re.compile(r"\]([^\[\],;]+)[,;]([^\[\],;]+)\[")
 _POINT = re.compile(r"(?:点|坐标)?[A-Z]?'?\s?(?=\()")  # P(2, 5)
 _UNION = re.compile(r"\s*(?:∪|\bU\b)\s*")
-_WITHOUT = re.compile(r"\s*∖\s*")
+_WITHOUT = re.compile(r"\s*(?:∖|-(?=\s*[{⦃]))\s*")
+_EXCEPT = re.compile(r"(?:all )?real numbers except (?:for )?(?:[a-z] ?= ?)?(.+)", re.IGNORECASE)
 
 
 def _read_membership(text: str, depth: int) -> Structure | None:
@@ -599,6 +600,9 @@ def _read_membership(text: str, depth: int) -> Structure | None:
 
 
 def _read_union(text: str, depth: int) -> Structure | None:
+    if match := _EXCEPT.fullmatch(text):
+        removed = read(match[1], depth + 1)
+        return _difference(RealSet((_EVERYTHING,)), removed)
     pieces, separators = _split(text, _UNION)
     if not separators:
         pieces, separators = _split(text, _WITHOUT)
@@ -795,10 +799,10 @@ _READERS: tuple[Callable[[str, int], Structure | None], ...] = (
     _read_matrix,
     _read_lines,
     _read_membership,
+    _read_union,
     _read_alternatives,
     _read_list,
     _read_relation,
-    _read_union,
     _read_ratio,
     _read_brackets,
     _read_expression,

@@ -39,16 +39,17 @@ def _unit(factor: str | int | Fraction, base: str) -> Unit:
 # name of the measure -> {unit: factor}; names are separated by spaces
 _TABLE: dict[str, dict[str | int, str]] = {
     "m": {
-        1: "m meter metre 米 公尺", 1000: "km kilometer kilometre 千米 公里",
+        1: "m meter metre 米 公尺", 1000: "km KM Km kilometer kilometre 千米 公里",
         "1/10": "dm decimeter decimetre 分米",
-        "1/100": "cm centimeter centimetre 厘米 公分", "1/1000": "mm millimeter millimetre 毫米",
+        "1/100": "cm CM Cm centimeter centimetre 厘米 公分",
+        "1/1000": "mm MM millimeter millimetre 毫米",
         "1/1000000": "μm um µm micrometer micrometre micron 微米",
         "1/1000000000": "nm nanometer nanometre 纳米",
         "0.0254": "in inch inches 英寸", "0.3048": "ft foot feet 英尺", "0.9144": "yd yard 码",
         "1609.344": "mi mile 英里", 500: "里 华里", 1852: "海里",
     },
     "kg": {
-        1: "kg kilogram kilo 千克 公斤", "1/1000": "g gram gramme 克",
+        1: "kg KG Kg kilogram kilo 千克 公斤", "1/1000": "g gram gramme 克",
         "1/1000000": "mg milligram 毫克",
         "1/1000000000": "μg ug microgram 微克", 1000: "t ton tonne 吨", "1/2": "斤 市斤",
         "1/20": "两",
@@ -64,7 +65,7 @@ _TABLE: dict[str, dict[str | int, str]] = {
         "10000": "ha hectare 公顷", "2000/3": "亩", "4046.8564224": "acre 英亩", 100: "公亩",
     },
     "m^3": {
-        "1/1000": "L l liter litre 升", "1/1000000": "mL ml milliliter millilitre 毫升",
+        "1/1000": "L l liter litre 升", "1/1000000": "mL ml ML milliliter millilitre 毫升",
         "1/100000": "cL cl centiliter",
         "1/10000": "dL dl deciliter", "0.003785411784": "gal gallon 加仑",
         "0.000946352946": "qt quart",
@@ -165,7 +166,7 @@ def read_unit(text: str) -> list[Unit]:
 
     Raises nothing: an unknown text has no meaning.
     """
-    text = text.strip().rstrip(".")
+    text = text.strip().rstrip(".").replace("per cent", "percent")
     if not text or len(text) > 60 or text.endswith("/"):
         return []
     factors: list[tuple[list[Unit], int]] = []
