@@ -78,8 +78,8 @@ def test_a_grade_names_the_rules_and_the_kind():
         "Answer:",
         "choice",
     )
-    outcome = grade("Yes", "Yes, it is even.\nSo the claim is true.")
-    assert (outcome.correct, outcome.rule, outcome.kind) == (True, "first word", "yes/no")
+    outcome = grade("Yes", "We divide by 2.\nSo the claim is true.")
+    assert (outcome.correct, outcome.rule, outcome.kind) == (True, "conclusion", "yes/no")
 
 
 def test_nothing_expected_or_nothing_produced_is_never_correct():

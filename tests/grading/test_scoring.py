@@ -160,45 +160,15 @@ def test_no_answer_takes_long_whatever_it_contains(name: str):
     assert time.process_time() - start < 2 * LONGEST
 
 
-FRAGMENTS = st.sampled_from(
-    [
-        "Answer: ",
-        "答案：",
-        "the answer is ",
-        "\\boxed{",
-        "}",
-        "{",
-        "$",
-        "####",
-        " ",
-        "\n",
-        "1,2",
-        "12",
-    ]
-    + [
-        "3/4",
-        "x",
-        "。",
-        "\\frac{",
-        "\\sqrt",
-        "-",
-        "%",
-        "½",
-        "²",
-        "(",
-        ")",
-        "[",
-        "=",
-        "^",
-        "km",
-        ".",
-    ]
-    + ["*", "<think>", "</think>", "<answer>", "B", "or", "not", "是", "不", "选", "2024-07-09"]
-    + ["14:45", "\\begin{pmatrix}", "&", "\\\\", "!", "_", "万", "yes", "no", ":", "`", '"', "\0"]
+TEXTS = (
+    "Answer:|答案：|the answer is |\\boxed{|}|{|$|####| |\n|1,2|12|3/4|x|。|\\frac{|\\sqrt|-|%|½|²"
+    "|(|)|[|=|^|km|.|*|<think>|</think>|<answer>|B|or|not|是|不|选|2024-07-09|14:45|&|!|_|万|yes|no|:|`"
+    '|\\begin{pmatrix}|"|\0'
 )
+FRAGMENTS = st.sampled_from(TEXTS.split("|"))
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.lists(FRAGMENTS | st.text(max_size=6), max_size=30), st.lists(FRAGMENTS, max_size=8))
 def test_any_two_texts_can_be_compared(produced: list[str], expected: list[str]):
     start = time.process_time()
@@ -214,7 +184,8 @@ def test_answers_of_usual_length_are_scored_in_a_few_milliseconds():
         for pair in json.loads(file.read_text(encoding="utf-8"))
     ][::6]
     rng = random.Random(1)
-    words = "the sum of 3 crates is \\frac{1}{2} then 4 + 5 = 9, so B or 所以 we get (2, 5) x = 3".split()
+    text = "the sum of 3 crates is \\frac{1}{2} then 4 + 5 = 9, so B or 所以 we get (2, 5) x = 3"
+    words = text.split()
     start = time.process_time()
     for pair in pairs:
         filler = " ".join(rng.choices(words, k=450))[:1900]

@@ -39,7 +39,7 @@ _OPEN = re.compile(r"^\W*(?:or\b|or$|/|或|还是)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ChosenOptions:
     """Letters that a text chooses, and what stands beside a single letter: "(B) 42" has "42"."""
 
     letters: frozenset[str]
@@ -47,7 +47,7 @@ class Choice:
 
 
 @lru_cache(maxsize=4096)
-def choice_of(text: str) -> Choice | None:
+def choice_of(text: str) -> ChosenOptions | None:
     """The choice that a whole text is; None if it is anything else or leaves options open."""
     bare = _bare(text[:_LONGEST])
     if re.fullmatch(r"\(?[a-d]\)?[.)]?", bare):  # a lower-case letter only where nothing else is
@@ -56,7 +56,7 @@ def choice_of(text: str) -> Choice | None:
         bare = bare[lead.end() :]
     if match := _ONLY.fullmatch(bare):
         letters = _letters(match[1])
-        return Choice(letters) if letters else None
+        return ChosenOptions(letters) if letters else None
     if match := _WITH_TEXT.fullmatch(bare):
         letter, rest = match[1] or match[2] or match[3], match[4].strip()
         if (
@@ -67,10 +67,10 @@ def choice_of(text: str) -> Choice | None:
             )
         ):
             return None
-        return Choice(frozenset(letter), rest)
+        return ChosenOptions(frozenset(letter), rest)
     if match := _WITH_REASON.match(bare):
         letters = _letters(match[1])
-        return Choice(letters) if letters else None
+        return ChosenOptions(letters) if letters else None
     return None
 
 
@@ -83,7 +83,7 @@ def _letters(text: str) -> frozenset[str] | None:
     return frozenset(letters)
 
 
-def same_choice(expected: Choice, given: Choice) -> bool:
+def same_choice(expected: ChosenOptions, given: ChosenOptions) -> bool:
     """Whether both choose the same options; texts beside the letter are not compared."""
     return expected.letters == given.letters
 

@@ -8,7 +8,7 @@ unless they are the same words.
 import re
 from functools import lru_cache
 
-from tinkersmith.grading.choices import Choice, choice_of, same_choice
+from tinkersmith.grading.choices import ChosenOptions, choice_of, same_choice
 from tinkersmith.grading.comparison import Comparison
 from tinkersmith.grading.dates import (
     date_in_digits,
@@ -65,7 +65,7 @@ def _choices(expected: str, given: str) -> Comparison | None:
     return Comparison(same_choice(choice, chosen) and _same_beside(choice, chosen), "choice")
 
 
-def _same_beside(choice: Choice, chosen: Choice) -> bool:
+def _same_beside(choice: ChosenOptions, chosen: ChosenOptions) -> bool:
     """Whether the texts beside the letters agree, if both have one: (B) 42 is not (B) 43."""
     return not choice.text or not chosen.text or same_answer(choice.text, chosen.text).equal
 

@@ -188,6 +188,8 @@ def _inside(gold: str, announced: FinalAnswer) -> Iterator[FinalAnswer]:
         number = last_number(gold, first, only=True)
         if number is not None:
             yield FinalAnswer(number, announced.rule)
+    elif re.search(r"\d!$", clause) and "!" not in gold:
+        yield FinalAnswer(clause[:-1], announced.rule)  # "The answer is 12!" is a cry
     elif date_of(gold) or time_of(gold) is not None:
         yield from _only_date_or_time(gold, clause, announced.rule)
     elif yes_or_no(gold) is not None and (said := stated(clause)) is not None:
