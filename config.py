@@ -90,8 +90,20 @@ SHOW_LENGTH_WARNINGS = True
 
 # --- During and after training ----------------------------------------------------------------
 
-# Measure the validation data every so many steps; 0 is at the end of each epoch.
+# Files whose questions the model answers during training, and how many of them; 0 is all. The
+# answers are scored as evaluate_model.py scores them. These questions are never trained on.
+EVAL_FILES = []
+EVAL_LIMIT = 100
+
+# Measure the validation data and EVAL_FILES every so many steps; 0 is at the end of each epoch.
 EVAL_EVERY = 0
+
+# What the best checkpoint is best by: "validation_loss", or a score on EVAL_FILES: "final_answer",
+# "exact_match", "contains_answer". "auto" takes the validation loss if there is validation data.
+BEST_BY = "auto"
+
+# Stop after so many measurements in a row without a better BEST_BY; 0 never does.
+PATIENCE = 0
 
 # Save a checkpoint every so many steps; 0 is at the end of each epoch only.
 SAVE_EVERY = 0

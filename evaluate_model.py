@@ -9,8 +9,12 @@ from pathlib import Path
 
 # Relative names of files start from the folder of this script.
 
-# The tinker:// path of a trained model; "" is the newest run's last checkpoint.
+# The tinker:// path of a trained model; "" is a checkpoint of the newest run.
 MODEL_PATH = ""
+
+# Which one: "best", "last" or a name such as "step-000400"; "" is the best if training measured
+# one (BEST_BY in config.py), else the last.
+CHECKPOINT = ""
 
 # The samples to answer: a JSON array or JSON Lines, in the format of the training data.
 TEST_DATA_FILE = "data/test_set.json"
@@ -37,6 +41,7 @@ if __name__ == "__main__":
         run_entry_point(
             lambda: evaluate_command(
                 model_path=MODEL_PATH,
+                checkpoint=CHECKPOINT,
                 test_file=TEST_DATA_FILE,
                 base_model=BASE_MODEL,
                 compare_base=COMPARE_BASE,

@@ -7,6 +7,9 @@ the longest part of so small a run. A quarter of the trials kills again during t
 run is resumed to its end and compared: the losses, the last adapter's and optimizer's tensors,
 processes that are left, a lock that is left, files that cannot be read. A run that was killed
 before its folder existed starts anew.
+
+With --answers, the runs answer questions while they train and stop early (EVAL_FILES, PATIENCE):
+the scores, the best checkpoint and the step at which they stop are compared as well.
 """
 
 import argparse
@@ -30,7 +33,7 @@ from typing import Any
 from safetensors.numpy import load_file
 
 from benchmarks.results_file import write_results
-from tests.support.sample_files import records, write
+from tests.support.sample_files import records, write, yes_or_no
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.runs.folder import RunFolder, all_runs
 from tinkersmith.runs.lock import LOCK_FILE, locked
@@ -40,7 +43,29 @@ VICTIMS = ("recipe", "engine", "both")
 SECOND_KILLS = 0.25  # share of the trials
 PATIENCE = 300.0  # seconds for a run on a busy machine
 _LOOK_EVERY = 0.01  # seconds
-_TIMES = ("tokens_per_second", "seconds")
+_TIMES = ("tokens_per_second", "seconds", "eval/seconds")
+_SETTINGS: dict[str, object] = {
+    "BACKEND": "local",
+    "OUTPUT_DIR": "runs",
+    "NUM_EPOCHS": 3,
+    "BATCH_SIZE": 2,
+    "LORA_RANK": 4,
+    "LEARNING_RATE": 0.01,
+    "SAVE_EVERY": 4,
+    "EVAL_EVERY": 3,
+    "SAMPLING_MAX_TOKENS": 4,
+    "EXPORT_AFTER_TRAINING": "no",
+}
+_WITH_ANSWERS: dict[str, object] = {
+    "NUM_EPOCHS": 2,
+    "LEARNING_RATE": 0.02,
+    "SEED": 1,
+    "KEEP_LAST": 1,
+    "PATIENCE": 4,
+    "BEST_BY": "final_answer",
+    "PROMPT_TEMPLATE": "instruction",
+    "SAMPLING_MAX_TOKENS": 6,
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +74,7 @@ class Outcome:
 
     curve: list[dict[str, Any]]  # metrics.jsonl without times
     tensors: dict[str, str]  # SHA-256 of the last state, by file
+    best: dict[str, Any]  # best.json
 
 
 @dataclass(frozen=True)
@@ -78,24 +104,36 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--parallel", type=int, default=1, help="trials at a time")
+    parser.add_argument("--answers", action="store_true", help="with EVAL_FILES and PATIENCE")
     options = parser.parse_args()
     if options.trials < 1 or options.parallel < 1:
         parser.error("--trials and --parallel must be at least 1.")
     print(f"{options.trials} trials, seed {options.seed}", flush=True)
-    trials = kill_and_resume(options.trials, options.seed, options.parallel)
+    trials = kill_and_resume(options.trials, options.seed, options.parallel, options.answers)
     figures = figures_of(trials) | {"seed": options.seed}
     for name, value in figures.items():
         print(f"{name:40} {value}")
     command = f"python -m benchmarks.reliability.kills --trials {options.trials}"
-    print("written:", write_results("reliability_kills", command, figures))
+    name, command = (
+        ("reliability_kills_answers", f"{command} --answers")
+        if options.answers
+        else ("reliability_kills", command)
+    )
+    print("written:", write_results(name, command, figures))
     return int(any(trial.broken for trial in trials))
 
 
-def kill_and_resume(count: int, seed: int, parallel: int = 1) -> list[Trial]:
-    """Run so many trials, and compare each with an uninterrupted run."""
+def kill_and_resume(count: int, seed: int, parallel: int = 1, answers: bool = False) -> list[Trial]:
+    """Run so many trials, and compare each with an uninterrupted run.
+
+    Args:
+        answers: the runs answer questions while they train.
+    """
     folder = Path(tempfile.mkdtemp(prefix="tinkersmith-kills-"))
     make_tiny_model(folder / "model")
-    write(folder / "train.json", records(24, seed=3))
+    write(folder / "train.json", yes_or_no(40, seed=1) if answers else records(24, seed=3))
+    if answers:
+        write(folder / "questions.json", yes_or_no(9, seed=2))
     write(folder / "validation.json", records(3, seed=4))
     # As many at a time as there will be: the moments are drawn from how long a run then takes.
     with ThreadPoolExecutor(parallel) as pool:
@@ -166,15 +204,16 @@ def _run(trial: Trial, shared: Path, seed: int, pace: Pace, expected: Outcome) -
 def _command(shared: Path, folder: Path) -> list[str]:
     """Resume the folder's run; start one where there is none."""
     folder.mkdir(exist_ok=True)
-    config = folder / "config.py"
-    config.write_text(
-        f"DATA_FILES = [{str(shared / 'train.json')!r}]\n"
-        f"VALIDATION_FILES = [{str(shared / 'validation.json')!r}]\n"
-        f"BASE_MODEL = {str(shared / 'model')!r}\nBACKEND = 'local'\n"
-        "OUTPUT_DIR = 'runs'\nNUM_EPOCHS = 3\nBATCH_SIZE = 2\nLORA_RANK = 4\n"
-        "LEARNING_RATE = 0.01\nSAVE_EVERY = 4\nEVAL_EVERY = 3\nSAMPLING_MAX_TOKENS = 4\n"
-        "EXPORT_AFTER_TRAINING = 'no'\n"
-    )
+    config, questions = folder / "config.py", shared / "questions.json"
+    settings = {
+        "DATA_FILES": [str(shared / "train.json")],
+        "VALIDATION_FILES": [str(shared / "validation.json")],
+        "BASE_MODEL": str(shared / "model"),
+        **_SETTINGS,
+    }
+    if questions.exists():
+        settings |= {"EVAL_FILES": [str(questions)], **_WITH_ANSWERS}
+    config.write_text("".join(f"{name} = {value!r}\n" for name, value in settings.items()))
     command = [sys.executable, "train_with_config.py", "--config", str(config)]
     runs = all_runs(folder / "runs")
     return [*command, "--resume", str(runs[0].path)] if runs else command
@@ -320,7 +359,8 @@ def _outcome(folder: Path) -> Outcome:
     if len(states) != 1:
         raise RuntimeError(f"the last state is in {len(states)} folders")
     files = sorted(states[0].glob("*.safetensors"))
-    return Outcome(curve, {file.name: _digest(file) for file in files})
+    best = json.loads(run.file("best.json").read_text(encoding="utf-8"))
+    return Outcome(curve, {file.name: _digest(file) for file in files}, best)
 
 
 def _digest(file: Path) -> str:
@@ -335,6 +375,8 @@ def _compare(trial: Trial, folder: Path, expected: Outcome) -> None:
     found = _outcome(folder)
     if found.curve != expected.curve:
         trial.broken.append("losses: they differ")
+    if found.best != expected.best:
+        trial.broken.append("best checkpoint: it differs")
     if found.tensors != expected.tensors:
         trial.broken.append("tensors: they differ")
     end = time.monotonic() + 30

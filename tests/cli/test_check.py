@@ -172,6 +172,9 @@ def test_without_files_those_of_config_are_checked(capsys: pytest.CaptureFixture
     assert "record 1: asks what valid.json, record 1 asks" in shown
     assert main(["check", "--set", "VALIDATION_FILES=[]"]) == 0
     assert "leakage, which needs test data" in capsys.readouterr().out
+    write("asked.json", GOOD[1:2])
+    assert main(["check", "--set", "VALIDATION_FILES=[]", "--set", "EVAL_FILES=asked.json"]) == 0
+    assert "record 2: asks what asked.json, record 1 asks" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,9 @@ from tests.support.sample_files import write
 from tests.support.small_run import SmallRun, small_run
 from tests.support.strict_models import MIXED, REASON, make_strict
 from tinkersmith.cli.evaluate import evaluate_command
-from tinkersmith.data.samples import Source
 from tinkersmith.errors import UserError
 from tinkersmith.evaluation.evaluate import evaluate
-from tinkersmith.evaluation.results import Rate, Record, Scored
-from tinkersmith.grading.scoring import METRICS, score
+from tinkersmith.grading.scoring import score
 from tinkersmith.settings.reading import settings_from
 from tinkersmith.training.train import train
 
@@ -169,7 +167,7 @@ def test_a_test_question_that_was_trained_on_is_a_warning(compared: Any):
 def test_the_report_shows_both_models_and_their_difference(compared: Any):
     result, _, said = compared
     gain = (
-        result.trained.metrics["exact_match"].rate - result.base.metrics["exact_match"].rate
+        result.trained.metrics["exact_match"].mean - result.base.metrics["exact_match"].mean
     ) * 100
     line = next(line for line in said.splitlines() if line.startswith("exact match"))
     assert line.endswith(f"{gain:+.1f} points")
@@ -229,18 +227,6 @@ def test_a_path_without_a_run_folder_takes_the_template_of_the_settings(small: S
         and result.overlap is None
     )
     assert result.trained.records[0].prompt.startswith("Instruction: ")
-
-
-def _record(number: int, right: bool, draw: int = 1) -> Record:
-    scores: dict[str, float] = {name: float(right) for name in METRICS}
-    return Record(Source("f", number), "p", "e", "e", "e", scores, "stop", 5, draw)
-
-
-def test_rates_count_prompts_not_draws():
-    scored = Scored(
-        [_record(1, True), _record(1, False, 2), _record(2, True), _record(2, True, 2)], 1
-    )
-    assert scored.metrics["exact_match"] == Rate(1.5, 2)
 
 
 def test_a_field_named_answer_is_the_expected_final_answer(small: SmallRun, tmp_path: Path):

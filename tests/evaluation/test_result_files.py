@@ -17,13 +17,8 @@ from tinkersmith.errors import UserError
 from tinkersmith.evaluation.evaluate import evaluate
 from tinkersmith.evaluation.leaks import Overlap
 from tinkersmith.evaluation.result_files import answers_file_of, table_file_of, write_table
-from tinkersmith.evaluation.results import (
-    SCHEMA_VERSION,
-    EvaluationResult,
-    Record,
-    Scored,
-    read_results,
-)
+from tinkersmith.evaluation.results import SCHEMA_VERSION, Record, read_results
+from tinkersmith.evaluation.summary import EvaluationResult, Scored
 from tinkersmith.files import write_json
 
 SCHEMA = json.loads(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tinkersmith.runs.folder import RunFolder
-from tinkersmith.runs.provenance import Standing, add_session, differences, session
+from tinkersmith.runs.provenance import Differences, Standing, add_session, differences, session
 
 STANDING = Standing("base", "tokenizer", "template", "data", {"device": "cpu", "threads": 2})
 SETTINGS = {"LORA_RANK": 8, "LEARNING_RATE": 0.1, "OUTPUT_DIR": "runs"}
@@ -38,8 +38,20 @@ def test_what_makes_no_sense_is_refused(facts: dict[str, Any], field: str, about
     assert differences(facts, other, session(other, SETTINGS, 4)).refused == [about]
 
 
+def test_other_questions_are_refused_where_some_are_asked(facts: dict[str, Any]) -> None:
+    asking = dataclasses.replace(STANDING, questions_digest="questions")
+    other = dataclasses.replace(STANDING, questions_digest="other")
+    recorded = {**facts, **asking.facts()}
+    found = differences(recorded, other, session(other, SETTINGS, 4))
+    assert found.refused == ["the questions of EVAL_FILES changed"]
+    assert differences(recorded, asking, session(asking, SETTINGS, 4)) == Differences()
+
+
 def test_another_tokenizer_explains_other_data(facts: dict[str, Any]) -> None:
-    other = dataclasses.replace(STANDING, tokenizer_digest="other", data_digest="other")
+    facts["questions_digest"] = "questions"
+    other = dataclasses.replace(
+        STANDING, tokenizer_digest="other", data_digest="other", questions_digest="others"
+    )
     found = differences(facts, other, session(other, SETTINGS, 4))
     assert found.refused == ["the tokenizer changed"]
 

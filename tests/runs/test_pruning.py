@@ -44,6 +44,15 @@ def test_the_state_with_the_best_validation_loss_stays() -> None:
     assert steps_of(old_states(saved(2, 4, 6, 8), measured, 1)) == [2, 6]
 
 
+def test_the_state_with_the_best_score_stays_if_that_is_what_counts() -> None:
+    measured = [
+        {"step": step, "validation_loss": loss, "eval/n": 9, "eval/final_answer": score}
+        for step, loss, score in ((2, 0.5, 0.7), (4, 0.1, 0.2), (6, 0.9, 0.7))
+    ]
+    assert steps_of(old_states(saved(2, 4, 6, 8), measured, 1, None, "final_answer")) == [4, 6]
+    assert steps_of(old_states(saved(2, 4, 6, 8), measured, 1, None, None)) == [2, 4, 6]
+
+
 def test_zero_keeps_all() -> None:
     assert old_states(saved(*range(1, 40)), [], 0) == []
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.run_folders import checkpoint, run_of_settings
 from tinkersmith.errors import UserError
-from tinkersmith.runs.folder import Checkpoint, RunFolder
+from tinkersmith.runs.folder import RunFolder
 from tinkersmith.runs.resume import (
     Resume,
     checkpoint_refused,
@@ -17,11 +18,6 @@ from tinkersmith.runs.resume import (
     set_aside,
     starting_checkpoint,
 )
-
-
-def checkpoint(step: int) -> Checkpoint:
-    name = f"step-{step:06}"
-    return Checkpoint(name, step, 0, f"tinker://r/weights/{name}", f"tinker://r/s/{name}")
 
 
 @pytest.fixture
@@ -58,6 +54,44 @@ def test_a_finished_run_goes_on_only_from_an_earlier_checkpoint(run: RunFolder) 
     with pytest.raises(UserError, match="is finished"):
         starting_checkpoint(Resume(run))
     assert starting_checkpoint(Resume(run, "step-000006")) == checkpoint(6)
+
+
+def test_a_run_that_stopped_early_goes_on_only_with_more_patience(tmp_path: Path) -> None:
+    names = {"VALIDATION_RATIO": 0.1, "EVAL_EVERY": 2, "PATIENCE": 2}
+    run = run_of_settings(tmp_path / "early", **names)
+    for step, loss in ((2, 1.0), (4, 2.0), (6, 2.0)):
+        run.add_checkpoint(checkpoint(step))
+        run.append("metrics.jsonl", [{"step": step, "validation_loss": loss}])
+    run.file("samples.json").write_text("[]")
+    with pytest.raises(UserError) as caught:
+        starting_checkpoint(Resume(run))
+    said = str(caught.value)
+    assert said.startswith("early stopped early at step 6: its last 2 measurements were not better")
+    assert checkpoint(2).sampler_path in said, "the best one is evaluated"
+    assert said.endswith(f" --resume {run.path} --set PATIENCE=0")
+    assert starting_checkpoint(Resume(run, changes={"PATIENCE": 3})) == checkpoint(6)
+    assert starting_checkpoint(Resume(run, changes={"PATIENCE": 0})) == checkpoint(6)
+    run.file("samples.json").unlink()
+    assert starting_checkpoint(Resume(run)) == checkpoint(6), "it was killed before its end"
+
+
+def test_the_answers_of_a_finished_run_are_set_aside_and_the_best_one_is_written_anew(
+    tmp_path: Path,
+) -> None:
+    """Else a kill after the last save would leave a run that seems to be finished."""
+    run = run_of_settings(tmp_path / "mine", VALIDATION_RATIO=0.1)
+    for step in (2, 4):
+        run.add_checkpoint(checkpoint(step))
+        run.append("metrics.jsonl", [{"step": step, "validation_loss": 1 / step}])
+    run.file("samples.json").write_text("[1]")
+    run.file("best.json").write_text('{"step": 4}')
+    (said,) = set_aside(run, 2)
+    assert said.endswith("the answers in samples.before-resume-1.json.")
+    assert not run.file("samples.json").exists()
+    assert run.file("samples.before-resume-1.json").read_text() == "[1]"
+    assert json.loads(run.file("best.json").read_text())["step"] == 2
+    set_aside(run, 0)
+    assert not run.file("best.json").exists()
 
 
 def test_a_run_that_diverged_goes_on_from_the_last_sound_checkpoint(run: RunFolder) -> None:

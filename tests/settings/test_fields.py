@@ -122,7 +122,27 @@ RANK = "between 1 and 512 (a usual choice: 8 to 64)."
             "TINKER_API_KEY is not a setting. Set it in the environment, where it is not saved "
             'with the run: export TINKER_API_KEY="..."',
         ),
-        ({"EVAL_EVERY": 5}, "EVAL_EVERY is 5, but there is no validation data to measure."),
+        ({"EVAL_EVERY": 5}, "EVAL_EVERY is 5, but nothing is measured during training. Set VALID"),
+        ({"PATIENCE": 2}, "PATIENCE is 2, but nothing is measured during training. Set VALIDATION"),
+        ({"EVAL_LIMIT": 50}, "EVAL_LIMIT is 50, but EVAL_FILES names no questions. Set EVAL_FILES"),
+        (
+            {"EVAL_FILES": {"a.json": 1.0}},
+            'EVAL_FILES is {"a.json": 1.0}; it takes no weights, since each sample is measured',
+        ),
+        ({"EVAL_FILES": ["a.json", 7]}, "EVAL_FILES[1] is 7; it must be the name of a file."),
+        (
+            {"EVAL_FILES": ["a.json"], "BEST_BY": "validation_loss"},
+            'BEST_BY is "validation_loss", but there is no validation data to measure.',
+        ),
+        (
+            {"VALIDATION_RATIO": 0.1, "BEST_BY": "final_answer"},
+            'BEST_BY is "final_answer", which is measured on EVAL_FILES, and EVAL_FILES names no',
+        ),
+        (
+            {"EVAL_FILES": ["a.json"], "BEST_BY": "final_anser"},
+            'BEST_BY is "final_anser", which nothing measures; did you mean "final_answer"?',
+        ),
+        ({"BEST_BY": ""}, 'BEST_BY is ""; it must be "auto", "validation_loss" or the name of a'),
         (
             {"VALIDATION_FILES": ["v.json"], "VALIDATION_RATIO": 0.1},
             "VALIDATION_FILES and VALIDATION_RATIO = 0.1 are both set",
@@ -185,6 +205,7 @@ def test_a_config_file_that_sets_nothing_has_the_defaults(tmp_path: Path) -> Non
 FILES = """
 DATA_FILES = ["train.json", "more.json", "/else/where.json"]
 VALIDATION_FILES = ["sub/check.json"]
+EVAL_FILES = ["sub/ask.json", "more.json"]
 OUTPUT_DIR = "my runs"
 BASE_MODEL = "models/small"
 """
@@ -220,6 +241,8 @@ def test_names_in_a_settings_file_start_from_its_folder(
         "project/my runs",
         "./project/models/small",
     )
+    asked = load_settings("project/config.py").eval_files
+    assert asked == ["project/sub/ask.json", "project/data/more.json"]
     monkeypatch.chdir("/")
     here = project.relative_to("/")
     assert load_settings(project / "config.py").output_dir == str(here / "my runs")
@@ -275,9 +298,9 @@ def test_settings_come_back_from_a_file_after_the_project_has_moved(
     written = settings_for_file(settings, run)
     back = settings_from(written, folder=run)
     assert back.data_files == ["train.json", "data/more.json", "/else/where.json"]
-    assert back == settings.model_copy(
-        update={"data_files": back.data_files, "base_model": "./models/small"}
-    )
+    assert back.eval_files == ["sub/ask.json", "data/more.json"]
+    places = {"data_files": back.data_files, "eval_files": back.eval_files}
+    assert back == settings.model_copy(update={**places, "base_model": "./models/small"})
     moved = project.rename(project.parent / "elsewhere")
     monkeypatch.chdir(moved.parent)
     assert names(settings_from(written, folder=moved / "my runs" / "model-1")) == (

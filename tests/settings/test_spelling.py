@@ -160,7 +160,7 @@ TEXTS = [
     field
     for field in FIELDS
     if FIELDS[field].annotation is str
-    and field not in ("prompt_template", "model_name_prefix", "encoding")
+    and field not in ("prompt_template", "model_name_prefix", "encoding", "best_by")
 ]
 
 

@@ -1,4 +1,4 @@
-"""Small data files of random sums, for tests that train on them."""
+"""Small data files of random sums and labels, for tests that train on them."""
 
 import json
 import random
@@ -15,6 +15,15 @@ def records(count: int, seed: int) -> list[dict[str, str]]:
             "output": "so " * rng.randrange(1, 9) + f"Answer: {rng.randrange(200)}",
         }
         for number in range(count)
+    ]
+
+
+def yes_or_no(count: int, seed: int) -> list[dict[str, str]]:
+    """Questions with random answers: a small model's score on them goes up and down."""
+    rng = random.Random(seed)
+    return [
+        {"instruction": f"Is {rng.randrange(100)} even?", "output": rng.choice(["yes", "no"])}
+        for _ in range(count)
     ]
 
 

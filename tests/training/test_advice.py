@@ -36,7 +36,8 @@ def test_a_rising_validation_loss_says_fewer_epochs() -> None:
     (line,) = advice(run)
     assert "validation loss rose from 0.7000 to 0.9000" in line and "fewer epochs" in line
     assert "checkpoint" not in line
-    assert said(replace(run, best_checkpoint="tinker://x/s/step-000002"), "value, tinker://x/s/st")
+    named = replace(run, best_checkpoint="step-000002")
+    assert said(named, "the lowest value, step-000002 (evaluate and export: --checkpoint step-0000")
     single = replace(run, settings=settings_from({"NUM_EPOCHS": 1}))
     assert not said(single, "fewer epochs") and said(single, "a lower LEARNING_RATE")
 
@@ -48,6 +49,15 @@ def test_a_loss_that_still_falls_says_more_epochs_but_not_when_it_is_near_zero()
     near_zero = outcome(epoch_losses=[0.2, 0.004], step_losses=[0.01] * 30)
     assert not said(near_zero, "More NUM_EPOCHS")
     assert said(near_zero, "near 0")
+
+
+def test_scores_on_eval_files_tell_when_to_stop() -> None:
+    asked = outcome({"EVAL_FILES": ["e.json"]}, epoch_losses=[0.9, 0.6])
+    assert said(outcome(), "There is no validation data.") and not said(asked, "validation data")
+    assert said(asked, "More NUM_EPOCHS")
+    assert not said(replace(asked, is_past_best=True), "More NUM_EPOCHS")
+    near_zero = replace(asked, epoch_losses=[0.2, 0.004], step_losses=[0.01] * 30)
+    assert said(near_zero, "The scores on EVAL_FILES tell which.")
 
 
 def test_an_only_epoch_is_near_zero_where_its_end_is() -> None:

@@ -13,6 +13,7 @@ from tests.support.environment import without_cloud
 from tests.support.sample_files import write
 from tinkersmith import UserError, train
 from tinkersmith.runs.folder import RunFolder, all_runs
+from tinkersmith.runs.trained_model import find_trained_model
 from tinkersmith.settings.fields import Settings
 from tinkersmith.settings.reading import settings_from
 from tinkersmith.training.divergence import Diverged
@@ -89,11 +90,17 @@ def test_the_last_good_checkpoint_is_kept_and_named_and_gone_on_from(
     """A sound run goes on with a rate that is far too high, then with a lower one."""
     without_cloud(monkeypatch)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    train(sums(tmp_path, LEARNING_RATE=1e-3, SAVE_EVERY=4, KEEP_LAST=1)).close()
+    check = [{"instruction": "Add the numbers.", "input": "90 + 5", "output": "95"}]
+    files = [str(write(tmp_path / "check.json", check))]
+    settings = sums(tmp_path, LEARNING_RATE=1e-3, SAVE_EVERY=4, KEEP_LAST=1, VALIDATION_FILES=files)
+    train(settings).close()
     run = only_run(tmp_path)
     higher = {"LEARNING_RATE": 1.0, "GRAD_CLIP_NORM": 0.0}
     with pytest.raises(Diverged, match="The last good checkpoint is step-0000") as stopped:
         train(resume=str(run.path), from_checkpoint="step-000024", resume_with=higher)
+    assert "Evaluate and export take step 24, the best by validation loss " in str(stopped.value)
+    model = find_trained_model(settings)
+    assert model.sampler_path.endswith("/step-000024") and "the best checkpoint" in model.chosen
     _, _, said = str(stopped.value).partition("Go on from it with a lower LEARNING_RATE: ")
     words = shlex.split(said)
     options = words[words.index("--resume") :]

@@ -21,7 +21,7 @@ def check_data_command(argv: Sequence[str], *, prog: str) -> int:
         "files",
         nargs="*",
         metavar="FILE",
-        help="data files (default: DATA_FILES, and VALIDATION_FILES as test data)",
+        help="data files (default: DATA_FILES, with VALIDATION_FILES and EVAL_FILES as test data)",
     )
     parser.add_argument(
         "--test",
@@ -124,14 +124,15 @@ def _check(wanted: argparse.Namespace) -> None:
         *(["PROMPT_TEMPLATE"] if wanted.template is None else []),
         *(["SEED"] if wanted.seed is None else []),
         *(["DATA_FILES"] if not wanted.files else []),
-        *(["VALIDATION_FILES"] if not wanted.files and not wanted.test else []),
+        *(["VALIDATION_FILES", "EVAL_FILES"] if not wanted.files and not wanted.test else []),
         "MAX_SEQUENCE_LENGTH",
         "COLUMNS",
         "ENCODING",
     ]
     settings = reading_settings(wanted.config, wanted.set, takes=takes)
     files: list[str] = wanted.files or list(settings.training_files)
-    test_files: list[str] = wanted.test or ([] if wanted.files else settings.validation_files)
+    measured = [] if wanted.files else [*settings.validation_files, *settings.eval_files]
+    test_files: list[str] = wanted.test or measured
     if "leakage" in kinds and not test_files:
         raise UserError("--drop leakage needs test data: name it with --test FILE.")
     reading = Reading(files, settings.columns, settings.encoding)

@@ -103,3 +103,14 @@ def add_settings_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="change one setting"
     )
+
+
+def add_checkpoint_option(parser: argparse.ArgumentParser, default: str) -> None:
+    """The option --checkpoint, which chooses among the newest run's."""
+    parser.add_argument(
+        "--checkpoint",
+        default=default,
+        metavar="NAME",
+        help="last, best, or a name such as step-000400 (default: the best by BEST_BY, or the last "
+        "where nothing was measured)",
+    )

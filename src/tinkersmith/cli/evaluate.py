@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinkersmith.cli.common import add_settings_options, user_settings
+from tinkersmith.cli.common import add_checkpoint_option, add_settings_options, user_settings
 from tinkersmith.cli.entry_point import COMMANDS, run_entry_point
 from tinkersmith.evaluation.evaluate import evaluate
 from tinkersmith.paths import data_file_seen_from_here, seen_from_here
@@ -15,6 +15,7 @@ def evaluate_command(
     argv: Sequence[str] | None = None,
     *,
     model_path: str = "",
+    checkpoint: str = "",
     test_file: str = "data/test_set.json",
     base_model: str = "",
     compare_base: bool = False,
@@ -33,8 +34,9 @@ def evaluate_command(
     parser.add_argument(
         "--model-path",
         default=model_path,
-        help="tinker:// path (default: the newest run's last checkpoint)",
+        help="tinker:// path (default: a checkpoint of the newest run)",
     )
+    add_checkpoint_option(parser, checkpoint)
     parser.add_argument(
         "--test-data", default=test_file, metavar="FILE", help="default: %(default)s"
     )
@@ -62,6 +64,7 @@ def evaluate_command(
             evaluate(
                 user_settings(wanted.config, wanted.set, folder),
                 model_path=wanted.model_path,
+                checkpoint=wanted.checkpoint,
                 test_file=wanted.test_data,
                 base_model=wanted.base_model,
                 compare_base=wanted.compare_base,

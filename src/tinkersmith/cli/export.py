@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from tinkersmith.cli.common import add_settings_options, user_settings
+from tinkersmith.cli.common import add_checkpoint_option, add_settings_options, user_settings
 from tinkersmith.cli.entry_point import COMMANDS, run_entry_point
 from tinkersmith.errors import UserError
 from tinkersmith.export.export import EXPORTS, export_model
@@ -15,6 +15,7 @@ def export_command(
     argv: Sequence[str] | None = None,
     *,
     model_path: str = "",
+    checkpoint: str = "",
     merged: bool = False,
     output: str = "",
     base_model: str = "",
@@ -30,8 +31,9 @@ def export_command(
     parser.add_argument(
         "--model-path",
         default=model_path,
-        help="tinker:// path (default: the newest run's last checkpoint)",
+        help="tinker:// path (default: a checkpoint of the newest run)",
     )
+    add_checkpoint_option(parser, checkpoint)
     parser.add_argument("--merged", action="store_true", default=merged, help="a full model folder")
     parser.add_argument(
         "--out", default=output, metavar="FOLDER", help="default: exported/RUN-adapter or -merged"
@@ -61,6 +63,7 @@ def export_command(
             wanted.model_path,
             wanted.out,
             wanted.merged,
+            checkpoint=wanted.checkpoint,
             base_model=wanted.base_model,
             base_folder=wanted.base_folder,
             force=wanted.force,

@@ -71,6 +71,10 @@ def _run(command: str, rest: list[str]) -> int | None:
         from tinkersmith.cli.evaluate import evaluate_command
 
         return evaluate_command(rest, prog=prog)
+    if command == "compare":
+        from tinkersmith.cli.compare import compare_command
+
+        return compare_command(rest, prog=prog)
     if command == "export":
         from tinkersmith.cli.export import export_command
 

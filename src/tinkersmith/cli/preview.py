@@ -67,7 +67,8 @@ def preview_command(argv: Sequence[str], *, prog: str) -> int:
     if wanted.base_model:
         settings = settings.model_copy(update={"base_model": wanted.base_model})
     if wanted.html:
-        for names in filter(None, (settings.training_files, settings.validation_files)):
+        inputs = (settings.training_files, settings.validation_files, settings.eval_files)
+        for names in filter(None, inputs):
             refuse_inputs_as_outputs([Path(wanted.html)], look_up(names).paths)
     count = wanted.count or (_ON_A_PAGE if wanted.html else _IN_A_TERMINAL)
     choice = Choice(count, wanted.filter, wanted.record, bool(wanted.html), settings.seed)

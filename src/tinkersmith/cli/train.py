@@ -34,8 +34,8 @@ def train_command(
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="change one setting; with --resume only LEARNING_RATE, GRAD_CLIP_NORM and "
-        "STOP_ON_DIVERGENCE",
+        help="change one setting; with --resume only LEARNING_RATE, GRAD_CLIP_NORM, "
+        "STOP_ON_DIVERGENCE and PATIENCE",
     )
     parser.add_argument(
         "--resume", metavar="RUN", help="continue an interrupted run: its name or folder"
@@ -61,8 +61,8 @@ def train_command(
     config = seen_from_here(folder, "config.py") if folder and not wanted.config else wanted.config
     if wanted.resume and not wanted.config and not Path(config).is_file():
         config = ""
-    settings = user_settings(config, wanted.set, folder or ".")
-    resume_with = _resume_with(wanted.set, settings) if wanted.resume else {}
+    resume_with, overrides = _split_changes(wanted.set) if wanted.resume else ({}, wanted.set)
+    settings = user_settings(config, overrides, folder or ".")
     from tinkersmith.training.interruption import interruption
 
     with interruption():  # the export, too, ends in order; `train` saves before it ends
@@ -70,22 +70,33 @@ def train_command(
     return 0
 
 
-def _resume_with(changes: Sequence[str], settings: "Settings") -> dict[str, Any]:
-    """The settings that a resumed run goes on with, of those that --set names."""
+def _split_changes(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """What --set changes in the run that is resumed, and the texts that find the run.
+
+    Raises:
+        UserError: a text names another setting, which would have no effect.
+    """
     from tinkersmith.errors import UserError
     from tinkersmith.runs.resume import CHANGED_BY_RESUME
+    from tinkersmith.settings.fields import FIELDS
+    from tinkersmith.settings.spelling import read_overrides
 
-    resume_with: dict[str, Any] = {}
-    for change in changes:
-        name = change.partition("=")[0].strip().upper()
+    changes: list[str] = []
+    others: list[str] = []
+    for override in overrides:
+        name = override.partition("=")[0].strip().upper()
         if name in CHANGED_BY_RESUME:
-            resume_with[name] = getattr(settings, name.lower())
-        elif name != "OUTPUT_DIR":
+            changes.append(override)
+        elif name.lower() in FIELDS and name != "OUTPUT_DIR":
             raise UserError(
-                f"--set {change} has no effect with --resume: a run goes on with its own settings. "
-                f"Only {', '.join(CHANGED_BY_RESUME)} can be changed."
+                f"--set {override} has no effect with --resume: a run goes on with its own "
+                f"settings. Only {', '.join(CHANGED_BY_RESUME)} can be changed."
             )
-    return resume_with
+        else:
+            others.append(override)
+    # Whether a value is right depends on the run's other settings, not on those of config.py.
+    read = read_overrides(changes)
+    return {field.upper(): given.value for field, given in read.items()}, others
 
 
 def _train_and_export(

@@ -31,8 +31,9 @@ from tinkersmith.evaluation.question_set import (
     read_question_set,
 )
 from tinkersmith.evaluation.questions import Answer, Question, Questions
+from tinkersmith.evaluation.report import analyse, report
 from tinkersmith.evaluation.result_files import About, check_results_writable, write_results
-from tinkersmith.evaluation.results import EvaluationResult, Scored, report
+from tinkersmith.evaluation.summary import EvaluationResult, Scored
 from tinkersmith.fingerprint import base_fingerprint
 from tinkersmith.models import local_model_folder
 from tinkersmith.plurals import counted
@@ -53,6 +54,7 @@ def evaluate(
     settings: Settings | None = None,
     *,
     model_path: str = "",
+    checkpoint: str = "",
     test_file: str = "data/test_set.json",
     base_model: str = "",
     compare_base: bool = False,
@@ -66,7 +68,8 @@ def evaluate(
     """Answer all prompts of a test file with a trained model, and score the answers.
 
     Args:
-        model_path: a tinker:// path; the last checkpoint of the newest run if it is empty.
+        model_path: a tinker:// path; a checkpoint of the newest run if it is empty.
+        checkpoint: of the newest run: "best", "last" or a name; see `find_trained_model`.
         base_model: for a path that no run folder knows.
         compare_base: also score the untouched base model.
         limit: use only so many samples, chosen by SEED.
@@ -81,15 +84,17 @@ def evaluate(
     """
     output_file = Path(output_file)
     check_results_writable(output_file)
-    again = _command(model_path, test_file, base_model, compare_base, limit, output_file, options)
+    which = ["--model-path", model_path] if model_path else []
+    which += ["--checkpoint", checkpoint] if checkpoint else []
+    again = _command(which, test_file, base_model, compare_base, limit, output_file, options)
     stored = _stored(unfinished_file(output_file), resume, again)
-    if stored is not None and not model_path:  # not a run that was made in the meantime
+    if stored is not None and not which:  # not a run that was made in the meantime
         model_path = str(stored.facts.get("model_path", ""))
     with watched(say) as progress:
         settings = settings or settings_from({})
         with progress.doing("reading the test set"):
             whole_set = read_question_set(test_file, settings)
-        model = find_trained_model(settings, model_path, base_model)
+        model = find_trained_model(settings, model_path, base_model, checkpoint)
         question_set = limited(whole_set, limit, model.settings.seed)
         choices = _choices(model, limit, compare_base)
         if stored is not None:  # before anything is started
@@ -145,9 +150,12 @@ def evaluate(
                         leaks=leaks,
                         output_file=output_file,
                     )
-                    write_results(result, about)
+                    with progress.doing("comparing the answers"):
+                        base = result.base.records if result.base else None
+                        found = analyse(result.trained.records, base)
+                    write_results(result, found, about)
                 file.remove()
-    for line in report(result, model.settings.sampling_max_tokens):
+    for line in report(result, found, model.settings.sampling_max_tokens):
         say(line)
     return result
 
@@ -208,7 +216,7 @@ def _stored(file: Path, resume: bool, again: str) -> Stored | None:
 
 
 def _command(
-    model_path: str,
+    which: Sequence[str],
     test_file: str,
     base_model: str,
     compare_base: bool,
@@ -218,7 +226,7 @@ def _command(
 ) -> str:
     """The command that goes on with this evaluation."""
     words = [
-        *(["--model-path", model_path] if model_path else []),
+        *which,
         *["--test-data", test_file],
         *(["--base-model", base_model] if base_model else []),
         *(["--compare-base"] if compare_base else []),
@@ -341,6 +349,7 @@ def _explained(
 
 def _model_lines(model: ModelReference) -> list[str]:
     lines = [f"Model:    {model.sampler_path} ({model.name}, on {model.base_model})"]
+    lines += [f"  {model.chosen}."] if model.chosen else []
     if model.run is None:
         lines.append(
             "  No run folder knows this path, so PROMPT_TEMPLATE = "

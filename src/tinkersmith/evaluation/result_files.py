@@ -15,12 +15,14 @@ from tinkersmith.errors import UserError, reason_of
 from tinkersmith.evaluation.answers_file import beside
 from tinkersmith.evaluation.question_set import QuestionSet
 from tinkersmith.evaluation.questions import Questions
-from tinkersmith.evaluation.results import SCHEMA_VERSION, EvaluationResult, Record
+from tinkersmith.evaluation.report import Analysis
+from tinkersmith.evaluation.results import SCHEMA_VERSION, Record
+from tinkersmith.evaluation.summary import EvaluationResult
 from tinkersmith.files import write_atomically, write_json
 from tinkersmith.runs.trained_model import ModelReference
 
 _MODELS = ("trained", "base")
-_BOM = "\ufeff"  # so that Excel reads UTF-8
+CSV_BOM = "\ufeff"  # so that Excel reads UTF-8
 # A spreadsheet would run these cells as formulas (OWASP, CSV injection).
 _FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 _CONTROL = ("\t", "\r", "\n")
@@ -68,7 +70,7 @@ def table_file_of(output_file: Path) -> Path:
     return beside(output_file, ".csv")
 
 
-def write_results(result: EvaluationResult, about: About) -> None:
+def write_results(result: EvaluationResult, found: Analysis, about: About) -> None:
     """Write the three files, the one with the rates last. Each appears as a whole.
 
     Raises:
@@ -77,7 +79,7 @@ def write_results(result: EvaluationResult, about: About) -> None:
     write_answers(result)
     write_table(result)
     with _writing(result.output_file) as file:
-        write_json(file, content_of(result, about))
+        write_json(file, content_of(result, found, about))
 
 
 def write_answers(result: EvaluationResult) -> None:
@@ -100,7 +102,7 @@ def _writing(file: Path) -> Generator[Path, None, None]:
         raise _not_written(file, error) from None
 
 
-def content_of(result: EvaluationResult, about: About) -> dict[str, Any]:
+def content_of(result: EvaluationResult, found: Analysis, about: About) -> dict[str, Any]:
     """The content of evaluation_results.json; its schema is in evaluation_results.schema.json."""
     trained, base, model = result.trained, result.base, about.model
     questions, question_set = about.questions, about.question_set
@@ -134,6 +136,7 @@ def content_of(result: EvaluationResult, about: About) -> dict[str, Any]:
         },
         **trained.to_json(),
         "base": base.to_json() if base else None,
+        **found.to_json(),
         "skipped": [skipped.to_json() for skipped in question_set.loaded.skipped],
         "unusable_samples": [
             {"file": left.source.file, "record": left.source.record, "reason": left.reason}
@@ -168,17 +171,18 @@ def _table(result: EvaluationResult) -> Iterator[bytes]:
     scores = list(dict.fromkeys(name for record in every for name in record.scores))
     fields = list(dict.fromkeys(name for record in every for name in record.fields))
     header = [*_COLUMNS, *(f"score {name}" for name in scores), *(f"field {n}" for n in fields)]
-    yield (_BOM + _row(header)).encode("utf-8", "backslashreplace")
+    yield (CSV_BOM + csv_row(header)).encode("utf-8", "backslashreplace")
     for model, records in _by_model(result):
         for record in records:
             values = {"model": model, **record.to_json()}
             cells = [values[name] for name in _COLUMNS]
             cells += [record.scores.get(name, "") for name in scores]
             cells += [record.fields.get(name, "") for name in fields]
-            yield _row(cells).encode("utf-8", "backslashreplace")
+            yield csv_row(cells).encode("utf-8", "backslashreplace")
 
 
-def _row(values: Sequence[object]) -> str:
+def csv_row(values: Sequence[object]) -> str:
+    """A row of a CSV file that a spreadsheet shows as it is."""
     text = io.StringIO()
     csv.writer(text).writerow(map(_cell, values))
     return text.getvalue()

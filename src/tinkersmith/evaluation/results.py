@@ -1,50 +1,13 @@
-"""The results of an evaluation: one record per answer, rates with intervals, and their report."""
+"""The records of an evaluation, one per answer, and the reader of files of results."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from tinkersmith.data.samples import Source
 from tinkersmith.errors import UserError, unreadable
-from tinkersmith.evaluation.leaks import Overlap
 from tinkersmith.files import kind_of_json, read_json_object
-from tinkersmith.grading.scoring import METRICS
-from tinkersmith.statistics.intervals import wilson_interval
-
-_TITLES = {
-    "exact_match": "exact match",
-    "final_answer": "final answer",
-    "contains_answer": "contains answer",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """A share of correct samples with its 95 % interval."""
-
-    correct: float  # samples; a fraction if several answers to one prompt are averaged
-    n: int  # samples
-
-    @property
-    def rate(self) -> float:
-        return self.correct / self.n if self.n else 0.0
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        return wilson_interval(self.correct, self.n)
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.rate:6.1%} ({low:.1%} to {high:.1%})"
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "rate": self.rate,
-            "correct": self.correct,
-            "n": self.n,
-            "interval_95": list(self.interval),
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,65 +53,6 @@ class Record:
             "prompt_tokens": self.prompt_tokens,
             "fields": dict(self.fields),
         }
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """One model's answers to the whole test set."""
-
-    records: list[Record]
-    seconds: float
-
-    @property
-    def metrics(self) -> dict[str, Rate]:
-        """The rate of each metric; several answers to one prompt are averaged."""
-        sources = {record.source for record in self.records}
-        draws = max(1, len(self.records) // max(1, len(sources)))
-        return {
-            name: Rate(sum(record.scores[name] for record in self.records) / draws, len(sources))
-            for name in METRICS
-        }
-
-    @property
-    def cut(self) -> list[Source]:
-        """Samples with an answer that was cut at the token limit."""
-        return list(dict.fromkeys(r.source for r in self.records if r.stop_reason == "length"))
-
-    @property
-    def unfinished_thoughts(self) -> list[Source]:
-        """Samples with an answer that ends within its thought. It counts as no answer."""
-        return list(dict.fromkeys(r.source for r in self.records if not r.thought_finished))
-
-    @property
-    def mean_tokens(self) -> float:
-        return sum(record.tokens for record in self.records) / max(1, len(self.records))
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "metrics": {name: rate.to_json() for name, rate in self.metrics.items()},
-            "mean_tokens": self.mean_tokens,
-            "cut_at_token_limit": len(self.cut),
-            "unfinished_thoughts": len(self.unfinished_thoughts),
-            "seconds": self.seconds,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationResult:
-    """The answers of the trained model and of the base model, and what limits them."""
-
-    model_path: str
-    base_model: str
-    trained: Scored
-    base: Scored | None  # the untouched base model, if requested
-    too_long: list[Source]  # prompts that leave no space for an answer
-    leaks: Overlap  # what of the test set was trained on
-    output_file: Path
-
-    @property
-    def overlap(self) -> list[tuple[Source, Source]] | None:
-        """(training, test) of each test question that was trained on; None: not known."""
-        return self.leaks.pairs
 
 
 SCHEMA_VERSION = 2  # of files of results; those of version 0.2 and before have no number
@@ -277,61 +181,7 @@ def _record(which: str, values: Mapping[str, Any]) -> Record:
     )
 
 
-def report(result: EvaluationResult, max_tokens: int) -> list[str]:
-    """The rates, what limits them, and two answers, line by line."""
-    columns = [("trained model", result.trained)]
-    columns += [("base model", result.base)] if result.base else []
-    lines = ["", f"{'':16}" + "".join(f"{title:28}" for title, _ in columns).rstrip()]
-    for name, title in _TITLES.items():
-        cells = "".join(f"{scored.metrics[name]!s:28}" for _, scored in columns)
-        if result.base:
-            gain = result.trained.metrics[name].rate - result.base.metrics[name].rate
-            cells += f"{100 * gain:+.1f} points"
-        lines.append(f"{title:16}{cells}".rstrip())
-    n = len({record.source for record in result.trained.records})
-    lines += [f"n = {n:,}; in brackets: 95 % interval (Wilson).", ""]
-    for title, scored in columns:
-        lines.append(
-            f"The {title}: {scored.mean_tokens:.1f} tokens an answer, {scored.seconds:.1f} s."
-        )
-        if scored.cut:
-            were = "was" if len(scored.cut) == 1 else "were"
-            lines.append(
-                f"  {len(scored.cut):,} of its answers {were} cut at SAMPLING_MAX_TOKENS = "
-                f"{max_tokens:,} or at the end of the context: "
-                f"{named(scored.cut)}."
-            )
-        if unfinished := scored.unfinished_thoughts:
-            end = "ends" if len(unfinished) == 1 else "end"
-            lines.append(
-                f"  {len(unfinished):,} of its answers {end} within the thought and count as no "
-                f"answer: {named(unfinished)}. A larger SAMPLING_MAX_TOKENS lets a thought end."
-            )
-    for title, wanted in (("A correct answer", 1.0), ("An incorrect answer", 0.0)):
-        examples = [r for r in result.trained.records if r.scores["final_answer"] == wanted]
-        if examples:
-            lines += ["", f"{title} ({examples[0].source}):", *_shown(examples[0])]
-    lines += ["", f"All answers: {result.output_file}"]
-    return lines
-
-
-def named(sources: list[Source]) -> str:
+def named(sources: Sequence[Source]) -> str:
     """The first five sources, and how many more there are."""
     more = f" and {len(sources) - 5:,} more" if len(sources) > 5 else ""
     return "; ".join(map(str, sources[:5])) + more
-
-
-def _shown(record: Record) -> list[str]:
-    return [
-        line
-        for title, text in (
-            ("prompt", record.prompt),
-            ("expected", record.expected),
-            ("produced", record.produced),
-        )
-        for line in (f"  {title}:", *(f"    {row}" for row in _short(text).splitlines()))
-    ]
-
-
-def _short(text: str, limit: int = 400) -> str:
-    return text if len(text) <= limit else f"{text[:limit]} ... ({len(text) - limit:,} more)"

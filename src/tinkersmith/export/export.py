@@ -64,6 +64,7 @@ def export_model(
     out: str | Path = "",
     merged: bool = False,
     *,
+    checkpoint: str = "",
     base_model: str = "",
     base_folder: str | Path | None = None,
     force: bool = False,
@@ -72,9 +73,10 @@ def export_model(
     exports: str | Path = EXPORTS,
     say: Callable[[str], None] = print,
 ) -> Path:
-    """Download the LoRA at `tinker_path` (default: the newest run's last) and write it to `out`.
+    """Download the LoRA at `tinker_path` (default: the newest run's best) and write it to `out`.
 
     Args:
+        checkpoint: of the newest run: "best", "last" or a name; see `find_trained_model`.
         out: the folder to write; without it, one in `exports` that is named for the run.
         merged: write a full model instead of a PEFT adapter.
         base_model: the model that was trained on, for paths that no run folder knows.
@@ -88,7 +90,7 @@ def export_model(
     """
     from tinkersmith.text.tokenizer import load_tokenizer
 
-    model = find_trained_model(settings or settings_from({}), tinker_path, base_model)
+    model = find_trained_model(settings or settings_from({}), tinker_path, base_model, checkpoint)
     kind = "merged" if merged else "adapter"
     folder = Path(out) if out else Path(exports) / f"{model.name}-{kind}"
     if base_folder and not (Path(base_folder).expanduser() / "config.json").is_file():
@@ -97,6 +99,8 @@ def export_model(
     export = Export(model, folder, merged, dtype)
     with open_service(model.settings, base_model=model.base_model) as service:
         say(f"Exporting {model.state_path} ({service.base_model})")
+        if model.chosen:
+            say(f"  {model.chosen}.")
         client = open_state(service, model)
         base = read_base(find_base_folder(service, base_folder, weights=merged))
         tokenizer = load_tokenizer(base.folder)

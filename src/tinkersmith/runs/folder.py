@@ -61,6 +61,7 @@ def _is_list_of_objects(value: object) -> bool:
 
 
 SAMPLE_LOSSES_FILE = "sample_losses.jsonl"
+SAMPLES_FILE = "samples.json"  # the last file that a run writes
 _START_AGAIN = "Restore the file from a backup, or start a new run."
 _HALF_MADE = re.compile(r"\..+-\d{8}-\d{6}(-\d+)?\.\w{8}\.tmp").fullmatch
 _HALF_MADE_AGE = 3600  # seconds: the process that made it is not at it any more
@@ -97,6 +98,7 @@ _FACTS: dict[str, _Wanted] = {
     "tokenizer_digest": _TEXT,
     "template_digest": _TEXT,
     "data_digest": _TEXT,
+    "questions_digest": ("a string or null", lambda value: value is None or _is_text(value)),
     "sessions": ("a list of objects", _is_list_of_objects),
     "training_samples": _COUNT,
     "total_steps": _COUNT,
@@ -531,7 +533,8 @@ def _wrong_metrics(record: dict[str, Any]) -> str:
         if name not in record:
             return f'"{name}" is missing'
     for name, value in record.items():
-        if name in _NUMBERS and not _is_number(value):
+        is_measured = name in _NUMBERS or name.startswith("eval/")
+        if is_measured and not _is_number(value):
             return f'"{name}" is {_brief(value)}; it must be a number'
     return ""
 

@@ -23,6 +23,7 @@ _SENSE = {  # of these facts: what a run cannot be continued without
     "tokenizer_digest": "the tokenizer",
     "template_digest": "the prompt template",
     "data_digest": "the training data",
+    "questions_digest": "the questions of EVAL_FILES",
 }
 _SENSE_SETTINGS = ("LORA_RANK", "BATCH_SIZE", "SEED")
 _UNIMPORTANT_SETTINGS = ("OUTPUT_DIR", "BACKEND")
@@ -37,6 +38,7 @@ class Standing:
     template_digest: str
     data_digest: str
     server: Mapping[str, Any]  # what the engine computes with; {} in the cloud
+    questions_digest: str | None = None  # None where no questions are asked during training
 
     def facts(self) -> dict[str, Any]:
         """The facts that must be the same in each process of a run."""
@@ -95,10 +97,14 @@ def differences(facts: Mapping[str, Any], standing: Standing, now: dict[str, Any
         recorded, present = facts.get(name), getattr(standing, name)
         if recorded and present and recorded != present:
             result.refused.append(f"{about} changed")
-    if len(result.refused) > 1 and result.refused[-1] == f"{_SENSE['data_digest']} changed":
-        result.refused.pop()  # other tokens are other data, too
+    # Other tokens are other data and other questions, too.
+    of_tokens = [f"{_SENSE[name]} changed" for name in ("data_digest", "questions_digest")]
+    others = [sentence for sentence in result.refused if sentence not in of_tokens]
+    result.refused = others or result.refused
     if standing.base_fingerprint is None:  # nothing could be compared in any version
         unknown = [about for about in unknown if about != _SENSE["base_fingerprint"]]
+    if standing.questions_digest is None:
+        unknown = [about for about in unknown if about != _SENSE["questions_digest"]]
     if not sessions:
         unknown.append("the versions")
     if unknown:

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tinkersmith.runs.best import best_so_far
 from tinkersmith.runs.folder import Checkpoint, RunFolder
+from tinkersmith.settings.measures import VALIDATION_LOSS
 
 _DELETED = ".deleted-"  # begins the name of a run's folder from its deletion until it is gone
 
@@ -18,10 +20,11 @@ def old_states(
     metrics: Iterable[dict[str, Any]],
     keep_last: int,
     protected_step: int | None = None,
+    by: str | None = VALIDATION_LOSS,
 ) -> list[Checkpoint]:
     """The checkpoints whose states may go; oldest first.
 
-    The last `keep_last` stay (0: all), the one with the lowest validation loss, the last of each
+    The last `keep_last` stay (0: all), the best one by the measurement `by`, the last of each
     epoch, and the last sound one. The newest is always among them, so that the run can be resumed.
 
     Args:
@@ -39,14 +42,8 @@ def old_states(
     old = [checkpoint for checkpoint in with_state if checkpoint.step not in kept]
     if not old:
         return []
-    saved = {checkpoint.step for checkpoint in with_state}
-    measured = [
-        (line["validation_loss"], line["step"])
-        for line in metrics
-        if "validation_loss" in line and line["step"] in saved
-    ]
-    best = min(measured)[1] if measured else None
-    return [checkpoint for checkpoint in old if checkpoint.step != best]
+    best = best_so_far(metrics, by, {checkpoint.step for checkpoint in with_state}).best
+    return [checkpoint for checkpoint in old if best is None or checkpoint.step != best.step]
 
 
 def note_deleted_state(run: RunFolder, state_path: str) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -9,14 +10,20 @@ from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError
 from tinkersmith.files import write_json
 from tinkersmith.plurals import counted
-from tinkersmith.runs.folder import SAMPLE_LOSSES_FILE, Checkpoint, RunFolder
+from tinkersmith.runs.best import (
+    best_by_of,
+    best_of_run,
+    best_so_far,
+    names_of_checkpoints,
+    write_best,
+)
+from tinkersmith.runs.folder import SAMPLE_LOSSES_FILE, SAMPLES_FILE, Checkpoint, RunFolder
 from tinkersmith.settings.spelling import override_text
 
 # Settings that a resumed run may go on with another value of: after its loss has risen.
-CHANGED_BY_RESUME = ("LEARNING_RATE", "GRAD_CLIP_NORM", "STOP_ON_DIVERGENCE")
+CHANGED_BY_RESUME = ("LEARNING_RATE", "GRAD_CLIP_NORM", "STOP_ON_DIVERGENCE", "PATIENCE")
 _AGAINST_DIVERGENCE = ("LEARNING_RATE", "GRAD_CLIP_NORM")  # what is advised after that
 _CUT = ("checkpoints", "metrics", "sample_losses")  # .jsonl: the files that a resume cuts
-_LISTED = 10  # names of checkpoints in a sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +51,17 @@ def starting_checkpoint(resume: Resume) -> Checkpoint | None:
         if not named:
             raise UserError(
                 f"{run.name} has no checkpoint {resume.from_checkpoint}; it has "
-                f"{_names(saved) or 'none yet'}."
+                f"{names_of_checkpoints(saved) or 'none yet'}."
             )
         if named[-1].state_deleted:
             left = [point for point in saved if not point.state_deleted]
             raise UserError(
                 f"The state of {resume.from_checkpoint} was deleted to save space (KEEP_LAST). "
-                f"{run.name} can be continued from {_names(left)}."
+                f"{run.name} can be continued from {names_of_checkpoints(left)}."
             )
         return named[-1]
-    complete = run.file("samples.json").is_file()  # the last file that a run writes
-    if complete and saved and saved[-1].step >= run.fact("total_steps"):
-        path, output_dir = saved[-1].sampler_path, override_text("output_dir", str(run.path.parent))
-        evaluate = command_line("evaluate", "--model-path", path, "--set", output_dir)
-        raise UserError(
-            f"{run.name} is finished; nothing is left to train. Evaluate it with: {evaluate}"
-        )
+    if run.file(SAMPLES_FILE).is_file() and saved:  # the last file that a run writes
+        _refuse_finished(resume, saved)
     sound = diverged_after(run)
     if sound is None:
         return saved[-1] if saved else None
@@ -78,6 +80,29 @@ def last_sound(saved: Sequence[Checkpoint], sound: int) -> Checkpoint | None:
     """
     states = [point for point in saved if point.step <= sound and not point.state_deleted]
     return states[-1] if states else None
+
+
+def _refuse_finished(resume: Resume, saved: list[Checkpoint]) -> None:
+    """Raise UserError if the run was trained to its end, or to where its patience was spent."""
+    run = resume.run
+    best = best_of_run(run)
+    path = best[0].sampler_path if best else saved[-1].sampler_path
+    output_dir = override_text("output_dir", str(run.path.parent))
+    evaluate = command_line("evaluate", "--model-path", path, "--set", output_dir)
+    if saved[-1].step >= run.fact("total_steps"):
+        raise UserError(
+            f"{run.name} is finished; nothing is left to train. Evaluate it with: {evaluate}"
+        )
+    patience: int = resume.changes.get("PATIENCE", run.settings().patience)
+    steps = {point.step for point in saved}
+    seen = best_so_far(run.metrics(), best_by_of(run), steps)
+    if seen.is_spent(patience):
+        again = command_line("train", "--resume", run.path, "--set", "PATIENCE=0")
+        raise UserError(
+            f"{run.name} stopped early at step {saved[-1].step:,}: its last {seen.since:,} "
+            f"measurements were not better, and PATIENCE is {patience}. Evaluate it with: "
+            f"{evaluate} - or train it to its end with: {again}"
+        )
 
 
 def diverged_after(run: RunFolder) -> int | None:
@@ -151,7 +176,9 @@ def set_aside(run: RunFolder, done: int) -> list[str]:
         What was cut, line by line, for the user.
     """
     number = 1
-    while any(run.file(_aside(name, number)).exists() for name in _CUT):
+    while any(run.file(_aside(name, number)).exists() for name in _CUT) or (
+        run.file(_samples_aside(number)).exists()
+    ):
         number += 1
     said: list[str] = []
     run.checkpoints()  # says what is damaged
@@ -169,16 +196,19 @@ def set_aside(run: RunFolder, done: int) -> list[str]:
         said.append(f"{counted(len(undone), 'measurement')} in {_aside('metrics', number)}")
     if cut := run.cut_lines(SAMPLE_LOSSES_FILE, done, _aside("sample_losses", number)):
         said.append(f"the losses of {counted(cut, 'step')} in {_aside('sample_losses', number)}")
+    with suppress(FileNotFoundError):  # it would say that the run is finished
+        run.file(SAMPLES_FILE).rename(run.file(_samples_aside(number)))
+        said.append(f"the answers in {_samples_aside(number)}")
+    best = best_of_run(run)
+    write_best(run, best[1] if best else None)
     if not said:
         return []
     return [f"  What came after step {done:,} is done again. Set aside: {', '.join(said)}."]
 
 
+def _samples_aside(number: int) -> str:
+    return SAMPLES_FILE.replace(".json", f".before-resume-{number}.json")
+
+
 def _aside(name: str, number: int) -> str:
     return f"{name}.before-resume-{number}.jsonl"
-
-
-def _names(saved: list[Checkpoint]) -> str:
-    names = list(dict.fromkeys(point.name for point in saved))
-    more = f"{len(names) - _LISTED} older ones, " if len(names) > _LISTED else ""
-    return more + ", ".join(names[-_LISTED:])

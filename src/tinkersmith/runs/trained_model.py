@@ -1,4 +1,4 @@
-"""A tinker:// path or the newest run -> the trained model there, its run, template and base."""
+"""A tinker:// path or a checkpoint of the newest run -> the trained model there and its run."""
 
 import re
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tinkersmith.errors import UserError
 from tinkersmith.models import local_model_folder, resolve_base_model
+from tinkersmith.runs.best import choose_checkpoint
 from tinkersmith.runs.folder import RunFolder, newest_run, run_of
 from tinkersmith.settings.fields import Settings
 
@@ -28,6 +29,7 @@ class ModelReference:
     sampler_path: str
     base_model: str
     settings: Settings  # those of the user, with the run's backend
+    chosen: str = ""  # which checkpoint of the newest run it is, and why; "" for a path
 
     def template(self, tokenizer: "TextTokenizer") -> "PromptTemplate":
         """The run's prompt template; without a run, the one that the settings choose."""
@@ -44,13 +46,24 @@ class ModelReference:
 
 
 def find_trained_model(
-    settings: Settings, tinker_path: str = "", base_model: str = ""
+    settings: Settings, tinker_path: str = "", base_model: str = "", checkpoint: str = ""
 ) -> ModelReference:
-    """The model at `tinker_path`; without a path, the newest run's last checkpoint.
+    """The model at `tinker_path`; without a path, a checkpoint of the newest run.
+
+    Args:
+        checkpoint: which one: "best", "last", a name such as step-000400, or "": the best where
+            one was measured, else the last.
 
     Raises:
-        UserError: the path is malformed, there is no run, or `base_model` is not the run's.
+        UserError: the path is malformed, there is no run or no such checkpoint, or `base_model` is
+            not the run's.
     """
+    chosen = ""
+    if tinker_path and checkpoint:
+        raise UserError(
+            f"The checkpoint {checkpoint!r} has no effect, since the model path names one "
+            "already. Leave one of the two out."
+        )
     if tinker_path:
         match = _PATH.fullmatch(tinker_path.strip())
         if match is None:
@@ -69,10 +82,10 @@ def find_trained_model(
                 base_model=resolve_base_model(base_model or settings.base_model)[0],
                 settings=settings,
             )
-        run, checkpoint = known
+        run, saved = known
     else:
         run = newest_run(settings.output_dir)
-        checkpoint = run.checkpoints()[-1]
+        saved, chosen = choose_checkpoint(run, checkpoint.strip())
     trained_on = run.base_model()
     if base_model and trained_on not in (resolve_base_model(base_model)[0], _folder(base_model)):
         raise UserError(
@@ -85,10 +98,11 @@ def find_trained_model(
     return ModelReference(
         name=run.name,
         run=run,
-        state_path=checkpoint.state_path,
-        sampler_path=checkpoint.sampler_path,
+        state_path=saved.state_path,
+        sampler_path=saved.sampler_path,
         base_model=trained_on,
         settings=settings,
+        chosen=chosen,
     )
 
 

@@ -10,6 +10,7 @@ from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.errors import UserError
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress, Say
+from tinkersmith.runs.best import best_by_of
 from tinkersmith.runs.folder import Checkpoint, RunFolder
 from tinkersmith.runs.pruning import note_deleted_state, old_states
 from tinkersmith.runs.resume import diverged_after
@@ -77,7 +78,8 @@ def states_to_delete(
         return []  # metrics.jsonl, which may be long, is not read
     if protected_step is None:
         protected_step = diverged_after(run)
-    return old_states(checkpoints, run.metrics(), keep_last, protected_step)
+    by = best_by_of(run)
+    return old_states(checkpoints, run.metrics(), keep_last, protected_step, by)
 
 
 def lifetime(settings: Settings) -> int | None:

@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationInfo,
     field_validator,
 )
 from pydantic.fields import FieldInfo
@@ -22,6 +23,7 @@ from tinkersmith.errors import UserError, one_line
 
 # How often an epoch may take a file: beyond these, a smaller or larger file is what is meant.
 SMALLEST_WEIGHT, LARGEST_WEIGHT = 0.001, 1000.0
+FILE_FIELDS = ("data_files", "validation_files", "eval_files")  # those that name data files
 
 
 def _as_file_list(value: object) -> object:
@@ -64,12 +66,12 @@ def _checked_weight(name: str, weight: object) -> float:
     )
 
 
-def _without_weights(value: object) -> object:
+def _without_weights(value: object, info: ValidationInfo) -> object:
     if isinstance(value, Mapping):
         shown = python_text(cast(object, value))
         raise UserError(
-            f"VALIDATION_FILES is {shown}; it takes no weights, since validation "
-            "measures each sample once. Write a list of the names."
+            f"{str(info.field_name).upper()} is {shown}; it takes no weights, since each sample "
+            "is measured once. Write a list of the names."
         )
     return _as_file_list(value)
 
@@ -247,12 +249,45 @@ class Settings(BaseModel):
         ge=0,
         le=0.5,
     )
+    eval_files: FileNames = _setting(
+        [],
+        "Files whose questions the model answers during training, and is scored on; never trained "
+        "on.",
+        "a list of file names",
+    )
+    eval_limit: int = _setting(
+        100,
+        "How many questions of EVAL_FILES are asked, chosen by SEED; 0 is all of them.",
+        "a whole number",
+        "between 0 and 1000000000",
+        "100 to 500",
+        ge=0,
+        le=1_000_000_000,
+    )
     eval_every: int = _setting(
         0,
-        "Measure the validation data every so many steps; 0 is at the end of each epoch.",
+        "Measure the validation data and EVAL_FILES every so many steps; 0 is at the end of each "
+        "epoch.",
         "a whole number",
         "between 0 and 1000000000",
         "0, or 50 for long runs",
+        ge=0,
+        le=1_000_000_000,
+    )
+    best_by: str = _setting(
+        "auto",
+        'What the best checkpoint is best by: "validation_loss", or a score on EVAL_FILES: '
+        '"final_answer", "exact_match" or "contains_answer". "auto" is the validation loss if '
+        "there is validation data, else final_answer.",
+        '"auto", "validation_loss" or the name of a score',
+        pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$",
+    )
+    patience: int = _setting(
+        0,
+        "Stop training after so many measurements in a row without a better BEST_BY; 0 never.",
+        "a whole number",
+        "between 0 and 1000000000",
+        "0, or 3 to 5",
         ge=0,
         le=1_000_000_000,
     )

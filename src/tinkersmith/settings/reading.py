@@ -1,5 +1,6 @@
 """A settings file and --set -> a `Settings` value; each mistake is one sentence."""
 
+import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,14 @@ from tinkersmith.paths import (
     seen_from_folder,
     seen_from_here,
 )
-from tinkersmith.settings.fields import FIELDS, Settings, about_setting, python_text
+from tinkersmith.settings.fields import (
+    FIELDS,
+    FILE_FIELDS,
+    Settings,
+    about_setting,
+    python_text,
+)
+from tinkersmith.settings.measures import ANSWER_SCORES, VALIDATION_LOSS, best_by
 from tinkersmith.settings.names import LARGEST_SETTINGS_FILE, Given, field_named
 
 
@@ -95,9 +103,10 @@ def settings_for_file(settings: Settings, folder: Path | str) -> dict[str, objec
     values: dict[str, object] = {
         **settings.model_dump(),
         "data_files": dict(zip(names, weights.values(), strict=True)) if weights else names,
-        "validation_files": [
-            data_file_seen_from_folder(folder, name) for name in settings.validation_files
-        ],
+        **{
+            field: [data_file_seen_from_folder(folder, name) for name in getattr(settings, field)]
+            for field in ("validation_files", "eval_files")
+        },
         "output_dir": seen_from_folder(folder, settings.output_dir),
     }
     if _is_relative_model_folder(settings.base_model, Path()):
@@ -142,7 +151,7 @@ def _settings_of(
 ) -> tuple[Settings, dict[str, str]]:
     """The settings, and where each field comes from that is not a default."""
     given = {field_named(name, value.where): value for name, value in named.items()}
-    for field in ("data_files", "validation_files"):
+    for field in FILE_FIELDS:
         if field in given:
             _refuse_names_in_one_text(field, given[field], Path(folder))
     overridden: dict[str, Given] = {}
@@ -198,6 +207,7 @@ def _file_names_from(folder: Path | str, settings: Settings) -> dict[str, object
     return {
         "data_files": dict(zip(names, weights.values(), strict=True)) if weights else names,
         "validation_files": data_files_seen_from_here(folder, settings.validation_files),
+        "eval_files": data_files_seen_from_here(folder, settings.eval_files),
         "output_dir": seen_from_here(folder, settings.output_dir),
         "base_model": base_model,
     }
@@ -286,7 +296,7 @@ def _texts_in(value: object) -> list[str]:
     return [item for item in items if isinstance(item, str)]
 
 
-_NAME_FILES = ("data_files", "validation_files", "output_dir", "base_model")
+_NAME_FILES = (*FILE_FIELDS, "output_dir", "base_model")
 
 
 def _is_too_long(name: str) -> bool:
@@ -301,8 +311,38 @@ def _refuse_settings_without_effect(settings: Settings) -> None:
             f"VALIDATION_FILES and VALIDATION_RATIO = {settings.validation_ratio} are both set; "
             "only one can say what the validation data is. Remove one of them."
         )
-    if settings.eval_every and not (settings.validation_files or settings.validation_ratio):
+    if settings.eval_limit != FIELDS["eval_limit"].default and not settings.eval_files:
         raise UserError(
-            f"EVAL_EVERY is {settings.eval_every}, but there is no validation data to measure. "
-            "Set VALIDATION_FILES or VALIDATION_RATIO, or remove EVAL_EVERY."
+            f"EVAL_LIMIT is {settings.eval_limit}, but EVAL_FILES names no questions. Set "
+            "EVAL_FILES, or remove EVAL_LIMIT."
+        )
+    _refuse_unmeasured_best(settings)
+    for name, value in (("EVAL_EVERY", settings.eval_every), ("PATIENCE", settings.patience)):
+        if value and best_by(settings) is None:
+            raise UserError(
+                f"{name} is {value}, but nothing is measured during training. Set "
+                f"VALIDATION_FILES, VALIDATION_RATIO or EVAL_FILES, or remove {name}."
+            )
+
+
+def _refuse_unmeasured_best(settings: Settings) -> None:
+    name = settings.best_by
+    known = (VALIDATION_LOSS, *ANSWER_SCORES)
+    if name == "auto":
+        return
+    if name not in known:
+        near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
+        meant = (
+            f"did you mean {python_text(near[0])}?" if near else f"there are {', '.join(known)}."
+        )
+        raise UserError(f"BEST_BY is {python_text(name)}, which nothing measures; {meant}")
+    if name == VALIDATION_LOSS and not (settings.validation_files or settings.validation_ratio):
+        raise UserError(
+            'BEST_BY is "validation_loss", but there is no validation data to measure. Set '
+            "VALIDATION_FILES or VALIDATION_RATIO, or remove BEST_BY."
+        )
+    if name != VALIDATION_LOSS and not settings.eval_files:
+        raise UserError(
+            f"BEST_BY is {python_text(name)}, which is measured on EVAL_FILES, and EVAL_FILES "
+            "names no questions. Set EVAL_FILES, or remove BEST_BY."
         )

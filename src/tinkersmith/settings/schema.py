@@ -28,6 +28,7 @@ _FILES: dict[str, dict[str, Any]] = {
         ]
     },
     "validation_files": {"anyOf": [_NAME, {"type": "array", "items": _NAME}]},
+    "eval_files": {"anyOf": [_NAME, {"type": "array", "items": _NAME}]},
 }
 _KEYWORDS = (
     "type",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast, get_origin
 
 from tinkersmith.errors import UserError, one_line
-from tinkersmith.settings.fields import FIELDS
+from tinkersmith.settings.fields import FIELDS, FILE_FIELDS
 from tinkersmith.settings.names import Given, field_named
 
 _FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -21,7 +21,7 @@ _NUMBER = re.compile(r"[+-]?(\d+(_\d+)*\.?(\d+(_\d+)*)?|\.\d+(_\d+)*)([eE][+-]?\
 def kind_of_value(field: str) -> str:
     """How the values of a setting are written: "flag", "number", "text", "files" or "names"."""
     annotation: Any = FIELDS[field].annotation
-    if field in ("data_files", "validation_files"):
+    if field in FILE_FIELDS:
         return "files"
     if annotation is bool:
         return "flag"

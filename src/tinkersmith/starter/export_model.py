@@ -9,8 +9,12 @@ from pathlib import Path
 
 # Relative names of files start from the folder of this script.
 
-# The tinker:// path of a trained model; "" is the newest run's last checkpoint.
+# The tinker:// path of a trained model; "" is a checkpoint of the newest run.
 MODEL_PATH = ""
+
+# Which one: "best", "last" or a name such as "step-000400"; "" is the best if training measured
+# one (BEST_BY in config.py), else the last.
+CHECKPOINT = ""
 
 # False writes the LoRA alone, in PEFT's format; True writes a full model with the LoRA merged in.
 MERGED = False
@@ -29,6 +33,7 @@ if __name__ == "__main__":
         run_entry_point(
             lambda: export_command(
                 model_path=MODEL_PATH,
+                checkpoint=CHECKPOINT,
                 merged=MERGED,
                 output=OUTPUT,
                 base_model=BASE_MODEL,

@@ -37,7 +37,8 @@ class RunOutcome:
     epoch_losses: Sequence[float] = field(default_factory=list[float])
     step_losses: Sequence[float] = field(default_factory=list[float])
     validation_losses: Sequence[float] = field(default_factory=list[float])  # as they were measured
-    best_checkpoint: str = ""  # the path saved where the validation loss was lowest
+    best_checkpoint: str = ""  # the name of the one with the lowest validation loss
+    is_past_best: bool = False  # the best checkpoint is not the last
     hard_samples: str = ""  # a sentence about them
     test_file: str = "data/test_set.json"
 
@@ -53,7 +54,7 @@ def advice(outcome: RunOutcome) -> list[str]:
     lines = [rising] if rising else []
     if not rising:
         memorises = _validation_rises(outcome)
-        lines += memorises or ([] if near_zero else _falls(outcome))
+        lines += memorises or ([] if near_zero or outcome.is_past_best else _falls(outcome))
         if _is_noisy(outcome.step_losses):
             lines.append(_smoother(outcome))
     lines += _cut(outcome)
@@ -122,7 +123,10 @@ def _validation_rises(outcome: RunOutcome) -> list[str]:
         return []
     remedies = ["fewer epochs" if outcome.settings.num_epochs > 1 else "a lower LEARNING_RATE"]
     if outcome.best_checkpoint:
-        remedies.append(f"the checkpoint with the lowest value, {outcome.best_checkpoint}")
+        remedies.append(
+            f"the checkpoint with the lowest value, {outcome.best_checkpoint} (evaluate and "
+            f"export: --checkpoint {outcome.best_checkpoint})"
+        )
     return [
         f"The validation loss rose from {min(losses):.4f} to {losses[-1]:.4f}: the model begins to "
         f"memorise. Use {', or '.join(remedies)}."
@@ -197,6 +201,8 @@ def _memorised(outcome: RunOutcome) -> str:
     )
     if outcome.validation_losses:
         return f"{line} The validation loss, {outcome.validation_losses[-1]:.4f}, tells which."
+    if outcome.settings.eval_files:
+        return f"{line} The scores on EVAL_FILES tell which."
     if Path(outcome.test_file).is_file():
         return f"{line} The test set tells which: {command_line('evaluate')}"
     split = command_line("split")
@@ -204,7 +210,7 @@ def _memorised(outcome: RunOutcome) -> str:
 
 
 def _validation(outcome: RunOutcome) -> list[str]:
-    if outcome.validation_losses:
+    if outcome.validation_losses or (outcome.settings.eval_files and not outcome.wants_validation):
         return []
     if outcome.wants_validation:
         return [

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 from tinkersmith.batches.length_report import LengthReport
 from tinkersmith.batches.summary import DataSummary
 from tinkersmith.errors import UserError
+from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress
-from tinkersmith.runs.folder import SAMPLE_LOSSES_FILE, RunFolder
+from tinkersmith.runs.best import Measurement, best_of_run, best_so_far, write_best
+from tinkersmith.runs.folder import SAMPLE_LOSSES_FILE, Checkpoint, RunFolder
 from tinkersmith.service.stored import stored_line
+from tinkersmith.settings.measures import VALIDATION_LOSS
 from tinkersmith.sources.find import find_files
 from tinkersmith.training.advice import RunOutcome, advice
 from tinkersmith.training.hard_samples import (
@@ -28,7 +31,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class TrainedRun:
-    """A finished run. Its sampling client works until `close`, or the program's end."""
+    """A finished run. Its sampling client works until `close`, or the program's end.
+
+    Client and paths are those of the best checkpoint; of the last where nothing was measured.
+    """
 
     run: RunFolder
     sampling_client: "tinker.SamplingClient"
@@ -59,16 +65,21 @@ def finish(
         guard: keeps the connection; the `TrainedRun` takes it over.
     """
     last = plan.run.checkpoints()[-1]
+    best = best_of_run(plan.run)
+    write_best(plan.run, best[1] if best else None)
+    chosen = best[0] if best else last
     hard = _hard_samples(plan, progress)
     with progress.doing("answering the first training sample"):
-        sampler = plan.service.create_sampling_client(last.sampler_path)
+        sampler = plan.service.create_sampling_client(chosen.sampler_path)
         answers = answer_a_sample(plan, sampler, progress.say)
     summary = lengths.summary()
-    suggestions = advice(_outcome(plan, curves, summary, hard))
+    suggestions = advice(_outcome(plan, curves, summary, hard, best, last))
     progress.say("")
     progress.say(f"Model    {plan.run.name}")
-    progress.say(f"Path     {last.sampler_path}")
-    progress.say(f"State    {last.state_path}")
+    progress.say(f"Path     {chosen.sampler_path}")
+    progress.say(f"State    {chosen.state_path}")
+    for line in _best_lines(plan, best, last):
+        progress.say(line)
     progress.say(f"Folder   {plan.run.path}")
     with suppress(UserError):  # a server need not list what it stores
         progress.say(f"Stored   {stored_line(plan.service, plan.run, plan.settings)}")
@@ -77,8 +88,8 @@ def finish(
     return TrainedRun(
         run=plan.run,
         sampling_client=sampler,
-        sampler_path=last.sampler_path,
-        state_path=last.state_path,
+        sampler_path=chosen.sampler_path,
+        state_path=chosen.state_path,
         epoch_losses=curves.epochs,
         validation_losses=curves.validation,
         answers=answers,
@@ -86,14 +97,40 @@ def finish(
     )
 
 
-def _outcome(plan: Plan, curves: Curves, summary: DataSummary, hard: str) -> RunOutcome:
-    measured = [
-        (line["validation_loss"], line["step"])
-        for line in plan.run.metrics()
-        if "validation_loss" in line
-    ]
-    best = min(measured)[1] if measured else None
-    saved = [point.sampler_path for point in plan.run.checkpoints() if point.step == best]
+def _best_lines(
+    plan: Plan, best: tuple[Checkpoint, Measurement] | None, last: Checkpoint
+) -> list[str]:
+    """Which checkpoint is the best, and what the answers to EVAL_FILES cost."""
+    lines: list[str] = []
+    if best is not None:
+        point, measurement = best
+        what = f"Best     {point.name} by {measurement}"
+        if point.step == last.step:
+            lines.append(f"{what}; it is the last, too")
+        else:
+            lines.append(
+                f"{what}. Path, evaluate and export take it; --checkpoint last takes {last.name}"
+            )
+    seconds = [line["eval/seconds"] for line in plan.run.metrics() if "eval/seconds" in line]
+    if plan.eval_questions is not None and seconds:
+        lines.append(
+            f"Scored   {counted(len(seconds), 'time')} on "
+            f"{counted(len(plan.eval_questions.asked), 'question')} of EVAL_FILES, "
+            f"{sum(seconds):,.1f} s in all"
+        )
+    return lines
+
+
+def _outcome(
+    plan: Plan,
+    curves: Curves,
+    summary: DataSummary,
+    hard: str,
+    best: tuple[Checkpoint, Measurement] | None,
+    last: Checkpoint,
+) -> RunOutcome:
+    checkpoints = {point.step: point.name for point in plan.run.checkpoints()}
+    lowest = best_so_far(plan.run.metrics(), VALIDATION_LOSS, checkpoints).best
     return RunOutcome(
         settings=plan.settings,
         vocabulary=plan.tokenizer.vocab_size,
@@ -105,7 +142,8 @@ def _outcome(plan: Plan, curves: Curves, summary: DataSummary, hard: str) -> Run
         epoch_losses=curves.epochs,
         step_losses=curves.steps,
         validation_losses=curves.validation,
-        best_checkpoint=saved[-1] if saved else "",
+        best_checkpoint=checkpoints[lowest.step] if lowest else "",
+        is_past_best=best is not None and best[0].step < last.step,
         hard_samples=hard,
     )
 

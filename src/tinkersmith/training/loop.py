@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +11,21 @@ from tinkersmith.batches.length_report import LengthReport
 from tinkersmith.batches.order import learning_rate_at
 from tinkersmith.batches.streamed import TokenStream
 from tinkersmith.command_line import command_line
+from tinkersmith.evaluation.asking import Asking
+from tinkersmith.evaluation.questions import Questions
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Clock, Progress, Task
+from tinkersmith.runs.best import best_so_far, measurement_in, write_best
 from tinkersmith.runs.folder import Checkpoint
 from tinkersmith.service.answers import to_datum
 from tinkersmith.service.stored import OldStates, lifetime
+from tinkersmith.settings.measures import ANSWER_SCORES, VALIDATION_LOSS, best_by
 from tinkersmith.text.tokenize import TokenizedSample
 from tinkersmith.training.divergence import SMOOTHED_STEPS, Diverged, LossWatch, lower_rate
 from tinkersmith.training.interruption import Interruption
 from tinkersmith.training.plan import Plan
 from tinkersmith.training.sample_losses import SampleLosses
+from tinkersmith.training.scored_questions import score_answers
 
 if TYPE_CHECKING:
     import tinker
@@ -40,6 +45,7 @@ class Curves:
     steps: list[float] = field(default_factory=list[float])
     epochs: list[float] = field(default_factory=list[float])
     validation: list[float] = field(default_factory=list[float])
+    stopped_early: bool = False  # PATIENCE was spent before the last step
     epoch_sum: float = 0.0  # of the completion tokens' losses in the unfinished epoch
     epoch_tokens: int = 0  # completion tokens in the unfinished epoch
 
@@ -97,6 +103,9 @@ class Loop:
         keep_last = plan.settings.keep_last
         self._old_states = OldStates(plan.service, plan.run, keep_last, progress.say)
         self._watch = _watch_of(plan)
+        saved = {point.step for point in plan.run.checkpoints()}
+        self._best = best_so_far(plan.measured, best_by(plan.settings), saved)
+        self._scores = ""  # of the last answers to EVAL_FILES, for the live line
         self._rise_is_said = False
         self._seconds = 0.0  # that the server took for the last step
         self._recorded_at = 0.0  # of the clock: the last step
@@ -116,6 +125,9 @@ class Loop:
             try:
                 self._settle(plan.first_step)
                 for number in range(plan.first_step, plan.total_steps):
+                    if self._best.is_spent(settings.patience):
+                        self._stop_early(number)
+                        break
                     self._step(number, task)
             except (KeyboardInterrupt, SystemExit, BrokenPipeError):
                 self._interruption.seen()
@@ -129,14 +141,14 @@ class Loop:
         self._submit(number)
         done = number + 1
         epoch_ends = done % plan.steps_per_epoch == 0
-        validates = epoch_ends or _is_due(done, settings.eval_every)
+        measures = epoch_ends or _is_due(done, settings.eval_every)
         saves = epoch_ends or _is_due(done, settings.save_every) or self._time_to_save()
         # What is measured or saved must not run ahead of what is recorded.
-        while len(self._pending) > (0 if validates or saves else self._ahead()):
+        while len(self._pending) > (0 if measures or saves else self._ahead()):
             self._record(task)
         if self._watch.diverged:  # before anything else is saved
             self._say_or_stop(task)
-        if validates or saves:
+        if measures or saves:
             self._done = done  # the last batches may have been empty
         if epoch_ends:
             with self._interruption.at_once():
@@ -144,10 +156,10 @@ class Loop:
             self._end_epoch(done)
         else:
             self._lengths.print_if_complete()
-        if saves:  # before the validation, which may take long
+        if saves:  # before what is measured, which may take long
             self._save(done)
-        if validates and plan.data.validation:
-            self._validate(done)
+        if measures:
+            self._measure(done)
 
     def _ahead(self) -> int:
         """How many steps may wait for their results while the next batch is prepared."""
@@ -159,12 +171,43 @@ class Loop:
         return minutes > 0 and self._clock() - self._saved_at >= 60 * minutes
 
     def _settle(self, done: int) -> None:
-        """Validate the checkpoint that a run continues from, if it was stopped before that."""
+        """Measure the checkpoint that a run continues from, if it was stopped before that."""
         plan = self._plan
-        due = done % plan.steps_per_epoch == 0 or _is_due(done, plan.settings.eval_every)
-        measured = any("validation_loss" in line and line["step"] == done for line in plan.measured)
-        if done and due and plan.data.validation and not measured:
-            self._validate(done)
+        if done and (done % plan.steps_per_epoch == 0 or _is_due(done, plan.settings.eval_every)):
+            lines = [line for line in plan.measured if line["step"] == done]
+            self._measure(done, {name for line in lines for name in line})
+
+    def _measure(self, done: int, known: Collection[str] = ()) -> None:
+        """Measure the validation loss and the answers, and keep the best checkpoint.
+
+        Args:
+            known: names that metrics.jsonl has of this step already.
+        """
+        plan, lines = self._plan, list[dict[str, Any]]()
+        if plan.data.validation and VALIDATION_LOSS not in known:
+            lines.append(self._validate(done))
+        if plan.eval_questions is not None and "eval/n" not in known:
+            lines.append(self._ask(done, plan.eval_questions))
+        is_best = [self._best.add(line) for line in lines]
+        if any(is_best):
+            if self._saved != done:
+                self._save(done)
+            write_best(plan.run, self._best.best)
+
+    def _stop_early(self, done: int) -> None:
+        """Say that PATIENCE is spent, and save the last step, so that the run can go on."""
+        plan, best = self._plan, self._best.best
+        if self._saved != done:
+            self._save(done)
+        self._curves.stopped_early = True
+        count = counted(self._best.since, "measurement")
+        which = f" than that of step {best.step:,}: {best}" if best else ""
+        again = command_line("train", "--resume", plan.run.path, "--set", "PATIENCE=0")
+        self._progress.say(
+            f"  Stopped early at step {done:,} of {plan.total_steps:,} (PATIENCE): {count} in a "
+            f"row without a better {(self._best.by or '').replace('_', ' ')}{which}. To train to "
+            f"the end: {again}"
+        )
 
     def _save_before_the_end(self, task: Task) -> None:
         """Finish the steps that were sent and save, after an interruption."""
@@ -294,6 +337,11 @@ class Loop:
         line = {"step": max(number, self._done), "diverged": True, "last_sound_step": sound}
         run.append("metrics.jsonl", [line])
         before = f"{reason}: training has diverged at step {number:,} and was stopped."
+        if self._best.best is not None:
+            before += (
+                f" Evaluate and export take step {self._best.best.step:,}, the best by "
+                f"{self._best.best}."
+            )
         saved = [point for point in run.checkpoints() if point.step <= sound]
         if not saved:
             return Diverged(
@@ -335,8 +383,8 @@ class Loop:
         plan = self._plan
         left = self._elapsed() / max(done - plan.first_step, 1) * (plan.total_steps - done)
         state = (
-            f"step {done:,}/{plan.total_steps:,}  loss {loss:.4f}  {rate:,.0f} tokens/s  "
-            f"{_minutes(left)} left"
+            f"step {done:,}/{plan.total_steps:,}  loss {loss:.4f}  {self._scores}"
+            f"{rate:,.0f} tokens/s  {_minutes(left)} left"
         )
         if done == plan.total_steps:
             self._progress.say(f"  {state}")
@@ -351,7 +399,18 @@ class Loop:
         plan.run.append("metrics.jsonl", [{"step": done, "epoch_loss": loss}])
         self._progress.say(f"  Epoch {epoch}/{plan.settings.num_epochs}: mean loss {loss:.4f}")
 
-    def _validate(self, done: int) -> None:
+    def _ask(self, done: int, questions: Questions) -> dict[str, Any]:
+        """Score the answers of the weights as they are now to EVAL_FILES."""
+        plan = self._plan
+        asking = Asking(plan.service, plan.template, plan.tokenizer, plan.settings)
+        scores = score_answers(asking, plan.client, questions)
+        line = {"step": done, **scores.to_json()}
+        plan.run.append("metrics.jsonl", [line])
+        self._scores = _live_score(line, self._best.by)
+        self._progress.say(f"  Step {done:,}: {scores}")
+        return line
+
+    def _validate(self, done: int) -> dict[str, Any]:
         plan, samples = self._plan, self._plan.data.validation
         doing = "measuring the validation loss"
         with self._progress.doing(doing):
@@ -366,8 +425,10 @@ class Loop:
         total = sum(float(output.metrics["loss:sum"]) for output in outputs)
         loss = total / sum(sample.completion_length for sample in samples)
         self._curves.validation.append(loss)
-        plan.run.append("metrics.jsonl", [{"step": done, "validation_loss": loss}])
+        line: dict[str, Any] = {"step": done, VALIDATION_LOSS: loss}
+        plan.run.append("metrics.jsonl", [line])
         self._progress.say(f"  Step {done:,}: validation loss {loss:.4f}")
+        return line
 
     def _save(self, done: int) -> None:
         """Save the state to continue from and the weights to sample from, under one name."""
@@ -436,6 +497,12 @@ def _watch_of(plan: Plan) -> LossWatch:
             if step <= sound:
                 watch.add(step, loss)
     return watch
+
+
+def _live_score(line: dict[str, Any], by: str | None) -> str:
+    """The score to show beside the steps: that of BEST_BY, or the final answer."""
+    measured = measurement_in(line, by if by in ANSWER_SCORES else ANSWER_SCORES[0])
+    return f"{measured}  " if measured else ""
 
 
 def _is_due(done: int, every: int) -> bool:

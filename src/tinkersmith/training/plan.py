@@ -11,8 +11,12 @@ from tinkersmith.batches.read import read_data
 from tinkersmith.batches.source import DataSource, Encoding, TokenizedData
 from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError
+from tinkersmith.evaluation.leaks import leaks_from
+from tinkersmith.evaluation.question_set import QuestionSet, questions_in
+from tinkersmith.evaluation.questions import Questions
 from tinkersmith.fingerprint import base_fingerprint
 from tinkersmith.models import local_model_folder, resolve_base_model
+from tinkersmith.plurals import counted
 from tinkersmith.preview.opening import opening_lines
 from tinkersmith.progress import Progress
 from tinkersmith.runs.folder import Checkpoint, RunFolder
@@ -37,12 +41,19 @@ from tinkersmith.runs.resume import (
 from tinkersmith.runs.trained_questions import QuestionCollector, remember
 from tinkersmith.service.connection import TRAINING_METADATA, ServerGone, Service, open_service
 from tinkersmith.service.facts import engine_facts
-from tinkersmith.settings.fields import Settings
+from tinkersmith.settings.fields import FIELDS, Settings
+from tinkersmith.settings.measures import VALIDATION_LOSS, best_by
 from tinkersmith.settings.reading import settings_for_file
 from tinkersmith.text.choose import Decision, decide, template_lines
 from tinkersmith.text.templates import PromptTemplate, choose_template
 from tinkersmith.text.tokenizer import TextTokenizer
 from tinkersmith.training.divergence import lower_rate
+from tinkersmith.training.scored_questions import (
+    digest_of_questions,
+    eval_lines,
+    read_eval_files,
+    trained_on_lines,
+)
 
 if TYPE_CHECKING:
     import tinker
@@ -60,6 +71,7 @@ class Plan:
     max_length: int  # tokens of a sample
     source: DataSource  # the samples behind `data`
     data: TokenizedData
+    eval_questions: Questions | None  # of EVAL_FILES, which are asked during training
     run: RunFolder
     steps_per_epoch: int
     total_steps: int
@@ -90,10 +102,12 @@ def prepare(
     _check_base(resume, fingerprint)
     allow_changes = resume is not None and resume.allow_changes
     progress.say("Data")
+    chosen = read_eval_files(settings, progress)
     source = read_data(settings, progress)
     check()
     with progress.doing("comparing the samples"):
         lines = source.report()
+        lines += [] if chosen is None else eval_lines(chosen, settings.seed)
     for line in lines:
         progress.say(f"  {line}")
     check()
@@ -113,6 +127,8 @@ def prepare(
         lines = opening_lines(source, data, encoding)
     for line in lines:
         progress.say(f"  {line}".rstrip())
+    _refuse_unmeasured_best(settings, data, max_length)
+    eval_questions = _eval_questions(chosen, encoding, progress) if chosen else None
     epoch = steps_per_epoch(data.count, settings.batch_size)
     total_steps = epoch * settings.num_epochs
     standing = Standing(
@@ -121,6 +137,7 @@ def prepare(
         template_digest=template_digest(template.to_json()),
         data_digest=data.digest(),
         server=engine_facts(service, client),
+        questions_digest=digest_of_questions(eval_questions) if eval_questions else None,
     )
     check()
     counts = {"training_samples": data.count, "total_steps": total_steps}
@@ -131,6 +148,11 @@ def prepare(
     else:
         run = resume.run
         _continue(resume, checkpoint, standing, counts, questions, progress.say)
+    if chosen is not None:
+        with progress.doing("comparing EVAL_FILES with the training data"):
+            leaks = leaks_from(run, chosen.samples)
+        for line in trained_on_lines(leaks, len(chosen.samples)):
+            progress.say(f"  {line}")
     return Plan(
         settings=settings,
         service=service,
@@ -140,6 +162,7 @@ def prepare(
         max_length=max_length,
         source=source,
         data=data,
+        eval_questions=eval_questions,
         run=run,
         steps_per_epoch=epoch,
         total_steps=total_steps,
@@ -185,6 +208,43 @@ def _template(
     for line in template_lines(template, decision, source.thoughts):
         say(line)
     return template
+
+
+def _refuse_unmeasured_best(settings: Settings, data: TokenizedData, max_length: int) -> None:
+    """Refuse to go on where a setting depends on a validation loss that cannot be measured.
+
+    Raises:
+        UserError: not one validation sample fits.
+    """
+    names = ("BEST_BY", "PATIENCE", "EVAL_FILES")
+    set_names = [
+        name for name in names if getattr(settings, name.lower()) != FIELDS[name.lower()].default
+    ]
+    if best_by(settings) == VALIDATION_LOSS and not data.validation and set_names:
+        raise UserError(
+            f"{set_names[0]} needs a validation loss to find the best checkpoint, and not one "
+            f"validation sample fits into {max_length:,} tokens. Use shorter ones, or set BEST_BY "
+            "to a score on EVAL_FILES."
+        )
+
+
+def _eval_questions(chosen: QuestionSet, encoding: Encoding, progress: Progress) -> Questions:
+    """The prompts of EVAL_FILES, which use the run's own template.
+
+    Raises:
+        UserError: not one of them can be asked.
+    """
+    count = len(chosen.samples)
+    with progress.doing(f"tokenising {counted(count, 'question')} of EVAL_FILES"):
+        questions, _ = questions_in(
+            chosen,
+            encoding.template,
+            encoding.tokenizer,
+            encoding.settings,
+            encoding.context,
+            lambda line: progress.say(f"  {line}"),
+        )
+    return questions
 
 
 def _max_length(settings: Settings, service: Service, say: Callable[[str], None]) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from tinkersmith.data.samples import Sample
 from tinkersmith.files import write_json
 from tinkersmith.plurals import counted
+from tinkersmith.runs.folder import SAMPLES_FILE
 from tinkersmith.service.answers import answer_within, request_answers
 from tinkersmith.text.guards import unguarded
 from tinkersmith.training.hard_samples import last_question
@@ -49,7 +50,7 @@ def answer_a_sample(
         answers = _sampled(plan, sampler, asked)
         _show(asked, answers, say)
     stored = [] if asked is None else [_stored(asked, answers)]
-    write_json(plan.run.file("samples.json"), stored)
+    write_json(plan.run.file(SAMPLES_FILE), stored)
     return answers
 
 

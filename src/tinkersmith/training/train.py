@@ -18,7 +18,7 @@ from tinkersmith.runs.folder import RunFolder, open_run
 from tinkersmith.runs.lock import locked
 from tinkersmith.runs.resume import CHANGED_BY_RESUME, Resume
 from tinkersmith.service.connection import ServerGone
-from tinkersmith.settings.fields import FIELDS, Settings
+from tinkersmith.settings.fields import FIELDS, FILE_FIELDS, Settings
 from tinkersmith.settings.reading import settings_from
 from tinkersmith.training.divergence import Diverged
 from tinkersmith.training.finish import TrainedRun
@@ -47,8 +47,8 @@ def train(
         resume: the name or folder of an interrupted run; its own settings are used.
         from_checkpoint: the name of an earlier checkpoint to resume from, such as step-000400.
         allow_changes: resume although the base model, the tokenizer or the data changed.
-        resume_with: settings that the resumed run goes on with: LEARNING_RATE, GRAD_CLIP_NORM and
-            STOP_ON_DIVERGENCE may be changed.
+        resume_with: settings that the resumed run goes on with: LEARNING_RATE, GRAD_CLIP_NORM,
+            STOP_ON_DIVERGENCE and PATIENCE may be changed.
 
     Raises:
         UserError: something the user can fix, in one sentence.
@@ -78,7 +78,7 @@ def train(
     ):
         if run is not None:
             held.enter_context(locked(run, "training", progress.say))
-            changes = _changes(resume_with or {})
+            changes = _changes(resume_with or {}, run)
             settings = _settings_of(run, changes)
             for line in _changed_settings(given, run, changes):
                 progress.say(line)
@@ -98,7 +98,7 @@ def train(
     return trained
 
 
-def _changes(resume_with: Mapping[str, Any]) -> dict[str, Any]:
+def _changes(resume_with: Mapping[str, Any], run: RunFolder) -> dict[str, Any]:
     """What a resumed run is to change, by the upper-case names of the settings.
 
     Raises:
@@ -111,7 +111,8 @@ def _changes(resume_with: Mapping[str, Any]) -> dict[str, Any]:
                 f"{name} cannot be changed when a run is resumed; only "
                 f"{', '.join(CHANGED_BY_RESUME)} can. Start a new run."
             )
-    checked = settings_from(changes)
+    own = {name.upper(): value for name, value in run.settings().model_dump().items()}
+    checked = settings_from({**own, **changes})
     return {name: getattr(checked, name.lower()) for name in changes}
 
 
@@ -140,7 +141,7 @@ def _changed_settings(
 def _comparable(settings: Settings, name: str) -> Any:
     """The value of a setting, with files as absolute names and a model as its real name."""
     value = getattr(settings, name)
-    if name in ("data_files", "validation_files"):
+    if name in FILE_FIELDS:
         files = cast("list[str] | dict[str, float]", value)
         names = [data_file_seen_from_folder("/", file) for file in files]
         return dict(zip(names, files.values(), strict=True)) if isinstance(files, dict) else names
