@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinkersmith.data.samples import Sample, Source
 from tinkersmith.errors import UserError
+from tinkersmith.evaluation.report import wrapped
 from tinkersmith.evaluation.results import Record
 from tinkersmith.metrics.choose import Answered, ChosenMetrics, metrics_for
 from tinkersmith.metrics.judge import (
@@ -156,7 +157,7 @@ def measure(
             measures, measures.judge, measures.plan, asking, scored
         )
         lines += said
-    return Measured(scored, whole, lines, matrix)
+    return Measured(scored, whole, _folded(lines), matrix)
 
 
 def question_text(sample: Sample) -> str:
@@ -165,6 +166,15 @@ def question_text(sample: Sample) -> str:
     if len(turns) == 1:
         return user_text(turns[0])
     return "\n\n".join(f"{turn.role}: {user_text(turn)}" for turn in turns)
+
+
+def _folded(lines: Sequence[str]) -> list[str]:
+    """Sentences folded to the width of the report; rows of a table stay as they are."""
+    folded: list[str] = []
+    for line in lines:
+        indent = line[: len(line) - len(line.lstrip())]
+        folded += [line] if "   " in line.strip() else wrapped(line.strip(), indent)
+    return folded
 
 
 # ---- single answers
