@@ -18,9 +18,9 @@ from tests.support.small_run import SmallRun, small_run
 from tinkersmith.data.samples import Sample, Source, Turn
 from tinkersmith.errors import UserError
 from tinkersmith.evaluation.evaluate import evaluate
-from tinkersmith.evaluation.measures import question_text
+from tinkersmith.evaluation.measures import question_for_a_judge
 from tinkersmith.service.connection import open_service
-from tinkersmith.service.likelihood import expected_answers
+from tinkersmith.service.likelihood import answers_to_measure
 
 pytestmark = pytest.mark.engine
 SCHEMA = json.loads(
@@ -122,10 +122,10 @@ def test_perplexity_is_that_of_the_answers_tokens_alone(small: SmallRun, tmp_pat
             bits = -sum(logprobs) / math.log(2) / len(record["expected"].encode())
             assert record["scores"]["bits_per_byte"] == pytest.approx(bits, rel=1e-3)
         sample = Sample((Turn("user", "Add."), Turn("assistant", "")), Source("f", 1))
-        [empty], _ = expected_answers([sample], template, tokenizer, 512)
+        [empty], _ = answers_to_measure([sample], template, tokenizer, 512)
         assert empty.start == empty.stop
         long = Sample((Turn("user", "Add."), Turn("assistant", "9 " * 600)), Source("f", 2))
-        assert expected_answers([long], template, tokenizer, 512) == ([], [Source("f", 2)])
+        assert answers_to_measure([long], template, tokenizer, 512) == ([], [Source("f", 2)])
 
 
 def test_labels_are_found_and_their_matrix_is_printed_and_written(small: SmallRun, tmp_path: Path):
@@ -201,6 +201,6 @@ def test_what_cannot_work_is_said_before_anything_is_sampled(
 def test_a_question_is_told_without_the_marks_of_a_template():
     source = Source("f", 1)
     one = Sample((Turn("user", "Add.", "1 + 1"), Turn("assistant", "2")), source)
-    assert question_text(one) == "Add.\n\n1 + 1"
+    assert question_for_a_judge(one) == "Add.\n\n1 + 1"
     turns = (Turn("system", "Be short."), Turn("user", "Hi"), Turn("assistant", "Hello"))
-    assert question_text(Sample(turns, source)) == "system: Be short.\n\nuser: Hi"
+    assert question_for_a_judge(Sample(turns, source)) == "system: Be short.\n\nuser: Hi"

@@ -4,7 +4,7 @@ The scores of `grading` are there already. Metrics of single answers come first,
 need the model (perplexity), then the judge.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,7 @@ from tinkersmith.metrics.structured import (
 )
 from tinkersmith.metrics.words import writing_of
 from tinkersmith.plurals import counted
-from tinkersmith.service.likelihood import expected_answers, expected_likelihoods
+from tinkersmith.service.likelihood import answers_to_measure, expected_likelihoods
 from tinkersmith.text.pieces import user_text
 from tinkersmith.text.thoughts import answer_alone
 
@@ -82,7 +82,7 @@ class Measured:
 @contextmanager
 def opened_measures(
     settings: "Settings", samples: Sequence[Sample], compare_base: bool, progress: "Progress"
-) -> Iterator[Measures]:
+) -> Generator[Measures, None, None]:
     """The metrics that METRICS names, tried out before anything is sampled.
 
     Raises:
@@ -104,7 +104,9 @@ def opened_measures(
         )
     plan = JudgePlan(
         mode=settings.judge_mode,
-        language="zh" if writing_of([*expected, *map(question_text, samples)]) == "zh" else "en",
+        language="zh"
+        if writing_of([*expected, *map(question_for_a_judge, samples)]) == "zh"
+        else "en",
         rubric=settings.judge_rubric,
         price=settings.judge_price,
     )
@@ -160,7 +162,7 @@ def measure(
     return Measured(scored, whole, _folded(lines), matrix)
 
 
-def question_text(sample: Sample) -> str:
+def question_for_a_judge(sample: Sample) -> str:
     """What a sample asks, without the marks of a template; a conversation with its roles."""
     turns = sample.context
     if len(turns) == 1:
@@ -183,7 +185,9 @@ def _folded(lines: Sequence[str]) -> list[str]:
 def _try_scorers(chosen: ChosenMetrics, samples: Sequence[Sample], expected: Sequence[str]) -> None:
     """Score one expected output as if it were the answer: a mistake shows before the sampling."""
     for sample, text in list(zip(samples, expected, strict=True))[:1]:
-        answered = Answered(text, text, question_text(sample), sample.extra, str(sample.source))
+        answered = Answered(
+            text, text, question_for_a_judge(sample), sample.extra, str(sample.source)
+        )
         for scorer in chosen.scorers:
             scorer.scores(answered)
 
@@ -241,7 +245,7 @@ def _likelihoods(
     sources = dict.fromkeys(record.source for record in records)
     samples = [measures.samples[source] for source in sources]
     service = asking.service
-    answers, too_long = expected_answers(
+    answers, too_long = answers_to_measure(
         samples, asking.template, asking.tokenizer, service.max_context
     )
     found = expected_likelihoods(service, lambda: open(model), answers, f"the {model} model")
@@ -312,7 +316,9 @@ def _judged(
 
     def item(record: Record, *others: Record) -> Judged:
         answers = tuple(r.produced for r in (record, *others))
-        return Judged(question_text(measures.samples[record.source]), record.expected, answers)
+        return Judged(
+            question_for_a_judge(measures.samples[record.source]), record.expected, answers
+        )
 
     if plan.mode == "pairwise":
         places = _pair_places(records["trained"], records["base"])

@@ -47,7 +47,10 @@ class JudgeClient:
     http: "httpx.Client" = field(repr=False)
     pause: Callable[[float], None] = time.sleep
     notes: list[str] = field(default_factory=list[str])  # what was changed for this server
-    _options: dict[str, Any] = field(default_factory=dict[str, Any])
+    # of a request; what the server refuses is left out from then on
+    options: dict[str, Any] = field(
+        default_factory=lambda: {"temperature": 0, "max_tokens": _MOST_TOKENS}
+    )
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def ask(self, prompt: JudgePrompt) -> JudgeReply:
@@ -61,7 +64,7 @@ class JudgeClient:
 
         trouble = ""
         for attempt in range(ATTEMPTS):
-            options = dict(self._options)
+            options = dict(self.options)
             wait = min(_LONGEST_PAUSE, 0.5 * 2**attempt)
             try:
                 status, headers, content = self._send(prompt, options)
@@ -123,14 +126,14 @@ class JudgeClient:
     def _adapted(self, sent: dict[str, Any], detail: str) -> bool:
         """Leave out or rename an option that the server refuses; False if it refuses none."""
         with self._lock:
-            if self._options != sent:
+            if self.options != sent:
                 return True  # another thread has done it meanwhile
             if "max_tokens" in sent and "max_tokens" in detail:
-                self._options["max_completion_tokens"] = self._options.pop("max_tokens")
+                self.options["max_completion_tokens"] = self.options.pop("max_tokens")
                 self.notes.append("max_completion_tokens is sent in place of max_tokens")
                 return True
             if "temperature" in sent and "temperature" in detail:
-                del self._options["temperature"]
+                del self.options["temperature"]
                 self.notes.append("the judge takes no temperature, so its verdicts can vary")
                 return True
         return False
@@ -168,7 +171,7 @@ def open_judge(url: str, model: str, key: str | None = None) -> JudgeClient:
             f"{JUDGE_KEY} holds characters that no key has. Set it again, without what a "
             "copied text has around it."
         )
-    client = JudgeClient(
+    return JudgeClient(
         url=address,
         model=model,
         key=key,
@@ -179,8 +182,6 @@ def open_judge(url: str, model: str, key: str | None = None) -> JudgeClient:
             limits=httpx.Limits(max_connections=None),
         ),
     )
-    client._options.update(temperature=0, max_tokens=_MOST_TOKENS)
-    return client
 
 
 def judge_address(url: str) -> str:
@@ -250,9 +251,10 @@ def _detail(content: bytes) -> str:
 
     try:
         body = orjson.loads(content)
-        error = body.get("error", body.get("detail", body.get("message", body)))
-        text = error.get("message", error) if isinstance(error, dict) else error
-        text = str(cast(object, text))
+        error: object = body.get("error", body.get("detail", body.get("message", body)))
+        if isinstance(error, dict):
+            error = cast("dict[str, object]", error).get("message", cast(object, error))
+        text = str(error)
     except (ValueError, AttributeError):
         text = content[:400].decode("utf-8", "replace")
     return one_line(" ".join(text.split()), 200)

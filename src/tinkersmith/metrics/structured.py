@@ -20,7 +20,7 @@ _STORED = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Structure:
+class JsonOutput:
     """A text that is JSON."""
 
     value: Any  # an object or a list
@@ -49,7 +49,7 @@ class FieldMatch:
         }
 
 
-def read_structure(text: str) -> Structure | None:
+def read_structure(text: str) -> JsonOutput | None:
     """The object or list that a text is, also in a code fence; None if it is none.
 
     A key that occurs twice, NaN and Infinity are not JSON here: readers disagree about them.
@@ -66,10 +66,10 @@ def read_structure(text: str) -> Structure | None:
         )
     except (ValueError, RecursionError):
         return None
-    return Structure(value, bool(fence)) if isinstance(value, dict | list) else None
+    return JsonOutput(value, bool(fence)) if isinstance(value, dict | list) else None
 
 
-def match_fields(expected: Structure, produced: str) -> FieldMatch:
+def match_fields(expected: JsonOutput, produced: str) -> FieldMatch:
     """Compare an answer with the expected structure, field by field.
 
     A field is a leaf: a value that is no object and no list, or an empty one. Its path names it.

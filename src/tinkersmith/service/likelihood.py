@@ -32,7 +32,7 @@ class ExpectedAnswer:
     text: str  # of the answer
 
 
-def expected_answers(
+def answers_to_measure(
     samples: Sequence[Sample],
     template: "PromptTemplate",
     tokenizer: "TextTokenizer",

@@ -331,6 +331,7 @@ def _refuse_settings_without_effect(settings: Settings) -> None:
             "EVAL_FILES, or remove EVAL_LIMIT."
         )
     _refuse_unmeasured_best(settings)
+    _refuse_half_a_judge(settings)
     for name, value in (("EVAL_EVERY", settings.eval_every), ("PATIENCE", settings.patience)):
         if value and best_by(settings) is None:
             raise UserError(
@@ -360,6 +361,9 @@ def _refuse_unmeasured_best(settings: Settings) -> None:
             f"BEST_BY is {python_text(name)}, which is measured on EVAL_FILES, and EVAL_FILES "
             "names no questions. Set EVAL_FILES, or remove BEST_BY."
         )
+
+
+def _refuse_half_a_judge(settings: Settings) -> None:
     judge = {name: getattr(settings, name) for name in FIELDS if name.startswith("judge_")}
     if "judge" in settings.metrics:
         missing = [name for name in ("judge_url", "judge_model") if not judge[name].strip()]
