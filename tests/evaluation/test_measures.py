@@ -67,23 +67,31 @@ def sums(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def test_texts_perplexity_and_a_judge_in_both_orders(
-    small: SmallRun, tmp_path: Path, stub: StubJudge
-):
-    stub.reply = lambda system, user: (
-        "Winner: A" if "Answer" in text_between_marks(user, "Answer A") else "Winner: B"
-    )
-    content, said = evaluated(
-        small,
-        tmp_path,
-        sums(4),
-        base=True,
-        metrics=["final_answer", "token_f1", "rouge_l", "bleu", "perplexity", "judge"],
-        judge_url=stub.url,
-        judge_model="m",
-        judge_mode="pairwise",
-        judge_price={"input": 1.0, "output": 1.0},
-    )
+@pytest.fixture(scope="module")
+def everything(
+    small: SmallRun, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], str, StubJudge]:
+    """An evaluation of both models with the metrics of texts, and a judge that knows its mind."""
+    with judge_server() as stub:
+        stub.reply = lambda system, user: (
+            "Winner: A" if "Answer" in text_between_marks(user, "Answer A") else "Winner: B"
+        )
+        content, said = evaluated(
+            small,
+            tmp_path_factory.mktemp("everything"),
+            sums(4),
+            base=True,
+            metrics=["final_answer", "token_f1", "rouge_l", "bleu", "perplexity", "judge"],
+            judge_url=stub.url,
+            judge_model="m",
+            judge_mode="pairwise",
+            judge_price={"input": 1.0, "output": 1.0},
+        )
+    return content, said, stub
+
+
+def test_texts_perplexity_and_a_judge_in_both_orders(everything: Any):
+    content, said, stub = everything
     for record in content["samples"]:
         assert list(record["scores"]) == [
             *("final_answer", "token_f1", "rouge_l", "sentence_bleu"),
@@ -106,8 +114,8 @@ def test_texts_perplexity_and_a_judge_in_both_orders(
     assert content["verdicts"]["bits_per_byte"]["counts"]["won"] == 4
 
 
-def test_perplexity_is_that_of_the_answers_tokens_alone(small: SmallRun, tmp_path: Path):
-    content, _ = evaluated(small, tmp_path, sums(2), metrics=["perplexity"])
+def test_perplexity_is_that_of_the_answers_tokens_alone(small: SmallRun, everything: Any):
+    content, _, _ = everything
     with open_service(small.settings, base_model=str(small.folder / "base")) as service:
         tokenizer = service.tokenizer()
         template = small.run.template()
@@ -147,8 +155,6 @@ def test_labels_are_found_and_their_matrix_is_printed_and_written(small: SmallRu
         ["trained", "even", "0", "0", "10"],
         ["trained", "odd", "0", "0", "10"],
     ]
-    evaluated(small, tmp_path, records, metrics=["token_f1"])
-    assert not (tmp_path / "results.confusion.csv").exists(), "it was of other results"
 
 
 def test_json_is_found_and_fields_are_counted(small: SmallRun, tmp_path: Path):
@@ -181,6 +187,31 @@ def test_a_function_that_fails_late_keeps_the_answers_and_the_evaluation_goes_on
     )
     assert "Going on with 2 answers" in said
     assert content["samples"][0]["scores"] == {"exact_match": 0.0, "mine_level": 3.0}
+
+
+def test_a_judge_that_goes_away_is_asked_for_nothing_again(
+    small: SmallRun, tmp_path: Path, stub: StubJudge, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("tinkersmith.metrics.judge.PARALLEL", 1)
+    given = {"metrics": ["judge"], "judge_url": stub.url, "judge_model": "m"}
+    stub.reply = lambda system, user: f"{text_between_marks(user, 'The question')}\nScore: 7"
+    stub.refuses = lambda body: "x" if len(stub.requests) > 3 else ""
+    stub.refusal_status = 401
+    with pytest.raises(UserError, match="refuses the key") as caught:
+        evaluated(small, tmp_path, sums(4), **given)
+    assert "--resume" in str(caught.value)
+    lines = (tmp_path / "results.judge.jsonl").read_text("utf-8").splitlines()
+    assert len(lines) == 2, "the first request tried the judge"
+    with (tmp_path / "results.judge.jsonl").open("a") as file:
+        file.write('{"request": "torn')
+    stub.refuses = lambda body: ""
+    stub.requests.clear()
+    content, said = evaluated(small, tmp_path, sums(4), resume=True, **given)
+    assert "Going on with 2 replies of a judge." in said
+    assert len(stub.requests) == 3, "one to try, and the two that were missing"
+    judge = content["measures"]["judge"]
+    assert (judge["requests"], judge["trained"]["judged"]) == (4, 4)
+    assert not (tmp_path / "results.judge.jsonl").exists()
 
 
 def test_what_cannot_work_is_said_before_anything_is_sampled(

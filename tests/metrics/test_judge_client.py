@@ -135,7 +135,7 @@ def test_options_that_a_server_refuses_are_left_out_and_said(stub: StubJudge):
     stub.refuses = refuses
     client, _ = client_of(stub)
     assert client.ask(PROMPT).text == "Score: 7"
-    assert client.ask(PROMPT).text == "Score: 7"
+    assert client.ask(JudgePrompt("system", "another")).text == "Score: 7"
     assert len(stub.requests) == 4, "the second request knows it"
     assert "max_completion_tokens" in stub.requests[-1]
     assert len(client.notes) == 2

@@ -30,7 +30,8 @@ class StubJudge:
     always: JudgeFault | None = None
     usage: bool = True
     finish_reason: str = "stop"
-    refuses: Callable[[dict[str, Any]], str] = lambda body: ""  # the reason of an HTTP 400
+    refuses: Callable[[dict[str, Any]], str] = lambda body: ""  # the reason of a refusal
+    refusal_status: int = 400
     pause: float = 0.0  # seconds before each reply
     requests: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     keys: list[str | None] = field(default_factory=list["str | None"])
@@ -51,7 +52,7 @@ class StubJudge:
                 return fault
             if reason := self.refuses(body):
                 content = json.dumps({"error": {"message": reason}}).encode()
-                return JudgeFault(status=400, body=content)
+                return JudgeFault(status=self.refusal_status, body=content)
             system, user = (message["content"] for message in body["messages"])
             completion: dict[str, Any] = {
                 "choices": [

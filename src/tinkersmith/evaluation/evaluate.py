@@ -109,7 +109,9 @@ def evaluate(
         for line in leak_lines(leaks, len(question_set.samples)):
             progress.say(line)
         with (
-            opened_measures(settings, question_set.samples, compare_base, progress) as measures,
+            opened_measures(
+                settings, question_set.samples, compare_base, progress, output_file, resume
+            ) as measures,
             open_service(model.settings, base_model=model.base_model, progress=progress) as service,
         ):
             service.check = check
@@ -174,6 +176,8 @@ def evaluate(
                         found = analyse(result.trained.records, base)
                     write_results(result, found, about)
                 file.remove()
+                if measures.judge is not None:
+                    measures.judge.replies.remove()
     for line in report(result, found, model.settings.sampling_max_tokens):
         say(line)
     return result

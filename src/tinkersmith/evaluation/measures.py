@@ -7,10 +7,12 @@ need the model (perplexity), then the judge.
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinkersmith.data.samples import Sample, Source
 from tinkersmith.errors import UserError
+from tinkersmith.evaluation.answers_file import beside
 from tinkersmith.evaluation.report import wrapped
 from tinkersmith.evaluation.results import Record
 from tinkersmith.metrics.choose import Answered, ChosenMetrics, metrics_for
@@ -31,6 +33,7 @@ from tinkersmith.metrics.judge_client import (
     is_open_to_readers,
     open_judge,
 )
+from tinkersmith.metrics.judge_replies import JudgeReplies
 from tinkersmith.metrics.labels import confusion, confusion_lines, confusion_rows
 from tinkersmith.metrics.likelihood import (
     Likelihood,
@@ -81,7 +84,12 @@ class Measured:
 
 @contextmanager
 def opened_measures(
-    settings: "Settings", samples: Sequence[Sample], compare_base: bool, progress: "Progress"
+    settings: "Settings",
+    samples: Sequence[Sample],
+    compare_base: bool,
+    progress: "Progress",
+    output_file: Path,
+    resume: bool,
 ) -> Generator[Measures, None, None]:
     """The metrics that METRICS names, tried out before anything is sampled.
 
@@ -112,6 +120,11 @@ def opened_measures(
     )
     client = open_judge(settings.judge_url, settings.judge_model)
     try:
+        client.replies = JudgeReplies(judge_file(output_file), goes_on=resume)
+        if len(client.replies):
+            progress.say(
+                f"Going on with {counted(len(client.replies), 'reply', 'replies')} of a judge."
+            )
         for line in _judge_said(client, plan):
             progress.say(line)
         with progress.doing("asking the judge a first question"):
@@ -160,6 +173,11 @@ def measure(
         )
         lines += said
     return Measured(scored, whole, _folded(lines), matrix)
+
+
+def judge_file(output_file: Path) -> Path:
+    """The replies of a judge so far, while an evaluation is under way or was stopped."""
+    return beside(output_file, ".judge.jsonl")
 
 
 def question_for_a_judge(sample: Sample) -> str:

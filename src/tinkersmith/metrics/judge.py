@@ -9,8 +9,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from tinkersmith.metrics.judge_client import JudgeClient, JudgeRefused, JudgeReply
+from tinkersmith.metrics.judge_client import JudgeClient, JudgeRefused
 from tinkersmith.metrics.judge_prompts import GRADES, judge_prompt, read_verdict
+from tinkersmith.metrics.judge_replies import JudgeReply
 from tinkersmith.plurals import counted
 
 PARALLEL = 8  # requests under way
@@ -82,7 +83,7 @@ def try_judge(client: JudgeClient, plan: JudgePlan) -> None:
     answers = ("4", "5") if plan.mode == "pairwise" else ("4",)
     prompt = judge_prompt(plan.mode, plan.language, plan.rubric, "2 + 2 = ?", "4", *answers)
     with suppress(JudgeRefused):  # it answers; what it refuses is counted later
-        client.ask(prompt)
+        client.try_out(prompt)
 
 
 def judge_all(

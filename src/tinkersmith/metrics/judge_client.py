@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from tinkersmith.errors import UserError, one_line
 from tinkersmith.metrics.judge_prompts import JudgePrompt
+from tinkersmith.metrics.judge_replies import JudgeReplies, JudgeReply, request_digest
 
 if TYPE_CHECKING:
     import httpx
@@ -27,16 +28,6 @@ class JudgeRefused(Exception):
     """The server does not judge this one text; the text says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class JudgeReply:
-    """What came back for one request."""
-
-    text: str
-    cut: bool  # at the token limit
-    prompt_tokens: int | None  # None: the server does not say
-    reply_tokens: int | None
-
-
 @dataclass(slots=True)
 class JudgeClient:
     """A connection to a judge. Threads share it."""
@@ -45,6 +36,7 @@ class JudgeClient:
     model: str
     key: str = field(repr=False)
     http: "httpx.Client" = field(repr=False)
+    replies: JudgeReplies = field(default_factory=JudgeReplies, repr=False)
     pause: Callable[[float], None] = time.sleep
     notes: list[str] = field(default_factory=list[str])  # what was changed for this server
     # of a request; what the server refuses is left out from then on
@@ -54,12 +46,24 @@ class JudgeClient:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def ask(self, prompt: JudgePrompt) -> JudgeReply:
-        """One reply.
+        """One reply; one that is known already is not asked for.
 
         Raises:
             JudgeRefused: the server refuses this text.
             UserError: the server cannot be used at all, or is away for long.
         """
+        request = request_digest(self.model, prompt.system, prompt.user)
+        known = self.replies.get(request)
+        if known is None:
+            known = self._asked(prompt)
+            self.replies.add(request, known)
+        return known
+
+    def try_out(self, prompt: JudgePrompt) -> None:
+        """Ask without keeping the reply; raises as `ask` does."""
+        self._asked(prompt)
+
+    def _asked(self, prompt: JudgePrompt) -> JudgeReply:
         import httpx
 
         trouble = ""
