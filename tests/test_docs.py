@@ -27,7 +27,7 @@ ENGLISH_ONLY = (
 LONGEST_README = 200  # lines
 LONGEST_BULLET = 60  # English words
 LONGEST_CHINESE_BULLET = 120  # Chinese characters, which stand for about 60 English words
-ENVIRONMENT = {"TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_TELEMETRY"}
+ENVIRONMENT = {"TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_TELEMETRY", "JUDGE_API_KEY"}
 
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()

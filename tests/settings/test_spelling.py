@@ -160,7 +160,7 @@ TEXTS = [
     field
     for field in FIELDS
     if FIELDS[field].annotation is str
-    and field not in ("prompt_template", "model_name_prefix", "encoding", "best_by")
+    and field not in ("prompt_template", "model_name_prefix", "encoding", "best_by", "judge_url")
 ]
 
 
@@ -168,7 +168,9 @@ TEXTS = [
 def test_a_printed_override_reads_back_as_the_same_text(field: str, value: str) -> None:
     if not value.strip() or "\0" in value or any(0xD800 <= ord(c) < 0xE000 for c in value):
         return
-    settings = settings_from({}, [override_text(field, value)], folder="/")
+    judge = {"METRICS": ["judge"], "JUDGE_URL": "http://localhost/v1", "JUDGE_MODEL": "m"}
+    needed = judge if field.startswith("judge_") else {}
+    settings = settings_from(needed, [override_text(field, value)], folder="/")
     assert getattr(settings, field) == value
 
 

@@ -24,6 +24,7 @@ from tinkersmith.evaluation.answers_file import (
 )
 from tinkersmith.evaluation.asking import Asking, ask_all
 from tinkersmith.evaluation.leaks import leak_lines, leaks_from
+from tinkersmith.evaluation.measures import measure, opened_measures
 from tinkersmith.evaluation.question_set import (
     limited,
     question_set_lines,
@@ -107,9 +108,12 @@ def evaluate(
             leaks = leaks_from(model.run, question_set.samples)
         for line in leak_lines(leaks, len(question_set.samples)):
             progress.say(line)
-        with open_service(
-            model.settings, base_model=model.base_model, progress=progress
-        ) as service:
+        with (
+            opened_measures(
+                settings, question_set.samples, compare_base, progress, output_file, resume
+            ) as measures,
+            open_service(model.settings, base_model=model.base_model, progress=progress) as service,
+        ):
             service.check = check
             with progress.doing("loading the tokenizer"):
                 tokenizer = service.tokenizer()
@@ -141,20 +145,39 @@ def evaluate(
                     versions=_versions(),
                 )
                 with _explained(file.path, work, again, progress.say):
+                    paths = {"trained": model.sampler_path} | (
+                        {"base": None} if compare_base else {}
+                    )
+                    answered = {name: work.scored(name, path) for name, path in paths.items()}
+                    measured = measure(
+                        measures,
+                        asking,
+                        {name: scored.records for name, scored in answered.items()},
+                        lambda name: service.create_sampling_client(paths[name]),
+                    )
+                    scored = {
+                        name: Scored(records, answered[name].seconds)
+                        for name, records in measured.records.items()
+                    }
                     result = EvaluationResult(
                         model_path=model.sampler_path,
                         base_model=model.base_model,
-                        trained=work.scored("trained", model.sampler_path),
-                        base=work.scored("base", None) if compare_base else None,
+                        trained=scored["trained"],
+                        base=scored.get("base"),
                         too_long=questions.too_long,
                         leaks=leaks,
                         output_file=output_file,
+                        measures={"metrics": settings.metrics, **measured.content},
+                        measures_said=measured.lines,
+                        label_matrix=measured.matrix,
                     )
                     with progress.doing("comparing the answers"):
                         base = result.base.records if result.base else None
                         found = analyse(result.trained.records, base)
                     write_results(result, found, about)
                 file.remove()
+                if measures.judge is not None:
+                    measures.judge.replies.remove()
     for line in report(result, found, model.settings.sampling_max_tokens):
         say(line)
     return result

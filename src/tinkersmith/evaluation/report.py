@@ -99,6 +99,8 @@ def report(result: EvaluationResult, found: Analysis, max_tokens: int) -> list[s
             lines += _answers_lines(title, scored, max_tokens)
             if several := found.several.get(who):
                 lines += wrapped(draws_text(several, draws_of(scored.records), found.metric))
+    if result.measures_said:
+        lines += ["", *result.measures_said, ""]
     if compared := found.verdicts.get(found.metric):
         lines.append(f"Both models had at most {max_tokens:,} tokens for an answer.")
         lines += ["", *verdict_lines(compared, _TRAINED, _BASE, rest)]

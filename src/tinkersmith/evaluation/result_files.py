@@ -70,14 +70,20 @@ def table_file_of(output_file: Path) -> Path:
     return beside(output_file, ".csv")
 
 
+def matrix_file_of(output_file: Path) -> Path:
+    """The CSV file with the confusion matrix, where the expected outputs are labels."""
+    return beside(output_file, ".confusion.csv")
+
+
 def write_results(result: EvaluationResult, found: Analysis, about: About) -> None:
-    """Write the three files, the one with the rates last. Each appears as a whole.
+    """Write all files, the one with the rates last. Each appears as a whole.
 
     Raises:
         UserError: one cannot be written.
     """
     write_answers(result)
     write_table(result)
+    write_matrix(result)
     with _writing(result.output_file) as file:
         write_json(file, content_of(result, found, about))
 
@@ -92,6 +98,16 @@ def write_table(result: EvaluationResult) -> None:
     """Write the answers as CSV, one row each."""
     with _writing(table_file_of(result.output_file)) as file:
         write_atomically(file, _table(result))
+
+
+def write_matrix(result: EvaluationResult) -> None:
+    """Write the confusion matrix as CSV, if there is one; one of an earlier evaluation goes."""
+    with _writing(matrix_file_of(result.output_file)) as file:
+        if not result.label_matrix:
+            file.unlink(missing_ok=True)
+            return
+        rows = "".join(csv_row(row) for row in result.label_matrix)
+        write_atomically(file, (CSV_BOM + rows).encode("utf-8", "backslashreplace"))
 
 
 @contextmanager
@@ -136,6 +152,7 @@ def content_of(result: EvaluationResult, found: Analysis, about: About) -> dict[
         },
         **trained.to_json(),
         "base": base.to_json() if base else None,
+        "measures": result.measures,
         **found.to_json(),
         "skipped": [skipped.to_json() for skipped in question_set.loaded.skipped],
         "unusable_samples": [

@@ -5,7 +5,7 @@ never ended is no answer: it is counted, and has no score.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,9 @@ class EvaluationResult:
     too_long: list[Source]  # prompts that leave no space for an answer
     leaks: Overlap  # what of the test set was trained on
     output_file: Path
+    measures: dict[str, Any] = field(default_factory=dict[str, Any])  # of all answers together
+    measures_said: list[str] = field(default_factory=list[str])  # the same in sentences
+    label_matrix: list[list[object]] = field(default_factory=list[list[object]])  # rows of a table
 
     @property
     def overlap(self) -> list[tuple[Source, Source]] | None:

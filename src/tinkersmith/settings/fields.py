@@ -20,6 +20,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 from tinkersmith.errors import UserError, one_line
+from tinkersmith.metrics.names import check_metric_names
 
 # How often an epoch may take a file: beyond these, a smaller or larger file is what is meant.
 SMALLEST_WEIGHT, LARGEST_WEIGHT = 0.001, 1000.0
@@ -80,6 +81,7 @@ _Name = Annotated[str, StringConstraints(pattern=r"\S")]
 _Names = Annotated[list[_Name], Field(min_length=1)]
 DataFiles = Annotated[_Names | dict[str, float], BeforeValidator(_as_files_with_weights)]
 FileNames = Annotated[list[_Name], BeforeValidator(_without_weights)]
+MetricNames = Annotated[list[_Name], BeforeValidator(_as_file_list)]
 
 
 def _setting(
@@ -387,6 +389,44 @@ class Settings(BaseModel):
         "Stop a run whose loss has risen for long, and name the last good checkpoint.",
         "True or False",
     )
+    metrics: MetricNames = _setting(
+        ["auto"],
+        'How answers are scored: "exact_match", "final_answer", "contains_answer", "token_f1", '
+        '"rouge_l", "bleu", "perplexity", "json", "labels", "judge", or a function of your own '
+        'as "file.py:function". "auto" has the first three, and "json" or "labels" where the '
+        "expected outputs are such.",
+        "a list of metrics",
+    )
+    judge_url: str = _setting(
+        "",
+        "The address of the judge's server, which has OpenAI's chat completions. Its key stands "
+        "in JUDGE_API_KEY in the environment.",
+        'an address such as "http://localhost:8000/v1"',
+    )
+    judge_model: str = _setting(
+        "",
+        "The model that judges, as its server names it.",
+        "the name of a model",
+    )
+    judge_mode: Literal["graded", "right_wrong", "pairwise"] = _setting(
+        "graded",
+        'What the judge says: a grade from 1 to 10 ("graded"), whether an answer is right '
+        '("right_wrong"), or which of the trained and the base model answers better ("pairwise", '
+        "asked in both orders).",
+        'one of "graded", "right_wrong", "pairwise"',
+    )
+    judge_rubric: str = _setting(
+        "",
+        "What counts for the judge, in your own words.",
+        "a text",
+        max_length=20_000,
+    )
+    judge_price: dict[str, float] = _setting(
+        {},
+        'What a million tokens of the judge cost, such as {"input": 0.5, "output": 1.5}: then the '
+        "evaluation says what it cost.",
+        'a dict with "input" and "output"',
+    )
     export_after_training: Literal["ask", "no", "adapter", "merged"] = _setting(
         "ask",
         "What to export after training: a PEFT adapter, a merged model, or nothing.",
@@ -432,6 +472,31 @@ class Settings(BaseModel):
 
         if value.strip().lower() != AUTO:
             codec_name(value)
+        return value
+
+    @field_validator("metrics")
+    @classmethod
+    def _known_metrics(cls, value: list[str]) -> list[str]:
+        check_metric_names(value)
+        return value
+
+    @field_validator("judge_url")
+    @classmethod
+    def _address_without_a_key(cls, value: str) -> str:
+        from tinkersmith.metrics.judge_client import judge_address
+
+        if value:
+            judge_address(value)
+        return value
+
+    @field_validator("judge_price")
+    @classmethod
+    def _two_prices(cls, value: dict[str, float]) -> dict[str, float]:
+        if value and (set(value) != {"input", "output"} or min(value.values()) < 0):
+            raise UserError(
+                f"JUDGE_PRICE is {python_text(value)}; it must be a dict with "
+                '"input" and "output", what a million tokens of each cost.'
+            )
         return value
 
 

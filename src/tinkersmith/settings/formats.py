@@ -131,7 +131,7 @@ def _yaml_value(node: yaml.Node, kind: str, where: str, depth: int) -> object:
         if name in result:
             raise _repeated(name, place, places[name])
         places[name] = place
-        inner = "number" if kind == "files" else "text"
+        inner = "number" if kind in ("files", "numbers") else "text"
         result[name] = _yaml_value(value, inner, place, depth + 1)
     return result
 
@@ -243,7 +243,7 @@ def _given(name: str, value: object, where: str) -> Given:
         raise UserError(f"{where}: {name} has no value. Write one, or remove the line.")
     if isinstance(value, datetime.date | datetime.time):
         raise UserError(f"{where}: {name} is a date or a time. Put it in quotes.")
-    if isinstance(value, dict) and kind_of_value(field) in ("files", "names"):
+    if isinstance(value, dict) and kind_of_value(field) in ("files", "names", "numbers"):
         for key, inner in cast("dict[str, object]", value).items():
             if isinstance(inner, dict):  # what TOML makes of a.jsonl = 2.0
                 more = next(iter(cast("dict[str, object]", inner)), "...")

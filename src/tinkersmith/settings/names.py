@@ -17,6 +17,7 @@ ENVIRONMENT = (
     "TINKERSMITH_ENGINE_KEY",
     "HF_TOKEN",
     "HF_ENDPOINT",
+    "JUDGE_API_KEY",
 )
 # What other tools call these settings.
 _ALIASES = {
@@ -59,8 +60,13 @@ _ALIASES = {
     "EVAL_STEPS": "EVAL_EVERY",
     "OUT_DIR": "OUTPUT_DIR",
     "OUTPUT_FOLDER": "OUTPUT_DIR",
+    "METRIC": "METRICS",
+    "JUDGE": "JUDGE_MODEL",
+    "JUDGE_BASE_URL": "JUDGE_URL",
+    "JUDGE_PROMPT": "JUDGE_RUBRIC",
 }
 _KEY_NAMES = ("API_KEY", "TINKER_KEY", "TINKER_TOKEN", "TINKER_API_TOKEN")
+_JUDGE_KEY_NAMES = ("JUDGE_KEY", "JUDGE_TOKEN", "OPENAI_API_KEY", "OPENAI_KEY")
 _CLOSE = 0.8  # of difflib: "learning_rates" and "lora_rnk" are, "batch" and "size" are not
 
 
@@ -92,8 +98,9 @@ def not_a_setting(name: str, where: str) -> UserError:
     """The sentence that `name` is none, with the setting that is meant."""
     place = f"{where}: " if where else ""
     plain = _plain(name)
-    if plain in ENVIRONMENT or plain in _KEY_NAMES:
-        meant = plain if plain in ENVIRONMENT else "TINKER_API_KEY"
+    if is_of_environment(name):
+        other = "JUDGE_API_KEY" if plain in _JUDGE_KEY_NAMES else "TINKER_API_KEY"
+        meant = plain if plain in ENVIRONMENT else other
         return UserError(
             f"{place}{name} is not a setting. Set {'it' if name == meant else meant} in the "
             f"environment, where it is not saved with the run: {_export(meant)}"
@@ -113,7 +120,7 @@ def not_a_setting(name: str, where: str) -> UserError:
 def is_of_environment(name: str) -> bool:
     """Whether a name is that of a key or an address, which the environment holds."""
     plain = _plain(name)
-    return plain in ENVIRONMENT or plain in _KEY_NAMES
+    return plain in (*ENVIRONMENT, *_KEY_NAMES, *_JUDGE_KEY_NAMES)
 
 
 def setting_close_to(name: str, cutoff: float = _CLOSE) -> str | None:

@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +13,7 @@ from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import read_regular
+from tinkersmith.metrics.names import user_function
 from tinkersmith.paths import (
     data_file_seen_from_folder,
     data_files_seen_from_here,
@@ -108,6 +109,7 @@ def settings_for_file(settings: Settings, folder: Path | str) -> dict[str, objec
             for field in ("validation_files", "eval_files")
         },
         "output_dir": seen_from_folder(folder, settings.output_dir),
+        "metrics": _metrics_from(settings.metrics, lambda file: seen_from_folder(folder, file)),
     }
     if _is_relative_model_folder(settings.base_model, Path()):
         values["base_model"] = f"./{seen_from_folder(folder, settings.base_model)}"
@@ -209,8 +211,18 @@ def _file_names_from(folder: Path | str, settings: Settings) -> dict[str, object
         "validation_files": data_files_seen_from_here(folder, settings.validation_files),
         "eval_files": data_files_seen_from_here(folder, settings.eval_files),
         "output_dir": seen_from_here(folder, settings.output_dir),
+        "metrics": _metrics_from(settings.metrics, lambda file: seen_from_here(folder, file)),
         "base_model": base_model,
     }
+
+
+def _metrics_from(names: Sequence[str], seen: Callable[[str], str]) -> list[str]:
+    """METRICS with the files of the user's own functions as they are written elsewhere."""
+    functions = [user_function(name) for name in names]
+    return [
+        f"{seen(function[0])}:{function[1]}" if function else name
+        for name, function in zip(names, functions, strict=True)
+    ]
 
 
 def _is_relative_model_folder(name: str, folder: Path) -> bool:
@@ -264,6 +276,8 @@ def _sentence(error: ValidationError) -> str:
         key = python_text(problem["loc"][1])
         return f"COLUMNS[{key}] is {value}; it must be the name of a field in your records."
     index = next((step for step in problem["loc"][1:] if isinstance(step, int)), None)
+    if field == "metrics" and index is not None:
+        return f"METRICS[{index}] is {value}; it must be the name of a metric."
     if index is not None:
         return f"{field.upper()}[{index}] is {value}; it must be the name of a file."
     if problem["type"] in _TYPE_ERRORS or not about["limits"]:
@@ -317,6 +331,7 @@ def _refuse_settings_without_effect(settings: Settings) -> None:
             "EVAL_FILES, or remove EVAL_LIMIT."
         )
     _refuse_unmeasured_best(settings)
+    _refuse_half_a_judge(settings)
     for name, value in (("EVAL_EVERY", settings.eval_every), ("PATIENCE", settings.patience)):
         if value and best_by(settings) is None:
             raise UserError(
@@ -346,3 +361,21 @@ def _refuse_unmeasured_best(settings: Settings) -> None:
             f"BEST_BY is {python_text(name)}, which is measured on EVAL_FILES, and EVAL_FILES "
             "names no questions. Set EVAL_FILES, or remove BEST_BY."
         )
+
+
+def _refuse_half_a_judge(settings: Settings) -> None:
+    judge = {name: getattr(settings, name) for name in FIELDS if name.startswith("judge_")}
+    if "judge" in settings.metrics:
+        missing = [name for name in ("judge_url", "judge_model") if not judge[name].strip()]
+        if missing:
+            raise UserError(
+                f'METRICS names "judge", which needs {missing[0].upper()}. Set it, or remove '
+                '"judge".'
+            )
+    else:
+        for name, value in judge.items():
+            if value != FIELDS[name].default:
+                raise UserError(
+                    f'{name.upper()} is {python_text(value)}, but METRICS does not name "judge". '
+                    f"Add it, or remove {name.upper()}."
+                )

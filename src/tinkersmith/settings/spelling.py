@@ -19,10 +19,14 @@ _NUMBER = re.compile(r"[+-]?(\d+(_\d+)*\.?(\d+(_\d+)*)?|\.\d+(_\d+)*)([eE][+-]?\
 
 
 def kind_of_value(field: str) -> str:
-    """How the values of a setting are written: "flag", "number", "text", "files" or "names"."""
+    """How a setting is written: "flag", "number", "text", "list", "files", "names", "numbers"."""
     annotation: Any = FIELDS[field].annotation
     if field in FILE_FIELDS:
         return "files"
+    if field == "judge_price":
+        return "numbers"
+    if get_origin(annotation) is list:
+        return "list"
     if annotation is bool:
         return "flag"
     if annotation in (int, float):
@@ -97,7 +101,7 @@ def override_text(field: str, value: str) -> str:
 def _given_twice(field: str, first: str, second: str) -> str:
     values = f"{one_line(first)} and {one_line(second)}"
     advice = "Give it once."
-    if kind_of_value(field) in ("files", "names"):
+    if kind_of_value(field) in ("files", "names", "numbers", "list"):
         advice = f"Write both in one: --set {field.upper()}={one_line(first)},{one_line(second)}"
     return f"--set {field.upper()} is given twice: {values}. {advice}"
 
@@ -115,6 +119,13 @@ def _typed_value(field: str, text: str) -> object:
         return _files(field, text)
     if kind == "names":
         return _pairs(field, text, str)
+    if kind == "numbers":
+        return _pairs(field, text, _weight)
+    if kind == "list":
+        literal = _literal(text)
+        if isinstance(literal, str | list | tuple):
+            return cast(object, literal)
+        return names_in(text[1:-1] if _is_enclosed(text, "[(") else text)
     literal = _literal(text)
     return literal if isinstance(literal, str) else text
 
@@ -156,9 +167,10 @@ def _pairs(field: str, text: str, value_of: Callable[[str], object]) -> object:
     for item in names_in(text[1:-1] if _is_enclosed(text, "{") else text):
         name, separator, value = _pair(item) if value_of is str else _weighted(item)
         if not separator or not name or not value:
-            example = "COLUMNS=instruction:question,output:answer"
-            if value_of is not str:
-                example = "DATA_FILES=a.jsonl:2.0,b.jsonl:0.5"
+            example = {
+                "columns": "COLUMNS=instruction:question,output:answer",
+                "judge_price": "JUDGE_PRICE=input:0.5,output:1.5",
+            }.get(field, "DATA_FILES=a.jsonl:2.0,b.jsonl:0.5")
             raise UserError(
                 f"--set {field.upper()}={one_line(text)} has no name and value in {one_line(item)}."
                 f" Write it as --set {example}"

@@ -140,3 +140,24 @@ SAMPLING_TEMPERATURE = 0.0
 
 # How many answers are sampled for one prompt.
 SAMPLING_NUM_SAMPLES = 1
+
+# --- Scores of an evaluation ------------------------------------------------------------------
+
+# "auto" is exact match, final answer and contains answer, and "json" or "labels" where the expected
+# outputs are such. More: "token_f1", "rouge_l", "bleu", "perplexity", "judge", or a function of
+# yours: ["auto", "my_metrics.py:politeness"].
+METRICS = ["auto"]
+
+# A judge is any server with OpenAI's chat completions, such as "http://localhost:8000/v1". Its key
+# does not belong here: set JUDGE_API_KEY in the environment.
+JUDGE_URL = ""
+JUDGE_MODEL = ""
+
+# "graded" is 1 to 10; "right_wrong"; "pairwise" compares the trained with the base model.
+JUDGE_MODE = "graded"
+
+# What counts for the judge, in your own words.
+JUDGE_RUBRIC = ""
+
+# What a million tokens cost, such as {"input": 0.5, "output": 1.5}. {} says tokens alone.
+JUDGE_PRICE = {}
