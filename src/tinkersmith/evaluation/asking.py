@@ -171,8 +171,12 @@ class _Round:
         )
         self._waiting.pop()
         self._under_way[question.digest] = question
-        future = pending.future() if hasattr(pending, "future") else pending
-        future.add_done_callback(lambda future: arrived.put((question, future)))
+        future: Future[Any] = pending.future() if hasattr(pending, "future") else pending
+
+        def came(done: Future[Any]) -> None:
+            arrived.put((question, done))
+
+        future.add_done_callback(came)
 
     def _answered(self, question: Question, future: Any) -> None:
         service = self._asking.service

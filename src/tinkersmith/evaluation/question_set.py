@@ -69,7 +69,8 @@ def limited(question_set: QuestionSet, limit: int | None, seed: int) -> Question
 
     samples = question_set.samples
     order = np.random.default_rng(seed).permutation(len(samples))
-    chosen = [samples[index] for index in sorted(order[:limit])]
+    places: list[int] = sorted(order[:limit].tolist())
+    chosen = [samples[place] for place in places]
     return QuestionSet(
         question_set.file, question_set.loaded, chosen, limit, question_set.plain_texts
     )

@@ -132,7 +132,7 @@ def _check_answer(extra: dict[str, Any], notes: list[str]) -> None:
             del extra["answer"]
     elif isinstance(value, list):
         items = cast("list[Any]", value)
-        unused = [item for item in items if is_missing(item) or isinstance(item, dict)]
+        unused: list[Any] = [item for item in items if is_missing(item) or isinstance(item, dict)]
         if not items:
             notes.append('its "answer" is an empty list, which counts as missing')
         elif unused:
