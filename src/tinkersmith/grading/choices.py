@@ -14,7 +14,7 @@ _LONGEST = 300  # characters at the beginning of a text: the letter, and what st
 _LETTER = r"[A-J](?![A-Za-z0-9'’])"
 _BRACKETED = rf"(?:\([A-J]\)|\[[A-J]\]|{_LETTER})"
 _JOINT = r"\s*(?:,\s*(?:and\b)?|、|;|&|\band\b|和|与|及|以及)\s*"
-LETTERS = rf"(?:{_BRACKETED}(?:{_JOINT}{_BRACKETED})*|[A-J]{{2,}}(?![A-Za-z0-9]))"
+LETTERS = rf"(?:{_BRACKETED}(?:{_JOINT}{_BRACKETED}){{0,9}}|[A-J]{{2,}}(?![A-Za-z0-9]))"
 
 _LEAD = re.compile(
     r"(?:(?:the\s+)?(?:correct\s+|best\s+|right\s+)?(?:options?|choices?|answers?|letters?)"
