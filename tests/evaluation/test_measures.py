@@ -124,7 +124,9 @@ def test_perplexity_is_that_of_the_answers_tokens_alone(small: SmallRun, everyth
             prompt = tokenizer.encode(record["prompt"]).tolist()
             answer = tokenizer.encode(record["expected"]).tolist()
             model_input = tinker.ModelInput.from_ints(prompt + answer)
-            logprobs = client.compute_logprobs(model_input).result()[len(prompt) :]
+            every = client.compute_logprobs(model_input).result()
+            logprobs = [value for value in every[len(prompt) :] if value is not None]
+            assert len(logprobs) == len(answer)
             wanted = math.exp(-sum(logprobs) / len(answer))
             assert record["scores"]["perplexity"] == pytest.approx(wanted, rel=1e-3)
             bits = -sum(logprobs) / math.log(2) / len(record["expected"].encode())
@@ -218,12 +220,13 @@ def test_what_cannot_work_is_said_before_anything_is_sampled(
     small: SmallRun, tmp_path: Path, stub: StubJudge
 ):
     judge = {"judge_url": stub.url, "judge_model": "m"}
-    for given, sentence in (
+    cases: tuple[tuple[dict[str, Any], str], ...] = (
         ({"metrics": ["judge"], "judge_mode": "pairwise", **judge}, "Add --compare-base"),
         ({"metrics": [f"{tmp_path}/none.py:f"]}, "none.py cannot be read"),
         ({"metrics": ["labels"]}, "the expected outputs are"),
         ({"metrics": ["json"]}, "no expected output is a JSON object"),
-    ):
+    )
+    for given, sentence in cases:
         with pytest.raises(UserError, match=sentence):
             evaluated(small, tmp_path, [{"instruction": "a", "output": "x" * 50}], **given)
     assert not (tmp_path / "results.json").exists() and stub.requests == []

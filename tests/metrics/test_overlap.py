@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 import rouge_chinese
@@ -64,7 +65,8 @@ def test_rouge_l_is_what_the_library_computes_below_and_above_its_table(size: in
         first, second = (
             " ".join(generator.choice("abcdefgh") * 2 for _ in range(size)) for _ in range(2)
         )
-        wanted = library.get_scores(second, first)[0]["rouge-l"]["f"]
+        scores: Any = library.get_scores(second, first)
+        wanted = scores[0]["rouge-l"]["f"]
         assert rouge_l(first, second) == pytest.approx(wanted, abs=1e-6)
 
 
