@@ -76,6 +76,7 @@ _worker: _Worker | None = None
 Opinion = bool | Literal["timed out"] | None
 _remembered: dict[tuple[str, str], Opinion] = {}
 _complained = False
+_timeouts = 0
 
 
 # What is left of `LONGEST_WAIT`, in seconds, for all pairs of the answer that is being scored.
@@ -120,15 +121,26 @@ def ask(expected: str, given: str) -> Opinion:
     pair = (expected, given)
     with _lock:
         if pair in _remembered:
-            return _remembered[pair]
+            return _counted(_remembered[pair])
         patience = _patience.get()
         start = time.monotonic()
         deadline = start + (LONGEST_WAIT if patience is None else patience[0])
         try:
-            return _asked(pair, deadline)
+            return _counted(_asked(pair, deadline))
         finally:
             if patience is not None:
                 patience[0] -= time.monotonic() - start
+
+
+def timeouts() -> int:
+    """How many comparisons of this process `math-verify` was too slow for."""
+    return _timeouts
+
+
+def _counted(opinion: Opinion) -> Opinion:
+    global _timeouts
+    _timeouts += opinion == TIMED_OUT
+    return opinion
 
 
 def _asked(pair: tuple[str, str], deadline: float) -> Opinion:
