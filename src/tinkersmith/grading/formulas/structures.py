@@ -454,7 +454,8 @@ def joined(intervals: tuple[Interval, ...]) -> tuple[Interval, ...]:
 # ---- relations
 
 _NAME = re.compile(
-    r"[A-Z] ?[∩∪∖] ?[A-Z]|(?:\\vec ?)?\{?[a-zA-Zα-ωΔ]\}?(?:_ ?(?:\w|\{\w+\})|\d)?'?(?:\s?\([a-zA-Z0-9, ]{1,6}\))?"
+    r"[A-Z] ?[∩∪∖] ?[A-Z]|"
+    r"(?:\\vec ?)?\{?[a-zA-Zα-ωΔ]\}?(?:_ ?(?:\w|\{\w+\})|\d)?'?(?:\s?\([a-zA-Z0-9, ]{1,6}\))?"
     r"|(?:\\?(?:angle|triangle|overline|text)\s?|[∠△])?\{?[a-zA-Z]{1,12}\}?(?: [a-zA-Z]{1,12}){0,4}"
     r"|\([a-z](?:, ?[a-z]){1,3}\)|[\u4e00-\u9fff]{1,10}|[a-zA-Z]\s?:\s?[a-zA-Z](?:\s?:\s?[a-zA-Z])?"
 )
