@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tinkersmith.data.samples import Sample
 from tinkersmith.evaluation.questions import Answer, Question
 from tinkersmith.evaluation.results import Record
+from tinkersmith.grading.formulas import second_opinion
 from tinkersmith.grading.scoring import score_and_grade
 from tinkersmith.plurals import counted
 from tinkersmith.service.connection import ServerGone, Service
@@ -77,6 +78,7 @@ def ask_all(
         UserError: the server refused a request.
     """
     known = known or {}
+    timeouts_before = second_opinion.timeouts()
     grader = _Grader()
     try:
         waiting = [question for question in questions if question.digest not in known]
@@ -93,7 +95,13 @@ def ask_all(
                 waiting, len(questions) - len(waiting)
             )
         with asking.service.progress.doing("scoring the answers"):
-            return grader.records()
+            records = grader.records()
+        if late := second_opinion.timeouts() - timeouts_before:
+            asking.service.progress.say(
+                f"  math-verify took too long for {counted(late, 'comparison')}, which counted as "
+                "different. On a machine that is less busy, such an answer may count as right."
+            )
+        return records
     finally:
         grader.stop()
 
@@ -223,6 +231,7 @@ class _Grader:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="grading")
+        self._thread.submit(second_opinion.warm_up)  # no answer should wait for its start
         self._graded: list[tuple[int, int, Future[Record]]] = []
 
     def add(self, question: Question, answers: Sequence[Answer]) -> None:

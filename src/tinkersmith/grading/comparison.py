@@ -11,7 +11,7 @@ class Comparison:
         kind: "number", "expression", "set", "interval", "inequality", "tuple", "equation",
             "matrix", "ratio", "quantity", "number base", "date", "time", "choice", "yes/no" or
             "text".
-        by: "ours" or "math-verify".
+        by: "ours", "math-verify", or "math-verify timed out": then the answers count as different.
     """
 
     equal: bool

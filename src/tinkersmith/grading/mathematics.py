@@ -2,7 +2,8 @@ r"""Two answers of mathematics -> whether they mean the same.
 
 Decisions that a reader should know:
 
-- Nothing is rounded: 3.14 is not π and 0.33 is not 1/3.
+- Nothing is rounded: 3.14 is not π and 0.33 is not 1/3. "π ≈ 3.14" says both and is equal to
+  either; it is read only if the decimal is the rounded value.
 - x = 4 is 4; x = 4 is not y = 4. An equation that is not solved is no value: 2x = 8 is not 4.
 - {1, 2}, "1 or 2" and x = ±1 have no order. "1, 2, 3" has none either, but four numbers or more
   between commas are compared in order: they may be sorted.
@@ -14,11 +15,13 @@ Decisions that a reader should know:
 
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 
 from tinkersmith.grading.comparison import Comparison
 from tinkersmith.grading.formulas.expressions import Node, number_node
 from tinkersmith.grading.formulas.expressions import variables as variables_of
 from tinkersmith.grading.formulas.numbers import literal
+from tinkersmith.grading.formulas.second_opinion import TIMED_OUT
 from tinkersmith.grading.formulas.second_opinion import ask as second_opinion_of
 from tinkersmith.grading.formulas.structures import (
     INFINITY,
@@ -43,6 +46,7 @@ from tinkersmith.grading.formulas.values import (
     common_factor,
     equal_expressions,
     limited_work,
+    real_value,
     renamed,
 )
 from tinkersmith.grading.plain_text import LONGEST_FORMULA, formula
@@ -60,7 +64,61 @@ def compare_mathematics(
     if len(expected) > LONGEST_FORMULA or len(given) > LONGEST_FORMULA:
         return _long_numbers(expected, given)
     with limited_work():
-        return _compared(formula(expected), formula(given), second_opinion)
+        texts = formula(expected), formula(given)
+        if texts[0] != texts[1] and (pairs := _without_rounding(*texts)):
+            compared = [_compared(*pair, second_opinion) for pair in pairs]
+            return next((each for each in compared if each and each.equal), compared[0])
+        return _compared(*texts, second_opinion)
+
+
+_ROUNDED = re.compile(
+    r"\s*(?:≈|≒|\\doteq|[,(]?\s*(?:or )?(?:about|approximately|approx\.?|roughly|大?约为?)"
+    r"(?=[\s\d]))\s*"
+)
+_DECIMAL = re.compile(r"-?(\d+)(?:\.(\d+))?(?![\d,/.])")
+
+
+def _without_rounding(first: str, second: str) -> list[tuple[str, str]]:
+    """The pairs to compare if a text gives a rounded value behind the exact one; else none."""
+    exact_first, *rounded_first = _exact_and_rounded(first)
+    exact_second, *rounded_second = _exact_and_rounded(second)
+    if not rounded_first and not rounded_second:
+        return []
+    pairs = [(exact_first, exact_second)]
+    if not rounded_second:
+        pairs.extend((rounded, second) for rounded in rounded_first)
+    if not rounded_first:
+        pairs.extend((first, rounded) for rounded in rounded_second)
+    return pairs
+
+
+def _exact_and_rounded(text: str) -> tuple[str, ...]:
+    """ "2π ≈ 6.28 cm" is 2π cm and 6.28 cm; a text that does not say both stays as it is."""
+    exact_text, *rest = _ROUNDED.split(text)
+    if len(rest) != 1 or not exact_text.strip():
+        return (text,)
+    rounded_text = rest[0].removesuffix(")") if "(" not in rest[0] else rest[0]
+    whole, rounded = read(exact_text), read_quantity(rounded_text)
+    while isinstance(whole, Named):
+        whole = whole.value
+    decimal = _DECIMAL.match(rounded_text)
+    if not isinstance(whole, Quantity) or rounded is None or rounded.value is None:
+        return (text,)
+    if decimal is None or (whole.units and rounded.units and whole.units != rounded.units):
+        return (text,)
+    value = real_value(whole.number)
+    places = len(decimal[2]) if decimal[2] else len(decimal[1].rstrip("0")) - len(decimal[1])
+    if value is None or not _is_rounded(Fraction(value), rounded.value, places):
+        return (text,)
+    unit = rounded_text[decimal.end() :]
+    return exact_text + unit if unit and whole.is_bare else exact_text, rounded_text
+
+
+def _is_rounded(value: Fraction, rounded: Fraction, places: int) -> bool:
+    """Whether a value has been rounded, or cut after two decimals or more: 2/3 ≈ 0.67 or 0.66."""
+    error, step = abs(value - rounded), Fraction(10) ** -places
+    was_cut = places >= 2 and abs(rounded) < abs(value) and error < step
+    return (error <= step / 2 and error <= abs(value) / 20) or was_cut
 
 
 def _compared(first_text: str, second_text: str, second_opinion: bool) -> Comparison | None:
@@ -124,6 +182,8 @@ def _opinion(
         if reading is not None and _plain_node(reading) is None:
             return None
     equal = second_opinion_of(_as_latex(first_text), _as_latex(second_text))
+    if equal == TIMED_OUT:
+        return Comparison(first_text == second_text, "expression", "math-verify timed out")
     return None if equal is None else Comparison(equal, "expression", "math-verify")
 
 
@@ -315,6 +375,9 @@ def _same_system(system: System, other: Structure) -> bool:
                 system.values, other.values, strict=True
             )
         )
+    names = "".join(name for name, _ in system.values)
+    if not system.in_order and names not in ("xy", "xyz"):
+        return False  # b = 1, a = 2 may be (1, 2) or (2, 1)
     if isinstance(other, Listing) and other.form in ("(", "⟨", "list"):
         values = [value for _, value in system.values]  # x = 4, y = 5 is (4, 5)
         return _same_in_order(values, other.items)

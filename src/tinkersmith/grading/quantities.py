@@ -4,7 +4,9 @@ Rules for equal quantities:
 
 - Units of one measure are converted: 2 m = 200 cm. Currencies are not: $5 is not 5 元.
 - A unit that only one of the two has does not matter: 5 km = 5.
-- 50 % is 0.5, and because a question may ask for the percentage, also 50.
+- 50 % is 0.5. Because a question may ask for the percentage, the sign may also be left out: 50 % is
+  50. That holds only where both show the same decimal number, larger than 1: 0.5 % is neither 0.5
+  nor 1/2.
 - Nothing is rounded: 0.33 is not 1/3.
 """
 
@@ -43,6 +45,7 @@ class Quantity:
         noun: what is counted, if it is no known unit: "apple".
         in_words: the number is written in English words.
         is_name: the noun has a capital letter, so that the whole may be a name: "7 Up".
+        in_digits: the number is written as one decimal number: 12.5, and not 25/2 or twelve.
     """
 
     number: Node
@@ -51,6 +54,7 @@ class Quantity:
     noun: str = ""
     in_words: bool = False
     is_name: bool = False
+    in_digits: bool = False
 
     @property
     def is_bare(self) -> bool:
@@ -80,14 +84,14 @@ _LONGEST_COMPOUND = 60  # characters of "hour 30 minutes 5 seconds"
 _LEAD = re.compile(
     r"(?:(?:positive(?= \d)|about|approximately|approx\.?|around|roughly|nearly|some|a total of"
     r"|total of|exactly"
-    r"|only|约为|大约|约|共计|共有|一共|总共|共|合计|将近|≈|=|~|每小时|每分钟|每秒)\s*)+",
+    r"|only|约为|大约|约|共计|共有|一共|总共|共|合计|将近|≈|=|~|时速|(?:每小时|每分钟|每秒)[行走跑]?驶?)\s*)+",
     re.IGNORECASE,
 )
 _REPEATING = re.compile(r"(\d*\.)(\d)(?:\2*…?)\s*\(?(?:repeating|recurring)\)?")  # 0.3 repeating
 _HALF = re.compile(r"(?:(.{1,8})个)?半个?(.{0,6})")  # 半小时, 两个半小时
 _JIAO = re.compile(r"(\d{1,6})[块元](\d)")  # 3块5 is 3.5元
 _MINUS = re.compile(r"零下(?=\S)|(?:负|minus |negative )(?=[\d.])", re.IGNORECASE)
-_PER = {"每小时": "/小时", "每分钟": "/分钟", "每秒": "/秒"}
+_PER = {"时速": "/小时", "每小时": "/小时", "每分钟": "/分钟", "每秒": "/秒"}
 _CURRENCY = re.compile(
     r"([-+] ?)?(US ?\$|USD|RMB|CNY|人民币|HK\$|[$€£¥₹₩]|EUR|GBP|Rs\.?)\s?(?=[-+.\d])", re.IGNORECASE
 )
@@ -224,7 +228,8 @@ def _with_digits(text: str, per: str, *, tight: bool) -> Quantity | None:
             value, end = value * Fraction(10) ** int(exponent), power.end()
     if match[1] and match[1][0] == "-":
         value = -value
-    return _finished(value, text[end:], per, tight=tight)
+    quantity = _finished(value, text[end:], per, tight=tight)
+    return quantity and replace(quantity, in_digits=end == match.end())
 
 
 def _finished(
@@ -428,8 +433,7 @@ def _equal_quantities(first: Quantity, second: Quantity) -> bool:
         percentage, other = (first, second) if first.is_percentage else (second, first)
         if not other.is_bare:
             return False
-        hundredth = Node("quotient", (percentage.number, number_node(100)))
-        return _equal(percentage.number, other.number) or _equal(hundredth, other.number)
+        return _same_share(percentage, other)
     if first.is_bare or second.is_bare:
         return _equal_without_unit(first, second)
     if first.units and second.units:
@@ -442,6 +446,17 @@ def _equal_quantities(first: Quantity, second: Quantity) -> bool:
     if first.noun and second.noun:
         return _equal(first.number, second.number) and _same_noun(first.noun, second.noun)
     return False
+
+
+def _same_share(percentage: Quantity, other: Quantity) -> bool:
+    """Whether a bare number is a percentage: its value, or its number without the sign."""
+    for unit in percentage.units:
+        share = Node("product", (percentage.number, number_node(unit.factor / 100)))
+        if _equal(share, other.number):
+            return True
+    sign_left_out = percentage.in_digits and other.in_digits and percentage.value == other.value
+    in_hundredths = any(unit.factor == 1 for unit in percentage.units)  # % and not ‰
+    return sign_left_out and in_hundredths and other.value is not None and abs(other.value) > 1
 
 
 def _equal_without_unit(first: Quantity, second: Quantity) -> bool:

@@ -49,7 +49,8 @@ def test_a_pair_that_hangs_costs_its_limit_and_the_next_one_is_answered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     start = time.monotonic()
-    assert second_opinion.ask("9^{9^{9^{9}}}+x", "3^{3^{3^{3^{3}}}}+x") is None
+    pair = "9^{9^{9^{9}}}+x", "3^{3^{3^{3^{3}}}}+x"
+    assert second_opinion.ask(*pair) == second_opinion.TIMED_OUT
     assert time.monotonic() - start < PATIENCE / 2  # the limit is 1.5 s, but the machine is loaded
     monkeypatch.setattr(second_opinion, "LONGEST_WAIT", PATIENCE)
     assert second_opinion.ask(r"\gcd(12,18)", "6") is True
@@ -57,10 +58,12 @@ def test_a_pair_that_hangs_costs_its_limit_and_the_next_one_is_answered(
 
 def test_all_pairs_of_one_answer_share_their_time() -> None:
     second_opinion._remembered.clear()
-    start = time.monotonic()
+    start, timeouts = time.monotonic(), second_opinion.timeouts()
     with second_opinion.one_answer():
         for power in range(20, 50):
-            assert second_opinion.ask(f"9^{{9^{{9^{power}}}}}+x", "3^{3^{3^{3^3}}}+x") is None
+            opinion = second_opinion.ask(f"9^{{9^{{9^{power}}}}}+x", "3^{3^{3^{3^3}}}+x")
+            assert opinion == second_opinion.TIMED_OUT
+    assert second_opinion.timeouts() == timeouts + 30
     assert time.monotonic() - start < PATIENCE / 2  # 30 pairs of 1.5 s would take 45 s
 
 

@@ -20,8 +20,9 @@ import time
 from collections.abc import Generator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+TIMED_OUT: Literal["timed out"] = "timed out"
 LONGEST_WAIT = 1.5  # seconds for one pair, the start of a new worker included
 _LONGEST_START = 60.0  # seconds that `warm_up` waits on a busy machine
 _WORKER_MEMORY = 2 << 30  # bytes of address space
@@ -72,8 +73,10 @@ class _Worker:
 
 _lock = threading.Lock()
 _worker: _Worker | None = None
-_remembered: dict[tuple[str, str], bool | None] = {}
+Opinion = bool | Literal["timed out"] | None
+_remembered: dict[tuple[str, str], Opinion] = {}
 _complained = False
+_timeouts = 0
 
 
 # What is left of `LONGEST_WAIT`, in seconds, for all pairs of the answer that is being scored.
@@ -108,42 +111,57 @@ def warm_up() -> bool:
         return False
 
 
-def ask(expected: str, given: str) -> bool | None:
+def ask(expected: str, given: str) -> Opinion:
     """Whether `math-verify` takes two formulas in LaTeX for equal, in both directions.
 
     Returns:
-        None if it cannot read one of them, or takes more than `LONGEST_WAIT` seconds.
+        None if it cannot read one of them; `TIMED_OUT` if it takes more than `LONGEST_WAIT`
+        seconds, so that the opinion depends on how busy the machine is.
     """
     pair = (expected, given)
     with _lock:
         if pair in _remembered:
-            return _remembered[pair]
+            return _counted(_remembered[pair])
         patience = _patience.get()
         start = time.monotonic()
         deadline = start + (LONGEST_WAIT if patience is None else patience[0])
         try:
-            return _asked(pair, deadline)
+            return _counted(_asked(pair, deadline))
         finally:
             if patience is not None:
                 patience[0] -= time.monotonic() - start
 
 
-def _asked(pair: tuple[str, str], deadline: float) -> bool | None:
+def timeouts() -> int:
+    """How many comparisons of this process `math-verify` was too slow for."""
+    return _timeouts
+
+
+def _counted(opinion: Opinion) -> Opinion:
+    global _timeouts
+    _timeouts += opinion == TIMED_OUT
+    return opinion
+
+
+def _asked(pair: tuple[str, str], deadline: float) -> Opinion:
     worker = _running()
-    if worker is None or deadline <= time.monotonic():
+    if worker is None:
         return None
+    if deadline <= time.monotonic():
+        return TIMED_OUT
     if not worker.is_ready(deadline):
         if worker.process.poll() is not None:
             _drop()
             _complain()
-        return None  # not remembered: it is still importing sympy
+            return None
+        return TIMED_OUT  # not remembered: it is still importing sympy
     answer = _answer(worker, pair, deadline)
     if len(_remembered) < _MOST_REMEMBERED:
         _remembered[pair] = answer
     return answer
 
 
-def _answer(worker: _Worker, pair: tuple[str, str], deadline: float) -> bool | None:
+def _answer(worker: _Worker, pair: tuple[str, str], deadline: float) -> Opinion:
     try:
         assert worker.process.stdin is not None
         worker.process.stdin.write(json.dumps(pair).encode() + b"\n")
@@ -152,9 +170,10 @@ def _answer(worker: _Worker, pair: tuple[str, str], deadline: float) -> bool | N
     except OSError:
         line = None
     if line is None:
+        timed_out = time.monotonic() >= deadline  # else it ran out of memory, or was killed
         _drop()
         _running()  # the next pair finds a worker that has begun to import sympy
-        return None
+        return TIMED_OUT if timed_out else None
     answer: Any = json.loads(line)
     return answer if isinstance(answer, bool) else None
 
@@ -171,7 +190,11 @@ def _running() -> _Worker | None:
     ]  # -P: our numbers.py is not Python's
     try:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for this program, which then ends the worker
         )
     except OSError:
         _complain()

@@ -80,9 +80,15 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """Values of several variables: x = 4, y = 5."""
+    """Values of several variables: x = 4, y = 5.
 
-    values: tuple[tuple[str, "Structure"], ...]  # in alphabetical order
+    Attributes:
+        values: in the alphabetical order of the names.
+        in_order: they are also written in that order.
+    """
+
+    values: tuple[tuple[str, "Structure"], ...]
+    in_order: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +167,7 @@ def read(text: str, depth: int = 0) -> Structure | None:
 # ---- numbers
 
 _BASE_SUFFIX = re.compile(
-    r"\(?([0-9A-Fa-f]+)\)?_ ?[({]? ?(\d{1,2}|two|eight|ten|sixteen|hex) ?[)}]?"
+    r"\(?([0-9A-Fa-f]+)\)? ?_ ?[({]? ?(\d{1,2}|two|eight|ten|sixteen|hex) ?[)}]?"
 )
 _BASE_PREFIX = re.compile(r"0([bBoOxX])([0-9A-Fa-f]+)")
 _BASE_WORDS = re.compile(
@@ -361,7 +367,8 @@ def _read_list(text: str, depth: int) -> Structure | None:
         if solutions is not None:
             return solutions
         pairs = [(each.name, each.value) for each in readings if isinstance(each, Named)]
-        return System(tuple(sorted(pairs, key=lambda pair: pair[0])))
+        in_alphabet = sorted(pairs, key=lambda pair: pair[0])
+        return System(tuple(in_alphabet), pairs == in_alphabet)
     return _solutions(readings, "solutions" if connected else "list")
 
 
@@ -447,6 +454,7 @@ def joined(intervals: tuple[Interval, ...]) -> tuple[Interval, ...]:
 # ---- relations
 
 _NAME = re.compile(
+    r"[A-Z] ?[∩∪∖] ?[A-Z]|"
     r"(?:\\vec ?)?\{?[a-zA-Zα-ωΔ]\}?(?:_ ?(?:\w|\{\w+\})|\d)?'?(?:\s?\([a-zA-Z0-9, ]{1,6}\))?"
     r"|(?:\\?(?:angle|triangle|overline|text)\s?|[∠△])?\{?[a-zA-Z]{1,12}\}?(?: [a-zA-Z]{1,12}){0,4}"
     r"|\([a-z](?:, ?[a-z]){1,3}\)|[\u4e00-\u9fff]{1,10}|[a-zA-Z]\s?:\s?[a-zA-Z](?:\s?:\s?[a-zA-Z])?"

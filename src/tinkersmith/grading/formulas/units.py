@@ -105,6 +105,7 @@ _TABLE: dict[str, dict[str | int, str]] = {
     "rupee": {1: "₹ rupee INR Rs 卢比"},
     "won": {1: "₩ won KRW 韩元"},
     "score": {1: "分 point pt"},
+    "unit": {1: "unit 单位 个单位"},  # of a drawing: 16 square units
 }  # fmt: skip
 _POWERS_IN_WORDS = {
     "square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3, "平方": 2, "立方": 3,
