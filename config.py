@@ -98,8 +98,8 @@ EVAL_LIMIT = 100
 # Measure the validation data and EVAL_FILES every so many steps; 0 is at the end of each epoch.
 EVAL_EVERY = 0
 
-# What the best checkpoint is best by: "validation_loss", or a score on EVAL_FILES: "final_answer",
-# "exact_match", "contains_answer". "auto" takes the validation loss if there is validation data.
+# What the best checkpoint is best by: "validation_loss", or a score of METRICS on EVAL_FILES, such
+# as "final_answer". "auto" takes the validation loss if there is validation data.
 BEST_BY = "auto"
 
 # Stop after so many measurements in a row without a better BEST_BY; 0 never does.

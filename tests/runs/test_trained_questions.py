@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tinkersmith.data.samples import Sample, Source, Turn, alpaca_sample
-from tinkersmith.runs import trained_questions
+from tinkersmith.runs import sketches, trained_questions
 from tinkersmith.runs.folder import RunFolder
 from tinkersmith.runs.trained_questions import (
     TRAINED_QUESTIONS_FILE,
@@ -137,7 +137,7 @@ def test_sketches_are_bounded_and_digests_are_not(
     samples = [sample(number, data) for number in range(1, 5001)]
     content = collected(samples).collected(run, "d")
     assert len(content) == 5000
-    assert 400 < len(content.sketched) <= 1000 + trained_questions.AT_ONCE
+    assert 400 < len(content.sketched) <= 1000 + sketches.AT_ONCE
     chosen = content.questions[content.sketched]
     assert int(chosen.max()) < 2**63
     spread = content.records[content.sketched]

@@ -170,6 +170,34 @@ def test_evaluate_takes_the_best_and_gives_its_score(
     assert rate == pytest.approx(scores(whole.run)[step])
 
 
+def test_metrics_are_measured_during_training_and_a_lower_perplexity_is_better(
+    project: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("def size(produced):\n    return -len(produced)\n")
+    metrics = ["auto", "labels", "token_f1", "bleu", "perplexity", "judge", f"{mine}:size"]
+    judge = {"JUDGE_URL": "http://127.0.0.1:1/v1", "JUDGE_MODEL": "m"}  # nobody is there
+    wanted = names(project, tmp_path / "runs", METRICS=metrics, BEST_BY="perplexity", **judge)
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        with_others = train(settings_from(wanted | {"NUM_EPOCHS": 1, "EVAL_EVERY": 4}))
+    with_others.close()
+    measured = [line for line in with_others.run.lines("metrics.jsonl") if "eval/n" in line]
+    assert [line["step"] for line in measured] == [4, 8, 12, 16, 20]
+    for line in measured:
+        assert line["eval/size"] <= 0 and 0 <= line["eval/token_f1"] <= 1
+        assert {"eval/label", "eval/sentence_bleu", "eval/bits_per_byte"} <= set(line)
+        assert line["eval/perplexity_low"] < line["eval/perplexity"] < line["eval/perplexity_high"]
+    lowest = min(measured, key=lambda line: line["eval/perplexity"])
+    record = best(with_others.run)
+    assert (record["by"], record["step"]) == ("perplexity", lowest["step"])
+    assert lowest["eval/perplexity"] < measured[0]["eval/perplexity"], "nothing was learned"
+    said = output.getvalue()
+    assert "The judge is not asked during training" in said
+    assert (
+        f"Best     step-{lowest['step']:06} by perplexity {lowest['eval/perplexity']:.4g} (" in said
+    )
+
+
 def command(config: Path, *more: str) -> list[str]:
     return [sys.executable, str(ROOT / "train_with_config.py"), "--config", str(config), *more]
 

@@ -3,18 +3,21 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.support.sample_files import records, write
-from tinkersmith.data.samples import Source
+from tinkersmith.data.samples import Source, alpaca_sample
 from tinkersmith.errors import UserError
 from tinkersmith.evaluation.leaks import RECORD, Overlap, SharedQuestion
+from tinkersmith.evaluation.questions import Question, Questions
 from tinkersmith.evaluation.results import Record
 from tinkersmith.progress import Progress
 from tinkersmith.settings.fields import Settings
 from tinkersmith.settings.reading import settings_from
 from tinkersmith.training.scored_questions import (
     eval_lines,
+    metrics_of,
     read_eval_files,
     scores_of,
     trained_on_lines,
@@ -127,5 +130,52 @@ def test_a_question_counts_once_however_often_it_is_asked_and_answered() -> None
     assert (line["eval/cut"], line["eval/unfinished_thoughts"]) == (1, 1)
     assert line["eval/final_answer_low"] < 0.375 < line["eval/final_answer_high"]
     assert line["eval/exact_match_low"] == 0.0 and line["eval/contains_answer_high"] == 1.0
+    assert "eval/exact_match_n" not in line
     said = str(scores)
     assert "final answer 37.5 % (" in said and "n = 4; 1 answer cut at the token limit" in said
+
+
+def test_scores_of_other_metrics_have_their_own_n_and_interval() -> None:
+    answered = [
+        record("a", 1, 1.0, scores={"json_match": 1.0, "perplexity": 4.0, "mine": -1.0}),
+        record("b", 2, 1.0, scores={"json_match": 0.0, "perplexity": 6.0}),
+        record("c", 3, 1.0, scores={"perplexity": 5.0}),
+    ]
+    scores = scores_of(answered, 1.5)
+    line = scores.to_json()
+    assert (line["eval/json_match"], line["eval/json_match_n"]) == (0.5, 2)
+    assert line["eval/perplexity"] == 5.0 and "eval/perplexity_n" not in line
+    # Student's t with two degrees of freedom: 4.303 of a standard error of 1 / sqrt(3).
+    assert line["eval/perplexity_high"] == pytest.approx(5.0 + 4.30265 / 3**0.5, abs=1e-4)
+    assert line["eval/mine"] == -1.0 and "eval/mine_low" not in line, "one cannot tell"
+    assert json.loads(json.dumps(line, allow_nan=False)) == line
+    assert "perplexity 5 (2.516 to 7.484)" in str(scores) and "mine -1 (n = 1)" in str(scores)
+
+
+@pytest.mark.parametrize(
+    ("by", "sentence"),
+    [
+        ("label", 'not found to be labels. Add "labels" to METRICS'),
+        ("json_match", "of EVAL_FILES are mostly no JSON"),
+        ("auto", 'BEST_BY is "auto": no score is named "mine". For the first question mine retu'),
+        ("mine_b", "mine returns mine_a: name one of these."),
+        ("mine_a", ""),
+    ],
+)
+def test_a_best_that_the_data_does_not_give_is_refused(
+    tmp_path: Path, by: str, sentence: str
+) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("def mine(produced):\n    return {'a': len(produced)}\n")
+    metrics = [*(["auto"] if by in ("label", "json_match") else []), f"{mine}:mine"]
+    settings = settings_from({"EVAL_FILES": ["ask.json"], "METRICS": metrics, "BEST_BY": by})
+    asked = alpaca_sample("What?", "", "A whole sentence.", Source("ask.json", 1))
+    question = Question("d", np.array([1]), "What?", 9, ((0, asked),))
+    if not sentence:
+        assert [scorer.name for scorer in metrics_of(settings, Questions([question])).scorers] == [
+            "mine"
+        ]
+        return
+    with pytest.raises(UserError) as caught:
+        metrics_of(settings, Questions([question]))
+    assert sentence in str(caught.value)

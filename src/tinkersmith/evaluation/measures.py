@@ -101,7 +101,7 @@ def opened_measures(
     for line in chosen.said:
         progress.say(line)
     measures = Measures(chosen, {sample.source: sample for sample in samples}, None, None)
-    _try_scorers(chosen, samples, expected)
+    try_scorers(chosen, samples, expected)
     if not chosen.judge:
         yield measures
         return
@@ -157,7 +157,7 @@ def measure(
             of_model, said = _together(measures, [r for r in scored[model] if r.thought_finished])
         if chosen.perplexity:
             found, said_of_it = _likelihoods(measures, asking, answers, model, open)
-            scored[model] = [_with_likelihood(record, found) for record in scored[model]]
+            scored[model] = [with_likelihood(record, found) for record in scored[model]]
             of_model["likelihood"] = likelihood_summary(list(found.values()))
             said += said_of_it + likelihood_lines(of_model["likelihood"])
         if "labels" in of_model:
@@ -200,30 +200,39 @@ def _folded(lines: Sequence[str]) -> list[str]:
 # ---- single answers
 
 
-def _try_scorers(chosen: ChosenMetrics, samples: Sequence[Sample], expected: Sequence[str]) -> None:
-    """Score one expected output as if it were the answer: a mistake shows before the sampling."""
+def try_scorers(
+    chosen: ChosenMetrics, samples: Sequence[Sample], expected: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Score one expected output as if it were the answer: a mistake shows before the sampling.
+
+    Returns:
+        What each metric gave.
+    """
+    given: dict[str, dict[str, float]] = {}
     for sample, text in list(zip(samples, expected, strict=True))[:1]:
         answered = Answered(
             text, text, question_for_a_judge(sample), sample.extra, str(sample.source)
         )
         for scorer in chosen.scorers:
-            scorer.scores(answered)
+            given[scorer.name] = scorer.scores(answered)
+    return given
 
 
 def _with_scores(measures: Measures, record: Record) -> Record:
-    scores = {
-        name: value for name, value in record.scores.items() if name in measures.chosen.graded
-    }
-    if record.thought_finished and measures.chosen.scorers:
-        answered = Answered(
-            record.expected,
-            record.produced,
-            record.prompt,
-            measures.samples[record.source].extra,
-            str(record.source),
-        )
-        for scorer in measures.chosen.scorers:
-            scores |= scorer.scores(answered)
+    if not record.thought_finished:  # no answer: only the scores of `grading` say so
+        graded = {name: record.scores[name] for name in measures.chosen.graded}
+        return replace(record, scores=graded)
+    return with_chosen_scores(measures.chosen, record, measures.samples[record.source])
+
+
+def with_chosen_scores(chosen: ChosenMetrics, record: Record, sample: Sample) -> Record:
+    """The record with the scores that METRICS names, as far as they need nothing but its text."""
+    scores = {name: value for name, value in record.scores.items() if name in chosen.graded}
+    answered = Answered(
+        record.expected, record.produced, record.prompt, sample.extra, str(record.source)
+    )
+    for scorer in chosen.scorers:
+        scores |= scorer.scores(answered)
     return replace(record, scores=scores)
 
 
@@ -280,7 +289,8 @@ def _likelihoods(
     return found, said
 
 
-def _with_likelihood(record: Record, found: Mapping[Source, Likelihood]) -> Record:
+def with_likelihood(record: Record, found: Mapping[Source, Likelihood]) -> Record:
+    """The record with the perplexity of its expected answer, if that has one."""
     likelihood = found.get(record.source)
     if likelihood is None:
         return record

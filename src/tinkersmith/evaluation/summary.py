@@ -15,10 +15,10 @@ from tinkersmith.data.samples import Source
 from tinkersmith.evaluation.leaks import Overlap
 from tinkersmith.evaluation.results import Record
 from tinkersmith.grading.compare import same_answer
+from tinkersmith.metrics.names import LOWER_IS_BETTER
 from tinkersmith.statistics.draws import majority_vote, pass_at_k
 from tinkersmith.statistics.intervals import mean_interval
 
-LOWER_IS_BETTER = ("perplexity", "bits_per_byte")
 MAIN_METRIC = "final_answer"
 
 

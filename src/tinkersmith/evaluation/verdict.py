@@ -11,7 +11,6 @@ import numpy as np
 
 from tinkersmith.evaluation.results import Record
 from tinkersmith.evaluation.summary import (
-    LOWER_IS_BETTER,
     Estimate,
     are_shares,
     by_question,
@@ -20,6 +19,7 @@ from tinkersmith.evaluation.summary import (
     estimate_of,
     question_score,
 )
+from tinkersmith.metrics.names import LOWER_IS_BETTER
 from tinkersmith.plurals import counted
 from tinkersmith.statistics.intervals import FloatArray
 from tinkersmith.statistics.paired import (

@@ -16,7 +16,7 @@ _NO = (
     "不能", "不可以", "不会", "不存在",
 )  # fmt: skip
 _SIGNS = dict.fromkeys("√✓✔✅Yy", True) | dict.fromkeys("×✗✘❌Nn", False)
-_POLARITY: dict[str, bool] = dict.fromkeys(_YES, True) | dict.fromkeys(_NO, False)
+_POLARITY = {word: word in _YES for word in (*_YES, *_NO)}
 _WORDS = "|".join(sorted(map(re.escape, _POLARITY), key=len, reverse=True))
 _LED_BY = re.compile(
     rf"(?:(?:so|thus|therefore|hence|所以|因此|答)\s*[,，:：]?\s*)?({_WORDS})(?![A-Za-z0-9\u4e00-\u9fff'’/])",

@@ -18,6 +18,16 @@ METRIC_NAMES = (
     "labels",
     "judge",
 )
+# The scores of each metric, the one that best tells a good checkpoint first.
+_SCORES = {name: (name,) for name in (*ALWAYS, "token_f1", "rouge_l", "judge")} | {
+    "bleu": ("sentence_bleu",),
+    "perplexity": ("perplexity", "bits_per_byte"),
+    "json": ("json_match", "json_valid", "json_fields"),
+    "labels": ("label",),
+    "auto": ("final_answer", "exact_match", "contains_answer"),
+}
+KNOWN_SCORES = tuple(dict.fromkeys(score for scores in _SCORES.values() for score in scores))
+LOWER_IS_BETTER = ("perplexity", "bits_per_byte")
 # What other tools call these metrics.
 _OTHER_NAMES = {
     "rouge": "rouge_l",
@@ -40,6 +50,30 @@ def user_function(name: str) -> tuple[str, str] | None:
     """The file and the function of "file.py:function"; None for another name."""
     file, colon, function = name.rpartition(":")
     return (file, function) if colon and file.lower().endswith(".py") else None
+
+
+def scores_named(names: Sequence[str]) -> tuple[str, ...]:
+    """The scores that METRICS surely gives; a function of the user's may give others by a dict."""
+    scores: list[str] = []
+    for name in names:
+        function = user_function(name)
+        scores += _SCORES[name] if function is None else (function[1],)
+    return tuple(dict.fromkeys(scores))
+
+
+def may_give(names: Sequence[str], score: str) -> bool:
+    """Whether METRICS gives a score, with some data or by a dict of a user's function."""
+    if score in scores_named(names):
+        return True
+    if "auto" in names and score in (*_SCORES["json"], *_SCORES["labels"]):
+        return True
+    functions = [function[1] for name in names if (function := user_function(name))]
+    return any(score.startswith(f"{function}_") for function in functions)
+
+
+def metric_of(score: str) -> str | None:
+    """The metric to add to METRICS for a score; None for an unknown score."""
+    return next((name for name, scores in _SCORES.items() if score in scores), None)
 
 
 def check_metric_names(names: Sequence[str]) -> None:

@@ -13,15 +13,19 @@ from tinkersmith.errors import UserError
 from tinkersmith.files import write_json
 from tinkersmith.runs.folder import Checkpoint, RunFolder
 from tinkersmith.settings.measures import (
-    ANSWER_SCORES,
+    VALIDATION_LOSS,
     best_by,
     is_better,
     measurement_name,
+    score_text,
 )
 from tinkersmith.settings.reading import settings_from
 
 BEST_FILE = "best.json"
-_DECIDING = ("BEST_BY", "VALIDATION_FILES", "VALIDATION_RATIO", "EVAL_FILES")
+_DECIDING = (
+    *("BEST_BY", "VALIDATION_FILES", "VALIDATION_RATIO", "EVAL_FILES", "METRICS"),
+    *("JUDGE_URL", "JUDGE_MODEL"),  # METRICS may need them
+)
 _LISTED = 10  # names of checkpoints in a sentence
 
 
@@ -92,7 +96,7 @@ def measurement_in(line: Mapping[str, Any], by: str | None) -> Measurement | Non
     interval = None
     if f"{name}_low" in line and f"{name}_high" in line:
         interval = (float(line[f"{name}_low"]), float(line[f"{name}_high"]))
-    n = int(line.get("eval/n", 0)) if by in ANSWER_SCORES else 0
+    n = 0 if by == VALIDATION_LOSS else int(line.get(f"{name}_n", line.get("eval/n", 0)))
     return Measurement(line["step"], by, float(line[name]), n, interval)
 
 
@@ -180,13 +184,8 @@ def choose_checkpoint(run: RunFolder, which: str) -> tuple[Checkpoint, str]:
 
 
 def value_text(by: str, value: float, n: int, interval: tuple[float, float] | None) -> str:
-    """A measured value for the user: "62.0 % (52.2 to 70.9 %, n = 100)", or a loss."""
-    if by not in ANSWER_SCORES:
-        return f"{value:.4f}"
-    low_to_high = (
-        "" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %, "
-    )
-    return f"{100 * value:.1f} % ({low_to_high}n = {n:,})"
+    """A measured value for the user: see `score_text`, or a loss."""
+    return f"{value:.4f}" if by == VALIDATION_LOSS else score_text(by, value, interval, n)
 
 
 def names_of_checkpoints(saved: Sequence[Checkpoint]) -> str:

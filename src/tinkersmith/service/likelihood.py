@@ -70,15 +70,18 @@ def expected_likelihoods(
     open_client: Callable[[], "tinker.SamplingClient"],
     answers: Sequence[ExpectedAnswer],
     who: str,
+    *,
+    reconnects: bool = True,
 ) -> dict[Source, Likelihood]:
     """How likely a model finds each answer; those without any text are left out.
 
     Args:
         open_client: opens a client on the model; called again when the connection was lost.
         who: the model, in the words of the progress lines.
+        reconnects: False where the client cannot be opened again.
 
     Raises:
-        ServerGone: the server stays away.
+        ServerGone: the server stays away, or is gone and `reconnects` is False.
         UserError: the server refuses a request, or gives no log-probabilities.
     """
     found: dict[Source, Likelihood] = {}
@@ -98,6 +101,8 @@ def expected_likelihoods(
                 answer, future = under_way[0]
                 logprobs = service.wait(future, doing)
             except ServerGone as failure:
+                if not reconnects:
+                    raise
                 reconnection.after(failure, doing)
                 waiting.extendleft(reversed([answer for answer, _ in under_way]))
                 under_way.clear()

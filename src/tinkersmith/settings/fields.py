@@ -278,9 +278,9 @@ class Settings(BaseModel):
     )
     best_by: str = _setting(
         "auto",
-        'What the best checkpoint is best by: "validation_loss", or a score on EVAL_FILES: '
-        '"final_answer", "exact_match" or "contains_answer". "auto" is the validation loss if '
-        "there is validation data, else final_answer.",
+        'What the best checkpoint is best by: "validation_loss", or a score that METRICS measures '
+        'on EVAL_FILES, such as "final_answer" or "token_f1". "auto" is the validation loss if '
+        "there is validation data, else final_answer or the first of METRICS.",
         '"auto", "validation_loss" or the name of a score',
         pattern=r"^[A-Za-z_][A-Za-z0-9_.-]*$",
     )

@@ -13,7 +13,7 @@ from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import read_regular
-from tinkersmith.metrics.names import user_function
+from tinkersmith.metrics.names import KNOWN_SCORES, may_give, user_function
 from tinkersmith.paths import (
     data_file_seen_from_folder,
     data_files_seen_from_here,
@@ -27,7 +27,7 @@ from tinkersmith.settings.fields import (
     about_setting,
     python_text,
 )
-from tinkersmith.settings.measures import ANSWER_SCORES, VALIDATION_LOSS, best_by
+from tinkersmith.settings.measures import VALIDATION_LOSS, best_by
 from tinkersmith.settings.names import LARGEST_SETTINGS_FILE, Given, field_named
 
 
@@ -342,13 +342,15 @@ def _refuse_settings_without_effect(settings: Settings) -> None:
 
 def _refuse_unmeasured_best(settings: Settings) -> None:
     name = settings.best_by
-    known = (VALIDATION_LOSS, *ANSWER_SCORES)
+    known = (VALIDATION_LOSS, *KNOWN_SCORES)
     if name == "auto":
         return
-    if name not in known:
+    if name not in known and not may_give(settings.metrics, name):
         near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
         meant = (
-            f"did you mean {python_text(near[0])}?" if near else f"there are {', '.join(known)}."
+            f"did you mean {python_text(near[0])}?"
+            if near
+            else f"there are {', '.join(known)}. A function of your own is named in METRICS, too."
         )
         raise UserError(f"BEST_BY is {python_text(name)}, which nothing measures; {meant}")
     if name == VALIDATION_LOSS and not (settings.validation_files or settings.validation_ratio):

@@ -13,13 +13,14 @@ from tinkersmith.batches.streamed import TokenStream
 from tinkersmith.command_line import command_line
 from tinkersmith.evaluation.asking import Asking
 from tinkersmith.evaluation.questions import Questions
+from tinkersmith.metrics.choose import ChosenMetrics
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Clock, Progress, Task
 from tinkersmith.runs.best import best_so_far, measurement_in, write_best
 from tinkersmith.runs.folder import Checkpoint
 from tinkersmith.service.answers import to_datum
 from tinkersmith.service.stored import OldStates, lifetime
-from tinkersmith.settings.measures import ANSWER_SCORES, VALIDATION_LOSS, best_by
+from tinkersmith.settings.measures import VALIDATION_LOSS, best_by, shown_score
 from tinkersmith.text.tokenize import TokenizedSample
 from tinkersmith.training.divergence import SMOOTHED_STEPS, Diverged, LossWatch, lower_rate
 from tinkersmith.training.interruption import Interruption
@@ -186,8 +187,8 @@ class Loop:
         plan, lines = self._plan, list[dict[str, Any]]()
         if plan.data.validation and VALIDATION_LOSS not in known:
             lines.append(self._validate(done))
-        if plan.eval_questions is not None and "eval/n" not in known:
-            lines.append(self._ask(done, plan.eval_questions))
+        if plan.eval_questions and plan.eval_metrics and "eval/n" not in known:
+            lines.append(self._ask(done, plan.eval_questions, plan.eval_metrics))
         is_best = [self._best.add(line) for line in lines]
         if any(is_best):
             if self._saved != done:
@@ -399,14 +400,17 @@ class Loop:
         plan.run.append("metrics.jsonl", [{"step": done, "epoch_loss": loss}])
         self._progress.say(f"  Epoch {epoch}/{plan.settings.num_epochs}: mean loss {loss:.4f}")
 
-    def _ask(self, done: int, questions: Questions) -> dict[str, Any]:
+    def _ask(self, done: int, questions: Questions, metrics: ChosenMetrics) -> dict[str, Any]:
         """Score the answers of the weights as they are now to EVAL_FILES."""
         plan = self._plan
         asking = Asking(plan.service, plan.template, plan.tokenizer, plan.settings)
-        scores = score_answers(asking, plan.client, questions)
+        scores = score_answers(asking, plan.client, questions, metrics)
         line = {"step": done, **scores.to_json()}
         plan.run.append("metrics.jsonl", [line])
-        self._scores = _live_score(line, self._best.by)
+        by = self._best.by
+        shown = shown_score(plan.settings) if by == VALIDATION_LOSS else by
+        measured = measurement_in(line, shown)
+        self._scores = f"{measured}  " if measured else ""  # that of BEST_BY, or the main one
         self._progress.say(f"  Step {done:,}: {scores}")
         return line
 
@@ -497,12 +501,6 @@ def _watch_of(plan: Plan) -> LossWatch:
             if step <= sound:
                 watch.add(step, loss)
     return watch
-
-
-def _live_score(line: dict[str, Any], by: str | None) -> str:
-    """The score to show beside the steps: that of BEST_BY, or the final answer."""
-    measured = measurement_in(line, by if by in ANSWER_SCORES else ANSWER_SCORES[0])
-    return f"{measured}  " if measured else ""
 
 
 def _is_due(done: int, every: int) -> bool:

@@ -15,6 +15,7 @@ from tinkersmith.evaluation.leaks import leaks_from
 from tinkersmith.evaluation.question_set import QuestionSet, questions_in
 from tinkersmith.evaluation.questions import Questions
 from tinkersmith.fingerprint import base_fingerprint
+from tinkersmith.metrics.choose import ChosenMetrics
 from tinkersmith.models import local_model_folder, resolve_base_model
 from tinkersmith.plurals import counted
 from tinkersmith.preview.opening import opening_lines
@@ -51,6 +52,8 @@ from tinkersmith.training.divergence import lower_rate
 from tinkersmith.training.scored_questions import (
     digest_of_questions,
     eval_lines,
+    metric_lines,
+    metrics_of,
     read_eval_files,
     trained_on_lines,
 )
@@ -72,6 +75,7 @@ class Plan:
     source: DataSource  # the samples behind `data`
     data: TokenizedData
     eval_questions: Questions | None  # of EVAL_FILES, which are asked during training
+    eval_metrics: ChosenMetrics | None  # what is computed of their answers
     run: RunFolder
     steps_per_epoch: int
     total_steps: int
@@ -129,6 +133,9 @@ def prepare(
         progress.say(f"  {line}".rstrip())
     _refuse_unmeasured_best(settings, data, max_length)
     eval_questions = _eval_questions(chosen, encoding, progress) if chosen else None
+    eval_metrics = metrics_of(settings, eval_questions) if eval_questions else None
+    for line in metric_lines(settings, eval_metrics) if eval_metrics else []:
+        progress.say(f"  {line}")
     epoch = steps_per_epoch(data.count, settings.batch_size)
     total_steps = epoch * settings.num_epochs
     standing = Standing(
@@ -163,6 +170,7 @@ def prepare(
         source=source,
         data=data,
         eval_questions=eval_questions,
+        eval_metrics=eval_metrics,
         run=run,
         steps_per_epoch=epoch,
         total_steps=total_steps,

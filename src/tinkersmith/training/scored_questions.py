@@ -1,6 +1,7 @@
 """EVAL_FILES -> questions that the model in training answers, and its scores on them."""
 
 import hashlib
+import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,19 +12,34 @@ from tinkersmith.data.shuffle import shuffled
 from tinkersmith.errors import UserError
 from tinkersmith.evaluation.asking import Asking, ask_all
 from tinkersmith.evaluation.leaks import Overlap
+from tinkersmith.evaluation.measures import try_scorers, with_chosen_scores, with_likelihood
 from tinkersmith.evaluation.question_set import QuestionSet
 from tinkersmith.evaluation.questions import Questions
+from tinkersmith.evaluation.summary import Estimate, estimate_of, metric_names
+from tinkersmith.metrics.choose import ChosenMetrics, metrics_for
+from tinkersmith.metrics.names import LOWER_IS_BETTER
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress
+from tinkersmith.service.likelihood import answers_to_measure, expected_likelihoods
 from tinkersmith.settings.fields import Settings
-from tinkersmith.settings.measures import ANSWER_SCORES, measurement_name
-from tinkersmith.statistics.intervals import wilson_interval
+from tinkersmith.settings.measures import (
+    JUDGE,
+    MAIN_SCORE,
+    VALIDATION_LOSS,
+    best_by,
+    check_scores_are_measured,
+    measurement_name,
+    metrics_while_training,
+    score_text,
+)
+from tinkersmith.text.thoughts import answer_alone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import tinker
 
+    from tinkersmith.data.samples import Sample, Source
     from tinkersmith.evaluation.results import Record
 
 _STREAM = 2**31 + 1  # a seed that no epoch uses, as VALIDATION_STREAM: it chooses the questions
@@ -31,9 +47,9 @@ _STREAM = 2**31 + 1  # a seed that no epoch uses, as VALIDATION_STREAM: it choos
 
 @dataclass(frozen=True, slots=True)
 class AnswerScores:
-    """The scores of a model on the questions, each a share of 1."""
+    """The scores of a model on the questions."""
 
-    scores: dict[str, float]
+    estimates: dict[str, Estimate]
     n: int  # different questions
     answers: int
     cut: int  # answers that were cut at the token limit
@@ -41,17 +57,25 @@ class AnswerScores:
     mean_tokens: float  # of an answer
     seconds: float
 
-    def interval(self, name: str) -> tuple[float, float]:
-        """The 95 % interval of a score (Wilson)."""
-        return wilson_interval(self.scores[name] * self.n, self.n)
+    @property
+    def scores(self) -> dict[str, float]:
+        return {name: estimate.mean for name, estimate in self.estimates.items()}
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """The 95 % interval of a score; None where one question cannot tell it."""
+        low, high = self.estimates[name].low, self.estimates[name].high
+        return (low, high) if math.isfinite(low) and math.isfinite(high) else None
 
     def to_json(self) -> dict[str, Any]:
         """What metrics.jsonl says of it, beside the step."""
         line: dict[str, Any] = {"eval/n": self.n}
-        for name, value in self.scores.items():
-            low, high = self.interval(name)
-            key = measurement_name(name)
-            line |= {key: value, f"{key}_low": low, f"{key}_high": high}
+        for name, estimate in self.estimates.items():
+            key, interval = measurement_name(name), self.interval(name)
+            line[key] = estimate.mean
+            if interval is not None:
+                line |= {f"{key}_low": interval[0], f"{key}_high": interval[1]}
+            if estimate.n != self.n:
+                line[f"{key}_n"] = estimate.n
         return line | {
             "eval/answers": self.answers,
             "eval/cut": self.cut,
@@ -62,10 +86,10 @@ class AnswerScores:
 
     def __str__(self) -> str:
         shown: list[str] = []
-        for name, value in self.scores.items():
-            low, high = self.interval(name)
-            title = name.replace("_", " ")
-            shown.append(f"{title} {100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f} %)")
+        for name, estimate in self.estimates.items():
+            count = 0 if estimate.n == self.n else estimate.n
+            value = score_text(name, estimate.mean, self.interval(name), count)
+            shown.append(f"{name.replace('_', ' ')} {value}")
         cut = f"; {counted(self.cut, 'answer')} cut at the token limit" if self.cut else ""
         return f"{', '.join(shown)}, n = {self.n:,}{cut}; {self.seconds:.1f} s"
 
@@ -74,10 +98,11 @@ def read_eval_files(settings: Settings, progress: Progress) -> QuestionSet | Non
     """Read EVAL_FILES and choose EVAL_LIMIT of their questions; None without EVAL_FILES.
 
     Raises:
-        UserError: see `load_samples`; or the files ask nothing.
+        UserError: see `load_samples` and `check_scores_are_measured`; or the files ask nothing.
     """
     if not settings.eval_files:
         return None
+    check_scores_are_measured(settings)
     with progress.doing("reading EVAL_FILES"):
         loaded = load_samples(settings.eval_files, settings.columns, settings.encoding)
     asking = [sample for sample in loaded.samples if sample.turns[-1].role != "text"]
@@ -142,6 +167,57 @@ def trained_on_lines(leaks: Overlap, count: int) -> list[str]:
     return lines or ["No question of EVAL_FILES is in the training data."]
 
 
+def metrics_of(settings: Settings, questions: Questions) -> ChosenMetrics:
+    """What METRICS measures on the answers to EVAL_FILES, tried out on the first question.
+
+    Raises:
+        UserError: a metric cannot be computed, or none of them measures BEST_BY.
+    """
+    samples = list(_samples(questions).values())
+    expected = [answer_alone(sample.turns[-1]) for sample in samples]
+    chosen = metrics_for(metrics_while_training(settings), expected)
+    given = try_scorers(chosen, samples, expected)
+    by = best_by(settings)
+    problem = _unmeasured(by, chosen, given) if by and by != VALIDATION_LOSS else ""
+    if problem:
+        raise UserError(f'BEST_BY is "{settings.best_by}": {problem}')
+    return chosen
+
+
+def _unmeasured(by: str, chosen: ChosenMetrics, given: dict[str, dict[str, float]]) -> str:
+    """Why a score is not measured with this data, and what to do; "" if it is or may be."""
+    if by == "label" and chosen.labels is None:
+        return (
+            'the expected outputs of EVAL_FILES are not found to be labels. Add "labels" to '
+            "METRICS, or name another score."
+        )
+    if by.startswith("json_") and not chosen.structured and by not in given:
+        return (
+            'the expected outputs of EVAL_FILES are mostly no JSON. Add "json" to METRICS if '
+            "some are, or name another score."
+        )
+    for function, scores in given.items():
+        if (by == function or by.startswith(f"{function}_")) and scores and by not in scores:
+            others = [name for name, known in given.items() if name != function and by in known]
+            if not others:
+                return (
+                    f'no score is named "{by}". For the first question {function} returns '
+                    f"{', '.join(scores)}: name one of these."
+                )
+    return ""
+
+
+def metric_lines(settings: Settings, chosen: ChosenMetrics) -> list[str]:
+    """What of METRICS is measured during training, line by line."""
+    lines = list(chosen.said)
+    if JUDGE in settings.metrics:
+        lines.append(
+            "The judge is not asked during training, where each measurement would cost requests. "
+            "Evaluation asks it."
+        )
+    return lines
+
+
 def digest_of_questions(questions: Questions) -> str:
     """Changes when a question or its expected answer does."""
     digest = hashlib.sha256(questions.digest.encode())
@@ -153,25 +229,44 @@ def digest_of_questions(questions: Questions) -> str:
 
 
 def score_answers(
-    asking: Asking, client: "tinker.TrainingClient", questions: Questions
+    asking: Asking, client: "tinker.TrainingClient", questions: Questions, chosen: ChosenMetrics
 ) -> AnswerScores:
     """Ask the weights that `client` has now, and score the answers.
 
+    A thought that never ends gives an empty answer.
+
     Raises:
         ServerGone: the server stopped answering.
-        UserError: the server refused a request.
+        UserError: the server refused a request, or a function of the user's failed.
     """
+    opened: list[tinker.SamplingClient] = []
     service, begun = asking.service, time.monotonic()
 
     def open_client() -> "tinker.SamplingClient":
         pending = client.save_weights_and_get_sampling_client()
-        return service.wait(pending, "opening the weights of this step")
+        opened.append(service.wait(pending, "opening the weights of this step"))
+        return opened[-1]
 
     # The weights of this step are gone with the server: whoever trains decides how to go on.
     records = ask_all(
         asking, open_client, questions.asked, who="the model in training", reconnects=False
     )
+    samples = _samples(questions)
+    records = [with_chosen_scores(chosen, record, samples[record.source]) for record in records]
+    if chosen.perplexity:
+        answers, _ = answers_to_measure(
+            list(samples.values()), asking.template, asking.tokenizer, service.max_context
+        )
+        found = expected_likelihoods(
+            service, lambda: opened[-1], answers, "the model in training", reconnects=False
+        )
+        records = [with_likelihood(record, found) for record in records]
     return scores_of(records, time.monotonic() - begun)
+
+
+def _samples(questions: Questions) -> "dict[Source, Sample]":
+    """The samples that ask, by their places."""
+    return {sample.source: sample for asked in questions.asked for _, sample in asked.samples}
 
 
 def scores_of(records: "Sequence[Record]", seconds: float) -> AnswerScores:
@@ -179,21 +274,25 @@ def scores_of(records: "Sequence[Record]", seconds: float) -> AnswerScores:
     by_question: dict[str, list[Record]] = {}
     for record in records:
         by_question.setdefault(record.question or str(record.source), []).append(record)
-    n = len(by_question)
-    scores = {
-        name: sum(
-            sum(record.scores[name] for record in group) / len(group)
-            for group in by_question.values()
-        )
-        / n
-        for name in ANSWER_SCORES
-    }
+    # The one that is shown first is the most important one.
+    names = sorted(metric_names(records), key=lambda name: name != MAIN_SCORE)
     return AnswerScores(
-        scores=scores,
-        n=n,
+        estimates={name: _estimate(list(by_question.values()), name) for name in names},
+        n=len(by_question),
         answers=len(records),
         cut=sum(record.stop_reason == "length" for record in records),
         unfinished=sum(not record.thought_finished for record in records),
         mean_tokens=sum(record.tokens for record in records) / len(records),
         seconds=seconds,
     )
+
+
+def _estimate(groups: "Sequence[Sequence[Record]]", name: str) -> Estimate:
+    """The mean of a score over the questions that have it, with its 95 % interval."""
+    values = [[r.scores[name] for r in group if name in r.scores] for group in groups]
+    means = [sum(scores) / len(scores) for scores in values if scores]
+    shares = name not in LOWER_IS_BETTER and all(
+        0 <= value <= 1 for scores in values for value in scores
+    )
+    draws = max(record.draw for group in groups for record in group)
+    return estimate_of(means, draws, shares=shares)
