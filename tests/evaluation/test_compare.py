@@ -217,5 +217,5 @@ def test_several_answers_and_copies_keep_their_scores(tmp_path: Path):
     compared = compare(tmp_path, first, second)
     text = said(compared)
     assert "3 answers a question (final answer): pass@1" in text
-    assert compared.verdicts["final_answer"].test == "paired permutation"
+    assert compared.verdicts["final_answer"].test == "paired permutation, mid-p"
     assert compared.verdicts["final_answer"].difference.mean == pytest.approx(1 / 3)

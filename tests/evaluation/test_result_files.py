@@ -16,7 +16,12 @@ from tinkersmith.data.samples import Source
 from tinkersmith.errors import UserError
 from tinkersmith.evaluation.evaluate import evaluate
 from tinkersmith.evaluation.leaks import Overlap
-from tinkersmith.evaluation.result_files import answers_file_of, table_file_of, write_table
+from tinkersmith.evaluation.result_files import (
+    answers_file_of,
+    check_results_writable,
+    table_file_of,
+    write_table,
+)
 from tinkersmith.evaluation.results import SCHEMA_VERSION, Record, read_results
 from tinkersmith.evaluation.summary import EvaluationResult, Scored
 from tinkersmith.files import write_json
@@ -224,3 +229,30 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path, content: Any
 def test_a_missing_file_of_results_is_one_sentence(tmp_path: Path):
     with pytest.raises(UserError, match=r"nowhere\.json"):
         read_results(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize(
+    ("there", "output", "reason"),
+    [
+        ("test.json", "test.json", "exists and holds no results of an evaluation"),
+        ("config.py", "config.py", "exists and holds no results of an evaluation"),
+        ("mine.csv", "mine.json", "mine.csv exists, and a file beside the results"),
+        ("mine.answers.jsonl", "mine.json", "mine.answers.jsonl exists"),
+        ("mine.confusion.csv", "mine.json", "mine.confusion.csv exists"),
+        ("other.json", "table.csv", "Name it .*table.json"),
+    ],
+)
+def test_a_file_that_no_evaluation_wrote_is_never_replaced(
+    there: str, output: str, reason: str, tmp_path: Path
+):
+    (tmp_path / there).write_text('[{"instruction": "q", "output": "a"}]')
+    with pytest.raises(UserError, match=reason):
+        check_results_writable(tmp_path / output)
+    assert (tmp_path / there).read_text() == '[{"instruction": "q", "output": "a"}]'
+
+
+def test_results_of_an_earlier_evaluation_are_replaced(written: tuple[Path, EvaluationResult]):
+    file, _ = written
+    before = file.read_bytes()
+    check_results_writable(file)
+    assert file.read_bytes() == before

@@ -91,7 +91,7 @@ def test_graded_scores_are_tested_by_permutation():
     first = [answer_record(n, 0.5 + n / 100) for n in range(1, 31)]
     second = [answer_record(n, 0.3 + n / 100) for n in range(1, 31)]
     found = verdict(pairs_of(first, second), "final_answer")
-    assert found.test == "paired permutation" and found.p_value < 0.001
+    assert found.test == "paired permutation, mid-p" and found.p_value < 0.001
     assert found.exact_p_value is None and found.difference.mean == pytest.approx(0.2)
     assert found.outcomes["won"] and not found.outcomes["both_right"]
 

@@ -360,6 +360,8 @@ def _explained(
     try:
         yield
     except UserError as error:
+        if not work.answered:  # nothing to go on with
+            raise
         raise UserError(f"{error} Go on with: {again}") from None
     except (KeyboardInterrupt, SystemExit):
         total = counted(len(work.questions.asked), "question")

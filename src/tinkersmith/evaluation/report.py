@@ -335,6 +335,7 @@ def _shown(record: Record) -> list[str]:
         for title, text in (
             ("prompt", record.prompt),
             ("expected", record.expected),
+            *_expected_answer(record),
             ("produced", record.produced),
         )
         for line in (
@@ -342,6 +343,14 @@ def _shown(record: Record) -> list[str]:
             *(f"    {one_line(row, len(row))}" for row in _short(text).splitlines()),
         )
     ]
+
+
+def _expected_answer(record: Record) -> list[tuple[str, str]]:
+    """The expected final answer, where the expected text does not show it."""
+    answer = record.expected_answer
+    if not answer or answer in record.expected:
+        return []
+    return [("expected final answer", answer)]
 
 
 def _short(text: str, limit: int = 400) -> str:

@@ -18,7 +18,7 @@ from tinkersmith.evaluation.questions import Questions
 from tinkersmith.evaluation.report import Analysis
 from tinkersmith.evaluation.results import SCHEMA_VERSION, Record
 from tinkersmith.evaluation.summary import EvaluationResult
-from tinkersmith.files import write_atomically, write_json
+from tinkersmith.files import read_json_object, write_atomically, write_json
 from tinkersmith.runs.trained_model import ModelReference
 
 _MODELS = ("trained", "base")
@@ -48,7 +48,26 @@ class About:
 
 
 def check_results_writable(file: Path) -> None:
-    """Raise UserError now if the results could not be written after all the sampling."""
+    """Raise UserError now if the results could not be written after all the sampling.
+
+    A file that holds no results of an evaluation is never replaced: it may be the test set.
+    """
+    if file.suffix.lower() == ".csv":
+        raise UserError(
+            f"{file} would be the name of both the results and the table beside them. Name it "
+            f"{file.with_suffix('.json')}."
+        )
+    if file.is_file() and not _is_results(file):
+        raise UserError(
+            f"{file} exists and holds no results of an evaluation; it would be replaced. Name "
+            "another file with --output."
+        )
+    others = [answers_file_of(file), table_file_of(file), matrix_file_of(file)]
+    if not file.exists() and (there := [str(other) for other in others if other.exists()]):
+        raise UserError(
+            f"{there[0]} exists, and a file beside the results would replace it. Name another file "
+            "with --output."
+        )
     try:
         if file.is_dir():
             raise IsADirectoryError(0, "it is a folder")
@@ -58,6 +77,14 @@ def check_results_writable(file: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise _not_written(file, error) from None
+
+
+def _is_results(file: Path) -> bool:
+    try:
+        content = read_json_object(file)
+    except (OSError, ValueError):
+        return False
+    return "metrics" in content and "samples" in content
 
 
 def answers_file_of(output_file: Path) -> Path:

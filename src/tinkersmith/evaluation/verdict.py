@@ -186,7 +186,7 @@ def _tested(differences: FloatArray) -> tuple[float, float | None, str]:
     if _are_whole(differences):
         won, lost = int((differences > 0).sum()), int((differences < 0).sum())
         return mcnemar(won, lost), mcnemar_exact(won, lost), "McNemar, mid-p"
-    return sign_flip_test(differences), None, "paired permutation"
+    return sign_flip_test(differences), None, "paired permutation, mid-p"
 
 
 def _smallest(differences: FloatArray) -> float | None:
