@@ -110,7 +110,8 @@ def winner(sentence: str) -> str | None:
 def before_apposition(clause: str) -> str | None:
     """ "Paris, the capital of France" without what explains it; None if nothing does."""
     match = re.fullmatch(
-        r"([^,]+), (?:the|an?) (?![^,]*\b(?:is|was|are|were)\b)[a-z][^,]*|([^(（]+?)\s*[(（][^()（）]*[)）]"
+        r"([^,]+), (?:the|an?) (?![^,]*\b(?:is|was|are|were)\b)[a-z][^,]*"
+        r"|([^(（]+?)\s*[(（][^()（）]*[)）]"
         r"|([^，,]+)[，,](?:全长|全称|位于|它|其|也|又|约|即|因为|由于|在|被|由|是|有).{2,}",
         clause,
     )
@@ -146,9 +147,12 @@ def is_prose(text: str) -> bool:
 
 _SENTENCE_ENDS = re.compile(r"(?:[.!?](?:\*\*|\$)?\s+|[。！？]\s*|\n+)")
 _TAIL_SENTENCE = re.compile(
-    r"\W*(?:(?:i\s+)?hope\b|(?:please\s+)?(?:feel\s+free|let\s+me\s+know|don['’]t\s+hesitate)|if\s+you\s+(?:have|need|want|would)\b|good\s+luck|have\s+a\s+(?:nice|great|good)"
+    r"\W*(?:(?:i\s+)?hope\b|(?:please\s+)?(?:feel\s+free|let\s+me\s+know|don['’]t\s+hesitate)"
+    r"|if\s+you\s+(?:have|need|want|would)\b"
+    r"|good\s+luck|have\s+a\s+(?:nice|great|good)"
     r"|(?:i['’]m\s+)?happy\s+to|thanks?\b|would\s+you\s+like|is\s+there\s+anything|any\s+(?:other\s+)?questions"
-    r"|(?:double[- ]?)?check(?:ing)?\s*[:：,]|(?:to|let['’]s|let\s+us|we\s+can)\s+(?:check|verify|confirm)\b|verif(?:y|ying|ication)\b|substituting\b.{0,30}\bback\b|plugging\b.{0,30}\b(?:back|in)\b"
+    r"|(?:double[- ]?)?check(?:ing)?\s*[:：,]|(?:to|let['’]s|let\s+us|we\s+can)\s+(?:check|verify|confirm)\b"
+    r"|verif(?:y|ying|ication)\b|substituting\b.{0,30}\bback\b|plugging\b.{0,30}\b(?:back|in)\b"
     r"|(?:this\s+(?:is\s+)?)?(?:correct|matches|checks\s+out|it\s+works|it\s+checks|✓)\W*$"
     r"|(?:希望|祝你|祝您|祝|如果?你?还?有(?:其他|别的|任何)?(?:问题|疑问)|欢迎|如有|请随时|验算|检验|验证|经检验|检查)|感谢)",
     re.IGNORECASE,
@@ -395,6 +399,8 @@ def last_formula(text: str) -> str | None:
     sentence = main_clause(last_sentence(text))[-300:]
     sentence = re.sub(r"\*\*|__|`", "", sentence)
     sentence = re.sub(r"(?<=[$\d)}])\s+for\s+(?:all|every|any)\b.*$", "", sentence)
+    if _two_subjects(last_sentence(text)):
+        return None
     if re.search(r"\b(?:not|never|cannot|if|between|than)\b|n['’]t\b|[?？]|不|非", sentence):
         return None
     begin, joiners = 0, []
@@ -415,7 +421,8 @@ def last_formula(text: str) -> str | None:
         together = re.search(r"\band\b|且", ending) is not None
         if together and len(set(names)) == len(names):
             order = sorted(range(len(names)), key=lambda index: names[index])
-            return ", ".join(pieces[index].strip(" $,") for index in order)
+            values = [re.split(r"=", pieces[index].strip(" $,"))[-1].strip() for index in order]
+            return f"({', '.join(values)})" if "<" not in ending and ">" not in ending else None
         if together or len(set(names)) > 1:
             return None
         return " or ".join(piece.strip(" $,") for piece in pieces)
@@ -425,7 +432,7 @@ def last_formula(text: str) -> str | None:
         r"[=*/^+)\]}:]", bare
     ):
         return None
-    if quantity_of(ending) is not None and re.fullmatch(r"[-+\d.,\s%$]*", ending):
+    if quantity_of(ending) is not None and re.fullmatch(r"[-+\d.,/\s%$]*", ending):
         return None
     return ending
 

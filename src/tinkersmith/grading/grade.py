@@ -186,7 +186,8 @@ def _given_answers(gold: str, text: str, cut: bool) -> Iterator[FinalAnswer]:
             yield FinalAnswer(text, "whole text")
         return
     if len(text) <= min(LONGEST_ANSWER, 2 * len(gold) + 300):
-        yield FinalAnswer(unwrapped(text) or text, "whole text")
+        bare = re.sub(r"^(?:So|Thus|Hence|Therefore),?\s+(?=\$)", "", text)
+        yield FinalAnswer(unwrapped(bare) or text, "whole text")
     yield from _without_marker(gold, text)
 
 
