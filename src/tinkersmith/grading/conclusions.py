@@ -148,13 +148,14 @@ def is_prose(text: str) -> bool:
 _SENTENCE_ENDS = re.compile(r"(?:[.!?](?:\*\*|\$)?\s+|[。！？]\s*|\n+)")
 _TAIL_SENTENCE = re.compile(
     r"\W*(?:(?:i\s+)?hope\b|(?:please\s+)?(?:feel\s+free|let\s+me\s+know|don['’]t\s+hesitate)"
-    r"|if\s+you\s+(?:have|need|want|would)\b"
-    r"|good\s+luck|have\s+a\s+(?:nice|great|good)"
-    r"|(?:i['’]m\s+)?happy\s+to|thanks?\b|would\s+you\s+like|is\s+there\s+anything|any\s+(?:other\s+)?questions"
-    r"|(?:double[- ]?)?check(?:ing)?\s*[:：,]|(?:to|let['’]s|let\s+us|we\s+can)\s+(?:check|verify|confirm)\b"
+    r"|if\s+you(?:['’]d)?\s+(?:have|need|want|would\s+like)\s+(?:\d+\s+)?(?:any|more|other|further|help|another)\b"
+    r"|good\s+luck|have\s+a\s+(?:nice|great|good)\b|(?:i['’]m\s+)?happy\s+to\s+help|thanks?\b"
+    r"|would\s+you\s+like|is\s+there\s+anything|any\s+(?:other\s+)?questions"
+    r"|(?:double[- ]?)?check(?:ing)?\s*[:：,]"
+    r"|(?:to|let['’]s|let\s+us|we\s+can)\s+(?:check|verify|confirm)\b"
     r"|verif(?:y|ying|ication)\b|substituting\b.{0,30}\bback\b|plugging\b.{0,30}\b(?:back|in)\b"
     r"|(?:this\s+(?:is\s+)?)?(?:correct|matches|checks\s+out|it\s+works|it\s+checks|✓)\W*$"
-    r"|(?:希望|祝你|祝您|祝|如果?你?还?有(?:其他|别的|任何)?(?:问题|疑问)|欢迎|如有|请随时|验算|检验|验证|经检验|检查)|感谢)",
+    r"|(?:希望|祝你|祝您|祝|如果?你?还?有(?:其他|别的|任何)?(?:问题|疑问)|欢迎|如有|请随时|(?:验算|经?检验|验证|检查)[:：,，]|感谢))",
     re.IGNORECASE,
 )
 _CLOCK = re.compile(r"\d{1,2}:\d\d(?:\s*[ap]\.?m\.?)?|\d{1,2}\s*[ap]\.?m\b", re.IGNORECASE)
