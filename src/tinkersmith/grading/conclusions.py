@@ -147,7 +147,8 @@ def is_prose(text: str) -> bool:
 
 _SENTENCE_ENDS = re.compile(r"(?:[.!?](?:\*\*|\$)?\s+|[。！？]\s*|\n+)")
 _TAIL_SENTENCE = re.compile(
-    r"\W*(?:(?:i\s+)?hope\b|(?:please\s+)?(?:feel\s+free|let\s+me\s+know|don['’]t\s+hesitate)"
+    r"\W*(?:note(?:\s+that\b|\s*:)|notice\s+that\b|注意?[:：]"
+    r"|(?:i\s+)?hope\b|(?:please\s+)?(?:feel\s+free|let\s+me\s+know|don['’]t\s+hesitate)"
     r"|if\s+you(?:['’]d)?\s+(?:have|need|want|would\s+like)\s+(?:\d+\s+)?(?:any|more|other|further|help|another)\b"
     r"|good\s+luck|have\s+a\s+(?:nice|great|good)\b|(?:i['’]m\s+)?happy\s+to\s+help|thanks?\b"
     r"|would\s+you\s+like|is\s+there\s+anything|any\s+(?:other\s+)?questions"
@@ -436,6 +437,16 @@ def last_formula(text: str) -> str | None:
     if quantity_of(ending) is not None and re.fullmatch(r"[-+\d.,/\s%$]*", ending):
         return None
     return ending
+
+
+def right_side(formula: str) -> str | None:
+    """What an equation says of a name or of a calculation: "AB = 3√5" and "2/4 = 1/2"."""
+    left, equals, right = formula.rpartition("=")
+    letters = re.sub(r"\\[A-Za-z]+|[∩∪]", "", left)
+    mixed = re.search(r"[A-Za-z]", letters) and re.search(r"[-+*/\d]", letters)
+    if not equals or mixed or re.search(r"[<>≤≥≠]|\\(?:[lg]e|ne)", formula):
+        return None
+    return unwrapped(right) or None
 
 
 _WORD = re.compile(

@@ -22,6 +22,7 @@ from tinkersmith.grading.conclusions import (
     last_sentence,
     main_clause,
     predicate,
+    right_side,
     rounded_value,
     spelled_number,
     stating_part,
@@ -187,7 +188,8 @@ def _given_answers(gold: str, text: str, cut: bool) -> Iterator[FinalAnswer]:
         return
     if len(text) <= min(LONGEST_ANSWER, 2 * len(gold) + 300):
         bare = re.sub(r"^(?:So|Thus|Hence|Therefore),?\s+(?=\$)", "", text)
-        yield FinalAnswer(unwrapped(bare) or text, "whole text")
+        one_sentence = text.startswith(last_sentence(text))
+        yield FinalAnswer(unwrapped(bare if one_sentence else text) or text, "whole text")
     yield from _without_marker(gold, text)
 
 
@@ -251,17 +253,17 @@ def _without_marker(gold: str, text: str) -> Iterator[FinalAnswer]:
             yield FinalAnswer(spelled, "conclusion")
             return
         if (ending := last_formula(part)) is not None:
-            yield FinalAnswer(ending, "last formula")
+            yield from _formula(gold, ending)
         elif (number := last_number(gold, part)) is not None:
             yield FinalAnswer(number, "last number")
         if (rounded := rounded_value(text)) is not None:
             yield FinalAnswer(rounded, "last number")
         return
     elif (
-        re.search(r"[=<>≤≥+*/^()\[\]{}:\\]", gold)
+        re.search(r"[=<>≤≥+*/^()\[\]{}:,\\]", gold)
         and (ending := last_formula(stating_part(text))) is not None
     ):
-        yield FinalAnswer(ending, "last formula")
+        yield from _formula(gold, ending)
     if reason := _REASON_BEHIND.search(text, 0, 60):
         yield FinalAnswer(unwrapped(text[: reason.start()]), "first line")
     if len(lines) > 1:
@@ -275,6 +277,13 @@ def _without_marker(gold: str, text: str) -> Iterator[FinalAnswer]:
             yield FinalAnswer(shorter, "conclusion")
     if named := winner(sentence) or subject(text):
         yield FinalAnswer(named, "conclusion")
+
+
+def _formula(gold: str, ending: str) -> Iterator[FinalAnswer]:
+    """A formula at the end of a text, and its right side where a value is expected."""
+    yield FinalAnswer(ending, "last formula")
+    if "=" not in gold and (right := right_side(ending)) is not None:
+        yield FinalAnswer(right, "last formula")
 
 
 def _polarity(first: str, last: str) -> Iterator[FinalAnswer]:
