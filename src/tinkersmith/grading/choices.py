@@ -103,6 +103,7 @@ _ANNOUNCED = re.compile(
     rf"|\b(?:I|we)(?:['’]d|['’]ll|\s+would|\s+will|\s+should)?\s+(?:choose|pick|select|go\s+with|say)\s+"
     rf"(?:(?:the\s+)?(?:option|choice|answer)s?\s+)?({LETTERS})"
     r"|(?:^|[.!?]\s)(?:Hence|Thus|So|Therefore|所以|因此|故)[,，]?\s*(\([A-J]\))(?=\s*[.。]?\s*$)"
+    r"|[.!?;,]\s(?:[Hh]ence|[Tt]hus|[Ss]o|[Tt]herefore),? ([A-HJ])(?=\.?$)"
     rf"|\b(?:[Gg]oing\s+with|(?:[Ii]t|[Tt]hat)(?:['’]s|\s+is|\s+must\s+be|\s+should\s+be)|^[Mm]ust\s+be|^[Dd]efinitely)\s+(?:option\s+)?({LETTERS})(?=[.,!。]|\s*$)"
     rf"|(?:正确|符合题意|成立)的(?:选项)?[是为]\s*[:：]?\s*({LETTERS})",
     re.MULTILINE,

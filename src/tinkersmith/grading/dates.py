@@ -94,6 +94,19 @@ def year_of(text: str) -> int | None:
     return int(text) if re.fullmatch(r"[12]\d{3}", text) else None
 
 
+def only_year(sentence: str) -> str | None:
+    """The year of the only date with month or day in a sentence; None if it names another year."""
+    dates = [(words, date) for _, words in dates_in(sentence) if (date := _whole(words))]
+    if len(dates) != 1 or dates[0][1].year is None or dates[0][1].month is None:
+        return None
+    rest = _readable(sentence).replace(dates[0][0], "")
+    if not re.search(r"[A-Za-z]{2,}\W+(?:\w+\W+)*?[A-Za-z]{2,}|[\u4e00-\u9fff]{2}", rest[:200]):
+        return None  # a date alone is more than its year
+    if re.search(r"\d{3,}|\bnot\b|n['’]t\b|\bnever\b|\bbefore\b|\bafter\b|不|没|之前|之后", rest):
+        return None
+    return str(dates[0][1].year)
+
+
 def date_in_digits(text: str) -> Date | None:
     """The date 20240709; None for anything else."""
     match = re.fullmatch(r"(?P<year>[12]\d{3})(?P<month>\d\d)(?P<day>\d\d)", _readable(text))
@@ -212,8 +225,28 @@ def _readable(text: str) -> str:
         text,
     )
     text = re.sub(rf"[{_HAN}]{{1,3}}(?=\s*[月日号点时分點時])", _small_number, text)
+    text = re.sub(
+        rf"\b(half|(?:a\s+)?quarter)\s+(past|to)\s+({'|'.join(_HOURS)})\b",
+        _past_or_to,
+        text,
+        flags=re.IGNORECASE,
+    )
     text = text.strip(" \t\n\"'“”‘’。,，;!！")
     return re.sub(r"(?<![a-z]\.[a-z])\.$", "", text, flags=re.IGNORECASE)
+
+
+_HOURS = (
+    "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven",
+    "twelve",
+)  # fmt: skip
+
+
+def _past_or_to(match: re.Match[str]) -> str:
+    """ "half past five" as 5:30; "half to" is nothing that people say."""
+    hour, half = _HOURS.index(match[3].casefold()) + 1, match[1].casefold() == "half"
+    if match[2].casefold() == "past":
+        return f"{hour}:{30 if half else 15}"
+    return match[0] if half else f"{(hour - 2) % 12 + 1}:45"
 
 
 def _small_number(match: re.Match[str]) -> str:

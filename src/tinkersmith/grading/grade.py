@@ -20,10 +20,17 @@ from tinkersmith.grading.conclusions import (
     last_formula,
     last_number,
     last_sentence,
+    main_clause,
     predicate,
+    right_side,
+    rounded_value,
+    spelled_number,
+    stating_part,
     subject,
+    winner,
+    without_tail,
 )
-from tinkersmith.grading.dates import date_of, dates_in, time_of, times_in
+from tinkersmith.grading.dates import date_of, dates_in, only_year, time_of, times_in, year_of
 from tinkersmith.grading.final_answer import (
     FinalAnswer,
     announced_answer,
@@ -180,7 +187,9 @@ def _given_answers(gold: str, text: str, cut: bool) -> Iterator[FinalAnswer]:
             yield FinalAnswer(text, "whole text")
         return
     if len(text) <= min(LONGEST_ANSWER, 2 * len(gold) + 300):
-        yield FinalAnswer(unwrapped(text) or text, "whole text")
+        bare = re.sub(r"^(?:So|Thus|Hence|Therefore),?\s+(?=\$)", "", text)
+        one_sentence = text.startswith(last_sentence(text))
+        yield FinalAnswer(unwrapped(bare if one_sentence else text) or text, "whole text")
     yield from _without_marker(gold, text)
 
 
@@ -228,34 +237,53 @@ def _without_marker(gold: str, text: str) -> Iterator[FinalAnswer]:
         yield from _polarity(first, last)
         return
     if date_of(gold) is not None or time_of(gold) is not None:
-        yield from _only_date_or_time(gold, last_sentence(text), "the only date")
+        sentence = main_clause(last_sentence(without_tail(text)))
+        yield from _only_date_or_time(gold, sentence, "the only date")
     elif quantity_of(gold) is not None:
         if quantity_of(unwrapped(text)) is not None:
             return  # another quantity
         if len(lines) > 1 and quantity_of(unwrapped(first)) is not None:
             yield FinalAnswer(unwrapped(first), "first line")
             return
-        if (ending := last_formula(text)) is not None:
-            yield FinalAnswer(ending, "last formula")
+        part = stating_part(text)
+        if year_of(gold) is not None and (year := only_year(last_sentence(part))) is not None:
+            yield FinalAnswer(year, "the only date")
             return
-        number = last_number(gold, text)
-        if number is not None:
+        if (spelled := spelled_number(last_sentence(part))) is not None:
+            yield FinalAnswer(spelled, "conclusion")
+            return
+        if (ending := last_formula(part)) is not None:
+            yield from _formula(gold, ending)
+        elif (number := last_number(gold, part)) is not None:
             yield FinalAnswer(number, "last number")
+        if (rounded := rounded_value(text)) is not None:
+            yield FinalAnswer(rounded, "last number")
         return
-    elif re.search(r"[=<>≤≥+*/^()\[\]{}:\\]", gold) and (ending := last_formula(text)) is not None:
-        yield FinalAnswer(ending, "last formula")
+    elif (
+        re.search(r"[=<>≤≥+*/^()\[\]{}:,\\]", gold)
+        and (ending := last_formula(stating_part(text))) is not None
+    ):
+        yield from _formula(gold, ending)
     if reason := _REASON_BEHIND.search(text, 0, 60):
         yield FinalAnswer(unwrapped(text[: reason.start()]), "first line")
     if len(lines) > 1:
         yield FinalAnswer(unwrapped(last), "last line")
         if len(unwrapped(first)) < 60:
             yield FinalAnswer(unwrapped(first), "first line")
-    if said_of_it := predicate(last_sentence(text)):
+    sentence = last_sentence(without_tail(text))
+    if said_of_it := predicate(sentence):
         yield FinalAnswer(said_of_it, "conclusion")
         if shorter := before_apposition(said_of_it):
             yield FinalAnswer(shorter, "conclusion")
-    if named := subject(text):
+    if named := winner(sentence) or subject(text):
         yield FinalAnswer(named, "conclusion")
+
+
+def _formula(gold: str, ending: str) -> Iterator[FinalAnswer]:
+    """A formula at the end of a text, and its right side where a value is expected."""
+    yield FinalAnswer(ending, "last formula")
+    if "=" not in gold and (right := right_side(ending)) is not None:
+        yield FinalAnswer(right, "last formula")
 
 
 def _polarity(first: str, last: str) -> Iterator[FinalAnswer]:

@@ -35,7 +35,7 @@ _STATEMENT = re.compile(
     r"\b(?:statement|claim|assertion|proposition|sentence|conclusion|hypothesis|equation|argument|conjecture|it|this|that|answer)s?"
     r"\s+(?:is|are|was|must\s+be)\s+(?:therefore\s+|thus\s+|indeed\s+|also\s+)?(not\s+|n['’]t\s+)?(true|false|correct|incorrect|wrong)\s*"
     r"(?=[.,;!]|$|\s(?:because|since|as)\b)"
-    r"|(?:说法|结论|命题|陈述|判断|观点|论断|推断|语句|表述|叙述)(?:都|也|显然)?(?:是)?(不(?:是)?)?(正确|错误|对|错|成立|真)的?(?:命题)?\s*(?=[,，。;；!！]|$|因为)",
+    r"|(?:说法|结论|命题|陈述|判断|观点|论断|推断|语句|表述|叙述)(?:都|也|显然)?(?:是)?(不(?:是)?|没有?(?:任何)?(?=错))?(正确|错误|对|错|成立|真)的?(?:命题)?\s*(?=[,，。;；!！]|$|因为)",
     re.IGNORECASE,
 )  # fmt: skip
 _WRONG = {"false", "incorrect", "wrong", "错误", "错"}
