@@ -58,6 +58,7 @@ def test_an_expected_answer_equals_itself(pair: dict[str, Any]):
         # missing: the expected text decides
         (None, "7", True),
         (math.nan, "7", True),
+        (math.inf, "7", True),
         ("  ", "7", True),
         ([], "7", True),
         ({"value": 24}, "7", True),
@@ -119,3 +120,23 @@ def test_a_half_line_of_a_calculation_is_no_number():
 )
 def test_a_produced_text_that_equals_the_answer_is_right(expected: str, answer: str):
     assert grade(expected, answer, answer).correct
+
+
+@pytest.mark.parametrize(
+    ("expected", "produced", "correct"),
+    [
+        ("He has 3/4 of 20 = 15 left.\n#### 15", "The answer is 15%.", False),
+        ("He saves 15 of 100, so 15%.\n#### 15", "The answer is 15%.", True),
+        ("#### 15", "The answer is 15%.", True),
+        ("15", "15%", True),
+        ("The chance is 3/20.\n#### 0.15", "The answer is 15%.", True),
+    ],
+)
+def test_a_percent_sign_is_no_answer_to_a_solution_that_speaks_of_none(
+    expected: str, produced: str, correct: bool
+):
+    assert grade(expected, produced).correct is correct
+
+
+def test_a_text_that_equals_the_expected_one_is_right_though_it_ends_at_the_token_limit():
+    assert grade("Answer: 46", "Answer: 46", cut=True).correct

@@ -7,7 +7,7 @@ answer: the last number counts only where a quantity is expected, the first word
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from tinkersmith.grading.choices import choice_of
@@ -46,6 +46,7 @@ _TAIL = 2000  # characters at the end of a text that conclusions are looked for 
 
 
 _REASON_BEHIND = re.compile(r"[.。]\s*(?=因为|由于|Because\b)|[,，]\s*(?=because\b|因为)")
+_PERCENT = re.compile(r"\\?[%％]|\bper ?cent\b|百分之?", re.IGNORECASE)
 _OPTION = re.compile(r"\W*[A-J][.:)、．：）]")
 
 
@@ -79,7 +80,8 @@ def grade(
     Args:
         expected: the whole expected text.
         answer: the sample's own field "answer": a string, a number, true or false, or a list of
-            acceptable answers. It is read by the same rules as any text. None and NaN are missing.
+            acceptable answers. It is read by the same rules as any text. None, NaN and
+            infinities are missing.
         cut: whether `produced` ends at the token limit.
     """
     wanted = expected_answers(expected, answer)
@@ -89,7 +91,7 @@ def grade(
         return Grade(
             False, None, "", given.text if given else None, given.rule if given else "", "text"
         )
-    if text and not cut and answer is None and text == own_words(expected):
+    if text and answer is None and text == own_words(expected):
         given = final_answer(produced) or FinalAnswer(text, "whole text")
         return Grade(
             True,
@@ -103,12 +105,23 @@ def grade(
     for gold in wanted:
         # One second opinion an answer: it may take as long as its time limit.
         result = _graded(gold, text, cut, second_opinion=best is None)
+        if result.correct and _percent_out_of_place(result, expected):
+            result = replace(result, correct=False)
         if result.correct:
             return result
         if best is None or (best.final_answer is None and result.final_answer is not None):
             best = result
     assert best is not None
     return best
+
+
+def _percent_out_of_place(result: Grade, expected: str) -> bool:
+    """Whether 15 % was taken for 15 although the expected solution speaks of no percentage."""
+    wanted, given = result.expected_answer or "", result.final_answer or ""
+    if not _PERCENT.search(given) or _PERCENT.search(expected) or _PERCENT.search(wanted):
+        return False
+    alone = len(own_words(expected)) <= len(wanted) + len("#### ")  # no solution that could tell
+    return not alone and same_answer(wanted, _PERCENT.sub("", given), second_opinion=False).equal
 
 
 def expected_answers(expected: str, answer: object | None = None) -> list[FinalAnswer]:
@@ -126,7 +139,7 @@ def _field_texts(answer: object) -> list[str]:
     if isinstance(answer, int):
         return [str(answer)]
     if isinstance(answer, float):
-        if math.isnan(answer):
+        if not math.isfinite(answer):
             return []
         return [str(int(answer)) if answer.is_integer() and abs(answer) < 1e15 else repr(answer)]
     if isinstance(answer, str):
