@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import Any
 
 from tinkersmith.errors import UserError
-from tinkersmith.text.sandbox import render_chat
-from tinkersmith.text.thoughts import CLOSE, OPEN, leading_empty_thought
+from tinkersmith.prompts.sandbox import render_chat
+from tinkersmith.prompts.tags import CLOSE, OPEN, leading_empty_thought
 
 QUESTION, ANSWER, THOUGHT = "qqq", "zzz", "ttt"
 _ASKED = {"role": "user", "content": QUESTION}
