@@ -43,6 +43,8 @@ class TextTokenizer:
     generation_ends: tuple[int, ...] = ()
     # Ordinary tokens that the chat template writes, such as <tool_call>: text stays plain text.
     control_tokens: dict[str, int] = field(default_factory=dict[str, int])
+    # The vocabulary's spelling of a token; None where the tokenizer does not say.
+    piece_of: Callable[[int], str | None] | None = None
 
     @cached_property
     def digest(self) -> str:
@@ -216,6 +218,7 @@ def tokenizer_of_backend(
         folder=folder,
         generation_ends=generation_ends_of(folder),
         control_tokens=control,
+        piece_of=backend.id_to_token,
     )
 
 

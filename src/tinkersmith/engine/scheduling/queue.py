@@ -101,7 +101,7 @@ class SampleJob:
     request: SampleRequest
     answer: SampleWork
     future: Future
-    name: str = "sample"
+    name: str | None = "sample"  # as a job's
 
 
 QueueTurn = Job | list[SampleJob]  # what the engine thread runs at a time
@@ -137,6 +137,11 @@ class EngineThread(threading.Thread):
     def facts(self) -> dict[str, Any]:
         """See `ModelOperations.facts`; empty until the models are prepared."""
         return self._models.facts() if self._models is not None else {}
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the models are prepared, so that a job begins as soon as its turn comes."""
+        return self._models is not None
 
     def run(self) -> None:
         try:
