@@ -101,7 +101,7 @@ class SampleJob:
     request: SampleRequest
     answer: SampleWork
     future: Future
-    name: str | None = "sample"  # as a job's
+    name: str = "sample"
 
 
 QueueTurn = Job | list[SampleJob]  # what the engine thread runs at a time

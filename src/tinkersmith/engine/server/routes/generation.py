@@ -111,7 +111,7 @@ class Generation:
 
         progress = SampleProgress(take)
         future = Future()
-        job = SampleJob(replace(request, progress=progress), _answer_of(sampler_id), future, None)
+        job = SampleJob(replace(request, progress=progress), _answer_of(sampler_id), future)
         self._models.sessions.thread.submit(sampler_id, job)
         return _Job(future, progress, tokens)
 
