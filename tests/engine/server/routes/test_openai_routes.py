@@ -1,4 +1,4 @@
-"""OpenAI's API on a real engine: through the `openai` client, and raw where it cannot express it."""
+"""OpenAI's API on a real engine: by the `openai` client, and raw where it cannot express it."""
 
 import asyncio
 import contextlib
@@ -12,12 +12,11 @@ import openai
 import pytest
 import tinker
 
-from tests.support.engine import KEY, get_json
+from tests.support.engine import KEY, datum, get_json
 from tests.support.inference import (
     ANSWER,
     BUNDLED,
     CALL,
-    LESSONS,
     PLAIN,
     TALKER,
     THOUGHT,
@@ -115,8 +114,6 @@ def test_an_unknown_model_is_a_404(inference: InferenceEngine, name: str) -> Non
 def test_a_deleted_checkpoint_is_gone_and_its_name_can_have_other_weights(
     inference: InferenceEngine, client: openai.OpenAI
 ) -> None:
-    from tests.support.engine import datum
-
     def first_token(path: str) -> str:
         answer = client.completions.create(model=path, prompt="x", max_tokens=1, temperature=0)
         return answer.choices[0].text
@@ -389,7 +386,7 @@ def test_thoughts_are_told_apart_from_the_answer(
     deltas = [c.choices[0].delta for c in chat(client, SUM, inference.talker, stream=True)]
     thought = "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas)
     assert (thought, "".join(delta.content or "" for delta in deltas)) == (THOUGHT, ANSWER)
-    cut = chat(client, SUM, inference.talker, max_tokens=6).choices[0]
+    cut = chat(client, SUM, inference.talker, max_tokens=12).choices[0]
     assert cut.message.content == "" and THOUGHT.startswith(cut.message.reasoning_content)
     assert cut.finish_reason == "length"
 
@@ -554,20 +551,13 @@ def test_too_many_sequences_are_refused_until_clients_leave(inference: Inference
     headers = {"authorization": f"Bearer {KEY}"}
 
     async def crowd() -> httpx.Response:
-        limits = httpx.Limits(max_connections=20)
-        async with httpx.AsyncClient(
-            base_url=inference.url, headers=headers, limits=limits
-        ) as http:
-            tasks = [asyncio.create_task(http.post(COMPLETIONS, json=large)) for _ in range(8)]
-            for _ in range(300):
-                answer = await http.post(COMPLETIONS, json=small, timeout=1000)
-                if answer.status_code == 429:
-                    break
-                await asyncio.sleep(0.05)
+        async with httpx.AsyncClient(base_url=inference.url, headers=headers) as http:
+            tasks = [asyncio.create_task(http.post(COMPLETIONS, json=large)) for _ in range(9)]
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            return answer
+            return done.pop().result()
 
     refused = asyncio.run(crowd())
     assert refused.status_code == 429
@@ -618,7 +608,3 @@ def test_a_client_that_leaves_frees_its_place(inference: InferenceEngine) -> Non
     spans = [e for e in httpx.get(exported).json()["traceEvents"] if e.get("ph") == "X"]
     # Both have ended although nobody could have sampled 128 x 900 tokens.
     assert len(spans) >= 3
-
-
-def test_the_lessons_cover_what_the_talker_is_asked() -> None:
-    assert [text for _, text in LESSONS][1:3] == [ANSWER, WORLD]

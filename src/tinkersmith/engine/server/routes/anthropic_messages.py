@@ -185,9 +185,10 @@ def _read_tool(tool: dict[str, Any], number: int) -> dict[str, Any]:
         raise ApiError(
             400, f"tools[{number}].input_schema is {shown(schema)}; it must be an object."
         )
-    function: dict[str, Any] = {"name": name, "parameters": schema}
+    function: dict[str, Any] = {"name": name}
     if tool.get("description") is not None:
         function["description"] = tool["description"]
+    function["parameters"] = schema  # in OpenAI's order: templates write what they are given
     return {"type": "function", "function": function}
 
 
