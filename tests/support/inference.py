@@ -71,7 +71,7 @@ class InferenceEngine:
 
     def sampler(self, name: str) -> tinker.SamplingClient:
         """The SDK's sampling client of a base model or path."""
-        where = {"model_path" if name.startswith("tinker://") else "base_model": name}
+        where: Any = {"model_path" if name.startswith("tinker://") else "base_model": name}
         return self.engine.client().create_sampling_client(**where).result()
 
 

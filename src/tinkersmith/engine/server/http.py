@@ -37,7 +37,7 @@ class BadBody(Refused):
         self.head = head
 
 
-class TooLarge(BadBody):
+class TooLargeBody(BadBody):
     """A body beyond the limit."""
 
 
@@ -177,7 +177,7 @@ async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
     head = bytearray()
     while chunks and len(head) < HEAD:
         head += chunks.pop(0)
-    raise TooLarge(
+    raise TooLargeBody(
         f"the body has {shown} MiB; the limit is {limit >> 20} MiB: send smaller batches.",
         bytes(head[:HEAD]),
     )

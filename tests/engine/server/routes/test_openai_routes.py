@@ -151,7 +151,7 @@ def test_seeded_completions_are_the_sdks_samples_with_their_logprobs(
     inference: InferenceEngine, client: openai.OpenAI
 ) -> None:
     prompt = TEXTS.tokens_of(PROMPT)
-    asked = {"temperature": 1.0, "max_tokens": 20, "seed": 7, "top_p": 0.95}
+    asked: Any = {"temperature": 1.0, "max_tokens": 20, "seed": 7, "top_p": 0.95}
     expected = sdk_sample(inference, prompt, 3, **asked)
     answer = client.completions.create(model=BUNDLED, prompt=prompt, n=3, logprobs=0, **asked)
     texts = [choice.text for choice in answer.choices]
@@ -166,7 +166,7 @@ def test_seeded_completions_are_the_sdks_samples_with_their_logprobs(
 
 
 @pytest.mark.parametrize("asked", [{"temperature": 0}, {"temperature": 1, "seed": 3, "n": 3}])
-def test_a_streamed_completion_is_the_whole_one(client: openai.OpenAI, asked: dict) -> None:
+def test_a_streamed_completion_is_the_whole_one(client: openai.OpenAI, asked: Any) -> None:
     asked = {"model": BUNDLED, "prompt": PROMPT, "max_tokens": 30, **asked}
     whole = client.completions.create(**asked)
     assert streamed(client, **asked) == {choice.index: choice.text for choice in whole.choices}
@@ -359,7 +359,7 @@ def test_logprobs_of_chats_have_bytes_and_alternatives(
 def test_both_names_of_the_limit_work(client: openai.OpenAI) -> None:
     asked: Any = {"model": BUNDLED, "messages": SUM, "temperature": 0}
     for name in ("max_tokens", "max_completion_tokens"):
-        answer = client.chat.completions.create(**asked, **{name: 2})
+        answer = client.chat.completions.create(**{**asked, name: 2})
         assert (answer.usage and answer.usage.completion_tokens) == 2
         assert answer.choices[0].finish_reason == "length"
     with pytest.raises(openai.BadRequestError, match="give one of them"):

@@ -62,7 +62,7 @@ class StopCutter:
             place, _, self.match = min(places)
             self._held = ""
             return text[:place]
-        held = max((overlap(text, stop) for stop in self.stops), default=0)
+        held = max((begun_word(text, stop) for stop in self.stops), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]
 
@@ -74,7 +74,7 @@ class StopCutter:
         return held
 
 
-def overlap(text: str, word: str) -> int:
+def begun_word(text: str, word: str) -> int:
     """How many characters at the end of `text` may be the beginning of `word`."""
     for size in range(min(len(text), len(word) - 1), 0, -1):
         if text.endswith(word[:size]):
@@ -133,7 +133,7 @@ class ThoughtSplitter:
         if closed:
             self._state, self._held, self._fresh = "answer", after, True
             return inside.rstrip("\n")
-        keep = overlap(inside, form.closing)
+        keep = begun_word(inside, form.closing)
         ready = inside[: len(inside) - keep].rstrip("\n")
         self._held = inside[len(ready) :]
         return ready
@@ -182,7 +182,7 @@ class CallSplitter:
         if opening:
             self._calling, self._held = True, text[len(words.rstrip()) :]
             return words.rstrip()
-        keep = overlap(text, form.opening)
+        keep = begun_word(text, form.opening)
         ready = text[: len(text) - keep].rstrip()  # spaces before a call are not said
         self._held = text[len(ready) :]
         return ready

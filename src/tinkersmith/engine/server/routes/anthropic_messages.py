@@ -13,7 +13,7 @@ from tinkersmith.engine.server.api_errors import ANTHROPIC, ApiError
 from tinkersmith.engine.server.fields import Body, is_list, is_object, shown
 from tinkersmith.engine.server.routes import inference_fields as fields
 from tinkersmith.engine.server.routes.answer_text import AnswerText, TextPiece, ToolCall
-from tinkersmith.engine.server.routes.chat_prompts import Chat, Message
+from tinkersmith.engine.server.routes.chat_prompts import Chat, ChatMessage
 from tinkersmith.engine.server.routes.generation import AnswerPart, Generation, begin, collect
 from tinkersmith.engine.server.routes.inference_models import InferenceModels
 from tinkersmith.engine.server.routes.openai_chat import prompt_of
@@ -78,7 +78,7 @@ class AnthropicMessages:
 
 def _read_chat(body: Body) -> Chat:
     """The conversation in OpenAI's form, which chat templates take."""
-    messages: list[Message] = []
+    messages: list[ChatMessage] = []
     if body.get("system") is not None:
         content = fields.text_of(body["system"], "system")
         if content:
@@ -122,7 +122,7 @@ def _read_chat(body: Body) -> Chat:
     )
 
 
-def _read_message(message: dict[str, Any], where: str) -> list[Message]:
+def _read_message(message: dict[str, Any], where: str) -> list[ChatMessage]:
     """One message; results of tools become messages of their own."""
     role, content = message.get("role"), message.get("content")
     if role not in ("user", "assistant"):
@@ -137,7 +137,7 @@ def _read_message(message: dict[str, Any], where: str) -> list[Message]:
     texts: list[str] = []
     thoughts: list[str] = []
     calls: list[dict[str, Any]] = []
-    results: list[Message] = []
+    results: list[ChatMessage] = []
     for number, part in enumerate(content):
         kind: object = part.get("type") if is_object(part) else None
         place = f"{where}.content[{number}]"
@@ -155,7 +155,7 @@ def _read_message(message: dict[str, Any], where: str) -> list[Message]:
             raise ApiError(
                 400, f"{place} is of type {shown(kind)}, which this engine does not take here."
             )
-    read: Message = {"role": role, "content": "".join(texts)}
+    read: ChatMessage = {"role": role, "content": "".join(texts)}
     if thoughts:
         read["reasoning_content"] = "\n".join(thoughts)
     if calls:
@@ -171,7 +171,7 @@ def _read_call(part: dict[str, Any], where: str) -> dict[str, Any]:
     return {"id": str(part.get("id", "")), "type": "function", "function": function}
 
 
-def _read_result(part: dict[str, Any], where: str) -> Message:
+def _read_result(part: dict[str, Any], where: str) -> ChatMessage:
     content = part.get("content")
     text = "" if content is None else fields.text_of(content, f"{where}.content")
     return {"role": "tool", "content": text, "tool_call_id": str(part.get("tool_use_id", ""))}

@@ -19,14 +19,14 @@ from tinkersmith.prompts.sandbox import TemplateRefusal, render_chat
 from tinkersmith.prompts.tags import CLOSE, OPEN, split_thought
 from tinkersmith.prompts.text_tokenizer import TextTokenizer, read_tokenizer
 
-Message = dict[str, Any]
+ChatMessage = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Chat:
     """A conversation in OpenAI's form, as a template takes it."""
 
-    messages: list[Message]
+    messages: list[ChatMessage]
     tools: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     think: bool | None = None  # None: as the template does
     variables: dict[str, Any] = field(default_factory=dict[str, Any])  # of the template
@@ -153,7 +153,7 @@ class ModelTexts:
     def _guarded(self, value: Any) -> Any:
         return guard_all(value, self._guarded_tokens)
 
-    def _message(self, message: Message) -> Message:
+    def _message(self, message: ChatMessage) -> ChatMessage:
         """A message as the template wants it: thoughts in its own field, calls in its own form."""
         if message["role"] != "assistant":
             return self._guarded(message)
@@ -164,7 +164,7 @@ class ModelTexts:
         if inline is not None:
             thought, answer = thought or inline[0], inline[1]
         calls: list[Any] = message.pop("tool_calls", [])
-        written = cast("Message", self._guarded(message))
+        written = cast("ChatMessage", self._guarded(message))
         written["content"] = self._guarded(answer)
         if thought.strip() and self.form.carrier == "content":
             words = self._guarded(thought)
@@ -185,7 +185,7 @@ class ModelTexts:
         return written
 
     def _check_complete(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], text: str
+        self, messages: Sequence[ChatMessage], tools: Sequence[dict[str, Any]], text: str
     ) -> None:
         """Refuse a template that leaves out a part of the prompt; Jinja says nothing of it."""
         words = " ".join(text.split())

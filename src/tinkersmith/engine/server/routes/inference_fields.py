@@ -16,12 +16,12 @@ from tinkersmith.engine.errors import Gone, NotFound, Refused
 from tinkersmith.engine.scheduling.queue import failure
 from tinkersmith.engine.server.api_errors import ApiError, error_body, error_response
 from tinkersmith.engine.server.fields import Body, is_list, is_object, shown
-from tinkersmith.engine.server.http import BadBody, Handler, TooLarge, read_json, wrong_type
+from tinkersmith.engine.server.http import BadBody, Handler, TooLargeBody, read_json, wrong_type
 from tinkersmith.engine.server.routes.generation import Disconnected
 
 MOST_STOPS = 16
 LARGEST_SEED = 2**63 - 1
-Answer = Callable[[Request, dict[str, Any]], Awaitable[Response]]
+InferenceRoute = Callable[[Request, dict[str, Any]], Awaitable[Response]]
 
 
 def check_known(
@@ -164,7 +164,7 @@ def room_for(max_tokens: int | None, prompt: list[int], context: int | None) -> 
     return None if max_tokens is None or max_tokens > context - len(prompt) else max_tokens
 
 
-def answering(path: str, answer: Answer) -> Handler:
+def answering(path: str, route: InferenceRoute) -> Handler:
     """Wrap a route so that each refusal gets its status, in the form of the API at `path`."""
 
     async def handle(request: Request) -> Response:
@@ -173,12 +173,12 @@ def answering(path: str, answer: Answer) -> Handler:
                 sentence = f"the content-type is {sent!r}; it must be application/json."
                 return error_response(path, sentence, 415)
             body = {} if request.method == "GET" else await read_json(request)
-            return await answer(request, body)
+            return await route(request, body)
         except ApiError as error:
             return error_response(
                 path, str(error), error.status, param=error.param, code=error.code
             )
-        except TooLarge as error:
+        except TooLargeBody as error:
             return error_response(path, str(error), 413)
         except (BadBody, Refused) as error:
             status = 404 if isinstance(error, NotFound) else 410 if isinstance(error, Gone) else 400

@@ -21,13 +21,13 @@ from tinkersmith.engine.server.routes.answer_text import (
     ToolCall,
     token_text,
 )
-from tinkersmith.engine.server.routes.chat_prompts import Chat, Message, ModelTexts
+from tinkersmith.engine.server.routes.chat_prompts import Chat, ChatMessage, ModelTexts
 from tinkersmith.engine.server.routes.generation import AnswerPart, Generation, begin, collect
 from tinkersmith.engine.server.routes.inference_models import InferenceModels, NamedModel
 from tinkersmith.engine.server.routes.openai_completions import (
     MOST_ALTERNATIVES,
     MOST_TOKENS,
-    NEUTRAL,
+    OPENAI_NEUTRAL,
     SAMPLING,
     OpenAISampling,
     read_sampling,
@@ -38,7 +38,7 @@ from tinkersmith.prompts.text_tokenizer import TextTokenizer
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 _NEUTRAL = {
-    **NEUTRAL,
+    **OPENAI_NEUTRAL,
     "response_format": ({"type": "text"},),
     "parallel_tool_calls": (True,),
     "store": (False,),
@@ -140,7 +140,7 @@ def _read_chat(body: Body) -> Chat:
     )
 
 
-def _read_message(message: dict[str, Any], where: str) -> Message:
+def _read_message(message: dict[str, Any], where: str) -> ChatMessage:
     role = message.get("role")
     if role not in _ROLES:
         raise ApiError(
@@ -158,7 +158,7 @@ def _read_message(message: dict[str, Any], where: str) -> Message:
     content = message.get("content")
     if content is None and role == "assistant" and (calls or "reasoning_content" in message):
         content = ""
-    read: Message = {
+    read: ChatMessage = {
         "role": "system" if role == "developer" else role,
         "content": fields.text_of(content, f"{where}.content"),
     }

@@ -29,7 +29,7 @@ MOST_PROMPTS = 512  # of one request
 MOST_TOKENS = 2**31 - 1
 MOST_ALTERNATIVES = 20
 # Parameters that change nothing with these values.
-NEUTRAL: dict[str, tuple[object, ...]] = {
+OPENAI_NEUTRAL: dict[str, tuple[object, ...]] = {
     "frequency_penalty": (0, 0.0),
     "presence_penalty": (0, 0.0),
     "logit_bias": ({},),
@@ -118,7 +118,7 @@ class OpenAICompletions:
 
     async def completions(self, request: Request, body: Body) -> Response:
         known = (*SAMPLING, "prompt", "max_tokens", "echo", "logprobs", "best_of")
-        fields.check_known(body, known, {**NEUTRAL, "suffix": ("",)})
+        fields.check_known(body, known, {**OPENAI_NEUTRAL, "suffix": ("",)})
         sampling = read_sampling(body)
         wants = _read_wants(body, sampling.n)
         model = await self.models.find(body.get("model"))
