@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from tinkersmith.errors import UserError
 from tinkersmith.prompts.sandbox import render_chat
@@ -169,9 +169,10 @@ class TemplateProbe:
                 value, end = decoder.raw_decode(written, match.start())
             except ValueError:
                 continue
-            if not isinstance(value, dict) or value.get("name") != "look_up":
+            fields = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+            if fields.get("name") != "look_up":
                 continue
-            name = next((n for n in ("arguments", "parameters") if value.get(n) == arguments), "")
+            name = next((n for n in ("arguments", "parameters") if fields.get(n) == arguments), "")
             if not name:
                 continue
             before = leading_empty_thought(written[: match.start()])

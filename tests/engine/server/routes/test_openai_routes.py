@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -56,7 +57,7 @@ def chat(client: openai.OpenAI, messages: list, model: str, **asked: Any) -> Any
 
 def sdk_sample(
     inference: InferenceEngine, prompt: list[int], count: int = 1, **asked: Any
-) -> list[tinker.SampledSequence]:
+) -> Sequence[tinker.SampledSequence]:
     params = tinker.SamplingParams(**asked)
     model_input = tinker.ModelInput.from_ints(prompt)
     return inference.sampler(BUNDLED).sample(model_input, count, params).result().sequences
@@ -159,6 +160,7 @@ def test_seeded_completions_are_the_sdks_samples_with_their_logprobs(
     assert len(set(texts)) == 3
     for choice, sequence in zip(answer.choices, expected, strict=True):
         assert choice.logprobs is not None and choice.logprobs.token_logprobs is not None
+        assert sequence.logprobs is not None
         count = len(choice.logprobs.token_logprobs)  # an end token is not part of the text
         np.testing.assert_allclose(
             choice.logprobs.token_logprobs, sequence.logprobs[:count], atol=1e-4

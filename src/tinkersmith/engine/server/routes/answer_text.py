@@ -159,7 +159,7 @@ class CallSplitter:
 
     def __init__(self, form: CallForm | None, names: Collection[str]) -> None:
         self._form, self._names = form, names
-        self._held = ""
+        self._held: str = ""
         self._calling = False
 
     def add(self, text: str) -> str:
@@ -167,7 +167,8 @@ class CallSplitter:
         form = self._form
         if form is None:
             return text
-        text, self._held = self._held + text, ""
+        text = self._held + text
+        self._held = ""
         if self._calling:
             self._held = text
             return ""
@@ -226,8 +227,9 @@ def _as_call(value: Any, form: CallForm, names: Collection[str]) -> ToolCall | N
     if not isinstance(value, dict):
         return None
     fields = cast("dict[str, Any]", value)
-    name, arguments = fields.get("name"), fields.get(form.arguments, {})
-    if name not in names or not isinstance(arguments, dict):
+    name: object = fields.get("name")
+    arguments: object = fields.get(form.arguments, {})
+    if not isinstance(name, str) or name not in names or not isinstance(arguments, dict):
         return None
     return ToolCall(name, json.dumps(arguments, ensure_ascii=False))
 

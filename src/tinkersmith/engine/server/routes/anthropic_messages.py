@@ -260,7 +260,7 @@ class _MessageAnswer:
                     if block:
                         yield named("content_block_stop", index=index)
                     block, index = kind, index + 1
-                    start = {"type": kind, field: ""}
+                    start: dict[str, Any] = {"type": kind, field: ""}
                     if kind == "thinking":
                         start["signature"] = ""
                     yield named("content_block_start", index=index, content_block=start)

@@ -88,9 +88,9 @@ class ModelTexts:
     def chat_ends(self) -> list[int | str]:
         """What ends an answer besides the model's end tokens: the template's own end."""
         end = self.form.end
-        tokens = self.tokenizer.encode(end).tolist() if end else []
+        tokens = self.tokens_of(end) if end else []
         if len(tokens) == 1:
-            return [int(tokens[0])]
+            return [tokens[0]]
         return [end.strip()] if end.strip() else []
 
     def prompt_text(self, chat: Chat) -> str:

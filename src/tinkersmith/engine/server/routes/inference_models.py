@@ -7,7 +7,7 @@ others are used more often; the engine spills what does not fit into memory.
 import asyncio
 import itertools
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,7 +115,7 @@ class InferenceModels:
         return [*bases, *paths]
 
     @asynccontextmanager
-    async def place(self, model: NamedModel, sequences: int) -> AsyncIterator[str]:
+    async def place(self, model: NamedModel, sequences: int) -> AsyncGenerator[str]:
         """A place for so many sequences; gives the id of the sampling client to send jobs to.
 
         Raises:
