@@ -76,7 +76,7 @@ class InferenceEngine:
 
 
 def texts_of(name: str = BUNDLED) -> ModelTexts:
-    return read_texts(name, _FOLDER)
+    return read_texts(name, _FOLDER, "2026-01-31")
 
 
 @contextmanager
@@ -90,7 +90,9 @@ def running_inference(folder: Path) -> Iterator[InferenceEngine]:
         body = {"model": BUNDLED, "prompt": "a"}
         headers = {"authorization": f"Bearer {KEY}"}
         first = httpx.post(f"{engine.url}/oai/api/v1/completions", json=body, headers=headers)
-        yield InferenceEngine(engine, first, _teach(engine, read_texts(TALKER, talker)))
+        yield InferenceEngine(
+            engine, first, _teach(engine, read_texts(TALKER, talker, "2026-01-31"))
+        )
 
 
 def _with_template(folder: Path, template: str | None) -> Path:

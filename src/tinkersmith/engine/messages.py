@@ -121,7 +121,7 @@ class SampleProgress:
     it: the request's result holds everything in any case.
     """
 
-    take: Callable[[SampledToken], None]
+    take: Callable[[SampledToken], None] | None = None  # None: the client takes all at the end
     begun: bool = False  # whether a token was reported
     cancelled: bool = False  # nobody waits any more: the request's places are freed
 

@@ -302,7 +302,7 @@ def _finished(row: _Row, decode: Callable[[list[int]], str] | None) -> bool:
 def _report(row: _Row, finished: bool) -> None:
     """Tell a client that waits for each token of the row's last one."""
     progress = row.request.progress
-    if progress is None or progress.cancelled:
+    if progress is None or progress.take is None or progress.cancelled:
         return
     topk = (row.top_ids[-1], row.top_logprobs[-1]) if row.request.topk_sample_logprobs else None
     sequence = row.sequence

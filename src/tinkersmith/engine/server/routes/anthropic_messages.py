@@ -57,7 +57,7 @@ class AnthropicMessages:
             stop=[*model.texts.chat_ends(), *stops],
             stop_at_ends=True,
         )
-        generation = Generation(self.models, model, [asked], prompt.syntax(stops))
+        generation = Generation(self.models, model, [asked], prompt.syntax(stops), live=stream)
         answer = _MessageAnswer(model.name, stops, generation)
         if stream:
             parts = await begin(generation, request)

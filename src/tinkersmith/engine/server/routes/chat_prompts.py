@@ -3,7 +3,6 @@
 Texts of users never become control tokens, as in training.
 """
 
-import datetime
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -226,7 +225,7 @@ def _call(call: dict[str, Any], form: ToolForm) -> dict[str, Any]:
     return {**call, "function": function}
 
 
-def read_texts(name: str, folder: Path) -> ModelTexts:
+def read_texts(name: str, folder: Path, today: str) -> ModelTexts:
     """The texts of a base model in `folder`.
 
     Raises:
@@ -243,4 +242,4 @@ def read_texts(name: str, folder: Path) -> ModelTexts:
             "which sends tokens.",
             param="model",
         )
-    return ModelTexts(name, tokenizer, datetime.date.today().isoformat())
+    return ModelTexts(name, tokenizer, today)

@@ -47,8 +47,10 @@ class Generation:
         model: NamedModel,
         requests: Sequence[SampleRequest],  # one for each prompt
         syntax: AnswerSyntax,
+        *,
+        live: bool,  # whether the client takes each token as it is sampled
     ) -> None:
-        self._models, self._model, self._syntax = models, model, syntax
+        self._models, self._model, self._live = models, model, live
         self.requests = requests
         self._changed = asyncio.Event()
         self.results: list[SampleResult] = []  # one for each prompt, at the end
@@ -83,10 +85,10 @@ class Generation:
                     for number, job in enumerate(jobs):
                         for part in self._new_parts(number, job):
                             yield part
-                for number, job in enumerate(jobs):
-                    self.results.append(_result_of(job.future))
-                    for part in self._last_parts(number):
-                        yield part
+                self.results = [_result_of(job.future) for job in jobs]
+                # Thousands of tokens may be left, if none was reported.
+                for part in await asyncio.to_thread(self._last_parts):
+                    yield part
             finally:
                 for job in jobs:
                     job.progress.cancelled = True
@@ -109,7 +111,7 @@ class Generation:
                 awake = True
                 loop.call_soon_threadsafe(wake)
 
-        progress = SampleProgress(take)
+        progress = SampleProgress(take if self._live else None)
         future = Future()
         job = SampleJob(replace(request, progress=progress), _answer_of(sampler_id), future)
         self._models.sessions.thread.submit(sampler_id, job)
@@ -143,12 +145,11 @@ class Generation:
         answer = self.answers[index]
         return AnswerPart(index, answer.add(token, logprob, topk, reason), answer)
 
-    def _last_parts(self, number: int) -> list[AnswerPart]:
-        """Tokens that the sampler did not report one by one."""
+    def _last_parts(self) -> list[AnswerPart]:
+        """Tokens that were not reported one by one."""
         parts: list[AnswerPart] = []
-        per_prompt = self.requests[0].num_samples
-        for place, sequence in enumerate(self.results[number].sequences):
-            index = number * per_prompt + place
+        sequences = [sequence for result in self.results for sequence in result.sequences]
+        for index, sequence in enumerate(sequences):
             answer = self.answers[index]
             for i in range(answer.count, len(sequence.tokens)):
                 if answer.reason is not None:

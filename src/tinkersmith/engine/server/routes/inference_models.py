@@ -5,6 +5,8 @@ others are used more often; the engine spills what does not fit into memory.
 """
 
 import asyncio
+import dataclasses
+import datetime
 import itertools
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
@@ -73,8 +75,11 @@ class InferenceModels:
             folder = await asyncio.to_thread(self.catalogue.folder, base)
         except Refused as refusal:
             raise _unknown(str(refusal)) from None
+        today = datetime.date.today().isoformat()
         if folder not in self._texts:
-            self._texts[folder] = await asyncio.to_thread(read_texts, base, folder)
+            self._texts[folder] = await asyncio.to_thread(read_texts, base, folder, today)
+        elif self._texts[folder].date != today:  # some templates write it
+            self._texts[folder] = dataclasses.replace(self._texts[folder], date=today)
         context = await asyncio.to_thread(context_length, folder)
         return NamedModel(name, base, path, created, self._texts[folder], context)
 

@@ -74,7 +74,7 @@ class OpenAIChat:
             topk_sample_logprobs=top,
         )
         syntax = prompt.syntax(sampling.stops)
-        generation = Generation(self.models, model, [asked], syntax)
+        generation = Generation(self.models, model, [asked], syntax, live=sampling.stream)
         answer = _ChatAnswer(model, sampling, logprobs, generation)
         if sampling.stream:
             parts = await begin(generation, request)

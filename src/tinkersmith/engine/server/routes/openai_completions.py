@@ -124,7 +124,8 @@ class OpenAICompletions:
         model = await self.models.find(body.get("model"))
         prompts = _prompts(body.get("prompt"), model.texts)
         requests = [_request(sampling, wants, prompt, model.context) for prompt in prompts]
-        generation = Generation(self.models, model, requests, AnswerSyntax(stops=sampling.stops))
+        syntax = AnswerSyntax(stops=sampling.stops)
+        generation = Generation(self.models, model, requests, syntax, live=sampling.stream)
         answer = _Completion(model, sampling, wants, generation)
         if sampling.stream:
             if wants.echo and wants.logprobs is not None:
