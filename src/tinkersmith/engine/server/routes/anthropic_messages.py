@@ -98,8 +98,8 @@ def _read_chat(body: Body) -> Chat:
             raise ApiError(400, "the last message must not end with spaces: it is continued.")
     tools = [_read_tool(tool, number) for number, tool in enumerate(fields.objects(body, "tools"))]
     choice: object = body.get("tool_choice")
-    kind = choice.get("type") if is_object(choice) else choice
-    if kind not in (None, "auto", "none"):
+    kind: object = choice.get("type") if is_object(choice) else None
+    if choice is not None and kind not in ("auto", "none"):
         raise ApiError(
             400,
             f"tool_choice is {shown(choice)}; a model cannot be made to call a tool here: its type "
@@ -108,8 +108,8 @@ def _read_chat(body: Body) -> Chat:
     if is_object(choice) and choice.get("disable_parallel_tool_use"):
         raise ApiError(400, "tool_choice: disable_parallel_tool_use is not supported here.")
     thinking: object = body.get("thinking")
-    mode = thinking.get("type") if is_object(thinking) else thinking
-    if thinking is not None and mode not in _THINKING:
+    mode: object = thinking.get("type") if is_object(thinking) else None
+    if thinking is not None and not (isinstance(mode, str) and mode in _THINKING):
         raise ApiError(
             400,
             f"thinking is {shown(thinking)}; its type must be one of {', '.join(_THINKING)}.",
@@ -148,7 +148,9 @@ def _read_message(message: dict[str, Any], where: str) -> list[ChatMessage]:
         elif kind == "tool_use" and role == "assistant":
             calls.append(_read_call(part, place))
         elif kind == "thinking" and role == "assistant":
-            thoughts.append(str(part.get("thinking") or ""))
+            if not isinstance(part.get("thinking"), str):
+                raise ApiError(400, f"{place} has no thinking; it must be a string.")
+            thoughts.append(part["thinking"])
         elif kind == "tool_result" and role == "user":
             results.append(_read_result(part, place))
         else:
