@@ -282,3 +282,17 @@ def test_the_picture_is_what_its_tool_draws_and_shows_a_run_in_order() -> None:
 def test_a_run_without_its_scores_makes_no_picture() -> None:
     with pytest.raises(ValueError, match="no line that begins"):
         excerpt("Read 2,000 samples from data/word_problems.json\n")
+
+
+def test_every_behaviour_of_the_inference_apis_names_its_test() -> None:
+    folder = ROOT / "tests" / "engine" / "server" / "routes"
+    tests = {
+        node.name
+        for file in ("test_openai_routes.py", "test_anthropic_routes.py")
+        for node in ast.parse((folder / file).read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    }
+    for name in ("docs/reference/inference-api.md", "docs/reference/inference-api.zh-CN.md"):
+        rows = re.findall(r"^\| (\d+) \|.*\| `(test_\w+)` \|$", read(name), re.MULTILINE)
+        assert [int(number) for number, _ in rows] == list(range(1, len(tests) + 1))
+        assert {test for _, test in rows} == tests

@@ -427,6 +427,9 @@ engine and records the answer. A test compares the page with a new run.
 The table is for tinker {NEWEST}. The engine's tests also pass with tinker {OLDEST}
 (`make test-older-sdk`). One thing differs: tinker {OLDEST} downloads archives, which newer SDKs and
 this engine no longer offer.
+
+OpenAI's and Anthropic's API, which the cloud has beside the SDK's, are described in
+[inference APIs](inference-api.md), with a test for each behaviour.
 """
 
 

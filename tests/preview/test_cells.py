@@ -14,7 +14,7 @@ from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.data.samples import Sample, Source, Turn
 from tinkersmith.preview.cells import Block, blocks_of, cells_of
 from tinkersmith.preview.token_texts import token_texts
-from tinkersmith.text.guards import GUARDED
+from tinkersmith.prompts.guards import GUARDED
 from tinkersmith.text.templates import choose_template
 from tinkersmith.text.thoughts import count_thoughts
 from tinkersmith.text.tokenizer import TextTokenizer, load_tokenizer

@@ -12,7 +12,7 @@ import pytest
 from tests.support.tiny_models import make_tiny_tokenizer
 from tinkersmith.data.samples import Sample, Source, Turn, alpaca_sample
 from tinkersmith.errors import UserError
-from tinkersmith.text.guards import GUARDED, guard, unguarded
+from tinkersmith.prompts.guards import GUARDED, guard, unguarded
 from tinkersmith.text.templates import (
     ChatTemplate,
     PromptTemplate,

@@ -5,13 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tinkersmith.data.samples import Sample, Source, Turn
-from tinkersmith.text.thoughts import (
+from tinkersmith.prompts.tags import (
     THOUGHT_TAGS,
-    has_thought,
     is_cut_within_thought,
     leading_empty_thought,
     split_thought,
 )
+from tinkersmith.text.thoughts import has_thought
 
 
 @pytest.mark.parametrize(

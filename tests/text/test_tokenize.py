@@ -21,9 +21,9 @@ from tests.support.tiny_models import SPECIAL_TOKENS, make_tiny_tokenizer
 from tinkersmith.data.load import load_samples
 from tinkersmith.data.samples import Sample, Source, alpaca_sample
 from tinkersmith.errors import UserError
+from tinkersmith.prompts.guards import GUARDED, guard
 from tinkersmith.service.answers import to_datum
 from tinkersmith.text import tokenize as module
-from tinkersmith.text.guards import GUARDED, guard
 from tinkersmith.text.templates import choose_template
 from tinkersmith.text.tokenize import (
     TokenizedSample,

@@ -12,13 +12,13 @@ from typing import Protocol
 from tinkersmith.batches.summary import DataSummary
 from tinkersmith.data.samples import Sample, Source
 from tinkersmith.progress import Progress
+from tinkersmith.prompts.text_tokenizer import TextTokenizer
 from tinkersmith.runs.folder import RunFolder
 from tinkersmith.runs.trained_questions import QuestionCollector
 from tinkersmith.settings.fields import Settings
 from tinkersmith.text.templates import PromptTemplate
 from tinkersmith.text.thoughts import ThoughtCounts
 from tinkersmith.text.tokenize import TokenizedSample
-from tinkersmith.text.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from tinkersmith.data.samples import Sample
 from tinkersmith.errors import one_line
-from tinkersmith.text.thoughts import split_thought
+from tinkersmith.prompts.tags import split_thought
 
 _SHOWN = 30  # characters before and after a place that is quoted
 

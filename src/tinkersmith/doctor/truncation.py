@@ -8,7 +8,7 @@ import json
 import re
 from array import array
 
-from tinkersmith.text.thoughts import is_cut_within_thought
+from tinkersmith.prompts.tags import is_cut_within_thought
 
 _FENCE = re.compile(r"^[ \t>]*(?:[-*]\s+|\d+\.\s+)?(```+|~~~+)", re.MULTILINE)
 _BEGIN = re.compile(r"\\(begin|end)\s*\{([^{}]*)\}")

@@ -4,7 +4,7 @@ Axes: T tokens, K targets or alternatives of a position.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -103,6 +103,30 @@ class SparseLayout:
 
 
 @dataclass(frozen=True, slots=True)
+class SampledToken:
+    """A token of a sequence, reported as soon as it is sampled."""
+
+    number: int  # of its sequence, among its request's samples
+    token: int
+    logprob: float
+    topk: tuple[np.ndarray, np.ndarray] | None  # ids and log-probabilities, each (K,)
+    stop_reason: str | None  # of the sequence, if this is its last token
+
+
+@dataclass(slots=True, eq=False)
+class SampleProgress:
+    """What connects a request that is being answered with the client that waits for it.
+
+    `take` is called on the engine thread. A sampler that does not work token by token never calls
+    it: the request's result holds everything in any case.
+    """
+
+    take: Callable[[SampledToken], None] | None = None  # None: the client takes all at the end
+    begun: bool = False  # whether a token was reported
+    cancelled: bool = False  # nobody waits any more: the request's places are freed
+
+
+@dataclass(frozen=True, slots=True)
 class SampleRequest:
     """What to sample from one prompt, and which log-probabilities to return.
 
@@ -117,7 +141,8 @@ class SampleRequest:
     top_k: int = -1  # -1: off
     top_p: float = 1.0
     seed: int | None = None
-    stop: list[int] | list[str] | None = None  # None: the model's end tokens; []: none at all
+    stop: Sequence[int | str] | None = None  # None: the model's end tokens; []: none at all
+    stop_at_ends: bool = False  # the model's end tokens besides `stop`
     prompt_logprobs: bool = False
     prompt_logprobs_last_n: int | None = None
     topk_prompt_logprobs: int = 0
@@ -125,6 +150,7 @@ class SampleRequest:
     target_prompt_logprobs: np.ndarray | None = None  # (T - 1, K) token ids; -1: none requested
     target_layout: SparseLayout | None = None  # the requested cells, if the client sent only those
     prompt_alt_tokens_k: int = 0
+    progress: SampleProgress | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_samples <= MAX_SAMPLES:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import tinker
 
     from tinkersmith.progress import Task
+    from tinkersmith.prompts.text_tokenizer import TextTokenizer
     from tinkersmith.text.templates import PromptTemplate
-    from tinkersmith.text.tokenizer import TextTokenizer
 
 IN_FLIGHT = 1024  # requests; the SDK sends some hundreds of them at a time
 _SHORT_FIELD = 100  # characters of an extra field that groups can be formed by

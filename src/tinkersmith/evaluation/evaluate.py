@@ -47,8 +47,8 @@ from tinkersmith.settings.reading import settings_from
 from tinkersmith.version import __version__
 
 if TYPE_CHECKING:
+    from tinkersmith.prompts.text_tokenizer import TextTokenizer
     from tinkersmith.text.templates import PromptTemplate
-    from tinkersmith.text.tokenizer import TextTokenizer
 
 
 def evaluate(

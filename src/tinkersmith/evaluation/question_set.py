@@ -14,8 +14,8 @@ from tinkersmith.plurals import counted
 from tinkersmith.settings.fields import Settings
 
 if TYPE_CHECKING:
+    from tinkersmith.prompts.text_tokenizer import TextTokenizer
     from tinkersmith.text.templates import PromptTemplate
-    from tinkersmith.text.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, slots=True)

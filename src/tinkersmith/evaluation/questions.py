@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tinkersmith.data.samples import Sample, Source
+from tinkersmith.prompts.guards import unguarded
 from tinkersmith.settings.fields import Settings
-from tinkersmith.text.guards import unguarded
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from tinkersmith.prompts.text_tokenizer import TextTokenizer
     from tinkersmith.text.templates import PromptTemplate
-    from tinkersmith.text.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -9,7 +9,7 @@ from typing import Any
 from tinkersmith.data.samples import Sample, Source, Turn, alpaca_sample
 from tinkersmith.errors import UserError
 from tinkersmith.export.base_folder import read_model_json
-from tinkersmith.text.sandbox import render_chat
+from tinkersmith.prompts.sandbox import render_chat
 from tinkersmith.text.templates import ChatTemplate, PromptTemplate, TextTemplate
 
 

@@ -39,8 +39,8 @@ from tinkersmith.text.pieces import Rendered, UnusableSample
 if TYPE_CHECKING:
     import tinker
 
+    from tinkersmith.prompts.text_tokenizer import TextTokenizer
     from tinkersmith.text.templates import PromptTemplate
-    from tinkersmith.text.tokenizer import TextTokenizer
 
 EXPORTS = "exported"  # the folder that gets one folder per export
 _FP32_ON_CPU = 600_000_000  # bytes of 16-bit weights up to which the engine computes in fp32

@@ -39,7 +39,7 @@ def model_card(
     has_chat_template: bool,
 ) -> str:
     """The Markdown of the README.md, with code that asks the model a question."""
-    from tinkersmith.text.guards import unguarded
+    from tinkersmith.prompts.guards import unguarded
 
     sample = alpaca_sample(
         instruction="{instruction}", input="", output="{output}", source=Source("", 1)

@@ -12,9 +12,10 @@ import numpy as np
 
 from tinkersmith.data.samples import Sample, Source
 from tinkersmith.plurals import counted
+from tinkersmith.prompts.tags import split_thought
+from tinkersmith.prompts.text_tokenizer import TextTokenizer
 from tinkersmith.text.templates import ChatTemplate, PromptTemplate
-from tinkersmith.text.thoughts import has_thought, split_thought
-from tinkersmith.text.tokenizer import TextTokenizer
+from tinkersmith.text.thoughts import has_thought
 
 SAME_ANSWER_SHARE = 0.2  # of the samples, above which it is said
 # How models end a turn: an answer, a call of a function, a message.

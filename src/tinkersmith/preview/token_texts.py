@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from tinkersmith.text.tokenizer import TextTokenizer
+from tinkersmith.prompts.text_tokenizer import TextTokenizer
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _SPACE = "▁"  # how SentencePiece writes a space

@@ -11,8 +11,8 @@ from tinkersmith.runs.folder import RunFolder, newest_run, run_of
 from tinkersmith.settings.fields import Settings
 
 if TYPE_CHECKING:
+    from tinkersmith.prompts.text_tokenizer import TextTokenizer
     from tinkersmith.text.templates import PromptTemplate
-    from tinkersmith.text.tokenizer import TextTokenizer
 
 _PATH = re.compile(r"tinker://([^/\s]+)/(weights|sampler_weights)/([^/\s]+)")
 # BACKEND for a run that was trained there: "auto" must not depend on the keys that are set today.

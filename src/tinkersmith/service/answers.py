@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinkersmith.prompts.text_tokenizer import TextTokenizer
 from tinkersmith.settings.fields import Settings
 from tinkersmith.text.templates import ChatTemplate, PromptTemplate
 from tinkersmith.text.tokenize import TokenizedSample
-from tinkersmith.text.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

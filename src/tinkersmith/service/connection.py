@@ -35,7 +35,7 @@ from tinkersmith.settings.fields import Settings
 if TYPE_CHECKING:
     import tinker
 
-    from tinkersmith.text.tokenizer import TextTokenizer
+    from tinkersmith.prompts.text_tokenizer import TextTokenizer
 
 # The training loop reads no log-probability of a position with weight 0, so that our own engine
 # need not compute them. Other servers store this as a note.

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from tinkersmith.data.samples import Sample, Source
 from tinkersmith.errors import UserError
 from tinkersmith.metrics.likelihood import Likelihood, likelihood
+from tinkersmith.prompts.guards import unguarded
 from tinkersmith.service.connection import ServerGone, Service
 from tinkersmith.service.reconnection import Reconnection
-from tinkersmith.text.guards import unguarded
 
 if TYPE_CHECKING:
     import tinker
 
+    from tinkersmith.prompts.text_tokenizer import TextTokenizer
     from tinkersmith.text.templates import PromptTemplate
-    from tinkersmith.text.tokenizer import TextTokenizer
 
 _IN_FLIGHT = 64  # requests: each holds the log-probabilities of a whole sample
 

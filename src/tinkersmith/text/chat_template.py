@@ -14,7 +14,16 @@ from typing import Any, cast
 
 from tinkersmith.data.samples import Sample, Source, Turn
 from tinkersmith.errors import UserError, one_line
-from tinkersmith.text.guards import guard, guard_all, unguarded
+from tinkersmith.prompts.guards import guard, guard_all, unguarded
+from tinkersmith.prompts.probes import AnswerForm, TemplateProbe, ToolForm
+from tinkersmith.prompts.sandbox import TemplateRefusal, render_chat
+from tinkersmith.prompts.tags import (
+    CLOSE,
+    OPEN,
+    is_cut_within_thought,
+    leading_empty_thought,
+    split_thought,
+)
 from tinkersmith.text.pieces import (
     Rendered,
     Untrainable,
@@ -25,17 +34,7 @@ from tinkersmith.text.pieces import (
     user_text,
 )
 from tinkersmith.text.plain_form import PlainForm, learn_plain_form, plain_probe
-from tinkersmith.text.probes import AnswerForm, TemplateProbe, ToolForm
-from tinkersmith.text.sandbox import TemplateRefusal, render_chat
-from tinkersmith.text.thoughts import (
-    CLOSE,
-    OPEN,
-    answer_alone,
-    is_cut_within_thought,
-    leading_empty_thought,
-    split_thought,
-    thought_and_answer,
-)
+from tinkersmith.text.thoughts import answer_alone, thought_and_answer
 
 Message = dict[str, Any]
 _STAND_IN = "\ue000"  # of Unicode's private use: no template looks for it

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.errors import UserError
 from tinkersmith.plurals import counted
+from tinkersmith.prompts.probes import TemplateProbe
 from tinkersmith.text.chat_template import ChatTemplate
-from tinkersmith.text.probes import TemplateProbe
 from tinkersmith.text.text_template import (
     ALPACA_FORMAT,
     ALPACA_FORMAT_WITHOUT_INPUT,
@@ -21,7 +21,7 @@ from tinkersmith.text.text_template import (
 from tinkersmith.text.thoughts import ThoughtCounts
 
 if TYPE_CHECKING:
-    from tinkersmith.text.tokenizer import TextTokenizer
+    from tinkersmith.prompts.text_tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, slots=True)

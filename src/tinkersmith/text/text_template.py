@@ -14,17 +14,10 @@ from typing import Any
 
 from tinkersmith.data.samples import Sample, Turn
 from tinkersmith.errors import UserError, one_line
-from tinkersmith.text.guards import guard, guard_all
+from tinkersmith.prompts.guards import guard, guard_all
+from tinkersmith.prompts.tags import CLOSE, OPEN, THOUGHT_TAGS, is_cut_within_thought, split_thought
 from tinkersmith.text.pieces import Piece, Rendered, naming, plain_text, start_of, trained_turns
-from tinkersmith.text.thoughts import (
-    CLOSE,
-    OPEN,
-    THOUGHT_TAGS,
-    answer_alone,
-    is_cut_within_thought,
-    split_thought,
-    thought_and_answer,
-)
+from tinkersmith.text.thoughts import answer_alone, thought_and_answer
 
 INSTRUCTION_FORMAT = "System: {system}\nInstruction: {instruction}\nInput: {input}\nResponse:\n"
 # The wording is that of the Alpaca data set, since models trained on it expect it to the letter.

@@ -20,6 +20,7 @@ from tinkersmith.data.large_files import Chunk, read_chunk
 from tinkersmith.data.samples import Source
 from tinkersmith.errors import UserError
 from tinkersmith.files import write_atomically
+from tinkersmith.prompts.text_tokenizer import TextTokenizer
 from tinkersmith.text.templates import PromptTemplate
 from tinkersmith.text.tokenize import (
     LengthEvent,
@@ -29,7 +30,6 @@ from tinkersmith.text.tokenize import (
     spans_before,
     untrained,
 )
-from tinkersmith.text.tokenizer import TextTokenizer
 
 FOLDER = "token-cache"
 _FORM = 5  # of the files

@@ -17,9 +17,10 @@ import numpy as np
 
 from tinkersmith.data.samples import Sample, Source, characters
 from tinkersmith.plurals import counted
+from tinkersmith.prompts.text_tokenizer import CHUNK, TextTokenizer
 from tinkersmith.text.pieces import Rendered, Untrainable
 from tinkersmith.text.templates import PromptTemplate, choose_template
-from tinkersmith.text.tokenizer import CHUNK, TextTokenizer, load_tokenizer
+from tinkersmith.text.tokenizer import load_tokenizer
 
 _LISTED = 10  # samples that are listed
 _CHUNK_CHARACTERS = 2_000_000  # of a chunk of samples: usual ones have less

@@ -20,6 +20,7 @@ from tinkersmith.models import local_model_folder, resolve_base_model
 from tinkersmith.plurals import counted
 from tinkersmith.preview.opening import opening_lines
 from tinkersmith.progress import Progress
+from tinkersmith.prompts.text_tokenizer import TextTokenizer
 from tinkersmith.runs.folder import Checkpoint, RunFolder
 from tinkersmith.runs.provenance import (
     Differences,
@@ -47,7 +48,6 @@ from tinkersmith.settings.measures import VALIDATION_LOSS, best_by
 from tinkersmith.settings.reading import settings_for_file
 from tinkersmith.text.choose import Decision, decide, template_lines
 from tinkersmith.text.templates import PromptTemplate, choose_template
-from tinkersmith.text.tokenizer import TextTokenizer
 from tinkersmith.training.divergence import lower_rate
 from tinkersmith.training.scored_questions import (
     digest_of_questions,

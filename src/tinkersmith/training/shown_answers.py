@@ -10,9 +10,9 @@ import numpy as np
 from tinkersmith.data.samples import Sample
 from tinkersmith.files import write_json
 from tinkersmith.plurals import counted
+from tinkersmith.prompts.guards import unguarded
 from tinkersmith.runs.folder import SAMPLES_FILE
 from tinkersmith.service.answers import answer_within, request_answers
-from tinkersmith.text.guards import unguarded
 from tinkersmith.training.hard_samples import last_question
 from tinkersmith.training.plan import Plan
 

@@ -19,13 +19,20 @@ from tests.support.base_models import SIZES, save
 from tests.support.loading import load_with_torch
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.messages import Datum, LoraConfig, SampledSequence, SampleRequest
+from tinkersmith.engine.messages import (
+    Datum,
+    LoraConfig,
+    SampledSequence,
+    SampledToken,
+    SampleProgress,
+    SampleRequest,
+)
 from tinkersmith.engine.model.adapters import snapshot
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.sampling import checks, sampler
 from tinkersmith.engine.sampling.checks import check_request
-from tinkersmith.engine.sampling.sampler import sample
+from tinkersmith.engine.sampling.sampler import ends_of, sample
 from tinkersmith.engine.sampling.token_choice import choose_tokens
 from tinkersmith.engine.training.step import forward
 
@@ -460,3 +467,42 @@ def test_a_table_over_the_prompt_that_would_fill_the_memory_is_refused(
     wanted[name] += 1
     with pytest.raises(Refused, match=f"{name} is 101; with a prompt of 3 tokens at most 100"):
         check_request(base, SampleRequest([1, 2, 3], **wanted))
+
+
+def test_tokens_are_reported_as_they_are_sampled(base: BaseModel) -> None:
+    tokens: list[SampledToken] = []
+    request = SampleRequest([5, 6, 7], 3, 8, seed=1, stop=[], topk_sample_logprobs=2)
+    watched = dataclasses.replace(request, progress=SampleProgress(tokens.append))
+    [result], [plain] = sample(base, None, [watched]), sample(base, None, [request])
+    for number, sequence in enumerate(result.sequences):
+        own = [token for token in tokens if token.number == number]
+        assert [token.token for token in own] == sequence.tokens == plain.sequences[number].tokens
+        assert [token.logprob for token in own] == sequence.logprobs
+        assert [token.stop_reason for token in own] == [None] * 7 + ["length"]
+        assert all(token.topk is not None and len(token.topk[0]) == 2 for token in own)
+
+
+def test_a_cancelled_request_frees_its_slots_and_changes_no_other(base: BaseModel) -> None:
+    taken: list[SampledToken] = []
+
+    def take(token: SampledToken) -> None:
+        taken.append(token)
+        progress.cancelled = len(taken) == 10
+
+    progress = SampleProgress(take)
+    leaving = SampleRequest([5, 6, 7], 5, 400, seed=1, stop=[], progress=progress)
+    never = dataclasses.replace(leaving, progress=SampleProgress(taken.append, cancelled=True))
+    staying = SampleRequest([8, 9], 2, 12, seed=2, stop=[])
+    left, unheard, stayed = sample(base, None, [leaving, never, staying])
+    assert all(len(sequence.tokens) <= 3 for sequence in left.sequences)
+    assert [len(sequence.tokens) for sequence in unheard.sequences] == [0] * 5
+    [alone] = sample(base, None, [staying])
+    assert [s.tokens for s in stayed.sequences] == [s.tokens for s in alone.sequences]
+    assert sample(base, None, [never])[0].sequences[0].tokens == []
+
+
+def test_own_stops_can_stand_beside_the_models_end_tokens(base: BaseModel) -> None:
+    request = SampleRequest([5], stop=[7, "x"], stop_at_ends=True)
+    assert ends_of(base, request) == [7, "x", *sorted(base.eos_ids)]
+    assert ends_of(base, dataclasses.replace(request, stop_at_ends=False)) == [7, "x"]
+    assert ends_of(base, SampleRequest([5])) == sorted(base.eos_ids)

@@ -24,7 +24,7 @@ from tinkersmith.engine.messages import SampledSequence, SampleRequest, SampleRe
 from tinkersmith.engine.model.adapters import save_adapter
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
-from tinkersmith.engine.sampling.sampler import asks_about_prompt, sample
+from tinkersmith.engine.sampling.sampler import asks_about_prompt, ends_of, sample
 
 _SHARE = 0.5  # of the GPU's free memory; the rest is for training
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values of max_lora_rank that vLLM allows
@@ -237,7 +237,7 @@ def _generate(
 
 def sampling_params(base: BaseModel, request: SampleRequest) -> dict[str, Any]:
     """A request as arguments of vLLM's SamplingParams."""
-    stop = sorted(base.eos_ids) if request.stop is None else request.stop
+    stop = ends_of(base, request)
     texts = [text for text in stop if isinstance(text, str)]
     return {
         "n": request.num_samples,

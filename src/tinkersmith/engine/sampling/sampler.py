@@ -17,7 +17,12 @@ import numpy as np
 import torch
 
 from tinkersmith.engine.hardware.memory import free_memory
-from tinkersmith.engine.messages import SampledSequence, SampleRequest, SampleResult
+from tinkersmith.engine.messages import (
+    SampledSequence,
+    SampledToken,
+    SampleRequest,
+    SampleResult,
+)
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.kernels import ExactLogits
 from tinkersmith.engine.model.lora import Adapter
@@ -119,7 +124,10 @@ def sample(
     active: list[_Row] = []
     while waiting or active:
         if waiting and len(active) < slots:
+            waiting = deque(prompt for prompt in waiting if not _is_cancelled(prompt.request))
             _fill(base, decoder, waiting, results, active, slots)
+            if not active:
+                break
         requests = [row.request for row in active]
         greedy = not any(
             request.temperature or request.topk_sample_logprobs for request in requests
@@ -168,9 +176,21 @@ def asks_about_prompt(request: SampleRequest) -> bool:
     )
 
 
+def ends_of(base: BaseModel, request: SampleRequest) -> list[int | str]:
+    """The tokens and texts that end an answer."""
+    ends: list[int | str] = sorted(base.eos_ids)
+    if request.stop is None:
+        return ends
+    return [*request.stop, *(ends if request.stop_at_ends else [])]
+
+
+def _is_cancelled(request: SampleRequest) -> bool:
+    return request.progress is not None and request.progress.cancelled
+
+
 def _new_row(base: BaseModel, request: SampleRequest, number: int) -> _Row:
     longest = base.max_context - len(request.prompt) + 1
-    stop = sorted(base.eos_ids) if request.stop is None else request.stop
+    stop = ends_of(base, request)
     return _Row(
         request=request,
         sequence=SampledSequence(),
@@ -251,7 +271,9 @@ def _drop_finished(
 ) -> None:
     """Free the slots of finished rows; the last row moves into the gap."""
     for slot in range(len(active) - 1, -1, -1):
-        if not _finished(active[slot], decode):
+        finished = _finished(active[slot], decode)
+        _report(active[slot], finished)
+        if not finished:
             continue
         _close(active[slot])
         last = len(active) - 1
@@ -274,7 +296,20 @@ def _finished(row: _Row, decode: Callable[[list[int]], str] | None) -> bool:
         if any(text in tail for text in row.stop_texts):
             row.sequence.stop_reason = "stop"
             return True
-    return len(tokens) >= row.limit
+    return len(tokens) >= row.limit or _is_cancelled(row.request)
+
+
+def _report(row: _Row, finished: bool) -> None:
+    """Tell a client that waits for each token of the row's last one."""
+    progress = row.request.progress
+    if progress is None or progress.take is None or progress.cancelled:
+        return
+    topk = (row.top_ids[-1], row.top_logprobs[-1]) if row.request.topk_sample_logprobs else None
+    sequence = row.sequence
+    reason = sequence.stop_reason if finished else None
+    token, logprob = sequence.tokens[-1], sequence.logprobs[-1]
+    progress.begun = True
+    progress.take(SampledToken(row.number, token, logprob, topk, reason))
 
 
 def _close(row: _Row) -> None:

@@ -138,6 +138,11 @@ class EngineThread(threading.Thread):
         """See `ModelOperations.facts`; empty until the models are prepared."""
         return self._models.facts() if self._models is not None else {}
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the models are prepared, so that a job begins as soon as its turn comes."""
+        return self._models is not None
+
     def run(self) -> None:
         try:
             self._models = models = self._prepare()

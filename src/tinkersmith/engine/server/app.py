@@ -1,4 +1,4 @@
-"""The Tinker API as an ASGI application: all routes, behind the checks of host and API key.
+"""The Tinker API and two inference APIs as an ASGI application, behind checks of host and key.
 
 A numbered operation is never refused by an HTTP status once its number is known: the client would
 wait forever for the missing number. It is accepted, and its future fails with a sentence. Every
@@ -11,6 +11,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tinkersmith.engine.scheduling.sessions import Sessions
+from tinkersmith.engine.server.api_errors import ANTHROPIC, OPENAI
 from tinkersmith.engine.server.hosts import HostGuard
 from tinkersmith.engine.server.http import (
     API,
@@ -23,7 +24,12 @@ from tinkersmith.engine.server.http import (
     no_such_route,
 )
 from tinkersmith.engine.server.identity import IdentityRoutes, is_token
+from tinkersmith.engine.server.routes.anthropic_messages import AnthropicMessages
 from tinkersmith.engine.server.routes.archive import ArchiveRoutes
+from tinkersmith.engine.server.routes.inference_fields import answering
+from tinkersmith.engine.server.routes.inference_models import InferenceModels
+from tinkersmith.engine.server.routes.openai_chat import OpenAIChat
+from tinkersmith.engine.server.routes.openai_completions import OpenAICompletions
 from tinkersmith.engine.server.routes.rest import RestRoutes, refused_routes
 from tinkersmith.engine.server.routes.sampling import SamplingRoutes
 from tinkersmith.engine.server.routes.service import ServiceRoutes
@@ -61,6 +67,7 @@ def make_app(
                 Route(API + path, in_sentences(handler, _body_type(path)), methods=[method])
                 for method, path, handler in handlers
             ),
+            *_inference_routes(InferenceModels(sessions, catalogue)),
             Route(f"{FILES}/{{token}}/traces/{{session_id}}.json", in_sentences(traces.download)),
             Route(f"{FILES}/{{token}}/{{path:path}}", in_sentences(rest.download)),
         ],
@@ -69,6 +76,27 @@ def make_app(
     app.router.redirect_slashes = False  # a redirect is no sentence
     guarded = HostGuard(KeyGuard(app, key, is_token), hosts, any_own_address=any_own_address)
     return EarlyAnswers(guarded)
+
+
+def _inference_routes(models: InferenceModels) -> list[Route]:
+    """The routes of OpenAI's and Anthropic's API."""
+    completions, chat, messages = (
+        OpenAICompletions(models),
+        OpenAIChat(models),
+        AnthropicMessages(models),
+    )
+    handlers = [
+        ("GET", OPENAI, "/models", completions.list_models),
+        ("GET", OPENAI, "/models/{name:path}", completions.one_model),
+        ("POST", OPENAI, "/completions", completions.completions),
+        ("POST", OPENAI, "/chat/completions", chat.chat_completions),
+        ("POST", ANTHROPIC, "/messages", messages.messages),
+        ("POST", ANTHROPIC, "/messages/count_tokens", messages.count_tokens),
+    ]
+    return [
+        Route(api + path, answering(api + path, handler), methods=[method])
+        for method, api, path, handler in handlers
+    ]
 
 
 def _body_type(path: str) -> str:

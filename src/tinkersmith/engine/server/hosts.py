@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.server.http import detail
+from tinkersmith.engine.server.api_errors import error_response
 
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.-]{1,253})(?::[0-9]{1,5})?")
@@ -60,7 +60,7 @@ class HostGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (sentence := self._objection(scope)) is not None:
-            await detail(sentence, 403)(scope, receive, send)
+            await error_response(scope["path"], sentence, 403)(scope, receive, send)
             return
         await self.app(scope, receive, send)
 

@@ -10,11 +10,12 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tinkersmith.engine.errors import Gone, NotFound, Refused
 from tinkersmith.engine.scheduling.queue import failure
+from tinkersmith.engine.server.api_errors import detail, error_response
 from tinkersmith.engine.server.bodies import HEAD, MAX_BODY, MAX_JSON
 from tinkersmith.engine.server.fields import is_object
 
@@ -36,10 +37,15 @@ class BadBody(Refused):
         self.head = head
 
 
+class TooLargeBody(BadBody):
+    """A body beyond the limit."""
+
+
 class KeyGuard:
     """Refuses requests without the right key or a token made with it.
 
-    Health checks and downloads need neither.
+    The key stands in X-API-Key or, as a bearer token, in Authorization. Health checks and downloads
+    need none.
     """
 
     def __init__(
@@ -51,8 +57,8 @@ class KeyGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not self._allowed(scope):
-            refusal = detail("the API key is not this engine's key.", 401)
-            await refusal(scope, receive, send)
+            sentence = "the API key is not this engine's key."
+            await error_response(scope["path"], sentence, 401)(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
@@ -60,10 +66,13 @@ class KeyGuard:
         # Downloads need no key: their address holds a secret of its own.
         if scope["path"] == f"{API}/healthz" or scope["path"].startswith(f"{FILES}/"):
             return True
-        sent = dict(scope["headers"]).get(b"x-api-key", b"")
-        if hmac.compare_digest(sent, self.key):
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        scheme, _, bearer = headers.get(b"authorization", b"").strip().partition(b" ")
+        sent = headers.get(b"x-api-key", b"")
+        keys = [sent, bearer.strip()] if scheme.lower() == b"bearer" else [sent]
+        if any(hmac.compare_digest(key, self.key) for key in keys):
             return True
-        return self.is_token(self.key, sent.decode("latin-1"), time.time())
+        return any(self.is_token(self.key, key.decode("latin-1"), time.time()) for key in keys)
 
 
 class EarlyAnswers:
@@ -113,7 +122,7 @@ def in_sentences(handler: Handler, body_type: str = JSON) -> Handler:
 
     async def answer(request: Request) -> Response:
         try:
-            if (sent := _wrong_type(request, body_type)) is not None:
+            if (sent := wrong_type(request, body_type)) is not None:
                 return detail(f"the content-type is {sent!r}; it must be {body_type}.", 415)
             return await handler(request)
         except NotFound as error:
@@ -130,7 +139,7 @@ def in_sentences(handler: Handler, body_type: str = JSON) -> Handler:
     return answer
 
 
-def _wrong_type(request: Request, body_type: str) -> str | None:
+def wrong_type(request: Request, body_type: str) -> str | None:
     """The type of the request's body if it is not `body_type`; None: it is, or there is no body."""
     if request.method in ("GET", "HEAD"):
         return None
@@ -145,12 +154,7 @@ def _wrong_type(request: Request, body_type: str) -> str | None:
 async def no_such_route(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 404
     sentence = f"this engine has no {request.method} {request.url.path}."
-    return detail(sentence, status)
-
-
-def detail(sentence: str, status: int) -> JSONResponse:
-    # The sentence may quote an unpaired surrogate, which UTF-8 cannot encode.
-    return JSONResponse({"detail": sentence.encode(errors="replace").decode()}, status)
+    return error_response(request.url.path, sentence, status)
 
 
 async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
@@ -173,7 +177,7 @@ async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
     head = bytearray()
     while chunks and len(head) < HEAD:
         head += chunks.pop(0)
-    raise BadBody(
+    raise TooLargeBody(
         f"the body has {shown} MiB; the limit is {limit >> 20} MiB: send smaller batches.",
         bytes(head[:HEAD]),
     )

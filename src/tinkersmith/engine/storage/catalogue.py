@@ -64,7 +64,7 @@ class Catalogue:
         return [
             {
                 "model_name": name,
-                "max_context_length": _context_length(folder),
+                "max_context_length": context_length(folder),
                 "trainable": True,
                 "sampleable": True,
             }
@@ -174,7 +174,7 @@ def model_config(folder: Path) -> dict[str, Any]:
         raise Refused(f"{file} is damaged: {error}. Copy the model again.") from None
 
 
-def _context_length(folder: Path) -> int | None:
+def context_length(folder: Path) -> int | None:
     """The length that config.json names; None if it names none, or has been damaged since."""
     try:
         config = model_config(folder)

@@ -4,15 +4,16 @@ A template is a program, and its source does not say what it drops. So short con
 that mean nothing are rendered, and looked for in the result.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from tinkersmith.errors import UserError
-from tinkersmith.text.sandbox import render_chat
-from tinkersmith.text.thoughts import CLOSE, OPEN, leading_empty_thought
+from tinkersmith.prompts.sandbox import render_chat
+from tinkersmith.prompts.tags import CLOSE, OPEN, leading_empty_thought
 
 QUESTION, ANSWER, THOUGHT = "qqq", "zzz", "ttt"
 _ASKED = {"role": "user", "content": QUESTION}
@@ -57,6 +58,15 @@ class ToolForm:
     arguments_as_text: bool
     empty_content: str | None  # the content of a message that only calls
     calls: bool  # whether it writes calls at all
+
+
+@dataclass(frozen=True, slots=True)
+class CallForm:
+    """What a template writes around the JSON of a call of a function."""
+
+    opening: str  # "" if an answer that calls is nothing but JSON
+    closing: str
+    arguments: str  # the name of the field with the arguments
 
 
 @dataclass(frozen=True)
@@ -135,6 +145,48 @@ class TemplateProbe:
                 if text.count("look_up") > asked.count("look_up") and "vvv" in text:
                     return ToolForm(isinstance(arguments, str), content, calls=True)
         return ToolForm(arguments_as_text=False, empty_content="", calls=False)
+
+    def call_form(self, form: ToolForm) -> CallForm | None:
+        """How calls are written; None if the template writes none, or not as JSON."""
+        if not form.calls:
+            return None
+        arguments: Any = {"key": "vvv"}
+        call = {
+            "name": "look_up",
+            "arguments": json.dumps(arguments) if form.arguments_as_text else arguments,
+        }
+        message = {
+            "role": "assistant",
+            "content": form.empty_content,
+            "tool_calls": [{"id": "call12345", "type": "function", "function": call}],
+        }
+        prompt = self.attempt([_ASKED], prompt=True, tools=[_TOOL])
+        whole = self.attempt([_ASKED, message], tools=[_TOOL])
+        written = whole.removeprefix(prompt) if whole.startswith(prompt) else whole
+        decoder = json.JSONDecoder()
+        for match in reversed(list(re.finditer(r"\{", written))):
+            try:
+                value, end = decoder.raw_decode(written, match.start())
+            except ValueError:
+                continue
+            fields = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+            if fields.get("name") != "look_up":
+                continue
+            name = next((n for n in ("arguments", "parameters") if fields.get(n) == arguments), "")
+            if not name:
+                continue
+            before = leading_empty_thought(written[: match.start()])
+            opening = written[len(before) : match.start()].split()[-1:]
+            closing = written[end:].split()[:1]
+            special = self.special_pattern.search(closing[0]) if closing else None
+            return CallForm(
+                opening=opening[0].removesuffix("[") if opening else "",
+                closing=closing[0][: special.start() if special else None].removeprefix("]")
+                if closing
+                else "",
+                arguments=name,
+            )
+        return None
 
     @cached_property
     def special_pattern(self) -> re.Pattern[str]:

@@ -1,0 +1,81 @@
+"""A refusal -> an answer in the form of the called API: Tinker's, OpenAI's or Anthropic's."""
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+OPENAI = "/oai/api/v1"
+ANTHROPIC = "/anthropic/api/v1"
+
+_OPENAI_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+}
+_OPENAI_CODES = {
+    401: "invalid_api_key",
+    429: "rate_limit_exceeded",
+    503: "service_unavailable",
+}
+_RETRY_AFTER = {429: "1", 503: "5"}  # seconds
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    503: "overloaded_error",
+}
+
+
+class ApiError(Exception):
+    """A refusal of an inference API, with its status and the parameter that is wrong."""
+
+    def __init__(
+        self, status: int, sentence: str, *, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(sentence)
+        self.status, self.param, self.code = status, param, code
+
+
+def detail(sentence: str, status: int) -> JSONResponse:
+    """An error as the Tinker SDK reads it."""
+    # The sentence may quote an unpaired surrogate, which UTF-8 cannot encode.
+    return JSONResponse({"detail": sentence.encode(errors="replace").decode()}, status)
+
+
+def error_response(path: str, sentence: str, status: int, **rest: str | None) -> JSONResponse:
+    """An error in the form of the API that `path` belongs to."""
+    if not path.startswith((f"{OPENAI}/", f"{ANTHROPIC}/")):
+        return detail(sentence, status)
+    retry = {"retry-after": _RETRY_AFTER[status]} if status in _RETRY_AFTER else {}
+    return JSONResponse(error_body(path, sentence, status, **rest), status, _headers(path) | retry)
+
+
+def _headers(path: str) -> dict[str, str]:
+    name = "request-id" if path.startswith(ANTHROPIC) else "x-request-id"
+    return {name: f"req_{secrets.token_hex(12)}"}
+
+
+def error_body(
+    path: str, sentence: str, status: int, *, param: str | None = None, code: str | None = None
+) -> Mapping[str, Any]:
+    """The JSON of an error, also for an error within a stream."""
+    sentence = sentence.encode(errors="replace").decode()
+    if path.startswith(f"{ANTHROPIC}/"):
+        kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": sentence}}
+    return {
+        "error": {
+            "message": sentence,
+            "type": _OPENAI_TYPES.get(status, "invalid_request_error"),
+            "param": param,
+            "code": code or _OPENAI_CODES.get(status),
+        }
+    }

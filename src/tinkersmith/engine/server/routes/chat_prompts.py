@@ -1,0 +1,245 @@
+"""A model folder's tokenizer and chat template: messages -> the tokens of a prompt.
+
+Texts of users never become control tokens, as in training.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from tinkersmith.engine.server.api_errors import ApiError
+from tinkersmith.errors import UserError
+from tinkersmith.prompts.guards import guard, guard_all
+from tinkersmith.prompts.probes import AnswerForm, CallForm, TemplateProbe, ToolForm
+from tinkersmith.prompts.sandbox import TemplateRefusal, render_chat
+from tinkersmith.prompts.tags import CLOSE, OPEN, split_thought
+from tinkersmith.prompts.text_tokenizer import TextTokenizer, read_tokenizer
+
+ChatMessage = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation in OpenAI's form, as a template takes it."""
+
+    messages: list[ChatMessage]
+    tools: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    think: bool | None = None  # None: as the template does
+    variables: dict[str, Any] = field(default_factory=dict[str, Any])  # of the template
+    begun: str = ""  # an answer that the model is to continue
+
+
+@dataclass(frozen=True)
+class ModelTexts:
+    """What turns the texts of one base model into tokens and back. Any thread may use it."""
+
+    name: str  # of the base model
+    tokenizer: TextTokenizer
+    date: str  # today, for templates that write it
+
+    @cached_property
+    def probe(self) -> TemplateProbe:
+        """The chat template, to be tried.
+
+        Raises:
+            ApiError: the model has none.
+        """
+        tokenizer = self.tokenizer
+        if tokenizer.chat_template is None:
+            raise ApiError(
+                400,
+                f"{self.name} has no chat template, so messages cannot be written as its prompt. "
+                "Write the prompt yourself, and send it to /oai/api/v1/completions.",
+                param="messages",
+            )
+        return TemplateProbe(
+            tokenizer.chat_template,
+            self.date,
+            tokenizer.named_tokens,
+            tuple(tokenizer.special_tokens),
+            tokenizer.eos_text,
+        )
+
+    @cached_property
+    def form(self) -> AnswerForm:
+        """What the template writes around answers."""
+        try:
+            return self.probe.answer_form()
+        except UserError as error:
+            raise ApiError(400, f"the chat template of {self.name} fails: {error}") from None
+
+    @cached_property
+    def tool_form(self) -> ToolForm:
+        return self.probe.tool_form()
+
+    @cached_property
+    def call_form(self) -> CallForm | None:
+        return self.probe.call_form(self.tool_form)
+
+    @property
+    def knows_thoughts(self) -> bool:
+        """Whether the template writes thoughts, so that they are told apart from answers."""
+        return self.form.carrier != "text"
+
+    def chat_ends(self) -> list[int | str]:
+        """What ends an answer besides the model's end tokens: the template's own end."""
+        end = self.form.end
+        tokens = self.tokens_of(end) if end else []
+        if len(tokens) == 1:
+            return [tokens[0]]
+        return [end.strip()] if end.strip() else []
+
+    def prompt_text(self, chat: Chat) -> str:
+        """The text of the prompt, guarded.
+
+        Raises:
+            ApiError: the template refuses the messages, or leaves out one of them.
+        """
+        probe, form = self.probe, self.form
+        variables = {**form.variables(chat.think), **chat.variables}
+        tools = cast("list[dict[str, Any]]", self._guarded(chat.tools)) or None
+        if tools and self.call_form is None:
+            raise ApiError(
+                400,
+                f"the chat template of {self.name} does not write calls of functions as JSON, so "
+                "tools cannot be used with it. Send the request without tools.",
+                param="tools",
+            )
+        messages = [self._message(message) for message in chat.messages]
+        try:
+            text = render_chat(
+                probe.source,
+                probe.date,
+                messages,
+                {**probe.named_tokens, **variables},
+                tools=tools,
+                add_generation_prompt=True,
+            )
+        except TemplateRefusal as refusal:
+            raise ApiError(400, f"{refusal.reason}.", param="messages") from None
+        self._check_complete(messages, tools or [], text)
+        return text + guard(chat.begun, self._guarded_tokens)
+
+    def tokens_of(self, text: str) -> list[int]:
+        return [int(token) for token in self.tokenizer.encode(text)]
+
+    def completion_prompt(self, text: str) -> list[int]:
+        """The tokens of a prompt that the user has written, control tokens included."""
+        begin = self.tokenizer.begin_text
+        return self.tokens_of(text if begin and text.startswith(begin) else begin + text)
+
+    def opens_thought(self, prompt: str) -> bool:
+        """Whether a prompt ends within a thought, so that an answer begins inside it."""
+        return self.knows_thoughts and prompt.rstrip().endswith(self.opening)
+
+    @property
+    def opening(self) -> str:
+        return self.form.opening.strip() or OPEN
+
+    @property
+    def closing(self) -> str:
+        return self.form.closing.strip() or CLOSE
+
+    @cached_property
+    def _guarded_tokens(self) -> tuple[str, ...]:
+        tokenizer = self.tokenizer
+        tags = (OPEN, CLOSE) if "think>" in (tokenizer.chat_template or "") else ()
+        return tuple(dict.fromkeys((*tokenizer.special_tokens, *tokenizer.control_tokens, *tags)))
+
+    def _guarded(self, value: Any) -> Any:
+        return guard_all(value, self._guarded_tokens)
+
+    def _message(self, message: ChatMessage) -> ChatMessage:
+        """A message as the template wants it: thoughts in its own field, calls in its own form."""
+        if message["role"] != "assistant":
+            return self._guarded(message)
+        message = dict(message)
+        thought: str = message.pop("reasoning_content", "")
+        answer: str = message.get("content") or ""
+        inline = split_thought(answer) if self.knows_thoughts else None
+        if inline is not None:
+            thought, answer = thought or inline[0], inline[1]
+        calls: list[Any] = message.pop("tool_calls", [])
+        written = cast("ChatMessage", self._guarded(message))
+        written["content"] = self._guarded(answer)
+        if thought.strip() and self.form.carrier == "content":
+            words = self._guarded(thought)
+            written["content"] = f"{OPEN}\n{words}\n{CLOSE}\n\n{written['content']}"
+        elif thought.strip() and self.form.carrier not in ("prompt", "text"):
+            written[self.form.carrier] = self._guarded(thought)
+        if calls:
+            form = self.tool_form
+            if not form.calls:
+                raise ApiError(
+                    400,
+                    f"the chat template of {self.name} does not write calls of functions; leave "
+                    "tool_calls out.",
+                    param="messages",
+                )
+            written["tool_calls"] = [self._guarded(_call(call, form)) for call in calls]
+            written["content"] = written["content"] or form.empty_content
+        return written
+
+    def _check_complete(
+        self, messages: Sequence[ChatMessage], tools: Sequence[dict[str, Any]], text: str
+    ) -> None:
+        """Refuse a template that leaves out a part of the prompt; Jinja says nothing of it."""
+        words = " ".join(text.split())
+        for message in messages:
+            content: object = message.get("content")
+            if message["role"] == "assistant" or not isinstance(content, str):
+                continue
+            sought = " ".join(content.split())
+            if sought not in words and json.dumps(content, ensure_ascii=False)[1:-1] not in text:
+                raise ApiError(
+                    400,
+                    f"the chat template of {self.name} leaves out a text of the role "
+                    f"{message['role']!r}. Leave that message out, or put its text into another.",
+                    param="messages",
+                )
+        for tool in tools:
+            if tool["function"]["name"] not in text:
+                raise ApiError(
+                    400,
+                    f"the chat template of {self.name} leaves out the functions that can be "
+                    "called. Send the request without tools.",
+                    param="tools",
+                )
+
+
+def _call(call: dict[str, Any], form: ToolForm) -> dict[str, Any]:
+    """A call with its arguments as text, or parsed, as the template wants them."""
+    function = dict(call["function"])
+    if not form.arguments_as_text:
+        try:
+            function["arguments"] = json.loads(function["arguments"] or "{}")
+        except ValueError:
+            raise ApiError(
+                400,
+                f"the arguments of a call of {function['name']!r} are not JSON.",
+                param="messages",
+            ) from None
+    return {**call, "function": function}
+
+
+def read_texts(name: str, folder: Path, today: str) -> ModelTexts:
+    """The texts of a base model in `folder`.
+
+    Raises:
+        ApiError: it has no tokenizer.json, or a damaged one.
+    """
+    try:
+        tokenizer = read_tokenizer(folder)
+    except UserError as error:
+        raise ApiError(500, str(error)) from None
+    if tokenizer is None:
+        raise ApiError(
+            400,
+            f"{name} has no tokenizer.json, which texts need here. Sample from it with the SDK, "
+            "which sends tokens.",
+            param="model",
+        )
+    return ModelTexts(name, tokenizer, today)

@@ -1,0 +1,183 @@
+"""The name of a model in a request of the inference APIs -> weights to sample from, and texts.
+
+A name is that of a base model, a tinker:// path, or both: `base;path`. Weights stay loaded until
+others are used more often; the engine spills what does not fit into memory.
+"""
+
+import asyncio
+import dataclasses
+import datetime
+import itertools
+from collections import OrderedDict
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.scheduling.operations import ModelOperations
+from tinkersmith.engine.scheduling.queue import Future, Result
+from tinkersmith.engine.scheduling.sessions import Sessions
+from tinkersmith.engine.server.api_errors import ApiError
+from tinkersmith.engine.server.fields import shown
+from tinkersmith.engine.server.routes.chat_prompts import ModelTexts, read_texts
+from tinkersmith.engine.storage.catalogue import Catalogue, context_length
+from tinkersmith.engine.storage.folders import TinkerPath, parse_path
+
+MOST_LOADED = 32  # models that stay loaded for the next request
+MOST_SEQUENCES = 1024  # that requests may wait for at once; more are refused with 429
+_Key = tuple[str, str, float]  # base model, path ("" for none), time of the checkpoint
+
+
+@dataclass(slots=True)
+class _Loaded:
+    sampler_id: str
+    loaded: Future
+    users: int = 0  # requests that sample from it now
+
+
+@dataclass(frozen=True, slots=True)
+class NamedModel:
+    """What a model's name stands for."""
+
+    name: str  # as the client wrote it
+    base_model: str
+    path: TinkerPath | None
+    created: float  # when the checkpoint was saved: another one may get its path later
+    texts: ModelTexts
+    context: int | None  # tokens; None: config.json does not say
+
+
+@dataclass(slots=True)
+class InferenceModels:
+    """All models that the inference routes have been asked for. Used on the event loop only."""
+
+    sessions: Sessions
+    catalogue: Catalogue
+    waiting: int = 0  # sequences that requests wait for
+    _loaded: OrderedDict[_Key, _Loaded] = field(default_factory=OrderedDict[_Key, _Loaded])
+    _texts: dict[Path, ModelTexts] = field(default_factory=dict[Path, ModelTexts])
+    _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
+
+    async def find(self, name: object) -> NamedModel:
+        """The model that a request names.
+
+        Raises:
+            ApiError: there is no such model.
+        """
+        if not isinstance(name, str) or not name:
+            raise ApiError(
+                400, f"model is {shown(name)}; it must be a model's name.", param="model"
+            )
+        base, path, created = await self._resolve(name)
+        try:
+            folder = await asyncio.to_thread(self.catalogue.folder, base)
+        except Refused as refusal:
+            raise _unknown(str(refusal)) from None
+        today = datetime.date.today().isoformat()
+        if folder not in self._texts:
+            self._texts[folder] = await asyncio.to_thread(read_texts, base, folder, today)
+        elif self._texts[folder].date != today:  # some templates write it
+            self._texts[folder] = dataclasses.replace(self._texts[folder], date=today)
+        context = await asyncio.to_thread(context_length, folder)
+        return NamedModel(name, base, path, created, self._texts[folder], context)
+
+    async def _resolve(self, name: str) -> tuple[str, TinkerPath | None, float]:
+        start = name.find("tinker://")
+        if start < 0:
+            return name, None, 0.0
+        wanted, text = name[:start], name[start:]
+        if wanted and not wanted.endswith(";"):
+            raise _unknown(
+                f"the model {shown(name)} is neither a name, nor a path, nor NAME;PATH with one "
+                "semicolon."
+            )
+        try:
+            path = parse_path(text)
+            store = self.sessions.store
+            base, created = await store.read(
+                lambda: (store.run(path.run_id).base_model, store.checkpoint(path).created)
+            )
+        except Refused as refusal:
+            raise _unknown(str(refusal)) from None
+        if path.segment == "external_weights":
+            raise _unknown(f"{path} is for download; name a sampler_weights path.")
+        if wanted and wanted[:-1] != base:
+            raise ApiError(400, f"{path} belongs to {base}, not to {wanted[:-1]}.", param="model")
+        return base, path, created
+
+    async def names(self) -> list[tuple[str, float]]:
+        """The names of all models, and when each was made: base models, then checkpoints."""
+        store = self.sessions.store
+        stored = await store.read(store.checkpoints)
+        bases = [(name, 0.0) for name in self.catalogue.folders]
+        paths = [
+            (str(checkpoint.path), checkpoint.created)
+            for checkpoint in stored
+            if checkpoint.path.segment == "sampler_weights"
+        ]
+        return [*bases, *paths]
+
+    @asynccontextmanager
+    async def place(self, model: NamedModel, sequences: int) -> AsyncGenerator[str]:
+        """A place for so many sequences; gives the id of the sampling client to send jobs to.
+
+        Raises:
+            ApiError: the engine is still loading, too much waits, or the weights cannot be loaded.
+        """
+        if not self.sessions.thread.is_ready:
+            raise ApiError(503, "the engine is still loading; try again in a few seconds.")
+        if self.waiting and self.waiting + sequences > MOST_SEQUENCES:
+            raise ApiError(
+                429,
+                f"{self.waiting:,} sequences are being sampled or wait; with this request's "
+                f"{sequences:,} they would be more than {MOST_SEQUENCES:,}. Try again later.",
+            )
+        self.waiting += sequences
+        try:
+            entry = self._entry(model)
+            entry.users += 1
+            try:
+                await entry.loaded.done.wait()
+                result = entry.loaded.result
+                if isinstance(result, dict) and "error" in result:
+                    self._drop(entry)
+                    raise job_error(result)
+                yield entry.sampler_id
+            finally:
+                entry.users -= 1
+        finally:
+            self.waiting -= sequences
+
+    def _entry(self, model: NamedModel) -> _Loaded:
+        key = (model.base_model, str(model.path or ""), model.created)
+        if key not in self._loaded:
+            sampler_id = f"inference:{next(self._numbers)}"
+
+            def load(models: ModelOperations) -> Result:
+                models.add_sampler(sampler_id, model.base_model, model.path)
+                return {}
+
+            self._loaded[key] = _Loaded(sampler_id, self.sessions.run(sampler_id, load))
+            idle = [entry for entry in self._loaded.values() if not entry.users]
+            for entry in idle[: max(len(self._loaded) - MOST_LOADED, 0)]:
+                if entry is not self._loaded[key]:
+                    self._drop(entry)
+        self._loaded.move_to_end(key)
+        return self._loaded[key]
+
+    def _drop(self, entry: _Loaded) -> None:
+        for key in [key for key, other in self._loaded.items() if other is entry]:
+            del self._loaded[key]
+        name = entry.sampler_id
+        self.sessions.run(name, lambda models: models.free_sampler(name))
+
+
+def job_error(result: dict[str, Any]) -> ApiError:
+    """The error of a failed job as an answer: 400 if the client can change something."""
+    return ApiError(400 if result.get("category") == "user" else 500, str(result["error"]))
+
+
+def _unknown(sentence: str) -> ApiError:
+    return ApiError(404, sentence, param="model", code="model_not_found")

@@ -1,0 +1,1 @@
+"""Chat templates and tokenizers of model folders, without torch: ground of both sides."""

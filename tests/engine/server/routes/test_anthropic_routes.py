@@ -1,0 +1,184 @@
+"""Anthropic's API on a real engine, through the `anthropic` client and raw."""
+
+from typing import Any
+
+import anthropic
+import pytest
+
+from tests.support.engine import KEY
+from tests.support.inference import (
+    ANSWER,
+    BUNDLED,
+    CALL,
+    PLAIN,
+    TALKER,
+    THOUGHT,
+    TOOL,
+    WORLD,
+    InferenceEngine,
+)
+
+pytestmark = pytest.mark.engine
+
+SUM: Any = [{"role": "user", "content": "3 + 4?"}]
+MESSAGES = "/anthropic/api/v1/messages"
+GREEDY: Any = {"extra_body": {"temperature": 0}}
+ADD: Any = {
+    "name": "add",
+    "description": TOOL["function"]["description"],
+    "input_schema": TOOL["function"]["parameters"],
+}
+
+
+@pytest.fixture(scope="module")
+def client(inference: InferenceEngine) -> anthropic.Anthropic:
+    return inference.anthropic()
+
+
+def ask(client: anthropic.Anthropic, model: str, messages: Any = SUM, **asked: Any) -> Any:
+    asked = {"max_tokens": 80, **GREEDY, **asked}
+    return client.messages.create(model=model, messages=messages, **asked)
+
+
+def test_a_message_is_the_chat_completion_of_the_same_messages(
+    inference: InferenceEngine, client: anthropic.Anthropic
+) -> None:
+    message = ask(client, BUNDLED)
+    completion = inference.openai().chat.completions.create(
+        model=BUNDLED, messages=SUM, temperature=0, max_tokens=80
+    )
+    assert [block.text for block in message.content] == [completion.choices[0].message.content]
+    assert completion.usage is not None
+    assert message.usage.input_tokens == completion.usage.prompt_tokens
+    assert message.usage.output_tokens == completion.usage.completion_tokens
+    assert (message.role, message.model, message.stop_reason) == ("assistant", BUNDLED, "end_turn")
+
+
+@pytest.mark.parametrize("tools", [[], [ADD]])
+def test_a_streamed_message_is_the_whole_one(
+    inference: InferenceEngine, client: anthropic.Anthropic, tools: list
+) -> None:
+    asked: Any = {"tools": tools} if tools else {}
+    whole = ask(client, inference.talker, **asked)
+    with client.messages.stream(
+        model=inference.talker, messages=SUM, max_tokens=80, **GREEDY, **asked
+    ) as stream:
+        kinds = [event.type for event in stream]
+        last = stream.get_final_message()
+    assert kinds[0] == "message_start" and kinds[-1] == "message_stop"
+    assert kinds.count("content_block_start") == kinds.count("content_block_stop") == 2
+
+    def without_ids(message: Any) -> list[dict]:
+        blocks = [block.model_dump(exclude_none=True) for block in message.content]
+        return [{key: block[key] for key in block if key != "id"} for block in blocks]
+
+    assert without_ids(last) == without_ids(whole)
+    assert last.stop_reason == whole.stop_reason
+    assert last.usage.output_tokens == whole.usage.output_tokens
+
+
+def test_a_system_text_and_contents_may_have_parts(client: anthropic.Anthropic) -> None:
+    def parts(*texts: str) -> list[dict]:
+        return [{"type": "text", "text": text} for text in texts]
+
+    plain = ask(client, BUNDLED, system="Be kind.")
+    spelled = ask(
+        client,
+        BUNDLED,
+        [{"role": "user", "content": parts("3 +", " 4?")}],
+        system=parts("Be ", "kind."),
+    )
+    assert plain.content == spelled.content
+    assert plain.usage == spelled.usage != ask(client, BUNDLED).usage
+
+
+def test_a_stop_sequence_ends_the_message_and_is_named(
+    inference: InferenceEngine, client: anthropic.Anthropic
+) -> None:
+    off: Any = {"thinking": {"type": "disabled"}}
+    message = ask(client, inference.talker, stop_sequences=["never", "is se"], **off)
+    assert [block.text for block in message.content] == [ANSWER[: ANSWER.index("is se")]]
+    assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", "is se")
+    cut = ask(client, inference.talker, max_tokens=2, **off)
+    assert (cut.stop_reason, cut.usage.output_tokens) == ("max_tokens", 2)
+
+
+def test_tools_are_used_and_their_results_taken(
+    inference: InferenceEngine, client: anthropic.Anthropic
+) -> None:
+    message = ask(client, inference.talker, tools=[ADD])
+    text, call = message.content
+    assert (text.text, call.name, call.input) == ("I add.", "add", CALL)
+    assert message.stop_reason == "tool_use"
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": "7"}
+    asked = {"role": "assistant", "content": [block.model_dump() for block in message.content]}
+    for block in asked["content"]:
+        block.pop("caller", None)
+    answer = ask(client, inference.talker, [*SUM, asked, {"role": "user", "content": [result]}])
+    assert answer.usage.input_tokens > 30
+    with pytest.raises(anthropic.BadRequestError, match="cannot be made to call"):
+        ask(client, inference.talker, tools=[ADD], tool_choice={"type": "any"})
+    with pytest.raises(anthropic.BadRequestError, match="does not write calls"):
+        ask(client, BUNDLED, tools=[ADD])
+
+
+def test_thoughts_are_blocks_and_can_be_switched_off(
+    inference: InferenceEngine, client: anthropic.Anthropic
+) -> None:
+    thought, text = ask(client, inference.talker).content
+    assert (thought.type, thought.thinking) == ("thinking", THOUGHT)
+    assert text.text == ANSWER
+    off = ask(client, inference.talker, thinking={"type": "disabled"})
+    assert [block.text for block in off.content] == [ANSWER]
+    with pytest.raises(anthropic.BadRequestError, match="no switch for thoughts"):
+        ask(client, BUNDLED, thinking={"type": "enabled", "budget_tokens": 1024})
+    again = [*SUM, {"role": "assistant", "content": [thought.model_dump(), text.model_dump()]}]
+    again.append({"role": "user", "content": "Greet."})
+    assert ask(client, inference.talker, again, thinking={"type": "disabled"}).content
+
+
+def test_the_tokens_of_a_prompt_are_counted_without_sampling(
+    inference: InferenceEngine, client: anthropic.Anthropic
+) -> None:
+    for model, asked in ((BUNDLED, {}), (inference.talker, {"tools": [ADD], "system": "Hm."})):
+        counted = client.messages.count_tokens(model=model, messages=SUM, **asked)
+        assert counted.input_tokens == ask(client, model, **asked).usage.input_tokens
+
+
+def test_a_begun_answer_is_continued(
+    inference: InferenceEngine, client: anthropic.Anthropic
+) -> None:
+    greet = [{"role": "user", "content": "Greet."}, {"role": "assistant", "content": WORLD[:3]}]
+    message = ask(client, inference.talker, greet, thinking={"type": "disabled"})
+    assert message.content[0].text == WORLD[3:]
+
+
+def test_errors_have_the_apis_own_form_and_status(
+    inference: InferenceEngine, client: anthropic.Anthropic
+) -> None:
+    body = {"model": BUNDLED, "messages": SUM, "max_tokens": 1}
+    cases = [
+        ({**body, "max_tokens": None}, {}, 400, "invalid_request_error"),
+        ({**body, "mood": "bad"}, {}, 400, "invalid_request_error"),
+        ({**body, "temperature": 1.5}, {}, 400, "invalid_request_error"),
+        ({**body, "model": "claude"}, {}, 404, "not_found_error"),
+        ({**body, "model": PLAIN}, {}, 400, "invalid_request_error"),
+        (body, {"authorization": "Bearer tml-no"}, 401, "authentication_error"),
+        (body, {"origin": "https://evil.example"}, 403, "permission_error"),
+        ({**body, "system": "a" * (33 << 20)}, {}, 413, "request_too_large"),
+    ]
+    for asked, headers, status, kind in cases:
+        answer = inference.post(MESSAGES, asked, **headers)
+        error = answer.json()
+        assert (answer.status_code, error["type"]) == (status, "error"), error
+        assert error["error"]["type"] == kind
+        assert error["error"]["message"]
+    with pytest.raises(anthropic.NotFoundError):
+        ask(client, "claude")
+    with pytest.raises(anthropic.AuthenticationError):
+        ask(inference.anthropic(api_key="tml-wrong"), BUNDLED)
+
+
+def test_the_key_is_taken_from_either_header(inference: InferenceEngine) -> None:
+    by_token = inference.anthropic(api_key=None, auth_token=KEY)
+    assert ask(by_token, TALKER, max_tokens=1).usage.output_tokens == 1

@@ -1,0 +1,612 @@
+"""OpenAI's API on a real engine: by the `openai` client, and raw where it cannot express it."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import tinker
+
+from tests.support.engine import KEY, datum, get_json
+from tests.support.inference import (
+    ANSWER,
+    BUNDLED,
+    CALL,
+    PLAIN,
+    TALKER,
+    THOUGHT,
+    TOOL,
+    WORLD,
+    InferenceEngine,
+    eventually,
+    texts_of,
+)
+
+pytestmark = pytest.mark.engine
+
+PROMPT = "Question: Tom has 3 apples"
+SUM = [{"role": "user", "content": "3 + 4?"}]
+GREET = [{"role": "user", "content": "Greet."}]
+COMPLETIONS, CHAT = "/oai/api/v1/completions", "/oai/api/v1/chat/completions"
+TEXTS = texts_of()
+
+
+@pytest.fixture(scope="module")
+def client(inference: InferenceEngine) -> openai.OpenAI:
+    return inference.openai()
+
+
+def streamed(client: openai.OpenAI, **asked: Any) -> dict[int, str]:
+    texts: dict[int, str] = {}
+    for chunk in client.completions.create(stream=True, **asked):
+        for choice in chunk.choices:
+            texts[choice.index] = texts.get(choice.index, "") + choice.text
+    return texts
+
+
+def chat(client: openai.OpenAI, messages: list, model: str, **asked: Any) -> Any:
+    asked = {"temperature": 0, "max_tokens": 80, **asked}
+    return client.chat.completions.create(messages=messages, model=model, **asked)
+
+
+def sdk_sample(
+    inference: InferenceEngine, prompt: list[int], count: int = 1, **asked: Any
+) -> Sequence[tinker.SampledSequence]:
+    params = tinker.SamplingParams(**asked)
+    model_input = tinker.ModelInput.from_ints(prompt)
+    return inference.sampler(BUNDLED).sample(model_input, count, params).result().sequences
+
+
+def refusal(
+    inference: InferenceEngine, path: str, body: object, **headers: str
+) -> tuple[int, dict]:
+    answer = inference.post(path, body, **headers)
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return answer.status_code, error
+
+
+# ---- models
+
+
+def test_the_models_are_the_bases_and_the_sampler_checkpoints(
+    inference: InferenceEngine, client: openai.OpenAI
+) -> None:
+    names = [model.id for model in client.models.list()]
+    assert names[0] == BUNDLED
+    assert {TALKER, PLAIN, inference.talker} < set(names)
+    assert client.models.retrieve(BUNDLED).object == "model"
+    with pytest.raises(openai.NotFoundError, match="offered"):
+        client.models.retrieve("no-such-model")
+
+
+def test_a_model_is_named_by_base_by_path_or_by_both(
+    inference: InferenceEngine, client: openai.OpenAI
+) -> None:
+    path = inference.talker
+    answers = [chat(client, SUM, name) for name in (path, f"{TALKER};{path}")]
+    assert [answer.choices[0].message.content for answer in answers] == [ANSWER, ANSWER]
+    assert answers[1].model == f"{TALKER};{path}"
+    assert chat(client, SUM, TALKER).choices[0].message.content != ANSWER
+    with pytest.raises(openai.BadRequestError, match=f"belongs to {TALKER}"):
+        chat(client, SUM, f"{BUNDLED};{path}")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt-9",
+        "tinker://nobody:train:0/sampler_weights/x",
+        "tinker://x",
+        f"{BUNDLED}tinker://a/b/c",
+    ],
+)
+def test_an_unknown_model_is_a_404(inference: InferenceEngine, name: str) -> None:
+    status, error = refusal(inference, CHAT, {"model": name, "messages": SUM})
+    assert (status, error["code"], error["param"]) == (404, "model_not_found", "model")
+
+
+def test_a_deleted_checkpoint_is_gone_and_its_name_can_have_other_weights(
+    inference: InferenceEngine, client: openai.OpenAI
+) -> None:
+    def first_token(path: str) -> str:
+        answer = client.completions.create(model=path, prompt="x", max_tokens=1, temperature=0)
+        return answer.choices[0].text
+
+    with inference.engine.client() as service:
+        trainer = service.create_lora_training_client(base_model=BUNDLED, rank=4).result()
+        path = trainer.save_weights_for_sampler("same").result().path
+        untrained = first_token(path)
+        rest = service.create_rest_client()
+        rest.delete_checkpoint_from_tinker_path(path).result()
+        with pytest.raises(openai.NotFoundError):
+            first_token(path)
+        for _ in range(15):
+            prompt, target = TEXTS.tokens_of("x"), TEXTS.tokens_of("!")
+            trainer.forward_backward([datum([*prompt, *target])], "cross_entropy").result()
+            trainer.optim_step(tinker.AdamParams(learning_rate=2e-2)).result()
+        assert trainer.save_weights_for_sampler("same").result().path == path
+    assert first_token(path) == "!" != untrained
+
+
+# ---- completions
+
+
+def test_greedy_completions_are_the_sdks_samples(
+    inference: InferenceEngine, client: openai.OpenAI
+) -> None:
+    prompt = TEXTS.tokens_of(PROMPT)
+    [expected] = sdk_sample(inference, prompt, temperature=0, max_tokens=40)
+    answer = client.completions.create(model=BUNDLED, prompt=PROMPT, temperature=0, max_tokens=40)
+    assert answer.choices[0].text == TEXTS.tokenizer.decode(expected.tokens)
+    assert answer.usage is not None and answer.usage.completion_tokens == len(expected.tokens)
+
+
+def test_seeded_completions_are_the_sdks_samples_with_their_logprobs(
+    inference: InferenceEngine, client: openai.OpenAI
+) -> None:
+    prompt = TEXTS.tokens_of(PROMPT)
+    asked: Any = {"temperature": 1.0, "max_tokens": 20, "seed": 7, "top_p": 0.95}
+    expected = sdk_sample(inference, prompt, 3, **asked)
+    answer = client.completions.create(model=BUNDLED, prompt=prompt, n=3, logprobs=0, **asked)
+    texts = [choice.text for choice in answer.choices]
+    assert texts == [TEXTS.tokenizer.decode(sequence.tokens) for sequence in expected]
+    assert len(set(texts)) == 3
+    for choice, sequence in zip(answer.choices, expected, strict=True):
+        assert choice.logprobs is not None and choice.logprobs.token_logprobs is not None
+        assert sequence.logprobs is not None
+        count = len(choice.logprobs.token_logprobs)  # an end token is not part of the text
+        np.testing.assert_allclose(
+            choice.logprobs.token_logprobs, sequence.logprobs[:count], atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("asked", [{"temperature": 0}, {"temperature": 1, "seed": 3, "n": 3}])
+def test_a_streamed_completion_is_the_whole_one(client: openai.OpenAI, asked: Any) -> None:
+    asked = {"model": BUNDLED, "prompt": PROMPT, "max_tokens": 30, **asked}
+    whole = client.completions.create(**asked)
+    assert streamed(client, **asked) == {choice.index: choice.text for choice in whole.choices}
+
+
+def test_several_prompts_are_answered_in_their_order(client: openai.OpenAI) -> None:
+    prompts = [PROMPT, "Anna has 5 pens", "x"]
+    asked: Any = {"model": BUNDLED, "temperature": 0, "max_tokens": 12}
+    alone = [client.completions.create(prompt=prompt, **asked).choices[0] for prompt in prompts]
+    together = client.completions.create(prompt=prompts, n=2, **asked)
+    assert [choice.index for choice in together.choices] == list(range(6))
+    expected = [choice.text for choice in alone for _ in range(2)]
+    assert [choice.text for choice in together.choices] == expected
+    tokens = [TEXTS.tokens_of(prompt) for prompt in prompts]
+    by_token = client.completions.create(prompt=tokens, **asked)
+    assert [choice.text for choice in by_token.choices] == expected[::2]
+
+
+def test_sixteen_tokens_are_sampled_by_default_and_the_reason_of_the_end_is_told(
+    client: openai.OpenAI,
+) -> None:
+    asked: Any = {"model": BUNDLED, "temperature": 0}
+    cut = client.completions.create(prompt=PROMPT, **asked)
+    assert cut.usage is not None and cut.usage.completion_tokens == 16
+    assert cut.choices[0].finish_reason == "length"
+    whole = client.completions.create(prompt=PROMPT, max_tokens=400, **asked)
+    assert whole.usage is not None and whole.usage.completion_tokens < 400
+    assert whole.choices[0].finish_reason == "stop"
+    assert "<|" not in whole.choices[0].text
+
+
+def token_texts(client: openai.OpenAI, **asked: Any) -> list[str]:
+    answer = client.completions.create(model=BUNDLED, prompt=PROMPT, logprobs=0, **asked)
+    assert answer.choices[0].logprobs is not None
+    return answer.choices[0].logprobs.tokens or []
+
+
+def test_a_stop_string_across_tokens_ends_the_text_before_it(client: openai.OpenAI) -> None:
+    asked: Any = {"temperature": 0, "max_tokens": 30}
+    tokens = token_texts(client, **asked)
+    place = next(i for i in range(6, 25) if len(tokens[i]) > 1 and len(tokens[i + 1]) > 1)
+    stop = tokens[place][-1] + tokens[place + 1][0]
+    text = "".join(tokens)
+    expected = text[: text.index(stop)]
+    asked |= {"model": BUNDLED, "prompt": PROMPT, "stop": stop}
+    answer = client.completions.create(logprobs=0, **asked)
+    assert answer.choices[0].text == expected
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].logprobs is not None
+    kept = "".join(answer.choices[0].logprobs.tokens or [])
+    assert kept.startswith(expected) and stop not in kept
+    assert streamed(client, **asked) == {0: expected}
+
+
+def test_of_several_stop_strings_the_first_in_the_text_counts(client: openai.OpenAI) -> None:
+    asked: Any = {"model": BUNDLED, "prompt": PROMPT, "temperature": 0, "max_tokens": 30}
+    text = client.completions.create(**asked).choices[0].text
+    stops = ["never in it", text[12:16], text[8:10]]
+    expected = text[: min(text.index(stop) for stop in stops[1:])]
+    assert client.completions.create(stop=stops, **asked).choices[0].text == expected
+    assert streamed(client, stop=stops, **asked) == {0: expected}
+
+
+def test_echo_gives_the_prompt_and_its_logprobs(
+    inference: InferenceEngine, client: openai.OpenAI
+) -> None:
+    asked: Any = {"model": BUNDLED, "prompt": PROMPT, "temperature": 0, "max_tokens": 8}
+    plain = client.completions.create(**asked).choices[0].text
+    echoed = client.completions.create(echo=True, logprobs=2, **asked).choices[0]
+    assert echoed.text == PROMPT + plain
+    assert streamed(client, echo=True, **asked) == {0: PROMPT + plain}
+    assert echoed.logprobs is not None and echoed.logprobs.tokens is not None
+    assert "".join(echoed.logprobs.tokens) == echoed.text
+    prompt = TEXTS.tokens_of(PROMPT)
+    scores = inference.sampler(BUNDLED).compute_logprobs(tinker.ModelInput.from_ints(prompt))
+    given = (echoed.logprobs.token_logprobs or [])[: len(prompt)]
+    assert given[0] is None  # pyright: ignore[reportUnnecessaryComparison]
+    np.testing.assert_allclose(given[1:], scores.result()[1:], atol=1e-4)  # type: ignore
+    with pytest.raises(openai.BadRequestError, match="cannot be streamed"):
+        client.completions.create(echo=True, logprobs=1, stream=True, **asked)
+
+
+def test_with_echo_and_no_new_tokens_only_the_prompt_is_scored(client: openai.OpenAI) -> None:
+    asked: Any = {"model": BUNDLED, "prompt": PROMPT, "max_tokens": 0}
+    answer = client.completions.create(echo=True, logprobs=1, **asked)
+    assert answer.choices[0].text == PROMPT
+    assert answer.usage is not None and answer.usage.completion_tokens == 0
+    assert answer.choices[0].logprobs is not None
+    assert len(answer.choices[0].logprobs.tokens or []) == len(TEXTS.tokens_of(PROMPT))
+    with pytest.raises(openai.BadRequestError, match="max_tokens is 0"):
+        client.completions.create(**asked)
+
+
+def test_logprobs_of_completions_spell_the_text_at_their_offsets(client: openai.OpenAI) -> None:
+    asked: Any = {"model": BUNDLED, "prompt": PROMPT, "temperature": 0, "max_tokens": 30}
+    [choice] = client.completions.create(logprobs=3, **asked).choices
+    scores = choice.logprobs
+    assert scores is not None and scores.tokens and scores.text_offset and scores.top_logprobs
+    assert "".join(scores.tokens) == choice.text
+    for token, offset in zip(scores.tokens, scores.text_offset, strict=True):
+        assert choice.text[offset:].startswith(token)
+    for token, value, top in zip(
+        scores.tokens, scores.token_logprobs or [], scores.top_logprobs, strict=True
+    ):
+        assert len(top) == 3
+        assert max(top.values()) == pytest.approx(top[token]) == pytest.approx(value)
+    chunks = client.completions.create(logprobs=3, stream=True, **asked)
+    pieces = [chunk.choices[0].logprobs for chunk in chunks]
+    assert [token for piece in pieces if piece for token in piece.tokens or []] == scores.tokens
+
+
+def test_usage_counts_tokens_whole_and_streamed(client: openai.OpenAI) -> None:
+    asked: Any = {"model": BUNDLED, "prompt": PROMPT, "temperature": 0, "max_tokens": 9, "n": 2}
+    whole = client.completions.create(**asked).usage
+    assert whole is not None
+    assert whole.prompt_tokens == len(TEXTS.tokens_of(PROMPT))
+    assert (whole.completion_tokens, whole.total_tokens) == (18, whole.prompt_tokens + 18)
+    options: Any = {"include_usage": True}
+    chunks = list(client.completions.create(stream=True, stream_options=options, **asked))
+    assert [chunk.usage for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    assert (chunks[-1].choices, chunks[-1].usage) == ([], whole)
+    assert all(chunk.usage is None for chunk in client.completions.create(stream=True, **asked))
+
+
+# ---- chat
+
+
+def test_chat_is_the_completion_of_what_the_template_writes(
+    inference: InferenceEngine, client: openai.OpenAI
+) -> None:
+    rendered = "<|im_start|>user\n3 + 4?<|im_end|>\n<|im_start|>assistant\n"
+    stops = [0, TEXTS.tokens_of("<|im_end|>")[0]]
+    [expected] = sdk_sample(
+        inference, TEXTS.tokens_of(rendered), temperature=0, max_tokens=80, stop=stops
+    )
+    answer = chat(client, SUM, BUNDLED)
+    assert answer.choices[0].message.content == TEXTS.tokenizer.decode(expected.tokens)
+    assert answer.usage.completion_tokens == len(expected.tokens)
+    assert answer.usage.prompt_tokens == len(TEXTS.tokens_of(rendered))
+    chunks = list(chat(client, SUM, BUNDLED, stream=True))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == answer.choices[0].message.content
+    assert chunks[-1].choices[0].finish_reason == answer.choices[0].finish_reason
+
+
+def test_seeded_chats_with_n_stream_what_they_answer_whole(client: openai.OpenAI) -> None:
+    asked: Any = {"temperature": 0.9, "seed": 11, "n": 3, "max_tokens": 25}
+    whole = chat(client, SUM, BUNDLED, **asked)
+    texts = ["", "", ""]
+    for chunk in chat(client, SUM, BUNDLED, stream=True, **asked):
+        texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert texts == [choice.message.content for choice in whole.choices]
+    assert len(set(texts)) > 1
+
+
+def test_messages_may_be_of_all_roles_and_have_parts(client: openai.OpenAI) -> None:
+    parts = [{"type": "text", "text": "3 +"}, {"type": "text", "text": " 4?"}]
+    plain = [{"role": "system", "content": "Be kind."}, *SUM]
+    spelled = [{"role": "developer", "content": "Be kind."}, {"role": "user", "content": parts}]
+    assert chat(client, plain, BUNDLED).usage == chat(client, spelled, BUNDLED).usage
+    image = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]
+    with pytest.raises(openai.BadRequestError, match="type text"):
+        chat(client, [{"role": "user", "content": image}], BUNDLED)
+
+
+def test_logprobs_of_chats_have_bytes_and_alternatives(
+    inference: InferenceEngine, client: openai.OpenAI
+) -> None:
+    asked: Any = {"logprobs": True, "top_logprobs": 2, "reasoning_effort": "none"}
+    whole = chat(client, GREET, inference.talker, **asked).choices[0]
+    scores = whole.logprobs.content
+    assert bytes(byte for score in scores for byte in score.bytes).decode() == WORLD
+    assert any("\ufffd" in score.token for score in scores)  # WORLD has characters of many tokens
+    for score in scores:
+        assert len(score.top_logprobs) == 2
+        assert score.top_logprobs[0].logprob == pytest.approx(score.logprob)
+    chunks = chat(client, GREET, inference.talker, stream=True, **asked)
+    streamed_scores = [
+        score
+        for chunk in chunks
+        if chunk.choices[0].logprobs
+        for score in chunk.choices[0].logprobs.content
+    ]
+    assert [score.bytes for score in streamed_scores] == [score.bytes for score in scores]
+    with pytest.raises(openai.BadRequestError, match="needs logprobs"):
+        chat(client, GREET, BUNDLED, top_logprobs=1)
+
+
+def test_both_names_of_the_limit_work(client: openai.OpenAI) -> None:
+    asked: Any = {"model": BUNDLED, "messages": SUM, "temperature": 0}
+    for name in ("max_tokens", "max_completion_tokens"):
+        answer = client.chat.completions.create(**{**asked, name: 2})
+        assert (answer.usage and answer.usage.completion_tokens) == 2
+        assert answer.choices[0].finish_reason == "length"
+    with pytest.raises(openai.BadRequestError, match="give one of them"):
+        client.chat.completions.create(**asked, max_tokens=2, max_completion_tokens=3)
+
+
+def test_a_stream_never_splits_a_character(
+    inference: InferenceEngine, client: openai.OpenAI
+) -> None:
+    chunks = chat(client, GREET, inference.talker, stream=True, reasoning_effort="none")
+    pieces = [chunk.choices[0].delta.content or "" for chunk in chunks]
+    assert "".join(pieces) == WORLD
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert len([piece for piece in pieces if piece]) > 5
+    cut = chat(client, GREET, inference.talker, reasoning_effort="none", max_tokens=1)
+    assert WORLD.startswith(cut.choices[0].message.content.rstrip("\ufffd"))
+
+
+def test_thoughts_are_told_apart_from_the_answer(
+    inference: InferenceEngine, client: openai.OpenAI
+) -> None:
+    message = chat(client, SUM, inference.talker).choices[0].message
+    assert (message.reasoning_content, message.content) == (THOUGHT, ANSWER)
+    deltas = [c.choices[0].delta for c in chat(client, SUM, inference.talker, stream=True)]
+    thought = "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas)
+    assert (thought, "".join(delta.content or "" for delta in deltas)) == (THOUGHT, ANSWER)
+    cut = chat(client, SUM, inference.talker, max_tokens=12).choices[0]
+    assert cut.message.content == "" and THOUGHT.startswith(cut.message.reasoning_content)
+    assert cut.finish_reason == "length"
+
+
+def test_thinking_can_be_switched_off_where_the_template_has_a_switch(
+    inference: InferenceEngine, client: openai.OpenAI
+) -> None:
+    off = [{"reasoning_effort": "none"}]
+    off.append({"extra_body": {"chat_template_kwargs": {"enable_thinking": False}}})  # type: ignore
+    for asked in off:
+        message = chat(client, SUM, inference.talker, **asked).choices[0].message
+        assert message.content == ANSWER
+        assert not hasattr(message, "reasoning_content")
+    with pytest.raises(openai.BadRequestError, match="no switch for thoughts"):
+        chat(client, SUM, BUNDLED, reasoning_effort="none")
+
+
+def test_calls_of_functions_are_told_apart_from_the_text(
+    inference: InferenceEngine, client: openai.OpenAI
+) -> None:
+    [choice] = chat(client, SUM, inference.talker, tools=[TOOL]).choices
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.content == "I add."
+    [call] = choice.message.tool_calls
+    assert (call.function.name, json.loads(call.function.arguments)) == ("add", CALL)
+    chunks = list(chat(client, SUM, inference.talker, tools=[TOOL], stream=True))
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    assert "".join(delta.content or "" for delta in deltas) == "I add."
+    [streamed_call] = [call for delta in deltas for call in delta.tool_calls or []]
+    assert streamed_call.function.arguments == call.function.arguments
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+    result = {"role": "tool", "tool_call_id": call.id, "content": "7"}
+    asked = choice.message.model_dump(exclude_none=True)
+    follow_up = chat(client, [*SUM, asked, result], inference.talker, tools=[TOOL])
+    assert follow_up.usage.prompt_tokens > 40
+
+
+def test_tools_that_cannot_be_followed_are_refused(
+    inference: InferenceEngine, client: openai.OpenAI
+) -> None:
+    none = chat(client, SUM, inference.talker, tools=[TOOL], tool_choice="none").choices[0]
+    assert none.message.tool_calls is None
+    named: Any = {"type": "function", "function": {"name": "add"}}
+    for choice in ("required", named):
+        with pytest.raises(openai.BadRequestError, match="cannot be made to call"):
+            chat(client, SUM, inference.talker, tools=[TOOL], tool_choice=choice)
+    with pytest.raises(openai.BadRequestError, match="does not write calls"):
+        chat(client, SUM, BUNDLED, tools=[TOOL])
+
+
+def test_control_tokens_in_a_users_text_stay_text(client: openai.OpenAI) -> None:
+    def prompt_tokens(content: str) -> int:
+        return chat(
+            client, [{"role": "user", "content": content}], BUNDLED, max_tokens=1
+        ).usage.prompt_tokens
+
+    assert prompt_tokens("a<|im_end|>a") > prompt_tokens("aa") + 2
+    asked: Any = {"model": BUNDLED, "max_tokens": 1}
+    raw = client.completions.create(prompt="a<|im_end|>a", **asked).usage
+    assert raw is not None and raw.prompt_tokens == 3  # the prompt of a completion may have them
+
+
+def test_a_model_without_a_template_refuses_chats_and_names_completions(
+    client: openai.OpenAI,
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"no chat template.*/completions"):
+        chat(client, SUM, PLAIN)
+    assert client.completions.create(model=PLAIN, prompt="a", max_tokens=3).choices[0].text
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"no_such_thing": 1}, "no_such_thing"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"reasoning_effort": "much"}, "reasoning_effort"),
+    ],
+)
+def test_a_parameter_that_is_not_followed_is_refused(
+    inference: InferenceEngine, changes: dict, param: str
+) -> None:
+    status, error = refusal(inference, CHAT, {"model": BUNDLED, "messages": SUM, **changes})
+    assert (status, error["param"]) == (400, param)
+    assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"temperature": 2.5}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"n": 0}, "n"),
+        ({"n": 1000}, "n"),
+        ({"seed": "x"}, "seed"),
+        ({"stop": [""]}, "stop"),
+        ({"stop": ["a"] * 17}, "stop"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "wizard", "content": "a"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"model": None}, "model"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_its_parameter(
+    inference: InferenceEngine, changes: dict, param: str
+) -> None:
+    status, error = refusal(inference, CHAT, {"model": BUNDLED, "messages": SUM, **changes})
+    assert (status, error["param"]) == (400, param)
+
+
+def test_the_key_may_be_a_bearer_token_or_an_x_api_key(inference: InferenceEngine) -> None:
+    body = {"model": BUNDLED, "prompt": "a", "max_tokens": 1}
+    assert inference.post(COMPLETIONS, body).status_code == 200
+    by_header = {"authorization": "", "x-api-key": KEY}
+    assert inference.post(COMPLETIONS, body, **by_header).status_code == 200
+    for wrong in ({"authorization": "Bearer tml-no"}, {"authorization": KEY}):
+        status, error = refusal(inference, COMPLETIONS, body, **wrong)
+        assert (status, error["code"]) == (401, "invalid_api_key")
+    with pytest.raises(openai.AuthenticationError):
+        inference.openai(api_key="tml-wrong").models.list()
+
+
+def test_no_web_page_reaches_these_routes(inference: InferenceEngine) -> None:
+    body = {"model": BUNDLED, "prompt": "a"}
+    for header in ({"origin": "https://evil.example"}, {"host": "evil.example"}):
+        status, error = refusal(inference, COMPLETIONS, body, **header)
+        assert (status, error["type"]) == (403, "permission_error")
+
+
+def test_an_unknown_route_and_a_wrong_body_have_their_status(inference: InferenceEngine) -> None:
+    assert refusal(inference, "/oai/api/v1/embeddings", {})[0] == 404
+    assert refusal(inference, COMPLETIONS, [])[0] == 400
+    assert refusal(inference, COMPLETIONS, {}, **{"content-type": "text/plain"})[0] == 415
+    assert refusal(inference, COMPLETIONS, {"prompt": "a" * (33 << 20)})[0] == 413
+
+
+def test_a_prompt_beyond_the_context_is_refused_and_an_answer_ends_there(
+    inference: InferenceEngine, client: openai.OpenAI
+) -> None:
+    status, error = refusal(inference, COMPLETIONS, {"model": BUNDLED, "prompt": [5] * 1025})
+    assert (status, error["code"]) == (400, "context_length_exceeded")
+    asked: Any = {"model": BUNDLED, "prompt": [5] * 1020, "seed": 1}
+    answer = client.completions.create(max_tokens=10_000, **asked)
+    assert answer.usage is not None and answer.usage.completion_tokens <= 5
+
+
+# ---- many clients
+
+
+def test_too_many_sequences_are_refused_until_clients_leave(inference: InferenceEngine) -> None:
+    small = {"model": BUNDLED, "prompt": "a", "max_tokens": 1}
+    large = {**small, "n": 128, "max_tokens": 900, "stream": True}
+    headers = {"authorization": f"Bearer {KEY}"}
+
+    async def crowd() -> httpx.Response:
+        async with httpx.AsyncClient(base_url=inference.url, headers=headers) as http:
+            tasks = [asyncio.create_task(http.post(COMPLETIONS, json=large)) for _ in range(9)]
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            return done.pop().result()
+
+    refused = asyncio.run(crowd())
+    assert refused.status_code == 429
+    assert refused.headers["retry-after"] == "1"
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    assert eventually(lambda: inference.post(COMPLETIONS, small).status_code == 200)
+
+
+def test_while_the_engine_loads_it_answers_503_and_a_client_may_try_again(
+    inference: InferenceEngine,
+) -> None:
+    answer = inference.first_answer
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "service_unavailable"
+    assert int(answer.headers["retry-after"]) > 0
+
+
+def test_requests_at_one_time_share_a_batch_and_answer_as_alone(
+    inference: InferenceEngine, client: openai.OpenAI
+) -> None:
+    prompts = [f"Anna has {number} pens" for number in range(24)]
+
+    def answer(prompt: str) -> str:
+        asked: Any = {"temperature": 0, "max_tokens": 16}
+        return client.completions.create(model=BUNDLED, prompt=prompt, **asked).choices[0].text
+
+    alone = [answer(prompt) for prompt in prompts]
+    with ThreadPoolExecutor(24) as pool:
+        assert list(pool.map(answer, prompts)) == alone
+    exported = get_json(inference.engine, "/api/v1/sessions/inference/trace_export")["url"]
+    events = httpx.get(exported).json()["traceEvents"]
+    spans = [event for event in events if event.get("ph") == "X"]
+    last = [event["ts"] for event in spans if event["name"] == "sample"][-24:]
+    assert len(last) == 24 and len(set(last)) < 12  # begun at few times: few batches
+
+
+def test_a_client_that_leaves_frees_its_place(inference: InferenceEngine) -> None:
+    body = {"model": BUNDLED, "prompt": "a", "n": 64, "max_tokens": 300, "temperature": 2}
+    headers = {"authorization": f"Bearer {KEY}"}
+    url = inference.url + COMPLETIONS
+    with httpx.stream("POST", url, json={**body, "stream": True}, headers=headers) as stream:
+        assert next(stream.iter_lines()).startswith("data: ")
+    with contextlib.suppress(httpx.ReadTimeout):  # a request that is not streamed
+        httpx.post(url, json=body, headers=headers, timeout=httpx.Timeout(30, read=0.2))
+    assert inference.post(COMPLETIONS, body).status_code == 200
+    exported = get_json(inference.engine, "/api/v1/sessions/inference/trace_export")["url"]
+    events = httpx.get(exported).json()["traceEvents"]
+    *_, streamed, unread, whole = [event for event in events if event["name"] == "sample"]
+    assert streamed["dur"] < whole["dur"] / 2
+    assert unread["dur"] < whole["dur"] / 2
