@@ -401,7 +401,7 @@ def last_formula(text: str) -> str | None:
     sentence = main_clause(last_sentence(text))[-300:]
     sentence = re.sub(r"\*\*|__|`", "", sentence)
     sentence = re.sub(r"(?<=[$\d)}])\s+for\s+(?:all|every|any)\b.*$", "", sentence)
-    if _two_subjects(last_sentence(text)):
+    if "\\end{" in sentence or _two_subjects(last_sentence(text)):
         return None
     if re.search(r"\b(?:not|never|cannot|if|between|than)\b|n['’]t\b|[?？]|不|非", sentence):
         return None
@@ -434,7 +434,7 @@ def last_formula(text: str) -> str | None:
         r"[=*/^+)\]}:]", bare
     ):
         return None
-    if quantity_of(ending) is not None and re.fullmatch(r"[-+\d.,/\s%$]*", ending):
+    if quantity_of(ending) is not None and not re.search(r"√|π|sqrt|pi|\be\^|\\[a-z]", ending):
         return None
     return ending
 
