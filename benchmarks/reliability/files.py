@@ -31,6 +31,7 @@ from tinkersmith.export.adapter import read_layers
 from tinkersmith.export.base_folder import read_base
 from tinkersmith.export.chat_template import write_chat_template
 from tinkersmith.progress import watched
+from tinkersmith.prompts.text_tokenizer import TextTokenizer
 from tinkersmith.runs.folder import RunFolder, newest_run, open_run, run_of
 from tinkersmith.runs.provenance import Standing, differences, session
 from tinkersmith.runs.pruning import old_states
@@ -39,7 +40,7 @@ from tinkersmith.settings.reading import settings_for_file, settings_from
 from tinkersmith.sources.json_files import is_json_lines
 from tinkersmith.text.templates import choose_template
 from tinkersmith.text.token_cache import TokenCache
-from tinkersmith.text.tokenizer import TextTokenizer, load_tokenizer
+from tinkersmith.text.tokenizer import load_tokenizer
 
 BY_COMMAND = 2000  # one data file in so many goes through the real command, in a process of its own
 LOADED = 1000  # one file in so many is that of a base model which the engine loads whole

@@ -23,10 +23,11 @@ from tinkersmith.batches.summary import DataSummary
 from tinkersmith.data import large_files
 from tinkersmith.errors import UserError
 from tinkersmith.progress import Progress
+from tinkersmith.prompts.text_tokenizer import TextTokenizer
 from tinkersmith.runs.folder import RunFolder
 from tinkersmith.settings.fields import Settings
 from tinkersmith.settings.reading import settings_from
-from tinkersmith.text.tokenizer import TextTokenizer, load_tokenizer
+from tinkersmith.text.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")

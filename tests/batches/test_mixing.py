@@ -19,11 +19,12 @@ from tinkersmith.batches.streamed import TokenStream, open_stream
 from tinkersmith.data import large_files
 from tinkersmith.errors import UserError
 from tinkersmith.progress import Progress
+from tinkersmith.prompts.text_tokenizer import TextTokenizer
 from tinkersmith.runs.folder import RunFolder
 from tinkersmith.settings.fields import Settings
 from tinkersmith.settings.reading import settings_from
 from tinkersmith.text.templates import choose_template
-from tinkersmith.text.tokenizer import TextTokenizer, load_tokenizer
+from tinkersmith.text.tokenizer import load_tokenizer
 
 WEIGHTS = st.floats(0.001, 8).map(lambda weight: round(weight, 3))
 

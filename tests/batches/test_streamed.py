@@ -22,13 +22,14 @@ from tinkersmith.batches.streamed import TokenStream, open_stream
 from tinkersmith.data import large_files
 from tinkersmith.errors import UserError
 from tinkersmith.progress import Progress
+from tinkersmith.prompts.text_tokenizer import TextTokenizer
 from tinkersmith.runs.folder import RunFolder
 from tinkersmith.settings.fields import Settings
 from tinkersmith.settings.reading import settings_from
 from tinkersmith.text.templates import choose_template
 from tinkersmith.text.token_cache import FOLDER
 from tinkersmith.text.tokenize import TokenizedSample
-from tinkersmith.text.tokenizer import TextTokenizer, load_tokenizer
+from tinkersmith.text.tokenizer import load_tokenizer
 from tinkersmith.training.train import train
 
 pytestmark = pytest.mark.engine

@@ -15,9 +15,10 @@ from tinkersmith.data.samples import Sample, Source, Turn
 from tinkersmith.preview.cells import Block, blocks_of, cells_of
 from tinkersmith.preview.token_texts import token_texts
 from tinkersmith.prompts.guards import GUARDED
+from tinkersmith.prompts.text_tokenizer import TextTokenizer
 from tinkersmith.text.templates import choose_template
 from tinkersmith.text.thoughts import count_thoughts
-from tinkersmith.text.tokenizer import TextTokenizer, load_tokenizer
+from tinkersmith.text.tokenizer import load_tokenizer
 
 TINY = load_tokenizer(BUNDLED_MODELS["tinkersmith/tiny-math"])
 TEXTS = token_texts(TINY)

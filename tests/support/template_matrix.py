@@ -15,10 +15,10 @@ import pytest
 from tests.support.chat_families import Family
 from tinkersmith.data.samples import Sample, Source, Turn, alpaca_sample
 from tinkersmith.errors import UserError
+from tinkersmith.prompts.text_tokenizer import TextTokenizer
 from tinkersmith.text.templates import choose_template
 from tinkersmith.text.thoughts import ThoughtCounts, count_thoughts
 from tinkersmith.text.tokenize import encode_samples
-from tinkersmith.text.tokenizer import TextTokenizer
 
 HERE = Source("data/matrix.jsonl", 1)
 CALL = {

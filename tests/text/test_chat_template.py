@@ -15,12 +15,13 @@ from tinkersmith.errors import UserError
 from tinkersmith.export.chat_template import chat_template_of
 from tinkersmith.prompts.guards import unguarded
 from tinkersmith.prompts.sandbox import render_chat
+from tinkersmith.prompts.text_tokenizer import TextTokenizer
 from tinkersmith.text.chat_template import ChatTemplate
 from tinkersmith.text.pieces import Rendered, Untrainable
 from tinkersmith.text.templates import choose_template
 from tinkersmith.text.thoughts import count_thoughts
 from tinkersmith.text.tokenize import UNTRAINED, tokenize
-from tinkersmith.text.tokenizer import TextTokenizer, load_tokenizer
+from tinkersmith.text.tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,11 @@ from tests.support.chat_families import FAMILIES, make_family_tokenizer
 from tests.support.tiny_models import make_tiny_tokenizer
 from tinkersmith.data.samples import Sample, Source, Turn, alpaca_sample
 from tinkersmith.errors import UserError
+from tinkersmith.prompts.text_tokenizer import TextTokenizer
 from tinkersmith.text.choose import decide, template_lines
 from tinkersmith.text.templates import ChatTemplate, choose_template, template_from_json
 from tinkersmith.text.thoughts import ThoughtCounts, count_thoughts
-from tinkersmith.text.tokenizer import TextTokenizer, load_tokenizer
+from tinkersmith.text.tokenizer import load_tokenizer
 
 HERE = Source("data/train.json", 1)
 PLAIN = alpaca_sample("Add.", "", "4", HERE)

@@ -13,6 +13,7 @@ from tests.support.tiny_models import make_tiny_tokenizer
 from tinkersmith.data.samples import Sample, Source, Turn, alpaca_sample
 from tinkersmith.errors import UserError
 from tinkersmith.prompts.guards import GUARDED, guard, unguarded
+from tinkersmith.prompts.text_tokenizer import TextTokenizer
 from tinkersmith.text.templates import (
     ChatTemplate,
     PromptTemplate,
@@ -20,7 +21,7 @@ from tinkersmith.text.templates import (
     choose_template,
     template_from_json,
 )
-from tinkersmith.text.tokenizer import TextTokenizer, load_tokenizer
+from tinkersmith.text.tokenizer import load_tokenizer
 
 HERE = Source("data/train.json", 1)
 PLAIN = alpaca_sample("Add.", "", "4", HERE)

@@ -22,6 +22,7 @@ from tinkersmith.data.load import load_samples
 from tinkersmith.data.samples import Sample, Source, alpaca_sample
 from tinkersmith.errors import UserError
 from tinkersmith.prompts.guards import GUARDED, guard
+from tinkersmith.prompts.text_tokenizer import TextTokenizer
 from tinkersmith.service.answers import to_datum
 from tinkersmith.text import tokenize as module
 from tinkersmith.text.templates import choose_template
@@ -32,7 +33,7 @@ from tinkersmith.text.tokenize import (
     spans_before,
     tokenize,
 )
-from tinkersmith.text.tokenizer import TextTokenizer, load_tokenizer, wrap_tokenizer
+from tinkersmith.text.tokenizer import load_tokenizer, wrap_tokenizer
 
 TEXT = ["<| the <|im_end|> 中文 |> end of text, the end", "the theme of <|im_start|>"] * 40
 

@@ -405,7 +405,8 @@ def last_formula(text: str) -> str | None:
         return None
     if re.search(r"\b(?:not|never|cannot|if|between|than)\b|n['’]t\b|[?？]|不|非", sentence):
         return None
-    begin, joiners = 0, []
+    begin = 0
+    joiners: list[re.Match[str]] = []
     for match in _WORD.finditer(sentence):
         if _FUNCTIONS.match(match[0]) or match[0].startswith("\\"):
             continue

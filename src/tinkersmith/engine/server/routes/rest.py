@@ -12,7 +12,8 @@ from tinkersmith.engine.errors import Gone, NotFound, Refused
 from tinkersmith.engine.server import fields
 from tinkersmith.engine.server.addresses import check_address, signed_address
 from tinkersmith.engine.server.age import encrypted
-from tinkersmith.engine.server.http import Handler, Routes, detail, read_json
+from tinkersmith.engine.server.api_errors import detail
+from tinkersmith.engine.server.http import Handler, Routes, read_json
 from tinkersmith.engine.storage.folders import KINDS, TinkerPath, parse_path
 from tinkersmith.engine.storage.rows import StoredRun, iso
 from tinkersmith.engine.storage.store import Store, damage_sentence
