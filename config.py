@@ -91,7 +91,7 @@ SHOW_LENGTH_WARNINGS = True
 # --- During and after training ----------------------------------------------------------------
 
 # Files whose questions the model answers during training, and how many of them; 0 is all. The
-# answers are scored as evaluate_model.py scores them. These questions are never trained on.
+# answers are scored as evaluate_model.py scores them. Keep them out of DATA_FILES.
 EVAL_FILES = []
 EVAL_LIMIT = 100
 

@@ -32,7 +32,7 @@ def test_few_questions_show_only_large_differences_and_it_is_said_how_large():
     assert not found.shown and found.smallest is not None and 0.25 < found.smallest < 0.6
     assert said(found) == (
         f"No difference shown (final answer): +0.0 points ({100 * found.difference.low:.1f} to "
-        f"{100 * found.difference.high:.1f}), p = 1.00. With 20 questions, only differences above "
+        f"{100 * found.difference.high:.1f}), p = 1.000. With 20 questions, only differences above "
         f"about {100 * found.smallest:.1f} points would show."
     )
 

@@ -1,5 +1,6 @@
 """The results of an evaluation -> the lines that are printed, and what the file says of them."""
 
+import re
 import textwrap
 import unicodedata
 from collections.abc import Sequence
@@ -348,7 +349,7 @@ def _shown(record: Record) -> list[str]:
 def _expected_answer(record: Record) -> list[tuple[str, str]]:
     """The expected final answer, where the expected text does not show it."""
     answer = record.expected_answer
-    if not answer or answer in record.expected:
+    if not answer or re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", record.expected):
         return []
     return [("expected final answer", answer)]
 

@@ -220,7 +220,7 @@ def sentence(compared: Verdict, first: str, second: str) -> str:
     difference = amount(compared.difference.mean, shares=compared.difference.shares, sign=True)
     if not compared.shown:
         begin = f"No difference shown ({title}): {difference} ({low} to {high})"
-        begin += f", p = {compared.p_value:.2f}. With {n}, "
+        begin += f", {p_text(compared.p_value)}. With {n}, "
         if not any(compared.outcomes[name] for name in ("won", "lost")):
             begin = f"No difference shown ({title}): both score the same on all {n}. With so many, "
         if compared.smallest is None:

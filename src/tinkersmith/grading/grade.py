@@ -91,7 +91,7 @@ def grade(
         return Grade(
             False, None, "", given.text if given else None, given.rule if given else "", "text"
         )
-    if text and answer is None and text == own_words(expected):
+    if text and not cut and answer is None and text == own_words(expected):
         given = final_answer(produced) or FinalAnswer(text, "whole text")
         return Grade(
             True,

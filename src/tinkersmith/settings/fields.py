@@ -253,8 +253,8 @@ class Settings(BaseModel):
     )
     eval_files: FileNames = _setting(
         [],
-        "Files whose questions the model answers during training, and is scored on; never trained "
-        "on.",
+        "Files whose questions the model answers during training, and is scored on. Keep them "
+        "out of DATA_FILES.",
         "a list of file names",
     )
     eval_limit: int = _setting(
