@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tinkersmith.data.collector import fewer_collections
 from tinkersmith.data.columns import NO_COLUMNS, ColumnSearch
 from tinkersmith.data.report import Tally
 from tinkersmith.data.samples import Sample, Skipped, Source
@@ -38,6 +39,7 @@ class LoadedSamples:
         return self.tally.notes
 
 
+@fewer_collections()
 def load_samples(
     files: Sequence[str], columns: Mapping[str, str] = NO_COLUMNS, encoding: str = "auto"
 ) -> LoadedSamples:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tinkersmith.data.collector import fewer_collections
 from tinkersmith.data.samples import Sample, Source, characters
 from tinkersmith.plurals import counted
 from tinkersmith.prompts.text_tokenizer import CHUNK, TextTokenizer
@@ -97,6 +98,7 @@ class TokenizedSamples:
         return list(chain.from_iterable(self.samples))
 
 
+@fewer_collections()
 def tokenize(
     samples: Iterable[Sample],
     template: PromptTemplate,
