@@ -154,3 +154,10 @@ def record_text(record: Any) -> str:
 
 def _one_spaced(text: str) -> str:
     return " ".join(text.split())
+
+
+def said_by_users(turns: Iterable[Turn]) -> str:
+    """All that users say in some turns, one text a line."""
+    return "\n".join(
+        text for turn in turns if turn.role == "user" for text in (turn.text, turn.input) if text
+    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tinkersmith.data.samples import Sample
+from tinkersmith.data.samples import Sample, said_by_users
 from tinkersmith.errors import one_line
 from tinkersmith.prompts.tags import split_thought
 
@@ -42,13 +42,7 @@ def exchanges_of(sample: Sample) -> list[Exchange]:
 
 def question_text(sample: Sample) -> str:
     """All that a user says in a sample."""
-    return "\n".join(
-        text
-        for turn in sample.turns
-        if turn.role == "user"
-        for text in (turn.text, turn.input)
-        if text
-    )
+    return said_by_users(sample.turns)
 
 
 def answer_text(sample: Sample) -> str:

@@ -20,7 +20,7 @@ from tinkersmith.evaluation.report import (
     verdict_lines,
     wrapped,
 )
-from tinkersmith.evaluation.result_files import CSV_BOM, csv_row, table_file_of
+from tinkersmith.evaluation.result_files import CSV_BOM, csv_row, refuse_table_name, table_file_of
 from tinkersmith.evaluation.results import Record, ResultsFile, read_results
 from tinkersmith.evaluation.summary import (
     by_question,
@@ -299,11 +299,7 @@ def check_comparison_output(output: Path, inputs: Sequence[Path]) -> None:
     Raises:
         UserError: it says which file and why.
     """
-    if output.suffix.lower() == ".csv":
-        raise UserError(
-            f"{output} would be the name of both the JSON file and the table beside it. Name it "
-            f"{output.with_suffix('.json')}."
-        )
+    refuse_table_name(output)
     table = table_file_of(output)
     refuse_inputs_as_outputs([output, table], inputs)
     if output.exists() and not _is_comparison(output):

@@ -47,16 +47,21 @@ class About:
     versions: dict[str, str]
 
 
+def refuse_table_name(file: Path) -> None:
+    """Raise UserError if the JSON file would have the name of the table beside it."""
+    if file.suffix.lower() == ".csv":
+        raise UserError(
+            f"{file} would be the name of both the JSON file and the table beside it. Name it "
+            f"{file.with_suffix('.json')}."
+        )
+
+
 def check_results_writable(file: Path) -> None:
     """Raise UserError now if the results could not be written after all the sampling.
 
     A file that holds no results of an evaluation is never replaced: it may be the test set.
     """
-    if file.suffix.lower() == ".csv":
-        raise UserError(
-            f"{file} would be the name of both the results and the table beside them. Name it "
-            f"{file.with_suffix('.json')}."
-        )
+    refuse_table_name(file)
     if file.is_file() and not _is_results(file):
         raise UserError(
             f"{file} exists and holds no results of an evaluation; it would be replaced. Name "

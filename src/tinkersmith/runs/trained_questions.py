@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from tinkersmith.data.samples import Sample, Source, question_of
+from tinkersmith.data.samples import Sample, Source, question_of, said_by_users
 from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import open_regular, write_atomically
 from tinkersmith.paths import is_hub_name, seen_from_folder
@@ -109,13 +109,7 @@ def digests_of(sample: Sample) -> tuple[int, int]:
 
 def question_words(sample: Sample) -> str:
     """All that users say in a sample before its last answer, to see how alike two questions are."""
-    return "\n".join(
-        text
-        for turn in sample.context
-        if turn.role == "user"
-        for text in (turn.text, turn.input)
-        if text
-    )
+    return said_by_users(sample.context)
 
 
 class QuestionCollector:
