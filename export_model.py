@@ -27,7 +27,7 @@ BASE_MODEL = ""
 
 if __name__ == "__main__":
     from tinkersmith.cli.entry_point import run_entry_point
-    from tinkersmith.cli.export import export_command
+    from tinkersmith.cli.models.export import export_command
 
     sys.exit(
         run_entry_point(

@@ -41,7 +41,7 @@ OUTPUT_DIR = "runs"
 
 def main() -> None:
     from tinkersmith import train
-    from tinkersmith.cli.train import offer_export
+    from tinkersmith.cli.training.train import offer_export
     from tinkersmith.settings.reading import settings_from
 
     argparse.ArgumentParser(

@@ -14,7 +14,7 @@ import pytest
 from tests.support.paths import ROOT
 from tests.support.tiny_models import make_tiny_tokenizer
 from tinkersmith.bundled import BUNDLED_MODELS
-from tinkersmith.cli.split import split_command
+from tinkersmith.cli.data.split import split_command
 from tinkersmith.data.load import load_samples
 from tinkersmith.data.samples import overlap
 from tinkersmith.errors import UserError

@@ -17,7 +17,7 @@ from tests.support.paths import ROOT
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.cli.entry_point import run_entry_point
 from tinkersmith.cli.main import main
-from tinkersmith.cli.train import train_command
+from tinkersmith.cli.training.train import train_command
 from tinkersmith.errors import UserError
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,7 @@ from tests.support.environment import without_cloud
 from tests.support.paths import ROOT
 from tests.support.processes import within
 from tests.support.tiny_models import make_tiny_model
-from tinkersmith.cli.train import _options_to_find
+from tinkersmith.cli.training.train import _options_to_find
 from tinkersmith.errors import UserError
 from tinkersmith.runs.folder import newest_run
 from tinkersmith.runs.resume import Resume, starting_checkpoint

@@ -10,7 +10,7 @@ import pytest
 from tests.support.sample_files import write
 from tests.support.small_run import SmallRun, small_run
 from tests.support.strict_models import MIXED, REASON, make_strict
-from tinkersmith.cli.evaluate import evaluate_command
+from tinkersmith.cli.results.evaluate import evaluate_command
 from tinkersmith.errors import UserError
 from tinkersmith.evaluation.evaluate import evaluate
 from tinkersmith.grading.scoring import score

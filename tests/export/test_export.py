@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.connections import bare_connection
 from tests.support.small_run import SmallRun, small_run
-from tinkersmith.cli.export import export_command
+from tinkersmith.cli.models.export import export_command
 from tinkersmith.data.samples import Source, alpaca_sample
 from tinkersmith.errors import UserError
 from tinkersmith.export import adapter as adapter_files

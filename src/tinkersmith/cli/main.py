@@ -1,9 +1,26 @@
 """The command `tinkersmith`: picks the command and imports only what that one needs."""
 
+import importlib
 import sys
 from collections.abc import Sequence
 
 from tinkersmith.cli.entry_point import COMMANDS, run_entry_point
+
+# Each command's function; `engine` is below, as the one import of the engine.
+_FUNCTIONS = {
+    "init": "tinkersmith.cli.init:init_command",
+    "train": "tinkersmith.cli.training.train:train_command",
+    "split": "tinkersmith.cli.data.split:split_command",
+    "convert": "tinkersmith.cli.data.convert:convert_command",
+    "settings": "tinkersmith.cli.settings:settings_command",
+    "check": "tinkersmith.cli.data.check:check_data_command",
+    "stats": "tinkersmith.cli.data.check:stats_command",
+    "preview": "tinkersmith.cli.data.preview:preview_command",
+    "evaluate": "tinkersmith.cli.results.evaluate:evaluate_command",
+    "compare": "tinkersmith.cli.results.compare:compare_command",
+    "export": "tinkersmith.cli.models.export:export_command",
+    "runs": "tinkersmith.cli.training.runs:runs_command",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,62 +47,12 @@ def _main(arguments: list[str]) -> int | None:
         near = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.0)[0]
         print(f"Error: there is no command {command}; did you mean {near}?", file=sys.stderr)
         return 2
-    return _run(command, rest)
+    if command == "engine":
+        from tinkersmith.engine.__main__ import main as engine_main
 
-
-def _run(command: str, rest: list[str]) -> int | None:
-    prog = f"tinkersmith {command}"
-    if command == "init":
-        from tinkersmith.cli.init import init_command
-
-        return init_command(rest, prog=prog)
-    if command == "train":
-        from tinkersmith.cli.train import train_command
-
-        return train_command(rest, prog=prog)
-    if command == "split":
-        from tinkersmith.cli.split import split_command
-
-        return split_command(rest, prog=prog)
-    if command == "check":
-        from tinkersmith.cli.check import check_data_command
-
-        return check_data_command(rest, prog=prog)
-    if command == "stats":
-        from tinkersmith.cli.check import stats_command
-
-        return stats_command(rest, prog=prog)
-    if command == "convert":
-        from tinkersmith.cli.convert import convert_command
-
-        return convert_command(rest, prog=prog)
-    if command == "settings":
-        from tinkersmith.cli.settings import settings_command
-
-        return settings_command(rest, prog=prog)
-    if command == "preview":
-        from tinkersmith.cli.preview import preview_command
-
-        return preview_command(rest, prog=prog)
-    if command == "evaluate":
-        from tinkersmith.cli.evaluate import evaluate_command
-
-        return evaluate_command(rest, prog=prog)
-    if command == "compare":
-        from tinkersmith.cli.compare import compare_command
-
-        return compare_command(rest, prog=prog)
-    if command == "export":
-        from tinkersmith.cli.export import export_command
-
-        return export_command(rest, prog=prog)
-    if command == "runs":
-        from tinkersmith.cli.runs import runs_command
-
-        return runs_command(rest, prog=prog)
-    from tinkersmith.engine.__main__ import main as engine_main
-
-    return engine_main(rest)
+        return engine_main(rest)
+    module, _, function = _FUNCTIONS[command].partition(":")
+    return getattr(importlib.import_module(module), function)(rest, prog=f"tinkersmith {command}")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ OUTPUT_FILE = "evaluation_results.json"
 
 if __name__ == "__main__":
     from tinkersmith.cli.entry_point import run_entry_point
-    from tinkersmith.cli.evaluate import evaluate_command
+    from tinkersmith.cli.results.evaluate import evaluate_command
 
     sys.exit(
         run_entry_point(

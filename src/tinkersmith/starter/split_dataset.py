@@ -23,8 +23,8 @@ TRAIN_FILE = "data/train_set.json"
 TEST_FILE = "data/test_set.json"
 
 if __name__ == "__main__":
+    from tinkersmith.cli.data.split import split_command
     from tinkersmith.cli.entry_point import run_entry_point
-    from tinkersmith.cli.split import split_command
 
     sys.exit(
         run_entry_point(

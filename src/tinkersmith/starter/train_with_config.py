@@ -10,7 +10,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     from tinkersmith.cli.entry_point import run_entry_point
-    from tinkersmith.cli.train import train_command
+    from tinkersmith.cli.training.train import train_command
 
     folder = Path(__file__).resolve().parent
     sys.exit(run_entry_point(lambda: train_command(folder=folder)))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tinkersmith.cli.train import offer_export
+from tinkersmith.cli.training.train import offer_export
 from tinkersmith.export import export
 from tinkersmith.settings.reading import settings_from
 from tinkersmith.training.train import _comparable

@@ -1,0 +1,1 @@
+"""Commands about data: split, convert, check, stats and preview."""

@@ -1,0 +1,1 @@
+"""Commands about what to do with a trained model: export."""

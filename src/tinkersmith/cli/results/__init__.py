@@ -1,0 +1,1 @@
+"""Commands about how good a model is: evaluate and compare."""
