@@ -3,14 +3,13 @@
 import html.parser
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.browser import DESKTOP, PHONE, open_page, overflow
 from tinkersmith.batches.in_memory import SamplesInMemory
 from tinkersmith.batches.source import Encoding
 from tinkersmith.data.samples import Sample, Source, Turn, alpaca_sample
@@ -295,8 +294,24 @@ def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
-def test_the_script_is_valid(tmp_path: Path) -> None:
-    script = Path(__file__).parents[2] / "src" / "tinkersmith" / "preview" / "page.js"
-    done = subprocess.run(["node", "--check", str(script)], capture_output=True, text=True)
-    assert done.stderr == ""
+@pytest.mark.parametrize(
+    ("size", "language", "title"),
+    [(DESKTOP, "en-US", "Training data preview"), (PHONE, "zh-CN", "训练数据预览")],
+)
+def test_the_page_works_in_a_browser(
+    tmp_path: Path, size: tuple[int, int], language: str, title: str
+) -> None:
+    samples = [
+        alpaca_sample(f"Question {text}", "", text, Source("f.json", number))
+        for number, text in enumerate(NASTY, 1)
+    ]
+    path = tmp_path / "preview.html"
+    path.write_text(page(samples), encoding="utf-8")
+    with open_page(path, size=size, language=language) as shown:
+        assert shown.locator("#title").inner_text() == title
+        assert shown.locator("#samples > *").count() == len(samples)
+        assert overflow(shown) == 0
+        shown.locator("#search").fill("onerror")
+        assert shown.locator("#samples > *").count() == 1
+        shown.locator("#samples .t, #samples span").first.hover()
+        assert shown.locator("script").count() == 2  # the data and the page's own
