@@ -1,19 +1,14 @@
 """What was examined -> one page for the browser, which loads nothing from elsewhere."""
 
-import base64
-import html
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from hashlib import sha256
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from tinkersmith.batches.source import Encoding
 from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import open_regular, write_atomically
+from tinkersmith.pages.page import generator_mark, page_html, part
 from tinkersmith.plurals import counted
 from tinkersmith.preview.cells import Cell
 from tinkersmith.preview.examine import Examined, SampleView
@@ -22,7 +17,8 @@ from tinkersmith.preview.terminal import shortened
 from tinkersmith.preview.token_texts import TokenTexts
 from tinkersmith.preview.visible import VISIBLE, visible
 
-GENERATOR = '<meta name="generator" content="tinkersmith preview">'
+_COMMAND = "tinkersmith preview"
+GENERATOR = generator_mark(_COMMAND)
 _HEAD = 2000  # bytes of a page, among which the line above is
 MOST_CELLS = 120_000  # on a page: about 3 MB
 _FEWEST_CELLS = 300  # of a sample, however many there are
@@ -124,34 +120,16 @@ def page_text(
         "ofLength": OF_LENGTH,
         "samples": [_sample(view, texts, 10**9 if whole else longest) for view in chosen],
     }
-    script, style = _part("page.js"), _part("page.css")
-    parts = {
-        "GENERATOR": GENERATOR,
-        "SCRIPT_HASH": _hash(script),
-        "STYLE_HASH": _hash(style),
-        "LANGUAGE": "zh-CN" if language == "zh" else "en",
-        "TITLE": html.escape(f"Preview: {settings.base_model}"),
-        "STYLE": style,
-        "SCRIPT": script,
-        "DATA": _json(data),
-    }
-    return re.sub(r"%([A-Z_]+)%", lambda match: parts[match[1]], _part("page.html"))
-
-
-def _part(name: str) -> str:
-    return files("tinkersmith.preview").joinpath(name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return base64.b64encode(sha256(text.encode()).digest()).decode()
-
-
-def _json(value: Any) -> str:
-    """JSON that ends no script element and holds no unpaired surrogates."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text.encode("utf-8", "backslashreplace").decode()
+    package = "tinkersmith.preview"
+    return page_html(
+        title=f"Preview: {settings.base_model}",
+        language=language,
+        body=part(package, "page.html"),
+        data=data,
+        scripts=[part(package, "page.js")],
+        styles=[part(package, "page.css")],
+        generator=_COMMAND,
+    )
 
 
 def _finding(finding: ProblemTotal) -> dict[str, Any]:
