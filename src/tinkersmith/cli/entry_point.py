@@ -19,6 +19,7 @@ COMMANDS = {
     "preview": "Show samples as the tokens that are trained on.",
     "evaluate": "Score a trained model on a test set.",
     "compare": "Compare two files of results, question by question.",
+    "report": "Write a page that shows a run, its curves and its scores.",
     "export": "Write a trained model as a PEFT folder or a merged model.",
     "runs": "List the runs with their sizes, or delete what is no longer needed.",
     "engine": "Serve the Tinker API on this machine.",

@@ -18,6 +18,7 @@ _FUNCTIONS = {
     "preview": "tinkersmith.cli.data.preview:preview_command",
     "evaluate": "tinkersmith.cli.results.evaluate:evaluate_command",
     "compare": "tinkersmith.cli.results.compare:compare_command",
+    "report": "tinkersmith.cli.results.report:report_command",
     "export": "tinkersmith.cli.models.export:export_command",
     "runs": "tinkersmith.cli.training.runs:runs_command",
 }

@@ -19,6 +19,15 @@ const charts = (() => {
     return element;
   };
 
+  // CSS pixels that a text of 11 px needs, at most: an ideograph is as wide as it is high.
+  const room = (text) => [...text].reduce((sum, character) => sum + (character > "\u2e80" ? 11.5 : 6.6), 0);
+  const fitted = (text, space) => {
+    if (room(text) <= space) return text;
+    let short = text;
+    while (short.length > 3 && room(`${short}…`) > space) short = short.slice(0, -1);
+    return `${short}…`;
+  };
+
   // ---- numbers
 
   const short = (value) => {
@@ -96,7 +105,7 @@ const charts = (() => {
       if (!(place >= area.left - 1 && place <= area.right + 1)) continue;
       picture.append(svg("line", { class: "mark", x1: place, x2: place, y1: area.top, y2: area.bottom }));
       const left = place > (area.left + area.right) / 2;
-      picture.append(svg("text", { x: place + (left ? -4 : 4), y: area.top + 9, "text-anchor": left ? "end" : "start" }, mark.label));
+      picture.append(svg("text", { x: place + (left ? -4 : 4), y: area.top - 4, "text-anchor": left ? "end" : "start" }, mark.label));
     }
   };
 
@@ -149,17 +158,18 @@ const charts = (() => {
     return chart(element, first, (spec, width) => {
       titled(element, spec);
       const height = spec.height || 230, log = Boolean(spec.log);
-      const area = { left: 54, right: width - 10, top: 8, bottom: height - 34 };
+      const area = { left: 54, right: width - 10, top: 16, bottom: height - 34 };
       const shown = spec.series.filter((series) => finite(series).length);
       const all = shown.flatMap((series) => finite(series));
       const keys = html("div", "keys"), values = new Map();
+      const several = spec.series.filter((series) => series.kind !== "faint").length > 1; // one needs no dash
       const colour = (series) => series.color ?? spec.series.filter((one) => one.kind !== "faint").indexOf(series);
       for (const series of spec.series) {
         if (series.kind === "faint") continue;
         const index = colour(series) % 8, key = html("span"), value = html("b");
         const swatch = svg("svg", { viewBox: "0 0 26 10", "aria-hidden": "true" });
         if (series.kind === "dots") swatch.append(svg("circle", { cx: 13, cy: 5, r: 3.5, class: `fill-${index}` }));
-        else swatch.append(svg("line", { x1: 0, x2: 26, y1: 5, y2: 5, class: `line series-${index}`, "stroke-dasharray": DASHES[index] }));
+        else swatch.append(svg("line", { x1: 0, x2: 26, y1: 5, y2: 5, class: `line series-${index}`, "stroke-dasharray": several ? DASHES[index] : "" }));
         key.append(swatch, series.name, value);
         keys.append(key);
         values.set(series, value);
@@ -186,7 +196,7 @@ const charts = (() => {
         } else {
           picture.append(svg("path", {
             d: path(series.points, x, y, log), class: `${series.kind === "faint" ? "faint" : "line"} series-${index}`,
-            ...(series.kind === "faint" ? {} : { "stroke-dasharray": DASHES[index] }),
+            ...(series.kind === "faint" || !several ? {} : { "stroke-dasharray": DASHES[index] }),
           }));
         }
       }
@@ -275,7 +285,7 @@ const charts = (() => {
 
   const intervals = (element, first) => chart(element, first, (spec, width) => {
     titled(element, spec);
-    const names = Math.min(Math.max(90, ...spec.rows.map((row) => row.name.length * 7)), width * 0.4);
+    const names = Math.min(Math.max(90, ...spec.rows.map((row) => room(row.name))), width * 0.4);
     const row = 26, height = spec.rows.length * row + 30;
     const area = { left: names + 10, right: width - 92, top: 4, bottom: height - 24 };
     const ends = spec.rows.flatMap((one) => [one.low ?? one.value, one.high ?? one.value, one.value]).filter(Number.isFinite);
@@ -291,8 +301,7 @@ const charts = (() => {
     if (spec.reference !== undefined) picture.append(svg("line", { class: "mark", x1: x(spec.reference), x2: x(spec.reference), y1: area.top, y2: area.bottom }));
     spec.rows.forEach((one, index) => {
       const y = area.top + index * row + row / 2, colour = (one.color ?? 0) % 8;
-      const name = one.name.length * 7 > names ? `${one.name.slice(0, Math.max(3, Math.floor(names / 7) - 1))}…` : one.name;
-      picture.append(svg("text", { x: 0, y: y + 4 }, name));
+      picture.append(svg("text", { x: 0, y: y + 4 }, fitted(one.name, names)));
       if (Number.isFinite(one.low) && Number.isFinite(one.high)) picture.append(svg("line", { class: `line series-${colour}`, x1: x(one.low), x2: x(one.high), y1: y, y2: y }));
       if (Number.isFinite(one.value)) picture.append(svg("circle", { cx: x(one.value), cy: y, r: 4.5, class: `fill-${colour}` }));
       picture.append(svg("text", { x: width, y: y + 4, "text-anchor": "end" }, one.text || short(one.value)));

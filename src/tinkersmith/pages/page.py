@@ -3,10 +3,11 @@
 import base64
 import html
 import json
+import math
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 _PAGE = """\
 <!DOCTYPE html>
@@ -85,11 +86,22 @@ def part(package: str, name: str) -> str:
 
 
 def json_in_script(value: Any) -> str:
-    """JSON that ends no script element and holds no unpaired surrogates."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    """JSON that ends no script element and holds no unpaired surrogates; NaN becomes null."""
+    text = json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _finite(value: Any) -> Any:
+    """The value with None for numbers that JSON has not: NaN and the infinities."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in cast("Sequence[Any]", value)]
+    return value
 
 
 def _hashes(texts: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from tinkersmith.errors import UserError, reason_of
 from tinkersmith.models import resolve_base_model
 from tinkersmith.paths import data_file_seen_from_folder
 from tinkersmith.progress import Progress, watched
+from tinkersmith.report.write import write_report_or_warn
 from tinkersmith.runs.folder import RunFolder, open_run
 from tinkersmith.runs.lock import locked
 from tinkersmith.runs.resume import CHANGED_BY_RESUME, Resume
@@ -92,10 +93,25 @@ def train(
             plan.data.start(plan.run, plan.first_step)
             lengths = LengthReport(plan.data, settings.show_length_warnings, progress)
             lengths.print_if_complete()
-            trained = train_to_the_end(plan, lengths, guard, progress, signals)
+            with _reported(plan.run, progress):
+                trained = train_to_the_end(plan, lengths, guard, progress, signals)
             signals.check()
     atexit.register(trained.close)
     return trained
+
+
+@contextmanager
+def _reported(run: RunFolder, progress: Progress) -> Generator[None, None, None]:
+    """Write the run's report after the block, however it ends; a failure is a warning."""
+    try:
+        yield
+    except BaseException:
+        if run.file("metrics.jsonl").is_file():  # else there is nothing to show
+            write_report_or_warn(run, progress.say)
+        raise
+    with progress.doing("writing the report"):
+        if (file := write_report_or_warn(run, progress.say)) is not None:
+            progress.say(f"Report   {file}")
 
 
 def _changes(resume_with: Mapping[str, Any], run: RunFolder) -> dict[str, Any]:

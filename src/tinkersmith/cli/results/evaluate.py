@@ -6,8 +6,12 @@ from pathlib import Path
 
 from tinkersmith.cli.common import add_checkpoint_option, add_settings_options, user_settings
 from tinkersmith.cli.entry_point import COMMANDS, run_entry_point
+from tinkersmith.errors import UserError
 from tinkersmith.evaluation.evaluate import evaluate
 from tinkersmith.paths import data_file_seen_from_here, seen_from_here
+from tinkersmith.report.write import write_report
+from tinkersmith.runs.folder import run_of
+from tinkersmith.settings.fields import Settings
 from tinkersmith.training.interruption import interruption
 
 
@@ -60,9 +64,10 @@ def evaluate_command(
     def act() -> None:
         options = [] if not wanted.config else ["--config", wanted.config]
         options += [word for override in wanted.set for word in ("--set", override)]
+        settings = user_settings(wanted.config, wanted.set, folder)
         with interruption() as signals:
-            evaluate(
-                user_settings(wanted.config, wanted.set, folder),
+            result = evaluate(
+                settings,
                 model_path=wanted.model_path,
                 checkpoint=wanted.checkpoint,
                 test_file=wanted.test_data,
@@ -74,5 +79,16 @@ def evaluate_command(
                 options=options,
                 check=signals.check,
             )
+        _refresh_report(result.model_path, Path(wanted.output), settings)
 
     return run_entry_point(act)
+
+
+def _refresh_report(model_path: str, results: Path, settings: Settings) -> None:
+    """Write the scores into the report of the run that was evaluated, if it is here."""
+    try:
+        found = run_of(model_path, settings.output_dir)
+        if found is not None:
+            print(f"Report: {write_report(found[0], results=results)}")
+    except UserError as error:  # the scores themselves are written
+        print(f"Warning: the run's report is not written anew: {error}")

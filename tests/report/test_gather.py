@@ -1,0 +1,116 @@
+"""The facts of a report: what the run's files say, and what is missing."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.run_folders import checkpoint, run_of_settings
+from tinkersmith.errors import UserError
+from tinkersmith.report.gather import gather, smoothed
+from tinkersmith.runs.folder import RunFolder
+
+
+def step(number: int, loss: float, **more: Any) -> dict[str, Any]:
+    line = {"step": number, "epoch": 1, "loss": loss, "tokens": 100, "completion_tokens": 40}
+    return {**line, "tokens_per_second": 50.0, "learning_rate": 0.01, **more}
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    monkeypatch.chdir(tmp_path)
+    made = run_of_settings(tmp_path / "runs" / "one", LORA_RANK=8, VALIDATION_RATIO=0.1)
+    made.append("metrics.jsonl", [step(1, 3.0), step(2, 2.0), {"step": 2, "validation_loss": 2.5}])
+    made.add_checkpoint(checkpoint(2))
+    return made
+
+
+def results(path: Path, model_path: str, **more: Any) -> Path:
+    content = {"schema_version": 2, "model_path": model_path, "samples": [], "metrics": {}, **more}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_curves_totals_and_settings_are_those_of_the_files(run: RunFolder) -> None:
+    facts = gather(run)
+    assert facts["curves"]["loss"] == [(1, 3.0), (2, 2.0)]
+    assert facts["curves"]["validation"] == [(2, 2.5)]
+    assert facts["best"]["step"] == 2
+    training = facts["training"]
+    assert (training["tokens"], training["completion_tokens"]) == (200, 80)
+    assert training["seconds"] == pytest.approx(4.0)
+    assert {one["name"]: one["value"] for one in facts["settings"]} == {
+        "LORA_RANK": 8,
+        "VALIDATION_RATIO": 0.1,
+    }
+
+
+def test_the_time_of_a_resumed_run_is_that_of_all_its_sessions(run: RunFolder) -> None:
+    facts = run.facts()
+    facts["sessions"] = [{"first_step": 0}, {"first_step": 2}]
+    run.file("settings.json").write_text(json.dumps(facts))
+    run.append("metrics.jsonl", [step(3, 1.0, tokens_per_second=10.0)])
+    assert gather(run)["training"]["seconds"] == pytest.approx(4.0 + 10.0)
+
+
+@pytest.mark.parametrize(
+    ("lines", "samples", "state"),
+    [
+        ([step(3, 1.0)], False, "interrupted"),
+        ([step(100, 1.0)], True, "finished"),
+        ([step(50, 1.0)], True, "stopped early"),
+        ([{"step": 3, "diverged": True, "last_sound_step": 2}], False, "diverged"),
+    ],
+)
+def test_the_state_is_that_of_the_run(
+    run: RunFolder, lines: list[dict[str, Any]], samples: bool, state: str
+) -> None:
+    run.append("metrics.jsonl", lines)
+    if samples:
+        run.file("samples.json").write_text("[]")
+    assert gather(run)["run"]["state"] == state
+
+
+def test_a_run_that_another_process_works_on_is_running(run: RunFolder) -> None:
+    run.file("run.lock").write_text(json.dumps({"pid": os.getppid()}))
+    assert gather(run)["run"]["state"] == "running"
+    run.file("run.lock").write_text(json.dumps({"pid": 2**22 + 1}))  # no such process
+    assert gather(run)["run"]["state"] == "interrupted"
+
+
+def test_what_is_missing_is_named_with_the_command_that_makes_it(run: RunFolder) -> None:
+    (gap,) = gather(run)["missing"]
+    assert gap["what"] == "evaluation"
+    assert gap["command"].endswith("--compare-base")
+
+
+def test_only_an_evaluation_of_this_run_is_shown(run: RunFolder, tmp_path: Path) -> None:
+    results(tmp_path / "evaluation_results.json", "tinker://other/sampler_weights/step-000002")
+    assert gather(run)["evaluation"] is None
+    with pytest.raises(UserError, match="is no checkpoint of one"):
+        gather(run, tmp_path / "evaluation_results.json")
+    mine = results(tmp_path / "evaluation_results.json", checkpoint(2).sampler_path)
+    assert gather(run)["evaluation"]["model_path"] == checkpoint(2).sampler_path
+    assert gather(run, mine)["missing"][0]["what"] == "base"
+
+
+def test_what_was_left_out_is_counted_by_kind(run: RunFolder) -> None:
+    line = {
+        "kind": "truncated",
+        "file": "a.json",
+        "record": 3,
+        "tokens_before": 9,
+        "tokens_after": 5,
+    }
+    run.append("skipped.jsonl", [line, line, {"kind": "bad record", "file": "a.json", "record": 4}])
+    run.append("duplicates.jsonl", [{"file": "a.json", "record": 5}])
+    left_out = gather(run)["left_out"]
+    assert left_out["kinds"] == {"truncated": 2, "bad record": 1}
+    assert left_out["duplicates"] == 1
+
+
+def test_a_smoothed_curve_is_the_mean_of_what_is_there() -> None:
+    points = [(1, 4.0), (2, 2.0), (3, None), (4, float("nan")), (5, 6.0)]
+    assert smoothed(points, 2) == [(1, 4.0), (2, 3.0), (3, 2.0), (4, None), (5, 6.0)]
