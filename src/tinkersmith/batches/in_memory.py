@@ -164,8 +164,7 @@ class SamplesInMemory:
     ) -> tuple[TokenizedSamples, TokenizedSamples]:
         """The tokens of both sets. Runs of one process that encode alike share them."""
         template, tokenizer, *rest = how
-        digest = hashlib.sha256(tokenizer.serialised().encode("utf-8", "backslashreplace"))
-        known_by = json.dumps([template.to_json(), digest.hexdigest(), *rest])
+        known_by = json.dumps([template.to_json(), tokenizer.digest, *rest])
         count = len(self.training) + len(self.validation)
         with self._lock:
             if known_by not in self._tokenized:

@@ -440,11 +440,9 @@ class Loop:
         loss = total / sum(sample.completion_length for sample in samples)
         self._curves.validation.append(loss)
         line: dict[str, Any] = {"step": done, VALIDATION_LOSS: loss}
-        answers = [
-            answer
-            for output in outputs
-            for answer in getattr(output, "loss_fn_outputs", None) or []
-        ]
+        answers: list[Mapping[str, Any]] = []
+        for output in outputs:
+            answers += getattr(output, "loss_fn_outputs", None) or []
         if single := losses_of(samples, answers):
             values = {source: (mean, tokens) for source, (tokens, mean) in single.items()}
             self._add_single_values(done, VALIDATION_LOSS, values)

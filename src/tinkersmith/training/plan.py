@@ -136,18 +136,15 @@ def prepare(
     client = open_training_client(service, settings, resume, checkpoint)
     with progress.doing("loading the tokenizer"):
         tokenizer = service.tokenizer(client)
-    template = _template(settings, resume, service, tokenizer, source, progress.say)
-    max_length = _max_length(settings, service, progress.say)
-    encoding = Encoding(settings, template, tokenizer, max_length, service.max_context)
+    encoding = encoding_for(settings, resume, service, tokenizer, source, progress.say)
+    template, max_length = encoding.template, encoding.max_length
     data = source.tokenized(encoding, progress)
     guard.callback(data.stop)
     with progress.doing("looking at the tokens"):
         lines = opening_lines(source, data, encoding)
     for line in lines:
         progress.say(f"  {line}".rstrip())
-    _refuse_unmeasured_best(settings, data, max_length)
-    eval_questions = _eval_questions(chosen, encoding, progress) if chosen else None
-    eval_metrics = metrics_of(settings, eval_questions) if eval_questions else None
+    eval_questions, eval_metrics = measurements_of(data, encoding, chosen, progress)
     for line in metric_lines(settings, eval_metrics) if eval_metrics else []:
         progress.say(f"  {line}")
     epoch = steps_per_epoch(data.count, settings.batch_size)
@@ -192,6 +189,34 @@ def prepare(
         until=total_steps if until is None else min(until, total_steps),
         measured=run.metrics(),
     )
+
+
+def encoding_for(
+    settings: Settings,
+    resume: Resume | None,
+    service: Service,
+    tokenizer: TextTokenizer,
+    source: DataSource,
+    say: Callable[[str], None],
+) -> Encoding:
+    """How a run's samples become tokens, with what is said of it."""
+    template = _template(settings, resume, service, tokenizer, source, say)
+    max_length = _max_length(settings, service, say)
+    return Encoding(settings, template, tokenizer, max_length, service.max_context)
+
+
+def measurements_of(
+    data: TokenizedData, encoding: Encoding, chosen: QuestionSet | None, progress: Progress
+) -> tuple[Questions | None, ChosenMetrics | None]:
+    """What is asked of the model during training, and what is computed of its answers.
+
+    Raises:
+        UserError: something that the settings want measured cannot be.
+    """
+    settings = encoding.settings
+    _refuse_unmeasured_best(settings, data, encoding.max_length)
+    questions = _eval_questions(chosen, encoding, progress) if chosen else None
+    return questions, metrics_of(settings, questions) if questions else None
 
 
 def _show_settings(settings: Settings, say: Callable[[str], None]) -> Settings:

@@ -202,7 +202,7 @@ def _changed_settings(
         for name in FIELDS
         if name != "output_dir"
         and name.upper() not in changes
-        and _comparable(given, name) != _comparable(own, name)
+        and comparable_setting(given, name) != comparable_setting(own, name)
     ]
     if not changed:
         return []
@@ -212,7 +212,7 @@ def _changed_settings(
     ]
 
 
-def _comparable(settings: Settings, name: str) -> Any:
+def comparable_setting(settings: Settings, name: str) -> Any:
     """The value of a setting, with files as absolute names and a model as its real name."""
     value = getattr(settings, name)
     if name in FILE_FIELDS:
