@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tinkersmith.cli.common import add_settings_options, refuse_unread_file, user_settings
@@ -55,6 +56,9 @@ def sweep_command(argv: Sequence[str], *, prog: str) -> int:
     parser.add_argument(
         "--resume", metavar="NAME", help="go on with a sweep that was stopped: its name or folder"
     )
+    parser.add_argument(
+        "--lang", choices=("en", "zh"), help="the language of sweep.html (default: LANG)"
+    )
     wanted = parser.parse_args(argv)
     from tinkersmith.cli.common import settings_file
 
@@ -62,6 +66,7 @@ def sweep_command(argv: Sequence[str], *, prog: str) -> int:
         refuse_unread_file(wanted.config)
     settings = user_settings(wanted.config, wanted.set)
     others = [text for text in wanted.set if not text.upper().startswith("OUTPUT_DIR=")]
+    from tinkersmith.pages.words import page_language
     from tinkersmith.sweep.conduct import Wanted, run_sweep
 
     swept = run_sweep(
@@ -76,29 +81,39 @@ def sweep_command(argv: Sequence[str], *, prog: str) -> int:
             keep=wanted.keep,
             resume=wanted.resume,
         ),
-        _report,
+        partial(_report, language=page_language(wanted.lang)),
         has_settings=bool(others) or settings_file(wanted.config).is_file(),
     )
     return 1 if swept.failed else 0
 
 
-def _report(sweep: "Sweep", ranking: "Ranking", progress: "Progress") -> None:
+def _report(sweep: "Sweep", ranking: "Ranking", progress: "Progress", language: str) -> None:
     """Print the ranking, and write sweep.csv and sweep.html."""
     from tinkersmith.sweep.conduct import comparable_values
+    from tinkersmith.sweep.page import write_page
     from tinkersmith.sweep.ranking import effects
     from tinkersmith.sweep.table import write_sweep_table
-    from tinkersmith.sweep.words import conclusions, effect_line, next_lines, table_lines
+    from tinkersmith.sweep.words import (
+        effect_line,
+        limits,
+        next_lines,
+        table_lines,
+        verdict_sentence,
+    )
 
+    chosen = [combination.values for combination in sweep.combinations]
+    found = effects(sweep.grid, chosen, comparable_values(sweep))
     progress.say("")
     for line in table_lines(sweep, ranking):
         progress.say(f"  {line}")
     progress.say("")
-    for line in conclusions(sweep, ranking):
+    progress.say(f"  {verdict_sentence(sweep, ranking)}")
+    for line in limits(sweep, ranking):
         progress.say(f"  {line}")
-    chosen = [combination.values for combination in sweep.combinations]
-    for effect in effects(sweep.grid, chosen, comparable_values(sweep)):
+    for effect in found:
         progress.say(f"  {effect_line(effect, sweep.by)}")
     progress.say("")
     progress.say(f"Table    {write_sweep_table(sweep, ranking)}")
+    progress.say(f"Page     {write_page(sweep, ranking, found, language)}")
     for line in next_lines(sweep, ranking):
         progress.say(line)
