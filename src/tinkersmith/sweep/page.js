@@ -62,17 +62,27 @@
   };
   const best = data.rows.find((row) => row.place === 1);
   tile(words.runs, String(data.runs.length), words.runsNote(data));
-  if (best) { tile(words.best, best.label); tile(words.value, best.amount, best.ends); }
+  if (best) {
+    tile(words.best, "");
+    const content = at("tiles").lastChild.lastChild;
+    for (const setting of data.settings) {
+      const line = make("small", setting);
+      line.append(make("b", best.values[setting]));
+      content.append(line);
+    }
+    tile(words.value, best.amount, best.ends);
+  }
   tile(words.steps, data.steps.toLocaleString("en"), data.steps < data.all_steps ? words.stepsNote(data) : "");
   if (data.optimism) tile(words.optimism, data.optimism, words.optimismNote);
 
   // ---- values with their intervals
 
   const ranked = data.rows.filter((row) => row.place);
-  heading("scores-card", words.scores(data.by_title));
+  const settings = data.settings.join(" · "); // the charts name combinations by their values
+  heading("scores-card", words.scores(byTitle));
   charts.intervals(at("scores"), {
-    label: data.lower ? words.lower : words.higher,
-    rows: ranked.map((row) => ({ name: row.label, value: row.mean, low: row.low, high: row.high, n: row.n, text: row.amount, color: row.whole ? 0 : 7 })),
+    label: `${settings} (${data.lower ? words.lower : words.higher})`,
+    rows: ranked.map((row) => ({ name: row.short, value: row.mean, low: row.low, high: row.high, n: row.n, text: row.amount, color: row.whole ? 0 : 7 })),
     percent: data.percent,
     ...(best ? { reference: best.mean } : {}),
   });
@@ -87,7 +97,7 @@
     for (const row of data.rows) {
       for (const run of data.runs.filter((one) => one.combination === row.combination)) {
         if (!run[curve].length) continue;
-        const one = { name: run.label, points: run[curve], color: colours.get(row.combination) };
+        const one = { name: data.seeds > 1 ? `${row.short} (${run.seed})` : row.short, points: run[curve], color: colours.get(row.combination) };
         if (chosen.has(row.combination)) picked.push(one); else faint.push({ ...one, kind: "faint" });
       }
     }
@@ -97,7 +107,7 @@
   heading("curves-card", words.curves);
   const measured = charts.lines(at("measured"), spec("measured", byTitle));
   const losses = charts.lines(at("losses"), spec("losses", words.training));
-  at("curves-card").append(make("p", words.faint, "soft"));
+  at("curves-card").append(make("p", `${settings}${data.seeds > 1 ? " (SEED)" : ""}. ${words.faint}`, "soft"));
   const redraw = () => { measured.update(spec("measured", byTitle)); losses.update(spec("losses", words.training)); };
 
   // ---- the table
@@ -113,13 +123,13 @@
   const columns = [
     { title: words.place, key: (row) => number(row.place), text: (row) => (row.place ? String(row.place) : "–") },
     ...data.settings.map((setting) => ({ title: setting, key: (row) => row.sort[setting], text: (row) => row.values[setting] })),
-    { title: byTitle, key: (row) => number(row.mean), text: (row) => (row.amount ? `${row.amount} ${row.ends}` : "–"), number: true },
-    { title: words.against, key: (row) => (row.place === 1 ? 0 : number(row.difference && row.difference.mean)), text: (row) => (row.difference ? row.difference.text : ""), number: true },
+    { title: byTitle, key: (row) => number(row.mean), text: (row) => row.amount || "–", more: (row) => row.ends, number: true },
     { title: words.verdict, key: verdict, text: verdict },
+    { title: words.against, key: (row) => (row.place === 1 ? 0 : number(row.difference && row.difference.mean)), text: (row) => (row.difference ? row.difference.amount : ""), more: (row) => (row.difference ? row.difference.ends : ""), number: true },
     ...(data.seeds > 1 ? [{ title: words.seedSpread, key: (row) => number(row.spread), text: (row) => row.spread_text || "–", number: true }] : []),
     { title: words.stepsColumn, key: (row) => row.steps, text: (row) => row.steps_text, number: true },
     { title: words.seconds, key: (row) => row.seconds, text: (row) => row.seconds.toFixed(1), number: true },
-    { title: words.run, key: (row) => row.folders.join(" "), text: (row) => (row.reason ? row.reason : row.folders.join(", ")), className: "reason" },
+    { title: words.run, key: (row) => row.folders.join(" "), text: (row) => row.folders.join(", "), more: (row) => row.reason, className: "run" },
   ];
   let sorted = 0, falling = false;
   const table = at("table");
@@ -151,7 +161,12 @@
       label.append(box, swatch);
       cell.append(label);
       line.append(cell);
-      for (const column of columns) line.append(make("td", column.text(row), [column.number ? "number" : "", column.className || ""].join(" ").trim()));
+      for (const column of columns) {
+        const content = make("td", column.text(row), [column.number ? "number" : "", column.className || ""].join(" ").trim());
+        const more = column.more && column.more(row);
+        if (more) content.append(make("small", more));
+        line.append(content);
+      }
       return line;
     }));
     [...table.querySelectorAll("th[data-column]")].forEach((head, index) => {

@@ -14,6 +14,7 @@ from tinkersmith.sweep.ranking import Effect, Ranked, Ranking, is_lower_better
 from tinkersmith.sweep.record import Sweep, SweepRun, describe
 from tinkersmith.sweep.words import (
     amount_text,
+    difference_ends,
     difference_text,
     ends_text,
     limits,
@@ -117,6 +118,7 @@ def _row(
         "combination": combination,
         "place": place,
         "label": chosen.label,
+        "short": " · ".join(map(value_label, chosen.values.values())),
         "values": {name: value_label(value) for name, value in chosen.values.items()},
         "sort": {
             name: value if isinstance(value, int | float) else value_label(value)
@@ -156,7 +158,8 @@ def _row(
         if found is None
         else {
             "mean": found.mean,
-            "text": difference_text(by, found),
+            "amount": difference_text(by, found.mean),
+            "ends": difference_ends(by, found),
             "shown": found.shown,
             "seeds_alone": found.seeds_alone,
         },
@@ -184,7 +187,7 @@ def _run(sweep: Sweep, run: SweepRun) -> dict[str, Any]:
         if name in line:
             measured.append((line["step"], line[name]))
     return {
-        "label": sweep.label(run),
+        "seed": run.seed,
         "combination": run.combination,
         "losses": _thinned(losses),
         "measured": _thinned(measured),

@@ -49,16 +49,21 @@ def ends_text(by: str, row: Ranked) -> str:
     return f"({row.low:.4g} to {row.high:.4g})"
 
 
-def difference_text(by: str, difference: Difference) -> str:
-    """A difference with its interval and its p-value."""
-    numbers = (difference.mean, difference.low, difference.high)
+def difference_text(by: str, difference: float) -> str:
+    """A difference with its sign: points of a hundred, or the value's own unit."""
+    return f"{_signed(by, difference)}{' points' if is_told_in_percent(by) else ''}"
+
+
+def difference_ends(by: str, difference: Difference) -> str:
+    """The interval and the p-value of a difference."""
+    low, high = _signed(by, difference.low), _signed(by, difference.high)
+    return f"({low} to {high}), {p_text(difference.p_holm)}"
+
+
+def _signed(by: str, value: float) -> str:
     if is_told_in_percent(by):
-        mean, low, high = (f"{100 * number:+.1f}" for number in numbers)
-        unit = " points"
-    else:
-        mean, low, high = (f"{number:+.4f}" for number in numbers)
-        unit = ""
-    return f"{mean}{unit} ({low} to {high}), {p_text(difference.p_holm)}"
+        return f"{100 * value:+.1f}"
+    return f"{value:+.4f}" if by == VALIDATION_LOSS else f"{value:+.4g}"
 
 
 # ---- the table
@@ -93,7 +98,8 @@ def _against_text(by: str, row: Ranked) -> str:
     verdict = "worse" if row.difference.shown else "may be noise"
     if not row.difference.shown and row.difference.seeds_alone:
         verdict = "may be noise: seeds differ as much"
-    return f"{difference_text(by, row.difference)}: {verdict}"
+    difference = row.difference
+    return f"{difference_text(by, difference.mean)} {difference_ends(by, difference)}: {verdict}"
 
 
 def effect_line(effect: Effect, by: str) -> str:
