@@ -124,7 +124,7 @@ def is_lower_better(by: str) -> bool:
 def rank(by: str, results: Sequence[CombinationResult]) -> Ranking:
     """Order the combinations, and compare those that were trained to the end with the best one.
 
-    Holm's method allows for the number of comparisons.
+    Holm's method allows for the number of all pairs: the values say which one is the best.
     """
     sign = 1 if is_lower_better(by) else -1
     sound = [result for result in results if result.values and math.isfinite(result.mean)]
@@ -220,7 +220,9 @@ def _differences(
         uncounted = max(uncounted, len(own) - len(shared))
         if len(shared) > 1:
             raw[result.combination] = _compared(by, result, best, theirs, own, shared)
-    adjusted = holm([compared.p_value for compared in raw.values()])
+    # The values chose the best one, so that any pair could have been compared.
+    pairs = len(finalists) * (len(finalists) - 1) // 2
+    adjusted = holm([compared.p_value for compared in raw.values()], pairs)
     return {
         combination: Difference(
             compared.mean,
