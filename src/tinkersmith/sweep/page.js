@@ -1,13 +1,14 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
+  const spaced = (text) => (/^[\x20-\x7e]+$/.test(text) ? ` ${text} ` : text); // Latin words within Chinese
   const WORDS = {
     en: {
       about: (d) => `${d.created} · ${d.combinations} combinations of ${d.grid} · compared by ${d.by_title}`,
       runs: "Runs", runsNote: (d) => `${d.finished} to the end, ${d.stopped} stopped early, ${d.lost} failed or diverged`,
       best: "Best", value: "Its value", steps: "Steps trained", stepsNote: (d) => `of ${d.all_steps.toLocaleString("en")} that all need`,
       optimism: "Too good by about", optimismNote: "because it is the best of several",
-      scores: (by) => `${by} of each combination, with 95 % intervals`, lower: "lower is better", higher: "higher is better",
+      scores: (by, title) => `${title} of each combination, with 95 % intervals`, lower: "lower is better", higher: "higher is better",
       table: "All combinations", sortHint: "Sort by a click on a heading. The boxes choose the curves below.",
       place: "Place", show: "Curve", against: "Against the best", verdict: "Verdict", seedSpread: "Spread of seeds", status: "Status",
       stepsColumn: "Steps", seconds: "Seconds", run: "Run", worse: "worse", noise: "may be noise", seeds: "may be noise (seeds)",
@@ -19,11 +20,11 @@
       next: "Go on", measure: "Measure the best run on questions that no run was compared by", export: "Export it", copy: "Copy", copied: "Copied", step: "step", nothing: "No combination came to its end in all its runs.",
     },
     zh: {
-      about: (d) => `${d.created} · ${d.grid} 的 ${d.combinations} 种组合 · 按${d.by_title}比较`,
+      about: (d) => `${d.created} · ${d.grid} 的 ${d.combinations} 种组合 · 按${spaced(d.by_title)}比较`,
       runs: "运行", runsNote: (d) => `${d.finished} 个训练到底，${d.stopped} 个提前停止，${d.lost} 个失败或发散`,
       best: "最佳", value: "它的值", steps: "训练步数", stepsNote: (d) => `全部训练需要 ${d.all_steps.toLocaleString("en")} 步`,
       optimism: "大约偏高", optimismNote: "因为它是从多个中挑出的最佳",
-      scores: (by) => `各组合的${by}及 95 % 区间`, lower: "越低越好", higher: "越高越好",
+      scores: (by) => `各组合的${spaced(by)}及 95 % 区间`, lower: "越低越好", higher: "越高越好",
       table: "所有组合", sortHint: "点击表头排序。勾选框决定下面显示哪些曲线。",
       place: "名次", show: "曲线", against: "与最佳相比", verdict: "结论", seedSpread: "种子间的标准差", status: "状态",
       stepsColumn: "步数", seconds: "秒", run: "运行", worse: "更差", noise: "可能是噪声", seeds: "可能是噪声（种子）",
@@ -47,6 +48,7 @@
   const DASHES = ["", "7 3", "2 3", "9 3 2 3", "12 4", "4 2", "2 2 6 2", "1 4"];
   const heading = (id, text) => { at(id).querySelector("h2").textContent = text; };
   const byTitle = data.by_title[0].toUpperCase() + data.by_title.slice(1);
+  const byUnit = data.percent ? `${byTitle} (%)` : byTitle;
 
   // ---- the headline
 
@@ -79,7 +81,7 @@
 
   const ranked = data.rows.filter((row) => row.place);
   const settings = data.settings.join(" · "); // the charts name combinations by their values
-  heading("scores-card", words.scores(byTitle));
+  heading("scores-card", words.scores(data.by_title, byTitle));
   charts.intervals(at("scores"), {
     label: `${settings} (${data.lower ? words.lower : words.higher})`,
     rows: ranked.map((row) => ({ name: row.short, value: row.mean, low: row.low, high: row.high, n: row.n, text: row.amount, color: row.whole ? 0 : 7 })),
@@ -90,25 +92,28 @@
 
   // ---- the curves; the table's boxes choose them
 
-  const chosen = new Set(data.rows.slice(0, Math.min(5, data.rows.length)).map((row) => row.combination));
+  const chosen = new Set(data.rows.filter((row) => row.place).slice(0, 5).map((row) => row.combination));
   const colours = new Map(data.rows.map((row, index) => [row.combination, index % 8]));
   const series = (curve) => {
     const picked = [], faint = [];
     for (const row of data.rows) {
       for (const run of data.runs.filter((one) => one.combination === row.combination)) {
         if (!run[curve].length) continue;
-        const one = { name: data.seeds > 1 ? `${row.short} (${run.seed})` : row.short, points: run[curve], color: colours.get(row.combination) };
-        if (chosen.has(row.combination)) picked.push(one); else faint.push({ ...one, kind: "faint" });
+        const name = data.seeds > 1 ? `${row.short} (${run.seed})` : row.short;
+        const points = data.percent && curve === "measured" ? run[curve].map(([x, y]) => [x, y === null ? y : 100 * y]) : run[curve];
+        const one = { name, points, color: colours.get(row.combination) };
+        if (chosen.has(row.combination)) picked.push(one);
+        else if (row.place) faint.push({ ...one, kind: "faint" }); // a diverged one would squeeze the others
       }
     }
     return [...faint, ...picked];
   };
   const spec = (curve, label) => ({ label, x: words.step, height: 260, series: series(curve) });
   heading("curves-card", words.curves);
-  const measured = charts.lines(at("measured"), spec("measured", byTitle));
+  const measured = charts.lines(at("measured"), spec("measured", byUnit));
   const losses = charts.lines(at("losses"), spec("losses", words.training));
   at("curves-card").append(make("p", `${settings}${data.seeds > 1 ? " (SEED)" : ""}. ${words.faint}`, "soft"));
-  const redraw = () => { measured.update(spec("measured", byTitle)); losses.update(spec("losses", words.training)); };
+  const redraw = () => { measured.update(spec("measured", byUnit)); losses.update(spec("losses", words.training)); };
 
   // ---- the table
 
@@ -129,7 +134,7 @@
     ...(data.seeds > 1 ? [{ title: words.seedSpread, key: (row) => number(row.spread), text: (row) => row.spread_text || "–", number: true }] : []),
     { title: words.stepsColumn, key: (row) => row.steps, text: (row) => row.steps_text, number: true },
     { title: words.seconds, key: (row) => row.seconds, text: (row) => row.seconds.toFixed(1), number: true },
-    { title: words.run, key: (row) => row.folders.join(" "), text: (row) => row.folders.join(", "), more: (row) => row.reason, className: "run" },
+    { title: words.run, key: (row) => row.folders.join(" "), text: (row) => row.folders.join(", ") },
   ];
   let sorted = 0, falling = false;
   const table = at("table");
@@ -162,7 +167,7 @@
       cell.append(label);
       line.append(cell);
       for (const column of columns) {
-        const content = make("td", column.text(row), [column.number ? "number" : "", column.className || ""].join(" ").trim());
+        const content = make("td", column.text(row), column.number ? "number" : "");
         const more = column.more && column.more(row);
         if (more) content.append(make("small", more));
         line.append(content);
@@ -197,11 +202,14 @@
   at("table-card").querySelector(".scroll").setAttribute("aria-label", words.table);
   fill();
 
+  for (const row of data.rows.filter((one) => one.reason)) at("reasons").append(make("li", `${row.label}: ${verdict(row)}. ${row.reason}`));
+
   // ---- which setting matters
 
   if (data.effects.length) {
     heading("effects-card", words.effects);
     at("effects-card").querySelector("p").textContent = words.effectsHint(data.halved ? words.rung : "");
+    const scale = data.percent ? 100 : 1;
     for (const effect of data.effects) {
       const box = make("div", undefined, "effect"), bar = make("div", undefined, "share");
       const share = Math.round(100 * effect.share);
@@ -218,9 +226,8 @@
       at("effects").append(box);
       charts.intervals(figure, {
         label: "",
-        rows: effect.levels.map((level) => ({ name: `${level.value} (${words.of(level.n)})`, value: level.mean, text: level.text })),
-        percent: data.percent,
-        range: data.effect_range,
+        rows: effect.levels.map((level) => ({ name: `${level.value} (${words.of(level.n)})`, value: scale * level.mean, text: level.text })),
+        range: data.effect_range.map((end) => scale * end),
       });
     }
   } else at("effects-card").remove();

@@ -59,7 +59,7 @@ def _content(
     return {
         "name": sweep.name,
         "created": sweep.created.replace("T", " ")[:16],
-        "by_title": measure_title(by, language),
+        "by_title": measure_title(by, language).strip(),
         "lower": is_lower_better(by),
         "percent": is_told_in_percent(by),
         "grid": describe(sweep.grid),
@@ -75,7 +75,7 @@ def _content(
         "verdict": verdict_sentence(sweep, ranking, language),
         "limits": limits(sweep, ranking, language),
         "optimism": spread_text(by, ranking.optimism) if ranking.optimism is not None else "",
-        "rows": _rows(sweep, ranking),
+        "rows": _rows(sweep, ranking, language),
         "runs": [_run(sweep, run) for run in sweep.runs],
         "effects": [
             {
@@ -98,18 +98,18 @@ def _content(
     }
 
 
-def _rows(sweep: Sweep, ranking: Ranking) -> list[dict[str, Any]]:
+def _rows(sweep: Sweep, ranking: Ranking, language: str) -> list[dict[str, Any]]:
     """The combinations in their order, and those that have no value behind them."""
     ranked = {row.combination: (place, row) for place, row in enumerate(ranking.rows, start=1)}
     others = [place for place in range(len(sweep.combinations)) if place not in ranked]
     return [
-        _row(sweep, combination, *ranked.get(combination, (None, None)))
+        _row(sweep, combination, *ranked.get(combination, (None, None)), language)
         for combination in [*ranked, *others]
     ]
 
 
 def _row(
-    sweep: Sweep, combination: int, place: int | None, ranked: Ranked | None
+    sweep: Sweep, combination: int, place: int | None, ranked: Ranked | None, language: str
 ) -> dict[str, Any]:
     chosen, by = sweep.combinations[combination], sweep.by
     runs = [run for run in sweep.runs if run.combination == combination]
@@ -148,7 +148,7 @@ def _row(
         **row,
         "mean": ranked.mean,
         "amount": amount_text(by, ranked.mean),
-        "ends": ends_text(by, ranked),
+        "ends": ends_text(by, ranked, language),
         "low": ranked.low,
         "high": ranked.high,
         "n": ranked.n,
@@ -158,8 +158,8 @@ def _row(
         if found is None
         else {
             "mean": found.mean,
-            "amount": difference_text(by, found.mean),
-            "ends": difference_ends(by, found),
+            "amount": difference_text(by, found.mean, language),
+            "ends": difference_ends(by, found, language),
             "shown": found.shown,
             "seeds_alone": found.seeds_alone,
         },

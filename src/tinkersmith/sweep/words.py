@@ -12,6 +12,7 @@ from tinkersmith.sweep.ranking import Difference, Effect, Ranked, Ranking, is_lo
 from tinkersmith.sweep.record import Sweep
 
 _NAMED = 5  # combinations in a sentence
+_TO = {"en": " to ", "zh": " 至 "}  # between the ends of an interval
 
 
 # ---- numbers
@@ -21,7 +22,8 @@ def measure_title(by: str, language: str = "en") -> str:
     """What the runs are compared by, in words."""
     if language == "zh" and by == VALIDATION_LOSS:
         return "验证损失"
-    return by.replace("_", " ")
+    title = by.replace("_", " ")
+    return f" {title} " if language == "zh" else title  # Latin words within Chinese
 
 
 def amount_text(by: str, value: float) -> str:
@@ -38,26 +40,28 @@ def spread_text(by: str, value: float) -> str:
     return f"{value:.4f}" if by == VALIDATION_LOSS else f"{value:.4g}"
 
 
-def ends_text(by: str, row: Ranked) -> str:
+def ends_text(by: str, row: Ranked, language: str = "en") -> str:
     """The interval of a combination's value, in brackets; "" where there is none."""
     if row.low is None or row.high is None:
         return ""
+    to = _TO[language]
     if by == VALIDATION_LOSS:
-        return f"({row.low:.4f} to {row.high:.4f})"
+        return f"({row.low:.4f}{to}{row.high:.4f})"
     if is_told_in_percent(by):
-        return f"({100 * row.low:.1f} to {100 * row.high:.1f} %)"
-    return f"({row.low:.4g} to {row.high:.4g})"
+        return f"({100 * row.low:.1f}{to}{100 * row.high:.1f} %)"
+    return f"({row.low:.4g}{to}{row.high:.4g})"
 
 
-def difference_text(by: str, difference: float) -> str:
+def difference_text(by: str, difference: float, language: str = "en") -> str:
     """A difference with its sign: points of a hundred, or the value's own unit."""
-    return f"{_signed(by, difference)}{' points' if is_told_in_percent(by) else ''}"
+    unit = {"en": " points", "zh": " 个百分点"}[language] if is_told_in_percent(by) else ""
+    return f"{_signed(by, difference)}{unit}"
 
 
-def difference_ends(by: str, difference: Difference) -> str:
+def difference_ends(by: str, difference: Difference, language: str = "en") -> str:
     """The interval and the p-value of a difference."""
     low, high = _signed(by, difference.low), _signed(by, difference.high)
-    return f"({low} to {high}), {p_text(difference.p_holm)}"
+    return f"({low}{_TO[language]}{high}), {p_text(difference.p_holm)}"
 
 
 def _signed(by: str, value: float) -> str:
