@@ -1,6 +1,5 @@
 """A sweep and its ranking -> sweep.html: curves, values with intervals, settings, in one file."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from tinkersmith.errors import UserError
 from tinkersmith.files import write_atomically
 from tinkersmith.pages.page import page_html, part
+from tinkersmith.runs.curves import Point, downsampled
 from tinkersmith.settings.measures import is_told_in_percent, measurement_name
 from tinkersmith.sweep.grid import value_label
 from tinkersmith.sweep.ranking import Effect, Ranked, Ranking, is_lower_better
@@ -25,8 +25,8 @@ from tinkersmith.sweep.words import (
 )
 
 PAGE_FILE = "sweep.html"
-_POINTS = 400  # of a curve: more cannot be told apart on a screen
 _HERE = "tinkersmith.sweep"
+_BUCKETS = 4000  # of all runs' curves together: the page stays small with hundreds of them
 
 
 def write_page(sweep: Sweep, ranking: Ranking, effects: Sequence[Effect], language: str) -> Path:
@@ -173,14 +173,15 @@ def _steps_text(runs: Sequence[SweepRun]) -> str:
 
 def _run(sweep: Sweep, run: SweepRun) -> dict[str, Any]:
     """A run with its curves. What is damaged in its folder leaves them empty."""
-    losses: list[tuple[int, float]] = []
-    measured: list[tuple[int, float]] = []
+    losses: list[Point] = []
+    measured: list[Point] = []
     folder = sweep.folder_of(run)
     try:
         lines = folder.metrics() if folder else []
     except UserError:
         lines = []
     name = measurement_name(sweep.by)
+    buckets = max(30, min(200, _BUCKETS // len(sweep.runs)))
     for line in lines:
         if "loss" in line:
             losses.append((line["step"], line["loss"]))
@@ -189,17 +190,6 @@ def _run(sweep: Sweep, run: SweepRun) -> dict[str, Any]:
     return {
         "seed": run.seed,
         "combination": run.combination,
-        "losses": _thinned(losses),
-        "measured": _thinned(measured),
+        "losses": downsampled(losses, buckets),
+        "measured": downsampled(measured, buckets),
     }
-
-
-def _thinned(points: Sequence[tuple[int, float]]) -> list[list[float | None]]:
-    """At most `_POINTS` points: each the mean of those that it stands for."""
-    size = max(1, math.ceil(len(points) / _POINTS))
-    thin: list[list[float | None]] = []
-    for start in range(0, len(points), size):
-        block = points[start : start + size]
-        mean = sum(value for _, value in block) / len(block)
-        thin.append([block[-1][0], round(mean, 6) if math.isfinite(mean) else None])
-    return thin

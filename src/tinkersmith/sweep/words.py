@@ -120,7 +120,6 @@ def effect_line(effect: Effect, by: str) -> str:
 def verdict_sentence(sweep: Sweep, ranking: Ranking, language: str = "en") -> str:
     """Whether there is a best combination."""
     zh, by = language == "zh", measure_title(sweep.by, language)
-    zh, by = language == "zh", measure_title(sweep.by, language)
     if not ranking.rows:
         return (
             "没有一种组合的所有运行都训练到底，无法排名。"
@@ -148,8 +147,8 @@ def verdict_sentence(sweep: Sweep, ranking: Ranking, language: str = "en") -> st
     if not worse:
         others = "the other one" if compared == 1 else f"each of the {compared} others"
         return (
-            f"没有赢家：按{by.rstrip()}，{label} 排第一，但它对另外 {compared} 种组合的领先都可能是噪声"
-            "（Holm，5 %）。请选其中代价最小的，或在更多样本上测量。"
+            f"没有赢家：按{by.rstrip()}，{label} 排第一，但它对另外 {compared} 种组合的领先"
+            "都可能是噪声（Holm，5 %）。请选其中代价最小的，或在更多样本上测量。"
             if zh
             else f"No winner: {label} comes first by {by}, but its lead over {others} may be noise "
             "(Holm, 5 %). Take the cheapest of them, or measure on more samples."
