@@ -13,7 +13,7 @@ from tinkersmith.runs.folder import RunFolder
 from tinkersmith.settings.reading import settings_from
 from tinkersmith.sweep.conduct import comparable_values, results_of
 from tinkersmith.sweep.grid import combinations_of, read_grid
-from tinkersmith.sweep.page import write_page
+from tinkersmith.sweep.page import write_sweep_page
 from tinkersmith.sweep.ranking import effects, rank
 from tinkersmith.sweep.record import Sweep, new_sweep
 from tinkersmith.sweep.rungs import Rung
@@ -74,7 +74,7 @@ def page_of(sweep: Sweep, language: str) -> Path:
     ranking = rank(sweep.by, results_of(sweep))
     values = [combination.values for combination in sweep.combinations]
     found = effects(sweep.grid, values, comparable_values(sweep))
-    return write_page(sweep, ranking, found, language)
+    return write_sweep_page(sweep, ranking, found, language)
 
 
 def test_the_page_loads_nothing_and_says_what_the_sweep_found(sweep: Sweep) -> None:

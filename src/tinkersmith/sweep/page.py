@@ -14,12 +14,12 @@ from tinkersmith.sweep.ranking import Effect, Ranked, Ranking, is_lower_better
 from tinkersmith.sweep.record import Sweep, SweepRun, describe
 from tinkersmith.sweep.words import (
     amount_text,
+    commands_after,
     difference_ends,
     difference_text,
     ends_text,
     limits,
     measure_title,
-    next_commands,
     spread_text,
     verdict_sentence,
 )
@@ -29,7 +29,9 @@ _HERE = "tinkersmith.sweep"
 _BUCKETS = 4000  # of all runs' curves together: the page stays small with hundreds of them
 
 
-def write_page(sweep: Sweep, ranking: Ranking, effects: Sequence[Effect], language: str) -> Path:
+def write_sweep_page(
+    sweep: Sweep, ranking: Ranking, effects: Sequence[Effect], language: str
+) -> Path:
     """Write the page into the sweep's folder.
 
     Raises:
@@ -94,7 +96,7 @@ def _content(
             for effect in effects
         ],
         "effect_range": [min(means) - pad, max(means) + pad] if means else [0, 1],
-        "commands": next_commands(sweep, ranking),
+        "commands": commands_after(sweep, ranking),
     }
 
 

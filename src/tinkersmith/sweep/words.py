@@ -223,7 +223,7 @@ def _names(sweep: Sweep, rows: list[Ranked]) -> str:
 # ---- commands
 
 
-def next_commands(sweep: Sweep, ranking: Ranking) -> list[tuple[str, str]]:
+def commands_after(sweep: Sweep, ranking: Ranking) -> list[tuple[str, str]]:
     """The commands to go on with: ("measure", "... evaluate ...") and ("export", ...)."""
     best = _best_run(sweep, ranking)
     if best is None:
@@ -247,7 +247,7 @@ def next_lines(sweep: Sweep, ranking: Ranking) -> list[str]:
         "export": "Export  ",
     }
     lines = [] if best is None else [f"Best     {best[0]}, {best[1]}"]
-    return lines + [f"{titles[kind]} {command}" for kind, command in next_commands(sweep, ranking)]
+    return lines + [f"{titles[kind]} {command}" for kind, command in commands_after(sweep, ranking)]
 
 
 def _best_run(sweep: Sweep, ranking: Ranking) -> tuple[str, str, str, str] | None:

@@ -90,7 +90,7 @@ def sweep_command(argv: Sequence[str], *, prog: str) -> int:
 def _report(sweep: "Sweep", ranking: "Ranking", progress: "Progress", language: str) -> None:
     """Print the ranking, and write sweep.csv and sweep.html."""
     from tinkersmith.sweep.conduct import comparable_values
-    from tinkersmith.sweep.page import write_page
+    from tinkersmith.sweep.page import write_sweep_page
     from tinkersmith.sweep.ranking import effects
     from tinkersmith.sweep.table import write_sweep_table
     from tinkersmith.sweep.words import (
@@ -114,6 +114,6 @@ def _report(sweep: "Sweep", ranking: "Ranking", progress: "Progress", language: 
         progress.say(f"  {effect_line(effect, sweep.by)}")
     progress.say("")
     progress.say(f"Table    {write_sweep_table(sweep, ranking)}")
-    progress.say(f"Page     {write_page(sweep, ranking, found, language)}")
+    progress.say(f"Page     {write_sweep_page(sweep, ranking, found, language)}")
     for line in next_lines(sweep, ranking):
         progress.say(line)
