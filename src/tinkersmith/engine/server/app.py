@@ -11,8 +11,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tinkersmith.engine.scheduling.sessions import Sessions
-from tinkersmith.engine.server.api_errors import ANTHROPIC, OPENAI
-from tinkersmith.engine.server.hosts import HostGuard
+from tinkersmith.engine.server.api_errors import ANTHROPIC, OPENAI, error_response
 from tinkersmith.engine.server.http import (
     API,
     FILES,
@@ -36,6 +35,7 @@ from tinkersmith.engine.server.routes.service import ServiceRoutes
 from tinkersmith.engine.server.routes.traces import TraceRoutes
 from tinkersmith.engine.server.routes.training import TrainingRoutes
 from tinkersmith.engine.storage.catalogue import Catalogue
+from tinkersmith.guards.hosts import HostGuard
 
 
 def make_app(
@@ -74,7 +74,8 @@ def make_app(
         exception_handlers={HTTPException: no_such_route},
     )
     app.router.redirect_slashes = False  # a redirect is no sentence
-    guarded = HostGuard(KeyGuard(app, key, is_token), hosts, any_own_address=any_own_address)
+    with_key = KeyGuard(app, key, is_token)
+    guarded = HostGuard(with_key, hosts, error_response, any_own_address=any_own_address)
     return EarlyAnswers(guarded)
 
 
