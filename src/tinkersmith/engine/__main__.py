@@ -23,6 +23,7 @@ from tinkersmith.engine.hardware.memory import keep_freed_memory
 from tinkersmith.engine.hardware.threads import wait_passively
 from tinkersmith.engine.log import log
 from tinkersmith.engine.storage.permissions import keep_new_files_private, tighten
+from tinkersmith.engine_status import status_file
 from tinkersmith.errors import UserError
 from tinkersmith.guards.hosts import allowed_hosts, is_loopback, is_wildcard, listen
 from tinkersmith.guards.keys import choose_key
@@ -158,6 +159,7 @@ def _serve(options: argparse.Namespace, key: str, made: bool) -> int:
     from tinkersmith.engine.server import connections
     from tinkersmith.engine.server.app import make_app
     from tinkersmith.engine.server.routes.service import TESTED_WITH
+    from tinkersmith.engine.server.status import EngineStatus
     from tinkersmith.engine.storage.catalogue import make_catalogue
     from tinkersmith.engine.storage.store import Store
 
@@ -202,9 +204,10 @@ def _serve(options: argparse.Namespace, key: str, made: bool) -> int:
         loop.set_exception_handler(connections.handle_exception)
         thread = EngineThread(loop, prepare)
         sessions = Sessions(store, thread)
+        status = EngineStatus(sessions)
         server = uvicorn.Server(
             uvicorn.Config(
-                make_app(sessions, catalogue, key, hosts, is_wildcard(options.host)),
+                make_app(sessions, catalogue, key, hosts, is_wildcard(options.host), status),
                 http=connections.Connection,
                 ws="none",
                 ssl_certfile=options.tls_cert,
@@ -239,6 +242,7 @@ def _serve(options: argparse.Namespace, key: str, made: bool) -> int:
         thread.start()
         sweeping = asyncio.create_task(sessions.sweep())
         watching = asyncio.create_task(connections.watch(server.server_state))
+        reporting = asyncio.create_task(status.keep_written())
         # The listener takes connections already; they are answered from the next line on.
         _print_ready(port)
         scheme = "https" if options.tls_cert else "http"
@@ -255,8 +259,11 @@ def _serve(options: argparse.Namespace, key: str, made: bool) -> int:
         await server.serve(sockets=[listener])
         sweeping.cancel()
         watching.cancel()
+        reporting.cancel()
 
     asyncio.run(serve())
+    with contextlib.suppress(OSError):  # the threads that write it have ended
+        status_file(options.dir, os.getpid()).unlink()
     store.close()
     # The engine thread may be in a long computation; nothing waits for it.
     sys.stdout.flush()

@@ -34,6 +34,7 @@ from tinkersmith.engine.server.routes.sampling import SamplingRoutes
 from tinkersmith.engine.server.routes.service import ServiceRoutes
 from tinkersmith.engine.server.routes.traces import TraceRoutes
 from tinkersmith.engine.server.routes.training import TrainingRoutes
+from tinkersmith.engine.server.status import METRICS_PATH, EngineStatus
 from tinkersmith.engine.storage.catalogue import Catalogue
 from tinkersmith.guards.hosts import HostGuard
 
@@ -44,6 +45,7 @@ def make_app(
     key: str,
     hosts: frozenset[str],
     any_own_address: bool = False,
+    status: EngineStatus | None = None,
 ) -> ASGIApp:
     """The whole API, for requests to one of `hosts`, or with `any_own_address` to any own address.
 
@@ -68,6 +70,11 @@ def make_app(
                 for method, path, handler in handlers
             ),
             *_inference_routes(InferenceModels(sessions, catalogue)),
+            Route(
+                METRICS_PATH,
+                in_sentences((status or EngineStatus(sessions)).metrics),
+                methods=["GET"],
+            ),
             Route(f"{FILES}/{{token}}/traces/{{session_id}}.json", in_sentences(traces.download)),
             Route(f"{FILES}/{{token}}/{{path:path}}", in_sentences(rest.download)),
         ],
