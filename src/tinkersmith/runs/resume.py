@@ -28,7 +28,13 @@ from tinkersmith.runs.folder import (
 from tinkersmith.settings.spelling import override_text
 
 # Settings that a resumed run may go on with another value of: after its loss has risen.
-CHANGED_BY_RESUME = ("LEARNING_RATE", "GRAD_CLIP_NORM", "STOP_ON_DIVERGENCE", "PATIENCE")
+CHANGED_BY_RESUME = (
+    "LEARNING_RATE",
+    "GRAD_CLIP_NORM",
+    "STOP_ON_DIVERGENCE",
+    "PATIENCE",
+    "TRACKERS",  # one that fails must not keep a run from going on
+)
 _AGAINST_DIVERGENCE = ("LEARNING_RATE", "GRAD_CLIP_NORM")  # what is advised after that
 # .jsonl: the files that a resume cuts
 _CUT = ("checkpoints", "metrics", "sample_losses", "measured", "shown_answers")
