@@ -27,3 +27,12 @@ def _umask_as_before() -> Iterator[None]:
     os.umask(before)
     yield
     os.umask(before)
+
+
+@pytest.fixture(scope="module")
+def kept_engines() -> Iterator[None]:
+    """The module's tests share engines: for tests of what engines answer, not of how they end."""
+    from tests.support.kept_engines import engines_kept
+
+    with engines_kept():
+        yield

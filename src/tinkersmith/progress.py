@@ -100,6 +100,12 @@ class Progress:
                 task.reported = now
                 self.say(f"  {state}")
 
+    def state(self) -> tuple[str, float]:
+        """How far the innermost task is that said so, and what share of the whole that is."""
+        with self._lock:
+            known = next((task for task in reversed(self._tasks) if task.state), None)
+            return (known.state, known.share) if known else ("", 0.0)
+
     def look(self) -> None:
         """Say what is under way if nothing was said for too long."""
         with self._lock:
@@ -123,12 +129,12 @@ class Progress:
 
     def _live_line(self, now: float) -> str:
         task = self._tasks[-1]
-        known = next((outer for outer in reversed(self._tasks) if outer.state), None)
+        state, share = self.state()
         parts: list[str] = []
-        if known is not None:
-            filled = round(_BAR_WIDTH * min(max(known.share, 0.0), 1.0))
-            parts += ["━" * filled + "─" * (_BAR_WIDTH - filled), known.state]
-        if task is not known and now - task.begun >= allowed_silence(0):
+        if state:
+            filled = round(_BAR_WIDTH * min(max(share, 0.0), 1.0))
+            parts += ["━" * filled + "─" * (_BAR_WIDTH - filled), state]
+        if not task.state and now - task.begun >= allowed_silence(0):
             parts.append(f"{task.doing} ({now - task.begun:.0f} s)")
         return "  ".join(parts)
 

@@ -17,7 +17,7 @@ from tinkersmith.grading.scoring import score
 from tinkersmith.settings.reading import settings_from
 from tinkersmith.training.train import train
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("kept_engines")]
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from tinkersmith.evaluation.measures import question_for_a_judge
 from tinkersmith.service.connection import open_service
 from tinkersmith.service.likelihood import answers_to_measure
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("kept_engines")]
 SCHEMA = json.loads(
     files("tinkersmith.evaluation").joinpath("evaluation_results.schema.json").read_text("utf-8")
 )

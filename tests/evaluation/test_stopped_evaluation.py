@@ -22,7 +22,7 @@ from tinkersmith.evaluation.evaluate import evaluate
 from tinkersmith.settings.fields import Settings
 from tinkersmith.settings.spelling import override_text
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("kept_engines")]
 SUMS = [
     {"instruction": "Add.", "input": f"{n} + {n}", "output": f"Answer: {2 * n}"}
     for n in range(40, 100)
@@ -35,10 +35,10 @@ def small() -> SmallRun:
 
 
 def test_a_killed_evaluation_comes_to_the_same_result_and_asks_nothing_again(tmp_path: Path):
-    trials = stop_and_go_on(tmp_path, 3, 7, questions=60, second_stops=0)
-    assert [trial.broken for trial in trials] == [[], [], []]
-    assert sum(len(trial.stops) for trial in trials) >= 3
-    assert sum(trial.answered_before for trial in trials) > 20
+    trials = stop_and_go_on(tmp_path, 2, 7, questions=60, second_stops=0)
+    assert [trial.broken for trial in trials] == [[], []]
+    assert sum(len(trial.stops) for trial in trials) >= 2
+    assert sum(trial.answered_before for trial in trials) > 10
 
 
 class Stopped(Exception):

@@ -28,7 +28,7 @@ from tinkersmith.settings.reading import settings_from
 from tinkersmith.text.templates import choose_template, template_from_json
 from tinkersmith.text.tokenizer import load_tokenizer
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("kept_engines")]
 
 PROMPT = "Instruction: Add.\nInput: 41 + 41\nResponse:\n"
 

@@ -38,7 +38,7 @@ from tinkersmith.training.loop import Loop
 from tinkersmith.training.plan import prepare
 from tinkersmith.training.train import train
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("kept_engines")]
 
 
 @pytest.fixture(autouse=True, scope="module")

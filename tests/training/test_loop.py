@@ -26,7 +26,7 @@ from tinkersmith.training.interruption import Interruption
 from tinkersmith.training.loop import Curves, Loop
 from tinkersmith.training.plan import prepare
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("kept_engines")]
 
 
 @dataclasses.dataclass

@@ -14,7 +14,7 @@ from tinkersmith import train
 from tinkersmith.data import large_files
 from tinkersmith.settings.reading import settings_from
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("kept_engines")]
 CONTEXT = 128
 
 

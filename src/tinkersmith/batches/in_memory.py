@@ -1,6 +1,8 @@
 """Files that fit into memory -> tokenised training and validation sets."""
 
 import hashlib
+import json
+import threading
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -39,14 +41,17 @@ from tinkersmith.errors import UserError
 from tinkersmith.files import write_json
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress
+from tinkersmith.prompts.text_tokenizer import TextTokenizer
 from tinkersmith.runs.folder import RunFolder
 from tinkersmith.runs.trained_questions import QuestionCollector
 from tinkersmith.settings.fields import Settings
+from tinkersmith.text.templates import PromptTemplate
 from tinkersmith.text.thoughts import ThoughtCounts, count_thoughts
 from tinkersmith.text.tokenize import (
     UNTRAINED,
     LengthEvent,
     TokenizedSample,
+    TokenizedSamples,
     encode_samples,
     tokenize,
 )
@@ -61,6 +66,12 @@ class SamplesInMemory:
     loaded: list[LoadedSamples]  # of DATA_FILES, and of VALIDATION_FILES if there are any
     weights: dict[str, float] = field(default_factory=dict[str, float])  # of DATA_FILES, if any
     train_on: str = "all"
+    _tokenized: dict[str, tuple[TokenizedSamples, TokenizedSamples]] = field(
+        default_factory=dict[str, "tuple[TokenizedSamples, TokenizedSamples]"],
+        repr=False,
+        compare=False,
+    )
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     @cached_property
     def duplicates(self) -> list[Duplicates]:
@@ -122,10 +133,7 @@ class SamplesInMemory:
             encoding.truncate,
             encoding.settings.train_on,
         )
-        count = len(self.training) + len(self.validation)
-        with progress.doing(f"tokenising {counted(count, 'sample')}"):
-            training = tokenize(self.training, *how)
-            validation = tokenize(self.validation, *how)
+        training, validation = self._tokens(how, progress)
         if not training.samples:
             untrained = [event for event in training.skipped if event.kind == UNTRAINED]
             raise self._none_fits(encoding, untrained)
@@ -150,6 +158,20 @@ class SamplesInMemory:
             duplicates=self.duplicates,
             settings=encoding.settings,
         )
+
+    def _tokens(
+        self, how: tuple[PromptTemplate, TextTokenizer, int, bool, str], progress: Progress
+    ) -> tuple[TokenizedSamples, TokenizedSamples]:
+        """The tokens of both sets. Runs of one process that encode alike share them."""
+        template, tokenizer, *rest = how
+        known_by = json.dumps([template.to_json(), tokenizer.digest, *rest])
+        count = len(self.training) + len(self.validation)
+        with self._lock:
+            if known_by not in self._tokenized:
+                with progress.doing(f"tokenising {counted(count, 'sample')}"):
+                    both = tokenize(self.training, *how), tokenize(self.validation, *how)
+                self._tokenized[known_by] = both
+            return self._tokenized[known_by]
 
     def _none_fits(self, encoding: Encoding, untrained: Sequence[LengthEvent]) -> UserError:
         if len(untrained) == len(self.training):

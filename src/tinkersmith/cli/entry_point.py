@@ -11,6 +11,7 @@ from typing import Any
 COMMANDS = {
     "init": "Make a project folder: settings, sample data and scripts.",
     "train": "Fine-tune a LoRA with the settings of config.py.",
+    "sweep": "Train with every combination of some settings, and rank the runs.",
     "split": "Merge data files and split them into a training and a test set.",
     "convert": "Write data files of any kind as one JSON Lines file.",
     "settings": "Show all settings with their values and where these come from.",

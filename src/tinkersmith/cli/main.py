@@ -10,6 +10,7 @@ from tinkersmith.cli.entry_point import COMMANDS, run_entry_point
 _FUNCTIONS = {
     "init": "tinkersmith.cli.init:init_command",
     "train": "tinkersmith.cli.training.train:train_command",
+    "sweep": "tinkersmith.cli.training.sweep:sweep_command",
     "split": "tinkersmith.cli.data.split:split_command",
     "convert": "tinkersmith.cli.data.convert:convert_command",
     "settings": "tinkersmith.cli.settings:settings_command",

@@ -22,12 +22,7 @@ from tinkersmith.evaluation.summary import (
 from tinkersmith.metrics.names import LOWER_IS_BETTER
 from tinkersmith.plurals import counted
 from tinkersmith.statistics.intervals import FloatArray
-from tinkersmith.statistics.paired import (
-    difference_interval,
-    mcnemar,
-    mcnemar_exact,
-    sign_flip_test,
-)
+from tinkersmith.statistics.paired import are_whole, difference_interval, paired_test
 from tinkersmith.statistics.power import FEWEST, smallest_difference
 
 LEVEL = 0.05
@@ -145,7 +140,7 @@ def verdict(pairs: Sequence[Pair], metric: str, shares: bool | None = None) -> V
         shares = pairs_are_shares(pairs, metric)
     differences = first - second
     low, high = difference_interval(first, second, draws, bounded=shares)
-    p_value, exact, test = _tested(differences)
+    p_value, exact, test = paired_test(differences)
     return Verdict(
         metric=metric,
         first=estimate_of(first.tolist(), draws[0], shares=shares),
@@ -177,21 +172,9 @@ def _counting_unfinished(pairs: Sequence[Pair], metric: str) -> tuple[float, flo
     return first, second
 
 
-def _are_whole(differences: FloatArray) -> bool:
-    """Whether each question was won, lost or neither, so that McNemar's test applies."""
-    return bool(np.isin(differences, (-1.0, 0.0, 1.0)).all())
-
-
-def _tested(differences: FloatArray) -> tuple[float, float | None, str]:
-    if _are_whole(differences):
-        won, lost = int((differences > 0).sum()), int((differences < 0).sum())
-        return mcnemar(won, lost), mcnemar_exact(won, lost), "McNemar, mid-p"
-    return sign_flip_test(differences), None, "paired permutation, mid-p"
-
-
 def _smallest(differences: FloatArray) -> float | None:
     count = len(differences)
-    whole = _are_whole(differences)
+    whole = are_whole(differences)
     squares = differences**2
     if not whole and not squares.any():
         return None

@@ -17,13 +17,19 @@ from tinkersmith.runs.best import (
     names_of_checkpoints,
     write_best,
 )
-from tinkersmith.runs.folder import SAMPLE_LOSSES_FILE, SAMPLES_FILE, Checkpoint, RunFolder
+from tinkersmith.runs.folder import (
+    MEASURED_FILE,
+    SAMPLE_LOSSES_FILE,
+    SAMPLES_FILE,
+    Checkpoint,
+    RunFolder,
+)
 from tinkersmith.settings.spelling import override_text
 
 # Settings that a resumed run may go on with another value of: after its loss has risen.
 CHANGED_BY_RESUME = ("LEARNING_RATE", "GRAD_CLIP_NORM", "STOP_ON_DIVERGENCE", "PATIENCE")
 _AGAINST_DIVERGENCE = ("LEARNING_RATE", "GRAD_CLIP_NORM")  # what is advised after that
-_CUT = ("checkpoints", "metrics", "sample_losses")  # .jsonl: the files that a resume cuts
+_CUT = ("checkpoints", "metrics", "sample_losses", "measured")  # .jsonl: a resume cuts them
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +202,8 @@ def set_aside(run: RunFolder, done: int) -> list[str]:
         said.append(f"{counted(len(undone), 'measurement')} in {_aside('metrics', number)}")
     if cut := run.cut_lines(SAMPLE_LOSSES_FILE, done, _aside("sample_losses", number)):
         said.append(f"the losses of {counted(cut, 'step')} in {_aside('sample_losses', number)}")
+    if cut := run.cut_lines(MEASURED_FILE, done, _aside("measured", number)):
+        said.append(f"{counted(cut, 'list')} of single values in {_aside('measured', number)}")
     with suppress(FileNotFoundError):  # it would say that the run is finished
         run.file(SAMPLES_FILE).rename(run.file(_samples_aside(number)))
         said.append(f"the answers in {_samples_aside(number)}")

@@ -17,7 +17,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +28,7 @@ from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.errors import UserError
 from tinkersmith.models import local_model_folder, resolve_base_model
 from tinkersmith.progress import Progress, watched
-from tinkersmith.service.embedded import start_engine
+from tinkersmith.service.embedded import Engine, start_engine
 from tinkersmith.service.probe import PROBE_EVERY, Probe
 from tinkersmith.settings.fields import Settings
 
@@ -305,6 +305,16 @@ class Service:
         return detail
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server that connections can be opened to. Make it with `open_server`."""
+
+    kind: str  # "embedded" | "cloud" | "url"
+    url: str  # "" for the cloud, whose address the SDK knows
+    key: str = field(repr=False)
+    engine: Engine | None  # our own
+
+
 @contextmanager
 def open_service(
     settings: Settings,
@@ -312,35 +322,52 @@ def open_service(
     base_model: str | None = None,
     progress: Progress | None = None,
     allow_changed_base: bool = False,
+    server: Server | None = None,
 ) -> Generator[Service, None, None]:
     """Connect as BACKEND and the environment say, and close the connection after the block.
 
     Args:
         allow_changed_base: let our own engine load checkpoints of another base model.
         progress: says what takes long; without one, lines on standard error do.
+        server: the server to connect to, which stays open; by default one for this connection.
 
     Raises:
         UserError: no key, no such server, or an engine that does not start.
     """
     with ExitStack() as stack:
         spoken = progress or stack.enter_context(watched(partial(print, file=sys.stderr)))
-        yield stack.enter_context(_opened(settings, base_model, spoken, allow_changed_base))
+        name = _name_on_server(base_model or settings.base_model)
+        if server is None:
+            opened = open_server(settings, [name], spoken, allow_changed_base=allow_changed_base)
+            server = stack.enter_context(opened)
+        yield stack.enter_context(_connected(settings, server, name, spoken))
 
 
 @contextmanager
-def _opened(
-    settings: Settings, base_model: str | None, progress: Progress, allow_changed_base: bool
-) -> Generator[Service, None, None]:
-    name, _ = resolve_base_model(base_model or settings.base_model)
-    folder = local_model_folder(name)
-    if folder is not None and name not in BUNDLED_MODELS:
-        name = str(folder)
+def open_server(
+    settings: Settings,
+    base_models: Sequence[str],
+    progress: Progress,
+    *,
+    allow_changed_base: bool = False,
+) -> Generator[Server, None, None]:
+    """Find the server that BACKEND and the environment mean; our own engine runs during the block.
+
+    Args:
+        base_models: what our own engine is to offer, beside the bundled models.
+
+    Raises:
+        UserError: see `open_service`.
+    """
     kind, url, key = _where(settings)
     engine = None
     if kind == "embedded":
-        base_models = [] if name in BUNDLED_MODELS or not folder else [name]
+        names = [_name_on_server(name) for name in base_models]
+        folders = [
+            name for name in names if name not in BUNDLED_MODELS and local_model_folder(name)
+        ]
         options = ["--allow-changed-base"] if allow_changed_base else []
-        engine = start_engine(Path(settings.output_dir), base_models, options)
+        engine = start_engine(Path(settings.output_dir), list(dict.fromkeys(folders)), options)
     try:
         # Both processes import for seconds, side by side; the engine has more to import.
         importing = threading.Thread(target=_import_sdk, daemon=True)
@@ -350,22 +377,36 @@ def _opened(
                 engine.wait_until_ready()
             url, key = engine.url, engine.key
         _take_loopback_out_of_proxies()
-        probe = Probe(url, engine)
         with progress.doing("loading the tinker SDK"):
             importing.join()
-        with progress.doing("connecting to the server"):
-            patience = 0.0 if kind == "embedded" else float(settings.server_patience)
-            service = _connect(kind, url, key, name, probe, progress, patience)
-        finished = "errored"
-        try:
-            yield service
-            finished = "success"
-        finally:
-            _close(service, finished)
-            probe.stop()
+        yield Server(kind, url, key, engine)
     finally:
         if engine is not None:
             engine.stop()
+
+
+@contextmanager
+def _connected(
+    settings: Settings, server: Server, base_model: str, progress: Progress
+) -> Generator[Service, None, None]:
+    probe = Probe(server.url, server.engine)
+    with progress.doing("connecting to the server"):
+        patience = 0.0 if server.kind == "embedded" else float(settings.server_patience)
+        service = _connect(server, base_model, probe, progress, patience)
+    finished = "errored"
+    try:
+        yield service
+        finished = "success"
+    finally:
+        _close(service, finished)
+        probe.stop()
+
+
+def _name_on_server(base_model: str) -> str:
+    """The base model's name on the server: that of a model on this machine is its folder."""
+    name, _ = resolve_base_model(base_model)
+    folder = local_model_folder(name)
+    return name if folder is None or name in BUNDLED_MODELS else str(folder)
 
 
 # ---- which server, and is it there
@@ -393,15 +434,11 @@ def _where(settings: Settings) -> tuple[str, str, str]:
 
 
 def _connect(
-    kind: str,
-    url: str,
-    key: str,
-    base_model: str,
-    probe: Probe,
-    progress: Progress,
-    patience: float,
+    server: Server, base_model: str, probe: Probe, progress: Progress, patience: float
 ) -> Service:
     import tinker
+
+    kind, url, key = server.kind, server.url, server.key
 
     if kind == "cloud":
         from tinker.lib.base_url import resolve_base_url  # pyright: ignore[reportMissingTypeStubs]

@@ -15,6 +15,23 @@ _NORMAL = 2000  # questions; the sum of more random signs is normal to the third
 _CELLS = 4_000_000  # of a block of signs: 32 MB
 
 
+def paired_test(differences: FloatArray) -> tuple[float, float | None, str]:
+    """The test that suits the differences (Q,) of two models: McNemar's for right and wrong.
+
+    Returns:
+        The p-value, that of McNemar's exact test if it applies, and the name of the test.
+    """
+    if are_whole(differences):
+        won, lost = int((differences > 0).sum()), int((differences < 0).sum())
+        return mcnemar(won, lost), mcnemar_exact(won, lost), "McNemar, mid-p"
+    return sign_flip_test(differences), None, "paired permutation, mid-p"
+
+
+def are_whole(differences: FloatArray) -> bool:
+    """Whether each question was won, lost or neither, so that McNemar's test applies."""
+    return bool(np.isin(differences, (-1.0, 0.0, 1.0)).all())
+
+
 def mcnemar(won: int, lost: int) -> float:
     """The mid-p value of McNemar's exact test (Fagerland, Lydersen & Laake 2013).
 

@@ -45,6 +45,10 @@ class Interruption:
         if not (first and self._held_back):
             raise _ending(number)
 
+    def request(self, number: int) -> None:
+        """Ask a run in another thread to end, as a signal would: at its next safe point."""
+        self._number, self._pending = number, True
+
     def check(self) -> None:
         """A safe point: raise what `receive` held back, or what was swallowed on its way.
 

@@ -11,13 +11,16 @@ from tinkersmith.batches.length_report import LengthReport
 from tinkersmith.batches.order import learning_rate_at
 from tinkersmith.batches.streamed import TokenStream
 from tinkersmith.command_line import command_line
+from tinkersmith.data.samples import Source
 from tinkersmith.evaluation.asking import Asking
 from tinkersmith.evaluation.questions import Questions
 from tinkersmith.metrics.choose import ChosenMetrics
+from tinkersmith.paths import seen_from_folder
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Clock, Progress, Task
 from tinkersmith.runs.best import best_so_far, measurement_in, write_best
 from tinkersmith.runs.folder import Checkpoint
+from tinkersmith.runs.measured import SingleValues, add_single_values
 from tinkersmith.service.answers import to_datum
 from tinkersmith.service.stored import OldStates, lifetime
 from tinkersmith.settings.measures import VALIDATION_LOSS, best_by, shown_score
@@ -25,7 +28,7 @@ from tinkersmith.text.tokenize import TokenizedSample
 from tinkersmith.training.divergence import SMOOTHED_STEPS, Diverged, LossWatch, lower_rate
 from tinkersmith.training.interruption import Interruption
 from tinkersmith.training.plan import Plan
-from tinkersmith.training.sample_losses import SampleLosses
+from tinkersmith.training.sample_losses import SampleLosses, losses_of
 from tinkersmith.training.scored_questions import score_answers
 
 if TYPE_CHECKING:
@@ -125,7 +128,7 @@ class Loop:
         with self._progress.doing("training") as task, self._interruption.held_back():
             try:
                 self._settle(plan.first_step)
-                for number in range(plan.first_step, plan.total_steps):
+                for number in range(plan.first_step, plan.until):
                     if self._best.is_spent(settings.patience):
                         self._stop_early(number)
                         break
@@ -142,8 +145,9 @@ class Loop:
         self._submit(number)
         done = number + 1
         epoch_ends = done % plan.steps_per_epoch == 0
-        measures = epoch_ends or _is_due(done, settings.eval_every)
-        saves = epoch_ends or _is_due(done, settings.save_every) or self._time_to_save()
+        pauses = done == plan.until
+        measures = epoch_ends or pauses or _is_due(done, settings.eval_every)
+        saves = epoch_ends or pauses or self._is_time_to_save(done)
         # What is measured or saved must not run ahead of what is recorded.
         while len(self._pending) > (0 if measures or saves else self._ahead()):
             self._record(task)
@@ -167,14 +171,17 @@ class Loop:
         alone = self._plan.service.kind == "embedded" and self._seconds > _LONG_STEP
         return 0 if alone else _PIPELINE - 1
 
-    def _time_to_save(self) -> bool:
-        minutes = self._plan.settings.save_every_minutes
-        return minutes > 0 and self._clock() - self._saved_at >= 60 * minutes
+    def _is_time_to_save(self, done: int) -> bool:
+        settings = self._plan.settings
+        minutes = settings.save_every_minutes
+        is_late = minutes > 0 and self._clock() - self._saved_at >= 60 * minutes
+        return is_late or _is_due(done, settings.save_every)
 
     def _settle(self, done: int) -> None:
         """Measure the checkpoint that a run continues from, if it was stopped before that."""
         plan = self._plan
-        if done and (done % plan.steps_per_epoch == 0 or _is_due(done, plan.settings.eval_every)):
+        is_end = done % plan.steps_per_epoch == 0 or done == plan.until
+        if done and (is_end or _is_due(done, plan.settings.eval_every)):
             lines = [line for line in plan.measured if line["step"] == done]
             self._measure(done, {name for line in lines for name in line})
 
@@ -406,6 +413,9 @@ class Loop:
         asking = Asking(plan.service, plan.template, plan.tokenizer, plan.settings)
         scores = score_answers(asking, plan.client, questions, metrics)
         line = {"step": done, **scores.to_json()}
+        for name, single in scores.single.items():
+            values = {source: (score, 1.0) for source, score in single.items()}
+            self._add_single_values(done, name, values, scores.draws)
         plan.run.append("metrics.jsonl", [line])
         by = self._best.by
         shown = shown_score(plan.settings) if by == VALIDATION_LOSS else by
@@ -430,9 +440,29 @@ class Loop:
         loss = total / sum(sample.completion_length for sample in samples)
         self._curves.validation.append(loss)
         line: dict[str, Any] = {"step": done, VALIDATION_LOSS: loss}
+        answers: list[Mapping[str, Any]] = []
+        for output in outputs:
+            answers += getattr(output, "loss_fn_outputs", None) or []
+        if single := losses_of(samples, answers):
+            values = {source: (mean, tokens) for source, (tokens, mean) in single.items()}
+            self._add_single_values(done, VALIDATION_LOSS, values)
         plan.run.append("metrics.jsonl", [line])
         self._progress.say(f"  Step {done:,}: validation loss {loss:.4f}")
         return line
+
+    def _add_single_values(
+        self,
+        done: int,
+        by: str,
+        values: Mapping[Source, tuple[float, float]],
+        answers: int = 1,
+    ) -> None:
+        """Note what a measurement says of each sample, before its line of metrics.jsonl."""
+        run = self._plan.run
+        files = dict.fromkeys(source.file for source in values)
+        names = {file: seen_from_folder(run.path, file) for file in files}
+        seen = {(names[source.file], source.record): value for source, value in values.items()}
+        add_single_values(run, SingleValues(done, by, seen, answers))
 
     def _save(self, done: int) -> None:
         """Save the state to continue from and the weights to sample from, under one name."""

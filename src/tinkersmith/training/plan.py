@@ -41,7 +41,13 @@ from tinkersmith.runs.resume import (
     starting_checkpoint,
 )
 from tinkersmith.runs.trained_questions import QuestionCollector, remember
-from tinkersmith.service.connection import TRAINING_METADATA, ServerGone, Service, open_service
+from tinkersmith.service.connection import (
+    TRAINING_METADATA,
+    Server,
+    ServerGone,
+    Service,
+    open_service,
+)
 from tinkersmith.service.facts import engine_facts
 from tinkersmith.settings.fields import FIELDS, Settings
 from tinkersmith.settings.measures import VALIDATION_LOSS, best_by
@@ -80,6 +86,7 @@ class Plan:
     steps_per_epoch: int
     total_steps: int
     first_step: int  # steps that are done already
+    until: int  # steps after which the run pauses, saved and measured; `total_steps` for no pause
     measured: Sequence[dict[str, Any]]  # the metrics of those steps
 
 
@@ -89,6 +96,10 @@ def prepare(
     guard: ExitStack,
     progress: Progress,
     check: Callable[[], None] = lambda: None,
+    *,
+    server: Server | None = None,
+    read: Callable[[Settings, Progress], DataSource] = read_data,
+    until: int | None = None,
 ) -> Plan:
     """Decide everything. No run folder is made before all else is sound.
 
@@ -96,6 +107,9 @@ def prepare(
         resume: the interrupted run to continue; None for a new one.
         guard: ends the connection and what runs in the background.
         check: called now and then, and while the server is waited for; raises to end the work.
+        server: the server to connect to; by default the one that BACKEND means.
+        read: reads the data; several runs of one process may share what is read.
+        until: pause after so many steps.
 
     Raises:
         UserError: something the user can fix, in one sentence.
@@ -107,7 +121,7 @@ def prepare(
     allow_changes = resume is not None and resume.allow_changes
     progress.say("Data")
     chosen = read_eval_files(settings, progress)
-    source = read_data(settings, progress)
+    source = read(settings, progress)
     check()
     with progress.doing("comparing the samples"):
         lines = source.report()
@@ -116,24 +130,21 @@ def prepare(
         progress.say(f"  {line}")
     check()
     service = guard.enter_context(
-        open_service(settings, progress=progress, allow_changed_base=allow_changes)
+        open_service(settings, progress=progress, allow_changed_base=allow_changes, server=server)
     )
     service.check = check
     client = open_training_client(service, settings, resume, checkpoint)
     with progress.doing("loading the tokenizer"):
         tokenizer = service.tokenizer(client)
-    template = _template(settings, resume, service, tokenizer, source, progress.say)
-    max_length = _max_length(settings, service, progress.say)
-    encoding = Encoding(settings, template, tokenizer, max_length, service.max_context)
+    encoding = encoding_for(settings, resume, service, tokenizer, source, progress.say)
+    template, max_length = encoding.template, encoding.max_length
     data = source.tokenized(encoding, progress)
     guard.callback(data.stop)
     with progress.doing("looking at the tokens"):
         lines = opening_lines(source, data, encoding)
     for line in lines:
         progress.say(f"  {line}".rstrip())
-    _refuse_unmeasured_best(settings, data, max_length)
-    eval_questions = _eval_questions(chosen, encoding, progress) if chosen else None
-    eval_metrics = metrics_of(settings, eval_questions) if eval_questions else None
+    eval_questions, eval_metrics = measurements_of(data, encoding, chosen, progress)
     for line in metric_lines(settings, eval_metrics) if eval_metrics else []:
         progress.say(f"  {line}")
     epoch = steps_per_epoch(data.count, settings.batch_size)
@@ -175,8 +186,37 @@ def prepare(
         steps_per_epoch=epoch,
         total_steps=total_steps,
         first_step=checkpoint.step if checkpoint else 0,
+        until=total_steps if until is None else min(until, total_steps),
         measured=run.metrics(),
     )
+
+
+def encoding_for(
+    settings: Settings,
+    resume: Resume | None,
+    service: Service,
+    tokenizer: TextTokenizer,
+    source: DataSource,
+    say: Callable[[str], None],
+) -> Encoding:
+    """How a run's samples become tokens, with what is said of it."""
+    template = _template(settings, resume, service, tokenizer, source, say)
+    max_length = _max_length(settings, service, say)
+    return Encoding(settings, template, tokenizer, max_length, service.max_context)
+
+
+def measurements_of(
+    data: TokenizedData, encoding: Encoding, chosen: QuestionSet | None, progress: Progress
+) -> tuple[Questions | None, ChosenMetrics | None]:
+    """What is asked of the model during training, and what is computed of its answers.
+
+    Raises:
+        UserError: something that the settings want measured cannot be.
+    """
+    settings = encoding.settings
+    _refuse_unmeasured_best(settings, data, encoding.max_length)
+    questions = _eval_questions(chosen, encoding, progress) if chosen else None
+    return questions, metrics_of(settings, questions) if questions else None
 
 
 def _show_settings(settings: Settings, say: Callable[[str], None]) -> Settings:

@@ -20,10 +20,13 @@ def train_to_the_end(
     guard: ExitStack,
     progress: Progress,
     signals: Interruption,
-) -> TrainedRun:
+) -> TrainedRun | None:
     """Train and finish. A server that lost our session is connected to again, and the run goes on.
 
     The batches and the server's state decide the losses, so they are those of an unbroken run.
+
+    Returns:
+        None where the run pauses before its end.
 
     Raises:
         ServerGone: the server is our own engine, or SERVER_PATIENCE passed without a step.
@@ -37,6 +40,9 @@ def train_to_the_end(
                 reconnection.after(failure, "connecting again")
                 plan = _continued(plan, failure, progress)
             curves = Loop(plan, lengths, progress, signals).run()
+            if plan.until < plan.total_steps and not curves.stopped_early:
+                progress.say(f"  Paused after step {plan.until:,} of {plan.total_steps:,}.")
+                return None
             return finish(plan, curves, lengths, guard, progress)
         except ServerGone as error:
             if error is failure:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinkersmith.data.load import load_samples
 from tinkersmith.data.report import note_lines, read_lines, skipped_lines
+from tinkersmith.data.samples import Source
 from tinkersmith.data.shuffle import shuffled
 from tinkersmith.errors import UserError
 from tinkersmith.evaluation.asking import Asking, ask_all
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
     import tinker
 
-    from tinkersmith.data.samples import Sample, Source
+    from tinkersmith.data.samples import Sample
     from tinkersmith.evaluation.results import Record
 
 _STREAM = 2**31 + 1  # a seed that no epoch uses, as VALIDATION_STREAM: it chooses the questions
@@ -56,6 +57,8 @@ class AnswerScores:
     unfinished: int  # answers whose thought did not end
     mean_tokens: float  # of an answer
     seconds: float
+    single: dict[str, dict[Source, float]]  # by score: that of each question, by its first sample
+    draws: int  # answers to a question
 
     @property
     def scores(self) -> dict[str, float]:
@@ -276,23 +279,39 @@ def scores_of(records: "Sequence[Record]", seconds: float) -> AnswerScores:
         by_question.setdefault(record.question or str(record.source), []).append(record)
     # The one that is shown first is the most important one.
     names = sorted(metric_names(records), key=lambda name: name != MAIN_SCORE)
+    groups = list(by_question.values())
+    single = {name: _single_scores(groups, name) for name in names}
+    draws = max(record.draw for record in records)
     return AnswerScores(
-        estimates={name: _estimate(list(by_question.values()), name) for name in names},
+        estimates={name: _estimate(groups, single[name], name, draws) for name in names},
         n=len(by_question),
         answers=len(records),
         cut=sum(record.stop_reason == "length" for record in records),
         unfinished=sum(not record.thought_finished for record in records),
         mean_tokens=sum(record.tokens for record in records) / len(records),
         seconds=seconds,
+        single=single,
+        draws=draws,
     )
 
 
-def _estimate(groups: "Sequence[Sequence[Record]]", name: str) -> Estimate:
+def _single_scores(groups: "Sequence[Sequence[Record]]", name: str) -> dict[Source, float]:
+    """The mean score of each question that has the score, by the place of its first sample."""
+    values = {
+        group[0].source: [record.scores[name] for record in group if name in record.scores]
+        for group in groups
+    }
+    return {source: sum(scores) / len(scores) for source, scores in values.items() if scores}
+
+
+def _estimate(
+    groups: "Sequence[Sequence[Record]]", single: dict[Source, float], name: str, draws: int
+) -> Estimate:
     """The mean of a score over the questions that have it, with its 95 % interval."""
-    values = [[r.scores[name] for r in group if name in r.scores] for group in groups]
-    means = [sum(scores) / len(scores) for scores in values if scores]
     shares = name not in LOWER_IS_BETTER and all(
-        0 <= value <= 1 for scores in values for value in scores
+        0 <= record.scores[name] <= 1
+        for group in groups
+        for record in group
+        if name in record.scores
     )
-    draws = max(record.draw for group in groups for record in group)
-    return estimate_of(means, draws, shares=shares)
+    return estimate_of(list(single.values()), draws, shares=shares)

@@ -3,12 +3,15 @@
 import atexit
 import errno
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from tinkersmith.batches.length_report import LengthReport
+from tinkersmith.batches.read import read_data
+from tinkersmith.batches.source import DataSource
 from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError, reason_of
 from tinkersmith.models import resolve_base_model
@@ -18,7 +21,7 @@ from tinkersmith.report.write import write_report_or_warn
 from tinkersmith.runs.folder import RunFolder, open_run
 from tinkersmith.runs.lock import locked
 from tinkersmith.runs.resume import CHANGED_BY_RESUME, Resume
-from tinkersmith.service.connection import ServerGone
+from tinkersmith.service.connection import Server, ServerGone
 from tinkersmith.settings.fields import FIELDS, FILE_FIELDS, Settings
 from tinkersmith.settings.reading import settings_from
 from tinkersmith.training.divergence import Diverged
@@ -69,34 +72,89 @@ def train(
         if wanted and resume is None:
             raise UserError(f"{option} has no effect without --resume. Name the run to continue.")
     run = open_run(resume, settings.output_dir) if resume is not None else None
-    changes: dict[str, Any] = {}
     transcript = Transcript()
-    with (
-        interruption() as signals,
-        watched(transcript.say) as progress,
-        ExitStack() as held,
-        ExitStack() as guard,
-    ):
+    with interruption() as signals, watched(transcript.say) as progress:
+        trained = train_within(
+            Surroundings(progress, transcript, signals),
+            settings,
+            run,
+            resume_with=resume_with or {},
+            from_checkpoint=from_checkpoint,
+            allow_changes=allow_changes,
+            given=given,
+        )
+        assert trained is not None  # only a run that is told where to pause gives None
+    atexit.register(trained.close)
+    return trained
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a run is given by whoever starts it: alone, or as one of several in a process."""
+
+    progress: Progress
+    transcript: Transcript
+    signals: Interruption
+    server: Server | None = None  # None: the one that BACKEND means, for this run alone
+    read: Callable[[Settings, Progress], DataSource] = read_data
+    until: int | None = None  # steps after which the run pauses
+    again: str = ""  # the command that continues the run; "": that of training
+    begun: Callable[[RunFolder, int], None] = lambda run, steps: None  # with its steps in all
+
+
+def train_within(
+    around: Surroundings,
+    settings: Settings,
+    run: RunFolder | None,
+    *,
+    resume_with: Mapping[str, Any] | None = None,
+    from_checkpoint: str | None = None,
+    allow_changes: bool = False,
+    given: Settings | None = None,
+) -> TrainedRun | None:
+    """Train within `around`, which may be shared with other runs; see `train`.
+
+    Args:
+        run: the run to continue, with its own settings; None for a new one.
+        given: the user's settings, to say which of them have no effect on `run`.
+
+    Returns:
+        None where the run pauses before its end: it is saved, and can be continued.
+
+    Raises:
+        UserError, KeyboardInterrupt, SystemExit: as `train`.
+    """
+    progress, signals, changes = around.progress, around.signals, dict[str, Any]()
+    with ExitStack() as held, ExitStack() as guard:
         if run is not None:
             held.enter_context(locked(run, "training", progress.say))
             changes = _changes(resume_with or {}, run)
             settings = _settings_of(run, changes)
             for line in _changed_settings(given, run, changes):
                 progress.say(line)
-        with _explained(run, settings, progress, signals, under_way=False):
+        with _explained(run, settings, around, under_way=False):
             resumed = Resume(run, from_checkpoint, allow_changes, changes) if run else None
-            plan = prepare(settings, resumed, guard, progress, signals.check)
+            plan = prepare(
+                settings,
+                resumed,
+                guard,
+                progress,
+                signals.check,
+                server=around.server,
+                read=around.read,
+                until=around.until,
+            )
             if run is None:
                 held.enter_context(locked(plan.run, "training", progress.say))
-        with _explained(plan.run, settings, progress, signals, under_way=True):
-            transcript.attach(plan.run.file("train.log"))
+            around.begun(plan.run, plan.total_steps)
+        with _explained(plan.run, settings, around, under_way=True):
+            around.transcript.attach(plan.run.file("train.log"))
             plan.data.start(plan.run, plan.first_step)
             lengths = LengthReport(plan.data, settings.show_length_warnings, progress)
             lengths.print_if_complete()
             with _reported(plan.run, progress):
                 trained = train_to_the_end(plan, lengths, guard, progress, signals)
             signals.check()
-    atexit.register(trained.close)
     return trained
 
 
@@ -144,7 +202,7 @@ def _changed_settings(
         for name in FIELDS
         if name != "output_dir"
         and name.upper() not in changes
-        and _comparable(given, name) != _comparable(own, name)
+        and comparable_setting(given, name) != comparable_setting(own, name)
     ]
     if not changed:
         return []
@@ -154,7 +212,7 @@ def _changed_settings(
     ]
 
 
-def _comparable(settings: Settings, name: str) -> Any:
+def comparable_setting(settings: Settings, name: str) -> Any:
     """The value of a setting, with files as absolute names and a model as its real name."""
     value = getattr(settings, name)
     if name in FILE_FIELDS:
@@ -180,13 +238,14 @@ def _settings_of(run: RunFolder, changes: Mapping[str, Any]) -> Settings:
 def _explained(
     run: RunFolder | None,
     settings: Settings,
-    progress: Progress,
-    signals: Interruption,
+    around: Surroundings,
     *,
     under_way: bool,
 ) -> Generator[None, None, None]:
     """Failures within the block say how to continue the run, if there is one to continue."""
-    how = f"Continue with: {command_line('train', '--resume', run.path)}" if run else ""
+    progress = around.progress
+    again = around.again or (command_line("train", "--resume", run.path) if run else "")
+    how = f"Continue with: {again}" if run else ""
     try:
         yield
     except Diverged:
@@ -196,7 +255,7 @@ def _explained(
             raise
         raise UserError(f"{error} {how}".strip()) from None
     except (KeyboardInterrupt, SystemExit):
-        signals.seen()
+        around.signals.seen()
         progress.say(f"\nStopped. {how or 'Nothing was begun.'}")
         raise
     except BrokenPipeError:  # the reader of our output has gone; the log says how to go on

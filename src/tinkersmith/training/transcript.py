@@ -15,12 +15,15 @@ class Transcript:
     The log has every line, also where they cannot be printed: a full disk behind the output, or a
     terminal that is gone, is said once on standard error. A reader that has gone, as in `| head`,
     ends the work: `say` raises that once, in the thread that made the transcript.
+
+    Args:
+        prints: False for the log alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, prints: bool = True) -> None:
         self._held: list[str] = []
         self._log: Path | None = None
-        self._prints = True
+        self._prints = prints
         self._reader_gone: BrokenPipeError | None = None  # until it is raised
         self._thread = threading.get_ident()
 

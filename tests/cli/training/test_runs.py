@@ -20,7 +20,7 @@ from tinkersmith.service.stored import StoredOnServer, all_checkpoints, connecti
 from tinkersmith.settings.fields import Settings
 from tinkersmith.settings.reading import settings_from
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("kept_engines")]
 
 
 @pytest.fixture(autouse=True)
