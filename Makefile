@@ -5,14 +5,16 @@
 # make test-older-sdk   the engine with the oldest SDK that it is tested with
 # make wheel-journey   build the wheel, install it, and go from an empty folder to an export
 # make lint   format, lint, the directions of imports, and types
+# make docs   the documentation as a site in both languages: build/site
 # make bench  the quick benchmarks; their figures go to benchmarks/results
 PYTHON ?= python3
 BIN := .venv/bin
 OLDER_SDK := 0.30.0
 INSTALLED := .venv/.installed
 COOKBOOK := .venv/.cookbook
+DOCS := .venv/.docs
 
-.PHONY: demo test test-quick test-older-sdk soak wheel-journey lint format bench clean
+.PHONY: demo test test-quick test-older-sdk soak wheel-journey lint format docs bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python split_dataset.py
@@ -64,6 +66,9 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python tools/docs_site.py
+
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.exactness
 	$(BIN)/python -m benchmarks.start_up
@@ -86,6 +91,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 $(COOKBOOK): $(INSTALLED) tests/cookbook.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -r tests/cookbook.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps tinker-cookbook
+	@touch $@
+
+$(DOCS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
 	@touch $@
 
 clean:
