@@ -276,7 +276,10 @@ def _explained(
     except UserError as error:
         if not (under_way or isinstance(error, ServerGone)):
             raise
-        raise UserError(f"{error} {how}".strip()) from None
+        sentence = f"{error} {how}".strip()
+        if isinstance(error, ServerGone):  # whoever trains several runs ends them all
+            raise ServerGone(sentence, final=error.final, forgot=error.forgot) from None
+        raise UserError(sentence) from None
     except (KeyboardInterrupt, SystemExit):
         around.signals.seen()
         progress.say(f"\nStopped. {how or 'Nothing was begun.'}")
