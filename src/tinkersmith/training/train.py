@@ -18,7 +18,7 @@ from tinkersmith.models import resolve_base_model
 from tinkersmith.paths import data_file_seen_from_folder
 from tinkersmith.progress import Progress, watched
 from tinkersmith.report.write import write_report_or_warn
-from tinkersmith.runs.folder import RunFolder, open_run
+from tinkersmith.runs.folder import SAMPLES_FILE, RunFolder, open_run
 from tinkersmith.runs.lock import locked
 from tinkersmith.runs.resume import CHANGED_BY_RESUME, Resume
 from tinkersmith.service.connection import Server, ServerGone
@@ -170,7 +170,8 @@ def _tracked(plan: Plan, progress: Progress) -> Generator[None, None, None]:
     state: State = "failed"
     try:
         yield
-        state = "finished"
+        # A run that pauses, as within a sweep, writes no answers yet.
+        state = "finished" if plan.run.file(SAMPLES_FILE).is_file() else "interrupted"
     except Diverged:
         state = "diverged"
         raise
