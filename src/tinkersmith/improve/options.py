@@ -157,15 +157,14 @@ def settings_of_improvement(
     }
     if parent.best_by in ("auto", "validation_loss"):
         alone["BEST_BY"] = "auto"
-    settings = settings_from(
-        {**own, **alone, "EXPORT_AFTER_TRAINING": "no", "EVAL_EVERY": 0, **changed}
-    )
-    if not settings.eval_files:
+    if not changed.get("EVAL_FILES", parent.eval_files):
         raise UserError(
             "The score after each round needs questions that are held out, and the run has no "
             "EVAL_FILES. Name a file of questions with their answers: --questions FILE."
         )
-    return settings
+    return settings_from(
+        {**own, **alone, "EXPORT_AFTER_TRAINING": "no", "EVAL_EVERY": 0, **changed}
+    )
 
 
 def _refuse_both(option: str, name: str, changed: Mapping[str, object]) -> None:
