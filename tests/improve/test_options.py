@@ -50,7 +50,7 @@ def test_what_the_user_leaves_out_has_the_documented_default() -> None:
 def test_an_option_that_is_wrong_or_without_effect_is_refused(
     given: dict[str, Any], words: str
 ) -> None:
-    with pytest.raises(UserError, match=".") as refused:
+    with pytest.raises(UserError) as refused:
         checked_options(given)
     assert words in str(refused.value)
 

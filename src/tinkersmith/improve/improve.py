@@ -285,16 +285,14 @@ class _Rounds:
 
     def _policy_round(self, number: int, before: Checkpoint) -> tuple[Accepted, Checkpoint]:
         work, service = self._work, self._work.service
-        if self._client is None:  # the first round of this process
-            load = service.client.create_training_client_from_state_with_optimizer
-            if number == 1:
-                load = service.client.create_training_client_from_state
-            self._client = service.ask(
-                lambda: load(before.state_path, user_metadata=TRAINING_METADATA),
-                f"loading {before.state_path}",
-            )
-        client = self._client
-        assert client is not None
+        if self._client is None and number == 1:
+            self._client = work.first
+        client = self._client = self._client or service.ask(
+            lambda: service.client.create_training_client_from_state_with_optimizer(
+                before.state_path, user_metadata=TRAINING_METADATA
+            ),
+            f"loading {before.state_path}",
+        )
         accepted = policy_round(work, client, number)
         for line in accepted.lines()[:1]:
             self._progress.say(f"  {line}")
@@ -331,8 +329,7 @@ class _Rounds:
             return saved[0]
         work = self._work
         with self._progress.doing("copying the weights to begin with"):
-            client = work.service.create_training_client(work.settings, work.initial_state)
-            point = self._save(client, 0, 0)
+            point = self._save(work.first, 0, 0)
         self._run.add_checkpoint(point)
         return point
 

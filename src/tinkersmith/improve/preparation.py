@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tinkersmith.command_line import command_line
 from tinkersmith.data.convert import faithful_record
@@ -48,6 +48,9 @@ from tinkersmith.training.scored_questions import (
 )
 from tinkersmith.version import __version__
 
+if TYPE_CHECKING:
+    import tinker
+
 ORIGINALS_FILE = "originals.jsonl"  # the samples of the run that is improved, for mixing
 _SHORT_TEXT = 60  # characters of an expected text without a marker that can still be compared
 
@@ -62,7 +65,7 @@ class Improvement:
     tokenizer: TextTokenizer
     template: PromptTemplate
     run: RunFolder
-    initial_state: str  # of the run that is improved
+    first: "tinker.TrainingClient"  # on the weights of the run that is improved
     training: Questions  # what answers are sampled to
     held_out: Questions
     metrics: ChosenMetrics
@@ -140,8 +143,17 @@ def prepare_improvement(
     check()
     service = guard.enter_context(open_service(settings, progress=progress))
     service.check = check
+    if parent is not None:
+        state_path = parent.state_path
+    else:
+        assert resumed is not None
+        facts = resumed.facts()[IMPROVEMENT_FACT]
+        state_path = fact_of_improvement(resumed, facts, "state_path")
+    saved = resumed.checkpoints() if resumed else []
+    # The state of round 0 is that of the run, which may be deleted by now.
+    first = service.create_training_client(settings, saved[0].state_path if saved else state_path)
     with progress.doing("loading the tokenizer"):
-        tokenizer = service.tokenizer()
+        tokenizer = service.tokenizer(first)
     template = (parent.run if parent else cast("RunFolder", resumed)).template()
 
     def questions(chosen: QuestionSet) -> Questions:
@@ -165,7 +177,6 @@ def prepare_improvement(
         run = _new_improvement(
             settings, options, parent, service, template, standing, training, loaded.samples
         )
-        state_path = parent.state_path
         with progress.doing("comparing the held-out questions with the training data"):
             leaks = leaks_from(run, held_out_set.samples)
         for line in leak_lines(leaks, len(held_out_set.samples)):
@@ -173,7 +184,6 @@ def prepare_improvement(
     else:
         run = resumed
         _refuse_other_data(run, standing)
-        state_path = fact_of_improvement(run, run.facts()[IMPROVEMENT_FACT], "state_path")
     return Improvement(
         options=options,
         settings=settings,
@@ -181,7 +191,7 @@ def prepare_improvement(
         tokenizer=tokenizer,
         template=template,
         run=run,
-        initial_state=state_path,
+        first=first,
         training=training,
         held_out=held_out,
         metrics=metrics,
