@@ -50,6 +50,7 @@ from tinkersmith.settings.fields import Settings
 from tinkersmith.settings.reading import settings_from
 from tinkersmith.training.divergence import Diverged
 from tinkersmith.training.interruption import Interruption, interruption
+from tinkersmith.training.train import reported
 from tinkersmith.training.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -124,7 +125,8 @@ def improve(
             if resumed is None:
                 held.enter_context(locked(work.run, "improving a run", progress.say))
                 transcript.attach(work.run.file("train.log"))
-            return _Rounds(work, progress, signals).run()
+            with reported(work.run, progress):
+                return _Rounds(work, progress, signals).run()
 
 
 def _settings_of_run(run: RunFolder) -> Settings:

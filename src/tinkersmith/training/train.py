@@ -154,14 +154,14 @@ def train_within(
             plan.data.start(plan.run, plan.first_step)
             lengths = LengthReport(plan.data, settings.show_length_warnings, progress)
             lengths.print_if_complete()
-            with _reported(plan.run, progress):
+            with reported(plan.run, progress):
                 trained = train_to_the_end(plan, lengths, guard, progress, signals)
             signals.check()
     return trained
 
 
 @contextmanager
-def _reported(run: RunFolder, progress: Progress) -> Generator[None, None, None]:
+def reported(run: RunFolder, progress: Progress) -> Generator[None, None, None]:
     """Write the run's report after the block, however it ends; a failure is a warning."""
     try:
         yield
