@@ -81,7 +81,7 @@ def policy_round(work: Improvement, client: "tinker.TrainingClient", number: int
     by_step = _stored(work, folder)
     count = steps_of_round(work)
     seed = seed_of_round(work.settings.seed, number)
-    order = shuffled(len(work.training.asked), seed, 0).tolist()
+    order: list[int] = shuffled(len(work.training.asked), seed, 0).tolist()
     everything: list[SampledAnswer] = []
     progress = work.service.progress
     with progress.doing(f"training round {number}") as task:
@@ -233,7 +233,8 @@ def _update(
         output = work.service.wait(forward_backward, doing)
         update = work.service.wait(optim_step, doing)
         losses.append(float(output.metrics["loss:sum"]))
-        norm = (update.metrics or {}).get("grad_norm", norm)
+        if update.metrics and "grad_norm" in update.metrics:
+            norm = float(update.metrics["grad_norm"])
     seconds = max(time.monotonic() - begun, 1e-6)
     tokens = completion + sum(len(sampled.question.tokens) for sampled, _ in sent)
     line |= {

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 from tinkersmith.errors import UserError
 from tinkersmith.runs.folder import RunFolder
@@ -184,4 +184,4 @@ def fact_of_improvement(run: RunFolder, facts: Mapping[str, Any], name: str) -> 
             f'{run.file("settings.json")} is damaged: "{name}" of the improvement is missing. '
             "Restore the file from a backup, or start a new improvement."
         )
-    return cast("str", value)
+    return value
