@@ -12,6 +12,7 @@ COMMANDS = {
     "init": "Make a project folder: settings, sample data and scripts.",
     "train": "Fine-tune a LoRA with the settings of config.py.",
     "sweep": "Train with every combination of some settings, and rank the runs.",
+    "improve": "Train a model further on its own right answers.",
     "split": "Merge data files and split them into a training and a test set.",
     "convert": "Write data files of any kind as one JSON Lines file.",
     "settings": "Show all settings with their values and where these come from.",

@@ -11,6 +11,7 @@ _FUNCTIONS = {
     "init": "tinkersmith.cli.init:init_command",
     "train": "tinkersmith.cli.training.train:train_command",
     "sweep": "tinkersmith.cli.training.sweep:sweep_command",
+    "improve": "tinkersmith.cli.training.improve:improve_command",
     "split": "tinkersmith.cli.data.split:split_command",
     "convert": "tinkersmith.cli.data.convert:convert_command",
     "settings": "tinkersmith.cli.settings:settings_command",

@@ -92,9 +92,8 @@ def find_trained_model(
             f"{run.name} was trained on {trained_on}, not on BASE_MODEL {base_model}. Leave "
             "BASE_MODEL empty, or name another model path."
         )
-    backend = _BACKENDS.get(run.facts().get("backend", ""), settings.backend)
     if settings.backend == "auto":
-        settings = settings.model_copy(update={"backend": backend})
+        settings = settings.model_copy(update={"backend": backend_of_run(run, settings)})
     return ModelReference(
         name=run.name,
         run=run,
@@ -104,6 +103,11 @@ def find_trained_model(
         settings=settings,
         chosen=chosen,
     )
+
+
+def backend_of_run(run: RunFolder, settings: Settings) -> str:
+    """The BACKEND that reaches the server where a run's checkpoints are."""
+    return _BACKENDS.get(run.facts().get("backend", ""), settings.backend)
 
 
 def _folder(name: str) -> str | None:

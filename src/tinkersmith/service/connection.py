@@ -221,8 +221,22 @@ class Service:
         with suppress(Exception):  # the server may have forgotten it; nobody waits for the answer
             old.close("errored")
 
-    def create_training_client(self, settings: Settings) -> "tinker.TrainingClient":
-        """A new LoRA on the base model."""
+    def create_training_client(
+        self, settings: Settings, initial_state: str = ""
+    ) -> "tinker.TrainingClient":
+        """A new LoRA on the base model.
+
+        Args:
+            initial_state: the path of a saved state whose weights it starts from. Its rank is then
+                that of the state, and the optimizer starts anew.
+        """
+        if initial_state:
+            return self.ask(
+                lambda: self.client.create_training_client_from_state(
+                    initial_state, user_metadata=TRAINING_METADATA
+                ),
+                f"loading {initial_state}",
+            )
         return self.ask(
             lambda: self.client.create_lora_training_client(
                 base_model=self.base_model,
