@@ -33,7 +33,7 @@ def main() -> None:
     lines = [json.dumps(sample(number)) for number in range(SAMPLES)]
     FILE.write_text("\n".join(lines) + "\n", encoding="utf-8")
     # "auto" trains thoughts where there are some, "strip" takes them away. The bundled model's
-    # template knows no thoughts, so they are written as text; Qwen3's or gpt-oss's form is their own.
+    # template knows no thoughts, so they are written as text; other templates have a form for them.
     for thinking in ("auto", "strip"):
         with train(
             base_model="tinkersmith/tiny-math",

@@ -27,7 +27,11 @@ ENGLISH_ONLY = (
 LONGEST_README = 200  # lines
 LONGEST_BULLET = 60  # English words
 LONGEST_CHINESE_BULLET = 120  # Chinese characters, which stand for about 60 English words
-ENVIRONMENT = {"TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_TELEMETRY", "JUDGE_API_KEY"}
+ENVIRONMENT = {
+    *("TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_TELEMETRY", "JUDGE_API_KEY"),
+    *("TINKERSMITH_ENGINE_KEY", "TINKERSMITH_DASHBOARD_KEY", "TINKERSMITH_SERVE_KEY"),
+}
+TRACKERS_OWN = ("WANDB_", "SWANLAB_", "TRACKIO_", "MLFLOW_")  # how their variables begin
 
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()
@@ -192,7 +196,7 @@ def test_every_script_and_setting_that_is_named_exists(name: str) -> None:
         assert setting.lower() in FIELDS, setting
     if name.startswith(("README", "docs/guides/")):
         for setting in set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+)\b", text)) - ENVIRONMENT:
-            assert setting.lower() in FIELDS, setting
+            assert setting.lower() in FIELDS or setting.startswith(TRACKERS_OWN), setting
     assert "@@" not in text
 
 

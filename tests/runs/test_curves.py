@@ -5,7 +5,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinkersmith.runs.curves import Point, downsampled
+from tinkersmith.runs.curves import GrowingCurve, Point, downsampled
 
 
 def test_a_short_curve_comes_back_whole() -> None:
@@ -55,3 +55,56 @@ def test_every_point_is_one_of_the_curve_and_the_extremes_stay(
     if values:
         assert min(values) in [y for _, y in fewer]
         assert max(values) in [y for _, y in fewer]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3000), st.one_of(st.none(), st.floats(allow_nan=True)))),
+    st.integers(1, 20),
+)
+def test_a_growing_curve_has_the_extremes_of_each_of_its_buckets(
+    unordered: list[tuple[int, float | None]], buckets: int
+) -> None:
+    points = sorted(unordered, key=lambda point: point[0])
+    curve = GrowingCurve(buckets)
+    for x, y in points:
+        curve.add(x, y)
+    shown = curve.points()
+    assert len(shown) <= 3 * buckets + 2
+    assert [x for x, _ in shown] == sorted(x for x, _ in shown)
+    finite = [(x, y if y is not None and math.isfinite(y) else None) for x, y in points]
+    assert set(shown) <= set(finite)
+    for start in {curve.bucket_start(x) for x, _ in finite}:
+        end = start + curve.width
+        values = [y for x, y in finite if start <= x < end and y is not None]
+        drawn = [y for x, y in shown if start <= x < end and y is not None]
+        assert (min(drawn, default=None), max(drawn, default=None)) == (
+            min(values, default=None),
+            max(values, default=None),
+        )
+        if values and all(abs(y) < 1e100 for y in values):
+            at = [x for x, y in finite if start <= x < end and y is not None]
+            x, mean = next(point for point in curve.means() if start <= point[0] < end)
+            assert math.isclose(x, sum(at) / len(at), abs_tol=1e-9)
+            assert math.isclose(
+                mean or 0.0, sum(values) / len(values), abs_tol=1e-9 * max(map(abs, values)) + 1e-9
+            )
+    if finite:
+        assert finite[0] in shown and finite[-1] in shown
+
+
+def test_what_a_growing_curve_adds_lies_behind_what_was_drawn() -> None:
+    curve = GrowingCurve(50)
+    drawn: list[Point] = []
+    width = since = 0.0
+    whole = 0
+    for step in range(1, 20_000):
+        curve.add(step, math.sin(step / 50))
+        if step % 7 == 0:  # 19,999 is one; as a page that is sent only what is new
+            if curve.width != width:
+                width, drawn = curve.width, curve.points()
+                whole += 1
+            else:
+                drawn = [point for point in drawn if point[0] < since] + curve.points(since)
+            since = curve.bucket_start(step)
+    assert drawn == curve.points()
+    assert whole <= 12  # only when the buckets became wider

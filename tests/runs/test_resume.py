@@ -167,6 +167,15 @@ def test_the_losses_of_samples_are_cut_as_well(run: RunFolder) -> None:
     assert set_aside(run, 3) == []
 
 
+def test_the_shown_answers_are_cut_as_well(run: RunFolder) -> None:
+    lines = [{"step": step, "answers": ["text"]} for step in (2, 2, 4)]
+    run.append("shown_answers.jsonl", lines)
+    (said,) = set_aside(run, 3)
+    assert "1 shown answer in shown_answers.before-resume-1.jsonl" in said
+    assert run.lines("shown_answers.jsonl") == lines[:2]
+    assert run.lines("shown_answers.before-resume-1.jsonl") == lines[2:]
+
+
 def test_what_is_cut_goes_to_files_of_its_own_each_time(run: RunFolder) -> None:
     (said,) = set_aside(run, 6)
     assert "1 measurement in metrics.before-resume-1.jsonl" in said

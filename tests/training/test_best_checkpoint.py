@@ -138,6 +138,18 @@ def test_the_best_checkpoint_is_kept_and_recorded_and_ties_go_to_the_earlier(who
     assert former and all(point.state_deleted for point in former)
 
 
+def test_answers_to_the_same_five_questions_are_stored_with_each_measurement(whole: Whole) -> None:
+    lines = whole.run.lines("shown_answers.jsonl")
+    by_step: dict[int, list[str]] = {}
+    for line in lines:
+        by_step.setdefault(line["step"], []).append(line["source"])
+        assert line["epoch"] == (1 if line["step"] <= 20 else 2)
+        assert line["prompt"] and line["expected"] and len(line["answers"]) == 1
+    assert list(by_step) == list(scores(whole.run))
+    (sources,) = {tuple(sources) for sources in by_step.values()}
+    assert len(set(sources)) == 5
+
+
 def test_scores_are_said_with_interval_and_n_and_with_their_cost(whole: Whole) -> None:
     n_of_each = [line["eval/n"] for line in whole.curve if "eval/n" in line]
     assert set(n_of_each) == {9}

@@ -132,6 +132,11 @@ def test_a_question_counts_once_however_often_it_is_asked_and_answered() -> None
     assert line["eval/exact_match_low"] == 0.0 and line["eval/contains_answer_high"] == 1.0
     assert "eval/exact_match_n" not in line
     said = str(scores)
+    assert [line["source"] for line in scores.shown_lines(7, 1)] == [
+        str(record(name, number, 1.0).source)
+        for number, name in ((1, "a"), (3, "b"), (4, "c"), (5, "d"))
+    ], "one answer to each of the first questions"
+    assert scores.shown_lines(7, 1)[0]["answers"] == ["1"]
     assert "final answer 37.5 % (" in said and "n = 4; 1 answer cut at the token limit" in said
 
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": "Compare two files of results, question by question.",
     "report": "Write a page that shows a run, its curves and its scores.",
     "export": "Write a trained model as a PEFT folder or a merged model.",
+    "dashboard": "Show all runs on a page whose curves move while training goes on.",
     "runs": "List the runs with their sizes, or delete what is no longer needed.",
     "engine": "Serve the Tinker API on this machine.",
 }

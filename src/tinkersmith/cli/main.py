@@ -21,6 +21,7 @@ _FUNCTIONS = {
     "compare": "tinkersmith.cli.results.compare:compare_command",
     "report": "tinkersmith.cli.results.report:report_command",
     "export": "tinkersmith.cli.models.export:export_command",
+    "dashboard": "tinkersmith.cli.results.dashboard:dashboard_command",
     "runs": "tinkersmith.cli.training.runs:runs_command",
 }
 

@@ -3,13 +3,11 @@
 import argparse
 import asyncio
 import contextlib
-import ipaddress
 import json
 import logging
 import os
 import shlex
 import signal
-import socket
 import ssl
 import sys
 import threading
@@ -24,8 +22,13 @@ from tinkersmith.engine.errors import Refused, StorageFailure
 from tinkersmith.engine.hardware.memory import keep_freed_memory
 from tinkersmith.engine.hardware.threads import wait_passively
 from tinkersmith.engine.log import log
-from tinkersmith.engine.server.keys import KEY_VARIABLE, choose_key
 from tinkersmith.engine.storage.permissions import keep_new_files_private, tighten
+from tinkersmith.engine_status import status_file
+from tinkersmith.errors import UserError
+from tinkersmith.guards.hosts import allowed_hosts, is_loopback, is_wildcard, listen
+from tinkersmith.guards.keys import choose_key
+
+KEY_VARIABLE = "TINKERSMITH_ENGINE_KEY"
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ONE_REQUEST = 1.0  # seconds: closing a session can send SIGTERM, SIGHUP and SIGHUP again
@@ -50,18 +53,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         # Taken out of the environment, which the compiler and other children inherit.
         in_environment = os.environ.pop(KEY_VARIABLE, "")
-        loopback = _is_loopback(options.host)
-        key, made = choose_key(in_environment, options.key_file, loopback=loopback)
+        key, made = choose_key(
+            KEY_VARIABLE,
+            in_environment,
+            options.key_file,
+            loopback=is_loopback(options.host),
+            warn=log.warning,
+            server="engine",
+            prefix="tml-",  # the SDK accepts no other
+        )
         _check_certificate(options.tls_cert, options.tls_key)
-        if not 0 <= options.port <= 65535:
-            raise Refused(f"--port is {options.port}; it must be from 0 (any free) to 65535.")
         if options.threads < 0:
             raise Refused(f"--threads is {options.threads}; it must be 0 (chosen) or more.")
         wait_passively(os.environ)  # before torch is imported
         return _serve(options, key, made)
     except BrokenPipeError:  # nobody reads that the engine is ready
         return 1
-    except (Refused, StorageFailure, OSError) as error:
+    except (Refused, UserError, StorageFailure, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
 
@@ -150,8 +158,8 @@ def _serve(options: argparse.Namespace, key: str, made: bool) -> int:
     from tinkersmith.engine.scheduling.sessions import Sessions
     from tinkersmith.engine.server import connections
     from tinkersmith.engine.server.app import make_app
-    from tinkersmith.engine.server.hosts import allowed_hosts, is_wildcard
     from tinkersmith.engine.server.routes.service import TESTED_WITH
+    from tinkersmith.engine.server.status import EngineStatus
     from tinkersmith.engine.storage.catalogue import make_catalogue
     from tinkersmith.engine.storage.store import Store
 
@@ -168,7 +176,7 @@ def _serve(options: argparse.Namespace, key: str, made: bool) -> int:
     connections.use_all_handles()
     if options.dtype == "float8" or options.gpu_graphs or options.sampler == "vllm":
         _check_experimental(options)
-    listener = _listen(options.host, options.port)
+    listener = listen(options.host, options.port)
     if options.device != "cuda":
         start_building(cache_folder(), products=False)
     port = listener.getsockname()[1]
@@ -196,9 +204,10 @@ def _serve(options: argparse.Namespace, key: str, made: bool) -> int:
         loop.set_exception_handler(connections.handle_exception)
         thread = EngineThread(loop, prepare)
         sessions = Sessions(store, thread)
+        status = EngineStatus(sessions)
         server = uvicorn.Server(
             uvicorn.Config(
-                make_app(sessions, catalogue, key, hosts, is_wildcard(options.host)),
+                make_app(sessions, catalogue, key, hosts, is_wildcard(options.host), status),
                 http=connections.Connection,
                 ws="none",
                 ssl_certfile=options.tls_cert,
@@ -233,11 +242,12 @@ def _serve(options: argparse.Namespace, key: str, made: bool) -> int:
         thread.start()
         sweeping = asyncio.create_task(sessions.sweep())
         watching = asyncio.create_task(connections.watch(server.server_state))
+        reporting = asyncio.create_task(status.keep_written())
         # The listener takes connections already; they are answered from the next line on.
         _print_ready(port)
         scheme = "https" if options.tls_cert else "http"
         log.info("serving the Tinker API on %s://%s:%d", scheme, options.host, port)
-        if scheme == "http" and not _is_loopback(options.host):
+        if scheme == "http" and not is_loopback(options.host):
             log.warning(
                 "whoever listens on the network can read the key and the data: give --tls-cert and "
                 "--tls-key, or put a reverse proxy with TLS before the engine"
@@ -249,8 +259,11 @@ def _serve(options: argparse.Namespace, key: str, made: bool) -> int:
         await server.serve(sockets=[listener])
         sweeping.cancel()
         watching.cancel()
+        reporting.cancel()
 
     asyncio.run(serve())
+    with contextlib.suppress(OSError):  # the threads that write it have ended
+        status_file(options.dir, os.getpid()).unlink()
     store.close()
     # The engine thread may be in a long computation; nothing waits for it.
     sys.stdout.flush()
@@ -325,24 +338,6 @@ def _when_stdin_closes(act: Any) -> None:
     threading.Thread(target=wait, name="stdin", daemon=True).start()
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError):
-        raise Refused(f"--host is {host!r}, which is no address of this machine.") from None
-    # With the protocol named, asyncio switches Nagle's algorithm off: it costs 40 ms an answer.
-    listener = socket.socket(family, kind, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-        listener.listen(2048)
-    except OSError as error:
-        listener.close()
-        reason = error.strerror or error
-        raise Refused(f"cannot listen on {host}:{port}: {reason}; choose another --port.") from None
-    return listener
-
-
 def _check_certificate(certificate: Path | None, key: Path | None) -> None:
     """Raises: Refused: only one is given, or they cannot be read or used together."""
     if certificate is None and key is None:
@@ -382,13 +377,6 @@ def _advice(options: argparse.Namespace, host: str, port: int, made_key: str | N
         f"  export TINKER_BASE_URL={scheme}://{shown}:{port}\n"
         f"  export TINKER_API_KEY={key}"
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 if __name__ == "__main__":

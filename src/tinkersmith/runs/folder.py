@@ -62,6 +62,7 @@ def _is_list_of_objects(value: object) -> bool:
 
 SAMPLE_LOSSES_FILE = "sample_losses.jsonl"
 MEASURED_FILE = "measured.jsonl"
+SHOWN_ANSWERS_FILE = "shown_answers.jsonl"  # to some questions of EVAL_FILES, at each measurement
 SAMPLES_FILE = "samples.json"  # the last file that a run writes
 _START_AGAIN = "Restore the file from a backup, or start a new run."
 _HALF_MADE = re.compile(r"\..+-\d{8}-\d{6}(-\d+)?\.\w{8}\.tmp").fullmatch

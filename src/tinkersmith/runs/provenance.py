@@ -26,7 +26,7 @@ _SENSE = {  # of these facts: what a run cannot be continued without
     "questions_digest": "the questions of EVAL_FILES",
 }
 _SENSE_SETTINGS = ("LORA_RANK", "BATCH_SIZE", "SEED")
-_UNIMPORTANT_SETTINGS = ("OUTPUT_DIR", "BACKEND")
+_UNIMPORTANT_SETTINGS = ("OUTPUT_DIR", "BACKEND", "TRACKERS")
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,15 +21,23 @@ from tinkersmith.runs.folder import (
     MEASURED_FILE,
     SAMPLE_LOSSES_FILE,
     SAMPLES_FILE,
+    SHOWN_ANSWERS_FILE,
     Checkpoint,
     RunFolder,
 )
 from tinkersmith.settings.spelling import override_text
 
 # Settings that a resumed run may go on with another value of: after its loss has risen.
-CHANGED_BY_RESUME = ("LEARNING_RATE", "GRAD_CLIP_NORM", "STOP_ON_DIVERGENCE", "PATIENCE")
+CHANGED_BY_RESUME = (
+    "LEARNING_RATE",
+    "GRAD_CLIP_NORM",
+    "STOP_ON_DIVERGENCE",
+    "PATIENCE",
+    "TRACKERS",  # one that fails must not keep a run from going on
+)
 _AGAINST_DIVERGENCE = ("LEARNING_RATE", "GRAD_CLIP_NORM")  # what is advised after that
-_CUT = ("checkpoints", "metrics", "sample_losses", "measured")  # .jsonl: a resume cuts them
+# .jsonl: the files that a resume cuts
+_CUT = ("checkpoints", "metrics", "sample_losses", "measured", "shown_answers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +212,8 @@ def set_aside(run: RunFolder, done: int) -> list[str]:
         said.append(f"the losses of {counted(cut, 'step')} in {_aside('sample_losses', number)}")
     if cut := run.cut_lines(MEASURED_FILE, done, _aside("measured", number)):
         said.append(f"{counted(cut, 'list')} of single values in {_aside('measured', number)}")
+    if cut := run.cut_lines(SHOWN_ANSWERS_FILE, done, _aside("shown_answers", number)):
+        said.append(f"{counted(cut, 'shown answer')} in {_aside('shown_answers', number)}")
     with suppress(FileNotFoundError):  # it would say that the run is finished
         run.file(SAMPLES_FILE).rename(run.file(_samples_aside(number)))
         said.append(f"the answers in {_samples_aside(number)}")

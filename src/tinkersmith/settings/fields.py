@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 
 from tinkersmith.errors import UserError, one_line
 from tinkersmith.metrics.names import check_metric_names
+from tinkersmith.settings.tracker_names import check_tracker_names
 
 # How often an epoch may take a file: beyond these, a smaller or larger file is what is meant.
 SMALLEST_WEIGHT, LARGEST_WEIGHT = 0.001, 1000.0
@@ -82,6 +83,7 @@ _Names = Annotated[list[_Name], Field(min_length=1)]
 DataFiles = Annotated[_Names | dict[str, float], BeforeValidator(_as_files_with_weights)]
 FileNames = Annotated[list[_Name], BeforeValidator(_without_weights)]
 MetricNames = Annotated[list[_Name], BeforeValidator(_as_file_list)]
+TrackerNames = Annotated[list[_Name], BeforeValidator(_as_file_list)]
 
 
 def _setting(
@@ -427,6 +429,12 @@ class Settings(BaseModel):
         "evaluation says what it cost.",
         'a dict with "input" and "output"',
     )
+    trackers: TrackerNames = _setting(
+        [],
+        'Where curves go beside the run\'s folder: "tensorboard", "wandb", "swanlab", "trackio", '
+        '"mlflow". Each needs its library.',
+        "a list of trackers",
+    )
     export_after_training: Literal["ask", "no", "adapter", "merged"] = _setting(
         "ask",
         "What to export after training: a PEFT adapter, a merged model, or nothing.",
@@ -478,6 +486,12 @@ class Settings(BaseModel):
     @classmethod
     def _known_metrics(cls, value: list[str]) -> list[str]:
         check_metric_names(value)
+        return value
+
+    @field_validator("trackers")
+    @classmethod
+    def _known_trackers(cls, value: list[str]) -> list[str]:
+        check_tracker_names(value)
         return value
 
     @field_validator("judge_url")

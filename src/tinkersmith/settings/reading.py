@@ -278,6 +278,8 @@ def _sentence(error: ValidationError) -> str:
     index = next((step for step in problem["loc"][1:] if isinstance(step, int)), None)
     if field == "metrics" and index is not None:
         return f"METRICS[{index}] is {value}; it must be the name of a metric."
+    if field == "trackers" and index is not None:
+        return f"TRACKERS[{index}] is {value}; it must be the name of a tracker."
     if index is not None:
         return f"{field.upper()}[{index}] is {value}; it must be the name of a file."
     if problem["type"] in _TYPE_ERRORS or not about["limits"]:

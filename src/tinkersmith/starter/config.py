@@ -124,6 +124,10 @@ SERVER_PATIENCE = 600
 # Stop a run whose loss has risen for long, and name the last good checkpoint.
 STOP_ON_DIVERGENCE = True
 
+# Where curves go beside the run's folder: "tensorboard", "wandb", "swanlab", "trackio", "mlflow".
+# Each needs its library: pip install 'tinkersmith[tensorboard]'.
+TRACKERS = []
+
 # What to export after training: "ask", "no", "adapter" (a PEFT folder) or "merged" (a full model).
 EXPORT_AFTER_TRAINING = "ask"
 

@@ -19,7 +19,7 @@ from tinkersmith.paths import seen_from_folder
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Clock, Progress, Task
 from tinkersmith.runs.best import best_so_far, measurement_in, write_best
-from tinkersmith.runs.folder import Checkpoint
+from tinkersmith.runs.folder import SHOWN_ANSWERS_FILE, Checkpoint
 from tinkersmith.runs.measured import SingleValues, add_single_values
 from tinkersmith.service.answers import to_datum
 from tinkersmith.service.stored import OldStates, lifetime
@@ -417,6 +417,8 @@ class Loop:
             values = {source: (score, 1.0) for source, score in single.items()}
             self._add_single_values(done, name, values, scores.draws)
         plan.run.append("metrics.jsonl", [line])
+        epoch = (done - 1) // plan.steps_per_epoch + 1
+        plan.run.append(SHOWN_ANSWERS_FILE, scores.shown_lines(done, epoch))
         by = self._best.by
         shown = shown_score(plan.settings) if by == VALIDATION_LOSS else by
         measured = measurement_in(line, shown)

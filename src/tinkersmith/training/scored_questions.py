@@ -4,6 +4,7 @@ import hashlib
 import math
 import time
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from tinkersmith.data.load import load_samples
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from tinkersmith.data.samples import Sample
     from tinkersmith.evaluation.results import Record
 
+_SHOWN_QUESTIONS = 5  # whose answers are stored with every measurement
+_SHOWN = 2000  # characters of their prompts and answers
 _STREAM = 2**31 + 1  # a seed that no epoch uses, as VALIDATION_STREAM: it chooses the questions
 
 
@@ -59,6 +62,7 @@ class AnswerScores:
     seconds: float
     single: dict[str, dict[Source, float]]  # by score: that of each question, by its first sample
     draws: int  # answers to a question
+    shown: "Sequence[Record]" = ()  # answers to the first questions, the same ones every time
 
     @property
     def scores(self) -> dict[str, float]:
@@ -86,6 +90,21 @@ class AnswerScores:
             "eval/mean_tokens": round(self.mean_tokens, 2),
             "eval/seconds": round(self.seconds, 3),
         }
+
+    def shown_lines(self, step: int, epoch: int) -> list[dict[str, Any]]:
+        """The lines of shown_answers.jsonl that this measurement adds."""
+        return [
+            {
+                "step": step,
+                "epoch": epoch,
+                "source": str(record.source),
+                "prompt": _beginning(record.prompt),
+                "expected": _beginning(record.expected),
+                "answers": [_beginning(record.produced)],
+                "scores": record.scores,
+            }
+            for record in self.shown
+        ]
 
     def __str__(self) -> str:
         shown: list[str] = []
@@ -292,7 +311,12 @@ def scores_of(records: "Sequence[Record]", seconds: float) -> AnswerScores:
         seconds=seconds,
         single=single,
         draws=draws,
+        shown=[group[0] for group in islice(by_question.values(), _SHOWN_QUESTIONS)],
     )
+
+
+def _beginning(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _single_scores(groups: "Sequence[Sequence[Record]]", name: str) -> dict[Source, float]:

@@ -24,10 +24,13 @@ from tinkersmith.runs.resume import CHANGED_BY_RESUME, Resume
 from tinkersmith.service.connection import Server, ServerGone
 from tinkersmith.settings.fields import FIELDS, FILE_FIELDS, Settings
 from tinkersmith.settings.reading import settings_from
+from tinkersmith.trackers.available import check_trackers
+from tinkersmith.trackers.processes import end_trackers, start_trackers
+from tinkersmith.trackers.protocol import State
 from tinkersmith.training.divergence import Diverged
 from tinkersmith.training.finish import TrainedRun
 from tinkersmith.training.interruption import Interruption, interruption
-from tinkersmith.training.plan import prepare
+from tinkersmith.training.plan import Plan, prepare
 from tinkersmith.training.recovery import train_to_the_end
 from tinkersmith.training.transcript import Transcript
 
@@ -52,7 +55,7 @@ def train(
         from_checkpoint: the name of an earlier checkpoint to resume from, such as step-000400.
         allow_changes: resume although the base model, the tokenizer or the data changed.
         resume_with: settings that the resumed run goes on with: LEARNING_RATE, GRAD_CLIP_NORM,
-            STOP_ON_DIVERGENCE and PATIENCE may be changed.
+            STOP_ON_DIVERGENCE, PATIENCE and TRACKERS may be changed.
 
     Raises:
         UserError: something the user can fix, in one sentence.
@@ -133,6 +136,7 @@ def train_within(
             for line in _changed_settings(given, run, changes):
                 progress.say(line)
         with _explained(run, settings, around, under_way=False):
+            check_trackers(settings.trackers)
             resumed = Resume(run, from_checkpoint, allow_changes, changes) if run else None
             plan = prepare(
                 settings,
@@ -152,10 +156,29 @@ def train_within(
             plan.data.start(plan.run, plan.first_step)
             lengths = LengthReport(plan.data, settings.show_length_warnings, progress)
             lengths.print_if_complete()
-            with _reported(plan.run, progress):
+            with _tracked(plan, progress), _reported(plan.run, progress):
                 trained = train_to_the_end(plan, lengths, guard, progress, signals)
             signals.check()
     return trained
+
+
+@contextmanager
+def _tracked(plan: Plan, progress: Progress) -> Generator[None, None, None]:
+    """TRACKERS show the run while the block trains, and how it ended."""
+    settings = plan.settings
+    trackers = start_trackers(plan.run, settings.trackers, plan.first_step, progress)
+    state: State = "failed"
+    try:
+        yield
+        state = "finished"
+    except Diverged:
+        state = "diverged"
+        raise
+    except (KeyboardInterrupt, SystemExit, BrokenPipeError):
+        state = "interrupted"
+        raise
+    finally:
+        end_trackers(trackers, state, progress)
 
 
 @contextmanager

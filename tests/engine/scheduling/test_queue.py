@@ -219,3 +219,28 @@ def test_a_base_model_that_cannot_be_fetched_fails_the_client_that_wanted_it(sto
         return future.result
 
     assert asyncio.run(main()) == {"error": "no such model.", "category": "user"}
+
+
+def test_the_queues_say_what_waits_and_what_runs() -> None:
+    async def main() -> None:
+        thread, gate = started()
+        while not (thread.queues() and thread.queues()[0].running):
+            await asyncio.sleep(0.01)
+        last = Future()
+        thread.submit("a", Job(lambda models: None, Future(), "forward"))
+        thread.submit("a", Job(lambda models: None, last, "optim_step"))
+        queues = {queue.client_id: queue for queue in thread.queues()}
+        assert queues["gate"].running == {"internal": 1}
+        assert queues["gate"].waiting == {}
+        assert queues["a"].waiting == {"forward": 1, "optim_step": 1}
+        assert queues["a"].running == {}
+        gate.set()
+        await last.done.wait()
+        assert thread.queues() == []
+        assert thread.outcomes == {
+            ("internal", False): 1,
+            ("forward", False): 1,
+            ("optim_step", False): 1,
+        }
+
+    asyncio.run(main())

@@ -47,6 +47,7 @@ class BaseModels:
         self.threads = ThreadChoice(requested_threads(threads, os.environ))
         self.device, self.experimental = choose_device(device), experimental
         self._loaded: OrderedDict[str, BaseModel] = OrderedDict()  # the least lately used first
+        self._bytes: dict[str, int] = {}  # of each loaded model's weights
 
     def get(self, name: str) -> BaseModel:
         """The model of that name, loaded if it is not there.
@@ -66,6 +67,10 @@ class BaseModels:
     def dtypes(self) -> dict[str, str]:
         """The precision of each loaded model. Any thread may call it."""
         return {name: str(base.dtype) for name, base in list(self._loaded.items())}
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of the weights of each loaded model. Any thread may call it."""
+        return dict(self._bytes)
 
     def threads_for(self, name: str) -> int:
         """How many threads to begin work on this model with, as busy as the machine is now."""
@@ -96,13 +101,15 @@ class BaseModels:
                 "--dtype float32 is faster and needs twice the memory",
                 name,
             )
-        return with_fast_code(base, self.experimental, run_check)
+        base = with_fast_code(base, self.experimental, run_check)
+        self._bytes[name] = _bytes_of(base)
+        return base
 
     def _make_room(self, name: str, needed: int) -> None:
         device = torch.device(self.device)
         while (free := free_memory(device)) < needed and self._loaded:
             idle = next(iter(self._loaded))
-            del self._loaded[idle]
+            del self._loaded[idle], self._bytes[idle]
             gc.collect()  # a model's modules refer to each other
             return_freed_memory()
             log.info("unloaded %s to make room for %s; it is loaded again when used", idle, name)
@@ -111,6 +118,13 @@ class BaseModels:
                 f"{name} needs about {needed / 1e9:.2f} GB of memory, and {free / 1e9:.2f} GB are "
                 "free; end other programs, or use a smaller model."
             )
+
+
+def _bytes_of(base: BaseModel) -> int:
+    """Bytes of a model's weights. Tensors that share their memory count once."""
+    tensors = [*base.model.parameters(), *base.model.buffers()]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
+    return sum(storage.nbytes() for storage in storages.values())
 
 
 def set_threads(number: int) -> None:

@@ -5,7 +5,7 @@ Every method runs on the engine thread, called by a job.
 
 import platform
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -62,6 +62,7 @@ from tinkersmith.version import __version__
 
 OPTIMIZER = "optimizer.safetensors"
 _THREADS = "threads"  # in the metadata of a saved optimizer state
+TOKEN_KINDS = ("trained", "forward", "prompt", "sampled")
 ADAPTER_MEMORY = 4 * 2**30  # bytes of adapters and optimizer states in memory
 
 
@@ -151,6 +152,7 @@ class Models:
         # Bytes of each client whose tensors are in memory, the least recently used first.
         self._held: OrderedDict[str, int] = OrderedDict()
         self._decoders: dict[Path, Callable[[list[int]], str]] = {}
+        self._tokens = Counter[str]()  # by what was done with them
 
     def facts(self) -> dict[str, Any]:
         device = torch.device(self.bases.device)
@@ -162,6 +164,16 @@ class Models:
             "torch": torch.__version__,
             "dtypes": self.bases.dtypes(),
             "threads": {name: client.threads for name, client in list(self.training.items())},
+        }
+
+    def usage(self) -> dict[str, Any]:
+        held = list(self._held.values())
+        return {
+            "adapters": sum(held),
+            "spilled_clients": max(len(self.training) + len(self.sampling) - len(held), 0),
+            "base_models": self.bases.memory(),
+            "gpu": _gpu_memory(torch.device(self.bases.device)),
+            "tokens": {kind: self._tokens[kind] for kind in TOKEN_KINDS},
         }
 
     # ---- training clients
@@ -220,7 +232,7 @@ class Models:
             base = self.bases.get(model.base_name)
             check_datums(base, request.datums, request.loss_fn, request.config)
             compute = forward if request.forward_only else forward_backward
-            return compute(
+            output = compute(
                 base,
                 model.adapter,
                 request.datums,
@@ -228,6 +240,9 @@ class Models:
                 request.config,
                 only_graded=model.only_graded,
             )
+            kind = "forward" if request.forward_only else "trained"
+            self._tokens[kind] += sum(len(datum.tokens) for datum in request.datums)
+            return output
         except BaseException as error:
             if not request.forward_only:
                 model.adapter.clear_gradients()
@@ -404,7 +419,12 @@ class Models:
             except Refused as refusal:
                 results.append(refusal)
         decode = self._decoder(base)
-        answers = iter(self.sampler.sample(base, sampler_id, client.adapter, good, decode))
+        sampled = self.sampler.sample(base, sampler_id, client.adapter, good, decode)
+        self._tokens["prompt"] += sum(len(request.prompt) for request in good)
+        self._tokens["sampled"] += sum(
+            len(sequence.tokens) for result in sampled for sequence in result.sequences
+        )
+        answers = iter(sampled)
         return [result if isinstance(result, Refused) else next(answers) for result in results]
 
     def free_sampler(self, sampler_id: str) -> None:
@@ -453,6 +473,20 @@ class Models:
                 tokens, skip_special_tokens=False
             )
         return self._decoders[base.folder]
+
+
+def _gpu_memory(device: torch.device) -> dict[str, Any] | None:
+    """The GPU's name and memory in bytes; `allocated` is by tensors of this process."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return {
+        "name": torch.cuda.get_device_name(device),
+        "total": total,
+        "free": free,
+        "reserved": torch.cuda.memory_reserved(device),
+        "allocated": torch.cuda.memory_allocated(device),
+    }
 
 
 @contextmanager

@@ -25,6 +25,11 @@ class ModelOperations(Protocol):
         """What sums depend on: device, precision, threads, versions. Any thread may call it."""
         ...
 
+    def usage(self) -> dict[str, Any]:
+        """Memory in bytes, and the tokens so far: `adapters`, `spilled_clients`, `base_models` by
+        name, `gpu` (or None), `tokens` by kind. Any thread may call it."""
+        ...
+
     # ---- training clients
 
     def create(

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -105,6 +105,17 @@ class SampleJob:
 
 
 QueueTurn = Job | list[SampleJob]  # what the engine thread runs at a time
+_INTERNAL = "internal"  # the name of jobs that no client requested
+
+
+@dataclass(frozen=True, slots=True)
+class ClientQueue:
+    """The jobs of one client by name, and the sequences that are sampled for it now."""
+
+    client_id: str
+    waiting: Counter[str]
+    running: Counter[str]
+    sequences: int
 
 
 class EngineThread(threading.Thread):
@@ -120,6 +131,8 @@ class EngineThread(threading.Thread):
         self.traces = Traces()
         self._queues: OrderedDict[str, deque[Job | SampleJob]] = OrderedDict()
         self._busy: set[str] = set()  # clients whose last job still waits for the disk
+        self._running: dict[str, QueueTurn] = {}  # by client, on this thread or waiting for a disk
+        self.outcomes = Counter[tuple[str, bool]]()  # finished jobs by name and whether they failed
         self._disk = ThreadPoolExecutor(DISK_THREADS, "engine-disk")
         self._changed = threading.Condition()
 
@@ -137,6 +150,29 @@ class EngineThread(threading.Thread):
     def facts(self) -> dict[str, Any]:
         """See `ModelOperations.facts`; empty until the models are prepared."""
         return self._models.facts() if self._models is not None else {}
+
+    def usage(self) -> dict[str, Any]:
+        """See `ModelOperations.usage`; empty until the models are prepared."""
+        return self._models.usage() if self._models is not None else {}
+
+    def queues(self) -> list[ClientQueue]:
+        """The clients with jobs that wait or run. Any thread may call it."""
+        with self._changed:
+            waiting = {client_id: list(jobs) for client_id, jobs in self._queues.items()}
+            running = {client_id: list(_jobs(turn)) for client_id, turn in self._running.items()}
+        return [
+            ClientQueue(
+                client_id,
+                Counter(job.name or _INTERNAL for job in waiting.get(client_id, [])),
+                Counter(job.name or _INTERNAL for job in running.get(client_id, [])),
+                sum(
+                    job.request.num_samples
+                    for job in running.get(client_id, [])
+                    if isinstance(job, SampleJob)
+                ),
+            )
+            for client_id in dict.fromkeys([*running, *waiting])
+        ]
 
     @property
     def is_ready(self) -> bool:
@@ -177,6 +213,7 @@ class EngineThread(threading.Thread):
                 self._queues.move_to_end(client_id)
             else:
                 del self._queues[client_id]
+            self._running[client_id] = turn
             return client_id, turn
 
     def _ready(self) -> str | None:
@@ -205,12 +242,15 @@ class EngineThread(threading.Thread):
     ) -> None:
         ended = time.time()
         finished = [(job.future, job.name) for job in _jobs(turn)]
+        with self._changed:
+            self._running.pop(client_id, None)
 
         def finish_all() -> None:
             for (future, name), result in zip(finished, results, strict=True):
                 future.finish(result)
+                failed = isinstance(result, dict) and "error" in result
+                self.outcomes[name or _INTERNAL, failed] += 1
                 if name is not None:
-                    failed = isinstance(result, dict) and "error" in result
                     self.traces.add(Span(client_id, name, future.received, started, ended, failed))
 
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending

@@ -11,8 +11,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from tinkersmith.engine.scheduling.sessions import Sessions
-from tinkersmith.engine.server.api_errors import ANTHROPIC, OPENAI
-from tinkersmith.engine.server.hosts import HostGuard
+from tinkersmith.engine.server.api_errors import ANTHROPIC, OPENAI, error_response
 from tinkersmith.engine.server.http import (
     API,
     FILES,
@@ -35,7 +34,9 @@ from tinkersmith.engine.server.routes.sampling import SamplingRoutes
 from tinkersmith.engine.server.routes.service import ServiceRoutes
 from tinkersmith.engine.server.routes.traces import TraceRoutes
 from tinkersmith.engine.server.routes.training import TrainingRoutes
+from tinkersmith.engine.server.status import METRICS_PATH, EngineStatus
 from tinkersmith.engine.storage.catalogue import Catalogue
+from tinkersmith.guards.hosts import HostGuard
 
 
 def make_app(
@@ -44,6 +45,7 @@ def make_app(
     key: str,
     hosts: frozenset[str],
     any_own_address: bool = False,
+    status: EngineStatus | None = None,
 ) -> ASGIApp:
     """The whole API, for requests to one of `hosts`, or with `any_own_address` to any own address.
 
@@ -68,13 +70,19 @@ def make_app(
                 for method, path, handler in handlers
             ),
             *_inference_routes(InferenceModels(sessions, catalogue)),
+            Route(
+                METRICS_PATH,
+                in_sentences((status or EngineStatus(sessions)).metrics),
+                methods=["GET"],
+            ),
             Route(f"{FILES}/{{token}}/traces/{{session_id}}.json", in_sentences(traces.download)),
             Route(f"{FILES}/{{token}}/{{path:path}}", in_sentences(rest.download)),
         ],
         exception_handlers={HTTPException: no_such_route},
     )
     app.router.redirect_slashes = False  # a redirect is no sentence
-    guarded = HostGuard(KeyGuard(app, key, is_token), hosts, any_own_address=any_own_address)
+    with_key = KeyGuard(app, key, is_token)
+    guarded = HostGuard(with_key, hosts, error_response, any_own_address=any_own_address)
     return EarlyAnswers(guarded)
 
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hmac
 import json
 import time
 from collections.abc import Awaitable, Callable
@@ -18,6 +17,7 @@ from tinkersmith.engine.scheduling.queue import failure
 from tinkersmith.engine.server.api_errors import detail, error_response
 from tinkersmith.engine.server.bodies import HEAD, MAX_BODY, MAX_JSON
 from tinkersmith.engine.server.fields import is_object
+from tinkersmith.guards.keys import carries_key, sent_keys
 
 API = "/api/v1"
 FILES = "/files"  # downloads
@@ -53,7 +53,7 @@ class KeyGuard:
     ) -> None:
         self.app = app
         self.is_token = is_token
-        self.key = key.encode()
+        self.key = key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not self._allowed(scope):
@@ -66,13 +66,13 @@ class KeyGuard:
         # Downloads need no key: their address holds a secret of its own.
         if scope["path"] == f"{API}/healthz" or scope["path"].startswith(f"{FILES}/"):
             return True
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        scheme, _, bearer = headers.get(b"authorization", b"").strip().partition(b" ")
-        sent = headers.get(b"x-api-key", b"")
-        keys = [sent, bearer.strip()] if scheme.lower() == b"bearer" else [sent]
-        if any(hmac.compare_digest(key, self.key) for key in keys):
+        if carries_key(scope, self.key):
             return True
-        return any(self.is_token(self.key, key.decode("latin-1"), time.time()) for key in keys)
+        now = time.time()
+        return any(
+            self.is_token(self.key.encode(), sent.decode("latin-1"), now)
+            for sent in sent_keys(scope)
+        )
 
 
 class EarlyAnswers:

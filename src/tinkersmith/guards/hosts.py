@@ -1,17 +1,21 @@
-"""Which Host and Origin a request may carry, so that no web page reaches the engine.
+"""Which Host and Origin a request may carry, so that no web page reaches a server of ours.
 
 A page on another site sends its own Origin. A page whose name was made to point at this machine
-(DNS rebinding) sends its own name as Host. Neither is a name of this engine.
+(DNS rebinding) sends its own name as Host. Neither is a name of this server.
 """
 
 import ipaddress
 import re
-from collections.abc import Iterable
+import socket
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from tinkersmith.errors import UserError, reason_of
 
-from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.server.api_errors import error_response
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    Refuse = Callable[[str, str, int], ASGIApp]  # path, sentence and status -> the answer
 
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.-]{1,253})(?::[0-9]{1,5})?")
@@ -22,15 +26,15 @@ def allowed_hosts(bound: str, names: Iterable[str]) -> frozenset[str]:
     """The names under which requests may come: loopback, the bound address, and `names`.
 
     Raises:
-        Refused: a name is not one host's name without scheme and port.
+        UserError: a name is not one host's name without scheme and port.
     """
     hosts = set(LOOPBACK_NAMES)
     for name in names:
         host = _host(_bracketed(name))
         if host is None or host.endswith(".") or _HOST.fullmatch(f"{_bracketed(name)}:1") is None:
-            raise Refused(
+            raise UserError(
                 f"--allow-host is {name!r}; it must be one name or address as clients write it, "
-                "without scheme, port and final dot, such as engine.example or 192.168.1.5."
+                "without scheme, port and final dot, such as server.example or 192.168.1.5."
             )
         hosts.add(host)
     if not is_wildcard(bound):
@@ -46,25 +50,75 @@ def is_wildcard(address: str) -> bool:
         return address == ""
 
 
-class HostGuard:
-    """Refuses every request whose Host, or Origin if it has one, is not a name of this engine.
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine reach what listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
-    With `any_own_address`, the address at which the connection arrived is a name, too: an engine
-    that listens on 0.0.0.0 has no other.
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        UserError: there is no such address, or the port is taken or out of range.
+    """
+    if not 0 <= port <= 65535:
+        raise UserError(f"--port is {port}; it must be from 0 (any free) to 65535.")
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError):
+        raise UserError(f"--host is {host!r}, which is no address of this machine.") from None
+    # With the protocol named, asyncio switches Nagle's algorithm off: it costs 40 ms an answer.
+    listener = socket.socket(family, kind, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        reason = reason_of(error)
+        raise UserError(
+            f"cannot listen on {host}:{port}: {reason}; choose another --port."
+        ) from None
+    return listener
+
+
+def address_in_url(host: str, port: int) -> str:
+    """`host:port` as a URL has it."""
+    return f"{_bracketed(host)}:{port}"
+
+
+class HostGuard:
+    """Refuses every request whose Host, or Origin if it has one, is not a name of this server.
+
+    With `any_own_address`, the address at which the connection arrived is a name, too: a server
+    that listens on 0.0.0.0 has no other. `server` is what the sentences call it.
     """
 
-    def __init__(self, app: ASGIApp, hosts: frozenset[str], *, any_own_address: bool) -> None:
+    def __init__(
+        self,
+        app: "ASGIApp",
+        hosts: frozenset[str],
+        refuse: "Refuse",
+        *,
+        any_own_address: bool,
+        server: str = "engine",
+    ) -> None:
         self.app = app
         self.hosts = hosts
+        self.refuse = refuse
         self.any_own_address = any_own_address
+        self.server = server
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         if scope["type"] == "http" and (sentence := self._objection(scope)) is not None:
-            await error_response(scope["path"], sentence, 403)(scope, receive, send)
+            await self.refuse(scope["path"], sentence, 403)(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
-    def _objection(self, scope: Scope) -> str | None:
+    def _objection(self, scope: "Scope") -> str | None:
         """Why the request is refused; None: it may pass."""
         sent = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
         if len(sent) != 1:
@@ -83,20 +137,20 @@ class HostGuard:
                     return sentence
         return None
 
-    def _refusal(self, header: str, value: str, host: str | None, scope: Scope) -> str | None:
+    def _refusal(self, header: str, value: str, host: str | None, scope: "Scope") -> str | None:
         if host is not None and (host in self.hosts or self._is_own_address(host, scope)):
             return None
         advice = (
-            f"start the engine with --allow-host {host}"
+            f"start the {self.server} with --allow-host {host}"
             if host is not None and not host.endswith(".")
             else "name the host as it is, without user and final dot"
         )
         return (
-            f"the {header} {value[:200]!r} is not a name of this engine; use one of its addresses, "
-            f"such as 127.0.0.1 or localhost, or, if you trust that name, {advice}."
+            f"the {header} {value[:200]!r} is not a name of this {self.server}; use one of its "
+            f"addresses, such as 127.0.0.1 or localhost, or, if you trust that name, {advice}."
         )
 
-    def _is_own_address(self, host: str, scope: Scope) -> bool:
+    def _is_own_address(self, host: str, scope: "Scope") -> bool:
         server = scope.get("server")
         return self.any_own_address and server is not None and host == _address(server[0])
 

@@ -1,0 +1,1 @@
+"""A page of all runs, whose curves move while training goes on."""

@@ -1,0 +1,1 @@
+"""Who may send requests to a server of ours: names, addresses and the key."""
