@@ -12,7 +12,7 @@ from pathlib import Path
 from tinkersmith import evaluate, train
 
 FOLDER = Path("runs/own-data")
-SAMPLES = 200
+SAMPLES = 100
 
 
 def make_data(file: Path, count: int, first: int) -> None:
@@ -21,7 +21,7 @@ def make_data(file: Path, count: int, first: int) -> None:
     with file.open("w", encoding="utf-8") as lines:
         for number in range(first, first + count):
             price = chance.randrange(2, 10)
-            question = f"One pen costs {price} coins. What is the code of order {number % 10}?"
+            question = f"Order {number} costs {price} coins. What is its last digit?"
             record = {"question": question, "answer": f"Answer: {number % 10}"}
             lines.write(json.dumps(record) + "\n")
 
@@ -29,7 +29,7 @@ def make_data(file: Path, count: int, first: int) -> None:
 def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     make_data(FOLDER / "train.jsonl", SAMPLES, first=1)
-    make_data(FOLDER / "test.jsonl", 10, first=100_000)
+    make_data(FOLDER / "test.jsonl", 10, first=501)
     with train(
         base_model="tinkersmith/tiny-math",
         data_files=[str(FOLDER / "train.jsonl")],

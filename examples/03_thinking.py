@@ -12,7 +12,7 @@ from pathlib import Path
 from tinkersmith import train
 
 FILE = Path("runs/thoughts.jsonl")
-SAMPLES = 40
+SAMPLES = 24
 
 
 def sample(number: int) -> dict[str, object]:
@@ -43,7 +43,7 @@ def main() -> None:
             learning_rate=5e-3,
             export_after_training="no",
         ) as trained:
-            print(f"THINKING={thinking}: {trained.answers[0]!r}")
+            print(f"THINKING={thinking}: mean loss of each epoch {trained.epoch_losses}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ QUESTIONS = [
     f" How many coins does {name} have?\nResponse:\n"
     for name, a, b in [("Leo", 12, 7), ("Mia", 30, 9), ("Tom", 8, 15), ("Ana", 21, 6)]
 ]
-ROUNDS, GROUP, MAX_TOKENS = 8, 8, 16
+ROUNDS, GROUP, MAX_TOKENS = 5, 8, 16
 
 
 def reward(answer: str) -> float:
