@@ -24,6 +24,7 @@ COMMANDS = {
     "report": "Write a page that shows a run, its curves and its scores.",
     "export": "Write a trained model as a PEFT folder or a merged model.",
     "dashboard": "Show all runs on a page whose curves move while training goes on.",
+    "serve": "Serve trained models through OpenAI's and Anthropic's API.",
     "runs": "List the runs with their sizes, or delete what is no longer needed.",
     "engine": "Serve the Tinker API on this machine.",
 }

@@ -23,6 +23,7 @@ _FUNCTIONS = {
     "report": "tinkersmith.cli.results.report:report_command",
     "export": "tinkersmith.cli.models.export:export_command",
     "dashboard": "tinkersmith.cli.results.dashboard:dashboard_command",
+    "serve": "tinkersmith.cli.models.serve:serve_command",
     "runs": "tinkersmith.cli.training.runs:runs_command",
 }
 

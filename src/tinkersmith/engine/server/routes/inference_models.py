@@ -26,7 +26,9 @@ from tinkersmith.engine.storage.catalogue import Catalogue, context_length
 from tinkersmith.engine.storage.folders import TinkerPath, parse_path
 
 MOST_LOADED = 32  # models that stay loaded for the next request
+MOST_TEMPLATES = 16  # chat templates of requests that stay compiled
 MOST_SEQUENCES = 1024  # that requests may wait for at once; more are refused with 429
+_TextsKey = tuple[Path, str | None]  # of a base model, and a chat template that is not its own
 _Key = tuple[str, str, float]  # base model, path ("" for none), time of the checkpoint
 
 
@@ -57,11 +59,16 @@ class InferenceModels:
     catalogue: Catalogue
     waiting: int = 0  # sequences that requests wait for
     _loaded: OrderedDict[_Key, _Loaded] = field(default_factory=OrderedDict[_Key, _Loaded])
-    _texts: dict[Path, ModelTexts] = field(default_factory=dict[Path, ModelTexts])
+    _texts: OrderedDict[_TextsKey, ModelTexts] = field(
+        default_factory=OrderedDict[_TextsKey, ModelTexts]
+    )
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
 
-    async def find(self, name: object) -> NamedModel:
+    async def find(self, name: object, chat_template: str | None = None) -> NamedModel:
         """The model that a request names.
+
+        Args:
+            chat_template: one to use in place of the base model's.
 
         Raises:
             ApiError: there is no such model.
@@ -75,13 +82,23 @@ class InferenceModels:
             folder = await asyncio.to_thread(self.catalogue.folder, base)
         except Refused as refusal:
             raise _unknown(str(refusal)) from None
-        today = datetime.date.today().isoformat()
-        if folder not in self._texts:
-            self._texts[folder] = await asyncio.to_thread(read_texts, base, folder, today)
-        elif self._texts[folder].date != today:  # some templates write it
-            self._texts[folder] = dataclasses.replace(self._texts[folder], date=today)
+        texts = await self._texts_of(base, folder, chat_template)
         context = await asyncio.to_thread(context_length, folder)
-        return NamedModel(name, base, path, created, self._texts[folder], context)
+        return NamedModel(name, base, path, created, texts, context)
+
+    async def _texts_of(self, base: str, folder: Path, chat_template: str | None) -> ModelTexts:
+        key, today = (folder, chat_template), datetime.date.today().isoformat()
+        texts = self._texts.get(key)
+        if texts is None:
+            texts = await asyncio.to_thread(read_texts, base, folder, today, chat_template)
+        elif texts.date != today:  # some templates write it
+            texts = dataclasses.replace(texts, date=today)
+        self._texts[key] = texts
+        self._texts.move_to_end(key)
+        foreign = [used for used in self._texts if used[1] is not None]
+        for used in foreign[: max(len(foreign) - MOST_TEMPLATES, 0)]:
+            del self._texts[used]
+        return texts
 
     async def _resolve(self, name: str) -> tuple[str, TinkerPath | None, float]:
         start = name.find("tinker://")
