@@ -108,11 +108,7 @@ def models_to_serve(
                 f"{other.base_model}. Models of one base are served together; serve the others by "
                 "a command of their own."
             )
-        if _place(other) != _place(first):
-            raise UserError(
-                f"{first.name} and {other.name} are stored on different servers. Serve them by two "
-                "commands, or export them and name the folders."
-            )
+    _check_places(found)
     base = _base_name(first)
     served = [
         ServedModel(
@@ -138,12 +134,26 @@ def models_to_serve(
     return ServedModels(tuple(served), first.base_model, stored.settings)
 
 
-def _place(model: _Found) -> tuple[str, str]:
-    """The server that has the model, and the folder of its checkpoints if that is our engine."""
-    kind, url, _ = server_of(model.settings)
-    if kind != "embedded" or model.adapter is not None or model.is_whole:
-        return kind, url
-    return kind, str(Path(model.settings.output_dir).resolve())
+def _check_places(found: Sequence[_Found]) -> None:
+    """Refuse models that no one server has. Our own engine loads folders beside its checkpoints.
+
+    Raises:
+        UserError: two are stored on different servers.
+    """
+    before: tuple[str, tuple[str, str]] | None = None
+    for model in found:
+        kind, url, _ = server_of(model.settings)
+        if kind == "embedded" and (model.adapter is None and not model.is_whole):
+            url = str(Path(model.settings.output_dir).resolve())
+        if before is not None and before[1] != (kind, url):
+            if kind == before[1][0] == "embedded" and "" in (url, before[1][1]):
+                url = url or before[1][1]
+            else:
+                raise UserError(
+                    f"{before[0]} and {model.name} are stored on different servers. Serve them by "
+                    "two commands, or export them and name the folders."
+                )
+        before = (model.name, (kind, url))
 
 
 def _find(path: str, settings: Settings, checkpoint: str, base_model: str) -> _Found:

@@ -22,8 +22,9 @@ from tinkersmith.engine.scheduling.sessions import Sessions
 from tinkersmith.engine.server.api_errors import ApiError
 from tinkersmith.engine.server.fields import shown
 from tinkersmith.engine.server.routes.chat_prompts import ModelTexts, read_texts
-from tinkersmith.engine.storage.catalogue import Catalogue, context_length
+from tinkersmith.engine.storage.catalogue import AdapterFolder, Catalogue, context_length
 from tinkersmith.engine.storage.folders import TinkerPath, parse_path
+from tinkersmith.peft_format import ADAPTER_WEIGHTS
 
 MOST_LOADED = 32  # models that stay loaded for the next request
 MOST_TEMPLATES = 16  # chat templates of requests that stay compiled
@@ -45,7 +46,7 @@ class NamedModel:
 
     name: str  # as the client wrote it
     base_model: str
-    path: TinkerPath | None
+    path: TinkerPath | Path | None  # of a checkpoint, or of an adapter's folder
     created: float  # when the checkpoint was saved: another one may get its path later
     texts: ModelTexts
     context: int | None  # tokens; None: config.json does not say
@@ -100,7 +101,9 @@ class InferenceModels:
             del self._texts[used]
         return texts
 
-    async def _resolve(self, name: str) -> tuple[str, TinkerPath | None, float]:
+    async def _resolve(self, name: str) -> tuple[str, TinkerPath | Path | None, float]:
+        if (adapter := self.catalogue.adapters.get(name)) is not None:
+            return adapter.base_model, adapter.folder, await asyncio.to_thread(_saved, adapter)
         start = name.find("tinker://")
         if start < 0:
             return name, None, 0.0
@@ -134,7 +137,8 @@ class InferenceModels:
             for checkpoint in stored
             if checkpoint.path.segment == "sampler_weights"
         ]
-        return [*bases, *paths]
+        adapters = [(name, _saved(adapter)) for name, adapter in self.catalogue.adapters.items()]
+        return [*bases, *adapters, *paths]
 
     @asynccontextmanager
     async def place(self, model: NamedModel, sequences: int) -> AsyncGenerator[str]:
@@ -189,6 +193,14 @@ class InferenceModels:
             del self._loaded[key]
         name = entry.sampler_id
         self.sessions.run(name, lambda models: models.free_sampler(name))
+
+
+def _saved(adapter: AdapterFolder) -> float:
+    """When the adapter was written; 0 if it is gone, which loading it says."""
+    try:
+        return (adapter.folder / ADAPTER_WEIGHTS).stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def job_error(result: dict[str, Any]) -> ApiError:
