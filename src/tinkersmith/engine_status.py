@@ -66,5 +66,8 @@ def _read_all(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 
 def _number(value: object) -> float:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number else 0.0
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 0.0
+    with suppress(OverflowError):  # a damaged file may have an integer of any length
+        return float(value)
+    return 0.0

@@ -19,12 +19,13 @@
       allSettings: (count) => `All ${count} settings`,
       noAnswers: "No answers yet. The answers of each measurement appear here if the run has EVAL_FILES; the answer to a training sample comes at the end.",
       prompt: "Prompt", expected: "Expected", final: "At the end", atStep: (step, epoch) => `Step ${step}${epoch ? `, epoch ${epoch}` : ""}`,
+      allAnswers: (count) => `All ${count} answers`,
       noLog: "No lines yet.", damagedLines: (count) => `${count} damaged ${count === 1 ? "line" : "lines"} of metrics.jsonl left out.`,
       noEngine: "No engine runs in this folder. Runs in the cloud have none here.",
       ready: "ready", loading: "loading", waiting: "Waiting jobs", runningJobs: "Running jobs", sequences: "Sequences sampled now",
       memory: "Memory", trained: "Tokens trained", sampled: "Tokens sampled", clients: "Clients", perSecond: "/s", training: "training", sampling: "sampling",
       bases: "base models", adapters: "adapters", rest: "the rest of the process", gpu: "GPU", of: "of", used: "used", spilled: "on disk",
-      client: "Client", job: "Jobs", failed: "failed", process: "process", more: "More", remove: "Remove",
+      client: "Client", job: "Jobs", failed: "failed", process: "process", remove: "Remove",
       ago: (text) => `${text} ago`, now: "now",
     },
     zh: {
@@ -44,12 +45,13 @@
       allSettings: (count) => `全部 ${count} 项设置`,
       noAnswers: "还没有回答。设置了 EVAL_FILES 时，每次评测的回答会显示在这里；对训练样本的回答在结束时出现。",
       prompt: "提示", expected: "期望", final: "结束时", atStep: (step, epoch) => `第 ${step} 步${epoch ? `，第 ${epoch} 个 epoch` : ""}`,
+      allAnswers: (count) => `全部 ${count} 个回答`,
       noLog: "还没有日志。", damagedLines: (count) => `metrics.jsonl 有 ${count} 行损坏，已略过。`,
       noEngine: "这个文件夹里没有正在运行的引擎。云端训练在这里没有引擎。",
       ready: "就绪", loading: "加载中", waiting: "等待的任务", runningJobs: "运行的任务", sequences: "正在采样的序列",
       memory: "内存", trained: "已训练 token", sampled: "已采样 token", clients: "客户端", perSecond: "/秒", training: "训练", sampling: "采样",
       bases: "基座模型", adapters: "adapter", rest: "进程其余部分", gpu: "GPU", of: "/", used: "已用", spilled: "在磁盘上",
-      client: "客户端", job: "任务", failed: "失败", process: "进程", more: "更多", remove: "移除",
+      client: "客户端", job: "任务", failed: "失败", process: "进程", remove: "移除",
       ago: (text) => `${text}前`, now: "刚刚",
     },
   };
@@ -322,6 +324,7 @@
     const picture = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     const line = document.createElementNS("http://www.w3.org/2000/svg", "line");
     picture.setAttribute("viewBox", "0 0 26 8");
+    picture.setAttribute("class", "swatch");
     picture.setAttribute("aria-hidden", "true");
     for (const [key, value] of Object.entries({ x1: 0, x2: 26, y1: 4, y2: 4, class: `series-${colour(name)}` })) line.setAttribute(key, value);
     picture.append(line);
@@ -363,6 +366,7 @@
     by("focus").replaceChildren(...buttons, ...(row ? [badge(row.state)] : []), ...(link ? [link] : []));
     if (held) [...by("focus").querySelectorAll("button, a")].find((one) => one.textContent === held)?.focus();
   };
+  const inFull = new Set(); // questions of which all answers are shown
   const drawAnswers = () => {
     const details = shown.get(focus)?.details, answers = details?.answers || [];
     const groups = new Map();
@@ -376,13 +380,17 @@
       // A prompt often ends with a label such as "Response:", which tells nothing.
       const first = list[0], told = first.prompt.trim().split("\n").filter((text) => text.trim() && !/[:：]\s*$/.test(text)).pop();
       const title = told || first.prompt.trim() || first.source;
-      const entries = list.map((answer) => [
+      // Of each epoch the last measurement, unless all are asked for.
+      const ofEpochs = list.filter((answer, index) => answer.final || !list.slice(index + 1).some((later) => !later.final && later.epoch === answer.epoch));
+      const isWhole = inFull.has(`${focus} ${key}`) || list.length <= 6;
+      const entries = (isWhole ? list : ofEpochs).map((answer) => [
         el("dt", {}, answer.final ? words.final : words.atStep(whole(answer.step ?? 0), answer.epoch)),
         el("dd", {}, answer.answers.join("\n\n"), ...Object.entries(answer.scores).map(([name, value]) => el("span", { class: "soft" }, `  ${name.replaceAll("_", " ")} ${charts.short(value)}`))),
       ]);
       return el("details", { class: "asked", "data-key": key, open: open.get(key) ?? index < 1 },
         el("summary", {}, title.length > 110 ? `…${title.slice(-110)}` : title, el("span", { class: "soft" }, `  ${first.source}`)),
-        el("dl", {}, el("dt", {}, words.prompt), el("dd", { class: "expected" }, first.prompt), el("dt", {}, words.expected), el("dd", { class: "expected" }, first.expected), ...entries.flat()));
+        el("dl", {}, el("dt", {}, words.prompt), el("dd", { class: "expected" }, first.prompt), el("dt", {}, words.expected), el("dd", { class: "expected" }, first.expected), ...entries.flat()),
+        isWhole ? null : el("button", { type: "button", onclick: () => { inFull.add(`${focus} ${key}`); drawAnswers(); } }, words.allAnswers(list.length)));
     });
     by("answers").replaceChildren(...(parts.length ? parts : [el("p", { class: "soft" }, words.noAnswers)]));
   };

@@ -157,7 +157,10 @@ def test_a_status_of_another_machine_lives_as_long_as_it_is_renewed(tmp_path: Pa
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", '{"pid": 7}', '{"pid": "8", "updated": "now"}', '{"pid": 8, "updated": NaN}'],
+    [
+        *("", "{", "[]", '{"pid": 7}', '{"pid": "8", "updated": "now"}'),
+        *('{"pid": 8, "updated": NaN}', f'{{"pid": 8, "updated": 1{"0" * 400}}}'),
+    ],
 )
 def test_a_file_that_no_engine_wrote_is_neither_read_nor_removed(
     tmp_path: Path, content: str

@@ -123,7 +123,8 @@ def metrics_text(status: Mapping[str, Any]) -> str:
     for queue in status["queue"]:
         waiting.update(queue["waiting"])
         running.update(queue["running"])
-    memory, gpu = status["memory"], status["memory"]["gpu"] or {}
+    memory: dict[str, Any] = status["memory"]
+    gpu: dict[str, Any] = memory["gpu"] or {}
     families: list[tuple[str, str, str, Iterable[_Labelled]]] = [
         (
             "tinkersmith_engine_info",
