@@ -15,6 +15,7 @@ SCRIPTS = {
     "train": "train_with_config.py",
     "evaluate": "evaluate_model.py",
     "export": "export_model.py",
+    "serve": "serve_model.py",
 }
 _PROGRAMS = {*SCRIPTS.values(), "tinker_finetune.py"}
 

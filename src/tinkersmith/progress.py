@@ -58,6 +58,7 @@ class Progress:
         self, say: Say, *, clock: Clock = time.monotonic, terminal: TextIO | None = None
     ) -> None:
         self._say, self._clock, self._terminal = say, clock, terminal
+        self._aside: Say | None = None
         self._lock = threading.RLock()
         self._tasks: list[Task] = []
         self._last_line = 0.0
@@ -66,6 +67,21 @@ class Progress:
 
     def say(self, text: str = "") -> None:
         """Print a line, above the live one if there is one."""
+        if self._aside is not None:
+            self._aside(text)
+        else:
+            self._print(text)
+
+    @contextmanager
+    def aside(self, say: Say) -> Generator[None, None, None]:
+        """Within the block, what is said goes to `say`; how far the work is stays visible."""
+        before, self._aside = self._aside, say
+        try:
+            yield
+        finally:
+            self._aside = before
+
+    def _print(self, text: str) -> None:
         with self._lock:
             self._draw("")
             self._say(text)
@@ -98,7 +114,7 @@ class Progress:
             due = now - task.reported >= allowed_silence(task.reported - task.begun)
             if due and self._terminal is None:
                 task.reported = now
-                self.say(f"  {state}")
+                self._print(f"  {state}")
 
     def state(self) -> tuple[str, float]:
         """How far the innermost task is that said so, and what share of the whole that is."""
@@ -123,9 +139,9 @@ class Progress:
             if quiet < allowed_silence(self._last_line - pace.begun):
                 return
             if seconds < 1:  # the silence before it was that of other tasks
-                self.say(f"  Now {task.doing}")
+                self._print(f"  Now {task.doing}")
             else:
-                self.say(f"  Still {task.doing} ({seconds:.0f} s)")
+                self._print(f"  Still {task.doing} ({seconds:.0f} s)")
 
     def _live_line(self, now: float) -> str:
         task = self._tasks[-1]

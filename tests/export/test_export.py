@@ -20,11 +20,11 @@ from tinkersmith.data.samples import Source, alpaca_sample
 from tinkersmith.errors import UserError
 from tinkersmith.export import adapter as adapter_files
 from tinkersmith.export import merge as merged_files
-from tinkersmith.export.chat_template import chat_template_of
 from tinkersmith.export.download import _fetch
 from tinkersmith.export.export import _stop_at_end_token, export_model
 from tinkersmith.service.connection import open_service
 from tinkersmith.settings.reading import settings_from
+from tinkersmith.text.jinja_template import chat_template_of
 from tinkersmith.text.templates import choose_template, template_from_json
 from tinkersmith.text.tokenizer import load_tokenizer
 

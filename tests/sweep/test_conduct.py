@@ -253,6 +253,23 @@ def test_a_sweep_that_was_interrupted_and_killed_ends_as_if_it_never_was(
             assert there == (run["combination"] == best)
 
 
+def test_a_dead_engine_stops_the_sweep_and_its_runs_can_go_on(project: Path) -> None:
+    runs = project / "dead"
+    process = begin(project, "dead", "--name", "s", *grid("0.001", "0.005"))
+    assert within(60, lambda: steps_of(runs) >= 2 or process.poll() is not None)
+    listed = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
+    ).stdout
+    (engine,) = [int(x.split()[0]) for x in listed.splitlines() if "tinkersmith.engine" in x]
+    os.kill(engine, signal.SIGKILL)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 1, output
+    assert errors.startswith("Error: The engine has ended (killed by SIGKILL"), errors
+    assert errors.count("Continue with: ") == 1 and "sweep --resume s" in errors
+    statuses = {run["status"] for run in Done(1, output, runs / "s").runs.values()}
+    assert statuses == {"interrupted"}, "nothing of it is the fault of a run"
+
+
 def test_a_resumed_sweep_refuses_another_grid_and_other_settings(
     project: Path, whole: Done, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,11 +12,11 @@ from tests.support.chat_families import FAMILIES, make_family_tokenizer
 from tests.support.template_matrix import CALL, HERE, SHAPES, TOOL
 from tinkersmith.data.samples import Sample, Turn
 from tinkersmith.errors import UserError
-from tinkersmith.export.chat_template import chat_template_of
 from tinkersmith.prompts.guards import unguarded
 from tinkersmith.prompts.sandbox import render_chat
 from tinkersmith.prompts.text_tokenizer import TextTokenizer
 from tinkersmith.text.chat_template import ChatTemplate
+from tinkersmith.text.jinja_template import chat_template_of
 from tinkersmith.text.pieces import Rendered, Untrainable
 from tinkersmith.text.templates import choose_template
 from tinkersmith.text.thoughts import count_thoughts

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.tiny_models import make_tiny_tokenizer
 from tinkersmith.data.samples import Sample, Source, Turn
-from tinkersmith.export.chat_template import chat_template_of
+from tinkersmith.text.jinja_template import chat_template_of
 from tinkersmith.text.templates import TextTemplate, choose_template
 from tinkersmith.text.tokenizer import load_tokenizer
 

@@ -12,6 +12,7 @@ COMMANDS = {
     "init": "Make a project folder: settings, sample data and scripts.",
     "train": "Fine-tune a LoRA with the settings of config.py.",
     "sweep": "Train with every combination of some settings, and rank the runs.",
+    "improve": "Train a model further on its own right answers.",
     "split": "Merge data files and split them into a training and a test set.",
     "convert": "Write data files of any kind as one JSON Lines file.",
     "settings": "Show all settings with their values and where these come from.",
@@ -23,6 +24,7 @@ COMMANDS = {
     "report": "Write a page that shows a run, its curves and its scores.",
     "export": "Write a trained model as a PEFT folder or a merged model.",
     "dashboard": "Show all runs on a page whose curves move while training goes on.",
+    "serve": "Serve trained models through OpenAI's and Anthropic's API.",
     "runs": "List the runs with their sizes, or delete what is no longer needed.",
     "engine": "Serve the Tinker API on this machine.",
 }

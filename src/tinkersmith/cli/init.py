@@ -19,6 +19,7 @@ STARTER_FILES = (
     "tinker_finetune.py",
     "evaluate_model.py",
     "export_model.py",
+    "serve_model.py",
 )
 
 

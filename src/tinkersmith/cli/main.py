@@ -11,6 +11,7 @@ _FUNCTIONS = {
     "init": "tinkersmith.cli.init:init_command",
     "train": "tinkersmith.cli.training.train:train_command",
     "sweep": "tinkersmith.cli.training.sweep:sweep_command",
+    "improve": "tinkersmith.cli.training.improve:improve_command",
     "split": "tinkersmith.cli.data.split:split_command",
     "convert": "tinkersmith.cli.data.convert:convert_command",
     "settings": "tinkersmith.cli.settings:settings_command",
@@ -22,6 +23,7 @@ _FUNCTIONS = {
     "report": "tinkersmith.cli.results.report:report_command",
     "export": "tinkersmith.cli.models.export:export_command",
     "dashboard": "tinkersmith.cli.results.dashboard:dashboard_command",
+    "serve": "tinkersmith.cli.models.serve:serve_command",
     "runs": "tinkersmith.cli.training.runs:runs_command",
 }
 

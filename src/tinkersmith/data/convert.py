@@ -163,32 +163,40 @@ class _Work:
         return iterate_records(path, self.encoding, self.columns, self.said)
 
     def record_of(self, sample: Sample) -> dict[str, Any]:
-        """The record that gives the sample again.
-
-        Raises:
-            UserError: there is none.
-        """
-        record = sample_record(sample)
-        if _same(check_record(record, sample.source), sample):
-            return record
-        # A field that is kept for the evaluation has a name that means something in our shapes.
-        extra: dict[str, Any] = {}
-        for name, value in sample.extra.items():
-            is_harmless = name == "answer" or _same(
-                check_record(sample_record(replace(sample, extra={name: value})), sample.source),
-                replace(sample, extra={name: value}),
-            )
-            extra[name if is_harmless else _free_name(name, sample.extra)] = value
-            if not is_harmless:
-                self.renamed[name] += 1
-        renamed = replace(sample, extra=extra)
-        record = sample_record(renamed)
-        if not _same(check_record(record, sample.source), renamed):
-            raise UserError(
-                f"{sample.source} cannot be written so that it is read the same again. Report this "
-                "as a fault, with the record."
-            )
+        """The record that gives the sample again; see `faithful_record`."""
+        record, renamed = faithful_record(sample)
+        self.renamed.update(renamed)
         return record
+
+
+def faithful_record(sample: Sample) -> tuple[dict[str, Any], list[str]]:
+    """The record that gives the sample again, and the extra fields that got another name for it.
+
+    Raises:
+        UserError: there is none.
+    """
+    record = sample_record(sample)
+    if _same(check_record(record, sample.source), sample):
+        return record, []
+    # A field that is kept for the evaluation has a name that means something in our shapes.
+    extra: dict[str, Any] = {}
+    renamed: list[str] = []
+    for name, value in sample.extra.items():
+        is_harmless = name == "answer" or _same(
+            check_record(sample_record(replace(sample, extra={name: value})), sample.source),
+            replace(sample, extra={name: value}),
+        )
+        extra[name if is_harmless else _free_name(name, sample.extra)] = value
+        if not is_harmless:
+            renamed.append(name)
+    with_new_names = replace(sample, extra=extra)
+    record = sample_record(with_new_names)
+    if not _same(check_record(record, sample.source), with_new_names):
+        raise UserError(
+            f"{sample.source} cannot be written so that it is read the same again. Report this "
+            "as a fault, with the record."
+        )
+    return record, renamed
 
 
 def sample_record(sample: Sample) -> dict[str, Any]:

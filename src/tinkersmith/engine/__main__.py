@@ -113,6 +113,20 @@ def _parser() -> argparse.ArgumentParser:
         help="a model folder in Hugging Face format to offer; may be repeated",
     )
     parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="an adapter in PEFT's format to sample from by this name; may be repeated",
+    )
+    parser.add_argument(
+        "--adapter-base",
+        action="append",
+        default=[],
+        metavar="NAME=BASE",
+        help="the base model of that adapter, if its config names it otherwise",
+    )
+    parser.add_argument(
         "--dtype",
         choices=["auto", "float32", "bfloat16", "float8"],
         default="auto",
@@ -160,11 +174,12 @@ def _serve(options: argparse.Namespace, key: str, made: bool) -> int:
     from tinkersmith.engine.server.app import make_app
     from tinkersmith.engine.server.routes.service import TESTED_WITH
     from tinkersmith.engine.server.status import EngineStatus
-    from tinkersmith.engine.storage.catalogue import make_catalogue
+    from tinkersmith.engine.storage.catalogue import add_adapters, make_catalogue
     from tinkersmith.engine.storage.store import Store
 
     hosts = allowed_hosts(options.host, options.allow_host)
     catalogue = make_catalogue(options.base_model)
+    add_adapters(catalogue, options.adapter, options.adapter_base)
     try:
         store = Store(options.dir)
         tighten(options.dir)

@@ -108,8 +108,11 @@ class TextTokenizer:
         return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
 
-def read_tokenizer(folder: Path) -> TextTokenizer | None:
+def read_tokenizer(folder: Path, chat_template: str | None = None) -> TextTokenizer | None:
     """The tokenizer.json of a model folder with its chat template; None if it has no such file.
+
+    Args:
+        chat_template: one to use in place of the folder's.
 
     Raises:
         UserError: a file cannot be read.
@@ -140,7 +143,9 @@ def read_tokenizer(folder: Path) -> TextTokenizer | None:
     }
     if "eos_token" not in named:
         named["eos_token"] = _eos_from_model_config(folder, backend)
-    return tokenizer_of_backend(backend, named, _stored_chat_template(folder, config), folder)
+    if chat_template is None:
+        chat_template = _stored_chat_template(folder, config)
+    return tokenizer_of_backend(backend, named, chat_template, folder)
 
 
 def id_array(ids: list[int]) -> np.ndarray:

@@ -105,6 +105,8 @@ _FACTS: dict[str, _Wanted] = {
     "training_samples": _COUNT,
     "total_steps": _COUNT,
     "diverged_after": _COUNT,
+    "improvement": ("an object", lambda value: isinstance(value, dict)),
+    "round_of": _PLACE,
 }
 
 

@@ -1,9 +1,11 @@
 """An interrupted run -> where to continue it, and what is set aside for that."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 from tinkersmith.command_line import command_line
@@ -35,6 +37,9 @@ CHANGED_BY_RESUME = (
     "PATIENCE",
     "TRACKERS",  # one that fails must not keep a run from going on
 )
+# Facts in settings.json: of an improvement, and of each training within it.
+IMPROVEMENT_FACT = "improvement"
+_ROUND_OF = "round_of"
 _AGAINST_DIVERGENCE = ("LEARNING_RATE", "GRAD_CLIP_NORM")  # what is advised after that
 # .jsonl: the files that a resume cuts
 _CUT = ("checkpoints", "metrics", "sample_losses", "measured", "shown_answers")
@@ -84,6 +89,35 @@ def starting_checkpoint(resume: Resume) -> Checkpoint | None:
         if is_wanted or saved[-1].step >= run.fact("total_steps"):  # or it did not diverge again
             return saved[-1]
     return last_sound(saved, sound)
+
+
+def round_facts(run: RunFolder, job: RunFolder, initial_state: str) -> dict[str, Any]:
+    """The facts of a training that is a round of another job."""
+    return {
+        _ROUND_OF: Path(os.path.relpath(job.path, run.path)).as_posix(),
+        "initial_state": initial_state,
+    }
+
+
+def refuse_improvement(run: RunFolder) -> None:
+    """Refuse to train an improvement, or a round of one, by itself.
+
+    Raises:
+        UserError: `run` is one of them; the sentence says how to continue it.
+    """
+    facts = run.facts()
+    place = facts.get(_ROUND_OF)
+    if isinstance(place, str):
+        job = Path(os.path.normpath(run.path / place))
+        raise UserError(
+            f"{run.name} is a round of the improvement {job.name}, which trains it. Continue that "
+            f"with: {command_line('improve', '--resume', job)}"
+        )
+    if IMPROVEMENT_FACT in facts:
+        raise UserError(
+            f"{run.name} is an improvement by a model's own answers. Continue it with: "
+            f"{command_line('improve', '--resume', run.path)}"
+        )
 
 
 def last_sound(saved: Sequence[Checkpoint], sound: int) -> Checkpoint | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tinkersmith.errors import UserError
 from tinkersmith.models import local_model_folder, resolve_base_model
 from tinkersmith.runs.best import choose_checkpoint
-from tinkersmith.runs.folder import RunFolder, newest_run, run_of
+from tinkersmith.runs.folder import Checkpoint, RunFolder, newest_run, run_of
 from tinkersmith.settings.fields import Settings
 
 if TYPE_CHECKING:
@@ -92,18 +92,33 @@ def find_trained_model(
             f"{run.name} was trained on {trained_on}, not on BASE_MODEL {base_model}. Leave "
             "BASE_MODEL empty, or name another model path."
         )
-    backend = _BACKENDS.get(run.facts().get("backend", ""), settings.backend)
+    return model_of_run(run, saved, settings, chosen)
+
+
+def model_of_run(
+    run: RunFolder, saved: Checkpoint, settings: Settings, chosen: str = ""
+) -> ModelReference:
+    """A checkpoint of a run, with the user's settings and the run's backend.
+
+    Raises:
+        UserError: the run's settings.json is damaged.
+    """
     if settings.backend == "auto":
-        settings = settings.model_copy(update={"backend": backend})
+        settings = settings.model_copy(update={"backend": backend_of_run(run, settings)})
     return ModelReference(
         name=run.name,
         run=run,
         state_path=saved.state_path,
         sampler_path=saved.sampler_path,
-        base_model=trained_on,
+        base_model=run.base_model(),
         settings=settings,
         chosen=chosen,
     )
+
+
+def backend_of_run(run: RunFolder, settings: Settings) -> str:
+    """The BACKEND that reaches the server where a run's checkpoints are."""
+    return _BACKENDS.get(run.facts().get("backend", ""), settings.backend)
 
 
 def _folder(name: str) -> str | None:

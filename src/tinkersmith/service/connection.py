@@ -221,8 +221,22 @@ class Service:
         with suppress(Exception):  # the server may have forgotten it; nobody waits for the answer
             old.close("errored")
 
-    def create_training_client(self, settings: Settings) -> "tinker.TrainingClient":
-        """A new LoRA on the base model."""
+    def create_training_client(
+        self, settings: Settings, initial_state: str = ""
+    ) -> "tinker.TrainingClient":
+        """A new LoRA on the base model.
+
+        Args:
+            initial_state: the path of a saved state whose weights it starts from. Its rank is then
+                that of the state, and the optimizer starts anew.
+        """
+        if initial_state:
+            return self.ask(
+                lambda: self.client.create_training_client_from_state(
+                    initial_state, user_metadata=TRAINING_METADATA
+                ),
+                f"loading {initial_state}",
+            )
         return self.ask(
             lambda: self.client.create_lora_training_client(
                 base_model=self.base_model,
@@ -359,7 +373,7 @@ def open_server(
     Raises:
         UserError: see `open_service`.
     """
-    kind, url, key = _where(settings)
+    kind, url, key = server_of(settings)
     engine = None
     if kind == "embedded":
         names = [_name_on_server(name) for name in base_models]
@@ -376,7 +390,7 @@ def open_server(
             with progress.doing("starting the engine"):
                 engine.wait_until_ready()
             url, key = engine.url, engine.key
-        _take_loopback_out_of_proxies()
+        take_loopback_out_of_proxies()
         with progress.doing("loading the tinker SDK"):
             importing.join()
         yield Server(kind, url, key, engine)
@@ -412,7 +426,7 @@ def _name_on_server(base_model: str) -> str:
 # ---- which server, and is it there
 
 
-def _where(settings: Settings) -> tuple[str, str, str]:
+def server_of(settings: Settings) -> tuple[str, str, str]:
     """(kind, url, key) from BACKEND and the environment; url and key are "" where not known yet."""
     url = os.environ.get("TINKER_BASE_URL", "").strip()
     key = os.environ.get("TINKER_API_KEY", "").strip()
@@ -515,7 +529,7 @@ def _close(service: Service, status: str) -> None:
         service.client.close(status).future().result(timeout=3)  # type: ignore[arg-type]
 
 
-def _take_loopback_out_of_proxies() -> None:
+def take_loopback_out_of_proxies() -> None:
     for name in ("NO_PROXY", "no_proxy"):
         hosts = [host for host in os.environ.get(name, "").split(",") if host]
         os.environ[name] = ",".join(dict.fromkeys([*hosts, *LOOPBACK]))

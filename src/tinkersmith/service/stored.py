@@ -95,9 +95,12 @@ def run_id_of(path: str) -> str:
 def run_ids(run: RunFolder) -> list[str]:
     """The server's ids of this run: one for each time that it was started or resumed.
 
-    Checkpoints that a resume has set aside belong to it as well.
+    Checkpoints that a resume has set aside belong to it as well, and so do those of the trainings
+    within an improvement.
     """
     paths = [saved.state_path for saved in run.checkpoints()]
+    for file in run.path.glob("round-*/*/checkpoints.jsonl"):
+        paths += [saved.state_path for saved in RunFolder(file.parent).checkpoints()]
     for file in run.path.glob("checkpoints.before-resume-*.jsonl"):
         paths += [str(line.get("state_path", "")) for line in run.lines(file.name)]
     return list(dict.fromkeys(run_id_of(path) for path in paths if path))

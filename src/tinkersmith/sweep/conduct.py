@@ -330,9 +330,10 @@ def _conduct(
         failed = [run for run in sweep.runs if run.status == "failed"]
         if all(run.status in ("failed", "diverged") for run in sweep.runs):
             first = sweep.runs[0]
+            reason = _without(first.reason, crew.again)
             raise UserError(
                 f"No run of {sweep.name} came to its end. The first, {sweep.label(first)}: "
-                f"{first.reason} Correct that, and continue with: {crew.again}"
+                f"{reason} Correct that, and continue with: {crew.again}"
             )
         ranking = rank(sweep.by, results_of(sweep))
         sweep.ranking = ranking.to_json()
@@ -343,6 +344,11 @@ def _conduct(
         if failed:
             progress.say(f"  {counted(len(failed), 'run')} failed. To try again: {crew.again}")
     return Swept(sweep, ranking, failed)
+
+
+def _without(reason: str, again: str) -> str:
+    """A run's reason without the command that it ends with, which the sweep says itself."""
+    return reason.removesuffix(f"Continue with: {again}").rstrip()
 
 
 def _end_all(crew: Crew) -> None:
@@ -423,6 +429,7 @@ def _start(sweep: Sweep, run: SweepRun, rung: int, crew: Crew, progress: Progres
         _note_end(sweep, run, folder, "finished", 0.0, rung)
         sweep.write()
         return
+    run.status, run.reason = "interrupted", ""  # until it reports its end
     until = sweep.rungs[rung].steps(run.total_steps)
     crew.start(RunTask(run.number, sweep.settings_of(run), folder, until))
 

@@ -4,6 +4,7 @@ import datetime as dt
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinkersmith.batches.order import steps_per_epoch
@@ -37,6 +38,7 @@ from tinkersmith.runs.resume import (
     diverged_after,
     last_sound,
     note_divergence,
+    round_facts,
     set_aside,
     starting_checkpoint,
 )
@@ -69,6 +71,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """A training within another job, which has a run of its own: one of its rounds."""
+
+    service: Service  # of the job, which stays open
+    template: PromptTemplate
+    state_path: str  # the weights to start from; the optimizer's state is not used
+    folder: Path  # where the round's run folder goes, instead of OUTPUT_DIR
+    job: RunFolder
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """All that is decided before the first step."""
 
@@ -88,6 +101,7 @@ class Plan:
     first_step: int  # steps that are done already
     until: int  # steps after which the run pauses, saved and measured; `total_steps` for no pause
     measured: Sequence[dict[str, Any]]  # the metrics of those steps
+    initial_state: str = ""  # the state whose weights it starts from; "": a new LoRA
 
 
 def prepare(
@@ -100,6 +114,7 @@ def prepare(
     server: Server | None = None,
     read: Callable[[Settings, Progress], DataSource] = read_data,
     until: int | None = None,
+    stage: Stage | None = None,
 ) -> Plan:
     """Decide everything. No run folder is made before all else is sound.
 
@@ -110,6 +125,7 @@ def prepare(
         server: the server to connect to; by default the one that BACKEND means.
         read: reads the data; several runs of one process may share what is read.
         until: pause after so many steps.
+        stage: the job that this training is a round of.
 
     Raises:
         UserError: something the user can fix, in one sentence.
@@ -129,14 +145,20 @@ def prepare(
     for line in lines:
         progress.say(f"  {line}")
     check()
-    service = guard.enter_context(
-        open_service(settings, progress=progress, allow_changed_base=allow_changes, server=server)
-    )
+    if stage is not None:
+        service = stage.service
+    else:
+        service = guard.enter_context(
+            open_service(
+                settings, progress=progress, allow_changed_base=allow_changes, server=server
+            )
+        )
     service.check = check
-    client = open_training_client(service, settings, resume, checkpoint)
+    initial_state = stage.state_path if stage else ""
+    client = open_training_client(service, settings, resume, checkpoint, initial_state)
     with progress.doing("loading the tokenizer"):
         tokenizer = service.tokenizer(client)
-    encoding = encoding_for(settings, resume, service, tokenizer, source, progress.say)
+    encoding = encoding_for(settings, resume, service, tokenizer, source, progress.say, stage)
     template, max_length = encoding.template, encoding.max_length
     data = source.tokenized(encoding, progress)
     guard.callback(data.stop)
@@ -162,7 +184,7 @@ def prepare(
     with progress.doing("noting the questions"):
         questions = source.questions()
     if resume is None:
-        run = _new_run(settings, service, template, standing, counts, questions)
+        run = _new_run(settings, stage, service, template, standing, counts, questions)
     else:
         run = resume.run
         _continue(resume, checkpoint, standing, counts, questions, progress.say)
@@ -188,6 +210,7 @@ def prepare(
         first_step=checkpoint.step if checkpoint else 0,
         until=total_steps if until is None else min(until, total_steps),
         measured=run.metrics(),
+        initial_state=initial_state,
     )
 
 
@@ -198,9 +221,10 @@ def encoding_for(
     tokenizer: TextTokenizer,
     source: DataSource,
     say: Callable[[str], None],
+    stage: Stage | None = None,
 ) -> Encoding:
     """How a run's samples become tokens, with what is said of it."""
-    template = _template(settings, resume, service, tokenizer, source, say)
+    template = _template(settings, resume, stage, service, tokenizer, source, say)
     max_length = _max_length(settings, service, say)
     return Encoding(settings, template, tokenizer, max_length, service.max_context)
 
@@ -235,6 +259,7 @@ def _show_settings(settings: Settings, say: Callable[[str], None]) -> Settings:
 def _template(
     settings: Settings,
     resume: Resume | None,
+    stage: Stage | None,
     service: Service,
     tokenizer: TextTokenizer,
     source: DataSource,
@@ -244,6 +269,9 @@ def _template(
     if resume is not None:
         template = resume.run.template()
         decision = Decision(template.name, f"as {resume.run.name} began with it")
+    elif stage is not None:
+        template = stage.template
+        decision = Decision(template.name, f"as {stage.job.name} uses it")
     else:
         decision = decide(settings.prompt_template, tokenizer, service.base_model)
         template = choose_template(
@@ -330,11 +358,18 @@ def _check_base(resume: Resume | None, fingerprint: str | None) -> None:
 
 
 def open_training_client(
-    service: Service, settings: Settings, resume: Resume | None, checkpoint: Checkpoint | None
+    service: Service,
+    settings: Settings,
+    resume: Resume | None,
+    checkpoint: Checkpoint | None,
+    initial_state: str = "",
 ) -> "tinker.TrainingClient":
-    """A training client on `checkpoint` with its optimizer state, or on a new LoRA without one."""
+    """A training client on `checkpoint` with its optimizer state.
+
+    Without a checkpoint, it starts from the weights of `initial_state`, or from a new LoRA.
+    """
     if resume is None or checkpoint is None:
-        return service.create_training_client(settings)
+        return service.create_training_client(settings, initial_state)
     try:
         return service.ask(
             lambda: service.client.create_training_client_from_state_with_optimizer(
@@ -350,6 +385,7 @@ def open_training_client(
 
 def _new_run(
     settings: Settings,
+    stage: Stage | None,
     service: Service,
     template: PromptTemplate,
     standing: Standing,
@@ -365,13 +401,13 @@ def _new_run(
             backend=service.kind,
             **standing.facts(),
             **counts,
+            **({} if stage is None else round_facts(folder, stage.job, stage.state_path)),
             sessions=[session(standing, values, 0)],
         )
         remember(folder, questions, standing.data_digest, standing.data_digest)
 
-    return RunFolder.create(
-        settings.output_dir, settings.model_name_prefix, dt.datetime.now(), write
-    )
+    place = settings.output_dir if stage is None else stage.folder
+    return RunFolder.create(place, settings.model_name_prefix, dt.datetime.now(), write)
 
 
 def _continue(

@@ -61,7 +61,9 @@ def _continued(plan: Plan, failure: ServerGone, progress: Progress) -> Plan:
     done = checkpoint.step if checkpoint else 0
     where = f"step {done:,}" if checkpoint else "the beginning, as nothing was saved yet"
     progress.say(f"  {failure} Going on from {where}.")
-    client = open_training_client(plan.service, plan.settings, Resume(run), checkpoint)
+    client = open_training_client(
+        plan.service, plan.settings, Resume(run), checkpoint, plan.initial_state
+    )
     for line in set_aside(run, done):
         progress.say(line)
     return replace(plan, client=client, first_step=done, measured=run.metrics())

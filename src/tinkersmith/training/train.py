@@ -18,9 +18,9 @@ from tinkersmith.models import resolve_base_model
 from tinkersmith.paths import data_file_seen_from_folder
 from tinkersmith.progress import Progress, watched
 from tinkersmith.report.write import write_report_or_warn
-from tinkersmith.runs.folder import RunFolder, open_run
+from tinkersmith.runs.folder import SAMPLES_FILE, RunFolder, all_runs, open_run
 from tinkersmith.runs.lock import locked
-from tinkersmith.runs.resume import CHANGED_BY_RESUME, Resume
+from tinkersmith.runs.resume import CHANGED_BY_RESUME, Resume, refuse_improvement
 from tinkersmith.service.connection import Server, ServerGone
 from tinkersmith.settings.fields import FIELDS, FILE_FIELDS, Settings
 from tinkersmith.settings.reading import settings_from
@@ -30,7 +30,7 @@ from tinkersmith.trackers.protocol import State
 from tinkersmith.training.divergence import Diverged
 from tinkersmith.training.finish import TrainedRun
 from tinkersmith.training.interruption import Interruption, interruption
-from tinkersmith.training.plan import Plan, prepare
+from tinkersmith.training.plan import Plan, Stage, prepare
 from tinkersmith.training.recovery import train_to_the_end
 from tinkersmith.training.transcript import Transcript
 
@@ -75,6 +75,8 @@ def train(
         if wanted and resume is None:
             raise UserError(f"{option} has no effect without --resume. Name the run to continue.")
     run = open_run(resume, settings.output_dir) if resume is not None else None
+    if run is not None:
+        refuse_improvement(run)
     transcript = Transcript()
     with interruption() as signals, watched(transcript.say) as progress:
         trained = train_within(
@@ -156,7 +158,7 @@ def train_within(
             plan.data.start(plan.run, plan.first_step)
             lengths = LengthReport(plan.data, settings.show_length_warnings, progress)
             lengths.print_if_complete()
-            with _tracked(plan, progress), _reported(plan.run, progress):
+            with _tracked(plan, progress), reported(plan.run, progress):
                 trained = train_to_the_end(plan, lengths, guard, progress, signals)
             signals.check()
     return trained
@@ -170,7 +172,8 @@ def _tracked(plan: Plan, progress: Progress) -> Generator[None, None, None]:
     state: State = "failed"
     try:
         yield
-        state = "finished"
+        # A run that pauses, as within a sweep, writes no answers yet.
+        state = "finished" if plan.run.file(SAMPLES_FILE).is_file() else "interrupted"
     except Diverged:
         state = "diverged"
         raise
@@ -182,7 +185,7 @@ def _tracked(plan: Plan, progress: Progress) -> Generator[None, None, None]:
 
 
 @contextmanager
-def _reported(run: RunFolder, progress: Progress) -> Generator[None, None, None]:
+def reported(run: RunFolder, progress: Progress) -> Generator[None, None, None]:
     """Write the run's report after the block, however it ends; a failure is a warning."""
     try:
         yield
@@ -193,6 +196,38 @@ def _reported(run: RunFolder, progress: Progress) -> Generator[None, None, None]
     with progress.doing("writing the report"):
         if (file := write_report_or_warn(run, progress.say)) is not None:
             progress.say(f"Report   {file}")
+
+
+def train_stage(
+    settings: Settings, stage: Stage, progress: Progress, signals: Interruption
+) -> RunFolder:
+    """Train one round of another job, and return its run folder.
+
+    A run that an interruption left in the stage's folder is continued; a finished one is returned.
+    What is said goes to the round's train.log alone.
+
+    Raises:
+        Diverged: the loss has risen for long.
+        UserError: something the user can fix, in one sentence.
+        KeyboardInterrupt: on SIGINT, after saving.
+        SystemExit: on SIGTERM and SIGHUP, after saving.
+    """
+    before = all_runs(stage.folder)
+    if before and before[0].file(SAMPLES_FILE).is_file():  # the last file that a run writes
+        return before[0]
+    resume = Resume(before[0]) if before else None
+    transcript = Transcript(prints=False)
+    with ExitStack() as guard, progress.aside(transcript.say):
+        plan = prepare(settings, resume, guard, progress, signals.check, stage=stage)
+        transcript.attach(plan.run.file("train.log"))
+        plan.data.start(plan.run, plan.first_step)
+        lengths = LengthReport(plan.data, settings.show_length_warnings, progress)
+        lengths.print_if_complete()
+        trained = train_to_the_end(plan, lengths, guard, progress, signals)
+        assert trained is not None  # only a run that is told where to pause gives None
+        trained.close()
+        signals.check()
+        return trained.run
 
 
 def _changes(resume_with: Mapping[str, Any], run: RunFolder) -> dict[str, Any]:
@@ -276,7 +311,10 @@ def _explained(
     except UserError as error:
         if not (under_way or isinstance(error, ServerGone)):
             raise
-        raise UserError(f"{error} {how}".strip()) from None
+        sentence = f"{error} {how}".strip()
+        if isinstance(error, ServerGone):  # whoever trains several runs ends them all
+            raise ServerGone(sentence, final=error.final, forgot=error.forgot) from None
+        raise UserError(sentence) from None
     except (KeyboardInterrupt, SystemExit):
         around.signals.seen()
         progress.say(f"\nStopped. {how or 'Nothing was begun.'}")

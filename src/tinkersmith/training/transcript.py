@@ -10,7 +10,7 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Transcript:
-    """Prints lines and logs them. Lines are held until the log file is known.
+    """Prints lines, unless told not to, and logs them. They are held until the file is known.
 
     The log has every line, also where they cannot be printed: a full disk behind the output, or a
     terminal that is gone, is said once on standard error. A reader that has gone, as in `| head`,

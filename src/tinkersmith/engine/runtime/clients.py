@@ -39,6 +39,7 @@ from tinkersmith.engine.model.adapters import (
     snapshot,
 )
 from tinkersmith.engine.model.base_model import BaseModel
+from tinkersmith.engine.model.exported_adapter import read_exported_adapter
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.runtime.base_models import BaseModels, set_threads
 from tinkersmith.engine.runtime.experimental import NOTHING, Experimental
@@ -380,11 +381,13 @@ class Models:
 
     # ---- sampling clients
 
-    def add_sampler(self, sampler_id: str, base_name: str, path: TinkerPath | None) -> None:
-        """Create a sampling client on a checkpoint, or on the base model alone."""
+    def add_sampler(self, sampler_id: str, base_name: str, path: TinkerPath | Path | None) -> None:
+        """Create a sampling client on a checkpoint, a PEFT folder, or the base model alone."""
         base = self.bases.get(base_name)
         adapter = None
-        if path is not None:
+        if isinstance(path, Path):
+            adapter = read_exported_adapter(base, path)
+        elif path is not None:
             config = self.store.run(path.run_id).lora
             adapter = new_adapter(base, config)
             folder = self._checked(path, base, optimizer=False)

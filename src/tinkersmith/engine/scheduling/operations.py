@@ -1,6 +1,7 @@
 """What jobs call on the engine thread: the torch half, as the server half sees it."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from tinkersmith.engine.errors import Refused
@@ -77,7 +78,9 @@ class ModelOperations(Protocol):
 
     # ---- sampling clients
 
-    def add_sampler(self, sampler_id: str, base_name: str, path: TinkerPath | None, /) -> None: ...
+    def add_sampler(
+        self, sampler_id: str, base_name: str, path: TinkerPath | Path | None, /
+    ) -> None: ...
 
     def add_snapshot(self, sampler_id: str, model_id: str, /) -> None: ...
 

@@ -4,7 +4,7 @@ import asyncio
 import difflib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +15,7 @@ from tinkersmith.engine.log import log
 from tinkersmith.errors import reason_of
 from tinkersmith.files import read_json_object
 from tinkersmith.fingerprint import check_weights
+from tinkersmith.peft_format import ADAPTER_CONFIG
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_TIMEOUT = 10.0  # seconds
@@ -22,10 +23,19 @@ _MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterFolder:
+    """An adapter in PEFT's format that is offered for sampling, by a name of its own."""
+
+    folder: Path
+    base_model: str
+
+
+@dataclass(frozen=True, slots=True)
 class Catalogue:
     """The base models of this engine, by name. Any model of the Hub can be requested as well."""
 
     folders: dict[str, Path]  # grows by the models of the Hub that were requested
+    adapters: "dict[str, AdapterFolder]" = field(default_factory=dict[str, "AdapterFolder"])
 
     async def fetcher(self, name: str) -> Callable[[], object] | None:
         """What must run, in another thread, before the model can be loaded.
@@ -120,6 +130,50 @@ def make_catalogue(base_models: list[str]) -> Catalogue:
         check_base_folder(folder)
         folders[name if equals else entry] = folder.resolve()
     return Catalogue(folders)
+
+
+def add_adapters(catalogue: Catalogue, adapters: list[str], bases: list[str]) -> None:
+    """Offer adapters, each NAME=FOLDER; `bases` are NAME=BASE for those whose config is wrong.
+
+    Raises:
+        Refused: a folder is no adapter, or its base model is not offered.
+    """
+    named = dict(_two(entry, "--adapter-base", "NAME=BASE") for entry in bases)
+    for entry in adapters:
+        name, folder = _two(entry, "--adapter", "NAME=FOLDER")
+        if name in catalogue.folders or name in catalogue.adapters:
+            raise Refused(f"two models have the name {name!r}; give --adapter another one.")
+        file = Path(folder) / ADAPTER_CONFIG
+        try:
+            trained_on: object = read_json_object(file).get("base_model_name_or_path")
+        except OSError as error:
+            raise Refused(f"{file} cannot be read: {reason_of(error)}.") from None
+        except ValueError as error:
+            raise Refused(f"{file} is damaged: {error}. Export the adapter again.") from None
+        base = _offered(catalogue, named.pop(name, str(trained_on or "")))
+        if base is None:
+            raise Refused(
+                f"{folder} was trained on {trained_on}, which is not offered here; offer it with "
+                "--base-model, or name what it is called here: --adapter-base NAME=BASE."
+            )
+        catalogue.adapters[name] = AdapterFolder(Path(folder).resolve(), base)
+    for name in named:
+        raise Refused(f"--adapter-base names {name!r}, and no --adapter has that name.")
+
+
+def _two(entry: str, option: str, form: str) -> tuple[str, str]:
+    first, _, second = entry.partition("=")
+    if not first or not second:
+        raise Refused(f"{option} is {entry!r}; it must be {form}.")
+    return first, second
+
+
+def _offered(catalogue: Catalogue, base: str) -> str | None:
+    """The name by which a base model is offered that is known by this name or folder."""
+    if base in catalogue.folders:
+        return base
+    folder = Path(base).resolve() if base else None
+    return next((name for name, place in catalogue.folders.items() if place == folder), None)
 
 
 def _snapshot(name: str, **options: object) -> Path:

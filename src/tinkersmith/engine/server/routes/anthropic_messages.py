@@ -19,7 +19,10 @@ from tinkersmith.engine.server.routes.inference_models import InferenceModels
 from tinkersmith.engine.server.routes.openai_chat import prompt_of
 from tinkersmith.engine.server.routes.openai_completions import MOST_TOKENS
 
-_PROMPT = ("model", "messages", "system", "tools", "tool_choice", "thinking")
+_PROMPT = (
+    *("model", "messages", "system", "tools", "tool_choice", "thinking"),
+    *("chat_template", "separate_reasoning"),
+)
 _KNOWN = (
     *_PROMPT,
     *("max_tokens", "stop_sequences", "stream", "temperature", "top_p", "top_k"),
@@ -46,7 +49,7 @@ class AnthropicMessages:
         top_k = fields.whole(body, "top_k", None, 0, MOST_TOKENS) or -1
         stream = fields.switch(body, "stream")
         chat = _read_chat(body)
-        model = await self.models.find(body.get("model"))
+        model = await self.models.find(body.get("model"), fields.chat_template(body))
         prompt = await prompt_of(model, chat, asks_effort=chat.think is True)
         asked = SampleRequest(
             prompt=prompt.tokens,
@@ -68,7 +71,7 @@ class AnthropicMessages:
     async def count_tokens(self, request: Request, body: Body) -> Response:
         fields.check_known(body, _PROMPT, {})
         chat = _read_chat(body)
-        model = await self.models.find(body.get("model"))
+        model = await self.models.find(body.get("model"), fields.chat_template(body))
         prompt = await prompt_of(model, chat, asks_effort=chat.think is True)
         return JSONResponse({"input_tokens": len(prompt.tokens)})
 
@@ -119,6 +122,7 @@ def _read_chat(body: Body) -> Chat:
         tools if kind != "none" else [],
         None if mode is None else _THINKING[str(mode)],
         begun=begun,
+        separate=fields.switch(body, "separate_reasoning"),
     )
 
 

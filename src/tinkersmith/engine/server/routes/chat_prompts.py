@@ -30,6 +30,7 @@ class Chat:
     think: bool | None = None  # None: as the template does
     variables: dict[str, Any] = field(default_factory=dict[str, Any])  # of the template
     begun: str = ""  # an answer that the model is to continue
+    separate: bool = False  # tell <think> apart also where the template knows no thoughts
 
 
 @dataclass(frozen=True)
@@ -225,14 +226,14 @@ def _call(call: dict[str, Any], form: ToolForm) -> dict[str, Any]:
     return {**call, "function": function}
 
 
-def read_texts(name: str, folder: Path, today: str) -> ModelTexts:
-    """The texts of a base model in `folder`.
+def read_texts(name: str, folder: Path, today: str, chat_template: str | None = None) -> ModelTexts:
+    """The texts of a base model in `folder`, with its own chat template or another one.
 
     Raises:
         ApiError: it has no tokenizer.json, or a damaged one.
     """
     try:
-        tokenizer = read_tokenizer(folder)
+        tokenizer = read_tokenizer(folder, chat_template)
     except UserError as error:
         raise ApiError(500, str(error)) from None
     if tokenizer is None:

@@ -20,6 +20,7 @@ from tinkersmith.engine.server.http import BadBody, Handler, TooLargeBody, read_
 from tinkersmith.engine.server.routes.generation import Disconnected
 
 MOST_STOPS = 16
+LONGEST_TEMPLATE = 200_000  # characters; those of known models have at most 20,000
 LARGEST_SEED = 2**63 - 1
 InferenceRoute = Callable[[Request, dict[str, Any]], Awaitable[Response]]
 
@@ -108,6 +109,21 @@ def stop_strings(body: Body, name: str) -> tuple[str, ...]:
             400, f"{name} has {len(stops)} strings; at most {MOST_STOPS} are allowed.", param=name
         )
     return tuple(dict.fromkeys(stops))
+
+
+def chat_template(body: Body) -> str | None:
+    """A chat template to use in place of the model's own; None: the model's own."""
+    source: object = body.get("chat_template")
+    if source is None:
+        return None
+    if not isinstance(source, str) or not source or len(source) > LONGEST_TEMPLATE:
+        raise ApiError(
+            400,
+            f"chat_template is {shown(source)}; it must be a Jinja template of at most "
+            f"{LONGEST_TEMPLATE:,} characters.",
+            param="chat_template",
+        )
+    return source
 
 
 def objects(body: Body, name: str) -> list[dict[str, Any]]:

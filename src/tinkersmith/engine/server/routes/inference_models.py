@@ -22,11 +22,14 @@ from tinkersmith.engine.scheduling.sessions import Sessions
 from tinkersmith.engine.server.api_errors import ApiError
 from tinkersmith.engine.server.fields import shown
 from tinkersmith.engine.server.routes.chat_prompts import ModelTexts, read_texts
-from tinkersmith.engine.storage.catalogue import Catalogue, context_length
+from tinkersmith.engine.storage.catalogue import AdapterFolder, Catalogue, context_length
 from tinkersmith.engine.storage.folders import TinkerPath, parse_path
+from tinkersmith.peft_format import ADAPTER_WEIGHTS
 
 MOST_LOADED = 32  # models that stay loaded for the next request
+MOST_TEMPLATES = 16  # chat templates of requests that stay compiled
 MOST_SEQUENCES = 1024  # that requests may wait for at once; more are refused with 429
+_TextsKey = tuple[Path, str | None]  # of a base model, and a chat template that is not its own
 _Key = tuple[str, str, float]  # base model, path ("" for none), time of the checkpoint
 
 
@@ -43,7 +46,7 @@ class NamedModel:
 
     name: str  # as the client wrote it
     base_model: str
-    path: TinkerPath | None
+    path: TinkerPath | Path | None  # of a checkpoint, or of an adapter's folder
     created: float  # when the checkpoint was saved: another one may get its path later
     texts: ModelTexts
     context: int | None  # tokens; None: config.json does not say
@@ -57,11 +60,16 @@ class InferenceModels:
     catalogue: Catalogue
     waiting: int = 0  # sequences that requests wait for
     _loaded: OrderedDict[_Key, _Loaded] = field(default_factory=OrderedDict[_Key, _Loaded])
-    _texts: dict[Path, ModelTexts] = field(default_factory=dict[Path, ModelTexts])
+    _texts: OrderedDict[_TextsKey, ModelTexts] = field(
+        default_factory=OrderedDict[_TextsKey, ModelTexts]
+    )
     _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
 
-    async def find(self, name: object) -> NamedModel:
+    async def find(self, name: object, chat_template: str | None = None) -> NamedModel:
         """The model that a request names.
+
+        Args:
+            chat_template: one to use in place of the base model's.
 
         Raises:
             ApiError: there is no such model.
@@ -75,15 +83,27 @@ class InferenceModels:
             folder = await asyncio.to_thread(self.catalogue.folder, base)
         except Refused as refusal:
             raise _unknown(str(refusal)) from None
-        today = datetime.date.today().isoformat()
-        if folder not in self._texts:
-            self._texts[folder] = await asyncio.to_thread(read_texts, base, folder, today)
-        elif self._texts[folder].date != today:  # some templates write it
-            self._texts[folder] = dataclasses.replace(self._texts[folder], date=today)
+        texts = await self._texts_of(base, folder, chat_template)
         context = await asyncio.to_thread(context_length, folder)
-        return NamedModel(name, base, path, created, self._texts[folder], context)
+        return NamedModel(name, base, path, created, texts, context)
 
-    async def _resolve(self, name: str) -> tuple[str, TinkerPath | None, float]:
+    async def _texts_of(self, base: str, folder: Path, chat_template: str | None) -> ModelTexts:
+        key, today = (folder, chat_template), datetime.date.today().isoformat()
+        texts = self._texts.get(key)
+        if texts is None:
+            texts = await asyncio.to_thread(read_texts, base, folder, today, chat_template)
+        elif texts.date != today:  # some templates write it
+            texts = dataclasses.replace(texts, date=today)
+        self._texts[key] = texts
+        self._texts.move_to_end(key)
+        foreign = [used for used in self._texts if used[1] is not None]
+        for used in foreign[: max(len(foreign) - MOST_TEMPLATES, 0)]:
+            del self._texts[used]
+        return texts
+
+    async def _resolve(self, name: str) -> tuple[str, TinkerPath | Path | None, float]:
+        if (adapter := self.catalogue.adapters.get(name)) is not None:
+            return adapter.base_model, adapter.folder, await asyncio.to_thread(_saved, adapter)
         start = name.find("tinker://")
         if start < 0:
             return name, None, 0.0
@@ -117,7 +137,8 @@ class InferenceModels:
             for checkpoint in stored
             if checkpoint.path.segment == "sampler_weights"
         ]
-        return [*bases, *paths]
+        adapters = [(name, _saved(adapter)) for name, adapter in self.catalogue.adapters.items()]
+        return [*bases, *adapters, *paths]
 
     @asynccontextmanager
     async def place(self, model: NamedModel, sequences: int) -> AsyncGenerator[str]:
@@ -172,6 +193,14 @@ class InferenceModels:
             del self._loaded[key]
         name = entry.sampler_id
         self.sessions.run(name, lambda models: models.free_sampler(name))
+
+
+def _saved(adapter: AdapterFolder) -> float:
+    """When the adapter was written; 0 if it is gone, which loading it says."""
+    try:
+        return (adapter.folder / ADAPTER_WEIGHTS).stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def job_error(result: dict[str, Any]) -> ApiError:

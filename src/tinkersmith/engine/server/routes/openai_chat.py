@@ -47,7 +47,8 @@ _NEUTRAL = {
 _KNOWN = (
     *SAMPLING,
     *("messages", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs"),
-    *("tools", "tool_choice", "reasoning_effort", "chat_template_kwargs"),
+    *("tools", "tool_choice", "reasoning_effort", "chat_template"),
+    *("chat_template_kwargs", "separate_reasoning"),
 )
 
 
@@ -66,7 +67,7 @@ class OpenAIChat:
         if top and not logprobs:
             raise ApiError(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
         chat = _read_chat(body)
-        model = await self.models.find(body.get("model"))
+        model = await self.models.find(body.get("model"), fields.chat_template(body))
         prompt = await prompt_of(model, chat, asks_effort=body.get("reasoning_effort") is not None)
         asked = replace(
             sampling.request(prompt.tokens, model.texts.chat_ends()),
@@ -137,6 +138,7 @@ def _read_chat(body: Body) -> Chat:
         tools if choice != "none" else [],
         None if effort is None else effort != "none",
         variables or {},
+        separate=fields.switch(body, "separate_reasoning"),
     )
 
 
@@ -226,7 +228,7 @@ class ChatPrompt:
     def syntax(self, stops: Sequence[str]) -> AnswerSyntax:
         texts, form = self._texts, self._texts.form
         thoughts = None
-        if texts.knows_thoughts:
+        if texts.knows_thoughts or self._chat.separate:
             inside = texts.opens_thought(self._text)
             thoughts = ThoughtForm(texts.opening, texts.closing, form.lead, inside)
         tools = self._chat.tools

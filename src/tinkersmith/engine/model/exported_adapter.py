@@ -1,0 +1,166 @@
+"""A PEFT folder, of this export or of another program -> an adapter to sample from.
+
+PEFT gives each layer its own rank and strength, and each expert its own matrices. An adapter of the
+engine has one rank: smaller layers are padded with zeros, and B takes up what the strengths differ
+by. Axes: R rank, I and O input and output size.
+"""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.messages import LoraConfig
+from tinkersmith.engine.model.adapters import NotFinite, load_finite, new_adapter
+from tinkersmith.engine.model.base_model import BaseModel
+from tinkersmith.engine.model.lora import Adapter
+from tinkersmith.errors import reason_of
+from tinkersmith.files import read_json_object
+from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+
+_TENSOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
+_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)")
+_PARTS = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+_UNKNOWN = ("use_dora", "modules_to_save", "lora_bias", "fan_in_fan_out", "layer_replication")
+
+
+def read_exported_adapter(base: BaseModel, folder: Path) -> Adapter:
+    """The adapter in a PEFT folder, for sampling.
+
+    Raises:
+        Refused: the folder is damaged, or does not fit the base model.
+    """
+    config = _read_config(folder)
+    pairs = _pairs(folder)
+    rank = max(a.shape[0] for a, _ in pairs.values())
+    wanted = {_engine_path(path) for path in pairs}
+    for path in sorted(wanted - base.shapes.keys()):
+        raise Refused(f"{folder} has weights for {path}, which {base.name} does not have here.")
+    attention, mlp, unembed = (
+        bool(wanted & set(base.parts[part])) for part in ("attention", "mlp", "unembed")
+    )
+    adapter = new_adapter(base, LoraConfig(rank, 0, attention, mlp, unembed))
+    with torch.no_grad():
+        experts: dict[str, dict[int, tuple[torch.Tensor, torch.Tensor]]] = {}
+        for path, (a, b) in pairs.items():
+            a, b = _at_rank(config, path, a, b, adapter, folder)
+            match = _EXPERT.fullmatch(path)
+            if match is not None:
+                experts.setdefault(_engine_path(path), {})[int(match[2])] = (a, b)
+            else:
+                _copy(adapter, path, a, b, folder)
+        for path, by_number in experts.items():
+            _copy(adapter, path, *_stacked(adapter, path, by_number, folder), folder)
+    return adapter
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / ADAPTER_CONFIG
+    try:
+        config = read_json_object(file)
+    except OSError as error:
+        raise Refused(f"{file} cannot be read: {reason_of(error)}.") from None
+    except ValueError as error:
+        raise Refused(f"{file} is damaged: {error}. Export the adapter again.") from None
+    for name in _UNKNOWN:
+        if config.get(name):
+            raise Refused(f"{file} has {name} = {config[name]!r}, which this engine cannot apply.")
+    for name in ("r", "lora_alpha"):
+        value: object = config.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
+            raise Refused(f"{file} has {name} = {value!r}; it must be a number above 0.")
+    return config
+
+
+def _pairs(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """The two matrices of each layer, by PEFT's path."""
+    file = folder / ADAPTER_WEIGHTS
+    try:
+        tensors = load_finite(file)
+    except OSError as error:
+        raise Refused(f"{file} cannot be read: {reason_of(error)}.") from None
+    except (NotFinite, SafetensorError, ValueError, RuntimeError) as error:
+        raise Refused(f"{file} is damaged: {error}. Export the adapter again.") from None
+    sides: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        match = _TENSOR.fullmatch(name)
+        if match is None or tensor.ndim != 2:
+            raise Refused(f"{file} has the tensor {name[:200]!r}, which is no matrix of a LoRA.")
+        sides.setdefault(match[1], {})[match[2]] = tensor.float()
+    for path, matrices in sides.items():
+        if len(matrices) != 2 or matrices["A"].shape[0] != matrices["B"].shape[1]:
+            raise Refused(f"{file}: the matrices A and B of {path} do not fit together.")
+    if not sides:
+        raise Refused(f"{file} holds no weights.")
+    return {path: (matrices["A"], matrices["B"]) for path, matrices in sides.items()}
+
+
+def _engine_path(path: str) -> str:
+    match = _EXPERT.fullmatch(path)
+    return path if match is None else f"{match[1]}.{_PARTS.get(match[3], match[3])}"
+
+
+def _at_rank(
+    config: dict[str, Any],
+    path: str,
+    a: torch.Tensor,  # (R, I)
+    b: torch.Tensor,  # (O, R)
+    adapter: Adapter,
+    folder: Path,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The matrices padded to the adapter's rank, with B at the adapter's strength."""
+    own = a.shape[0]
+    if own != _of_pattern(config.get("rank_pattern"), path, config["r"]):
+        raise Refused(f"{folder / ADAPTER_CONFIG} says another rank than {own} for {path}.")
+    alpha = _of_pattern(config.get("alpha_pattern"), path, config["lora_alpha"])
+    strength = alpha / math.sqrt(own) if config.get("use_rslora") else alpha / own
+    missing = adapter.config.rank - own
+    a = torch.nn.functional.pad(a, (0, 0, 0, missing))
+    b = torch.nn.functional.pad(b * (strength / adapter.scaling), (0, missing))
+    return a, b
+
+
+def _of_pattern(patterns: object, path: str, default: float) -> float:
+    for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
+        if re.fullmatch(rf"(.*\.)?({pattern})", path):
+            return value
+    return default
+
+
+def _stacked(
+    adapter: Adapter,
+    path: str,
+    by_number: dict[int, tuple[torch.Tensor, torch.Tensor]],
+    folder: Path,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The matrices of all experts in one tensor; one that they share must be equal in all."""
+    stacks: list[torch.Tensor] = []
+    count = max(adapter.weights[f"{path}.lora_{side}"].shape[0] for side in "AB")
+    if sorted(by_number) != list(range(count)):
+        raise Refused(f"{folder} has weights for {len(by_number)} of {count} experts of {path}.")
+    for index, side in enumerate("AB"):
+        tensors = [by_number[number][index] for number in range(count)]
+        if adapter.weights[f"{path}.lora_{side}"].shape[0] == 1:
+            if any(not torch.equal(tensor, tensors[0]) for tensor in tensors):
+                raise Refused(
+                    f"the experts of {path} in {folder} do not share lora_{side}, as those of this "
+                    "engine do."
+                )
+            tensors = tensors[:1]
+        stacks.append(torch.stack(tensors))
+    return stacks[0], stacks[1]
+
+
+def _copy(adapter: Adapter, path: str, a: torch.Tensor, b: torch.Tensor, folder: Path) -> None:
+    for side, tensor in (("A", a), ("B", b)):
+        weight = adapter.weights[f"{path}.lora_{side}"]
+        if weight.shape != tensor.shape:
+            raise Refused(
+                f"lora_{side} of {path} in {folder} is {list(tensor.shape)}; this base model needs "
+                f"{list(weight.shape)}."
+            )
+        weight.copy_(tensor)

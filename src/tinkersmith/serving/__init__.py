@@ -1,0 +1,1 @@
+"""Trained models behind OpenAI's and Anthropic's API, each by its own name."""

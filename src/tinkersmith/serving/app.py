@@ -1,0 +1,432 @@
+"""The served API as an ASGI application: checks and names here, answers from the server behind.
+
+Answers pass through as they come, byte for byte. Only what the server behind cannot do itself, a
+template of training that it does not take, is done here (see `rendered.py`).
+"""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import httpx
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from tinkersmith.guards.hosts import HostGuard
+from tinkersmith.guards.keys import carries_key
+from tinkersmith.serving.counters import Counters, usage_of
+from tinkersmith.serving.errors import (
+    MESSAGES,
+    ServingError,
+    error_event,
+    refusal_of,
+    refused,
+)
+from tinkersmith.serving.models import ServedModel, ServedModels
+from tinkersmith.serving.rendered import chat_events, is_rendered, render_request, whole_answer
+from tinkersmith.serving.upstream import Upstream
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+MOST_REQUESTS = 512  # open at once
+_LARGEST_BODY = 32 << 20  # bytes
+_CONNECT = 5.0  # seconds
+_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+_WITHOUT_KEY = ("/", "/health")
+_ROUTES = {
+    "/v1/chat/completions": "/oai/api/v1/chat/completions",
+    "/v1/completions": "/oai/api/v1/completions",
+    MESSAGES: "/anthropic/api/v1/messages",
+    f"{MESSAGES}/count_tokens": "/anthropic/api/v1/messages/count_tokens",
+}
+_PASSED_ON = ("content-type", "retry-after", "x-request-id", "request-id")
+
+
+def make_serving_app(
+    models: ServedModels,
+    upstream: Upstream,
+    *,
+    key: str | None,
+    hosts: frozenset[str],
+    any_own_address: bool = False,
+    most_requests: int = MOST_REQUESTS,
+) -> "ASGIApp":
+    """The whole API for requests to one of `hosts`; see `HostGuard`.
+
+    Args:
+        key: what every request but those for health and the page must carry; None: nothing.
+        most_requests: how many may be open at once; more are refused with 429.
+    """
+    state = _Serving(models, upstream, most_requests)
+    routes = [
+        Route("/", state.front, methods=["GET"]),
+        Route("/health", state.health, methods=["GET"]),
+        Route("/metrics", state.metrics, methods=["GET"]),
+        Route("/v1/models", state.list_models, methods=["GET"]),
+        Route("/v1/models/{name:path}", state.one_model, methods=["GET"]),
+        *(Route(path, state.answer, methods=["POST"]) for path in _ROUTES),
+    ]
+    app = Starlette(
+        routes=routes,
+        lifespan=state.lifespan,
+        exception_handlers={HTTPException: _no_such_route},
+    )
+    app.router.redirect_slashes = False
+    guarded = _KeyGuard(app, key) if key else app
+    return HostGuard(guarded, hosts, refused, any_own_address=any_own_address, server="server")
+
+
+class _KeyGuard:
+    """Refuses requests without the key, but for health checks and the page."""
+
+    def __init__(self, app: "ASGIApp", key: str) -> None:
+        self._app, self._key = app, key
+
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
+        if scope["type"] == "http" and scope["path"] not in _WITHOUT_KEY:  # noqa: SIM102
+            if not carries_key(scope, self._key):
+                sentence = "the API key is not this server's key."
+                await refused(scope["path"], sentence, 401)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+async def _no_such_route(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    path = request.url.path
+    known = ", ".join(("/v1/models", *_ROUTES))
+    return refused(path, f"there is no {request.method} {path} here; there are {known}.", status)
+
+
+@dataclass(slots=True)
+class _Serving:
+    """What all requests share. Used on the event loop only."""
+
+    models: ServedModels
+    upstream: Upstream
+    most_requests: int
+    counters: Counters = field(default_factory=Counters)
+    _client: httpx.AsyncClient | None = None
+
+    @asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        # An answer may take as long as it takes: the client decides when to give up.
+        timeout = httpx.Timeout(None, connect=_CONNECT)
+        async with httpx.AsyncClient(limits=limits, timeout=timeout) as client:
+            self._client = client
+            yield
+
+    @property
+    def client(self) -> httpx.AsyncClient:
+        assert self._client is not None  # set for as long as requests are served
+        return self._client
+
+    # ---- what is known here
+
+    async def front(self, request: Request) -> Response:
+        names = "\n".join(f"  {model.name} ({model.kind})" for model in self.models.models)
+        routes = "\n".join(f"  {path}" for path in ("/v1/models", *_ROUTES, "/metrics", "/health"))
+        return PlainTextResponse(f"Tinkersmith serves these models:\n{names}\nby\n{routes}\n")
+
+    async def health(self, request: Request) -> Response:
+        """200 once the server behind answers, else 503 with the reason."""
+        if (trouble := self.upstream.trouble) is None:
+            try:
+                answer = await self._ask("/oai/api/v1/models", timeout=_CONNECT)
+                trouble = None if answer.status_code == 200 else f"it answers {answer.status_code}."
+            except ServingError as error:
+                trouble = str(error)
+        if trouble is None:
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "unavailable", "reason": trouble}, 503)
+
+    async def metrics(self, request: Request) -> Response:
+        text = self.counters.text(self.upstream.restarts)
+        if self.upstream.kind != "cloud":
+            with contextlib.suppress(ServingError):
+                answer = await self._ask("/metrics", timeout=_CONNECT)
+                text += answer.text if answer.status_code == 200 else ""
+        return Response(text, media_type=_TEXT)
+
+    async def list_models(self, request: Request) -> Response:
+        listed = [_model_json(model) for model in self.models.models]
+        return JSONResponse({"object": "list", "data": listed})
+
+    async def one_model(self, request: Request) -> Response:
+        model = self.models.named(request.path_params["name"])
+        if model is None:
+            return refusal_of(request.url.path, self._unknown(request.path_params["name"]))
+        return JSONResponse(_model_json(model))
+
+    def _unknown(self, name: object) -> ServingError:
+        names = ", ".join(model.name for model in self.models.models)
+        shown = json.dumps(name, ensure_ascii=False)[:200]
+        return ServingError(
+            404,
+            f"there is no model {shown} here; there are {names}.",
+            param="model",
+            code="model_not_found",
+        )
+
+    async def _ask(self, path: str, *, timeout: float) -> httpx.Response:
+        """A short request to the server behind."""
+        try:
+            return await self.client.get(
+                f"{self.upstream.url}{path}", headers=self.upstream.headers, timeout=timeout
+            )
+        except httpx.HTTPError as error:
+            raise self._away(error) from None
+
+    # ---- what the server behind answers
+
+    async def answer(self, request: Request) -> Response:
+        """One request for an answer: names are translated, and the answer is passed through."""
+        path, begun = request.url.path, time.monotonic()
+        if self.counters.open_requests >= self.most_requests:
+            self.counters.requests[(path, "", 429)] += 1
+            return refused(
+                path,
+                f"{self.most_requests:,} requests are open; more are refused. Try again later.",
+                429,
+            )
+        self.counters.open_requests += 1
+        call = _Call(self, request, begun)
+        response: Response | None = None
+        try:
+            response = await call.response()
+        except ServingError as error:
+            response = refusal_of(path, error)
+        except (ClientDisconnect, _ClientLeft):
+            self.counters.left += 1
+            response = refused(path, "the client closed the connection.", 499)
+        finally:
+            status = response.status_code if response is not None else 500
+            self.counters.requests[(path, call.model_name, status)] += 1
+            if not isinstance(response, _Stream):
+                self.finished(begun)
+        return response
+
+    def finished(self, begun: float) -> None:
+        self.counters.open_requests -= 1
+        self.counters.duration.add(time.monotonic() - begun)
+
+    def model_of(self, body: Mapping[str, Any]) -> ServedModel:
+        name = body.get("model")
+        model = self.models.named(name) if isinstance(name, str) else None
+        if model is None:
+            raise self._unknown(name)
+        return model
+
+    def _away(self, error: Exception) -> ServingError:
+        trouble = self.upstream.trouble
+        if trouble is None:
+            what = "The engine" if self.upstream.kind == "embedded" else "The server behind"
+            trouble = f"{what} does not answer ({type(error).__name__}). Try again soon."
+        return ServingError(503, trouble)
+
+    async def send(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
+        """Send a request to the server behind; the caller reads and closes its answer.
+
+        Raises:
+            ServingError: it cannot be reached.
+        """
+        if self.upstream.trouble is not None:
+            raise ServingError(503, self.upstream.trouble)
+        request = self.client.build_request(
+            "POST",
+            f"{self.upstream.url}{_ROUTES[path]}",
+            content=json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass"),
+            headers={
+                **self.upstream.headers,
+                "content-type": "application/json",
+                "accept-encoding": "identity",  # bytes pass through as they are
+            },
+        )
+        try:
+            return await self.client.send(request, stream=True)
+        except httpx.HTTPError as error:
+            raise self._away(error) from None
+
+    def broke_off(self, error: Exception) -> str:
+        return f"the answer broke off: {self._away(error)}"
+
+
+class _ClientLeft(Exception):
+    """The client has closed its connection before its answer began."""
+
+
+class _Stream(StreamingResponse):
+    """An answer in pieces, which counts as open until its last one."""
+
+
+class _Call:
+    """One request and its way to the server behind."""
+
+    def __init__(self, serving: _Serving, request: Request, begun: float) -> None:
+        self._serving, self._request, self._begun = serving, request, begun
+        self._path = request.url.path
+        self.model_name = ""
+
+    async def response(self) -> Response:
+        """The answer.
+
+        Raises:
+            ServingError: the request is refused here, or the server behind cannot be reached.
+        """
+        body = await _read_body(self._request)
+        model = self._serving.model_of(body)
+        self.model_name = model.name
+        path, chat = self._path, None
+        if is_rendered(path, model, body, self._serving.upstream):
+            chat = await asyncio.to_thread(render_request, model, self._serving.models, body)
+            path, sent = "/v1/completions", chat.request
+        else:
+            sent = _for_upstream(path, model, body, self._serving.upstream)
+        answer = await self._unless_left(self._serving.send(path, sent))
+        stream = answer.headers.get("content-type", "").startswith("text/event-stream")
+        if stream:
+            pieces = self._pieces(answer)
+            if chat is not None:
+                pieces = chat_events(chat, pieces)
+            return _Stream(
+                self._counted(pieces),
+                media_type="text/event-stream",
+                headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+            )
+        try:
+            content = await self._unless_left(answer.aread())
+        except httpx.HTTPError as error:
+            raise ServingError(503, self._serving.broke_off(error)) from None
+        finally:
+            await answer.aclose()
+        if answer.status_code == 200:
+            with contextlib.suppress(ValueError):
+                value: Any = json.loads(content)
+                self._serving.counters.add_usage(model.name, usage_of(value))
+                if chat is not None:
+                    content = json.dumps(whole_answer(chat, value), ensure_ascii=False).encode()
+        headers = {name: answer.headers[name] for name in _PASSED_ON if name in answer.headers}
+        return Response(content, answer.status_code, headers)
+
+    async def _unless_left(self, doing: Any) -> Any:
+        """The result of an awaitable, which is cancelled when the client leaves."""
+        working = asyncio.ensure_future(doing)
+        leaving = asyncio.create_task(_disconnect(self._request))
+        try:
+            await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            raise _ClientLeft
+        finally:
+            leaving.cancel()
+            if not working.done():
+                working.cancel()
+                await asyncio.wait({working})
+
+    async def _pieces(self, answer: httpx.Response) -> AsyncIterator[bytes]:
+        """The bytes of a stream as they come; a broken one ends with an event that says so."""
+        try:
+            async for piece in answer.aiter_raw():
+                yield piece
+        except httpx.HTTPError as error:
+            # Our engine's end shows a moment after its connection breaks.
+            await asyncio.sleep(0.5 if self._serving.upstream.kind == "embedded" else 0)
+            yield error_event(self._path, self._serving.broke_off(error), 503)
+        finally:
+            await answer.aclose()
+
+    async def _counted(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        counters, tail, ended = self._serving.counters, b"", False
+        first = True
+        try:
+            async for piece in pieces:
+                if first:
+                    counters.first_token.add(time.monotonic() - self._begun)
+                    first = False
+                tail = self._count_usage(tail + piece)
+                yield piece
+            ended = True
+        finally:
+            if not ended:
+                counters.left += 1
+            elif not self._usage_seen:
+                counters.uncounted += 1
+            self._serving.finished(self._begun)
+            with contextlib.suppress(Exception):
+                await cast("Any", pieces).aclose()
+
+    _usage_seen = False
+
+    def _count_usage(self, text: bytes) -> bytes:
+        """Count the usage in whole lines of a stream; returns the rest."""
+        *lines, rest = text.split(b"\n")
+        for line in lines:
+            if line.startswith(b"data: ") and b'"usage":{' in line:
+                with contextlib.suppress(ValueError):
+                    usage = usage_of(json.loads(line[6:]))
+                    self._usage_seen = self._usage_seen or bool(usage)
+                    self._serving.counters.add_usage(self.model_name, usage)
+        return rest
+
+
+def _for_upstream(
+    path: str, model: ServedModel, body: dict[str, Any], upstream: Upstream
+) -> dict[str, Any]:
+    """The request as the server behind takes it: its name of the model, and the template."""
+    sent = {**body, "model": model.upstream}
+    if path != "/v1/completions" and upstream.takes_templates:
+        if model.chat_template is not None and body.get("chat_template") is None:
+            sent["chat_template"] = model.chat_template
+        if model.has_own_thoughts and "separate_reasoning" not in body:
+            sent["separate_reasoning"] = True
+    return sent
+
+
+def _model_json(model: ServedModel) -> dict[str, Any]:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "tinkersmith",
+        "kind": model.kind,
+        "base": model.base,
+    }
+
+
+async def _read_body(request: Request) -> dict[str, Any]:
+    """The JSON object of a request.
+
+    Raises:
+        ServingError: it is something else, or too large.
+    """
+    kind = request.headers.get("content-type", "")
+    # A web page may send text and forms to any server, but not JSON.
+    if kind.partition(";")[0].strip().lower() != "application/json":
+        raise ServingError(415, f"the content-type is {kind[:100]!r}; it must be application/json.")
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > _LARGEST_BODY:
+            raise ServingError(413, f"the body has more than {_LARGEST_BODY >> 20} MiB.")
+    try:
+        value: object = json.loads(bytes(data))
+    except (ValueError, RecursionError):
+        raise ServingError(400, "the body is not JSON.") from None
+    if not isinstance(value, dict):
+        raise ServingError(400, "the body is not a JSON object.")
+    return cast("dict[str, Any]", value)
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

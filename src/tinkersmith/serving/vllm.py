@@ -1,0 +1,88 @@
+"""Exported folders -> the command that serves them by vLLM, on a machine with a GPU."""
+
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tinkersmith.bundled import BUNDLED_MODELS
+from tinkersmith.command_line import command_line
+from tinkersmith.errors import UserError, unreadable
+from tinkersmith.files import read_json_object
+from tinkersmith.peft_format import ADAPTER_CONFIG
+from tinkersmith.serving.models import ServedModels
+
+VLLM_KEY_VARIABLE = "VLLM_API_KEY"
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of --max-lora-rank
+
+
+def run_vllm(
+    models: ServedModels, host: str, port: int, key: str | None, say: Callable[[str], None]
+) -> int:
+    """Start vLLM on exported folders, wait for its end, and return its exit code.
+
+    Raises:
+        UserError: vLLM or a GPU is missing, or a model is not an exported folder.
+    """
+    command = vllm_command(models, host, port)
+    if shutil.which("vllm") is None:
+        raise UserError("vLLM is not installed. Install it with: pip install vllm")
+    if shutil.which("nvidia-smi") is None and shutil.which("rocm-smi") is None:
+        raise UserError("--vllm needs a GPU, and this machine has none. Leave --vllm out.")
+    say(f"Starting: {shlex.join(command)}")
+    environment = {**os.environ, VLLM_KEY_VARIABLE: key} if key else dict(os.environ)
+    try:
+        return subprocess.run(command, env=environment).returncode
+    except OSError as error:
+        raise UserError(f"vLLM cannot be started: {error.strerror or error}.") from None
+
+
+def vllm_command(models: ServedModels, host: str, port: int) -> list[str]:
+    """The command line; the key is not in it, since other users can read command lines.
+
+    Raises:
+        UserError: a model is not an exported folder, or the models have different templates.
+    """
+    tuned = [model for model in models.models if model.kind == "tuned"]
+    stored = [model for model in tuned if model.upstream.startswith("tinker://")]
+    if stored:
+        export = command_line("export", "--model-path", stored[0].upstream)
+        raise UserError(
+            f"vLLM loads folders, and {stored[0].name} is a checkpoint. Export it, and name the "
+            f"folder: {export}"
+        )
+    base = BUNDLED_MODELS.get(models.base_model, models.base_model)
+    command = ["vllm", "serve", str(base), "--served-model-name", models.base_name]
+    command += ["--host", host, "--port", str(port)]
+    folders = [model.adapter for model in tuned if model.adapter is not None]
+    if folders:
+        names = [f"{model.name}={model.adapter}" for model in tuned]
+        rank = max(_rank_of(folder) for folder in folders)
+        limit = next((limit for limit in _RANKS if limit >= rank), None)
+        if limit is None:
+            raise UserError(f"An adapter has rank {rank}; vLLM takes at most {_RANKS[-1]}.")
+        command += ["--enable-lora", "--max-lora-rank", str(limit), "--lora-modules", *names]
+    templates = {model.chat_template for model in tuned}
+    if len(templates) > 1:
+        raise UserError(
+            "These models were trained with different prompt templates, and vLLM uses one for all. "
+            "Serve them by commands of their own."
+        )
+    if templates != {None} and folders:
+        command += ["--chat-template", str(folders[0] / "chat_template.jinja")]
+    return command
+
+
+def _rank_of(folder: Path) -> int:
+    file = folder / ADAPTER_CONFIG
+    try:
+        config: dict[str, Any] = read_json_object(file)
+        patterns: dict[str, int] = config.get("rank_pattern") or {}
+        return max(int(config["r"]), *map(int, patterns.values()), 1)
+    except OSError as error:
+        raise unreadable(file, error) from None
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{file} is damaged: its rank is no number. Export it again.") from None

@@ -1,0 +1,233 @@
+"""The real clients of OpenAI and Anthropic against a server of a small run and its base."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import tinker
+
+from tests.support.inference import eventually
+from tests.support.serving import anthropic_of, openai_of, serving
+from tests.support.small_run import SmallRun, small_run
+from tinkersmith.data.samples import Source, alpaca_sample
+from tinkersmith.engine_status import engine_statuses
+from tinkersmith.serving.models import models_to_serve
+from tinkersmith.serving.server import RunningServer
+from tinkersmith.text.templates import PromptTemplate
+from tinkersmith.text.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.engine
+QUESTION = "Add.\n12 + 12"
+ASKED: Any = [{"role": "user", "content": QUESTION}]
+
+
+@pytest.fixture(scope="module")
+def small() -> SmallRun:
+    return small_run()
+
+
+@pytest.fixture(scope="module")
+def server(small: SmallRun) -> Iterator[RunningServer]:
+    paths = [f"last={small.run.path}", f"first=tinker://{small.sampler_path[9:]}"]
+    with serving(models_to_serve(paths, small.settings)) as running:
+        yield running
+
+
+def chat(server: RunningServer, **asked: Any) -> Any:
+    asked = {"model": "last", "messages": ASKED, "temperature": 0, "max_tokens": 24, **asked}
+    return openai_of(server).chat.completions.create(**asked)
+
+
+def streamed(chunks: Any, index: int = 0) -> str:
+    deltas = [c.delta for chunk in chunks for c in chunk.choices if c.index == index]
+    return "".join(delta.content or "" for delta in deltas)
+
+
+def test_greedy_answers_are_the_sdks_samples_of_the_prompt_of_training(
+    server: RunningServer, small: SmallRun
+) -> None:
+    template: PromptTemplate = small.run.template()
+    tokenizer = load_tokenizer(small.run.base_model())
+    prompt = template.render_prompt(alpaca_sample(QUESTION, "", "", Source("", 1)))
+    tokens = [int(token) for token in tokenizer.encode(prompt)]
+    service = tinker.ServiceClient(base_url=server.upstream.url, api_key=server.upstream.key)
+    sampler = service.create_sampling_client(model_path=small.sampler_path).result()
+    end = tokenizer.special_tokens[template.end]
+    params = tinker.SamplingParams(temperature=0, max_tokens=24, stop=[end])
+    [expected] = sampler.sample(tinker.ModelInput.from_ints(tokens), 1, params).result().sequences
+    answer = chat(server)
+    assert answer.choices[0].message.content == tokenizer.decode(expected.tokens)
+    assert answer.usage.completion_tokens == len(expected.tokens)
+    assert answer.usage.prompt_tokens == len(tokens)
+
+
+def test_a_stream_says_what_the_whole_answer_says(server: RunningServer) -> None:
+    asked: Any = {"temperature": 0.8, "seed": 3, "n": 3}
+    whole = chat(server, **asked)
+    chunks = list(chat(server, stream=True, **asked))
+    for choice in whole.choices:
+        assert streamed(chunks, choice.index) == choice.message.content
+
+
+def test_prompts_that_are_written_here_get_the_same_answers(server: RunningServer) -> None:
+    asked: Any = {"n": 2, "temperature": 0.7, "seed": 5, "stop": ["7"]}
+    expected = chat(server, **asked)
+    server.upstream.takes_templates = False
+    try:
+        here = chat(server, **asked)
+        chunks = list(chat(server, stream=True, stream_options={"include_usage": True}, **asked))
+        with pytest.raises(openai.BadRequestError, match="tools cannot be used with last"):
+            chat(server, tools=[{"type": "function", "function": {"name": "add"}}])
+        with pytest.raises(openai.BadRequestError, match="messages"):
+            chat(server, messages=[])
+        refused = httpx.post(
+            f"{server.url}/v1/messages", json={"model": "last", "messages": ASKED, "max_tokens": 9}
+        )
+    finally:
+        server.upstream.takes_templates = True
+    assert refused.status_code == 400 and "/v1/chat/completions" in refused.text
+    for one, other in zip(expected.choices, here.choices, strict=True):
+        assert one.message.content == other.message.content
+        assert one.finish_reason == other.finish_reason
+        assert streamed(chunks, one.index) == one.message.content
+    assert here.usage.completion_tokens == expected.usage.completion_tokens
+    assert chunks[-1].usage.prompt_tokens == expected.usage.prompt_tokens
+
+
+def test_models_are_listed_with_their_kind_and_base(server: RunningServer) -> None:
+    listed = [(model.id, model.kind, model.base) for model in openai_of(server).models.list()]
+    assert listed == [
+        ("last", "tuned", "base"),
+        ("first", "tuned", "base"),
+        ("base", "base", "base"),
+    ]
+    assert openai_of(server).models.retrieve("first").id == "first"
+    with pytest.raises(openai.NotFoundError, match="there are last, first, base"):
+        openai_of(server).models.retrieve("other")
+    with pytest.raises(openai.NotFoundError) as caught:
+        chat(server, model="other")
+    assert caught.value.code == "model_not_found"
+
+
+def test_each_name_answers_with_its_own_weights(server: RunningServer) -> None:
+    tuned = chat(server, model="last").choices[0].message.content
+    assert chat(server, model="first").choices[0].message.content == tuned
+    assert chat(server, model="base").choices[0].message.content != tuned
+
+
+def test_anthropics_client_gets_the_same_answer(server: RunningServer) -> None:
+    client = anthropic_of(server)
+    asked: Any = {"model": "last", "messages": ASKED, "max_tokens": 24}
+    greedy = {"temperature": 0}
+    message = client.messages.create(**asked, extra_body=greedy)
+    assert message.content[0].text == chat(server).choices[0].message.content
+    with client.messages.stream(**asked, extra_body=greedy) as stream:
+        assert "".join(stream.text_stream) == message.content[0].text
+    counted = client.messages.count_tokens(model="last", messages=ASKED)
+    assert counted.input_tokens == message.usage.input_tokens
+
+
+def test_completions_take_stop_and_logprobs(server: RunningServer) -> None:
+    client = openai_of(server)
+    asked: Any = {"model": "last", "prompt": "Add.", "temperature": 0, "max_tokens": 8}
+    whole = client.completions.create(**asked, logprobs=2).choices[0]
+    assert "".join(whole.logprobs.tokens) == whole.text
+    stop = whole.text[2]
+    cut = client.completions.create(**asked, stop=stop).choices[0]
+    assert cut.text == whole.text[: whole.text.index(stop)]
+
+
+def test_metrics_count_requests_tokens_and_first_tokens(server: RunningServer) -> None:
+    def metric(line_start: str) -> float:
+        text = httpx.get(f"{server.url}/metrics").text
+        lines = [line for line in text.splitlines() if line.startswith(line_start)]
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+    names = [
+        'tinkersmith_serve_requests_total{route="/v1/chat/completions",model="last",status="200"}',
+        'tinkersmith_serve_tokens_total{model="last",kind="completion"}',
+        "tinkersmith_serve_time_to_first_token_seconds_count",
+    ]
+    before = [metric(name) for name in names]
+    used = chat(server).usage.completion_tokens
+    [*_, last] = chat(server, stream=True, stream_options={"include_usage": True})
+    after = [metric(name) for name in names]
+    assert after == [before[0] + 2, before[1] + used + last.usage.completion_tokens, before[2] + 1]
+    assert metric("tinkersmith_engine_") > 0
+    assert eventually(lambda: metric("tinkersmith_serve_open_requests") == 0)
+
+
+def test_foreign_hosts_and_forms_of_web_pages_are_refused(server: RunningServer) -> None:
+    foreign = httpx.get(f"{server.url}/v1/models", headers={"host": "evil.example"})
+    assert foreign.status_code == 403 and "--allow-host evil.example" in foreign.text
+    origin = httpx.get(f"{server.url}/v1/models", headers={"origin": "https://evil.example"})
+    assert origin.status_code == 403
+    form = httpx.post(f"{server.url}/v1/chat/completions", content=b"{}")
+    assert form.status_code == 415
+    broken = httpx.post(
+        f"{server.url}/v1/chat/completions",
+        content=b"{",
+        headers={"content-type": "application/json"},
+    )
+    assert (
+        broken.status_code == 400 and broken.json()["error"]["message"] == "the body is not JSON."
+    )
+    absent = httpx.get(f"{server.url}/v2/models")
+    assert absent.status_code == 404 and "/v1/models" in absent.text
+
+
+def test_a_client_that_leaves_frees_its_place_and_its_tokens(server: RunningServer) -> None:
+    def left() -> int:
+        text = httpx.get(f"{server.url}/metrics").text
+        [line] = [x for x in text.splitlines() if x.startswith("tinkersmith_serve_clients_left")]
+        return int(line.rpartition(" ")[2])
+
+    before = left()
+    body = {"model": "base", "prompt": "a", "max_tokens": 200, "temperature": 0, "n": 64}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/v1/completions", json=body, timeout=0.2)
+    assert eventually(lambda: left() == before + 1)
+    assert eventually(lambda: "open_requests 0" in httpx.get(f"{server.url}/metrics").text)
+    assert chat(server).choices[0].message.content is not None
+
+
+def test_an_engine_that_dies_is_started_again(server: RunningServer, small: SmallRun) -> None:
+    expected = chat(server).choices[0].message.content
+    folder = Path(small.settings.output_dir) / ".engine"
+    [engine] = [status for status in engine_statuses(folder) if _serves(server, status["pid"])]
+    os.kill(engine["pid"], signal.SIGKILL)
+
+    def answers() -> bool:
+        try:
+            return chat(server).choices[0].message.content == expected
+        except openai.InternalServerError as error:  # 503
+            assert "engine" in str(error)
+            return False
+
+    assert eventually(lambda: server.upstream.restarts == 1 and answers())
+
+
+def _serves(server: RunningServer, pid: int) -> bool:
+    """Whether this process is the engine behind the server."""
+    environment = Path(f"/proc/{pid}/environ").read_bytes()
+    return server.upstream.key.encode() in environment
+
+
+def test_a_key_is_needed_where_one_is_given_and_too_many_requests_are_refused(
+    small: SmallRun,
+) -> None:
+    models = models_to_serve([], small.settings)
+    key = "0123456789abcdef0123456789abcdef"
+    with serving(models, key=key, most_requests=0) as server:
+        with pytest.raises(openai.AuthenticationError, match="not this server's key"):
+            openai_of(server, api_key="other").models.list()
+        assert len(list(openai_of(server).models.list())) == 2
+        assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+        with pytest.raises(openai.RateLimitError) as caught:
+            chat(server, model=models.models[0].name)
+        assert caught.value.response.headers["retry-after"] == "1"
