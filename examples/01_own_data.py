@@ -15,21 +15,21 @@ FOLDER = Path("runs/own-data")
 SAMPLES = 100
 
 
-def make_data(file: Path, count: int, first: int) -> None:
+def make_data(file: Path, count: int, prices: range) -> None:
     """Your own records stand here: what is asked, and the answer that you wish for."""
-    chance = random.Random(first)
+    chance = random.Random(count)
     with file.open("w", encoding="utf-8") as lines:
-        for number in range(first, first + count):
-            price = chance.randrange(2, 10)
-            question = f"Order {number} costs {price} coins. What is its last digit?"
+        for number in range(count):
+            price = chance.choice(prices)
+            question = f"One pen costs {price} coins. What is the code of order {number % 10}?"
             record = {"question": question, "answer": f"Answer: {number % 10}"}
             lines.write(json.dumps(record) + "\n")
 
 
 def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
-    make_data(FOLDER / "train.jsonl", SAMPLES, first=1)
-    make_data(FOLDER / "test.jsonl", 10, first=501)
+    make_data(FOLDER / "train.jsonl", SAMPLES, prices=range(2, 10))
+    make_data(FOLDER / "test.jsonl", 10, prices=range(11, 20))
     with train(
         base_model="tinkersmith/tiny-math",
         data_files=[str(FOLDER / "train.jsonl")],

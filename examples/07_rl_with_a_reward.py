@@ -24,7 +24,7 @@ ROUNDS, GROUP, MAX_TOKENS = 5, 8, 16
 
 
 def reward(answer: str) -> float:
-    """1 for an answer that shows a calculation. Write your own: the result of a test, a judge, ..."""
+    """1 for an answer that shows a calculation. Write your own: a test, a judge, ..."""
     return float("=" in answer)
 
 
@@ -55,7 +55,9 @@ def main() -> None:
         for round_number in range(1, ROUNDS + 1):
             # The sampling client has the weights of this moment, so the answers are its own.
             sampler = client.save_weights_and_get_sampling_client().result()
-            params = tinker.SamplingParams(max_tokens=MAX_TOKENS, temperature=1.0, seed=round_number)
+            params = tinker.SamplingParams(
+                max_tokens=MAX_TOKENS, temperature=1.0, seed=round_number
+            )
             pending = [
                 sampler.sample(tinker.ModelInput.from_ints(prompt), GROUP, params)
                 for prompt in prompts

@@ -72,9 +72,8 @@ def test_an_answer_of_weight_zero_is_no_sequence_to_learn(
 
 def test_thoughts_are_trained_and_stripped(engine: RunningEngine, tmp_path: Path) -> None:
     said = python_example(engine, tmp_path, "03_thinking.py")
-    with_thoughts, without = said.split("THINKING=auto")
-    assert "<think>Twice 0 is 0.</think>" in "".join(with_thoughts.split("expected:")[1].split("\n"))
-    assert "Twice" not in without.split("expected:")[1]
+    kept, stripped = numbers(r"^Lengths: 24 samples (\d+) tokens", said.replace(",", ""))
+    assert kept > 1.3 * stripped
 
 
 def test_a_run_goes_on_from_an_earlier_checkpoint(engine: RunningEngine, tmp_path: Path) -> None:

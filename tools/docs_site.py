@@ -61,6 +61,7 @@ def entries(text: str, index: str) -> list[object]:
         if Path(page).name == "README.md":
             names = dict.fromkeys(name for _, name in links(read(page), page))
             below = [name for name in names if Path(name).parent == folder and is_page(name)]
+            below = [name for name in below if not Path(name).name.startswith("README")]
         menu_entries.append({title: [page, *below] if below else page})
     return menu_entries
 
