@@ -37,6 +37,16 @@ class TokenRun:
         return sum(len(run.tokens) for run in self.chain()[:-1])
 
 
+def cut(run: TokenRun, count: int) -> TokenRun:
+    """Make the first `count` tokens of a run, which has no past yet, a run of their own before it.
+
+    Whoever refers to `run` still has all of its tokens, now in two runs.
+    """
+    head = TokenRun(run.tokens[:count], run.parent)
+    run.tokens, run.parent = run.tokens[count:], head
+    return head
+
+
 def shared_runs(prompts: Sequence[list[int]]) -> list[TokenRun]:
     """The last run of each prompt; its parents hold the tokens before it.
 
