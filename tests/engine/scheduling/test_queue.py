@@ -236,9 +236,7 @@ def test_a_client_with_much_waits_with_the_rest_so_that_others_join_soon() -> No
     assert ended.index("little") < 3
 
 
-def test_one_request_may_ask_for_more_sequences_than_are_taken_at_a_time() -> (
-    None
-):
+def test_one_request_may_ask_for_more_sequences_than_are_taken_at_a_time() -> None:
     async def main() -> list[Any]:
         thread, gate = started(lambda: CountingModels())
         futures = [Future(), Future()]
