@@ -132,6 +132,7 @@ def test_a_long_prompt_is_read_in_pieces_while_others_go_on(
     while batch.sequences:
         batch.step()
     assert_equal_answers([answering.result], [alone(dense, None, long)])
+    assert answering.result.prompt_cache_hit_tokens == 0
 
 
 def test_prefill_takes_the_time_of_a_few_steps_at_most(
@@ -321,3 +322,23 @@ def test_slots_come_and_go_with_the_rows(base: BaseModel) -> None:
         batch.step()
         sizes.append(0 if batch._decoder is None else batch._decoder.held())
     assert max(sizes[:5]) > 10 * min(sizes[10:-1]) > 0 and sizes[-1] == 0
+
+
+# ---- what was read for another request
+
+
+def test_a_request_says_how_much_of_its_prompt_was_read_for_another(dense: BaseModel) -> None:
+    common = list(range(60))
+    requests = [
+        SampleRequest([*common, 100, 101, 102], 2, 3, stop=[]),
+        SampleRequest([*common, 110], 1, 3, stop=[]),
+        SampleRequest([*common, 120, 121], 1, 3, stop=[]),
+        SampleRequest([200, 201], 1, 3, stop=[]),
+        SampleRequest([*common, 120, 121], 1, 3, stop=[], prompt_logprobs=True),
+    ]
+    hits = [result.prompt_cache_hit_tokens for result in sample(dense, None, requests)]
+    assert sorted(hits[:3]) == [0, 60, 60] and hits[3:] == [0, 0]
+    [same, again] = sample(dense, None, [requests[0]] * 2)
+    assert sorted((same.prompt_cache_hit_tokens, again.prompt_cache_hit_tokens)) == [0, 62]
+    [layers, _] = sample(dataclasses.replace(dense, kernels=None), None, requests[:2])
+    assert layers.prompt_cache_hit_tokens == 0  # nothing is shared there

@@ -320,7 +320,8 @@ def _result(output: Any, request: SampleRequest) -> SampleResult:
                 np.array([[entry.logprob for _, entry in at] for at in top], np.float32),
             )
         sequences.append(sequence)
-    return SampleResult(sequences)
+    hits = getattr(output, "num_cached_tokens", None) or 0
+    return SampleResult(sequences, prompt_cache_hit_tokens=hits)
 
 
 def _finite(result: SampleResult) -> bool:

@@ -207,7 +207,7 @@ class ExactLogits:
     of: Callable[[torch.Tensor], torch.Tensor]  # (B, K), tokens of each row -> their logits
 
     def only(self, rows: list[int]) -> "ExactLogits":
-        """The same of some rows."""
+        """Select some of the rows."""
 
         def logits_of(tokens: torch.Tensor) -> torch.Tensor:
             whole = tokens.new_zeros(len(self.sums), tokens.shape[1])

@@ -23,9 +23,9 @@ from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.sampling.cache_memory import CacheMemory
 from tinkersmith.engine.sampling.decoder import Decoder, LayerDecoder
 from tinkersmith.engine.sampling.dense_decoder import DenseDecoder
-from tinkersmith.engine.sampling.prefixes import TokenRun, cut, shared_runs
+from tinkersmith.engine.sampling.prefixes import TokenRun, shared_runs, split_run
 from tinkersmith.engine.sampling.prompt_scores import asks_about_prompt, score_prompt
-from tinkersmith.engine.sampling.rows import Row, is_finished, new_row, report, take_tokens
+from tinkersmith.engine.sampling.rows import Row, is_finished, new_row, report_token, take_tokens
 from tinkersmith.engine.sampling.token_choice import NotFiniteRows
 from tinkersmith.engine.training.packing import PACK_TOKENS, packs
 
@@ -242,6 +242,10 @@ class Batch:
             id(prompt.run): prompt.answering for prompt in self._beginning if self._asks(prompt)
         }
         if missing:
+            for prompt in reversed(self._beginning):
+                for run in prompt.run.chain():
+                    if run.past is None:
+                        run.read_for = prompt.answering
             ready = [run for run in missing if run.parent is None or run.parent.past is not None]
             self._read(self._pack(ready, asking, budget), asking)
         for prompt in self._beginning:
@@ -254,6 +258,7 @@ class Batch:
                 still.append(prompt)
                 continue
             assert self._decoder is not None
+            _note_cache_hits(prompt)
             for row in prompt.rows:
                 self._decoder.put(len(self._active), prompt.run)
                 self._active.append(row)
@@ -272,7 +277,7 @@ class Batch:
                 if chosen:
                     break
                 divisible = self._decoder.shares and id(run) not in asking
-                return [cut(run, budget) if divisible else run]
+                return [split_run(run, budget) if divisible else run]
             chosen.append(run)
             budget -= len(run.tokens)
         return chosen
@@ -330,7 +335,7 @@ class Batch:
             if row.answering in self._rows:  # else it has failed in this step
                 try:
                     finished = is_finished(row, self._decode)
-                    report(row, finished)
+                    report_token(row, finished)
                 except Exception as error:
                     self._fail(row.answering, error)
                 else:
@@ -415,12 +420,20 @@ class Batch:
         self._memory.release(id(self))
 
 
+def _note_cache_hits(prompt: _Prompt) -> None:
+    """Count the tokens of a prompt that were read for another request."""
+    if not prompt.rows[0].sequence.tokens:  # else it begins again, after a failed step
+        chain, answering = prompt.run.chain(), prompt.answering
+        hits = sum(len(run.tokens) for run in chain if run.read_for is not answering)
+        answering.result.prompt_cache_hit_tokens = hits
+
+
 def _average(average: float, newest: float) -> float:
     return (1 - _NEWEST) * average + _NEWEST * newest if average else newest
 
 
 def _bytes_per_token(base: BaseModel) -> int:
-    """Of keys and values in all layers."""
+    """The size of a token's keys and values in all layers."""
     config = base.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -127,7 +127,7 @@ def is_finished(row: Row, decode: Callable[[list[int]], str] | None) -> bool:
     return len(tokens) >= row.limit or row.answering.gives_up
 
 
-def report(row: Row, finished: bool) -> None:
+def report_token(row: Row, finished: bool) -> None:
     """Tell a client that waits for each token of the row's last one."""
     progress = row.request.progress
     if progress is None or progress.take is None or progress.cancelled:
