@@ -132,16 +132,19 @@ def ask(sampler: tinker.SamplingClient, tokens: int) -> None:
 
 
 def rates(groups: list[list[Callable[[], None]]], seconds: float) -> list[float]:
-    """How often each group's works are done a second, each again and again in its own thread."""
-    done = [0] * len(groups)
-    lock, end = threading.Lock(), time.monotonic() + seconds
+    """How often each group's works are done a second, each again and again in its own thread.
+
+    What is under way at the end is waited for, and counts with the time that it takes.
+    """
+    done, last = [0] * len(groups), [0.0] * len(groups)
+    lock, start = threading.Lock(), time.monotonic()
 
     def work(index: int, run: Callable[[], None]) -> None:
-        while time.monotonic() < end:
+        while time.monotonic() < start + seconds:
             run()
-            if time.monotonic() < end:
-                with lock:
-                    done[index] += 1
+            with lock:
+                done[index] += 1
+                last[index] = time.monotonic() - start
 
     threads = [
         threading.Thread(target=work, args=(index, run))
@@ -152,7 +155,7 @@ def rates(groups: list[list[Callable[[], None]]], seconds: float) -> list[float]
         thread.start()
     for thread in threads:
         thread.join()
-    return [count / seconds for count in done]
+    return [count / elapsed for count, elapsed in zip(done, last, strict=True)]
 
 
 def beside_long_batch(samplers: list[tinker.SamplingClient]) -> tuple[float, float]:
