@@ -122,7 +122,6 @@ class SampleProgress:
     """
 
     take: Callable[[SampledToken], None] | None = None  # None: the client takes all at the end
-    begun: bool = False  # whether a token was reported
     cancelled: bool = False  # nobody waits any more: the request's places are freed
 
 
@@ -178,3 +177,21 @@ class SampleResult:
     topk_prompt_logprobs: tuple[np.ndarray, np.ndarray] | None = None  # (T, K)
     target_prompt_logprobs: np.ndarray | None = None  # (T - 1, K)
     prompt_alt_tokens: tuple[np.ndarray, np.ndarray] | None = None  # (T - 1, K)
+    # Tokens of the prompt whose keys and values another request had computed.
+    prompt_cache_hit_tokens: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Answering:
+    """A request in a batch, with its result so far."""
+
+    request: SampleRequest
+    result: SampleResult
+    error: BaseException | None = None  # why it could not be answered
+    cancelled: bool = False  # its client is gone; any thread may say so
+
+    @property
+    def gives_up(self) -> bool:
+        """Whether nobody waits for more tokens."""
+        progress = self.request.progress
+        return self.cancelled or (progress is not None and progress.cancelled)

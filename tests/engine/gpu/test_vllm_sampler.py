@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.adapters import filled_adapter
 from tests.support.loading import load_with_torch
+from tests.support.sampling import answers as sampled
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.gpu import vllm_sampler
@@ -277,7 +278,7 @@ def test_clients_get_their_answers_in_order_and_files_go_with_the_sampler(
         )
         models.create("a", "tiny", LoraConfig(4, 1, train_unembed=False))
         models.add_snapshot("s", "a")
-        found = models.sample("s", requests)
+        found = sampled(models, "s", requests)
         assert isinstance(models.sampler, VllmSampler) == fast
         made = models.sampler._folders if isinstance(models.sampler, VllmSampler) else {}
         folders = [Path(folder.name) for folder in made.values()]

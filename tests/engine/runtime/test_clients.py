@@ -8,13 +8,23 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.sampling import answers
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.hardware.threads import ThreadChoice
-from tinkersmith.engine.messages import AdamParams, BatchRequest, Datum, LoraConfig, SampleRequest
+from tinkersmith.engine.messages import (
+    AdamParams,
+    BatchRequest,
+    Datum,
+    LoraConfig,
+    SampleRequest,
+    SampleResult,
+)
+from tinkersmith.engine.runtime import base_models
 from tinkersmith.engine.runtime.clients import ADAPTER_MEMORY, Models
 from tinkersmith.engine.runtime.spill import SpillFolder
 from tinkersmith.engine.storage.catalogue import Catalogue
 from tinkersmith.engine.storage.folders import TinkerPath
+from tinkersmith.engine.storage.rows import StoredRun
 from tinkersmith.engine.storage.store import Store
 
 
@@ -45,8 +55,8 @@ def run(models: Models, steps: list[tuple[str, str, int]]) -> list[object]:
             models.add_snapshot(f"{name}:sampler:{number}", name)
         else:
             request = SampleRequest([5, 6], max_tokens=5, temperature=0, stop=[])
-            [answer] = models.sample(f"{name}:sampler:{number}", [request])
-            assert not isinstance(answer, Refused)
+            [answer] = answers(models, f"{name}:sampler:{number}", [request])
+            assert isinstance(answer, SampleResult)
             results.append(answer.sequences[0].tokens)
     return results
 
@@ -142,3 +152,84 @@ def test_a_resumed_client_keeps_its_threads_on_a_busy_machine(
     assert torch.get_num_threads() == 2  # a new run from old weights
     run(busy, [("batch", "b", 4)])
     assert torch.get_num_threads() == 8
+
+
+# ---- weights that several sampling clients have
+
+
+def test_sampling_clients_of_the_same_weights_share_them_until_the_last_has_ended(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    models = make(tmp_path, tiny_model, ADAPTER_MEMORY)
+    run(models, [("create", "a", 1), ("batch", "a", 1), ("step", "a", 0)])
+    path = TinkerPath("a", "sampler_weights", "one")
+    models.store.add_run(StoredRun("a", "s", "tiny", LoraConfig(rank=4, seed=1), None, 0.0))
+    models.save("a", path, optimizer=False)()
+    models.add_snapshot("before:1", "a")
+    models.add_snapshot("before:2", "a")
+    run(models, [("batch", "a", 2), ("step", "a", 0)])
+    models.add_snapshot("after", "a")
+    for name, source in (("saved:1", path), ("saved:2", path), ("base:1", None), ("base:2", None)):
+        models.add_sampler(name, "tiny", source)
+    weights = {name: models.weights_of(name) for name in models.sampling}
+    for one, other in (("before:1", "before:2"), ("saved:1", "saved:2"), ("base:1", "base:2")):
+        assert weights[one] == weights[other]
+    assert len(set(weights.values())) == 4
+    request = SampleRequest([5, 6], max_tokens=8, temperature=0, stop=[])
+    [expected] = answers(models, "saved:1", [request])
+    models.save("a", path, optimizer=False, overwrite=True)()  # other weights under this path
+    models.add_sampler("overwritten", "tiny", path)
+    assert models.weights_of("overwritten") not in weights.values()
+    joined = models.join(weights["saved:2"], request)
+    for name in weights:
+        models.free_sampler(name)  # what is being answered is answered
+    while models.sample_step(weights["saved:2"]) != [joined]:
+        pass
+    assert isinstance(expected, SampleResult)
+    assert joined.result.sequences[0].tokens == expected.sequences[0].tokens
+    assert set(models.weights) == {models.weights_of("overwritten")}
+    with pytest.raises(Refused, match="has ended"):
+        models.weights_of("saved:1")
+
+
+def test_a_base_model_is_unloaded_when_what_is_sampled_from_it_is_answered(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = Catalogue({"tiny": tiny_model, "other": tiny_model})
+    models = Models(Store(tmp_path), catalogue, threads=1)
+    models.add_sampler("s", "tiny", None)
+    request = SampleRequest([5, 6], max_tokens=20, temperature=0, stop=[])
+    [expected] = answers(models, "s", [request])
+    weights_id = models.weights_of("s")
+    joined = models.join(weights_id, request)
+    assert models.sample_step(weights_id) == []
+    room = iter([0])  # none until a model is unloaded
+    monkeypatch.setattr(base_models, "free_memory", lambda device: next(room, 2**40))
+    models.add_sampler("t", "other", None)
+    assert list(models.bases.dtypes()) == ["other"]
+    assert models.can_sample(weights_id) and models.sample_step(weights_id) == [joined]
+    assert isinstance(expected, SampleResult)
+    assert joined.result.sequences[0].tokens == expected.sequences[0].tokens
+    assert not models.can_sample(weights_id)
+
+
+def test_weights_that_are_sampled_from_are_not_spilled(tmp_path: Path, tiny_model: Path) -> None:
+    models = make(tmp_path, tiny_model, 1)  # room for one at a time
+    run(models, [("create", "a", 1), ("batch", "a", 1), ("step", "a", 0)])
+    models.add_snapshot("s", "a")
+    request = SampleRequest([5, 6], max_tokens=20, temperature=0, stop=[])
+    [expected] = answers(models, "s", [request])
+    weights_id = models.weights_of("s")
+    joined = models.join(weights_id, request)
+    for number in range(1000):
+        if models.sample_step(weights_id):
+            break
+        run(models, [("batch", "a", number), ("step", "a", 0)])
+        # It joins between the steps of others, and its prompt is read with the same adapter.
+        if number == 3:
+            late = models.join(weights_id, request)
+    while models.can_sample(weights_id):
+        models.sample_step(weights_id)
+    assert isinstance(expected, SampleResult)
+    for answering in (joined, late):
+        assert answering.result.sequences[0].tokens == expected.sequences[0].tokens

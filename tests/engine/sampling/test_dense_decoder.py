@@ -17,7 +17,7 @@ from tinkersmith.engine.messages import LoraConfig, SampleRequest
 from tinkersmith.engine.model.adapters import snapshot
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
-from tinkersmith.engine.sampling import dense_decoder, sampler
+from tinkersmith.engine.sampling import batch, dense_decoder
 from tinkersmith.engine.sampling.decoder import Decoder, LayerDecoder
 from tinkersmith.engine.sampling.dense_decoder import DenseDecoder
 from tinkersmith.engine.sampling.prefixes import TokenRun, shared_runs
@@ -128,7 +128,7 @@ def test_a_shared_beginning_computed_once_changes_nothing(
 def test_samples_equal_those_through_the_models_layers(
     base: BaseModel, rows: int, small_blocks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampler, "MAX_ROWS", rows)
+    monkeypatch.setattr(batch, "MAX_ROWS", rows)
     rng = np.random.default_rng()
     common = rng.integers(0, 300, 40).tolist()
     requests = [

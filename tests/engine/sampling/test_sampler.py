@@ -30,9 +30,10 @@ from tinkersmith.engine.messages import (
 from tinkersmith.engine.model.adapters import snapshot
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
-from tinkersmith.engine.sampling import checks, sampler
+from tinkersmith.engine.sampling import batch, checks
 from tinkersmith.engine.sampling.checks import check_request
-from tinkersmith.engine.sampling.sampler import ends_of, sample
+from tinkersmith.engine.sampling.rows import ends_of
+from tinkersmith.engine.sampling.sampler import sample
 from tinkersmith.engine.sampling.token_choice import choose_tokens
 from tinkersmith.engine.training.step import forward
 
@@ -53,7 +54,7 @@ def adapter(base: BaseModel) -> Adapter:
 @pytest.fixture(params=[2, 64])
 def rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Few rows at a time: slots are refilled, and num_samples is split over prefills."""
-    monkeypatch.setattr(sampler, "MAX_ROWS", request.param)
+    monkeypatch.setattr(batch, "MAX_ROWS", request.param)
     yield request.param
 
 

@@ -125,3 +125,34 @@ def test_each_of_many_clients_gets_exactly_what_it_gets_alone(
         answer, expected = together[CLIENTS + number], sampled[number]
         assert answer.tokens == expected.tokens, f"sampling client {number}"
         assert answer.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
+
+
+def test_sixteen_sampling_clients_share_a_batch_that_later_ones_join(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    """Short requests are answered while a long one of another client goes on."""
+    prompt = tinker.ModelInput.from_ints(list(range(10, 60)))
+
+    def ask(sampler: tinker.SamplingClient, seed: int, tokens: int, samples: int = 1) -> Any:
+        params = tinker.SamplingParams(max_tokens=tokens, seed=seed, stop=[])
+        return sampler.sample(prompt, samples, params)
+
+    with (
+        running_engine(tmp_path, tiny_model) as engine,
+        engine.client() as service,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        samplers = [service.create_sampling_client(base_model=MODEL).result() for _ in range(16)]
+        expected = [ask(samplers[0], seed, 12).result().sequences[0].tokens for seed in range(16)]
+        for _ in range(20):  # the long one may have ended first, on a loaded machine
+            long = pool.submit(ask(samplers[0], 99, 450, samples=64).result)
+            found = [ask(sampler, seed, 12) for seed, sampler in enumerate(samplers)]
+            answers = [future.result() for future in found]
+            overtaken = not long.done()
+            assert [answer.sequences[0].tokens for answer in answers] == expected
+            # The first prompt of those that joined together was read for the others, too.
+            assert {answer.prompt_cache_hit_tokens for answer in answers} <= {0, 49}
+            assert [len(one.tokens) for one in long.result().sequences] == [450] * 64
+            if overtaken:
+                return
+    pytest.fail("no request was answered while the long one went on")

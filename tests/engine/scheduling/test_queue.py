@@ -3,16 +3,16 @@
 import asyncio
 import random
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.sampling import CountingModels
 from tinkersmith.engine.errors import Gone, Refused
 from tinkersmith.engine.messages import LoraConfig, SampleRequest
 from tinkersmith.engine.scheduling.queue import (
-    SEQUENCES_PER_TURN,
+    SEQUENCES_TAKEN,
     EngineThread,
     Future,
     Job,
@@ -38,7 +38,7 @@ def test_numbered_operations_begin_in_order_whatever_order_they_come_in() -> Non
     assert begun == list(range(1, 40)), f"seed {seed}"
 
 
-def started(prepare: Any = lambda: None) -> tuple[EngineThread, threading.Event]:
+def started(prepare: Any = CountingModels) -> tuple[EngineThread, threading.Event]:
     """An engine thread that runs no job until the returned event is set."""
     thread = EngineThread(asyncio.get_running_loop(), prepare)
     thread.start()
@@ -70,52 +70,275 @@ def test_queues_take_turns_so_that_a_long_one_does_not_starve_a_short_one() -> N
     assert order[:4] == ["long", "short", "long", "short"]
 
 
-def test_waiting_samples_of_one_client_are_answered_together_and_a_bad_one_fails_alone() -> None:
-    calls: list[int] = []
+# ---- sampling
 
-    def answer(models: Any, requests: Sequence[SampleRequest]) -> list[Any]:
-        calls.append(len(requests))
-        if any(request.seed == 3 for request in requests):
-            raise RuntimeError("bad request")
-        return [{"seed": request.seed} for request in requests]
+
+def sample_job(future: Future, seed: int = 0, tokens: int = 1, samples: int = 1) -> SampleJob:
+    """A request for so many steps, whose result is its seed."""
+    request = SampleRequest([1], samples, tokens, seed=seed)
+    return SampleJob(request, lambda result: {"seed": seed}, future)
+
+
+async def results_of(futures: list[Future]) -> list[Any]:
+    for future in futures:
+        await asyncio.wait_for(future.done.wait(), 30)
+    return [future.result for future in futures]
+
+
+def test_requests_of_all_clients_of_the_same_weights_are_answered_together() -> None:
+    together: list[tuple[str, list[int | None]]] = []
+    models = CountingModels(
+        weights=lambda sampler_id: "tuned" if sampler_id.startswith("tuned") else "base",
+        step=lambda weights_id, requests: together.append(
+            (weights_id, sorted(request.seed or 0 for request in requests))
+        ),
+    )
 
     async def main() -> list[Any]:
-        thread, gate = started()
+        thread, gate = started(lambda: models)
         futures = [Future() for _ in range(6)]
-        for seed, future in enumerate(futures):
-            thread.submit("s", SampleJob(SampleRequest([1], seed=seed), answer, future))
+        clients = ["a", "b", "tuned:1", "a", "tuned:2", "c"]
+        for number, (client_id, future) in enumerate(zip(clients, futures, strict=True)):
+            thread.submit(client_id, sample_job(future, 10 + number, tokens=2))
         gate.set()
-        for future in futures:
-            await future.done.wait()
-        return [future.result for future in futures]
+        return await results_of(futures)
 
     results = asyncio.run(main())
-    assert calls == [6, 1, 1, 1, 1, 1, 1]
-    assert [result.get("seed") for result in results] == [0, 1, 2, None, 4, 5]
-    assert results[3]["category"] == "server" and "bad request" in results[3]["error"]
+    assert [result["seed"] for result in results] == list(range(10, 16))
+    assert sorted(together) == [("base", [10, 11, 13, 15])] * 2 + [("tuned", [12, 14])] * 2
 
 
-def test_a_turn_answers_at_most_so_many_sequences_and_stops_at_another_kind_of_job() -> None:
-    calls: list[int] = []
+def test_a_bad_request_fails_alone_and_an_unknown_client_is_told() -> None:
+    def weights(sampler_id: str) -> str:
+        if sampler_id == "gone":
+            raise Refused("there is no such client.")
+        return "weights"
 
-    def answer(models: Any, requests: Sequence[SampleRequest]) -> list[Any]:
-        calls.append(sum(request.num_samples for request in requests))
-        return [{} for _ in requests]
-
-    async def main() -> None:
-        thread, gate = started()
-        half = SampleRequest([1], num_samples=SEQUENCES_PER_TURN // 2)
-        jobs: list[Job | SampleJob] = [SampleJob(half, answer, Future()) for _ in range(4)]
-        jobs.insert(3, Job(lambda models: {"job": calls.append(-1)}, Future()))
-        for job in jobs:
-            thread.submit("s", job)
+    async def main() -> list[Any]:
+        thread, gate = started(lambda: CountingModels(weights))
+        futures = [Future() for _ in range(7)]
+        for seed, future in enumerate(futures):
+            thread.submit("gone" if seed == 6 else "s", sample_job(future, seed, tokens=3))
         gate.set()
-        for job in jobs:
-            await job.future.done.wait()
+        return await results_of(futures)
+
+    results = asyncio.run(main())
+    assert [result.get("seed") for result in results] == [0, 1, 2, None, 4, 5, None]
+    assert results[3]["category"] == "server" and "bad request" in results[3]["error"]
+    assert results[6] == {"error": "there is no such client.", "category": "user"}
+
+
+def test_a_step_that_breaks_fails_all_who_took_part_and_the_engine_goes_on() -> None:
+    broken = [True]
+
+    def step(weights_id: str, requests: list[SampleRequest]) -> None:
+        if broken.pop() if broken else False:
+            raise RuntimeError("out of order")
+
+    async def main() -> list[Any]:
+        thread, gate = started(lambda: CountingModels(step=step))
+        futures = [Future() for _ in range(3)]
+        thread.submit("s", sample_job(futures[0], 7))
+        thread.submit("s", sample_job(futures[1], 8))
+        gate.set()
+        first = await results_of(futures[:2])
+        thread.submit("s", sample_job(futures[2], 9))
+        return first + await results_of(futures[2:])
+
+    results = asyncio.run(main())
+    assert all("out of order" in result["error"] for result in results[:2])
+    assert results[2] == {"seed": 9}
+
+
+def test_a_request_that_comes_later_joins_and_need_not_wait_for_those_before() -> None:
+    steps: list[list[int | None]] = []
+    begun = threading.Event()
+
+    def step(weights_id: str, requests: list[SampleRequest]) -> None:
+        steps.append([request.seed for request in requests])
+        begun.set()
+        if len(steps) == 1:
+            joined.wait(30)
+
+    joined = threading.Event()
+
+    async def main() -> list[str]:
+        thread, gate = started(lambda: CountingModels(step=step))
+        long, short, ended = Future(), Future(), []
+        thread.submit("a", sample_job(long, seed=1, tokens=50))
+        gate.set()
+        await asyncio.to_thread(begun.wait, 30)
+        thread.submit("a", sample_job(short, seed=2, tokens=2))
+        joined.set()
+        await short.done.wait()
+        ended.append("short")
+        await long.done.wait()
+        return [*ended, "long"]
 
     asyncio.run(main())
-    half = SEQUENCES_PER_TURN // 2
-    assert calls == [2 * half, half, -1, half]
+    assert steps[0] == [1] and steps[1] == [1, 2] == steps[2] and len(steps) == 50
+    assert steps[3:] == [[1]] * 47
+
+
+def test_what_is_sampled_for_a_client_that_has_ended_is_broken_off() -> None:
+    counts: list[int] = []
+    reached = threading.Event()
+
+    def step(weights_id: str, requests: list[SampleRequest]) -> None:
+        counts.append(len(requests))
+        if len(counts) == 3:
+            reached.set()
+            dropped.wait(30)
+
+    dropped = threading.Event()
+
+    async def main() -> Any:
+        models = CountingModels(lambda sampler_id: "weights", step)
+        thread, gate = started(lambda: models)
+        leaving, staying = Future(), Future()
+        thread.submit("leaving", sample_job(leaving, tokens=10**6))
+        thread.submit("staying", sample_job(staying, seed=1, tokens=8))
+        gate.set()
+        await asyncio.to_thread(reached.wait, 30)
+        thread.drop("leaving")
+        dropped.set()
+        return await results_of([staying])
+
+    assert asyncio.run(main()) == [{"seed": 1}]
+    assert counts == [2, 2, 2, 1, 1, 1, 1, 1]
+
+
+def test_a_client_with_much_waits_with_the_rest_so_that_others_join_soon() -> None:
+    sequences: list[int] = []
+    ended: list[str] = []
+
+    def step(weights_id: str, requests: list[SampleRequest]) -> None:
+        sequences.append(sum(request.num_samples for request in requests))
+
+    async def main() -> None:
+        thread, gate = started(lambda: CountingModels(lambda sampler_id: "weights", step))
+        futures: list[tuple[str, Future]] = []
+        half = SEQUENCES_TAKEN // 2
+        for client_id, count, samples in (("much", 9, half), ("little", 1, 1)):
+            for _ in range(count):
+                futures.append((client_id, Future()))
+                thread.submit(client_id, sample_job(futures[-1][1], samples=samples, tokens=2))
+        gate.set()
+
+        async def note(client_id: str, future: Future) -> None:
+            await future.done.wait()
+            ended.append(client_id)
+
+        await asyncio.gather(*(note(*pair) for pair in futures))
+
+    asyncio.run(main())
+    assert max(sequences) <= SEQUENCES_TAKEN
+    assert ended.index("little") < 3
+
+
+def test_one_request_may_ask_for_more_sequences_than_are_taken_at_a_time() -> None:
+    async def main() -> list[Any]:
+        thread, gate = started(lambda: CountingModels())
+        futures = [Future(), Future()]
+        for future in futures:
+            thread.submit("s", sample_job(future, samples=2 * SEQUENCES_TAKEN))
+        gate.set()
+        return await results_of(futures)
+
+    assert asyncio.run(main()) == [{"seed": 0}] * 2
+
+
+def test_a_job_behind_a_request_of_its_client_does_not_wait_for_the_answer() -> None:
+    async def main() -> list[Any]:
+        models = CountingModels()
+        thread, gate = started(lambda: models)
+        answer, job = Future(), Future()
+        thread.submit("s", sample_job(answer, tokens=10**6))
+        thread.submit("s", Job(lambda models: {"job": len(models.running)}, job))
+        gate.set()
+        first = await results_of([job])
+        thread.drop("s")
+        return first
+
+    assert asyncio.run(main()) == [{"job": 1}]
+
+
+# ---- shares
+
+
+class Clock:
+    """Seconds that pass only when work says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(("weights", "job_seconds"), [(1, 0.1), (1, 0.7), (16, 0.1)])
+def test_a_training_client_beside_sixteen_sampling_clients_gets_half_of_the_time(
+    weights: int, job_seconds: float
+) -> None:
+    clock, spent = Clock(), {"sampling": 0.0, "training": 0.0}
+    enough = threading.Event()
+
+    def spend(what: str, seconds: float) -> None:
+        clock.now += seconds
+        if not enough.is_set():
+            spent[what] += seconds
+        if clock.now > 100:
+            enough.set()
+
+    models = CountingModels(
+        lambda sampler_id: str(int(sampler_id) % weights),
+        lambda weights_id, requests: spend("sampling", 0.01),
+    )
+
+    async def main() -> None:
+        thread = EngineThread(asyncio.get_running_loop(), lambda: models, clock)
+        for number in range(16):
+            thread.submit(str(number), sample_job(Future(), tokens=10**6))
+        for _ in range(2000):
+            thread.submit("trainer", Job(lambda models: spend("training", job_seconds), Future()))
+        thread.start()
+        await asyncio.to_thread(enough.wait, 60)
+
+    asyncio.run(main())
+    assert enough.is_set()
+    assert spent["training"] == pytest.approx(50, abs=1.0)
+
+
+def test_three_training_clients_and_all_sampling_together_get_a_quarter_each() -> None:
+    clock, spent = Clock(), dict.fromkeys(("a", "b", "c", "sampling"), 0.0)
+    enough = threading.Event()
+
+    def spend(what: str, seconds: float) -> None:
+        clock.now += seconds
+        if not enough.is_set():
+            spent[what] += seconds
+        if clock.now > 100:
+            enough.set()
+
+    models = CountingModels(step=lambda weights_id, requests: spend("sampling", 0.02))
+
+    async def main() -> None:
+        thread = EngineThread(asyncio.get_running_loop(), lambda: models, clock)
+        for number in range(16):
+            thread.submit(str(number), sample_job(Future(), tokens=10**6))
+        for name, seconds in (("a", 0.1), ("b", 0.4), ("c", 0.03)):
+            for _ in range(2000):
+                thread.submit(
+                    name,
+                    Job(lambda models, name=name, seconds=seconds: spend(name, seconds), Future()),
+                )
+        thread.start()
+        await asyncio.to_thread(enough.wait, 60)
+
+    asyncio.run(main())
+    assert {name: round(seconds) for name, seconds in spent.items()} == pytest.approx(
+        dict.fromkeys(spent, 25), abs=1
+    )
 
 
 def test_if_the_engine_cannot_be_prepared_every_job_says_why() -> None:
@@ -133,16 +356,6 @@ def test_if_the_engine_cannot_be_prepared_every_job_says_why() -> None:
     assert "No space left on device" in asyncio.run(main())["error"]
 
 
-class _Models:
-    def __init__(self) -> None:
-        self.freed: list[str] = []
-
-    def free(self, name: str) -> None:
-        self.freed.append(name)
-
-    free_sampler = free
-
-
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path)
@@ -157,7 +370,7 @@ async def open_client(sessions: Sessions) -> str:
 
 
 def test_a_silent_session_is_freed_and_its_waiting_operations_fail(store: Store) -> None:
-    models = _Models()
+    models = CountingModels()
 
     async def main() -> None:
         thread, gate = started(prepare=lambda: models)

@@ -20,11 +20,15 @@ import torch
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.hardware.memory import free_memory, return_freed_memory
 from tinkersmith.engine.log import log
-from tinkersmith.engine.messages import SampledSequence, SampleRequest, SampleResult
+from tinkersmith.engine.messages import Answering, SampledSequence, SampleRequest, SampleResult
 from tinkersmith.engine.model.adapters import save_adapter
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
-from tinkersmith.engine.sampling.sampler import asks_about_prompt, ends_of, sample
+from tinkersmith.engine.sampling.batch import Batch
+from tinkersmith.engine.sampling.cache_memory import CacheMemory
+from tinkersmith.engine.sampling.prompt_scores import asks_about_prompt
+from tinkersmith.engine.sampling.rows import ends_of
+from tinkersmith.engine.sampling.sampler import sample
 
 _SHARE = 0.5  # of the GPU's free memory; the rest is for training
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values of max_lora_rank that vLLM allows
@@ -67,22 +71,17 @@ class VllmSampler:
         self._failed: set[tuple[str, int]] = set()  # bases and ranks
         self._folders: dict[str, tempfile.TemporaryDirectory] = {}
         self._made = 0
+        self._memory = CacheMemory()  # of what the engine samples itself
 
-    def sample(
+    def batch(
         self,
         base: BaseModel,
-        sampler_id: str,
+        weights_id: str,
         adapter: Adapter | None,
-        requests: Sequence[SampleRequest],
         decode: Callable[[list[int]], str] | None,
-    ) -> list[SampleResult]:
-        """Answer all requests: by vLLM where it can, by the engine where it cannot."""
-        answers = self.answers(base, sampler_id, adapter, requests)
-        missing = [
-            request for request, answer in zip(requests, answers, strict=True) if answer is None
-        ]
-        sampled = iter(sample(base, adapter, missing, decode))
-        return [next(sampled) if answer is None else answer for answer in answers]
+    ) -> "VllmBatch":
+        own = Batch(base, adapter, decode, self._memory)
+        return VllmBatch(own, lambda requests: self.answers(base, weights_id, adapter, requests))
 
     def answers(
         self,
@@ -173,6 +172,51 @@ class VllmSampler:
         if reason:
             loaded.disagreeing.add(sampler_id)
             log.warning("%s is sampled from without vLLM: %s", sampler_id, reason)
+
+
+class VllmBatch:
+    """Requests that vLLM answers together, in one step; the engine answers what it cannot."""
+
+    def __init__(
+        self,
+        own: Batch,
+        answers: Callable[[Sequence[SampleRequest]], list[SampleResult | None]],
+    ) -> None:
+        self._own, self._answers = own, answers
+        self._joined: list[Answering] = []
+        self._whose: dict[Answering, Answering] = {}  # the engine's own -> what `add` gave
+
+    @property
+    def sequences(self) -> int:
+        return self._own.sequences + sum(one.request.num_samples for one in self._joined)
+
+    @property
+    def is_ready(self) -> bool:
+        return bool(self._joined) or self._own.is_ready
+
+    def add(self, request: SampleRequest) -> Answering:
+        answering = Answering(request, SampleResult([]))
+        self._joined.append(answering)
+        return answering
+
+    def step(self) -> list[Answering]:
+        joined, self._joined = self._joined, []
+        wanted = [one for one in joined if not one.gives_up]
+        finished = [one for one in joined if one.gives_up]
+        answers = self._answers([one.request for one in wanted]) if wanted else []
+        for answering, answer in zip(wanted, answers, strict=True):
+            if answer is not None:
+                answering.result = answer
+                finished.append(answering)
+            else:
+                self._whose[self._own.add(answering.request)] = answering
+        for own, answering in self._whose.items():
+            own.cancelled = answering.cancelled
+        for own in self._own.step() if self._own.sequences else []:
+            answering = self._whose.pop(own)
+            answering.result, answering.error = own.result, own.error
+            finished.append(answering)
+        return finished
 
 
 def _first_line(error: Exception) -> str:
@@ -276,7 +320,8 @@ def _result(output: Any, request: SampleRequest) -> SampleResult:
                 np.array([[entry.logprob for _, entry in at] for at in top], np.float32),
             )
         sequences.append(sequence)
-    return SampleResult(sequences)
+    hits = getattr(output, "num_cached_tokens", None) or 0
+    return SampleResult(sequences, prompt_cache_hit_tokens=hits)
 
 
 def _finite(result: SampleResult) -> bool:

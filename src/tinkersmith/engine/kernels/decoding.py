@@ -37,6 +37,7 @@ class TorchLayers:
         self.cache = PaddedCache(model, slots)
         self.lengths = self.cache.lengths
         self.put, self.move = self.cache.put, self.cache.move
+        self.resize, self.held = self.cache.resize, self.cache.held
 
     def step(self, x: torch.Tensor, rotary: RotaryTables) -> torch.Tensor:
         self.cache.begin(rotary)

@@ -25,11 +25,11 @@ class PaddedCache:
 
     def __init__(self, model: DenseModel, slots: int) -> None:
         self.model = model
-        self.lengths = [0] * slots
+        self.lengths: list[int] = []
         self.head_norms = [_head_norm(model, layer) for layer in model.layers]
-        sizes = [min(_GROUP, slots - start) for start in range(0, slots, _GROUP)]
-        self.groups = [_Slots(model, size) for size in sizes]
+        self.groups: list[_Slots] = []
         self.active: list[_Active] = []
+        self.resize(slots)
 
     def put(self, slot: int, parts: Sequence[KeysAndValues]) -> None:
         self.lengths[slot] = sum(part[0][0].shape[1] for part in parts)
@@ -42,6 +42,21 @@ class PaddedCache:
         self.lengths[target] = length = self.lengths[source]
         self._fit(target // _GROUP, length)
         group.put(end, [origin.take(start, length)])
+
+    def resize(self, slots: int) -> None:
+        """Have so many slots from now on; rows beyond them have ended."""
+        self.lengths += [0] * (slots - len(self.lengths))
+        del self.lengths[slots:]
+        self.active = []
+        sizes = [min(_GROUP, slots - start) for start in range(0, slots, _GROUP)]
+        del self.groups[len(sizes) :]
+        for group, size in zip(self.groups, sizes, strict=False):
+            group.resize(size)
+        self.groups += [_Slots(self.model, size) for size in sizes[len(self.groups) :]]
+
+    def held(self) -> int:
+        """Bytes of all slots."""
+        return sum(group.held() for group in self.groups)
 
     def begin(self, rotary: RotaryTables) -> None:
         """A step of as many rows as there are positions in `rotary` begins."""
@@ -114,6 +129,17 @@ class _Slots:
                 store[layer] = old.new_zeros(slots, heads, wanted, size)
                 store[layer][:, :, :used] = old[:, :, :used]
         self.capacity = wanted
+
+    def resize(self, slots: int) -> None:
+        for store in (self.keys, self.values):
+            for layer, old in enumerate(store):
+                count = min(slots, len(old))
+                if slots != len(old):
+                    store[layer] = old.new_zeros(slots, *old.shape[1:])
+                    store[layer][:count] = old[:count]
+
+    def held(self) -> int:
+        return sum(layer.nbytes for store in (self.keys, self.values) for layer in store)
 
     def put(self, place: int, parts: Sequence[KeysAndValues]) -> None:
         start = 0

@@ -97,6 +97,22 @@ class CachedRows:
             self.values[layer][target, :, :length] = self.values[layer][source, :, :length]
         self.lengths[target] = length
 
+    def resize(self, rows: int) -> None:
+        """Have so many rows from now on; those beyond them have ended."""
+        used = min(rows, self.rows)
+        lengths = self.lengths.new_zeros(rows)
+        lengths[:used] = self.lengths[:used]
+        self.lengths, self.rows = lengths, rows
+        for store in (self.keys, self.values):
+            for layer, old in enumerate(store):
+                if old.numel():
+                    store[layer] = old.new_zeros(rows, *old.shape[1:])
+                    store[layer][:used] = old[:used]
+
+    def held(self) -> int:
+        """Bytes of all rows."""
+        return sum(layer.nbytes for store in (self.keys, self.values) for layer in store)
+
     def prepare(self, active: int) -> None:
         """Prepare for one more token in each of the first `active` rows."""
         self.active = active

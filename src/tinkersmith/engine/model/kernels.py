@@ -184,6 +184,14 @@ class DecodingLayers(Protocol):
 
     def move(self, source: int, target: int) -> None: ...
 
+    def resize(self, slots: int) -> None:
+        """Have so many slots from now on; rows beyond them have ended."""
+        ...
+
+    def held(self) -> int:
+        """Bytes of the KV cache."""
+        ...
+
     def step(self, x: torch.Tensor, rotary: RotaryTables) -> torch.Tensor:  # (B, H) -> (B, H)
         """Compute a new token in each of the first B slots, and cache its keys and values."""
         ...
@@ -197,6 +205,16 @@ class ExactLogits:
     likeliest: torch.Tensor  # (B, Y) in int32, the tokens of those, the first of equals
     sums: torch.Tensor  # (B, Y), of exp(logit - highest)
     of: Callable[[torch.Tensor], torch.Tensor]  # (B, K), tokens of each row -> their logits
+
+    def only(self, rows: list[int]) -> "ExactLogits":
+        """Select some of the rows."""
+
+        def logits_of(tokens: torch.Tensor) -> torch.Tensor:
+            whole = tokens.new_zeros(len(self.sums), tokens.shape[1])
+            whole[rows] = tokens
+            return self.of(whole)[rows]
+
+        return ExactLogits(self.highest[rows], self.likeliest[rows], self.sums[rows], logits_of)
 
     def normaliser(self) -> torch.Tensor:
         """(B, 1): logits less this are log-probabilities."""

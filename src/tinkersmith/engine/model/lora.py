@@ -37,6 +37,12 @@ class Adapter:
         for weight in self.weights.values():
             weight.grad = None
 
+    def clear(self) -> None:
+        """Free the memory of all tensors; their names stay."""
+        for weight in self.weights.values():
+            weight.data = weight.data.new_empty(0)
+            weight.grad = None
+
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:

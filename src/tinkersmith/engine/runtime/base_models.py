@@ -1,13 +1,14 @@
 """The base models that are loaded: each at its first use, the least lately used unloaded for room.
 
 Everything here runs on the engine thread, between two uses of a model: whoever needs one asks for
-it by name every time, and keeps no reference.
+it by name every time, and keeps no reference, or gives it up when it is told of the unloading.
 """
 
 import gc
 import os
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -42,10 +43,12 @@ class BaseModels:
         device: str = "auto",
         threads: int = 0,  # 0: OMP_NUM_THREADS, or the engine's choice
         experimental: Experimental = NOTHING,
+        before_unload: Callable[[str], None] = lambda name: None,
     ) -> None:
         self.catalogue, self.dtype = catalogue, dtype
         self.threads = ThreadChoice(requested_threads(threads, os.environ))
         self.device, self.experimental = choose_device(device), experimental
+        self._before_unload = before_unload
         self._loaded: OrderedDict[str, BaseModel] = OrderedDict()  # the least lately used first
         self._bytes: dict[str, int] = {}  # of each loaded model's weights
 
@@ -109,6 +112,7 @@ class BaseModels:
         device = torch.device(self.device)
         while (free := free_memory(device)) < needed and self._loaded:
             idle = next(iter(self._loaded))
+            self._before_unload(idle)
             del self._loaded[idle], self._bytes[idle]
             gc.collect()  # a model's modules refer to each other
             return_freed_memory()

@@ -3,12 +3,13 @@
 Every method runs on the engine thread, called by a job.
 """
 
+import itertools
 import platform
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Hashable
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -23,11 +24,11 @@ from tinkersmith.engine.hardware.processor import processor_name
 from tinkersmith.engine.log import log
 from tinkersmith.engine.messages import (
     AdamParams,
+    Answering,
     BatchRequest,
     LoraConfig,
     LossOutput,
     SampleRequest,
-    SampleResult,
 )
 from tinkersmith.engine.model.adapters import (
     NotFinite,
@@ -43,11 +44,12 @@ from tinkersmith.engine.model.exported_adapter import read_exported_adapter
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.runtime.base_models import BaseModels, set_threads
 from tinkersmith.engine.runtime.experimental import NOTHING, Experimental
+from tinkersmith.engine.runtime.sampling_weights import Weights
 from tinkersmith.engine.runtime.spill import SpillFolder
 from tinkersmith.engine.sampling.checks import TOKENIZER, check_request
 from tinkersmith.engine.storage.catalogue import Catalogue
 from tinkersmith.engine.storage.folders import TinkerPath
-from tinkersmith.engine.storage.store import Store, damage_sentence, disk_errors
+from tinkersmith.engine.storage.store import CheckedCheckpoint, Store, damage_sentence, disk_errors
 from tinkersmith.engine.training.checks import check_datums
 from tinkersmith.engine.training.optimizer import (
     AdamState,
@@ -88,6 +90,7 @@ class TrainingClient:
     # A batch of the step under way failed: the optim_step behind it fails too, so that half a step
     # is never applied.
     dropped: DroppedStep | None = None
+    version: object = field(default_factory=object)  # another one whenever the weights change
 
     def tensors(self) -> dict[str, torch.Tensor]:
         tensors = _named("state", state_tensors(self.optimizer))
@@ -105,29 +108,8 @@ class TrainingClient:
         self.optimizer = load_state_tensors(self.adapter, _with_prefix(tensors, "state"))
 
     def clear(self) -> None:
-        _clear(self.adapter)
+        self.adapter.clear()
         self.optimizer = AdamState(0, {}, {})
-
-
-@dataclass(slots=True)
-class SamplingClient:
-    """A frozen adapter to sample from, or the base model alone."""
-
-    base_name: str
-    adapter: Adapter | None
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        weights = self.adapter.weights if self.adapter else {}
-        return _named("weight", {name: weight.detach() for name, weight in weights.items()})
-
-    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
-        if self.adapter is not None:
-            for name, weight in self.adapter.weights.items():
-                weight.data = tensors[f"weight.{name}"].to(weight.device)
-
-    def clear(self) -> None:
-        if self.adapter is not None:
-            _clear(self.adapter)
 
 
 class Models:
@@ -144,13 +126,18 @@ class Models:
     ) -> None:
         self.store = store
         self.allow_changed_base = allow_changed_base
-        self.bases = BaseModels(catalogue, dtype, device, threads, experimental)
+        self.bases = BaseModels(
+            catalogue, dtype, device, threads, experimental, before_unload=self._finish_batches
+        )
         self.training: dict[str, TrainingClient] = {}
-        self.sampling: dict[str, SamplingClient] = {}
+        self.sampling: dict[str, str] = {}  # sampling client -> weights
+        self.weights: dict[str, Weights] = {}
+        self._numbers = itertools.count()
         self.sampler = experimental.sampler()
         self.adapter_memory = adapter_memory
         self.spilled = SpillFolder(store.folder / "idle")
-        # Bytes of each client whose tensors are in memory, the least recently used first.
+        # Bytes of each training client and of weights to sample from whose tensors are in memory,
+        # the least recently used first.
         self._held: OrderedDict[str, int] = OrderedDict()
         self._decoders: dict[Path, Callable[[list[int]], str]] = {}
         self._tokens = Counter[str]()  # by what was done with them
@@ -171,7 +158,7 @@ class Models:
         held = list(self._held.values())
         return {
             "adapters": sum(held),
-            "spilled_clients": max(len(self.training) + len(self.sampling) - len(held), 0),
+            "spilled_clients": max(len(self.training) + len(self.weights) - len(held), 0),
             "base_models": self.bases.memory(),
             "gpu": _gpu_memory(torch.device(self.bases.device)),
             "tokens": {kind: self._tokens[kind] for kind in TOKEN_KINDS},
@@ -267,6 +254,7 @@ class Models:
 
     def optim_step(self, model_id: str, params: AdamParams) -> dict[str, float]:
         model = self.get(model_id)
+        model.version = object()
         return optim_step(model.adapter, model.optimizer, params)
 
     def free(self, model_id: str) -> None:
@@ -337,7 +325,7 @@ class Models:
         """Replace the adapter by a checkpoint's, and its optimizer state by that or a fresh one."""
         model = self.get(model_id)
         base = self.bases.get(model.base_name)
-        folder = self._checked(path, base, optimizer)
+        folder = self._checked(path, base, optimizer).folder
         file = folder / OPTIMIZER
         if optimizer and not file.is_file():
             raise Refused(
@@ -353,11 +341,12 @@ class Models:
             with _reading(path, OPTIMIZER):
                 state = load_state_tensors(adapter, load_finite(file))
         model.adapter, model.optimizer, model.dropped = adapter, state, None
+        model.version = object()
         if optimizer and (threads := _threads_of(file)):
             model.threads = self.bases.threads.kept(threads)
 
-    def _checked(self, path: TinkerPath, base: BaseModel, optimizer: bool) -> Path:
-        """The folder of a checkpoint whose files are as they were saved, for this base model.
+    def _checked(self, path: TinkerPath, base: BaseModel, optimizer: bool) -> CheckedCheckpoint:
+        """A checkpoint whose files are as they were saved, for this base model.
 
         Raises:
             Refused: a file is damaged, or the weights of the base model are others now.
@@ -377,69 +366,150 @@ class Models:
             log.warning(
                 "%s is used with other weights of %s than it was trained on", path, base.name
             )
-        return checked.folder
+        return checked
 
     # ---- sampling clients
 
     def add_sampler(self, sampler_id: str, base_name: str, path: TinkerPath | Path | None) -> None:
         """Create a sampling client on a checkpoint, a PEFT folder, or the base model alone."""
         base = self.bases.get(base_name)
-        adapter = None
+        if path is None:
+            self._add_client(sampler_id, ("base", base_name), base_name, lambda: None)
+            return
         if isinstance(path, Path):
-            adapter = read_exported_adapter(base, path)
-        elif path is not None:
-            config = self.store.run(path.run_id).lora
+            folder = path
+            self._add_client(
+                sampler_id,
+                ("folder", base_name, str(folder)),
+                base_name,
+                lambda: read_exported_adapter(base, folder),
+            )
+            return
+        config = self.store.run(path.run_id).lora
+        checked = self._checked(path, base, optimizer=False)
+        identity = None
+        if checked.manifest is not None:
+            sha256 = checked.manifest["files"][ADAPTER_WEIGHTS]["sha256"]
+            identity = ("checkpoint", base_name, config, sha256)
+
+        def load() -> Adapter:
             adapter = new_adapter(base, config)
-            folder = self._checked(path, base, optimizer=False)
             with _reading(path, ADAPTER_WEIGHTS):
-                load_adapter_state(adapter, load_finite(folder / ADAPTER_WEIGHTS))
-        self.sampling[sampler_id] = SamplingClient(base_name, adapter)
-        self._use(sampler_id)
+                load_adapter_state(adapter, load_finite(checked.folder / ADAPTER_WEIGHTS))
+            return adapter
+
+        self._add_client(sampler_id, identity, base_name, load)
 
     def add_snapshot(self, sampler_id: str, model_id: str) -> None:
         """Create a sampling client on a training client's weights as they are now."""
         model = self.get(model_id)
-        self.sampling[sampler_id] = SamplingClient(model.base_name, snapshot(model.adapter))
-        self._use(sampler_id)
+        identity = ("snapshot", model.version)
+        self._add_client(sampler_id, identity, model.base_name, lambda: snapshot(model.adapter))
 
-    def sample(
-        self, sampler_id: str, requests: Sequence[SampleRequest]
-    ) -> list[SampleResult | Refused]:
-        """Answer requests together; a bad one is refused alone."""
+    def _add_client(
+        self,
+        sampler_id: str,
+        identity: Hashable,
+        base_name: str,
+        load: Callable[[], Adapter | None],
+    ) -> None:
+        """A sampling client of these weights, which are loaded if no other client has them."""
+        same = [one for one in self.weights.values() if identity and one.identity == identity]
+        if same:
+            [weights] = same
+        else:
+            weights = Weights(f"weights:{next(self._numbers)}", identity, base_name, load())
+            self.weights[weights.id] = weights
+        weights.users.add(sampler_id)
+        self.sampling[sampler_id] = weights.id
+        self._use(weights.id)
+
+    def weights_of(self, sampler_id: str) -> str:
+        """The id of the weights that a sampling client samples from.
+
+        Raises:
+            Refused: there is no such client, or it has ended.
+        """
         if sampler_id not in self.sampling:
             raise Refused(f"the sampling client {sampler_id} could not be created, or has ended.")
-        self._use(sampler_id)
-        client = self.sampling[sampler_id]
-        set_threads(self.bases.threads_for(client.base_name))
-        base = self.bases.get(client.base_name)
-        results: list[SampleResult | Refused] = []
-        good: list[SampleRequest] = []
-        for request in requests:
-            try:
-                check_request(base, request)
-                good.append(request)
-                results.append(SampleResult([]))
-            except Refused as refusal:
-                results.append(refusal)
-        decode = self._decoder(base)
-        sampled = self.sampler.sample(base, sampler_id, client.adapter, good, decode)
-        self._tokens["prompt"] += sum(len(request.prompt) for request in good)
-        self._tokens["sampled"] += sum(
-            len(sequence.tokens) for result in sampled for sequence in result.sequences
-        )
-        answers = iter(sampled)
-        return [result if isinstance(result, Refused) else next(answers) for result in results]
+        return self.sampling[sampler_id]
+
+    def join(self, weights_id: str, request: SampleRequest) -> Answering:
+        """Let a request join those that are being answered from these weights.
+
+        Raises:
+            Refused: something is wrong with the request.
+        """
+        weights = self.weights[weights_id]
+        base = self.bases.get(weights.base_name)
+        check_request(base, request)
+        if weights.batch is None:
+            self._use(weights_id)
+            weights.threads = self.bases.threads_for(weights.base_name)
+            decode = self._decoder(base)
+            weights.batch = self.sampler.batch(base, weights_id, weights.adapter, decode)
+        return weights.batch.add(request)
+
+    def can_sample(self, weights_id: str) -> bool:
+        """Whether `sample_step` would do something now."""
+        weights = self.weights[weights_id]
+        return bool(weights.finished) or (weights.batch is not None and weights.batch.is_ready)
+
+    def sample_step(self, weights_id: str) -> list[Answering]:
+        """Sample one token of each sequence of these weights; gives the finished requests."""
+        weights = self.weights[weights_id]
+        if weights.batch is not None:
+            self.bases.get(weights.base_name)  # so that it is not the least lately used one
+            self._use(weights_id)
+            self._step(weights)
+        finished, weights.finished = weights.finished, []
+        self._drop_unused(weights)
+        return finished
+
+    def _step(self, weights: Weights) -> None:
+        assert weights.batch is not None
+        set_threads(weights.threads)
+        finished = weights.batch.step()
+        weights.finished += finished
+        for answering in finished:
+            if answering.error is None:
+                self._tokens["prompt"] += len(answering.request.prompt)
+                self._tokens["sampled"] += sum(
+                    len(sequence.tokens) for sequence in answering.result.sequences
+                )
+        if not weights.batch.sequences:
+            weights.batch = None
+
+    def _finish_batches(self, base_name: str) -> None:
+        """Answer all that samples from a base model, which is about to be unloaded."""
+
+        def running() -> list[Weights]:
+            return [weights for weights in self.weights.values() if weights.batch is not None]
+
+        threads = torch.get_num_threads()
+        while any(weights.base_name == base_name for weights in running()):
+            for weights in running():  # those of other models may have the memory that it waits for
+                self._step(weights)
+        set_threads(threads)
 
     def free_sampler(self, sampler_id: str) -> None:
-        self.sampling.pop(sampler_id, None)
-        self.sampler.forget(sampler_id)
-        self._forget(sampler_id)
+        if sampler_id in self.sampling:
+            weights = self.weights[self.sampling.pop(sampler_id)]
+            weights.users.discard(sampler_id)
+            self._drop_unused(weights)
+
+    def _drop_unused(self, weights: Weights) -> None:
+        if weights.users or weights.batch is not None or weights.finished:
+            return
+        del self.weights[weights.id]
+        self.sampler.forget(weights.id)
+        self._forget(weights.id)
 
     # ---- memory
 
     def _use(self, name: str) -> None:
-        """Load the client's tensors into memory; others, least recently used first, are spilled."""
-        client = self.training.get(name) or self.sampling[name]
+        """Load tensors into memory; others, least recently used first, are spilled."""
+        client = self.training.get(name) or self.weights[name]
         if name not in self._held:
             if self.spilled.has(name):
                 client.restore(self.spilled.take(name))
@@ -448,13 +518,16 @@ class Models:
             factor = 4 / 3 if isinstance(client, TrainingClient) else 1
             self._held[name] = int(factor * sum(tensor.nbytes for tensor in tensors))
         self._held.move_to_end(name)
-        while sum(self._held.values()) > self.adapter_memory and len(self._held) > 1:
-            self._spill(next(iter(self._held)))
+        for other in [other for other in self._held if other != name]:
+            if sum(self._held.values()) <= self.adapter_memory:
+                break
+            if other not in self.weights or self.weights[other].batch is None:
+                self._spill(other)
 
     def _spill(self, name: str) -> None:
-        client = self.training.get(name) or self.sampling[name]
+        client = self.training.get(name) or self.weights[name]
         tensors = client.tensors()
-        if tensors:  # a sampling client on the base model alone has none
+        if tensors:  # the base model alone has none
             self.spilled.put(name, {key: tensor.cpu() for key, tensor in tensors.items()})
             client.clear()
             log.info("%s is idle: spilled to disk", name)
@@ -543,12 +616,6 @@ def _versions() -> dict[str, str]:
         **{name: version(name) for name in ("torch", "transformers", "safetensors")},
         "python": platform.python_version(),
     }
-
-
-def _clear(adapter: Adapter) -> None:
-    for weight in adapter.weights.values():
-        weight.data = weight.data.new_empty(0)
-        weight.grad = None
 
 
 def _named(kind: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -33,6 +33,14 @@ class Decoder(Protocol):
 
     def move(self, source: int, target: int) -> None: ...
 
+    def resize(self, slots: int) -> None:
+        """Have so many slots from now on; rows beyond them have ended."""
+        ...
+
+    def held(self) -> int:
+        """Bytes of the KV cache."""
+        ...
+
     def step(
         self, tokens: Sequence[int], *, greedy: bool = False
     ) -> tuple[torch.Tensor | None, ExactLogits | None]:
@@ -61,6 +69,8 @@ class LayerDecoder:
     def __init__(self, base: BaseModel, adapter: Adapter | None, slots: int) -> None:
         self.base, self.adapter = base, adapter
         self.cache = CachedRows(base.layers, slots, base.device)
+        self.move = self.cache.move
+        self.resize, self.held = self.cache.resize, self.cache.held
 
     def prefill(
         self, runs: Sequence[TokenRun], wanted: Sequence[bool]
@@ -79,9 +89,6 @@ class LayerDecoder:
 
     def put(self, slot: int, run: TokenRun) -> None:
         self.cache.put(slot, run.past)
-
-    def move(self, source: int, target: int) -> None:
-        self.cache.move(source, target)
 
     def step(self, tokens: Sequence[int], *, greedy: bool = False) -> tuple[torch.Tensor, None]:
         self.cache.prepare(len(tokens))

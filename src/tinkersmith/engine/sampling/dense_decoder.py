@@ -36,6 +36,8 @@ class DenseDecoder:
         updates = [layer_updates(layer, adapter) for layer in model.layers]
         self.head = _head(base, adapter)
         self.layers = self.decoding.layers(model, updates, slots)
+        self.move = self.layers.move
+        self.resize, self.held = self.layers.resize, self.layers.held
 
     # ---- prefill
 
@@ -63,9 +65,6 @@ class DenseDecoder:
 
     def put(self, slot: int, run: TokenRun) -> None:
         self.layers.put(slot, [link.past for link in run.chain() if link.past is not None])
-
-    def move(self, source: int, target: int) -> None:
-        self.layers.move(source, target)
 
     # ---- decode
 

@@ -21,6 +21,7 @@ class TokenRun:
     tokens: list[int]
     parent: "TokenRun | None" = None
     past: KeysAndValues | None = None
+    read_for: object = None  # the request for which `past` was computed
 
     def chain(self) -> list["TokenRun"]:
         """All runs from the first tokens to this one."""
@@ -35,6 +36,16 @@ class TokenRun:
     def start(self) -> int:
         """The position of the first token."""
         return sum(len(run.tokens) for run in self.chain()[:-1])
+
+
+def split_run(run: TokenRun, count: int) -> TokenRun:
+    """Make the first `count` tokens of a run, which has no past yet, a run of their own before it.
+
+    Whoever refers to `run` still has all of its tokens, now in two runs.
+    """
+    head = TokenRun(run.tokens[:count], run.parent, read_for=run.read_for)
+    run.tokens, run.parent = run.tokens[count:], head
+    return head
 
 
 def shared_runs(prompts: Sequence[list[int]]) -> list[TokenRun]:

@@ -7,6 +7,7 @@ K candidates of a row.
 from collections.abc import Sequence
 from math import log
 
+import numpy as np
 import torch
 
 from tinkersmith.engine.errors import Refused
@@ -17,6 +18,22 @@ _LOG2_E = 1 / log(2)
 _SPAN = 2**20  # numbers in fp32 at a time: they stay in a CPU's caches
 _NUCLEUS = 1024  # most likely tokens that top_p looks at first
 _COLDEST = 1e-30  # below this temperature only the most likely token is left anyway
+
+
+def generator(seed: int | None, number: int) -> np.random.Generator:
+    """Random numbers of one sequence: by its request's seed and its number there."""
+    return np.random.default_rng(None if seed is None else [seed % 2**64, number])
+
+
+class NotFiniteRows(Refused):
+    """Nothing can be sampled for some rows."""
+
+    def __init__(self, rows: list[int]) -> None:
+        super().__init__(
+            "the model's output is not finite, so nothing can be sampled: its weights are broken; "
+            "use an earlier checkpoint, and a lower learning rate."
+        )
+        self.rows = rows
 
 
 class Exponentials:
@@ -116,7 +133,7 @@ def choose_tokens(
     other tokens. Where all rows are greedy, `exact` is enough.
 
     Raises:
-        Refused: a row has no probabilities, because its logits are not finite.
+        NotFiniteRows: some rows have no probabilities, because their logits are not finite.
     """
     if exact is None:
         assert logits is not None
@@ -124,11 +141,9 @@ def choose_tokens(
     else:
         plain = exact
     normaliser = plain.normaliser()
-    if not bool(normaliser.isfinite().all()):
-        raise Refused(
-            "the model's output is not finite, so nothing can be sampled: its weights are broken; "
-            "use an earlier checkpoint, and a lower learning rate."
-        )
+    finite = normaliser[:, 0].isfinite()
+    if not bool(finite.all()):
+        raise NotFiniteRows((~finite).nonzero()[:, 0].tolist())
     greedy = [request.temperature == 0 for request in requests]
     if all(greedy):
         return plain.argmax(), normaliser

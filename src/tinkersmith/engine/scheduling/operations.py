@@ -4,14 +4,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import (
     AdamParams,
+    Answering,
     BatchRequest,
     LoraConfig,
     LossOutput,
     SampleRequest,
-    SampleResult,
 )
 from tinkersmith.engine.storage.folders import TinkerPath
 
@@ -84,8 +83,18 @@ class ModelOperations(Protocol):
 
     def add_snapshot(self, sampler_id: str, model_id: str, /) -> None: ...
 
-    def sample(
-        self, sampler_id: str, requests: Sequence[SampleRequest], /
-    ) -> Sequence[SampleResult | Refused]: ...
-
     def free_sampler(self, sampler_id: str, /) -> None: ...
+
+    # ---- sampling: requests to the same weights are answered together
+
+    def weights_of(self, sampler_id: str, /) -> str: ...
+
+    def join(self, weights_id: str, request: SampleRequest, /) -> Answering: ...
+
+    def can_sample(self, weights_id: str, /) -> bool:
+        """Whether `sample_step` would do something now."""
+        ...
+
+    def sample_step(self, weights_id: str, /) -> Sequence[Answering]:
+        """Sample one token of each sequence; gives the requests that are finished."""
+        ...

@@ -1,8 +1,9 @@
 """Who waits for what: futures, the order of one model's operations, and the one engine thread.
 
 Only the engine thread uses models; everything else sends it jobs. Each training client and each
-sampling client has a queue of its own, and the queues take turns: no client waits for another's
-whole queue.
+sampling client has a queue of its own. Sampling requests leave their queues as soon as there is
+room for them beside those that are being answered from the same weights. Everything else waits for
+its turn, which goes to whoever has had the least time.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import contextlib
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,12 +20,16 @@ from safetensors import SafetensorError
 
 from tinkersmith.engine.errors import Refused, StorageFailure
 from tinkersmith.engine.log import log
-from tinkersmith.engine.messages import SampleRequest
+from tinkersmith.engine.messages import Answering, SampleRequest, SampleResult
 from tinkersmith.engine.scheduling.operations import ModelOperations
+from tinkersmith.engine.scheduling.shares import LEAST, Shares
 from tinkersmith.engine.scheduling.traces import Span, Traces
 
 DISK_THREADS = 4  # saves that may wait for the disk at once
-SEQUENCES_PER_TURN = 512  # that one turn of a sampling client answers together
+# Sequences that are taken from the queues at a time for the same weights. A client with more waits
+# with the rest, so that those who come later need not wait for all of it.
+SEQUENCES_TAKEN = 256
+_SAMPLING = "sampling"  # the name of its share; clients have names with a colon
 
 Result = dict[str, Any] | bytes | None
 
@@ -41,7 +46,6 @@ class DiskWork:
 
 
 Work = Callable[[ModelOperations], Result | DiskWork]
-SampleWork = Callable[[ModelOperations, Sequence[SampleRequest]], Sequence[Result]]
 
 
 @dataclass(slots=True)
@@ -96,15 +100,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class SampleJob:
-    """A sampling request. `answer` answers it together with those that wait behind it."""
+    """A sampling request. It joins those that are being answered from the same weights."""
 
     request: SampleRequest
-    answer: SampleWork
+    answer: Callable[[SampleResult], Result]  # the result as its client gets it
     future: Future
     name: str = "sample"
 
 
-QueueTurn = Job | list[SampleJob]  # what the engine thread runs at a time
 _INTERNAL = "internal"  # the name of jobs that no client requested
 
 
@@ -118,21 +121,42 @@ class ClientQueue:
     sequences: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Sampling:
+    """A request that is being answered."""
+
+    client_id: str
+    job: SampleJob
+    started: float
+
+
 class EngineThread(threading.Thread):
-    """Runs jobs one at a time. `prepare` loads, on this thread, what every job uses."""
+    """Runs jobs one at a time. `prepare` loads, on this thread, what every job uses.
+
+    Between two steps of sampling it may run other jobs, and then go on with the step after.
+    """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, prepare: Callable[[], ModelOperations]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        prepare: Callable[[], ModelOperations],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         super().__init__(name="engine", daemon=True)
         self._loop = loop
         self._prepare = prepare
+        self._clock = clock
         self._models: ModelOperations | None = None  # until `_prepare` has returned
         self.traces = Traces()
         self._queues: OrderedDict[str, deque[Job | SampleJob]] = OrderedDict()
         self._busy: set[str] = set()  # clients whose last job still waits for the disk
-        self._running: dict[str, QueueTurn] = {}  # by client, on this thread or waiting for a disk
+        self._running: dict[str, Job] = {}  # by client, on this thread or waiting for a disk
         self.outcomes = Counter[tuple[str, bool]]()  # finished jobs by name and whether they failed
+        self._submitted = 0  # jobs; grows
+        # What is being answered, by the weights that it is sampled from.
+        self._sampling: dict[str, dict[Answering, _Sampling]] = {}
+        self._shares = Shares()  # of training clients, and of all sampling together
+        self._sampling_shares = Shares()  # of different weights
         self._disk = ThreadPoolExecutor(DISK_THREADS, "engine-disk")
         self._changed = threading.Condition()
 
@@ -140,12 +164,19 @@ class EngineThread(threading.Thread):
         """Append a job to the queue of a training or sampling client."""
         with self._changed:
             self._queues.setdefault(client_id, deque()).append(job)
+            self._submitted += 1
             self._changed.notify()
 
     def drop(self, client_id: str) -> None:
-        """Forget the client's waiting jobs. A job that runs already runs to its end."""
+        """Forget the client's waiting jobs, and break off what is sampled for it.
+
+        Any other job that runs already runs to its end.
+        """
         with self._changed:
             self._queues.pop(client_id, None)
+            for answering, sampling in self._all_sampling():
+                if sampling.client_id == client_id:
+                    answering.cancelled = True
 
     def facts(self) -> dict[str, Any]:
         """See `ModelOperations.facts`; empty until the models are prepared."""
@@ -159,7 +190,11 @@ class EngineThread(threading.Thread):
         """The clients with jobs that wait or run. Any thread may call it."""
         with self._changed:
             waiting = {client_id: list(jobs) for client_id, jobs in self._queues.items()}
-            running = {client_id: list(_jobs(turn)) for client_id, turn in self._running.items()}
+            running: dict[str, list[Job | SampleJob]] = {}
+            for client_id, job in self._running.items():
+                running.setdefault(client_id, []).append(job)
+            for _, sampling in self._all_sampling():
+                running.setdefault(sampling.client_id, []).append(sampling.job)
         return [
             ClientQueue(
                 client_id,
@@ -187,41 +222,70 @@ class EngineThread(threading.Thread):
             self._fail_every_job(failure(error))
             return
         while True:
-            client_id, turn = self._next()
-            started = time.time()
-            results = _run_turn(models, turn)
-            if isinstance(results, DiskWork):
-                self._finish_from_disk(client_id, turn, results, started)
-            else:
-                self._finish(client_id, turn, results, started)
-            del turn  # or the last batch would stay in memory until the next one comes
+            self._run_turn(models)
+
+    def _run_turn(self, models: ModelOperations) -> None:
+        seen = self._submitted  # a job that comes from now on is not slept through
+        begun = self._clock()
+        self._admit(models)
+        admitting = self._clock() - begun  # long, if a base model is loaded for it
+        ready = [weights_id for weights_id in self._sampling if models.can_sample(weights_id)]
+        with self._changed:
+            wanting = [client_id for client_id in self._queues if self._has_job(client_id)]
+            if not wanting and not ready:
+                if seen == self._submitted:
+                    self._changed.wait()
+                return
+            # All sampling together counts as one client.
+            chosen = self._shares.next([*wanting, _SAMPLING] if ready else wanting)
+            job = self._take(chosen) if chosen != _SAMPLING else None
+            if isinstance(job, Job):
+                self._running[chosen] = job
+        started = self._clock()
+        if isinstance(job, Job):
+            self._run_job(models, chosen, job)
+        else:
+            self._sample(models, self._sampling_shares.next(ready))
+        self._shares.charge(chosen, self._clock() - started)
+        if admitting > LEAST:
+            self._shares.charge(_SAMPLING, admitting)
 
     def _fail_every_job(self, reason: Result) -> None:
         while True:
-            client_id, turn = self._next()
-            self._finish(client_id, turn, [reason] * len(_jobs(turn)), time.time())
+            with self._changed:
+                while not self._queues:
+                    self._changed.wait()
+                client_id = next(iter(self._queues))
+                job = self._take(client_id)
+            self._finish(client_id, job, reason, time.time())
 
-    def _next(self) -> tuple[str, QueueTurn]:
-        """The first job of the next queue, or all sample jobs that it begins with."""
-        with self._changed:
-            while (client_id := self._ready()) is None:
-                self._changed.wait()
-            waiting = self._queues[client_id]
-            first = waiting.popleft()
-            turn = first if isinstance(first, Job) else [first, *_followers(first, waiting)]
-            if waiting:
-                self._queues.move_to_end(client_id)
-            else:
-                del self._queues[client_id]
-            self._running[client_id] = turn
-            return client_id, turn
+    def _has_job(self, client_id: str) -> bool:
+        return client_id not in self._busy and isinstance(self._queues[client_id][0], Job)
 
-    def _ready(self) -> str | None:
-        return next((client_id for client_id in self._queues if client_id not in self._busy), None)
+    def _take(self, client_id: str) -> Job | SampleJob:
+        """The first job of a queue, which then stands behind the others."""
+        waiting = self._queues[client_id]
+        job = waiting.popleft()
+        if waiting:
+            self._queues.move_to_end(client_id)
+        else:
+            del self._queues[client_id]
+        return job
 
-    def _finish_from_disk(
-        self, client_id: str, turn: QueueTurn, work: DiskWork, started: float
-    ) -> None:
+    # ---- jobs that run alone
+
+    def _run_job(self, models: ModelOperations, client_id: str, job: Job) -> None:
+        started = time.time()
+        try:
+            result = job.run(models)
+        except BaseException as error:  # a job's failure is its client's, never the thread's
+            result = failure(error)
+        if isinstance(result, DiskWork):
+            self._finish_from_disk(client_id, job, result, started)
+        else:
+            self._finish(client_id, job, result, started)
+
+    def _finish_from_disk(self, client_id: str, job: Job, work: DiskWork, started: float) -> None:
         with self._changed:
             self._busy.add(client_id)
 
@@ -230,69 +294,112 @@ class EngineThread(threading.Thread):
                 result = work.run()
             except BaseException as error:  # a job's failure is its client's, never the thread's
                 result = failure(error)
-            self._finish(client_id, turn, [result], started)
+            self._finish(client_id, job, result, started)
             with self._changed:
                 self._busy.discard(client_id)
+                self._submitted += 1  # the next job of this client, if there is one
                 self._changed.notify()
 
         self._disk.submit(finish)
 
-    def _finish(
-        self, client_id: str, turn: QueueTurn, results: Sequence[Result], started: float
-    ) -> None:
-        ended = time.time()
-        finished = [(job.future, job.name) for job in _jobs(turn)]
-        with self._changed:
-            self._running.pop(client_id, None)
+    # ---- sampling
 
-        def finish_all() -> None:
-            for (future, name), result in zip(finished, results, strict=True):
-                future.finish(result)
-                failed = isinstance(result, dict) and "error" in result
-                self.outcomes[name or _INTERNAL, failed] += 1
-                if name is not None:
-                    self.traces.add(Span(client_id, name, future.received, started, ended, failed))
+    def _admit(self, models: ModelOperations) -> None:
+        """Let waiting requests join those that are being answered, one of each client at a time."""
+        full: set[str] = set()  # clients whose next request must wait
+        while True:
+            with self._changed:
+                heads = [
+                    (client_id, job)
+                    for client_id, queue in self._queues.items()
+                    if client_id not in self._busy and client_id not in full
+                    for job in (queue[0],)
+                    if isinstance(job, SampleJob)
+                ]
+            if not heads:
+                return
+            for client_id, job in heads:
+                if not self._admit_one(models, client_id, job):
+                    full.add(client_id)
+
+    def _admit_one(self, models: ModelOperations, client_id: str, job: SampleJob) -> bool:
+        """Whether there was room for the request."""
+        started = time.time()
+        try:
+            weights_id = models.weights_of(client_id)
+            if not self._has_room(weights_id, job.request):
+                return False
+            if not self._take_this(client_id, job):
+                return True  # its client is gone
+            answering = models.join(weights_id, job.request)
+        except BaseException as error:  # a job's failure is its client's, never the thread's
+            self._take_this(client_id, job)
+            self._finish(client_id, job, failure(error), started)
+            return True
+        with self._changed:
+            group = self._sampling.setdefault(weights_id, {})
+            group[answering] = _Sampling(client_id, job, started)
+        return True
+
+    def _has_room(self, weights_id: str, request: SampleRequest) -> bool:
+        taken = sum(one.request.num_samples for one in self._sampling.get(weights_id, {}))
+        return not taken or taken + request.num_samples <= SEQUENCES_TAKEN
+
+    def _take_this(self, client_id: str, job: SampleJob) -> bool:
+        """Take a job from the front of its queue, unless it has been dropped."""
+        with self._changed:
+            queue = self._queues.get(client_id)
+            if not queue or queue[0] is not job:
+                return False
+            self._take(client_id)
+            return True
+
+    def _sample(self, models: ModelOperations, weights_id: str) -> None:
+        started = self._clock()
+        try:
+            finished = models.sample_step(weights_id)
+        except BaseException as error:  # none of them would ever be finished
+            finished = list(self._sampling[weights_id])
+            for answering in finished:
+                answering.error = error
+        self._sampling_shares.charge(weights_id, self._clock() - started)
+        for answering in finished:
+            with self._changed:
+                group = self._sampling.get(weights_id, {})
+                sampling = group.pop(answering, None)
+                if not group:
+                    self._sampling.pop(weights_id, None)
+            if sampling is not None:  # else it has failed before
+                result = _result_of(answering, sampling)
+                self._finish(sampling.client_id, sampling.job, result, sampling.started)
+
+    def _all_sampling(self) -> list[tuple[Answering, _Sampling]]:
+        return [pair for group in self._sampling.values() for pair in group.items()]
+
+    def _finish(self, client_id: str, job: Job | SampleJob, result: Result, started: float) -> None:
+        ended, future, name = time.time(), job.future, job.name
+        with self._changed:
+            if self._running.get(client_id) is job:
+                del self._running[client_id]
+
+        def finish() -> None:
+            future.finish(result)
+            failed = isinstance(result, dict) and "error" in result
+            self.outcomes[name or _INTERNAL, failed] += 1
+            if name is not None:
+                self.traces.add(Span(client_id, name, future.received, started, ended, failed))
 
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
-            self._loop.call_soon_threadsafe(finish_all)
+            self._loop.call_soon_threadsafe(finish)
 
 
-def _jobs(turn: QueueTurn) -> Sequence[Job | SampleJob]:
-    return [turn] if isinstance(turn, Job) else turn
-
-
-def _followers(first: SampleJob, waiting: deque[Job | SampleJob]) -> list[SampleJob]:
-    """Take the sample jobs at the front of `waiting` that fit into the turn of `first`."""
-    followers: list[SampleJob] = []
-    sequences = first.request.num_samples
-    while waiting and sequences < SEQUENCES_PER_TURN:
-        job = waiting[0]
-        if not isinstance(job, SampleJob):
-            break
-        waiting.popleft()
-        followers.append(job)
-        sequences += job.request.num_samples
-    return followers
-
-
-def _run_turn(models: ModelOperations, turn: QueueTurn) -> Sequence[Result] | DiskWork:
+def _result_of(answering: Answering, sampling: _Sampling) -> Result:
+    if answering.error is not None:
+        return failure(answering.error)
     try:
-        if isinstance(turn, Job):
-            result = turn.run(models)
-            return result if isinstance(result, DiskWork) else [result]
-        return turn[0].answer(models, [job.request for job in turn])
+        return sampling.job.answer(answering.result)
     except BaseException as error:  # a job's failure is its client's, never the thread's
-        if isinstance(turn, Job) or len(turn) == 1:
-            return [failure(error)]
-    # One request must not spoil those that were answered together with it.
-    return [result for job in turn for result in _answer_alone(models, job)]
-
-
-def _answer_alone(models: ModelOperations, job: SampleJob) -> Sequence[Result]:
-    try:
-        return job.answer(models, [job.request])
-    except BaseException as error:
-        return [failure(error)]
+        return failure(error)
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from tinkersmith.engine.errors import Gone, NotFound, Refused, StorageFailure
 from tinkersmith.engine.log import log
-from tinkersmith.engine.messages import LoraConfig, SampleRequest
+from tinkersmith.engine.messages import LoraConfig, SampleRequest, SampleResult
 from tinkersmith.engine.scheduling.operations import ModelOperations
 from tinkersmith.engine.scheduling.queue import (
     EngineThread,
@@ -22,7 +22,6 @@ from tinkersmith.engine.scheduling.queue import (
     OrderedOperations,
     Result,
     SampleJob,
-    SampleWork,
     Work,
     failure,
 )
@@ -237,12 +236,13 @@ class Sessions:
         self._submit_after(fetch, sampler_id, Job(run, loaded, "create_sampling_session"))
 
     def sample(
-        self, sampler_id: str, seq_id: int, request: SampleRequest, answer: SampleWork
+        self,
+        sampler_id: str,
+        seq_id: int,
+        request: SampleRequest,
+        answer: Callable[[SampleResult], Result],
     ) -> str:
-        """Queue a sampling request, and return its future's id.
-
-        `answer` answers it together with other requests to the same sampling client.
-        """
+        """Queue a sampling request, and return its future's id; `answer` is its result's form."""
         if sampler_id not in self.get(sampler_id.partition(":")[0]).samplers:
             raise NotFound(f"there is no sampling client {sampler_id}.")
         request_id = f"{sampler_id}:{seq_id}"

@@ -312,6 +312,7 @@ def sample_output(result: SampleResult, target_layout: SparseLayout | None = Non
         )
         if sequence.topk is not None:
             _write_topk(added.topk_sampled_logprobs, *sequence.topk)
+    message.prompt_cache_hit_tokens = result.prompt_cache_hit_tokens
     if result.prompt_logprobs is not None:
         message.prompt_logprobs = result.prompt_logprobs.astype("<f4").tobytes()
     if result.topk_prompt_logprobs is not None:

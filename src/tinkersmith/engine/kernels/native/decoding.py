@@ -41,12 +41,13 @@ class NativeLayers:
         self.layers = (INTERFACE.structures["Layer"] * len(layers))(*layers)
         # All trained layers have the same rank.
         self.rank = max((part.b.shape[1] for part in _trained(updates)), default=0)
-        self.lengths = [0] * slots
+        self.lengths: list[int] = []
         # The cache of each slot, for all layers, in the panels of interface.h. Positions that are
         # not written yet are 0.
-        self.keys = [model.final_norm.new_empty(0)] * slots
-        self.values = [model.final_norm.new_empty(0)] * slots
-        self.capacities = [0] * slots
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self.capacities: list[int] = []
+        self.resize(slots)
 
     def put(self, slot: int, parts: Sequence[KeysAndValues]) -> None:
         self.lengths[slot] = sum(part[0][0].shape[1] for part in parts)
@@ -61,7 +62,19 @@ class NativeLayers:
     def move(self, source: int, target: int) -> None:
         self.lengths[target] = self.lengths[source]
         self.keys[target], self.values[target] = self.keys[source], self.values[source]
-        self.capacities[target], self.capacities[source] = self.capacities[source], 0
+        self.capacities[target] = self.capacities[source]
+        self._empty(source)
+
+    def resize(self, slots: int) -> None:
+        for numbers in (self.lengths, self.capacities):
+            numbers += [0] * (slots - len(numbers))
+            del numbers[slots:]
+        for caches in (self.keys, self.values):
+            caches += [self.model.final_norm.new_empty(0)] * (slots - len(caches))
+            del caches[slots:]
+
+    def held(self) -> int:
+        return sum(cache.nbytes for caches in (self.keys, self.values) for cache in caches)
 
     def step(self, x: torch.Tensor, rotary: RotaryTables) -> torch.Tensor:
         model, (count, hidden) = self.model, x.shape
@@ -93,6 +106,10 @@ class NativeLayers:
             address(x),
         )
         return x
+
+    def _empty(self, slot: int) -> None:
+        self.keys[slot] = self.values[slot] = self.model.final_norm.new_empty(0)
+        self.capacities[slot] = 0
 
     def _reserve(self, slot: int, positions: int) -> None:
         """Allocates an empty cache for so many positions, and a quarter more."""

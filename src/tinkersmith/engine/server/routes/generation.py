@@ -8,20 +8,13 @@ from dataclasses import dataclass, replace
 
 from starlette.requests import Request
 
-from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import SampledToken, SampleProgress, SampleRequest, SampleResult
-from tinkersmith.engine.scheduling.operations import ModelOperations
-from tinkersmith.engine.scheduling.queue import Future, Result, SampleJob, SampleWork, failure
+from tinkersmith.engine.scheduling.queue import Future, Result, SampleJob
 from tinkersmith.engine.server.routes.answer_text import AnswerSyntax, AnswerText, TextPiece
 from tinkersmith.engine.server.routes.inference_models import (
     InferenceModels,
     NamedModel,
     job_error,
-)
-
-_INTERRUPTED = (
-    "the answer broke off because a request that was answered together with it failed; send it "
-    "again."
 )
 
 
@@ -113,7 +106,7 @@ class Generation:
 
         progress = SampleProgress(take if self._live else None)
         future = Future()
-        job = SampleJob(replace(request, progress=progress), _answer_of(sampler_id), future)
+        job = SampleJob(replace(request, progress=progress), _answers, future)
         self._models.sessions.thread.submit(sampler_id, job)
         return _Job(future, progress, tokens)
 
@@ -173,18 +166,8 @@ class _Job:
     tokens: deque[SampledToken]
 
 
-def _answer_of(sampler_id: str) -> SampleWork:
-    def answer(models: ModelOperations, requests: Sequence[SampleRequest]) -> Sequence[Result]:
-        if any(request.progress is not None and request.progress.begun for request in requests):
-            # Its tokens are on their way already: it cannot begin again (see `queue.py`).
-            return [{"error": _INTERRUPTED, "category": "server"} for _ in requests]
-        results = models.sample(sampler_id, requests)
-        return [
-            failure(result) if isinstance(result, Refused) else {"answers": result}
-            for result in results
-        ]
-
-    return answer
+def _answers(result: SampleResult) -> Result:
+    return {"answers": result}
 
 
 def _result_of(future: Future) -> SampleResult:

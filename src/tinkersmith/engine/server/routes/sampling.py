@@ -3,16 +3,14 @@
 The work itself is behind `ModelOperations`, on the engine thread.
 """
 
-from collections.abc import Sequence
 from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.messages import SampleRequest
 from tinkersmith.engine.scheduling.operations import ModelOperations
-from tinkersmith.engine.scheduling.queue import Result, failure
+from tinkersmith.engine.scheduling.queue import Result
 from tinkersmith.engine.scheduling.sessions import Sessions
 from tinkersmith.engine.server import fields, wire
 from tinkersmith.engine.server.http import Routes, read_json
@@ -89,20 +87,8 @@ class SamplingRoutes:
         sampler_id = fields.string(body, "sampling_session_id")
         seq_id = fields.sequence_number(body, "seq_id")
         sample_request = wire.read_sample_request(body)
-        answer = partial(_answer, sampler_id)
+        layout = sample_request.target_layout
+        answer = partial(wire.sample_output, target_layout=layout)
         request_id = self.sessions.sample(sampler_id, seq_id, sample_request, answer)
         ids = [f"{request_id}:{number}" for number in range(sample_request.num_samples)]
         return JSONResponse({"request_id": request_id, "sample_sequence_ids": ids})
-
-
-def _answer(
-    sampler_id: str, models: ModelOperations, requests: Sequence[SampleRequest]
-) -> list[Result]:
-    """Answer requests to one sampling client together; a refused one fails alone."""
-    results = models.sample(sampler_id, requests)
-    return [
-        failure(result)
-        if isinstance(result, Refused)
-        else wire.sample_output(result, request.target_layout)
-        for request, result in zip(requests, results, strict=True)
-    ]

@@ -1,0 +1,139 @@
+"""A row: one sequence that is being sampled. The next tokens of rows, and when a row is finished.
+
+Axes: B active rows, V vocabulary, K candidates of a position.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from tinkersmith.engine.messages import Answering, SampledSequence, SampledToken, SampleRequest
+from tinkersmith.engine.model.base_model import BaseModel
+from tinkersmith.engine.model.kernels import ExactLogits
+from tinkersmith.engine.sampling.token_choice import choose_tokens, generator
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    answering: Answering
+    sequence: SampledSequence
+    rng: np.random.Generator
+    limit: int
+    stop_ids: frozenset[int]
+    stop_texts: tuple[str, ...]
+    number: int  # among its request's samples
+    longest: int  # tokens that it can come to have, with its prompt
+    # Of its next token. It is drawn once, however often a step that fails is repeated.
+    uniform: float | None = None
+    top_ids: list[np.ndarray] = field(default_factory=list[np.ndarray])
+    top_logprobs: list[np.ndarray] = field(default_factory=list[np.ndarray])
+
+    @property
+    def request(self) -> SampleRequest:
+        return self.answering.request
+
+    @property
+    def last_token(self) -> int:
+        return (self.sequence.tokens or self.request.prompt)[-1]
+
+    def next_uniform(self) -> float:
+        if not self.request.temperature > 0:
+            return 0.0
+        if self.uniform is None:
+            self.uniform = self.rng.random()
+        return self.uniform
+
+    def close(self) -> None:
+        if self.top_ids:
+            self.sequence.topk = (np.stack(self.top_ids), np.stack(self.top_logprobs))
+
+
+def new_row(base: BaseModel, answering: Answering, number: int) -> Row:
+    request = answering.request
+    longest = base.max_context - len(request.prompt) + 1
+    stop = ends_of(base, request)
+    return Row(
+        answering=answering,
+        sequence=answering.result.sequences[number],
+        rng=generator(request.seed, number),
+        limit=longest if request.max_tokens is None else request.max_tokens,
+        stop_ids=frozenset(token for token in stop if isinstance(token, int)),
+        stop_texts=tuple(text for text in stop if isinstance(text, str)),
+        number=number,
+        longest=len(request.prompt)
+        + (request.max_tokens or base.max_context - len(request.prompt)),
+    )
+
+
+def ends_of(base: BaseModel, request: SampleRequest) -> list[int | str]:
+    """The tokens and texts that end an answer."""
+    ends: list[int | str] = sorted(base.eos_ids)
+    if request.stop is None:
+        return ends
+    return [*request.stop, *(ends if request.stop_at_ends else [])]
+
+
+def take_tokens(
+    logits: torch.Tensor | None, exact: ExactLogits | None, rows: Sequence[Row]
+) -> None:
+    """Sample one token for each row from (B, V) logits and note its log-probability.
+
+    Raises:
+        NotFiniteRows: nothing can be sampled for some rows; nothing is noted for any.
+    """
+    requests = [row.request for row in rows]
+    uniforms = [row.next_uniform() for row in rows]
+    chosen, normaliser = choose_tokens(
+        logits, requests, torch.tensor(uniforms, dtype=torch.float64), exact
+    )
+    tokens, likeliest = chosen[:, None], chosen.new_empty(len(rows), 0)
+    if widest := max(request.topk_sample_logprobs for request in requests):
+        assert logits is not None
+        likeliest = logits.float().topk(widest).indices
+        tokens = torch.cat((tokens, likeliest), -1)  # (B, 1 + K)
+    if exact is not None:
+        chosen_logits = exact.of(tokens)
+    else:
+        assert logits is not None
+        chosen_logits = logits.gather(-1, tokens).float()
+    logprobs = chosen_logits - normaliser
+    for row, token, logprob in zip(rows, chosen.tolist(), logprobs[:, 0].tolist(), strict=True):
+        row.sequence.tokens.append(token)
+        row.sequence.logprobs.append(logprob)
+        row.uniform = None
+    for index, row in enumerate(rows):
+        if count := row.request.topk_sample_logprobs:
+            # In the order of the scores: the logits that chose them may have been rounded.
+            values, order = logprobs[index, 1 : 1 + count].sort(descending=True, stable=True)
+            row.top_ids.append(likeliest[index, order].cpu().numpy().astype(np.int32))
+            row.top_logprobs.append(values.cpu().numpy())
+
+
+def is_finished(row: Row, decode: Callable[[list[int]], str] | None) -> bool:
+    tokens = row.sequence.tokens
+    if tokens[-1] in row.stop_ids:
+        row.sequence.stop_reason = "stop"
+        return True
+    if row.stop_texts:
+        assert decode is not None  # see check_request
+        # A token is at least a byte of text, so a stop text lies within as many last tokens.
+        window = max(len(text.encode()) for text in row.stop_texts) + 8
+        tail = decode(tokens[-window:])
+        if any(text in tail for text in row.stop_texts):
+            row.sequence.stop_reason = "stop"
+            return True
+    return len(tokens) >= row.limit or row.answering.gives_up
+
+
+def report_token(row: Row, finished: bool) -> None:
+    """Tell a client that waits for each token of the row's last one."""
+    progress = row.request.progress
+    if progress is None or progress.take is None or progress.cancelled:
+        return
+    topk = (row.top_ids[-1], row.top_logprobs[-1]) if row.request.topk_sample_logprobs else None
+    sequence = row.sequence
+    reason = sequence.stop_reason if finished else None
+    token, logprob = sequence.tokens[-1], sequence.logprobs[-1]
+    progress.take(SampledToken(row.number, token, logprob, topk, reason))

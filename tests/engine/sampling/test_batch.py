@@ -1,0 +1,344 @@
+"""Requests that join, leave and fail in a running batch get what they would get alone."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.adapters import filled_adapter
+from tests.support.answers import assert_equal_answers
+from tests.support.loading import load_with_torch
+from tests.support.tiny_models import make_tiny_model
+from tinkersmith.engine.kernels import padded_cache
+from tinkersmith.engine.messages import (
+    Answering,
+    LoraConfig,
+    SampledToken,
+    SampleProgress,
+    SampleRequest,
+    SampleResult,
+)
+from tinkersmith.engine.model.adapters import snapshot
+from tinkersmith.engine.model.base_model import BaseModel
+from tinkersmith.engine.model.lora import Adapter
+from tinkersmith.engine.sampling import batch as batch_module
+from tinkersmith.engine.sampling.batch import Batch
+from tinkersmith.engine.sampling.cache_memory import CacheMemory
+from tinkersmith.engine.sampling.dense_decoder import DenseDecoder
+from tinkersmith.engine.sampling.prefixes import TokenRun
+from tinkersmith.engine.sampling.sampler import sample
+
+pytestmark = pytest.mark.slow
+
+PLENTY = 2**40  # bytes of free memory
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    return load_with_torch("tiny", make_tiny_model(tmp_path_factory.mktemp("m"), max_context=256))
+
+
+@pytest.fixture(params=["written out", "model's layers"])
+def base(request: pytest.FixtureRequest, dense: BaseModel) -> BaseModel:
+    return dense if request.param == "written out" else dataclasses.replace(dense, kernels=None)
+
+
+@pytest.fixture(scope="module")
+def adapter(dense: BaseModel) -> Adapter:
+    return snapshot(filled_adapter(dense, LoraConfig(8, 0)))
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little is prefilled at a time, and slots come in several groups, also for tiny inputs."""
+    monkeypatch.setattr(batch_module, "LEAST_PREFILL", 8)
+    monkeypatch.setattr(batch_module, "_FIRST_PREFILL", 8)
+    monkeypatch.setattr(batch_module, "HOLD_UP", 0.0)
+    monkeypatch.setattr(padded_cache, "_GROUP", 3)
+    monkeypatch.setattr(padded_cache, "_STEP", 8)
+
+
+def decode(tokens: list[int]) -> str:
+    return "".join(chr(97 + token % 26) for token in tokens)
+
+
+def requests_of_many_kinds(seed: int, count: int) -> list[SampleRequest]:
+    rng = np.random.default_rng(seed)
+    common = rng.integers(0, 250, 45).tolist()
+    return [
+        SampleRequest(
+            (common if number % 3 == 0 else [])
+            + rng.integers(0, 250, rng.integers(1, 60)).tolist(),
+            num_samples=1 + number % 3,
+            max_tokens=int(rng.integers(1, 40)),
+            temperature=(0.0, 1.0, 0.7)[number % 3],
+            top_k=(-1, 20)[number % 2],
+            top_p=(1.0, 0.9)[number % 2],
+            seed=number,
+            stop=([], [int(rng.integers(250))], ["abc"])[number % 3],
+            prompt_logprobs=number % 4 == 1,
+            topk_sample_logprobs=2 if number % 5 == 0 else 0,
+        )
+        for number in range(count)
+    ]
+
+
+def run(batch: Batch, at_step: dict[int, Sequence[SampleRequest]]) -> dict[int, Answering]:
+    """Let requests join at numbered steps, until all are finished; the answers in their order."""
+    joined: list[Answering] = []
+    number = 0
+    while batch.sequences or number <= max(at_step):
+        joined += [batch.add(request) for request in at_step.get(number, [])]
+        batch.step()
+        number += 1
+    return dict(enumerate(joined))
+
+
+def alone(base: BaseModel, adapter: Adapter | None, request: SampleRequest) -> SampleResult:
+    return sample(base, adapter, [request], decode)[0]
+
+
+@pytest.mark.parametrize("rows", [3, 64])
+def test_requests_that_join_at_any_step_get_what_each_gets_alone(
+    base: BaseModel, adapter: Adapter, rows: int, small_steps: None, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(batch_module, "MAX_ROWS", rows)
+    requests = requests_of_many_kinds(seed=int(np.random.default_rng().integers(10**6)), count=14)
+    expected = [alone(base, adapter, request) for request in requests]
+    batch = Batch(base, adapter, decode, CacheMemory())
+    answers = run(batch, {0: requests[:3], 2: requests[3:4], 5: requests[4:11], 30: requests[11:]})
+    assert_equal_answers([answers[number].result for number in range(14)], expected)
+    assert not batch.sequences and not batch.is_ready
+
+
+def test_a_long_prompt_is_read_in_pieces_while_others_go_on(
+    dense: BaseModel, small_steps: None
+) -> None:
+    shown: list[SampledToken] = []
+    watched = SampleRequest([1, 2], 1, 60, seed=1, stop=[], progress=SampleProgress(shown.append))
+    long = SampleRequest(list(range(200)), 1, 5, seed=2, stop=[])
+    batch = Batch(dense, None, None, CacheMemory())
+    batch.add(watched)
+    for _ in range(3):
+        batch.step()
+    answering, before = batch.add(long), len(shown)
+    while not answering.result.sequences[0].tokens:
+        batch.step()
+    pieces = -(-199 // 8)
+    assert len(shown) - before == pieces  # one token between every two pieces
+    while batch.sequences:
+        batch.step()
+    assert_equal_answers([answering.result], [alone(dense, None, long)])
+    assert answering.result.prompt_cache_hit_tokens == 0
+
+
+def test_prefill_takes_the_time_of_a_few_steps_at_most(
+    dense: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock on which a step takes 10 seconds, and a token of a prompt 1."""
+    seconds, read = [0.0], list[int]()
+    step, prefill = DenseDecoder.step, DenseDecoder.prefill
+
+    def slow_step(self: DenseDecoder, tokens: Sequence[int], **named: Any) -> Any:
+        seconds[0] += 10
+        return step(self, tokens, **named)
+
+    def slow_prefill(self: DenseDecoder, runs: Sequence[TokenRun], wanted: Sequence[bool]) -> Any:
+        read.append(sum(len(run.tokens) for run in runs))
+        seconds[0] += read[-1]
+        return prefill(self, runs, wanted)
+
+    monkeypatch.setattr(DenseDecoder, "step", slow_step)
+    monkeypatch.setattr(DenseDecoder, "prefill", slow_prefill)
+    monkeypatch.setattr(batch_module, "LEAST_PREFILL", 1)
+    batch = Batch(dense, None, None, CacheMemory(), clock=lambda: seconds[0])
+    batch.add(SampleRequest([1, 2], 1, 40, stop=[]))
+    batch.step()
+    read.clear()
+    for number in range(3):
+        batch.add(SampleRequest([number] * 101, 1, 2, stop=[]))
+    while batch.sequences:
+        batch.step()
+    assert sum(read) == 300 and max(read) == 10 * batch_module.HOLD_UP
+
+
+def test_a_cancelled_request_leaves_at_once_wherever_it_is(
+    base: BaseModel, small_steps: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_module, "MAX_ROWS", 3)
+    staying = SampleRequest([8, 9], 1, 40, seed=2, stop=[])
+    leaving = [SampleRequest(list(range(n)), 1, 200, seed=n, stop=[]) for n in (5, 90, 30, 60)]
+    batch = Batch(base, None, None, CacheMemory())
+    kept = batch.add(staying)
+    batch.step()
+    gone = [batch.add(request) for request in leaving]  # active, being prefilled, and waiting
+    batch.step()
+    gone.append(batch.add(leaving[0]))  # not seen yet
+    for answering in gone:
+        answering.cancelled = True
+    assert set(batch.step()) == set(gone)
+    assert batch.sequences == 1
+    while batch.sequences:
+        batch.step()
+    assert_equal_answers([kept.result], [alone(base, None, staying)])
+
+
+class Poisoned:
+    """A model that fails in every step that a poisoned request takes part in."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, base: BaseModel, token: int) -> None:
+        kind = batch_module.DenseDecoder if base.kernels else batch_module.LayerDecoder
+        self.token, self.failures = token, 0
+        self.step, self.prefill = kind.step, kind.prefill
+        poisoned = self
+
+        def step(decoder: Any, tokens: Sequence[int], **named: Any) -> Any:
+            poisoned.check(tokens)
+            return poisoned.step(decoder, tokens, **named)
+
+        def prefill(decoder: Any, runs: Sequence[TokenRun], wanted: Sequence[bool]) -> Any:
+            return poisoned.prefill(decoder, runs, wanted)
+
+        monkeypatch.setattr(kind, "step", step)
+        monkeypatch.setattr(kind, "prefill", prefill)
+
+    def check(self, tokens: Sequence[int]) -> None:
+        if self.token in tokens:
+            self.failures += 1
+            raise RuntimeError("poison")
+
+
+@pytest.fixture
+def poison(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> Iterator[Poisoned]:
+    yield Poisoned(monkeypatch, base, token=251)
+
+
+@pytest.mark.parametrize("poisonous", [1, 2])
+def test_a_request_that_fails_in_the_middle_fails_alone(
+    base: BaseModel, adapter: Adapter, small_steps: None, poison: Poisoned, poisonous: int
+) -> None:
+    shown: list[SampledToken] = []
+    good = [
+        dataclasses.replace(request, stop=[]) for request in requests_of_many_kinds(seed=5, count=8)
+    ]
+    expected = []
+    token, poison.token = poison.token, -1
+    for request in good:
+        expected.append(alone(base, adapter, request))
+    poison.token = token
+    good[2] = dataclasses.replace(good[2], progress=SampleProgress(shown.append))
+    bad = [SampleRequest([7, 251], 1, 5, stop=[]) for _ in range(poisonous)]
+    batch = Batch(base, adapter, decode, CacheMemory())
+    answers = run(batch, {0: good[:4], 6: [*bad, *good[4:]]})
+    failed = [number for number, one in answers.items() if one.error is not None]
+    assert failed == list(range(4, 4 + poisonous))
+    assert str(answers[4].error) == "poison" and poison.failures >= poisonous
+    ours = [one.result for number, one in answers.items() if number not in failed]
+    assert_equal_answers(ours, expected)
+    tokens = [[one.token for one in shown if one.number == n] for n in range(good[2].num_samples)]
+    assert tokens == [sequence.tokens for sequence in ours[2].sequences]  # each reported once
+
+
+def test_only_the_row_whose_logits_are_not_finite_fails(
+    dense: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = DenseDecoder.step
+
+    def breaking(self: DenseDecoder, tokens: Sequence[int], **named: Any) -> Any:
+        logits, exact = step(self, tokens, **named)
+        assert logits is not None
+        for row, token in enumerate(tokens):
+            if token == 251:
+                logits[row] = torch.nan
+        return logits, exact
+
+    good = [dataclasses.replace(one, stop=[]) for one in requests_of_many_kinds(seed=6, count=4)]
+    expected = [alone(dense, None, request) for request in good]
+    monkeypatch.setattr(DenseDecoder, "step", breaking)
+    batch = Batch(dense, None, None, CacheMemory())
+    bad = SampleRequest([3, 251], 2, 9, stop=[])
+    answers = run(batch, {0: [*good[:2], bad, *good[2:]]})
+    assert "not finite" in str(answers[2].error)
+    assert_equal_answers([answers[number].result for number in (0, 1, 3, 4)], expected)
+
+
+def test_a_stop_text_that_cannot_be_looked_for_fails_its_request_alone(dense: BaseModel) -> None:
+    def broken(tokens: list[int]) -> str:
+        raise ValueError("no such token")
+
+    good = SampleRequest([3, 4], 2, 9, seed=1, stop=[])
+    bad = SampleRequest([3, 5], 3, 9, stop=["x"])
+    batch = Batch(dense, None, broken, CacheMemory())
+    answers = run(batch, {0: [good, bad]})
+    assert isinstance(answers[1].error, ValueError)
+    assert_equal_answers([answers[0].result], [alone(dense, None, good)])
+
+
+# ---- memory
+
+
+def test_rows_wait_for_memory_and_batches_of_other_weights_leave_each_other_room(
+    dense: BaseModel, adapter: Adapter
+) -> None:
+    per_token = Batch(dense, None, None, CacheMemory())._per_token
+    room = 2 * 3 * per_token * 60  # half of it is for three rows of 60 tokens
+    # What the rows hold is no longer free; what is reserved for them besides was promised.
+    memory = CacheMemory(
+        lambda device: room - sum(cache.held() for cache in memory._caches.values())
+    )
+    batches = [Batch(dense, weights, None, memory) for weights in (None, adapter)]
+    request = SampleRequest([1] * 30, 1, 30, seed=3, stop=[])
+    answers = [[batch.add(request) for _ in range(5)] for batch in batches]
+    begun: list[list[int]] = []
+    while any(batch.sequences for batch in batches):
+        ready = [batch for batch in batches if batch.is_ready]
+        assert ready
+        for batch in ready:
+            batch.step()
+        begun.append([len(batch._active) for batch in batches])
+        assert sum(len(batch._active) for batch in batches) <= 3
+    assert max(first for first, _ in begun) == max(second for _, second in begun) == 3
+    for weights, given in zip((None, adapter), answers, strict=True):
+        expected = [alone(dense, weights, request)] * 5
+        assert_equal_answers([one.result for one in given], expected)
+    assert not memory._caches and not memory._starving
+
+
+def test_a_row_that_is_larger_than_the_memory_is_tried_alone(dense: BaseModel) -> None:
+    batch = Batch(dense, None, None, CacheMemory(lambda device: 1))
+    answers = run(batch, {0: [SampleRequest([1] * 30, 2, 30, seed=3, stop=[])]})
+    assert [len(sequence.tokens) for sequence in answers[0].result.sequences] == [30, 30]
+
+
+def test_slots_come_and_go_with_the_rows(base: BaseModel) -> None:
+    batch = Batch(base, None, None, CacheMemory(lambda device: PLENTY))
+    batch.add(SampleRequest([1], 1, 60, stop=[], seed=0))
+    batch.add(SampleRequest([2], 40, 5, stop=[], seed=0))
+    sizes: list[int] = []
+    while batch.sequences:
+        batch.step()
+        sizes.append(0 if batch._decoder is None else batch._decoder.held())
+    assert max(sizes[:5]) > 10 * min(sizes[10:-1]) > 0 and sizes[-1] == 0
+
+
+# ---- what was read for another request
+
+
+def test_a_request_says_how_much_of_its_prompt_was_read_for_another(dense: BaseModel) -> None:
+    common = list(range(60))
+    requests = [
+        SampleRequest([*common, 100, 101, 102], 2, 3, stop=[]),
+        SampleRequest([*common, 110], 1, 3, stop=[]),
+        SampleRequest([*common, 120, 121], 1, 3, stop=[]),
+        SampleRequest([200, 201], 1, 3, stop=[]),
+        SampleRequest([*common, 120, 121], 1, 3, stop=[], prompt_logprobs=True),
+    ]
+    hits = [result.prompt_cache_hit_tokens for result in sample(dense, None, requests)]
+    assert sorted(hits[:3]) == [0, 60, 60] and hits[3:] == [0, 0]
+    [same, again] = sample(dense, None, [requests[0]] * 2)
+    assert sorted((same.prompt_cache_hit_tokens, again.prompt_cache_hit_tokens)) == [0, 62]
+    [layers, _] = sample(dataclasses.replace(dense, kernels=None), None, requests[:2])
+    assert layers.prompt_cache_hit_tokens == 0  # nothing is shared there
