@@ -9,7 +9,6 @@ from tinkersmith.chat.visible import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.live import Live
 
 _NARROWEST = 60  # columns in which two answers fit side by side
 _DIM, _ERROR = "dim", "red"
