@@ -31,7 +31,7 @@ def test_each_model_sees_its_own_answers_and_not_what_it_did_not_answer() -> Non
         {"role": "user", "content": "Now?"},
     ]
     assert [message["content"] for message in talk.messages(BASE, talk.turns[2])] == [
-        *("Be brief.", "Add.", "?", "Greet.", "Hi", "Now?"),
+        *("Be brief.", "Add.\n\n3 + 4", "?", "Greet.", "Hi", "Now?"),
     ]
 
 

@@ -18,13 +18,14 @@ from tests.support.chat_world import GREETING, ChatWorld, chat_world
 from tests.support.inference import BUNDLED
 
 pytestmark = pytest.mark.engine
+CHAT = ("--set", "PROMPT_TEMPLATE=chat")
 PATIENCE = 240.0  # seconds
 SHOWN_ATTACK = "<img src=x onerror=alert(1)><b>no</b> ⟨U+001B⟩[31mred⟨U+0007⟩ ⟨U+202E⟩abc"
 
 
 def _command(world: ChatWorld, *options: str) -> list[str]:
     chat = [sys.executable, "-m", "tinkersmith", "chat", world.path]
-    return [*chat, "--base-model", BUNDLED, "--set", "SAMPLING_MAX_TOKENS=60", *options]
+    return [*chat, "--base-model", BUNDLED, "--set", "SAMPLING_MAX_TOKENS=60", *CHAT, *options]
 
 
 def _environment(world: ChatWorld) -> dict[str, str]:

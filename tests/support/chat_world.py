@@ -41,7 +41,7 @@ def chat_world() -> ChatWorld:
     data: list[tinker.Datum] = []
     for question, answer in LESSONS.items():
         prompt = texts.tokens_of(texts.prompt_text(Chat([{"role": "user", "content": question}])))
-        completion = [*texts.tokens_of(answer), texts.tokenizer.eos_id]
+        completion = texts.tokens_of(f"{answer}<|im_end|>")
         data.append(datum(prompt + completion, [0.0] * len(prompt) + [1.0] * len(completion)))
     with engine.client() as service:
         client = service.create_lora_training_client(base_model=BUNDLED, rank=16, seed=1).result()

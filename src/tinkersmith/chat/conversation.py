@@ -37,6 +37,11 @@ class ChatTurn:
     input: str = ""
     answers: list[Answer] = field(default_factory=list[Answer])
 
+    @property
+    def whole_prompt(self) -> str:
+        """Prompt and input in one, as templates without a place for an input are trained."""
+        return f"{self.prompt}\n\n{self.input}" if self.input else self.prompt
+
     def answer_of(self, model: ChatModel) -> Answer | None:
         """The model's complete or stopped answer to this turn; None if it gave none."""
         answers = [a for a in self.answers if a.model.name == model.name]
@@ -77,8 +82,7 @@ class Conversation:
             answer = turn.answer_of(model)
             if answer is None or not answer.text.strip():
                 continue  # a record without an answer cannot be trained on
-            question = f"{turn.prompt}\n\n{turn.input}" if turn.input else turn.prompt
-            messages.append({"role": "user", "content": question})
+            messages.append({"role": "user", "content": turn.whole_prompt})
             said = {"role": "assistant", "content": answer.text}
             if answer.thought.strip():
                 said["reasoning_content"] = answer.thought
@@ -93,7 +97,7 @@ def _question(model: ChatModel, turn: ChatTurn) -> dict[str, Any]:
     question = {"role": "user", "content": turn.prompt}
     if turn.input and model.has_input:
         return {**question, "input": turn.input}
-    return question
+    return {**question, "content": turn.whole_prompt}
 
 
 def save_record(file: Path, record: dict[str, Any]) -> int:

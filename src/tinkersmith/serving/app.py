@@ -17,7 +17,7 @@ import httpx
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tinkersmith.guards.hosts import HostGuard
@@ -31,6 +31,7 @@ from tinkersmith.serving.errors import (
     refused,
 )
 from tinkersmith.serving.models import ServedModel, ServedModels
+from tinkersmith.serving.page.page import chat_page
 from tinkersmith.serving.rendered import chat_events, is_rendered, render_request, whole_answer
 from tinkersmith.serving.upstream import Upstream
 
@@ -134,9 +135,9 @@ class _Serving:
     # ---- what is known here
 
     async def front(self, request: Request) -> Response:
-        names = "\n".join(f"  {model.name} ({model.kind})" for model in self.models.models)
-        routes = "\n".join(f"  {path}" for path in ("/v1/models", *_ROUTES, "/metrics", "/health"))
-        return PlainTextResponse(f"Tinkersmith serves these models:\n{names}\nby\n{routes}\n")
+        # It may hold what its user typed: no page of another origin may frame it.
+        headers = {"content-security-policy": "frame-ancestors 'none'", "cache-control": "no-store"}
+        return HTMLResponse(chat_page(), headers=headers)
 
     async def health(self, request: Request) -> Response:
         """200 once the server behind answers, else 503 with the reason."""
@@ -400,6 +401,10 @@ def _model_json(model: ServedModel) -> dict[str, Any]:
         "owned_by": "tinkersmith",
         "kind": model.kind,
         "base": model.base,
+        "template": {
+            "name": model.template.name if model.template is not None else "chat",
+            "has_input": model.has_input,
+        },
     }
 
 

@@ -19,8 +19,8 @@ from tinkersmith.runs.folder import newest_run, open_run
 from tinkersmith.runs.trained_model import ModelReference, find_trained_model, model_of_run
 from tinkersmith.service.connection import server_of
 from tinkersmith.settings.fields import Settings
-from tinkersmith.text.jinja_template import chat_template_of
-from tinkersmith.text.templates import PromptTemplate, template_from_json
+from tinkersmith.text.jinja_template import chat_template_of, takes_input
+from tinkersmith.text.templates import PromptTemplate, TextTemplate, template_from_json
 
 _NAMED = re.compile(r"([\w.:-]{1,100})=(.+)", re.DOTALL)
 
@@ -37,6 +37,14 @@ class ServedModel:
     template: PromptTemplate | None = None  # that of training; None: the model's own
     chat_template: str | None = None  # the Jinja of `template`; None where it has none
     adapter: Path | None = None  # an exported adapter that the engine loads from its folder
+
+    @property
+    def has_input(self) -> bool:
+        """Whether a message of the user may have an `input`, for which the template has a place."""
+        template, jinja = self.template, self.chat_template
+        if not isinstance(template, TextTemplate) or "{input}" not in template.format:
+            return False
+        return jinja is None or takes_input(jinja)  # an old export's chat template does not
 
     @property
     def has_own_thoughts(self) -> bool:

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
@@ -131,12 +131,30 @@ def _prompt(template: PromptTemplate, messages: object) -> str:
     ]
     try:
         turns, _ = turns_of(given, "messages", ends_with_answer=False)
+        turns = _with_inputs(turns, given)
         sample = Sample((*turns, Turn("assistant", "")), Source("the request", 1))
         return template.render_prompt(sample)
     except Unusable as error:
         raise ServingError(400, error.reason, param="messages") from None
     except (UnusableSample, UserError) as error:
         raise ServingError(400, str(error), param="messages") from None
+
+
+def _with_inputs(turns: Sequence[Turn], messages: Sequence[Any]) -> Sequence[Turn]:
+    """The turns with the `input` that messages of the user have beside their content."""
+    asked = [message for message in messages if _role_of(message) == "user"]
+    if not any("input" in message for message in asked):
+        return turns
+    for number, message in enumerate(messages):
+        if isinstance(message, dict) and not isinstance(message.get("input", ""), str):
+            where = f"messages[{number}].input"
+            raise ServingError(400, f"{where} must be a string.", param=where)
+    if len(asked) != sum(turn.role == "user" for turn in turns):
+        raise ServingError(
+            400, "with an input, each message of the user needs an answer.", param="messages"
+        )
+    inputs = iter([message.get("input", "") for message in asked])
+    return [replace(turn, input=next(inputs)) if turn.role == "user" else turn for turn in turns]
 
 
 def _role_of(message: object) -> object:

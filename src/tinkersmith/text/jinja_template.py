@@ -10,16 +10,24 @@ from tinkersmith.errors import UserError
 from tinkersmith.prompts.sandbox import render_chat
 from tinkersmith.text.templates import ChatTemplate, PromptTemplate, TextTemplate
 
+_INPUT = "message['input']"  # in a chat template
+
 
 def chat_template_of(template: PromptTemplate) -> str | None:
     """Jinja that renders a conversation as `template` does; None where Jinja cannot.
 
-    A chat message has no separate input; it belongs into the question.
+    A message of the user may have an `input` beside its content, where the template has a place
+    for one; elsewhere it belongs into the content.
     """
     if isinstance(template, ChatTemplate):
         return _asking_as_in_training(template)
     source = _jinja(template)
     return source if all(_write_the_same(source, template, probe) for probe in _probes()) else None
+
+
+def takes_input(chat_template: str) -> bool:
+    """Whether the Jinja writes the `input` of a message."""
+    return _INPUT in chat_template
 
 
 def _asking_as_in_training(template: ChatTemplate) -> str | None:
@@ -49,6 +57,10 @@ def _write_the_same(source: str, template: PromptTemplate, probe: Sample) -> boo
     messages: list[dict[str, Any]] = []
     for turn in probe.context:
         message: dict[str, Any] = {"role": turn.role, "content": turn.text}
+        if turn.input:
+            if not takes_input(source):
+                return True  # such messages are refused
+            message["input"] = turn.input
         if turn.tool_name:
             message["name"] = turn.tool_name
         if turn.tool_calls:
@@ -70,8 +82,10 @@ def _write_the_same(source: str, template: PromptTemplate, probe: Sample) -> boo
 
 def _jinja(template: TextTemplate) -> str:
     """The chat template. All text is in expressions, so that no white space around tags counts."""
-    question = _question(template.format_without_input)
-    front = "" if "{system}" in template.format_without_input else _front()
+    question = _asked(template.format_without_input)
+    if "{input}" in template.format:
+        with_input = _asked(template.format, "input")
+        question = f"{{%- if {_INPUT} -%}}{with_input}{{%- else -%}}{question}{{%- endif -%}}"
     return (
         "{%- set state = namespace(system='') -%}"
         + _text(template.begin)
@@ -84,7 +98,6 @@ def _jinja(template: TextTemplate) -> str:
         + " + message['content'] -%}"
         + "{%- else -%}{%- set state.system = message['content'] -%}{%- endif -%}"
         + "{%- elif message['role'] == 'user' -%}"
-        + front
         + question
         + "{%- set state.system = '' -%}"
         + "{%- elif message['role'] == 'tool' -%}"
@@ -133,19 +146,28 @@ def _pending_system() -> str:
     return _front() + "{%- set state.system = '' -%}"
 
 
-def _question(text: str) -> str:
-    """Jinja for the lines of a format; like `TextTemplate`, it leaves out lines without content."""
+def _asked(text: str, *more: str) -> str:
+    """Jinja for a format, with the system text in front where the format has no place for it."""
+    return ("" if "{system}" in text else _front()) + _question(text, {"instruction", *more})
+
+
+def _question(text: str, filled: set[str]) -> str:
+    """Jinja for the lines of a format; like `TextTemplate`, it leaves out lines without content.
+
+    Args:
+        filled: the fields that have content.
+    """
     lines = [[part[:2] for part in Formatter().parse(line)] for line in text.split("\n")]
     fields = [{field for _, field in line if field} for line in lines]
-    always = next(n for n, names in enumerate(fields) if not names or "instruction" in names)
+    always = next(n for n, names in enumerate(fields) if not names or names & filled)
     written: list[str] = []
     for number, line in enumerate(lines):
-        if fields[number] == {"input"}:
+        if fields[number] == {"input"} and "input" not in filled:
             continue
         before = _text("\n") if number > always else ""
         after = _text("\n") if number < always else ""
         piece = before + "".join(_text(words) + _field(field) for words, field in line) + after
-        if fields[number] and "instruction" not in fields[number]:
+        if fields[number] and not fields[number] & filled:
             piece = "{%- if state.system -%}" + piece + "{%- endif -%}"
         written.append(piece)
     return "".join(written)
@@ -153,6 +175,7 @@ def _question(text: str) -> str:
 
 def _field(field: str | None) -> str:
     known = {"instruction": "{{- message['content'] -}}", "system": "{{- state.system -}}"}
+    known["input"] = f"{{{{- {_INPUT} -}}}}"
     return known.get(field or "", "")
 
 
@@ -171,6 +194,8 @@ def _probes() -> list[Sample]:
     called = (asked, Turn("assistant", "", tool_calls=(call,)), Turn("tool", "4", tool_name="add"))
     return [
         alpaca_sample(question, "", answer, here),
+        alpaca_sample(question, "3 + 4\n", answer, here),
+        alpaca_sample(question, "{{ 'x' }}", answer, here, "Be brief.", (("one", "1"),)),
         alpaca_sample("好吗？ {{ 'x' }} {% if %}", "", answer, here, "Be brief."),
         alpaca_sample(question, "", answer, here, history=(("one", "1"), ("two", " 2\n"))),
         alpaca_sample(question, "", answer, here, "S", (("one", "1"),)),

@@ -102,6 +102,7 @@ const messagesOf = (model, turn) => {
     if (!own || (past !== turn && (own.error || !own.ended))) continue;
     const question = { role: "user", content: past.prompt };
     if (past.input && takesInput(model)) question.input = past.input;
+    else if (past.input) question.content += `\n\n${past.input}`; // as templates without a place for it are trained
     messages.push(question);
     if (past === turn) break;
     messages.push({ role: "assistant", content: own.aligned.text("text") });

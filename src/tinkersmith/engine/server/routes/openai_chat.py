@@ -102,8 +102,9 @@ def _max_tokens(body: Body) -> int | None:
 
 
 def _read_chat(body: Body) -> Chat:
+    has_input = "message['input']" in str(body.get("chat_template"))
     messages = [
-        _read_message(message, f"messages[{number}]")
+        _read_message(message, f"messages[{number}]", has_input)
         for number, message in enumerate(fields.objects(body, "messages"))
     ]
     if not messages:
@@ -142,7 +143,7 @@ def _read_chat(body: Body) -> Chat:
     )
 
 
-def _read_message(message: dict[str, Any], where: str) -> ChatMessage:
+def _read_message(message: dict[str, Any], where: str, has_input: bool) -> ChatMessage:
     role = message.get("role")
     if role not in _ROLES:
         raise ApiError(
@@ -152,6 +153,7 @@ def _read_message(message: dict[str, Any], where: str) -> ChatMessage:
         )
     known = {"role", "content", "name"}
     known |= {"tool_call_id"} if role == "tool" else set[str]()
+    known |= {"input"} if role == "user" and has_input else set[str]()
     if role == "assistant":
         known |= {"tool_calls", "reasoning_content"}
     neutral = dict.fromkeys(("refusal", "audio", "function_call", "annotations"), ())
@@ -164,7 +166,7 @@ def _read_message(message: dict[str, Any], where: str) -> ChatMessage:
         "role": "system" if role == "developer" else role,
         "content": fields.text_of(content, f"{where}.content"),
     }
-    for name in ("name", "tool_call_id", "reasoning_content"):
+    for name in ("name", "input", "tool_call_id", "reasoning_content"):
         if message.get(name) is not None:
             if not isinstance(message[name], str):
                 raise ApiError(
