@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tinkersmith.chat.conversation import Answer, ChatModel, ChatTurn, Conversation, save_record
+from tinkersmith.chat.conversation import ChatAnswer, ChatModel, ChatTurn, Conversation, save_record
 from tinkersmith.data.load import load_samples
 from tinkersmith.errors import UserError
 
@@ -15,9 +15,13 @@ BASE = ChatModel("base", "base", has_input=False)
 
 def conversation() -> Conversation:
     first = ChatTurn(
-        "Add.", "3 + 4", [Answer(TUNED, "Well.", "7", "stop"), Answer(BASE, "", "?", "stop")]
+        "Add.",
+        "3 + 4",
+        [ChatAnswer(TUNED, "Well.", "7", "stop"), ChatAnswer(BASE, "", "?", "stop")],
     )
-    failed = ChatTurn("Greet.", "", [Answer(TUNED, error="no"), Answer(BASE, "", "Hi", "stopped")])
+    failed = ChatTurn(
+        "Greet.", "", [ChatAnswer(TUNED, error="no"), ChatAnswer(BASE, "", "Hi", "stopped")]
+    )
     return Conversation("Be brief.", [first, failed, ChatTurn("Now?")])
 
 
@@ -62,7 +66,7 @@ def test_a_file_that_is_not_json_lines_is_left_as_it_is(tmp_path: Path) -> None:
 
 def test_nothing_is_saved_before_the_first_answer() -> None:
     with pytest.raises(UserError, match="no answer to save"):
-        Conversation("", [ChatTurn("Hi", "", [Answer(TUNED, error="no")])]).record(TUNED)
+        Conversation("", [ChatTurn("Hi", "", [ChatAnswer(TUNED, error="no")])]).record(TUNED)
 
 
 def test_a_lone_surrogate_is_saved_escaped(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ class ChatModel:
 
 
 @dataclass(slots=True)
-class Answer:
+class ChatAnswer:
     """What a model has written so far."""
 
     model: ChatModel
@@ -35,14 +35,14 @@ class ChatTurn:
 
     prompt: str
     input: str = ""
-    answers: list[Answer] = field(default_factory=list[Answer])
+    answers: list[ChatAnswer] = field(default_factory=list[ChatAnswer])
 
     @property
     def whole_prompt(self) -> str:
         """Prompt and input in one, as templates without a place for an input are trained."""
         return f"{self.prompt}\n\n{self.input}" if self.input else self.prompt
 
-    def answer_of(self, model: ChatModel) -> Answer | None:
+    def answer_of(self, model: ChatModel) -> ChatAnswer | None:
         """The model's complete or stopped answer to this turn; None if it gave none."""
         answers = [a for a in self.answers if a.model.name == model.name]
         return next((a for a in answers if a.ending and not a.error), None)

@@ -4,7 +4,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from tinkersmith.chat.conversation import Answer, ChatModel
+from tinkersmith.chat.conversation import ChatAnswer, ChatModel
 from tinkersmith.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class ChatServer:
         ]
 
     async def stream(
-        self, answer: Answer, body: dict[str, Any], notice: Callable[[], None]
+        self, answer: ChatAnswer, body: dict[str, Any], notice: Callable[[], None]
     ) -> None:
         """Fill `answer` from the server, and call `notice` after each piece.
 
@@ -96,12 +96,13 @@ async def _events(response: "httpx.Response") -> AsyncIterator[Mapping[str, Any]
                 yield cast("Mapping[str, Any]", event)
 
 
-def _take(answer: Answer, event: Mapping[str, Any]) -> None:
+def _take(answer: ChatAnswer, event: Mapping[str, Any]) -> None:
     if "error" in event:
         answer.error = str(event["error"].get("message"))
         return
-    for choice in event.get("choices") or []:
-        delta = choice.get("delta") or {}
+    choices: list[dict[str, Any]] = event.get("choices") or []
+    for choice in choices:
+        delta: dict[str, Any] = choice.get("delta") or {}
         answer.thought += delta.get("reasoning_content") or ""
         answer.text += delta.get("content") or ""
         answer.ending = choice.get("finish_reason") or answer.ending

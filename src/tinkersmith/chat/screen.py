@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
-from tinkersmith.chat.conversation import Answer
+from tinkersmith.chat.conversation import ChatAnswer
 from tinkersmith.chat.visible import printable
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def screen_for(output: TextIO, *, is_plain: bool) -> Screen:
 class SingleWriter:
     """Writes one answer as it comes."""
 
-    def __init__(self, screen: Screen, answer: Answer) -> None:
+    def __init__(self, screen: Screen, answer: ChatAnswer) -> None:
         self._screen, self._answer = screen, answer
         self._thought = self._text = 0  # characters that are written
 
@@ -82,7 +82,7 @@ class SingleWriter:
 class PairWriter:
     """Writes several answers beside each other: their ends while they grow, then all of them."""
 
-    def __init__(self, screen: Screen, answers: list[Answer]) -> None:
+    def __init__(self, screen: Screen, answers: list[ChatAnswer]) -> None:
         from rich.live import Live
 
         self._screen, self._answers = screen, answers
@@ -107,7 +107,7 @@ class PairWriter:
             for answer in self._answers:
                 self._screen.write(f"{_title(answer)}\n", "bold")
                 SingleWriter(
-                    self._screen, Answer(answer.model, answer.thought, answer.text)
+                    self._screen, ChatAnswer(answer.model, answer.thought, answer.text)
                 ).finish()
         else:
             self._screen.console.print(self._table(None))
@@ -129,7 +129,7 @@ class PairWriter:
             table.add_row(*cells[first : first + columns])
         return table
 
-    def _cell(self, answer: Answer, width: int, height: int | None) -> "RenderableType":
+    def _cell(self, answer: ChatAnswer, width: int, height: int | None) -> "RenderableType":
         from rich.console import Group
         from rich.text import Text
 
@@ -145,11 +145,11 @@ class PairWriter:
         return Group(Text(_title(answer), "bold"), *lines)
 
 
-def _title(answer: Answer) -> str:
+def _title(answer: ChatAnswer) -> str:
     return f"{printable(answer.model.name)} ({answer.model.kind})"
 
 
-def say_how_it_ended(screen: Screen, answer: Answer, *, named: bool) -> None:
+def say_how_it_ended(screen: Screen, answer: ChatAnswer, *, named: bool) -> None:
     """Say what a reader cannot see in the text of an answer."""
     front = f"{answer.model.name}: " if named else ""
     if answer.error:

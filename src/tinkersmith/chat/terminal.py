@@ -2,6 +2,7 @@
 
 import asyncio
 import difflib
+import importlib
 import shlex
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from tinkersmith.chat.conversation import Answer, ChatModel, ChatTurn, Conversation, save_record
+from tinkersmith.chat.conversation import ChatAnswer, ChatModel, ChatTurn, Conversation, save_record
 from tinkersmith.chat.requests import ChatServer
 from tinkersmith.chat.screen import PairWriter, Screen, SingleWriter
 from tinkersmith.chat.settings import ChatSettings
@@ -52,7 +53,7 @@ class ChatLoop:
     def talk(self) -> None:
         """Read lines from the terminal. Ctrl-C stops an answer, Ctrl-D leaves."""
         with suppress(ImportError):
-            import readline  # noqa: F401  # gives `input` its editing and history
+            importlib.import_module("readline")  # gives `input` its editing and history
         while True:
             try:
                 self.take(_read_lines())
@@ -101,7 +102,7 @@ class ChatLoop:
         models = [self.model]
         if self.compares and self.base is not None:
             models.append(self.base)
-        turn.answers = [Answer(model) for model in models]
+        turn.answers = [ChatAnswer(model) for model in models]
         writer = (
             SingleWriter(self.screen, turn.answers[0])
             if len(models) == 1

@@ -21,6 +21,7 @@ COMMANDS = {
     "preview": "Show samples as the tokens that are trained on.",
     "evaluate": "Score a trained model on a test set.",
     "compare": "Compare two files of results, question by question.",
+    "report": "Write a page that shows a run, its curves and its scores.",
     "chat": "Talk to a trained model, and to its base model beside it.",
     "export": "Write a trained model as a PEFT folder or a merged model.",
     "dashboard": "Show all runs on a page whose curves move while training goes on.",

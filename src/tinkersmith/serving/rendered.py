@@ -146,7 +146,7 @@ def _with_inputs(turns: Sequence[Turn], messages: Sequence[Any]) -> Sequence[Tur
     if not any("input" in message for message in asked):
         return turns
     for number, message in enumerate(messages):
-        if isinstance(message, dict) and not isinstance(message.get("input", ""), str):
+        if _role_of(message) == "user" and not isinstance(message.get("input", ""), str):
             where = f"messages[{number}].input"
             raise ServingError(400, f"{where} must be a string.", param=where)
     if len(asked) != sum(turn.role == "user" for turn in turns):
