@@ -406,6 +406,28 @@ def test_thinking_can_be_switched_off_where_the_template_has_a_switch(
         chat(client, SUM, BUNDLED, reasoning_effort="none")
 
 
+def test_a_request_may_bring_its_chat_template(
+    inference: InferenceEngine, client: openai.OpenAI
+) -> None:
+    source = (
+        "{%- for message in messages -%}"
+        "{{ '<|im_start|>user\\n' + message.content + '<|im_end|>\\n' }}"
+        "{%- endfor -%}{{ '<|im_start|>assistant\\n' if add_generation_prompt else '' }}"
+    )
+    asked: Any = {"chat_template": source}
+    plain = chat(client, SUM, inference.talker, extra_body=asked).choices[0].message
+    assert plain.content == f"<think>\n{THOUGHT}\n</think>\n\n{ANSWER}"
+    apart = {**asked, "separate_reasoning": True}
+    message = chat(client, SUM, inference.talker, extra_body=apart).choices[0].message
+    assert (message.reasoning_content, message.content) == (THOUGHT, ANSWER)
+    for wrong, about in (
+        ({"chat_template": ""}, "chat_template is"),
+        ({"chat_template": "{% if"}, "fails"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=about):
+            chat(client, SUM, inference.talker, extra_body=wrong)
+
+
 def test_calls_of_functions_are_told_apart_from_the_text(
     inference: InferenceEngine, client: openai.OpenAI
 ) -> None:
