@@ -36,13 +36,10 @@ class ChatServer:
             raise UserError(_unreachable(error)) from None
         if answer.status_code != 200:
             raise UserError(_sentence(answer.status_code, answer.content))
+        listed: list[dict[str, Any]] = answer.json()["data"]
         return [
-            ChatModel(
-                model["id"],
-                model.get("kind", "tuned"),
-                bool((model.get("template") or {}).get("has_input")),
-            )
-            for model in answer.json()["data"]
+            ChatModel(model["id"], model["kind"], model["template"]["has_input"])
+            for model in listed
         ]
 
     async def stream(
