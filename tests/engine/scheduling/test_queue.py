@@ -38,6 +38,10 @@ def test_numbered_operations_begin_in_order_whatever_order_they_come_in() -> Non
     assert begun == list(range(1, 40)), f"seed {seed}"
 
 
+def preparing(models: Any) -> Any:
+    return lambda: models
+
+
 def started(prepare: Any = CountingModels) -> tuple[EngineThread, threading.Event]:
     """An engine thread that runs no job until the returned event is set."""
     thread = EngineThread(asyncio.get_running_loop(), prepare)
@@ -86,7 +90,7 @@ async def results_of(futures: list[Future]) -> list[Any]:
 
 
 def test_requests_of_all_clients_of_the_same_weights_are_answered_together() -> None:
-    together: list[tuple[str, list[int | None]]] = []
+    together: list[tuple[str, list[int]]] = []
     models = CountingModels(
         weights=lambda sampler_id: "tuned" if sampler_id.startswith("tuned") else "base",
         step=lambda weights_id, requests: together.append(
@@ -254,7 +258,7 @@ def test_a_job_behind_a_request_of_its_client_does_not_wait_for_the_answer() -> 
         thread, gate = started(lambda: models)
         answer, job = Future(), Future()
         thread.submit("s", sample_job(answer, tokens=10**6))
-        thread.submit("s", Job(lambda models: {"job": len(models.running)}, job))
+        thread.submit("s", Job(lambda _: {"job": len(models.running)}, job))
         gate.set()
         first = await results_of([job])
         thread.drop("s")
@@ -280,7 +284,7 @@ class Clock:
 def test_a_training_client_beside_sixteen_sampling_clients_gets_half_of_the_time(
     weights: int, job_seconds: float
 ) -> None:
-    clock, spent = Clock(), {"sampling": 0.0, "training": 0.0}
+    clock, spent = Clock(), dict[str, float](sampling=0.0, training=0.0)
     enough = threading.Event()
 
     def spend(what: str, seconds: float) -> None:
@@ -296,7 +300,7 @@ def test_a_training_client_beside_sixteen_sampling_clients_gets_half_of_the_time
     )
 
     async def main() -> None:
-        thread = EngineThread(asyncio.get_running_loop(), lambda: models, clock)
+        thread = EngineThread(asyncio.get_running_loop(), preparing(models), clock)
         for number in range(16):
             thread.submit(str(number), sample_job(Future(), tokens=10**6))
         for _ in range(2000):
@@ -310,7 +314,7 @@ def test_a_training_client_beside_sixteen_sampling_clients_gets_half_of_the_time
 
 
 def test_three_training_clients_and_all_sampling_together_get_a_quarter_each() -> None:
-    clock, spent = Clock(), dict.fromkeys(("a", "b", "c", "sampling"), 0.0)
+    clock, spent = Clock(), dict[str, float](a=0.0, b=0.0, c=0.0, sampling=0.0)
     enough = threading.Event()
 
     def spend(what: str, seconds: float) -> None:
@@ -323,7 +327,7 @@ def test_three_training_clients_and_all_sampling_together_get_a_quarter_each() -
     models = CountingModels(step=lambda weights_id, requests: spend("sampling", 0.02))
 
     async def main() -> None:
-        thread = EngineThread(asyncio.get_running_loop(), lambda: models, clock)
+        thread = EngineThread(asyncio.get_running_loop(), preparing(models), clock)
         for number in range(16):
             thread.submit(str(number), sample_job(Future(), tokens=10**6))
         for name, seconds in (("a", 0.1), ("b", 0.4), ("c", 0.03)):

@@ -184,7 +184,7 @@ class DecodingLayers(Protocol):
 
     def move(self, source: int, target: int) -> None: ...
 
-    def resize(self, slots: int) -> None:
+    def resize(self, slots: int, /) -> None:
         """Have so many slots from now on; rows beyond them have ended."""
         ...
 

@@ -33,7 +33,7 @@ class Decoder(Protocol):
 
     def move(self, source: int, target: int) -> None: ...
 
-    def resize(self, slots: int) -> None:
+    def resize(self, slots: int, /) -> None:
         """Have so many slots from now on; rows beyond them have ended."""
         ...
 
