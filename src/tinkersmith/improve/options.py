@@ -154,6 +154,7 @@ def settings_of_improvement(
         "PATIENCE": 0,
         "EVAL_LIMIT": 0,
         "NUM_EPOCHS": EPOCHS_OF_ROUND,
+        "TRACKERS": [],
     }
     if parent.best_by in ("auto", "validation_loss"):
         alone["BEST_BY"] = "auto"
