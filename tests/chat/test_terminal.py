@@ -29,18 +29,32 @@ def _command(world: ChatWorld, *options: str) -> list[str]:
 
 
 def _environment(world: ChatWorld) -> dict[str, str]:
-    return {**os.environ, **world.environment, "TERM": "xterm", "PYTHONIOENCODING": "utf-8"}
+    return {
+        **os.environ,
+        **world.environment,
+        "TERM": "xterm",
+        "PYTHONIOENCODING": "utf-8:surrogateescape",
+    }
 
 
 def test_from_a_pipe_each_line_is_a_prompt_and_only_answers_are_printed(tmp_path: Path) -> None:
     world = chat_world()
     typed = [
         *("Greet.", "", "/save out.jsonl", "/new", "Attack!", "/new", "/base", "Greet."),
-        *("/set temperature=9", "Greet.", "/hlep", "/retry now", "/input x", "/quit", "Greet."),
+        *(
+            "/set temperature=9",
+            "Greet.",
+            "/hlep",
+            "/retry now",
+            "/input x",
+            "bad \udcff",
+            "/quit",
+            "Greet.",
+        ),
     ]
     program = subprocess.run(
         _command(world),
-        input="\n".join(typed).encode(),
+        input="\n".join(typed).encode(errors="surrogateescape"),
         capture_output=True,
         cwd=tmp_path,
         env=_environment(world),
@@ -58,6 +72,7 @@ def test_from_a_pipe_each_line_is_a_prompt_and_only_answers_are_printed(tmp_path
         "There is no command /hlep; did you mean /help?",
         "/retry takes nothing behind it.",
         "has no place for an input.",
+        "not UTF-8",
     ):
         assert sentence in errors
     assert "Traceback" not in errors and program.returncode == 1

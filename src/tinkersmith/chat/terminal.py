@@ -78,10 +78,10 @@ class ChatLoop:
 
     def take(self, line: str) -> None:
         """One line of the user."""
-        line = _without_halves(line)
         if not line.strip():
             return
         try:
+            _check_encoding(line)
             if line.startswith("/") and not line.startswith("//"):
                 self._command(line)
             else:
@@ -229,6 +229,16 @@ def _read_lines() -> str:
     return line
 
 
-def _without_halves(line: str) -> str:
-    """`line` without unpaired surrogates, which Python reads where bytes are not UTF-8."""
-    return line.encode("utf-8", "replace").decode("utf-8")
+def _check_encoding(line: str) -> None:
+    """Refuse unpaired surrogates, which Python reads where bytes are not UTF-8.
+
+    Raises:
+        UserError: there are some.
+    """
+    try:
+        line.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"Character {error.start + 1} of a line is not UTF-8, and the line was not sent. "
+            "Convert it, and try again."
+        ) from None

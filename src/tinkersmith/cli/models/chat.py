@@ -52,15 +52,14 @@ def _chat(wanted: argparse.Namespace) -> int:
     is_plain = not (sys.stdin.isatty() and sys.stdout.isatty())
     say = partial(print, flush=True, file=sys.stderr if is_plain else sys.stdout)
     served = models_to_serve([wanted.path], settings, wanted.checkpoint, wanted.base_model)
+    if wanted.compare_base and len(served.models) < 2:
+        alone = served.models[0].name
+        raise UserError(f"{alone} is served alone: there is no base model to compare with.")
     with watched(say) as progress, running_server(served, progress) as running:
         server = ChatServer(running.url, running.key)
         models = server.models()
         model = models[0]
         base = next((m for m in models[1:] if m.kind == "base"), None)
-        if wanted.compare_base and base is None:
-            raise UserError(
-                f"{model.name} is served alone: there is no base model to compare with."
-            )
         screen = screen_for(sys.stdout, is_plain=is_plain)
         loop = ChatLoop(
             server,
