@@ -20,6 +20,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import tinker
 
@@ -101,7 +102,7 @@ def summary(rounds: list[Round]) -> dict[str, float]:
 
 
 def measure(service: tinker.ServiceClient, seconds: float) -> Round:
-    samplers = [service.create_sampling_client(base_model=MODEL) for _ in range(CLIENTS)]
+    samplers: list[Any] = [service.create_sampling_client(base_model=MODEL) for _ in range(CLIENTS)]
     samplers = [
         getattr(sampler, "result", lambda sampler=sampler: sampler)() for sampler in samplers
     ]

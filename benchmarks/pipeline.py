@@ -103,21 +103,20 @@ def _serve(log: Path, folder: str, delay: float) -> None:
     from tinkersmith.engine.__main__ import main as engine_main
     from tinkersmith.engine.scheduling import queue
 
-    run_turn = queue._run_turn
+    run_job = queue.EngineThread._run_job
 
-    def slowly(models, turn):
-        name = turn.name if isinstance(turn, queue.Job) else "sample"
-        if name is None:  # no client requested it
-            return run_turn(models, turn)
+    def slowly(thread, models, client_id, job):
+        if job.name is None:  # no client requested it
+            run_job(thread, models, client_id, job)
+            return
         started = time.time()
         time.sleep(delay)
-        results = run_turn(models, turn)
-        call = {"name": name, "started": started, "ended": time.time()}
+        run_job(thread, models, client_id, job)
+        call = {"name": job.name, "started": started, "ended": time.time()}
         with log.open("a") as file:
             file.write(json.dumps(call) + "\n")
-        return results
 
-    queue._run_turn = slowly
+    setattr(queue.EngineThread, "_run_job", slowly)  # noqa: B010 - its type has other names
     sys.exit(engine_main(["--port", "0", "--dir", folder, "--exit-with-stdin"]))
 
 

@@ -105,7 +105,7 @@ def best_of_generate(folder: Path, prompts: Sequence[str], rounds: int) -> dict[
 
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     rates: dict[int, float] = {}
     for size in BATCHES:
         measured: list[float] = []

@@ -47,7 +47,7 @@ def test_a_saved_conversation_is_a_sample_to_train_on(tmp_path: Path) -> None:
     assert lines[0] == '{"messages": []}'
     only = tmp_path / "only.jsonl"
     only.write_text(lines[1])
-    [sample] = load_samples([only]).samples
+    [sample] = load_samples([str(only)]).samples
     turns = [(turn.role, turn.text, turn.thought) for turn in sample.turns]
     assert turns == [
         ("system", "Be brief.", ""),

@@ -1,6 +1,7 @@
 """Which data can be improved on, and what is refused before anything is sampled."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_what_cannot_be_improved_on_is_refused_and_leaves_no_folder(
     held_out = str(write(tmp_path / "held_out.json", questions))
     before = all_runs(small.settings.output_dir)
 
-    def refused(*overrides: str, questions: str = held_out, **names: str) -> str:
+    def refused(*overrides: str, questions: str = held_out, **names: Any) -> str:
         with pytest.raises(UserError) as error:
             improve(
                 small.settings,

@@ -100,7 +100,8 @@ def test_prompts_that_are_written_here_get_the_same_answers(server: RunningServe
 
 
 def test_models_are_listed_with_their_kind_and_base(server: RunningServer) -> None:
-    listed = [(model.id, model.kind, model.base) for model in openai_of(server).models.list()]
+    models: list[Any] = list(openai_of(server).models.list())
+    listed = [(model.id, model.kind, model.base) for model in models]
     assert listed == [
         ("last", "tuned", "base"),
         ("first", "tuned", "base"),

@@ -205,7 +205,7 @@ def test_an_input_is_written_as_in_training_where_the_template_has_a_place_for_i
         assert template is not None
         with serving(models) as running:
             client = openai_of(running)
-            listed = {model.id: model.model_extra for model in client.models.list()}
+            listed: Any = {model.id: model.model_extra for model in client.models.list()}
             assert listed["tuned"]["template"] == {"name": template.name, "has_input": True}
             assert listed[BUNDLED]["template"]["has_input"] is False
             message: Any = {"role": "user", "content": "Add.", "input": "3 + 4"}

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -119,7 +119,7 @@ class _Serving:
     _client: httpx.AsyncClient | None = None
 
     @asynccontextmanager
-    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(self, app: Starlette) -> AsyncGenerator[None]:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
         # An answer may take as long as it takes: the client decides when to give up.
         timeout = httpx.Timeout(None, connect=_CONNECT)
@@ -215,6 +215,7 @@ class _Serving:
             self.counters.requests[(path, call.model_name, status)] += 1
             if not isinstance(response, _Stream):
                 self.finished(begun)
+        assert response is not None
         return response
 
     def finished(self, begun: float) -> None:

@@ -7,7 +7,7 @@ import pytest
 from tinkersmith.cli.training.train import offer_export
 from tinkersmith.export import export
 from tinkersmith.settings.reading import settings_from
-from tinkersmith.training.train import _comparable
+from tinkersmith.training.train import comparable_setting
 
 PATH = "tinker://run/weights/step-000400"
 
@@ -44,7 +44,7 @@ def test_a_resumed_run_compares_weights_and_files_wherever_they_are_named_from(
     there = settings_from({"DATA_FILES": {"../a.jsonl": 2, "b.jsonl": 0.5}})
     other = settings_from({"DATA_FILES": {"../a.jsonl": 1, "b.jsonl": 0.5}})
     plain = settings_from({"DATA_FILES": ["../a.jsonl", "b.jsonl"]})
-    seen = [_comparable(settings, "data_files") for settings in (there, other, plain)]
+    seen = [comparable_setting(settings, "data_files") for settings in (there, other, plain)]
     monkeypatch.chdir(tmp_path)
-    assert _comparable(here, "data_files") == seen[0]
-    assert _comparable(here, "data_files") not in seen[1:]
+    assert comparable_setting(here, "data_files") == seen[0]
+    assert comparable_setting(here, "data_files") not in seen[1:]

@@ -27,6 +27,7 @@ from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.sampling import batch as batch_module
 from tinkersmith.engine.sampling.batch import Batch
 from tinkersmith.engine.sampling.cache_memory import CacheMemory
+from tinkersmith.engine.sampling.decoder import LayerDecoder
 from tinkersmith.engine.sampling.dense_decoder import DenseDecoder
 from tinkersmith.engine.sampling.prefixes import TokenRun
 from tinkersmith.engine.sampling.sampler import sample
@@ -190,7 +191,7 @@ class Poisoned:
     """A model that fails in every step that a poisoned request takes part in."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, base: BaseModel, token: int) -> None:
-        kind = batch_module.DenseDecoder if base.kernels else batch_module.LayerDecoder
+        kind = DenseDecoder if base.kernels else LayerDecoder
         self.token, self.failures = token, 0
         self.step, self.prefill = kind.step, kind.prefill
         poisoned = self

@@ -113,13 +113,13 @@ class VllmSampler:
                 answers[i] = result
         return answers
 
-    def forget(self, sampler_id: str) -> None:
+    def forget(self, weights_id: str) -> None:
         """Remove the adapter's files of a sampling client that has ended."""
         if self._loaded is not None:
-            self._loaded.adapters.pop(sampler_id, None)
-            self._loaded.disagreeing.discard(sampler_id)
-        if sampler_id in self._folders:
-            self._folders.pop(sampler_id).cleanup()
+            self._loaded.adapters.pop(weights_id, None)
+            self._loaded.disagreeing.discard(weights_id)
+        if weights_id in self._folders:
+            self._folders.pop(weights_id).cleanup()
 
     def _vllm(self, base: BaseModel, rank: int) -> _Loaded | None:
         loaded = self._loaded
