@@ -88,6 +88,12 @@ def test_a_sweep_ranks_its_runs(engine: RunningEngine, tmp_path: Path) -> None:
     assert len(list((tmp_path / "runs").glob("rates-*-*"))) == 2
 
 
+def test_an_improvement_asks_trains_and_is_scored(engine: RunningEngine, tmp_path: Path) -> None:
+    said = run_example(engine, tmp_path, "bash", str(EXAMPLES / "06_improve.sh"))
+    assert re.search(r"\d+ of 240 answers are right", said)
+    assert re.search(r"^Best +(round 1|the start)", said, re.MULTILINE)
+
+
 def test_a_reward_is_earned(engine: RunningEngine, tmp_path: Path) -> None:
     said = python_example(engine, tmp_path, "07_rl_with_a_reward.py")
     rewards = numbers(r"mean reward (\d\.\d+)", said)
