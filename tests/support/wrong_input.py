@@ -163,11 +163,13 @@ CASES = [
         "an absent state",
         lambda w: w.service.create_training_client_from_state(ABSENT).result(),
         "does not exist here",
+        404,
     ),
     refused(
         "an unknown sampler",
         lambda w: w.service.create_sampling_client(model_path=ABSENT).result(),
         "does not exist here",
+        404,
     ),
     refused(
         "a sampler's malformed path",

@@ -47,7 +47,7 @@ def test_a_sampler_outlives_its_checkpoint(
     before = greedy(sampler)
     rest.delete_checkpoint_from_tinker_path(path).result()
     assert greedy(sampler) == before
-    with pytest.raises(tinker.BadRequestError, match="does not exist here"):
+    with pytest.raises(tinker.NotFoundError, match="does not exist here"):
         service.create_sampling_client(model_path=path).result()
 
 
