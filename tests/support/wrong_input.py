@@ -123,7 +123,7 @@ CASES = [
     ),
     training("the second datum", [datum(T), datum([1, 999, 3])], "datum 1, model_input: token id"),
     training("an unknown loss", [datum(T)], "loss_fn 'no_such' is not one of", "no_such"),
-    training("a loss of the cloud", inputs(**PPO), "is not one of", "gspo"),
+    training("a loss without its mask", inputs(**PPO), "sequence_ratio_mask", "gspo"),
     training("a NaN threshold", inputs(**PPO), "finite number", "ppo", clip_low_threshold=NAN),
     training("an unknown setting", [datum(T)], "knows: none", beta=0.1),
     training(
@@ -163,11 +163,13 @@ CASES = [
         "an absent state",
         lambda w: w.service.create_training_client_from_state(ABSENT).result(),
         "does not exist here",
+        404,
     ),
     refused(
         "an unknown sampler",
         lambda w: w.service.create_sampling_client(model_path=ABSENT).result(),
         "does not exist here",
+        404,
     ),
     refused(
         "a sampler's malformed path",

@@ -42,6 +42,7 @@ class Datum:
 
     tokens: np.ndarray  # (T,) int64: position i predicts target_tokens[i]
     inputs: dict[str, np.ndarray]  # each (T,) or (T, K)
+    has_provenance: bool = False  # whether it names the sampled sequences that its tokens come from
 
 
 @dataclass(frozen=True, slots=True)

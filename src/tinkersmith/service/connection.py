@@ -178,12 +178,8 @@ class Service:
         import tinker
 
         def delete() -> None:
-            try:
+            with suppress(tinker.NotFoundError):  # also after a lost answer: it is gone
                 self.rest.delete_checkpoint_from_tinker_path(path).result()
-            except (tinker.NotFoundError, tinker.BadRequestError) as error:
-                # The engine answers 400 with these words; after a lost answer both are a success.
-                if isinstance(error, tinker.BadRequestError) and "does not exist" not in str(error):
-                    raise
 
         self.ask(delete, f"deleting {path}")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tinker.types.datum import _KEY_TO_TYPE
 
 from tests.support.adapters import filled_adapter, gradients
 from tests.support.loading import load_with_torch
@@ -18,7 +19,8 @@ from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import Datum, LoraConfig, LossConfig
 from tinkersmith.engine.model.base_model import BaseModel
-from tinkersmith.engine.training.checks import check_datums
+from tinkersmith.engine.training.checks import check_datums, ignored_inputs
+from tinkersmith.engine.training.losses import INPUT_NAMES, LOSSES
 from tinkersmith.engine.training.step import forward, forward_backward
 
 CONFIG = LoraConfig(4, 0)
@@ -82,6 +84,26 @@ def dro(logp: Array, old: Array, advantage: Array) -> tuple[Array, Array]:
     return -(logp * advantage - 0.5 * beta * gap**2), -(advantage - beta * gap)
 
 
+def gspo(logp: Array, old: Array, advantage: Array) -> tuple[Array, Array]:
+    """The mask of `with_mask` leaves the first three tokens out of the ratio."""
+    ratio = np.exp((logp - old)[3:].mean())
+    free, clipped = ratio * advantage, np.clip(ratio, 0.9, 1.3) * advantage
+    return -np.minimum(free, clipped), np.where(free <= clipped, -free, 0)
+
+
+def stable_reinforce(logp: Array, old: Array, advantage: Array) -> tuple[Array, Array]:
+    coefficient = np.minimum(np.exp(logp - old), 2) * advantage
+    return -coefficient * logp, -coefficient
+
+
+def with_mask(datums: list[Datum]) -> list[Datum]:
+    masks = [np.r_[np.zeros(3), np.ones(len(datum.tokens) - 3)] for datum in datums]
+    return [
+        Datum(datum.tokens, {**datum.inputs, "sequence_ratio_mask": mask.astype(np.float32)}, True)
+        for datum, mask in zip(datums, masks, strict=True)
+    ]
+
+
 CLIP = {"clip_low_threshold": 0.9, "clip_high_threshold": 1.3}
 
 
@@ -92,6 +114,8 @@ CLIP = {"clip_low_threshold": 0.9, "clip_high_threshold": 1.3}
         ("ppo", CLIP, ppo),
         ("cispo", CLIP, cispo),
         ("dro", {"beta": 0.05}, dro),
+        ("gspo", CLIP, gspo),
+        ("stable_reinforce", {}, stable_reinforce),
     ],
 )
 def test_a_policy_loss_and_its_lora_gradient_equal_the_float64_formula(
@@ -100,7 +124,10 @@ def test_a_policy_loss_and_its_lora_gradient_equal_the_float64_formula(
     config: LossConfig,
     formula: Callable[[Array, Array, Array], tuple[Array, Array]],
 ) -> None:
-    datums = policy_datums(base, seed=1, off_policy=0.3)
+    # Above 2, weights of stable_reinforce are cut; gspo's mean of many tokens needs more.
+    off_policy = 0.3 if name in ("importance_sampling", "ppo", "cispo", "dro") else 0.8
+    datums = with_mask(policy_datums(base, seed=1, off_policy=off_policy))
+    check_datums(base, datums, name, config)
     adapter, twin = (filled_adapter(base, CONFIG) for _ in range(2))
     output = forward_backward(base, adapter, datums, name, config)
     loss, slopes = 0.0, []
@@ -134,6 +161,98 @@ def test_ppo_and_cispo_clip_at_the_documented_defaults(base: BaseModel) -> None:
         assert forward(base, adapter, datums, name, explicit).metrics["loss:sum"] == default
         other = {"clip_low_threshold": low, "clip_high_threshold": high / 2 + 0.5}
         assert forward(base, adapter, datums, name, other).metrics["loss:sum"] != default
+
+
+@pytest.mark.parametrize("only_graded", [False, True])
+def test_gspo_takes_one_ratio_a_sequence_also_from_tokens_without_an_advantage(
+    base: BaseModel, only_graded: bool
+) -> None:
+    datums = with_mask(policy_datums(base, seed=8, off_policy=0.4))
+    for datum in datums:
+        datum.inputs["advantages"][: len(datum.tokens) // 2] = 0  # yet they are in the ratio
+    adapter = filled_adapter(base, CONFIG)
+    output = forward(base, adapter, datums, "gspo", {}, only_graded=only_graded)
+    logprobs = forward(base, adapter, datums, "gspo", {}).logprobs
+    expected = 0.0
+    for datum, logp in zip(datums, logprobs, strict=True):
+        gap, advantage = logp - datum.inputs["logprobs"], datum.inputs["advantages"]
+        ratio = np.exp(gap[3:].astype(np.float64).mean())
+        clipped = np.clip(ratio, 0.8, 1.2)
+        expected -= np.minimum(ratio * advantage, clipped * advantage).sum()
+    assert output.metrics["loss:sum"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ppo", "cispo", "gspo"])
+def test_thresholds_of_single_tokens_take_the_place_of_the_configs(
+    base: BaseModel, name: str
+) -> None:
+    datums = with_mask(policy_datums(base, seed=9, off_policy=0.8))
+    thresholds = [
+        {key: np.full(len(datum.tokens), value, np.float32) for key, value in CLIP.items()}
+        for datum in datums
+    ]
+    each = [
+        Datum(datum.tokens, {**datum.inputs, **extra})
+        for datum, extra in zip(datums, thresholds, strict=True)
+    ]
+    adapter = filled_adapter(base, CONFIG)
+    by_config = forward(base, adapter, datums, name, CLIP).metrics["loss:sum"]
+    assert forward(base, adapter, each, name, {}).metrics["loss:sum"] == by_config
+    mixed = [each[0], *datums[1:]]  # one has its own, the others take the config's
+    assert forward(base, adapter, mixed, name, CLIP).metrics["loss:sum"] == by_config
+    each[1].inputs["clip_high_threshold"][4] = 0.1
+    with pytest.raises(Refused, match=r"datum 1, .* is above clip_high_threshold at position 4"):
+        check_datums(base, each, name, {})
+
+
+def test_every_loss_takes_every_input_that_the_sdk_knows(base: BaseModel) -> None:
+    datums = with_mask(policy_datums(base, seed=10, off_policy=0.1))
+    assert set(_KEY_TO_TYPE) == INPUT_NAMES
+    for name in LOSSES:
+        config = {"beta": 0.1} if name == "dro" else {}
+        needed = [
+            Datum(
+                datum.tokens,
+                {key: value for key, value in datum.inputs.items() if key in LOSSES[name].inputs},
+                True,
+            )
+            for datum in datums
+        ]
+        others = dict.fromkeys(INPUT_NAMES - LOSSES[name].used, 1.0)
+        full = [
+            Datum(
+                datum.tokens,
+                {
+                    **{key: np.full(len(datum.tokens), value) for key, value in others.items()},
+                    **datum.inputs,
+                },
+                True,
+            )
+            for datum in needed
+        ]
+        check_datums(base, full, name, config)
+        assert ignored_inputs(full, name) == sorted(others)
+        adapter = filled_adapter(base, CONFIG)
+        losses = [forward(base, adapter, some, name, config).metrics for some in (needed, full)]
+        assert losses[0] == losses[1]
+
+
+def test_the_options_of_another_loss_are_taken_with_their_defaults_only(base: BaseModel) -> None:
+    datums = policy_datums(base, seed=11, off_policy=0.1)
+    check_datums(base, datums, "importance_sampling", {"clip_low_threshold": 0.8})
+    with pytest.raises(Refused, match="'clip_low_threshold'; importance_sampling knows: none"):
+        check_datums(base, datums, "importance_sampling", {"clip_low_threshold": 0.7})
+
+
+def test_stable_reinforce_counts_the_weights_that_it_cut(base: BaseModel) -> None:
+    datums = with_mask(policy_datums(base, seed=12, off_policy=1.0))
+    output = forward(base, filled_adapter(base, CONFIG), datums, "stable_reinforce", {})
+    cut = sum(
+        int((np.exp(logp - datum.inputs["logprobs"]) > 2).sum())
+        for datum, logp in zip(datums, output.logprobs, strict=True)
+    )
+    assert cut > 5
+    assert output.metrics["truncated_importance_tokens:sum"] == cut
 
 
 def test_the_gradient_is_the_numeric_derivative_of_the_loss(base: BaseModel) -> None:
@@ -204,7 +323,9 @@ def test_a_log_softmax_over_large_logits_keeps_its_digits(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "config", "sentence"),
     [
-        ("gspo", {}, "'gspo' is not one of cross_entropy"),
+        ("custom", {}, "'custom' is not one of cross_entropy"),
+        ("gspo", {}, r"gspo needs loss_fn_inputs\['sequence_ratio_mask'\]"),
+        ("stable_reinforce", {}, "needs to know which sampled sequence its tokens come from"),
         ("cross_entropy", {"beta": 1.0}, "'beta'; cross_entropy knows: none"),
         ("ppo", {"clip_low": 0.9}, "'clip_low'; ppo knows: clip_low_threshold"),
         ("ppo", {"clip_low_threshold": 2.0}, "clip_low_threshold is above"),
@@ -225,7 +346,8 @@ def test_a_wrong_loss_configuration_is_refused(
     ("change", "sentence"),
     [
         ({"advantages": None}, r"needs loss_fn_inputs\['advantages'\]"),
-        ({"weights": np.ones(7, np.float32)}, r"no use for loss_fn_inputs\['weights'\]"),
+        ({"rewards": np.ones(7, np.float32)}, r"there is no loss_fn_inputs\['rewards'\]"),
+        ({"weights": np.full(7, np.nan, np.float32)}, "weights holds a value that is not finite"),
         ({"advantages": np.ones(6, np.float32)}, r"advantages has shape \[6\]"),
         ({"logprobs": np.full(7, np.inf, np.float32)}, "logprobs holds a value that is not finite"),
         ({"target_tokens": np.zeros(7, np.float32)}, "dtype float32; it must be int64"),

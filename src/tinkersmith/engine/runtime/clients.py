@@ -7,7 +7,7 @@ import itertools
 import platform
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Generator, Hashable
+from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,6 +26,7 @@ from tinkersmith.engine.messages import (
     AdamParams,
     Answering,
     BatchRequest,
+    Datum,
     LoraConfig,
     LossOutput,
     SampleRequest,
@@ -50,7 +51,8 @@ from tinkersmith.engine.sampling.checks import TOKENIZER, check_request
 from tinkersmith.engine.storage.catalogue import Catalogue
 from tinkersmith.engine.storage.folders import TinkerPath
 from tinkersmith.engine.storage.store import CheckedCheckpoint, Store, damage_sentence, disk_errors
-from tinkersmith.engine.training.checks import check_datums
+from tinkersmith.engine.training.checks import check_datums, ignored_inputs
+from tinkersmith.engine.training.losses import TRUNCATED_AT
 from tinkersmith.engine.training.optimizer import (
     AdamState,
     load_state_tensors,
@@ -91,6 +93,7 @@ class TrainingClient:
     # is never applied.
     dropped: DroppedStep | None = None
     version: object = field(default_factory=object)  # another one whenever the weights change
+    notes: set[str] = field(default_factory=set[str])  # logged once each
 
     def tensors(self) -> dict[str, torch.Tensor]:
         tensors = _named("state", state_tensors(self.optimizer))
@@ -219,6 +222,7 @@ class Models:
                 raise request.datums
             base = self.bases.get(model.base_name)
             check_datums(base, request.datums, request.loss_fn, request.config)
+            self._note_loss(request.model_id, model, request.datums, request.loss_fn)
             compute = forward if request.forward_only else forward_backward
             output = compute(
                 base,
@@ -236,6 +240,24 @@ class Models:
                 model.adapter.clear_gradients()
                 model.dropped = model.dropped or DroppedStep(request.seq_id, str(error))
             raise
+
+    def _note_loss(
+        self, model_id: str, model: TrainingClient, datums: Sequence[Datum], loss_fn: str
+    ) -> None:
+        """Log, once for each client, what a user of this loss may not expect."""
+        notes = [
+            f"{loss_fn} does not use loss_fn_inputs[{name!r}]; they change nothing"
+            for name in ignored_inputs(datums, loss_fn)
+        ]
+        if loss_fn == "stable_reinforce":
+            notes.append(
+                "Tinker publishes no formula of stable_reinforce: this engine takes REINFORCE with "
+                f"importance weights that are cut at {TRUNCATED_AT:g}"
+            )
+        for note in notes:
+            if note not in model.notes:
+                model.notes.add(note)
+                log.warning("%s: %s", model_id, note)
 
     def check_step(self, model_id: str) -> None:
         """Check that the step under way can be applied.

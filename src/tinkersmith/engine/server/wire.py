@@ -4,6 +4,7 @@ Reads leniently: an unknown field is refused only if it changes the result.
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import math
 import sys
@@ -99,7 +100,19 @@ def _read_datum(message: Any, index: int) -> Datum:
         name: _read_tensor(tensor, f"datum {index}, {name}")
         for name, tensor in message.loss_fn_inputs.items()
     }
-    return Datum(np.concatenate(tokens).astype(np.int64), inputs)
+    datum = Datum(np.concatenate(tokens).astype(np.int64), inputs)
+    targets = len(inputs["target_tokens"]) if "target_tokens" in inputs else 0
+    lengths = {"model_input_spans": len(datum.tokens), "loss_fn_input_spans": targets}
+    spans = {name: getattr(message, name, []) for name in lengths}  # older SDKs know none
+    if not any(spans.values()):
+        return datum
+    for name, length in lengths.items():
+        covered = sum(getattr(span, span.WhichOneof("span")).length for span in spans[name])
+        if covered != length:
+            raise Refused(
+                f"datum {index}: its {name} cover {covered:,} tokens; there are {length:,}."
+            )
+    return dataclasses.replace(datum, has_provenance=True)
 
 
 def _read_tensor(message: Any, where: str) -> np.ndarray:
@@ -218,11 +231,7 @@ def read_sample_request(body: Body) -> SampleRequest:
         {"max_tokens", "seed", "stop", "temperature", "top_k", "top_p", "type"},
         "sampling_params",
     )
-    if fields.flag(body, "record_stability_info", False):
-        raise Refused(
-            "record_stability_info is for the loss stable_reinforce, which only Tinker's cloud "
-            "has; leave it out and train with importance_sampling, ppo, cispo or dro."
-        )
+    fields.flag(body, "record_stability_info", False)  # our stable_reinforce needs no record
     targets, layout = _read_targets(body)
     return SampleRequest(
         prompt=_read_prompt(body),

@@ -18,8 +18,15 @@ from tinkersmith.fingerprint import check_weights
 from tinkersmith.peft_format import ADAPTER_CONFIG
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_AS_SERVED = re.compile(r"(.+):peft:\d+")  # how the cloud names a model with its longest context
 _HUB_TIMEOUT = 10.0  # seconds
 _MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+
+
+def plain_name(name: str) -> str:
+    """A base model's name without what the cloud may add to it: NAME:peft:N is NAME."""
+    served = _AS_SERVED.fullmatch(name)
+    return served[1] if served else name
 
 
 @dataclass(frozen=True, slots=True)

@@ -363,11 +363,12 @@ class Store:
         """The checkpoint of this path.
 
         Raises:
-            Refused: there is no such checkpoint, it has expired, or its folder is gone.
+            NotFound: there is no such checkpoint, or it has expired.
+            Refused: its folder is gone.
         """
         checkpoint = self._find(path)
         if checkpoint is None:
-            raise Refused(f"{path} does not exist here; list_user_checkpoints shows what does.")
+            raise NotFound(f"{path} does not exist here; list_user_checkpoints shows what does.")
         if not self.weights_folder(checkpoint).is_dir():
             raise Refused(
                 f"{path} is in the database, but its files in {self.weights_folder(checkpoint)} "

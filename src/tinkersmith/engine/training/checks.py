@@ -7,7 +7,7 @@ import numpy as np
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import Datum, LossConfig
 from tinkersmith.engine.model.base_model import BaseModel
-from tinkersmith.engine.training.losses import LOSSES, loss_options
+from tinkersmith.engine.training.losses import INPUT_NAMES, LOSSES, LossFunction, loss_options
 
 
 def check_datums(base: BaseModel, datums: Sequence[Datum], name: str, config: LossConfig) -> None:
@@ -38,9 +38,12 @@ def _check_datum(base: BaseModel, datum: Datum, name: str, where: str) -> None:
     missing = sorted(loss.inputs - datum.inputs.keys())
     if missing:
         raise Refused(f"{where}: {name} needs loss_fn_inputs[{missing[0]!r}].")
-    unknown = sorted(datum.inputs.keys() - loss.inputs - loss.optional)
+    unknown = sorted(datum.inputs.keys() - INPUT_NAMES)
     if unknown:
-        raise Refused(f"{where}: {name} has no use for loss_fn_inputs[{unknown[0]!r}].")
+        raise Refused(
+            f"{where}: there is no loss_fn_inputs[{unknown[0]!r}]; the names are "
+            f"{', '.join(sorted(INPUT_NAMES))}."
+        )
     targets = datum.inputs["target_tokens"]
     if targets.ndim not in (1, 2) or targets.shape[0] != length or targets.size == 0:
         raise Refused(
@@ -60,6 +63,36 @@ def _check_datum(base: BaseModel, datum: Datum, name: str, where: str) -> None:
             )
         if not np.isfinite(values).all():
             raise Refused(f"{where}: {key} holds a value that is not finite.")
+    if name == "stable_reinforce" and not datum.has_provenance:
+        raise Refused(
+            f"{where}: stable_reinforce needs to know which sampled sequence its tokens come from; "
+            "annotate the datum with with_provenance()."
+        )
+    _check_clips(datum, loss, f"{where}, {name}")
+    if name == "gspo":
+        unmarked = not (datum.inputs["sequence_ratio_mask"] != 0).any()
+        if unmarked and (datum.inputs["advantages"] != 0).any():
+            raise Refused(
+                f"{where}: sequence_ratio_mask marks no token, so gspo has no ratio for the "
+                "advantages that are not 0."
+            )
+
+
+def ignored_inputs(datums: Sequence[Datum], name: str) -> list[str]:
+    """The inputs of a batch that its loss does not use, sorted."""
+    return sorted({key for datum in datums for key in datum.inputs} - LOSSES[name].used)
+
+
+def _check_clips(datum: Datum, loss: LossFunction, where: str) -> None:
+    low, high = (
+        datum.inputs.get(key) if key in loss.optional else None
+        for key in ("clip_low_threshold", "clip_high_threshold")
+    )
+    if low is not None and high is not None and (low > high).any():
+        position = int(np.argmax(np.ravel(low > high)))
+        raise Refused(
+            f"{where}: clip_low_threshold is above clip_high_threshold at position {position}."
+        )
 
 
 def _check_token_ids(tokens: np.ndarray, vocab_size: int, where: str) -> None:

@@ -16,8 +16,14 @@ from tinkersmith.engine.model.dense import DenseModel
 from tinkersmith.engine.model.kernels import Kernels, TrainingPass
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.training.dense_pass import DensePass, numbers_kept
-from tinkersmith.engine.training.head_pass import Pass, head_pass
-from tinkersmith.engine.training.losses import has_gradient
+from tinkersmith.engine.training.head_pass import Pass, head_pass, target_logprobs
+from tinkersmith.engine.training.losses import (
+    LOSSES,
+    has_gradient,
+    loss_options,
+    sequence_log_ratios,
+    truncated_tokens,
+)
 from tinkersmith.engine.training.packing import PACK_TOKENS, gpu_budget, packs
 
 
@@ -72,8 +78,13 @@ def _run(batch_pass: Pass, datums: Sequence[Datum], only_graded: bool) -> LossOu
             width = shape[1] if len(shape) == 2 else 1
             logprobs[index] = datum_logprobs[:, :width].cpu().numpy().reshape(shape)
     in_order = range(len(datums))
-    total = float(np.sum([losses[index] for index in in_order]))
-    return LossOutput([logprobs[index] for index in in_order], {"loss:sum": total})
+    ordered = [logprobs[index] for index in in_order]
+    metrics = {"loss:sum": float(np.sum([losses[index] for index in in_order]))}
+    if batch_pass.loss_fn == "stable_reinforce":
+        metrics["truncated_importance_tokens:sum"] = float(
+            sum(map(truncated_tokens, ordered, [datum.inputs for datum in datums]))
+        )
+    return LossOutput(ordered, metrics)
 
 
 def _run_pack(
@@ -82,17 +93,23 @@ def _run_pack(
     """Losses and log-probabilities, each (T, K), of datums packed end to end."""
     base = batch_pass.base
     tokens = torch.from_numpy(np.concatenate([datum.tokens for datum in datums])).to(base.device)
-    inputs = _joined_inputs(datums, base.device)
+    inputs = _joined_inputs(datums, batch_pass)
     graded = has_gradient(batch_pass.loss_fn, inputs)  # (T,)
     rows = graded.nonzero()[:, 0] if only_graded else None  # (M,)
-    if rows is not None:
+    if rows is not None and batch_pass.loss_fn != "gspo":  # whose ratio needs whole sequences
         inputs = {name: values[rows] for name, values in inputs.items()}
         graded = graded[rows]
+    else:
+        rows = None
     if base.dense is not None and base.kernels is not None:
         layers = _dense_pass(base.dense, base.kernels, batch_pass, lengths)
     else:
         layers = _ModelPass(batch_pass, lengths)
-    output = head_pass(batch_pass, layers.forward(tokens, rows), inputs, graded)
+    hidden = layers.forward(tokens, rows)
+    if batch_pass.loss_fn == "gspo":
+        logprobs = target_logprobs(base, batch_pass.adapter, hidden, inputs["target_tokens"])
+        inputs["sequence_log_ratio"] = sequence_log_ratios(logprobs, inputs, lengths)
+    output = head_pass(batch_pass, hidden, inputs, graded)
     if output.grad_hidden is not None:
         layers.backward(output.grad_hidden)
     if rows is None:
@@ -150,11 +167,14 @@ def _in_place(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Ten
     return whole
 
 
-def _joined_inputs(datums: Sequence[Datum], device: torch.device) -> dict[str, torch.Tensor]:
-    """Each input of a pack as one (T, K) tensor; missing targets have weight 0."""
+def _joined_inputs(datums: Sequence[Datum], batch_pass: Pass) -> dict[str, torch.Tensor]:
+    """Each input that the loss uses as one (T, K) tensor; missing targets have weight 0."""
+    loss = LOSSES[batch_pass.loss_fn]
+    # What an optional input is where a datum lacks it.
+    defaults = {"weights": 1.0, **loss_options(batch_pass.loss_fn, batch_pass.config)}
     widths = {datum.inputs["target_tokens"].size // len(datum.tokens) for datum in datums}
     widest = max(widths)
-    names = {name for datum in datums for name in datum.inputs}
+    names = {name for datum in datums for name in datum.inputs} & loss.used
     if len(widths) > 1:  # so only cross_entropy can be
         names.add("weights")
     joined = {}
@@ -162,12 +182,12 @@ def _joined_inputs(datums: Sequence[Datum], device: torch.device) -> dict[str, t
         arrays = []
         for datum in datums:
             targets = datum.inputs["target_tokens"].reshape(len(datum.tokens), -1)
-            values = datum.inputs.get(name)
-            # Only cross_entropy's weights may be missing: they are 1 then.
-            array = np.ones(targets.shape, np.float32) if values is None else values
+            array = datum.inputs.get(name)
+            if array is None:
+                array = np.full(targets.shape, defaults[name], np.float32)
             array = array.reshape(targets.shape)
             arrays.append(np.pad(array, ((0, 0), (0, widest - array.shape[1]))))
         array = np.ascontiguousarray(np.concatenate(arrays))
         dtype = torch.int64 if name == "target_tokens" else torch.float32
-        joined[name] = torch.from_numpy(array).to(device=device, dtype=dtype)
+        joined[name] = torch.from_numpy(array).to(device=batch_pass.base.device, dtype=dtype)
     return joined

@@ -69,7 +69,7 @@ def test_a_checkpoint_past_its_time_to_live_is_gone_with_its_files(
     listed = rest.list_checkpoints(client.model_id).result().checkpoints
     assert [checkpoint.tinker_path for checkpoint in listed] == [saved]
     assert listed[0].expires_at is None
-    with pytest.raises(tinker.BadRequestError, match="does not exist here"):
+    with pytest.raises(tinker.NotFoundError, match="does not exist here"):
         service.create_training_client_from_state(path).result()
     run_folder = engine.folder / "checkpoints" / client.model_id.replace(":", "_")
     assert [folder.name for folder in (run_folder / "weights").iterdir()] == ["saved"]

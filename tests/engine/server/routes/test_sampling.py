@@ -47,7 +47,7 @@ def test_a_sampler_outlives_its_checkpoint(
     before = greedy(sampler)
     rest.delete_checkpoint_from_tinker_path(path).result()
     assert greedy(sampler) == before
-    with pytest.raises(tinker.BadRequestError, match="does not exist here"):
+    with pytest.raises(tinker.NotFoundError, match="does not exist here"):
         service.create_sampling_client(model_path=path).result()
 
 
@@ -195,15 +195,52 @@ def test_a_wrong_request_is_refused_with_a_sentence_and_the_next_works(
     assert len(greedy(base)) == 12
 
 
-def test_a_sampler_that_should_record_stability_is_refused_before_it_samples(
+@pytest.mark.skipif(SDK < (0, 38), reason="older SDKs have no provenance")
+def test_a_step_of_stable_reinforce_names_the_sequences_that_were_sampled(
     service: tinker.ServiceClient,
 ) -> None:
-    """The cookbook asks for it by default, with a loss that is not here: say so at once."""
-    sampler = service.create_sampling_client(base_model=MODEL, record_stability_info=True).result()
-    with pytest.raises(tinker.TinkerError, match="train with importance_sampling"):
-        sampler.sample(
-            tinker.ModelInput.from_ints([1, 2]), 1, tinker.SamplingParams(max_tokens=2)
-        ).result()
+    """What the cookbook's recipes do by default, in one step."""
+    client = new_client(service)
+    sampler = client.save_weights_and_get_sampling_client(record_stability_info=True).result()
+    prompt = [1, 2, 3]
+    answer = sampler.sample(
+        tinker.ModelInput.from_ints(prompt), 2, tinker.SamplingParams(max_tokens=5, seed=1)
+    ).result()
+    datums = []
+    for sequence, advantage in zip(answer.sequences, (1.0, -1.0), strict=True):
+        tokens, shift = sequence.tokens, len(prompt) - 1
+        name = sequence.sequence_id
+        datums.append(
+            tinker.Datum(
+                model_input=tinker.ModelInput.from_ints(prompt + tokens[:-1]),
+                loss_fn_inputs={
+                    "target_tokens": [0] * shift + tokens,
+                    "logprobs": [0.0] * shift + sequence.logprobs,
+                    "advantages": [0.0] * shift + [advantage] * len(tokens),
+                },
+            ).with_provenance(
+                model_input=[
+                    tinker.types.PromptProvenanceSpan(sequence_id=name, length=len(prompt)),
+                    tinker.types.SampledProvenanceSpan(sequence_id=name, length=len(tokens) - 1),
+                ],
+                loss_fn_inputs=[
+                    tinker.types.PromptProvenanceSpan(sequence_id=name, offset=1, length=shift),
+                    tinker.types.SampledProvenanceSpan(sequence_id=name, length=len(tokens)),
+                ],
+            )
+        )
+    step, twin = client.forward_backward(datums, "stable_reinforce"), new_client(service)
+    metrics = step.result().metrics
+    expected = -sum(
+        advantage * sum(sequence.logprobs)
+        for sequence, advantage in zip(answer.sequences, (1.0, -1.0), strict=True)
+    )
+    assert metrics["loss:sum"] == pytest.approx(expected, rel=1e-3)  # on policy: weights of 1
+    assert metrics["truncated_importance_tokens:sum"] == 0
+    client.optim_step(tinker.AdamParams()).result()
+    with pytest.raises(tinker.TinkerError, match=r"annotate the datum with with_provenance\(\)"):
+        bare = [tinker.Datum(datum.model_input, datum.loss_fn_inputs) for datum in datums]
+        twin.forward_backward(bare, "stable_reinforce").result()
 
 
 def test_training_and_sampling_clients_of_several_threads_do_not_disturb_each_other(

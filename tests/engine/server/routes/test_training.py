@@ -9,7 +9,7 @@ import tinker
 import torch
 from safetensors.torch import load as load_safetensors
 
-from tests.support.clients import new_client, train
+from tests.support.clients import greedy, new_client, train
 from tests.support.engine import MODEL, SDK, RunningEngine, datum, random_datums, running_engine
 
 pytestmark = pytest.mark.engine
@@ -226,8 +226,16 @@ def test_checkpoints_are_listed_published_limited_and_deleted(
     assert (info.base_model, info.lora_rank) == (MODEL, 4)
     assert rest.get_training_run(run).result().lora_rank == 4
     rest.delete_checkpoint_from_tinker_path(path).result()
-    with pytest.raises(tinker.BadRequestError, match="does not exist here"):
+    with pytest.raises(tinker.NotFoundError, match="does not exist here"):
         service.create_training_client_from_state(path).result()
+
+
+def test_a_name_as_the_cloud_serves_it_is_the_base_models(service: tinker.ServiceClient) -> None:
+    named = service.create_lora_training_client(base_model=f"{MODEL}:peft:131072", rank=4).result()
+    assert named.get_info().model_data.model_name == MODEL
+    sampler = service.create_sampling_client(base_model=f"{MODEL}:peft:4096").result()
+    plain = service.create_sampling_client(base_model=MODEL).result()
+    assert greedy(sampler) == greedy(plain)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,12 @@ from tinkersmith.engine.scheduling.sessions import Sessions
 from tinkersmith.engine.server.api_errors import ApiError
 from tinkersmith.engine.server.fields import shown
 from tinkersmith.engine.server.routes.chat_prompts import ModelTexts, read_texts
-from tinkersmith.engine.storage.catalogue import AdapterFolder, Catalogue, context_length
+from tinkersmith.engine.storage.catalogue import (
+    AdapterFolder,
+    Catalogue,
+    context_length,
+    plain_name,
+)
 from tinkersmith.engine.storage.folders import TinkerPath, parse_path
 from tinkersmith.peft_format import ADAPTER_WEIGHTS
 
@@ -106,7 +111,7 @@ class InferenceModels:
             return adapter.base_model, adapter.folder, await asyncio.to_thread(_saved, adapter)
         start = name.find("tinker://")
         if start < 0:
-            return name, None, 0.0
+            return plain_name(name), None, 0.0
         wanted, text = name[:start], name[start:]
         if wanted and not wanted.endswith(";"):
             raise _unknown(
@@ -123,7 +128,7 @@ class InferenceModels:
             raise _unknown(str(refusal)) from None
         if path.segment == "external_weights":
             raise _unknown(f"{path} is for download; name a sampler_weights path.")
-        if wanted and wanted[:-1] != base:
+        if wanted and plain_name(wanted[:-1]) != base:
             raise ApiError(400, f"{path} belongs to {base}, not to {wanted[:-1]}.", param="model")
         return base, path, created
 

@@ -14,7 +14,7 @@ from tinkersmith.engine.scheduling.queue import Result
 from tinkersmith.engine.scheduling.sessions import Sessions
 from tinkersmith.engine.server import fields, wire
 from tinkersmith.engine.server.http import Routes, read_json
-from tinkersmith.engine.storage.catalogue import Catalogue
+from tinkersmith.engine.storage.catalogue import Catalogue, plain_name
 from tinkersmith.engine.storage.folders import TinkerPath, parse_path
 
 
@@ -41,7 +41,7 @@ class SamplingRoutes:
             if path.segment == "external_weights":
                 raise Refused(f"{path} is for download; sample from a sampler_weights path.")
         else:
-            base_model = fields.string(body, "base_model")
+            base_model = plain_name(fields.string(body, "base_model"))
         fetch = await self.catalogue.fetcher(base_model)
         sampler_id, loaded, new = await self.sessions.create_sampler(
             fields.string(body, "session_id"),

@@ -21,7 +21,7 @@ from tinkersmith.engine.server.age import check_recipients
 from tinkersmith.engine.server.bodies import json_address, open_batch, refused_batch
 from tinkersmith.engine.server.fields import Body
 from tinkersmith.engine.server.http import BadBody, Handler, Routes, read_body, read_json
-from tinkersmith.engine.storage.catalogue import Catalogue
+from tinkersmith.engine.storage.catalogue import Catalogue, plain_name
 from tinkersmith.engine.storage.folders import TinkerPath, parse_path
 from tinkersmith.engine.storage.rows import StoredRun
 
@@ -53,7 +53,7 @@ class TrainingRoutes:
 
     async def create_model(self, request: Request) -> Response:
         body = await read_json(request)
-        base_model = fields.string(body, "base_model")
+        base_model = plain_name(fields.string(body, "base_model"))
         _adam_only(body)
         lora = wire.read_lora_config(body)
         only_graded = _only_graded(body)
@@ -266,8 +266,9 @@ class TrainingRoutes:
             return store.run(path.run_id)
 
         source = await store.read(look_up)
-        if body.get("base_model") not in (None, source.base_model):
-            raise Refused(f"{path} belongs to {source.base_model}, not to {body['base_model']}.")
+        named = body.get("base_model")
+        if named is not None and plain_name(fields.string(body, "base_model")) != source.base_model:
+            raise Refused(f"{path} belongs to {source.base_model}, not to {named}.")
         optimizer = fields.flag(body, "optimizer", False)
         only_graded = _only_graded(body)
 
