@@ -52,9 +52,9 @@ def _chat(wanted: argparse.Namespace) -> int:
     is_plain = not (sys.stdin.isatty() and sys.stdout.isatty())
     say = partial(print, flush=True, file=sys.stderr if is_plain else sys.stdout)
     served = models_to_serve([wanted.path], settings, wanted.checkpoint, wanted.base_model)
-    if wanted.compare_base and len(served.models) < 2:
-        alone = served.models[0].name
-        raise UserError(f"{alone} is served alone: there is no base model to compare with.")
+    first, *others = served.models
+    if wanted.compare_base and not others:
+        raise UserError(f"{first.name} is served alone: there is no base model to compare with.")
     with watched(say) as progress, running_server(served, progress) as running:
         server = ChatServer(running.url, running.key)
         models = server.models()

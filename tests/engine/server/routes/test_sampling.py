@@ -1,6 +1,7 @@
 """Sampling through the unmodified SDK: snapshots, parameters, log-probabilities, many at once."""
 
 import concurrent.futures
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,17 +208,19 @@ def test_a_step_of_stable_reinforce_names_the_sequences_that_were_sampled(
         tinker.ModelInput.from_ints(prompt), 2, tinker.SamplingParams(max_tokens=5, seed=1)
     ).result()
     datums = []
-    for sequence, advantage in zip(answer.sequences, (1.0, -1.0), strict=True):
+    sequences: list[Any] = list(answer.sequences)
+    for sequence, advantage in zip(sequences, (1.0, -1.0), strict=True):
         tokens, shift = sequence.tokens, len(prompt) - 1
         name = sequence.sequence_id
+        inputs: Any = {
+            "target_tokens": [0] * shift + tokens,
+            "logprobs": [0.0] * shift + sequence.logprobs,
+            "advantages": [0.0] * shift + [advantage] * len(tokens),
+        }
         datums.append(
             tinker.Datum(
                 model_input=tinker.ModelInput.from_ints(prompt + tokens[:-1]),
-                loss_fn_inputs={
-                    "target_tokens": [0] * shift + tokens,
-                    "logprobs": [0.0] * shift + sequence.logprobs,
-                    "advantages": [0.0] * shift + [advantage] * len(tokens),
-                },
+                loss_fn_inputs=inputs,
             ).with_provenance(
                 model_input=[
                     tinker.types.PromptProvenanceSpan(sequence_id=name, length=len(prompt)),
@@ -233,7 +236,7 @@ def test_a_step_of_stable_reinforce_names_the_sequences_that_were_sampled(
     metrics = step.result().metrics
     expected = -sum(
         advantage * sum(sequence.logprobs)
-        for sequence, advantage in zip(answer.sequences, (1.0, -1.0), strict=True)
+        for sequence, advantage in zip(sequences, (1.0, -1.0), strict=True)
     )
     assert metrics["loss:sum"] == pytest.approx(expected, rel=1e-3)  # on policy: weights of 1
     assert metrics["truncated_importance_tokens:sum"] == 0
