@@ -30,10 +30,10 @@ test: $(INSTALLED) $(COOKBOOK)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-quick: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not engine and not cookbook and not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not engine and not cookbook and not slow and not long"
 
 soak: $(INSTALLED) $(COOKBOOK)
-	$(BIN)/python tools/beside_load.py 4 $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python tools/beside_load.py 4 $(BIN)/python -m pytest -n 2 --dist loadfile -m ""
 	for trial in 1 2 3 4 5; do \
 	  $(BIN)/python tools/beside_load.py 2 $(BIN)/python -m pytest -n 0 \
 	    tests/training/test_interrupted_runs.py tests/service/test_connection.py || exit 1; \

@@ -188,6 +188,7 @@ def start(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 def test_the_quick_command_prints_a_table_and_writes_what_it_found(tmp_path: Path) -> None:
     out = tmp_path / "quick.json"
     only = ["tiles", "varlen", "training: qwen3-8b, tinkersmith"]

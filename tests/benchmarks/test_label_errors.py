@@ -28,6 +28,7 @@ def test_the_auc_is_that_of_its_definition() -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.long
 def test_wrong_answers_among_some_samples_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

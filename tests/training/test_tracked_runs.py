@@ -46,6 +46,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     }
 
 
+@pytest.mark.long
 def test_a_finished_run_is_shown_with_its_answers_and_report(
     settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

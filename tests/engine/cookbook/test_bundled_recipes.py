@@ -21,6 +21,7 @@ STEPS = 12  # enough also where the first ones find hardly anything to reward
 BUNDLED = "tinkersmith/tiny-math"  # it can add, and has seen no questions and answers
 
 
+@pytest.mark.long
 def test_chat_sl_and_math_rl_teach_the_bundled_model_to_add(tmp_path: Path) -> None:
     """supervised.train on a conversation file, then rl.train in the cookbook's own environment."""
     (tmp_path / BUNDLED).parent.mkdir()

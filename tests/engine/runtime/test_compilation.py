@@ -45,6 +45,7 @@ def nothing_compiled_before() -> Iterator[None]:
 
 
 @needs_compiler
+@pytest.mark.long
 def test_compiled_functions_give_the_same_loss_and_gradients_and_compile_only_at_loading(
     base: BaseModel, tmp_path: Path
 ) -> None:
