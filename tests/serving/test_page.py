@@ -68,7 +68,7 @@ def _set(page: "Page", **values: str) -> None:
 
 def _copied(page: "Page", title: str) -> str:
     page.locator(".turn:last-child .is-tuned").get_by_text(title, exact=True).click()
-    page.wait_for_function("document.getElementById('status').textContent === 'Copied'")
+    page.locator("#status", has_text="Copied").wait_for(state="attached")
     return str(page.evaluate("navigator.clipboard.readText()"))
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from tinkersmith.engine.log import log
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
-_OURS = ("engine", "checkpoints", "idle", ".")  # how the names of our files and folders begin
+# How the names of our files and folders begin.
+_OURS = ("engine", "checkpoints", "idle", "status-", ".")
 
 
 def keep_new_files_private() -> None:
