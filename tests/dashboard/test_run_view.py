@@ -15,11 +15,11 @@ from tinkersmith.dashboard.run_view import (
     SentSoFar,
     ShownRun,
     finite,
-    is_held,
     row_of,
     stamps_of,
 )
 from tinkersmith.runs.folder import RunFolder
+from tinkersmith.runs.lock import is_held
 
 
 @pytest.fixture

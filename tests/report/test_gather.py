@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,10 @@ def test_the_state_is_that_of_the_run(
 
 
 def test_a_run_that_another_process_works_on_is_running(run: RunFolder) -> None:
-    run.file("run.lock").write_text(json.dumps({"pid": os.getppid()}))
+    run.file("run.lock").write_text(json.dumps({"pid": os.getppid(), "host": socket.gethostname()}))
     assert gather(run)["run"]["state"] == "running"
-    run.file("run.lock").write_text(json.dumps({"pid": 2**22 + 1}))  # no such process
+    nobody = {"pid": 2**22 + 1, "host": socket.gethostname()}  # no such process
+    run.file("run.lock").write_text(json.dumps(nobody))
     assert gather(run)["run"]["state"] == "interrupted"
 
 

@@ -6,7 +6,6 @@ A row needs the ends of the files. Only a run that is shown is read whole, once.
 import json
 import math
 import os
-import socket
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from tinkersmith.report.write import REPORT_FILE
 from tinkersmith.runs.best import BEST_FILE
 from tinkersmith.runs.curves import GrowingCurve, Point
 from tinkersmith.runs.folder import SAMPLES_FILE, SHOWN_ANSWERS_FILE, RunFolder
-from tinkersmith.runs.lock import LOCK_FILE
+from tinkersmith.runs.lock import LOCK_FILE, run_state
 
 LOG_LINES = 400  # of the end of train.log that a page shows
 _LOG_BYTES = 256_000
@@ -90,41 +89,11 @@ def row_of(run: RunFolder, stamps: Stamps) -> dict[str, Any]:
             "rate": finite(last.get("tokens_per_second")),
             "left": _left(steps, row["total"]),
         }
-    row["state"] = _state(run, records, row)
+    diverged = bool(records and records[-1].get("diverged"))
+    row["state"] = run_state(run, diverged, row["step"], row["total"])
     if row["state"] != "running":
         row["left"] = None
     return row
-
-
-def _state(run: RunFolder, records: list[dict[str, Any]], row: Mapping[str, Any]) -> str:
-    if is_held(run):
-        return "running"
-    if records and records[-1].get("diverged"):
-        return "diverged"
-    if run.file(SAMPLES_FILE).is_file():  # the last file that a run writes
-        return "finished" if row["step"] >= row["total"] else "stopped early"
-    return "interrupted"
-
-
-def is_held(run: RunFolder) -> bool:
-    """Whether a process works on the run, by what run.lock says.
-
-    The lock itself is not tried: that would refuse a process that takes it in this moment.
-    """
-    try:
-        holder = read_json_object(run.file(LOCK_FILE), 10_000)
-    except (OSError, ValueError):
-        return False
-    process = holder.get("pid")
-    if holder.get("host") != socket.gethostname() or not isinstance(process, int):
-        return True  # on another machine: nobody can tell from here
-    try:
-        os.kill(process, 0)
-    except PermissionError:  # another user's
-        return True
-    except (OSError, OverflowError):
-        return False
-    return True
 
 
 def _best(run: RunFolder) -> dict[str, Any] | None:

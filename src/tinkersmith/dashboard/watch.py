@@ -15,13 +15,13 @@ from tinkersmith.dashboard.run_view import (
     SentSoFar,
     ShownRun,
     Stamps,
-    is_held,
     row_of,
     stamps_of,
 )
 from tinkersmith.engine_status import engine_statuses
 from tinkersmith.report.write import REPORT_FILE
 from tinkersmith.runs.folder import RunFolder, all_runs
+from tinkersmith.runs.lock import is_held
 
 MOST_SHOWN = 8  # runs at once: a chart has as many colours
 LOOK_AGAIN = 0.5  # seconds

@@ -7,8 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, cast
 
+from tinkersmith.errors import unreadable
+from tinkersmith.files import open_regular
+
+_HEAD = 2000  # bytes of a page, among which its generator is named
 _PAGE = """\
 <!DOCTYPE html>
 <html lang="{language}">
@@ -73,6 +78,22 @@ def page_html(
         data=json_in_script(data),
         scripts="\n".join(f"<script>{script}</script>" for script in scripts),
     )
+
+
+def is_foreign(path: Path, generator: str) -> bool:
+    """Whether there is a file that is no page of `generator`; an empty one may be overwritten.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            head = file.read(_HEAD)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise unreadable(path, error) from None
+    return bool(head) and generator_mark(generator).encode() not in head
 
 
 def generator_mark(generator: str) -> str:

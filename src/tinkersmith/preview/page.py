@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from tinkersmith.batches.source import Encoding
-from tinkersmith.errors import UserError, unreadable
-from tinkersmith.files import open_regular, write_atomically
-from tinkersmith.pages.page import generator_mark, page_html, part
+from tinkersmith.errors import UserError
+from tinkersmith.files import write_atomically
+from tinkersmith.pages.page import generator_mark, is_foreign, page_html, part
 from tinkersmith.plurals import counted
 from tinkersmith.preview.cells import Cell
 from tinkersmith.preview.examine import Examined, SampleView
@@ -19,7 +19,6 @@ from tinkersmith.preview.visible import VISIBLE, visible
 
 _COMMAND = "tinkersmith preview"
 GENERATOR = generator_mark(_COMMAND)
-_HEAD = 2000  # bytes of a page, among which the line above is
 MOST_CELLS = 120_000  # on a page: about 3 MB
 _FEWEST_CELLS = 300  # of a sample, however many there are
 _CHINESE = {
@@ -45,14 +44,7 @@ def check_target(path: Path, force: bool) -> None:
     Raises:
         UserError: the file may not or cannot be overwritten.
     """
-    try:
-        with open_regular(path) as file:
-            head = file.read(_HEAD)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise unreadable(path, error) from None
-    if head and GENERATOR.encode() not in head and not force:
+    if is_foreign(path, _COMMAND) and not force:
         raise UserError(
             f"{path} exists and is not a page of tinkersmith preview. Name another file with "
             "--html, or overwrite it with --force."

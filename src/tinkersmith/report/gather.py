@@ -6,11 +6,14 @@ evaluation. A missing file leaves its part out, and `missing` names the command 
 
 import datetime as dt
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any, cast
 
 from tinkersmith.command_line import command_line
@@ -19,8 +22,8 @@ from tinkersmith.evaluation.results import Record, ResultsFile, read_results
 from tinkersmith.files import read_json_object
 from tinkersmith.runs.best import best_of_run
 from tinkersmith.runs.curves import Point, downsampled
-from tinkersmith.runs.folder import RunFolder
-from tinkersmith.runs.lock import LOCK_FILE
+from tinkersmith.runs.folder import SAMPLES_FILE, RunFolder
+from tinkersmith.runs.lock import run_state
 from tinkersmith.settings.fields import FIELDS, Settings
 
 RESULTS_FILE = "evaluation_results.json"  # where `tinkersmith evaluate` writes by default
@@ -78,7 +81,7 @@ def gather(run: RunFolder, results: Path | None = None) -> dict[str, Any]:
         "lengths": _lengths(run, settings),
         "left_out": _left_out(run),
         "hard_samples": [
-            _short(line) for line in _first(run.lines("hard_samples.jsonl"), _MOST_HARD)
+            _short(line) for line in islice(run.each_line("hard_samples.jsonl"), _MOST_HARD)
         ],
         "shown": _shown(run),
         "evaluation": None if evaluated is None else _evaluation(evaluated),
@@ -96,25 +99,10 @@ def gather(run: RunFolder, results: Path | None = None) -> dict[str, Any]:
 
 
 def _state(run: RunFolder, facts: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> str:
-    """ "running", "finished", "stopped early", "diverged" or "interrupted"."""
-    holder = _holder(run)
-    if holder is not None and holder != os.getpid():
-        return "running"
-    if lines and lines[-1].get("diverged"):
-        return "diverged"
-    if run.file("samples.json").is_file():
-        done = max((line["step"] for line in lines if "loss" in line), default=0)
-        return "finished" if done >= facts.get("total_steps", 0) else "stopped early"
-    return "interrupted"
-
-
-def _holder(run: RunFolder) -> int | None:
-    """The process that works on the run; None where none does."""
-    with suppress(OSError, ValueError, KeyError):
-        pid = int(read_json_object(run.file(LOCK_FILE))["pid"])
-        os.kill(pid, 0)
-        return pid
-    return None
+    done = max((line["step"] for line in lines if "loss" in line), default=0)
+    diverged = bool(lines and lines[-1].get("diverged"))
+    # The process that trains writes the report when it has ended the run.
+    return run_state(run, diverged, done, facts.get("total_steps", 0), apart_from=os.getpid())
 
 
 def _template_name(facts: Mapping[str, Any]) -> str:
@@ -143,8 +131,8 @@ def _training(
         "repeated_tokens": sum(line.get("tokens", 0) for line in before),
         "seconds": _seconds(facts, steps),
         "tokens_per_second": steps[-1].get("tokens_per_second") if steps else None,
-        "first_loss": _finite(steps[0]["loss"]) if steps else None,
-        "last_loss": _finite(_mean([line["loss"] for line in steps[-10:]])) if steps else None,
+        "first_loss": steps[0]["loss"] if steps else None,
+        "last_loss": fmean(line["loss"] for line in steps[-10:]) if steps else None,
         "epoch_losses": [line["epoch_loss"] for line in lines if "epoch_loss" in line],
     }
 
@@ -181,9 +169,7 @@ def smoothed(points: Sequence[Point], width: int) -> list[Point]:
     """The mean of each point and up to `width - 1` points before it; missing ones do not count."""
     means: list[Point] = []
     total, count = 0.0, 0
-    values = [
-        (y if y is not None and y == y and abs(y) != float("inf") else None) for _, y in points
-    ]
+    values = [(y if y is not None and math.isfinite(y) else None) for _, y in points]
     for index, (x, _) in enumerate(points):
         entering = values[index]
         if entering is not None:
@@ -258,7 +244,7 @@ def _left_out(run: RunFolder) -> dict[str, Any]:
 
 def _shown(run: RunFolder) -> list[dict[str, Any]]:
     try:
-        stored: object = json.loads(run.file("samples.json").read_text(encoding="utf-8"))
+        stored: object = json.loads(run.file(SAMPLES_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     samples = cast("list[object]", stored if isinstance(stored, list) else [])
@@ -363,18 +349,6 @@ def _pair(outcome: str, trained: Record, base: Record | None) -> dict[str, Any]:
 
 def _points(lines: Iterable[Mapping[str, Any]], name: str) -> list[Point]:
     return [(line["step"], line[name]) for line in lines if name in line]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _finite(value: float) -> float | None:
-    return value if value == value and abs(value) != float("inf") else None
-
-
-def _first(lines: Sequence[dict[str, Any]], count: int) -> Sequence[dict[str, Any]]:
-    return lines[:count]
 
 
 def _cut(text: str) -> str:

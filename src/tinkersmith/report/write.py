@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from tinkersmith.errors import UserError, reason_of, unreadable
-from tinkersmith.files import open_regular, write_atomically
-from tinkersmith.pages.page import generator_mark, page_html, part
+from tinkersmith.errors import UserError, reason_of
+from tinkersmith.files import write_atomically
+from tinkersmith.pages.page import is_foreign, page_html, part
 from tinkersmith.pages.words import page_language
 from tinkersmith.report.gather import gather
 from tinkersmith.runs.folder import RunFolder
@@ -13,7 +13,6 @@ from tinkersmith.runs.folder import RunFolder
 REPORT_FILE = "report.html"
 _PACKAGE = "tinkersmith.report"
 _COMMAND = "tinkersmith report"
-_HEAD = 2000  # bytes of a page, among which its generator is named
 
 
 def write_report(
@@ -48,14 +47,7 @@ def check_report_target(path: Path) -> None:
     Raises:
         UserError: the file may not be overwritten.
     """
-    try:
-        with open_regular(path) as file:
-            head = file.read(_HEAD)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise unreadable(path, error) from None
-    if head and generator_mark(_COMMAND).encode() not in head:
+    if is_foreign(path, _COMMAND):
         raise UserError(f"{path} exists and is no report. Name another file with --out.")
 
 

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tinkersmith.errors import UserError
-from tinkersmith.runs.folder import RunFolder
+from tinkersmith.files import read_json_object
+from tinkersmith.runs.folder import SAMPLES_FILE, RunFolder
 
 LOCK_FILE = "run.lock"
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
@@ -96,3 +97,43 @@ def _holder(path: Path) -> str:
         )
     except (OSError, ValueError, TypeError, KeyError):  # it is about to write that, or to remove it
         return "by another process"
+
+
+def run_state(run: RunFolder, diverged: bool, step: int, total: int, *, apart_from: int = 0) -> str:
+    """ "running", "diverged", "finished", "stopped early" or "interrupted".
+
+    Args:
+        diverged: whether the last line of metrics.jsonl says so.
+        step: the last step that was recorded, of `total`.
+        apart_from: see `is_held`.
+    """
+    if is_held(run, apart_from):
+        return "running"
+    if diverged:
+        return "diverged"
+    if run.file(SAMPLES_FILE).is_file():  # the last file that a run writes
+        return "finished" if step >= total else "stopped early"
+    return "interrupted"
+
+
+def is_held(run: RunFolder, apart_from: int = 0) -> bool:
+    """Whether a process other than `apart_from` works on the run, by what run.lock says.
+
+    The lock itself is not tried: that would refuse a process that takes it in this moment.
+    """
+    try:
+        holder = read_json_object(run.file(LOCK_FILE), 10_000)
+    except (OSError, ValueError):
+        return False
+    process = holder.get("pid")
+    if holder.get("host") != socket.gethostname() or not isinstance(process, int):
+        return True  # on another machine: nobody can tell from here
+    if process == apart_from:
+        return False
+    try:
+        os.kill(process, 0)
+    except PermissionError:  # another user's
+        return True
+    except (OSError, OverflowError):
+        return False
+    return True
