@@ -88,7 +88,7 @@ def test_a_wrong_numbered_operation_fails_its_future_never_its_status(
         ("/optim_step", {"model_id": "a:train:0", "seq_id": 1}, 410, "session a has ended"),
         ("/session_heartbeat", {"session_id": "gone"}, 410, "has ended"),
         ("/retrieve_future", {"request_id": "gone"}, 410, "is gone"),
-        ("/weights_info", {"tinker_path": "tinker://a/weights/b"}, 400, "does not exist"),
+        ("/weights_info", {"tinker_path": "tinker://a/weights/b"}, 404, "does not exist"),
         ("/billing/usage/events", {}, 400, "billing has no meaning"),
         ("/copy_weights", {}, 400, "source_path is None"),
         ("/training_runs/unknown", None, 404, "no training run unknown"),
