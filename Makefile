@@ -13,6 +13,8 @@ OLDER_SDK := 0.30.0
 INSTALLED := .venv/.installed
 COOKBOOK := .venv/.cookbook
 DOCS := .venv/.docs
+# Three for two cores, because many tests wait for programs that they start.
+WORKERS := -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-quick test-older-sdk soak wheel-journey lint format docs bench clean
 
@@ -27,13 +29,13 @@ demo: $(INSTALLED)
 	@echo "The LoRA (PEFT): exported/demo-adapter (loaded above by plain transformers + peft)"
 
 test: $(INSTALLED) $(COOKBOOK)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest $(WORKERS)
 
 test-quick: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not engine and not cookbook and not slow and not long"
+	$(BIN)/python -m pytest $(WORKERS) -m "not engine and not cookbook and not slow and not long"
 
 soak: $(INSTALLED) $(COOKBOOK)
-	$(BIN)/python tools/beside_load.py 4 $(BIN)/python -m pytest -n 2 --dist loadfile -m ""
+	$(BIN)/python tools/beside_load.py 4 $(BIN)/python -m pytest $(WORKERS) -m ""
 	for trial in 1 2 3 4 5; do \
 	  $(BIN)/python tools/beside_load.py 2 $(BIN)/python -m pytest -n 0 \
 	    tests/training/test_interrupted_runs.py tests/service/test_connection.py || exit 1; \
@@ -49,7 +51,7 @@ soak: $(INSTALLED) $(COOKBOOK)
 
 test-older-sdk: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/tinker-$(OLDER_SDK) tinker==$(OLDER_SDK)
-	PYTHONPATH=$(CURDIR)/.venv/tinker-$(OLDER_SDK) $(BIN)/python -m pytest -n 2 --dist loadfile \
+	PYTHONPATH=$(CURDIR)/.venv/tinker-$(OLDER_SDK) $(BIN)/python -m pytest $(WORKERS) \
 	  tests/engine/server/routes/test_training.py tests/engine/server/routes/test_sampling.py \
 	  tests/engine/server/routes/test_rest.py tests/engine/test_process.py
 

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,39 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The files that take longest, also because they wait. `make test` gives whole files to its workers,
+# in this order: a long file that comes last leaves the others without work.
+LONGEST_FIRST = (
+    "training/test_interrupted_runs.py",
+    "service/test_patience.py",
+    "engine/server/test_connections.py",
+    "service/test_connection.py",
+    "evaluation/test_stopped_evaluation.py",
+    "training/test_diverged_runs.py",
+    "training/test_best_checkpoint.py",
+    "training/test_shown_answers.py",
+    "evaluation/test_evaluate.py",
+    "export/test_export.py",
+    "sweep/test_conduct.py",
+    "engine/test_process.py",
+    "engine/scheduling/test_many_clients.py",
+    "engine/scheduling/test_sessions.py",
+    "engine/server/routes/test_training.py",
+    "engine/server/routes/test_rest.py",
+    "cli/test_terminals.py",
+    "training/test_loop.py",
+    "test_examples.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(LONGEST_FIRST)}
+    if gone := [str(file) for file in ranks if not file.exists()]:
+        raise pytest.UsageError(
+            f"tests/conftest.py puts {', '.join(gone)} first, which is no file."
+        )
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.fixture(autouse=True)
