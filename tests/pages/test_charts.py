@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 DRAW = """
 const data = JSON.parse(document.getElementById("data").textContent);
 window.drawn = charts[data.kind](document.getElementById("chart"), data.spec);
-document.body.append(charts.themeButton());
+document.body.append(elements.themeButton());
 """
 
 

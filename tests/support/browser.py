@@ -22,11 +22,13 @@ def open_page(
     size: tuple[int, int] = DESKTOP,
     language: str = "en-US",
     dark: bool = False,
+    sharp: bool = False,
     expected_errors: tuple[str, ...] = (),
 ) -> Generator["Page", None, None]:
     """A page at a URL or of a file. The test fails if the page logs an error or raises one.
 
     Args:
+        sharp: two pixels of a picture for each CSS pixel, as a phone has them.
         expected_errors: words of errors that the test provokes, such as "status of 429".
     """
     playwright = pytest.importorskip("playwright.sync_api")
@@ -41,6 +43,7 @@ def open_page(
             viewport={"width": size[0], "height": size[1]},
             locale=language,
             color_scheme="dark" if dark else "light",
+            device_scale_factor=2 if sharp else 1,
             permissions=["clipboard-read", "clipboard-write"],
         )
         page = context.new_page()

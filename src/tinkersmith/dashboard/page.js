@@ -57,16 +57,7 @@
   };
   const chinese = start.language === "zh", words = WORDS[chinese ? "zh" : "en"];
   const by = (id) => document.getElementById(id);
-  const el = (name, attributes = {}, ...children) => {
-    const element = document.createElement(name);
-    for (const [key, value] of Object.entries(attributes)) {
-      if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
-      else if (value === true) element.setAttribute(key, "");
-      else if (value !== false && value !== null && value !== undefined) element.setAttribute(key, value);
-    }
-    element.append(...children.filter((child) => child !== null && child !== undefined));
-    return element;
-  };
+  const { make, swatch, table, tile, themeButton } = elements;
 
   // ---- numbers as people read them
 
@@ -206,10 +197,10 @@
   ];
   let order = "started", ascending = false;
   const drawHeads = () => {
-    by("heads").replaceChildren(el("th", {}), ...COLUMNS.map((column) => el(
+    by("heads").replaceChildren(make("th", {}), ...COLUMNS.map((column) => make(
       "th",
       { class: [column.number && "number", column.wider && "wider"].filter(Boolean).join(" ") || null, "aria-sort": order === column.key ? (ascending ? "ascending" : "descending") : null },
-      el("button", { type: "button", onclick: () => {
+      make("button", { type: "button", onclick: () => {
         if (order !== column.key) { order = column.key; ascending = ["name", "state", "loss", "model"].includes(order); } else ascending = !ascending;
         drawHeads();
         drawRows();
@@ -217,28 +208,28 @@
     )));
   };
   const drawn = new Map(); // name -> the row's object and element
-  const badge = (state) => el("span", { class: `state ${state.split(" ")[0]}` }, words[state] || state);
+  const badge = (state) => make("span", { class: `state ${state.split(" ")[0]}` }, words[state] || state);
   const rowElement = (row) => {
-    const tick = el("input", { type: "checkbox", "aria-label": row.name, onchange: () => {
+    const tick = make("input", { type: "checkbox", "aria-label": row.name, onchange: () => {
       const others = chosen.filter((name) => name !== row.name);
       choose(tick.checked ? [...others, row.name] : others);
     } });
     const share = row.total ? Math.min(row.step / row.total, 1) : 0;
-    const bar = el("span", {});
+    const bar = make("span", {});
     bar.style.width = `${100 * share}%`;
-    const best = row.best ? [charts.short(row.best.value), el("small", {}, row.best.by.replaceAll("_", " "))] : [];
+    const best = row.best ? [charts.short(row.best.value), make("small", {}, row.best.by.replaceAll("_", " "))] : [];
     const cells = row.problem
-      ? [el("td", { class: "problem", colspan: 7 }, row.problem)]
+      ? [make("td", { class: "problem", colspan: 7 }, row.problem)]
       : [
-          el("td", { class: "number" }, `${whole(row.step)} `, el("span", { class: "total" }, `/ ${whole(row.total)}`), el("span", { class: "progress", "aria-hidden": "true" }, bar)),
-          el("td", { class: "number" }, row.loss === null ? "–" : charts.short(row.loss)),
-          el("td", { class: "number best" }, ...best),
-          el("td", { class: "number wider" }, row.rate === null ? "" : whole(row.rate)),
-          el("td", { class: "number wider" }, duration(row.left)),
-          el("td", { class: "number wider", "data-time": row.seen }, ago(row.seen)),
-          el("td", { class: "wider" }, row.model.split("/").pop()),
+          make("td", { class: "number" }, `${whole(row.step)} `, make("span", { class: "total" }, `/ ${whole(row.total)}`), make("span", { class: "progress", "aria-hidden": "true" }, bar)),
+          make("td", { class: "number" }, row.loss === null ? "–" : charts.short(row.loss)),
+          make("td", { class: "number best" }, ...best),
+          make("td", { class: "number wider" }, row.rate === null ? "" : whole(row.rate)),
+          make("td", { class: "number wider" }, duration(row.left)),
+          make("td", { class: "number wider", "data-time": row.seen }, ago(row.seen)),
+          make("td", { class: "wider" }, row.model.split("/").pop()),
         ];
-    return el("tr", {}, el("td", {}, tick), el("td", { class: "name" }, el("button", { type: "button", onclick: () => choose([row.name]) }, row.name)), el("td", {}, badge(row.state)), ...cells);
+    return make("tr", {}, make("td", {}, tick), make("td", { class: "name" }, make("button", { type: "button", onclick: () => choose([row.name]) }, row.name)), make("td", {}, badge(row.state)), ...cells);
   };
   const drawRows = () => {
     const filter = by("filter").value.trim().toLowerCase(), state = by("state").value;
@@ -315,23 +306,14 @@
       const full = { ...spec, x: words.step, height: 230 };
       const known = drawnCharts.get(spec.key);
       if (known) { known.chart.update(full); if (box.children[index] !== known.element) box.insertBefore(known.element, box.children[index] || null); return; }
-      const element = el("div", { "data-chart": spec.key });
+      const element = make("div", { "data-chart": spec.key });
       box.insertBefore(element, box.children[index] || null);
       drawnCharts.set(spec.key, { element, chart: charts.lines(element, full) });
     });
   };
-  const swatch = (name) => {
-    const picture = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    const line = document.createElementNS("http://www.w3.org/2000/svg", "line");
-    picture.setAttribute("viewBox", "0 0 26 8");
-    picture.setAttribute("class", "swatch");
-    picture.setAttribute("aria-hidden", "true");
-    for (const [key, value] of Object.entries({ x1: 0, x2: 26, y1: 4, y2: 4, class: `series-${colour(name)}` })) line.setAttribute(key, value);
-    picture.append(line);
-    return picture;
-  };
+  const swatchOf = (name) => swatch(colour(name), chosen.length > 1); // as charts.lines draws it
   const drawChosen = () => {
-    by("chosen").replaceChildren(...(chosen.length ? chosen.map((name) => el("span", { class: "chip" }, swatch(name), name, el("button", { type: "button", "aria-label": `${words.remove} ${name}`, onclick: () => choose(chosen.filter((one) => one !== name)) }, "✕"))) : [el("span", { class: "soft" }, words.noRun)]));
+    by("chosen").replaceChildren(...(chosen.length ? chosen.map((name) => make("span", { class: "chip" }, swatchOf(name), name, make("button", { type: "button", "aria-label": `${words.remove} ${name}`, onclick: () => choose(chosen.filter((one) => one !== name)) }, "✕"))) : [make("span", { class: "soft" }, words.noRun)]));
   };
 
   // ---- settings
@@ -344,13 +326,13 @@
     const names = [...new Set(all.flatMap((settings) => Object.keys(settings)))];
     const several = known.length > 1;
     const differing = names.filter((name) => new Set(all.map((settings) => settings[name])).size > 1);
-    const table = (list) => el("table", { class: "differs" },
-      el("thead", {}, el("tr", {}, el("th", {}, words.setting), ...known.map((name) => el("th", {}, swatch(name), " ", name)))),
-      el("tbody", {}, ...list.map((name) => el("tr", {}, el("th", { scope: "row" }, name), ...all.map((settings) => el("td", {}, settings[name] ?? "–"))))));
+    const listed = (list) => make("table", { class: "differs" },
+      make("thead", {}, make("tr", {}, make("th", {}, words.setting), ...known.map((name) => make("th", {}, swatchOf(name), " ", name)))),
+      make("tbody", {}, ...list.map((name) => make("tr", {}, make("th", { scope: "row" }, name), ...all.map((settings) => make("td", {}, settings[name] ?? "–"))))));
     by("settings-title").textContent = several ? words.differ : words.settings;
     const open = by("settings").querySelector("details")?.open;
-    const rest = el("details", { open }, el("summary", {}, words.allSettings(names.length)), table(names));
-    by("settings").replaceChildren(...(several ? [differing.length ? table(differing) : el("p", { class: "soft" }, words.same)] : []), rest);
+    const rest = make("details", { open }, make("summary", {}, words.allSettings(names.length)), listed(names));
+    by("settings").replaceChildren(...(several ? [differing.length ? listed(differing) : make("p", { class: "soft" }, words.same)] : []), rest);
   };
 
   // ---- answers and log of one run
@@ -360,8 +342,8 @@
     if (focus === null) return;
     const row = rows.get(focus);
     by("focus-title").textContent = focus;
-    const buttons = chosen.length > 1 ? chosen.map((name) => el("button", { type: "button", "aria-pressed": String(name === focus), onclick: () => { focus = name; drawFocus(); drawAnswers(); drawLog(); } }, name)) : [];
-    const link = row?.report ? el("a", { href: `report/${encodeURIComponent(focus)}`, target: "_blank", rel: "noopener" }, words.report) : null;
+    const buttons = chosen.length > 1 ? chosen.map((name) => make("button", { type: "button", "aria-pressed": String(name === focus), onclick: () => { focus = name; drawFocus(); drawAnswers(); drawLog(); } }, name)) : [];
+    const link = row?.report ? make("a", { href: `report/${encodeURIComponent(focus)}`, target: "_blank", rel: "noopener" }, words.report) : null;
     const held = document.activeElement?.closest?.("#focus") ? document.activeElement.textContent : null;
     by("focus").replaceChildren(...buttons, ...(row ? [badge(row.state)] : []), ...(link ? [link] : []));
     if (held) [...by("focus").querySelectorAll("button, a")].find((one) => one.textContent === held)?.focus();
@@ -384,15 +366,15 @@
       const ofEpochs = list.filter((answer, index) => answer.final || !list.slice(index + 1).some((later) => !later.final && later.epoch === answer.epoch));
       const isWhole = inFull.has(`${focus} ${key}`) || list.length <= 6;
       const entries = (isWhole ? list : ofEpochs).map((answer) => [
-        el("dt", {}, answer.final ? words.final : words.atStep(whole(answer.step ?? 0), answer.epoch)),
-        el("dd", {}, answer.answers.join("\n\n"), ...Object.entries(answer.scores).map(([name, value]) => el("span", { class: "soft" }, `  ${name.replaceAll("_", " ")} ${charts.short(value)}`))),
+        make("dt", {}, answer.final ? words.final : words.atStep(whole(answer.step ?? 0), answer.epoch)),
+        make("dd", {}, answer.answers.join("\n\n"), ...Object.entries(answer.scores).map(([name, value]) => make("span", { class: "soft" }, `  ${name.replaceAll("_", " ")} ${charts.short(value)}`))),
       ]);
-      return el("details", { class: "asked", "data-key": key, open: open.get(key) ?? index < 1 },
-        el("summary", {}, title.length > 110 ? `…${title.slice(-110)}` : title, el("span", { class: "soft" }, `  ${first.source}`)),
-        el("dl", {}, el("dt", {}, words.prompt), el("dd", { class: "expected" }, first.prompt), el("dt", {}, words.expected), el("dd", { class: "expected" }, first.expected), ...entries.flat()),
-        isWhole ? null : el("button", { type: "button", onclick: () => { inFull.add(`${focus} ${key}`); drawAnswers(); } }, words.allAnswers(list.length)));
+      return make("details", { class: "asked", "data-key": key, open: open.get(key) ?? index < 1 },
+        make("summary", {}, title.length > 110 ? `…${title.slice(-110)}` : title, make("span", { class: "soft" }, `  ${first.source}`)),
+        make("dl", {}, make("dt", {}, words.prompt), make("dd", { class: "expected" }, first.prompt), make("dt", {}, words.expected), make("dd", { class: "expected" }, first.expected), ...entries.flat()),
+        isWhole ? null : make("button", { type: "button", onclick: () => { inFull.add(`${focus} ${key}`); drawAnswers(); } }, words.allAnswers(list.length)));
     });
-    by("answers").replaceChildren(...(parts.length ? parts : [el("p", { class: "soft" }, words.noAnswers)]));
+    by("answers").replaceChildren(...(parts.length ? parts : [make("p", { class: "soft" }, words.noAnswers)]));
   };
   const drawLog = () => {
     const box = by("lines"), view = shown.get(focus);
@@ -412,19 +394,18 @@
     const count = before ? (engine.tokens[kind] || 0) - (before.tokens[kind] || 0) : 0;
     return seconds > 0 && count > 0 ? `${whole(count / seconds)}${words.perSecond}` : "";
   };
-  const tile = (name, value, small) => el("div", {}, el("dt", {}, name), el("dd", {}, value, small ? el("small", {}, small) : null));
   const memoryBar = (engine) => {
     const memory = engine.memory, bases = total(memory.base_models);
     // On a GPU, weights and adapters are in its memory; what it uses is what is drawn.
     const used = memory.gpu ? memory.gpu.reserved : memory.process;
     const parts = [[words.bases, bases], [words.adapters, memory.adapters], [words.rest, Math.max(used - bases - memory.adapters, 0)]];
-    const bar = el("div", { class: "memory", role: "img", "aria-label": parts.map(([name, bytes]) => `${name} ${size(bytes)}`).join(", ") });
+    const bar = make("div", { class: "memory", role: "img", "aria-label": parts.map(([name, bytes]) => `${name} ${size(bytes)}`).join(", ") });
     parts.forEach(([, bytes], index) => {
-      const part = el("span", { class: `fill-box-${index}` });
+      const part = make("span", { class: `fill-box-${index}` });
       part.style.width = `${(100 * bytes) / Math.max(used, 1)}%`;
       bar.append(part);
     });
-    return [bar, el("div", { class: "legend" }, ...parts.map(([name, bytes], index) => el("span", {}, el("i", { class: `fill-box-${index}` }), `${name} ${size(bytes)}`)))];
+    return [bar, make("div", { class: "legend" }, ...parts.map(([name, bytes], index) => make("span", {}, make("i", { class: `fill-box-${index}` }), `${name} ${size(bytes)}`)))];
   };
   const counts = (jobs) => Object.entries(jobs).map(([name, count]) => `${name}${count > 1 ? ` × ${whole(count)}` : ""}`).join(", ");
   const drawEngines = () => {
@@ -434,16 +415,17 @@
       const sequences = engine.queue.reduce((sum, one) => sum + one.sequences, 0);
       const failed = Object.values(engine.requests).reduce((sum, one) => sum + one.failed, 0);
       const gpu = engine.memory.gpu;
-      const tiles = el("dl", { class: "tiles" },
+      const tiles = make("dl", { class: "tiles" },
         tile(words.runningJobs, whole(running), sequences ? `${words.sequences}: ${whole(sequences)}` : ""), tile(words.waiting, whole(waiting), failed ? `${whole(failed)} ${words.failed}` : ""),
         tile(words.memory, size(engine.memory.process), words.process),
         ...(gpu ? [tile(words.gpu, size(gpu.total - gpu.free), `${words.of} ${size(gpu.total)}, ${gpu.name}`)] : []),
         tile(words.trained, whole(engine.tokens.trained || 0), pace(engine, "trained")), tile(words.sampled, whole(engine.tokens.sampled || 0), pace(engine, "sampled")),
         tile(words.clients, whole(engine.clients.training + engine.clients.sampling), `${words.training} ${engine.clients.training}, ${words.sampling} ${engine.clients.sampling}${engine.memory.spilled_clients ? `, ${words.spilled} ${engine.memory.spilled_clients}` : ""}`));
-      const queue = engine.queue.length ? el("div", { class: "scroll" }, el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, words.client), el("th", {}, words.runningJobs), el("th", {}, words.waiting))), el("tbody", {}, ...engine.queue.slice(0, 50).map((one) => el("tr", {}, el("td", {}, el("code", {}, one.client)), el("td", {}, counts(one.running)), el("td", {}, counts(one.waiting))))))) : null;
+      const jobs = engine.queue.slice(0, 50).map((one) => [make("code", {}, one.client), counts(one.running), counts(one.waiting)]);
+      const queue = jobs.length ? table([words.client, words.runningJobs, words.waiting], jobs) : null;
       const loaded = Object.entries(engine.memory.base_models).map(([name, bytes]) => `${name.split("/").pop()} ${size(bytes)}`).join(", ");
-      return el("div", { class: "engine" }, el("p", { class: "soft" }, `${engine.host}, ${words.process} ${engine.pid}, ${engine.ready ? words.ready : words.loading}${loaded ? `, ${loaded}` : ""}`), tiles, ...memoryBar(engine), queue);
-    }) : [el("p", { class: "soft" }, words.noEngine)]));
+      return make("div", { class: "engine" }, make("p", { class: "soft" }, `${engine.host}, ${words.process} ${engine.pid}, ${engine.ready ? words.ready : words.loading}${loaded ? `, ${loaded}` : ""}`), tiles, ...memoryBar(engine), queue);
+    }) : [make("p", { class: "soft" }, words.noEngine)]));
   };
 
   // ---- begin
@@ -453,11 +435,11 @@
   by("filter").placeholder = words.filter;
   by("filter").setAttribute("aria-label", words.filter);
   by("state").setAttribute("aria-label", words.state);
-  by("state").append(el("option", { value: "" }, words.all), ...["running", "finished", "stopped early", "interrupted", "diverged", "damaged"].map((state) => el("option", { value: state }, words[state])));
+  by("state").append(make("option", { value: "" }, words.all), ...["running", "finished", "stopped early", "interrupted", "diverged", "damaged"].map((state) => make("option", { value: state }, words[state])));
   by("log").nextElementSibling.textContent = words.logScale;
   by("smooth").previousElementSibling.textContent = words.smooth;
-  by("smooth").append(...words.smoothing.map((text, index) => el("option", { value: index, selected: index === 1 }, text)));
-  by("buttons").append(charts.themeButton());
+  by("smooth").append(...words.smoothing.map((text, index) => make("option", { value: index, selected: index === 1 }, text)));
+  by("buttons").append(themeButton());
   by("filter").addEventListener("input", drawRows);
   by("state").addEventListener("change", drawRows);
   by("log").addEventListener("change", drawCharts);

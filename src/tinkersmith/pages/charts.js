@@ -2,22 +2,7 @@
 // Charts as SVG: charts.lines, charts.histogram, charts.intervals. Each takes an element and a
 // specification, draws, redraws when the element's width changes, and returns { update(spec) }.
 const charts = (() => {
-  const SPACE = "http://www.w3.org/2000/svg";
-  const DASHES = ["", "7 3", "2 3", "9 3 2 3", "12 4", "4 2", "2 2 6 2", "1 4"];
-  const chinese = () => document.documentElement.lang.startsWith("zh");
-
-  const svg = (name, attributes = {}, text) => {
-    const element = document.createElementNS(SPACE, name);
-    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-    if (text !== undefined) element.textContent = text;
-    return element;
-  };
-  const html = (name, className, text) => {
-    const element = document.createElement(name);
-    if (className) element.className = className;
-    if (text !== undefined) element.textContent = text;
-    return element;
-  };
+  const { make, svg, chinese, DASHES } = elements;
 
   // CSS pixels that a text of 11 px needs, at most: an ideograph is as wide as it is high.
   const room = (text) => [...text].reduce((sum, character) => sum + (character > "\u2e80" ? 11.5 : 6.6), 0);
@@ -82,7 +67,7 @@ const charts = (() => {
   };
   const titled = (element, spec) => {
     element.replaceChildren();
-    if (spec.label) element.append(html(element.tagName === "FIGURE" ? "figcaption" : "div", "chart-title", spec.label));
+    if (spec.label) element.append(make(element.tagName === "FIGURE" ? "figcaption" : "div", "chart-title", spec.label));
   };
   const axes = (picture, area, xs, ys, names) => {
     for (const [value, y] of ys) {
@@ -161,16 +146,14 @@ const charts = (() => {
       const area = { left: 54, right: width - 10, top: 16, bottom: height - 34 };
       const shown = spec.series.filter((series) => finite(series).length);
       const all = shown.flatMap((series) => finite(series));
-      const keys = html("div", "keys"), values = new Map();
+      const keys = make("div", "keys"), values = new Map();
       const several = spec.series.filter((series) => series.kind !== "faint").length > 1; // one needs no dash
       const colour = (series) => series.color ?? spec.series.filter((one) => one.kind !== "faint").indexOf(series);
       for (const series of spec.series) {
         if (series.kind === "faint") continue;
-        const index = colour(series) % 8, key = html("span"), value = html("b");
-        const swatch = svg("svg", { viewBox: "0 0 26 10", "aria-hidden": "true" });
-        if (series.kind === "dots") swatch.append(svg("circle", { cx: 13, cy: 5, r: 3.5, class: `fill-${index}` }));
-        else swatch.append(svg("line", { x1: 0, x2: 26, y1: 5, y2: 5, class: `line series-${index}`, "stroke-dasharray": several ? DASHES[index] : "" }));
-        key.append(swatch, series.name, value);
+        const index = colour(series) % 8, key = make("span"), value = make("b");
+        const dot = () => svg("svg", { viewBox: "0 0 26 10", "aria-hidden": "true" }, svg("circle", { cx: 13, cy: 5, r: 3.5, class: `fill-${index}` }));
+        key.append(series.kind === "dots" ? dot() : elements.swatch(index, several), series.name, value);
         keys.append(key);
         values.set(series, value);
       }
@@ -215,7 +198,7 @@ const charts = (() => {
         if (wanted !== null) { cursor.setAttribute("x1", x(wanted)); cursor.setAttribute("x2", x(wanted)); }
         where.textContent = wanted === null ? "" : `${spec.x || "x"} ${short(wanted)}`;
       };
-      const where = html("span");
+      const where = make("span");
       keys.append(where);
       const at = (event) => {
         const box = picture.getBoundingClientRect();
@@ -247,7 +230,7 @@ const charts = (() => {
     const height = spec.height || 230, area = { left: 54, right: width - 10, top: 12, bottom: height - 34 };
     const bins = spec.bins.filter((bin) => bin[1] > bin[0]);
     const total = bins.reduce((sum, bin) => sum + bin[2], 0);
-    const keys = html("div", "keys"), reading = html("span");
+    const keys = make("div", "keys"), reading = make("span");
     keys.append(reading);
     const low = bins.length ? bins[0][0] : 0;
     let high = bins.length ? bins[bins.length - 1][1] : 1;
@@ -309,19 +292,5 @@ const charts = (() => {
     element.append(picture);
   });
 
-  // ---- a button that switches between light and dark, for a page's header
-
-  const themeButton = () => {
-    const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)");
-    const button = html("button", "theme");
-    button.type = "button";
-    const isDark = () => (root.dataset.theme || (dark.matches ? "dark" : "light")) === "dark";
-    const say = () => { button.textContent = isDark() ? (chinese() ? "浅色" : "Light") : chinese() ? "深色" : "Dark"; };
-    button.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; say(); });
-    dark.addEventListener("change", say);
-    say();
-    return button;
-  };
-
-  return { lines, histogram, intervals, themeButton, short };
+  return { lines, histogram, intervals, short };
 })();

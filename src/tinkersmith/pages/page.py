@@ -46,7 +46,7 @@ def page_html(
     generator: str = "tinkersmith",
     connect: bool = False,
 ) -> str:
-    """One page of HTML with the shared style, and the given styles and scripts behind it.
+    """One page of HTML with the shared style and script, and the given ones behind them.
 
     The page's policy allows these styles and scripts by their hashes, and nothing else. What
     comes from the user goes into `data`, which a script reads: no text of it becomes markup.
@@ -58,11 +58,12 @@ def page_html(
         connect: let the page's scripts talk to the server that it came from.
     """
     all_styles = [part("tinkersmith.pages", "base.css"), *styles]
+    all_scripts = [part("tinkersmith.pages", "elements.js"), *scripts]
     policy = "; ".join(
         [
             "default-src 'none'",
             f"style-src {_hashes(all_styles)}",
-            f"script-src {_hashes(scripts)}",
+            f"script-src {_hashes(all_scripts)}",
             *(["connect-src 'self'"] if connect else []),
             "base-uri 'none'",
             "form-action 'none'",
@@ -76,7 +77,7 @@ def page_html(
         styles="\n".join(f"<style>{style}</style>" for style in all_styles),
         body=body,
         data=json_in_script(data),
-        scripts="\n".join(f"<script>{script}</script>" for script in scripts),
+        scripts="\n".join(f"<script>{script}</script>" for script in all_scripts),
     )
 
 

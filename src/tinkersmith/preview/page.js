@@ -4,7 +4,6 @@
   const wanted = data.language === "auto" ? navigator.language || "en" : data.language;
   const chinese = wanted.toLowerCase().startsWith("zh");
   document.documentElement.lang = chinese ? "zh-CN" : "en";
-  const number = (value) => value.toLocaleString(chinese ? "zh-CN" : "en");
   const percent = (part, whole) => (whole ? ((100 * part) / whole).toFixed(1) : "0") + "\u00a0%";
   const words = chinese
     ? {
@@ -38,12 +37,7 @@
         state: { trained: "trained", read: "only read: no loss", cut: "cut: not sent" }, kinds: {}, left: "left out",
       };
 
-  const make = (name, className, text) => {
-    const element = document.createElement(name);
-    if (className) element.className = className;
-    if (text !== undefined) element.textContent = text;
-    return element;
-  };
+  const { make, number } = elements;
   const at = (id) => document.getElementById(id);
 
   // ---- the head of the page
@@ -56,10 +50,7 @@
   }
   const counts = data.counts;
   const tile = (name, value, note) => {
-    const box = make("div"), figure = make("dd", "", number(value));
-    if (note) figure.append(" ", make("small", "", note));
-    box.append(make("dt", "", name), figure);
-    at("counts").append(box);
+    at("counts").append(elements.tile(name, number(value), note));
   };
   tile(words.samples, counts.samples);
   tile(words.sequences, counts.sequences);
@@ -155,7 +146,7 @@
     filled.style.width = `${(100 * sample.trained) / Math.max(sample.sent, 1)}%`;
     bar.append(filled);
     const who = make("span", "who");
-    who.append(make("span", "arrow", "▸"), words.record(number(sample.record)), " ");
+    who.append(make("span", "arrow"), words.record(number(sample.record)), " ");
     who.append(make("small", "", many ? sample.file : sample.file.split(/[\\/]/).pop()));
     who.title = sample.file;
     head.append(who, make("span", "much", sample.much[chinese ? "zh" : "en"]), bar);

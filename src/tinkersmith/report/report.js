@@ -3,16 +3,8 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const chinese = data.language === "zh";
   const say = (english, translated) => (chinese ? translated : english);
-  const locale = chinese ? "zh-CN" : "en";
-  const number = (value) => (value === null || value === undefined ? "–" : Number(value).toLocaleString(locale, { maximumFractionDigits: 4 }));
+  const { make, number, table, themeButton } = elements;
   const percent = (value, digits = 1) => (Number.isFinite(value) ? `${(100 * value).toFixed(digits)} %` : "–");
-  const make = (name, className, text) => {
-    const element = document.createElement(name);
-    if (className) element.className = className;
-    if (text !== undefined && text !== null) element.textContent = text;
-    return element;
-  };
-  const put = (parent, ...children) => { parent.append(...children.filter((child) => child !== null)); return parent; };
   const time = (seconds) => {
     if (!Number.isFinite(seconds)) return "–";
     if (seconds < 90) return say(`${seconds.toFixed(0)} s`, `${seconds.toFixed(0)} 秒`);
@@ -48,32 +40,13 @@
     main.append(section);
     return section;
   };
-  const table = (heads, rows, numbers = []) => {
-    const box = make("div", "scroll"), grid = make("table"), top = make("tr");
-    heads.forEach((title, index) => { const cell = make("th", numbers.includes(index) ? "number" : "", title); cell.scope = "col"; top.append(cell); });
-    put(grid, put(make("thead"), top));
-    const body = make("tbody");
-    for (const row of rows) {
-      const line = make("tr");
-      row.forEach((value, index) => put(line, value instanceof Node ? put(make("td"), value) : make("td", numbers.includes(index) ? "number" : "", value)));
-      body.append(line);
-    }
-    put(grid, body);
-    box.append(grid);
-    return box;
-  };
-  const tile = (list, name, value, note) => {
-    const box = make("div"), figure = make("dd", "", value);
-    if (note) figure.append(make("small", "", note));
-    put(box, make("dt", "", name), figure);
-    list.append(box);
-  };
+  const tile = (list, ...words) => list.append(elements.tile(...words));
 
   // ---- the headline
 
   const { run, training, evaluation } = data;
   document.title = say(`Report: ${run.name}`, `报告：${run.name}`);
-  const title = put(make("div", "title"), make("h1", "", run.name), charts.themeButton());
+  const title = make("div", "title", make("h1", "", run.name), themeButton());
   head.append(title);
   const files = run.files.join(say(", ", "、"));
   const shape = say(
@@ -86,7 +59,7 @@
     const metric = evaluation.answers.metric, gap = mainVerdict.difference, [low, high] = gap.interval_95;
     const shown = mainVerdict.p_value !== null && mainVerdict.p_value < 0.05;
     const better = shown ? (gap.mean > 0 ? say("better than the base model", "优于基座模型") : say("worse than the base model", "不如基座模型")) : say("no difference from the base model is shown", "与基座模型没有显示出差异");
-    const line = put(make("p", `verdict ${shown ? (gap.mean > 0 ? "good" : "bad") : ""}`),
+    const line = make("p", `verdict ${shown ? (gap.mean > 0 ? "good" : "bad") : ""}`,
       make("b", "", `${amount(metric, mainVerdict.first.mean)}`),
       say(` ${metricName(metric)} on ${number(mainVerdict.n)} questions; the base model has ${amount(metric, mainVerdict.second.mean)}: `, ` ${metricName(metric)}（${number(mainVerdict.n)} 道题）；基座模型为 ${amount(metric, mainVerdict.second.mean)}：`),
       make("b", "", better),
@@ -108,7 +81,7 @@
     const words = gap.what === "evaluation"
       ? say("This run has not been evaluated on a test set. This command does it, and writes this report anew: ", "此次运行尚未在测试集上评估。以下命令进行评估并重写本报告：")
       : say("The base model was not asked, so nothing says what training gained. This command asks it: ", "没有评估基座模型，无法得知训练带来的提升。以下命令会评估它：");
-    main.append(put(make("p", "notice", words), make("code", "", gap.command)));
+    main.append(make("p", "notice", words, make("code", "", gap.command)));
   }
 
   // ---- curves
@@ -194,7 +167,7 @@
     bar.setAttribute("aria-label", say("Filter", "筛选"));
     const order = Object.keys(OUTCOMES).filter((name) => evaluation.answers.totals[name]);
     let chosen = order.includes("won") ? "won" : order[0];
-    const box = (name, text, className) => put(make("div", `answer ${className || ""}`), make("h4", "", name), make("pre", "", text === "" ? say("(empty)", "（空）") : text));
+    const box = (name, text, className) => make("div", `answer ${className || ""}`, make("h4", "", name), make("pre", "", text === "" ? say("(empty)", "（空）") : text));
     let open = FEW;
     const draw = () => {
       for (const button of bar.children) button.setAttribute("aria-pressed", String(button.dataset.name === chosen));
@@ -204,14 +177,12 @@
       if (total > rows.length) list.append(make("p", "soft", say(`The first ${rows.length} of ${number(total)}; the file of results has all.`, `共 ${number(total)} 条，此处为前 ${rows.length} 条；评估结果文件中有全部。`)));
       for (const row of rows.slice(0, open)) {
         const right = (scores) => scores && (scores[evaluation.answers.metric] ?? 0) >= 0.5;
-        const pair = make("div", "pair");
-        put(pair, box(say("expected", "参考答案"), row.expected),
+        const pair = make("div", "pair",
+          box(say("expected", "参考答案"), row.expected),
           row.base === null ? null : box(say("base model", "基座模型"), row.base, right(row.base_scores) ? "good" : "bad"),
           box(say("trained model", "训练后的模型"), row.trained, right(row.scores) ? "good" : "bad"));
-        const one = make("details", "question");
-        one.open = list.querySelectorAll("details").length < 3;
-        put(one, put(make("summary"), make("span", "soft", row.source), ` ${row.prompt.replace(/\s+/g, " ").slice(0, 140)}`), make("pre", "prompt", row.prompt), pair);
-        list.append(one);
+        const unfolded = list.querySelectorAll("details").length < 3;
+        list.append(make("details", { className: "question", open: unfolded }, make("summary", "", make("span", "soft", row.source), ` ${row.prompt.replace(/\s+/g, " ").slice(0, 140)}`), make("pre", "prompt", row.prompt), pair));
       }
       if (rows.length > open) {
         const more = make("button", "", say(`Show ${number(rows.length - open)} more`, `再显示 ${number(rows.length - open)} 条`));
@@ -221,13 +192,12 @@
       }
     };
     for (const name of order) {
-      const button = put(make("button", "", OUTCOMES[name]), make("b", "", ` ${number(evaluation.answers.totals[name])}`));
-      button.type = "button";
+      const button = make("button", { type: "button" }, OUTCOMES[name], make("b", "", ` ${number(evaluation.answers.totals[name])}`));
       button.dataset.name = name;
       button.addEventListener("click", () => { chosen = name; open = FEW; draw(); });
       bar.append(button);
     }
-    put(answers, bar, list);
+    answers.append(bar, list);
     draw();
   }
 
@@ -249,10 +219,10 @@
   const left = Object.entries(data.left_out.kinds);
   if (!left.length && !data.left_out.duplicates) about.append(make("p", "", say("Nothing was skipped, cut or duplicated.", "没有样本被跳过、截断或重复。")));
   else {
-    about.append(put(make("ul"), ...left.map(([kind, count]) => make("li", "", `${KINDS[kind] || kind}: ${number(count)}`)),
+    about.append(make("ul", "", ...left.map(([kind, count]) => make("li", "", `${KINDS[kind] || kind}: ${number(count)}`)),
       data.left_out.duplicates ? make("li", "", say(`exact duplicates, which are trained on: ${number(data.left_out.duplicates)}`, `完全重复的样本（仍参与训练）：${number(data.left_out.duplicates)}`)) : null));
     if (data.left_out.shown.length) {
-      const details = put(make("details"), make("summary", "", say("Which ones", "具体是哪些")));
+      const details = make("details", "", make("summary", "", say("Which ones", "具体是哪些")));
       details.append(table([say("file", "文件"), say("record", "记录"), say("what", "情况"), say("tokens", "token 数"), say("reason", "原因")],
         data.left_out.shown.map((line) => [line.file ?? "", number(line.record), KINDS[line.kind] || line.kind, line.tokens_before ? `${number(line.tokens_before)} → ${number(line.tokens_after)}` : "", line.reason ?? ""]), [1, 3]));
       about.append(details);
@@ -265,7 +235,7 @@
     const hardTable = (lines) => table(["#", say("where", "位置"), say("times the others' loss", "相当于其他样本损失的倍数"), say("question", "问题"), say("answer", "答案")],
       lines.map((line) => [number(line.rank), `${line.file}: ${line.record}`, charts.short(line.score), line.question, line.answer]), [0, 2]);
     hard.append(hardTable(data.hard_samples.slice(0, FEW)));
-    if (data.hard_samples.length > FEW) hard.append(put(make("details"), make("summary", "", say("More", "更多")), hardTable(data.hard_samples.slice(FEW))));
+    if (data.hard_samples.length > FEW) hard.append(make("details", "", make("summary", "", say("More", "更多")), hardTable(data.hard_samples.slice(FEW))));
   }
 
   // ---- how it was made
@@ -277,7 +247,7 @@
       data.settings.map((one) => [make("code", "", one.name), JSON.stringify(one.value), JSON.stringify(one.default)])));
   } else made.append(make("p", "", say("All settings have their defaults.", "所有设置均为默认值。")));
   if (data.checkpoints.length) {
-    const details = put(make("details"), make("summary", "", say(`${number(data.checkpoints.length)} checkpoints`, `${number(data.checkpoints.length)} 个检查点`)));
+    const details = make("details", "", make("summary", "", say(`${number(data.checkpoints.length)} checkpoints`, `${number(data.checkpoints.length)} 个检查点`)));
     details.append(table([say("name", "名称"), say("step", "步"), say("epoch", "轮"), say("path", "路径")],
       data.checkpoints.map((one) => [data.best && one.name === data.best.name ? `${one.name} ★` : one.name, number(one.step), number(one.epoch), make("code", "", one.path)]), [1, 2]));
     made.append(details);
@@ -297,7 +267,7 @@
   }
   if (data.shown.length && !evaluation) {
     const shown = card(say("An answer of the trained model", "训练后模型的一个答案"), data.shown[0].source);
-    put(shown, make("pre", "prompt", data.shown[0].prompt), make("pre", "", (data.shown[0].answers || []).join("\n\n")));
+    shown.append(make("pre", "prompt", data.shown[0].prompt), make("pre", "", (data.shown[0].answers || []).join("\n\n")));
   }
   document.getElementById("foot").textContent = say(`Written ${run.written} by tinkersmith report. This file loads nothing from elsewhere.`, `由 tinkersmith report 于 ${run.written} 生成。本文件不加载任何外部内容。`);
 })();

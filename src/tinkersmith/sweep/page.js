@@ -17,7 +17,7 @@
       curves: "Curves", training: "Training loss", faint: "Curves that are not chosen are faint.",
       effects: "Which setting matters", effectsHint: (rung) => `Mean over the combinations with each value${rung}. The bar is the share of all differences that the setting explains alone; with few combinations it is a hint, not a proof.`,
       rung: " at the first rung, which all reached", explains: (share) => `explains ${share} %`, of: (n) => `n = ${n}`,
-      next: "Go on", measure: "Measure the best run on questions that no run was compared by", export: "Export it", copy: "Copy", copied: "Copied", step: "step", nothing: "No combination came to its end in all its runs.",
+      next: "Go on", measure: "Measure the best run on questions that no run was compared by", export: "Export it", copy: "Copy", copied: "Copied", notCopied: "Not copied", step: "step", nothing: "No combination came to its end in all its runs.",
     },
     zh: {
       about: (d) => `${d.created} · ${d.grid} 的 ${d.combinations} 种组合 · 按${spaced(d.by_title)}比较`,
@@ -33,19 +33,12 @@
       curves: "曲线", training: "训练损失", faint: "未勾选的曲线显示为浅色。",
       effects: "哪个设置重要", effectsHint: (rung) => `每个取值下各组合的平均值${rung}。横条是该设置单独解释的差异份额；组合很少时只是提示，不是证明。`,
       rung: "（在所有组合都到达的第一级）", explains: (share) => `解释 ${share} %`, of: (n) => `n = ${n}`,
-      next: "接下来", measure: "在没有参与比较的问题上测量最佳运行", export: "导出它", copy: "复制", copied: "已复制", step: "步", nothing: "没有一种组合的所有运行都训练到底。",
+      next: "接下来", measure: "在没有参与比较的问题上测量最佳运行", export: "导出它", copy: "复制", copied: "已复制", notCopied: "未能复制", step: "步", nothing: "没有一种组合的所有运行都训练到底。",
     },
   };
   const words = WORDS[document.documentElement.lang.startsWith("zh") ? "zh" : "en"];
   const at = (id) => document.getElementById(id);
-  const make = (name, text, className) => {
-    const element = document.createElement(name);
-    if (text !== undefined) element.textContent = text;
-    if (className) element.className = className;
-    return element;
-  };
-  const SPACE = "http://www.w3.org/2000/svg";
-  const DASHES = ["", "7 3", "2 3", "9 3 2 3", "12 4", "4 2", "2 2 6 2", "1 4"];
+  const { make, svg, swatch, themeButton } = elements;
   const heading = (id, text) => { at(id).querySelector("h2").textContent = text; };
   const byTitle = data.by_title[0].toUpperCase() + data.by_title.slice(1);
   const byUnit = data.percent ? `${byTitle} (%)` : byTitle;
@@ -53,25 +46,16 @@
   // ---- the headline
 
   document.querySelector("h1").textContent = data.name;
-  document.querySelector(".theme-place").append(charts.themeButton());
+  document.querySelector(".theme-place").append(themeButton());
   at("about").textContent = words.about(data);
   at("verdict").textContent = data.verdict || words.nothing;
-  const tile = (title, value, note) => {
-    const box = make("div"), content = make("dd", value);
-    if (note) content.append(make("small", note));
-    box.append(make("dt", title), content);
-    at("tiles").append(box);
-  };
+  const tile = (...content) => at("tiles").append(elements.tile(...content));
   const best = data.rows.find((row) => row.place === 1);
   tile(words.runs, String(data.runs.length), words.runsNote(data));
   if (best) {
     tile(words.best, "");
     const content = at("tiles").lastChild.lastChild;
-    for (const setting of data.settings) {
-      const line = make("small", setting);
-      line.append(make("b", best.values[setting]));
-      content.append(line);
-    }
+    for (const setting of data.settings) content.append(make("small", "", setting, make("b", "", best.values[setting])));
     tile(words.value, best.amount, best.ends);
   }
   tile(words.steps, data.steps.toLocaleString("en"), data.steps < data.all_steps ? words.stepsNote(data) : "");
@@ -88,7 +72,7 @@
     percent: data.percent,
     ...(best ? { reference: best.mean } : {}),
   });
-  for (const sentence of data.limits) at("limits").append(make("li", sentence));
+  for (const sentence of data.limits) at("limits").append(make("li", "", sentence));
 
   // ---- the curves; the table's boxes choose them
 
@@ -112,7 +96,7 @@
   heading("curves-card", words.curves);
   const measured = charts.lines(at("measured"), spec("measured", byUnit));
   const losses = charts.lines(at("losses"), spec("losses", words.training));
-  at("curves-card").append(make("p", `${settings}${data.seeds > 1 ? " (SEED)" : ""}. ${words.faint}`, "soft"));
+  at("curves-card").append(make("p", "soft", `${settings}${data.seeds > 1 ? " (SEED)" : ""}. ${words.faint}`));
   const redraw = () => { measured.update(spec("measured", byUnit)); losses.update(spec("losses", words.training)); };
 
   // ---- the table
@@ -148,29 +132,16 @@
       return falling ? -less : less;
     });
     body.replaceChildren(...order.map((row) => {
-      const line = make("tr", undefined, row.place === 1 ? "best" : row.whole ? "" : "out");
-      const cell = make("td"), label = make("label"), box = make("input");
-      box.type = "checkbox";
-      box.checked = chosen.has(row.combination);
-      box.setAttribute("aria-label", `${words.show}: ${row.label}`);
+      const line = make("tr", row.place === 1 ? "best" : row.whole ? "" : "out");
+      const box = make("input", { type: "checkbox", checked: chosen.has(row.combination), "aria-label": `${words.show}: ${row.label}` });
       box.addEventListener("change", () => {
         if (box.checked) chosen.add(row.combination); else chosen.delete(row.combination);
         redraw();
       });
-      const swatch = document.createElementNS(SPACE, "svg"), stroke = document.createElementNS(SPACE, "line");
-      swatch.setAttribute("viewBox", "0 0 22 10");
-      swatch.setAttribute("aria-hidden", "true");
-      const colour = colours.get(row.combination);
-      for (const [name, value] of Object.entries({ x1: 0, x2: 22, y1: 5, y2: 5, "stroke-width": 2, class: `series-${colour}`, "stroke-dasharray": DASHES[colour] })) stroke.setAttribute(name, value);
-      swatch.append(stroke);
-      label.append(box, swatch);
-      cell.append(label);
-      line.append(cell);
+      line.append(make("td", "", make("label", "", box, swatch(colours.get(row.combination)))));
       for (const column of columns) {
-        const content = make("td", column.text(row), column.number ? "number" : "");
         const more = column.more && column.more(row);
-        if (more) content.append(make("small", more));
-        line.append(content);
+        line.append(make("td", column.number ? "number" : "", column.text(row), more ? make("small", "", more) : null));
       }
       return line;
     }));
@@ -179,30 +150,23 @@
       else head.removeAttribute("aria-sort");
     });
   };
-  const heads = make("tr");
-  heads.append(make("th", words.show));
+  const heads = make("tr", "", make("th", "", words.show));
   columns.forEach((column, index) => {
-    const head = make("th", undefined, column.number ? "number" : ""), button = make("button", column.title);
-    button.type = "button";
-    head.dataset.column = index;
-    head.scope = "col";
+    const button = make("button", { type: "button" }, column.title);
     button.addEventListener("click", () => {
       falling = sorted === index ? !falling : false;
       sorted = index;
       fill();
     });
-    head.append(button);
-    heads.append(head);
+    heads.append(make("th", { className: column.number ? "number" : "", scope: "col", "data-column": index }, button));
   });
-  const top = make("thead");
-  top.append(heads);
-  table.append(top, body);
+  table.append(make("thead", "", heads), body);
   heading("table-card", words.table);
   at("table-card").querySelector("p").textContent = words.sortHint;
   at("table-card").querySelector(".scroll").setAttribute("aria-label", words.table);
   fill();
 
-  for (const row of data.rows.filter((one) => one.reason)) at("reasons").append(make("li", `${row.label}: ${verdict(row)}. ${row.reason}`));
+  for (const row of data.rows.filter((one) => one.reason)) at("reasons").append(make("li", "", `${row.label}: ${verdict(row)}. ${row.reason}`));
 
   // ---- which setting matters
 
@@ -211,19 +175,10 @@
     at("effects-card").querySelector("p").textContent = words.effectsHint(data.halved ? words.rung : "");
     const scale = data.percent ? 100 : 1;
     for (const effect of data.effects) {
-      const box = make("div", undefined, "effect"), bar = make("div", undefined, "share");
       const share = Math.round(100 * effect.share);
-      box.append(make("h3", `${effect.setting} · ${words.explains(share)}`));
-      const picture = document.createElementNS(SPACE, "svg"), rect = document.createElementNS(SPACE, "rect");
-      picture.setAttribute("viewBox", "0 0 100 1");
-      picture.setAttribute("preserveAspectRatio", "none");
-      picture.setAttribute("aria-hidden", "true");
-      for (const [name, value] of Object.entries({ x: 0, y: 0, width: share, height: 1 })) rect.setAttribute(name, value);
-      picture.append(rect);
-      bar.append(picture);
+      const bar = svg("svg", { viewBox: "0 0 100 1", preserveAspectRatio: "none", "aria-hidden": "true" }, svg("rect", { x: 0, y: 0, width: share, height: 1 }));
       const figure = make("figure");
-      box.append(bar, figure);
-      at("effects").append(box);
+      at("effects").append(make("div", "effect", make("h3", "", `${effect.setting} · ${words.explains(share)}`), make("div", "share", bar), figure));
       charts.intervals(figure, {
         label: "",
         rows: effect.levels.map((level) => ({ name: `${level.value} (${words.of(level.n)})`, value: scale * level.mean, text: level.text })),
@@ -237,14 +192,16 @@
   if (data.commands.length) {
     heading("next-card", words.next);
     for (const [kind, command] of data.commands) {
-      const line = make("div", undefined, "command"), button = make("button", words.copy);
-      button.type = "button";
+      const button = make("button", { type: "button" }, words.copy);
       button.addEventListener("click", async () => {
-        await navigator.clipboard.writeText(command);
-        button.textContent = words.copied;
+        try {
+          await navigator.clipboard.writeText(command);
+          button.textContent = words.copied;
+        } catch { // a browser may refuse it to a page that comes from a file
+          button.textContent = words.notCopied;
+        }
       });
-      line.append(make("code", command), button);
-      at("next").append(make("p", words[kind], "soft"), line);
+      at("next").append(make("p", "soft", words[kind]), make("div", "command", make("code", "", command), button));
     }
   } else at("next-card").remove();
 })();

@@ -284,7 +284,6 @@ const startAnew = () => {
 
 // ---- the page itself
 
-const isDark = () => (document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
 const speak = () => { // all words that stand on the page
   document.documentElement.lang = language === "zh" ? "zh-CN" : "en";
   for (const [id, name] of [["new", "newChat"], ["settings-button", "settings"], ["language", "language"], ["send", "send"], ["stop", "stop"], ["hint", "hint"], ["key-label", "keyLabel"], ["key-save", "keySave"]]) byId(id).textContent = word(name);
@@ -303,7 +302,7 @@ const speak = () => { // all words that stand on the page
   showLegend();
 };
 byId("language").addEventListener("click", () => { language = language === "zh" ? "en" : "zh"; speak(); });
-byId("theme").addEventListener("click", () => { document.documentElement.dataset.theme = isDark() ? "light" : "dark"; });
+byId("theme").addEventListener("click", switchTheme);
 byId("settings-button").addEventListener("click", (event) => {
   const panel = byId("settings");
   panel.hidden = !panel.hidden;

@@ -1,5 +1,5 @@
 "use strict";
-// The page's words in both languages, small helpers for elements, and texts that show everything.
+// The page's words in both languages, and texts that show everything.
 const WORDS = {
   en: {
     models: "Models that answer", newChat: "New chat", settings: "Settings", theme: "Dark or light", language: "中文", languageName: "Switch to Chinese",
@@ -42,16 +42,7 @@ const asked = new URLSearchParams(location.search).get("lang") || (data.language
 let language = asked.toLowerCase().startsWith("zh") ? "zh" : "en";
 const word = (name) => WORDS[language][name];
 
-// An element with properties and children. Texts become text nodes, never markup.
-const make = (name, properties = {}, ...children) => {
-  const element = document.createElement(name);
-  for (const [key, value] of Object.entries(properties)) {
-    if (key in element) element[key] = value;
-    else element.setAttribute(key, value);
-  }
-  element.append(...children);
-  return element;
-};
+const { make, switchTheme } = elements;
 
 // What has no shape of its own, or turns the direction of the text around it, is shown by its number.
 const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]|[\u{e0000}-\u{e007f}]/gu;
