@@ -1,7 +1,7 @@
 """Pages of real runs -> docs/images/*.png, by Chromium: python tools/screenshots.py [NAME ...].
 
-Each page is a context manager that makes it in a new project folder, with the bundled model. Commands
-run in that folder and get relative paths, so no path of this machine stands on a picture.
+Each page is a context manager that makes it in a new project folder, with the bundled model.
+Commands run in that folder and get relative paths: no path of this machine is on a picture.
 """
 
 import argparse
