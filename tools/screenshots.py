@@ -39,7 +39,7 @@ Show = Callable[["Page"], None]  # brings a page to what its picture shows
 
 def environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TINKER_")}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = f"{Path(sys.executable).parent.resolve()}{os.pathsep}{os.environ['PATH']}"
     return kept | {"PYTHONPATH": str(ROOT / "src"), "PATH": path, "LANG": "en_US.UTF-8"}
 
 
@@ -216,9 +216,8 @@ def new_project() -> Generator[Path, None, None]:
 
 
 def save(picture: bytes, path: Path) -> None:
-    """Save a picture with a palette: pages have few colours, and the file is a third as large."""
-    image = Image.open(io.BytesIO(picture)).convert("RGB")
-    image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    """Save a picture without a palette, which would change the colours of curves."""
+    Image.open(io.BytesIO(picture)).convert("RGB").save(path, optimize=True)
     if path.stat().st_size > MOST_BYTES:
         raise RuntimeError(f"{path.name} has {path.stat().st_size:,} bytes; most: {MOST_BYTES:,}.")
 

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 from tests.support.clocks import Lines
 from tinkersmith.errors import UserError
 from tinkersmith.runs.folder import RunFolder
-from tinkersmith.runs.lock import LOCK_FILE, locked
+from tinkersmith.runs.lock import LOCK_FILE, is_held, locked
 
 HOLD = """
 import sys, time
@@ -89,6 +90,18 @@ def test_a_file_that_was_removed_while_it_was_opened_locks_nothing(
     with locked(run, "training", print):
         assert len(opened) == 2
         assert run.file(LOCK_FILE).exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="nothing tells when it began")
+def test_a_process_that_got_the_id_of_a_dead_holder_holds_nothing(run: RunFolder) -> None:
+    with locked(run, "training", print):
+        assert is_held(run)
+        holder = json.loads(run.file(LOCK_FILE).read_text())
+        run.file(LOCK_FILE).write_text(json.dumps({**holder, "born": "an-earlier-boot 1234"}))
+        assert not is_held(run)
+        del holder["born"]  # written by an earlier version: its id is all that is known
+        run.file(LOCK_FILE).write_text(json.dumps(holder))
+        assert is_held(run)
 
 
 def test_a_file_system_without_locks_is_said_and_the_work_goes_on(

@@ -55,7 +55,7 @@ def test_scores_on_eval_files_tell_when_to_stop() -> None:
     asked = outcome({"EVAL_FILES": ["e.json"]}, epoch_losses=[0.9, 0.6])
     assert said(outcome(), "There is no validation data.") and not said(asked, "validation data")
     assert said(asked, "More NUM_EPOCHS")
-    assert not said(replace(asked, is_past_best=True), "More NUM_EPOCHS")
+    assert not said(replace(asked, earlier_best="step-000040"), "More NUM_EPOCHS")
     near_zero = replace(asked, epoch_losses=[0.2, 0.004], step_losses=[0.01] * 30)
     assert said(near_zero, "The scores on EVAL_FILES tell which.")
 
@@ -149,6 +149,10 @@ def test_a_loss_that_ends_above_its_beginning_is_said(losses: list[float]) -> No
     assert not said(run, "More NUM_EPOCHS") and not said(run, "smoother")
     clipped = replace(run, settings=settings_from({"LEARNING_RATE": 1e-3}))
     assert said(clipped, "with LEARNING_RATE = 2e-4 or lower.")
+    assert said(run, "This model is of no use.")
+    better_before = replace(run, earlier_best="step-000040")
+    assert not said(better_before, "This model is of no use.")
+    assert said(better_before, "Evaluate and export take step-000040, which was measured to be")
 
 
 @pytest.mark.parametrize(("first", "low", "high", "last"), [(3.1, 0.6, 28, 3.2), (1.4, 1, 14, 1.3)])

@@ -24,7 +24,9 @@ from tinkersmith.dashboard.watch import MOST_SHOWN, PageState, Watch
 from tinkersmith.files import open_regular
 from tinkersmith.guards.hosts import HostGuard
 from tinkersmith.guards.keys import carries_key
+from tinkersmith.metrics.names import KNOWN_SCORES
 from tinkersmith.pages.page import page_html, part
+from tinkersmith.settings.measures import is_told_in_percent
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -107,7 +109,11 @@ def dashboard_page(language: str) -> str:
         title="Tinkersmith",
         language=language,
         body=part(package, "page.html"),
-        data={"language": language, "mostShown": MOST_SHOWN},
+        data={
+            "language": language,
+            "mostShown": MOST_SHOWN,
+            "inPercent": sorted(filter(is_told_in_percent, KNOWN_SCORES)),
+        },
         scripts=[part("tinkersmith.pages", "charts.js"), part(package, "page.js")],
         styles=[part(package, "page.css")],
         generator="tinkersmith dashboard",

@@ -217,7 +217,7 @@
     const share = row.total ? Math.min(row.step / row.total, 1) : 0;
     const bar = make("span", {});
     bar.style.width = `${100 * share}%`;
-    const best = row.best ? [charts.short(row.best.value), make("small", {}, row.best.by.replaceAll("_", " "))] : [];
+    const best = row.best ? [start.inPercent.includes(row.best.by) ? `${charts.short(100 * row.best.value)} %` : charts.short(row.best.value), make("small", {}, row.best.by.replaceAll("_", " "))] : [];
     const cells = row.problem
       ? [make("td", { class: "problem", colspan: 7 }, row.problem)]
       : [
@@ -296,14 +296,16 @@
     const scores = [...new Set(chosen.flatMap((name) => Object.keys(shown.get(name)?.curves || {}).filter((key) => key.startsWith("eval/"))))].sort((a, b) => rank(a) - rank(b) || (a < b ? -1 : 1));
     for (const score of scores) {
       const label = score.slice(5).replaceAll("_", " ");
-      specs.push({ key: score, label: score === "eval/mean_tokens" ? words.meanTokens : label, marks, series: chosen.flatMap((name) => dots(name, score, several ? "" : label).map((one) => ({ ...one, color: colour(name) }))) });
+      specs.push({ key: score, label: score === "eval/mean_tokens" ? words.meanTokens : label, marks, percent: start.inPercent.includes(score.slice(5)), series: chosen.flatMap((name) => dots(name, score, several ? "" : label).map((one) => ({ ...one, color: colour(name) }))) });
     }
     for (const key of ["learning_rate", "grad_norm", "tokens_per_second"]) specs.push({ key, label: words.charts[key], series: chosen.flatMap((name) => line(name, key, several ? "" : words.charts[key])) });
     const wanted = specs.filter((spec) => spec.key === "loss" || spec.series.length);
+    const steps = chosen.flatMap((name) => shown.get(name)?.curves.loss?.points.map((point) => point[0]) || []);
+    const span = steps.length ? [Math.min(...steps), Math.max(...steps)] : []; // so that all curves have one scale
     const box = by("charts");
     for (const [key, known] of [...drawnCharts]) if (!wanted.some((spec) => spec.key === key)) { known.element.remove(); drawnCharts.delete(key); }
     wanted.forEach((spec, index) => {
-      const full = { ...spec, x: words.step, height: 230 };
+      const full = { ...spec, span, x: words.step, height: 230 };
       const known = drawnCharts.get(spec.key);
       if (known) { known.chart.update(full); if (box.children[index] !== known.element) box.insertBefore(known.element, box.children[index] || null); return; }
       const element = make("div", { "data-chart": spec.key });

@@ -69,10 +69,12 @@ const charts = (() => {
     element.replaceChildren();
     if (spec.label) element.append(make(element.tagName === "FIGURE" ? "figcaption" : "div", "chart-title", spec.label));
   };
-  const axes = (picture, area, xs, ys, names) => {
+  // Numbers of the y axis as they are read: shares as percent where the specification says so.
+  const amounts = (spec) => (spec.percent ? (value) => `${short(100 * value)} %` : short);
+  const axes = (picture, area, xs, ys, names, amount = short) => {
     for (const [value, y] of ys) {
       picture.append(svg("line", { class: "axis", x1: area.left, x2: area.right, y1: y, y2: y }));
-      picture.append(svg("text", { x: area.left - 6, y: y + 4, "text-anchor": "end" }, short(value)));
+      picture.append(svg("text", { x: area.left - 6, y: y + 4, "text-anchor": "end" }, amount(value)));
     }
     let free = -Infinity;
     for (const [value, x] of xs) {
@@ -128,21 +130,21 @@ const charts = (() => {
     return low > 0 && Math.abs(points[low - 1][0] - x) <= Math.abs(points[low][0] - x) ? low - 1 : low;
   };
   const described = (spec) => spec.series.filter((series) => series.kind !== "faint").map((series) => {
-    const points = finite(series);
+    const points = finite(series), amount = amounts(spec);
     if (!points.length) return `${series.name}: –`;
     let best = points[0];
     for (const point of points) if (point[1] < best[1]) best = point;
     const [a, b] = [points[0], points[points.length - 1]];
     return chinese()
-      ? `${series.name}：从 ${short(a[1])}（${short(a[0])}）到 ${short(b[1])}（${short(b[0])}），最低 ${short(best[1])}（${short(best[0])}）`
-      : `${series.name}: from ${short(a[1])} at ${short(a[0])} to ${short(b[1])} at ${short(b[0])}, lowest ${short(best[1])} at ${short(best[0])}`;
+      ? `${series.name}：从 ${amount(a[1])}（${short(a[0])}）到 ${amount(b[1])}（${short(b[0])}），最低 ${amount(best[1])}（${short(best[0])}）`
+      : `${series.name}: from ${amount(a[1])} at ${short(a[0])} to ${amount(b[1])} at ${short(b[0])}, lowest ${amount(best[1])} at ${short(best[0])}`;
   }).join("; ");
 
   const lines = (element, first) => {
     let chosen = null; // the x that is read out
     return chart(element, first, (spec, width) => {
       titled(element, spec);
-      const height = spec.height || 230, log = Boolean(spec.log);
+      const height = spec.height || 230, log = Boolean(spec.log), amount = amounts(spec);
       const area = { left: 54, right: width - 10, top: 16, bottom: height - 34 };
       const shown = spec.series.filter((series) => finite(series).length);
       const all = shown.flatMap((series) => finite(series));
@@ -164,12 +166,12 @@ const charts = (() => {
         return;
       }
       let lowX = Infinity, highX = -Infinity;
-      for (const [px] of all) { if (px < lowX) lowX = px; if (px > highX) highX = px; }
+      for (const px of [...all.map((point) => point[0]), ...(spec.span || [])]) { if (px < lowX) lowX = px; if (px > highX) highX = px; }
       if (lowX === highX) { lowX -= 0.5; highX += 0.5; }
       const [lowY, highY] = range(all.map((point) => point[1]), log);
       const x = scale(lowX, highX, area.left, area.right), y = scale(lowY, highY, area.bottom, area.top, log);
       const yTicks = log ? powers(lowY, highY) : ticks(lowY, highY, Math.max(2, Math.floor((area.bottom - area.top) / 45)));
-      axes(picture, area, ticks(lowX, highX, Math.floor(width / 90)).map((v) => [v, x(v)]), yTicks.map((v) => [v, y(v)]), { x: spec.x });
+      axes(picture, area, ticks(lowX, highX, Math.floor(width / 90)).map((v) => [v, x(v)]), yTicks.map((v) => [v, y(v)]), { x: spec.x }, amount);
       marks(picture, area, spec.marks, x);
       for (const series of shown) {
         const index = (series.kind === "faint" ? series.color ?? 0 : colour(series)) % 8;
@@ -193,7 +195,7 @@ const charts = (() => {
           const points = finite(series);
           if (!points.length) { value.textContent = ""; continue; }
           const point = wanted === null ? points[points.length - 1] : points[nearest(points, wanted)];
-          value.textContent = wanted === null || Math.abs(x(point[0]) - x(wanted)) < 12 ? short(point[1]) : "–";
+          value.textContent = wanted === null || Math.abs(x(point[0]) - x(wanted)) < 12 ? amount(point[1]) : "–";
         }
         if (wanted !== null) { cursor.setAttribute("x1", x(wanted)); cursor.setAttribute("x2", x(wanted)); }
         where.textContent = wanted === null ? "" : `${spec.x || "x"} ${short(wanted)}`;

@@ -25,6 +25,7 @@ from tinkersmith.runs.curves import Point, downsampled
 from tinkersmith.runs.folder import SAMPLES_FILE, RunFolder
 from tinkersmith.runs.lock import run_state
 from tinkersmith.settings.fields import FIELDS, Settings
+from tinkersmith.settings.measures import is_told_in_percent
 
 RESULTS_FILE = "evaluation_results.json"  # where `tinkersmith evaluate` writes by default
 _SMOOTHED = 50  # the smoothed loss is a mean over this part of the run's steps
@@ -46,6 +47,7 @@ def gather(run: RunFolder, results: Path | None = None) -> dict[str, Any]:
     facts, settings = run.facts(), run.settings()
     lines = run.metrics()
     evaluated = _results_of(run, results)
+    scores = _score_curves(lines)
     missing: list[dict[str, str]] = []
     if evaluated is None:
         missing.append(
@@ -72,7 +74,8 @@ def gather(run: RunFolder, results: Path | None = None) -> dict[str, Any]:
         },
         "training": _training(run, facts, lines),
         "curves": _curves(lines),
-        "scores_while_training": _score_curves(lines),
+        "scores_while_training": scores,
+        "in_percent": [name for name in scores if is_told_in_percent(name)],
         "best": _best(run),
         "checkpoints": [
             {"name": point.name, "step": point.step, "epoch": point.epoch, "path": point.state_path}

@@ -63,7 +63,7 @@
       make("b", "", `${amount(metric, mainVerdict.first.mean)}`),
       say(` ${metricName(metric)} on ${number(mainVerdict.n)} questions; the base model has ${amount(metric, mainVerdict.second.mean)}: `, ` ${metricName(metric)}（${number(mainVerdict.n)} 道题）；基座模型为 ${amount(metric, mainVerdict.second.mean)}：`),
       make("b", "", better),
-      say(` (difference ${points(metric, gap.mean)}, 95 % interval ${amount(metric, low)} to ${amount(metric, high)}).`, `（差异 ${points(metric, gap.mean)}，95 % 区间 ${amount(metric, low)} 至 ${amount(metric, high)}）。`));
+      say(` (difference ${points(metric, gap.mean)}, 95 % interval ${amount(metric, low).replace(" %", "")} to ${points(metric, high)}).`, `（差异 ${points(metric, gap.mean)}，95 % 区间 ${amount(metric, low).replace(" %", "")} 至 ${points(metric, high)}）。`));
     head.append(line);
   } else if (evaluation) {
     const metric = evaluation.metrics.final_answer ? "final_answer" : Object.keys(evaluation.metrics)[0];
@@ -89,9 +89,10 @@
   const curves = card(say("Curves", "曲线"));
   const grid = make("div", "charts");
   curves.append(grid);
-  const plot = (kind, spec) => { const figure = make("figure"); grid.append(figure); charts[kind](figure, spec); };
+  const plot = (kind, spec) => { const figure = make("figure"); grid.append(figure); charts[kind](figure, { ...spec, span }); };
   const marks = data.best ? [{ x: data.best.step, label: say("best", "最佳") }] : [];
-  const step = say("step", "步");
+  const step = say("step", "步"), steps = data.curves.loss.map((point) => point[0]);
+  const span = steps.length ? [steps[0], steps[steps.length - 1]] : []; // so that all curves have one scale
   const losses = [
     { name: say("each step", "每一步"), kind: "faint", points: data.curves.loss, color: 0 },
     { name: say("training, smoothed", "训练（平滑）"), points: data.curves.smoothed, color: 0 },
@@ -103,7 +104,7 @@
   for (const [name, points] of Object.entries(data.scores_while_training)) {
     if (Object.keys(data.scores_while_training).length > 3 && !["final_answer", data.best && data.best.by].includes(name)) continue;
     plot("lines", {
-      label: `${metricName(name)} (EVAL_FILES, n = ${points[0].n})`, x: step, marks,
+      label: `${metricName(name)} (EVAL_FILES, n = ${points[0].n})`, x: step, marks, percent: data.in_percent.includes(name),
       series: [
         { name: metricName(name), points: points.map((one) => [one.step, one.value]), color: 2 },
         { name: "", kind: "faint", color: 2, points: points.map((one) => [one.step, one.low]) },

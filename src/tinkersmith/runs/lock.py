@@ -50,9 +50,10 @@ def locked(run: RunFolder, doing: str, say: Callable[[str], None]) -> Generator[
     try:
         started = dt.datetime.now().astimezone().isoformat(timespec="seconds")
         _remove_half_written(run)
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": started}
+        pid = os.getpid()
+        holder = {"pid": pid, "host": socket.gethostname(), "since": started, "doing": doing}
         os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps({**holder, "doing": doing}).encode(), 0)
+        os.pwrite(handle, json.dumps({**holder, "born": _birth(pid)}).encode(), 0)
         yield
     finally:
         with contextlib.suppress(OSError):  # the run's folder may have been removed
@@ -136,4 +137,17 @@ def is_held(run: RunFolder, apart_from: int = 0) -> bool:
         return True
     except (OSError, OverflowError):
         return False
-    return True
+    # A process id is used again, sooner or later: after a restart of the machine, often at once.
+    born, now = holder.get("born"), _birth(process)
+    return born is None or now is None or born == now
+
+
+def _birth(process: int) -> str | None:
+    """When a process began, as no other process with its id did; None where nothing tells."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # it has ended, or this system is no Linux
+        return None
+    ticks = status.rpartition(")")[2].split()[19]  # since the machine started: proc(5), field 22
+    return f"{boot} {ticks}"

@@ -38,7 +38,7 @@ class RunOutcome:
     step_losses: Sequence[float] = field(default_factory=list[float])
     validation_losses: Sequence[float] = field(default_factory=list[float])  # as they were measured
     best_checkpoint: str = ""  # the name of the one with the lowest validation loss
-    is_past_best: bool = False  # the best checkpoint is not the last
+    earlier_best: str = ""  # the name of the best checkpoint by BEST_BY, if it is not the last
     hard_samples: str = ""  # a sentence about them
     test_file: str = "data/test_set.json"
 
@@ -54,7 +54,7 @@ def advice(outcome: RunOutcome) -> list[str]:
     lines = [rising] if rising else []
     if not rising:
         memorises = _validation_rises(outcome)
-        lines += memorises or ([] if near_zero or outcome.is_past_best else _falls(outcome))
+        lines += memorises or ([] if near_zero or outcome.earlier_best else _falls(outcome))
         if _is_noisy(outcome.step_losses):
             lines.append(_smoother(outcome))
     lines += _cut(outcome)
@@ -85,8 +85,19 @@ def _diverged(outcome: RunOutcome) -> str:
     if is_worse_than_chance:
         against += f", and above {chance:.1f}, which is as good as chance"
     return (
-        f"The training loss rose: it ended at {end:.4g}, {against}. This model is of no use. Start "
+        f"The training loss rose: it ended at {end:.4g}, {against}. {_of_no_use(outcome)} Start "
         f"a new run with LEARNING_RATE = {lower_rate(outcome.settings)} or lower{clip}."
+    )
+
+
+def _of_no_use(outcome: RunOutcome) -> str:
+    """What a loss that rose at the end says about the model that evaluate and export take."""
+    if not outcome.earlier_best:
+        return "This model is of no use."
+    return (
+        f"The weights at its end are of no use. Evaluate and export take {outcome.earlier_best}, "
+        "which was measured to be the best: compare it with the base model before you use it "
+        f"({command_line('evaluate', '--compare-base')})."
     )
 
 

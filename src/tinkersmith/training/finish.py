@@ -143,7 +143,7 @@ def _outcome(
         step_losses=curves.steps,
         validation_losses=curves.validation,
         best_checkpoint=checkpoints[lowest.step] if lowest else "",
-        is_past_best=best is not None and best[0].step < last.step,
+        earlier_best=best[0].name if best is not None and best[0].step < last.step else "",
         hard_samples=hard,
     )
 

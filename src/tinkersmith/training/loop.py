@@ -327,6 +327,8 @@ class Loop:
         losses, rate = self._curves.steps, lower_rate(self._plan.settings)
         last = sum(losses[-SMOOTHED_STEPS:]) / len(losses[-SMOOTHED_STEPS:])
         rise = f"The loss has risen to {last:.4g}; it began with {losses[0]:.4g}"
+        if last < losses[0]:  # it has lost half of what it had gained
+            rise += f" and had fallen to {min(losses):.4g}"
         if self._plan.settings.stop_on_divergence:
             while self._pending:  # the server works on them already
                 self._record(task)
@@ -345,11 +347,10 @@ class Loop:
         line = {"step": max(number, self._done), "diverged": True, "last_sound_step": sound}
         run.append("metrics.jsonl", [line])
         before = f"{reason}: training has diverged at step {number:,} and was stopped."
-        if self._best.best is not None:
-            before += (
-                f" Evaluate and export take step {self._best.best.step:,}, the best by "
-                f"{self._best.best}."
-            )
+        if (best := self._best.best) is not None:
+            before += f" Evaluate and export take step {best.step:,}, the best by {best}"
+            # A measurement can be better while the training loss rises already.
+            before += "." if best.step <= sound else f", though the loss rose after step {sound:,}."
         saved = [point for point in run.checkpoints() if point.step <= sound]
         if not saved:
             return Diverged(
