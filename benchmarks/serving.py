@@ -1,69 +1,74 @@
 """`tinkersmith serve` against transformers' `generate`: tokens a second, and the first token.
 
-Both get the same prompts and take the most likely tokens to the same end. `generate` gets them in
-batches of the size that suits it best of those tried; the server gets them from clients that each
-wait for their answer. `--clients 64 --minutes 2` asks without a pause, and counts errors.
+Both get the same prompts at once and take the most likely tokens to the same end. `generate` gets
+them in batches of the size that suits it best of those tried. The server is a process of its own,
+and gets them from clients that each wait for their answer. The sides take turns, round by round, so
+that other programs on the machine hold up both. Then many clients ask the bundled model without a
+pause, and errors are counted.
 """
 
 import argparse
 import asyncio
 import json
 import os
+import signal
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import httpx
-
 from benchmarks.results_file import write_results
-from tests.support.engine import no_proxy_for_loopback
 from tinkersmith.bundled import BUNDLED_MODELS
-from tinkersmith.progress import Progress
-from tinkersmith.serving.models import models_to_serve
-from tinkersmith.serving.server import running_server
-from tinkersmith.settings.reading import settings_from
 
 BUNDLED = "tinkersmith/tiny-math"
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = 64
 ANSWER_TOKENS = 64
 BATCHES = (8, 16, 32, 64)  # of `generate`
-CLIENTS = 16
-PATIENCE = 600.0  # seconds for an answer
+CLIENTS = (1, 16, 64)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clients", type=int, default=64, help="of the load without a pause")
     parser.add_argument("--minutes", type=float, default=2.0, help="of that load; 0 leaves it out")
     options = parser.parse_args()
-    os.environ.pop("TINKER_BASE_URL", None)
-    os.environ.pop("TINKER_API_KEY", None)
-    no_proxy_for_loopback()
     prompts = read_prompts(PROMPTS)
-    figures: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        wide = make_wide_model(Path(folder) / "qwen3-512")
-        for name, model in (("bundled", BUNDLED), ("random Qwen3 of hidden 512", str(wide))):
-            source = BUNDLED_MODELS[BUNDLED] if model == BUNDLED else wide
-            plain = best_of_generate(source, prompts, options.rounds)
-            minutes = options.minutes if model == BUNDLED else 0.0
-            served = asyncio.run(
-                measure(Path(folder), model, prompts, options.rounds, options.clients, minutes)
-            )
-            ratio = round(served["tokens/s, 16 clients"] / plain["tokens/s"], 2)
-            figures[name] = {"generate": plain, "served": served, "ratio": ratio}
-            print(json.dumps({name: figures[name]}, indent=2), flush=True)
-    figures["prompts"], figures["tokens of an answer, at most"] = PROMPTS, ANSWER_TOKENS
+    figures: dict[str, Any] = {
+        "prompts": PROMPTS,
+        "tokens of an answer, at most": ANSWER_TOKENS,
+        "cores used by other programs at the start": round(busy_cores(3.0), 1),
+    }
+    with tempfile.TemporaryDirectory() as temporary:
+        wide = make_wide_model(Path(temporary) / "qwen3-512")
+        for title, model, folder in (
+            ("bundled", BUNDLED, BUNDLED_MODELS[BUNDLED]),
+            ("random Qwen3 of hidden 512", str(wide), wide),
+        ):
+            with running_serve(model, Path(temporary)) as port:
+                figures[title] = asyncio.run(compare(port, folder, prompts, options.rounds))
+                print(json.dumps({title: figures[title]}, indent=2), flush=True)
+                if options.minutes and model == BUNDLED:
+                    asked = load(port, prompts, options.clients, 60 * options.minutes)
+                    figures["load"] = asyncio.run(asked)
+                    print(json.dumps(figures["load"]), flush=True)
     command = (
-        f"python -m benchmarks.serving --clients {options.clients} --minutes {options.minutes:g}"
+        f"python -m benchmarks.serving --rounds {options.rounds} --clients {options.clients} "
+        f"--minutes {options.minutes:g}"
     )
     print("written:", write_results("serving", command, figures))
+    if options.minutes and figures["load"]["errors"]:
+        sys.exit(1)
+
+
+# ---- what is asked
 
 
 def read_prompts(count: int) -> list[str]:
@@ -98,131 +103,255 @@ def make_wide_model(folder: Path) -> Path:
     return folder
 
 
-def best_of_generate(folder: Path, prompts: Sequence[str], rounds: int) -> dict[str, Any]:
-    """The highest tokens a second of transformers' `generate` in fp32 over the sizes of batches."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def busy_cores(seconds: float) -> float:
+    """How many cores other programs use now."""
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    rates: dict[int, float] = {}
-    for size in BATCHES:
-        measured: list[float] = []
-        for _ in range(rounds):
-            begun, tokens = time.perf_counter(), 0
-            for start in range(0, len(prompts), size):
-                batch = tokenizer(
-                    list(prompts[start : start + size]), return_tensors="pt", padding=True
+    def used() -> float:
+        fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+        times = [int(field) for field in fields[:8]]
+        return (sum(times) - times[3] - times[4]) / os.sysconf("SC_CLK_TCK")
+
+    before, own, begun = used(), time.process_time(), time.perf_counter()
+    time.sleep(seconds)
+    own = time.process_time() - own
+    return max(0.0, (used() - before - own) / (time.perf_counter() - begun))
+
+
+# ---- the two sides
+
+
+async def compare(
+    port: int, folder: Path, prompts: Sequence[str], rounds: int
+) -> dict[str, dict[str, Any] | float]:
+    """Both sides' figures, and how many times the tokens a second of `generate` the server has."""
+    rates: dict[str, list[float]] = {}
+    firsts: dict[int, list[float]] = {count: [] for count in CLIENTS}
+    generate = fastest_generate(folder, prompts)
+    async with clients_of(port, 16) as clients:
+        await ask_all(clients, prompts)  # it has met every shape of product now
+    for _ in range(rounds):
+        for size in BATCHES:
+            rate = generate.answer(prompts, size)
+            rates.setdefault(f"batch {size}", []).append(rate)
+        for count in CLIENTS:
+            some = prompts if count > 1 else prompts[:16]
+            async with clients_of(port, count) as clients:
+                begun = time.perf_counter()
+                tokens = await ask_all(clients, some)
+                rate = tokens / (time.perf_counter() - begun)
+                rates.setdefault(clients_text(count), []).append(rate)
+                firsts[count] += await first_tokens(clients, some[: max(count, 4)])
+    by_batch = {size: round(median(rates[f"batch {size}"]), 1) for size in BATCHES}
+    served = {clients_text(count): round(median(rates[clients_text(count)]), 1) for count in CLIENTS}
+    best = max(by_batch, key=by_batch.__getitem__)
+    most = max(served, key=served.__getitem__)
+    return {
+        "generate": {
+            "tokens/s": by_batch[best],
+            "batch": best,
+            "by batch": by_batch,
+            "dtype": generate.dtype,
+        },
+        "served": {
+            "tokens/s": served[most],
+            "by clients": served,
+            "first token, ms": {
+                clients_text(count): round(1000 * median(firsts[count]), 1) for count in CLIENTS
+            },
+        },
+        "tokens/s, served / generate": round(served[most] / by_batch[best], 2),
+    }
+
+
+def clients_text(count: int) -> str:
+    return f"{count} client{'s' if count > 1 else ''}"
+
+
+class Generate:
+    """transformers' `generate` on a folder's model."""
+
+    def __init__(self, folder: Path, dtype: str) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        self._tokenizer.pad_token = self._tokenizer.pad_token or self._tokenizer.eos_token
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+        self._model, self.dtype = model.eval(), dtype
+
+    def answer(self, prompts: Sequence[str], size: int) -> float:
+        """Answer the prompts in batches; gives the tokens a second, up to each answer's end."""
+        import torch
+
+        tokenizer, tokens, begun = self._tokenizer, 0, time.perf_counter()
+        for start in range(0, len(prompts), size):
+            batch = tokenizer(list(prompts[start : start + size]), return_tensors="pt", padding=True)
+            with torch.inference_mode():
+                answers = self._model.generate(
+                    **batch,
+                    max_new_tokens=ANSWER_TOKENS,
+                    do_sample=False,
+                    pad_token_id=tokenizer.pad_token_id,
                 )
-                with torch.inference_mode():
-                    answers = model.generate(
-                        **batch,
-                        max_new_tokens=ANSWER_TOKENS,
-                        do_sample=False,
-                        pad_token_id=tokenizer.pad_token_id,
-                    )
-                new = answers[:, batch["input_ids"].shape[1] :]
-                ended = (new == tokenizer.eos_token_id).int().cumsum(-1)
-                tokens += int((ended == 0).sum()) + int((ended[:, -1] > 0).sum())
-            measured.append(tokens / (time.perf_counter() - begun))
-        rates[size] = round(median(measured), 1)
-    best = max(rates, key=rates.__getitem__)
-    return {"tokens/s": rates[best], "batch": best, "by batch": rates}
+            new = answers[:, batch["input_ids"].shape[1] :]
+            ended = (new == tokenizer.eos_token_id).int().cumsum(-1)
+            tokens += int((ended == 0).sum()) + int((ended[:, -1] > 0).sum())
+        return tokens / (time.perf_counter() - begun)
 
 
-async def measure(
-    folder: Path, model: str, prompts: Sequence[str], rounds: int, clients: int, minutes: float
-) -> dict[str, Any]:
-    settings = settings_from({"OUTPUT_DIR": str(folder / "runs"), "BACKEND": "local"})
-    figures: dict[str, Any] = {}
-    with ExitStack() as stack:
-        models = models_to_serve([model], settings)
-        server = stack.enter_context(running_server(models, Progress(lambda line: None)))
-        limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(
-            base_url=server.url, timeout=PATIENCE, limits=limits
-        ) as client:
-            (name, *_) = [one["id"] for one in (await client.get("/v1/models")).json()["data"]]
-            await ask_all(client, name, prompts[:CLIENTS], CLIENTS)  # the model is loaded now
-            for at_once in (1, CLIENTS):
-                some = prompts if at_once > 1 else prompts[:CLIENTS]
-                rates: list[float] = []
-                firsts: list[float] = []
-                for _ in range(rounds):
-                    begun = time.perf_counter()
-                    tokens = sum(await ask_all(client, name, some, at_once))
-                    rates.append(tokens / (time.perf_counter() - begun))
-                    firsts += await first_tokens(client, name, some[:CLIENTS], at_once)
-                who = f"{at_once} client{'s' if at_once > 1 else ''}"
-                figures[f"tokens/s, {who}"] = round(median(rates), 1)
-                figures[f"first token, ms, {who}"] = round(1000 * median(firsts), 1)
-            if minutes:
-                figures["load"] = await load(client, name, prompts, clients, 60 * minutes)
-    return figures
+def fastest_generate(folder: Path, prompts: Sequence[str]) -> Generate:
+    """`generate` in fp32 or bf16, whichever is faster here."""
+    both = [Generate(folder, dtype) for dtype in ("float32", "bfloat16")]
+    rates: list[float] = []
+    for generate in both:
+        generate.answer(prompts[:16], 16)  # it has met the shapes of products
+        rates.append(max(generate.answer(prompts, 16) for _ in range(2)))
+    return both[rates.index(max(rates))]
 
 
-def body(name: str, prompt: str, **more: Any) -> dict[str, Any]:
-    return {"model": name, "prompt": prompt, "max_tokens": ANSWER_TOKENS, "temperature": 0, **more}
+@contextmanager
+def running_serve(model: str, folder: Path) -> Iterator[int]:
+    """`tinkersmith serve` on a base model; gives its port."""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("TINKER_")
+    }
+    command = [
+        *(sys.executable, "-m", "tinkersmith", "serve", model, "--port", "0"),
+        *("--set", f"OUTPUT_DIR={folder / 'runs'}", "--set", "BACKEND=local"),
+    ]
+    process = subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "Serving http://" in line:
+                yield int(line.split("/v1")[0].rpartition(":")[2])
+                break
+        else:
+            raise SystemExit("tinkersmith serve has not started; its message is above.")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
 
 
-async def ask_all(
-    client: httpx.AsyncClient, name: str, prompts: Sequence[str], at_once: int
-) -> list[int]:
-    """The number of tokens of each answer."""
-    turn = asyncio.Semaphore(at_once)
-
-    async def ask(prompt: str) -> int:
-        async with turn:
-            answer = await client.post("/v1/completions", json=body(name, prompt))
-        answer.raise_for_status()
-        return int(answer.json()["usage"]["completion_tokens"])
-
-    return await asyncio.gather(*map(ask, prompts))
+# ---- clients
 
 
-async def first_tokens(
-    client: httpx.AsyncClient, name: str, prompts: Sequence[str], at_once: int
-) -> list[float]:
-    """Seconds to the first piece of each streamed answer."""
-    turn = asyncio.Semaphore(at_once)
+@dataclass
+class Client:
+    """One connection, with as little work a request as can be: the cores are the server's."""
 
-    async def ask(prompt: str) -> float:
-        async with turn:
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    model: str = ""
+
+    async def send(self, method: str, path: str, body: dict[str, Any] | None = None) -> int:
+        """Send a request; gives the status, once the answer's head is there."""
+        content = b"" if body is None else json.dumps({"model": self.model, **body}).encode()
+        head = (
+            f"{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(content)}\r\n\r\n"
+        )
+        self.writer.write(head.encode() + content)
+        status, *lines = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        fields = dict(line.lower().split(": ", 1) for line in lines if line)
+        self._length = int(fields["content-length"]) if "content-length" in fields else None
+        return int(status.split()[1])
+
+    _length: int | None = None  # of the answer that is being read; None: it comes in chunks
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        if self._length is not None:
+            yield await self.reader.readexactly(self._length)
+            return
+        while size := int(await self.reader.readline(), 16):
+            yield await self.reader.readexactly(size)
+            await self.reader.readline()
+        await self.reader.readline()
+
+    async def answer(self) -> Any:
+        return json.loads(b"".join([piece async for piece in self.pieces()]))
+
+
+@asynccontextmanager
+async def clients_of(port: int, count: int) -> AsyncIterator[list[Client]]:
+    clients = [Client(*await asyncio.open_connection("127.0.0.1", port)) for _ in range(count)]
+    try:
+        await clients[0].send("GET", "/v1/models")
+        name = (await clients[0].answer())["data"][0]["id"]
+        for client in clients:
+            client.model = name
+        yield clients
+    finally:
+        for client in clients:
+            client.writer.close()
+
+
+def body(prompt: str, **more: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "max_tokens": ANSWER_TOKENS, "temperature": 0, **more}
+
+
+async def ask_all(clients: Sequence[Client], prompts: Sequence[str]) -> int:
+    """Each client asks the next prompt as soon as it has its answer; gives the tokens of all."""
+    waiting, tokens = iter(prompts), 0
+
+    async def ask(client: Client) -> None:
+        nonlocal tokens
+        for prompt in waiting:
+            status = await client.send("POST", "/v1/completions", body(prompt))
+            answer = await client.answer()
+            if status != 200:
+                raise SystemExit(f"The server answers {status}: {answer}")
+            tokens += int(answer["usage"]["completion_tokens"])
+
+    await asyncio.gather(*map(ask, clients))
+    return tokens
+
+
+async def first_tokens(clients: Sequence[Client], prompts: Sequence[str]) -> list[float]:
+    """Seconds from each streamed request to its first piece; all clients ask at once."""
+    waiting, seconds = iter(prompts), list[float]()
+
+    async def ask(client: Client) -> None:
+        for prompt in waiting:
             begun, first = time.perf_counter(), 0.0
-            request = body(name, prompt, stream=True)
-            async with client.stream("POST", "/v1/completions", json=request) as answer:
-                async for line in answer.aiter_lines():
-                    if line.startswith("data: {") and not first:
-                        first = time.perf_counter() - begun
-            return first
+            await client.send("POST", "/v1/completions", body(prompt, stream=True))
+            async for piece in client.pieces():
+                first = first or (time.perf_counter() - begun if b"data: {" in piece else 0.0)
+            seconds.append(first)
 
-    return await asyncio.gather(*map(ask, prompts))
+    await asyncio.gather(*map(ask, clients))
+    return seconds
 
 
 async def load(
-    client: httpx.AsyncClient, name: str, prompts: Sequence[str], clients: int, seconds: float
-) -> dict[str, Any]:
+    port: int, prompts: Sequence[str], count: int, seconds: float
+) -> dict[str, float | int | str]:
     """Clients that ask one question after the other until the time is over."""
-    end = time.perf_counter() + seconds
-    answers, errors = 0, 0
+    end, answers, errors, example = time.perf_counter() + seconds, 0, 0, ""
 
-    async def ask(number: int) -> None:
-        nonlocal answers, errors
+    async def ask(client: Client, number: int) -> None:
+        nonlocal answers, errors, example
         while time.perf_counter() < end:
-            request = body(name, prompts[number % len(prompts)])
             try:
-                answer = await client.post("/v1/completions", json=request)
-                if answer.status_code == 200:
+                status = await client.send(
+                    "POST", "/v1/completions", body(prompts[number % len(prompts)])
+                )
+                answer = await client.answer()
+                if status == 200 and answer["choices"][0]["finish_reason"] in ("stop", "length"):
                     answers += 1
                 else:
-                    errors += 1
-            except httpx.HTTPError:
-                errors += 1
-            number += clients
+                    errors, example = errors + 1, f"{status}: {answer}"
+            except (OSError, EOFError, ValueError, KeyError) as error:
+                errors, example = errors + 1, repr(error)
+                return  # the connection is gone
+            number += count
 
-    await asyncio.gather(*map(ask, range(clients)))
-    return {"clients": clients, "seconds": seconds, "answers": answers, "errors": errors}
+    async with clients_of(port, count) as clients:
+        await asyncio.gather(*(ask(client, number) for number, client in enumerate(clients)))
+    figures = {"clients": count, "seconds": seconds, "answers": answers, "errors": errors}
+    return {**figures, "an error": example} if errors else figures
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ template of training that it does not take, is done here (see `rendered.py`).
 
 import asyncio
 import contextlib
+import itertools
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 MOST_REQUESTS = 512  # open at once
 _LARGEST_BODY = 32 << 20  # bytes
 _CONNECT = 5.0  # seconds
+# httpx looks through all connections of a pool several times a request, so there are many pools.
+_POOLS = 32
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
 _WITHOUT_KEY = ("/", "/health")
 _ROUTES = {
@@ -116,21 +119,29 @@ class _Serving:
     upstream: Upstream
     most_requests: int
     counters: Counters = field(default_factory=Counters)
-    _client: httpx.AsyncClient | None = None
+    _clients: "itertools.cycle[httpx.AsyncClient] | None" = None
 
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncGenerator[None]:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64 // _POOLS)
         # An answer may take as long as it takes: the client decides when to give up.
         timeout = httpx.Timeout(None, connect=_CONNECT)
-        async with httpx.AsyncClient(limits=limits, timeout=timeout) as client:
-            self._client = client
+        verify = httpx.create_ssl_context()  # reading the certificates takes a moment
+        async with AsyncExitStack() as stack:
+            clients = [
+                await stack.enter_async_context(
+                    httpx.AsyncClient(limits=limits, timeout=timeout, verify=verify)
+                )
+                for _ in range(_POOLS)
+            ]
+            self._clients = itertools.cycle(clients)
             yield
 
     @property
     def client(self) -> httpx.AsyncClient:
-        assert self._client is not None  # set for as long as requests are served
-        return self._client
+        """The client for the next request."""
+        assert self._clients is not None  # set for as long as requests are served
+        return next(self._clients)
 
     # ---- what is known here
 
@@ -244,7 +255,8 @@ class _Serving:
         """
         if self.upstream.trouble is not None:
             raise ServingError(503, self.upstream.trouble)
-        request = self.client.build_request(
+        client = self.client
+        request = client.build_request(
             "POST",
             f"{self.upstream.url}{_ROUTES[path]}",
             content=json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass"),
@@ -255,7 +267,7 @@ class _Serving:
             },
         )
         try:
-            return await self.client.send(request, stream=True)
+            return await client.send(request, stream=True)
         except httpx.HTTPError as error:
             raise self._away(error) from None
 
