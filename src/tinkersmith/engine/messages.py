@@ -91,6 +91,33 @@ class AdamParams:
 
 
 @dataclass(frozen=True, slots=True)
+class DimuonParams:
+    """Parameters of one step of a client that was created with Dimuon; the defaults are the SDK's.
+
+    Raises:
+        Refused: a value is out of range.
+    """
+
+    learning_rate: float
+    grad_clip_norm: float = 0.0  # 0 or less: off
+    beta1: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
+            raise Refused(
+                f"learning_rate is {self.learning_rate}; it must be a finite number of at least 0."
+            )
+        if not math.isfinite(self.grad_clip_norm):
+            raise Refused(f"grad_clip_norm is {self.grad_clip_norm}; it must be a finite number.")
+        if not 0 <= self.beta1 < 1:
+            raise Refused(f"beta1 is {self.beta1}; it must be from 0 to below 1.")
+
+
+OptimParams = AdamParams | DimuonParams
+ADAMW, DIMUON = "adamw", "dimuon"  # the optimizers, by the SDK's names
+
+
+@dataclass(frozen=True, slots=True)
 class SparseLayout:
     """Which N cells of a matrix of R rows are given, in compressed rows (CSR)."""
 

@@ -89,6 +89,7 @@ def test_a_database_of_the_first_version_is_brought_up_to_date(tmp_path: Path) -
         connection.execute("DROP INDEX samplers_of_session")
         connection.execute("ALTER TABLE checkpoints DROP COLUMN folder")
         connection.execute("ALTER TABLE sessions DROP COLUMN display_name")
+        connection.execute("ALTER TABLE runs DROP COLUMN optimizer")
         connection.execute("PRAGMA user_version = 0")
     assert content(Store(tmp_path)) == "old"
 

@@ -18,7 +18,7 @@ from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.sampling.sampler import sample
 from tinkersmith.engine.training.optimizer import (
-    AdamState,
+    OptimizerState,
     load_state_tensors,
     new_state,
     optim_step,
@@ -41,7 +41,7 @@ def batches(seed: int, count: int) -> Batches:
     return [random_datums(rng, 4) for _ in range(count)]
 
 
-def train(base: BaseModel, adapter: Adapter, state: AdamState, batch: list[Datum]) -> float:
+def train(base: BaseModel, adapter: Adapter, state: OptimizerState, batch: list[Datum]) -> float:
     loss = forward_backward(base, adapter, batch, "cross_entropy", {}).metrics["loss:sum"]
     optim_step(adapter, state, PARAMS)
     return loss

@@ -23,12 +23,14 @@ from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.hardware.processor import processor_name
 from tinkersmith.engine.log import log
 from tinkersmith.engine.messages import (
-    AdamParams,
+    ADAMW,
+    DIMUON,
     Answering,
     BatchRequest,
     Datum,
     LoraConfig,
     LossOutput,
+    OptimParams,
     SampleRequest,
 )
 from tinkersmith.engine.model.adapters import (
@@ -54,7 +56,7 @@ from tinkersmith.engine.storage.store import CheckedCheckpoint, Store, damage_se
 from tinkersmith.engine.training.checks import check_datums, ignored_inputs
 from tinkersmith.engine.training.losses import TRUNCATED_AT
 from tinkersmith.engine.training.optimizer import (
-    AdamState,
+    OptimizerState,
     load_state_tensors,
     new_state,
     optim_step,
@@ -83,7 +85,7 @@ class TrainingClient:
 
     base_name: str
     adapter: Adapter
-    optimizer: AdamState
+    optimizer: OptimizerState
     # CPU threads of all its steps. Sums can depend on the number: a run that is resumed keeps it,
     # however busy the machine is then, and so gives the same losses to the last bit.
     threads: int
@@ -108,11 +110,12 @@ class TrainingClient:
             weight.data = tensors[f"weight.{name}"].to(weight.device)
             gradient = tensors.get(f"gradient.{name}")
             weight.grad = None if gradient is None else gradient.to(weight.device)
-        self.optimizer = load_state_tensors(self.adapter, _with_prefix(tensors, "state"))
+        state = _with_prefix(tensors, "state")
+        self.optimizer = load_state_tensors(self.adapter, state, self.optimizer.kind)
 
     def clear(self) -> None:
         self.adapter.clear()
-        self.optimizer = AdamState(0, {}, {})
+        self.optimizer.clear()
 
 
 class Models:
@@ -170,18 +173,31 @@ class Models:
     # ---- training clients
 
     def create(
-        self, model_id: str, base_name: str, config: LoraConfig, *, only_graded: bool = False
+        self,
+        model_id: str,
+        base_name: str,
+        config: LoraConfig,
+        *,
+        optimizer: str = ADAMW,
+        only_graded: bool = False,
     ) -> None:
         adapter = new_adapter(self.bases.get(base_name), config)
         threads = self.bases.threads_for(base_name)
         self.training[model_id] = TrainingClient(
-            base_name, adapter, new_state(adapter), threads, only_graded
+            base_name, adapter, new_state(adapter, optimizer), threads, only_graded
         )
         self._use(model_id)
         log.info(
             "training client %s on %s, rank %d, CPU threads: %d",
             *(model_id, base_name, config.rank, threads),
         )
+        if optimizer == DIMUON:
+            log.warning(
+                "%s: Tinker publishes no formula of dimuon: this engine steps along the matrix "
+                "sign of the averaged gradient, without a preconditioner or a correction for the "
+                "rank",
+                model_id,
+            )
 
     def create_from(
         self,
@@ -189,13 +205,14 @@ class Models:
         base_name: str,
         config: LoraConfig,
         path: TinkerPath,
-        optimizer: bool,
+        with_optimizer: bool,
         *,
+        optimizer: str = ADAMW,
         only_graded: bool = False,
     ) -> None:
-        self.create(model_id, base_name, config, only_graded=only_graded)
+        self.create(model_id, base_name, config, optimizer=optimizer, only_graded=only_graded)
         try:
-            self.load(model_id, path, optimizer)
+            self.load(model_id, path, with_optimizer)
         except BaseException:
             self.free(model_id)
             raise
@@ -274,7 +291,7 @@ class Models:
                 f"gradients were dropped: {dropped.reason}"
             )
 
-    def optim_step(self, model_id: str, params: AdamParams) -> dict[str, float]:
+    def optim_step(self, model_id: str, params: OptimParams) -> dict[str, float]:
         model = self.get(model_id)
         model.version = object()
         return optim_step(model.adapter, model.optimizer, params)
@@ -356,12 +373,13 @@ class Models:
             )
         # Into a new adapter, so that a checkpoint that does not fit leaves the old one whole.
         adapter = new_adapter(base, model.adapter.config)
-        state = new_state(adapter)
+        kind = model.optimizer.kind
+        state = new_state(adapter, kind)
         with _reading(path, ADAPTER_WEIGHTS):
             load_adapter_state(adapter, load_finite(folder / ADAPTER_WEIGHTS))
         if optimizer:
             with _reading(path, OPTIMIZER):
-                state = load_state_tensors(adapter, load_finite(file))
+                state = load_state_tensors(adapter, load_finite(file), kind)
         model.adapter, model.optimizer, model.dropped = adapter, state, None
         model.version = object()
         if optimizer and (threads := _threads_of(file)):

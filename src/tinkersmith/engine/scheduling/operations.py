@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tinkersmith.engine.messages import (
-    AdamParams,
     Answering,
     BatchRequest,
     LoraConfig,
     LossOutput,
+    OptimParams,
     SampleRequest,
 )
 from tinkersmith.engine.storage.folders import TinkerPath
@@ -33,7 +33,14 @@ class ModelOperations(Protocol):
     # ---- training clients
 
     def create(
-        self, model_id: str, base_name: str, config: LoraConfig, /, *, only_graded: bool
+        self,
+        model_id: str,
+        base_name: str,
+        config: LoraConfig,
+        /,
+        *,
+        optimizer: str,
+        only_graded: bool,
     ) -> None: ...
 
     def create_from(
@@ -42,9 +49,10 @@ class ModelOperations(Protocol):
         base_name: str,
         config: LoraConfig,
         path: TinkerPath,
-        optimizer: bool,
+        with_optimizer: bool,
         /,
         *,
+        optimizer: str,
         only_graded: bool,
     ) -> None: ...
 
@@ -54,7 +62,7 @@ class ModelOperations(Protocol):
 
     def check_step(self, model_id: str, /) -> None: ...
 
-    def optim_step(self, model_id: str, params: AdamParams, /) -> dict[str, float]: ...
+    def optim_step(self, model_id: str, params: OptimParams, /) -> dict[str, float]: ...
 
     def free(self, model_id: str, /) -> None: ...
 

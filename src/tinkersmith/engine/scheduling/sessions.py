@@ -137,6 +137,7 @@ class Sessions:
         model_seq_id: int,
         base_model: str,
         lora: LoraConfig,
+        optimizer: str,
         user_metadata: dict[str, str] | None,
         fetch: Callable[[], object] | None,
         create: Callable[[ModelOperations, str], Result],
@@ -149,7 +150,9 @@ class Sessions:
         model_id = f"{session_id}:train:{model_seq_id}"
         request_id = f"{model_id}:0"
         if model_id not in session.models:
-            run = StoredRun(model_id, session_id, base_model, lora, user_metadata, time.time())
+            run = StoredRun(
+                model_id, session_id, base_model, lora, user_metadata, time.time(), optimizer
+            )
             await self.store.write(lambda: self.store.add_run(run))
             session = self.get(session_id)  # it may have ended meanwhile
         if model_id not in session.models:

@@ -18,11 +18,15 @@ from google.protobuf.message import DecodeError
 
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import (
+    ADAMW,
+    DIMUON,
     AdamParams,
     BatchRequest,
     Datum,
+    DimuonParams,
     LoraConfig,
     LossOutput,
+    OptimParams,
     SampleRequest,
     SampleResult,
     SparseLayout,
@@ -213,14 +217,50 @@ def read_lora_config(body: Body) -> LoraConfig:
     )
 
 
-def read_adam_params(body: Body) -> AdamParams:
+# What older SDKs send besides, with its default: a later version of the interface dropped it.
+_DROPPED_FROM_DIMUON = {"damping": 1e-4, "rank_lr_correction_exponent": 0.175}
+
+
+def read_optimizer(body: Body, default: str = ADAMW) -> str:
+    """The optimizer that a body's optimizer_config names."""
+    config = fields.json_object(body, "optimizer_config")
+    kind = default if config.get("type") is None else fields.string(config, "type")
+    if kind not in (ADAMW, DIMUON):
+        raise Refused(f"optimizer {kind!r} is not supported; use {ADAMW} or {DIMUON}.")
+    version = fields.optional_integer(config, "version", 1)
+    if version != 1:
+        raise Refused(f"{kind} of version {version} is not supported; version 1 is.")
+    fields.refuse_unknown(config, {"type", "version"}, "optimizer_config")
+    return kind
+
+
+def optimizer_config(kind: str) -> dict[str, object]:
+    """An optimizer as an answer names it."""
+    return {"type": kind, "version": 1} if kind == DIMUON else {"type": kind}
+
+
+def read_optim_params(body: Body) -> OptimParams:
     """The parameters of an optim_step body."""
-    if body.get("optimizer_params"):
-        raise Refused("only the Adam optimizer is supported; send adam_params.")
-    params = fields.json_object(body, "adam_params")
-    names = AdamParams.__dataclass_fields__
-    fields.refuse_unknown(params, {*names, "type"}, "adam_params")
-    return AdamParams(**{name: fields.number(params, name) for name in names if name in params})
+    where = "optimizer_params" if body.get("optimizer_params") else "adam_params"
+    if where == "optimizer_params" and body.get("adam_params"):
+        raise Refused("send adam_params or optimizer_params, not both.")
+    params = fields.json_object(body, where)
+    default = ADAMW if where == "adam_params" else None
+    kind = default if params.get("type") is None else fields.string(params, "type")
+    if kind not in (ADAMW, "adam", DIMUON):
+        raise Refused(f"{where} has type = {kind!r}; it must be {ADAMW!r} or {DIMUON!r}.")
+    known = DimuonParams if kind == DIMUON else AdamParams
+    names = known.__dataclass_fields__
+    left = dict(params)
+    if kind == DIMUON:
+        for name, value in _DROPPED_FROM_DIMUON.items():
+            if left.get(name) == value:
+                del left[name]
+    fields.refuse_unknown(left, {*names, "type"}, where)
+    values = {name: fields.number(params, name) for name in names if name in params}
+    if kind == DIMUON and "learning_rate" not in values:
+        raise Refused(f"{where} has no learning_rate.")
+    return known(**values)
 
 
 def read_sample_request(body: Body) -> SampleRequest:

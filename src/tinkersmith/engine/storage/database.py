@@ -51,6 +51,7 @@ _MIGRATIONS = [  # applied in order; the database's user_version counts them
     CREATE INDEX runs_of_session ON runs (session_id);
     CREATE INDEX samplers_of_session ON samplers (session_id);
     """,
+    "ALTER TABLE runs ADD COLUMN optimizer TEXT NOT NULL DEFAULT 'adamw';",
 ]
 
 

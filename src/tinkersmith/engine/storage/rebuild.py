@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tinkersmith.engine.messages import ADAMW
 from tinkersmith.engine.storage.folders import (
     CheckpointFolder,
     NotACheckpoint,
@@ -109,6 +110,7 @@ def current_run(current: CheckpointFolder) -> tuple[dict[str, Any], dict[str, An
         "train_mlp": int(saved.get("train_mlp", True)),
         "train_unembed": int(saved.get("train_unembed", True)),
         "user_metadata": saved.get("user_metadata") or json.dumps(None),
+        "optimizer": saved.get("optimizer", ADAMW),
         "created": saved.get("created", created),
         "last_request": max(created, saved.get("last_request", created)),
     }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.messages import LoraConfig
+from tinkersmith.engine.messages import ADAMW, LoraConfig
 from tinkersmith.engine.storage.folders import KINDS, TinkerPath, file_name
 
 
@@ -68,6 +68,7 @@ class StoredRun:
     lora: LoraConfig
     user_metadata: dict[str, str] | None
     last_request: float
+    optimizer: str = ADAMW
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,7 @@ def run_columns(run: StoredRun) -> dict[str, object]:
         "train_mlp": run.lora.train_mlp,
         "train_unembed": run.lora.train_unembed,
         "user_metadata": json.dumps(run.user_metadata),
+        "optimizer": run.optimizer,
     }
 
 
@@ -122,7 +124,7 @@ def check_rows(connection: sqlite3.Connection) -> None:
         ValueError, TypeError: one cannot be read, because its page is damaged.
     """
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version < 2:
+    if version < 3:
         return  # of an older version: its tables are brought up to date first
     readers: tuple[tuple[str, Callable[[sqlite3.Row], object]], ...] = (
         ("sessions", session_from_row),
@@ -169,6 +171,7 @@ def run_from_row(row: sqlite3.Row) -> StoredRun:
         lora=LoraConfig(rank=row["rank"], seed=row["seed"], **flags),
         user_metadata=json.loads(row["user_metadata"]),
         last_request=row["last_request"],
+        optimizer=_text(row["optimizer"]),
     )
 
 

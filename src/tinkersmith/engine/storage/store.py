@@ -339,7 +339,10 @@ class Store:
         if path.run_id not in [known.id for known in self.runs(session_id)]:
             now = time.time()
             self.add_run(
-                StoredRun(path.run_id, session_id, run.base_model, run.lora, run.user_metadata, now)
+                StoredRun(
+                    *(path.run_id, session_id, run.base_model, run.lora, run.user_metadata, now),
+                    optimizer=run.optimizer,
+                )
             )
         told = checked.manifest or {"base_model": run.base_model, "rank": run.lora.rank}
         facts = {

@@ -14,6 +14,7 @@ from tinkersmith.engine.server.addresses import check_address, signed_address
 from tinkersmith.engine.server.age import encrypted
 from tinkersmith.engine.server.api_errors import detail
 from tinkersmith.engine.server.http import Handler, Routes, read_json
+from tinkersmith.engine.server.wire import optimizer_config
 from tinkersmith.engine.storage.folders import KINDS, TinkerPath, parse_path
 from tinkersmith.engine.storage.rows import StoredRun, iso
 from tinkersmith.engine.storage.store import Store, damage_sentence
@@ -122,7 +123,7 @@ class RestRoutes:
                 "train_mlp": run.lora.train_mlp,
                 "train_attn": run.lora.train_attn,
                 "train_unembed": run.lora.train_unembed,
-                "optimizer_config": {"type": "adamw"},
+                "optimizer_config": optimizer_config(run.optimizer),
             }
         )
 

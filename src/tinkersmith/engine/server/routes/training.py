@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.messages import BatchRequest, LoraConfig
+from tinkersmith.engine.messages import ADAMW, BatchRequest, LoraConfig
 from tinkersmith.engine.scheduling.operations import ModelOperations
 from tinkersmith.engine.scheduling.queue import DiskWork, Result, Work
 from tinkersmith.engine.scheduling.sessions import Sessions
@@ -54,15 +54,15 @@ class TrainingRoutes:
     async def create_model(self, request: Request) -> Response:
         body = await read_json(request)
         base_model = plain_name(fields.string(body, "base_model"))
-        _adam_only(body)
+        optimizer = wire.read_optimizer(body)
         lora = wire.read_lora_config(body)
         only_graded = _only_graded(body)
 
         def create(models: ModelOperations, model_id: str) -> Result:
-            models.create(model_id, base_model, lora, only_graded=only_graded)
+            models.create(model_id, base_model, lora, optimizer=optimizer, only_graded=only_graded)
             return {"model_id": model_id, "type": "create_model"}
 
-        return await self._new_client(body, base_model, lora, create)
+        return await self._new_client(body, base_model, lora, optimizer, create)
 
     async def get_info(self, request: Request) -> Response:
         model_id = fields.string(await read_json(request), "model_id")
@@ -79,7 +79,7 @@ class TrainingRoutes:
                 "is_lora": True,
                 "lora_rank": run.lora.rank,
                 "model_name": run.base_model,
-                "optimizer_config": {"type": "adamw"},
+                "optimizer_config": wire.optimizer_config(run.optimizer),
                 "model_data": {
                     "arch": config["model_type"],
                     "model_name": run.base_model,
@@ -104,6 +104,7 @@ class TrainingRoutes:
         body: Body,
         base_model: str,
         lora: LoraConfig,
+        optimizer: str,
         create: Callable[[ModelOperations, str], Result],
     ) -> Response:
         fetch = await self.catalogue.fetcher(base_model)
@@ -112,6 +113,7 @@ class TrainingRoutes:
             fields.sequence_number(body, "model_seq_id"),
             base_model,
             lora,
+            optimizer,
             fields.optional_strings(body, "user_metadata"),
             fetch,
             create,
@@ -171,7 +173,7 @@ class TrainingRoutes:
     async def optim_step(self, model_id: str, body: Body) -> Work:
         def step(models: ModelOperations) -> Result:
             models.check_step(model_id)
-            params = wire.read_adam_params(body)
+            params = wire.read_optim_params(body)
             return {"metrics": wire.json_numbers(models.optim_step(model_id, params))}
 
         return step
@@ -258,7 +260,6 @@ class TrainingRoutes:
 
     async def _client_from_state(self, body: Body) -> Response:
         path = parse_path(fields.string(body, "path"))
-        _adam_only(body)
         store = self.sessions.store
 
         def look_up() -> StoredRun:
@@ -269,7 +270,14 @@ class TrainingRoutes:
         named = body.get("base_model")
         if named is not None and plain_name(fields.string(body, "base_model")) != source.base_model:
             raise Refused(f"{path} belongs to {source.base_model}, not to {named}.")
-        optimizer = fields.flag(body, "optimizer", False)
+        with_optimizer = fields.flag(body, "optimizer", False)
+        kept = source.optimizer if with_optimizer else ADAMW
+        optimizer = wire.read_optimizer(body, kept)
+        if with_optimizer and optimizer != kept:
+            raise Refused(
+                f"{path} holds an optimizer state of {kept}, which {optimizer} cannot go on with; "
+                "load it without the optimizer."
+            )
         only_graded = _only_graded(body)
 
         def create(models: ModelOperations, model_id: str) -> Result:
@@ -278,12 +286,13 @@ class TrainingRoutes:
                 source.base_model,
                 source.lora,
                 path,
-                optimizer,
+                with_optimizer,
+                optimizer=optimizer,
                 only_graded=only_graded,
             )
             return {"path": str(path), "model_id": model_id, "type": "load_weights"}
 
-        return await self._new_client(body, source.base_model, source.lora, create)
+        return await self._new_client(body, source.base_model, source.lora, optimizer, create)
 
 
 def _read_batch(body: bytes, encoding: str) -> BatchRequest:
@@ -321,12 +330,6 @@ def _only_graded(body: Body) -> bool:
     if positions not in ("all", "weighted"):
         raise Refused(f"tinkersmith.logprobs is {positions!r}; it must be 'all' or 'weighted'.")
     return positions == "weighted"
-
-
-def _adam_only(body: Body) -> None:
-    kind = fields.json_object(body, "optimizer_config").get("type", "adamw")
-    if kind != "adamw":
-        raise Refused(f"optimizer {kind!r} is not supported; use adamw.")
 
 
 def _failing(error: Exception) -> Work:
