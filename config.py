@@ -40,7 +40,7 @@ THINKING = "auto"
 # --- The model --------------------------------------------------------------------------------
 
 # The bundled model needs no download. With a TINKER_API_KEY, name one of the cloud's models, such
-# as "Qwen/Qwen3-30B-A3B-Instruct-2507". A folder in Hugging Face format works as well.
+# as "Qwen/Qwen3.8-27B": `tinkersmith models` lists them. A folder in Hugging Face format works too.
 BASE_MODEL = "tinkersmith/tiny-math"
 
 # The trained model's name begins with this; date and time follow.

@@ -15,6 +15,7 @@ def bare_connection(url: str, patience: float = 0.0) -> Service:
         kind="url",
         base_model="",
         max_contexts={},
+        sampled_only=frozenset(),
         progress=Progress(print),
         probe=Probe(url, None),
         patience=patience,

@@ -15,6 +15,7 @@ COMMANDS = {
     "improve": "Train a model further on its own right answers.",
     "split": "Merge data files and split them into a training and a test set.",
     "convert": "Write data files of any kind as one JSON Lines file.",
+    "models": "List the models that the server offers, and what is known of them.",
     "settings": "Show all settings with their values and where these come from.",
     "check": "Show how long samples are, and what may be wrong with them.",
     "stats": "Show only how long samples are.",

@@ -14,6 +14,7 @@ _FUNCTIONS = {
     "improve": "tinkersmith.cli.training.improve:improve_command",
     "split": "tinkersmith.cli.data.split:split_command",
     "convert": "tinkersmith.cli.data.convert:convert_command",
+    "models": "tinkersmith.cli.models.offers:models_command",
     "settings": "tinkersmith.cli.settings:settings_command",
     "check": "tinkersmith.cli.data.check:check_data_command",
     "stats": "tinkersmith.cli.data.check:stats_command",

@@ -36,7 +36,7 @@ from tinkersmith.evaluation.report import analyse, report
 from tinkersmith.evaluation.result_files import About, check_results_writable, write_results
 from tinkersmith.evaluation.summary import EvaluationResult, Scored
 from tinkersmith.fingerprint import base_fingerprint
-from tinkersmith.models import local_model_folder
+from tinkersmith.models.names import local_model_folder
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress, watched
 from tinkersmith.runs.provenance import digest_of, template_digest

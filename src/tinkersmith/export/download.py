@@ -14,7 +14,7 @@ from urllib.parse import urljoin, urlsplit
 from tinkersmith.errors import UserError
 from tinkersmith.export.base_folder import read_base
 from tinkersmith.manifest import MANIFEST, DamagedFile, check_files, read_manifest
-from tinkersmith.models import local_model_folder
+from tinkersmith.models.names import local_model_folder
 from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tinkersmith.progress import Progress
 from tinkersmith.runs.trained_model import ModelReference

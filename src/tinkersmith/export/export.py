@@ -28,7 +28,7 @@ from tinkersmith.export.merge import write_merged
 from tinkersmith.export.model_card import loading_lines, model_card
 from tinkersmith.export.verify import Verification, verify_export
 from tinkersmith.files import new_folder, write_atomically, write_json
-from tinkersmith.models import local_model_folder
+from tinkersmith.models.names import local_model_folder
 from tinkersmith.peft_format import ADAPTER_CONFIG
 from tinkersmith.runs.trained_model import ModelReference, find_trained_model
 from tinkersmith.service.connection import Service, open_service

@@ -15,7 +15,7 @@ from tinkersmith.data.report import Tally, note_lines, read_lines, skipped_lines
 from tinkersmith.data.samples import Sample, Skipped
 from tinkersmith.errors import UserError
 from tinkersmith.files import read_json_object
-from tinkersmith.models import local_model_folder, resolve_base_model
+from tinkersmith.models.names import local_model_folder, resolve_base_model
 from tinkersmith.progress import Progress
 from tinkersmith.settings.fields import Settings
 from tinkersmith.text.choose import choose_template, decide, template_lines

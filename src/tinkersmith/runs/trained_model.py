@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tinkersmith.errors import UserError
-from tinkersmith.models import local_model_folder, resolve_base_model
+from tinkersmith.models.names import local_model_folder, resolve_base_model
 from tinkersmith.runs.best import choose_checkpoint
 from tinkersmith.runs.folder import Checkpoint, RunFolder, newest_run, run_of
 from tinkersmith.settings.fields import Settings

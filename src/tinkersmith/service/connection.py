@@ -17,7 +17,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.errors import UserError
-from tinkersmith.models import local_model_folder, resolve_base_model
+from tinkersmith.models.known import not_offered, retirement_note
+from tinkersmith.models.names import local_model_folder, resolve_base_model
 from tinkersmith.progress import Progress, watched
 from tinkersmith.service.embedded import Engine, start_engine
-from tinkersmith.service.probe import PROBE_EVERY, Probe
+from tinkersmith.service.probe import PROBE_EVERY, Probe, engine_answer
 from tinkersmith.settings.fields import Settings
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class Service:
     kind: str  # "embedded" | "cloud" | "url"
     base_model: str  # as the server knows it
     max_contexts: dict[str, int | None]  # in tokens, of the models that the server offers
+    sampled_only: frozenset[str]  # the models among them that cannot be trained
     progress: Progress  # says what takes long
     probe: Probe
     patience: float  # seconds that the server may be away; 0: give up at once
@@ -233,6 +235,7 @@ class Service:
                 ),
                 f"loading {initial_state}",
             )
+        self.check_trainable()
         return self.ask(
             lambda: self.client.create_lora_training_client(
                 base_model=self.base_model,
@@ -242,6 +245,38 @@ class Service:
             ),
             f"creating a LoRA on {self.base_model}",
         )
+
+    def check_trainable(self) -> None:
+        """Compare the base model with the server's own list, before anything is asked for.
+
+        Our own engines also take models that they do not list: those of the hub.
+
+        Raises:
+            UserError: the server does not offer it for training.
+        """
+        name, offered = self.base_model, set(self.max_contexts) - self.sampled_only
+        if self.kind == "embedded" or name in offered or not self.max_contexts:
+            return
+        where, nearest = self.probe.url, self._nearest(offered)
+        if name in self.sampled_only:
+            raise UserError(
+                f"The server at {where} offers {name} for sampling alone, not for training. "
+                f"{retirement_note(name, offered)} It trains, nearest first: {nearest}."
+            )
+        if self.kind == "cloud" or not self.is_our_engine():
+            raise UserError(not_offered(name, where, offered, nearest))
+
+    def is_our_engine(self) -> bool:
+        """Whether the server is an engine of this project."""
+        if self.kind != "url":
+            return self.kind == "embedded"
+        return engine_answer(self.probe.url, self.key) is not None
+
+    def _nearest(self, offered: Iterable[str]) -> str:
+        """Some names, those like the base model's first."""
+        names = sorted(offered)
+        found = difflib.get_close_matches(self.base_model, names, n=len(names), cutoff=0.0)
+        return ", ".join(found) or "nothing"
 
     def create_sampling_client(self, model_path: str | None) -> "tinker.SamplingClient":
         """A client that samples from a checkpoint, or from the untouched base model."""
@@ -308,10 +343,12 @@ class Service:
         content: Any = error.body
         body = cast(dict[str, Any], content if isinstance(content, dict) else {})
         detail = str(body.get("detail") or error)
-        offered = sorted(self.max_contexts)
-        if "base" in detail.lower() and "offered" not in detail and offered:
-            near = difflib.get_close_matches(self.base_model, offered, n=len(offered), cutoff=0.0)
-            detail += f" It offers, nearest first: {', '.join(near)}."
+        if "base" not in detail.lower():
+            return detail
+        if "offered" not in detail and self.max_contexts:
+            detail += f" It offers, nearest first: {self._nearest(self.max_contexts)}."
+        if self.base_model not in self.max_contexts:
+            detail = f"{detail} {retirement_note(self.base_model, self.max_contexts)}".strip()
         return detail
 
 
@@ -470,6 +507,7 @@ def _connect(
         kind=kind,
         base_model=base_model,
         max_contexts={},
+        sampled_only=frozenset(),
         progress=progress,
         probe=probe,
         patience=patience,
@@ -485,6 +523,11 @@ def _connect(
         for model in found.supported_models
         if model.model_name
     }
+    service.sampled_only = frozenset(
+        model.model_name
+        for model in found.supported_models
+        if model.model_name and model.trainable is False  # None: the server does not say
+    )
     return service
 
 

@@ -1,16 +1,12 @@
 """A training client -> what its server computes with, as far as the server is our engine."""
 
-import http.client
-import json
-import urllib.request
 from typing import TYPE_CHECKING, Any, cast
 
 from tinkersmith.service.connection import Service
+from tinkersmith.service.probe import engine_answer
 
 if TYPE_CHECKING:
     import tinker
-
-_PATIENCE = 10.0  # seconds; the answer needs no computation
 
 
 def engine_facts(service: Service, client: "tinker.TrainingClient") -> dict[str, Any]:
@@ -18,19 +14,9 @@ def engine_facts(service: Service, client: "tinker.TrainingClient") -> dict[str,
 
     Sums depend on them in their last bits. Other servers do not say: then the result is empty.
     """
-    if service.kind == "cloud":
+    facts = None if service.kind == "cloud" else engine_answer(service.probe.url, service.key)
+    if facts is None:
         return {}
-    request = urllib.request.Request(
-        f"{service.probe.url}/api/v1/engine_facts", headers={"X-API-Key": service.key}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=_PATIENCE) as response:
-            content: Any = json.load(response)
-    except (OSError, ValueError, http.client.HTTPException):
-        return {}
-    if not isinstance(content, dict):
-        return {}
-    facts = cast(dict[str, Any], content)
     if service.kind == "embedded":  # of the same installation as this process
         facts = {name: value for name, value in facts.items() if name not in ("engine", "torch")}
     of_client = {

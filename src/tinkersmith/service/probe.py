@@ -1,6 +1,7 @@
 """A server's URL -> whether it answers, checked from a thread."""
 
 import http.client
+import json
 import os
 import socket
 import threading
@@ -8,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from typing import Any, cast
 
 from tinkersmith.service.embedded import Engine
 
@@ -15,6 +17,7 @@ PROBE_EVERY = 1.0  # seconds
 PROBE_PATIENCE = 1.5  # seconds
 REFUSED_PATIENCE = 2.5  # seconds that a server may refuse connections
 SILENT_PATIENCE = 60.0  # seconds that it may leave its health unanswered
+FACTS_PATIENCE = 10.0  # seconds; the answer needs no computation
 AWAY_AFTER = 5  # checks in a row: one in five may fail on a bad network while all goes well
 
 
@@ -102,3 +105,14 @@ class Probe:
             self._silent_since = self._silent_since or now
             # A busy machine accepts connections and answers late, which is no refusal.
             self._refused_since = None if unreached.late else self._refused_since or now
+
+
+def engine_answer(url: str, key: str) -> dict[str, Any] | None:
+    """What an engine of ours says of itself; None if the server is none, or does not answer."""
+    request = urllib.request.Request(f"{url}/api/v1/engine_facts", headers={"X-API-Key": key})
+    try:
+        with urllib.request.urlopen(request, timeout=FACTS_PATIENCE) as response:
+            content: Any = json.load(response)
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+    return cast("dict[str, Any]", content) if isinstance(content, dict) else None

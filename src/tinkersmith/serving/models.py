@@ -12,7 +12,7 @@ from typing import Any
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import LARGEST_JSON_FILE, read_json_object, read_regular
-from tinkersmith.models import local_model_folder, resolve_base_model
+from tinkersmith.models.names import local_model_folder, resolve_base_model
 from tinkersmith.peft_format import ADAPTER_CONFIG
 from tinkersmith.runs.best import choose_checkpoint
 from tinkersmith.runs.folder import newest_run, open_run

@@ -17,7 +17,7 @@ from tinkersmith.evaluation.question_set import QuestionSet, questions_in
 from tinkersmith.evaluation.questions import Questions
 from tinkersmith.fingerprint import base_fingerprint
 from tinkersmith.metrics.choose import ChosenMetrics
-from tinkersmith.models import local_model_folder, resolve_base_model
+from tinkersmith.models.names import local_model_folder, resolve_base_model
 from tinkersmith.plurals import counted
 from tinkersmith.preview.opening import opening_lines
 from tinkersmith.progress import Progress

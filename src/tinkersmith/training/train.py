@@ -14,7 +14,7 @@ from tinkersmith.batches.read import read_data
 from tinkersmith.batches.source import DataSource
 from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError, reason_of
-from tinkersmith.models import resolve_base_model
+from tinkersmith.models.names import resolve_base_model
 from tinkersmith.paths import data_file_seen_from_folder
 from tinkersmith.progress import Progress, watched
 from tinkersmith.report.write import write_report_or_warn

@@ -198,7 +198,7 @@ def _print_lengths(
 ) -> None:
     from tinkersmith.data.lengths import LengthStatistics, format_length_statistics
     from tinkersmith.data.samples import characters
-    from tinkersmith.models import local_model_folder
+    from tinkersmith.models.names import local_model_folder
     from tinkersmith.text.tokenize import LengthEvent, token_lengths, untrained_lines
 
     folder = local_model_folder(base_model)

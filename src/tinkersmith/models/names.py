@@ -5,11 +5,15 @@ from pathlib import Path
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.errors import UserError
 
+# Names that no hub and no server has, and the models that they mean. Names that a server retired
+# are no aliases: a run must not move to another model without its user's word.
 _MODEL_ALIASES = {
-    "Qwen/Qwen3-30B-A3B-Instruct": "Qwen/Qwen3-30B-A3B-Instruct-2507",
-    "Qwen/Qwen3-4B-Instruct": "Qwen/Qwen3-4B-Instruct-2507",
-    "Qwen/Qwen3-235B-A22B-Instruct": "Qwen/Qwen3-235B-A22B-Instruct-2507",
     "tiny-math": "tinkersmith/tiny-math",
+    "Qwen/Qwen3-8B-Instruct": "Qwen/Qwen3-8B",
+    "Qwen/Qwen3.5-4B-Instruct": "Qwen/Qwen3.5-4B",
+    "Qwen/Qwen3.5-9B-Instruct": "Qwen/Qwen3.5-9B",
+    "Qwen/Qwen3.6-35B-A3B-Instruct": "Qwen/Qwen3.6-35B-A3B",
+    "Qwen/Qwen3.8-27B-Instruct": "Qwen/Qwen3.8-27B",
 }
 
 

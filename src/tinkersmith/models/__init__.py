@@ -1,0 +1,1 @@
+"""What is known of models by their names: the table of families, and the names themselves."""
