@@ -1,0 +1,222 @@
+"""Tiny models of a family: the engine's figures against transformers' own model in float64.
+
+The twin is the plain eager model, one sample at a time, with W + scaling B A in place of every
+trained W; autograd differentiates it down to A and B. Nothing of the engine computes it.
+
+Axes: T tokens of a sample, E experts, F width of an expert, H hidden size.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from tests.support.adapters import filled_adapter, gradients
+from tests.support.tiny_models import make_tiny_tokenizer
+from tinkersmith.engine.messages import Datum, LoraConfig, SampleRequest
+from tinkersmith.engine.model.base_model import BaseModel
+from tinkersmith.engine.model.lora import Adapter
+from tinkersmith.engine.sampling.sampler import sample
+from tinkersmith.engine.training.step import forward, forward_backward
+
+WINDOW = 8
+# Samples shorter than the window, as long, one longer, and several times as long.
+LENGTHS = (40, 7, 8, 9, 1, 33)
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 259,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "tie_word_embeddings": False,
+    "eos_token_id": 256,
+    "pad_token_id": 256,
+    "bos_token_id": None,
+}
+
+Changes = dict[str, torch.Tensor]  # the sum of a parameter and its LoRA, by the parameter's name
+
+
+def concatenated_experts(
+    gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor
+) -> dict[str, torch.Tensor]:  # (E, F, H), (E, F, H), (E, H, F)
+    """How most families store an expert: gate before up, as a linear layer has them."""
+    return {"gate_up_proj": torch.cat([gate, up], 1), "down_proj": down}
+
+
+def alternating_experts(
+    gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor
+) -> dict[str, torch.Tensor]:  # (E, F, H), (E, F, H), (E, H, F)
+    """How gpt-oss stores an expert: columns of gate and up in turn, inputs before outputs."""
+    both = torch.stack([gate, up], 2).flatten(1, 2)  # (E, 2 F, H)
+    return {"gate_up_proj": both.transpose(1, 2), "down_proj": down.transpose(1, 2)}
+
+
+@dataclass(frozen=True)
+class TinyFamily:
+    """A family as a tiny random model. `experts` says how its fused experts are stored."""
+
+    name: str
+    model: type[PreTrainedModel]
+    config: PreTrainedConfig
+    experts: Callable[..., dict[str, torch.Tensor]] = concatenated_experts
+    lengths: Sequence[int] = LENGTHS
+
+
+@dataclass(frozen=True)
+class TwinDifferences:
+    """The largest relative differences to the twin, and the adapter's weight that is worst."""
+
+    logprob: float  # absolute
+    loss: float
+    gradient: float
+    worst: str
+
+
+def make_family(family: TinyFamily, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Save the model, with norms, biases and sinks that are not at their neutral values."""
+    torch.manual_seed(0)
+    model = family.model(family.config).float()  # type: ignore[call-arg]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if any(word in name for word in ("norm", "bias", "sinks")):
+                parameter.add_(torch.randn(parameter.shape) * 0.2)
+    model.to(dtype).save_pretrained(folder)  # type: ignore[arg-type]
+    make_tiny_tokenizer(folder)
+    return folder
+
+
+def family_datums(family: TinyFamily, seed: int = 0) -> list[Datum]:
+    rng = np.random.default_rng(seed)
+    datums = []
+    for length in family.lengths:
+        tokens = rng.integers(0, 250, length + 1)
+        weights = rng.choice([0.5, 1.0, -0.3], length).astype(np.float32)
+        datums.append(Datum(tokens[:-1], {"target_tokens": tokens[1:], "weights": weights}))
+    return datums
+
+
+def plain_model(folder: Path) -> PreTrainedModel:
+    """The twin's weights: transformers' own layers, eager, in float64."""
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    model = model.eval().double().requires_grad_(False)
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # the only one for float64
+    return model
+
+
+def twin_logprobs(
+    family: TinyFamily, model: PreTrainedModel, adapter: Adapter | None, datum: Datum
+) -> torch.Tensor:  # (T,)
+    """Log-probabilities of a sample's targets, differentiable down to the adapter's weights."""
+    changed = {} if adapter is None else _changed(family, model, adapter)
+    ids = {"input_ids": torch.from_numpy(datum.tokens)[None], "use_cache": False}
+    logits = torch.func.functional_call(model, changed, (), ids, tie_weights=False).logits[0]
+    targets = torch.from_numpy(datum.inputs["target_tokens"])
+    return logits.double().log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+
+
+def _changed(family: TinyFamily, model: PreTrainedModel, adapter: Adapter) -> Changes:
+    def product(path: str) -> torch.Tensor:  # ([E,] out, in)
+        a, b = (adapter.weights[f"{path}.lora_{side}"].double() for side in "AB")
+        return adapter.scaling * b @ a
+
+    changed: Changes = {}
+    for path in adapter.module_paths:
+        parent, _, part = path.rpartition(".")
+        if not parent.endswith(".experts") or part not in ("w1", "w2", "w3"):
+            changed[f"{path}.weight"] = model.get_parameter(f"{path}.weight") + product(path)
+        elif part == "w1":
+            parts = (product(f"{parent}.{name}") for name in ("w1", "w3", "w2"))
+            for name, change in family.experts(*parts).items():
+                name = f"{parent}.{name}"
+                changed[name] = model.get_parameter(name) + change
+    return changed
+
+
+def training_differences(
+    family: TinyFamily, base: BaseModel, *, rank: int = 8, config: LoraConfig | None = None
+) -> TwinDifferences:
+    """Losses and all LoRA gradients of one packed batch against the twin's."""
+    adapter = filled_adapter(base, config or LoraConfig(rank, 0))
+    datums = family_datums(family)
+    output = forward_backward(base, adapter, datums, "cross_entropy", {})
+    ours = gradients(adapter)
+    adapter.clear_gradients()
+    plain = plain_model(base.folder)
+    total, worst = torch.zeros((), dtype=torch.float64), 0.0
+    for datum, logprobs in zip(datums, output.logprobs, strict=True):
+        expected = twin_logprobs(family, plain, adapter, datum)
+        worst = max(worst, float(np.abs(logprobs - expected.detach().numpy()).max()))
+        total = total - (expected * torch.from_numpy(datum.inputs["weights"])).sum()
+    total.backward()
+    relative = {
+        name: float((ours[name] - gradient).norm() / gradient.norm().clamp(min=1e-30))
+        for name, gradient in gradients(adapter).items()
+    }
+    name = max(relative, key=lambda name: relative[name])
+    loss = abs(output.metrics["loss:sum"] - total.item()) / abs(total.item())
+    return TwinDifferences(worst, loss, relative[name], name)
+
+
+def packing_difference(family: TinyFamily, base: BaseModel) -> tuple[float, float]:
+    """A packed batch against its samples one by one: log-probabilities and gradients."""
+    adapter = filled_adapter(base, LoraConfig(4, 0))
+    datums = family_datums(family)
+    together = forward_backward(base, adapter, datums, "cross_entropy", {}).logprobs
+    packed = gradients(adapter)
+    adapter.clear_gradients()
+    alone = [
+        forward_backward(base, adapter, [datum], "cross_entropy", {}).logprobs[0]
+        for datum in datums
+    ]
+    worst = max(float(np.abs(a - b).max()) for a, b in zip(together, alone, strict=True))
+    single = gradients(adapter)
+    return worst, max(float((packed[n] - single[n]).norm() / single[n].norm()) for n in packed)
+
+
+def sampling_difference(
+    family: TinyFamily, base: BaseModel, *, max_tokens: int = 24
+) -> tuple[float, float]:
+    """Log-probabilities of sampled tokens, and of prompts, against the same tokens in training.
+
+    Prompts of several lengths decode together, and end at different times. Two samples of each, so
+    that rows share a prompt.
+    """
+    adapter = filled_adapter(base, LoraConfig(4, 0))
+    rng = np.random.default_rng(1)
+    begin = rng.integers(
+        0, 250, 36
+    ).tolist()  # prompts share it: a cached prefix, where there is one
+    requests = [
+        SampleRequest(
+            prompt=[*begin[: max(0, length - 2)], *rng.integers(0, 250, min(2, length)).tolist()],
+            num_samples=2,
+            max_tokens=max_tokens - index,
+            temperature=1.0,
+            seed=index,
+            stop=[],
+            prompt_logprobs=True,
+        )
+        for index, length in enumerate([*family.lengths, 38])
+    ]
+    sampled = prompts = 0.0
+    for request, result in zip(requests, sample(base, adapter, requests), strict=True):
+        for sequence in result.sequences:
+            tokens = np.array([*request.prompt, *sequence.tokens])
+            datum = Datum(tokens[:-1], {"target_tokens": tokens[1:]})
+            [expected] = forward(base, adapter, [datum], "cross_entropy", {}).logprobs
+            answer = expected[len(request.prompt) - 1 :]
+            sampled = max(sampled, float(np.abs(answer - sequence.logprobs).max()))
+            if result.prompt_logprobs is not None and len(request.prompt) > 1:
+                difference = expected[: len(request.prompt) - 1] - result.prompt_logprobs[1:]
+                prompts = max(prompts, float(np.abs(difference).max()))
+    return sampled, prompts
