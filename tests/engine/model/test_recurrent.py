@@ -1,12 +1,15 @@
 """Families with a state, latent attention or shared experts train and sample like plain ones."""
 
+import json
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from peft import LoraConfig as PeftLoraConfig
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM, Qwen3_5ForConditionalGeneration
 
 from tests.support.adapters import filled_adapter, gradients
 from tests.support.answers import assert_equal_answers
@@ -15,10 +18,11 @@ from tests.support.clients import GREEDY, PROMPT, train
 from tests.support.engine import datum, running_engine
 from tests.support.engine import random_datums as random_sdk_datums
 from tests.support.float64_twins import logprobs_of_the_twin
-from tests.support.state_families import STATE_FAMILIES, make_with_state
+from tests.support.state_families import STATE_FAMILIES, make_with_images, make_with_state
 from tinkersmith.engine.messages import Answering, Datum, LoraConfig, SampleRequest
 from tinkersmith.engine.model.adapters import adapter_state, new_adapter, snapshot
-from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model.base_model import BaseModel, load_base_model, memory_of_weights
+from tinkersmith.engine.model.exported_adapter import read_exported_adapter
 from tinkersmith.engine.sampling.batch import Batch
 from tinkersmith.engine.sampling.cache_memory import CacheMemory
 from tinkersmith.engine.sampling.sampler import sample
@@ -162,3 +166,45 @@ def test_clients_of_the_sdk_train_sample_and_resume_bit_for_bit(tmp_path: Path) 
             output = client.forward([whole], "cross_entropy").result().loss_fn_outputs[0]
             sampled = output["logprobs"].to_numpy()[PROMPT.length - 1 :]
             np.testing.assert_allclose(sampled, np.array(sequence.logprobs), atol=1e-4)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_only_the_text_part_of_a_model_that_sees_images_is_loaded(
+    tmp_path: Path, tied: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make_with_images(tmp_path, tied=tied)
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    del config["text_config"]["tie_word_embeddings"]  # as folders on the Hub: said outside only
+    file.write_text(json.dumps(config))
+    with caplog.at_level("INFO"):
+        base = load_base_model("sees", folder)
+    assert "parameters are not loaded: only its text part is used" in caplog.text
+    assert "UNEXPECTED" not in caplog.text
+    assert base.tied == tied
+    assert all(path.startswith(("model.layers.", "lm_head")) for path in base.shapes)
+    assert memory_of_weights(folder, "float32", "cpu") == 4 * base.model.num_parameters()
+    tokens = torch.arange(40)
+    plain = Qwen3_5ForConditionalGeneration.from_pretrained(folder)
+    with torch.no_grad():
+        logits = base.logits(base.hidden(tokens, [40], None), None)
+        torch.testing.assert_close(logits, plain(tokens[None]).logits[0], atol=1e-4, rtol=1e-4)
+
+
+def test_an_adapter_of_plain_peft_is_divided_into_the_parts_of_joined_projections(
+    tmp_path: Path,
+) -> None:
+    folder = make_with_images(tmp_path / "model", tied=False)
+    plain = Qwen3_5ForConditionalGeneration.from_pretrained(folder)
+    torch.manual_seed(1)
+    layers = r"model\.language_model\..*\.(in_proj_\w+|out_proj|q_proj|up_proj)"
+    config = PeftLoraConfig(r=6, lora_alpha=9, target_modules=layers, init_lora_weights=False)
+    peft = get_peft_model(plain, config)
+    peft.save_pretrained(tmp_path / "peft")
+    base = load_base_model("sees", folder)
+    adapter = read_exported_adapter(base, tmp_path / "peft")
+    tokens = torch.arange(40)
+    with torch.no_grad():
+        expected = peft(input_ids=tokens[None]).logits[0]
+        logits = base.logits(base.hidden(tokens, [40], adapter), adapter)
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)

@@ -4,7 +4,8 @@ Axes: T packed tokens, H hidden size, V vocabulary.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -12,11 +13,19 @@ from typing import cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
 
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.hardware.memory import machine_memory
 from tinkersmith.engine.hardware.processor import multiplies_bf16
+from tinkersmith.engine.log import log
 from tinkersmith.engine.model import attention
 from tinkersmith.engine.model.attention import (
     AttentionContext,
@@ -47,6 +56,13 @@ from tinkersmith.fingerprint import safetensors_header
 
 _ROUTERS = ("gate", "router", "shared_expert_gate")  # they stay frozen
 _PROJECTION = re.compile(r"\.(self_attn|mlp)\.\w+_proj\.weight$")  # of the dense families
+# Tensors of parts that see images or predict several tokens at a time.
+_NOT_LOADED = re.compile(r"(?:^|\.)(?:visual|vision_\w+|multi_modal_projector|mm_projector|mtp)\.")
+# Names in a folder that has these parts besides -> names in a model of text alone.
+_TEXT_NAMES = {
+    r"^(model\.)?language_model\.lm_head\.": "lm_head.",
+    r"^(model\.)?language_model\.(model\.)?": "model.",
+}
 SMALL = 300_000_000  # parameters up to which fp32 is affordable on every CPU
 
 # Runs a check by its name and returns its result, or returns what it knows from an earlier start.
@@ -163,23 +179,34 @@ def load_base_model(
     folder = Path(folder)
     check_base_folder(folder)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        whole = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = _text_part(whole)
         if storage is not None and not is_dense(config):
             raise Refused(
                 f"{name} ({config.model_type}) cannot be loaded with --dtype {storage.name}, which "
                 "is for Llama, Mistral, Qwen2 and Qwen3; use --dtype bfloat16."
             )
-        answer = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=_dtype(folder, dtype, device),
-            attn_implementation=attention.NAME,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with nullcontext() if config is whole else _no_list_of_other_parts():
+            answer = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=_dtype(folder, dtype, device),
+                attn_implementation=attention.NAME,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                key_mapping=None if config is whole else _TEXT_NAMES,
+            )
         loaded, about = cast("tuple[object, dict[str, object]]", answer)
         _refuse_missing_weights(folder, about)
+        if left_out := parameter_count(folder, _NOT_LOADED):
+            log.info(
+                "%s: %s of %s parameters are not loaded: only its text part is used, "
+                "without images and without the prediction of several tokens at a time",
+                name,
+                f"{left_out:,}",
+                f"{parameter_count(folder):,}",
+            )
         place = torch.device("cpu" if storage is not None else device)
         model = cast(PreTrainedModel, loaded).to(place)  # type: ignore[arg-type]
         return base_model_of(name, folder, model, torch.device(device), storage, run_check)
@@ -192,6 +219,27 @@ def load_base_model(
             f"the model in {folder} cannot be loaded: {what}. Its config.json or weights are "
             "damaged, or transformers does not know the architecture."
         ) from error
+
+
+def _text_part(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration of the text part, if the model has others and transformers knows it."""
+    text = config.get_text_config()
+    if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return config
+    if text is not config and getattr(config, "tie_word_embeddings", False):
+        text.tie_word_embeddings = True  # said of the whole only
+    return text
+
+
+@contextmanager
+def _no_list_of_other_parts() -> Iterator[None]:
+    """Keep transformers from warning of each tensor that the text part does not use."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 def _refuse_missing_weights(folder: Path, about: dict[str, object]) -> None:
@@ -291,7 +339,7 @@ def memory_of_weights(
     """Bytes that the model of `folder` takes as it would be loaded."""
     wide = _dtype(folder, dtype, device).itemsize
     if storage is None:
-        return wide * parameter_count(folder)
+        return wide * (parameter_count(folder) - parameter_count(folder, _NOT_LOADED))
     projections = parameter_count(folder, _PROJECTION)
     return storage.itemsize * projections + wide * (parameter_count(folder) - projections)
 
@@ -353,7 +401,7 @@ def _join_loras(model: PreTrainedModel, layers: Mapping[str, nn.Module]) -> dict
         for name, rows in joined_rows(layer).items():
             linear = cast(nn.Linear, getattr(layer, name))
             parts = [(f"{path}.{part}", count) for part, count in rows]
-            setattr(layer, name, JoinedLoraLinear(linear, parts))
+            setattr(layer, name, JoinedLoraLinear(linear, f"{path}.{name}", parts))
             for part, count in parts:
                 shapes[part] = LayerShape(linear.in_features, count)
     return shapes

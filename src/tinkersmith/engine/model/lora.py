@@ -82,9 +82,10 @@ class JoinedLoraLinear(nn.Module):
     Rows that are left over stay as they are.
     """
 
-    def __init__(self, base: nn.Linear, parts: Sequence[tuple[str, int]]) -> None:
+    def __init__(self, base: nn.Linear, path: str, parts: Sequence[tuple[str, int]]) -> None:
         super().__init__()
         self.base = base
+        self.path = path
         self.parts = tuple(parts)  # path and rows of each projection
         self.left_over = base.out_features - sum(rows for _, rows in parts)
 
