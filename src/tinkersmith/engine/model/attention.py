@@ -6,7 +6,7 @@ engine thread computes, so the active context is a plain module variable.
 Axes: B rows, T packed tokens, Q query heads, G key/value heads, D head size, S cached positions.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, Protocol
@@ -17,11 +17,15 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.model.layer_states import LayerStates
 
 NAME = "tinkersmith"
 
 
 KeysAndValues = list[tuple[torch.Tensor, torch.Tensor]]  # of each layer, (G, T, D) both
+
+# A layer with a state: (B, T, H) -> (B, T, H), after the states of its rows, which it updates.
+Carry = Callable[[torch.Tensor, LayerStates | None], torch.Tensor]
 
 
 class AttentionContext(Protocol):
@@ -35,6 +39,13 @@ class AttentionContext(Protocol):
         window: int | None,
     ) -> torch.Tensor: ...  # (B, Q, T, D)
 
+    def carry(
+        self,
+        layer: int,
+        compute: Carry,
+        hidden: torch.Tensor,  # (B, T, H)
+    ) -> torch.Tensor: ...  # (B, T, H)
+
 
 class PackedDocuments:
     """T tokens of documents end to end: each attends to itself only, causally."""
@@ -43,11 +54,13 @@ class PackedDocuments:
         self.bounds = list(pairwise(np.cumsum([0, *lengths]).tolist()))
         self.longest = max(lengths)
         self.kept: list[tuple[torch.Tensor, torch.Tensor]] | None = [] if keep else None
-        self.calls = 0
+        self.states = [LayerStates() for _ in lengths] if keep else [None for _ in lengths]
+        self.attention_layers: list[int] = []  # in the order of their calls
+        self.state_layers: list[int] = []
         self.window: int | None = None  # the smallest one seen
 
     def attend(self, layer, query, key, value, scale, window):
-        self.calls += 1
+        self.attention_layers.append(layer)
         if window is not None:
             self.window = min(window, self.window or window)
         if window is not None and self.longest > window:
@@ -71,20 +84,34 @@ class PackedDocuments:
         ]
         return torch.cat(parts, dim=2)
 
+    def carry(self, layer: int, compute: Carry, hidden: torch.Tensor) -> torch.Tensor:
+        """Let a layer with a state begin anew in each document."""
+        self.state_layers.append(layer)
+        parts = [
+            compute(hidden[:, start:end], states)
+            for (start, end), states in zip(self.bounds, self.states, strict=True)
+        ]
+        return torch.cat(parts, dim=1)
+
 
 class CachedRows:
-    """The KV cache of rows of different lengths, which get one new token each."""
+    """The KV cache and states of rows of different lengths, which get one new token each."""
 
-    def __init__(self, layers: int, rows: int, device: torch.device) -> None:
-        self.keys: list[torch.Tensor] = [torch.empty(0)] * layers  # each (rows, G, S, D)
-        self.values: list[torch.Tensor] = [torch.empty(0)] * layers
+    def __init__(self, layers: Sequence[int], rows: int, device: torch.device) -> None:
+        self.places = {layer: place for place, layer in enumerate(layers)}  # those of attention
+        self.keys: list[torch.Tensor] = [torch.empty(0)] * len(layers)  # each (rows, G, S, D)
+        self.values: list[torch.Tensor] = [torch.empty(0)] * len(layers)
+        self.states = LayerStates()
         self.rows = rows
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
         self.active = 0
 
-    def put(self, row: int, past: KeysAndValues | None) -> None:
-        """Fill `row` with a document's past, or with none."""
-        self.lengths[row] = length = 0 if past is None else past[0][0].shape[1]
+    def put(
+        self, row: int, length: int, past: KeysAndValues | None, states: LayerStates | None
+    ) -> None:
+        """Fill `row` with a document of `length` tokens, or with none."""
+        self.states.put(row, states, self.rows)
+        self.lengths[row] = length
         for layer, (key, value) in enumerate(past or []):
             self._reserve(layer, length, key, value)
             self.keys[layer][row, :, :length] = key
@@ -95,6 +122,7 @@ class CachedRows:
         for layer in range(len(self.keys)):
             self.keys[layer][target, :, :length] = self.keys[layer][source, :, :length]
             self.values[layer][target, :, :length] = self.values[layer][source, :, :length]
+        self.states.move(source, target)
         self.lengths[target] = length
 
     def resize(self, rows: int) -> None:
@@ -103,6 +131,7 @@ class CachedRows:
         lengths = self.lengths.new_zeros(rows)
         lengths[:used] = self.lengths[:used]
         self.lengths, self.rows = lengths, rows
+        self.states.resize(rows)
         for store in (self.keys, self.values):
             for layer, old in enumerate(store):
                 if old.numel():
@@ -111,7 +140,8 @@ class CachedRows:
 
     def held(self) -> int:
         """Bytes of all rows."""
-        return sum(layer.nbytes for store in (self.keys, self.values) for layer in store)
+        cache = sum(layer.nbytes for store in (self.keys, self.values) for layer in store)
+        return cache + self.states.nbytes()
 
     def prepare(self, active: int) -> None:
         """Prepare for one more token in each of the first `active` rows."""
@@ -119,11 +149,17 @@ class CachedRows:
         self.used = int(self.lengths[:active].max()) + 1
         positions = torch.arange(self.used, device=self.lengths.device)
         self.mask = positions[None, None, None, :] <= self.lengths[:active, None, None, None]
+        self.active_states = self.states.first(active)
 
     def advance(self) -> None:
+        self.states.adopt(self.active_states, self.rows)
         self.lengths[: self.active] += 1
 
+    def carry(self, layer: int, compute: Carry, hidden: torch.Tensor) -> torch.Tensor:
+        return compute(hidden, self.active_states)
+
     def attend(self, layer, query, key, value, scale, window):
+        layer = self.places[layer]
         if window is not None and self.used > window:
             raise Refused(
                 f"the answer has grown beyond this model's sliding attention window of {window:,} "
@@ -168,6 +204,10 @@ def attending(context: AttentionContext) -> Iterator[None]:
         yield
     finally:
         _context = before
+
+
+def active_context() -> AttentionContext | None:
+    return _context
 
 
 def _attention(

@@ -4,7 +4,8 @@ Axes: T packed tokens, H hidden size, V vocabulary.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -12,18 +13,42 @@ from typing import cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging as transformers_logging
 
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.hardware.memory import machine_memory
 from tinkersmith.engine.hardware.processor import multiplies_bf16
+from tinkersmith.engine.log import log
 from tinkersmith.engine.model import attention
-from tinkersmith.engine.model.attention import AttentionContext, PackedDocuments, attending
+from tinkersmith.engine.model.attention import (
+    AttentionContext,
+    CachedRows,
+    PackedDocuments,
+    attending,
+)
 from tinkersmith.engine.model.dense import DenseModel, dense_model, is_dense
 from tinkersmith.engine.model.dtype_cast import compute_in_float32
 from tinkersmith.engine.model.experts import find_experts, part_shapes
 from tinkersmith.engine.model.kernels import Kernels
-from tinkersmith.engine.model.lora import Adapter, LayerShape, LoraLinear, using
+from tinkersmith.engine.model.lora import (
+    Adapter,
+    JoinedLoraLinear,
+    LayerShape,
+    LoraLinear,
+    using,
+)
+from tinkersmith.engine.model.recurrent import (
+    joined_rows,
+    recurrent_layers,
+    wrap_recurrent_layers,
+)
 from tinkersmith.engine.storage.catalogue import check_base_folder
 from tinkersmith.errors import reason_of
 from tinkersmith.files import read_json_object
@@ -31,6 +56,13 @@ from tinkersmith.fingerprint import safetensors_header
 
 _ROUTERS = ("gate", "router", "shared_expert_gate")  # they stay frozen
 _PROJECTION = re.compile(r"\.(self_attn|mlp)\.\w+_proj\.weight$")  # of the dense families
+# Tensors of parts that see images or predict several tokens at a time.
+_NOT_LOADED = re.compile(r"(?:^|\.)(?:visual|vision_\w+|multi_modal_projector|mm_projector|mtp)\.")
+# Names in a folder that has these parts besides -> names in a model of text alone.
+_TEXT_NAMES = {
+    r"^(model\.)?language_model\.lm_head\.": "lm_head.",
+    r"^(model\.)?language_model\.(model\.)?": "model.",
+}
 SMALL = 300_000_000  # parameters up to which fp32 is affordable on every CPU
 
 # Runs a check by its name and returns its result, or returns what it knows from an earlier start.
@@ -55,6 +87,7 @@ class BaseModel:
     eos_ids: frozenset[int]
     tied: bool
     dtype: torch.dtype  # of the computation; frozen weights may be narrower
+    cache: "CacheSizes"
     layers: int = field(init=False)
     dense: DenseModel | None = None  # its layers laid out for kernels, if they know its family
     kernels: Kernels | None = None  # what computes `dense`; None: the model's own layers compute
@@ -104,6 +137,19 @@ class BaseModel:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheSizes:
+    """What sampling keeps of a sequence."""
+
+    attention_layers: tuple[int, ...]  # those that have keys and values
+    per_token: int  # bytes of these
+    per_row: int  # bytes of the states of other layers, which do not grow
+
+    def of(self, tokens: int) -> int:
+        """Bytes of a sequence."""
+        return self.per_row + self.per_token * tokens
+
+
+@dataclass(frozen=True, slots=True)
 class LinearStorage:
     """A way to store the frozen layers of attention and MLPs other than in the model's dtype."""
 
@@ -133,23 +179,34 @@ def load_base_model(
     folder = Path(folder)
     check_base_folder(folder)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        whole = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = _text_part(whole)
         if storage is not None and not is_dense(config):
             raise Refused(
                 f"{name} ({config.model_type}) cannot be loaded with --dtype {storage.name}, which "
                 "is for Llama, Mistral, Qwen2 and Qwen3; use --dtype bfloat16."
             )
-        answer = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=_dtype(folder, dtype, device),
-            attn_implementation=attention.NAME,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with nullcontext() if config is whole else _no_list_of_other_parts():
+            answer = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=_dtype(folder, dtype, device),
+                attn_implementation=attention.NAME,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                key_mapping=None if config is whole else _TEXT_NAMES,
+            )
         loaded, about = cast("tuple[object, dict[str, object]]", answer)
         _refuse_missing_weights(folder, about)
+        if left_out := parameter_count(folder, _NOT_LOADED):
+            log.info(
+                "%s: %s of %s parameters are not loaded: only its text part is used, "
+                "without images and without the prediction of several tokens at a time",
+                name,
+                f"{left_out:,}",
+                f"{parameter_count(folder):,}",
+            )
         place = torch.device("cpu" if storage is not None else device)
         model = cast(PreTrainedModel, loaded).to(place)  # type: ignore[arg-type]
         return base_model_of(name, folder, model, torch.device(device), storage, run_check)
@@ -162,6 +219,27 @@ def load_base_model(
             f"the model in {folder} cannot be loaded: {what}. Its config.json or weights are "
             "damaged, or transformers does not know the architecture."
         ) from error
+
+
+def _text_part(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration of the text part, if the model has others and transformers knows it."""
+    text = config.get_text_config()
+    if type(text) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return config
+    if text is not config and getattr(config, "tie_word_embeddings", False):
+        text.tie_word_embeddings = True  # said of the whole only
+    return text
+
+
+@contextmanager
+def _no_list_of_other_parts() -> Iterator[None]:
+    """Keep transformers from warning of each tensor that the text part does not use."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
 
 
 def _refuse_missing_weights(folder: Path, about: dict[str, object]) -> None:
@@ -200,8 +278,11 @@ def base_model_of(
         )
     text_config = model.config.get_text_config()
     experts, why_no_experts = find_experts(model)
-    parts = _linear_parts(model)
+    recurrent = recurrent_layers(model)
+    joined = _join_loras(model, recurrent)
+    parts = _linear_parts(model, recurrent.keys())
     linears = {path: _replace(model, path) for paths in parts.values() for path in paths}
+    wrap_recurrent_layers(model, recurrent)
     if storage is not None:
         stored = [linears[path] for group in ("attention", "mlp") for path in parts[group]]
         storage.store(stored, device)
@@ -213,6 +294,8 @@ def base_model_of(
         path: LayerShape(layer.base.in_features, layer.base.out_features)
         for path, layer in linears.items()
     }
+    shapes |= joined
+    parts["attention"] += joined
     for layer in experts.values():
         expert_shapes = part_shapes(layer)
         shapes |= expert_shapes
@@ -233,9 +316,14 @@ def base_model_of(
         eos_ids=_eos_ids(folder, model),
         tied=embedding is linears[parts["unembed"][0]].weight,
         dtype=torch.float32 if in_float32 else model.dtype,
+        cache=_dense_cache_sizes(model, torch.float32 if in_float32 else model.dtype),
     )
+    if not is_dense(model.config):
+        base.cache = _measured_cache_sizes(base)
     if window := int(run_check("plain transformers", lambda: _compare_with_plain(base))):
         base.max_context = min(base.max_context, window)
+    if not is_dense(model.config):
+        run_check("one token at a time", lambda: _compare_decoding(base))
     base.dense = dense_model(model)
     return base
 
@@ -251,7 +339,7 @@ def memory_of_weights(
     """Bytes that the model of `folder` takes as it would be loaded."""
     wide = _dtype(folder, dtype, device).itemsize
     if storage is None:
-        return wide * parameter_count(folder)
+        return wide * (parameter_count(folder) - parameter_count(folder, _NOT_LOADED))
     projections = parameter_count(folder, _PROJECTION)
     return storage.itemsize * projections + wide * (parameter_count(folder) - projections)
 
@@ -306,17 +394,36 @@ def _max_context(name: str, config: PreTrainedConfig) -> int:
     return limit
 
 
-def _linear_parts(model: PreTrainedModel) -> dict[str, list[str]]:
-    """The paths of the linear layers of attention, of the MLPs, and of the output layer."""
+def _join_loras(model: PreTrainedModel, layers: Mapping[str, nn.Module]) -> dict[str, LayerShape]:
+    """Let the joined projections of layers with a state take LoRAs; the shapes of their parts."""
+    shapes: dict[str, LayerShape] = {}
+    for path, layer in layers.items():
+        for name, rows in joined_rows(layer).items():
+            linear = cast(nn.Linear, getattr(layer, name))
+            parts = [(f"{path}.{part}", count) for part, count in rows]
+            setattr(layer, name, JoinedLoraLinear(linear, f"{path}.{name}", parts))
+            for part, count in parts:
+                shapes[part] = LayerShape(linear.in_features, count)
+    return shapes
+
+
+def _linear_parts(model: PreTrainedModel, recurrent: Collection[str]) -> dict[str, list[str]]:
+    """The paths of the linear layers of attention, of the MLPs, and of the output layer.
+
+    Layers with a state stand in the place of attention, and count as such.
+    """
     parts: dict[str, list[str]] = {"attention": [], "mlp": [], "unembed": []}
     unembed = model.get_output_embeddings()
     for path, module in model.named_modules():
         *parents, name = path.split(".")
         if not isinstance(module, nn.Linear) or "experts" in parents:
             continue
+        parent = path.rpartition(".")[0]
+        if isinstance(model.get_submodule(parent), JoinedLoraLinear):
+            continue
         if module is unembed:
             parts["unembed"].append(path)
-        elif any("attn" in parent or "attention" in parent for parent in parents):
+        elif parent in recurrent or any("attn" in word or "attention" in word for word in parents):
             parts["attention"].append(path)
         elif name not in _ROUTERS and any(
             parent in ("mlp", "feed_forward", "ffn") for parent in parents
@@ -352,6 +459,14 @@ def _eos_ids(folder: Path, model: PreTrainedModel) -> frozenset[int]:
     return frozenset(ids)
 
 
+def _mixing_layers(base: BaseModel) -> list[int]:
+    """The indices of layers in which a token sees those before it."""
+    kinds = getattr(base.model.config.get_text_config(), "layer_types", None)
+    if not kinds:
+        return list(range(base.layers))
+    return [index for index, kind in enumerate(kinds) if kind not in ("moe", "mlp")]
+
+
 def _refuse_unless_finite(base: BaseModel) -> None:
     for name, weight in base.model.named_parameters():
         if weight.is_floating_point() and weight.itemsize > 1 and not weight.isfinite().all():
@@ -359,6 +474,74 @@ def _refuse_unless_finite(base: BaseModel) -> None:
                 f"the weights in {base.folder} are damaged: {name} holds NaN or infinity. Copy the "
                 "model again."
             )
+
+
+def _dense_cache_sizes(model: PreTrainedModel, dtype: torch.dtype) -> CacheSizes:
+    """The sizes for a model where all layers have attention with heads of one size."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    layers = config.num_hidden_layers
+    return CacheSizes(tuple(range(layers)), 2 * layers * heads * size * dtype.itemsize, 0)
+
+
+@torch.no_grad()
+def _measured_cache_sizes(base: BaseModel) -> CacheSizes:
+    """What one token leaves behind."""
+    packed = PackedDocuments([1], keep=True)
+    token = torch.zeros(1, dtype=torch.long, device=base.device)
+    base.run(token, token, packed, None)
+    assert packed.kept is not None and packed.states[0] is not None
+    return CacheSizes(
+        attention_layers=tuple(packed.attention_layers),
+        per_token=sum(key.nbytes + value.nbytes for key, value in packed.kept),
+        per_row=packed.states[0].nbytes(),
+    )
+
+
+@torch.no_grad()
+def _compare_decoding(base: BaseModel) -> float:
+    """Check that rows which get one token at a time compute what a whole document computes.
+
+    Returns:
+        The largest relative difference of their logits.
+
+    Raises:
+        Refused: they do not.
+    """
+    generator = torch.Generator().manual_seed(0)
+    lengths, before = (7, 12), (0, 5)  # tokens of each document, and those read before
+    documents = [torch.randint(base.vocab_size, (n,), generator=generator) for n in lengths]
+    cache = CachedRows(base.cache.attention_layers, len(documents), base.device)
+    for row, (document, count) in enumerate(zip(documents, before, strict=True)):
+        if not count:
+            cache.put(row, 0, None, None)
+            continue
+        packed = PackedDocuments([count], keep=True)
+        base.run(document[:count], torch.arange(count, device=base.device), packed, None)
+        assert packed.kept is not None
+        cache.put(row, count, [(key[0], value[0]) for key, value in packed.kept], packed.states[0])
+    decoded: list[torch.Tensor] = []
+    for step in range(7):
+        ids = [document[start + step] for document, start in zip(documents, before, strict=True)]
+        cache.prepare(len(ids))
+        tokens = torch.stack(ids)[:, None]
+        hidden = base.run(tokens, cache.lengths[:, None], cache, None)
+        decoded.append(base.logits(hidden, None))
+        cache.advance()
+    worst = 0.0
+    for row, (document, start) in enumerate(zip(documents, before, strict=True)):
+        whole = base.logits(base.hidden(document, [len(document)], None), None)[start : start + 7]
+        ours = torch.stack([logits[row] for logits in decoded])
+        worst = max(worst, ((ours - whole).norm() / whole.norm()).item())
+    tolerance = 1e-3 if base.dtype == torch.float32 else 0.1
+    if not worst <= tolerance:
+        raise Refused(
+            f"{base.name} ({base.arch}) computes something else when it reads one token at a time "
+            f"than over a whole text (relative difference {worst:.1e}), so it cannot be sampled "
+            "here; this architecture is not supported."
+        )
+    return worst
 
 
 @torch.no_grad()
@@ -391,7 +574,8 @@ def _compare_with_plain(base: BaseModel) -> int:
     tolerance = 1e-3 if base.dtype == torch.float32 else 0.1
     worst = max(((a - b).norm() / b.norm()).item() for a, b in zip(ours, theirs, strict=True))
     _refuse_unless_finite(base)
-    if not worst <= tolerance or packed.calls != base.layers:
+    calls = [*packed.attention_layers, *packed.state_layers]
+    if not worst <= tolerance or sorted(calls) != _mixing_layers(base):
         raise Refused(
             f"{base.name} ({base.arch}) computes something that this engine does not reproduce "
             f"(relative difference {worst:.1e}); this architecture is not supported."

@@ -7,17 +7,19 @@ by. Axes: R rank, I and O input and output size.
 
 import math
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.nn.functional import pad
 
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import LoraConfig
 from tinkersmith.engine.model.adapters import NotFinite, load_finite, new_adapter
 from tinkersmith.engine.model.base_model import BaseModel
-from tinkersmith.engine.model.lora import Adapter
+from tinkersmith.engine.model.lora import Adapter, JoinedLoraLinear
 from tinkersmith.errors import reason_of
 from tinkersmith.files import read_json_object
 from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -25,7 +27,17 @@ from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 _TENSOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 _EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)")
 _PARTS = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+_TEXT_PART = re.compile(r"^model\.language_model\.")  # in a model that sees images, too
 _UNKNOWN = ("use_dora", "modules_to_save", "lora_bias", "fan_in_fan_out", "layer_replication")
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """The weights of a layer, whose product is multiplied by `strength`."""
+
+    a: torch.Tensor  # (R, I)
+    b: torch.Tensor  # (O, R)
+    strength: float
 
 
 def read_exported_adapter(base: BaseModel, folder: Path) -> Adapter:
@@ -35,9 +47,17 @@ def read_exported_adapter(base: BaseModel, folder: Path) -> Adapter:
         Refused: the folder is damaged, or does not fit the base model.
     """
     config = _read_config(folder)
-    pairs = _pairs(folder)
-    rank = max(a.shape[0] for a, _ in pairs.values())
-    wanted = {_engine_path(path) for path in pairs}
+    layers = _in_parts(
+        base,
+        {
+            _TEXT_PART.sub("model.", path): _Layer(
+                a, b, _strength(config, path, a.shape[0], folder)
+            )
+            for path, (a, b) in _pairs(folder).items()
+        },
+    )
+    rank = max(layer.a.shape[0] for layer in layers.values())
+    wanted = {_engine_path(path) for path in layers}
     for path in sorted(wanted - base.shapes.keys()):
         raise Refused(f"{folder} has weights for {path}, which {base.name} does not have here.")
     attention, mlp, unembed = (
@@ -46,8 +66,10 @@ def read_exported_adapter(base: BaseModel, folder: Path) -> Adapter:
     adapter = new_adapter(base, LoraConfig(rank, 0, attention, mlp, unembed))
     with torch.no_grad():
         experts: dict[str, dict[int, tuple[torch.Tensor, torch.Tensor]]] = {}
-        for path, (a, b) in pairs.items():
-            a, b = _at_rank(config, path, a, b, adapter, folder)
+        for path, layer in layers.items():
+            missing = rank - layer.a.shape[0]
+            a = pad(layer.a, (0, 0, 0, missing))
+            b = pad(layer.b * (layer.strength / adapter.scaling), (0, missing))
             match = _EXPERT.fullmatch(path)
             if match is not None:
                 experts.setdefault(_engine_path(path), {})[int(match[2])] = (a, b)
@@ -104,24 +126,33 @@ def _engine_path(path: str) -> str:
     return path if match is None else f"{match[1]}.{_PARTS.get(match[3], match[3])}"
 
 
-def _at_rank(
-    config: dict[str, Any],
-    path: str,
-    a: torch.Tensor,  # (R, I)
-    b: torch.Tensor,  # (O, R)
-    adapter: Adapter,
-    folder: Path,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The matrices padded to the adapter's rank, with B at the adapter's strength."""
-    own = a.shape[0]
-    if own != _of_pattern(config.get("rank_pattern"), path, config["r"]):
-        raise Refused(f"{folder / ADAPTER_CONFIG} says another rank than {own} for {path}.")
+def _strength(config: dict[str, Any], path: str, rank: int, folder: Path) -> float:
+    """What the product of a layer's matrices is multiplied by."""
+    if rank != _of_pattern(config.get("rank_pattern"), path, config["r"]):
+        raise Refused(f"{folder / ADAPTER_CONFIG} says another rank than {rank} for {path}.")
     alpha = _of_pattern(config.get("alpha_pattern"), path, config["lora_alpha"])
-    strength = alpha / math.sqrt(own) if config.get("use_rslora") else alpha / own
-    missing = adapter.config.rank - own
-    a = torch.nn.functional.pad(a, (0, 0, 0, missing))
-    b = torch.nn.functional.pad(b * (strength / adapter.scaling), (0, missing))
-    return a, b
+    return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
+
+
+def _in_parts(base: BaseModel, layers: dict[str, _Layer]) -> dict[str, _Layer]:
+    """The layers, with each joined projection divided into its parts."""
+    divided = dict(layers)
+    for layer in base.model.modules():
+        if not isinstance(layer, JoinedLoraLinear) or layer.path not in divided:
+            continue
+        joined = divided.pop(layer.path)
+        b = joined.b
+        if b.shape[0] != layer.base.out_features or b[len(b) - layer.left_over :].any():
+            raise Refused(
+                f"the adapter has weights for rows of {layer.path} that no LoRA can train in "
+                f"{base.name} here."
+            )
+        sizes = [rows for _, rows in layer.parts]
+        for (part, _), rows in zip(layer.parts, b[: sum(sizes)].split(sizes), strict=True):
+            used = rows.any(0)  # an exported one has ranks of its own for each part
+            used[0] = True
+            divided[part] = _Layer(joined.a[used], rows[:, used], joined.strength)
+    return divided
 
 
 def _of_pattern(patterns: object, path: str, default: float) -> float:

@@ -5,13 +5,13 @@ x W^T + (alpha / R) (x A^T) B^T (Hu et al. 2021, LoRA, eq. 3). alpha is 32, as i
 Layers of experts have several of each: see experts.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from tinkersmith.engine.messages import LoraConfig
 
@@ -73,6 +73,35 @@ class LoraLinear(nn.Module):
         b = _active.weights[f"{self.path}.lora_B"]
         # fp32 also on a bf16 base: the update is small, and its gradient must not be rounded away.
         update = linear(linear(x.float(), a), b) * _active.scaling
+        return output + update.to(output.dtype)
+
+
+class JoinedLoraLinear(nn.Module):
+    """A frozen linear layer whose first rows are several projections, each with a LoRA of its own.
+
+    Rows that are left over stay as they are.
+    """
+
+    def __init__(self, base: nn.Linear, path: str, parts: Sequence[tuple[str, int]]) -> None:
+        super().__init__()
+        self.base = base
+        self.path = path
+        self.parts = tuple(parts)  # path and rows of each projection
+        self.left_over = base.out_features - sum(rows for _, rows in parts)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.base.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (..., in) -> (..., out)
+        output = self.base(x)
+        if _active is None or f"{self.parts[0][0]}.lora_A" not in _active.weights:
+            return output
+        updates: list[torch.Tensor] = []
+        for path, _ in self.parts:  # in fp32, as in LoraLinear
+            a, b = (_active.weights[f"{path}.lora_{side}"] for side in "AB")
+            updates.append(linear(linear(x.float(), a), b))
+        update = pad(torch.cat(updates, -1), (0, self.left_over)) * _active.scaling
         return output + update.to(output.dtype)
 
 

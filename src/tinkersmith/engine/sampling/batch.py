@@ -65,7 +65,7 @@ class Batch:
     ) -> None:
         self._base, self._adapter, self._decode = base, adapter, decode
         self._memory, self._clock = memory, clock
-        self._per_token = _bytes_per_token(base)
+        self._row_bytes = base.cache.of  # of a row with so many tokens
         self._rows: dict[Answering, list[Row]] = {}  # unfinished ones, in the order of joining
         self._joined: list[Answering] = []  # since the last step
         self._waiting: deque[_Prompt] = deque()  # for slots
@@ -95,7 +95,7 @@ class Batch:
         if any(answering.gives_up for answering in self._rows):
             return True
         longest = max((rows[0].longest for rows in self._rows.values()), default=0)
-        size = self._per_token * longest
+        size = self._row_bytes(longest) if longest else 0
         return bool(size) and self._memory.begins(id(self), self._base.device, size)
 
     def add(self, request: SampleRequest) -> Answering:
@@ -190,9 +190,9 @@ class Batch:
         while waiting and count < MAX_ROWS:
             prompt = waiting[0]
             needed = max(longest, prompt.rows[0].longest)
-            allowed = min(MAX_ROWS, available // (self._per_token * needed)) - count
+            allowed = min(MAX_ROWS, available // self._row_bytes(needed)) - count
             if count == 0 and allowed < 1:
-                size = self._per_token * needed
+                size = self._row_bytes(needed)
                 allowed = int(self._memory.begins(id(self), self._base.device, size))
             if allowed < 1:
                 break
@@ -221,7 +221,7 @@ class Batch:
         if not count <= self._slots <= 2 * count:
             self._slots = count
             self._decoder.resize(count)
-        size = self._per_token * longest * self._slots
+        size = self._row_bytes(longest) * self._slots
         self._memory.reserve(id(self), size, self._decoder.held)
 
     def _prefill_tokens(self) -> int:
@@ -430,11 +430,3 @@ def _note_cache_hits(prompt: _Prompt) -> None:
 
 def _average(average: float, newest: float) -> float:
     return (1 - _NEWEST) * average + _NEWEST * newest if average else newest
-
-
-def _bytes_per_token(base: BaseModel) -> int:
-    """The size of a token's keys and values in all layers."""
-    config = base.model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * base.layers * heads * size * base.dtype.itemsize

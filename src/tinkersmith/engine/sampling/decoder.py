@@ -68,7 +68,7 @@ class LayerDecoder:
 
     def __init__(self, base: BaseModel, adapter: Adapter | None, slots: int) -> None:
         self.base, self.adapter = base, adapter
-        self.cache = CachedRows(base.layers, slots, base.device)
+        self.cache = CachedRows(base.cache.attention_layers, slots, base.device)
         self.move = self.cache.move
         self.resize, self.held = self.cache.resize, self.cache.held
 
@@ -81,14 +81,15 @@ class LayerDecoder:
         tokens = torch.tensor([token for run in runs for token in run.tokens])
         hidden = self.base.run(tokens, positions, packed, self.adapter).split(lengths)
         assert packed.kept is not None
-        for run, (start, end) in zip(runs, packed.bounds, strict=True):
+        for run, (start, end), states in zip(runs, packed.bounds, packed.states, strict=True):
+            run.states = states
             run.past = past_of([(key[0], value[0]) for key, value in packed.kept], start, end)
         return [
             states if is_wanted else None for states, is_wanted in zip(hidden, wanted, strict=True)
         ]
 
     def put(self, slot: int, run: TokenRun) -> None:
-        self.cache.put(slot, run.past)
+        self.cache.put(slot, len(run.tokens), run.past, run.states)
 
     def step(self, tokens: Sequence[int], *, greedy: bool = False) -> tuple[torch.Tensor, None]:
         self.cache.prepare(len(tokens))

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from tinkersmith.engine.model.attention import KeysAndValues
+from tinkersmith.engine.model.layer_states import LayerStates
 
 _WORTH = 32  # tokens that a shared run must save, as a run of its own has a cost, too
 
@@ -21,6 +22,7 @@ class TokenRun:
     tokens: list[int]
     parent: "TokenRun | None" = None
     past: KeysAndValues | None = None
+    states: LayerStates | None = None  # of layers that have one, after the last token
     read_for: object = None  # the request for which `past` was computed
 
     def chain(self) -> list["TokenRun"]:

@@ -1,0 +1,69 @@
+"""Layers that carry a state from token to token: found, wrapped, and their joined projections.
+
+transformers computes them; the active context of attention.py decides where a state begins, so that
+it never crosses from one document of a pack to the next, and where it is kept for sampling.
+
+Axes: B rows, T packed tokens, H hidden size.
+"""
+
+import inspect
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from tinkersmith.engine.model import attention
+from tinkersmith.engine.model.layer_states import LayerStates
+
+# The names of Tinker's cloud for the rows of a joined projection, in their order; rows that are
+# left over stay frozen.
+Rows = tuple[tuple[str, int], ...]
+
+
+class RecurrentLayer(nn.Module):
+    """A layer with a state, computed as the active context says."""
+
+    def __init__(self, base: nn.Module, index: int) -> None:
+        super().__init__()
+        self.base = base
+        self.index = index
+
+    def forward(self, hidden_states: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
+        context = attention.active_context()
+        if context is None:  # as plain transformers
+            return self.base(hidden_states, *arguments, **named)
+        return context.carry(self.index, self._carry, hidden_states)
+
+    def _carry(self, hidden: torch.Tensor, states: LayerStates | None) -> torch.Tensor:
+        return self.base(hidden, cache_params=states)
+
+
+def recurrent_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers with a state, by module path: they read a cache's states and own a convolution."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if "cache_params" in inspect.signature(module.forward).parameters
+        and isinstance(getattr(module, "layer_idx", None), int)
+        and any(isinstance(child, nn.Conv1d) for child in module.children())
+    }
+
+
+def wrap_recurrent_layers(model: nn.Module, layers: dict[str, nn.Module]) -> None:
+    for path, layer in layers.items():
+        parent, _, name = path.rpartition(".")
+        wrapped = RecurrentLayer(layer, cast(int, layer.layer_idx))
+        setattr(model.get_submodule(parent), name, wrapped)
+
+
+def joined_rows(layer: Any) -> dict[str, Rows]:
+    """The joined projections of a layer with a state, whose parts the cloud trains separately."""
+    if hasattr(layer, "in_proj_qkv"):  # a gated delta-net (Yang et al. 2024)
+        rows = (("in_proj_q", layer.key_dim), ("in_proj_k", layer.key_dim))
+        return {"in_proj_qkv": (*rows, ("in_proj_v", layer.value_dim))}
+    if hasattr(layer, "in_proj") and hasattr(layer, "ssm_state_size"):  # Mamba 2 (Dao & Gu 2024)
+        # Those of B, C and the time step follow.
+        return {
+            "in_proj": (("gate_proj", layer.intermediate_size), ("x_proj", layer.intermediate_size))
+        }
+    return {}
