@@ -41,7 +41,7 @@ class ModelOperations(Protocol):
         model_id: str,
         base_name: str,
         config: LoraConfig,
-        path: TinkerPath,
+        path: TinkerPath | Path,
         optimizer: bool,
         /,
         *,
