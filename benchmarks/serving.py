@@ -142,7 +142,9 @@ async def compare(
                 rates.setdefault(clients_text(count), []).append(rate)
                 firsts[count] += await first_tokens(clients, some[: max(count, 4)])
     by_batch = {size: round(median(rates[f"batch {size}"]), 1) for size in BATCHES}
-    served = {clients_text(count): round(median(rates[clients_text(count)]), 1) for count in CLIENTS}
+    served = {
+        clients_text(count): round(median(rates[clients_text(count)]), 1) for count in CLIENTS
+    }
     best = max(by_batch, key=by_batch.__getitem__)
     most = max(served, key=served.__getitem__)
     return {
@@ -185,7 +187,9 @@ class Generate:
 
         tokenizer, tokens, begun = self._tokenizer, 0, time.perf_counter()
         for start in range(0, len(prompts), size):
-            batch = tokenizer(list(prompts[start : start + size]), return_tensors="pt", padding=True)
+            batch = tokenizer(
+                list(prompts[start : start + size]), return_tensors="pt", padding=True
+            )
             with torch.inference_mode():
                 answers = self._model.generate(
                     **batch,

@@ -81,12 +81,30 @@ def test_imports_functions_private_and_lower_case_names_are_left_alone(tmp_path:
         (["GRAD_CLIP_NORM=0"], "grad_clip_norm", 0.0),
         (["BASE_MODEL='Qwen/Qwen3-8B'"], "base_model", "Qwen/Qwen3-8B"),
         (["PROMPT_TEMPLATE=Q={instruction}"], "prompt_template", "Q={instruction}"),
+        (["ADAM_BETAS=0.8,0.99"], "adam_betas", [0.8, 0.99]),
+        (["ADAM_BETAS=[0.8, 0.99]"], "adam_betas", [0.8, 0.99]),
+        (["ADAM_BETAS=(0, .99)"], "adam_betas", [0, 0.99]),
+        (["TRAIN_UNEMBED=no"], "train_unembed", "no"),
+        (["TRAIN_MLP=no"], "train_mlp", False),
     ],
 )
 def test_an_override_is_read_as_the_user_means_it(
     overrides: list[str], name: str, value: object
 ) -> None:
     assert getattr(settings_from({}, overrides), name) == value
+
+
+def test_the_folder_of_an_initial_adapter_starts_from_that_of_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "project" / "adapter").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    settings = settings_from({"INITIAL_CHECKPOINT": "adapter"}, folder="project")
+    assert settings.initial_checkpoint == "project/adapter"
+    written = settings_for_file(settings, "project/runs/a")
+    assert written["INITIAL_CHECKPOINT"] == "../../adapter"
+    named = settings_from({"INITIAL_CHECKPOINT": "my-run"}, folder="project")
+    assert named.initial_checkpoint == "my-run"
 
 
 def test_a_path_or_a_tuple_of_paths_is_a_list_of_files() -> None:
@@ -122,6 +140,16 @@ RANK = "between 1 and 512 (a usual choice: 8 to 64)."
             "TINKER_API_KEY is not a setting. Set it in the environment, where it is not saved "
             'with the run: export TINKER_API_KEY="..."',
         ),
+        ({"ADAM_BETAS": [0.9]}, "ADAM_BETAS is [0.9]; it must be a list of two numbers from 0 to"),
+        ({"ADAM_BETAS": [0.9, 1]}, "ADAM_BETAS is [0.9, 1.0]; it must be two numbers from 0 to"),
+        ({"ADAM_BETAS": [0.9, "b"]}, 'ADAM_BETAS[1] is "b"; it must be a number from 0 to below'),
+        ({"ADAM_BETAS": 0.9}, "ADAM_BETAS is 0.9; it must be a list of two numbers from 0 to"),
+        (
+            {"TRAIN_ATTN": False, "TRAIN_MLP": False, "TRAIN_UNEMBED": "no"},
+            'TRAIN_ATTN and TRAIN_MLP are False and TRAIN_UNEMBED is "no": nothing would train.',
+        ),
+        ({"TRAIN_UNEMBED": True}, 'TRAIN_UNEMBED is True; it must be one of "auto", "yes", "no".'),
+        ({"INITIAL_OPTIMIZER": True}, "INITIAL_OPTIMIZER is True, but INITIAL_CHECKPOINT names no"),
         ({"EVAL_EVERY": 5}, "EVAL_EVERY is 5, but nothing is measured during training. Set VALID"),
         ({"PATIENCE": 2}, "PATIENCE is 2, but nothing is measured during training. Set VALIDATION"),
         ({"EVAL_LIMIT": 50}, "EVAL_LIMIT is 50, but EVAL_FILES names no questions. Set EVAL_FILES"),

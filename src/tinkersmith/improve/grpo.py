@@ -28,7 +28,7 @@ from tinkersmith.improve.rejection import (
     seed_of_round,
 )
 from tinkersmith.runs.folder import RunFolder
-from tinkersmith.service.answers import generated_text, request_answers
+from tinkersmith.service.answers import adam_params, generated_text, request_answers
 
 if TYPE_CHECKING:
     import tinker
@@ -179,7 +179,6 @@ def _update(
     A group without spread says nothing about its answers and is not sent. The step of a batch
     without any other group changes nothing.
     """
-    import tinker
 
     begun = time.monotonic()
     settings, options = work.settings, work.options
@@ -220,7 +219,7 @@ def _update(
         settings.lr_schedule,
         settings.warmup_ratio,
     )
-    params = tinker.AdamParams(learning_rate=rate, grad_clip_norm=settings.grad_clip_norm)
+    params = adam_params(settings, rate)
     doing = f"training step {step + 1:,}"
     # With one update the ratio of the probabilities is 1, and nothing could be clipped.
     loss = "importance_sampling" if options.updates == 1 else "ppo"

@@ -128,7 +128,8 @@ def column_notes() -> list[str]:
         f"Names, contexts and kinds beside the server's list: as of {TABLE_DATE}. The server's "
         "list decides.",
         f"Prices: USD for a million tokens in Tinker's cloud, as of {PRICES_DATE}; * is half of "
-        f"the usual price for a limited time. Storage is {STORAGE_PRICE:g} USD for a GB and a month. "
+        "the usual price for a limited time. "
+        f"Storage is {STORAGE_PRICE:g} USD for a GB and a month. "
         f"Today's: {PRICES_PAGE}",
         "rate: a LEARNING_RATE by tinker-cookbook's formula, which holds for Llama and Qwen. "
         "?: not known.",

@@ -56,6 +56,20 @@ def to_datum(tokenized: TokenizedSample, weight: float = 1.0) -> "tinker.Datum":
     )
 
 
+def adam_params(settings: Settings, learning_rate: float) -> "tinker.AdamParams":
+    """What the settings say of AdamW, with the learning rate of one step."""
+    import tinker
+
+    beta1, beta2 = settings.adam_betas
+    return tinker.AdamParams(
+        learning_rate=learning_rate,
+        beta1=beta1,
+        beta2=beta2,
+        weight_decay=settings.weight_decay,
+        grad_clip_norm=settings.grad_clip_norm,
+    )
+
+
 def answer_within(
     tokens: "Sequence[int]", template: PromptTemplate, tokenizer: TextTokenizer
 ) -> str:

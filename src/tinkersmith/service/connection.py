@@ -30,6 +30,12 @@ from tinkersmith.models.known import not_offered, retirement_note
 from tinkersmith.models.names import local_model_folder, resolve_base_model
 from tinkersmith.progress import Progress, watched
 from tinkersmith.service.embedded import Engine, start_engine
+from tinkersmith.service.initial import (
+    adapter_options,
+    check_initial_weights,
+    initial_weights,
+    trains_output_layer,
+)
 from tinkersmith.service.probe import PROBE_EVERY, Probe, engine_answer
 from tinkersmith.settings.fields import Settings
 
@@ -222,29 +228,52 @@ class Service:
     def create_training_client(
         self, settings: Settings, initial_state: str = ""
     ) -> "tinker.TrainingClient":
-        """A new LoRA on the base model.
+        """A training client on the weights that INITIAL_CHECKPOINT names, or on a new LoRA.
 
         Args:
-            initial_state: the path of a saved state whose weights it starts from. Its rank is then
-                that of the state, and the optimizer starts anew.
+            initial_state: the path of a saved state to start from instead. Its rank is then that
+                of the state, and the optimizer starts anew.
         """
         if initial_state:
-            return self.ask(
-                lambda: self.client.create_training_client_from_state(
-                    initial_state, user_metadata=TRAINING_METADATA
-                ),
-                f"loading {initial_state}",
-            )
+            return self._from_state(initial_state, optimizer=False)
         self.check_trainable()
+        weights = initial_weights(settings)
+        if weights is None:
+            return self._new_lora(settings, {}, f"creating a LoRA on {self.base_model}")
+        if weights.adapter is not None:
+            metadata = {"tinkersmith.adapter": weights.path}
+            return self._new_lora(settings, metadata, f"loading {weights.about}")
+        info = self.ask(
+            lambda: self.rest.get_weights_info_by_tinker_path(weights.path),
+            f"looking up {weights.path}",
+        )
+        check_initial_weights(info, weights, settings, self.base_model)
+        return self._from_state(weights.path, weights.optimizer)
+
+    def _new_lora(
+        self, settings: Settings, metadata: dict[str, str], doing: str
+    ) -> "tinker.TrainingClient":
+        train_unembed, _ = trains_output_layer(settings, self.base_model)
         return self.ask(
             lambda: self.client.create_lora_training_client(
                 base_model=self.base_model,
                 rank=settings.lora_rank,
                 seed=settings.seed,
-                user_metadata=TRAINING_METADATA,
+                train_attn=settings.train_attn,
+                train_mlp=settings.train_mlp,
+                train_unembed=train_unembed,
+                user_metadata={**TRAINING_METADATA, **metadata},
             ),
-            f"creating a LoRA on {self.base_model}",
+            doing,
         )
+
+    def _from_state(self, path: str, optimizer: bool) -> "tinker.TrainingClient":
+        create = (
+            self.client.create_training_client_from_state_with_optimizer
+            if optimizer
+            else self.client.create_training_client_from_state
+        )
+        return self.ask(lambda: create(path, user_metadata=TRAINING_METADATA), f"loading {path}")
 
     def check_trainable(self) -> None:
         """Compare the base model with the server's own list, before anything is asked for.
@@ -369,12 +398,14 @@ def open_service(
     base_model: str | None = None,
     progress: Progress | None = None,
     allow_changed_base: bool = False,
+    trains: bool = False,
     server: Server | None = None,
 ) -> Generator[Service, None, None]:
     """Connect as BACKEND and the environment say, and close the connection after the block.
 
     Args:
         allow_changed_base: let our own engine load checkpoints of another base model.
+        trains: a new training may start, from an exported adapter that INITIAL_CHECKPOINT names.
         progress: says what takes long; without one, lines on standard error do.
         server: the server to connect to, which stays open; by default one for this connection.
 
@@ -385,7 +416,9 @@ def open_service(
         spoken = progress or stack.enter_context(watched(partial(print, file=sys.stderr)))
         name = _name_on_server(base_model or settings.base_model)
         if server is None:
-            opened = open_server(settings, [name], spoken, allow_changed_base=allow_changed_base)
+            opened = open_server(
+                settings, [name], spoken, allow_changed_base=allow_changed_base, trains=trains
+            )
             server = stack.enter_context(opened)
         yield stack.enter_context(_connected(settings, server, name, spoken))
 
@@ -397,16 +430,25 @@ def open_server(
     progress: Progress,
     *,
     allow_changed_base: bool = False,
+    trains: bool = False,
 ) -> Generator[Server, None, None]:
     """Find the server that BACKEND and the environment mean; our own engine runs during the block.
 
     Args:
         base_models: what our own engine is to offer, beside the bundled models.
+        trains: see `open_service`.
 
     Raises:
         UserError: see `open_service`.
     """
     kind, url, key = server_of(settings)
+    weights = initial_weights(settings) if trains else None
+    if weights is not None and weights.adapter is not None and kind != "embedded":
+        raise UserError(
+            f"INITIAL_CHECKPOINT names {weights.about}, which only training on this machine can "
+            "start from: a server takes no adapters. Name a tinker:// path of its own, or set "
+            'BACKEND = "local".'
+        )
     engine = None
     if kind == "embedded":
         names = [_name_on_server(name) for name in base_models]
@@ -414,6 +456,7 @@ def open_server(
             name for name in names if name not in BUNDLED_MODELS and local_model_folder(name)
         ]
         options = ["--allow-changed-base"] if allow_changed_base else []
+        options += adapter_options(weights, names[0])
         engine = start_engine(Path(settings.output_dir), list(dict.fromkeys(folders)), options)
     try:
         # Both processes import for seconds, side by side; the engine has more to import.

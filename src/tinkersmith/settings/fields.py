@@ -82,6 +82,13 @@ _Name = Annotated[str, StringConstraints(pattern=r"\S")]
 _Names = Annotated[list[_Name], Field(min_length=1)]
 DataFiles = Annotated[_Names | dict[str, float], BeforeValidator(_as_files_with_weights)]
 FileNames = Annotated[list[_Name], BeforeValidator(_without_weights)]
+
+
+def _as_list(value: object) -> object:
+    return list(cast("tuple[object, ...]", value)) if isinstance(value, tuple) else value
+
+
+Numbers = Annotated[list[float], BeforeValidator(_as_list)]
 MetricNames = Annotated[list[_Name], BeforeValidator(_as_file_list)]
 TrackerNames = Annotated[list[_Name], BeforeValidator(_as_file_list)]
 
@@ -128,6 +135,22 @@ class Settings(BaseModel):
         "8 to 64",
         ge=1,
         le=512,
+    )
+    train_attn: bool = _setting(
+        True,
+        "Train a LoRA on the attention layers, and on layers that take their place.",
+        "True or False",
+    )
+    train_mlp: bool = _setting(
+        True,
+        "Train a LoRA on the MLP layers, experts included.",
+        "True or False",
+    )
+    train_unembed: Literal["auto", "yes", "no"] = _setting(
+        "auto",
+        'Train a LoRA on the output layer. "auto" does, unless the base model is known to share '
+        "this layer with its input embedding: few programs load such an adapter.",
+        'one of "auto", "yes", "no"',
     )
     learning_rate: float = _setting(
         5e-3,
@@ -238,6 +261,37 @@ class Settings(BaseModel):
         "1.0",
         ge=0,
         le=1_000_000,
+    )
+    weight_decay: float = _setting(
+        0.0,
+        "AdamW's weight decay: each step takes the share LEARNING_RATE * WEIGHT_DECAY off the "
+        "adapter's weights.",
+        "a number",
+        "between 0 and 1",
+        "0, or 0.01 to 0.1",
+        ge=0,
+        le=1,
+    )
+    adam_betas: Numbers = _setting(
+        [0.9, 0.95],
+        "How long AdamW averages the gradients, and their squares: the nearer to 1, the longer.",
+        "a list of two numbers",
+        "from 0 to below 1",
+        "[0.9, 0.95] or [0.9, 0.999]",
+        min_length=2,
+        max_length=2,
+    )
+    initial_checkpoint: str = _setting(
+        "",
+        "Start from weights that are trained already, with the data and settings of now: the name "
+        "or folder of a run, a state's tinker:// path, or, on this machine, the folder of an "
+        "exported adapter.",
+        "a run, a tinker:// path, a folder, or nothing",
+    )
+    initial_optimizer: bool = _setting(
+        False,
+        "Take over the optimizer's state of INITIAL_CHECKPOINT, too.",
+        "True or False",
     )
     validation_files: FileNames = _setting(
         [],
@@ -501,6 +555,15 @@ class Settings(BaseModel):
 
         if value:
             judge_address(value)
+        return value
+
+    @field_validator("adam_betas")
+    @classmethod
+    def _shares_below_1(cls, value: list[float]) -> list[float]:
+        if not all(0 <= beta < 1 for beta in value):
+            raise UserError(
+                f"ADAM_BETAS is {python_text(value)}; it must be two numbers from 0 to below 1."
+            )
         return value
 
     @field_validator("judge_price")

@@ -119,7 +119,8 @@ def _yaml_value(node: yaml.Node, kind: str, where: str, depth: int) -> object:
         return text
     if isinstance(node, yaml.SequenceNode):
         items = cast("list[yaml.Node]", node.value)
-        return [_yaml_value(item, "text", where, depth + 1) for item in items]
+        inner = "number" if kind == "number list" else "text"
+        return [_yaml_value(item, inner, where, depth + 1) for item in items]
     pairs = cast("list[tuple[yaml.Node, yaml.Node]]", node.value)
     result: dict[str, object] = {}
     places: dict[str, str] = {}

@@ -113,6 +113,8 @@ def settings_for_file(settings: Settings, folder: Path | str) -> dict[str, objec
     }
     if _is_relative_model_folder(settings.base_model, Path()):
         values["base_model"] = f"./{seen_from_folder(folder, settings.base_model)}"
+    if _is_relative_folder(settings.initial_checkpoint, Path()):
+        values["initial_checkpoint"] = seen_from_folder(folder, settings.initial_checkpoint)
     return {name.upper(): value for name, value in values.items()}
 
 
@@ -206,7 +208,11 @@ def _file_names_from(folder: Path | str, settings: Settings) -> dict[str, object
     if weights and len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"DATA_FILES names {twice} twice, with two weights. Name it once.")
+    initial = settings.initial_checkpoint
+    if _is_relative_folder(initial, Path(folder)):
+        initial = seen_from_here(folder, initial)
     return {
+        "initial_checkpoint": initial,
         "data_files": dict(zip(names, weights.values(), strict=True)) if weights else names,
         "validation_files": data_files_seen_from_here(folder, settings.validation_files),
         "eval_files": data_files_seen_from_here(folder, settings.eval_files),
@@ -229,6 +235,10 @@ def _is_relative_model_folder(name: str, folder: Path) -> bool:
     if name in BUNDLED_MODELS or name.startswith("~") or Path(name).is_absolute():
         return False
     return name.startswith(".") or (folder / name / "config.json").is_file()
+
+
+def _is_relative_folder(name: str, folder: Path) -> bool:
+    return bool(name.strip()) and not Path(name).is_absolute() and _is_there(folder / name)
 
 
 def _refuse_names_in_one_text(field: str, given: Given, folder: Path) -> None:
@@ -280,9 +290,11 @@ def _sentence(error: ValidationError) -> str:
         return f"METRICS[{index}] is {value}; it must be the name of a metric."
     if field == "trackers" and index is not None:
         return f"TRACKERS[{index}] is {value}; it must be the name of a tracker."
+    if field == "adam_betas" and index is not None:
+        return f"ADAM_BETAS[{index}] is {value}; it must be a number {about['limits']}."
     if index is not None:
         return f"{field.upper()}[{index}] is {value}; it must be the name of a file."
-    if problem["type"] in _TYPE_ERRORS or not about["limits"]:
+    if problem["type"] in (*_TYPE_ERRORS, "too_short", "too_long") or not about["limits"]:
         must = " ".join(part for part in (about["kind"], about["limits"]) if part)
     else:
         must = about["limits"]
@@ -312,7 +324,7 @@ def _texts_in(value: object) -> list[str]:
     return [item for item in items if isinstance(item, str)]
 
 
-_NAME_FILES = (*FILE_FIELDS, "output_dir", "base_model")
+_NAME_FILES = (*FILE_FIELDS, "output_dir", "base_model", "initial_checkpoint")
 
 
 def _is_too_long(name: str) -> bool:
@@ -331,6 +343,16 @@ def _refuse_settings_without_effect(settings: Settings) -> None:
         raise UserError(
             f"EVAL_LIMIT is {settings.eval_limit}, but EVAL_FILES names no questions. Set "
             "EVAL_FILES, or remove EVAL_LIMIT."
+        )
+    if not settings.train_attn and not settings.train_mlp and settings.train_unembed == "no":
+        raise UserError(
+            'TRAIN_ATTN and TRAIN_MLP are False and TRAIN_UNEMBED is "no": nothing would train. '
+            "Set one of them to True."
+        )
+    if settings.initial_optimizer and not settings.initial_checkpoint.strip():
+        raise UserError(
+            "INITIAL_OPTIMIZER is True, but INITIAL_CHECKPOINT names no weights to start from. Set "
+            "INITIAL_CHECKPOINT, or remove INITIAL_OPTIMIZER."
         )
     _refuse_unmeasured_best(settings)
     _refuse_half_a_judge(settings)

@@ -19,12 +19,17 @@ _NUMBER = re.compile(r"[+-]?(\d+(_\d+)*\.?(\d+(_\d+)*)?|\.\d+(_\d+)*)([eE][+-]?\
 
 
 def kind_of_value(field: str) -> str:
-    """How a setting is written: "flag", "number", "text", "list", "files", "names", "numbers"."""
+    """How a setting is written: "flag", "number", "text", "list", "files", "names", "numbers".
+
+    "numbers" are a dict of names and numbers, "number list" a list of numbers.
+    """
     annotation: Any = FIELDS[field].annotation
     if field in FILE_FIELDS:
         return "files"
     if field == "judge_price":
         return "numbers"
+    if field == "adam_betas":
+        return "number list"
     if get_origin(annotation) is list:
         return "list"
     if annotation is bool:
@@ -121,11 +126,12 @@ def _typed_value(field: str, text: str) -> object:
         return _pairs(field, text, str)
     if kind == "numbers":
         return _pairs(field, text, _weight)
-    if kind == "list":
+    if kind in ("list", "number list"):
         literal = _literal(text)
         if isinstance(literal, str | list | tuple):
             return cast(object, literal)
-        return names_in(text[1:-1] if _is_enclosed(text, "[(") else text)
+        names = names_in(text[1:-1] if _is_enclosed(text, "[(") else text)
+        return names if kind == "list" else [_weight(name) for name in names]
     literal = _literal(text)
     return literal if isinstance(literal, str) else text
 

@@ -55,6 +55,19 @@ BACKEND = "auto"
 # The adapter's rank: 8 to 64. A higher one learns more and needs more memory.
 LORA_RANK = 16
 
+# Which layers get a LoRA: attention, MLP (with experts), and the output layer. "auto" trains the
+# output layer unless it is the input embedding: few programs load an adapter on such a layer.
+TRAIN_ATTN = True
+TRAIN_MLP = True
+TRAIN_UNEMBED = "auto"
+
+# Start from weights that are trained already: a run's name or folder, a state's tinker:// path,
+# or, on this machine, the folder of an exported adapter. "" starts from a new LoRA.
+INITIAL_CHECKPOINT = ""
+
+# Take over the optimizer's state of INITIAL_CHECKPOINT, too.
+INITIAL_OPTIMIZER = False
+
 # The highest learning rate. 5e-3 suits only the tiny bundled model. Use 1e-4 to 5e-4 for models of
 # 1 billion parameters and more; the larger the model, the lower.
 LEARNING_RATE = 5e-3
@@ -73,6 +86,10 @@ BATCH_SIZE = 8
 
 # Gradients with a larger norm are scaled down to this one; 0 turns it off.
 GRAD_CLIP_NORM = 1.0
+
+# AdamW's weight decay, and how long it averages the gradients and their squares.
+WEIGHT_DECAY = 0.0
+ADAM_BETAS = [0.9, 0.95]
 
 # Decides the order of the samples and the adapter's first weights.
 SEED = 42

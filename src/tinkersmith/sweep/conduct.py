@@ -107,7 +107,7 @@ def run_sweep(
             _check_count(len(combinations), wanted)
             folder = _new_folder(settings, wanted)
             models = [chosen.settings.base_model for chosen in combinations]
-            server = opened.enter_context(open_server(settings, models, progress))
+            server = opened.enter_context(open_server(settings, models, progress, trains=True))
             sizes = sizes_of(combinations, server, data, progress, signals.check)
             fewest = min(size.steps for size in sizes)
             sweep = new_sweep(
@@ -138,7 +138,7 @@ def _server_of(sweep: Sweep, progress: Progress) -> AbstractContextManager[Serve
     if sweep.backend == "embedded":  # its states are here, whatever is set now
         settings = settings.model_copy(update={"backend": "local"})
     models = [chosen.settings.base_model for chosen in sweep.combinations]
-    return open_server(settings, models, progress)
+    return open_server(settings, models, progress, trains=True)
 
 
 # ---- before anything starts

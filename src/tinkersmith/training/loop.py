@@ -21,7 +21,7 @@ from tinkersmith.progress import Clock, Progress, Task
 from tinkersmith.runs.best import best_so_far, measurement_in, write_best
 from tinkersmith.runs.folder import SHOWN_ANSWERS_FILE, Checkpoint
 from tinkersmith.runs.measured import SingleValues, add_single_values
-from tinkersmith.service.answers import to_datum
+from tinkersmith.service.answers import adam_params, to_datum
 from tinkersmith.service.stored import OldStates, lifetime
 from tinkersmith.settings.measures import VALIDATION_LOSS, best_by, shown_score
 from tinkersmith.text.tokenize import TokenizedSample
@@ -242,8 +242,6 @@ class Loop:
 
     def _submit(self, number: int) -> None:
         """Send a step to the server, unless every sample of its batch is too long."""
-        import tinker
-
         plan, settings = self._plan, self._plan.settings
         with (
             self._progress.doing(f"preparing the batch of step {number + 1:,}"),
@@ -263,7 +261,7 @@ class Loop:
             settings.lr_schedule,
             settings.warmup_ratio,
         )
-        params = tinker.AdamParams(learning_rate=rate, grad_clip_norm=settings.grad_clip_norm)
+        params = adam_params(settings, rate)
         self._unsound = True
         self._pending.append(
             _Step(

@@ -51,6 +51,7 @@ from tinkersmith.service.connection import (
     open_service,
 )
 from tinkersmith.service.facts import engine_facts
+from tinkersmith.service.initial import initial_weights, template_line, trains_output_layer
 from tinkersmith.settings.fields import FIELDS, Settings
 from tinkersmith.settings.measures import VALIDATION_LOSS, best_by
 from tinkersmith.settings.reading import settings_for_file
@@ -134,6 +135,9 @@ def prepare(
     checkpoint = starting_checkpoint(resume) if resume else None
     fingerprint = _fingerprint(settings, progress)
     _check_base(resume, fingerprint)
+    weights = initial_weights(settings) if stage is None else None
+    if weights is not None and weights.run is not None:  # its best checkpoint may change later
+        settings = settings.model_copy(update={"initial_checkpoint": weights.path})
     allow_changes = resume is not None and resume.allow_changes
     progress.say("Data")
     chosen = read_eval_files(settings, progress)
@@ -150,16 +154,28 @@ def prepare(
     else:
         service = guard.enter_context(
             open_service(
-                settings, progress=progress, allow_changed_base=allow_changes, server=server
+                settings,
+                progress=progress,
+                allow_changed_base=allow_changes,
+                trains=resume is None or checkpoint is None,
+                server=server,
             )
         )
     service.check = check
     initial_state = stage.state_path if stage else ""
     client = open_training_client(service, settings, resume, checkpoint, initial_state)
+    if checkpoint is None and weights is not None:
+        progress.say(f"  Starting from {weights.about}.")
+    elif checkpoint is None and stage is None:
+        _, line = trains_output_layer(settings, service.base_model)
+        if line:
+            progress.say(f"  {line}")
     with progress.doing("loading the tokenizer"):
         tokenizer = service.tokenizer(client)
     encoding = encoding_for(settings, resume, service, tokenizer, source, progress.say, stage)
     template, max_length = encoding.template, encoding.max_length
+    if resume is None and (line := template_line(weights, template)):
+        progress.say(f"  {line}")
     data = source.tokenized(encoding, progress)
     guard.callback(data.stop)
     with progress.doing("looking at the tokens"):

@@ -1,8 +1,8 @@
-"""A PEFT folder, of this export or of another program -> an adapter to sample from.
+"""A PEFT folder, of this export or of another program -> an adapter to sample from, or to train.
 
 PEFT gives each layer its own rank and strength, and each expert its own matrices. An adapter of the
-engine has one rank: smaller layers are padded with zeros, and B takes up what the strengths differ
-by. Axes: R rank, I and O input and output size.
+engine has one rank: smaller layers are padded, and B takes up what the strengths differ by.
+Axes: R rank, I and O input and output size.
 """
 
 import math
@@ -40,11 +40,17 @@ class _Layer:
     strength: float
 
 
-def read_exported_adapter(base: BaseModel, folder: Path) -> Adapter:
-    """The adapter in a PEFT folder, for sampling.
+def read_exported_adapter(
+    base: BaseModel, folder: Path, wanted: LoraConfig | None = None
+) -> Adapter:
+    """The adapter in a PEFT folder.
+
+    Args:
+        wanted: what the adapter must be for its training to go on. It may have a higher rank and
+            more layers than the folder: those begin as in a new adapter, without any effect.
 
     Raises:
-        Refused: the folder is damaged, or does not fit the base model.
+        Refused: the folder is damaged, does not fit the base model, or is not in `wanted`.
     """
     config = _read_config(folder)
     layers = _in_parts(
@@ -57,17 +63,20 @@ def read_exported_adapter(base: BaseModel, folder: Path) -> Adapter:
         },
     )
     rank = max(layer.a.shape[0] for layer in layers.values())
-    wanted = {_engine_path(path) for path in layers}
-    for path in sorted(wanted - base.shapes.keys()):
+    paths = {_engine_path(path) for path in layers}
+    for path in sorted(paths - base.shapes.keys()):
         raise Refused(f"{folder} has weights for {path}, which {base.name} does not have here.")
     attention, mlp, unembed = (
-        bool(wanted & set(base.parts[part])) for part in ("attention", "mlp", "unembed")
+        bool(paths & set(base.parts[part])) for part in ("attention", "mlp", "unembed")
     )
-    adapter = new_adapter(base, LoraConfig(rank, 0, attention, mlp, unembed))
+    own = LoraConfig(rank, 0, attention, mlp, unembed)
+    if wanted is not None:
+        _refuse_smaller(wanted, own, folder)
+    adapter = new_adapter(base, wanted or own)
     with torch.no_grad():
         experts: dict[str, dict[int, tuple[torch.Tensor, torch.Tensor]]] = {}
         for path, layer in layers.items():
-            missing = rank - layer.a.shape[0]
+            missing = adapter.config.rank - layer.a.shape[0]
             a = pad(layer.a, (0, 0, 0, missing))
             b = pad(layer.b * (layer.strength / adapter.scaling), (0, missing))
             match = _EXPERT.fullmatch(path)
@@ -78,6 +87,21 @@ def read_exported_adapter(base: BaseModel, folder: Path) -> Adapter:
         for path, by_number in experts.items():
             _copy(adapter, path, *_stacked(adapter, path, by_number, folder), folder)
     return adapter
+
+
+def _refuse_smaller(wanted: LoraConfig, own: LoraConfig, folder: Path) -> None:
+    """Refuse a training client that cannot take all that the folder holds."""
+    if wanted.rank < own.rank:
+        raise Refused(
+            f"the adapter in {folder} has rank {own.rank}, and this training client has "
+            f"{wanted.rank}; create it with rank={own.rank} or more."
+        )
+    for flag in ("train_attn", "train_mlp", "train_unembed"):
+        if getattr(own, flag) and not getattr(wanted, flag):
+            raise Refused(
+                f"the adapter in {folder} has weights that this training client does not train; "
+                f"create it with {flag}=True."
+            )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -187,11 +211,19 @@ def _stacked(
 
 
 def _copy(adapter: Adapter, path: str, a: torch.Tensor, b: torch.Tensor, folder: Path) -> None:
+    """Write the matrices into the adapter.
+
+    A rank of which A and B are both zero keeps its A from the new adapter: from two zeros, training
+    would never come away.
+    """
+    weights = {side: adapter.weights[f"{path}.lora_{side}"] for side in "AB"}
     for side, tensor in (("A", a), ("B", b)):
-        weight = adapter.weights[f"{path}.lora_{side}"]
-        if weight.shape != tensor.shape:
+        if weights[side].shape != tensor.shape:
             raise Refused(
                 f"lora_{side} of {path} in {folder} is {list(tensor.shape)}; this base model needs "
-                f"{list(weight.shape)}."
+                f"{list(weights[side].shape)}."
             )
-        weight.copy_(tensor)
+    used = (a.any(-1) | b.any(-2)).reshape(-1, a.shape[-2]).any(0)  # (R,)
+    used = used.to(weights["A"].device)
+    weights["A"].copy_(torch.where(used[:, None], a.to(weights["A"]), weights["A"]))
+    weights["B"].copy_(b)

@@ -204,7 +204,7 @@ class Models:
         model_id: str,
         base_name: str,
         config: LoraConfig,
-        path: TinkerPath,
+        path: TinkerPath | Path,
         with_optimizer: bool,
         *,
         optimizer: str = ADAMW,
@@ -360,10 +360,19 @@ class Models:
 
         return finish
 
-    def load(self, model_id: str, path: TinkerPath, optimizer: bool) -> None:
-        """Replace the adapter by a checkpoint's, and its optimizer state by that or a fresh one."""
+    def load(self, model_id: str, path: TinkerPath | Path, optimizer: bool) -> None:
+        """Replace the adapter by that of a checkpoint or of a PEFT folder.
+
+        The optimizer's state becomes that of the checkpoint, or a fresh one.
+        """
         model = self.get(model_id)
         base = self.bases.get(model.base_name)
+        if isinstance(path, Path):
+            adapter = read_exported_adapter(base, path, model.adapter.config)
+            model.adapter, model.dropped = adapter, None
+            model.optimizer = new_state(adapter, model.optimizer.kind)
+            model.version = object()
+            return
         folder = self._checked(path, base, optimizer).folder
         file = folder / OPTIMIZER
         if optimizer and not file.is_file():

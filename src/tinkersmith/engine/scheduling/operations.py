@@ -48,7 +48,7 @@ class ModelOperations(Protocol):
         model_id: str,
         base_name: str,
         config: LoraConfig,
-        path: TinkerPath,
+        path: TinkerPath | Path,
         with_optimizer: bool,
         /,
         *,

@@ -35,7 +35,7 @@ def matrix_sign(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def direction(momentum: torch.Tensor, rank: int) -> torch.Tensor:
-    """The sign of the momentum, with the Frobenius norm sqrt(rank); zero if the momentum is zero."""
+    """The sign of the momentum, with the Frobenius norm sqrt(rank); zero for no momentum."""
     sign = matrix_sign(momentum)
     norm = torch.linalg.matrix_norm(sign, keepdim=True)
     return sign * (math.sqrt(rank) / torch.where(norm > 0, norm, 1.0))

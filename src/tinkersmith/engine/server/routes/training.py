@@ -6,6 +6,7 @@ The work itself is behind `ModelOperations`, on the engine thread.
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypedDict
 
 from starlette.requests import Request
@@ -27,6 +28,7 @@ from tinkersmith.engine.storage.rows import StoredRun
 
 NumberedWork = Callable[[str, Body], Awaitable[Work]]  # takes the model's id and the request's body
 
+INITIAL_ADAPTER = "tinkersmith.adapter"  # metadata of a training client
 _DECODE_INLINE = 64 * 1024  # bytes; larger bodies are decoded off the event loop
 
 
@@ -57,9 +59,23 @@ class TrainingRoutes:
         optimizer = wire.read_optimizer(body)
         lora = wire.read_lora_config(body)
         only_graded = _only_graded(body)
+        adapter = self._initial_adapter(body, base_model)
 
         def create(models: ModelOperations, model_id: str) -> Result:
-            models.create(model_id, base_model, lora, optimizer=optimizer, only_graded=only_graded)
+            if adapter is None:
+                models.create(
+                    model_id, base_model, lora, optimizer=optimizer, only_graded=only_graded
+                )
+            else:
+                models.create_from(
+                    model_id,
+                    base_model,
+                    lora,
+                    adapter,
+                    False,
+                    optimizer=optimizer,
+                    only_graded=only_graded,
+                )
             return {"model_id": model_id, "type": "create_model"}
 
         return await self._new_client(body, base_model, lora, optimizer, create)
@@ -94,6 +110,20 @@ class TrainingRoutes:
         if "error" in future.result:
             raise Refused(future.result["error"])
         return JSONResponse(future.result)
+
+    def _initial_adapter(self, body: Body, base_model: str) -> Path | None:
+        """The folder of the adapter that the client starts from, as its metadata name one.
+
+        The SDK has no call that starts from an adapter which is not a checkpoint.
+        """
+        metadata = fields.optional_strings(body, "user_metadata") or {}
+        if (name := metadata.get(INITIAL_ADAPTER)) is None:
+            return None
+        if (offered := self.catalogue.adapters.get(name)) is None:
+            raise Refused(f"{INITIAL_ADAPTER} is {name!r}; the engine was started without it.")
+        if offered.base_model != base_model:
+            raise Refused(f"{name} belongs to {offered.base_model}, not to {base_model}.")
+        return offered.folder
 
     async def _run(self, model_id: str) -> StoredRun:
         store = self.sessions.store

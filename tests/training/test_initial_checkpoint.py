@@ -1,0 +1,138 @@
+"""A run that starts from trained weights: of a run, of a state's path, of an exported adapter."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.environment import without_cloud
+from tests.support.sample_files import write, yes_or_no
+from tests.support.tiny_models import make_tiny_model
+from tinkersmith.errors import UserError
+from tinkersmith.export.export import export_model
+from tinkersmith.runs.folder import RunFolder
+from tinkersmith.settings.reading import settings_from
+from tinkersmith.training.train import train
+
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("kept_engines")]
+
+SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class First:
+    """A run of one epoch whose data is its validation data, too."""
+
+    folder: Path
+    run: RunFolder
+    adapter: Path
+    loss: float  # of the last weights, a mean per completion token
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Iterator[First]:
+    with pytest.MonkeyPatch.context() as patch:
+        without_cloud(patch)
+        patch.setenv("OMP_NUM_THREADS", "1")
+        folder = tmp_path_factory.mktemp("initial")
+        write(folder / "train.json", yes_or_no(SAMPLES, seed=1))
+        make_tiny_model(folder / "model")
+        validation = [str(folder / "train.json")]
+        with train(settings(folder, BATCH_SIZE=2, VALIDATION_FILES=validation)) as trained:
+            run, path = trained.run, trained.sampler_path
+        losses = [line["validation_loss"] for line in run.metrics() if "validation_loss" in line]
+        adapter = export_model(settings(folder), path, folder / "adapter", say=lambda _: None)
+        yield First(folder, run, adapter, losses[-1])
+
+
+def settings(folder: Path, **more: object) -> Any:
+    """Settings of a run whose first step has all samples."""
+    return settings_from(
+        {
+            "DATA_FILES": [str(folder / "train.json")],
+            "BASE_MODEL": str(folder / "model"),
+            "OUTPUT_DIR": str(folder / "runs"),
+            "LORA_RANK": 4,
+            "LEARNING_RATE": 0.01,
+            "BATCH_SIZE": SAMPLES,
+            "NUM_EPOCHS": 2,
+            "PROMPT_TEMPLATE": "instruction",
+            "SAMPLING_MAX_TOKENS": 2,
+            "EXPORT_AFTER_TRAINING": "no",
+            "BACKEND": "local",
+            **more,
+        }
+    )
+
+
+def losses_of(wanted: Any) -> list[float]:
+    with train(wanted) as trained:
+        return [line["loss"] for line in trained.run.metrics() if "loss" in line]
+
+
+def test_the_first_loss_is_that_of_the_weights_that_a_run_ended_with(first: First) -> None:
+    new = losses_of(settings(first.folder))
+    assert abs(new[0] - first.loss) > 0.1
+    by_name = losses_of(settings(first.folder, INITIAL_CHECKPOINT=first.run.name))
+    assert by_name[0] == pytest.approx(first.loss, abs=1e-5)
+    state = first.run.checkpoints()[-1].state_path
+    with_optimizer = losses_of(
+        settings(first.folder, INITIAL_CHECKPOINT=state, INITIAL_OPTIMIZER=True)
+    )
+    assert with_optimizer[0] == by_name[0]
+    assert with_optimizer[1] != by_name[1]  # the averages of the optimizer decide its step
+
+
+def test_an_exported_adapter_is_gone_on_from_also_at_a_higher_rank(
+    first: First, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = settings(first.folder, INITIAL_CHECKPOINT=str(first.adapter), LORA_RANK=6)
+    losses = losses_of(wanted)
+    assert losses[0] == pytest.approx(first.loss, abs=1e-4)
+    assert losses[1] != losses[0]
+    assert f"Starting from the exported adapter in {first.adapter}." in capsys.readouterr().out
+
+
+def test_the_run_keeps_the_path_of_the_state_that_it_began_with(first: First) -> None:
+    with train(settings(first.folder, INITIAL_CHECKPOINT=first.run.name)) as trained:
+        kept = trained.run.settings().initial_checkpoint
+    assert kept == first.run.checkpoints()[-1].state_path
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"INITIAL_CHECKPOINT": "nothing"}, "which is no run, no tinker:// path and no folder"),
+        ({"INITIAL_CHECKPOINT": "tinker://a/weights/b"}, "tinker://a/weights/b does not exist"),
+        ({"LORA_RANK": 8}, "has rank 4, and LORA_RANK is 8"),
+        ({"TRAIN_MLP": False}, "was trained with TRAIN_MLP = True"),
+        ({"TRAIN_UNEMBED": "yes"}, 'was trained with TRAIN_UNEMBED = "no"'),
+        ({"BASE_MODEL": "tinkersmith/tiny-math"}, "and BASE_MODEL is tinkersmith/tiny-math"),
+    ],
+)
+def test_what_does_not_fit_the_trained_weights_is_one_sentence(
+    first: First, changed: dict[str, object], sentence: str
+) -> None:
+    named: dict[str, object] = {"INITIAL_CHECKPOINT": first.run.name, **changed}
+    with pytest.raises(UserError) as refusal:
+        losses_of(settings(first.folder, **named))
+    assert sentence in str(refusal.value)
+
+
+def test_an_exported_adapter_has_no_optimizer_and_a_rank_that_must_have_room(first: First) -> None:
+    with pytest.raises(UserError, match="holds no optimizer"):
+        losses_of(
+            settings(first.folder, INITIAL_CHECKPOINT=str(first.adapter), INITIAL_OPTIMIZER=True)
+        )
+    with pytest.raises(UserError, match=r"of rank 4, and LORA_RANK is 2\. Set LORA_RANK = 4"):
+        losses_of(settings(first.folder, INITIAL_CHECKPOINT=str(first.adapter), LORA_RANK=2))
+
+
+def test_a_server_elsewhere_takes_no_exported_adapter(
+    first: First, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINKER_API_KEY", "tml-none")
+    with pytest.raises(UserError, match="which only training on this machine can start from"):
+        losses_of(settings(first.folder, INITIAL_CHECKPOINT=str(first.adapter), BACKEND="tinker"))
