@@ -87,6 +87,9 @@ BATCH_SIZE = 8
 # Gradients with a larger norm are scaled down to this one; 0 turns it off.
 GRAD_CLIP_NORM = 1.0
 
+# "adamw", or "dimuon", whose steps have the same size in every direction.
+OPTIMIZER = "adamw"
+
 # AdamW's weight decay, and how long it averages the gradients and their squares.
 WEIGHT_DECAY = 0.0
 ADAM_BETAS = [0.9, 0.95]

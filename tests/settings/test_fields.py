@@ -148,6 +148,10 @@ RANK = "between 1 and 512 (a usual choice: 8 to 64)."
             {"TRAIN_ATTN": False, "TRAIN_MLP": False, "TRAIN_UNEMBED": "no"},
             'TRAIN_ATTN and TRAIN_MLP are False and TRAIN_UNEMBED is "no": nothing would train.',
         ),
+        (
+            {"OPTIMIZER": "dimuon", "WEIGHT_DECAY": 0.1},
+            'WEIGHT_DECAY is 0.1, which only AdamW has, and OPTIMIZER is "dimuon". Remove one of',
+        ),
         ({"TRAIN_UNEMBED": True}, 'TRAIN_UNEMBED is True; it must be one of "auto", "yes", "no".'),
         ({"INITIAL_OPTIMIZER": True}, "INITIAL_OPTIMIZER is True, but INITIAL_CHECKPOINT names no"),
         ({"EVAL_EVERY": 5}, "EVAL_EVERY is 5, but nothing is measured during training. Set VALID"),

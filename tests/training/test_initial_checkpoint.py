@@ -95,6 +95,17 @@ def test_an_exported_adapter_is_gone_on_from_also_at_a_higher_rank(
     assert f"Starting from the exported adapter in {first.adapter}." in capsys.readouterr().out
 
 
+def test_the_optimizer_is_that_of_the_settings(first: First) -> None:
+    adamw = losses_of(settings(first.folder))
+    decayed = losses_of(settings(first.folder, WEIGHT_DECAY=1.0, LEARNING_RATE=1.0, SEED=1))
+    plain = losses_of(settings(first.folder, LEARNING_RATE=1.0, SEED=1))
+    dimuon = losses_of(settings(first.folder, OPTIMIZER="dimuon"))
+    assert adamw[0] == dimuon[0]
+    assert adamw[1] != dimuon[1]
+    assert plain[0] == decayed[0]
+    assert plain[1] != decayed[1]
+
+
 def test_the_run_keeps_the_path_of_the_state_that_it_began_with(first: First) -> None:
     with train(settings(first.folder, INITIAL_CHECKPOINT=first.run.name)) as trained:
         kept = trained.run.settings().initial_checkpoint
@@ -107,6 +118,10 @@ def test_the_run_keeps_the_path_of_the_state_that_it_began_with(first: First) ->
         ({"INITIAL_CHECKPOINT": "nothing"}, "which is no run, no tinker:// path and no folder"),
         ({"INITIAL_CHECKPOINT": "tinker://a/weights/b"}, "tinker://a/weights/b does not exist"),
         ({"LORA_RANK": 8}, "has rank 4, and LORA_RANK is 8"),
+        (
+            {"OPTIMIZER": "dimuon", "INITIAL_OPTIMIZER": True},
+            'trained with OPTIMIZER = "adamw", not',
+        ),
         ({"TRAIN_MLP": False}, "was trained with TRAIN_MLP = True"),
         ({"TRAIN_UNEMBED": "yes"}, 'was trained with TRAIN_UNEMBED = "no"'),
         ({"BASE_MODEL": "tinkersmith/tiny-math"}, "and BASE_MODEL is tinkersmith/tiny-math"),

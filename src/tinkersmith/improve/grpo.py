@@ -28,7 +28,7 @@ from tinkersmith.improve.rejection import (
     seed_of_round,
 )
 from tinkersmith.runs.folder import RunFolder
-from tinkersmith.service.answers import adam_params, generated_text, request_answers
+from tinkersmith.service.answers import generated_text, optim_params, request_answers
 
 if TYPE_CHECKING:
     import tinker
@@ -219,7 +219,7 @@ def _update(
         settings.lr_schedule,
         settings.warmup_ratio,
     )
-    params = adam_params(settings, rate)
+    params = optim_params(settings, rate)
     doing = f"training step {step + 1:,}"
     # With one update the ratio of the probabilities is 1, and nothing could be clipped.
     loss = "importance_sampling" if options.updates == 1 else "ppo"

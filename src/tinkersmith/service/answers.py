@@ -56,10 +56,14 @@ def to_datum(tokenized: TokenizedSample, weight: float = 1.0) -> "tinker.Datum":
     )
 
 
-def adam_params(settings: Settings, learning_rate: float) -> "tinker.AdamParams":
-    """What the settings say of AdamW, with the learning rate of one step."""
+def optim_params(settings: Settings, learning_rate: float) -> "tinker.types.OptimParams":
+    """What the settings say of the optimizer, with the learning rate of one step."""
     import tinker
 
+    if settings.optimizer == "dimuon":
+        return tinker.types.DimuonParams(
+            learning_rate=learning_rate, grad_clip_norm=settings.grad_clip_norm
+        )
     beta1, beta2 = settings.adam_betas
     return tinker.AdamParams(
         learning_rate=learning_rate,

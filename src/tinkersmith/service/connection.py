@@ -235,7 +235,7 @@ class Service:
                 of the state, and the optimizer starts anew.
         """
         if initial_state:
-            return self._from_state(initial_state, optimizer=False)
+            return self._from_state(initial_state, settings, with_optimizer=False)
         self.check_trainable()
         weights = initial_weights(settings)
         if weights is None:
@@ -248,7 +248,7 @@ class Service:
             f"looking up {weights.path}",
         )
         check_initial_weights(info, weights, settings, self.base_model)
-        return self._from_state(weights.path, weights.optimizer)
+        return self._from_state(weights.path, settings, with_optimizer=weights.optimizer)
 
     def _new_lora(
         self, settings: Settings, metadata: dict[str, str], doing: str
@@ -263,17 +263,24 @@ class Service:
                 train_mlp=settings.train_mlp,
                 train_unembed=train_unembed,
                 user_metadata={**TRAINING_METADATA, **metadata},
+                **_optimizer(settings),
             ),
             doing,
         )
 
-    def _from_state(self, path: str, optimizer: bool) -> "tinker.TrainingClient":
-        create = (
-            self.client.create_training_client_from_state_with_optimizer
-            if optimizer
-            else self.client.create_training_client_from_state
-        )
-        return self.ask(lambda: create(path, user_metadata=TRAINING_METADATA), f"loading {path}")
+    def _from_state(
+        self, path: str, settings: Settings, *, with_optimizer: bool
+    ) -> "tinker.TrainingClient":
+        def create() -> Any:
+            if with_optimizer:
+                return self.client.create_training_client_from_state_with_optimizer(
+                    path, user_metadata=TRAINING_METADATA
+                )
+            return self.client.create_training_client_from_state(
+                path, user_metadata=TRAINING_METADATA, **_optimizer(settings)
+            )
+
+        return self.ask(create, f"loading {path}")
 
     def check_trainable(self) -> None:
         """Compare the base model with the server's own list, before anything is asked for.
@@ -379,6 +386,15 @@ class Service:
         if self.base_model not in self.max_contexts:
             detail = f"{detail} {retirement_note(self.base_model, self.max_contexts)}".strip()
         return detail
+
+
+def _optimizer(settings: Settings) -> dict[str, Any]:
+    """The SDK's argument for an optimizer other than its default."""
+    import tinker
+
+    if settings.optimizer == "adamw":
+        return {}
+    return {"optimizer": tinker.types.DimuonOptimizerConfig()}
 
 
 @dataclass(frozen=True)

@@ -168,6 +168,12 @@ def check_initial_weights(
             f"INITIAL_CHECKPOINT ({weights.about}) has rank {info.lora_rank}, and LORA_RANK is "
             f"{settings.lora_rank}, which cannot change it. Set LORA_RANK = {info.lora_rank}."
         )
+    kind = info.optimizer_config.type
+    if weights.optimizer and kind != settings.optimizer:
+        raise UserError(
+            f"INITIAL_OPTIMIZER is True, and INITIAL_CHECKPOINT ({weights.about}) was trained with "
+            f'OPTIMIZER = "{kind}", not "{settings.optimizer}". Set OPTIMIZER to the former.'
+        )
     for name in ("train_attn", "train_mlp", "train_unembed"):
         has: bool | None = getattr(info, name)
         wants: object = getattr(settings, name)

@@ -262,6 +262,12 @@ class Settings(BaseModel):
         ge=0,
         le=1_000_000,
     )
+    optimizer: Literal["adamw", "dimuon"] = _setting(
+        "adamw",
+        'What makes steps of the gradients: "adamw", or "dimuon", whose steps have the same size '
+        "in every direction.",
+        'one of "adamw", "dimuon"',
+    )
     weight_decay: float = _setting(
         0.0,
         "AdamW's weight decay: each step takes the share LEARNING_RATE * WEIGHT_DECAY off the "

@@ -349,6 +349,13 @@ def _refuse_settings_without_effect(settings: Settings) -> None:
             'TRAIN_ATTN and TRAIN_MLP are False and TRAIN_UNEMBED is "no": nothing would train. '
             "Set one of them to True."
         )
+    for field in ("weight_decay", "adam_betas") if settings.optimizer != "adamw" else ():
+        value: object = getattr(settings, field)
+        if value != FIELDS[field].default:
+            raise UserError(
+                f"{field.upper()} is {python_text(value)}, which only AdamW has, and OPTIMIZER is "
+                f'"{settings.optimizer}". Remove one of them.'
+            )
     if settings.initial_optimizer and not settings.initial_checkpoint.strip():
         raise UserError(
             "INITIAL_OPTIMIZER is True, but INITIAL_CHECKPOINT names no weights to start from. Set "

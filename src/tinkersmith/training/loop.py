@@ -21,7 +21,7 @@ from tinkersmith.progress import Clock, Progress, Task
 from tinkersmith.runs.best import best_so_far, measurement_in, write_best
 from tinkersmith.runs.folder import SHOWN_ANSWERS_FILE, Checkpoint
 from tinkersmith.runs.measured import SingleValues, add_single_values
-from tinkersmith.service.answers import adam_params, to_datum
+from tinkersmith.service.answers import optim_params, to_datum
 from tinkersmith.service.stored import OldStates, lifetime
 from tinkersmith.settings.measures import VALIDATION_LOSS, best_by, shown_score
 from tinkersmith.text.tokenize import TokenizedSample
@@ -261,7 +261,7 @@ class Loop:
             settings.lr_schedule,
             settings.warmup_ratio,
         )
-        params = adam_params(settings, rate)
+        params = optim_params(settings, rate)
         self._unsound = True
         self._pending.append(
             _Step(
