@@ -161,7 +161,7 @@ def wait_for_steps(folder: Path, pattern: str, steps: int) -> Path:
 def chat(folder: Path) -> Iterator[tuple[str | Path, Show]]:
     run = train(folder, "word-problems")
     with started(folder, "serve", run.name, "--port", "0") as server:
-        yield address_in(server), ask
+        yield address_in(server).removesuffix("/v1"), ask
 
 
 def ask(page: "Page") -> None:

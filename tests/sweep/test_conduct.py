@@ -224,6 +224,8 @@ def test_a_sweep_that_was_interrupted_and_killed_ends_as_if_it_never_was(
     assert process.returncode == 130 and errors == "", (output, errors)
     assert "Continue with: " in output and "sweep --resume s" in output
     interrupted = Done(0, "", runs / "s")
+    page = (interrupted.folder / "sweep.html").read_text(encoding="utf-8")
+    assert '"left":2' in page, "written without a run that has ended"
     before = {rate: run["steps_done"] for rate, run in interrupted.runs.items()}
     assert all(
         interrupted.run(rate).checkpoints()[-1].step == steps for rate, steps in before.items()

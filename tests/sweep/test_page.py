@@ -1,5 +1,6 @@
 """sweep.html: what it holds, and a click through it in a browser."""
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -121,6 +122,21 @@ def test_the_table_is_sorted_and_chooses_the_curves_in_a_browser(
         assert "evaluate" in copied and "tinker://r5/weights/step-000040" in copied
         page.locator("button.theme").click()
         assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+@pytest.mark.parametrize("ended", [0, 1, 4])
+def test_a_page_of_runs_that_are_still_at_work_says_so_and_offers_no_export(
+    sweep: Sweep, ended: int
+) -> None:
+    at_work = copy.deepcopy(sweep)
+    for run in at_work.runs[ended:]:
+        run.status, run.folder, run.rung_values, run.steps_done = "waiting", "", [], 0
+    with open_page(page_of(at_work, "en")) as page:
+        verdict = page.locator("#verdict").inner_text()
+        assert verdict.startswith(f"So far: {ended} of 6 runs have ended, and this page is ")
+        assert ("Best by validation loss" in verdict or "No winner" in verdict) == (ended > 0)
+        assert page.locator("#next-card").count() == 0
+        assert page.locator("#table tbody tr").count() == 6
 
 
 def test_the_page_speaks_chinese(sweep: Sweep) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ class Swept:
 def run_sweep(
     settings: Settings,
     wanted: Wanted,
+    write: Callable[[Sweep, Ranking], object],
     report: Callable[[Sweep, Ranking, Progress], None],
     *,
     has_settings: bool = True,
@@ -84,6 +86,7 @@ def run_sweep(
     """Train every combination of a grid, or those that successive halving leaves, and rank them.
 
     Args:
+        write: writes what is known so far, after each run that ends.
         report: writes and prints what came of it.
         has_settings: whether the user gave settings, which a resumed sweep must agree with.
 
@@ -129,7 +132,9 @@ def run_sweep(
             sweep.write()
             transcript.attach(folder / LOG_FILE)
         crew = Crew(server, data, _command_to_resume(sweep))
-        return _conduct(sweep, crew, wanted.parallel or AT_A_TIME, progress, signals, report)
+        so_far = partial(_write_so_far, sweep, write, progress)
+        parallel = wanted.parallel or AT_A_TIME
+        return _conduct(sweep, crew, parallel, progress, signals, so_far, report)
 
 
 def _server_of(sweep: Sweep, progress: Progress) -> AbstractContextManager[Server]:
@@ -313,16 +318,18 @@ def _conduct(
     parallel: int,
     progress: Progress,
     signals: Interruption,
+    write: Callable[[], None],
     report: Callable[[Sweep, Ranking, Progress], None],
 ) -> Swept:
     with locked(RunFolder(sweep.folder), "sweeping", progress.say):
         try:
             with progress.doing("training the runs of the sweep") as task, signals.held_back():
                 for rung in range(len(sweep.rungs)):
-                    _climb(sweep, rung, crew, parallel, progress, task, signals)
+                    _climb(sweep, rung, crew, parallel, progress, task, signals, write)
         except (KeyboardInterrupt, SystemExit, BrokenPipeError):
             signals.seen()
             _wind_up(sweep, crew, progress)
+            write()
             progress.say(f"\nStopped. Continue with: {crew.again}")
             raise
         finally:
@@ -344,6 +351,16 @@ def _conduct(
         if failed:
             progress.say(f"  {counted(len(failed), 'run')} failed. To try again: {crew.again}")
     return Swept(sweep, ranking, failed)
+
+
+def _write_so_far(
+    sweep: Sweep, write: Callable[[Sweep, Ranking], object], progress: Progress
+) -> None:
+    """Write the page and the table while runs are at work; a failure is a warning."""
+    try:
+        write(sweep, rank(sweep.by, results_of(sweep)))
+    except (OSError, UserError) as error:
+        progress.say(f"  Warning: the page of {sweep.name} is not written: {error}")
 
 
 def _without(reason: str, again: str) -> str:
@@ -370,6 +387,7 @@ def _climb(
     progress: Progress,
     task: Task,
     signals: Interruption,
+    write: Callable[[], None],
 ) -> None:
     """Train up to a rung, and stop the combinations that do not go on from it.
 
@@ -388,6 +406,8 @@ def _climb(
             if crew.at_work:
                 event = crew.events.get(timeout=_LOOK_EVERY)
                 _take(sweep, event, rung, crew, progress)
+                if isinstance(event, Ended):
+                    write()
         _show(sweep, rung, crew, progress, task)
     if is_last or not waiting_for_next(sweep, rung):
         return

@@ -17,7 +17,7 @@
       curves: "Curves", training: "Training loss", faint: "Curves that are not chosen are faint.",
       effects: "Which setting matters", effectsHint: (rung) => `Mean over the combinations with each value${rung}. The bar is the share of all differences that the setting explains alone; with few combinations it is a hint, not a proof.`,
       rung: " at the first rung, which all reached", explains: (share) => `explains ${share} %`, of: (n) => `n = ${n}`,
-      next: "Go on", measure: "Measure the best run on questions that no run was compared by", export: "Export it", copy: "Copy", copied: "Copied", notCopied: "Not copied", step: "step", nothing: "No combination came to its end in all its runs.",
+      next: "Go on", measure: "Measure the best run on questions that no run was compared by", export: "Export it", copy: "Copy", copied: "Copied", notCopied: "Not copied", step: "step", soFar: (d) => `So far: ${d.runs.length - d.left} of ${d.runs.length} runs have ended, and this page is written again after each.`,
     },
     zh: {
       about: (d) => `${d.created} · ${d.grid} 的 ${d.combinations} 种组合 · 按${spaced(d.by_title)}比较`,
@@ -33,7 +33,7 @@
       curves: "曲线", training: "训练损失", faint: "未勾选的曲线显示为浅色。",
       effects: "哪个设置重要", effectsHint: (rung) => `每个取值下各组合的平均值${rung}。横条是该设置单独解释的差异份额；组合很少时只是提示，不是证明。`,
       rung: "（在所有组合都到达的第一级）", explains: (share) => `解释 ${share} %`, of: (n) => `n = ${n}`,
-      next: "接下来", measure: "在没有参与比较的问题上测量最佳运行", export: "导出它", copy: "复制", copied: "已复制", notCopied: "未能复制", step: "步", nothing: "没有一种组合的所有运行都训练到底。",
+      next: "接下来", measure: "在没有参与比较的问题上测量最佳运行", export: "导出它", copy: "复制", copied: "已复制", notCopied: "未能复制", step: "步", soFar: (d) => `目前：${d.runs.length} 个运行中已有 ${d.runs.length - d.left} 个结束，每结束一个就重写本页。`,
     },
   };
   const words = WORDS[document.documentElement.lang.startsWith("zh") ? "zh" : "en"];
@@ -45,12 +45,12 @@
 
   // ---- the headline
 
+  const best = data.rows.find((row) => row.place === 1);
   document.querySelector("h1").textContent = data.name;
   document.querySelector(".theme-place").append(themeButton());
   at("about").textContent = words.about(data);
-  at("verdict").textContent = data.verdict || words.nothing;
+  at("verdict").textContent = data.left ? `${words.soFar(data)} ${best ? data.verdict : ""}` : data.verdict;
   const tile = (...content) => at("tiles").append(elements.tile(...content));
-  const best = data.rows.find((row) => row.place === 1);
   tile(words.runs, String(data.runs.length), words.runsNote(data));
   if (best) {
     tile(words.best, "");

@@ -58,6 +58,7 @@ def _content(
     means = [mean for effect in effects for _, mean, _ in effect.levels]
     pad = 0.08 * (max(means) - min(means)) if means else 0.0
     statuses = [run.status for run in sweep.runs]
+    left = sum(status in ("waiting", "paused", "interrupted") for status in statuses)
     return {
         "name": sweep.name,
         "created": sweep.created.replace("T", " ")[:16],
@@ -96,7 +97,9 @@ def _content(
             for effect in effects
         ],
         "effect_range": [min(means) - pad, max(means) + pad] if means else [0, 1],
-        "commands": commands_after(sweep, ranking),
+        # What a run that is at work may still change is not offered yet.
+        "commands": [] if left else commands_after(sweep, ranking),
+        "left": left,
     }
 
 

@@ -119,6 +119,7 @@ def _serve(wanted: argparse.Namespace, paths: Sequence[str], folder: Path | str)
             ) as server,
         ):
             progress.say(f"Serving {server.url}/v1 (Ctrl-C ends it)")
+            progress.say(f"Chat in the browser: {server.url}/")
             while server.is_running and not ended.wait(0.2):
                 pass
             if not ended.is_set():

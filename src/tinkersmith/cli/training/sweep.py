@@ -9,8 +9,10 @@ from tinkersmith.cli.common import add_settings_options, refuse_unread_file, use
 from tinkersmith.cli.entry_point import COMMANDS
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tinkersmith.progress import Progress
-    from tinkersmith.sweep.ranking import Ranking
+    from tinkersmith.sweep.ranking import Effect, Ranking
     from tinkersmith.sweep.record import Sweep
 
 
@@ -69,6 +71,7 @@ def sweep_command(argv: Sequence[str], *, prog: str) -> int:
     from tinkersmith.pages.words import page_language
     from tinkersmith.sweep.conduct import Wanted, run_sweep
 
+    language = page_language(wanted.lang)
     swept = run_sweep(
         settings,
         Wanted(
@@ -81,18 +84,32 @@ def sweep_command(argv: Sequence[str], *, prog: str) -> int:
             keep=wanted.keep,
             resume=wanted.resume,
         ),
-        partial(_report, language=page_language(wanted.lang)),
+        partial(_write, language=language),
+        partial(_report, language=language),
         has_settings=bool(others) or settings_file(wanted.config).is_file(),
     )
     return 1 if swept.failed else 0
 
 
+def _effects(sweep: "Sweep") -> "list[Effect]":
+    from tinkersmith.sweep.conduct import comparable_values
+    from tinkersmith.sweep.ranking import effects
+
+    chosen = [combination.values for combination in sweep.combinations]
+    return effects(sweep.grid, chosen, comparable_values(sweep))
+
+
+def _write(sweep: "Sweep", ranking: "Ranking", language: str) -> "tuple[Path, Path]":
+    """Write sweep.csv and sweep.html."""
+    from tinkersmith.sweep.page import write_sweep_page
+    from tinkersmith.sweep.table import write_sweep_table
+
+    page = write_sweep_page(sweep, ranking, _effects(sweep), language)
+    return write_sweep_table(sweep, ranking), page
+
+
 def _report(sweep: "Sweep", ranking: "Ranking", progress: "Progress", language: str) -> None:
     """Print the ranking, and write sweep.csv and sweep.html."""
-    from tinkersmith.sweep.conduct import comparable_values
-    from tinkersmith.sweep.page import write_sweep_page
-    from tinkersmith.sweep.ranking import effects
-    from tinkersmith.sweep.table import write_sweep_table
     from tinkersmith.sweep.words import (
         effect_line,
         limits,
@@ -101,8 +118,6 @@ def _report(sweep: "Sweep", ranking: "Ranking", progress: "Progress", language: 
         verdict_sentence,
     )
 
-    chosen = [combination.values for combination in sweep.combinations]
-    found = effects(sweep.grid, chosen, comparable_values(sweep))
     progress.say("")
     for line in table_lines(sweep, ranking):
         progress.say(f"  {line}")
@@ -110,10 +125,11 @@ def _report(sweep: "Sweep", ranking: "Ranking", progress: "Progress", language: 
     progress.say(f"  {verdict_sentence(sweep, ranking)}")
     for line in limits(sweep, ranking):
         progress.say(f"  {line}")
-    for effect in found:
+    for effect in _effects(sweep):
         progress.say(f"  {effect_line(effect, sweep.by)}")
     progress.say("")
-    progress.say(f"Table    {write_sweep_table(sweep, ranking)}")
-    progress.say(f"Page     {write_sweep_page(sweep, ranking, found, language)}")
+    table, page = _write(sweep, ranking, language)
+    progress.say(f"Table    {table}")
+    progress.say(f"Page     {page}")
     for line in next_lines(sweep, ranking):
         progress.say(line)
