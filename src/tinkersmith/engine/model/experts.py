@@ -3,7 +3,8 @@
 A module "<path>.experts" has the parts "<path>.experts.w1" (gate), ".w3" (up) and ".w2" (down).
 Each expert has its own matrices on the side of its width; the experts of a layer share those on the
 side of the hidden size: w1 and w3 have lora_A (1, R, H) and lora_B (E, F, R), w2 has lora_A
-(E, R, F) and lora_B (1, H, R). The router is frozen.
+(E, R, F) and lora_B (1, H, R). Experts without a gate have w1 (up) and w2 only. The router is
+frozen.
 
 Axes: N tokens, X experts per token, E experts, H hidden size, F width of an expert, R rank of the
 adapter, I, O inputs and outputs of a layer.
@@ -17,8 +18,6 @@ from torch.nn.functional import grouped_mm, linear
 
 from tinkersmith.engine.model import lora
 
-PARTS = ("w1", "w2", "w3")
-
 
 class LoraExperts(nn.Module):
     """A frozen layer of experts that adds the active adapter's products, if it trains this layer.
@@ -30,6 +29,8 @@ class LoraExperts(nn.Module):
         super().__init__()
         self.base = base
         self.path = path
+        self.has_gate = not hasattr(base, "up_proj")
+        self.parts = ("w1", "w2", "w3") if self.has_gate else ("w1", "w2")
 
     def forward(
         self,
@@ -38,7 +39,7 @@ class LoraExperts(nn.Module):
         weights: torch.Tensor,  # (N, X)
     ) -> torch.Tensor:  # (N, H)
         adapter = lora.active()
-        if adapter is None or f"{self.path}.{PARTS[0]}.lora_A" not in adapter.weights:
+        if adapter is None or f"{self.path}.w1.lora_A" not in adapter.weights:
             return self.base(hidden, chosen, weights)
         return self.routed(hidden, chosen, weights, adapter)
 
@@ -55,14 +56,16 @@ class LoraExperts(nn.Module):
         counts = torch.bincount(chosen.flatten(), minlength=len(self.base.down_proj))  # type: ignore[arg-type]
         ends = counts.cumsum(0).int()  # (E,)
         x = hidden[token]  # (N X, H)
-        gate_up = grouped_linear(x, self.base.gate_up_proj, ends)  # type: ignore[arg-type]
-        gate, up = gate_up.chunk(2, -1)  # (N X, F)
+        inward = self.base.gate_up_proj if self.has_gate else self.base.up_proj
+        outputs = list(grouped_linear(x, inward, ends).chunk(1 + self.has_gate, -1))  # type: ignore[arg-type]
         if adapter is not None:  # in fp32 also on a bf16 base, as in LoraLinear
-            gate, up = (
+            outputs = [
                 output + self._inward_update(hidden, token, ends, part, adapter).to(output.dtype)
-                for output, part in ((gate, "w1"), (up, "w3"))
-            )
-        inner = self.base.act_fn(gate) * up  # type: ignore[operator]
+                for output, part in zip(outputs, ("w1", "w3"), strict=False)
+            ]
+        inner = self.base.act_fn(outputs[0])  # type: ignore[operator]
+        if self.has_gate:
+            inner = inner * outputs[1]  # (N X, F)
         output = grouped_linear(inner, self.base.down_proj, ends)  # type: ignore[arg-type]
         if adapter is not None:
             a, b = (adapter.weights[f"{self.path}.w2.lora_{side}"] for side in "AB")
@@ -122,11 +125,14 @@ def find_experts(model: nn.Module) -> tuple[dict[str, LoraExperts], str]:
 @torch.no_grad()
 def _computes_the_same(layer: LoraExperts) -> bool:
     """Whether `routed` can compute this layer, and its result is the layer's own."""
-    gate_up, down = (getattr(layer.base, name, None) for name in ("gate_up_proj", "down_proj"))
-    if not (isinstance(gate_up, nn.Parameter) and isinstance(down, nn.Parameter)):
+    names = ("gate_up_proj" if layer.has_gate else "up_proj", "down_proj")
+    inward, down = (getattr(layer.base, name, None) for name in names)
+    if not (isinstance(inward, nn.Parameter) and isinstance(down, nn.Parameter)):
         return False
     count, hidden_size, width = down.shape
-    if gate_up.shape != (count, 2 * width, hidden_size) or not hasattr(layer.base, "act_fn"):
+    if inward.shape != (count, (1 + layer.has_gate) * width, hidden_size):
+        return False
+    if not hasattr(layer.base, "act_fn"):
         return False
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(6, hidden_size, generator=generator).to(down)
@@ -143,4 +149,4 @@ def part_shapes(layer: LoraExperts) -> dict[str, lora.LayerShape]:
     count, hidden_size, width = cast(torch.Tensor, layer.base.down_proj).shape
     inward = lora.LayerShape(hidden_size, width, a_lead=(1,), b_lead=(count,))
     outward = lora.LayerShape(width, hidden_size, a_lead=(count,), b_lead=(1,))
-    return {f"{layer.path}.{part}": outward if part == "w2" else inward for part in PARTS}
+    return {f"{layer.path}.{part}": outward if part == "w2" else inward for part in layer.parts}
