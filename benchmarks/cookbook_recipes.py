@@ -46,7 +46,7 @@ class Recipe:
     reason: str | None = None  # why it cannot run here at all
 
 
-_RL = {"max_steps": 2, "groups_per_batch": 4, "group_size": 4}
+_RL = {"max_steps": 2, "groups_per_batch": 2, "group_size": 4}
 RECIPES = (
     Recipe("sl_loop", {"batch_size": 64, "max_length": 512}),
     Recipe("rl_loop", {"batch_size": 2, "group_size": 4, "max_tokens": 16, "max_steps": 2}),
@@ -85,11 +85,11 @@ RECIPES = (
     Recipe("rl_numerics_check.train", {**_RL, "max_tokens": 32, "max_trajectory_tokens": 3000}),
     Recipe(
         "multiplayer_rl.guess_number.train",
-        {"batch_size": 2, "group_size": 4, "max_tokens": 16, "max_steps": 2},
+        {"batch_size": 2, "group_size": 4, "max_tokens": 8, "max_steps": 2, "eval_every": 0},
     ),
     Recipe(
         "multiplayer_rl.twenty_questions.train",
-        {"batch_size": 2, "group_size": 2, "max_steps": 1},
+        {"batch_size": 2, "group_size": 2, "max_tokens": 8, "max_steps": 1, "eval_every": 0},
     ),
     Recipe(
         "multiplayer_rl.text_arena.train",

@@ -64,6 +64,10 @@ class ModelOperations(Protocol):
 
     def optim_step(self, model_id: str, params: OptimParams, /) -> dict[str, float]: ...
 
+    def drop_step(self, model_id: str, /) -> dict[str, Any]:
+        """Drop the gradients of a step that will not be taken."""
+        ...
+
     def free(self, model_id: str, /) -> None: ...
 
     # ---- checkpoints
@@ -97,7 +101,7 @@ class ModelOperations(Protocol):
 
     def weights_of(self, sampler_id: str, /) -> str: ...
 
-    def join(self, weights_id: str, request: SampleRequest, /) -> Answering: ...
+    def join(self, weights_id: str, request: SampleRequest, sampler_id: str, /) -> Answering: ...
 
     def can_sample(self, weights_id: str, /) -> bool:
         """Whether `sample_step` would do something now."""
