@@ -11,6 +11,7 @@ import ast
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -228,6 +229,7 @@ def run(recipe: Recipe, world: Path, url: str, key: str) -> dict[str, Any]:
     if recipe.reason is not None:
         return {"recipe": recipe.module, "result": "not run", "reason": recipe.reason}
     log = world / "runs" / recipe.module
+    shutil.rmtree(log, ignore_errors=True)  # of an earlier run: a recipe would ask about it
     settings = dict(recipe.settings)
     if recipe.log is not None:
         settings[recipe.log] = log

@@ -28,7 +28,7 @@ from click.testing import CliRunner
 from tinker import types
 from tinker.lib.api_future_impl import QueueState
 
-from tinkersmith.engine.server.routes.service import TESTED_SDK
+from tinkersmith.version import NEWEST_SDK, OLDEST_SDK
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference" / "compatibility.md"
@@ -37,6 +37,7 @@ CLIENTS = (
     tinker.TrainingClient,
     tinker.SamplingClient,
     tinker.RestClient,
+    tinker.AdminClient,
 )
 LOCAL = {"holder"}  # attributes that send nothing to a server
 
@@ -58,6 +59,7 @@ class World:
     training: tinker.TrainingClient
     sampling: tinker.SamplingClient
     rest: tinker.RestClient
+    admin: tinker.AdminClient
     names: Iterator[int]
 
     def name(self) -> str:
@@ -99,7 +101,8 @@ def new_world(url: str, key: str, model: str) -> Iterator[World]:
         training = service.create_lora_training_client(model, rank=2).result()
         sampling = service.create_sampling_client(base_model=model).result()
         rest = tinker.RestClient(base_url=url, api_key=key)
-        yield World(url, key, model, service, training, sampling, rest, count())
+        admin = tinker.AdminClient(base_url=url, api_key=key)
+        yield World(url, key, model, service, training, sampling, rest, admin, count())
 
 
 def datums() -> list[types.Datum]:
@@ -201,6 +204,10 @@ METHODS: dict[str, Callable[[World], Call]] = {
     "RestClient.set_checkpoint_ttl_from_tinker_path": lambda w: call(w.state(), 3600),
     "RestClient.unpublish_checkpoint_from_tinker_path": lambda w: call(w.state()),
     "RestClient.whoami": lambda w: call(),
+    "AdminClient.get_audit_log": lambda w: call(),
+    "AdminClient.get_billing_usage": lambda w: usage_days(),
+    "AdminClient.get_current_checkpoint_storage_usage": lambda w: call(),
+    "AdminClient.get_telemetry": lambda w: call(),
 }
 
 # The arguments of each command. SCRATCH stands for an empty folder.
@@ -271,6 +278,7 @@ def outcome_of_method(world: World, method: str) -> str:
         "TrainingClient": world.training,
         "SamplingClient": world.sampling,
         "RestClient": world.rest,
+        "AdminClient": world.admin,
     }[class_name]
     arguments, named = METHODS[method.removesuffix("_async")](world)
     if name == "copy_weights":  # the SDK needs a project before it calls the server
@@ -412,11 +420,10 @@ def _cell(outcome: str) -> str:
     return outcome if outcome == "works" else f"refused: {outcome.replace('|', '/')}"
 
 
-OLDEST, NEWEST = (f"{version}.0" for version in TESTED_SDK)
-SDK = f"{TESTED_SDK[-1]}."  # the table describes these versions of the SDK
+SDK = NEWEST_SDK.rpartition(".")[0] + "."  # the table describes these versions of the SDK
 HEADER = f"""# Tinker API compatibility
 
-This page lists every public method of the SDK's four clients and every `tinker` command.
+This page lists every public method of the SDK's five clients and every `tinker` command.
 `python tools/compatibility.py` writes it: the script calls each of them once against a running
 engine and records the answer. A test compares the page with a new run.
 
@@ -424,8 +431,8 @@ engine and records the answer. A test compares the page with a new run.
 - `refused`: the engine refused at once, with the sentence shown.
 - `_async`: the method has an asynchronous twin, which gave the same answer.
 
-The table is for tinker {NEWEST}. The engine's tests also pass with tinker {OLDEST}
-(`make test-older-sdk`). One thing differs: tinker {OLDEST} downloads archives, which newer SDKs and
+The table is for tinker {NEWEST_SDK}. The engine's tests also pass with tinker {OLDEST_SDK}
+(`make test-older-sdk`). One thing differs: tinker {OLDEST_SDK} downloads archives, which newer SDKs and
 this engine no longer offer.
 
 OpenAI's and Anthropic's API, which the cloud has beside the SDK's, are described in
