@@ -10,11 +10,13 @@ import asyncio
 import contextlib
 import datetime as dt
 import inspect
+import json
 import logging
 import os
 import re
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -32,6 +34,7 @@ from tinkersmith.version import NEWEST_SDK, OLDEST_SDK
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference" / "compatibility.md"
+RESULTS = ROOT / "benchmarks" / "results"
 CLIENTS = (
     tinker.ServiceClient,
     tinker.TrainingClient,
@@ -397,7 +400,62 @@ def page(world: World) -> str:
             rows.append(f"| `tinker {command}` | {cell} |")
     if failures:
         raise RuntimeError("\n".join(["neither a result nor a refusal:", *failures]))
-    return "\n".join([HEADER, *rows, ""])
+    return "\n".join([HEADER, *rows, "", *_recipes(), "", *_programs(), ""])
+
+
+def _recipes() -> list[str]:
+    """The part about tinker-cookbook, from the recorded run of benchmarks/cookbook_recipes.py."""
+    recorded = json.loads((RESULTS / "cookbook_recipes.json").read_text(encoding="utf-8"))
+    figures = recorded["figures"]
+    counts = Counter(row["result"] for row in figures["recipes"])
+    rows = [
+        f"| `{row['recipe']}` | {row['result']} | {_remark(row)} |" for row in figures["recipes"]
+    ]
+    return [
+        "## Recipes of tinker-cookbook",
+        "",
+        f"Every program below `tinker_cookbook.recipes` of tinker-cookbook "
+        f"{figures['tinker-cookbook']}, as",
+        f"`{recorded['command']}` ran them on {recorded['date']}: "
+        f"{counts['runs']} run, {counts['fails']} fail, {counts['not run']} cannot",
+        "run without a network or what the engine does not have. Losses, renderers, optimizers and",
+        "evaluations are the recipe's own. Only sizes (the settings shown), the data and the model",
+        "behind each name are replaced: every model is the bundled one, every data set a few rows.",
+        "So small a model earns little, and some recipes of reinforcement learning have nothing to",
+        "learn here; tests teach it first and check that its rewards rise.",
+        "",
+        "| Recipe | Result | Settings, or the reason |",
+        "| --- | --- | --- |",
+        *rows,
+    ]
+
+
+def _remark(row: dict[str, Any]) -> str:
+    if row["result"] == "not run":
+        return _cell(row["reason"]).removeprefix("refused: ")
+    settings = ", ".join(f"`{name}={value}`" for name, value in row["settings"].items())
+    return f"{row['reason'].replace('|', '/')} ({settings})" if row["reason"] else settings
+
+
+def _programs() -> list[str]:
+    """The part about other programs, from the recorded run of benchmarks/foreign_programs.py."""
+    recorded = json.loads((RESULTS / "foreign_programs.json").read_text(encoding="utf-8"))
+    releases = f"{OLDEST_SDK}, {NEWEST_SDK}"
+    rows = [
+        f"| {row['program']} | {row['version']} | `{row['command']}` | {row['result']} |"
+        for row in recorded["figures"]["programs"]
+    ]
+    return [
+        "## Programs known to run",
+        "",
+        f"`{recorded['command']}` ran these on {recorded['date']}, unchanged, against an engine",
+        "with the bundled model and no network. `BASE` stands for the engine's address.",
+        "",
+        "| Program | Version | Command | Result |",
+        "| --- | --- | --- | --- |",
+        f"| tinker (SDK) | {releases} | `make test-older-sdk`, `make test` | runs |",
+        *rows,
+    ]
 
 
 def run_page() -> str:
@@ -432,11 +490,13 @@ engine and records the answer. A test compares the page with a new run.
 - `_async`: the method has an asynchronous twin, which gave the same answer.
 
 The table is for tinker {NEWEST_SDK}. The engine's tests also pass with tinker {OLDEST_SDK}
-(`make test-older-sdk`). One thing differs: tinker {OLDEST_SDK} downloads archives, which newer SDKs and
-this engine no longer offer.
+(`make test-older-sdk`). One thing differs: tinker {OLDEST_SDK} downloads archives, which newer SDKs
+and this engine no longer offer.
 
 OpenAI's and Anthropic's API, which the cloud has beside the SDK's, are described in
 [inference APIs](inference-api.md), with a test for each behaviour.
+
+## Methods and commands
 """
 
 
