@@ -32,6 +32,7 @@ _THINKING = ("<think>", "</think>")  # single tokens, as the cookbook's renderer
 Row = dict[str, Any]
 
 
+
 def make_model(folder: Path) -> Path:
     """The bundled model with a longer context and two more tokens."""
     import torch
@@ -236,7 +237,9 @@ def _write_continual(folder: Path, rng: random.Random) -> None:
     questions = [_sum(rng) for _ in range(8)]
     use = [{"prompt": text, "golden_response": [str(answer)]} for text, answer in questions]
     Dataset.from_list(use).save_to_disk(tools / "train_data")
-    Dataset.from_list(use).save_to_disk(tools / "eval_data")
+    wanted = [{"Action": "add", "Action_Input": "{}"}]
+    asked_tools = [{"prompt": text, "golden_answer": wanted} for text, _ in questions]
+    Dataset.from_list(asked_tools).save_to_disk(tools / "eval_data")
     asked = [
         {
             "messages": [

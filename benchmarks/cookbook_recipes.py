@@ -45,6 +45,7 @@ class Recipe:
     dashes: bool = False  # --name=value instead of name=value
     needs: str | None = None  # a package that the recipe imports and the cookbook does not install
     reason: str | None = None  # why it cannot run here at all
+    note: str = ""  # what its settings here leave out
 
 
 _RL = {"max_steps": 2, "groups_per_batch": 2, "group_size": 4}
@@ -114,7 +115,11 @@ RECIPES = (
             "max_steps": 2,
         },
     ),
-    Recipe("sdft.train", {"groups_per_batch": 4, "max_tokens": 32, "max_steps": 2}),
+    Recipe(
+        "sdft.train",
+        {"groups_per_batch": 4, "max_tokens": 32, "max_steps": 2, "eval_every": 0},
+        note="its evaluation fails in the cookbook, before anything is sent: switched off",
+    ),
     Recipe(
         "sdft.run_continual_learning",
         {
@@ -128,8 +133,16 @@ RECIPES = (
     ),
     Recipe(
         "sdft.benchmark",
-        {"groups_per_batch": 4, "max_tokens": 32, "num_epochs": 1},
-        log="log_path",
+        {
+            "data_dir": "continual",
+            "groups_per_batch": 4,
+            "max_tokens": 32,
+            "max_steps": 2,
+            "sft_batch_size": 4,
+            "sft_max_steps": 2,
+            "lora_rank": 8,
+        },
+        log="log_root",
     ),
     Recipe("prompt_distillation.create_data", {"output_file": "distilled.jsonl"}, log=None),
     Recipe("prompt_distillation.train", {"file_path": "sums.jsonl", "batch_size": 8}),
@@ -169,10 +182,12 @@ RECIPES = (
     Recipe("true_thinking_score.analyze", {"n_problems": 2, "max_tokens": 64}),
     Recipe(
         "verifiers_rl.train",
-        {"groups_per_batch": 2, "group_size": 4, "max_tokens": 16, "max_steps": 2, "dataset_n": 4},
-        needs="verifiers",
+        reason="it fails in the cookbook, before it trains: its rollouts take no `termination`",
     ),
-    Recipe("verifiers_rl.evaluate", {"num_examples": 2}, log=None, needs="verifiers"),
+    Recipe(
+        "verifiers_rl.evaluate",
+        reason="it samples, and then fails in the cookbook: its report expects errors to list",
+    ),
     Recipe("code_rl.train", reason=_DOCKER),
     Recipe("harbor_rl.scripts.train_terminal_bench", reason=_DOCKER),
     Recipe("harbor_rl.scripts.eval_harbor_rl", reason=_DOCKER),
@@ -268,7 +283,7 @@ def run(recipe: Recipe, world: Path, url: str, key: str) -> dict[str, Any]:
     return {
         "recipe": recipe.module,
         "result": "fails" if wrong else "runs",
-        "reason": wrong,
+        "reason": wrong or recipe.note,
         "settings": {name: str(value) for name, value in recipe.settings.items()},
         "steps": len(steps),
         "seconds": round(time.monotonic() - started, 1),

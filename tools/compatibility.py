@@ -434,7 +434,7 @@ def _remark(row: dict[str, Any]) -> str:
     if row["result"] == "not run":
         return _cell(row["reason"]).removeprefix("refused: ")
     settings = ", ".join(f"`{name}={value}`" for name, value in row["settings"].items())
-    return f"{row['reason'].replace('|', '/')} ({settings})" if row["reason"] else settings
+    return f"{settings}; {row['reason'].replace('|', '/')}" if row["reason"] else settings
 
 
 def _programs() -> list[str]:
