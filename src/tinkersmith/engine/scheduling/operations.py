@@ -85,6 +85,10 @@ class ModelOperations(Protocol):
         recipients: list[str] | None = ...,
     ) -> Callable[[], int]: ...
 
+    def check_adapter(self, base_name: str, config: LoraConfig, file: Path, /) -> None:
+        """Check that a file holds the finite weights of such an adapter."""
+        ...
+
     def load(self, model_id: str, path: TinkerPath, optimizer: bool, /) -> None: ...
 
     # ---- sampling clients
