@@ -32,7 +32,6 @@ _THINKING = ("<think>", "</think>")  # single tokens, as the cookbook's renderer
 Row = dict[str, Any]
 
 
-
 def make_model(folder: Path) -> Path:
     """The bundled model with a longer context and two more tokens."""
     import torch

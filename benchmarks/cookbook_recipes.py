@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cookbook_data import MODELS, make_data, make_model
-from benchmarks.results_file import write_results
+from benchmarks.results_file import RESULTS, write_results
 
 PATIENCE = 240  # seconds for one recipe
 _DOCKER = "its sandbox is a Docker image"
@@ -99,7 +99,7 @@ RECIPES = (
             "batch_size": 4,
             "num_train_datapoints": 8,
             "num_test_datapoints": 4,
-            "max_tokens": 16,
+            "max_tokens": 4,  # more, and so small a model ends its turn twice, which is an error
             "max_steps": 2,
         },
         needs="textarena",
@@ -327,7 +327,7 @@ def main() -> int:
     from tests.support.engine import KEY, no_proxy_for_loopback, running_engine
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", help="run these modules, and record nothing")
+    parser.add_argument("--only", nargs="*", help="run these, and keep the other recorded rows")
     parser.add_argument("--keep", type=Path, help="keep the world with all outputs in this folder")
     options = parser.parse_args()
     no_proxy_for_loopback()
@@ -358,7 +358,12 @@ def main() -> int:
                 if row.get("reason"):
                     print("   ", row["reason"])
                 sys.stdout.flush()
-    if not options.only:
+    if options.only:
+        recorded = json.loads((RESULTS / "cookbook_recipes.json").read_text())
+        known = {row["recipe"]: row for row in recorded["figures"]["recipes"]}
+        known |= {row["recipe"]: row for row in rows}
+        rows = [known[recipe.module] for recipe in RECIPES if recipe.module in known]
+    if rows:
         packages = tuple(sorted({r.needs for r in RECIPES if r.needs is not None and installed(r)}))
         write_results(
             "cookbook_recipes",
