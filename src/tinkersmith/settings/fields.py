@@ -127,6 +127,12 @@ class Settings(BaseModel):
         "the name of a model, or a folder",
         pattern=r"\S",
     )
+    tokenizer: str = _setting(
+        "",
+        "A folder with the base model's tokenizer.json, for where no hub can be reached. Empty "
+        "takes the base model's own folder, or else asks the hub.",
+        "a folder, or an empty string",
+    )
     lora_rank: int = _setting(
         16,
         "The adapter's rank: a higher one learns more and needs more memory.",

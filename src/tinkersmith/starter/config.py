@@ -43,6 +43,10 @@ THINKING = "auto"
 # as "Qwen/Qwen3.8-27B": `tinkersmith models` lists them. A folder in Hugging Face format works too.
 BASE_MODEL = "tinkersmith/tiny-math"
 
+# A folder with the model's tokenizer.json, for where no hub can be reached. "" takes the model's
+# own folder, or else asks the hub (HF_ENDPOINT names a mirror).
+TOKENIZER = ""
+
 # The trained model's name begins with this; date and time follow.
 MODEL_NAME_PREFIX = "my-model"
 

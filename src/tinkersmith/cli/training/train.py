@@ -35,7 +35,7 @@ def train_command(
         default=[],
         metavar="NAME=VALUE",
         help="change one setting; with --resume only LEARNING_RATE, GRAD_CLIP_NORM, "
-        "STOP_ON_DIVERGENCE and PATIENCE",
+        "STOP_ON_DIVERGENCE, PATIENCE, TOKENIZER and TRACKERS",
     )
     parser.add_argument(
         "--resume", metavar="RUN", help="continue an interrupted run: its name or folder"
