@@ -101,6 +101,17 @@ ADAM_BETAS = [0.9, 0.95]
 # Decides the order of the samples and the adapter's first weights.
 SEED = 42
 
+# --- What a run may use -----------------------------------------------------------------------
+
+# USD that a run may cost and minutes that it may take; 0 sets no limit. The plan is cut to fit, and
+# the run stops before, saved. `tinkersmith train --dry-run` shows both without training.
+BUDGET_USD = 0.0
+BUDGET_MINUTES = 0.0
+
+# What a million tokens cost, such as {"prefill": 0.2, "sample": 0.6, "train": 0.44}. {} takes the
+# dated table of Tinker's prices: `tinkersmith models`.
+TOKEN_PRICE = {}
+
 # --- Long samples -----------------------------------------------------------------------------
 
 # The longest sample (prompt and answer together), in tokens. Training prints what yours need.

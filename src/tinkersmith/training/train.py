@@ -55,7 +55,8 @@ def train(
         from_checkpoint: the name of an earlier checkpoint to resume from, such as step-000400.
         allow_changes: resume although the base model, the tokenizer or the data changed.
         resume_with: settings that the resumed run goes on with: LEARNING_RATE, GRAD_CLIP_NORM,
-            STOP_ON_DIVERGENCE, PATIENCE, TOKENIZER and TRACKERS may be changed.
+            STOP_ON_DIVERGENCE, PATIENCE, BUDGET_USD, BUDGET_MINUTES, TOKENIZER and TRACKERS may be
+            changed.
 
     Raises:
         UserError: something the user can fix, in one sentence.
