@@ -34,7 +34,11 @@ def test_a_conversation_becomes_the_tokens_of_the_packages_own_renderer() -> Non
         [{"role": role, "content": text} for role, text in SAID]
     )
     (example,) = renderer.render_for_sft(messages)
-    theirs = [token for span in example.input_token_spans for token in span.span.int_tokens]
+    theirs = [
+        token
+        for span in example.input_token_spans
+        for token in span.span.int_tokens  # pyright: ignore[reportAttributeAccessIssue]
+    ]
     assert theirs[-1] == tokenizer.eos_id  # where sampling ends; the template leaves it out
     assert tokens.tolist() == theirs[:-1]
     (start, _), *_ = spans.tolist()

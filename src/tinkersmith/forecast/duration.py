@@ -10,7 +10,7 @@ from typing import Any
 from tinkersmith.batches.source import TokenizedData
 from tinkersmith.forecast.workload import Workload
 from tinkersmith.progress import Clock
-from tinkersmith.service.answers import adam_params, to_datum
+from tinkersmith.service.answers import optim_params, to_datum
 from tinkersmith.service.connection import Service
 from tinkersmith.settings.fields import Settings
 
@@ -77,7 +77,7 @@ def measured_pace(
             return (
                 sum(len(sample.tokens) for sample in batch),
                 client.forward_backward(datums, "cross_entropy"),
-                client.optim_step(adam_params(settings, 0.0)),
+                client.optim_step(optim_params(settings, 0.0)),
             )
 
         def wait(step: tuple[int, Any, Any]) -> int:

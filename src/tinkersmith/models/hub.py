@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.errors import UserError, is_of_network, network_reason, one_line
 from tinkersmith.models.known import hub_name, known_model
 from tinkersmith.models.line_up import LLAMA_TOKENIZER
@@ -127,7 +128,7 @@ def check_hub_has(name: str) -> None:
     if reason is not None:
         raise UserError(
             f"BASE_MODEL {name} is not on this machine. {reason} Name a folder in Hugging Face "
-            "format; or set HF_ENDPOINT to a mirror that you can reach, such as "
+            f"format, or the bundled {' or '.join(sorted(BUNDLED_MODELS))}; or set HF_ENDPOINT to a mirror that you can reach, such as "
             "https://hf-mirror.com."
         )
 

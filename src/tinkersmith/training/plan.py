@@ -284,8 +284,8 @@ def within_budget(
         UserError: not one step fits, or a budget cannot be kept.
     """
     check_budget(settings, rates, service.base_model)
-    changes = resume.changes if resume else {}
-    again = resume is not None and not {"BUDGET_USD", "BUDGET_MINUTES"} & set(changes)
+    changed = set(resume.changes) if resume else set[str]()
+    again = resume is not None and not {"BUDGET_USD", "BUDGET_MINUTES"} & changed
     lines: list[str] = []
     pace, spent = None, 0.0
     if resume is not None and again and resume.run.facts().get("cut_to_budget"):
