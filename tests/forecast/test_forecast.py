@@ -1,5 +1,6 @@
 """What a run will cost is said before it starts, and a budget is kept; our engine is the cloud."""
 
+import concurrent.futures
 import datetime as dt
 import json
 from collections.abc import Iterator
@@ -217,7 +218,7 @@ def test_what_the_server_bills_stands_beside_what_was_predicted(
 
         def get_billing_usage(self, start: dt.datetime, end: dt.datetime) -> Any:
             assert (start.minute, end.minute) == (0, 0) and start < end
-            return SimpleNamespace(
+            usage = SimpleNamespace(
                 events=[
                     event("training", 100, 0.1),
                     event("sampling_prefill", 20, None),
@@ -225,6 +226,9 @@ def test_what_the_server_bills_stands_beside_what_was_predicted(
                     event("training", 999, 9.0, "another/model"),
                 ]
             )
+            answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
+            answer.set_result(usage)
+            return SimpleNamespace(future=lambda: answer)
 
     monkeypatch.setattr(tinker, "AdminClient", Admin)
     now = dt.datetime.now().astimezone()

@@ -5,10 +5,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from tinkersmith.errors import UserError
 from tinkersmith.forecast.costs import MILLION, Rates, dollars
 from tinkersmith.service.connection import Service
 
+_PATIENCE = 20.0  # seconds
 _LONGEST = dt.timedelta(days=14)  # of one question to the server
 
 
@@ -35,11 +35,12 @@ def billed_since(service: Service, begun: dt.datetime, now: dt.datetime) -> Bill
     start = max(start, end - _LONGEST)
     address: dict[str, Any] = {} if service.kind == "cloud" else {"base_url": service.probe.url}
 
-    def ask() -> Any:
-        return tinker.AdminClient(api_key=service.key, **address).get_billing_usage(start, end)
-
-    with suppress(UserError, AttributeError):  # refused, or an SDK without this client
-        return _sum(service.ask(ask, "asking what was billed"), service.base_model)
+    # The run is finished: whatever goes wrong here, be it a refusal, an older SDK or a server that
+    # fails, must not delay or spoil its end.
+    with service.progress.doing("asking what was billed"), suppress(Exception):
+        admin = tinker.AdminClient(api_key=service.key, **address)
+        usage = admin.get_billing_usage(start, end).future().result(timeout=_PATIENCE)
+        return _sum(usage, service.base_model)
     return None
 
 

@@ -128,7 +128,8 @@ def check_hub_has(name: str) -> None:
     if reason is not None:
         raise UserError(
             f"BASE_MODEL {name} is not on this machine. {reason} Name a folder in Hugging Face "
-            f"format, or the bundled {' or '.join(sorted(BUNDLED_MODELS))}; or set HF_ENDPOINT to a mirror that you can reach, such as "
+            f"format, or the bundled {' or '.join(sorted(BUNDLED_MODELS))}; or set "
+            "HF_ENDPOINT to a mirror that you can reach, such as "
             "https://hf-mirror.com."
         )
 
