@@ -147,7 +147,7 @@ def _export(base_model: str, model: KnownModel | None) -> str:
 
 def _time(forecast: Forecast) -> str:
     if forecast.pace is None:
-        return "is shown from the first step on; --dry-run measures it before, on this machine"
+        return "is not known before the first steps of a run on this server, which show it"
     seconds = forecast.pace.of(forecast.work, forecast.steps, forecast.first)
     measured = f"by {counted(forecast.pace.steps, 'measured step')}"
     if seconds is None:

@@ -344,6 +344,11 @@ class Service:
 
     def _named_tokenizer(self, training_client: Any) -> str:
         """What the server calls the base model's tokenizer: a folder, a name on the hub, or ""."""
+        if training_client is None and self.is_our_engine():  # which costs nothing
+            training_client = self.ask(
+                lambda: self.client.create_lora_training_client(self.base_model, rank=1),
+                "asking for its tokenizer",
+            )
         if training_client is None:
             return str(self.create_sampling_client(None).get_base_model())
         info = self.ask(training_client.get_info, "asking for its tokenizer")
