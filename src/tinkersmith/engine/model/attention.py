@@ -1,23 +1,25 @@
 """Attention over packed documents (training, prefill) and over cached rows (decode).
 
 One function is registered with transformers; the active context decides what it computes. Only the
-engine thread computes, so the active context is a plain module variable.
+engine thread computes, so the active context is a plain module variable. How a layer weighs what it
+sees (windows, soft-capping, sinks) is in scored_attention.py.
 
 Axes: B rows, T packed tokens, Q query heads, G key/value heads, D head size, S cached positions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.model.layer_states import LayerStates
+from tinkersmith.engine.model.scored_attention import Scoring, attend_cached, attend_document
 
 NAME = "tinkersmith"
 
@@ -35,8 +37,7 @@ class AttentionContext(Protocol):
         query: torch.Tensor,  # (B, Q, T, D)
         key: torch.Tensor,  # (B, G, T, D)
         value: torch.Tensor,  # (B, G, T, D)
-        scale: float,
-        window: int | None,
+        scoring: Scoring,
     ) -> torch.Tensor: ...  # (B, Q, T, D)
 
     def carry(
@@ -48,40 +49,37 @@ class AttentionContext(Protocol):
 
 
 class PackedDocuments:
-    """T tokens of documents end to end: each attends to itself only, causally."""
+    """T tokens of documents end to end: each attends to itself and its past only, causally."""
 
-    def __init__(self, lengths: Sequence[int], *, keep: bool = False) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        pasts: Sequence[KeysAndValues | None] = (),  # of each document; none by default
+        keep: bool = False,
+    ) -> None:
         self.bounds = list(pairwise(np.cumsum([0, *lengths]).tolist()))
-        self.longest = max(lengths)
+        self.pasts = pasts or [None] * len(lengths)
         self.kept: list[tuple[torch.Tensor, torch.Tensor]] | None = [] if keep else None
         self.states = [LayerStates() for _ in lengths] if keep else [None for _ in lengths]
         self.attention_layers: list[int] = []  # in the order of their calls
         self.state_layers: list[int] = []
-        self.window: int | None = None  # the smallest one seen
 
-    def attend(self, layer, query, key, value, scale, window):
+    def attend(self, layer, query, key, value, scoring):
+        place = len(self.attention_layers)
         self.attention_layers.append(layer)
-        if window is not None:
-            self.window = min(window, self.window or window)
-        if window is not None and self.longest > window:
-            raise Refused(
-                f"a sequence of {self.longest:,} tokens is longer than this model's sliding "
-                f"attention window of {window:,}, which this engine does not have; "
-                f"use sequences of at most {window:,} tokens."
-            )
         if self.kept is not None:
             self.kept.append((key, value))
-        parts = [
-            scaled_dot_product_attention(
-                query[:, :, start:end],
-                key[:, :, start:end],
-                value[:, :, start:end],
-                is_causal=True,
-                scale=scale,
-                enable_gqa=True,
+        parts = []
+        for (start, end), past in zip(self.bounds, self.pasts, strict=True):
+            document_key, document_value = key[:, :, start:end], value[:, :, start:end]
+            if past is not None:
+                past_key, past_value = past[place]
+                document_key = torch.cat([past_key[None], document_key], 2)
+                document_value = torch.cat([past_value[None], document_value], 2)
+            parts.append(
+                attend_document(query[:, :, start:end], document_key, document_value, scoring)
             )
-            for start, end in self.bounds
-        ]
         return torch.cat(parts, dim=2)
 
     def carry(self, layer: int, compute: Carry, hidden: torch.Tensor) -> torch.Tensor:
@@ -107,15 +105,19 @@ class CachedRows:
         self.active = 0
 
     def put(
-        self, row: int, length: int, past: KeysAndValues | None, states: LayerStates | None
+        self, row: int, length: int, parts: Sequence[KeysAndValues], states: LayerStates | None
     ) -> None:
-        """Fill `row` with a document of `length` tokens, or with none."""
+        """Begin a row after `length` tokens, whose past is given in parts, or after none."""
         self.states.put(row, states, self.rows)
         self.lengths[row] = length
-        for layer, (key, value) in enumerate(past or []):
-            self._reserve(layer, length, key, value)
-            self.keys[layer][row, :, :length] = key
-            self.values[layer][row, :, :length] = value
+        starts = [0] * len(self.keys)
+        for part in parts:
+            for layer, (key, value) in enumerate(part):
+                start, end = starts[layer], starts[layer] + key.shape[1]
+                self._reserve(layer, length, key, value)
+                self.keys[layer][row, :, start:end] = key
+                self.values[layer][row, :, start:end] = value
+                starts[layer] = end
 
     def move(self, source: int, target: int) -> None:
         length = int(self.lengths[source])
@@ -146,9 +148,9 @@ class CachedRows:
     def prepare(self, active: int) -> None:
         """Prepare for one more token in each of the first `active` rows."""
         self.active = active
-        self.used = int(self.lengths[:active].max()) + 1
-        positions = torch.arange(self.used, device=self.lengths.device)
-        self.mask = positions[None, None, None, :] <= self.lengths[:active, None, None, None]
+        lengths = self.lengths[:active]
+        self.used, self.shortest = int(lengths.max()) + 1, int(lengths.min()) + 1
+        self.visible: dict[int | None, torch.Tensor] = {}  # by window
         self.active_states = self.states.first(active)
 
     def advance(self) -> None:
@@ -158,25 +160,33 @@ class CachedRows:
     def carry(self, layer: int, compute: Carry, hidden: torch.Tensor) -> torch.Tensor:
         return compute(hidden, self.active_states)
 
-    def attend(self, layer, query, key, value, scale, window):
+    def attend(self, layer, query, key, value, scoring):
         layer = self.places[layer]
-        if window is not None and self.used > window:
-            raise Refused(
-                f"the answer has grown beyond this model's sliding attention window of {window:,} "
-                "tokens, which this engine does not have; ask for a lower max_tokens."
-            )
         self._reserve(layer, self.used, key[0], value[0])
         rows = torch.arange(self.active, device=key.device)
         self.keys[layer][rows, :, self.lengths[: self.active]] = key[:, :, 0]
         self.values[layer][rows, :, self.lengths[: self.active]] = value[:, :, 0]
-        return scaled_dot_product_attention(
+        first = self._first(scoring.window)
+        return attend_cached(
             query,
-            self.keys[layer][: self.active, :, : self.used],
-            self.values[layer][: self.active, :, : self.used],
-            attn_mask=self.mask,
-            scale=scale,
-            enable_gqa=True,
+            self.keys[layer][: self.active, :, first : self.used],
+            self.values[layer][: self.active, :, first : self.used],
+            self._visible(scoring.window),
+            scoring,
         )
+
+    def _first(self, window: int | None) -> int:
+        """The first position that a row sees."""
+        return 0 if window is None else max(0, self.shortest - window)
+
+    def _visible(self, window: int | None) -> torch.Tensor:  # (rows, 1, 1, S)
+        """Which positions each active row sees, from `_first` on; the same in many layers."""
+        if window not in self.visible:
+            lengths = self.lengths[: self.active, None, None, None]
+            positions = torch.arange(self._first(window), self.used, device=lengths.device)
+            seen = positions <= lengths
+            self.visible[window] = seen if window is None else seen & (positions > lengths - window)
+        return self.visible[window]
 
     def _reserve(self, layer: int, positions: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Grow the caches to so many positions, with the sizes of `key` and `value` (G, any, D)."""
@@ -210,31 +220,64 @@ def active_context() -> AttentionContext | None:
     return _context
 
 
+# (row, head, positions of queries, positions of keys) -> whether the query sees the key
+MaskFunction = Callable[[int, int, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class SeenLayer:
+    """What a layer asked for: its window, and the mask that transformers would give it."""
+
+    layer: int
+    window: int | None
+    mask: MaskFunction | None  # None: the model does not make it in transformers' way
+
+
+_seen: list[SeenLayer] | None = None
+
+
+@contextmanager
+def layers_seen() -> Iterator[list[SeenLayer]]:
+    """Note every attention layer that is called inside the block."""
+    global _seen
+    _seen = seen = []
+    try:
+        yield seen
+    finally:
+        _seen = None
+
+
 def _attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: MaskFunction | torch.Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **rest: Any,
 ) -> tuple[torch.Tensor, None]:
     if _context is None:
         raise RuntimeError("attention was called outside attending(...)")
-    if rest.get("softcap") is not None or rest.get("s_aux") is not None:
-        raise Refused("this model's attention has soft-capping or sinks, which are not supported.")
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     layer = getattr(module, "layer_idx", None)
     if not isinstance(layer, int):
         raise Refused("this model's attention layers are not numbered, so it is not supported.")
-    output = _context.attend(layer, query, key, value, scale, sliding_window)
+    if _seen is not None:
+        mask = attention_mask if callable(attention_mask) else None
+        _seen.append(SeenLayer(layer, sliding_window, mask))
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    scoring = Scoring(scale, sliding_window, softcap, s_aux)
+    output = _context.attend(layer, query, key, value, scoring)
     return output.transpose(1, 2).contiguous(), None  # (B, T, Q, D)
 
 
-def _no_mask(*arguments: Any, **named: Any) -> None:
+def _no_mask(
+    *arguments: Any, mask_function: MaskFunction | None = None, **named: Any
+) -> MaskFunction | None:
     """The contexts above know what is visible; a (T, T) mask is never built."""
-    return
+    return None if _seen is None else mask_function
 
 
 AttentionInterface.register(NAME, _attention)

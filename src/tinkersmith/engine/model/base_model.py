@@ -31,7 +31,9 @@ from tinkersmith.engine.model.attention import (
     AttentionContext,
     CachedRows,
     PackedDocuments,
+    SeenLayer,
     attending,
+    layers_seen,
 )
 from tinkersmith.engine.model.dense import DenseModel, dense_model, is_dense
 from tinkersmith.engine.model.dtype_cast import compute_in_float32
@@ -73,6 +75,14 @@ def run_now(name: str, check: Callable[[], float]) -> float:
     return check()
 
 
+@dataclass(frozen=True, slots=True)
+class LogitsForm:
+    """What a family does with the output layer's product x W^T besides."""
+
+    scale: float = 1.0  # logits are this times the product (Cohere, Granite)
+    softcap: float | None = None  # then softcap tanh(logits / softcap) (Gemma 2)
+
+
 @dataclass
 class BaseModel:
     name: str
@@ -87,6 +97,7 @@ class BaseModel:
     eos_ids: frozenset[int]
     tied: bool
     dtype: torch.dtype  # of the computation; frozen weights may be narrower
+    logits_form: LogitsForm
     cache: "CacheSizes"
     layers: int = field(init=False)
     dense: DenseModel | None = None  # its layers laid out for kernels, if they know its family
@@ -98,6 +109,11 @@ class BaseModel:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether what a prompt leaves in the cache can serve others: states cannot be divided."""
+        return not self.cache.per_row
 
     @property
     def arch(self) -> str:
@@ -128,12 +144,15 @@ class BaseModel:
                 position_ids=positions.view(shape),
                 use_cache=False,
             )
-        return output.last_hidden_state.flatten(0, 1)
+        hidden = output.last_hidden_state.flatten(0, 1)
+        return hidden if self.logits_form.scale == 1 else hidden * self.logits_form.scale
 
     def logits(self, hidden: torch.Tensor, adapter: Adapter | None) -> torch.Tensor:
         """(T, H) -> (T, V) in fp32: a soft-max over a large vocabulary needs the digits."""
         with using(adapter):
-            return self.unembed(hidden).float()
+            logits = self.unembed(hidden).float()
+        cap = self.logits_form.softcap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,15 +335,16 @@ def base_model_of(
         eos_ids=_eos_ids(folder, model),
         tied=embedding is linears[parts["unembed"][0]].weight,
         dtype=torch.float32 if in_float32 else model.dtype,
+        logits_form=_logits_form(text_config),
         cache=_dense_cache_sizes(model, torch.float32 if in_float32 else model.dtype),
     )
     if not is_dense(model.config):
         base.cache = _measured_cache_sizes(base)
-    if window := int(run_check("plain transformers", lambda: _compare_with_plain(base))):
-        base.max_context = min(base.max_context, window)
+    window = int(run_check("plain transformers", lambda: _compare_with_plain(base)))
     if not is_dense(model.config):
         run_check("one token at a time", lambda: _compare_decoding(base))
-    base.dense = dense_model(model)
+    if base.logits_form == LogitsForm():
+        base.dense = dense_model(model, window or None)
     return base
 
 
@@ -392,6 +412,12 @@ def _max_context(name: str, config: PreTrainedConfig) -> int:
         if kind == "longrope":  # beyond this length all positions of a batch would change
             limit = min(limit, int(scaling.get("original_max_position_embeddings") or limit))
     return limit
+
+
+def _logits_form(config: PreTrainedConfig) -> LogitsForm:
+    scale = getattr(config, "logit_scale", None) or 1.0  # Cohere's name
+    scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite's
+    return LogitsForm(float(scale), getattr(config, "final_logit_softcapping", None))
 
 
 def _join_loras(model: PreTrainedModel, layers: Mapping[str, nn.Module]) -> dict[str, LayerShape]:
@@ -515,12 +541,13 @@ def _compare_decoding(base: BaseModel) -> float:
     cache = CachedRows(base.cache.attention_layers, len(documents), base.device)
     for row, (document, count) in enumerate(zip(documents, before, strict=True)):
         if not count:
-            cache.put(row, 0, None, None)
+            cache.put(row, 0, [], None)
             continue
         packed = PackedDocuments([count], keep=True)
         base.run(document[:count], torch.arange(count, device=base.device), packed, None)
         assert packed.kept is not None
-        cache.put(row, count, [(key[0], value[0]) for key, value in packed.kept], packed.states[0])
+        past = [(key[0], value[0]) for key, value in packed.kept]
+        cache.put(row, count, [past], packed.states[0])
     decoded: list[torch.Tensor] = []
     for step in range(7):
         ids = [document[start + step] for document, start in zip(documents, before, strict=True)]
@@ -548,10 +575,11 @@ def _compare_decoding(base: BaseModel) -> float:
 def _compare_with_plain(base: BaseModel) -> int:
     """Check that two packed documents give what transformers gives for each alone.
 
-    This catches every architecture whose attention or output layer does something else.
+    This catches every architecture whose attention or output layer does something else. The
+    documents may be shorter than its windows, so those are compared with its masks.
 
     Returns:
-        The tokens that attention sees back, if the model limits them; otherwise 0.
+        The fewest tokens that a layer sees back, if the model limits them; otherwise 0.
 
     Raises:
         Refused: they do not.
@@ -563,7 +591,7 @@ def _compare_with_plain(base: BaseModel) -> int:
     positions = torch.cat([torch.arange(n, device=base.device) for n in lengths])
     hidden = base.run(torch.cat(documents), positions, packed, None)
     ours = base.logits(hidden, None).split(lengths)
-    base.model.set_attn_implementation("sdpa")
+    base.model.set_attn_implementation("eager")
     try:
         theirs = [
             base.model(input_ids=document[None].to(base.device), use_cache=False).logits[0].float()
@@ -580,4 +608,30 @@ def _compare_with_plain(base: BaseModel) -> int:
             f"{base.name} ({base.arch}) computes something that this engine does not reproduce "
             f"(relative difference {worst:.1e}); this architecture is not supported."
         )
-    return packed.window or 0
+    with layers_seen() as seen:  # of one document: its mask says nothing of packs
+        base.hidden(documents[0], lengths[:1], None)
+    for layer in seen:
+        _check_mask(base, layer)
+    return min((layer.window for layer in seen if layer.window is not None), default=0)
+
+
+def _check_mask(base: BaseModel, layer: SeenLayer) -> None:
+    """Compare what a layer sees with the mask that transformers would give it, at all distances.
+
+    Raises:
+        Refused: it is neither causal, nor the layer's window.
+    """
+    if layer.mask is None:
+        return
+    window = base.max_context if layer.window is None else layer.window
+    near = [window * times + offset for times in (0, 1, 2, 3) for offset in (-1, 0, 1)]
+    for query in {*near, base.max_context - 1} & set(range(base.max_context)):
+        keys = torch.arange(query + 2, device=base.device)
+        visible = layer.mask(0, 0, torch.tensor(query, device=base.device), keys)
+        expected = (keys <= query) & (keys > query - window)
+        if not torch.equal(visible.expand(keys.shape), expected):
+            raise Refused(
+                f"layer {layer.layer} of {base.name} ({base.arch}) lets a token see others than "
+                "all before it, or than a window of the last ones; this architecture is not "
+                "supported."
+            )

@@ -5,6 +5,9 @@ Each expert has its own matrices on the side of its width; the experts of a laye
 side of the hidden size: w1 and w3 have lora_A (1, R, H) and lora_B (E, F, R), w2 has lora_A
 (E, R, F) and lora_B (1, H, R). The router is frozen.
 
+Families store the frozen matrices in several ways: inputs or outputs first, gate and up one after
+the other or in turn, with biases or without. transformers notes the way on each layer.
+
 Axes: N tokens, X experts per token, E experts, H hidden size, F width of an expert, R rank of the
 adapter, I, O inputs and outputs of a layer.
 """
@@ -30,6 +33,14 @@ class LoraExperts(nn.Module):
         super().__init__()
         self.base = base
         self.path = path
+        self.inputs_first = bool(getattr(base, "is_transposed", False))
+        self.alternates = not getattr(base, "is_concatenated", True)
+        gate = getattr(type(base), "_apply_gate", None)
+        self.has_own_gate = getattr(gate, "__module__", "") == type(base).__module__
+
+    def weight(self, name: str) -> torch.Tensor:  # (E, O, I)
+        weight = cast(torch.Tensor, getattr(self.base, name))
+        return weight.transpose(1, 2) if self.inputs_first else weight
 
     def forward(
         self,
@@ -51,25 +62,40 @@ class LoraExperts(nn.Module):
     ) -> torch.Tensor:
         """Like `forward`, with rows sorted by expert, so that each expert has one product."""
         order = chosen.flatten().argsort(stable=True)  # of the N X pairs
-        token = order // chosen.shape[1]
-        counts = torch.bincount(chosen.flatten(), minlength=len(self.base.down_proj))  # type: ignore[arg-type]
+        token, expert = order // chosen.shape[1], chosen.flatten()[order]
+        gate_up_weight, down_weight = self.weight("gate_up_proj"), self.weight("down_proj")
+        counts = torch.bincount(chosen.flatten(), minlength=len(down_weight))
         ends = counts.cumsum(0).int()  # (E,)
         x = hidden[token]  # (N X, H)
-        gate_up = grouped_linear(x, self.base.gate_up_proj, ends)  # type: ignore[arg-type]
-        gate, up = gate_up.chunk(2, -1)  # (N X, F)
+        gate_up = self._with_bias(grouped_linear(x, gate_up_weight, ends), "gate_up_proj", expert)
+        gate, up = (
+            (gate_up[:, ::2], gate_up[:, 1::2]) if self.alternates else gate_up.chunk(2, -1)
+        )  # (N X, F)
         if adapter is not None:  # in fp32 also on a bf16 base, as in LoraLinear
             gate, up = (
                 output + self._inward_update(hidden, token, ends, part, adapter).to(output.dtype)
                 for output, part in ((gate, "w1"), (up, "w3"))
             )
-        inner = self.base.act_fn(gate) * up  # type: ignore[operator]
-        output = grouped_linear(inner, self.base.down_proj, ends)  # type: ignore[arg-type]
+        inner = self._gated(gate, up)
+        output = self._with_bias(grouped_linear(inner, down_weight, ends), "down_proj", expert)
         if adapter is not None:
             a, b = (adapter.weights[f"{self.path}.w2.lora_{side}"] for side in "AB")
             low = grouped_linear(inner.float(), a, ends)  # (N X, R)
             output = output + (linear(low, b[0]) * adapter.scaling).to(output.dtype)
         output = output * weights.flatten()[order, None]
         return torch.zeros_like(hidden).index_add(0, token, output.to(hidden.dtype))
+
+    def _with_bias(self, output: torch.Tensor, name: str, expert: torch.Tensor) -> torch.Tensor:
+        bias = getattr(self.base, f"{name}_bias", None)  # (E, O)
+        return output if bias is None else output + bias[expert]
+
+    def _gated(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:  # (N X, F) all
+        if not self.has_own_gate:
+            return self.base.act_fn(gate) * up  # type: ignore[operator]
+        both = (
+            torch.stack([gate, up], -1).flatten(1) if self.alternates else torch.cat([gate, up], -1)
+        )
+        return self.base._apply_gate(both)  # type: ignore[operator]
 
     def _inward_update(
         self,
@@ -125,8 +151,10 @@ def _computes_the_same(layer: LoraExperts) -> bool:
     gate_up, down = (getattr(layer.base, name, None) for name in ("gate_up_proj", "down_proj"))
     if not (isinstance(gate_up, nn.Parameter) and isinstance(down, nn.Parameter)):
         return False
-    count, hidden_size, width = down.shape
-    if gate_up.shape != (count, 2 * width, hidden_size) or not hasattr(layer.base, "act_fn"):
+    count, hidden_size, width = layer.weight("down_proj").shape
+    if layer.weight("gate_up_proj").shape != (count, 2 * width, hidden_size):
+        return False
+    if not (layer.has_own_gate or hasattr(layer.base, "act_fn")):
         return False
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(6, hidden_size, generator=generator).to(down)
@@ -140,7 +168,7 @@ def _computes_the_same(layer: LoraExperts) -> bool:
 
 def part_shapes(layer: LoraExperts) -> dict[str, lora.LayerShape]:
     """The shape of each part of a layer of experts, by its path."""
-    count, hidden_size, width = cast(torch.Tensor, layer.base.down_proj).shape
+    count, hidden_size, width = layer.weight("down_proj").shape
     inward = lora.LayerShape(hidden_size, width, a_lead=(1,), b_lead=(count,))
     outward = lora.LayerShape(width, hidden_size, a_lead=(count,), b_lead=(1,))
     return {f"{layer.path}.{part}": outward if part == "w2" else inward for part in PARTS}
