@@ -51,7 +51,7 @@ from tinkersmith.engine.model.recurrent import (
     recurrent_layers,
     wrap_recurrent_layers,
 )
-from tinkersmith.engine.storage.catalogue import check_base_folder
+from tinkersmith.engine.storage.catalogue import check_base_folder, context_length
 from tinkersmith.errors import reason_of
 from tinkersmith.files import read_json_object
 from tinkersmith.fingerprint import safetensors_header
@@ -331,7 +331,7 @@ def base_model_of(
         parts=parts,
         why_not={"mlp": why_no_experts},
         vocab_size=embedding.shape[0],
-        max_context=_max_context(name, text_config),
+        max_context=_max_context(name, folder, text_config),
         eos_ids=_eos_ids(folder, model),
         tied=embedding is linears[parts["unembed"][0]].weight,
         dtype=torch.float32 if in_float32 else model.dtype,
@@ -393,25 +393,23 @@ def parameter_count(folder: Path, pattern: re.Pattern[str] = re.compile("")) -> 
     return count
 
 
-def _max_context(name: str, config: PreTrainedConfig) -> int:
-    """The longest document that the model takes.
+def _max_context(name: str, folder: Path, config: PreTrainedConfig) -> int:
+    """The longest document that the model takes: what the server announces.
 
     Raises:
         Refused: positions depend on the other documents of a pack or batch.
     """
-    limit = int(getattr(config, "max_position_embeddings", 0) or 2048)
     rope = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in rope.values() if isinstance(value, dict)]
     for scaling in nested or [rope]:
-        kind = scaling.get("rope_type", "default")
-        if kind == "dynamic":
+        if scaling.get("rope_type") == "dynamic":
             raise Refused(
                 f"{name} has dynamic rotary positions, which depend on the longest sequence of a "
                 "batch; this engine packs sequences together and does not support it."
             )
-        if kind == "longrope":  # beyond this length all positions of a batch would change
-            limit = min(limit, int(scaling.get("original_max_position_embeddings") or limit))
-    return limit
+    # Where config.json does not say, transformers knows what the family has.
+    default = int(getattr(config, "max_position_embeddings", 0) or 2048)
+    return context_length(folder) or default
 
 
 def _logits_form(config: PreTrainedConfig) -> LogitsForm:
