@@ -447,10 +447,14 @@ def _linear_parts(model: PreTrainedModel, recurrent: Collection[str]) -> dict[st
             continue
         if module is unembed:
             parts["unembed"].append(path)
-        elif parent in recurrent or any("attn" in word or "attention" in word for word in parents):
+        elif (
+            parent in recurrent
+            or hasattr(model.get_submodule(parent), "num_key_value_groups")
+            or any("attn" in word or "attention" in word for word in parents)
+        ):
             parts["attention"].append(path)
         elif name not in _ROUTERS and any(
-            parent in ("mlp", "feed_forward", "ffn") for parent in parents
+            word in ("mlp", "feed_forward", "ffn", "mixer") for word in parents
         ):
             parts["mlp"].append(path)
     if not parts["unembed"]:

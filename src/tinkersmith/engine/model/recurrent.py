@@ -7,6 +7,7 @@ Axes: B rows, T packed tokens, H hidden size.
 """
 
 import inspect
+import math
 from typing import Any, cast
 
 import torch
@@ -54,6 +55,8 @@ def wrap_recurrent_layers(model: nn.Module, layers: dict[str, nn.Module]) -> Non
         parent, _, name = path.rpartition(".")
         wrapped = RecurrentLayer(layer, cast(int, layer.layer_idx))
         setattr(model.get_submodule(parent), name, wrapped)
+        if hasattr(layer, "time_step_limit") and hasattr(layer, "in_proj"):
+            _limit_single_steps(layer)
 
 
 def joined_rows(layer: Any) -> dict[str, Rows]:
@@ -61,9 +64,36 @@ def joined_rows(layer: Any) -> dict[str, Rows]:
     if hasattr(layer, "in_proj_qkv"):  # a gated delta-net (Yang et al. 2024)
         rows = (("in_proj_q", layer.key_dim), ("in_proj_k", layer.key_dim))
         return {"in_proj_qkv": (*rows, ("in_proj_v", layer.value_dim))}
-    if hasattr(layer, "in_proj") and hasattr(layer, "ssm_state_size"):  # Mamba 2 (Dao & Gu 2024)
-        # Those of B, C and the time step follow.
-        return {
-            "in_proj": (("gate_proj", layer.intermediate_size), ("x_proj", layer.intermediate_size))
-        }
+    if _is_mamba2(layer):  # the rows of B, C and the time step follow
+        width = layer.intermediate_size
+        return {"in_proj": (("gate_proj", width), ("x_proj", width))}
     return {}
+
+
+def _is_mamba2(layer: Any) -> bool:
+    """Whether a layer's input projection has the rows of Mamba 2 (Dao & Gu 2024)."""
+    if not (hasattr(layer, "ssm_state_size") and hasattr(layer, "conv_dim")):
+        return False
+    rows = layer.intermediate_size + layer.conv_dim + layer.num_heads
+    return isinstance(layer.in_proj, nn.Linear) and layer.in_proj.out_features == rows
+
+
+def _limit_single_steps(layer: Any) -> None:
+    """Let one token alone have the least time step that tokens of a whole text have.
+
+    transformers limits the step softplus(dt + bias) only where it computes a whole text, so that
+    sampled tokens would have other log-probabilities than the same tokens in training.
+    """
+    least = float(getattr(layer, "time_step_limit", (0.0,))[0])
+    if least <= 0:
+        return
+    heads = layer.num_heads
+    inverse = math.log(math.expm1(least))  # softplus(inverse) = least
+
+    def limit(_module: nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        if output.shape[1] != 1 or torch.is_grad_enabled():
+            return output
+        floor = (inverse - layer.dt_bias.float()).to(output.dtype)
+        return torch.cat([output[..., :-heads], output[..., -heads:].maximum(floor)], -1)
+
+    layer.in_proj.register_forward_hook(limit)
