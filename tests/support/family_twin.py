@@ -6,12 +6,15 @@ trained W; autograd differentiates it down to A and B. Nothing of the engine com
 Axes: T tokens of a sample, E experts, F width of an expert, H hidden size.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
@@ -60,15 +63,27 @@ def alternating_experts(
     return {"gate_up_proj": both.transpose(1, 2), "down_proj": down.transpose(1, 2)}
 
 
+def experts_without_gate(
+    up: torch.Tensor, _none: None, down: torch.Tensor
+) -> dict[str, torch.Tensor]:  # (E, F, H), -, (E, H, F)
+    """How Nemotron 3 stores an expert, whose w1 is the projection up."""
+    return {"up_proj": up, "down_proj": down}
+
+
 @dataclass(frozen=True)
 class TinyFamily:
-    """A family as a tiny random model. `experts` says how its fused experts are stored."""
+    """A family as a tiny random model. `experts` says how its fused experts are stored.
+
+    `joined` has the parts of projections that are one matrix in plain transformers, by its name,
+    in the order of their rows. Rows that are left over are not trained.
+    """
 
     name: str
     model: type[PreTrainedModel]
     config: PreTrainedConfig
     experts: Callable[..., dict[str, torch.Tensor]] = concatenated_experts
     lengths: Sequence[int] = LENGTHS
+    joined: Mapping[str, Sequence[str]] = field(default_factory=dict[str, Sequence[str]])
 
 
 @dataclass(frozen=True)
@@ -89,6 +104,13 @@ def make_family(family: TinyFamily, folder: Path, dtype: torch.dtype = torch.flo
         for name, parameter in model.named_parameters():
             if any(word in name for word in ("norm", "bias", "sinks")):
                 parameter.add_(torch.randn(parameter.shape) * 0.2)
+            if name.endswith("A_log"):
+                # A state that fades fast sums up large exponents, whose differences lose digits in
+                # float32: plain transformers then differ from float64 by 1e-4.
+                parameter.sub_(4)
+        for name, buffer in model.named_buffers():
+            if name.endswith("bias"):  # of a router; zeros would not show whether it is used
+                buffer.add_(torch.randn(buffer.shape) * 0.1)
     model.to(dtype).save_pretrained(folder)  # type: ignore[arg-type]
     make_tiny_tokenizer(folder)
     return folder
@@ -119,9 +141,28 @@ def twin_logprobs(
     """Log-probabilities of a sample's targets, differentiable down to the adapter's weights."""
     changed = {} if adapter is None else _changed(family, model, adapter)
     ids = {"input_ids": torch.from_numpy(datum.tokens)[None], "use_cache": False}
-    logits = torch.func.functional_call(model, changed, (), ids, tie_weights=False).logits[0]
+    with _all_in_float64(model):
+        logits = torch.func.functional_call(model, changed, (), ids, tie_weights=False).logits[0]
     targets = torch.from_numpy(datum.inputs["target_tokens"])
     return logits.double().log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+
+
+class _TorchOfFloat64:
+    """torch as a module of transformers sees it, where float32 means float64."""
+
+    float32 = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+@contextmanager
+def _all_in_float64(model: PreTrainedModel) -> Iterator[None]:
+    """Let the layers compute in float64 also where they ask for float32."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        patch.setattr(sys.modules[type(model).__module__], "torch", _TorchOfFloat64())
+        yield
 
 
 def _changed(family: TinyFamily, model: PreTrainedModel, adapter: Adapter) -> Changes:
@@ -130,12 +171,28 @@ def _changed(family: TinyFamily, model: PreTrainedModel, adapter: Adapter) -> Ch
         return adapter.scaling * b @ a
 
     changed: Changes = {}
+    parameters = dict(model.named_parameters())
+    parts_of = {names[0]: (whole, names) for whole, names in family.joined.items()}
+    others = {name for _, names in parts_of.values() for name in names[1:]}
     for path in adapter.module_paths:
         parent, _, part = path.rpartition(".")
-        if not parent.endswith(".experts") or part not in ("w1", "w2", "w3"):
+        if part in parts_of and hasattr(model.get_submodule(parent), parts_of[part][0]):
+            whole, names = parts_of[part]
+            weight = model.get_parameter(f"{parent}.{whole}.weight")
+            change = torch.cat([product(f"{parent}.{name}") for name in names])
+            change = torch.nn.functional.pad(change, (0, 0, 0, len(weight) - len(change)))
+            changed[f"{parent}.{whole}.weight"] = weight + change
+        elif part in others and f"{path}.weight" not in parameters:
+            continue
+        elif not parent.endswith(".experts") or part not in ("w1", "w2", "w3"):
             changed[f"{path}.weight"] = model.get_parameter(f"{path}.weight") + product(path)
         elif part == "w1":
-            parts = (product(f"{parent}.{name}") for name in ("w1", "w3", "w2"))
+            parts = (
+                product(f"{parent}.{name}")
+                if f"{parent}.{name}.lora_A" in adapter.weights
+                else None
+                for name in ("w1", "w3", "w2")
+            )
             for name, change in family.experts(*parts).items():
                 name = f"{parent}.{name}"
                 changed[name] = model.get_parameter(name) + change

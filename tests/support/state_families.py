@@ -7,6 +7,8 @@ import torch
 from transformers import (
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
+    NemotronHConfig,
+    NemotronHForCausalLM,
     Qwen3_5Config,
     Qwen3_5ForCausalLM,
     Qwen3_5ForConditionalGeneration,
@@ -17,10 +19,12 @@ from transformers import (
     Qwen3NextForCausalLM,
 )
 
-from tests.support.families import EXPERTS, SIZES
+from tests.support.family_twin import SIZES, TinyFamily, experts_without_gate
 from tests.support.tiny_models import make_tiny_tokenizer
 
-DELTA_NET: dict[str, Any] = {
+# Shorter than a convolution, and longer than a chunk of the delta rule.
+_LENGTHS = (40, 7, 2, 1, 70, 33)
+_DELTA_NET: dict[str, Any] = {
     "head_dim": 16,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
@@ -28,8 +32,13 @@ DELTA_NET: dict[str, Any] = {
     "linear_value_head_dim": 12,
     "layer_types": ["linear_attention", "full_attention"],
 }
-SHARED_EXPERT: dict[str, Any] = {**EXPERTS, "shared_expert_intermediate_size": 24}
-LATENT: dict[str, Any] = {
+_SHARED_EXPERT: dict[str, Any] = {
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 24,
+}
+_LATENT: dict[str, Any] = {
     "num_key_value_heads": 4,
     "q_lora_rank": 12,
     "kv_lora_rank": 8,
@@ -44,7 +53,64 @@ LATENT: dict[str, Any] = {
     "moe_intermediate_size": 16,
     "first_k_dense_replace": 1,
 }
-VISION: dict[str, Any] = {
+_MAMBA: dict[str, Any] = {
+    "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "linear_attention"],
+    "head_dim": 8,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 6,
+    "n_groups": 2,
+    "ssm_state_size": 8,
+    "chunk_size": 16,
+    "time_step_min": 0.2,  # so that it is reached
+    "n_routed_experts": 5,
+    "moe_intermediate_size": 16,
+    "moe_shared_expert_intermediate_size": 24,
+}
+_JOINED_DELTA_NET = {"in_proj_qkv": ("in_proj_q", "in_proj_k", "in_proj_v")}
+_JOINED_MAMBA = {"in_proj": ("gate_proj", "x_proj")}
+_WITHOUT_LAYERS = {name: value for name, value in SIZES.items() if name != "num_hidden_layers"}
+
+FAMILIES = [
+    TinyFamily(
+        "qwen3_5",
+        Qwen3_5ForCausalLM,
+        Qwen3_5TextConfig(**SIZES, **_DELTA_NET),
+        lengths=_LENGTHS,
+        joined=_JOINED_DELTA_NET,
+    ),
+    TinyFamily(
+        "qwen3_5_moe",
+        Qwen3_5MoeForCausalLM,
+        Qwen3_5MoeTextConfig(**SIZES, **_DELTA_NET, **_SHARED_EXPERT),
+        lengths=_LENGTHS,
+        joined=_JOINED_DELTA_NET,
+    ),
+    TinyFamily(
+        "qwen3_next",
+        Qwen3NextForCausalLM,
+        Qwen3NextConfig(**SIZES, **_DELTA_NET, **_SHARED_EXPERT),
+        lengths=_LENGTHS,
+    ),
+    TinyFamily("deepseek_v3", DeepseekV3ForCausalLM, DeepseekV3Config(**{**SIZES, **_LATENT})),
+    TinyFamily(
+        "nemotron_h",
+        NemotronHForCausalLM,
+        NemotronHConfig(**_WITHOUT_LAYERS, **_MAMBA),
+        experts=experts_without_gate,
+        lengths=_LENGTHS,
+        joined=_JOINED_MAMBA,
+    ),
+    TinyFamily(
+        "nemotron_h with latent experts",
+        NemotronHForCausalLM,
+        NemotronHConfig(**_WITHOUT_LAYERS, **_MAMBA, moe_latent_size=20),
+        experts=experts_without_gate,
+        lengths=_LENGTHS,
+        joined=_JOINED_MAMBA,
+    ),
+]
+
+_VISION: dict[str, Any] = {
     "depth": 1,
     "hidden_size": 16,
     "intermediate_size": 16,
@@ -53,45 +119,14 @@ VISION: dict[str, Any] = {
     "num_position_embeddings": 16,
 }
 
-STATE_FAMILIES: dict[str, tuple[type, Any]] = {
-    "qwen3_5": (Qwen3_5ForCausalLM, Qwen3_5TextConfig(**SIZES, **DELTA_NET)),
-    "qwen3_5_moe": (
-        Qwen3_5MoeForCausalLM,
-        Qwen3_5MoeTextConfig(**SIZES, **DELTA_NET, **SHARED_EXPERT),
-    ),
-    "qwen3_next": (
-        Qwen3NextForCausalLM,
-        Qwen3NextConfig(**SIZES, **DELTA_NET, **SHARED_EXPERT),
-    ),
-    "deepseek_v3": (DeepseekV3ForCausalLM, DeepseekV3Config(**{**SIZES, **LATENT})),
-}
-
-
-def make_with_state(folder: Path, family: str) -> Path:
-    kind, config = STATE_FAMILIES[family]
-    return _save(folder, kind, config)
-
 
 def make_with_images(folder: Path, *, tied: bool) -> Path:
     """A Qwen3.5 that also sees images, as its folders on the Hub are laid out."""
-    text = Qwen3_5TextConfig(**{**SIZES, **DELTA_NET, "tie_word_embeddings": tied})
+    text = Qwen3_5TextConfig(**{**SIZES, **_DELTA_NET, "tie_word_embeddings": tied})
     config = Qwen3_5Config(
-        text_config=text.to_dict(), vision_config=VISION, tie_word_embeddings=tied
+        text_config=text.to_dict(), vision_config=_VISION, tie_word_embeddings=tied
     )
-    return _save(folder, Qwen3_5ForConditionalGeneration, config)
-
-
-def _save(folder: Path, kind: type, config: Any) -> Path:
     torch.manual_seed(0)
-    model = kind(config).float()
-    for name, buffer in model.named_buffers():
-        if name.endswith("e_score_correction_bias"):  # zeros would not show whether it is used
-            buffer.normal_(0, 0.1)
-    for name, weight in model.named_parameters():
-        if name.endswith("A_log"):
-            # A state that fades fast makes large sums of exponents, whose differences lose digits
-            # in float32: plain transformers then differ from float64 by 1e-4.
-            weight.data -= 4
-    model.save_pretrained(folder)
+    Qwen3_5ForConditionalGeneration(config).float().save_pretrained(folder)
     make_tiny_tokenizer(folder)
     return folder

@@ -9,60 +9,47 @@ import pytest
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM, Qwen3_5ForConditionalGeneration
+from transformers import Qwen3_5ForConditionalGeneration
 
-from tests.support.adapters import filled_adapter, gradients
+from tests.support.adapters import filled_adapter
 from tests.support.answers import assert_equal_answers
-from tests.support.batches import random_datums
 from tests.support.clients import GREEDY, PROMPT, train
 from tests.support.engine import datum, running_engine
 from tests.support.engine import random_datums as random_sdk_datums
-from tests.support.float64_twins import logprobs_of_the_twin
-from tests.support.state_families import STATE_FAMILIES, make_with_images, make_with_state
-from tinkersmith.engine.messages import Answering, Datum, LoraConfig, SampleRequest
+from tests.support.family_twin import (
+    TinyFamily,
+    make_family,
+    sampling_difference,
+    training_differences,
+)
+from tests.support.state_families import FAMILIES, make_with_images
+from tinkersmith.engine.messages import Answering, LoraConfig, SampleRequest
 from tinkersmith.engine.model.adapters import adapter_state, new_adapter, snapshot
 from tinkersmith.engine.model.base_model import BaseModel, load_base_model, memory_of_weights
 from tinkersmith.engine.model.exported_adapter import read_exported_adapter
 from tinkersmith.engine.sampling.batch import Batch
 from tinkersmith.engine.sampling.cache_memory import CacheMemory
 from tinkersmith.engine.sampling.sampler import sample
-from tinkersmith.engine.training.step import forward, forward_backward
 
 pytestmark = pytest.mark.engine
 
 
-@pytest.fixture(params=STATE_FAMILIES, scope="module")
-def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    folder = make_with_state(tmp_path_factory.mktemp("m"), request.param)
-    return load_base_model(request.param, folder)
+@pytest.fixture(params=FAMILIES, ids=lambda family: family.name, scope="module")
+def family(request: pytest.FixtureRequest) -> TinyFamily:
+    return request.param
 
 
-def datum_of(rng: np.random.Generator, length: int) -> Datum:
-    tokens = rng.integers(0, 250, length + 1)
-    weights = rng.choice([0.5, 1.0, -0.3], length).astype(np.float32)
-    return Datum(tokens[:-1], {"target_tokens": tokens[1:], "weights": weights})
+@pytest.fixture(scope="module")
+def base(family: TinyFamily, tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    return load_base_model(family.name, make_family(family, tmp_path_factory.mktemp("m")))
 
 
-def test_losses_and_lora_gradients_equal_those_of_a_float64_twin(base: BaseModel) -> None:
-    adapter = filled_adapter(base, LoraConfig(4, 0))
-    rng = np.random.default_rng(0)
-    # Also shorter than a convolution, and longer than a chunk of the delta rule.
-    datums = [*random_datums(rng, 3), *(datum_of(rng, length) for length in (1, 2, 70))]
-    output = forward_backward(base, adapter, datums, "cross_entropy", {})
-    ours = gradients(adapter)
-    adapter.clear_gradients()
-    plain = AutoModelForCausalLM.from_pretrained(base.folder, dtype=torch.float64)
-    plain.eval().requires_grad_(False).set_experts_implementation("eager")
-    total = torch.zeros((), dtype=torch.float64)
-    for one, logprobs in zip(datums, output.logprobs, strict=True):
-        expected = logprobs_of_the_twin(plain, adapter, one.tokens, one.inputs["target_tokens"])
-        np.testing.assert_allclose(logprobs, expected.detach(), atol=2e-5, rtol=1e-5)
-        total = total - (expected * torch.from_numpy(one.inputs["weights"])).sum()
-    total.backward()
-    assert output.metrics["loss:sum"] == pytest.approx(total.item(), rel=1e-5)
-    for name, gradient in gradients(adapter).items():
-        difference = (ours[name] - gradient).norm()
-        assert difference <= 1e-5 * gradient.norm(), name
+def test_losses_and_lora_gradients_equal_those_of_a_float64_twin(
+    family: TinyFamily, base: BaseModel
+) -> None:
+    differences = training_differences(family, base, rank=4)
+    assert differences.logprob < 2e-5 and differences.loss < 1e-5
+    assert differences.gradient < 1e-5, differences.worst
 
 
 def requests_of_many_lengths(count: int) -> list[SampleRequest]:
@@ -98,19 +85,10 @@ def test_requests_that_join_and_leave_at_any_step_get_what_each_gets_alone(
 
 
 def test_sampled_and_prompt_log_probabilities_are_those_of_a_forward_pass(
-    base: BaseModel,
+    family: TinyFamily, base: BaseModel
 ) -> None:
-    adapter = snapshot(filled_adapter(base, LoraConfig(4, 0)))
-    prompt = list(range(40, 70))
-    request = SampleRequest(prompt, 2, 60, seed=5, stop=[], prompt_logprobs=True)
-    [result] = sample(base, adapter, [request])
-    for sequence in result.sequences:
-        tokens = np.array([*prompt, *sequence.tokens])
-        inputs = {"target_tokens": tokens[1:]}
-        [whole] = forward(base, adapter, [Datum(tokens[:-1], inputs)], "cross_entropy", {}).logprobs
-        np.testing.assert_allclose(sequence.logprobs, whole[len(prompt) - 1 :], atol=1e-4)
-        assert result.prompt_logprobs is not None
-        np.testing.assert_allclose(result.prompt_logprobs[1:], whole[: len(prompt) - 1], atol=1e-4)
+    sampled, prompts = sampling_difference(family, base)
+    assert sampled < 1e-4 and prompts < 1e-4
 
 
 def test_memory_is_reserved_for_keys_values_and_states(base: BaseModel) -> None:
@@ -124,7 +102,7 @@ def test_memory_is_reserved_for_keys_values_and_states(base: BaseModel) -> None:
 
 
 def test_a_joined_projection_has_a_lora_for_each_of_its_parts(tmp_path: Path) -> None:
-    base = load_base_model("tiny", make_with_state(tmp_path, "qwen3_5"))
+    base = load_base_model("tiny", make_family(FAMILIES[0], tmp_path))
     state = adapter_state(new_adapter(base, LoraConfig(4)))
     layer = "base_model.model.model.layers.0.linear_attn"
     sizes = {
@@ -145,17 +123,17 @@ def test_a_joined_projection_has_a_lora_for_each_of_its_parts(tmp_path: Path) ->
 
 def test_clients_of_the_sdk_train_sample_and_resume_bit_for_bit(tmp_path: Path) -> None:
     data = random_sdk_datums(4)
-    folders = {family: make_with_state(tmp_path / family, family) for family in STATE_FAMILIES}
-    models = [("--base-model", f"{family}={folder}") for family, folder in folders.items()]
+    folders = {family.name: make_family(family, tmp_path / family.name) for family in FAMILIES[:5]}
+    models = [("--base-model", f"{name}={folder}") for name, folder in folders.items()]
     with (
         running_engine(tmp_path / "engine", folders["qwen3_5"], *chain(*models)) as engine,
         engine.client() as service,
     ):
-        for family in STATE_FAMILIES:
-            client = service.create_lora_training_client(family, rank=4, seed=1).result()
+        for name in folders:
+            client = service.create_lora_training_client(name, rank=4, seed=1).result()
             losses = [train(client, data, rate=0.01) for _ in range(3)]
             assert losses[2] < losses[1] < losses[0]
-            state = client.save_state(f"state-{family}").result().path
+            state = client.save_state(f"state-{name}").result().path
             resumed = service.create_training_client_from_state_with_optimizer(state).result()
             assert [train(resumed, data) for _ in range(2)] == [
                 train(client, data) for _ in range(2)

@@ -3,7 +3,8 @@
 A module "<path>.experts" has the parts "<path>.experts.w1" (gate), ".w3" (up) and ".w2" (down).
 Each expert has its own matrices on the side of its width; the experts of a layer share those on the
 side of the hidden size: w1 and w3 have lora_A (1, R, H) and lora_B (E, F, R), w2 has lora_A
-(E, R, F) and lora_B (1, H, R). The router is frozen.
+(E, R, F) and lora_B (1, H, R). Experts without a gate have w1 (up) and w2 only. The router is
+frozen.
 
 Families store the frozen matrices in several ways: inputs or outputs first, gate and up one after
 the other or in turn, with biases or without. transformers notes the way on each layer.
@@ -20,8 +21,6 @@ from torch.nn.functional import grouped_mm, linear
 
 from tinkersmith.engine.model import lora
 
-PARTS = ("w1", "w2", "w3")
-
 
 class LoraExperts(nn.Module):
     """A frozen layer of experts that adds the active adapter's products, if it trains this layer.
@@ -37,6 +36,9 @@ class LoraExperts(nn.Module):
         self.alternates = not getattr(base, "is_concatenated", True)
         gate = getattr(type(base), "_apply_gate", None)
         self.has_own_gate = getattr(gate, "__module__", "") == type(base).__module__
+        self.has_gate = not hasattr(base, "up_proj")
+        self.inward = "gate_up_proj" if self.has_gate else "up_proj"
+        self.parts = ("w1", "w2", "w3") if self.has_gate else ("w1", "w2")
 
     def weight(self, name: str) -> torch.Tensor:  # (E, O, I)
         weight = cast(torch.Tensor, getattr(self.base, name))
@@ -49,7 +51,7 @@ class LoraExperts(nn.Module):
         weights: torch.Tensor,  # (N, X)
     ) -> torch.Tensor:  # (N, H)
         adapter = lora.active()
-        if adapter is None or f"{self.path}.{PARTS[0]}.lora_A" not in adapter.weights:
+        if adapter is None or f"{self.path}.w1.lora_A" not in adapter.weights:
             return self.base(hidden, chosen, weights)
         return self.routed(hidden, chosen, weights, adapter)
 
@@ -63,20 +65,18 @@ class LoraExperts(nn.Module):
         """Like `forward`, with rows sorted by expert, so that each expert has one product."""
         order = chosen.flatten().argsort(stable=True)  # of the N X pairs
         token, expert = order // chosen.shape[1], chosen.flatten()[order]
-        gate_up_weight, down_weight = self.weight("gate_up_proj"), self.weight("down_proj")
+        inward_weight, down_weight = self.weight(self.inward), self.weight("down_proj")
         counts = torch.bincount(chosen.flatten(), minlength=len(down_weight))
         ends = counts.cumsum(0).int()  # (E,)
         x = hidden[token]  # (N X, H)
-        gate_up = self._with_bias(grouped_linear(x, gate_up_weight, ends), "gate_up_proj", expert)
-        gate, up = (
-            (gate_up[:, ::2], gate_up[:, 1::2]) if self.alternates else gate_up.chunk(2, -1)
-        )  # (N X, F)
+        inward = self._with_bias(grouped_linear(x, inward_weight, ends), self.inward, expert)
+        outputs = self._split(inward)  # each (N X, F)
         if adapter is not None:  # in fp32 also on a bf16 base, as in LoraLinear
-            gate, up = (
+            outputs = [
                 output + self._inward_update(hidden, token, ends, part, adapter).to(output.dtype)
-                for output, part in ((gate, "w1"), (up, "w3"))
-            )
-        inner = self._gated(gate, up)
+                for output, part in zip(outputs, ("w1", "w3"), strict=False)
+            ]
+        inner = self._activated(outputs)
         output = self._with_bias(grouped_linear(inner, down_weight, ends), "down_proj", expert)
         if adapter is not None:
             a, b = (adapter.weights[f"{self.path}.w2.lora_{side}"] for side in "AB")
@@ -89,13 +89,22 @@ class LoraExperts(nn.Module):
         bias = getattr(self.base, f"{name}_bias", None)  # (E, O)
         return output if bias is None else output + bias[expert]
 
-    def _gated(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:  # (N X, F) all
-        if not self.has_own_gate:
-            return self.base.act_fn(gate) * up  # type: ignore[operator]
-        both = (
-            torch.stack([gate, up], -1).flatten(1) if self.alternates else torch.cat([gate, up], -1)
-        )
-        return self.base._apply_gate(both)  # type: ignore[operator]
+    def _split(self, inward: torch.Tensor) -> list[torch.Tensor]:
+        """The outputs of gate and up, or of up alone."""
+        if not self.has_gate:
+            return [inward]
+        if self.alternates:
+            return [inward[:, ::2], inward[:, 1::2]]
+        return list(inward.chunk(2, -1))
+
+    def _activated(self, outputs: list[torch.Tensor]) -> torch.Tensor:  # (N X, F) all
+        if self.has_gate and self.has_own_gate:
+            both = (
+                torch.stack(outputs, -1).flatten(1) if self.alternates else torch.cat(outputs, -1)
+            )
+            return self.base._apply_gate(both)  # type: ignore[operator]
+        activated = self.base.act_fn(outputs[0])  # type: ignore[operator]
+        return activated * outputs[1] if self.has_gate else activated
 
     def _inward_update(
         self,
@@ -148,11 +157,11 @@ def find_experts(model: nn.Module) -> tuple[dict[str, LoraExperts], str]:
 @torch.no_grad()
 def _computes_the_same(layer: LoraExperts) -> bool:
     """Whether `routed` can compute this layer, and its result is the layer's own."""
-    gate_up, down = (getattr(layer.base, name, None) for name in ("gate_up_proj", "down_proj"))
-    if not (isinstance(gate_up, nn.Parameter) and isinstance(down, nn.Parameter)):
+    inward, down = (getattr(layer.base, name, None) for name in (layer.inward, "down_proj"))
+    if not (isinstance(inward, nn.Parameter) and isinstance(down, nn.Parameter)):
         return False
     count, hidden_size, width = layer.weight("down_proj").shape
-    if layer.weight("gate_up_proj").shape != (count, 2 * width, hidden_size):
+    if layer.weight(layer.inward).shape != (count, (1 + layer.has_gate) * width, hidden_size):
         return False
     if not (layer.has_own_gate or hasattr(layer.base, "act_fn")):
         return False
@@ -171,4 +180,4 @@ def part_shapes(layer: LoraExperts) -> dict[str, lora.LayerShape]:
     count, hidden_size, width = layer.weight("down_proj").shape
     inward = lora.LayerShape(hidden_size, width, a_lead=(1,), b_lead=(count,))
     outward = lora.LayerShape(width, hidden_size, a_lead=(count,), b_lead=(1,))
-    return {f"{layer.path}.{part}": outward if part == "w2" else inward for part in PARTS}
+    return {f"{layer.path}.{part}": outward if part == "w2" else inward for part in layer.parts}

@@ -63,7 +63,7 @@ def read_exported_adapter(
         },
     )
     rank = max(layer.a.shape[0] for layer in layers.values())
-    paths = {_engine_path(path) for path in layers}
+    paths = {_engine_path(base, path) for path in layers}
     for path in sorted(paths - base.shapes.keys()):
         raise Refused(f"{folder} has weights for {path}, which {base.name} does not have here.")
     attention, mlp, unembed = (
@@ -81,7 +81,7 @@ def read_exported_adapter(
             b = pad(layer.b * (layer.strength / adapter.scaling), (0, missing))
             match = _EXPERT.fullmatch(path)
             if match is not None:
-                experts.setdefault(_engine_path(path), {})[int(match[2])] = (a, b)
+                experts.setdefault(_engine_path(base, path), {})[int(match[2])] = (a, b)
             else:
                 _copy(adapter, path, a, b, folder)
         for path, by_number in experts.items():
@@ -145,9 +145,13 @@ def _pairs(folder: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     return {path: (matrices["A"], matrices["B"]) for path, matrices in sides.items()}
 
 
-def _engine_path(path: str) -> str:
+def _engine_path(base: BaseModel, path: str) -> str:
     match = _EXPERT.fullmatch(path)
-    return path if match is None else f"{match[1]}.{_PARTS.get(match[3], match[3])}"
+    if match is None:
+        return path
+    part = f"{match[1]}.{_PARTS.get(match[3], match[3])}"
+    without_gate = match[3] == "up_proj" and part not in base.shapes
+    return f"{match[1]}.w1" if without_gate else part
 
 
 def _strength(config: dict[str, Any], path: str, rank: int, folder: Path) -> float:
