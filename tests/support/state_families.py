@@ -12,7 +12,9 @@ from transformers import (
     Qwen3_5Config,
     Qwen3_5ForCausalLM,
     Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
     Qwen3_5MoeForCausalLM,
+    Qwen3_5MoeForConditionalGeneration,
     Qwen3_5MoeTextConfig,
     Qwen3_5TextConfig,
     Qwen3NextConfig,
@@ -120,13 +122,17 @@ _VISION: dict[str, Any] = {
 }
 
 
-def make_with_images(folder: Path, *, tied: bool) -> Path:
+def make_with_images(folder: Path, *, tied: bool, experts: bool = False) -> Path:
     """A Qwen3.5 that also sees images, as its folders on the Hub are laid out."""
-    text = Qwen3_5TextConfig(**{**SIZES, **_DELTA_NET, "tie_word_embeddings": tied})
-    config = Qwen3_5Config(
-        text_config=text.to_dict(), vision_config=_VISION, tie_word_embeddings=tied
-    )
+    sizes = {**SIZES, **_DELTA_NET, "tie_word_embeddings": tied}
+    if experts:
+        text = Qwen3_5MoeTextConfig(**sizes, **_SHARED_EXPERT)
+        kinds = Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
+    else:
+        text = Qwen3_5TextConfig(**sizes)
+        kinds = Qwen3_5Config, Qwen3_5ForConditionalGeneration
+    config = kinds[0](text_config=text.to_dict(), vision_config=_VISION, tie_word_embeddings=tied)
     torch.manual_seed(0)
-    Qwen3_5ForConditionalGeneration(config).float().save_pretrained(folder)
+    kinds[1](config).float().save_pretrained(folder)
     make_tiny_tokenizer(folder)
     return folder

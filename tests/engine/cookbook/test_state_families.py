@@ -1,0 +1,48 @@
+"""tinker-cookbook merges our adapters of families with a state, fused parts or latent attention."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.support.adapters import filled_adapter, save_as_peft
+from tests.support.family_twin import make_family
+from tests.support.state_families import FAMILIES, make_with_images
+from tinkersmith.engine.messages import LoraConfig
+from tinkersmith.engine.model.base_model import load_base_model
+
+pytestmark = pytest.mark.cookbook
+
+weights = pytest.importorskip(
+    "tinker_cookbook.weights", reason="tinker-cookbook is not installed: see `make test`"
+)
+BY_NAME = {family.name: family for family in FAMILIES}
+
+
+@pytest.mark.parametrize(
+    "family",
+    ["qwen3_5 with images", "qwen3_5_moe with images", "deepseek_v3", "nemotron_h"],
+)
+def test_the_merged_model_computes_what_the_engine_computes(tmp_path: Path, family: str) -> None:
+    folder = tmp_path / "base"
+    if family in BY_NAME:
+        make_family(BY_NAME[family], folder)
+    else:
+        make_with_images(folder, tied=False, experts="moe" in family)
+    base = load_base_model(family, folder)
+    adapter = filled_adapter(base, LoraConfig(4, 0))
+    save_as_peft(base, adapter, tmp_path / "adapter")
+    weights.build_hf_model(
+        base_model=str(folder),
+        adapter_path=str(tmp_path / "adapter"),
+        output_path=str(tmp_path / "merged"),
+    )
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    tokens = torch.arange(10, 80)
+    with torch.no_grad():
+        ours = base.logits(base.hidden(tokens, [70], adapter), adapter)
+        unchanged = base.logits(base.hidden(tokens, [70], None), None)
+        expected = merged.eval()(input_ids=tokens[None], use_cache=False).logits[0]
+    torch.testing.assert_close(ours, expected, atol=1e-3, rtol=1e-4)
+    assert (ours - unchanged).abs().max() > 0.1
