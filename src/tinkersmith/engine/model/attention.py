@@ -10,6 +10,7 @@ Axes: B rows, T packed tokens, Q query heads, G key/value heads, D head size, S 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from tinkersmith.engine.model.layer_states import LayerStates
 from tinkersmith.engine.model.scored_attention import Scoring, attend_cached, attend_document
 
 NAME = "tinkersmith"
+_CHUNK = 64  # tokens that layers with a state compute at a time, whatever is left of them
 
 
 KeysAndValues = list[tuple[torch.Tensor, torch.Tensor]]  # of each layer, (G, T, D) both
@@ -61,7 +63,8 @@ class PackedDocuments:
         self.bounds = list(pairwise(np.cumsum([0, *lengths]).tolist()))
         self.pasts = pasts or [None] * len(lengths)
         self.kept: list[tuple[torch.Tensor, torch.Tensor]] | None = [] if keep else None
-        self.states = [LayerStates() for _ in lengths] if keep else [None for _ in lengths]
+        self.keep = keep
+        self.states = [LayerStates() if keep else None for _ in lengths]
         self.attention_layers: list[int] = []  # in the order of their calls
         self.state_layers: list[int] = []
 
@@ -83,13 +86,50 @@ class PackedDocuments:
         return torch.cat(parts, dim=2)
 
     def carry(self, layer: int, compute: Carry, hidden: torch.Tensor) -> torch.Tensor:
-        """Let a layer with a state begin anew in each document."""
+        """Let a layer with a state begin anew in each document.
+
+        Where no state is kept, documents of similar lengths are rows of one batch: what stands
+        behind a document in its row does not change what comes before.
+        """
         self.state_layers.append(layer)
-        parts = [
-            compute(hidden[:, start:end], states)
-            for (start, end), states in zip(self.bounds, self.states, strict=True)
-        ]
-        return torch.cat(parts, dim=1)
+        if self.keep:
+            parts = [
+                compute(hidden[:, start:end], states)
+                for (start, end), states in zip(self.bounds, self.states, strict=True)
+            ]
+            return torch.cat(parts, dim=1)
+        device = hidden.device
+        by_row = [compute(hidden[0, rows.to(device)], None).flatten(0, 1) for rows in self.rows]
+        return torch.cat(by_row)[self.order.to(device)][None]
+
+    @cached_property
+    def rows(self) -> list[torch.Tensor]:
+        """The places (B, longest) of documents in the pack, those of similar lengths together."""
+        return [self._rows_of(group) for group in self._groups()]
+
+    @cached_property
+    def order(self) -> torch.Tensor:
+        """Where each token of the pack stands among all places of `rows`."""
+        first, places = 0, dict[int, torch.Tensor]()  # of each document, by its number
+        for group in self._groups():
+            longest = max(end - start for start, end in (self.bounds[n] for n in group))
+            for number in group:
+                start, end = self.bounds[number]
+                places[number] = torch.arange(first, first + end - start)
+                first += longest
+        return torch.cat([places[number] for number in range(len(self.bounds))])
+
+    def _groups(self) -> list[list[int]]:
+        """The numbers of documents that need as many chunks."""
+        groups: dict[int, list[int]] = {}
+        for number, (start, end) in enumerate(self.bounds):
+            groups.setdefault(-(-(end - start) // _CHUNK), []).append(number)
+        return list(groups.values())
+
+    def _rows_of(self, group: list[int]) -> torch.Tensor:
+        starts = torch.tensor([self.bounds[number][0] for number in group])
+        longest = max(self.bounds[number][1] - self.bounds[number][0] for number in group)
+        return (starts[:, None] + torch.arange(longest)).clamp(max=self.bounds[-1][1] - 1)
 
 
 class CachedRows:
