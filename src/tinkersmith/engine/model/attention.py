@@ -58,13 +58,19 @@ class PackedDocuments:
         lengths: Sequence[int],
         *,
         pasts: Sequence[KeysAndValues | None] = (),  # of each document; none by default
+        states: Sequence[LayerStates | None] = (),  # after each document's past
         keep: bool = False,
     ) -> None:
         self.bounds = list(pairwise(np.cumsum([0, *lengths]).tolist()))
         self.pasts = pasts or [None] * len(lengths)
         self.kept: list[tuple[torch.Tensor, torch.Tensor]] | None = [] if keep else None
         self.keep = keep
-        self.states = [LayerStates() if keep else None for _ in lengths]
+        # Layers change them: those of a past may begin several documents.
+        copies = [None if before is None else before.copy() for before in states]
+        self.states = [
+            LayerStates() if keep and before is None else before
+            for before in copies or [None] * len(lengths)
+        ]
         self.attention_layers: list[int] = []  # in the order of their calls
         self.state_layers: list[int] = []
 

@@ -111,11 +111,6 @@ class BaseModel:
         return self.model.device
 
     @property
-    def shares_prefixes(self) -> bool:
-        """Whether what a prompt leaves in the cache can serve others: states cannot be divided."""
-        return not self.cache.per_row
-
-    @property
     def arch(self) -> str:
         return str(self.model.config.model_type)
 

@@ -155,12 +155,11 @@ class Batch:
                 if row.sequence.tokens:
                     tokens = [*prompt, *row.sequence.tokens[:-1]]
                     prompts.append(_Prompt(TokenRun(tokens), [row]))
-        if self._base.shares_prefixes:
-            # Log-probabilities of a prompt need all of its hidden states.
-            sharing = [prompt for prompt in prompts if not self._asks(prompt)]
-            runs = shared_runs([prompt.run.tokens for prompt in sharing]) if sharing else []
-            for prompt, run in zip(sharing, runs, strict=True):
-                prompt.run = run
+        # Log-probabilities of a prompt need all of its hidden states.
+        sharing = [prompt for prompt in prompts if not self._asks(prompt)]
+        runs = shared_runs([prompt.run.tokens for prompt in sharing]) if sharing else []
+        for prompt, run in zip(sharing, runs, strict=True):
+            prompt.run = run
         # The longest first, so that rows of similar length stand together and the longest answers
         # do not begin last. Prompts with one parent follow each other, so that it can be freed
         # early.
@@ -272,14 +271,12 @@ class Batch:
         if budget is None:
             pack = packs([len(run.tokens) for run in ready], PACK_TOKENS)[0]
             return [ready[index] for index in pack]
-        assert self._decoder is not None
         chosen: list[TokenRun] = []
         for run in ready:
             if len(run.tokens) > budget:
                 if chosen:
                     break
-                divisible = self._decoder.shares and id(run) not in asking
-                return [split_run(run, budget) if divisible else run]
+                return [run if id(run) in asking else split_run(run, budget)]
             chosen.append(run)
             budget -= len(run.tokens)
         return chosen

@@ -19,8 +19,6 @@ from tinkersmith.engine.training.head_pass import target_logprobs
 
 
 class Decoder(Protocol):
-    shares: bool  # whether runs can have parents
-
     def prefill(
         self, runs: Sequence[TokenRun], wanted: Sequence[bool]
     ) -> list[torch.Tensor | None]:  # (T, H) of each wanted run
@@ -66,7 +64,6 @@ class LayerDecoder:
 
     def __init__(self, base: BaseModel, adapter: Adapter | None, slots: int) -> None:
         self.base, self.adapter = base, adapter
-        self.shares = base.shares_prefixes
         self.cache = CachedRows(base.cache.attention_layers, slots, base.device)
         self.move = self.cache.move
         self.resize, self.held = self.cache.resize, self.cache.held
@@ -76,7 +73,8 @@ class LayerDecoder:
     ) -> list[torch.Tensor | None]:
         lengths = [len(run.tokens) for run in runs]
         pasts = joined_pasts(runs)
-        packed = PackedDocuments(lengths, pasts=pasts, keep=True)
+        states = [None if run.parent is None else run.parent.states for run in runs]
+        packed = PackedDocuments(lengths, pasts=pasts, states=states, keep=True)
         positions = torch.cat(
             [
                 torch.arange(run.start, run.start + len(run.tokens), device=self.base.device)
@@ -86,8 +84,8 @@ class LayerDecoder:
         tokens = torch.tensor([token for run in runs for token in run.tokens])
         hidden = self.base.run(tokens, positions, packed, self.adapter).split(lengths)
         assert packed.kept is not None
-        for run, (start, end), states in zip(runs, packed.bounds, packed.states, strict=True):
-            run.states = states
+        for run, (start, end), after in zip(runs, packed.bounds, packed.states, strict=True):
+            run.states = after
             run.past = past_of([(key[0], value[0]) for key, value in packed.kept], start, end)
         return [
             states if is_wanted else None for states, is_wanted in zip(hidden, wanted, strict=True)

@@ -31,8 +31,6 @@ def decodes_densely(base: BaseModel, tokens: int) -> bool:
 
 
 class DenseDecoder:
-    shares = True
-
     def __init__(self, base: BaseModel, adapter: Adapter | None, slots: int) -> None:
         assert base.dense is not None and base.kernels is not None
         model, self.kernels = base.dense, base.kernels
