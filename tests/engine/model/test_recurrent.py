@@ -204,7 +204,7 @@ def test_an_adapter_of_plain_peft_is_divided_into_the_parts_of_joined_projection
     layers = r"model\.language_model\..*\.(in_proj_\w+|out_proj|q_proj|up_proj)"
     config = PeftLoraConfig(r=6, lora_alpha=9, target_modules=layers, init_lora_weights=False)
     peft = get_peft_model(plain, config)
-    peft.save_pretrained(tmp_path / "peft")
+    peft.save_pretrained(str(tmp_path / "peft"))
     base = load_base_model("sees", folder)
     adapter = read_exported_adapter(base, tmp_path / "peft")
     tokens = torch.arange(40)
