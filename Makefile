@@ -9,7 +9,7 @@
 # make bench  the quick benchmarks; their figures go to benchmarks/results
 PYTHON ?= python3
 BIN := .venv/bin
-OLDER_SDK := 0.30.0
+OLDER_SDK := $(shell sed -n 's/^OLDEST_SDK.*= "\([0-9.]*\)".*/\1/p' src/tinkersmith/version.py)
 INSTALLED := .venv/.installed
 COOKBOOK := .venv/.cookbook
 DOCS := .venv/.docs

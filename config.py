@@ -43,6 +43,10 @@ THINKING = "auto"
 # as "Qwen/Qwen3.8-27B": `tinkersmith models` lists them. A folder in Hugging Face format works too.
 BASE_MODEL = "tinkersmith/tiny-math"
 
+# A folder with the model's tokenizer.json, for where no hub can be reached. "" takes the model's
+# own folder, or else asks the hub (HF_ENDPOINT names a mirror).
+TOKENIZER = ""
+
 # The trained model's name begins with this; date and time follow.
 MODEL_NAME_PREFIX = "my-model"
 
@@ -96,6 +100,17 @@ ADAM_BETAS = [0.9, 0.95]
 
 # Decides the order of the samples and the adapter's first weights.
 SEED = 42
+
+# --- What a run may use -----------------------------------------------------------------------
+
+# USD that a run may cost and minutes that it may take; 0 sets no limit. The plan is cut to fit, and
+# the run stops before, saved. `tinkersmith train --dry-run` shows both without training.
+BUDGET_USD = 0.0
+BUDGET_MINUTES = 0.0
+
+# What a million tokens cost, such as {"prefill": 0.2, "sample": 0.6, "train": 0.44}. {} takes the
+# dated table of Tinker's prices: `tinkersmith models`.
+TOKEN_PRICE = {}
 
 # --- Long samples -----------------------------------------------------------------------------
 

@@ -64,7 +64,7 @@ def make_data(world: Path, model: Path) -> None:
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.exists():
             link.symlink_to(model)
-    make_splits(world / "HuggingFaceH4" / "no_robots", rng, _conversation, train=256, test=16)
+    make_splits(world / "HuggingFaceH4" / "no_robots", rng, _conversation, train=256, test=128)
     make_splits(world / "allenai" / "tulu-3-sft-mixture", rng, _conversation, train=1060)
     make_splits(world / "open-thoughts" / "OpenThoughts3-1.2M", rng, _thoughts, train=32)
     gsm8k = lambda rng: {"question": _sum(rng)[0], "answer": f"So:\n#### {_sum(rng)[1]}"}  # noqa: E731
@@ -236,7 +236,9 @@ def _write_continual(folder: Path, rng: random.Random) -> None:
     questions = [_sum(rng) for _ in range(8)]
     use = [{"prompt": text, "golden_response": [str(answer)]} for text, answer in questions]
     Dataset.from_list(use).save_to_disk(tools / "train_data")
-    Dataset.from_list(use).save_to_disk(tools / "eval_data")
+    wanted = [{"Action": "add", "Action_Input": "{}"}]
+    asked_tools = [{"prompt": text, "golden_answer": wanted} for text, _ in questions]
+    Dataset.from_list(asked_tools).save_to_disk(tools / "eval_data")
     asked = [
         {
             "messages": [

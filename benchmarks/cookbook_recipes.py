@@ -11,6 +11,7 @@ import ast
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cookbook_data import MODELS, make_data, make_model
-from benchmarks.results_file import write_results
+from benchmarks.results_file import RESULTS, write_results
 
 PATIENCE = 240  # seconds for one recipe
 _DOCKER = "its sandbox is a Docker image"
@@ -44,9 +45,10 @@ class Recipe:
     dashes: bool = False  # --name=value instead of name=value
     needs: str | None = None  # a package that the recipe imports and the cookbook does not install
     reason: str | None = None  # why it cannot run here at all
+    note: str = ""  # what its settings here leave out
 
 
-_RL = {"max_steps": 2, "groups_per_batch": 4, "group_size": 4}
+_RL = {"max_steps": 2, "groups_per_batch": 2, "group_size": 4}
 RECIPES = (
     Recipe("sl_loop", {"batch_size": 64, "max_length": 512}),
     Recipe("rl_loop", {"batch_size": 2, "group_size": 4, "max_tokens": 16, "max_steps": 2}),
@@ -85,11 +87,11 @@ RECIPES = (
     Recipe("rl_numerics_check.train", {**_RL, "max_tokens": 32, "max_trajectory_tokens": 3000}),
     Recipe(
         "multiplayer_rl.guess_number.train",
-        {"batch_size": 2, "group_size": 4, "max_tokens": 16, "max_steps": 2},
+        {"batch_size": 2, "group_size": 4, "max_tokens": 8, "max_steps": 2, "eval_every": 0},
     ),
     Recipe(
         "multiplayer_rl.twenty_questions.train",
-        {"batch_size": 2, "group_size": 2, "max_steps": 1},
+        {"batch_size": 2, "group_size": 2, "max_tokens": 8, "max_steps": 1, "eval_every": 0},
     ),
     Recipe(
         "multiplayer_rl.text_arena.train",
@@ -97,7 +99,7 @@ RECIPES = (
             "batch_size": 4,
             "num_train_datapoints": 8,
             "num_test_datapoints": 4,
-            "max_tokens": 16,
+            "max_tokens": 4,  # more, and so small a model ends its turn twice, which is an error
             "max_steps": 2,
         },
         needs="textarena",
@@ -113,7 +115,11 @@ RECIPES = (
             "max_steps": 2,
         },
     ),
-    Recipe("sdft.train", {"groups_per_batch": 4, "max_tokens": 32, "max_steps": 2}),
+    Recipe(
+        "sdft.train",
+        {"groups_per_batch": 4, "max_tokens": 32, "max_steps": 2, "eval_every": 0},
+        note="its evaluation fails in the cookbook, before anything is sent: switched off",
+    ),
     Recipe(
         "sdft.run_continual_learning",
         {
@@ -127,8 +133,16 @@ RECIPES = (
     ),
     Recipe(
         "sdft.benchmark",
-        {"groups_per_batch": 4, "max_tokens": 32, "num_epochs": 1},
-        log="log_path",
+        {
+            "data_dir": "continual",
+            "groups_per_batch": 4,
+            "max_tokens": 32,
+            "max_steps": 2,
+            "sft_batch_size": 4,
+            "sft_max_steps": 2,
+            "lora_rank": 8,
+        },
+        log="log_root",
     ),
     Recipe("prompt_distillation.create_data", {"output_file": "distilled.jsonl"}, log=None),
     Recipe("prompt_distillation.train", {"file_path": "sums.jsonl", "batch_size": 8}),
@@ -168,10 +182,12 @@ RECIPES = (
     Recipe("true_thinking_score.analyze", {"n_problems": 2, "max_tokens": 64}),
     Recipe(
         "verifiers_rl.train",
-        {"groups_per_batch": 2, "group_size": 4, "max_tokens": 16, "max_steps": 2, "dataset_n": 4},
-        needs="verifiers",
+        reason="it fails in the cookbook, before it trains: its rollouts take no `termination`",
     ),
-    Recipe("verifiers_rl.evaluate", {"num_examples": 2}, log=None, needs="verifiers"),
+    Recipe(
+        "verifiers_rl.evaluate",
+        reason="it samples, and then fails in the cookbook: its report expects errors to list",
+    ),
     Recipe("code_rl.train", reason=_DOCKER),
     Recipe("harbor_rl.scripts.train_terminal_bench", reason=_DOCKER),
     Recipe("harbor_rl.scripts.eval_harbor_rl", reason=_DOCKER),
@@ -228,6 +244,7 @@ def run(recipe: Recipe, world: Path, url: str, key: str) -> dict[str, Any]:
     if recipe.reason is not None:
         return {"recipe": recipe.module, "result": "not run", "reason": recipe.reason}
     log = world / "runs" / recipe.module
+    shutil.rmtree(log, ignore_errors=True)  # of an earlier run: a recipe would ask about it
     settings = dict(recipe.settings)
     if recipe.log is not None:
         settings[recipe.log] = log
@@ -266,7 +283,7 @@ def run(recipe: Recipe, world: Path, url: str, key: str) -> dict[str, Any]:
     return {
         "recipe": recipe.module,
         "result": "fails" if wrong else "runs",
-        "reason": wrong,
+        "reason": wrong or recipe.note,
         "settings": {name: str(value) for name, value in recipe.settings.items()},
         "steps": len(steps),
         "seconds": round(time.monotonic() - started, 1),
@@ -310,7 +327,7 @@ def main() -> int:
     from tests.support.engine import KEY, no_proxy_for_loopback, running_engine
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", help="run these modules, and record nothing")
+    parser.add_argument("--only", nargs="*", help="run these, and keep the other recorded rows")
     parser.add_argument("--keep", type=Path, help="keep the world with all outputs in this folder")
     options = parser.parse_args()
     no_proxy_for_loopback()
@@ -341,7 +358,12 @@ def main() -> int:
                 if row.get("reason"):
                     print("   ", row["reason"])
                 sys.stdout.flush()
-    if not options.only:
+    if options.only:
+        recorded = json.loads((RESULTS / "cookbook_recipes.json").read_text())
+        known = {row["recipe"]: row for row in recorded["figures"]["recipes"]}
+        known |= {row["recipe"]: row for row in rows}
+        rows = [known[recipe.module] for recipe in RECIPES if recipe.module in known]
+    if rows:
         packages = tuple(sorted({r.needs for r in RECIPES if r.needs is not None and installed(r)}))
         write_results(
             "cookbook_recipes",

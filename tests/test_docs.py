@@ -31,7 +31,7 @@ ENVIRONMENT = {
     *("TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_TELEMETRY", "JUDGE_API_KEY"),
     *("TINKERSMITH_ENGINE_KEY", "TINKERSMITH_DASHBOARD_KEY", "TINKERSMITH_SERVE_KEY"),
 }
-TRACKERS_OWN = ("WANDB_", "SWANLAB_", "TRACKIO_", "MLFLOW_")  # how their variables begin
+TRACKERS_OWN = ("HF_", "WANDB_", "SWANLAB_", "TRACKIO_", "MLFLOW_")  # how their variables begin
 
 PAGES = sorted(
     path.relative_to(ROOT).as_posix()

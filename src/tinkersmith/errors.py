@@ -1,6 +1,7 @@
 """Errors whose text is meant for the user: one whole sentence, shown without a traceback."""
 
 import errno
+import socket
 from pathlib import Path
 
 
@@ -11,6 +12,41 @@ class UserError(Exception):
 def reason_of(error: OSError) -> str:
     """The reason of an operating system's error, without the file's name."""
     return error.strerror or str(error) or type(error).__name__
+
+
+_NETWORK = (
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.ECONNABORTED,
+    errno.EHOSTUNREACH,
+    errno.EHOSTDOWN,
+    errno.ENETUNREACH,
+    errno.ENETDOWN,
+    errno.ETIMEDOUT,
+)
+
+
+def is_of_network(error: OSError) -> bool:
+    """Whether an error is one of the network, which libraries raise as one of a file.
+
+    An error of a file has a number of the operating system. Those of the network have other
+    numbers, or none: of http libraries, and of those that download.
+    """
+    if isinstance(error, (socket.gaierror, ConnectionError, TimeoutError)):
+        return not isinstance(error, BrokenPipeError)
+    return error.errno in _NETWORK or (error.errno is None and error.filename is None)
+
+
+def network_reason(error: BaseException) -> str:
+    """Why a host was not reached, in a few words, without an end."""
+    reason = getattr(error, "reason", error)  # urllib wraps what it met
+    if isinstance(reason, socket.gaierror):
+        return "its name cannot be resolved"
+    if isinstance(reason, TimeoutError):
+        return "it took too long"
+    if isinstance(reason, OSError) and reason.errno in _NETWORK:
+        return (reason.strerror or type(reason).__name__).lower()
+    return one_line(" ".join(str(reason).split()), 120).rstrip(".") or type(reason).__name__
 
 
 def unreadable(path: Path | str, error: OSError) -> UserError:

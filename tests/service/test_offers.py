@@ -7,20 +7,30 @@ from pathlib import Path
 import pytest
 
 from tests.support.engine import KEY, MODEL, RunningEngine, running_engine
+from tests.support.hubs import silent_hub
+from tests.support.small_run import records
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.cli.main import main
 from tinkersmith.errors import UserError
+from tinkersmith.evaluation.evaluate import evaluate
+from tinkersmith.export.export import export_model
+from tinkersmith.models import hub
 from tinkersmith.service import connection
-from tinkersmith.service.connection import open_service
+from tinkersmith.service.connection import Service, open_service
 from tinkersmith.settings.reading import settings_from
+from tinkersmith.training.train import train
 
 pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEngine]:
-    folder = tmp_path_factory.mktemp("offers")
-    with running_engine(folder / "engine", make_tiny_model(folder / "model")) as engine:
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("offered"))
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iterator[RunningEngine]:
+    with running_engine(tmp_path_factory.mktemp("offers"), model_folder) as engine:
         yield engine
 
 
@@ -65,6 +75,36 @@ def test_a_retired_name_is_refused_before_anything_is_made(
     assert f"does not offer {name} for training" in text
     assert "retired Qwen/Qwen3-30B-A3B-Instruct-2507 on 2026-06-12" in text
     assert "tinkersmith/tiny-math" in text  # what it does offer
+
+
+def test_the_whole_job_ends_without_a_hub_where_a_tokenizer_is_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model_folder: Path
+) -> None:
+    # The cloud names its tokenizers as the hub does, and not by a folder of this machine.
+    monkeypatch.setattr(Service, "_named_tokenizer", lambda self, client: "some-org/some-model")
+    monkeypatch.setattr(hub, "PATIENCE", 1.0)
+    (tmp_path / "train.json").write_text(json.dumps(records(10, 4)))
+    names = {
+        "DATA_FILES": [str(tmp_path / "train.json")],
+        "BASE_MODEL": MODEL,
+        "OUTPUT_DIR": str(tmp_path / "runs"),
+        "BATCH_SIZE": 4,
+        "NUM_EPOCHS": 1,
+        "SAMPLING_MAX_TOKENS": 4,
+        "EXPORT_AFTER_TRAINING": "no",
+    }
+    with silent_hub() as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        with pytest.raises(UserError, match="TOKENIZER ="):
+            train(settings_from(names))
+        assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").glob("my-model*"))
+        settings = settings_from({**names, "TOKENIZER": str(model_folder)})
+        trained = train(settings)
+        trained.close()
+        again = settings_from(names)  # evaluation and export find what the run was given
+        results = evaluate(again, test_file=str(tmp_path / "train.json"), output_file="r.json")
+        folder = export_model(again, "", str(tmp_path / "adapter"), False)
+    assert results is not None and (folder / "adapter_config.json").is_file()
 
 
 def test_a_model_for_sampling_alone_is_not_trained(tmp_path: Path) -> None:

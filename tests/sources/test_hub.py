@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tinkersmith.errors import UserError
+from tinkersmith.sources import hub
 from tinkersmith.sources import records as records_module
 from tinkersmith.sources.records import iterate_records, read_records
 
@@ -143,6 +144,7 @@ def test_errors_of_the_library_become_sentences(
     error: Callable[[], BaseException], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datasets, "load_dataset", failing(error))
+    monkeypatch.setattr(hub, "hub_unreached", lambda kind, name: None)
     with pytest.raises(UserError) as caught:
         read_records(Path("hf:a/b"))
     assert str(caught.value).startswith("hf:a/b") and sentence in str(caught.value)

@@ -15,7 +15,7 @@ def answers(
     weights_id, joined = models.weights_of(sampler_id), list[Answering | BaseException]()
     for request in requests:
         try:
-            joined.append(models.join(weights_id, request))
+            joined.append(models.join(weights_id, request, sampler_id))
         except Exception as error:
             joined.append(error)
     missing = {one for one in joined if isinstance(one, Answering)}
@@ -35,11 +35,12 @@ class CountingModels:
     step: Callable[[str, list[SampleRequest]], None] = lambda weights_id, requests: None
     running: dict[str, dict[Answering, int]] = field(default_factory=dict)
     freed: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
 
     def weights_of(self, sampler_id: str) -> str:
         return self.weights(sampler_id)
 
-    def join(self, weights_id: str, request: SampleRequest) -> Answering:
+    def join(self, weights_id: str, request: SampleRequest, sampler_id: str) -> Answering:
         answering = Answering(request, SampleResult([]))
         self.running.setdefault(weights_id, {})[answering] = request.max_tokens or 1
         return answering
@@ -64,6 +65,10 @@ class CountingModels:
         self.freed.append(name)
 
     free_sampler = free
+
+    def drop_step(self, name: str) -> dict[str, Any]:
+        self.dropped.append(name)
+        return {}
 
     def facts(self) -> dict[str, Any]:
         return {}

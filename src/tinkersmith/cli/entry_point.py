@@ -88,10 +88,15 @@ def _refuse_unread_constants() -> None:
 
 
 def _sentence(error: OSError) -> str:
-    from tinkersmith.errors import reason_of
+    from tinkersmith.errors import is_of_network, network_reason, reason_of
 
     if error.filename == _OUTPUT:
         return f"{_OUTPUT} cannot be written: {reason_of(error)}. Write it to another place."
+    if is_of_network(error):
+        return (
+            f"A host on the network was not reached ({network_reason(error)}). Check the network "
+            "and the proxy settings."
+        )
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{reason_of(error)}."
 

@@ -65,6 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_certificate(options.tls_cert, options.tls_key)
         if options.threads < 0:
             raise Refused(f"--threads is {options.threads}; it must be 0 (chosen) or more.")
+        if options.sampler == "vllm" and options.sampled_logprobs != "model":
+            raise Refused(
+                "--sampler vllm gives the model's own log-probabilities only; leave out "
+                "--sampled-logprobs or --sampler."
+            )
         wait_passively(os.environ)  # before torch is imported
         return _serve(options, key, made)
     except BrokenPipeError:  # nobody reads that the engine is ready
@@ -152,6 +157,13 @@ def _parser() -> argparse.ArgumentParser:
         help="what samples tokens; vllm: vLLM on a GPU (experimental)",
     )
     parser.add_argument(
+        "--sampled-logprobs",
+        choices=["model", "temperature"],
+        default="model",
+        help="log-probabilities of sampled tokens: the model's own, or at the request's "
+        "temperature (default: model)",
+    )
+    parser.add_argument(
         "--allow-changed-base",
         action="store_true",
         help="load checkpoints although the base model's weights are not those of their training",
@@ -212,6 +224,7 @@ def _serve(options: argparse.Namespace, key: str, made: bool) -> int:
             options.threads,
             experimental=_experimental(options),
             allow_changed_base=options.allow_changed_base,
+            tempered_logprobs=options.sampled_logprobs == "temperature",
         )
 
     async def serve() -> None:

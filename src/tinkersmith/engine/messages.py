@@ -178,6 +178,7 @@ class SampleRequest:
     target_layout: SparseLayout | None = None  # the requested cells, if the client sent only those
     prompt_alt_tokens_k: int = 0
     progress: SampleProgress | None = None
+    tempered_logprobs: bool = False  # of sampled tokens: at the temperature they are sampled at
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_samples <= MAX_SAMPLES:

@@ -14,6 +14,8 @@ from urllib.parse import urljoin, urlsplit
 from tinkersmith.errors import UserError
 from tinkersmith.export.base_folder import read_base
 from tinkersmith.manifest import MANIFEST, DamagedFile, check_files, read_manifest
+from tinkersmith.models.hub import model_files_from_hub
+from tinkersmith.models.known import hub_name
 from tinkersmith.models.names import local_model_folder
 from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tinkersmith.progress import Progress
@@ -128,22 +130,20 @@ def base_folder(service: Service, named: str | Path | None, *, weights: bool) ->
     name = service.base_model
     if (folder := local_model_folder(name)) is not None:
         return folder
+    if service.tokenizer_setting and not weights:
+        own = Path(service.tokenizer_setting).expanduser()
+        if (own / "config.json").is_file():
+            return own.resolve()
     from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
 
     try:
-        cached = Path(snapshot_download(name, local_files_only=True))
+        cached = Path(snapshot_download(hub_name(name), local_files_only=True))
         if read_base(cached).shapes or not weights:
             return cached
     except Exception:  # not in the cache, or only a part of it is
         pass
     patterns = [*_OTHER_FILES, *(_WEIGHT_FILES if weights else _WEIGHT_FILES[1:])]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns, etag_timeout=10))
-    except Exception as error:
-        raise UserError(
-            f"The base model {name} is needed, but is not in the local Hugging Face cache and "
-            f"could not be downloaded ({type(error).__name__}). Name its folder with --base-folder."
-        ) from None
+    return model_files_from_hub(name, patterns, "Name its folder with --base-folder")
 
 
 def _limit(file_name: str, announced: int | None) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tinkersmith.data.large_files import iterate_samples
 from tinkersmith.data.samples import Source, alpaca_sample
-from tinkersmith.errors import UserError, reason_of, unreadable
+from tinkersmith.errors import UserError, is_of_network, network_reason, reason_of, unreadable
 from tinkersmith.export.adapter import LoraLayer, read_layers, write_peft_adapter
 from tinkersmith.export.base_folder import (
     BaseFolder,
@@ -88,7 +88,7 @@ def export_model(
     Raises:
         UserError: one sentence about what is wrong; `out` is then as it was before.
     """
-    from tinkersmith.text.tokenizer import load_tokenizer
+    from tinkersmith.text.tokenizer import given_tokenizer_folder, load_tokenizer
 
     model = find_trained_model(settings or settings_from({}), tinker_path, base_model, checkpoint)
     kind = "merged" if merged else "adapter"
@@ -103,7 +103,8 @@ def export_model(
             say(f"  {model.chosen}.")
         client = open_state(service, model)
         base = read_base(find_base_folder(service, base_folder, weights=merged))
-        tokenizer = load_tokenizer(base.folder)
+        given = model.settings.tokenizer
+        tokenizer = load_tokenizer(given_tokenizer_folder(given) if given else base.folder)
         template = model.template(tokenizer)
         try:
             with _folder_beside(folder) as downloaded:
@@ -170,6 +171,11 @@ def _folder_beside(folder: Path) -> Generator[Path, None, None]:
 
 
 def _not_written(folder: Path, error: OSError) -> UserError:
+    if is_of_network(error):
+        return UserError(
+            f"A host on the network was not reached ({network_reason(error)}), so that {folder} "
+            "was not written. Check the network and the proxy settings."
+        )
     reason = reason_of(error)
     return UserError(
         f"{folder} cannot be written: {reason}. Nothing was left behind. Free some space, or name "

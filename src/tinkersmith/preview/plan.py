@@ -13,13 +13,14 @@ from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.data.large_files import read_chunk
 from tinkersmith.data.report import Tally, note_lines, read_lines, skipped_lines, validation_lines
 from tinkersmith.data.samples import Sample, Skipped
-from tinkersmith.errors import UserError
 from tinkersmith.files import read_json_object
+from tinkersmith.models.hub import refuse_impossible_name
 from tinkersmith.models.names import local_model_folder, resolve_base_model
 from tinkersmith.progress import Progress
+from tinkersmith.prompts.text_tokenizer import TextTokenizer
 from tinkersmith.settings.fields import Settings
 from tinkersmith.text.choose import choose_template, decide, template_lines
-from tinkersmith.text.tokenizer import load_tokenizer
+from tinkersmith.text.tokenizer import tokenizer_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +71,34 @@ def samples_of_stream(source: SampleStream) -> Iterator[Sample]:
             yield samples[place]
 
 
-def local_encoding(settings: Settings, source: DataSource) -> tuple[Encoding, list[str]]:
-    """How training would encode the samples of `source`, and what is to say about it.
+def tokenizer_for(settings: Settings) -> tuple[str, TextTokenizer]:
+    """The model's name as a server would have it, and its tokenizer.
 
     Raises:
-        UserError: the model's tokenizer is not on this machine, or a setting does not fit.
+        UserError: there is no such model, or no tokenizer of it.
     """
-    name, folder, note = tokenizer_folder(settings)
-    tokenizer = load_tokenizer(folder)
+    name, _ = resolve_base_model(settings.base_model)
+    folder = local_model_folder(name)
+    if folder is None and not settings.tokenizer:
+        refuse_impossible_name(name)
+    elif folder is not None and name not in BUNDLED_MODELS:
+        name = str(folder)  # as the server of a local model names it
+    return name, tokenizer_of(settings.tokenizer, name)
+
+
+def local_encoding(
+    settings: Settings, source: DataSource, base: tuple[str, TextTokenizer] | None = None
+) -> tuple[Encoding, list[str]]:
+    """How training would encode the samples of `source`, and what is to say about it.
+
+    Args:
+        base: the model's name and tokenizer, where `tokenizer_for` was called already.
+
+    Raises:
+        UserError: the model has no tokenizer that can be reached, or a setting does not fit.
+    """
+    name, tokenizer = base or tokenizer_for(settings)
+    _, note = resolve_base_model(settings.base_model)
     decision = decide(settings.prompt_template, tokenizer, name)
     template = choose_template(
         settings.prompt_template,
@@ -88,7 +109,10 @@ def local_encoding(settings: Settings, source: DataSource) -> tuple[Encoding, li
     )
     lines = [note] if note else []
     lines += template_lines(template, decision, source.thoughts)
-    limit, context = settings.max_sequence_length, _context(folder)
+    limit, context = (
+        settings.max_sequence_length,
+        _context(local_model_folder(name) or tokenizer.folder),
+    )
     if context is not None and context < limit:
         lines.append(
             f"MAX_SEQUENCE_LENGTH is {limit:,}, but {name} takes at most {context:,} tokens: "
@@ -98,47 +122,10 @@ def local_encoding(settings: Settings, source: DataSource) -> tuple[Encoding, li
     return Encoding(settings, template, tokenizer, limit), lines
 
 
-def tokenizer_folder(settings: Settings) -> tuple[str, Path, str | None]:
-    """The model's name as a server would have it, its folder on this machine, and a note.
-
-    Raises:
-        UserError: its tokenizer is not on this machine.
-    """
-    name, note = resolve_base_model(settings.base_model)
-    folder = local_model_folder(name)
-    if folder is not None and name not in BUNDLED_MODELS:
-        name = str(folder)  # as the server of a local model names it
-    if folder is None:
-        folder = _cached_folder(name)
-    if folder is None:
-        raise UserError(
-            f"The tokenizer of {name} is not on this machine, and preview needs it. Download its "
-            f"tokenizer files with: hf download {name} --include '*.json' '*.jinja' '*.model'. Or "
-            "name a model folder with --base-model."
-        )
-    return name, folder, note
-
-
-def _cached_folder(name: str) -> Path | None:
-    """The folder of a Hub model in the local Hugging Face cache, if its tokenizer is there."""
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        try:
-            place = try_to_load_from_cache(name, file)
-        except HFValidationError:
-            raise UserError(
-                f'BASE_MODEL "{name}" is not a model folder, and it cannot be the name of a model '
-                "on a hub. Name a folder in Hugging Face format, or organisation/model."
-            ) from None
-        if isinstance(place, str):
-            return Path(place).parent
-    return None
-
-
-def _context(folder: Path) -> int | None:
+def _context(folder: Path | None) -> int | None:
     """The longest sequence that the model takes; None if its files do not say."""
+    if folder is None:
+        return None
     try:
         config = read_json_object(folder / "config.json")
     except (OSError, ValueError):

@@ -35,6 +35,9 @@ CHANGED_BY_RESUME = (
     "GRAD_CLIP_NORM",
     "STOP_ON_DIVERGENCE",
     "PATIENCE",
+    "BUDGET_USD",
+    "BUDGET_MINUTES",
+    "TOKENIZER",  # its digest must be the run's
     "TRACKERS",  # one that fails must not keep a run from going on
 )
 # Facts in settings.json: of an improvement, and of each training within it.

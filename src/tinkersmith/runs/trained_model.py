@@ -105,6 +105,8 @@ def model_of_run(
     """
     if settings.backend == "auto":
         settings = settings.model_copy(update={"backend": backend_of_run(run, settings)})
+    if not settings.tokenizer and (recorded := run.settings().tokenizer):
+        settings = settings.model_copy(update={"tokenizer": recorded})
     return ModelReference(
         name=run.name,
         run=run,

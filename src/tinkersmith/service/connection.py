@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.errors import UserError
+from tinkersmith.models.hub import check_hub_has
 from tinkersmith.models.known import not_offered, retirement_note
 from tinkersmith.models.names import local_model_folder, resolve_base_model
 from tinkersmith.progress import Progress, watched
@@ -80,6 +81,7 @@ class Service:
     connect: Callable[[], "tinker.ServiceClient"]  # opens a session
     check: Callable[[], None] = lambda: None  # called while waiting; raises to end the wait
     key: str = field(default="", repr=False)
+    tokenizer_setting: str = ""  # the value of TOKENIZER
     _tokenizer: "TextTokenizer | None" = None
     _away_since: str = ""  # what the user was told
 
@@ -323,17 +325,29 @@ class Service:
         )
 
     def tokenizer(self, training_client: Any = None) -> "TextTokenizer":
-        """The base model's tokenizer: from its folder, or else the one that the server names."""
-        from tinkersmith.text.tokenizer import load_tokenizer, wrap_tokenizer
+        """The base model's tokenizer, from the first place that has it: see `tokenizer_of`.
+
+        Args:
+            training_client: says which tokenizer the server names.
+
+        Raises:
+            UserError: no place has it.
+        """
+        from tinkersmith.text.tokenizer import tokenizer_of
 
         if self._tokenizer is None:
-            folder = local_model_folder(self.base_model)
-            if folder is not None:
-                self._tokenizer = load_tokenizer(folder)
-            else:
-                client = training_client or self.create_sampling_client(None)
-                self._tokenizer = wrap_tokenizer(client.get_tokenizer())
+            named = ""
+            if not self.tokenizer_setting and local_model_folder(self.base_model) is None:
+                named = self._named_tokenizer(training_client)
+            self._tokenizer = tokenizer_of(self.tokenizer_setting, self.base_model, named)
         return self._tokenizer
+
+    def _named_tokenizer(self, training_client: Any) -> str:
+        """What the server calls the base model's tokenizer: a folder, a name on the hub, or ""."""
+        if training_client is None:
+            return str(self.create_sampling_client(None).get_base_model())
+        info = self.ask(training_client.get_info, "asking for its tokenizer")
+        return str(info.model_data.tokenizer_id or info.model_data.model_name or "")
 
     def _result(self, future: concurrent.futures.Future[Any], doing: str) -> Any:
         import tinker
@@ -471,6 +485,9 @@ def open_server(
         folders = [
             name for name in names if name not in BUNDLED_MODELS and local_model_folder(name)
         ]
+        for name in names:
+            if local_model_folder(name) is None:
+                check_hub_has(name)  # the engine would ask for it, after seconds of starting
         options = ["--allow-changed-base"] if allow_changed_base else []
         options += adapter_options(weights, names[0])
         engine = start_engine(Path(settings.output_dir), list(dict.fromkeys(folders)), options)
@@ -498,7 +515,7 @@ def _connected(
     probe = Probe(server.url, server.engine)
     with progress.doing("connecting to the server"):
         patience = 0.0 if server.kind == "embedded" else float(settings.server_patience)
-        service = _connect(server, base_model, probe, progress, patience)
+        service = _connect(server, base_model, settings.tokenizer, probe, progress, patience)
     finished = "errored"
     try:
         yield service
@@ -540,7 +557,12 @@ def server_of(settings: Settings) -> tuple[str, str, str]:
 
 
 def _connect(
-    server: Server, base_model: str, probe: Probe, progress: Progress, patience: float
+    server: Server,
+    base_model: str,
+    tokenizer_setting: str,
+    probe: Probe,
+    progress: Progress,
+    patience: float,
 ) -> Service:
     import tinker
 
@@ -572,6 +594,7 @@ def _connect(
         patience=patience,
         connect=connect,
         key=key,
+        tokenizer_setting=tokenizer_setting,
     )
     service.rest = service.ask(lambda: tinker.RestClient(api_key=key, **address), "connecting")
     found = service.ask(

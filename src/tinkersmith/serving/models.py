@@ -12,8 +12,10 @@ from typing import Any
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import LARGEST_JSON_FILE, read_json_object, read_regular
+from tinkersmith.models.hub import cached_tokenizer_folder
 from tinkersmith.models.names import local_model_folder, resolve_base_model
 from tinkersmith.peft_format import ADAPTER_CONFIG
+from tinkersmith.prompts.text_tokenizer import TextTokenizer
 from tinkersmith.runs.best import choose_checkpoint
 from tinkersmith.runs.folder import newest_run, open_run
 from tinkersmith.runs.trained_model import ModelReference, find_trained_model, model_of_run
@@ -203,22 +205,28 @@ def _of_reference(model: ModelReference, about: str) -> _Found:
 
 
 def _settings_template(model: ModelReference) -> PromptTemplate | None:
-    """The template that the settings choose; None if the base model's files are not here."""
-    from tinkersmith.text.tokenizer import load_tokenizer
+    """The template that the settings choose; None if the base model's tokenizer is not here."""
+    tokenizer = _tokenizer_here(model.settings, model.base_model)
+    return None if tokenizer is None else model.template(tokenizer)
 
-    folder = folder_on_this_machine(model.base_model)
-    return None if folder is None else model.template(load_tokenizer(folder))
+
+def _tokenizer_here(settings: Settings, base_model: str) -> TextTokenizer | None:
+    """The tokenizer in TOKENIZER or in the base model's folder; None where it is not here."""
+    from tinkersmith.text.tokenizer import given_tokenizer_folder, load_tokenizer
+
+    if settings.tokenizer:
+        return load_tokenizer(given_tokenizer_folder(settings.tokenizer))
+    folder = folder_on_this_machine(base_model)
+    return None if folder is None else load_tokenizer(folder)
 
 
 def folder_on_this_machine(base_model: str) -> Path | None:
     """The folder of a base model on this machine, the Hub's cache included."""
     if (folder := local_model_folder(base_model)) is not None:
         return folder
-    from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
-
     try:
-        return Path(snapshot_download(base_model, local_files_only=True))
-    except Exception:  # not in the cache, or no name of the Hub
+        return cached_tokenizer_folder(base_model)
+    except UserError:  # no name of the Hub, but one that a server may know
         return None
 
 
@@ -317,10 +325,8 @@ def _base_name(model: _Found) -> str:
 
 def _base(name: str, found: _Found, tuned: ServedModel) -> ServedModel:
     """The base model, asked by its own chat template, or else by that of the tuned model."""
-    from tinkersmith.text.tokenizer import load_tokenizer
-
-    folder = folder_on_this_machine(found.base_model)
-    own = folder is None or load_tokenizer(folder).chat_template is not None
+    tokenizer = _tokenizer_here(found.settings, found.base_model)
+    own = tokenizer is None or tokenizer.chat_template is not None
     return ServedModel(
         name=name,
         upstream=found.base_model,

@@ -18,7 +18,7 @@ from tinkersmith.data.shapes.values import Unusable
 from tinkersmith.errors import UserError
 from tinkersmith.prompts.tags import CLOSE, OPEN
 from tinkersmith.serving.errors import ServingError
-from tinkersmith.serving.models import ServedModel, ServedModels, folder_on_this_machine
+from tinkersmith.serving.models import ServedModel, ServedModels
 from tinkersmith.serving.upstream import Upstream
 from tinkersmith.text.pieces import UnusableSample
 from tinkersmith.text.templates import ChatTemplate, PromptTemplate
@@ -103,7 +103,7 @@ def render_request(
     end = template.end.strip()
     if end and end not in stops:
         stops.append(end)
-    tokenizer = _tokenizer(models.base_model)
+    tokenizer = _tokenizer(models.settings.tokenizer, models.base_model)
     prompt = _prompt(template, body.get("messages"))
     asked = {name: body[name] for name in _SHARED if body.get(name) is not None}
     request = {
@@ -162,17 +162,13 @@ def _role_of(message: object) -> object:
 
 
 @lru_cache(maxsize=4)
-def _tokenizer(base_model: str) -> "TextTokenizer":
-    from tinkersmith.text.tokenizer import load_tokenizer
+def _tokenizer(given: str, base_model: str) -> "TextTokenizer":
+    from tinkersmith.text.tokenizer import tokenizer_of
 
-    folder = folder_on_this_machine(base_model)
-    if folder is None:
-        raise ServingError(
-            503,
-            f"the tokenizer of {base_model} is needed to write its prompts, and is not on this "
-            f"machine. Download it there: hf download {base_model} --include '*.json' '*.jinja'",
-        )
-    return load_tokenizer(folder)
+    try:
+        return tokenizer_of(given, base_model)
+    except UserError as error:
+        raise ServingError(503, str(error)) from None
 
 
 # ---- what is answered

@@ -127,6 +127,12 @@ class Settings(BaseModel):
         "the name of a model, or a folder",
         pattern=r"\S",
     )
+    tokenizer: str = _setting(
+        "",
+        "A folder with the base model's tokenizer.json, for where no hub can be reached. Empty "
+        "takes the base model's own folder, or else asks the hub.",
+        "a folder, or an empty string",
+    )
     lora_rank: int = _setting(
         16,
         "The adapter's rank: a higher one learns more and needs more memory.",
@@ -404,6 +410,30 @@ class Settings(BaseModel):
         ge=0,
         le=86400,
     )
+    budget_usd: float = _setting(
+        0.0,
+        "What a run may cost, in USD: the plan is cut to fit, and the run stops before it, saved. "
+        "0 sets no limit.",
+        "a number",
+        "between 0 and 1000000",
+        ge=0,
+        le=1e6,
+    )
+    budget_minutes: float = _setting(
+        0.0,
+        "How long training may take, in minutes: some steps are measured first, the plan is cut to "
+        "fit, and the run stops before it, saved. 0 sets no limit.",
+        "a number",
+        "between 0 and 100000",
+        ge=0,
+        le=1e5,
+    )
+    token_price: dict[str, float] = _setting(
+        {},
+        'What a million tokens cost on your server, in USD, such as {"prefill": 0.2, "sample": 0.6,'
+        ' "train": 0.44}. Empty takes the dated table of Tinker\'s prices.',
+        'a dict with "prefill", "sample" and "train"',
+    )
     seed: int = _setting(
         42,
         "Decides the order of the samples and the adapter's first weights.",
@@ -569,6 +599,16 @@ class Settings(BaseModel):
         if not all(0 <= beta < 1 for beta in value):
             raise UserError(
                 f"ADAM_BETAS is {python_text(value)}; it must be two numbers from 0 to below 1."
+            )
+        return value
+
+    @field_validator("token_price")
+    @classmethod
+    def _three_prices(cls, value: dict[str, float]) -> dict[str, float]:
+        if value and (set(value) != {"prefill", "sample", "train"} or min(value.values()) < 0):
+            raise UserError(
+                f"TOKEN_PRICE is {python_text(value)}; it must be a dict with "
+                '"prefill", "sample" and "train", what a million tokens of each cost in USD.'
             )
         return value
 

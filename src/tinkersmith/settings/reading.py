@@ -115,6 +115,8 @@ def settings_for_file(settings: Settings, folder: Path | str) -> dict[str, objec
         values["base_model"] = f"./{seen_from_folder(folder, settings.base_model)}"
     if _is_relative_folder(settings.initial_checkpoint, Path()):
         values["initial_checkpoint"] = seen_from_folder(folder, settings.initial_checkpoint)
+    if settings.tokenizer and not settings.tokenizer.startswith("~"):
+        values["tokenizer"] = seen_from_folder(folder, settings.tokenizer)
     return {name.upper(): value for name, value in values.items()}
 
 
@@ -219,7 +221,13 @@ def _file_names_from(folder: Path | str, settings: Settings) -> dict[str, object
         "output_dir": seen_from_here(folder, settings.output_dir),
         "metrics": _metrics_from(settings.metrics, lambda file: seen_from_here(folder, file)),
         "base_model": base_model,
+        "tokenizer": _folder_from(folder, settings.tokenizer),
     }
+
+
+def _folder_from(folder: Path | str, name: str) -> str:
+    """The name of a folder as it is written here; "" and one in the home folder stay."""
+    return name if not name or name.startswith("~") else seen_from_here(folder, name)
 
 
 def _metrics_from(names: Sequence[str], seen: Callable[[str], str]) -> list[str]:
@@ -324,7 +332,7 @@ def _texts_in(value: object) -> list[str]:
     return [item for item in items if isinstance(item, str)]
 
 
-_NAME_FILES = (*FILE_FIELDS, "output_dir", "base_model", "initial_checkpoint")
+_NAME_FILES = (*FILE_FIELDS, "output_dir", "base_model", "tokenizer", "initial_checkpoint")
 
 
 def _is_too_long(name: str) -> bool:

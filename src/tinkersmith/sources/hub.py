@@ -5,12 +5,14 @@ another slash, a split after a colon: hf:org/name/subset:train.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 from tinkersmith.errors import UserError, one_line
+from tinkersmith.models.hub import HubRefusal, hub_unreached
 from tinkersmith.paths import is_hub_name
 from tinkersmith.sources.columnar import plain_rows
 from tinkersmith.sources.contents import command_to_convert
@@ -86,16 +88,44 @@ def _loaded(name: str, hub: str, repository: str, subset: str, split: str) -> An
             f"{name} is a data set on {about}. It needs the package {library}{missing}. Install "
             f"it with: {_INSTALL}"
         ) from None
+    trouble = None
+    if hub == "hf":
+        with suppress(HubRefusal):  # the library says it, too, with what it may find elsewhere
+            trouble = hub_unreached("datasets", repository)
     try:
-        return load(repository, split=split or None, **options)
+        with _offline(trouble is not None):
+            return load(repository, split=split or None, **options)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # errors of many libraries, and exits of some
-        raise _not_loaded(name, about, error) from None
+        raise _not_loaded(name, about, error, trouble) from None
 
 
-def _not_loaded(name: str, about: str, error: BaseException) -> UserError:
-    """The sentence about a data set that a library did not load."""
+@contextmanager
+def _offline(wanted: bool) -> Generator[None, None, None]:
+    """Within the block, Hugging Face's libraries read their caches and ask no hub.
+
+    They would try for minutes to reach a hub that does not answer.
+    """
+    if not wanted:
+        yield
+        return
+    settings: list[Any] = [import_module("huggingface_hub").constants]
+    settings.append(import_module("datasets").config)
+    before = [module.HF_HUB_OFFLINE for module in settings]
+    for module in settings:
+        module.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for module, value in zip(settings, before, strict=True):
+            module.HF_HUB_OFFLINE = value
+
+
+def _not_loaded(
+    name: str, about: str, error: BaseException, trouble: str | None = None
+) -> UserError:
+    """The sentence about a data set that a library did not load; `trouble` is the hub's."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
@@ -103,6 +133,11 @@ def _not_loaded(name: str, about: str, error: BaseException) -> UserError:
         cause = cause.__cause__ or cause.__context__
     kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
     text = " ".join(str(error).split())
+    if trouble is not None and "OfflineModeIsEnabled" in f"{kinds} {text}":
+        return UserError(
+            f"{name} is not on this machine. {trouble} Check the network, set HF_ENDPOINT to a "
+            "mirror such as https://hf-mirror.com, or name a file on this machine."
+        )
     if "OfflineModeIsEnabled" in kinds or "OfflineModeIsEnabled" in text:
         return UserError(
             f"{name} is not on this machine, and HF_HUB_OFFLINE or HF_DATASETS_OFFLINE forbids to "

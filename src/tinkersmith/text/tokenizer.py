@@ -1,6 +1,7 @@
-"""A model folder, or the server's tokenizer -> a `TextTokenizer`, with the help of transformers.
+"""A folder, or a model's name -> its `TextTokenizer`, where need be with the help of transformers.
 
-Most folders need no help: see `prompts/text_tokenizer.py`.
+Most folders need no help: see `prompts/text_tokenizer.py`. What a name needs may come from a hub:
+see `models/hub.py`.
 """
 
 import json
@@ -11,6 +12,9 @@ from typing import Any, cast
 import numpy as np
 
 from tinkersmith.errors import UserError
+from tinkersmith.models.hub import tokenizer_from_hub
+from tinkersmith.models.known import known_model
+from tinkersmith.models.names import local_model_folder
 from tinkersmith.prompts.text_tokenizer import (
     TextTokenizer,
     begin_text_of,
@@ -19,6 +23,7 @@ from tinkersmith.prompts.text_tokenizer import (
     read_tokenizer,
     tokenizer_of_backend,
 )
+from tinkersmith.text.tml_tokenizer import TML_PREFIX, load_tml_tokenizer
 
 
 def load_tokenizer(folder: Path | str) -> TextTokenizer:
@@ -29,6 +34,52 @@ def load_tokenizer(folder: Path | str) -> TextTokenizer:
     """
     folder = Path(folder)
     return read_tokenizer(folder) or _load_with_transformers(folder)
+
+
+def tokenizer_of(given: str, base_model: str, named: str = "") -> TextTokenizer:
+    """The tokenizer of a base model, from the first place that has it.
+
+    The places: the folder of TOKENIZER, the base model's folder, the tokenizer that the server
+    names, the hub's cache, the hub, and ModelScope where its package is installed.
+
+    Args:
+        given: the value of TOKENIZER; "" where it is not set.
+        named: what the server calls the tokenizer: a folder, or a name on the hub; "" if nothing.
+
+    Raises:
+        UserError: there is none; the sentence says what to set.
+    """
+    if given:
+        return load_tokenizer(given_tokenizer_folder(given))
+    folder = local_model_folder(base_model)
+    if folder is None and named and Path(named).is_dir():
+        folder = Path(named)
+    if folder is not None:
+        return load_tokenizer(folder)
+    model = known_model(base_model)
+    if model is not None and model.tokenizer.startswith(TML_PREFIX):
+        return load_tml_tokenizer(base_model, model.tokenizer)
+    return load_tokenizer(tokenizer_from_hub(named if "/" in named else base_model))
+
+
+def given_tokenizer_folder(given: str) -> Path:
+    """The folder that TOKENIZER names.
+
+    Raises:
+        UserError: there is no tokenizer in it.
+    """
+    folder = Path(given).expanduser()
+    if not folder.is_dir():
+        raise UserError(
+            f"TOKENIZER is {given}, which is not a folder. Name a folder with a tokenizer.json, or "
+            "leave TOKENIZER empty."
+        )
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        raise UserError(
+            f"TOKENIZER is {given}, but there is no tokenizer.json in that folder. Copy the base "
+            "model's tokenizer files there."
+        )
+    return folder
 
 
 def wrap_tokenizer(hf_tokenizer: Any) -> TextTokenizer:

@@ -1,5 +1,6 @@
 """A trained `Plan` and its curves -> answers, advice, and the `TrainedRun` that the caller gets."""
 
+import datetime as dt
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 from tinkersmith.batches.length_report import LengthReport
 from tinkersmith.batches.summary import DataSummary
 from tinkersmith.errors import UserError
+from tinkersmith.forecast.billing import billed_since, used_lines
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress
 from tinkersmith.runs.best import Measurement, best_of_run, best_so_far, write_best
@@ -83,6 +85,8 @@ def finish(
     progress.say(f"Folder   {plan.run.path}")
     with suppress(UserError):  # a server need not list what it stores
         progress.say(f"Stored   {stored_line(plan.service, plan.run, plan.settings)}")
+    for line in _used_lines(plan):
+        progress.say(line)
     for line in suggestions:
         progress.say(f"Advice   {line}")
     return TrainedRun(
@@ -95,6 +99,18 @@ def finish(
         answers=answers,
         _open=guard.pop_all(),
     )
+
+
+def _used_lines(plan: Plan) -> list[str]:
+    """What was predicted, counted and billed, where tokens cost something."""
+    if plan.work is None or (plan.service.kind == "embedded" and plan.rates is None):
+        return []
+    trained = sum(line.get("tokens", 0) for line in plan.run.metrics())
+    billed = None
+    if plan.service.kind != "embedded":
+        begun = dt.datetime.fromisoformat(plan.run.facts()["sessions"][0]["started"])
+        billed = billed_since(plan.service, begun, dt.datetime.now().astimezone())
+    return used_lines(plan.work.trained_tokens(plan.total_steps), trained, plan.rates, billed)
 
 
 def _best_lines(

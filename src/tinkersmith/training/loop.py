@@ -12,6 +12,7 @@ from tinkersmith.batches.order import learning_rate_at
 from tinkersmith.batches.streamed import TokenStream
 from tinkersmith.command_line import command_line
 from tinkersmith.data.samples import Source
+from tinkersmith.errors import UserError
 from tinkersmith.evaluation.asking import Asking
 from tinkersmith.evaluation.questions import Questions
 from tinkersmith.metrics.choose import ChosenMetrics
@@ -115,6 +116,8 @@ class Loop:
         self._recorded_at = 0.0  # of the clock: the last step
         self._begun = self._saved_at = clock()
         self._tokens = 0  # since the beginning
+        self._longest = 0  # tokens of a step
+        self._saving_seconds = self._measuring_seconds = 0.0  # the longest so far
 
     def run(self) -> Curves:
         """Train. The next step is submitted before the last one's result is awaited."""
@@ -131,6 +134,9 @@ class Loop:
                 for number in range(plan.first_step, plan.until):
                     if self._best.is_spent(settings.patience):
                         self._stop_early(number)
+                        break
+                    if (limit := self._limit_reached(number)) is not None:
+                        self._stop_at_limit(limit, task)
                         break
                     self._step(number, task)
             except (KeyboardInterrupt, SystemExit, BrokenPipeError):
@@ -191,7 +197,7 @@ class Loop:
         Args:
             known: names that metrics.jsonl has of this step already.
         """
-        plan, lines = self._plan, list[dict[str, Any]]()
+        plan, lines, begun = self._plan, list[dict[str, Any]](), self._clock()
         if plan.data.validation and VALIDATION_LOSS not in known:
             lines.append(self._validate(done))
         if plan.eval_questions and plan.eval_metrics and "eval/n" not in known:
@@ -201,6 +207,7 @@ class Loop:
             if self._saved != done:
                 self._save(done)
             write_best(plan.run, self._best.best)
+        self._measuring_seconds = max(self._measuring_seconds, self._clock() - begun)
 
     def _stop_early(self, done: int) -> None:
         """Say that PATIENCE is spent, and save the last step, so that the run can go on."""
@@ -215,6 +222,53 @@ class Loop:
             f"  Stopped early at step {done:,} of {plan.total_steps:,} (PATIENCE): {count} in a "
             f"row without a better {(self._best.by or '').replace('_', ' ')}{which}. To train to "
             f"the end: {again}"
+        )
+
+    def _limit_reached(self, number: int) -> str | None:
+        """The budget that another step would pass, with what ends the run; None if it fits."""
+        budget, work = self._plan.budget, self._plan.work
+        if budget is None or work is None:
+            return None
+        steps = len(self._pending) + 1
+        ending = self._seconds * steps + self._saving_seconds + self._measuring_seconds
+        if (limit := budget.spent_by(self._elapsed() + ending)) is not None:
+            return limit
+        if budget.usd is None:
+            return None
+        # A step that a stream has not read yet is taken to be as long as the longest so far.
+        pending = sum(step.tokens for step in self._pending)
+        following = self._longest
+        if work.step_tokens is not None:
+            following = work.step_tokens[number]
+        measured = work.measurements(number + 1) - work.measurements(self._plan.first_step)
+        return budget.paid_by(
+            self._tokens + pending + following,
+            measured * (work.validation_tokens + work.prompt_tokens),
+            measured * work.answer_tokens + work.final_answer_tokens,
+        )
+
+    def _stop_at_limit(self, limit: str, task: Task) -> None:
+        """Finish the steps that were sent and save, because a budget is spent.
+
+        Raises:
+            UserError: there is nothing to save.
+        """
+        plan = self._plan
+        while self._pending:
+            self._record(task)
+        value = getattr(plan.settings, limit.lower())
+        if not self._done:
+            raise UserError(
+                f"{limit} is {value:g}, and is spent before the first step. Raise it, or set a "
+                "smaller BATCH_SIZE."
+            )
+        if self._saved != self._done:
+            self._save(self._done)
+        self._curves.stopped_early = True
+        again = command_line("train", "--resume", plan.run.path, "--set", f"{limit}=0")
+        self._progress.say(
+            f"  Stopped at step {self._done:,} of {plan.total_steps:,}, saved: another step would "
+            f"pass {limit} = {value:g}. To train to the end: {again}"
         )
 
     def _save_before_the_end(self, task: Task) -> None:
@@ -309,6 +363,7 @@ class Loop:
         self._add_sample_losses(step, getattr(output, "loss_fn_outputs", None) or [])
         self._watch.add(number, loss)
         self._tokens += step.tokens
+        self._longest = max(self._longest, step.tokens)
         self._done, self._recorded_at = number, now
         self._pending.popleft()
         self._unsound = False
@@ -467,7 +522,7 @@ class Loop:
 
     def _save(self, done: int) -> None:
         """Save the state to continue from and the weights to sample from, under one name."""
-        plan, name = self._plan, f"step-{done:06}"
+        plan, name, begun = self._plan, f"step-{done:06}", self._clock()
         doing = f"saving the checkpoint of step {done:,}"
         with self._progress.doing(doing):
             if self._saving is None or self._saving.name != name:  # else interrupted while waiting
@@ -486,6 +541,7 @@ class Loop:
             self._sample_losses.write()
         plan.run.add_checkpoint(checkpoint)
         self._saved, self._saved_at = done, self._clock()
+        self._saving_seconds = max(self._saving_seconds, self._saved_at - begun)
         self._old_states.delete(self._watch.protected_step)
 
 

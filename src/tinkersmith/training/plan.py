@@ -16,6 +16,12 @@ from tinkersmith.evaluation.leaks import leaks_from
 from tinkersmith.evaluation.question_set import QuestionSet, questions_in
 from tinkersmith.evaluation.questions import Questions
 from tinkersmith.fingerprint import base_fingerprint
+from tinkersmith.forecast.budget import Budget, check_budget, cut_to_budget, spent_before
+from tinkersmith.forecast.costs import Rates, rates_of
+from tinkersmith.forecast.duration import measured_pace
+from tinkersmith.forecast.lines import Forecast, forecast_lines
+from tinkersmith.forecast.memory import memory_lines, memory_need
+from tinkersmith.forecast.workload import Workload, workload_of
 from tinkersmith.metrics.choose import ChosenMetrics
 from tinkersmith.models.names import local_model_folder, resolve_base_model
 from tinkersmith.plurals import counted
@@ -49,6 +55,7 @@ from tinkersmith.service.connection import (
     ServerGone,
     Service,
     open_service,
+    server_of,
 )
 from tinkersmith.service.facts import engine_facts
 from tinkersmith.service.initial import initial_weights, template_line, trains_output_layer
@@ -103,6 +110,9 @@ class Plan:
     until: int  # steps after which the run pauses, saved and measured; `total_steps` for no pause
     measured: Sequence[dict[str, Any]]  # the metrics of those steps
     initial_state: str = ""  # the state whose weights it starts from; "": a new LoRA
+    budget: Budget | None = None  # None: nothing limits the run
+    work: Workload | None = None  # None within another job, which has its own limits
+    rates: Rates | None = None  # what tokens cost; None where nobody says
 
 
 def prepare(
@@ -152,6 +162,8 @@ def prepare(
     if stage is not None:
         service = stage.service
     else:
+        for line in _memory_warning(settings):
+            progress.say(f"  {line}")
         service = guard.enter_context(
             open_service(
                 settings,
@@ -187,6 +199,14 @@ def prepare(
         progress.say(f"  {line}")
     epoch = steps_per_epoch(data.count, settings.batch_size)
     total_steps = epoch * settings.num_epochs
+    budget = work = rates = None
+    if stage is None:
+        first = checkpoint.step if checkpoint else 0
+        work = workload_of(data, settings, eval_questions)
+        rates = rates_of(settings, service.base_model, is_cloud=service.kind != "embedded")
+        total_steps, budget = within_budget(
+            settings, resume, service, data, work, rates, total_steps, first, progress
+        )
     standing = Standing(
         base_fingerprint=fingerprint,
         tokenizer_digest=digest_of(tokenizer.serialised()),
@@ -196,7 +216,9 @@ def prepare(
         questions_digest=digest_of_questions(eval_questions) if eval_questions else None,
     )
     check()
-    counts = {"training_samples": data.count, "total_steps": total_steps}
+    counts: dict[str, Any] = {"training_samples": data.count, "total_steps": total_steps}
+    if total_steps < epoch * settings.num_epochs:
+        counts["cut_to_budget"] = True
     with progress.doing("noting the questions"):
         questions = source.questions()
     if resume is None:
@@ -227,7 +249,65 @@ def prepare(
         until=total_steps if until is None else min(until, total_steps),
         measured=run.metrics(),
         initial_state=initial_state,
+        budget=budget,
+        work=work,
+        rates=rates,
     )
+
+
+def _memory_warning(settings: Settings) -> list[str]:
+    """What is said, before an engine loads it, of a model that may not fit this machine."""
+    folder = local_model_folder(settings.base_model)
+    if folder is None or server_of(settings)[0] != "embedded":
+        return []
+    need = memory_need(folder, settings, 0)
+    return memory_lines(need) if need and need.free and need.together > need.free else []
+
+
+def within_budget(
+    settings: Settings,
+    resume: Resume | None,
+    service: Service,
+    data: TokenizedData,
+    work: Workload,
+    rates: Rates | None,
+    steps: int,
+    first: int,
+    progress: Progress,
+) -> tuple[int, Budget | None]:
+    """How many steps the budgets allow, with the forecast said; and what limits the run.
+
+    Args:
+        first: steps of a resumed run that are done.
+
+    Raises:
+        UserError: not one step fits, or a budget cannot be kept.
+    """
+    check_budget(settings, rates, service.base_model)
+    changed = set(resume.changes) if resume else set[str]()
+    again = resume is not None and not {"BUDGET_USD", "BUDGET_MINUTES"} & changed
+    lines: list[str] = []
+    pace, spent = None, 0.0
+    if resume is not None and again and resume.run.facts().get("cut_to_budget"):
+        steps = min(steps, resume.run.fact("total_steps"))  # as it was planned, with its schedule
+    if settings.budget_minutes:
+        pace = measured_pace(service, settings, data, steps)
+    if resume is not None:
+        trained = sum(line.get("tokens", 0) for line in resume.run.metrics())
+        spent = spent_before(work, rates, trained, first)
+    if not again and (settings.budget_usd or settings.budget_minutes):
+        steps, lines = cut_to_budget(settings, work, rates, pace, steps, first, spent)
+    forecast = Forecast(settings, service.base_model, service.kind, work, steps, first, rates, pace)
+    if service.kind != "embedded" or pace is not None:
+        for line in forecast_lines(forecast):
+            progress.say(f"  {line}")
+    for line in lines:
+        progress.say(f"  {line}")
+    if not settings.budget_usd and not settings.budget_minutes:
+        return steps, None
+    usd = max(settings.budget_usd - spent, 0.0) if settings.budget_usd else None
+    seconds = 60 * settings.budget_minutes if settings.budget_minutes else None
+    return steps, Budget(usd, seconds, rates)
 
 
 def encoding_for(
@@ -405,7 +485,7 @@ def _new_run(
     service: Service,
     template: PromptTemplate,
     standing: Standing,
-    counts: dict[str, int],
+    counts: dict[str, Any],
     questions: QuestionCollector,
 ) -> RunFolder:
     def write(folder: RunFolder) -> None:
@@ -430,7 +510,7 @@ def _continue(
     resume: Resume,
     checkpoint: Checkpoint | None,
     standing: Standing,
-    counts: dict[str, int],
+    counts: dict[str, Any],
     questions: QuestionCollector,
     say: Callable[[str], None],
 ) -> None:

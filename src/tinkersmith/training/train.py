@@ -13,7 +13,7 @@ from tinkersmith.batches.length_report import LengthReport
 from tinkersmith.batches.read import read_data
 from tinkersmith.batches.source import DataSource
 from tinkersmith.command_line import command_line
-from tinkersmith.errors import UserError, reason_of
+from tinkersmith.errors import UserError, is_of_network, network_reason, reason_of
 from tinkersmith.models.names import resolve_base_model
 from tinkersmith.paths import data_file_seen_from_folder
 from tinkersmith.progress import Progress, watched
@@ -55,7 +55,8 @@ def train(
         from_checkpoint: the name of an earlier checkpoint to resume from, such as step-000400.
         allow_changes: resume although the base model, the tokenizer or the data changed.
         resume_with: settings that the resumed run goes on with: LEARNING_RATE, GRAD_CLIP_NORM,
-            STOP_ON_DIVERGENCE, PATIENCE and TRACKERS may be changed.
+            STOP_ON_DIVERGENCE, PATIENCE, BUDGET_USD, BUDGET_MINUTES, TOKENIZER and TRACKERS may be
+            changed.
 
     Raises:
         UserError: something the user can fix, in one sentence.
@@ -328,6 +329,11 @@ def _explained(
 
 def _trouble(error: OSError, run: RunFolder | None, settings: Settings) -> str:
     """A sentence about a file that cannot be used. Errors of writing do not name their file."""
+    if is_of_network(error):
+        return (
+            f"A host on the network was not reached ({network_reason(error)}). Check the network "
+            "and the proxy settings."
+        )
     where = run.path if run else Path(settings.output_dir)
     reason = reason_of(error)
     file = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else ""

@@ -180,7 +180,7 @@ def test_sampling_clients_of_the_same_weights_share_them_until_the_last_has_ende
     models.save("a", path, optimizer=False, overwrite=True)()  # other weights under this path
     models.add_sampler("overwritten", "tiny", path)
     assert models.weights_of("overwritten") not in weights.values()
-    joined = models.join(weights["saved:2"], request)
+    joined = models.join(weights["saved:2"], request, "saved:2")
     for name in weights:
         models.free_sampler(name)  # what is being answered is answered
     while models.sample_step(weights["saved:2"]) != [joined]:
@@ -201,7 +201,7 @@ def test_a_base_model_is_unloaded_when_what_is_sampled_from_it_is_answered(
     request = SampleRequest([5, 6], max_tokens=20, temperature=0, stop=[])
     [expected] = answers(models, "s", [request])
     weights_id = models.weights_of("s")
-    joined = models.join(weights_id, request)
+    joined = models.join(weights_id, request, "s")
     assert models.sample_step(weights_id) == []
     room = iter([0])  # none until a model is unloaded
     monkeypatch.setattr(base_models, "free_memory", lambda device: next(room, 2**40))
@@ -220,14 +220,14 @@ def test_weights_that_are_sampled_from_are_not_spilled(tmp_path: Path, tiny_mode
     request = SampleRequest([5, 6], max_tokens=20, temperature=0, stop=[])
     [expected] = answers(models, "s", [request])
     weights_id = models.weights_of("s")
-    joined = models.join(weights_id, request)
+    joined = models.join(weights_id, request, "s")
     for number in range(1000):
         if models.sample_step(weights_id):
             break
         run(models, [("batch", "a", number), ("step", "a", 0)])
         # It joins between the steps of others, and its prompt is read with the same adapter.
         if number == 3:
-            late = models.join(weights_id, request)
+            late = models.join(weights_id, request, "s")
     while models.can_sample(weights_id):
         models.sample_step(weights_id)
     assert isinstance(expected, SampleResult)

@@ -31,7 +31,7 @@ from tinkersmith.engine.model.adapters import snapshot
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.sampling import batch, checks
-from tinkersmith.engine.sampling.checks import check_request
+from tinkersmith.engine.sampling.checks import check_request, fitted
 from tinkersmith.engine.sampling.rows import ends_of
 from tinkersmith.engine.sampling.sampler import sample
 from tinkersmith.engine.sampling.token_choice import choose_tokens
@@ -429,7 +429,7 @@ def test_the_limit_is_the_reason_when_nothing_stopped_it(base: BaseModel) -> Non
         ({"prompt": [-1]}, "token id -1 is not"),
         ({"prompt": [1] * 129}, "the prompt has 129 tokens; tiny takes at most 128"),
         ({"max_tokens": 0}, "max_tokens is 0"),
-        ({"max_tokens": 127}, "can sample 1 to 126"),
+        ({"max_tokens": -1}, "max_tokens is -1; it must be at least 1"),
         ({"num_samples": 0}, "num_samples is 0"),
         ({"temperature": -0.1}, r"temperature is -0\.1"),
         ({"temperature": float("nan")}, "temperature is nan"),
@@ -452,6 +452,46 @@ def test_a_wrong_request_is_refused_with_the_value_and_the_range(
     check_request(base, good)
     with pytest.raises(Refused, match=sentence):
         check_request(base, dataclasses.replace(good, **change))
+
+
+def test_max_tokens_beyond_the_context_is_cut_to_what_is_left(base: BaseModel) -> None:
+    prompt = list(range(1, 101))  # of a context of 128; the last sampled token is never read
+    for wanted, given in ((None, None), (5, 5), (29, 29), (30, 29), (10**9, 29)):
+        request = SampleRequest(prompt, max_tokens=wanted, temperature=0, stop=[])
+        assert fitted(base, request).max_tokens == given
+    answer = one(base, None, fitted(base, SampleRequest(prompt, max_tokens=500, stop=[])))
+    assert len(answer.tokens) == 29
+    assert answer.stop_reason == "length"
+
+
+@pytest.mark.parametrize("sampling", [{}, {"top_k": 5}, {"top_p": 0.7}])
+def test_logprobs_of_sampled_tokens_are_the_model_s_or_those_of_the_temperature(
+    base: BaseModel, sampling: dict[str, Any]
+) -> None:
+    requests = [
+        SampleRequest(
+            *([5, 6, 7], 1, 12, temperature),
+            seed=1,
+            stop=[],
+            topk_sample_logprobs=3,
+            tempered_logprobs=tempered,
+            **sampling,
+        )
+        for temperature in (0.0, 0.6, 1.0, 1.9)
+        for tempered in (False, True)
+    ]
+    for request, result in zip(requests, sample(base, None, requests), strict=True):
+        [answer] = result.sequences
+        whole = [*request.prompt, *answer.tokens]
+        hidden = base.hidden(torch.tensor(whole), [len(whole)], None)
+        logits = base.logits(hidden, None).double()[2:-1]  # (T, V), of the sampled tokens
+        scale = request.temperature if request.tempered_logprobs and request.temperature else 1.0
+        expected = (logits / scale).log_softmax(-1)
+        chosen = expected.gather(1, torch.tensor(answer.tokens)[:, None])[:, 0]
+        np.testing.assert_allclose(answer.logprobs, chosen.detach().numpy(), atol=1e-4)
+        assert answer.topk is not None
+        likeliest = expected.topk(3).values.detach().numpy()
+        np.testing.assert_allclose(answer.topk[1], likeliest, atol=1e-4)
 
 
 def test_no_request_gets_no_answer(base: BaseModel) -> None:

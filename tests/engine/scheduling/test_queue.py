@@ -22,6 +22,7 @@ from tinkersmith.engine.scheduling.queue import (
 from tinkersmith.engine.scheduling.sessions import (
     KEEP_DELIVERED,
     KEEP_RESULTS,
+    QUEUE_SILENCE,
     SESSION_SILENCE,
     Sessions,
 )
@@ -367,7 +368,7 @@ def store(tmp_path: Path) -> Store:
 async def open_client(sessions: Sessions) -> str:
     session_id = await sessions.create({}, None)
     model_id, _ = await sessions.create_model(
-        session_id, 0, "tiny", LoraConfig(4), None, None, lambda models, model_id: {}
+        session_id, 0, "tiny", LoraConfig(4), "adamw", None, None, lambda models, model_id: {}
     )
     return model_id
 
@@ -387,7 +388,7 @@ def test_a_silent_session_is_freed_and_its_waiting_operations_fail(store: Store)
             for seq in (1, 3)
         ]
         session = sessions.get(model_id.split(":")[0])
-        sessions.sweep_once(session.last_seen + SESSION_SILENCE - 1)
+        sessions.sweep_once(session.last_seen + QUEUE_SILENCE - 1)
         assert sessions.operations(model_id)
         sessions.sweep_once(session.last_seen + SESSION_SILENCE + 1)
         with pytest.raises(Gone, match="has ended"):
@@ -396,8 +397,60 @@ def test_a_silent_session_is_freed_and_its_waiting_operations_fail(store: Store)
         gate.set()
         await last.done.wait()
         assert begun == []
-        assert all("has ended" in str(future.result) for future in futures)
+        # The second one waited for the number 2; the first one for its turn.
+        assert "dropped" in str(futures[0].result) and "has ended" in str(futures[1].result)
         assert models.freed == [model_id]
+
+    asyncio.run(main())
+
+
+def test_what_a_gone_client_has_in_the_queues_is_dropped_after_a_minute(store: Store) -> None:
+    models = CountingModels()
+
+    async def main() -> None:
+        thread, gate = started(prepare=lambda: models)
+        sessions = Sessions(store, thread)
+        begun: list[str] = []
+
+        def operate(model_id: str, seq: int) -> Future:
+            work = lambda models: begun.append(f"{model_id}:{seq}") or {}  # noqa: E731
+            return sessions.future(sessions.operate(model_id, seq, "step", work))
+
+        gone, polling = await open_client(sessions), await open_client(sessions)
+        sampler_id, loaded, _ = await sessions.create_sampler(gone.split(":")[0], 0, "tiny", None)
+        loaded.finish({})
+        waiting = [operate(gone, 1), operate(gone, 2)]
+        asked = sessions.sample(sampler_id, 0, SampleRequest([1], max_tokens=1), lambda _: {})
+        waiting.append(sessions.futures[asked])
+        kept = operate(polling, 1)
+        session = sessions.sessions[gone.split(":")[0]]
+        seen = sessions.sessions[polling.split(":")[0]].last_seen = session.last_seen
+        sessions.sweep_once(seen + QUEUE_SILENCE - 1)
+        assert not any(future.finished for future in waiting)
+        sessions.sessions[polling.split(":")[0]].last_seen += 2
+        sessions.sweep_once(seen + QUEUE_SILENCE + 1)
+        assert all("no sign of life for 60 s. Send it again" in str(f.result) for f in waiting)
+        assert not kept.finished
+        gate.set()
+        await asyncio.wait_for(kept.done.wait(), 10)
+        again = operate(gone, 3)  # it was asleep: its client is as it was, without the step
+        await asyncio.wait_for(again.done.wait(), 10)
+        assert begun == [f"{polling}:1", f"{gone}:3"]
+        assert models.dropped == [gone]
+
+    asyncio.run(main())
+
+
+def test_a_poll_is_a_sign_of_life(store: Store) -> None:
+    async def main() -> None:
+        sessions = Sessions(store, started()[0])
+        model_id = await open_client(sessions)
+        session = sessions.sessions[model_id.split(":")[0]]
+        session.last_seen -= 1000
+        sessions.future(f"{model_id}:0")
+        before = session.last_seen
+        sessions.sweep_once(before + QUEUE_SILENCE - 1)
+        assert not sessions.futures[f"{model_id}:0"].finished
 
     asyncio.run(main())
 
@@ -428,7 +481,8 @@ def test_a_base_model_that_cannot_be_fetched_fails_the_client_that_wanted_it(sto
     async def main() -> Any:
         sessions = Sessions(store, started()[0])
         _, request_id = await sessions.create_model(
-            await sessions.create({}, None), 0, "a/b", LoraConfig(4), None, fetch, lambda *_: {}
+            *(await sessions.create({}, None), 0, "a/b", LoraConfig(4), "adamw", None, fetch),
+            lambda *_: {},
         )
         future = sessions.future(request_id)
         await asyncio.wait_for(future.done.wait(), 5)

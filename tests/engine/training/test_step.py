@@ -15,7 +15,6 @@ from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.kernels import head
 from tinkersmith.engine.messages import AdamParams, Datum, LoraConfig
-from tinkersmith.engine.model.adapters import new_adapter
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.training.checks import check_datums
 from tinkersmith.engine.training.losses import token_losses
@@ -179,10 +178,17 @@ def test_the_optimizer_is_torch_adamw_with_a_clip_and_resumes_bit_for_bit(base: 
         torch.testing.assert_close(weight, twin[name], atol=1e-6, rtol=1e-5)
 
 
-def test_a_step_without_gradients_is_refused(base: BaseModel) -> None:
-    adapter = new_adapter(base, LoraConfig(4))
-    with pytest.raises(Refused, match="no gradients"):
-        optim_step(adapter, new_state(adapter), AdamParams())
+def test_a_step_without_gradients_changes_nothing_as_in_torch(base: BaseModel) -> None:
+    adapter = filled_adapter(base, LoraConfig(4, 0))
+    before = {name: weight.detach().clone() for name, weight in adapter.weights.items()}
+    state = new_state(adapter)
+    assert optim_step(adapter, state, AdamParams(0.1, weight_decay=0.5)) == {"grad_norm": 0.0}
+    assert state.step == 0
+    for name, weight in adapter.weights.items():
+        assert torch.equal(weight, before[name])
+    twin = next(iter(before.values())).requires_grad_()
+    torch.optim.AdamW([twin], lr=0.1, weight_decay=0.5).step()
+    assert torch.equal(twin, before[next(iter(before))])
 
 
 def test_packs_hold_every_sequence_once_within_the_budget() -> None:

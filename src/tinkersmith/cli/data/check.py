@@ -198,10 +198,11 @@ def _print_lengths(
 ) -> None:
     from tinkersmith.data.lengths import LengthStatistics, format_length_statistics
     from tinkersmith.data.samples import characters
+    from tinkersmith.models.hub import cached_tokenizer_folder
     from tinkersmith.models.names import local_model_folder
     from tinkersmith.text.tokenize import LengthEvent, token_lengths, untrained_lines
 
-    folder = local_model_folder(base_model)
+    folder = local_model_folder(base_model) or cached_tokenizer_folder(base_model)
     if folder is None:
         print(f"{base_model} is not on this machine, so characters are counted.")
         lengths = [characters(sample) for sample in reading.again()]

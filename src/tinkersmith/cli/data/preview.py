@@ -51,7 +51,7 @@ def preview_command(argv: Sequence[str], *, prog: str) -> int:
     from tinkersmith.batches.summary import none_trained
     from tinkersmith.cli.common import user_settings
     from tinkersmith.preview.examine import Choice, examine_tokens
-    from tinkersmith.preview.plan import local_encoding, tokenizer_folder, training_samples
+    from tinkersmith.preview.plan import local_encoding, tokenizer_for, training_samples
     from tinkersmith.preview.token_texts import token_texts
     from tinkersmith.progress import watched
     from tinkersmith.sources.find import look_up, refuse_inputs_as_outputs
@@ -73,9 +73,9 @@ def preview_command(argv: Sequence[str], *, prog: str) -> int:
     count = wanted.count or (_ON_A_PAGE if wanted.html else _IN_A_TERMINAL)
     choice = Choice(count, wanted.filter, wanted.record, bool(wanted.html), settings.seed)
     with watched(print) as progress:
-        tokenizer_folder(settings)  # before the data is read
+        base = tokenizer_for(settings)  # before the data is read
         data = training_samples(settings, progress)
-        encoding, lines = local_encoding(settings, data.source)
+        encoding, lines = local_encoding(settings, data.source, base)
         for line in (*data.lines, *lines):
             progress.say(line)
         with progress.doing("tokenising the samples"):

@@ -63,10 +63,17 @@ def sweep_command(argv: Sequence[str], *, prog: str) -> int:
     )
     wanted = parser.parse_args(argv)
     from tinkersmith.cli.common import settings_file
+    from tinkersmith.errors import UserError
 
     if not wanted.resume:  # a sweep has its settings
         refuse_unread_file(wanted.config)
     settings = user_settings(wanted.config, wanted.set)
+    if settings.budget_usd or settings.budget_minutes:
+        name = "BUDGET_USD" if settings.budget_usd else "BUDGET_MINUTES"
+        raise UserError(
+            f"{name} limits a single run, and not a sweep, whose runs must be of one length. Leave "
+            "it at 0; --budget takes steps instead."
+        )
     others = [text for text in wanted.set if not text.upper().startswith("OUTPUT_DIR=")]
     from tinkersmith.pages.words import page_language
     from tinkersmith.sweep.conduct import Wanted, run_sweep

@@ -35,7 +35,7 @@ def train_command(
         default=[],
         metavar="NAME=VALUE",
         help="change one setting; with --resume only LEARNING_RATE, GRAD_CLIP_NORM, "
-        "STOP_ON_DIVERGENCE and PATIENCE",
+        "STOP_ON_DIVERGENCE, PATIENCE, BUDGET_USD, BUDGET_MINUTES, TOKENIZER and TRACKERS",
     )
     parser.add_argument(
         "--resume", metavar="RUN", help="continue an interrupted run: its name or folder"
@@ -52,6 +52,11 @@ def train_command(
         action="store_true",
         help="with --resume: continue although the base model, the tokenizer or the data changed",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything and say what the run would cost, take and need; train nothing",
+    )
     wanted = parser.parse_args(argv)
     from tinkersmith.cli.common import refuse_unread_file, user_settings
     from tinkersmith.paths import seen_from_here
@@ -65,6 +70,15 @@ def train_command(
     settings = user_settings(config, overrides, folder or ".")
     from tinkersmith.training.interruption import interruption
 
+    if wanted.dry_run:
+        from tinkersmith.errors import UserError
+        from tinkersmith.training.dry_run import dry_run
+
+        if wanted.resume:
+            raise UserError("--dry-run has no effect with --resume. Leave one of the two out.")
+        with interruption() as signals:
+            dry_run(settings, signals)
+        return 0
     with interruption():  # the export, too, ends in order; `train` saves before it ends
         _train_and_export(wanted, config, settings, folder or ".", resume_with)
     return 0

@@ -9,7 +9,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -49,7 +49,7 @@ from tinkersmith.engine.runtime.base_models import BaseModels, set_threads
 from tinkersmith.engine.runtime.experimental import NOTHING, Experimental
 from tinkersmith.engine.runtime.sampling_weights import Weights
 from tinkersmith.engine.runtime.spill import SpillFolder
-from tinkersmith.engine.sampling.checks import TOKENIZER, check_request
+from tinkersmith.engine.sampling.checks import TOKENIZER, check_request, fitted
 from tinkersmith.engine.storage.catalogue import Catalogue
 from tinkersmith.engine.storage.folders import TinkerPath
 from tinkersmith.engine.storage.store import CheckedCheckpoint, Store, damage_sentence, disk_errors
@@ -57,6 +57,7 @@ from tinkersmith.engine.training.checks import check_datums, ignored_inputs
 from tinkersmith.engine.training.losses import TRUNCATED_AT
 from tinkersmith.engine.training.optimizer import (
     OptimizerState,
+    has_gradients,
     load_state_tensors,
     new_state,
     optim_step,
@@ -129,8 +130,11 @@ class Models:
         adapter_memory: int = ADAPTER_MEMORY,
         experimental: Experimental = NOTHING,
         allow_changed_base: bool = False,
+        tempered_logprobs: bool = False,
     ) -> None:
         self.store = store
+        self.tempered_logprobs = tempered_logprobs
+        self._cut: set[str] = set()  # sampling clients whose first cut of max_tokens is logged
         self.allow_changed_base = allow_changed_base
         self.bases = BaseModels(
             catalogue, dtype, device, threads, experimental, before_unload=self._finish_batches
@@ -272,9 +276,12 @@ class Models:
                 f"importance weights that are cut at {TRUNCATED_AT:g}"
             )
         for note in notes:
-            if note not in model.notes:
-                model.notes.add(note)
-                log.warning("%s: %s", model_id, note)
+            self._note(model_id, model, note)
+
+    def _note(self, model_id: str, model: TrainingClient, note: str) -> None:
+        if note not in model.notes:
+            model.notes.add(note)
+            log.warning("%s: %s", model_id, note)
 
     def check_step(self, model_id: str) -> None:
         """Check that the step under way can be applied.
@@ -293,8 +300,22 @@ class Models:
 
     def optim_step(self, model_id: str, params: OptimParams) -> dict[str, float]:
         model = self.get(model_id)
+        if not has_gradients(model.adapter):
+            self._note(
+                model_id,
+                model,
+                "an optim_step without gradients changes nothing: no forward_backward came before "
+                "it, or the last optim_step has used its gradients",
+            )
         model.version = object()
         return optim_step(model.adapter, model.optimizer, params)
+
+    def drop_step(self, model_id: str) -> dict[str, Any]:
+        model = self.training.get(model_id)
+        if model is not None:  # else its creation was dropped, too
+            model.adapter.clear_gradients()
+            model.dropped = None
+        return {}
 
     def free(self, model_id: str) -> None:
         self.training.pop(model_id, None)
@@ -359,6 +380,20 @@ class Models:
             return new.size_bytes
 
         return finish
+
+    def check_adapter(self, base_name: str, config: LoraConfig, file: Path) -> None:
+        """Load a file as the weights of an adapter, and forget them.
+
+        Raises:
+            Refused: it does not hold the finite weights of such an adapter.
+        """
+        adapter = new_adapter(self.bases.get(base_name), config)
+        try:
+            load_adapter_state(adapter, load_finite(file))
+        except NotFinite as reason:
+            raise Refused(f"{file.name}: {reason}") from None
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise Refused(f"{file.name} is not a whole file of this adapter ({error}).") from None
 
     def load(self, model_id: str, path: TinkerPath | Path, optimizer: bool) -> None:
         """Replace the adapter by that of a checkpoint or of a PEFT folder.
@@ -483,8 +518,10 @@ class Models:
             raise Refused(f"the sampling client {sampler_id} could not be created, or has ended.")
         return self.sampling[sampler_id]
 
-    def join(self, weights_id: str, request: SampleRequest) -> Answering:
+    def join(self, weights_id: str, request: SampleRequest, sampler_id: str) -> Answering:
         """Let a request join those that are being answered from these weights.
+
+        `sampler_id` is the client that sent it.
 
         Raises:
             Refused: something is wrong with the request.
@@ -492,6 +529,16 @@ class Models:
         weights = self.weights[weights_id]
         base = self.bases.get(weights.base_name)
         check_request(base, request)
+        wanted, request = request.max_tokens, fitted(base, request)
+        if request.max_tokens != wanted and sampler_id not in self._cut:
+            self._cut.add(sampler_id)
+            log.warning(
+                "%s: max_tokens %s is beyond the context: a prompt of %d tokens leaves %d of %d "
+                "(this client's later requests are cut without a word)",
+                *(sampler_id, wanted, len(request.prompt), request.max_tokens, base.max_context),
+            )
+        if self.tempered_logprobs:
+            request = replace(request, tempered_logprobs=True)
         if weights.batch is None:
             self._use(weights_id)
             weights.threads = self.bases.threads_for(weights.base_name)
@@ -542,6 +589,7 @@ class Models:
         set_threads(threads)
 
     def free_sampler(self, sampler_id: str) -> None:
+        self._cut.discard(sampler_id)
         if sampler_id in self.sampling:
             weights = self.weights[self.sampling.pop(sampler_id)]
             weights.users.discard(sampler_id)

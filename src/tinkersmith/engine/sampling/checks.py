@@ -1,4 +1,6 @@
-"""A sampling request and a base model -> a refusal, before any work is done."""
+"""A sampling request and a base model -> a refusal, or the request as it fits, before any work."""
+
+import dataclasses
 
 import numpy as np
 
@@ -8,6 +10,23 @@ from tinkersmith.engine.model.base_model import BaseModel
 
 MAX_CELLS = 2**26  # of 8 bytes, in a table over the prompt that a request asks for
 TOKENIZER = "tokenizer.json"  # in a model's folder
+
+
+def fitted(base: BaseModel, request: SampleRequest) -> SampleRequest:
+    """The request, with a max_tokens beyond the context cut to what is left behind the prompt.
+
+    Such an answer ends for its length, as it would at its max_tokens.
+    """
+    longest = most_tokens(base, request)
+    if request.max_tokens is None or longest < 1 or request.max_tokens <= longest:
+        return request
+    return dataclasses.replace(request, max_tokens=longest)
+
+
+def most_tokens(base: BaseModel, request: SampleRequest) -> int:
+    """How many tokens can be sampled behind the prompt."""
+    # The last sampled token is never read, hence the one more.
+    return base.max_context - len(request.prompt) + 1
 
 
 def check_request(base: BaseModel, request: SampleRequest) -> None:
@@ -31,18 +50,13 @@ def check_request(base: BaseModel, request: SampleRequest) -> None:
             f"the stop {stop!r} is a string, and {base.name} has no {TOKENIZER} to recognise it "
             "with; give token ids."
         )
-    # The last sampled token is never read, hence the one more.
-    longest = base.max_context - len(prompt) + 1
-    if longest < 1:
+    if most_tokens(base, request) < 1:
         raise Refused(
             f"the prompt has {len(prompt):,} tokens; {base.name} takes at most "
             f"{base.max_context:,}."
         )
-    if request.max_tokens is not None and not 1 <= request.max_tokens <= longest:
-        raise Refused(
-            f"max_tokens is {request.max_tokens:,}; with a prompt of {len(prompt):,} tokens "
-            f"{base.name} can sample 1 to {longest:,}."
-        )
+    if request.max_tokens is not None and request.max_tokens < 1:
+        raise Refused(f"max_tokens is {request.max_tokens:,}; it must be at least 1.")
     bounds = [
         ("temperature", request.temperature, 0 <= request.temperature <= 100, "0 to 100"),
         ("top_k", request.top_k, request.top_k >= -1, "-1 (off) or at least 1"),

@@ -12,7 +12,12 @@ import torch
 from tinkersmith.engine.messages import Answering, SampledSequence, SampledToken, SampleRequest
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.kernels import ExactLogits
-from tinkersmith.engine.sampling.token_choice import choose_tokens, generator
+from tinkersmith.engine.sampling.token_choice import (
+    COLDEST,
+    choose_tokens,
+    generator,
+    tempered_normaliser,
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -99,6 +104,19 @@ def take_tokens(
         assert logits is not None
         chosen_logits = logits.gather(-1, tokens).float()
     logprobs = chosen_logits - normaliser
+    tempered = [
+        index
+        for index, request in enumerate(requests)
+        if request.tempered_logprobs and request.temperature not in (0, 1)
+    ]
+    if tempered:  # greedy tokens keep the model's: at temperature 0 each would have 0
+        assert logits is not None
+        scale = torch.tensor([requests[index].temperature for index in tempered])
+        scale = scale.to(logits.device)[:, None].clamp(min=COLDEST)
+        some = None if exact is None else exact.only(tempered)
+        logprobs[tempered] = chosen_logits[tempered] / scale - tempered_normaliser(
+            logits[tempered], scale, some
+        )
     for row, token, logprob in zip(rows, chosen.tolist(), logprobs[:, 0].tolist(), strict=True):
         row.sequence.tokens.append(token)
         row.sequence.logprobs.append(logprob)

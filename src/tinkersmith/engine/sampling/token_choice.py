@@ -17,7 +17,7 @@ from tinkersmith.engine.model.kernels import BLOCK, ExactLogits
 _LOG2_E = 1 / log(2)
 _SPAN = 2**20  # numbers in fp32 at a time: they stay in a CPU's caches
 _NUCLEUS = 1024  # most likely tokens that top_p looks at first
-_COLDEST = 1e-30  # below this temperature only the most likely token is left anyway
+COLDEST = 1e-30  # below this temperature only the most likely token is left anyway
 
 
 def generator(seed: int | None, number: int) -> np.random.Generator:
@@ -150,7 +150,7 @@ def choose_tokens(
     assert logits is not None
     uniforms = uniforms.to(logits.device)
     temperatures = [
-        max(request.temperature, _COLDEST) if request.temperature else 1.0 for request in requests
+        max(request.temperature, COLDEST) if request.temperature else 1.0 for request in requests
     ]
     column = None
     if any(temperature != 1 for temperature in temperatures):
@@ -170,6 +170,14 @@ def choose_tokens(
     return tokens, normaliser
 
 
+def tempered_normaliser(
+    logits: torch.Tensor, temperatures: torch.Tensor, exact: ExactLogits | None = None
+) -> torch.Tensor:
+    """(B, 1): logits / temperature less this are log-probabilities at each row's temperature."""
+    powers = Exponentials(logits, temperatures, exact)
+    return powers.maximum / temperatures + powers.sums.sum(-1, keepdim=True).log()
+
+
 def _sample_top(
     logits: torch.Tensor,  # (V,)
     maximum: torch.Tensor,  # ()
@@ -184,7 +192,7 @@ def _sample_top(
     while True:
         # Ties with the last of them are included: equals are in the order of their ids.
         ids = (logits >= logits.topk(count).values[-1]).nonzero()[:, 0]
-        gaps = (logits[ids].float() - maximum).double() / max(request.temperature, _COLDEST)
+        gaps = (logits[ids].float() - maximum).double() / max(request.temperature, COLDEST)
         weights = gaps.exp()
         ordered, order = weights.sort(descending=True, stable=True)
         ordered, order = ordered[:limit], order[:limit]

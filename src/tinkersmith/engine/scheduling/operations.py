@@ -64,6 +64,10 @@ class ModelOperations(Protocol):
 
     def optim_step(self, model_id: str, params: OptimParams, /) -> dict[str, float]: ...
 
+    def drop_step(self, model_id: str, /) -> dict[str, Any]:
+        """Drop the gradients of a step that will not be taken."""
+        ...
+
     def free(self, model_id: str, /) -> None: ...
 
     # ---- checkpoints
@@ -81,6 +85,10 @@ class ModelOperations(Protocol):
         recipients: list[str] | None = ...,
     ) -> Callable[[], int]: ...
 
+    def check_adapter(self, base_name: str, config: LoraConfig, file: Path, /) -> None:
+        """Check that a file holds the finite weights of such an adapter."""
+        ...
+
     def load(self, model_id: str, path: TinkerPath, optimizer: bool, /) -> None: ...
 
     # ---- sampling clients
@@ -97,7 +105,7 @@ class ModelOperations(Protocol):
 
     def weights_of(self, sampler_id: str, /) -> str: ...
 
-    def join(self, weights_id: str, request: SampleRequest, /) -> Answering: ...
+    def join(self, weights_id: str, request: SampleRequest, sampler_id: str, /) -> Answering: ...
 
     def can_sample(self, weights_id: str, /) -> bool:
         """Whether `sample_step` would do something now."""

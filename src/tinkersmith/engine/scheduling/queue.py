@@ -170,16 +170,18 @@ class EngineThread(threading.Thread):
             self._submitted += 1
             self._changed.notify()
 
-    def drop(self, client_id: str) -> None:
-        """Forget the client's waiting jobs, and break off what is sampled for it.
+    def drop(self, client_id: str) -> list[Job | SampleJob]:
+        """Forget the client's waiting jobs, and break off what is sampled for it; gives them all.
 
         Any other job that runs already runs to its end.
         """
         with self._changed:
-            self._queues.pop(client_id, None)
+            dropped = list(self._queues.pop(client_id, ()))
             for answering, sampling in self._all_sampling():
-                if sampling.client_id == client_id:
+                if sampling.client_id == client_id and not answering.cancelled:
                     answering.cancelled = True
+                    dropped.append(sampling.job)
+        return dropped
 
     def facts(self) -> dict[str, Any]:
         """See `ModelOperations.facts`; empty until the models are prepared."""
@@ -335,7 +337,7 @@ class EngineThread(threading.Thread):
                 return False
             if not self._take_this(client_id, job):
                 return True  # its client is gone
-            answering = models.join(weights_id, job.request)
+            answering = models.join(weights_id, job.request, client_id)
         except BaseException as error:  # a job's failure is its client's, never the thread's
             self._take_this(client_id, job)
             self._finish(client_id, job, failure(error), started)

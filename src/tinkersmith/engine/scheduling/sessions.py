@@ -28,6 +28,7 @@ from tinkersmith.engine.scheduling.queue import (
 from tinkersmith.engine.storage.rows import StoredRun
 from tinkersmith.engine.storage.store import Store
 
+QUEUE_SILENCE = 60  # seconds without a sign of life after which a client's waiting work is dropped
 SESSION_SILENCE = 30 * 60  # seconds without a sign of life after which a client counts as dead
 KEEP_RESULTS = 10 * 60  # seconds that a result stays for a repeated poll
 KEEP_DELIVERED = 256 * 2**20  # bytes of delivered results that stay meanwhile
@@ -93,13 +94,15 @@ class Sessions:
         session = self.sessions.pop(session_id, None)
         if session is None:
             return
+        ended = failure(Refused(f"session {session_id} has ended."))
+        for client_id in (*session.models, *session.samplers):
+            for job in self.thread.drop(client_id):
+                if job.name is None:  # no future of `futures`, but somebody may wait for it
+                    job.future.finish(ended)
         for model_id in session.models:
-            self.thread.drop(model_id)
             self.run(model_id, lambda models, name=model_id: models.free(name))
         for sampler_id in session.samplers:
-            self.thread.drop(sampler_id)
             self.run(sampler_id, lambda models, name=sampler_id: models.free_sampler(name))
-        ended = failure(Refused(f"session {session_id} has ended."))
         for request_id, future in list(self.futures.items()):
             if not request_id.startswith(f"{session_id}:"):
                 continue
@@ -113,8 +116,9 @@ class Sessions:
     async def sweep(self, every: float = 60.0) -> None:
         """End silent sessions and drop old results, for as long as the engine runs."""
         while True:
-            await asyncio.sleep(every)
-            self.sweep_once(time.monotonic())
+            for _ in range(6):  # so that a minute of silence is not found to be two
+                await asyncio.sleep(every / 6)
+                self.sweep_once(time.monotonic())
             try:
                 await self.store.write(self.store.delete_expired)
             except Exception as error:  # the next turn tries again
@@ -122,12 +126,39 @@ class Sessions:
 
     def sweep_once(self, now: float) -> None:
         for session in list(self.sessions.values()):
+            if now - session.last_seen > QUEUE_SILENCE:
+                self._drop_work(session)
             if now - session.last_seen > SESSION_SILENCE:
                 log.info("session %s has been silent for 30 minutes: freed", session.id)
                 self.finish(session.id)
         for request_id, future in list(self.futures.items()):
             if future.finished and now - future.finished > KEEP_RESULTS:
                 self._forget(request_id)
+
+    def _drop_work(self, session: Session) -> None:
+        """Drop what a silent session has in the queues: nobody would take the results.
+
+        Its training clients keep their weights. A step of which a part is dropped is dropped whole.
+        """
+        reason = failure(
+            Refused(
+                f"the request was dropped: its client gave no sign of life for {QUEUE_SILENCE} s. "
+                "Send it again."
+            )
+        )
+        count = 0
+        for client_id in (*session.models, *session.samplers):
+            dropped = self.thread.drop(client_id)
+            for job in dropped:
+                job.future.finish(reason)
+            if dropped and client_id in session.models:
+                self.run(client_id, lambda models, name=client_id: models.drop_step(name))
+            count += sum(job.name is not None for job in dropped)
+        if count:
+            log.info(
+                "session %s has been silent for %d s: %d of its requests were dropped",
+                *(session.id, QUEUE_SILENCE, count),
+            )
 
     # ---- training clients
 
@@ -269,6 +300,9 @@ class Sessions:
                 f"the result of {request_id} is gone: it was delivered long ago or before its "
                 "session ended, or belongs to an engine that was restarted."
             )
+        session = self.sessions.get(request_id.partition(":")[0])
+        if session is not None:  # a client that polls is alive, even if its heartbeats are late
+            session.last_seen = time.monotonic()
         return self.futures[request_id]
 
     def delivered(self, request_id: str, future: Future) -> None:

@@ -35,6 +35,7 @@ from tinkersmith.engine.server.routes.service import ServiceRoutes
 from tinkersmith.engine.server.routes.traces import TraceRoutes
 from tinkersmith.engine.server.routes.training import TrainingRoutes
 from tinkersmith.engine.server.status import METRICS_PATH, EngineStatus
+from tinkersmith.engine.server.uploads import UploadRoutes
 from tinkersmith.engine.storage.catalogue import Catalogue
 from tinkersmith.guards.hosts import HostGuard
 
@@ -53,9 +54,11 @@ def make_app(
     """
     rest = RestRoutes(sessions.store)
     traces = TraceRoutes(sessions.thread.traces)
+    uploads = UploadRoutes(sessions, catalogue)
     handlers = [
         *ServiceRoutes(sessions, catalogue).routes(),
         *TrainingRoutes(sessions, catalogue).routes(),
+        *uploads.routes(),
         *SamplingRoutes(sessions, catalogue).routes(),
         *rest.routes(),
         *ArchiveRoutes(sessions).routes(),
@@ -76,6 +79,11 @@ def make_app(
                 methods=["GET"],
             ),
             Route(f"{FILES}/{{token}}/traces/{{session_id}}.json", in_sentences(traces.download)),
+            Route(
+                f"{FILES}/{{token}}/uploads/{{upload}}/{{name}}",
+                in_sentences(uploads.put, body_type=None),
+                methods=["PUT"],
+            ),
             Route(f"{FILES}/{{token}}/{{path:path}}", in_sentences(rest.download)),
         ],
         exception_handlers={HTTPException: no_such_route},

@@ -113,16 +113,17 @@ class EarlyAnswers:
         await self.app(scope, receive_noting_the_end, send_before_the_end)
 
 
-def in_sentences(handler: Handler, body_type: str = JSON) -> Handler:
+def in_sentences(handler: Handler, body_type: str | None = JSON) -> Handler:
     """Wrap a handler so that every exception becomes {"detail": sentence} and never a 500.
 
     The SDK would retry a 500 silently for minutes. Bodies of another type than `body_type` are
-    refused: those that a web page may send to any site are text or forms.
+    refused: those that a web page may send to any site are text or forms. None: of any type.
     """
 
     async def answer(request: Request) -> Response:
         try:
-            if (sent := wrong_type(request, body_type)) is not None:
+            sent = None if body_type is None else wrong_type(request, body_type)
+            if sent is not None:
                 return detail(f"the content-type is {sent!r}; it must be {body_type}.", 415)
             return await handler(request)
         except NotFound as error:

@@ -201,7 +201,9 @@ def batch_output(output: LossOutput) -> bytes:
 
 
 def read_lora_config(body: Body) -> LoraConfig:
-    """The lora_config of a create_model body."""
+    """The lora_config of a create_model body; an absent one is the SDK's."""
+    if body.get("lora_config") is None:
+        return LoraConfig(DEFAULT_RANK)
     config = fields.json_object(body, "lora_config")
     known = {"rank", "seed", "train_attn", "train_mlp", "train_unembed"}
     fields.refuse_unknown(config, known, "lora_config")
@@ -217,6 +219,7 @@ def read_lora_config(body: Body) -> LoraConfig:
     )
 
 
+DEFAULT_RANK = 32  # of the SDK's create_lora_training_client
 # What older SDKs send besides, with its default: a later version of the interface dropped it.
 _DROPPED_FROM_DIMUON = {"damping": 1e-4, "rank_lr_correction_exponent": 0.175}
 

@@ -25,9 +25,10 @@ class StoredCheckpoint:
     recipients: list[str]  # age public keys that its download is encrypted for
     folder: str  # below the checkpoints folder
 
-    def to_json(self) -> dict[str, Any]:
-        """The fields of the SDK's `Checkpoint`."""
+    def to_json(self, base_model: str) -> dict[str, Any]:
+        """The fields of the SDK's `Checkpoint`; `base_model` is its run's."""
         return {
+            "base_model": base_model,  # for tinker 0.39; older ones ignore it
             "checkpoint_id": f"{self.path.segment}/{self.path.name}",
             "checkpoint_type": KINDS[self.path.segment],
             "time": iso(self.created),

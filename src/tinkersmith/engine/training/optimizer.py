@@ -30,6 +30,10 @@ class OptimizerState:
         self.averages = {}
 
 
+def has_gradients(adapter: Adapter) -> bool:
+    return any(weight.grad is not None for weight in adapter.weights.values())
+
+
 def new_state(adapter: Adapter, kind: str = ADAMW) -> OptimizerState:
     averages = {
         average: {name: torch.zeros_like(weight) for name, weight in adapter.weights.items()}
@@ -42,11 +46,12 @@ def optim_step(adapter: Adapter, state: OptimizerState, params: OptimParams) -> 
     """Apply the accumulated gradients, which are then cleared.
 
     The gradients' global norm is clipped first, if requested; the metric is the norm before that.
-    Weights without a gradient are left as they are.
+    Weights without a gradient are left as they are, as in PyTorch; a step without any gradient is
+    not counted.
 
     Raises:
-        Refused: the parameters are those of another optimizer, there are no gradients, or they are
-            not finite; the weights are unchanged then.
+        Refused: the parameters are those of another optimizer, or the gradients are not finite; the
+            weights are unchanged then.
     """
     sent = ADAMW if isinstance(params, AdamParams) else DIMUON
     if sent != state.kind:
@@ -55,10 +60,9 @@ def optim_step(adapter: Adapter, state: OptimizerState, params: OptimParams) -> 
             f"parameters of {sent}: one client has one optimizer. Send "
             f"{'AdamParams' if state.kind == ADAMW else 'DimuonParams'}, or create another client."
         )
-    names = [name for name, weight in adapter.weights.items() if weight.grad is not None]
-    if not names:
-        raise Refused("there are no gradients to apply: call forward_backward before optim_step.")
-    gradients = {name: g for name in names if (g := adapter.weights[name].grad) is not None}
+    gradients = {name: w.grad for name, w in adapter.weights.items() if w.grad is not None}
+    if not gradients:
+        return {"grad_norm": 0.0}
     norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients.values()])))
     if not math.isfinite(norm):
         adapter.clear_gradients()

@@ -1,6 +1,7 @@
 """Sampling through the unmodified SDK: snapshots, parameters, log-probabilities, many at once."""
 
 import concurrent.futures
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import tinker
 import torch
 
 from tests.support.clients import PROMPT, greedy, new_client, train
-from tests.support.engine import MODEL, SDK, datum, random_datums
+from tests.support.engine import MODEL, SDK, datum, random_datums, running_engine
 
 pytestmark = pytest.mark.engine
 
@@ -178,7 +179,6 @@ def test_alternatives_to_the_prompts_tokens_are_drawn_when_asked(
     [
         ([1, 99_999], 1, {"max_tokens": 1}, "99999 is not in the vocabulary"),
         ([1] * 600, 1, {"max_tokens": 1}, "takes at most 512"),
-        ([1], 1, {"max_tokens": 4096}, "max_tokens is 4,096"),
         ([1], 1, {"max_tokens": 1, "temperature": -1.0}, "temperature is -1.0"),
         ([1], 1, {"max_tokens": 1, "top_p": 0.0}, "top_p is 0.0"),
         ([1], 0, {"max_tokens": 1}, "num_samples is 0"),
@@ -194,6 +194,56 @@ def test_a_wrong_request_is_refused_with_a_sentence_and_the_next_works(
             tinker.ModelInput.from_ints(prompt), count, tinker.SamplingParams(**params)
         ).result()
     assert len(greedy(base)) == 12
+
+
+def test_max_tokens_beyond_the_context_is_cut_and_logged_once_a_client(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    log = tmp_path / "log"
+    with (
+        log.open("wb") as stderr,
+        running_engine(tmp_path / "engine", tiny_model, stderr=stderr) as engine,
+        engine.client() as service,
+    ):
+        params = tinker.SamplingParams(max_tokens=100_000, temperature=0.0, stop=[])
+        prompt = tinker.ModelInput.from_ints([1] * 500)
+        for _ in range(2):
+            sampler = service.create_sampling_client(base_model=MODEL).result()
+            for _ in range(3):
+                [answer] = sampler.sample(prompt, 1, params).result().sequences
+                assert len(answer.tokens) == 13  # of 512; the last one is never read
+                assert answer.stop_reason == "length"
+        client = new_client(service)
+        for _ in range(2):
+            stepped = client.optim_step(tinker.AdamParams(learning_rate=1.0)).result()
+            assert stepped.metrics == {"grad_norm": 0.0}
+    lines = log.read_text().splitlines()
+    cut = [line for line in lines if "max_tokens 100000 is beyond the context" in line]
+    assert len(cut) == 2 and all("500 tokens leaves 13 of 512" in line for line in cut)
+    assert sum("an optim_step without gradients changes nothing" in line for line in lines) == 1
+
+
+def test_sampled_logprobs_are_at_the_temperature_if_the_engine_is_told_so(
+    base: tinker.SamplingClient, tmp_path: Path, tiny_model: Path
+) -> None:
+    params = tinker.SamplingParams(max_tokens=8, temperature=0.5, seed=3, stop=[])
+    prompt = PROMPT
+
+    def sampled(sampler: tinker.SamplingClient) -> tuple[list[int], np.ndarray]:
+        [answer] = sampler.sample(prompt, 1, params).result().sequences
+        return answer.tokens, np.array(answer.logprobs)
+
+    option = ("--sampled-logprobs", "temperature")
+    with (
+        running_engine(tmp_path / "engine", tiny_model, *option) as engine,
+        engine.client() as service,
+    ):
+        tempered = sampled(service.create_sampling_client(base_model=MODEL).result())
+    plain = sampled(base)
+    assert tempered[0] == plain[0]
+    # At temperature 1/2: twice the model's, less the log of the sum of all squares.
+    assert (tempered[1] > 2 * plain[1]).all()
+    assert (tempered[1] != plain[1]).any()
 
 
 @pytest.mark.skipif(SDK < (0, 38), reason="older SDKs have no provenance")

@@ -16,7 +16,8 @@ from tinkersmith.engine.server import fields
 from tinkersmith.engine.server.fields import Body
 from tinkersmith.engine.server.http import Routes, read_json
 from tinkersmith.engine.server.identity import USER
-from tinkersmith.engine.storage.folders import TinkerPath, parse_path
+from tinkersmith.engine.server.routes.rest import listed_checkpoints
+from tinkersmith.engine.storage.folders import KINDS, TinkerPath, parse_path
 from tinkersmith.engine.storage.rows import StoredSession, iso
 from tinkersmith.engine.storage.store import Store
 
@@ -31,6 +32,9 @@ class ArchiveRoutes:
     def routes(self) -> Routes:
         return [
             ("POST", "/sessions/search", self.search),
+            # The documentation of tinker 0.39 names the fields and not the address, which is by
+            # analogy with that of sessions. Not tested with that SDK.
+            ("POST", "/checkpoints/search", self.search_checkpoints),
             ("POST", "/copy_weights", self.copy_weights),
             ("GET", "/billing/usage/checkpoints/current", self.disk_usage),
             ("POST", "/billing/usage/checkpoints/current", self.disk_usage),
@@ -39,6 +43,10 @@ class ArchiveRoutes:
     async def search(self, request: Request) -> Response:
         query, active = _read_query(await read_json(request)), set(self.sessions.sessions)
         return JSONResponse(await self.store.read(lambda: _search(self.store, active, query)))
+
+    async def search_checkpoints(self, request: Request) -> Response:
+        query = _read_checkpoint_query(await read_json(request))
+        return JSONResponse(await self.store.read(lambda: _search_checkpoints(self.store, query)))
 
     async def copy_weights(self, request: Request) -> Response:
         body = await read_json(request)
@@ -148,6 +156,68 @@ def _search(store: Store, active: set[str], query: _Query) -> dict[str, Any]:
         return {"sessions": page, "next_cursor": None}
     last = {"last_created_at": page[-1]["created_at"], "last_session_id": page[-1]["session_id"]}
     return {"sessions": page, "next_cursor": last}
+
+
+@dataclass(frozen=True, slots=True)
+class _CheckpointQuery:
+    """The `CheckpointSearchRequest` of tinker 0.39."""
+
+    kind: str | None
+    base_models: list[str] | None  # None: of every one
+    metadata: dict[str, Any]
+    of_this_user: bool
+    before: tuple[float, str] | None  # time and path of the last page's last checkpoint
+    limit: int
+
+    def matches(self, checkpoint: dict[str, Any]) -> bool:
+        return (
+            self.of_this_user
+            and self.kind in (None, checkpoint["checkpoint_type"])
+            and (self.base_models is None or checkpoint["base_model"] in self.base_models)
+            and self.metadata.items() <= (checkpoint["user_metadata"] or {}).items()
+            and (self.before is None or _age(checkpoint) < self.before)
+        )
+
+
+def _read_checkpoint_query(body: Body) -> _CheckpointQuery:
+    if body.get("project_ids"):
+        raise Refused("there are no projects on this engine; search without project_ids.")
+    kind = _optional_string(body, "checkpoint_type") or None
+    if kind is not None and kind not in KINDS.values():
+        raise Refused(
+            f"checkpoint_type is {kind!r}; it must be one of {', '.join(KINDS.values())}."
+        )
+    limit = fields.optional_integer(body, "limit", 50)
+    if not 1 <= limit <= 200:
+        raise Refused(f"limit is {limit}; it must be from 1 to 200.")
+    owners = fields.string_list(fields.json_object(body, "owner"), "owner_urns")
+    cursor = fields.json_object(body, "cursor")
+    named = fields.string_list(body, "base_models") if body.get("base_models") is not None else None
+    return _CheckpointQuery(
+        kind=kind,
+        base_models=named,
+        metadata=fields.json_object(body, "user_metadata"),
+        of_this_user=not owners or USER in owners,
+        before=(_seconds(cursor), fields.string(cursor, "last_checkpoint_uuid"))
+        if cursor
+        else None,
+        limit=limit,
+    )
+
+
+def _search_checkpoints(store: Store, query: _CheckpointQuery) -> dict[str, Any]:
+    """The `CheckpointSearchResponse` of tinker 0.39: newest first."""
+    everything = sorted(listed_checkpoints(store), key=_age, reverse=True)
+    matches = [checkpoint for checkpoint in everything if query.matches(checkpoint)]
+    page = matches[: query.limit]
+    if len(matches) <= query.limit:
+        return {"checkpoints": page, "next_cursor": None}
+    last = {"last_created_at": page[-1]["time"], "last_checkpoint_uuid": page[-1]["tinker_path"]}
+    return {"checkpoints": page, "next_cursor": last}
+
+
+def _age(checkpoint: dict[str, Any]) -> tuple[float, str]:
+    return dt.datetime.fromisoformat(checkpoint["time"]).timestamp(), checkpoint["tinker_path"]
 
 
 def _seconds(cursor: Body) -> float:

@@ -61,7 +61,7 @@ class RestRoutes:
     def _run_json(self, run: StoredRun) -> dict[str, Any]:
         newest: dict[str, Any] = dict.fromkeys(KINDS.values())
         for checkpoint in reversed(self.store.checkpoints(run.id)):
-            newest[KINDS[checkpoint.path.segment]] = checkpoint.to_json()
+            newest[KINDS[checkpoint.path.segment]] = checkpoint.to_json(run.base_model)
         return {
             "training_run_id": run.id,
             "base_model": run.base_model,
@@ -78,14 +78,17 @@ class RestRoutes:
     # ---- checkpoints
 
     async def checkpoints(self, request: Request) -> Response:
-        stored = await self.store.read(self.store.checkpoints)
-        listed = [checkpoint.to_json() for checkpoint in stored]
+        listed = await self.store.read(lambda: listed_checkpoints(self.store))
         return _page(request, "checkpoints", listed)
 
     async def checkpoints_of_run(self, request: Request) -> Response:
         name = request.path_params["run"]
-        stored = await self.store.read(lambda: self.store.checkpoints(self.store.run(name).id))
-        return JSONResponse({"checkpoints": [checkpoint.to_json() for checkpoint in stored]})
+
+        def look_up() -> list[dict[str, Any]]:
+            run = self.store.run(name)
+            return [entry.to_json(run.base_model) for entry in self.store.checkpoints(run.id)]
+
+        return JSONResponse({"checkpoints": await self.store.read(look_up)})
 
     async def delete_checkpoint(self, request: Request) -> Response:
         path = _checkpoint_path(request)
@@ -182,6 +185,15 @@ class RestRoutes:
             }
 
         return JSONResponse(await self.store.read(look_up))
+
+
+def listed_checkpoints(store: Store) -> list[dict[str, Any]]:
+    """All checkpoints as the SDK's `Checkpoint`."""
+    base_models = {run.id: run.base_model for run in store.runs()}
+    return [
+        checkpoint.to_json(base_models.get(checkpoint.path.run_id, ""))
+        for checkpoint in store.checkpoints()
+    ]
 
 
 _NOT_SUPPORTED = {

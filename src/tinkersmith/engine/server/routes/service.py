@@ -11,9 +11,10 @@ from tinkersmith.engine.scheduling.sessions import Sessions
 from tinkersmith.engine.server import fields
 from tinkersmith.engine.server.http import PROTOBUF, Routes, read_json
 from tinkersmith.engine.storage.catalogue import Catalogue
+from tinkersmith.version import NEWEST_SDK, OLDEST_SDK
 
 LONG_POLL = 20.0  # seconds that a request for a pending future is held
-TESTED_SDK = ("0.30", "0.38")  # the versions of tinker that the tests run with
+TESTED_SDK = tuple(release.rpartition(".")[0] for release in (OLDEST_SDK, NEWEST_SDK))
 _VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]{0,39}")
 _MOST_SDKS = 100  # different versions that are logged
 TESTED_WITH = f"tested with tinker {' and '.join(TESTED_SDK)}"

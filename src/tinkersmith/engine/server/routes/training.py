@@ -185,7 +185,10 @@ class TrainingRoutes:
         return handle
 
     async def _begin(self, request: Request, body: Body, work: NumberedWork) -> Response:
-        model_id, seq_id = fields.string(body, "model_id"), fields.sequence_number(body, "seq_id")
+        model_id = fields.string(body, "model_id")
+        if body.get("seq_id") is None:  # the SDK counts; a request without a number is the next one
+            body = {**body, "seq_id": self.sessions.operations(model_id).next_seq}
+        seq_id = fields.sequence_number(body, "seq_id")
         return self._operate(request, model_id, seq_id, await work(model_id, body))
 
     def _refuse(self, request: Request, refusal: BadBody) -> Response:
@@ -210,7 +213,7 @@ class TrainingRoutes:
 
     async def save_weights(self, model_id: str, body: Body) -> Work:
         def save(models: ModelOperations) -> DiskWork:
-            path = TinkerPath(model_id, "weights", fields.string(body, "path"))
+            path = TinkerPath(model_id, "weights", _name(body))
             overwrite = fields.flag(body, "overwrite", False)
             finish = models.save(
                 model_id, path, optimizer=True, overwrite=overwrite, **_labels(body)
@@ -220,11 +223,11 @@ class TrainingRoutes:
         return save
 
     async def save_weights_for_sampler(self, model_id: str, body: Body) -> Work:
-        if body.get("path") is None:
+        if body.get("path") is None and body.get("sampling_session_seq_id") is not None:
             return await self._snapshot(model_id, body)
 
         def save(models: ModelOperations) -> DiskWork:
-            path = TinkerPath(model_id, "sampler_weights", fields.string(body, "path"))
+            path = TinkerPath(model_id, "sampler_weights", _name(body))
             finish = models.save(model_id, path, optimizer=False, **_labels(body))
             return _saving(finish, {"path": str(path), "type": "save_weights_for_sampler"})
 
@@ -339,6 +342,13 @@ def _saving(
         return answer if size is None else {**answer, size: written}
 
     return DiskWork(run)
+
+
+def _name(body: Body) -> str:
+    """The name of a new checkpoint; without one, the number of its request."""
+    if body.get("path") is None:
+        return f"{fields.sequence_number(body, 'seq_id'):06}"
+    return fields.string(body, "path")
 
 
 class _Labels(TypedDict):

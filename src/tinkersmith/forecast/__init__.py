@@ -1,0 +1,1 @@
+"""What a run will cost, take and need, before its first step."""

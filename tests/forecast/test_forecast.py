@@ -1,0 +1,241 @@
+"""What a run will cost is said before it starts, and a budget is kept; our engine is the cloud."""
+
+import concurrent.futures
+import datetime as dt
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tinker
+
+from tests.support.engine import KEY, MODEL, RunningEngine, running_engine
+from tests.support.tiny_models import make_tiny_model
+from tinkersmith.cli.main import main
+from tinkersmith.errors import UserError
+from tinkersmith.forecast import costs
+from tinkersmith.forecast.billing import billed_since, used_lines
+from tinkersmith.forecast.budget import cut_to_budget
+from tinkersmith.forecast.costs import Rates, least_cost, most_cost, steps_within
+from tinkersmith.forecast.duration import Pace
+from tinkersmith.forecast.lines import Forecast, forecast_lines
+from tinkersmith.forecast.memory import memory_lines, memory_need
+from tinkersmith.forecast.workload import Workload
+from tinkersmith.service.connection import open_service
+from tinkersmith.settings.reading import settings_from
+from tinkersmith.training.train import train
+
+PRICE = {"prefill": 100.0, "sample": 200.0, "train": 1000.0}
+RATES = Rates(100.0, 200.0, 1000.0, False, "by TOKEN_PRICE")
+WORK = Workload(
+    samples=8,
+    steps_per_epoch=4,
+    step_tokens=[10, 20, 30, 40, 10, 20, 30, 40],
+    validation_tokens=7,
+    prompt_tokens=3,
+    answer_tokens=50,
+    final_answer_tokens=5,
+    eval_every=3,
+)
+
+
+def test_the_cost_is_that_of_every_token_that_is_sent() -> None:
+    # Steps 3, 4 and 5 end with a measurement: EVAL_EVERY, the epoch, and the end.
+    assert WORK.measurements(5) == 3
+    least = least_cost(WORK, RATES, 5) or 0.0
+    assert least == pytest.approx((110 * 1000 + 3 * 10 * 100) / 1e6)
+    assert most_cost(WORK, RATES, 5) == pytest.approx(least + (3 * 50 + 5) * 200 / 1e6)
+
+
+def test_a_budget_buys_the_most_steps_that_it_pays_for() -> None:
+    for steps in range(1, 9):
+        cost = most_cost(WORK, RATES, steps)
+        assert cost is not None
+        assert steps_within(WORK, RATES, cost, 8) == steps
+        assert steps_within(WORK, RATES, cost - 1e-9, 8) < steps
+
+
+def test_a_cut_is_said_and_a_budget_below_one_step_is_refused() -> None:
+    settings = settings_from({"BUDGET_USD": 0.1, "TOKEN_PRICE": PRICE})
+    steps, (line,) = cut_to_budget(settings, WORK, RATES, None, 8, 0, 0.0)
+    assert 0 < steps < 8 and f"{steps} of 8 steps" in line and "BUDGET_USD = 0.1" in line
+    with pytest.raises(UserError, match="one step with its measurements costs"):
+        cut_to_budget(settings, WORK, RATES, None, 8, 0, 0.0999)
+    minutes = settings_from({"BUDGET_MINUTES": 1.0})
+    steps, (line,) = cut_to_budget(minutes, WORK, None, Pace(10.0, 10, 1), 8, 0, 0.0)
+    assert steps == 2 and "BUDGET_MINUTES = 1" in line  # 30 tokens and 0.4 of 10, a second each
+
+
+def test_prices_of_the_table_are_a_range_with_its_date() -> None:
+    settings = settings_from({"LORA_RANK": 32})
+    name = "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16"
+    rates = costs.rates_of(settings, name, is_cloud=True)
+    assert rates is not None and rates.discounted
+    text = "\n".join(forecast_lines(Forecast(settings, name, "cloud", WORK, 8, 0, rates, None)))
+    for words in ("if the discount ends", "2026-09-01", "a month", "PEFT adapter", "100 tokens an"):
+        assert words in text, words
+    assert costs.rates_of(settings, name, is_cloud=False) is None
+    unknown = Forecast(settings, "somebody/else", "cloud", WORK, 8, 0, None, None)
+    text = "\n".join(forecast_lines(unknown))
+    assert "TOKEN_PRICE" in text and "not known" in text
+
+
+def test_memory_is_that_of_the_files_and_a_lack_is_warned_of(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model")
+    need = memory_need(folder, settings_from({}), 100)
+    assert need is not None
+    assert need.weights == sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    assert need.adapter > 0 and need.activations > 0
+    lines = memory_lines(type(need)(2**40, need.adapter, need.activations, 2**30))
+    assert "1,024.0 GiB of weights" in lines[0] and lines[1].startswith("Warning")
+    assert memory_need(tmp_path, settings_from({}), 100) is None
+
+
+# ---- against a server
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("priced"))
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Iterator[RunningEngine]:
+    with running_engine(tmp_path_factory.mktemp("cloud"), model_folder) as engine:
+        yield engine
+
+
+@pytest.fixture
+def names(
+    engine: RunningEngine, model_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> dict[str, Any]:
+    monkeypatch.setenv("TINKER_BASE_URL", engine.url)
+    monkeypatch.setenv("TINKER_API_KEY", KEY)
+    monkeypatch.setenv("TINKER_TELEMETRY", "0")
+    monkeypatch.chdir(tmp_path)
+    records = [{"instruction": f"Add {n}.", "output": "1 " * (n % 7 + 1)} for n in range(24)]
+    (tmp_path / "train.json").write_text(json.dumps(records))
+    return {
+        "DATA_FILES": ["train.json"],
+        "BASE_MODEL": MODEL,
+        "TOKENIZER": str(model_folder),
+        "BATCH_SIZE": 4,
+        "NUM_EPOCHS": 2,
+        "SAMPLING_MAX_TOKENS": 4,
+        "EXPORT_AFTER_TRAINING": "no",
+        "TOKEN_PRICE": PRICE,
+    }
+
+
+def _tokens(run: Any) -> list[int]:
+    return [line["tokens"] for line in run.metrics() if "tokens" in line]
+
+
+@pytest.mark.engine
+def test_a_dry_run_says_everything_and_trains_nothing(
+    names: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [f"--set={name}={value}" for name, value in names.items()]
+    assert main(["train", "--dry-run", *options]) == 0
+    shown = capsys.readouterr().out
+    for title in ("Model", "Work", "Price", "Storage", "Thinking", "Export", "Time"):
+        assert f"  {title} " in shown, title
+    assert "24 samples" in shown and "12 steps" in shown and "by TOKEN_PRICE" in shown
+    assert not Path("runs").exists()
+    assert main(["train", "--dry-run", "--resume", "x"]) == 1
+
+
+@pytest.mark.engine
+def test_predicted_tokens_are_those_that_are_counted(
+    names: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with train(settings_from(names)) as trained:
+        total = sum(_tokens(trained.run))
+    shown = capsys.readouterr().out
+    assert f"{total:,} tokens to train on" in shown
+    assert f"Used     {total:,} of {total:,} predicted tokens" in shown
+    assert "Billed   the server does not say" in shown
+
+
+@pytest.mark.engine
+def test_a_run_is_cut_to_its_budget_and_never_costs_more(
+    names: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    budget = 0.8
+    with train(settings_from({**names, "BUDGET_USD": budget})) as trained:
+        tokens = _tokens(trained.run)
+    assert 0 < len(tokens) < 12
+    assert f"cuts the plan to {len(tokens)} of 12 steps" in capsys.readouterr().out
+    assert sum(tokens) * PRICE["train"] / 1e6 <= budget
+    assert trained.run.fact("total_steps") == len(tokens)
+    assert trained.run.checkpoints()[-1].step == len(tokens)
+    assert trained.run.metrics()[0]["learning_rate"] > trained.run.metrics()[-2]["learning_rate"]
+
+
+@pytest.mark.engine
+def test_a_run_whose_time_is_up_stops_saved_and_goes_on_without_the_limit(
+    names: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tinkersmith.training import plan
+
+    # The measured steps were fast, and the run is slow: an hour a step, by its clock.
+    monkeypatch.setattr(plan, "measured_pace", lambda *args: Pace(0.001, 1000, 1))
+    from tinkersmith.training.loop import Loop
+
+    real = Loop._elapsed
+    monkeypatch.setattr(Loop, "_elapsed", lambda self: real(self) + 3600 * self._done)
+    with train(settings_from({**names, "BUDGET_MINUTES": 240.0})) as trained:
+        done = trained.run.checkpoints()[-1].step
+    shown = capsys.readouterr().out
+    assert 1 <= done < 12
+    assert "would pass BUDGET_MINUTES = 240" in shown and "BUDGET_MINUTES=0" in shown
+    monkeypatch.setattr(Loop, "_elapsed", real)
+    with train(resume=str(trained.run.path), resume_with={"BUDGET_MINUTES": 0.0}) as resumed:
+        assert resumed.run.checkpoints()[-1].step == 12
+        assert len(_tokens(resumed.run)) == 12
+
+
+@pytest.mark.engine
+def test_a_budget_without_prices_is_refused(names: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="prices of tiny are not known"):
+        train(settings_from({**names, "TOKEN_PRICE": {}, "BUDGET_USD": 1.0}))
+    assert not list(Path().glob("runs/my-model*"))
+
+
+@pytest.mark.engine
+def test_what_the_server_bills_stands_beside_what_was_predicted(
+    names: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def event(kind: str, tokens: int, usd: float | None, model: str = MODEL) -> Any:
+        info = SimpleNamespace(type=kind, token_count=tokens)
+        return SimpleNamespace(base_model=model, event_info=info, estimated_cost_usd=usd)
+
+    class Admin:
+        def __init__(self, **address: str) -> None:
+            assert address["api_key"] == KEY
+
+        def get_billing_usage(self, start: dt.datetime, end: dt.datetime) -> Any:
+            assert (start.minute, end.minute) == (0, 0) and start < end
+            usage = SimpleNamespace(
+                events=[
+                    event("training", 100, 0.1),
+                    event("sampling_prefill", 20, None),
+                    event("sampling_sample", 3, 0.02),
+                    event("training", 999, 9.0, "another/model"),
+                ]
+            )
+            answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
+            answer.set_result(usage)
+            return SimpleNamespace(future=lambda: answer)
+
+    monkeypatch.setattr(tinker, "AdminClient", Admin)
+    now = dt.datetime.now().astimezone()
+    with open_service(settings_from(names)) as service:
+        billed = billed_since(service, now - dt.timedelta(hours=2), now)
+    assert billed is not None and billed.usd == pytest.approx(0.12)
+    assert (billed.trained, billed.read, billed.sampled) == (100, 20, 3)
+    used, line = used_lines(110, 100, RATES, billed)
+    assert "100 of 110 predicted" in used and "0.10 USD" in used
+    assert "100 tokens trained on, 20 read and 3 sampled, 0.12 USD" in line

@@ -1,0 +1,129 @@
+"""A hub that cannot be reached costs seconds, and is never told as a fault of the disk."""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from huggingface_hub import constants
+
+from tests.support.hubs import REFUSING, UNRESOLVED, Hub, hub_with, silent_hub
+from tests.support.tiny_models import make_tiny_model
+from tinkersmith.errors import UserError
+from tinkersmith.models import hub
+from tinkersmith.models.hub import check_hub_has, tokenizer_from_hub, tokenizer_repository
+from tinkersmith.sources.records import read_records
+from tinkersmith.text.tokenizer import load_tokenizer, tokenizer_of
+
+NAME = "some-org/some-model"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(hub, "PATIENCE", 1.0)
+
+
+@pytest.fixture
+def good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with hub_with(NAME, make_tiny_model(tmp_path / "on-the-hub")) as answering:
+        monkeypatch.setenv("HF_ENDPOINT", answering.url)
+        yield answering
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("", "nothing arrived for 1 s"),
+        (REFUSING, "connection refused"),
+        (UNRESOLVED, "cannot be resolved"),
+    ],
+)
+def test_an_unreachable_hub_is_named_with_what_to_set(
+    address: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with silent_hub() as silent:
+        monkeypatch.setenv("HF_ENDPOINT", address or silent)
+        begun = time.monotonic()
+        with pytest.raises(UserError) as caught:
+            tokenizer_from_hub(NAME)
+        assert time.monotonic() - begun < 10
+        text = str(caught.value)
+        assert words in text and (address or silent) in text
+        for word in ("TOKENIZER =", "HF_ENDPOINT", "hf-mirror.com", "tinkersmith[modelscope]"):
+            assert word in text
+        assert "disk" not in text and "OUTPUT_DIR" not in text
+        with pytest.raises(UserError, match="BASE_MODEL some-org/some-model is not on this"):
+            check_hub_has(NAME)
+        pytest.importorskip("datasets")
+        with pytest.raises(UserError) as caught:
+            read_records(Path(f"hf:{NAME}"))
+        assert words in str(caught.value) and "HF_ENDPOINT" in str(caught.value)
+
+
+def test_the_tokenizer_comes_from_the_mirror_that_is_set_and_then_from_the_cache(
+    good: Hub,
+) -> None:
+    folder = tokenizer_from_hub(NAME)
+    assert load_tokenizer(folder).encode("1 + 1").tolist()
+    assert not (folder / "model.safetensors").exists()  # weights are no part of a tokenizer
+    asked = len(good.asked)
+    assert tokenizer_from_hub(f"{NAME}:peft:262144") == folder
+    assert len(good.asked) == asked
+
+
+def test_the_folder_that_is_given_comes_first_and_the_hub_is_not_asked(
+    good: Hub, tmp_path: Path
+) -> None:
+    given = make_tiny_model(tmp_path / "given")
+    assert tokenizer_of(str(given), NAME).folder == given
+    assert not good.asked
+    with pytest.raises(UserError, match=r"TOKENIZER is .*, which is not a folder"):
+        tokenizer_of(str(tmp_path / "nowhere"), NAME)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"there is no tokenizer\.json in that folder"):
+        tokenizer_of(str(tmp_path / "empty"), NAME)
+
+
+@pytest.mark.parametrize("token", ["", "hf_something"])
+def test_a_repository_that_is_not_shown_says_where_to_ask(
+    good: Hub, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    good.status = 401
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: token or None)
+    with pytest.raises(UserError) as caught:
+        tokenizer_from_hub(NAME)
+    assert f"{good.url}/{NAME}" in str(caught.value) and "HF_TOKEN" in str(caught.value)
+    assert "does not answer" not in str(caught.value)
+
+
+def test_modelscope_is_asked_where_the_hub_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The package is large, so its one function stands in for it."""
+    folder = make_tiny_model(tmp_path / "there")
+    asked: list[str] = []
+
+    def download(name: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        asked.append(name)
+        assert "*.json" in allow_patterns and ignore_patterns
+        return str(folder)
+
+    package, module = ModuleType("modelscope"), ModuleType("modelscope.hub.snapshot_download")
+    module.snapshot_download = download  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "modelscope", package)
+    monkeypatch.setitem(sys.modules, "modelscope.hub", ModuleType("modelscope.hub"))
+    monkeypatch.setitem(sys.modules, "modelscope.hub.snapshot_download", module)
+    monkeypatch.setattr(hub, "_has_modelscope", lambda: True)
+    monkeypatch.setenv("HF_ENDPOINT", REFUSING)
+    assert tokenizer_from_hub(NAME) == folder
+    assert asked == [NAME]
+
+
+def test_gated_models_take_the_tokenizer_that_is_not_gated() -> None:
+    assert "thinkingmachineslabinc" in tokenizer_repository("meta-llama/Llama-3.1-8B-Instruct")
+    assert tokenizer_repository("qwen/qwen3-8b:peft:1") == "Qwen/Qwen3-8B"
