@@ -127,7 +127,7 @@ def make_with_images(folder: Path, *, tied: bool, experts: bool = False) -> Path
     sizes = {**SIZES, **_DELTA_NET, "tie_word_embeddings": tied}
     if experts:
         text = Qwen3_5MoeTextConfig(**sizes, **_SHARED_EXPERT)
-        kinds = Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
+        kinds: tuple[type, type] = Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
     else:
         text = Qwen3_5TextConfig(**sizes)
         kinds = Qwen3_5Config, Qwen3_5ForConditionalGeneration

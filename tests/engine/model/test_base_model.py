@@ -56,18 +56,11 @@ def test_all_parts_of_a_dense_model_can_be_trained(tmp_path: Path) -> None:
     assert base.eos_ids == {256} and base.max_context == 512 and base.tied
 
 
-def test_a_sequence_beyond_the_sliding_window_is_refused(tmp_path: Path) -> None:
+def test_the_context_is_that_of_config_json_and_not_the_window(tmp_path: Path) -> None:
     config = MistralConfig(**SIZES, sliding_window=32)
     base = load_base_model("windowed", save(tmp_path, MistralForCausalLM, config))
-    base.hidden(torch.randint(0, 259, (32,)), [32], None)
-    with pytest.raises(Refused, match="sliding attention window of 32"):
-        base.hidden(torch.randint(0, 259, (33,)), [33], None)
-
-
-def test_the_context_ends_where_the_window_ends(tmp_path: Path) -> None:
-    config = MistralConfig(**SIZES, sliding_window=32)
-    base = load_base_model("windowed", save(tmp_path, MistralForCausalLM, config))
-    assert base.max_context == 32
+    assert base.max_context == SIZES["max_position_embeddings"]
+    assert base.dense is not None and base.dense.holds(32) and not base.dense.holds(33)
 
 
 def test_positions_that_depend_on_the_rest_of_the_batch_are_refused_or_bounded(

@@ -14,8 +14,8 @@ import torch
 from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
-    GptOssConfig,
-    GptOssForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     PreTrainedModel,
 )
 
@@ -114,12 +114,14 @@ def test_attention_and_mlps_or_experts_are_trained_and_no_router(
 
 
 def test_experts_of_another_kind_are_not_touched_and_named() -> None:
-    config = GptOssConfig(**SIZES, num_local_experts=4, head_dim=8)
-    model = GptOssForCausalLM(config)  # its experts have biases, and gate and up alternate
+    config = Llama4TextConfig(**SIZES, num_local_experts=4, head_dim=8)
+    model = Llama4ForCausalLM(config)  # its experts take tokens that the router has scaled
     before = {path: type(module) for path, module in model.named_modules()}
     layers, why_not = find_experts(model)
     assert not layers
-    assert "model.layers.0.mlp.experts, are not of the kind that this engine knows" in why_not
+    assert (
+        "model.layers.0.feed_forward.experts, are not of the kind that this engine knows" in why_not
+    )
     assert before == {path: type(module) for path, module in model.named_modules()}
 
 

@@ -27,6 +27,7 @@ from tinkersmith.engine.messages import Answering, LoraConfig, SampleRequest
 from tinkersmith.engine.model.adapters import adapter_state, new_adapter, snapshot
 from tinkersmith.engine.model.base_model import BaseModel, load_base_model, memory_of_weights
 from tinkersmith.engine.model.exported_adapter import read_exported_adapter
+from tinkersmith.engine.sampling import batch as batch_module
 from tinkersmith.engine.sampling.batch import Batch
 from tinkersmith.engine.sampling.cache_memory import CacheMemory
 from tinkersmith.engine.sampling.sampler import sample
@@ -89,6 +90,31 @@ def test_sampled_and_prompt_log_probabilities_are_those_of_a_forward_pass(
 ) -> None:
     sampled, prompts = sampling_difference(family, base)
     assert sampled < 1e-4 and prompts < 1e-4
+
+
+def test_a_state_serves_other_prompts_where_it_was_stored(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = list(range(100, 150))
+    ends = [[1, 2, 3], [4], [4, 5], [], [1, 2, 3, 9]]
+    requests = [
+        SampleRequest([*common, *end], 2, 8, seed=number, stop=[])
+        for number, end in enumerate(ends)
+    ]
+    expected = [sample(base, None, [request])[0] for request in requests]
+    together = sample(base, None, requests)
+    assert_equal_answers(together, expected)
+    # All but the last token of the shortest prompt is read once, for one of them.
+    assert sorted(result.prompt_cache_hit_tokens for result in together) == [0, 49, 49, 49, 49]
+    # Prompts that are read in pieces are, too.
+    monkeypatch.setattr(batch_module, "_FIRST_PREFILL", 7)
+    batch = Batch(base, None, None, CacheMemory())
+    batch.add(SampleRequest([1, 2], 1, 60, seed=1, stop=[]))
+    batch.step()
+    joined = [batch.add(request) for request in requests]
+    while batch.sequences:
+        batch.step()
+    assert_equal_answers([answering.result for answering in joined], expected)
 
 
 def test_memory_is_reserved_for_keys_values_and_states(base: BaseModel) -> None:
@@ -178,7 +204,7 @@ def test_an_adapter_of_plain_peft_is_divided_into_the_parts_of_joined_projection
     layers = r"model\.language_model\..*\.(in_proj_\w+|out_proj|q_proj|up_proj)"
     config = PeftLoraConfig(r=6, lora_alpha=9, target_modules=layers, init_lora_weights=False)
     peft = get_peft_model(plain, config)
-    peft.save_pretrained(tmp_path / "peft")
+    peft.save_pretrained(str(tmp_path / "peft"))
     base = load_base_model("sees", folder)
     adapter = read_exported_adapter(base, tmp_path / "peft")
     tokens = torch.arange(40)

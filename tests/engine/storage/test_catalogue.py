@@ -1,5 +1,6 @@
 """Folders of base models are looked at before the engine offers them; what is wrong is named."""
 
+import json
 import re
 from pathlib import Path
 
@@ -32,3 +33,30 @@ def test_a_config_that_is_damaged_later_does_not_stop_the_list_of_models(
     assert catalogue.to_json()[-1]["max_context_length"] == 512
     (folder / "config.json").write_text(config)
     assert catalogue.to_json()[-1]["max_context_length"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 512),
+        ({"rope_scaling": {"type": "su", "original_max_position_embeddings": 64}}, 64),
+        (
+            {"rope_parameters": {"rope_type": "longrope"}, "original_max_position_embeddings": 64},
+            64,
+        ),
+        ({"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 4.0}}}, 512),
+        ({"text_config": {"max_position_embeddings": 96}}, 96),
+        ({"sliding_window": 32, "use_sliding_window": True}, 512),
+        ({"max_position_embeddings": None}, None),
+    ],
+)
+def test_the_announced_context_is_that_of_config_json(
+    tmp_path: Path, changes: dict[str, object], expected: int | None
+) -> None:
+    folder = make_tiny_model(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    catalogue = make_catalogue([f"mine={folder}"])
+    assert catalogue.context("mine") == expected
+    catalogue.contexts["mine"] = 77  # as the model accepts once it is loaded
+    assert catalogue.to_json()[-1]["max_context_length"] == 77

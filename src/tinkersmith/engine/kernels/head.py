@@ -59,7 +59,7 @@ class TorchHead:
             maxima = [self._logits(*bound).amax(-1, keepdim=True) for bound in self.bounds]
             shift = torch.cat(maxima, -1).amax(-1, keepdim=True).float()
             picked, sums = self._soft_max(shift, keep)
-        self.sums = sums
+        self.sums, self.shift, self.picked = sums, shift, picked
         return (picked - shift - sums.log())[:count]
 
     def _soft_max(self, shift: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -95,6 +95,8 @@ class TorchHead:
             block.add_(weights.bias[start:end])
         if weights.b is not None:
             block.addmm_(self.low, weights.b[start:end].T)
+        if weights.softcap is not None:
+            block.div_(weights.softcap).tanh_().mul_(weights.softcap)
         return block
 
     def backward(self, slope: torch.Tensor) -> torch.Tensor:
@@ -102,6 +104,9 @@ class TorchHead:
         slope = pad_rows(slope)
         exponentials = _view(self.exponentials, len(slope), self.vocabulary)
         scale = slope.sum(-1, keepdim=True) / self.sums  # (N, 1)
+        if weights.softcap is not None:
+            slope = slope * (1 - (self.picked / weights.softcap).square())
+            self._cap_gradients(exponentials, weights.softcap)
         grad = weighted_rows(weights.base, self.targets, slope)  # (N, H)
         grad.sub_(dtype_cast.input_gradient(exponentials, weights.base).float().mul_(scale))
         if weights.a is None or weights.b is None:
@@ -113,6 +118,14 @@ class TorchHead:
         for targets, factor in zip(self.targets.T, slope.T, strict=True):
             self.grad_b.index_add_(0, targets, low * (weights.scaling * factor)[:, None])
         return grad.add_(grad_low @ weights.a)[:count]
+
+    def _cap_gradients(self, exponentials: torch.Tensor, softcap: float) -> None:  # (N, V)
+        """Multiply the exponentials by the slope of soft-capping, block by block."""
+        for start, end in self.bounds:
+            block = exponentials[:, start:end]
+            # The logits again: where an exponential is 0, any finite slope leaves it so.
+            logits = block.float().log().clamp_(min=-softcap * 2).add_(self.shift)
+            block.mul_((1 - (logits / softcap).square_()).clamp_(min=0))
 
 
 def _view(buffer: torch.Tensor, rows: int, columns: int) -> torch.Tensor:

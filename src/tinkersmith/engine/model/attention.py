@@ -1,25 +1,29 @@
 """Attention over packed documents (training, prefill) and over cached rows (decode).
 
 One function is registered with transformers; the active context decides what it computes. Only the
-engine thread computes, so the active context is a plain module variable.
+engine thread computes, so the active context is a plain module variable. How a layer weighs what it
+sees (windows, soft-capping, sinks) is in scored_attention.py.
 
 Axes: B rows, T packed tokens, Q query heads, G key/value heads, D head size, S cached positions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.model.layer_states import LayerStates
+from tinkersmith.engine.model.scored_attention import Scoring, attend_cached, attend_document
 
 NAME = "tinkersmith"
+_CHUNK = 64  # tokens that layers with a state compute at a time, whatever is left of them
 
 
 KeysAndValues = list[tuple[torch.Tensor, torch.Tensor]]  # of each layer, (G, T, D) both
@@ -35,8 +39,7 @@ class AttentionContext(Protocol):
         query: torch.Tensor,  # (B, Q, T, D)
         key: torch.Tensor,  # (B, G, T, D)
         value: torch.Tensor,  # (B, G, T, D)
-        scale: float,
-        window: int | None,
+        scoring: Scoring,
     ) -> torch.Tensor: ...  # (B, Q, T, D)
 
     def carry(
@@ -48,50 +51,91 @@ class AttentionContext(Protocol):
 
 
 class PackedDocuments:
-    """T tokens of documents end to end: each attends to itself only, causally."""
+    """T tokens of documents end to end: each attends to itself and its past only, causally."""
 
-    def __init__(self, lengths: Sequence[int], *, keep: bool = False) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        *,
+        pasts: Sequence[KeysAndValues | None] = (),  # of each document; none by default
+        states: Sequence[LayerStates | None] = (),  # after each document's past
+        keep: bool = False,
+    ) -> None:
         self.bounds = list(pairwise(np.cumsum([0, *lengths]).tolist()))
-        self.longest = max(lengths)
+        self.pasts = pasts or [None] * len(lengths)
         self.kept: list[tuple[torch.Tensor, torch.Tensor]] | None = [] if keep else None
-        self.states = [LayerStates() for _ in lengths] if keep else [None for _ in lengths]
+        self.keep = keep
+        # Layers change them: those of a past may begin several documents.
+        copies = [None if before is None else before.copy() for before in states]
+        self.states = [
+            LayerStates() if keep and before is None else before
+            for before in copies or [None] * len(lengths)
+        ]
         self.attention_layers: list[int] = []  # in the order of their calls
         self.state_layers: list[int] = []
-        self.window: int | None = None  # the smallest one seen
 
-    def attend(self, layer, query, key, value, scale, window):
+    def attend(self, layer, query, key, value, scoring):
+        place = len(self.attention_layers)
         self.attention_layers.append(layer)
-        if window is not None:
-            self.window = min(window, self.window or window)
-        if window is not None and self.longest > window:
-            raise Refused(
-                f"a sequence of {self.longest:,} tokens is longer than this model's sliding "
-                f"attention window of {window:,}, which this engine does not have; "
-                f"use sequences of at most {window:,} tokens."
-            )
         if self.kept is not None:
             self.kept.append((key, value))
-        parts = [
-            scaled_dot_product_attention(
-                query[:, :, start:end],
-                key[:, :, start:end],
-                value[:, :, start:end],
-                is_causal=True,
-                scale=scale,
-                enable_gqa=True,
+        parts = []
+        for (start, end), past in zip(self.bounds, self.pasts, strict=True):
+            document_key, document_value = key[:, :, start:end], value[:, :, start:end]
+            if past is not None:
+                past_key, past_value = past[place]
+                document_key = torch.cat([past_key[None], document_key], 2)
+                document_value = torch.cat([past_value[None], document_value], 2)
+            parts.append(
+                attend_document(query[:, :, start:end], document_key, document_value, scoring)
             )
-            for start, end in self.bounds
-        ]
         return torch.cat(parts, dim=2)
 
     def carry(self, layer: int, compute: Carry, hidden: torch.Tensor) -> torch.Tensor:
-        """Let a layer with a state begin anew in each document."""
+        """Let a layer with a state begin anew in each document.
+
+        Where no state is kept, documents of similar lengths are rows of one batch: what stands
+        behind a document in its row does not change what comes before.
+        """
         self.state_layers.append(layer)
-        parts = [
-            compute(hidden[:, start:end], states)
-            for (start, end), states in zip(self.bounds, self.states, strict=True)
-        ]
-        return torch.cat(parts, dim=1)
+        if self.keep:
+            parts = [
+                compute(hidden[:, start:end], states)
+                for (start, end), states in zip(self.bounds, self.states, strict=True)
+            ]
+            return torch.cat(parts, dim=1)
+        device = hidden.device
+        by_row = [compute(hidden[0, rows.to(device)], None).flatten(0, 1) for rows in self.rows]
+        return torch.cat(by_row)[self.order.to(device)][None]
+
+    @cached_property
+    def rows(self) -> list[torch.Tensor]:
+        """The places (B, longest) of documents in the pack, those of similar lengths together."""
+        return [self._rows_of(group) for group in self._groups()]
+
+    @cached_property
+    def order(self) -> torch.Tensor:
+        """Where each token of the pack stands among all places of `rows`."""
+        first, places = 0, dict[int, torch.Tensor]()  # of each document, by its number
+        for group in self._groups():
+            longest = max(end - start for start, end in (self.bounds[n] for n in group))
+            for number in group:
+                start, end = self.bounds[number]
+                places[number] = torch.arange(first, first + end - start)
+                first += longest
+        return torch.cat([places[number] for number in range(len(self.bounds))])
+
+    def _groups(self) -> list[list[int]]:
+        """The numbers of documents that need as many chunks."""
+        groups: dict[int, list[int]] = {}
+        for number, (start, end) in enumerate(self.bounds):
+            groups.setdefault(-(-(end - start) // _CHUNK), []).append(number)
+        return list(groups.values())
+
+    def _rows_of(self, group: list[int]) -> torch.Tensor:
+        starts = torch.tensor([self.bounds[number][0] for number in group])
+        longest = max(self.bounds[number][1] - self.bounds[number][0] for number in group)
+        return (starts[:, None] + torch.arange(longest)).clamp(max=self.bounds[-1][1] - 1)
 
 
 class CachedRows:
@@ -107,15 +151,19 @@ class CachedRows:
         self.active = 0
 
     def put(
-        self, row: int, length: int, past: KeysAndValues | None, states: LayerStates | None
+        self, row: int, length: int, parts: Sequence[KeysAndValues], states: LayerStates | None
     ) -> None:
-        """Fill `row` with a document of `length` tokens, or with none."""
+        """Begin a row after `length` tokens, whose past is given in parts, or after none."""
         self.states.put(row, states, self.rows)
         self.lengths[row] = length
-        for layer, (key, value) in enumerate(past or []):
-            self._reserve(layer, length, key, value)
-            self.keys[layer][row, :, :length] = key
-            self.values[layer][row, :, :length] = value
+        starts = [0] * len(self.keys)
+        for part in parts:
+            for layer, (key, value) in enumerate(part):
+                start, end = starts[layer], starts[layer] + key.shape[1]
+                self._reserve(layer, length, key, value)
+                self.keys[layer][row, :, start:end] = key
+                self.values[layer][row, :, start:end] = value
+                starts[layer] = end
 
     def move(self, source: int, target: int) -> None:
         length = int(self.lengths[source])
@@ -146,9 +194,9 @@ class CachedRows:
     def prepare(self, active: int) -> None:
         """Prepare for one more token in each of the first `active` rows."""
         self.active = active
-        self.used = int(self.lengths[:active].max()) + 1
-        positions = torch.arange(self.used, device=self.lengths.device)
-        self.mask = positions[None, None, None, :] <= self.lengths[:active, None, None, None]
+        lengths = self.lengths[:active]
+        self.used, self.shortest = int(lengths.max()) + 1, int(lengths.min()) + 1
+        self.visible: dict[int | None, torch.Tensor] = {}  # by window
         self.active_states = self.states.first(active)
 
     def advance(self) -> None:
@@ -158,25 +206,33 @@ class CachedRows:
     def carry(self, layer: int, compute: Carry, hidden: torch.Tensor) -> torch.Tensor:
         return compute(hidden, self.active_states)
 
-    def attend(self, layer, query, key, value, scale, window):
+    def attend(self, layer, query, key, value, scoring):
         layer = self.places[layer]
-        if window is not None and self.used > window:
-            raise Refused(
-                f"the answer has grown beyond this model's sliding attention window of {window:,} "
-                "tokens, which this engine does not have; ask for a lower max_tokens."
-            )
         self._reserve(layer, self.used, key[0], value[0])
         rows = torch.arange(self.active, device=key.device)
         self.keys[layer][rows, :, self.lengths[: self.active]] = key[:, :, 0]
         self.values[layer][rows, :, self.lengths[: self.active]] = value[:, :, 0]
-        return scaled_dot_product_attention(
+        first = self._first(scoring.window)
+        return attend_cached(
             query,
-            self.keys[layer][: self.active, :, : self.used],
-            self.values[layer][: self.active, :, : self.used],
-            attn_mask=self.mask,
-            scale=scale,
-            enable_gqa=True,
+            self.keys[layer][: self.active, :, first : self.used],
+            self.values[layer][: self.active, :, first : self.used],
+            self._visible(scoring.window),
+            scoring,
         )
+
+    def _first(self, window: int | None) -> int:
+        """The first position that a row sees."""
+        return 0 if window is None else max(0, self.shortest - window)
+
+    def _visible(self, window: int | None) -> torch.Tensor:  # (rows, 1, 1, S)
+        """Which positions each active row sees, from `_first` on; the same in many layers."""
+        if window not in self.visible:
+            lengths = self.lengths[: self.active, None, None, None]
+            positions = torch.arange(self._first(window), self.used, device=lengths.device)
+            seen = positions <= lengths
+            self.visible[window] = seen if window is None else seen & (positions > lengths - window)
+        return self.visible[window]
 
     def _reserve(self, layer: int, positions: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Grow the caches to so many positions, with the sizes of `key` and `value` (G, any, D)."""
@@ -210,31 +266,64 @@ def active_context() -> AttentionContext | None:
     return _context
 
 
+# (row, head, positions of queries, positions of keys) -> whether the query sees the key
+MaskFunction = Callable[[int, int, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class SeenLayer:
+    """What a layer asked for: its window, and the mask that transformers would give it."""
+
+    layer: int
+    window: int | None
+    mask: MaskFunction | None  # None: the model does not make it in transformers' way
+
+
+_seen: list[SeenLayer] | None = None
+
+
+@contextmanager
+def layers_seen() -> Iterator[list[SeenLayer]]:
+    """Note every attention layer that is called inside the block."""
+    global _seen
+    _seen = seen = []
+    try:
+        yield seen
+    finally:
+        _seen = None
+
+
 def _attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: MaskFunction | torch.Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **rest: Any,
 ) -> tuple[torch.Tensor, None]:
     if _context is None:
         raise RuntimeError("attention was called outside attending(...)")
-    if rest.get("softcap") is not None or rest.get("s_aux") is not None:
-        raise Refused("this model's attention has soft-capping or sinks, which are not supported.")
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     layer = getattr(module, "layer_idx", None)
     if not isinstance(layer, int):
         raise Refused("this model's attention layers are not numbered, so it is not supported.")
-    output = _context.attend(layer, query, key, value, scale, sliding_window)
+    if _seen is not None:
+        mask = attention_mask if callable(attention_mask) else None
+        _seen.append(SeenLayer(layer, sliding_window, mask))
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    scoring = Scoring(scale, sliding_window, softcap, s_aux)
+    output = _context.attend(layer, query, key, value, scoring)
     return output.transpose(1, 2).contiguous(), None  # (B, T, Q, D)
 
 
-def _no_mask(*arguments: Any, **named: Any) -> None:
+def _no_mask(
+    *arguments: Any, mask_function: MaskFunction | None = None, **named: Any
+) -> MaskFunction | None:
     """The contexts above know what is visible; a (T, T) mask is never built."""
-    return
+    return None if _seen is None else mask_function
 
 
 AttentionInterface.register(NAME, _attention)

@@ -31,7 +31,9 @@ from tinkersmith.engine.model.attention import (
     AttentionContext,
     CachedRows,
     PackedDocuments,
+    SeenLayer,
     attending,
+    layers_seen,
 )
 from tinkersmith.engine.model.dense import DenseModel, dense_model, is_dense
 from tinkersmith.engine.model.dtype_cast import compute_in_float32
@@ -49,7 +51,7 @@ from tinkersmith.engine.model.recurrent import (
     recurrent_layers,
     wrap_recurrent_layers,
 )
-from tinkersmith.engine.storage.catalogue import check_base_folder
+from tinkersmith.engine.storage.catalogue import check_base_folder, context_length
 from tinkersmith.errors import reason_of
 from tinkersmith.files import read_json_object
 from tinkersmith.fingerprint import safetensors_header
@@ -73,6 +75,14 @@ def run_now(name: str, check: Callable[[], float]) -> float:
     return check()
 
 
+@dataclass(frozen=True, slots=True)
+class LogitsForm:
+    """What a family does with the output layer's product x W^T besides."""
+
+    scale: float = 1.0  # logits are this times the product (Cohere, Granite)
+    softcap: float | None = None  # then softcap tanh(logits / softcap) (Gemma 2)
+
+
 @dataclass
 class BaseModel:
     name: str
@@ -87,6 +97,7 @@ class BaseModel:
     eos_ids: frozenset[int]
     tied: bool
     dtype: torch.dtype  # of the computation; frozen weights may be narrower
+    logits_form: LogitsForm
     cache: "CacheSizes"
     layers: int = field(init=False)
     dense: DenseModel | None = None  # its layers laid out for kernels, if they know its family
@@ -128,12 +139,15 @@ class BaseModel:
                 position_ids=positions.view(shape),
                 use_cache=False,
             )
-        return output.last_hidden_state.flatten(0, 1)
+        hidden = output.last_hidden_state.flatten(0, 1)
+        return hidden if self.logits_form.scale == 1 else hidden * self.logits_form.scale
 
     def logits(self, hidden: torch.Tensor, adapter: Adapter | None) -> torch.Tensor:
         """(T, H) -> (T, V) in fp32: a soft-max over a large vocabulary needs the digits."""
         with using(adapter):
-            return self.unembed(hidden).float()
+            logits = self.unembed(hidden).float()
+        cap = self.logits_form.softcap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,19 +326,20 @@ def base_model_of(
         parts=parts,
         why_not={"mlp": why_no_experts},
         vocab_size=embedding.shape[0],
-        max_context=_max_context(name, text_config),
+        max_context=_max_context(name, folder, text_config),
         eos_ids=_eos_ids(folder, model),
         tied=embedding is linears[parts["unembed"][0]].weight,
         dtype=torch.float32 if in_float32 else model.dtype,
+        logits_form=_logits_form(text_config),
         cache=_dense_cache_sizes(model, torch.float32 if in_float32 else model.dtype),
     )
     if not is_dense(model.config):
         base.cache = _measured_cache_sizes(base)
-    if window := int(run_check("plain transformers", lambda: _compare_with_plain(base))):
-        base.max_context = min(base.max_context, window)
+    window = int(run_check("plain transformers", lambda: _compare_with_plain(base)))
     if not is_dense(model.config):
         run_check("one token at a time", lambda: _compare_decoding(base))
-    base.dense = dense_model(model)
+    if base.logits_form == LogitsForm():
+        base.dense = dense_model(model, window or None)
     return base
 
 
@@ -373,25 +388,29 @@ def parameter_count(folder: Path, pattern: re.Pattern[str] = re.compile("")) -> 
     return count
 
 
-def _max_context(name: str, config: PreTrainedConfig) -> int:
-    """The longest document that the model takes.
+def _max_context(name: str, folder: Path, config: PreTrainedConfig) -> int:
+    """The longest document that the model takes: what the server announces.
 
     Raises:
         Refused: positions depend on the other documents of a pack or batch.
     """
-    limit = int(getattr(config, "max_position_embeddings", 0) or 2048)
     rope = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in rope.values() if isinstance(value, dict)]
     for scaling in nested or [rope]:
-        kind = scaling.get("rope_type", "default")
-        if kind == "dynamic":
+        if scaling.get("rope_type") == "dynamic":
             raise Refused(
                 f"{name} has dynamic rotary positions, which depend on the longest sequence of a "
                 "batch; this engine packs sequences together and does not support it."
             )
-        if kind == "longrope":  # beyond this length all positions of a batch would change
-            limit = min(limit, int(scaling.get("original_max_position_embeddings") or limit))
-    return limit
+    # Where config.json does not say, transformers knows what the family has.
+    default = int(getattr(config, "max_position_embeddings", 0) or 2048)
+    return context_length(folder) or default
+
+
+def _logits_form(config: PreTrainedConfig) -> LogitsForm:
+    scale = getattr(config, "logit_scale", None) or 1.0  # Cohere's name
+    scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite's
+    return LogitsForm(float(scale), getattr(config, "final_logit_softcapping", None))
 
 
 def _join_loras(model: PreTrainedModel, layers: Mapping[str, nn.Module]) -> dict[str, LayerShape]:
@@ -519,12 +538,13 @@ def _compare_decoding(base: BaseModel) -> float:
     cache = CachedRows(base.cache.attention_layers, len(documents), base.device)
     for row, (document, count) in enumerate(zip(documents, before, strict=True)):
         if not count:
-            cache.put(row, 0, None, None)
+            cache.put(row, 0, [], None)
             continue
         packed = PackedDocuments([count], keep=True)
         base.run(document[:count], torch.arange(count, device=base.device), packed, None)
         assert packed.kept is not None
-        cache.put(row, count, [(key[0], value[0]) for key, value in packed.kept], packed.states[0])
+        past = [(key[0], value[0]) for key, value in packed.kept]
+        cache.put(row, count, [past], packed.states[0])
     decoded: list[torch.Tensor] = []
     for step in range(7):
         ids = [document[start + step] for document, start in zip(documents, before, strict=True)]
@@ -552,10 +572,11 @@ def _compare_decoding(base: BaseModel) -> float:
 def _compare_with_plain(base: BaseModel) -> int:
     """Check that two packed documents give what transformers gives for each alone.
 
-    This catches every architecture whose attention or output layer does something else.
+    This catches every architecture whose attention or output layer does something else. The
+    documents may be shorter than its windows, so those are compared with its masks.
 
     Returns:
-        The tokens that attention sees back, if the model limits them; otherwise 0.
+        The fewest tokens that a layer sees back, if the model limits them; otherwise 0.
 
     Raises:
         Refused: they do not.
@@ -567,7 +588,7 @@ def _compare_with_plain(base: BaseModel) -> int:
     positions = torch.cat([torch.arange(n, device=base.device) for n in lengths])
     hidden = base.run(torch.cat(documents), positions, packed, None)
     ours = base.logits(hidden, None).split(lengths)
-    base.model.set_attn_implementation("sdpa")
+    base.model.set_attn_implementation("eager")
     try:
         theirs = [
             base.model(input_ids=document[None].to(base.device), use_cache=False).logits[0].float()
@@ -584,4 +605,30 @@ def _compare_with_plain(base: BaseModel) -> int:
             f"{base.name} ({base.arch}) computes something that this engine does not reproduce "
             f"(relative difference {worst:.1e}); this architecture is not supported."
         )
-    return packed.window or 0
+    with layers_seen() as seen:  # of one document: its mask says nothing of packs
+        base.hidden(documents[0], lengths[:1], None)
+    for layer in seen:
+        _check_mask(base, layer)
+    return min((layer.window for layer in seen if layer.window is not None), default=0)
+
+
+def _check_mask(base: BaseModel, layer: SeenLayer) -> None:
+    """Compare what a layer sees with the mask that transformers would give it, at all distances.
+
+    Raises:
+        Refused: it is neither causal, nor the layer's window.
+    """
+    if layer.mask is None:
+        return
+    window = base.max_context if layer.window is None else layer.window
+    near = [window * times + offset for times in (0, 1, 2, 3) for offset in (-1, 0, 1)]
+    for query in {*near, base.max_context - 1} & set(range(base.max_context)):
+        keys = torch.arange(query + 2, device=base.device)
+        visible = layer.mask(0, 0, torch.tensor(query, device=base.device), keys)
+        expected = (keys <= query) & (keys > query - window)
+        if not torch.equal(visible.expand(keys.shape), expected):
+            raise Refused(
+                f"layer {layer.layer} of {base.name} ({base.arch}) lets a token see others than "
+                "all before it, or than a window of the last ones; this architecture is not "
+                "supported."
+            )

@@ -48,6 +48,13 @@ class DenseModel:
     key_heads: int  # G
     head_size: int  # D
     scale: float  # of the attention scores
+    # Sequences of at most so many tokens: on longer ones a layer has a sliding window, which the
+    # kernels do not. None: no layer has one.
+    longest: int | None = None
+
+    def holds(self, tokens: int) -> bool:
+        """Whether a sequence of so many tokens can be computed by the kernels."""
+        return self.longest is None or tokens <= self.longest
 
     def rotary_tables(self, positions: torch.Tensor) -> RotaryTables:
         """The cosines and sines of tokens at these positions, (T,)."""
@@ -80,10 +87,11 @@ def layer_updates(layer: DenseLayer, adapter: Adapter | None) -> LayerUpdates:
     )
 
 
-def dense_model(model: PreTrainedModel) -> DenseModel | None:
+def dense_model(model: PreTrainedModel, window: int | None = None) -> DenseModel | None:
     """The layers of `model`, whose linear layers are LoraLinear already; None if it has others.
 
-    A sliding window is not part of it: sequences longer than the window are refused earlier.
+    Args:
+        window: the shortest sliding window of its layers, if one has one.
     """
     config: Any = model.config
     inner: Any = model.base_model
@@ -105,6 +113,7 @@ def dense_model(model: PreTrainedModel) -> DenseModel | None:
         key_heads=key_heads,
         head_size=size,
         scale=attention.scaling,
+        longest=window,
     )
 
 

@@ -6,6 +6,9 @@ side of the hidden size: w1 and w3 have lora_A (1, R, H) and lora_B (E, F, R), w
 (E, R, F) and lora_B (1, H, R). Experts without a gate have w1 (up) and w2 only. The router is
 frozen.
 
+Families store the frozen matrices in several ways: inputs or outputs first, gate and up one after
+the other or in turn, with biases or without. transformers notes the way on each layer.
+
 Axes: N tokens, X experts per token, E experts, H hidden size, F width of an expert, R rank of the
 adapter, I, O inputs and outputs of a layer.
 """
@@ -29,8 +32,17 @@ class LoraExperts(nn.Module):
         super().__init__()
         self.base = base
         self.path = path
+        self.inputs_first = bool(getattr(base, "is_transposed", False))
+        self.alternates = not getattr(base, "is_concatenated", True)
+        gate = getattr(type(base), "_apply_gate", None)
+        self.has_own_gate = getattr(gate, "__module__", "") == type(base).__module__
         self.has_gate = not hasattr(base, "up_proj")
+        self.inward = "gate_up_proj" if self.has_gate else "up_proj"
         self.parts = ("w1", "w2", "w3") if self.has_gate else ("w1", "w2")
+
+    def weight(self, name: str) -> torch.Tensor:  # (E, O, I)
+        weight = cast(torch.Tensor, getattr(self.base, name))
+        return weight.transpose(1, 2) if self.inputs_first else weight
 
     def forward(
         self,
@@ -52,27 +64,47 @@ class LoraExperts(nn.Module):
     ) -> torch.Tensor:
         """Like `forward`, with rows sorted by expert, so that each expert has one product."""
         order = chosen.flatten().argsort(stable=True)  # of the N X pairs
-        token = order // chosen.shape[1]
-        counts = torch.bincount(chosen.flatten(), minlength=len(self.base.down_proj))  # type: ignore[arg-type]
+        token, expert = order // chosen.shape[1], chosen.flatten()[order]
+        inward_weight, down_weight = self.weight(self.inward), self.weight("down_proj")
+        counts = torch.bincount(chosen.flatten(), minlength=len(down_weight))
         ends = counts.cumsum(0).int()  # (E,)
         x = hidden[token]  # (N X, H)
-        inward = self.base.gate_up_proj if self.has_gate else self.base.up_proj
-        outputs = list(grouped_linear(x, inward, ends).chunk(1 + self.has_gate, -1))  # type: ignore[arg-type]
+        inward = self._with_bias(grouped_linear(x, inward_weight, ends), self.inward, expert)
+        outputs = self._split(inward)  # each (N X, F)
         if adapter is not None:  # in fp32 also on a bf16 base, as in LoraLinear
             outputs = [
                 output + self._inward_update(hidden, token, ends, part, adapter).to(output.dtype)
                 for output, part in zip(outputs, ("w1", "w3"), strict=False)
             ]
-        inner = self.base.act_fn(outputs[0])  # type: ignore[operator]
-        if self.has_gate:
-            inner = inner * outputs[1]  # (N X, F)
-        output = grouped_linear(inner, self.base.down_proj, ends)  # type: ignore[arg-type]
+        inner = self._activated(outputs)
+        output = self._with_bias(grouped_linear(inner, down_weight, ends), "down_proj", expert)
         if adapter is not None:
             a, b = (adapter.weights[f"{self.path}.w2.lora_{side}"] for side in "AB")
             low = grouped_linear(inner.float(), a, ends)  # (N X, R)
             output = output + (linear(low, b[0]) * adapter.scaling).to(output.dtype)
         output = output * weights.flatten()[order, None]
         return torch.zeros_like(hidden).index_add(0, token, output.to(hidden.dtype))
+
+    def _with_bias(self, output: torch.Tensor, name: str, expert: torch.Tensor) -> torch.Tensor:
+        bias = getattr(self.base, f"{name}_bias", None)  # (E, O)
+        return output if bias is None else output + bias[expert]
+
+    def _split(self, inward: torch.Tensor) -> list[torch.Tensor]:
+        """The outputs of gate and up, or of up alone."""
+        if not self.has_gate:
+            return [inward]
+        if self.alternates:
+            return [inward[:, ::2], inward[:, 1::2]]
+        return list(inward.chunk(2, -1))
+
+    def _activated(self, outputs: list[torch.Tensor]) -> torch.Tensor:  # (N X, F) all
+        if self.has_gate and self.has_own_gate:
+            both = (
+                torch.stack(outputs, -1).flatten(1) if self.alternates else torch.cat(outputs, -1)
+            )
+            return self.base._apply_gate(both)  # type: ignore[operator]
+        activated = self.base.act_fn(outputs[0])  # type: ignore[operator]
+        return activated * outputs[1] if self.has_gate else activated
 
     def _inward_update(
         self,
@@ -125,14 +157,13 @@ def find_experts(model: nn.Module) -> tuple[dict[str, LoraExperts], str]:
 @torch.no_grad()
 def _computes_the_same(layer: LoraExperts) -> bool:
     """Whether `routed` can compute this layer, and its result is the layer's own."""
-    names = ("gate_up_proj" if layer.has_gate else "up_proj", "down_proj")
-    inward, down = (getattr(layer.base, name, None) for name in names)
+    inward, down = (getattr(layer.base, name, None) for name in (layer.inward, "down_proj"))
     if not (isinstance(inward, nn.Parameter) and isinstance(down, nn.Parameter)):
         return False
-    count, hidden_size, width = down.shape
-    if inward.shape != (count, (1 + layer.has_gate) * width, hidden_size):
+    count, hidden_size, width = layer.weight("down_proj").shape
+    if layer.weight(layer.inward).shape != (count, (1 + layer.has_gate) * width, hidden_size):
         return False
-    if not hasattr(layer.base, "act_fn"):
+    if not (layer.has_own_gate or hasattr(layer.base, "act_fn")):
         return False
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(6, hidden_size, generator=generator).to(down)
@@ -146,7 +177,7 @@ def _computes_the_same(layer: LoraExperts) -> bool:
 
 def part_shapes(layer: LoraExperts) -> dict[str, lora.LayerShape]:
     """The shape of each part of a layer of experts, by its path."""
-    count, hidden_size, width = cast(torch.Tensor, layer.base.down_proj).shape
+    count, hidden_size, width = layer.weight("down_proj").shape
     inward = lora.LayerShape(hidden_size, width, a_lead=(1,), b_lead=(count,))
     outward = lora.LayerShape(width, hidden_size, a_lead=(count,), b_lead=(1,))
     return {f"{layer.path}.{part}": outward if part == "w2" else inward for part in layer.parts}

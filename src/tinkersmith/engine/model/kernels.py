@@ -261,6 +261,7 @@ class HeadWeights:
     a: torch.Tensor | None  # (R, H), with a row of zeros if the rank is odd
     b: torch.Tensor | None  # (V, R), times scaling
     scaling: float
+    softcap: float | None = None  # logits z become softcap tanh(z / softcap); torch's head only
 
 
 class Head(Protocol):

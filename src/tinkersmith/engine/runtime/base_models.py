@@ -106,6 +106,7 @@ class BaseModels:
             )
         base = with_fast_code(base, self.experimental, run_check)
         self._bytes[name] = _bytes_of(base)
+        self.catalogue.contexts[name] = base.max_context
         return base
 
     def _make_room(self, name: str, needed: int) -> None:

@@ -69,7 +69,7 @@ def _configure(device: torch.device) -> None:
 def _warm_up(base: BaseModel) -> None:
     """Run passes through the first two layers that use every function in every form."""
     assert base.dense is not None
-    base = replace(base, dense=replace(base.dense, layers=base.dense.layers[:2]))
+    base = replace(base, dense=replace(base.dense, layers=base.dense.layers[:2], longest=None))
     adapter = new_adapter(base, LoraConfig(1, 0, train_unembed=False))
     for length in _LENGTHS:
         tokens = np.arange(min(length, base.max_context)) % base.vocab_size

@@ -22,7 +22,7 @@ from tinkersmith.engine.model.kernels import ExactLogits
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.sampling.cache_memory import CacheMemory
 from tinkersmith.engine.sampling.decoder import Decoder, LayerDecoder
-from tinkersmith.engine.sampling.dense_decoder import DenseDecoder
+from tinkersmith.engine.sampling.dense_decoder import DenseDecoder, decodes_densely
 from tinkersmith.engine.sampling.prefixes import TokenRun, shared_runs, split_run
 from tinkersmith.engine.sampling.prompt_scores import asks_about_prompt, score_prompt
 from tinkersmith.engine.sampling.rows import Row, is_finished, new_row, report_token, take_tokens
@@ -155,12 +155,11 @@ class Batch:
                 if row.sequence.tokens:
                     tokens = [*prompt, *row.sequence.tokens[:-1]]
                     prompts.append(_Prompt(TokenRun(tokens), [row]))
-        if self._base.kernels is not None:
-            # Log-probabilities of a prompt need all of its hidden states.
-            sharing = [prompt for prompt in prompts if not self._asks(prompt)]
-            runs = shared_runs([prompt.run.tokens for prompt in sharing]) if sharing else []
-            for prompt, run in zip(sharing, runs, strict=True):
-                prompt.run = run
+        # Log-probabilities of a prompt need all of its hidden states.
+        sharing = [prompt for prompt in prompts if not self._asks(prompt)]
+        runs = shared_runs([prompt.run.tokens for prompt in sharing]) if sharing else []
+        for prompt, run in zip(sharing, runs, strict=True):
+            prompt.run = run
         # The longest first, so that rows of similar length stand together and the longest answers
         # do not begin last. Prompts with one parent follow each other, so that it can be freed
         # early.
@@ -190,6 +189,8 @@ class Batch:
         while waiting and count < MAX_ROWS:
             prompt = waiting[0]
             needed = max(longest, prompt.rows[0].longest)
+            if isinstance(self._decoder, DenseDecoder) and not decodes_densely(self._base, needed):
+                break  # until these rows have ended: then another decoder begins
             allowed = min(MAX_ROWS, available // self._row_bytes(needed)) - count
             if count == 0 and allowed < 1:
                 size = self._row_bytes(needed)
@@ -203,7 +204,7 @@ class Batch:
                 waiting.popleft()
             count, longest = count + len(rows), needed
         if self._decoder is None and count:
-            kind = LayerDecoder if self._base.kernels is None else DenseDecoder
+            kind = DenseDecoder if decodes_densely(self._base, longest) else LayerDecoder
             self._decoder, self._slots = kind(self._base, self._adapter, count), count
         self._fit()
 
@@ -270,14 +271,12 @@ class Batch:
         if budget is None:
             pack = packs([len(run.tokens) for run in ready], PACK_TOKENS)[0]
             return [ready[index] for index in pack]
-        assert self._decoder is not None
         chosen: list[TokenRun] = []
         for run in ready:
             if len(run.tokens) > budget:
                 if chosen:
                     break
-                divisible = self._decoder.shares and id(run) not in asking
-                return [split_run(run, budget) if divisible else run]
+                return [run if id(run) in asking else split_run(run, budget)]
             chosen.append(run)
             budget -= len(run.tokens)
         return chosen

@@ -19,8 +19,6 @@ from tinkersmith.engine.training.head_pass import target_logprobs
 
 
 class Decoder(Protocol):
-    shares: bool  # whether runs can have parents
-
     def prefill(
         self, runs: Sequence[TokenRun], wanted: Sequence[bool]
     ) -> list[torch.Tensor | None]:  # (T, H) of each wanted run
@@ -64,8 +62,6 @@ class Decoder(Protocol):
 class LayerDecoder:
     """A `Decoder` through the model's own layers, for every architecture that can be loaded."""
 
-    shares = False
-
     def __init__(self, base: BaseModel, adapter: Adapter | None, slots: int) -> None:
         self.base, self.adapter = base, adapter
         self.cache = CachedRows(base.cache.attention_layers, slots, base.device)
@@ -76,20 +72,28 @@ class LayerDecoder:
         self, runs: Sequence[TokenRun], wanted: Sequence[bool]
     ) -> list[torch.Tensor | None]:
         lengths = [len(run.tokens) for run in runs]
-        packed = PackedDocuments(lengths, keep=True)
-        positions = torch.cat([torch.arange(n, device=self.base.device) for n in lengths])
+        pasts = joined_pasts(runs)
+        states = [None if run.parent is None else run.parent.states for run in runs]
+        packed = PackedDocuments(lengths, pasts=pasts, states=states, keep=True)
+        positions = torch.cat(
+            [
+                torch.arange(run.start, run.start + len(run.tokens), device=self.base.device)
+                for run in runs
+            ]
+        )
         tokens = torch.tensor([token for run in runs for token in run.tokens])
         hidden = self.base.run(tokens, positions, packed, self.adapter).split(lengths)
         assert packed.kept is not None
-        for run, (start, end), states in zip(runs, packed.bounds, packed.states, strict=True):
-            run.states = states
+        for run, (start, end), after in zip(runs, packed.bounds, packed.states, strict=True):
+            run.states = after
             run.past = past_of([(key[0], value[0]) for key, value in packed.kept], start, end)
         return [
             states if is_wanted else None for states, is_wanted in zip(hidden, wanted, strict=True)
         ]
 
     def put(self, slot: int, run: TokenRun) -> None:
-        self.cache.put(slot, len(run.tokens), run.past, run.states)
+        parts = [link.past for link in run.chain() if link.past is not None]
+        self.cache.put(slot, run.start + len(run.tokens), parts, run.states)
 
     def step(self, tokens: Sequence[int], *, greedy: bool = False) -> tuple[torch.Tensor, None]:
         self.cache.prepare(len(tokens))
@@ -104,6 +108,22 @@ class LayerDecoder:
 
     def logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return target_logprobs(self.base, self.adapter, hidden, targets)
+
+
+def joined_pasts(runs: Sequence[TokenRun]) -> list[KeysAndValues | None]:
+    """Keys and values of all tokens before each run; those of one parent are joined once."""
+    joined: dict[TokenRun | None, KeysAndValues | None] = {None: None}
+    for run in runs:
+        if run.parent not in joined:
+            chain = [link.past for link in run.chain()[:-1] if link.past is not None]
+            joined[run.parent] = [
+                (
+                    torch.cat([pair[0] for pair in layer], 1),
+                    torch.cat([pair[1] for pair in layer], 1),
+                )
+                for layer in zip(*chain, strict=True)
+            ]
+    return [joined[run.parent] for run in runs]
 
 
 def past_of(layers: KeysAndValues, start: int, end: int) -> KeysAndValues:

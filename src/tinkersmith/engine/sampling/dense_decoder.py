@@ -25,9 +25,12 @@ from tinkersmith.engine.training.head_pass import target_logprobs
 _STEP = 64  # of a past's length: every size of a product is a kernel of its own to oneDNN
 
 
-class DenseDecoder:
-    shares = True
+def decodes_densely(base: BaseModel, tokens: int) -> bool:
+    """Whether sequences of at most so many tokens can be decoded by a model's kernels."""
+    return base.dense is not None and base.kernels is not None and base.dense.holds(tokens)
 
+
+class DenseDecoder:
     def __init__(self, base: BaseModel, adapter: Adapter | None, slots: int) -> None:
         assert base.dense is not None and base.kernels is not None
         model, self.kernels = base.dense, base.kernels

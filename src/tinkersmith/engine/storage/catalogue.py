@@ -43,6 +43,8 @@ class Catalogue:
 
     folders: dict[str, Path]  # grows by the models of the Hub that were requested
     adapters: "dict[str, AdapterFolder]" = field(default_factory=dict[str, "AdapterFolder"])
+    # What models accept that have been loaded. They are written on the engine thread.
+    contexts: dict[str, int] = field(default_factory=dict[str, int])
 
     async def fetcher(self, name: str) -> Callable[[], object] | None:
         """What must run, in another thread, before the model can be loaded.
@@ -81,12 +83,20 @@ class Catalogue:
         return [
             {
                 "model_name": name,
-                "max_context_length": context_length(folder),
+                "max_context_length": self.context(name),
                 "trainable": True,
                 "sampleable": True,
             }
-            for name, folder in self.folders.items()
+            for name in self.folders
         ]
+
+    def context(self, name: str) -> int | None:
+        """The most tokens of a sequence; None: config.json does not say, and it is not loaded.
+
+        Raises:
+            Refused: the model is not on this machine.
+        """
+        return self.contexts.get(name) or context_length(self.folder(name))
 
     def _from_cache(self, name: str) -> bool:
         """Whether the Hugging Face cache holds the model. If so, register its folder."""
@@ -236,12 +246,43 @@ def model_config(folder: Path) -> dict[str, Any]:
 
 
 def context_length(folder: Path) -> int | None:
-    """The length that config.json names; None if it names none, or has been damaged since."""
+    """The most tokens of a sequence by config.json; None if it does not say, or has been damaged.
+
+    A model accepts as many when it is loaded.
+    """
     try:
         config = model_config(folder)
     except Refused:  # using the model says so
         return None
     inner: object = config.get("text_config")
-    inner_config = cast("dict[str, Any]", inner) if isinstance(inner, dict) else config
-    length: object = inner_config.get("max_position_embeddings")
-    return length if isinstance(length, int) and length > 0 else None
+    text = cast("dict[str, Any]", inner) if isinstance(inner, dict) else config
+    length = _positive(text.get("max_position_embeddings"))
+    shorter = [
+        original
+        for rope in _rotary_settings(text)
+        # Beyond the original length all positions of a batch would change.
+        if rope.get("rope_type", rope.get("type")) in ("longrope", "su")
+        and (
+            original := _positive(
+                rope.get("original_max_position_embeddings")
+                or text.get("original_max_position_embeddings")
+            )
+        )
+    ]
+    return None if length is None else min([length, *shorter])
+
+
+def _rotary_settings(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The settings of rotary positions: of all layers, or of each kind of layer."""
+    settings: list[dict[str, Any]] = []
+    for name in ("rope_parameters", "rope_scaling"):  # today's name, and the one before
+        found: object = config.get(name)
+        if isinstance(found, dict):
+            rope = cast("dict[str, Any]", found)
+            nested = [value for value in rope.values() if isinstance(value, dict)]
+            settings += cast("list[dict[str, Any]]", nested) or [rope]
+    return settings
+
+
+def _positive(value: object) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None

@@ -110,10 +110,11 @@ def _weights(base: BaseModel, adapter: Adapter | None) -> HeadWeights:
     layer = base.unembed
     weight = layer.weight.detach()
     bias = None if layer.base.bias is None else layer.base.bias.detach()
+    cap = base.logits_form.softcap
     if adapter is None or f"{layer.path}.lora_A" not in adapter.weights:
-        return HeadWeights(weight, bias, None, None, 0.0)
+        return HeadWeights(weight, bias, None, None, 0.0, cap)
     a, b = (adapter.weights[f"{layer.path}.lora_{side}"].detach() for side in "AB")
     odd = adapter.config.rank % 2
     a, b = pad(a, (0, 0, 0, odd)), pad(b, (0, odd))
     scaled = (b * adapter.scaling).to(base.dtype)
-    return HeadWeights(weight, bias, a.to(base.dtype), scaled, adapter.scaling)
+    return HeadWeights(weight, bias, a.to(base.dtype), scaled, adapter.scaling, cap)

@@ -101,8 +101,9 @@ def _run_pack(
         graded = graded[rows]
     else:
         rows = None
-    if base.dense is not None and base.kernels is not None:
-        layers = _dense_pass(base.dense, base.kernels, batch_pass, lengths)
+    dense, kernels = base.dense, base.kernels
+    if dense is not None and kernels is not None and dense.holds(max(lengths)):
+        layers = _dense_pass(dense, kernels, batch_pass, lengths)
     else:
         layers = _ModelPass(batch_pass, lengths)
     hidden = layers.forward(tokens, rows)

@@ -25,7 +25,6 @@ from tinkersmith.engine.server.routes.chat_prompts import ModelTexts, read_texts
 from tinkersmith.engine.storage.catalogue import (
     AdapterFolder,
     Catalogue,
-    context_length,
     plain_name,
 )
 from tinkersmith.engine.storage.folders import TinkerPath, parse_path
@@ -54,7 +53,7 @@ class NamedModel:
     path: TinkerPath | Path | None  # of a checkpoint, or of an adapter's folder
     created: float  # when the checkpoint was saved: another one may get its path later
     texts: ModelTexts
-    context: int | None  # tokens; None: config.json does not say
+    context: int | None  # tokens; None: not known before the model is loaded
 
 
 @dataclass(slots=True)
@@ -89,7 +88,7 @@ class InferenceModels:
         except Refused as refusal:
             raise _unknown(str(refusal)) from None
         texts = await self._texts_of(base, folder, chat_template)
-        context = await asyncio.to_thread(context_length, folder)
+        context = await asyncio.to_thread(self.catalogue.context, base)
         return NamedModel(name, base, path, created, texts, context)
 
     async def _texts_of(self, base: str, folder: Path, chat_template: str | None) -> ModelTexts:

@@ -1,0 +1,74 @@
+"""Families with sliding windows, soft-capping and sinks, on samples longer than their windows."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.support.family_twin import (
+    WINDOW,
+    TinyFamily,
+    make_family,
+    packing_difference,
+    sampling_difference,
+    training_differences,
+)
+from tests.support.loading import load_with_torch
+from tests.support.window_families import FAMILIES
+from tinkersmith.engine.messages import LoraConfig
+from tinkersmith.engine.model.adapters import new_adapter
+from tinkersmith.engine.model.base_model import BaseModel
+
+pytestmark = pytest.mark.engine
+
+
+@dataclass(frozen=True)
+class LoadedFamily:
+    family: TinyFamily
+    base: BaseModel
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
+def loaded(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LoadedFamily]:
+    family: TinyFamily = request.param
+    folder = make_family(family, tmp_path_factory.mktemp("model"))
+    yield LoadedFamily(family, load_with_torch(family.name, folder))
+
+
+def test_losses_and_all_lora_gradients_equal_those_of_plain_transformers(
+    loaded: LoadedFamily,
+) -> None:
+    differences = training_differences(loaded.family, loaded.base)
+    assert differences.logprob < 2e-5
+    assert differences.loss < 1e-5
+    assert differences.gradient < 1e-5, differences.worst
+
+
+def test_a_packed_batch_equals_its_samples_one_by_one(loaded: LoadedFamily) -> None:
+    logprobs, gradients = packing_difference(loaded.family, loaded.base)
+    assert logprobs < 1e-5 and gradients < 1e-5
+
+
+def test_sampled_tokens_and_prompts_have_the_log_probabilities_of_training(
+    loaded: LoadedFamily,
+) -> None:
+    sampled, prompts = sampling_difference(loaded.family, loaded.base)
+    assert sampled < 1e-4 and prompts < 1e-4
+
+
+def test_all_linear_layers_are_trained_and_no_router(loaded: LoadedFamily) -> None:
+    names = {
+        path.rsplit(".", 1)[-1] for path in new_adapter(loaded.base, LoraConfig(4)).module_paths
+    }
+    expected = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    if loaded.family.name == "Phi-3":
+        expected = {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
+    if loaded.family.name == "gpt-oss":
+        expected = {"q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2", "w3"}
+    assert names == expected | {"lm_head"}
+
+
+def test_the_context_is_longer_than_the_window(loaded: LoadedFamily) -> None:
+    assert loaded.base.max_context == 128 > WINDOW
