@@ -337,6 +337,53 @@ ROWS = [
         lambda figures: f"{figures['tuned, mean']['exact_match']:.1%}",
         "90%",
     ),
+    Row(
+        "many_clients",
+        "sixteen sampling clients, answers a second against one client",
+        "16 个采样客户端每秒的回答数，与 1 个客户端相比",
+        lambda figures: _times(figures["this version: sixteen / one"]),
+        "",
+    ),
+    Row(
+        "many_clients",
+        "training steps a second beside sixteen sampling clients, share of those alone",
+        "有 16 个采样客户端时的训练步速，占单独训练的比例",
+        lambda figures: f"{figures['this version: steps beside / alone']:.0%}",
+        "60%",
+    ),
+    Row(
+        "dashboard",
+        "dashboard, list of 200 runs, first time",
+        "面板，首次列出 200 次训练",
+        lambda figures: f"{figures['list_of_runs_first_seconds']:.2f} s",
+        "",
+    ),
+    Row(
+        "dashboard",
+        "dashboard, curves of 100,000 steps, first time; again",
+        "面板，100,000 步的曲线，首次；再次",
+        lambda figures: (
+            f"{figures['curves_first_seconds']:.1f} s; {figures['curves_again_seconds']:.2f} s"
+        ),
+        "",
+    ),
+    Row(
+        "improving",
+        "`improve`, final answer right, mean of 3 seeds, 400 questions: improved; plain",
+        "`improve`，400 道题的最终答案正确率，3 个种子的平均：改进后；普通训练",
+        lambda figures: (
+            f"{figures['mean rate on the test set']['improved']:.1%}; "
+            f"{figures['mean rate on the test set']['plain']:.1%}"
+        ),
+        "",
+    ),
+    Row(
+        "improving",
+        "`improve`, seeds with a significant gain over plain training, of 3",
+        "`improve`，3 个种子中比普通训练显著更好的个数",
+        lambda figures: str(figures["significant gains over plain"]),
+        "3",
+    ),
 ]
 
 

@@ -138,10 +138,10 @@ def dashboard(folder: Path) -> Iterator[tuple[str | Path, Show]]:
         running = wait_for_steps(folder, "high-rate-*", 60)
 
         def show(page: "Page") -> None:
-            page.get_by_label(running.name, exact=True).check()
-            page.get_by_label(finished.name, exact=True).check()
+            page.locator(f"input[aria-label='{running.name}']").check()
+            page.locator(f"input[aria-label='{finished.name}']").check()
             page.locator("#chosen .chip").nth(1).wait_for()
-            page.locator("[data-chart='loss'] path").nth(3).wait_for()
+            page.locator("[data-chart='loss'] path").nth(1).wait_for()
 
         yield address, show
 
@@ -177,7 +177,7 @@ def ask(page: "Page") -> None:
     )
     page.press("#input", "Enter")
     page.wait_for_selector(".turn:last-child > .actions .again:not(:disabled)")
-    page.locator(".turn:last-child .is-tuned .token").nth(5).hover()
+    page.locator(".turn:last-child .token:not(.level-0)").last.hover()
     page.wait_for_selector("#readout:not([hidden])")
 
 

@@ -431,3 +431,17 @@ def test_the_start_of_the_engine_and_a_late_answer_are_said_to_be_under_way(
         assert service.wait(answer, "measuring the validation loss") == 7
     assert any("  Still starting the engine (" in text for text in said.texts)
     assert any("  Still measuring the validation loss (" in text for text in said.texts)
+
+
+def test_a_request_that_fails_is_said_by_who_waits_for_it_and_not_by_the_sdk(
+    opened: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An interrupted command closes the connection under hundreds of requests."""
+    import tinker
+
+    sampler = opened.create_sampling_client(None)
+    prompt = tinker.ModelInput.from_ints([10**6])
+    pending = sampler.sample(prompt, 1, tinker.SamplingParams(max_tokens=1))
+    with pytest.raises(Exception, match=r"vocabulary|token"):
+        pending.result()
+    assert [line.message for line in caplog.records if "Request failed" in line.message] == []

@@ -666,6 +666,9 @@ def _import_sdk() -> None:
         importlib.import_module("tinker")
     # Heartbeat warnings of a server that is gone: `wait` says it better.
     logging.getLogger("tinker").setLevel(logging.ERROR)
+    # Each request that fails, also in hundreds as an interrupted command closes the connection. The
+    # error comes to us with the request's future, and whoever waits for it says it once.
+    logging.getLogger("tinker.lib.retry_handler").setLevel(logging.CRITICAL)
 
 
 def _wrong_key() -> str:

@@ -134,7 +134,7 @@ const tokens = (() => {
   const explain = (node) => {
     readout.replaceChildren();
     for (const score of node.scores) {
-      const title = make("p", {}, make("code", {}, shown(score.token).replaceAll("\n", "↵")), ` ${word("probability")} `, make("b", {}, percent(score.logprob)), ` · ${word("logprob")} ${score.logprob.toFixed(3)}`);
+      const title = make("p", {}, make("code", {}, shown(score.token).replaceAll("\n", "↵")), ` ${word("probability")} `, make("b", {}, percent(score.logprob)), ` · ${word("logprob")} ${(score.logprob > -0.0005 ? 0 : score.logprob).toFixed(3)}`);
       readout.append(title);
       const others = rows(score);
       if (others.length) readout.append(make("p", { className: "soft" }, word("others")), make("ol", {}, ...others));
