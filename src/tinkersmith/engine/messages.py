@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.json_grammar import JsonGrammar
 
 LossConfig = Mapping[str, float | str]
 
@@ -177,6 +178,7 @@ class SampleRequest:
     target_prompt_logprobs: np.ndarray | None = None  # (T - 1, K) token ids; -1: none requested
     target_layout: SparseLayout | None = None  # the requested cells, if the client sent only those
     prompt_alt_tokens_k: int = 0
+    grammar: JsonGrammar | None = None  # which tokens may follow; logprobs are those without it
     progress: SampleProgress | None = None
     tempered_logprobs: bool = False  # of sampled tokens: at the temperature they are sampled at
 

@@ -257,6 +257,7 @@ def _takes(base: BaseModel, request: SampleRequest) -> bool:
     limit = _limit(base, request)
     return (
         not asks_about_prompt(request)
+        and request.grammar is None
         and limit > 0
         and len(request.prompt) + limit <= base.max_context
         and request.topk_sample_logprobs <= _TOP

@@ -303,7 +303,8 @@ class Batch:
         assert self._decoder is not None
         start, requests = self._clock(), [row.request for row in self._active]
         greedy = not any(
-            request.temperature or request.topk_sample_logprobs for request in requests
+            request.temperature or request.topk_sample_logprobs or request.grammar
+            for request in requests
         )
         tokens = [row.last_token for row in self._active]
         self._take_tokens(*self._decoder.step(tokens, greedy=greedy))

@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.json_grammar import GrammarState
 from tinkersmith.engine.messages import Answering, SampledSequence, SampledToken, SampleRequest
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.kernels import ExactLogits
 from tinkersmith.engine.sampling.token_choice import (
     COLDEST,
+    NotFiniteRows,
     choose_tokens,
     generator,
     tempered_normaliser,
@@ -30,6 +33,7 @@ class Row:
     stop_texts: tuple[str, ...]
     number: int  # among its request's samples
     longest: int  # tokens that it can come to have, with its prompt
+    grammar: GrammarState | None  # what may follow; None: any token
     # Of its next token. It is drawn once, however often a step that fails is repeated.
     uniform: float | None = None
     top_ids: list[np.ndarray] = field(default_factory=list[np.ndarray])
@@ -58,7 +62,9 @@ class Row:
 def new_row(base: BaseModel, answering: Answering, number: int) -> Row:
     request = answering.request
     longest = base.max_context - len(request.prompt) + 1
-    stop = ends_of(base, request)
+    stop, grammar = ends_of(base, request), request.grammar
+    if grammar is not None:
+        stop.append(grammar.end_id)
     return Row(
         answering=answering,
         sequence=answering.result.sequences[number],
@@ -69,6 +75,7 @@ def new_row(base: BaseModel, answering: Answering, number: int) -> Row:
         number=number,
         longest=len(request.prompt)
         + (request.max_tokens or base.max_context - len(request.prompt)),
+        grammar=None if grammar is None else grammar.begin(),
     )
 
 
@@ -87,12 +94,20 @@ def take_tokens(
 
     Raises:
         NotFiniteRows: nothing can be sampled for some rows; nothing is noted for any.
+        Refused: the same, because a row's grammar is too complex.
     """
     requests = [row.request for row in rows]
-    uniforms = [row.next_uniform() for row in rows]
-    chosen, normaliser = choose_tokens(
-        logits, requests, torch.tensor(uniforms, dtype=torch.float64), exact
-    )
+    uniforms = torch.tensor([row.next_uniform() for row in rows], dtype=torch.float64)
+    chosen, normaliser = choose_tokens(logits, requests, uniforms, exact)
+    bound = [index for index, row in enumerate(rows) if row.grammar is not None]
+    if bound:  # they are chosen again; their log-probabilities stay those of all tokens
+        assert logits is not None
+        held = _only_allowed(logits[bound], [rows[index] for index in bound])
+        try:
+            again, _ = choose_tokens(held, [requests[index] for index in bound], uniforms[bound])
+        except NotFiniteRows as refusal:
+            raise NotFiniteRows([bound[index] for index in refusal.rows]) from None
+        chosen[bound] = again
     tokens, likeliest = chosen[:, None], chosen.new_empty(len(rows), 0)
     if widest := max(request.topk_sample_logprobs for request in requests):
         assert logits is not None
@@ -118,6 +133,8 @@ def take_tokens(
             logits[tempered], scale, some
         )
     for row, token, logprob in zip(rows, chosen.tolist(), logprobs[:, 0].tolist(), strict=True):
+        if row.grammar is not None and token not in row.stop_ids:
+            row.grammar.add(token)
         row.sequence.tokens.append(token)
         row.sequence.logprobs.append(logprob)
         row.uniform = None
@@ -127,6 +144,20 @@ def take_tokens(
             values, order = logprobs[index, 1 : 1 + count].sort(descending=True, stable=True)
             row.top_ids.append(likeliest[index, order].cpu().numpy().astype(np.int32))
             row.top_logprobs.append(values.cpu().numpy())
+
+
+def _only_allowed(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """(B, V) logits of rows with a grammar; minus infinity for tokens that may not follow."""
+    allowed = np.zeros(logits.shape, bool)
+    vocabulary = logits.shape[1]
+    for index, row in enumerate(rows):
+        assert row.grammar is not None
+        tokens = row.grammar.allowed()[:vocabulary]  # a tokenizer may know fewer, or more
+        allowed[index, : len(tokens)] = tokens
+        allowed[index, list(row.stop_ids)] = row.grammar.may_end
+        if not allowed[index].any():
+            raise Refused("the tokenizer has no token with which the answer's JSON could go on.")
+    return logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
 
 
 def is_finished(row: Row, decode: Callable[[list[int]], str] | None) -> bool:

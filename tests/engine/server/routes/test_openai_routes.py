@@ -5,11 +5,12 @@ import contextlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import httpx
 import numpy as np
 import openai
+import pydantic
 import pytest
 import tinker
 
@@ -27,6 +28,7 @@ from tests.support.inference import (
     eventually,
     texts_of,
 )
+from tinkersmith.engine.server.routes.chat_prompts import Chat
 
 pytestmark = pytest.mark.engine
 
@@ -481,6 +483,128 @@ def test_a_model_without_a_template_refuses_chats_and_names_completions(
     assert client.completions.create(model=PLAIN, prompt="a", max_tokens=3).choices[0].text
 
 
+# ---- answers that follow a JSON schema
+
+
+class Sum(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    left: int = pydantic.Field(ge=0, le=99)
+    sign: Literal["plus", "minus"]
+    digits: list[Annotated[int, pydantic.Field(ge=0, le=9)]] = pydantic.Field(
+        min_length=2, max_length=3
+    )
+
+
+def json_schema(schema: dict[str, Any]) -> Any:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
+ONE_OF = json_schema({"enum": ["yes", "no"]})
+SUM_SCHEMA = json_schema(Sum.model_json_schema())
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_answers_follow_a_pydantic_model_whole_and_streamed(
+    client: openai.OpenAI, temperature: float
+) -> None:
+    asked: Any = {"temperature": temperature, "seed": 3, "n": 3, "max_tokens": 200}
+    asked |= {"messages": SUM, "model": BUNDLED}
+    whole = client.chat.completions.parse(response_format=Sum, **asked).choices
+    assert all(isinstance(choice.message.parsed, Sum) for choice in whole)
+    assert {choice.finish_reason for choice in whole} == {"stop"}
+    texts: dict[int, str] = {}
+    for chunk in client.chat.completions.create(stream=True, response_format=SUM_SCHEMA, **asked):
+        for choice in chunk.choices:
+            texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
+    assert texts == {choice.index: choice.message.content for choice in whole}
+    assert len(set(texts.values())) == (1 if temperature == 0 else 3)
+
+
+def test_each_row_of_a_batch_follows_its_own_schema_or_none(client: openai.OpenAI) -> None:
+    numbers = json_schema({"type": "array", "items": {"enum": [1, 2]}, "maxItems": 4})
+    asked = [{"response_format": form} for form in (ONE_OF, SUM_SCHEMA, numbers)] + [{}]
+
+    def answer(form: dict[str, Any]) -> str:
+        [choice] = chat(client, SUM, BUNDLED, max_tokens=150, **form).choices
+        return choice.message.content
+
+    alone = [answer(form) for form in asked]
+    with ThreadPoolExecutor(12) as pool:
+        together = list(pool.map(answer, asked * 3))
+    assert together == alone * 3
+    assert json.loads(alone[0]) in ("yes", "no")
+    Sum.model_validate_json(alone[1])
+    assert all(isinstance(number, int) for number in json.loads(alone[2]))
+
+
+def test_logprobs_of_a_bound_answer_are_those_of_the_model_without_the_schema(
+    inference: InferenceEngine, client: openai.OpenAI
+) -> None:
+    asked: Any = {"response_format": SUM_SCHEMA, "logprobs": True, "top_logprobs": 3}
+    [choice] = chat(client, SUM, BUNDLED, max_tokens=150, **asked).choices
+    pieces = choice.logprobs.content
+    text = TEXTS.prompt_text(Chat(SUM))
+    prompt = TEXTS.tokens_of(text)
+    answer = TEXTS.tokens_of(choice.message.content)
+    assert [TEXTS.tokenizer.decode([token]) for token in answer] == [one.token for one in pieces]
+    sampler = inference.sampler(BUNDLED)
+    [*scores] = sampler.compute_logprobs(tinker.ModelInput.from_ints(prompt + answer)).result()
+    expected = scores[len(prompt) :]
+    assert np.allclose([one.logprob for one in pieces], expected, atol=0.05)
+    # The model likes other tokens better, and is made to say these.
+    assert any(one.logprob < one.top_logprobs[0].logprob - 1 for one in pieces)
+
+
+def test_a_json_object_ends_by_a_limit_or_a_stop_as_any_answer(client: openai.OpenAI) -> None:
+    asked: Any = {"response_format": {"type": "json_object"}}
+    [cut] = chat(client, SUM, BUNDLED, max_tokens=3, **asked).choices
+    assert cut.finish_reason == "length" and cut.message.content.startswith("{")
+    asked = {"response_format": SUM_SCHEMA, "max_tokens": 150}
+    [whole] = chat(client, SUM, BUNDLED, **asked).choices
+    [stopped] = chat(client, SUM, BUNDLED, stop="sign", **asked).choices
+    assert stopped.message.content == whole.message.content.partition("sign")[0]
+    assert whole.finish_reason == stopped.finish_reason == "stop"
+
+
+def test_a_thought_comes_before_the_json(inference: InferenceEngine, client: openai.OpenAI) -> None:
+    asked: Any = {"response_format": ONE_OF}
+    [thoughtful] = chat(client, SUM, inference.talker, **asked).choices
+    assert thoughtful.message.reasoning_content == THOUGHT
+    assert json.loads(thoughtful.message.content) in ("yes", "no")
+    [plain] = chat(client, SUM, inference.talker, reasoning_effort="none", **asked).choices
+    assert not hasattr(plain.message, "reasoning_content")
+    assert json.loads(plain.message.content) in ("yes", "no")
+
+
+@pytest.mark.parametrize(
+    ("schema", "sentence"),
+    [
+        ({"type": "objekt"}, "Invalid type: objekt"),
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"type": "string", "pattern": "(("}, "unclosed group"),
+        ({"$ref": "#/$defs/none"}, "/$defs/none"),
+        ({"type": "integer", "minimum": 3, "maximum": 2}, "minimum"),
+        ({"type": "object", "x-guidance": {}}, "x-guidance"),
+        ([], "must be an object"),
+        (None, "must be an object"),
+    ],
+)
+def test_a_schema_that_cannot_be_followed_is_refused(
+    inference: InferenceEngine, schema: Any, sentence: str
+) -> None:
+    form = json_schema(schema)
+    body = {"model": BUNDLED, "messages": SUM, "response_format": form}
+    status, error = refusal(inference, CHAT, body)
+    assert status == 400 and error["param"] == "response_format"
+    assert sentence in error["message"] and "\n" not in error["message"]
+
+
+def test_a_schema_and_tools_exclude_each_other(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="not both"):
+        chat(client, SUM, TALKER, response_format=ONE_OF, tools=[TOOL])
+
+
 # ---- refusals
 
 
@@ -490,7 +614,7 @@ def test_a_model_without_a_template_refuses_chats_and_names_completions(
         ({"no_such_thing": 1}, "no_such_thing"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "grammar"}}, "response_format"),
         ({"parallel_tool_calls": False}, "parallel_tool_calls"),
         ({"reasoning_effort": "much"}, "reasoning_effort"),
     ],

@@ -25,7 +25,7 @@ _PROMPT = (
 )
 _KNOWN = (
     *_PROMPT,
-    *("max_tokens", "stop_sequences", "stream", "temperature", "top_p", "top_k"),
+    *("max_tokens", "stop_sequences", "stream", "temperature", "top_p", "top_k", "output_config"),
     # About the account, or the provider's cache: they change no answer.
     *("metadata", "service_tier", "cache_control"),
 )
@@ -48,9 +48,9 @@ class AnthropicMessages:
         top_p = fields.share(body)
         top_k = fields.whole(body, "top_k", None, 0, MOST_TOKENS) or -1
         stream = fields.switch(body, "stream")
-        chat = _read_chat(body)
+        chat, schema = _read_chat(body), fields.output_schema(body)
         model = await self.models.find(body.get("model"), fields.chat_template(body))
-        prompt = await prompt_of(model, chat, asks_effort=chat.think is True)
+        prompt = await prompt_of(model, chat, schema, asks_effort=chat.think is True)
         asked = SampleRequest(
             prompt=prompt.tokens,
             max_tokens=fields.room_for(max_tokens, prompt.tokens, model.context),
@@ -59,6 +59,7 @@ class AnthropicMessages:
             top_k=top_k,
             stop=[*model.texts.chat_ends(), *stops],
             stop_at_ends=True,
+            grammar=prompt.grammar,
         )
         generation = Generation(self.models, model, [asked], prompt.syntax(stops), live=stream)
         answer = _MessageAnswer(model.name, stops, generation)
@@ -69,7 +70,7 @@ class AnthropicMessages:
         return JSONResponse(answer.whole(pieces[0]))
 
     async def count_tokens(self, request: Request, body: Body) -> Response:
-        fields.check_known(body, _PROMPT, {})
+        fields.check_known(body, (*_PROMPT, "output_config"), {})
         chat = _read_chat(body)
         model = await self.models.find(body.get("model"), fields.chat_template(body))
         prompt = await prompt_of(model, chat, asks_effort=chat.think is True)

@@ -10,6 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.json_grammar import (
+    JsonGrammar,
+    Vocabulary,
+    compile_schema,
+    vocabulary_of,
+)
 from tinkersmith.engine.server.api_errors import ApiError
 from tinkersmith.errors import UserError
 from tinkersmith.prompts.guards import guard, guard_all
@@ -135,6 +142,38 @@ class ModelTexts:
     def opens_thought(self, prompt: str) -> bool:
         """Whether a prompt ends within a thought, so that an answer begins inside it."""
         return self.knows_thoughts and prompt.rstrip().endswith(self.opening)
+
+    def grammar(
+        self,
+        schema: dict[str, Any],
+        prompt: str,
+        *,
+        thoughts: bool,  # whether they are told apart from answers
+    ) -> JsonGrammar:
+        """What an answer to a prompt must look like to follow a JSON schema, after any thought.
+
+        Raises:
+            ApiError: it cannot be followed.
+        """
+        after, before = "", None
+        if thoughts and self.opens_thought(prompt):
+            after = self.closing
+        elif thoughts and not prompt.rstrip().endswith(self.closing):
+            before = self.opening, self.closing
+        try:
+            vocabulary = self._vocabulary
+        except Refused as refusal:
+            raise ApiError(400, str(refusal), param="response_format") from None
+        try:
+            return compile_schema(vocabulary, schema, after=after, after_thought=before)
+        except Refused as refusal:
+            raise ApiError(
+                400, f"the JSON schema cannot be followed: {refusal}", param="response_format"
+            ) from None
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        return vocabulary_of(self.name, self.tokenizer)
 
     @property
     def opening(self) -> str:

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
 from tinkersmith.engine.errors import Gone, NotFound, Refused
+from tinkersmith.engine.json_grammar import ANY_OBJECT
 from tinkersmith.engine.scheduling.queue import failure
 from tinkersmith.engine.server.api_errors import ApiError, error_body, error_response
 from tinkersmith.engine.server.fields import Body, is_list, is_object, shown
@@ -160,6 +161,52 @@ def text_of(content: object, where: str, kinds: Collection[str] = ("text",)) -> 
             )
         texts.append(text)
     return "".join(texts)
+
+
+def response_schema(body: Body) -> dict[str, Any] | None:
+    """The JSON schema that OpenAI's response_format asks an answer to follow; None: any text."""
+    form: object = body.get("response_format")
+    kind: object = form.get("type") if is_object(form) else None
+    if form is None or form == {"type": "text"}:
+        return None
+    if form == {"type": "json_object"}:
+        return dict(ANY_OBJECT)
+    if not is_object(form) or kind != "json_schema":
+        raise ApiError(
+            400,
+            f"response_format is {shown(form)}; its type must be text, json_object or json_schema.",
+            param="response_format",
+        )
+    check_known(form, ("type", "json_schema"), {})
+    about: object = form.get("json_schema")
+    if not is_object(about) or not is_object(about.get("schema")):
+        raise ApiError(
+            400,
+            "response_format.json_schema.schema must be an object: the JSON schema.",
+            param="response_format",
+        )
+    # Answers follow the schema whether they must (strict) or not.
+    check_known(about, ("schema", "name", "description", "strict"), {})
+    return about["schema"]
+
+
+def output_schema(body: Body) -> dict[str, Any] | None:
+    """The JSON schema that Anthropic's output_config asks an answer to follow; None: any text."""
+    config: object = body.get("output_config")
+    if config is None:
+        return None
+    if not is_object(config):
+        raise ApiError(400, f"output_config is {shown(config)}; it must be an object.")
+    check_known(config, ("format",), {})
+    form: object = config.get("format")
+    if form is None:
+        return None
+    if not is_object(form) or form.get("type") != "json_schema":
+        raise ApiError(400, f"output_config.format is {shown(form)}; its type must be json_schema.")
+    check_known(form, ("type", "schema"), {})
+    if not is_object(form.get("schema")):
+        raise ApiError(400, "output_config.format.schema must be an object: the JSON schema.")
+    return form["schema"]
 
 
 def room_for(max_tokens: int | None, prompt: list[int], context: int | None) -> int | None:

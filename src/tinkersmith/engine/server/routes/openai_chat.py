@@ -39,7 +39,6 @@ _ROLES = ("system", "developer", "user", "assistant", "tool")
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 _NEUTRAL = {
     **OPENAI_NEUTRAL,
-    "response_format": ({"type": "text"},),
     "parallel_tool_calls": (True,),
     "store": (False,),
     "modalities": (["text"],),
@@ -47,7 +46,7 @@ _NEUTRAL = {
 _KNOWN = (
     *SAMPLING,
     *("messages", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs"),
-    *("tools", "tool_choice", "reasoning_effort", "chat_template"),
+    *("tools", "tool_choice", "reasoning_effort", "chat_template", "response_format"),
     *("chat_template_kwargs", "separate_reasoning"),
 )
 
@@ -66,13 +65,16 @@ class OpenAIChat:
         top = fields.whole(body, "top_logprobs", 0, 0, MOST_ALTERNATIVES) or 0
         if top and not logprobs:
             raise ApiError(400, "top_logprobs needs logprobs to be true.", param="top_logprobs")
-        chat = _read_chat(body)
+        chat, schema = _read_chat(body), fields.response_schema(body)
         model = await self.models.find(body.get("model"), fields.chat_template(body))
-        prompt = await prompt_of(model, chat, asks_effort=body.get("reasoning_effort") is not None)
+        prompt = await prompt_of(
+            model, chat, schema, asks_effort=body.get("reasoning_effort") is not None
+        )
         asked = replace(
             sampling.request(prompt.tokens, model.texts.chat_ends()),
             max_tokens=fields.room_for(max_tokens, prompt.tokens, model.context),
             topk_sample_logprobs=top,
+            grammar=prompt.grammar,
         )
         syntax = prompt.syntax(sampling.stops)
         generation = Generation(self.models, model, [asked], syntax, live=sampling.stream)
@@ -219,18 +221,22 @@ def _read_tool(tool: dict[str, Any], number: int) -> dict[str, Any]:
 
 
 class ChatPrompt:
-    """The prompt of a conversation, and how the answer to it is read."""
+    """The prompt of a conversation, how the answer to it is read, and what it must look like."""
 
-    def __init__(self, texts: ModelTexts, chat: Chat) -> None:
+    def __init__(self, texts: ModelTexts, chat: Chat, schema: dict[str, Any] | None) -> None:
         """Renders and encodes, which takes a moment for long conversations."""
         self._texts, self._chat = texts, chat
         self._text = texts.prompt_text(chat)
         self.tokens = texts.tokens_of(self._text)
+        self._thoughts = texts.knows_thoughts or chat.separate
+        self.grammar = (
+            None if schema is None else texts.grammar(schema, self._text, thoughts=self._thoughts)
+        )
 
     def syntax(self, stops: Sequence[str]) -> AnswerSyntax:
         texts, form = self._texts, self._texts.form
         thoughts = None
-        if texts.knows_thoughts or self._chat.separate:
+        if self._thoughts:
             inside = texts.opens_thought(self._text)
             thoughts = ThoughtForm(texts.opening, texts.closing, form.lead, inside)
         tools = self._chat.tools
@@ -240,12 +246,24 @@ class ChatPrompt:
         return AnswerSyntax((*stops, *ends), thoughts, calls, names)
 
 
-async def prompt_of(model: NamedModel, chat: Chat, *, asks_effort: bool) -> ChatPrompt:
+async def prompt_of(
+    model: NamedModel, chat: Chat, schema: dict[str, Any] | None = None, *, asks_effort: bool
+) -> ChatPrompt:
     """Render a conversation, in a thread.
 
+    Args:
+        schema: a JSON schema that the answer must follow; None: any text.
+
     Raises:
-        ApiError: the template refuses it, or has no switch for thoughts.
+        ApiError: the template refuses it, or has no switch for thoughts; the schema cannot be
+            followed.
     """
+    if schema is not None and chat.tools:
+        raise ApiError(
+            400,
+            "an answer can follow a JSON schema, or call tools, not both; leave one of them out.",
+            param="response_format",
+        )
 
     def render() -> ChatPrompt:
         if asks_effort and not model.texts.form.switch:
@@ -255,7 +273,7 @@ async def prompt_of(model: NamedModel, chat: Chat, *, asks_effort: bool) -> Chat
                 "reasoning_effort and thinking out.",
                 param="reasoning_effort",
             )
-        return ChatPrompt(model.texts, chat)
+        return ChatPrompt(model.texts, chat, schema)
 
     return await asyncio.to_thread(render)
 
