@@ -10,8 +10,10 @@ from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.messages import LoraConfig
 from tinkersmith.engine.model.adapters import new_adapter, peft_config
 from tinkersmith.engine.model.base_model import load_base_model
-from tinkersmith.export.adapter import LoraLayer, write_peft_adapter
+from tinkersmith.export.adapter import LoraLayer
 from tinkersmith.export.base_folder import read_base
+from tinkersmith.export.peft_files import write_peft_adapter
+from tinkersmith.export.placement import find_place
 from tinkersmith.peft_format import ADAPTER_CONFIG, adapter_config, target_modules
 
 ATTENTION = [f"layers.{n}.attn.{name}" for n in (0, 1) for name in ("q_proj", "v_proj")]
@@ -48,13 +50,15 @@ def test_engine_and_export_write_the_same_config(tmp_path: Path) -> None:
         wanted = dict(zip(("train_attn", "train_mlp", "train_unembed"), parts, strict=True))
         adapter = new_adapter(base, LoraConfig(rank=4, seed=0, **wanted))
         ours = peft_config(base, adapter, "model")
+        files = read_base(folder)
+        a, b = torch.zeros(4, 2), torch.zeros(2, 4)
         layers = [
-            LoraLayer(path, torch.zeros(4, 2), torch.zeros(2, 4), scaling=32 / 4)
+            LoraLayer(path, a, b, scaling=32 / 4, place=find_place(path, files, outputs=2))
             for path in adapter.module_paths
         ]
         out = tmp_path / f"out-{sum(parts)}"
         out.mkdir()
-        write_peft_adapter(layers, read_base(folder), "model", out)
+        write_peft_adapter(layers, files, "model", out)
         assert json.loads((out / ADAPTER_CONFIG).read_text()) == ours
 
 

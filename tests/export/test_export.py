@@ -18,8 +18,8 @@ from tests.support.small_run import SmallRun, small_run
 from tinkersmith.cli.models.export import export_command
 from tinkersmith.data.samples import Source, alpaca_sample
 from tinkersmith.errors import UserError
-from tinkersmith.export import adapter as adapter_files
 from tinkersmith.export import merge as merged_files
+from tinkersmith.export import peft_files as adapter_files
 from tinkersmith.export.download import _fetch
 from tinkersmith.export.export import _stop_at_end_token, export_model
 from tinkersmith.service.connection import open_service

@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausal
 from tests.support.exports import export
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.errors import UserError
-from tinkersmith.export.adapter import read_layers, write_tensors
+from tinkersmith.export.adapter import read_layers
 from tinkersmith.export.base_folder import read_base
+from tinkersmith.export.peft_files import write_tensors
 from tinkersmith.export.verify import verify_export
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -253,12 +254,22 @@ def test_what_cannot_be_exported_whole_is_refused(tmp_path: Path, how: str, word
     assert words in str(caught.value)
 
 
-def test_a_quantised_base_is_not_merged_into(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [("qweight", torch.zeros(4, 64, dtype=torch.int32)), ("weight", torch.zeros(64, 16).byte())],
+)
+def test_a_base_that_is_quantised_in_an_unknown_way_takes_an_adapter_only(
+    tmp_path: Path, name: str, tensor: torch.Tensor
+):
     base = make_tiny_model(tmp_path / "base")
     make_adapter(base, tmp_path / "lora", ATTENTION)
-    config = json.loads((base / "config.json").read_text())
-    (base / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 4}}))
-    with pytest.raises(UserError, match="quantised"):
+    tensors = load_file(base / "model.safetensors")
+    path = "model.layers.0.self_attn.q_proj"
+    del tensors[f"{path}.weight"]
+    save_file({**tensors, f"{path}.{name}": tensor}, base / "model.safetensors")
+    adapter = export(tmp_path / "lora", base, tmp_path / "adapter", merged=False)
+    assert len(load_file(adapter / "adapter_model.safetensors")) == 2 * 2 * 4
+    with pytest.raises(UserError, match=r"q_proj.weight in .* is quantised in a way"):
         export(tmp_path / "lora", base, tmp_path / "out", merged=True)
 
 
@@ -267,7 +278,7 @@ def test_a_full_disk_shows_as_the_system_s_error(tmp_path: Path):
     script = (
         "import resource, signal, torch\n"
         "from pathlib import Path\n"
-        "from tinkersmith.export.adapter import write_tensors\n"
+        "from tinkersmith.export.peft_files import write_tensors\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
         "try:\n"

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from tinkersmith.export.adapter import read_layers, write_peft_adapter
+from tinkersmith.export.adapter import read_layers
 from tinkersmith.export.base_folder import read_base
 from tinkersmith.export.merge import write_merged
+from tinkersmith.export.peft_files import write_peft_adapter
 
 
 def export(adapter: Path, base: Path, out: Path, *, merged: bool, dtype: str = "auto") -> Path:

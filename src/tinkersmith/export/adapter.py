@@ -1,45 +1,37 @@
-"""A downloaded LoRA -> layers of the base model -> PEFT's two files.
+"""A downloaded LoRA -> layers of the base model, each with its place there. Writes nothing.
 
 Axes: R rank, E experts, I and O input and output size of a layer.
 """
 
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tinkersmith.errors import UserError, one_line
 from tinkersmith.export.base_folder import BaseFolder, read_model_json
-from tinkersmith.files import kind_of_json, write_json
+from tinkersmith.export.placement import Place, expert_count, find_place, region_shape
+from tinkersmith.files import kind_of_json
 from tinkersmith.fingerprint import DamagedWeights, safetensors_header
-from tinkersmith.peft_format import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    PEFT_PREFIX,
-    adapter_config,
-    target_modules,
-)
+from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_Number = TypeVar("_Number", int, float)
 _LORA_TENSOR = re.compile(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
-# Tinker's cloud names the matrices of an expert so, and stacks those of all experts in one tensor.
-_EXPERT_MATRICES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 
 
 @dataclass(frozen=True, slots=True)
 class LoraLayer:
     """LoRA weights of one layer, whose weight W becomes W + scaling * b @ a."""
 
-    path: str  # in the base model, such as model.layers.0.self_attn.q_proj
+    path: str  # as the LoRA calls it, such as model.layers.0.self_attn.q_proj
     a: "Tensor"  # (R, I)
     b: "Tensor"  # (O, R)
     scaling: float
+    place: Place  # in the base model's files
 
 
 def read_layers(folder: Path, base: BaseFolder) -> list[LoraLayer]:
@@ -62,63 +54,22 @@ def read_layers(folder: Path, base: BaseFolder) -> list[LoraLayer]:
         raise UserError(
             f"The downloaded {ADAPTER_WEIGHTS} is damaged ({reason}). Run the export again."
         ) from None
-    layers: dict[str, LoraLayer] = {}
-    for path, a, b in _single_experts(_pairs(tensors)):
+    layers: dict[tuple[str, str], LoraLayer] = {}
+    for path, a, b in _single_experts(_pairs(tensors), base):
         _check_numbers(path, a, b)
-        name = _name_in_base(path, base)
-        layer = LoraLayer(name, a, b, _scaling(config, name, a.shape[0]))
+        place = find_place(path, base, b.shape[0])
+        scaling = _scaling(config, (path, place.module), a.shape[0])
+        layer = LoraLayer(path, a, b, scaling, place)
         _check_shape(layer, base)
-        if name in layers:
-            raise UserError(f"The LoRA has two sets of weights for {name}; it cannot be exported.")
-        layers[name] = layer
+        key = place.weight, str(place.index)
+        if key in layers:
+            raise UserError(
+                f"The LoRA has two sets of weights for {place.module}; it cannot be exported."
+            )
+        layers[key] = layer
     if not layers:
         raise UserError("The downloaded LoRA has no weights at all; there is nothing to export.")
     return list(layers.values())
-
-
-def write_peft_adapter(
-    layers: Iterable[LoraLayer], base: BaseFolder, base_name_or_path: str, out: Path
-) -> None:
-    """Write adapter_model.safetensors and a complete adapter_config.json, for plain PEFT."""
-    layers = list(layers)
-    tensors: dict[str, Tensor] = {}
-    for layer in layers:  # cloned, because the tensors of several experts may share memory
-        tensors[f"{PEFT_PREFIX}{layer.path}.lora_A.weight"] = layer.a.clone()
-        tensors[f"{PEFT_PREFIX}{layer.path}.lora_B.weight"] = layer.b.clone()
-    write_tensors(out / ADAPTER_WEIGHTS, tensors)
-    ranks = {layer.path: int(layer.a.shape[0]) for layer in layers}
-    alphas = {layer.path: layer.scaling * layer.a.shape[0] for layer in layers}
-    rank, alpha = _most_common(ranks.values()), _most_common(alphas.values())
-    config = adapter_config(
-        base_name_or_path,
-        rank,
-        alpha,
-        target_modules(ranks, base.layers()),
-        rank_pattern={path: value for path, value in ranks.items() if value != rank},
-        alpha_pattern={path: value for path, value in alphas.items() if value != alpha},
-    )
-    write_json(out / ADAPTER_CONFIG, config)
-
-
-def write_tensors(path: Path, tensors: "Mapping[str, Tensor]") -> None:
-    """Write a safetensors file with the permissions that other new files of the user have.
-
-    Raises:
-        OSError: the disk is full, or the folder cannot be written.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
-
-    path.touch()
-    mode = path.stat().st_mode  # safetensors makes its files private
-    try:
-        save_file(dict(tensors), path, metadata={"format": "pt"})
-    except SafetensorError as error:  # may wrap an error of the operating system
-        code = re.search(r"os error (\d+)", str(error))
-        if code is None:
-            raise
-        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from None
-    path.chmod(mode)
 
 
 def _check_kind(config: dict[str, Any]) -> None:
@@ -195,7 +146,7 @@ def _pairs(tensors: "Mapping[str, Tensor]") -> "dict[str, tuple[Tensor, Tensor]]
 
 
 def _single_experts(
-    pairs: "dict[str, tuple[Tensor, Tensor]]",
+    pairs: "dict[str, tuple[Tensor, Tensor]]", base: BaseFolder
 ) -> "Iterable[tuple[str, Tensor, Tensor]]":
     """The pairs, with stacked experts, (E or 1, R, I) and (E or 1, O, R), as one pair for each."""
     for path, (a, b) in pairs.items():
@@ -216,27 +167,15 @@ def _single_experts(
                 f"The LoRA's weights for {path} are for {a.shape[0]} and {b.shape[0]} experts. "
                 "Both numbers must be equal, or one of them 1."
             )
+        experts = expert_count(parent, base)
+        if experts and count != experts:
+            raise UserError(
+                f"The LoRA's weights for {path} are for {count} experts, and {base.folder} has "
+                f"{experts}. Check that this is the model it was trained on."
+            )
         a, b = a.expand(count, -1, -1), b.expand(count, -1, -1)
         for expert in range(count):
-            yield f"{parent}.{expert}.{_EXPERT_MATRICES.get(matrix, matrix)}", a[expert], b[expert]
-
-
-def _name_in_base(path: str, base: BaseFolder) -> str:
-    """The base model's name for the layer that the LoRA calls `path`."""
-    if path.rpartition(".")[2] in ("unembed_tokens", "lm_head"):
-        names = [base.output_layer]
-    else:
-        names = [path, path.replace(".attn.", ".self_attn.")]
-        names += [
-            re.sub(r"^model\.(?!language_model\.)", "model.language_model.", n) for n in names
-        ]
-    for name in names:
-        if base.has_layer(name):
-            return name
-    raise UserError(
-        f"The LoRA trains {path}, which the base model in {base.folder} does not have; exporting "
-        "the rest would lose it. Check that this is the model it was trained on."
-    )
+            yield f"{parent}.{expert}.{matrix}", a[expert], b[expert]
 
 
 def _check_shape(layer: LoraLayer, base: BaseFolder) -> None:
@@ -245,9 +184,9 @@ def _check_shape(layer: LoraLayer, base: BaseFolder) -> None:
             f"The LoRA's weights for {layer.path} have different ranks: {list(layer.a.shape)} and "
             f"{list(layer.b.shape)}."
         )
-    if not base.shapes:
+    if not base.weights[layer.place.weight].shape:
         return
-    expected = base.shapes[base.weight_of(layer.path)]
+    expected = region_shape(layer.place, base)
     shape = (layer.b.shape[0], layer.a.shape[1])
     if expected != shape:
         raise UserError(
@@ -256,25 +195,20 @@ def _check_shape(layer: LoraLayer, base: BaseFolder) -> None:
         )
 
 
-def _scaling(config: dict[str, Any], path: str, rank: int) -> float:
+def _scaling(config: dict[str, Any], paths: tuple[str, ...], rank: int) -> float:
     """alpha / R, or alpha / sqrt(R) for rank-stabilised LoRA, with the exceptions of patterns."""
-    alpha = _of_pattern(config.get("alpha_pattern"), path, config["lora_alpha"])
-    expected = _of_pattern(config.get("rank_pattern"), path, config["r"])
+    alpha = _of_pattern(config.get("alpha_pattern"), paths, config["lora_alpha"])
+    expected = _of_pattern(config.get("rank_pattern"), paths, config["r"])
     if rank != expected:
         raise UserError(
-            f"The LoRA's weights for {path} have rank {rank}, but its {ADAPTER_CONFIG} says "
+            f"The LoRA's weights for {paths[0]} have rank {rank}, but its {ADAPTER_CONFIG} says "
             f"{expected}; its strength is unknown."
         )
     return alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
 
 
-def _of_pattern(patterns: dict[str, float] | None, path: str, default: float) -> float:
+def _of_pattern(patterns: dict[str, float] | None, paths: tuple[str, ...], default: float) -> float:
     for pattern, value in (patterns or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", path):
+        if any(re.fullmatch(rf"(.*\.)?({pattern})", path) for path in paths):
             return value
     return default
-
-
-def _most_common(values: Iterable[_Number]) -> _Number:
-    values = list(values)
-    return max(sorted(set(values)), key=values.count)

@@ -2,15 +2,19 @@
 
 import re
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from tinkersmith.errors import UserError, unreadable
+from tinkersmith.export.stored import StoredWeight, stored_weights
 from tinkersmith.files import read_json_object
 from tinkersmith.fingerprint import safetensors_header, weight_files
 
+# What precedes "layers.0." in the files of the families: models with images (two ways of writing
+# it), Nemotron, and text models.
+PREFIXES = ("model.language_model.", "language_model.model.", "backbone.", "model.")
 _TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -42,24 +46,41 @@ class BaseFolder:
     config: dict[str, Any]
     tied: bool  # the output layer is the input embedding
     missing: tuple[str, ...] = ()  # files that the index names, and that are not there
+    weights: dict[str, StoredWeight] = field(init=False)  # in full precision, by name
+    text_prefix: str = field(init=False)  # what precedes "layers.0.", such as "model."
+    output_layer: str = field(init=False)  # its path; a tied one has no tensor of its own
+
+    def __post_init__(self) -> None:
+        weights = stored_weights(self.shapes, self.dtypes, self.files)
+        heads = [name for name in weights if re.fullmatch(r"(.+\.)?lm_head\.weight", name)]
+        object.__setattr__(self, "weights", weights)
+        object.__setattr__(self, "text_prefix", _text_prefix(weights))
+        object.__setattr__(
+            self, "output_layer", heads[0].removesuffix(".weight") if heads else "lm_head"
+        )
 
     @property
-    def output_layer(self) -> str:
-        """The path of the output layer; a tied one has no tensor of its own."""
-        heads = [name for name in self.files if re.fullmatch(r"(.+\.)?lm_head\.weight", name)]
-        return heads[0].removesuffix(".weight") if heads else "lm_head"
+    def text_config(self) -> dict[str, Any]:
+        """The part of config.json that describes the language model."""
+        inner: Any = self.config.get("text_config")
+        return cast("dict[str, Any]", inner) if isinstance(inner, dict) else self.config
+
+    @property
+    def transposed_experts(self) -> bool:
+        """Whether stacked experts are (experts, inputs, outputs), gate and up taking turns."""
+        return self.text_config.get("model_type") == "gpt_oss"
 
     def layers(self) -> set[str]:
         """The paths of everything that has weights, a tied output layer included."""
-        weighted = {name.removesuffix(".weight") for name in self.files if name.endswith(".weight")}
-        return weighted | {self.output_layer}
+        named = {name.removesuffix(".weight") for name in self.weights if name.endswith(".weight")}
+        return named | {self.output_layer}
 
     def has_layer(self, path: str) -> bool:
         """Whether there is a layer at `path`, a tied output layer included."""
-        return f"{path}.weight" in self.files or (self.tied and path == self.output_layer)
+        return f"{path}.weight" in self.weights or (self.tied and path == self.output_layer)
 
     def weight_of(self, path: str) -> str:
-        """The name of the tensor that the layer at `path` multiplies by."""
+        """The name of the weight that the layer at `path` multiplies by."""
         return self.embedding() if self.tied and path == self.output_layer else f"{path}.weight"
 
     def embedding(self) -> str:
@@ -68,7 +89,13 @@ class BaseFolder:
         Raises:
             UserError: there is none, or several.
         """
-        names = [name for name in self.files if re.search(r"(embed_tokens|wte)\.weight$", name)]
+        names = [
+            name
+            for name in self.weights
+            if re.search(r"(embed_tokens|wte|embeddings)\.weight$", name)
+        ]
+        own = f"{self.text_prefix}embed_tokens.weight"  # a model with images may have others
+        names = [own] if own in names else names
         if len(names) != 1:
             raise UserError(
                 f"The model in {self.folder} has {len(names)} input embeddings "
@@ -121,6 +148,13 @@ def _copy(folder: Path, out: Path, patterns: Sequence[str]) -> None:
         for file in folder.glob(pattern):
             if file.is_file():
                 shutil.copyfile(file, out / file.name)
+
+
+def _text_prefix(weights: Iterable[str]) -> str:
+    """The first of `PREFIXES` that precedes a layer; "" if none does."""
+    names = [name for name in weights if "layers." in name]
+    starts = (prefix for prefix in PREFIXES if any(n.startswith(f"{prefix}layers.") for n in names))
+    return next(starts, "")
 
 
 def _is_tied(config: dict[str, Any], files: dict[str, str]) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from tinkersmith.data.large_files import iterate_samples
 from tinkersmith.data.samples import Source, alpaca_sample
 from tinkersmith.errors import UserError, is_of_network, network_reason, reason_of, unreadable
-from tinkersmith.export.adapter import LoraLayer, read_layers, write_peft_adapter
+from tinkersmith.export.adapter import LoraLayer, read_layers
 from tinkersmith.export.base_folder import (
     BaseFolder,
     copy_tokenizer,
@@ -26,6 +26,7 @@ from tinkersmith.export.download import base_folder as find_base_folder
 from tinkersmith.export.download import download_adapter, open_state
 from tinkersmith.export.merge import write_merged
 from tinkersmith.export.model_card import loading_lines, model_card
+from tinkersmith.export.peft_files import write_peft_adapter
 from tinkersmith.export.verify import Verification, verify_export
 from tinkersmith.files import new_folder, write_atomically, write_json
 from tinkersmith.models.names import local_model_folder

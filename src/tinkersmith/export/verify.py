@@ -5,8 +5,9 @@ Axes: T tokens, V vocabulary.
 """
 
 import os
+import re
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from tinkersmith.errors import UserError
 from tinkersmith.export.base_folder import read_model_json
+from tinkersmith.export.placement import text_path
 from tinkersmith.fingerprint import safetensors_header
-from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 # Allowed differences of a log-probability. The loose ones are for services that compute in
 # bfloat16, and for merged weights rounded to it: its 8 bits are 0.4 % of each weight.
 TIGHT = 1e-4
 LOOSE_MAX, LOOSE_MEAN = 1.0, 0.05
+_SINGLE_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)\.lora_([AB])\.weight")
+_MATRICES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _AGAIN = "Export it again with --force."
 
 
@@ -129,40 +133,82 @@ def _load_adapter(folder: Path, base_folder: Path | str | None) -> "tuple[nn.Mod
     with _explained(folder):
         safetensors_header(folder / ADAPTER_WEIGHTS)  # never waits, unlike the library
         stored = load_file(folder / ADAPTER_WEIGHTS)
-    experts = [name for name in stored if ".experts." in name]  # peft fuses these when loading
-    plain = stored.keys() - set(experts)
-    wrong = sorted(plain - loaded.keys())
-    wrong += sorted(
+    expected = _as_loaded(stored)
+    ours = {_without_prefix(name): tensor for name, tensor in loaded.items()}
+    wrong = list(expected.keys() ^ ours.keys())
+    wrong += [
         name
-        for name in plain & loaded.keys()
-        if not torch.equal(*_fp32(loaded[name], stored[name]))
-    )
-    extra = [name for name in loaded.keys() - plain if ".experts." not in name]
-    if wrong or extra:
-        name = [*wrong, *extra][0]
-        raise UserError(f"peft did not load {folder} whole: {name} is not as it was written.")
+        for name in expected.keys() & ours.keys()
+        if expected[name].shape != ours[name].shape
+        or not torch.equal(*_fp32(ours[name], expected[name]))
+    ]
+    if wrong:
+        raise UserError(
+            f"peft did not load {folder} whole: {min(wrong)} is not as it was written. Export a "
+            "merged model with --merged."
+        )
     return model.eval(), len(stored)
+
+
+def _without_prefix(name: str) -> str:
+    """A tensor's name without what differs between a family's files and its modules."""
+    name = name.removeprefix(PEFT_PREFIX).replace(".block_sparse_moe.", ".mlp.")
+    return text_path(name)
+
+
+def _as_loaded(stored: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """What peft must have loaded: experts that are stored one by one lie in stacks then."""
+    import torch
+
+    expected: dict[str, Tensor] = {}
+    experts: dict[str, dict[int, dict[str, Tensor]]] = {}
+    for name, tensor in stored.items():
+        match = _SINGLE_EXPERT.fullmatch(name)
+        if match is None:
+            expected[_without_prefix(name)] = tensor
+        else:
+            layer = _without_prefix(match[1])
+            matrix = f"{_MATRICES.get(match[3], match[3])}.{match[4]}"
+            experts.setdefault(layer, {}).setdefault(int(match[2]), {})[matrix] = tensor
+    for layer, by_number in experts.items():
+        ordered = [by_number[number] for number in sorted(by_number)]
+        gates = [torch.cat([one["gate_proj.A"], one["up_proj.A"]]) for one in ordered]
+        blocks = [torch.block_diag(one["gate_proj.B"], one["up_proj.B"]) for one in ordered]
+        expected[f"{layer}.base_layer.lora_A.weight"] = torch.cat(gates)
+        expected[f"{layer}.base_layer.lora_B.weight"] = torch.stack(blocks, -1).flatten(1)
+        expected[f"{layer}.lora_A.weight"] = torch.cat([one["down_proj.A"] for one in ordered])
+        downs = torch.stack([one["down_proj.B"] for one in ordered], -1)
+        expected[f"{layer}.lora_B.weight"] = downs.flatten(1)
+    return expected
 
 
 def _load_model(folder: Path) -> "tuple[nn.Module, int]":
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     if not folder.is_dir() and os.sep in str(folder) and folder.is_absolute():
         raise UserError(f"The base model's folder {folder} does not exist. Name another.")
     with _explained(folder):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportUnknownMemberType]
+        config: Any = AutoConfig.from_pretrained(str(folder))  # pyright: ignore[reportUnknownMemberType]
+        known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+        kind: Any = AutoModelForCausalLM if known else AutoModelForImageTextToText
+        model, about = kind.from_pretrained(
             str(folder), dtype=torch.float32, output_loading_info=True
         )
-        model, about = loaded
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if problems := about.get(kind):
             raise UserError(
                 f"transformers loads {folder} with {kind.replace('_', ' ')}: {problems}."
             )
-    return model.eval(), len(model.state_dict())
+    # Some weights of a quantised model stay in bfloat16 when it is loaded.
+    return model.float().eval(), len(model.state_dict())
 
 
 @contextmanager
