@@ -1,0 +1,186 @@
+"""A base model -> which ways of export work for it, said before the first training step.
+
+The facts were checked with tiny models (`benchmarks/export_families.py`), peft 0.21, transformers
+5.23 and the LoRA code of vLLM 0.32. A family that was not tried is said to be so.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from tinkersmith.errors import UserError
+from tinkersmith.export.base_folder import read_model_json
+from tinkersmith.models.known import known_model
+from tinkersmith.models.names import local_model_folder, resolve_base_model
+
+_BY_TABLE = {
+    "Qwen3": "Qwen3",
+    "Qwen3.5": "Qwen3.5",
+    "Qwen3.6": "Qwen3.5",
+    "Qwen3.8": "Qwen3.5",
+    "gpt-oss": "gpt-oss",
+    "Nemotron-3": "Nemotron-3",
+    "Nemotron-3.5": "Nemotron-3",
+    "DeepSeek-V3": "DeepSeek-V3",
+    "Kimi-K2": "Kimi-K2",
+    "Llama-3": "Llama",
+}
+_BY_MODEL_TYPE = {
+    "qwen2": "Qwen2",
+    "qwen2_moe": "Qwen2-MoE",
+    "qwen3": "Qwen3",
+    "qwen3_moe": "Qwen3",
+    "qwen3_5": "Qwen3.5",
+    "qwen3_5_text": "Qwen3.5",
+    "qwen3_5_moe": "Qwen3.5",
+    "qwen3_5_moe_text": "Qwen3.5",
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "mixtral": "Mixtral",
+    "gpt_oss": "gpt-oss",
+    "nemotron_h": "Nemotron-3",
+    "deepseek_v3": "DeepSeek-V3",
+    "kimi_k25": "Kimi-K2",
+    "gemma3": "Gemma 3",
+    "gemma3_text": "Gemma 3",
+}
+# How the published models of a family are stored, where a LoRA is not simply added.
+_QUANTISED = {"gpt-oss": "MXFP4", "DeepSeek-V3": "FP8", "Kimi-K2": "INT4"}
+# Families whose output layer vLLM 0.32 gives no LoRA.
+_NO_OUTPUT_LAYER = frozenset({"gpt-oss", "Gemma 3", "DeepSeek-V3", "Qwen2", "Qwen2-MoE"})
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """Whether one way of export works, and a sentence about it."""
+
+    works: bool | None  # None: not tried
+    note: str  # "" if there is nothing to say
+
+
+@dataclass(frozen=True, slots=True)
+class ExportWays:
+    """What can be done with a trained model of a family."""
+
+    family: str  # "" if it was not tried
+    adapter: Way  # in peft and transformers
+    merged: Way
+    vllm: Way  # the adapter in vLLM; a merged model works wherever the base model does
+    gguf: Way
+
+    def lines(self) -> list[str]:
+        """One line for each way."""
+        named = {
+            "adapter": self.adapter,
+            "merged": self.merged,
+            "vLLM": self.vllm,
+            "GGUF": self.gguf,
+        }
+        words = {True: "yes", False: "no", None: "not tried"}
+        return [
+            f"{name}: {words[way.works]}{f' ({way.note})' if way.note else ''}"
+            for name, way in named.items()
+        ]
+
+
+def export_ways(
+    base_model: str,
+    folder: Path | str | None = None,
+    *,
+    attention: bool = True,
+    mlp: bool = True,
+    unembed: bool = True,
+) -> ExportWays:
+    """The ways of export for a base model, before anything of it is loaded or downloaded.
+
+    Args:
+        base_model: its name, or its folder.
+        folder: its folder, if it is there; its config.json decides then.
+        attention: whether attention and state layers are trained.
+        mlp: whether MLP and experts are trained.
+        unembed: whether the output layer is trained.
+
+    Raises:
+        UserError: the folder's config.json is damaged.
+    """
+    base_model = resolve_base_model(base_model)[0]
+    config = _config(base_model, folder)
+    known = known_model(base_model)
+    family = ""
+    if config:
+        family = _BY_MODEL_TYPE.get(_model_type(config), "")
+    elif known is not None:
+        family = _BY_TABLE.get(known.family, "")
+    if not family:
+        untried = Way(None, "")
+        return ExportWays("", untried, untried, untried, untried)
+    return ExportWays(
+        family,
+        _adapter(family, attention),
+        _merged(family, config, attention=attention, mlp=mlp),
+        _vllm(family, unembed),
+        Way(True, "from the merged model, if llama.cpp's converter knows the family"),
+    )
+
+
+def _config(base_model: str, folder: Path | str | None) -> dict[str, Any]:
+    if folder is None:
+        try:
+            folder = local_model_folder(base_model)
+        except UserError:  # said elsewhere
+            return {}
+    return {} if folder is None else read_model_json(Path(folder) / "config.json")
+
+
+def _model_type(config: Mapping[str, Any]) -> str:
+    own = str(config.get("model_type"))
+    inner: object = config.get("text_config")
+    if own in _BY_MODEL_TYPE or not isinstance(inner, dict):
+        return own
+    return str(cast("dict[str, Any]", inner).get("model_type"))
+
+
+def _adapter(family: str, attention: bool) -> Way:
+    if family == "Nemotron-3" and attention:
+        return Way(
+            False,
+            "peft loads no LoRA on out_proj of a Mamba layer: the adapter is written for vLLM "
+            "alone; use --merged for transformers",
+        )
+    if family == "Kimi-K2":
+        return Way(True, "to load the INT4 base model, transformers needs compressed-tensors")
+    return Way(True, "")
+
+
+def _merged(family: str, config: Mapping[str, Any], *, attention: bool, mlp: bool) -> Way:
+    kind = _QUANTISED.get(family)
+    if kind is None or (config and not _is_quantised(config)):
+        return Way(True, "")
+    touched = mlp if family in ("gpt-oss", "Kimi-K2") else attention or mlp
+    if not touched:
+        return Way(True, f"the {kind} weights stay as they are")
+    growth = 2 if kind == "FP8" else 4
+    return Way(
+        True,
+        f"the trained {kind} weights are written in bfloat16, {growth} times as large; the others "
+        "stay as they are",
+    )
+
+
+def _is_quantised(config: Mapping[str, Any]) -> bool:
+    inner: object = config.get("text_config")
+    parts = [config, cast("dict[str, Any]", inner if isinstance(inner, dict) else {})]
+    return any(part.get("quantization_config") for part in parts)
+
+
+def _vllm(family: str, unembed: bool) -> Way:
+    if family == "Kimi-K2":
+        return Way(False, "vLLM 0.32 takes no LoRA for Kimi-K2; serve the merged model")
+    if unembed and family in _NO_OUTPUT_LAYER:
+        return Way(
+            False,
+            f"vLLM 0.32 takes no LoRA on the output layer of {family}; serve the merged model, or "
+            "train without the output layer",
+        )
+    return Way(True, "")
