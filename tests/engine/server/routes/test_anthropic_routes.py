@@ -182,3 +182,15 @@ def test_errors_have_the_apis_own_form_and_status(
 def test_the_key_is_taken_from_either_header(inference: InferenceEngine) -> None:
     by_token = inference.anthropic(api_key=None, auth_token=KEY)
     assert ask(by_token, TALKER, max_tokens=1).usage.output_tokens == 1
+
+
+def test_a_message_follows_the_schema_of_its_output_config(client: anthropic.Anthropic) -> None:
+    form: Any = {"type": "json_schema", "schema": {"enum": ["yes", "no"]}}
+    message = ask(client, BUNDLED, output_config={"format": form})
+    assert message.content[0].text in ('"yes"', '"no"') and message.stop_reason == "end_turn"
+    with client.messages.stream(
+        model=BUNDLED, messages=SUM, max_tokens=80, output_config={"format": form}, **GREEDY
+    ) as stream:
+        assert "".join(stream.text_stream) == message.content[0].text
+    with pytest.raises(anthropic.BadRequestError, match="Invalid type: objekt"):
+        ask(client, BUNDLED, output_config={"format": {**form, "schema": {"type": "objekt"}}})
