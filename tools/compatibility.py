@@ -494,9 +494,9 @@ The table is for tinker {NEWEST_SDK}. The engine's tests also pass with tinker {
 and this engine no longer offer.
 
 What tinker 0.39 and 0.40 document besides is there too: `external_weights_upload_start` and
-`_finish`, `search_checkpoints`, and the base model of a checkpoint. These releases are not to be had yet, so
-this part is written by their documentation and tested without them. The documentation does not name
-the address of the search; `/checkpoints/search` is our guess.
+`_finish`, `search_checkpoints`, and the base model of a checkpoint. These releases are not to be
+had yet, so this part is written by their documentation and tested without them. The documentation
+does not name the address of the search; `/checkpoints/search` is our guess.
 
 OpenAI's and Anthropic's API, which the cloud has beside the SDK's, are described in
 [inference APIs](inference-api.md), with a test for each behaviour.
