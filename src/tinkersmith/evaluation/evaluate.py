@@ -41,7 +41,7 @@ from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress, watched
 from tinkersmith.runs.provenance import digest_of, template_digest
 from tinkersmith.runs.trained_model import ModelReference, find_trained_model
-from tinkersmith.service.connection import open_service
+from tinkersmith.service.connection import open_service, server_lines
 from tinkersmith.settings.fields import Settings
 from tinkersmith.settings.reading import settings_from
 from tinkersmith.version import __version__
@@ -115,6 +115,8 @@ def evaluate(
             open_service(model.settings, base_model=model.base_model, progress=progress) as service,
         ):
             service.check = check
+            for line in server_lines(service, settings, of_run=model.run is not None):
+                progress.say(line)
             with progress.doing("loading the tokenizer"):
                 tokenizer = service.tokenizer()
             template = model.template(tokenizer)

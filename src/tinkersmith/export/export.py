@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -26,13 +27,13 @@ from tinkersmith.export.download import base_folder as find_base_folder
 from tinkersmith.export.download import download_adapter, open_state
 from tinkersmith.export.merge import write_merged
 from tinkersmith.export.model_card import loading_lines, model_card
-from tinkersmith.export.peft_files import write_peft_adapter
+from tinkersmith.export.peft_files import refused_by_peft, write_peft_adapter
 from tinkersmith.export.verify import Verification, verify_export
 from tinkersmith.files import new_folder, write_atomically, write_json
 from tinkersmith.models.names import local_model_folder
 from tinkersmith.peft_format import ADAPTER_CONFIG
 from tinkersmith.runs.trained_model import ModelReference, find_trained_model
-from tinkersmith.service.connection import Service, open_service
+from tinkersmith.service.connection import Service, open_service, server_lines
 from tinkersmith.settings.fields import Settings
 from tinkersmith.settings.reading import settings_from
 from tinkersmith.text.pieces import Rendered, UnusableSample
@@ -69,7 +70,7 @@ def export_model(
     base_model: str = "",
     base_folder: str | Path | None = None,
     force: bool = False,
-    verify: bool = False,
+    verify: bool | None = None,
     dtype: str = "auto",
     exports: str | Path = EXPORTS,
     say: Callable[[str], None] = print,
@@ -83,7 +84,8 @@ def export_model(
         base_model: the model that was trained on, for paths that no run folder knows.
         base_folder: its folder; without it, it is looked for.
         force: replace an export that is there.
-        verify: load the result with plain transformers (and peft) and compare log-probabilities.
+        verify: load the result with plain transformers (and peft) and compare log-probabilities;
+            None does so where these can load it, and says it where they cannot.
         dtype: of a merged model: "float32", "bfloat16", or "auto" for that of the base model.
 
     Raises:
@@ -91,17 +93,26 @@ def export_model(
     """
     from tinkersmith.text.tokenizer import given_tokenizer_folder, load_tokenizer
 
-    model = find_trained_model(settings or settings_from({}), tinker_path, base_model, checkpoint)
+    settings = settings or settings_from({})
+    model = find_trained_model(settings, tinker_path, base_model, checkpoint)
     kind = "merged" if merged else "adapter"
     folder = Path(out) if out else Path(exports) / f"{model.name}-{kind}"
     if base_folder and not (Path(base_folder).expanduser() / "config.json").is_file():
         raise UserError(f"{base_folder} is not a model folder: it has no config.json.")
     _check_output(folder, force)
+    no_peft = "" if merged or find_spec("peft") else "peft is not installed (pip install peft)"
+    if verify and no_peft:
+        raise UserError(f"--verify: {no_peft}. Install it, or leave the check out: --no-verify")
     export = Export(model, folder, merged, dtype)
     with open_service(model.settings, base_model=model.base_model) as service:
         say(f"Exporting {model.state_path} ({service.base_model})")
         if model.chosen:
             say(f"  {model.chosen}.")
+        for line in server_lines(service, settings, of_run=model.run is not None):
+            say(line)
+        unverified = no_peft
+        if unverified and verify is None:
+            say(f"The adapter will not be verified: {unverified}.")
         client = open_state(service, model)
         base = read_base(find_base_folder(service, base_folder, weights=merged))
         given = model.settings.tokenizer
@@ -112,6 +123,12 @@ def export_model(
                 download_adapter(service, client, downloaded)
                 with service.progress.doing("reading the LoRA"):
                     layers = read_layers(downloaded, base)
+                if not merged and (refusal := refused_by_peft(layers, base)):
+                    unverified = refusal
+                    say(
+                        f"{refusal}. The adapter is written for vLLM alone and is not verified. "
+                        "Export a merged model with --merged."
+                    )
             doing = "merging the LoRA into the model" if merged else "writing the adapter"
             with service.progress.doing(doing):
                 _write(export, service, layers, base, template, tokenizer, force)
@@ -121,7 +138,7 @@ def export_model(
         say(f"Wrote the {what} to {folder} ({_size(folder)}). Load it with:")
         reference = None if merged else _base_reference(service, base)
         say("\n".join(f"  {line}" for line in loading_lines(folder, reference)))
-        if verify:
+        if verify is not False and not unverified:
             say(f"Verified: {_verify(export, service, client, base, template, tokenizer)}")
     return folder
 
@@ -196,7 +213,7 @@ def _write(
     model, reference = export.model, None
     with new_folder(export.folder, overwrite=force) as folder:
         if export.merged:
-            write_merged(layers, base, folder, export.dtype)
+            service.progress.say(f"Merged: {write_merged(layers, base, folder, export.dtype)}.")
             _stop_at_end_token(folder, template, tokenizer)
         else:
             reference = _base_reference(service, base)

@@ -436,15 +436,24 @@ def all_runs(output_dir: Path | str) -> list[RunFolder]:
 
 
 def newest_run(output_dir: Path | str) -> RunFolder:
-    """The newest run with a checkpoint.
+    """The newest run, which must have a checkpoint: an older one may be of another model.
 
     Raises:
-        UserError: there is no such run, or a newer one is damaged.
+        UserError: there is no run, or the newest one is damaged or has no checkpoint.
     """
     runs = all_runs(output_dir)
-    for run in runs:
-        if run.checkpoints():
-            return run
+    if runs and runs[0].checkpoints():
+        return runs[0]
+    for run in runs[1:]:
+        other = ""
+        with suppress(UserError):  # a damaged one cannot be recommended
+            if saved := run.checkpoints():
+                other = f"{run.name} ({run.base_model()}) has {saved[-1].sampler_path}"
+        if other:
+            raise UserError(
+                f"The newest run in {output_dir}, {runs[0].name}, has no checkpoint. Train on, or "
+                f"name what to use instead: {other}."
+            )
     which = f": {runs[0].name} has no checkpoint yet" if runs else ""
     is_default = str(output_dir) == FIELDS["output_dir"].default
     options = () if is_default else ("--set", override_text("output_dir", str(output_dir)))

@@ -561,6 +561,28 @@ def server_of(settings: Settings) -> tuple[str, str, str]:
     return "cloud", "", key
 
 
+def server_lines(service: Service, settings: Settings, *, of_run: bool) -> list[str]:
+    """Which server is asked, and what is set in the environment and passed over.
+
+    Args:
+        settings: those of the user.
+        of_run: whether a run's own backend decided.
+    """
+    where = {
+        "embedded": "the engine on this machine",
+        "cloud": "Tinker's cloud",
+        "url": service.probe.url,
+    }[service.kind]
+    lines = [f"Server: {where}"]
+    names = [name for name in ("TINKER_BASE_URL", "TINKER_API_KEY") if os.environ.get(name)]
+    if service.kind == "embedded" and of_run and settings.backend == "auto" and names:
+        lines.append(
+            f"  {' and '.join(names)} {'are' if len(names) > 1 else 'is'} set and not used: the "
+            "run was trained on this machine, and its checkpoints are here."
+        )
+    return lines
+
+
 def _connect(
     server: Server,
     base_model: str,

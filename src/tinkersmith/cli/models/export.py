@@ -40,7 +40,10 @@ def export_command(
     )
     parser.add_argument("--force", action="store_true", help="replace an export that is there")
     parser.add_argument(
-        "--verify", action="store_true", help="load it with plain transformers and compare"
+        "--verify",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="load it with plain transformers and compare; on unless nothing can load it",
     )
     parser.add_argument(
         "--dtype",
