@@ -74,12 +74,12 @@ def test_prices_of_the_table_are_a_range_with_its_date() -> None:
     rates = costs.rates_of(settings, name, is_cloud=True)
     assert rates is not None and rates.discounted
     text = "\n".join(forecast_lines(Forecast(settings, name, "cloud", WORK, 8, 0, rates, None)))
-    for words in ("if the discount ends", "2026-09-01", "a month", "PEFT adapter", "100 tokens an"):
+    for words in ("if the discount ends", "2026-09-01", "a month", "merged: yes", "100 tokens an"):
         assert words in text, words
     assert costs.rates_of(settings, name, is_cloud=False) is None
     unknown = Forecast(settings, "somebody/else", "cloud", WORK, 8, 0, None, None)
     text = "\n".join(forecast_lines(unknown))
-    assert "TOKEN_PRICE" in text and "not known" in text
+    assert "TOKEN_PRICE" in text and "not tested for somebody/else" in text
 
 
 def test_memory_is_that_of_the_files_and_a_lack_is_warned_of(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A base model -> which ways of export work for it, said before the first training step.
 
-The facts were checked with tiny models (`benchmarks/export_families.py`), peft 0.21, transformers
-5.23 and the LoRA code of vLLM 0.32. A family that was not tried is said to be so.
+The facts were checked with tiny models (`tests/export/test_families.py`), peft 0.21 and
+transformers 5.23, and by reading the LoRA code of vLLM 0.32. What was not tested is said to be so.
 """
 
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ _NO_OUTPUT_LAYER = frozenset({"gpt-oss", "Gemma 3", "DeepSeek-V3", "Qwen2", "Qwe
 class Way:
     """Whether one way of export works, and a sentence about it."""
 
-    works: bool | None  # None: not tried
+    works: bool | None  # None: not tested
     note: str  # "" if there is nothing to say
 
 
@@ -63,7 +63,7 @@ class Way:
 class ExportWays:
     """What can be done with a trained model of a family."""
 
-    family: str  # "" if it was not tried
+    family: str  # "" if it was not tested
     adapter: Way  # in peft and transformers
     merged: Way
     vllm: Way  # the adapter in vLLM; a merged model works wherever the base model does
@@ -77,7 +77,7 @@ class ExportWays:
             "vLLM": self.vllm,
             "GGUF": self.gguf,
         }
-        words = {True: "yes", False: "no", None: "not tried"}
+        words = {True: "yes", False: "no", None: "not tested"}
         return [
             f"{name}: {words[way.works]}{f' ({way.note})' if way.note else ''}"
             for name, way in named.items()
@@ -120,7 +120,7 @@ def export_ways(
         _adapter(family, attention),
         _merged(family, config, attention=attention, mlp=mlp),
         _vllm(family, unembed),
-        Way(True, "from the merged model, if llama.cpp's converter knows the family"),
+        Way(None, "llama.cpp's converter reads the merged model of the families that it knows"),
     )
 
 

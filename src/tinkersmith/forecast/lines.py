@@ -2,18 +2,14 @@
 
 from dataclasses import dataclass
 
+from tinkersmith.export.ways import export_ways
 from tinkersmith.forecast.costs import Rates, dollars, least_cost, most_cost
 from tinkersmith.forecast.duration import Pace, shown_duration
 from tinkersmith.forecast.workload import Workload
 from tinkersmith.models.known import adapter_weights, known_model
-from tinkersmith.models.line_up import (
-    EXPORTED_FAMILIES,
-    PRICES_PAGE,
-    STORAGE_PRICE,
-    TABLE_DATE,
-    KnownModel,
-)
+from tinkersmith.models.line_up import PRICES_PAGE, STORAGE_PRICE, KnownModel
 from tinkersmith.plurals import counted
+from tinkersmith.service.initial import trains_output_layer
 from tinkersmith.settings.fields import Settings
 
 _GB = 1e9
@@ -51,7 +47,7 @@ def forecast_lines(forecast: Forecast) -> list[str]:
         lines += _price_lines(forecast)
         lines += _storage_lines(forecast)
         lines.append(f"Thinking {_thinking(forecast.settings, model)}")
-        lines.append(f"Export   {_export(forecast.base_model, model)}")
+        lines += _export_lines(forecast)
     lines.append(f"Time     {_time(forecast)}")
     return lines
 
@@ -133,16 +129,22 @@ def _thinking(settings: Settings, model: KnownModel | None) -> str:
     return f"{about}; THINKING is {settings.thinking!r}"
 
 
-def _export(base_model: str, model: KnownModel | None) -> str:
-    if model is None:
-        return f"not known: the table of {TABLE_DATE} does not have {base_model}"
-    if model.family not in EXPORTED_FAMILIES:
-        return (
-            f"not tested for {model.family}: a PEFT adapter or a merged model may be refused after "
-            "training"
-        )
-    vllm = "vLLM serves the merged model" if model.experts else "vLLM serves both"
-    return f"{model.family}: as a PEFT adapter and as a merged model; {vllm}; GGUF from the merged"
+def _export_lines(forecast: Forecast) -> list[str]:
+    settings, name = forecast.settings, forecast.base_model
+    unembed, _ = trains_output_layer(settings, name)
+    ways = export_ways(
+        name,
+        attention=settings.train_attn,
+        mlp=settings.train_mlp,
+        unembed=unembed,
+    )
+    if not ways.family:
+        return [
+            f"Export   not tested for {name}: a PEFT adapter or a merged model may be refused "
+            "after training"
+        ]
+    first, *more = ways.lines()
+    return [f"Export   {first}", *(f"         {line}" for line in more)]
 
 
 def _time(forecast: Forecast) -> str:

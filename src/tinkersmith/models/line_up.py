@@ -571,19 +571,3 @@ RETIRED: tuple[KnownModel, ...] = (
         retired=Retired(_JUNE, ("Qwen/Qwen3.5-35B-A3B-Base",)),
     ),
 )
-
-# The families whose trained adapters are exported as a PEFT adapter and as a merged model; each of
-# these layouts has a test in tests/export. Of others, nothing is known before it is tried.
-EXPORTED_FAMILIES = frozenset(
-    {
-        "Qwen3",
-        "Qwen3.5",
-        "Qwen3.6",
-        "Qwen3.8",
-        "Llama-3",
-        "gpt-oss",
-        "Nemotron-3",
-        "DeepSeek-V3",
-        "Kimi-K2",
-    }
-)
