@@ -60,6 +60,7 @@ def options(project: Path, runs: str) -> list[str]:
         "BATCH_SIZE": 1,
         "NUM_EPOCHS": 1,
         "LORA_RANK": 4,
+        "TRAIN_UNEMBED": "yes",  # without, a rate of 1 does not make it diverge
         "LR_SCHEDULE": "constant",
         "GRAD_CLIP_NORM": 0,
         "SAMPLING_MAX_TOKENS": 4,

@@ -69,6 +69,7 @@ def names(project: Path, runs: Path, **more: object) -> dict[str, object]:
         "BASE_MODEL": str(project / "model"),
         "OUTPUT_DIR": str(runs),
         "LORA_RANK": 4,
+        "TRAIN_UNEMBED": "yes",  # without, the first measurement is the best
         "LEARNING_RATE": 0.02,
         "BATCH_SIZE": 2,
         "NUM_EPOCHS": 2,
