@@ -1,0 +1,96 @@
+"""A LoRA in the cloud's names on a tiny model of each family: what its two exports compute.
+
+For each family, and for its quantised form where the published models have one: log-probabilities
+of the merged model and of the adapter in peft, both loaded by plain transformers in float32,
+against base and LoRA added up in float64. Exits with 1 if a difference is over its limit.
+
+python -m benchmarks.export_families [--quick], then python -m benchmarks.family_tables
+"""
+
+import argparse
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from transformers.utils.logging import disable_progress_bar
+
+from benchmarks.results_file import write_results
+from tests.support.export_families import (
+    FAMILIES,
+    TOKENS,
+    load_plain,
+    logprobs,
+    make_cloud_lora,
+    make_family,
+)
+from tests.support.exports import export
+from tinkersmith.export.verify import verify_export
+
+LIMIT = 1e-5
+QUICK = ("Qwen3", "gpt-oss")
+# What peft cannot load: the layers to leave out so that it can, or all.
+PEFT_LEAVES = {("Nemotron-3", False): "out_proj", ("Kimi K2", True): "all"}
+
+
+def measure(name: str, quantised: bool, folder: Path) -> dict[str, object]:
+    """Differences of the merged model and of the adapter in peft, and what the LoRA changes."""
+    base = folder / "base"
+    model = make_family(base, name, quantised=quantised)
+    before = logprobs(model)
+    make_cloud_lora(folder / "lora", name, model)
+    wanted = logprobs(model)
+    merged = export(folder / "lora", base, folder / "merged", merged=True, dtype="float32")
+    figures: dict[str, object] = {
+        "base": FAMILIES[name].quantised if quantised else "bfloat16",
+        "changed by the LoRA": float((wanted - before).abs().max()),
+        "merged": float((logprobs(load_plain(merged)) - wanted).abs().max()),
+        "adapter in peft": None,
+        "adapter without": "",
+    }
+    leave = PEFT_LEAVES.get((name, quantised), "")
+    if leave == "all":
+        return figures
+    lora = folder / "lora"
+    if leave:
+        model = make_family(base, name, quantised=quantised)
+        lora = folder / "less"
+        make_cloud_lora(lora, name, model, leave=leave)
+        wanted = logprobs(model)
+    adapter = export(lora, base, folder / "adapter", merged=False)
+    result = verify_export(adapter, [TOKENS], [[None, *wanted.tolist()]], base_folder=base)
+    return {**figures, "adapter in peft": result.largest, "adapter without": leave}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="two families; nothing is written")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    disable_progress_bar()
+    torch.set_num_threads(1)  # such small products only wait for further threads
+    measured: list[dict[str, object]] = []
+    wrong = False
+    for name, family in FAMILIES.items():
+        if arguments.quick and name not in QUICK:
+            continue
+        for quantised in (False, True) if family.quantised else (False,):
+            with tempfile.TemporaryDirectory() as folder:
+                figures = measure(name, quantised, Path(folder))
+            measured.append({"family": name, **figures})
+            differences = [figures["merged"], figures["adapter in peft"]]
+            shown = ["-" if one is None else f"{one:.1e}" for one in differences]
+            print(f"{name:16}{figures['base']!s:10}{shown[0]:>10}{shown[1]:>10}", flush=True)
+            if any(isinstance(one, float) and not one < LIMIT for one in differences):
+                wrong = True
+                print(f"  over the limit of {LIMIT:g}")
+    if not arguments.quick and not wrong:
+        results: dict[str, object] = {"limit": LIMIT, "tokens": len(TOKENS), "exports": measured}
+        path = write_results("export_families", "python -m benchmarks.export_families", results)
+        print("written:", path)
+    sys.exit(wrong)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Every family that the engine knows, as a tiny random model, against transformers in float64.
+
+For each: the loss, LoRA gradients and log-probabilities of one packed batch, against transformers'
+own model one sample at a time; what sampling says of its tokens and prompts, against a training
+pass; and whether training goes on to the last bit from files. Exits with 1 if a limit is passed.
+
+python -m benchmarks.families [--quick], then python -m benchmarks.family_tables
+"""
+
+import argparse
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers.utils.logging import disable_progress_bar
+
+from benchmarks.results_file import write_results
+from tests.support import families, state_families, window_families
+from tests.support.adapters import filled_adapter
+from tests.support.family_twin import (
+    TinyFamily,
+    family_datums,
+    make_family,
+    packing_difference,
+    sampling_difference,
+    training_differences,
+)
+from tinkersmith.engine.messages import AdamParams, LoraConfig
+from tinkersmith.engine.model.adapters import (
+    adapter_state,
+    load_adapter_state,
+    load_finite,
+    new_adapter,
+)
+from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model.lora import Adapter
+from tinkersmith.engine.runtime.fast_code import with_fast_code
+from tinkersmith.engine.training.optimizer import (
+    OptimizerState,
+    load_state_tensors,
+    new_state,
+    optim_step,
+    state_tensors,
+)
+from tinkersmith.engine.training.step import forward_backward
+
+# The most that tests/engine/model allows, too.
+LIMITS = {
+    "loss": 1e-5,
+    "gradient": 1e-5,
+    "log-probability": 2e-5,
+    "packed": 1e-5,
+    "sampled": 1e-4,
+    "prompt": 1e-4,
+}
+RATE = AdamParams(learning_rate=0.01)
+SHOWN = {  # the names of the tests, where a reader knows another
+    "qwen3": "Qwen3",
+    "llama3": "Llama 3",
+    "qwen3_moe": "Qwen3-MoE",
+    "qwen3_moe with a dense layer": "Qwen3-MoE with a dense layer",
+    "qwen2_moe with shared experts": "Qwen2-MoE with shared experts",
+    "mixtral": "Mixtral",
+    "qwen3_5": "Qwen3.5",
+    "qwen3_5_moe": "Qwen3.5-MoE",
+    "qwen3_next": "Qwen3-Next",
+    "deepseek_v3": "DeepSeek V3",
+    "nemotron_h": "Nemotron 3",
+    "nemotron_h with latent experts": "Nemotron 3 with latent experts",
+}
+
+
+def all_families() -> list[TinyFamily]:
+    plain = [TinyFamily(name, *parts) for name, parts in families.FAMILIES.items()]
+    return [*plain, *window_families.FAMILIES, *state_families.FAMILIES]
+
+
+def measure(family: TinyFamily, folder: Path) -> dict[str, object]:
+    """The figures of one family, by the names of `LIMITS`."""
+    make_family(family, folder)
+    base = with_fast_code(load_base_model(family.name, folder, "float32", "cpu"))
+    trained = training_differences(family, base)
+    sampled, prompts = sampling_difference(family, base)
+    return {
+        "model_type": family.config.model_type,
+        "loss": trained.loss,
+        "gradient": trained.gradient,
+        "log-probability": trained.logprob,
+        "packed": max(packing_difference(family, base)),
+        "sampled": sampled,
+        "prompt": prompts,
+        "resumed bit for bit": resumes(family, base, folder),
+    }
+
+
+def resumes(family: TinyFamily, base: BaseModel, folder: Path) -> bool:
+    """Whether steps after files of the adapter and its optimizer equal those without a stop."""
+    config = LoraConfig(4, 0)
+    adapter = filled_adapter(base, config)
+    state = new_state(adapter)
+    _train(family, base, adapter, state, range(2))
+    save_file(adapter_state(adapter), folder / "adapter.safetensors")
+    save_file(state_tensors(state), folder / "optimizer.safetensors")
+    resumed = new_adapter(base, config)
+    load_adapter_state(resumed, load_finite(folder / "adapter.safetensors"))
+    resumed_state = load_state_tensors(resumed, load_finite(folder / "optimizer.safetensors"))
+    losses = _train(family, base, adapter, state, range(2, 5))
+    return (
+        losses == _train(family, base, resumed, resumed_state, range(2, 5))
+        and _equal(adapter_state(adapter), adapter_state(resumed))
+        and _equal(state_tensors(state), state_tensors(resumed_state))
+    )
+
+
+def _train(
+    family: TinyFamily, base: BaseModel, adapter: Adapter, state: OptimizerState, steps: range
+) -> list[float]:
+    losses: list[float] = []
+    for step in steps:
+        datums = family_datums(family, step)
+        output = forward_backward(base, adapter, datums, "cross_entropy", {})
+        losses.append(output.metrics["loss:sum"])
+        optim_step(adapter, state, RATE)
+    return losses
+
+
+def _equal(ours: Mapping[str, torch.Tensor], theirs: Mapping[str, torch.Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(
+        torch.equal(tensor, theirs[name]) for name, tensor in ours.items()
+    )
+
+
+def broken(figures: Mapping[str, object]) -> list[str]:
+    """The names of figures beyond their limits."""
+    beyond = [name for name, limit in LIMITS.items() if not float(str(figures[name])) < limit]
+    return beyond + [name for name, value in figures.items() if value is False]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--quick", action="store_true", help="every fourth family; nothing is written"
+    )
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    disable_progress_bar()
+    torch.set_num_threads(1)  # such small products only wait for further threads
+    chosen = all_families()[:: 4 if arguments.quick else 1]
+    measured: dict[str, dict[str, object]] = {}
+    wrong = False
+    print(f"{'':42}" + "".join(f"{name:>17}" for name in LIMITS) + "  resumed")
+    for family in chosen:
+        with tempfile.TemporaryDirectory() as folder:
+            figures = measure(family, Path(folder))
+        name = SHOWN.get(family.name, family.name)
+        measured[name] = figures
+        same = "yes" if figures["resumed bit for bit"] else "NO"
+        line = "".join(f"{figures[column]:17.1e}" for column in LIMITS)
+        print(f"{name:42}{line}  {same}", flush=True)
+        if beyond := broken(figures):
+            wrong = True
+            print(f"  beyond its limit: {', '.join(beyond)}")
+    if not arguments.quick and not wrong:
+        results: dict[str, object] = {"limits": LIMITS, "families": measured}
+        print("written:", write_results("families", "python -m benchmarks.families", results))
+    sys.exit(wrong)
+
+
+if __name__ == "__main__":
+    main()
