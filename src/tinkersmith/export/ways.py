@@ -1,6 +1,6 @@
 """A base model -> which ways of export work for it, said before the first training step.
 
-The facts were checked with tiny models (`tests/export/test_families.py`), peft 0.21 and
+The facts were checked with tiny models (`benchmarks/export_families.py`), peft 0.21 and
 transformers 5.23, and by reading the LoRA code of vLLM 0.32. What was not tested is said to be so.
 """
 
