@@ -12,6 +12,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.utils.logging import disable_progress_bar
@@ -34,7 +35,7 @@ QUICK = ("Qwen3", "gpt-oss")
 PEFT_LEAVES = {("Nemotron-3", False): "out_proj", ("Kimi K2", True): "all"}
 
 
-def measure(name: str, quantised: bool, folder: Path) -> dict[str, object]:
+def measure(name: str, quantised: bool, folder: Path) -> dict[str, Any]:
     """Differences of the merged model and of the adapter in peft, and what the LoRA changes."""
     base = folder / "base"
     model = make_family(base, name, quantised=quantised)
@@ -42,7 +43,7 @@ def measure(name: str, quantised: bool, folder: Path) -> dict[str, object]:
     make_cloud_lora(folder / "lora", name, model)
     wanted = logprobs(model)
     merged = export(folder / "lora", base, folder / "merged", merged=True, dtype="float32")
-    figures: dict[str, object] = {
+    figures: dict[str, Any] = {
         "base": FAMILIES[name].quantised if quantised else "bfloat16",
         "changed by the LoRA": float((wanted - before).abs().max()),
         "merged": float((logprobs(load_plain(merged)) - wanted).abs().max()),

@@ -93,7 +93,9 @@ def assert_equal_to_one_mask(lengths: list[int], pasts: list[int], scoring: Scor
     heads = random_heads(lengths, pasts)
     output = in_blocks(heads, lengths, pasts, scoring)
     doubles = [tensor.detach().double().requires_grad_() for tensor in heads]
-    expected = masked_attention(*doubles, mask_of_a_pack(lengths, pasts, scoring.window), scoring)
+    query, key, value = doubles
+    seen = mask_of_a_pack(lengths, pasts, scoring.window)
+    expected = masked_attention(query, key, value, seen, scoring)
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
     (output * weights).sum().backward()
     (expected * weights.double()).sum().backward()
