@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -39,7 +39,7 @@ class Recipe:
     """A recipe's module below tinker_cookbook.recipes, and how it is started."""
 
     module: str
-    settings: dict[str, object] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
     log: str | None = "log_path"  # the setting for the folder of its metrics, if it has one
     typed: str = ""  # what is typed into it
     dashes: bool = False  # --name=value instead of name=value

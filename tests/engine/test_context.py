@@ -64,6 +64,7 @@ def test_the_announced_context_is_accepted_and_one_token_more_is_not(
     world: World, name: str
 ) -> None:
     context = announced(world, name)
+    assert context is not None
     assert context == 128 > WINDOW
     client = world.service.create_lora_training_client(name, rank=2, seed=0).result()
     whole = datum(random_tokens(context + 1))  # that many tokens are read

@@ -80,7 +80,7 @@ def test_sampled_rows_follow_the_grammar_and_others_stay_as_they_are() -> None:
     prompt, grammar = TEXTS.tokens_of("Instruction: Say it.\n"), compile_schema(VOCABULARY, POINT)
     asked: Any = {"prompt": prompt, "max_tokens": 200, "seed": 5, "num_samples": 2}
     free = SampleRequest(**{**asked, "max_tokens": 30})
-    bound = [SampleRequest(**asked, grammar=grammar, **more) for more in ({}, {"top_p": 0.5})]
+    bound = [SampleRequest(**asked, grammar=grammar, top_p=share) for share in (1.0, 0.5)]
     greedy = SampleRequest(**{**asked, "num_samples": 1}, grammar=grammar, temperature=0)
     alone = sample(base, None, [free])[0]
     together = sample(base, None, [free, *bound, greedy])

@@ -203,7 +203,9 @@ def _nemotron_names(layer: int) -> list[str]:
 FAMILIES: dict[str, Family] = {
     "Qwen3": Family(lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**_SIZES, head_dim=8)), _of()),
     "Qwen3-MoE": Family(
-        lambda: hf.Qwen3MoeForCausalLM(hf.Qwen3MoeConfig(**_SIZES, **_MOE, head_dim=8)),
+        lambda: hf.Qwen3MoeForCausalLM(
+            hf.Qwen3MoeConfig(**_SIZES, **_MOE, head_dim=8)  # known, and not declared
+        ),
         _of(mlp=_CLOUD_EXPERTS),
     ),
     "Qwen3.5 dense": Family(_qwen3_5, _qwen3_5_names(*_DENSE)),
@@ -392,7 +394,7 @@ def make_cloud_lora(
         outputs, inputs = regions[0].shape
         # The side of the hidden size is shared by all experts.
         shared_a = not path.endswith("w2")
-        counts = ((1, experts) if shared_a else (experts, 1)) if experts else ((), ())
+        counts = (1, experts) if shared_a else (experts, 1)
         a, b = (
             0.2 * torch.randn(*((count,) if experts else ()), *sizes, generator=generator)
             for count, sizes in zip(counts, ((RANK, inputs), (outputs, RANK)), strict=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tinkersmith.errors import UserError, one_line
 from tinkersmith.export.base_folder import BaseFolder, read_model_json
-from tinkersmith.export.placement import Place, expert_count, find_place, region_shape
+from tinkersmith.export.placement import WeightRegion, expert_count, find_place, region_shape
 from tinkersmith.files import kind_of_json
 from tinkersmith.fingerprint import DamagedWeights, safetensors_header
 from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -31,7 +31,7 @@ class LoraLayer:
     a: "Tensor"  # (R, I)
     b: "Tensor"  # (O, R)
     scaling: float
-    place: Place  # in the base model's files
+    place: WeightRegion  # in the base model's files
 
 
 def read_layers(folder: Path, base: BaseFolder) -> list[LoraLayer]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tinkersmith.errors import UserError, one_line
 from tinkersmith.export.adapter import LoraLayer
@@ -177,13 +177,14 @@ def _with_quantisation(
     if not dequantised:
         return config
     changed = dict(config)
-    for place in (changed, changed.get("text_config")):
-        if not isinstance(place, dict) or not place.get("quantization_config"):
+    inner: object = changed.get("text_config")
+    for place in (changed, cast("dict[str, Any]", inner if isinstance(inner, dict) else {})):
+        if not place.get("quantization_config"):
             continue
         if not still_quantised:
             del place["quantization_config"]
             continue
-        values = dict(place["quantization_config"])
+        values: dict[str, Any] = dict(place["quantization_config"])
         name = "ignore" if "config_groups" in values else "modules_to_not_convert"
         modules = [weight.removesuffix(".weight") for weight in dequantised]
         values[name] = [*(values.get(name) or []), *modules]

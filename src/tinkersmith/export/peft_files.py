@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from tinkersmith.errors import UserError
 from tinkersmith.export.adapter import LoraLayer
@@ -51,9 +51,10 @@ class _Files:
 
     base: BaseFolder
     for_vllm: bool
-    tensors: "dict[str, Tensor]" = field(default_factory=dict)
-    modules: dict[str, tuple[int, float]] = field(default_factory=dict)  # path -> rank, scaling
-    parameters: dict[str, tuple[int, float]] = field(default_factory=dict)
+    tensors: "dict[str, Tensor]" = field(default_factory=dict[str, "Tensor"])
+    # Paths -> rank and scaling.
+    modules: dict[str, tuple[int, float]] = field(default_factory=dict[str, tuple[int, float]])
+    parameters: dict[str, tuple[int, float]] = field(default_factory=dict[str, tuple[int, float]])
 
     def add(self, path: str, a: "Tensor", b: "Tensor") -> None:
         if not self.for_vllm and _renamed_for_peft(self.base):
@@ -301,7 +302,8 @@ def _expert_sizes(
         for other in (GATE, UP, DOWN):
             if name not in sizes and other in sizes:
                 swapped = (name == DOWN) != (other == DOWN)
-                sizes[name] = sizes[other][::-1] if swapped else sizes[other]
+                outputs, inputs = sizes[other]
+                sizes[name] = (inputs, outputs) if swapped else (outputs, inputs)
     return max(number for number, _ in matrices) + 1, ranks.pop(), sizes
 
 
@@ -337,7 +339,7 @@ def _add_stacked_experts(
     for number in range(count):
         pairs = [_pair(matrices, number, matrix, sizes, rank) for matrix in first]
         a = torch.cat([pair[0] for pair in pairs])
-        b = torch.block_diag(*(pair[1] for pair in pairs))
+        b = cast(Any, torch.block_diag)(*(pair[1] for pair in pairs))
         if gated and base.transposed_experts:  # gpt-oss: gate and up take turns
             b = b.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)
         inputs.append((a, b))

@@ -29,7 +29,7 @@ class Expert:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class WeightRegion:
     """The region of a stored weight that a matrix (O, I) of the LoRA is added to."""
 
     weight: str  # its name in full precision; see `stored.StoredWeight`
@@ -45,7 +45,7 @@ class Place:
         return self.weight.removesuffix(".weight")
 
 
-def find_place(path: str, base: BaseFolder, outputs: int) -> Place:
+def find_place(path: str, base: BaseFolder, outputs: int) -> WeightRegion:
     """The place in `base` of the layer that the LoRA calls `path`, which has this many outputs.
 
     Raises:
@@ -74,7 +74,7 @@ def expert_count(layer: str, base: BaseFolder) -> int:
     return 0
 
 
-def region_shape(place: Place, base: BaseFolder) -> tuple[int, ...]:
+def region_shape(place: WeightRegion, base: BaseFolder) -> tuple[int, ...]:
     """(O, I) of the region; () where the base's sizes are unknown."""
     shape: list[int] = []
     full = base.weights[place.weight].shape
@@ -103,16 +103,16 @@ def _names(path: str, base: BaseFolder) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _place(name: str, base: BaseFolder, outputs: int) -> Place | None:
+def _place(name: str, base: BaseFolder, outputs: int) -> WeightRegion | None:
     if base.has_layer(name):
-        return Place(base.weight_of(name))
+        return WeightRegion(base.weight_of(name))
     expert = _EXPERT.fullmatch(name)
     if expert is not None:
         return _expert_place(expert[1], int(expert[2]), expert[3], base)
     return _rows_place(name, base, outputs)
 
 
-def _expert_place(layer: str, number: int, matrix: str, base: BaseFolder) -> Place | None:
+def _expert_place(layer: str, number: int, matrix: str, base: BaseFolder) -> WeightRegion | None:
     wanted = _CLOUD_MATRICES.get(matrix, matrix)
     gated = _is_gated(layer, base)
     if not gated and matrix == "w1":
@@ -120,7 +120,7 @@ def _expert_place(layer: str, number: int, matrix: str, base: BaseFolder) -> Pla
     expert = Expert(layer, number, wanted)
     for own in (wanted, _NUMBERED[wanted]):
         if base.has_layer(f"{layer}.{number}.{own}"):
-            return Place(f"{layer}.{number}.{own}.weight", expert=expert)
+            return WeightRegion(f"{layer}.{number}.{own}.weight", expert=expert)
     stack = f"{layer}.{DOWN if wanted == DOWN else 'gate_up_proj' if gated else UP}"
     stored = base.weights.get(stack)
     if stored is None:
@@ -137,7 +137,7 @@ def _expert_place(layer: str, number: int, matrix: str, base: BaseFolder) -> Pla
         else:
             half = slice(0, outputs // 2) if wanted == GATE else slice(outputs // 2, None)
         halves = (everything, half) if transposed else (half, everything)
-    return Place(stack, (number, *halves), transposed, expert)
+    return WeightRegion(stack, (number, *halves), transposed, expert)
 
 
 def _is_gated(layer: str, base: BaseFolder) -> bool:
@@ -145,7 +145,7 @@ def _is_gated(layer: str, base: BaseFolder) -> bool:
     return any(name in base.weights for name in names)
 
 
-def _rows_place(name: str, base: BaseFolder, outputs: int) -> Place | None:
+def _rows_place(name: str, base: BaseFolder, outputs: int) -> WeightRegion | None:
     """The place of a matrix that the cloud trains alone and the files have joined with others."""
     parent, _, leaf = name.rpartition(".")
     if leaf in ("in_proj_q", "in_proj_k", "in_proj_v") and base.has_layer(f"{parent}.in_proj_qkv"):
@@ -167,8 +167,8 @@ def _rows_place(name: str, base: BaseFolder, outputs: int) -> Place | None:
     return None
 
 
-def _rows(weight: str, first: int, size: int, rows: int) -> Place:
-    return Place(weight, (slice(first, first + size),), first_row=first, rows=rows)
+def _rows(weight: str, first: int, size: int, rows: int) -> WeightRegion:
+    return WeightRegion(weight, (slice(first, first + size),), first_row=first, rows=rows)
 
 
 def _product(base: BaseFolder, *names: str) -> int:

@@ -15,7 +15,7 @@ from tinkersmith.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-PLAIN, FP8, INT4, MXFP4 = "plain", "FP8", "INT4", "MXFP4"
+AS_IT_IS, FP8, INT4, MXFP4 = "plain", "FP8", "INT4", "MXFP4"
 FLOATING = ("F64", "F32", "F16", "BF16")
 _FP8_TYPES = ("F8_E4M3", "F8_E5M2")
 # The 16 values of a 4-bit float with 2 bits of exponent and 1 of mantissa (OCP MX v1.0, 5.3.3).
@@ -27,14 +27,14 @@ class StoredWeight:
     """A weight in full precision, and the tensors that hold it."""
 
     name: str  # in full precision, such as model.layers.0.self_attn.q_proj.weight
-    kind: str  # PLAIN, FP8, INT4 or MXFP4; another type's name if it cannot be read
+    kind: str  # AS_IT_IS, FP8, INT4 or MXFP4; another type's name if it cannot be read
     shape: tuple[int, ...]  # in full precision; () where only the names are known
     tensors: tuple[str, ...]  # the first one decides in which file a replacement is written
 
     @property
     def quantised(self) -> bool:
         """Whether merging replaces the stored tensors by one in floating point."""
-        return self.kind != PLAIN
+        return self.kind != AS_IT_IS
 
 
 def stored_weights(
@@ -73,7 +73,7 @@ def _stored(
     if name.endswith(".qweight"):
         return StoredWeight(f"{name.removesuffix('qweight')}weight", "GPTQ or AWQ", (), (name,))
     if not dtype or dtype in FLOATING:
-        return StoredWeight(name, PLAIN, shape, (name,))
+        return StoredWeight(name, AS_IT_IS, shape, (name,))
     return StoredWeight(name, dtype, (), (name,))  # its shape in full precision is unknown
 
 
@@ -86,7 +86,7 @@ def check_readable(stored: StoredWeight, folder: object, config: Mapping[str, An
     wrong = ""
     if stored.kind == INT4:
         wrong = _unknown_int4(config)
-    elif stored.kind not in (PLAIN, FP8, MXFP4):
+    elif stored.kind not in (AS_IT_IS, FP8, MXFP4):
         wrong = f"its type is {stored.kind}"
     if wrong:
         raise UserError(
@@ -123,7 +123,7 @@ def quantisation_of(config: Mapping[str, Any]) -> dict[str, Any]:
 def read_stored(
     stored: StoredWeight, tensor: "Callable[[str], Tensor]", config: Mapping[str, Any]
 ) -> "Tensor":
-    """The weight in full precision: as stored if it is PLAIN, bfloat16 for MXFP4, else float32.
+    """The weight in full precision: as stored if it is AS_IT_IS, bfloat16 for MXFP4, else float32.
 
     Args:
         tensor: gives a tensor of the model's files by name.
@@ -132,13 +132,18 @@ def read_stored(
     Raises:
         UserError: the tensors do not fit together.
     """
-    if stored.kind == PLAIN:
+    if stored.kind == AS_IT_IS:
         return tensor(stored.name)
     parts = [tensor(name) for name in stored.tensors]
     try:
         if stored.kind == FP8:
-            return _read_fp8(*parts, quantisation_of(config).get("weight_block_size"))
-        return (_read_int4 if stored.kind == INT4 else _read_mxfp4)(*parts)
+            weight, scale = parts
+            return _read_fp8(weight, scale, quantisation_of(config).get("weight_block_size"))
+        if stored.kind == INT4:
+            packed, scale, shape = parts
+            return _read_int4(packed, scale, shape)
+        blocks, scales = parts
+        return _read_mxfp4(blocks, scales)
     except (RuntimeError, IndexError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -168,7 +173,7 @@ def _read_fp8(
 def _read_int4(packed: "Tensor", scale: "Tensor", shape: "Tensor") -> "Tensor":
     import torch
 
-    rows, columns = (int(size) for size in shape.tolist())
+    rows, columns = cast("list[int]", shape.tolist())
     shifts = torch.arange(0, 32, 4, dtype=torch.int32)
     values = (packed[..., None] >> shifts) & 15  # (O, I / 8, 8), from the lowest bits on
     # compressed-tensors stores the value plus 8.

@@ -173,7 +173,8 @@ def _as_loaded(stored: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     for layer, by_number in experts.items():
         ordered = [by_number[number] for number in sorted(by_number)]
         gates = [torch.cat([one["gate_proj.A"], one["up_proj.A"]]) for one in ordered]
-        blocks = [torch.block_diag(one["gate_proj.B"], one["up_proj.B"]) for one in ordered]
+        diagonal: Any = torch.block_diag
+        blocks: list[Any] = [diagonal(one["gate_proj.B"], one["up_proj.B"]) for one in ordered]
         expected[f"{layer}.base_layer.lora_A.weight"] = torch.cat(gates)
         expected[f"{layer}.base_layer.lora_B.weight"] = torch.stack(blocks, -1).flatten(1)
         expected[f"{layer}.lora_A.weight"] = torch.cat([one["down_proj.A"] for one in ordered])

@@ -52,7 +52,7 @@ _NO_OUTPUT_LAYER = frozenset({"gpt-oss", "Gemma 3", "DeepSeek-V3", "Qwen2", "Qwe
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class ExportWay:
     """Whether one way of export works, and a sentence about it."""
 
     works: bool | None  # None: not tested
@@ -64,10 +64,10 @@ class ExportWays:
     """What can be done with a trained model of a family."""
 
     family: str  # "" if it was not tested
-    adapter: Way  # in peft and transformers
-    merged: Way
-    vllm: Way  # the adapter in vLLM; a merged model works wherever the base model does
-    gguf: Way
+    adapter: ExportWay  # in peft and transformers
+    merged: ExportWay
+    vllm: ExportWay  # the adapter in vLLM; a merged model works wherever the base model does
+    gguf: ExportWay
 
     def lines(self) -> list[str]:
         """One line for each way."""
@@ -113,14 +113,16 @@ def export_ways(
     elif known is not None:
         family = _BY_TABLE.get(known.family, "")
     if not family:
-        untried = Way(None, "")
+        untried = ExportWay(None, "")
         return ExportWays("", untried, untried, untried, untried)
     return ExportWays(
         family,
         _adapter(family, attention),
         _merged(family, config, attention=attention, mlp=mlp),
         _vllm(family, unembed),
-        Way(None, "llama.cpp's converter reads the merged model of the families that it knows"),
+        ExportWay(
+            None, "llama.cpp's converter reads the merged model of the families that it knows"
+        ),
     )
 
 
@@ -141,27 +143,27 @@ def _model_type(config: Mapping[str, Any]) -> str:
     return str(cast("dict[str, Any]", inner).get("model_type"))
 
 
-def _adapter(family: str, attention: bool) -> Way:
+def _adapter(family: str, attention: bool) -> ExportWay:
     if family == "Nemotron-3" and attention:
-        return Way(
+        return ExportWay(
             False,
             "peft loads no LoRA on out_proj of a Mamba layer: the adapter is written for vLLM "
             "alone; use --merged for transformers",
         )
     if family == "Kimi-K2":
-        return Way(True, "to load the INT4 base model, transformers needs compressed-tensors")
-    return Way(True, "")
+        return ExportWay(True, "to load the INT4 base model, transformers needs compressed-tensors")
+    return ExportWay(True, "")
 
 
-def _merged(family: str, config: Mapping[str, Any], *, attention: bool, mlp: bool) -> Way:
+def _merged(family: str, config: Mapping[str, Any], *, attention: bool, mlp: bool) -> ExportWay:
     kind = _QUANTISED.get(family)
     if kind is None or (config and not _is_quantised(config)):
-        return Way(True, "")
+        return ExportWay(True, "")
     touched = mlp if family in ("gpt-oss", "Kimi-K2") else attention or mlp
     if not touched:
-        return Way(True, f"the {kind} weights stay as they are")
+        return ExportWay(True, f"the {kind} weights stay as they are")
     growth = 2 if kind == "FP8" else 4
-    return Way(
+    return ExportWay(
         True,
         f"the trained {kind} weights are written in bfloat16, {growth} times as large; the others "
         "stay as they are",
@@ -174,13 +176,13 @@ def _is_quantised(config: Mapping[str, Any]) -> bool:
     return any(part.get("quantization_config") for part in parts)
 
 
-def _vllm(family: str, unembed: bool) -> Way:
+def _vllm(family: str, unembed: bool) -> ExportWay:
     if family == "Kimi-K2":
-        return Way(False, "vLLM 0.32 takes no LoRA for Kimi-K2; serve the merged model")
+        return ExportWay(False, "vLLM 0.32 takes no LoRA for Kimi-K2; serve the merged model")
     if unembed and family in _NO_OUTPUT_LAYER:
-        return Way(
+        return ExportWay(
             False,
             f"vLLM 0.32 takes no LoRA on the output layer of {family}; serve the merged model, or "
             "train without the output layer",
         )
-    return Way(True, "")
+    return ExportWay(True, "")

@@ -26,7 +26,9 @@ _SCORES = {name: (name,) for name in (*ALWAYS, "token_f1", "rouge_l", "judge")} 
     "labels": ("label",),
     "auto": ("final_answer", "exact_match", "contains_answer"),
 }
-KNOWN_SCORES = tuple(dict.fromkeys(score for scores in _SCORES.values() for score in scores))
+KNOWN_SCORES: tuple[str, ...] = tuple(
+    dict.fromkeys(score for scores in _SCORES.values() for score in scores)
+)
 LOWER_IS_BETTER = ("perplexity", "bits_per_byte")
 # What other tools call these metrics.
 _OTHER_NAMES = {

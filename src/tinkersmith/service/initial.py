@@ -141,9 +141,9 @@ def shares_embedding(folder: Path) -> bool:
     """Whether the output layer of the model in this folder is its input embedding."""
     config = read_json_object(folder / "config.json")
     inner: object = config.get("text_config")
-    for part in (config, inner if isinstance(inner, dict) else {}):
+    for part in (config, cast("dict[str, object]", inner if isinstance(inner, dict) else {})):
         if "tie_word_embeddings" in part:
-            return bool(cast("dict[str, object]", part)["tie_word_embeddings"])
+            return bool(part["tie_word_embeddings"])
     return not any(name.endswith("lm_head.weight") for name in weight_files(folder)[0])
 
 

@@ -141,13 +141,13 @@ def test_a_resumed_client_keeps_its_threads_on_a_busy_machine(
     expected = run(models, [("batch", "a", 2), ("step", "a", 0), ("batch", "a", 3)])
 
     busy = on_a_machine(store, tiny_model, load=14)
-    busy.create_from("b", "tiny", LoraConfig(rank=8, seed=1), path, optimizer=True)
+    busy.create_from("b", "tiny", LoraConfig(rank=8, seed=1), path, with_optimizer=True)
     assert run(busy, [("batch", "b", 2), ("step", "b", 0), ("batch", "b", 3)]) == expected
     assert torch.get_num_threads() == 8
     busy.create("c", "tiny", LoraConfig(rank=8, seed=1))
     run(busy, [("batch", "c", 1)])
     assert torch.get_num_threads() == 2
-    busy.create_from("d", "tiny", LoraConfig(rank=8, seed=1), path, optimizer=False)
+    busy.create_from("d", "tiny", LoraConfig(rank=8, seed=1), path, with_optimizer=False)
     run(busy, [("batch", "d", 1)])
     assert torch.get_num_threads() == 2  # a new run from old weights
     run(busy, [("batch", "b", 4)])

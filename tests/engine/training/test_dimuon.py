@@ -226,4 +226,5 @@ def test_the_sdk_trains_with_dimuon_and_resumes_to_the_last_bit(engine: RunningE
             plain.load_state_with_optimizer(state).result()
         again = service.create_training_client_from_state(state, optimizer=config).result()
         again.forward_backward(batch, "cross_entropy").result()
-        assert again.optim_step(params).result().metrics["dimuon_update_norm"] > 0
+        metrics = again.optim_step(params).result().metrics
+        assert metrics is not None and metrics["dimuon_update_norm"] > 0

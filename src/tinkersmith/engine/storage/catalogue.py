@@ -279,8 +279,10 @@ def _rotary_settings(config: dict[str, Any]) -> list[dict[str, Any]]:
         found: object = config.get(name)
         if isinstance(found, dict):
             rope = cast("dict[str, Any]", found)
-            nested = [value for value in rope.values() if isinstance(value, dict)]
-            settings += cast("list[dict[str, Any]]", nested) or [rope]
+            nested = [
+                cast("dict[str, Any]", value) for value in rope.values() if isinstance(value, dict)
+            ]
+            settings += nested or [rope]
     return settings
 
 

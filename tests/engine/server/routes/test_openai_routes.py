@@ -550,7 +550,7 @@ def test_logprobs_of_a_bound_answer_are_those_of_the_model_without_the_schema(
     assert [TEXTS.tokenizer.decode([token]) for token in answer] == [one.token for one in pieces]
     sampler = inference.sampler(BUNDLED)
     [*scores] = sampler.compute_logprobs(tinker.ModelInput.from_ints(prompt + answer)).result()
-    expected = scores[len(prompt) :]
+    expected = np.array(scores[len(prompt) :], float)
     assert np.allclose([one.logprob for one in pieces], expected, atol=0.05)
     # The model likes other tokens better, and is made to say these.
     assert any(one.logprob < one.top_logprobs[0].logprob - 1 for one in pieces)
