@@ -205,11 +205,20 @@ def test_a_client_that_leaves_frees_its_place_and_its_tokens(server: RunningServ
     assert chat(server).choices[0].message.content is not None
 
 
-def test_an_engine_that_dies_is_started_again(server: RunningServer, small: SmallRun) -> None:
+def test_an_engine_that_dies_ends_streams_with_an_error_and_is_started_again(
+    server: RunningServer, small: SmallRun
+) -> None:
     expected = chat(server).choices[0].message.content
     folder = Path(small.settings.output_dir) / ".engine"
     [engine] = [status for status in engine_statuses(folder) if _serves(server, status["pid"])]
-    os.kill(engine["pid"], signal.SIGKILL)
+    said = []
+    asked: Any = {"model": "base", "messages": ASKED, "n": 64, "max_tokens": 200}
+    with pytest.raises(openai.APIError, match="the answer broke off"):
+        for chunk in openai_of(server).chat.completions.create(stream=True, timeout=60, **asked):
+            if not said:
+                os.kill(engine["pid"], signal.SIGKILL)
+            said.append(chunk)
+    assert said
 
     def answers() -> bool:
         try:
