@@ -30,6 +30,7 @@ LONGEST_CHINESE_BULLET = 120  # Chinese characters, which stand for about 60 Eng
 ENVIRONMENT = {
     *("TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_TELEMETRY", "JUDGE_API_KEY"),
     *("TINKERSMITH_ENGINE_KEY", "TINKERSMITH_DASHBOARD_KEY", "TINKERSMITH_SERVE_KEY"),
+    *("OPENAI_API_KEY", "LOCAL_API_KEY"),  # of harnesses that ask a server
 }
 TRACKERS_OWN = ("HF_", "WANDB_", "SWANLAB_", "TRACKIO_", "MLFLOW_")  # how their variables begin
 

@@ -133,11 +133,19 @@ def test_anthropics_client_gets_the_same_answer(server: RunningServer) -> None:
     assert counted.input_tokens == message.usage.input_tokens
 
 
+def bytes_of_token(spelled: str) -> bytes:
+    """The bytes of a token as completions name it: half a character is "bytes:\\xd8"."""
+    if spelled.startswith("bytes:"):
+        return bytes.fromhex(spelled.removeprefix("bytes:").replace("\\x", ""))
+    return spelled.encode()
+
+
 def test_completions_take_stop_and_logprobs(server: RunningServer) -> None:
     client = openai_of(server)
     asked: Any = {"model": "last", "prompt": "Add.", "temperature": 0, "max_tokens": 8}
     whole = client.completions.create(**asked, logprobs=2).choices[0]
-    assert "".join(whole.logprobs.tokens) == whole.text
+    spelled = b"".join(map(bytes_of_token, whole.logprobs.tokens))
+    assert spelled.decode("utf-8", "replace") == whole.text
     stop = whole.text[2]
     cut = client.completions.create(**asked, stop=stop).choices[0]
     assert cut.text == whole.text[: whole.text.index(stop)]
@@ -197,11 +205,20 @@ def test_a_client_that_leaves_frees_its_place_and_its_tokens(server: RunningServ
     assert chat(server).choices[0].message.content is not None
 
 
-def test_an_engine_that_dies_is_started_again(server: RunningServer, small: SmallRun) -> None:
+def test_an_engine_that_dies_ends_streams_with_an_error_and_is_started_again(
+    server: RunningServer, small: SmallRun
+) -> None:
     expected = chat(server).choices[0].message.content
     folder = Path(small.settings.output_dir) / ".engine"
     [engine] = [status for status in engine_statuses(folder) if _serves(server, status["pid"])]
-    os.kill(engine["pid"], signal.SIGKILL)
+    said = []
+    asked: Any = {"model": "base", "messages": ASKED, "n": 64, "max_tokens": 200}
+    with pytest.raises(openai.APIError, match="the answer broke off"):
+        for chunk in openai_of(server).chat.completions.create(stream=True, timeout=60, **asked):
+            if not said:
+                os.kill(engine["pid"], signal.SIGKILL)
+            said.append(chunk)
+    assert said
 
     def answers() -> bool:
         try:

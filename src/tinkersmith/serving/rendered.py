@@ -179,7 +179,7 @@ class ThoughtReader:
 
     def __init__(self, chat: RenderedChat) -> None:
         self._chat = chat
-        self._state = "thought" if chat.inside else "start"
+        self._state = "opened" if chat.inside else "start"
         self._held = ""  # what the next piece may make a tag of
 
     def add(self, text: str, *, last: bool = False) -> tuple[str, str]:
@@ -189,12 +189,15 @@ class ThoughtReader:
         if self._state == "start":
             start = text.lstrip()
             if start.startswith(chat.opening):
-                self._state, text = "thought", start[len(chat.opening) :].lstrip("\n")
+                self._state, text = "opened", start[len(chat.opening) :]
             elif chat.opening.startswith(start) and not last:
                 self._held = text
                 return "", ""
             else:
                 self._state = "answer"
+        if self._state == "opened":
+            text = text.lstrip("\n")
+            self._state = "thought" if text else "opened"
         if self._state == "thought":
             thought, closed, text = text.partition(chat.closing)
             if closed:

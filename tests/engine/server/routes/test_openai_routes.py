@@ -282,6 +282,25 @@ def test_logprobs_of_completions_spell_the_text_at_their_offsets(client: openai.
     assert [token for piece in pieces if piece for token in piece.tokens or []] == scores.tokens
 
 
+def test_the_token_that_ends_a_completion_is_scored_last(client: openai.OpenAI) -> None:
+    end = "<|endoftext|>"
+    asked: Any = {"model": BUNDLED, "prompt": PROMPT, "n": 32, "max_tokens": 64, "seed": 3}
+    choices = client.completions.create(logprobs=1, temperature=1.5, **asked).choices
+    assert {choice.finish_reason for choice in choices} == {"stop", "length"}
+    for choice in choices:
+        assert choice.logprobs is not None and choice.logprobs.tokens
+        assert (choice.logprobs.tokens[-1] == end) == (choice.finish_reason == "stop")
+        assert end not in choice.text
+    chunks = client.completions.create(logprobs=1, temperature=1.5, stream=True, **asked)
+    ends = [
+        part.index
+        for chunk in chunks
+        for part in chunk.choices
+        if part.logprobs is not None and end in (part.logprobs.tokens or [])
+    ]
+    assert sorted(ends) == [c.index for c in choices if c.finish_reason == "stop"]
+
+
 def test_usage_counts_tokens_whole_and_streamed(client: openai.OpenAI) -> None:
     asked: Any = {"model": BUNDLED, "prompt": PROMPT, "temperature": 0, "max_tokens": 9, "n": 2}
     whole = client.completions.create(**asked).usage

@@ -266,6 +266,7 @@ class AnswerSyntax:
     thoughts: ThoughtForm | None = None
     calls: CallForm | None = None
     names: Collection[str] = ()  # of the functions that can be called
+    scores_end: bool = False  # whether the token that ends an answer has a score too
 
 
 class AnswerText:
@@ -280,6 +281,7 @@ class AnswerText:
         self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._raw_length = self._length = 0
         self._unsent: list[TokenScore] = []
+        self._scores_end = syntax.scores_end
         self._passed = 0  # characters that came through the stops
         self.count = 0  # tokens
         self.reason: str | None = None  # why it ended: "stop" or "length"; None: it goes on
@@ -303,6 +305,9 @@ class AnswerText:
         tokens = copy.copy(self._tokens)
         new = tokens.add(token)
         if reason == "stop" and not self._stops.would_match(new):
+            if self._scores_end:
+                place = self._raw_length, self._length
+                self._unsent.append(TokenScore(token, logprob, list(topk), *place))
             self._finish(reason, piece)  # this token is an end token, which is no text
             return piece
         self._tokens = tokens

@@ -124,7 +124,8 @@ class OpenAICompletions:
         model = await self.models.find(body.get("model"))
         prompts = _prompts(body.get("prompt"), model.texts)
         requests = [_request(sampling, wants, prompt, model.context) for prompt in prompts]
-        syntax = AnswerSyntax(stops=sampling.stops)
+        # Harnesses that score a prompt by echo take the last score for the sampled token's.
+        syntax = AnswerSyntax(stops=sampling.stops, scores_end=True)
         generation = Generation(self.models, model, requests, syntax, live=sampling.stream)
         answer = _Completion(model, sampling, wants, generation)
         if sampling.stream:
