@@ -19,7 +19,16 @@ PROJECT = PYPROJECT["project"]
 # The names of modules that differ from those of their packages.
 MODULES = {"protobuf": "google", "pyyaml": "yaml", "math-verify": "math_verify"}
 # What is imported only where the user has it: each says what to install.
-OPTIONAL = {"peft", "vllm", "pyrage", "pyarrow", "python_calamine", "datasets", "modelscope"}
+OPTIONAL = {
+    "peft",
+    "vllm",
+    "pyrage",
+    "pyarrow",
+    "python_calamine",
+    "datasets",
+    "modelscope",
+    "llguidance",
+}
 
 
 def imported_modules() -> set[str]:

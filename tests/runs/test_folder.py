@@ -202,14 +202,20 @@ def test_checkpoints_come_back_oldest_first(tmp_path: Path) -> None:
     assert run.checkpoints() == [checkpoint(10), checkpoint(20)]
 
 
-def test_the_newest_run_is_the_last_begun_that_saved_something(tmp_path: Path) -> None:
+def test_the_newest_run_must_have_saved_something_and_else_another_is_named(
+    tmp_path: Path,
+) -> None:
     old, middle, empty = (
         run_with_facts(tmp_path, prefix, age)
         for prefix, age in (("z-old", 30), ("a-middle", 20), ("m-empty", 10))
     )
     for run in (old, middle):
         run.add_checkpoint(checkpoint(1))
-    assert newest_run(tmp_path / "runs") == middle
+    with pytest.raises(UserError, match="has no checkpoint") as refusal:
+        newest_run(tmp_path / "runs")
+    assert empty.name in str(refusal.value) and middle.name in str(refusal.value)
+    empty.add_checkpoint(checkpoint(1))
+    assert newest_run(tmp_path / "runs") == empty
     assert [run.name for run in all_runs(tmp_path / "runs")] == [
         run.name for run in (empty, middle, old)
     ]

@@ -188,6 +188,8 @@ def test_what_a_form_or_a_simple_request_can_send_is_415_on_every_route(
     for route in inner.routes:
         assert isinstance(route, Route)
         for method in (route.methods or set()) & {"POST", "PUT", "DELETE"}:
+            if "/files/" in route.path:  # the address is a secret, and PUT is no simple request
+                continue
             path = route.path.removeprefix("/api/v1").replace("{", "").replace("}", "")
             url = engine.url + route.path.replace("{", "").replace("}", "").replace(":path", "")
             headers = {"x-api-key": KEY, "content-type": sent}
