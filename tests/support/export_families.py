@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers as hf
@@ -204,7 +204,7 @@ FAMILIES: dict[str, Family] = {
     "Qwen3": Family(lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**_SIZES, head_dim=8)), _of()),
     "Qwen3-MoE": Family(
         lambda: hf.Qwen3MoeForCausalLM(
-            hf.Qwen3MoeConfig(**_SIZES, **_MOE, head_dim=8)  # known, and not declared
+            cast(Any, hf.Qwen3MoeConfig)(**_SIZES, **_MOE, head_dim=8)  # known, and not declared
         ),
         _of(mlp=_CLOUD_EXPERTS),
     ),

@@ -339,7 +339,7 @@ def _add_stacked_experts(
     for number in range(count):
         pairs = [_pair(matrices, number, matrix, sizes, rank) for matrix in first]
         a = torch.cat([pair[0] for pair in pairs])
-        b = cast(Any, torch.block_diag)(*(pair[1] for pair in pairs))
+        b = cast("Tensor", cast(Any, torch).block_diag(*(pair[1] for pair in pairs)))
         if gated and base.transposed_experts:  # gpt-oss: gate and up take turns
             b = b.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)
         inputs.append((a, b))

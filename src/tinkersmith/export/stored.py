@@ -173,7 +173,8 @@ def _read_fp8(
 def _read_int4(packed: "Tensor", scale: "Tensor", shape: "Tensor") -> "Tensor":
     import torch
 
-    rows, columns = cast("list[int]", shape.tolist())
+    sizes: Any = shape
+    rows, columns = cast("list[int]", sizes.tolist())
     shifts = torch.arange(0, 32, 4, dtype=torch.int32)
     values = (packed[..., None] >> shifts) & 15  # (O, I / 8, 8), from the lowest bits on
     # compressed-tensors stores the value plus 8.

@@ -11,7 +11,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tinkersmith.errors import UserError
 from tinkersmith.export.base_folder import read_model_json
@@ -173,7 +173,7 @@ def _as_loaded(stored: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     for layer, by_number in experts.items():
         ordered = [by_number[number] for number in sorted(by_number)]
         gates = [torch.cat([one["gate_proj.A"], one["up_proj.A"]]) for one in ordered]
-        diagonal: Any = torch.block_diag
+        diagonal: Any = cast(Any, torch).block_diag
         blocks: list[Any] = [diagonal(one["gate_proj.B"], one["up_proj.B"]) for one in ordered]
         expected[f"{layer}.base_layer.lora_A.weight"] = torch.cat(gates)
         expected[f"{layer}.base_layer.lora_B.weight"] = torch.stack(blocks, -1).flatten(1)
@@ -197,8 +197,10 @@ def _load_model(folder: Path) -> "tuple[nn.Module, int]":
     if not folder.is_dir() and os.sep in str(folder) and folder.is_absolute():
         raise UserError(f"The base model's folder {folder} does not exist. Name another.")
     with _explained(folder):
-        config: Any = AutoConfig.from_pretrained(str(folder))  # pyright: ignore[reportUnknownMemberType]
-        known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+        auto: Any = AutoConfig
+        config: Any = auto.from_pretrained(str(folder))
+        mapping: Any = MODEL_FOR_CAUSAL_LM_MAPPING
+        known = type(config) in mapping
         kind: Any = AutoModelForCausalLM if known else AutoModelForImageTextToText
         model, about = kind.from_pretrained(
             str(folder), dtype=torch.float32, output_loading_info=True
