@@ -341,7 +341,8 @@ def _add_stacked_experts(
         a = torch.cat([pair[0] for pair in pairs])
         b = cast("Tensor", cast(Any, torch).block_diag(*(pair[1] for pair in pairs)))
         if gated and base.transposed_experts:  # gpt-oss: gate and up take turns
-            b = b.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)
+            in_turn: Any = cast(Any, b).unflatten(0, (2, -1))
+            b = cast("Tensor", in_turn.transpose(0, 1).flatten(0, 1))
         inputs.append((a, b))
         outputs.append(_pair(matrices, number, DOWN, sizes, rank))
     # peft wraps the parameters of a module one in another: the first one is called base_layer.
