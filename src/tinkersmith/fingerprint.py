@@ -6,6 +6,7 @@ checkpoint, and both sides compare it before they go on with one.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -143,6 +144,15 @@ def read_header(file: Path) -> WeightsHeader:
     if not isinstance(content, dict):
         raise DamagedWeights(file, "its header is no object")
     return WeightsHeader(cast("dict[str, object]", content), 8 + length, size)
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a config.json that describes the language model; the whole if it has no parts.
+
+    Models that see images, too, keep it in their "text_config".
+    """
+    inner: object = config.get("text_config")
+    return cast("dict[str, Any]", inner if isinstance(inner, dict) else config)
 
 
 def safetensors_header(file: Path) -> dict[str, TensorEntry]:

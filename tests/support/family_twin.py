@@ -30,21 +30,6 @@ WINDOW = 8
 # Samples shorter than the window, as long, one longer, and several times as long.
 LENGTHS = (40, 7, 8, 9, 1, 33)
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 259,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.2,
-    "tie_word_embeddings": False,
-    "eos_token_id": 256,
-    "pad_token_id": 256,
-    "bos_token_id": None,
-}
-
 Changes = dict[str, torch.Tensor]  # the sum of a parameter and its LoRA, by the parameter's name
 
 

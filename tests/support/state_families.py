@@ -21,7 +21,8 @@ from transformers import (
     Qwen3NextForCausalLM,
 )
 
-from tests.support.family_twin import SIZES, TinyFamily, experts_without_gate
+from tests.support.families import SIZES
+from tests.support.family_twin import TinyFamily, experts_without_gate
 from tests.support.tiny_models import make_tiny_tokenizer
 
 # Shorter than a convolution, and longer than a chunk of the delta rule.

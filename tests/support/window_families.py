@@ -21,7 +21,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from tests.support.family_twin import SIZES, WINDOW, TinyFamily, alternating_experts
+from tests.support.families import SIZES
+from tests.support.family_twin import WINDOW, TinyFamily, alternating_experts
 
 _ALTERNATING = ["sliding_attention", "full_attention"]
 _TWO_BASES: Any = {

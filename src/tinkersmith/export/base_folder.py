@@ -5,12 +5,12 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from tinkersmith.errors import UserError, unreadable
 from tinkersmith.export.stored import StoredWeight, stored_weights
 from tinkersmith.files import read_json_object
-from tinkersmith.fingerprint import safetensors_header, weight_files
+from tinkersmith.fingerprint import safetensors_header, text_config, weight_files
 
 # What precedes "layers.0." in the files of the families: models with images (two ways of writing
 # it), Nemotron, and text models.
@@ -62,8 +62,7 @@ class BaseFolder:
     @property
     def text_config(self) -> dict[str, Any]:
         """The part of config.json that describes the language model."""
-        inner: Any = self.config.get("text_config")
-        return cast("dict[str, Any]", inner) if isinstance(inner, dict) else self.config
+        return text_config(self.config)
 
     @property
     def transposed_experts(self) -> bool:
@@ -160,9 +159,8 @@ def _text_prefix(weights: Iterable[str]) -> str:
 def _is_tied(config: dict[str, Any], files: dict[str, str]) -> bool:
     if not any(re.fullmatch(r"(.+\.)?lm_head\.weight", name) for name in files):
         return True
-    inner: Any = config.get("text_config")
-    inner_says = cast("dict[str, Any]", inner if isinstance(inner, dict) else {})
-    return bool(config.get("tie_word_embeddings", inner_says.get("tie_word_embeddings")))
+    tied = text_config(config).get("tie_word_embeddings")
+    return bool(config.get("tie_word_embeddings", tied))
 
 
 def read_model_json(path: Path) -> dict[str, Any]:

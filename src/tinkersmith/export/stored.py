@@ -11,6 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, cast
 
 from tinkersmith.errors import UserError
+from tinkersmith.fingerprint import text_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,11 +113,10 @@ def _unknown_int4(config: Mapping[str, Any]) -> str:
 
 def quantisation_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The quantization_config of a model's config.json, also of its text part; {} if none."""
-    for values in (config, config.get("text_config")):
-        if isinstance(values, dict):
-            wanted: object = cast("dict[str, Any]", values).get("quantization_config")
-            if isinstance(wanted, dict) and wanted:
-                return cast("dict[str, Any]", wanted)
+    for values in (config, text_config(config)):
+        wanted: object = values.get("quantization_config")
+        if isinstance(wanted, dict) and wanted:
+            return cast("dict[str, Any]", wanted)
     return {}
 
 

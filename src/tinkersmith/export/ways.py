@@ -7,10 +7,11 @@ transformers 5.23, and by reading the LoRA code of vLLM 0.32. What was not teste
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from tinkersmith.errors import UserError
 from tinkersmith.export.base_folder import read_model_json
+from tinkersmith.fingerprint import text_config
 from tinkersmith.models.known import known_model
 from tinkersmith.models.names import local_model_folder, resolve_base_model
 
@@ -137,10 +138,7 @@ def _config(base_model: str, folder: Path | str | None) -> dict[str, Any]:
 
 def _model_type(config: Mapping[str, Any]) -> str:
     own = str(config.get("model_type"))
-    inner: object = config.get("text_config")
-    if own in _BY_MODEL_TYPE or not isinstance(inner, dict):
-        return own
-    return str(cast("dict[str, Any]", inner).get("model_type"))
+    return own if own in _BY_MODEL_TYPE else str(text_config(config).get("model_type"))
 
 
 def _adapter(family: str, attention: bool) -> ExportWay:
@@ -171,9 +169,7 @@ def _merged(family: str, config: Mapping[str, Any], *, attention: bool, mlp: boo
 
 
 def _is_quantised(config: Mapping[str, Any]) -> bool:
-    inner: object = config.get("text_config")
-    parts = [config, cast("dict[str, Any]", inner if isinstance(inner, dict) else {})]
-    return any(part.get("quantization_config") for part in parts)
+    return any(part.get("quantization_config") for part in (config, text_config(config)))
 
 
 def _vllm(family: str, unembed: bool) -> ExportWay:

@@ -1,16 +1,14 @@
 """A model folder and settings -> the memory that training here needs, before it loads."""
 
 import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from tinkersmith.fingerprint import safetensors_header, text_config
 from tinkersmith.settings.fields import Settings
 
 _GIB = 2**30
-_HEADER = 8  # bytes: the length of a safetensors header, little-endian
-_LARGEST_HEADER = 100 * 2**20  # bytes, as the format says
 _OPTIMIZER = 16  # bytes of an adapter's weight: itself, its gradient and two moments, in float32
 _SAVED_LAYER = 6  # hidden states of a token that a layer keeps for the backward pass, in float32
 _RESERVE = 1.5 * _GIB  # of the program and its libraries
@@ -36,13 +34,14 @@ def memory_need(folder: Path, settings: Settings, longest: int) -> MemoryNeed | 
     Args:
         longest: tokens of the longest sample.
     """
-    shapes, weights = dict[str, list[int]](), 0
+    shapes, weights = dict[str, tuple[int, ...]](), 0
     for file in sorted(folder.glob("*.safetensors")):
-        header = _header(file)
-        if header is None:
-            return None
+        try:
+            header = safetensors_header(file)
+        except (OSError, ValueError):
+            return None  # whoever loads the model says what is wrong with it
         weights += file.stat().st_size
-        shapes |= header
+        shapes |= {name: entry.shape for name, entry in header.items()}
     if not shapes:
         return None
     rank, adapter = settings.lora_rank, 0
@@ -96,26 +95,12 @@ def memory_left() -> int | None:
     return min(sizes) if sizes else None
 
 
-def _header(file: Path) -> dict[str, list[int]] | None:
-    """The shapes of the tensors in a safetensors file; None if it cannot be read."""
-    try:
-        with file.open("rb") as data:
-            (size,) = struct.unpack("<Q", data.read(_HEADER))
-            if size > _LARGEST_HEADER:
-                return None
-            entries = cast("dict[str, dict[str, Any]]", json.loads(data.read(size)))
-    except (OSError, ValueError, struct.error):
-        return None  # whoever loads the model says what is wrong with it
-    return {name: list(entry["shape"]) for name, entry in entries.items() if "shape" in entry}
-
-
 def _config(folder: Path) -> dict[str, Any]:
     try:
         config = cast("dict[str, Any]", json.loads((folder / "config.json").read_bytes()))
     except (OSError, ValueError):
         return {}
-    text: Any = config.get("text_config")
-    return cast("dict[str, Any]", text) if isinstance(text, dict) else config
+    return text_config(config)
 
 
 def _gib(size: float) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from tinkersmith.batches.in_memory import SamplesInMemory
 from tinkersmith.batches.read import read_data
@@ -14,6 +14,7 @@ from tinkersmith.data.large_files import read_chunk
 from tinkersmith.data.report import Tally, note_lines, read_lines, skipped_lines, validation_lines
 from tinkersmith.data.samples import Sample, Skipped
 from tinkersmith.files import read_json_object
+from tinkersmith.fingerprint import text_config
 from tinkersmith.models.hub import refuse_impossible_name
 from tinkersmith.models.names import local_model_folder, resolve_base_model
 from tinkersmith.progress import Progress
@@ -130,7 +131,5 @@ def _context(folder: Path | None) -> int | None:
         config = read_json_object(folder / "config.json")
     except (OSError, ValueError):
         return None
-    inner: Any = config.get("text_config")
-    text = cast("dict[str, Any]", inner) if isinstance(inner, dict) else config
-    limit: Any = text.get("max_position_embeddings")
+    limit: Any = text_config(config).get("max_position_embeddings")
     return limit if isinstance(limit, int) and limit > 0 else None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import read_json_object
-from tinkersmith.fingerprint import weight_files
+from tinkersmith.fingerprint import text_config, weight_files
 from tinkersmith.models.names import local_model_folder
 from tinkersmith.peft_format import ADAPTER_CONFIG
 from tinkersmith.runs.best import choose_checkpoint
@@ -140,8 +140,7 @@ def trains_output_layer(settings: Settings, base_model: str) -> tuple[bool, str]
 def shares_embedding(folder: Path) -> bool:
     """Whether the output layer of the model in this folder is its input embedding."""
     config = read_json_object(folder / "config.json")
-    inner: object = config.get("text_config")
-    for part in (config, cast("dict[str, object]", inner if isinstance(inner, dict) else {})):
+    for part in (config, text_config(config)):
         if "tie_word_embeddings" in part:
             return bool(part["tie_word_embeddings"])
     return not any(name.endswith("lm_head.weight") for name in weight_files(folder)[0])

@@ -14,7 +14,7 @@ from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.log import log
 from tinkersmith.errors import reason_of
 from tinkersmith.files import read_json_object
-from tinkersmith.fingerprint import check_weights
+from tinkersmith.fingerprint import check_weights, text_config
 from tinkersmith.peft_format import ADAPTER_CONFIG
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -218,8 +218,7 @@ def check_base_folder(folder: Path) -> None:
         raise Refused(f"{error.filename or folder} cannot be read: {reason_of(error)}.") from None
     except ValueError as error:
         raise Refused(str(error)) from None
-    inner: object = config.get("text_config")
-    for part in (config, cast("dict[str, Any]", inner) if isinstance(inner, dict) else {}):
+    for part in (config, text_config(config)):
         layers: object = part.get("num_hidden_layers")
         if isinstance(layers, int) and layers > tensors:  # building them could take all memory
             raise Refused(
@@ -254,8 +253,7 @@ def context_length(folder: Path) -> int | None:
         config = model_config(folder)
     except Refused:  # using the model says so
         return None
-    inner: object = config.get("text_config")
-    text = cast("dict[str, Any]", inner) if isinstance(inner, dict) else config
+    text = text_config(config)
     length = _positive(text.get("max_position_embeddings"))
     shorter = [
         original
