@@ -13,6 +13,7 @@ from tests.support.tiny_models import make_tiny_model
 from tinkersmith.errors import UserError
 from tinkersmith.export.export import export_model
 from tinkersmith.runs.folder import RunFolder
+from tinkersmith.runs.pruning import note_deleted_state
 from tinkersmith.settings.reading import settings_from
 from tinkersmith.training.train import train
 
@@ -134,6 +135,19 @@ def test_what_does_not_fit_the_trained_weights_is_one_sentence(
     with pytest.raises(UserError) as refusal:
         losses_of(settings(first.folder, **named))
     assert sentence in str(refusal.value)
+
+
+def test_a_run_goes_on_although_the_state_that_it_began_with_was_deleted(first: First) -> None:
+    with train(settings(first.folder)) as trained:
+        earlier = trained.run
+    wanted = settings(first.folder, INITIAL_CHECKPOINT=earlier.name, SAVE_EVERY=1, KEEP_LAST=0)
+    with train(wanted) as trained:
+        later = trained.run
+    losses = [line["loss"] for line in later.metrics() if "loss" in line]
+    note_deleted_state(earlier, later.settings().initial_checkpoint)
+    with train(wanted, resume=later.name, from_checkpoint="step-000001") as resumed:
+        again = [line["loss"] for line in resumed.run.metrics() if "loss" in line]
+    assert again == losses
 
 
 def test_an_exported_adapter_has_no_optimizer_and_a_rank_that_must_have_room(first: First) -> None:

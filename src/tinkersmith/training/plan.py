@@ -145,7 +145,9 @@ def prepare(
     checkpoint = starting_checkpoint(resume) if resume else None
     fingerprint = _fingerprint(settings, progress)
     _check_base(resume, fingerprint)
-    weights = initial_weights(settings) if stage is None else None
+    # A run that goes on from its own checkpoint does not need the weights that it began with.
+    begins = stage is None and checkpoint is None
+    weights = initial_weights(settings) if begins else None
     if weights is not None and weights.run is not None:  # its best checkpoint may change later
         settings = settings.model_copy(update={"initial_checkpoint": weights.path})
     allow_changes = resume is not None and resume.allow_changes
@@ -169,16 +171,16 @@ def prepare(
                 settings,
                 progress=progress,
                 allow_changed_base=allow_changes,
-                trains=resume is None or checkpoint is None,
+                trains=begins,
                 server=server,
             )
         )
     service.check = check
     initial_state = stage.state_path if stage else ""
     client = open_training_client(service, settings, resume, checkpoint, initial_state)
-    if checkpoint is None and weights is not None:
+    if weights is not None:
         progress.say(f"  Starting from {weights.about}.")
-    elif checkpoint is None and stage is None:
+    elif begins:
         _, line = trains_output_layer(settings, service.base_model)
         if line:
             progress.say(f"  {line}")
