@@ -13,7 +13,6 @@ from tinkersmith.data.near_duplicates import (
     bands_for,
     clusters,
     near_duplicates,
-    near_duplicates_of,
     similarity,
     without_near_duplicates,
 )
@@ -67,7 +66,12 @@ def test_texts_near_those_of_another_list_are_those_of_the_slow_way(seed: int) -
         number: max(jaccard(mine, theirs) for theirs in those) for number, mine in enumerate(these)
     }
     expected = {number: value for number, value in slow.items() if value >= 0.8}
-    pairs = near_duplicates_of(these, those, 0.8, seed)
+    mine, theirs = Signatures(0.8, seed), Signatures(0.8, seed)
+    for text in these:
+        mine.add(text)
+    for text in those:
+        theirs.add(text)
+    pairs = mine.pairs_with(theirs, these.__getitem__, those.__getitem__)
     assert len(expected) > 20
     assert {pair.text: pytest.approx(pair.similarity) for pair in pairs} == expected
     for pair in pairs:

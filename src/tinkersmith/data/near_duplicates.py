@@ -66,22 +66,6 @@ def near_duplicates(
     return signatures.pairs(texts.__getitem__)
 
 
-def near_duplicates_of(
-    these: Sequence[str], those: Sequence[str], threshold: float = THRESHOLD, seed: int = 0
-) -> list[NearPair]:
-    """For each of `these` that has a near-duplicate in `those`: the pair with the most similar one.
-
-    `text` counts in `these`, `other` in `those`. For texts that do not fit into memory, see
-    `Signatures.pairs_with`.
-    """
-    mine, theirs = Signatures(threshold, seed), Signatures(threshold, seed)
-    for text in these:
-        mine.add(text)
-    for text in those:
-        theirs.add(text)
-    return mine.pairs_with(theirs, these.__getitem__, those.__getitem__)
-
-
 def bands_for(threshold: float) -> tuple[int, int]:
     """Bands and rows of the search: a pair at the threshold is a candidate with RECALL, at least.
 
