@@ -34,6 +34,7 @@ def small() -> SmallRun:
     return small_run()
 
 
+@pytest.mark.long
 def test_a_killed_evaluation_comes_to_the_same_result_and_asks_nothing_again(tmp_path: Path):
     trials = stop_and_go_on(tmp_path, 2, 7, questions=60, second_stops=0)
     assert [trial.broken for trial in trials] == [[], []]

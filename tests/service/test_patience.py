@@ -147,6 +147,7 @@ def test_a_server_that_is_restarted_is_waited_for_and_the_run_goes_on_by_itself(
     assert sum("Going on from step 2." in line for line in lines) == 1
 
 
+@pytest.mark.long
 def test_an_evaluation_goes_on_with_a_server_that_was_restarted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path
 ) -> None:

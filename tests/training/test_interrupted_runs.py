@@ -308,6 +308,7 @@ def test_a_second_process_is_refused_and_two_ctrl_c_end_the_first_without_a_trac
     assert len(ended) < epochs, "it went on to the end"
 
 
+@pytest.mark.long
 def test_output_on_a_full_disk_does_not_end_the_run(tmp_path: Path, model: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         ended = subprocess.run(

@@ -78,6 +78,7 @@ def test_a_stop_text_is_refused_where_there_is_no_tokenizer_and_a_stop_token_is_
                 sampler.sample(prompt, 1, params).result()
 
 
+@pytest.mark.long
 def test_the_adapters_of_ended_and_of_silent_clients_are_freed_on_disk_too_and_others_stay(
     tmp_path: Path, tiny_model: Path
 ) -> None:

@@ -113,7 +113,7 @@ def test_a_thousand_half_sent_requests_go_within_a_minute_and_others_are_served(
     assert 1 <= text.count("did not arrive in time") <= 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_slow_client_that_sends_enough_is_not_cut_off(engine: RunningEngine) -> None:
     model_id = new_model(engine)
     body = batch(model_id, 1, [5, 6, 7], copies=300)
