@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import httpx
 
 _CONNECT = 30.0  # seconds
+_BROKE_OFF = "The answer broke off before its end. Try /retry."
 
 
 class ChatServer:
@@ -71,10 +72,14 @@ class ChatServer:
                         return
                     notice()
         except httpx.HTTPError as error:
-            answer.error = _unreachable(error)
+            begun = answer.text or answer.thought
+            answer.error = _BROKE_OFF if begun else _unreachable(error)
+            return
+        except (ValueError, KeyError, TypeError, AttributeError):  # of `_events` and `_take`
+            answer.error = "The server sent something that is no answer of this API. Try /retry."
             return
         if not answer.ending:
-            answer.error = "The answer broke off before its end. Try /retry."
+            answer.error = _BROKE_OFF
 
 
 async def _events(response: "httpx.Response") -> AsyncIterator[Mapping[str, Any]]:

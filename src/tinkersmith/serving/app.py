@@ -1,6 +1,6 @@
 """The served API as an ASGI application: checks and names here, answers from the server behind.
 
-Answers pass through as they come, byte for byte. Only what the server behind cannot do itself, a
+Answers pass through as they come, event by event. Only what the server behind cannot do itself, a
 template of training that it does not take, is done here (see `rendered.py`).
 """
 
@@ -10,7 +10,7 @@ import itertools
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,7 +33,14 @@ from tinkersmith.serving.errors import (
 )
 from tinkersmith.serving.models import ServedModel, ServedModels
 from tinkersmith.serving.page.page import chat_page
-from tinkersmith.serving.rendered import chat_events, is_rendered, render_request, whole_answer
+from tinkersmith.serving.rendered import (
+    RenderedChat,
+    chat_events,
+    is_rendered,
+    render_request,
+    whole_answer,
+)
+from tinkersmith.serving.streams import BrokenStream, whole_events
 from tinkersmith.serving.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -243,9 +250,13 @@ class _Serving:
     def _away(self, error: Exception) -> ServingError:
         trouble = self.upstream.trouble
         if trouble is None:
-            what = "The engine" if self.upstream.kind == "embedded" else "The server behind"
-            trouble = f"{what} does not answer ({type(error).__name__}). Try again soon."
+            name = type(error).__name__
+            trouble = f"{self._title_of_upstream} does not answer ({name}). Try again soon."
         return ServingError(503, trouble)
+
+    @property
+    def _title_of_upstream(self) -> str:
+        return "The engine" if self.upstream.kind == "embedded" else "The server behind"
 
     async def send(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
         """Send a request to the server behind; the caller reads and closes its answer.
@@ -271,8 +282,11 @@ class _Serving:
         except httpx.HTTPError as error:
             raise self._away(error) from None
 
-    def broke_off(self, error: Exception) -> str:
-        return f"the answer broke off: {self._away(error)}"
+    def broke_off(self) -> ServingError:
+        trouble = self.upstream.trouble
+        if trouble is None:
+            trouble = f"{self._title_of_upstream} closed the connection too early. Try again."
+        return ServingError(503, f"the answer broke off: {trouble}")
 
 
 class _ClientLeft(Exception):
@@ -307,28 +321,29 @@ class _Call:
         else:
             sent = _for_upstream(path, model, body, self._serving.upstream)
         answer = await self._unless_left(self._serving.send(path, sent))
-        stream = answer.headers.get("content-type", "").startswith("text/event-stream")
-        if stream:
-            pieces = self._pieces(answer)
-            if chat is not None:
-                pieces = chat_events(chat, pieces)
+        kind = answer.headers.get("content-type", "")
+        if answer.status_code == 200 and kind.startswith("text/event-stream"):
             return _Stream(
-                self._counted(pieces),
+                self._counted(self._events(answer, chat)),
                 media_type="text/event-stream",
                 headers={"cache-control": "no-store", "x-accel-buffering": "no"},
             )
         try:
             content = await self._unless_left(answer.aread())
-        except httpx.HTTPError as error:
-            raise ServingError(503, self._serving.broke_off(error)) from None
+        except httpx.HTTPError:
+            raise await self._broke_off() from None
         finally:
             await answer.aclose()
+        value = _json_object(content)
+        if value is None:
+            raise _no_answer(answer.status_code)
         if answer.status_code == 200:
-            with contextlib.suppress(ValueError):
-                value: Any = json.loads(content)
-                self._serving.counters.add_usage(model.name, usage_of(value))
-                if chat is not None:
+            self._serving.counters.add_usage(model.name, usage_of(value))
+            if chat is not None:
+                try:
                     content = json.dumps(whole_answer(chat, value), ensure_ascii=False).encode()
+                except (KeyError, TypeError, AttributeError):
+                    raise _no_answer(200) from None
         headers = {name: answer.headers[name] for name in _PASSED_ON if name in answer.headers}
         return Response(content, answer.status_code, headers)
 
@@ -347,28 +362,38 @@ class _Call:
                 working.cancel()
                 await asyncio.wait({working})
 
-    async def _pieces(self, answer: httpx.Response) -> AsyncIterator[bytes]:
-        """The bytes of a stream as they come; a broken one ends with an event that says so."""
+    async def _events(
+        self, answer: httpx.Response, chat: RenderedChat | None
+    ) -> AsyncIterator[bytes]:
+        """The events of a stream as they come; a broken one ends with an event that says so."""
+        events = whole_events(answer.aiter_bytes())
+        if chat is not None:
+            events = chat_events(chat, events)
         try:
-            async for piece in answer.aiter_raw():
-                yield piece
-        except httpx.HTTPError as error:
-            # Our engine's end shows a moment after its connection breaks.
-            await asyncio.sleep(0.5 if self._serving.upstream.kind == "embedded" else 0)
-            yield error_event(self._path, self._serving.broke_off(error), 503)
+            async with aclosing(cast("Any", events)):
+                async for event in events:
+                    yield event
+        except (httpx.HTTPError, BrokenStream):
+            yield error_event(self._path, await self._broke_off())
+        except (ValueError, KeyError, TypeError, AttributeError):  # of `chat_events`
+            yield error_event(self._path, _no_answer(200))
         finally:
             await answer.aclose()
 
-    async def _counted(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        counters, tail, ended = self._serving.counters, b"", False
-        first = True
+    async def _broke_off(self) -> ServingError:
+        # Our engine's end shows a moment after its connection breaks.
+        await asyncio.sleep(0.5 if self._serving.upstream.kind == "embedded" else 0)
+        return self._serving.broke_off()
+
+    async def _counted(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        counters, ended, first = self._serving.counters, False, True
         try:
-            async for piece in pieces:
+            async for event in events:
                 if first:
                     counters.first_token.add(time.monotonic() - self._begun)
                     first = False
-                tail = self._count_usage(tail + piece)
-                yield piece
+                self._count_usage(event)
+                yield event
             ended = True
         finally:
             if not ended:
@@ -377,20 +402,17 @@ class _Call:
                 counters.uncounted += 1
             self._serving.finished(self._begun)
             with contextlib.suppress(Exception):
-                await cast("Any", pieces).aclose()
+                await cast("Any", events).aclose()
 
     _usage_seen = False
 
-    def _count_usage(self, text: bytes) -> bytes:
-        """Count the usage in whole lines of a stream; returns the rest."""
-        *lines, rest = text.split(b"\n")
-        for line in lines:
-            if line.startswith(b"data: ") and b'"usage":{' in line:
+    def _count_usage(self, events: bytes) -> None:
+        for line in events.split(b"\n"):
+            if line.startswith(b"data:") and (b'"usage":{' in line or b'"usage": {' in line):
                 with contextlib.suppress(ValueError):
-                    usage = usage_of(json.loads(line[6:]))
+                    usage = usage_of(json.loads(line[5:]))
                     self._usage_seen = self._usage_seen or bool(usage)
                     self._serving.counters.add_usage(self.model_name, usage)
-        return rest
 
 
 def _for_upstream(
@@ -404,6 +426,23 @@ def _for_upstream(
         if model.has_own_thoughts and "separate_reasoning" not in body:
             sent["separate_reasoning"] = True
     return sent
+
+
+def _json_object(content: bytes) -> dict[str, Any] | None:
+    try:
+        value: object = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else None
+
+
+def _no_answer(status: int) -> ServingError:
+    """The error for an answer that is not in the form of the API, such as a proxy's page."""
+    return ServingError(
+        status if status >= 400 else 502,
+        f"the server behind answers with HTTP status {status} and not in the form of this API. "
+        "Try again, or look what runs at its address.",
+    )
 
 
 def _model_json(model: ServedModel) -> dict[str, Any]:

@@ -70,8 +70,8 @@ def refusal_of(path: str, error: ServingError) -> JSONResponse:
     return JSONResponse(body, error.status, {"retry-after": wait} if wait else {})
 
 
-def error_event(path: str, sentence: str, status: int) -> bytes:
+def error_event(path: str, error: ServingError) -> bytes:
     """An error as the last event of a stream."""
     name = "event: error\n" if path.startswith(MESSAGES) else ""
-    text = json.dumps(refusal_body(path, sentence, status), ensure_ascii=False)
+    text = json.dumps(refusal_body(path, str(error), error.status), ensure_ascii=False)
     return f"{name}data: {text}\n\n".encode()

@@ -244,12 +244,13 @@ async def chat_events(chat: RenderedChat, pieces: AsyncIterator[bytes]) -> Async
     """The events of a completion as those of a chat completion; errors pass as they are."""
     readers: dict[int, ThoughtReader] = {}
     async for line in _lines(pieces):
-        if not line.startswith(b"data: ") or line == b"data: [DONE]":
+        data = line[5:].strip() if line.startswith(b"data:") else b""
+        if not data:  # an empty line, or a comment that keeps the connection open
             if line:
                 yield line + b"\n\n"
             continue
-        value: Any = json.loads(line[6:])
-        if "choices" not in value:  # an error
+        value: Any = None if data == b"[DONE]" else json.loads(data)
+        if value is None or "choices" not in value:  # the end, or an error
             yield line + b"\n\n"
             continue
         head = _head(chat, "chat.completion.chunk", value)

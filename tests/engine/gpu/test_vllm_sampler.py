@@ -26,6 +26,7 @@ from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.gpu import vllm_sampler
 from tinkersmith.engine.gpu.vllm_sampler import VllmSampler, check_installed, sampling_params
+from tinkersmith.engine.json_grammar import compile_schema, vocabulary_of
 from tinkersmith.engine.messages import LoraConfig, SampleRequest, SampleResult
 from tinkersmith.engine.model.adapters import snapshot
 from tinkersmith.engine.model.base_model import BaseModel
@@ -33,6 +34,7 @@ from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.runtime.clients import Models
 from tinkersmith.engine.runtime.experimental import Experimental
 from tinkersmith.engine.sampling.sampler import sample
+from tinkersmith.engine.server.routes.chat_prompts import read_texts
 from tinkersmith.engine.storage.catalogue import Catalogue
 from tinkersmith.engine.storage.store import Store
 
@@ -207,6 +209,24 @@ def test_what_it_cannot_do_is_left_to_our_own_sampler(
     ]
     assert sampling.answers(base, "one", adapter, requests) == [None] * len(requests)
     assert not vllm.made
+
+
+def test_an_answer_that_must_follow_a_schema_is_sampled_by_the_engine(
+    base: BaseModel, vllm: type[LLM]
+) -> None:
+    tokenizer = read_texts("bytes", base.folder, "2026-01-31").tokenizer
+    grammar = compile_schema(vocabulary_of("bytes", tokenizer), {"const": 7})
+    batch = VllmSampler().batch(base, "one", None, None)
+    bound, free = greedy([1, 2, 3], grammar=grammar), greedy([1, 2, 3])
+    answers = {}
+    for request in (bound, free):
+        answers[id(batch.add(request))] = request
+    while batch.is_ready:
+        for answering in batch.step():
+            [sequence] = answering.result.sequences
+            follows = tokenizer.decode(sequence.tokens).startswith("7")
+            assert follows == (answers.pop(id(answering)) is bound)
+    assert not answers and vllm.made[0].calls == 2  # the check, and the free request
 
 
 def test_a_request_becomes_vllms_parameters(base: BaseModel) -> None:

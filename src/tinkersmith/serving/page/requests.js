@@ -67,6 +67,7 @@ const api = (() => {
         if (text === "[DONE]") { ended = true; break; }
         let value;
         try { value = JSON.parse(text); } catch { throw new ApiError(word("broken")); }
+        if (!value || typeof value !== "object") throw new ApiError(word("broken"));
         if (value.error) throw new ApiError(String(value.error.message), 0, value.error.param);
         yield value;
       }
