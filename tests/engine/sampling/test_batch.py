@@ -12,6 +12,7 @@ from tests.support.adapters import filled_adapter
 from tests.support.answers import assert_equal_answers
 from tests.support.loading import load_with_torch
 from tests.support.tiny_models import make_tiny_model
+from tinkersmith.engine.json_grammar import compile_schema, vocabulary_of
 from tinkersmith.engine.kernels import padded_cache
 from tinkersmith.engine.messages import (
     Answering,
@@ -31,6 +32,7 @@ from tinkersmith.engine.sampling.decoder import LayerDecoder
 from tinkersmith.engine.sampling.dense_decoder import DenseDecoder
 from tinkersmith.engine.sampling.prefixes import TokenRun
 from tinkersmith.engine.sampling.sampler import sample
+from tinkersmith.engine.server.routes.chat_prompts import read_texts
 
 pytestmark = pytest.mark.slow
 
@@ -241,6 +243,26 @@ def test_a_request_that_fails_in_the_middle_fails_alone(
     assert_equal_answers(ours, expected)
     tokens = [[one.token for one in shown if one.number == n] for n in range(good[2].num_samples)]
     assert tokens == [sequence.tokens for sequence in ours[2].sequences]  # each reported once
+
+
+def test_only_the_requests_whose_schemas_are_too_complex_fail(dense: BaseModel) -> None:
+    tokenizer = read_texts("bytes", dense.folder, "2026-01-31").tokenizer
+    vocabulary = vocabulary_of("bytes", tokenizer)
+    # More properties than llguidance can follow at a time, which shows once the object is begun.
+    names = {f"k{number}": {"type": "integer"} for number in range(520)}
+    broad = compile_schema(vocabulary, {"type": "object", "properties": names})
+    narrow = compile_schema(vocabulary, {"const": {"a": 1}})
+    requests = [
+        SampleRequest([1, 2, number], max_tokens=12, temperature=0.0, stop=[], grammar=grammar)
+        for number, grammar in enumerate((None, broad, narrow, broad, None))
+    ]
+    expected = [alone(dense, None, requests[index]) for index in (0, 2, 4)]
+    answers = run(Batch(dense, None, None, CacheMemory()), {0: requests})
+    for index in (1, 3):
+        assert "make the schema simpler" in str(answers[index].error)
+    assert all(answers[index].error is None for index in (0, 2, 4))
+    assert_equal_answers([answers[index].result for index in (0, 2, 4)], expected)
+    assert tokenizer.decode(expected[1].sequences[0].tokens).startswith('{"a":')
 
 
 def test_only_the_row_whose_logits_are_not_finite_fails(

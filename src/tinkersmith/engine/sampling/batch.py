@@ -26,7 +26,7 @@ from tinkersmith.engine.sampling.dense_decoder import DenseDecoder, decodes_dens
 from tinkersmith.engine.sampling.prefixes import TokenRun, shared_runs, split_run
 from tinkersmith.engine.sampling.prompt_scores import asks_about_prompt, score_prompt
 from tinkersmith.engine.sampling.rows import Row, is_finished, new_row, report_token, take_tokens
-from tinkersmith.engine.sampling.token_choice import NotFiniteRows
+from tinkersmith.engine.sampling.token_choice import UnsampledRows
 from tinkersmith.engine.training.packing import PACK_TOKENS, packs
 
 MAX_ROWS = 128
@@ -312,21 +312,23 @@ class Batch:
         self._drop_finished()
 
     def _take_tokens(self, logits: torch.Tensor | None, exact: ExactLogits | None) -> None:
-        try:
-            take_tokens(logits, exact, self._active)
-        except NotFiniteRows as refusal:
-            failed = {self._active[index].answering for index in refusal.rows}
-            remaining = [
-                index for index, row in enumerate(self._active) if row.answering not in failed
-            ]
-            if remaining:
+        """A token for each active row; a request for which there is none fails alone."""
+        taken = list(range(len(self._active)))
+        failed: dict[Answering, UnsampledRows] = {}
+        while taken:
+            everyone = len(taken) == len(self._active)
+            try:
                 take_tokens(
-                    None if logits is None else logits[remaining],
-                    None if exact is None else exact.only(remaining),
-                    [self._active[index] for index in remaining],
+                    logits if logits is None or everyone else logits[taken],
+                    exact if exact is None or everyone else exact.only(taken),
+                    [self._active[index] for index in taken],
                 )
-            for answering in failed:
-                self._fail(answering, refusal)
+                break
+            except UnsampledRows as refusal:
+                failed |= {self._active[taken[row]].answering: refusal for row in refusal.rows}
+                taken = [index for index in taken if self._active[index].answering not in failed]
+        for answering, refusal in failed.items():
+            self._fail(answering, refusal)
 
     def _drop_finished(self) -> None:
         """Free the slots of finished rows; the last row moves into the gap."""

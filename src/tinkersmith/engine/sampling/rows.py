@@ -16,7 +16,7 @@ from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.kernels import ExactLogits
 from tinkersmith.engine.sampling.token_choice import (
     COLDEST,
-    NotFiniteRows,
+    UnsampledRows,
     choose_tokens,
     generator,
     tempered_normaliser,
@@ -93,8 +93,7 @@ def take_tokens(
     """Sample one token for each row from (B, V) logits and note its log-probability.
 
     Raises:
-        NotFiniteRows: nothing can be sampled for some rows; nothing is noted for any.
-        Refused: the same, because a row's grammar is too complex.
+        UnsampledRows: nothing can be sampled for some rows; nothing is noted for any.
     """
     requests = [row.request for row in rows]
     uniforms = torch.tensor([row.next_uniform() for row in rows], dtype=torch.float64)
@@ -102,11 +101,11 @@ def take_tokens(
     bound = [index for index, row in enumerate(rows) if row.grammar is not None]
     if bound:  # they are chosen again; their log-probabilities stay those of all tokens
         assert logits is not None
-        held = _only_allowed(logits[bound], [rows[index] for index in bound])
         try:
+            held = _only_allowed(logits[bound], [rows[index] for index in bound])
             again, _ = choose_tokens(held, [requests[index] for index in bound], uniforms[bound])
-        except NotFiniteRows as refusal:
-            raise NotFiniteRows([bound[index] for index in refusal.rows]) from None
+        except UnsampledRows as refusal:
+            raise UnsampledRows([bound[index] for index in refusal.rows], str(refusal)) from None
         chosen[bound] = again
     tokens, likeliest = chosen[:, None], chosen.new_empty(len(rows), 0)
     if widest := max(request.topk_sample_logprobs for request in requests):
@@ -147,16 +146,24 @@ def take_tokens(
 
 
 def _only_allowed(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-    """(B, V) logits of rows with a grammar; minus infinity for tokens that may not follow."""
+    """(B, V) logits of rows with a grammar; minus infinity for tokens that may not follow.
+
+    Raises:
+        UnsampledRows: the grammar of a row is too complex to go on, or allows no token.
+    """
     allowed = np.zeros(logits.shape, bool)
     vocabulary = logits.shape[1]
     for index, row in enumerate(rows):
         assert row.grammar is not None
-        tokens = row.grammar.allowed()[:vocabulary]  # a tokenizer may know fewer, or more
+        try:
+            tokens = row.grammar.allowed()[:vocabulary]  # a tokenizer may know fewer, or more
+        except Refused as refusal:
+            raise UnsampledRows([index], str(refusal)) from None
         allowed[index, : len(tokens)] = tokens
         allowed[index, list(row.stop_ids)] = row.grammar.may_end
         if not allowed[index].any():
-            raise Refused("the tokenizer has no token with which the answer's JSON could go on.")
+            sentence = "the tokenizer has no token with which the answer's JSON could go on."
+            raise UnsampledRows([index], sentence)
     return logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
 
 

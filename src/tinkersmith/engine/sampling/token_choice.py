@@ -25,15 +25,21 @@ def generator(seed: int | None, number: int) -> np.random.Generator:
     return np.random.default_rng(None if seed is None else [seed % 2**64, number])
 
 
-class NotFiniteRows(Refused):
-    """Nothing can be sampled for some rows."""
+class UnsampledRows(Refused):
+    """Nothing can be sampled for some rows, for the reason that the sentence gives."""
 
-    def __init__(self, rows: list[int]) -> None:
-        super().__init__(
-            "the model's output is not finite, so nothing can be sampled: its weights are broken; "
-            "use an earlier checkpoint, and a lower learning rate."
-        )
+    def __init__(self, rows: list[int], sentence: str) -> None:
+        super().__init__(sentence)
         self.rows = rows
+
+
+def not_finite(rows: list[int]) -> UnsampledRows:
+    """The error for rows whose logits are not finite."""
+    return UnsampledRows(
+        rows,
+        "the model's output is not finite, so nothing can be sampled: its weights are broken; "
+        "use an earlier checkpoint, and a lower learning rate.",
+    )
 
 
 class Exponentials:
@@ -133,7 +139,7 @@ def choose_tokens(
     other tokens. Where all rows are greedy, `exact` is enough.
 
     Raises:
-        NotFiniteRows: some rows have no probabilities, because their logits are not finite.
+        UnsampledRows: some rows have no probabilities, because their logits are not finite.
     """
     if exact is None:
         assert logits is not None
@@ -143,7 +149,7 @@ def choose_tokens(
     normaliser = plain.normaliser()
     finite = normaliser[:, 0].isfinite()
     if not bool(finite.all()):
-        raise NotFiniteRows((~finite).nonzero()[:, 0].tolist())
+        raise not_finite((~finite).nonzero()[:, 0].tolist())
     greedy = [request.temperature == 0 for request in requests]
     if all(greedy):
         return plain.argmax(), normaliser
