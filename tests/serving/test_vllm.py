@@ -63,3 +63,12 @@ def test_what_is_missing_is_said_in_one_sentence(
     other = str(adapter(tmp_path / "other", "{{ 1 }}"))
     assert main(["serve", folder, other, "--vllm"]) == 1
     assert "different prompt templates" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [("--max-requests", "9"), ("--allow-host", "a.example")])
+def test_an_option_that_vllm_cannot_follow_is_refused(
+    option: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(adapter(tmp_path / "first"))
+    assert main(["serve", folder, "--vllm", *option]) == 1
+    assert f"{option[0]} has no effect with --vllm" in capsys.readouterr().err

@@ -61,7 +61,6 @@ def serve_command(
     parser.add_argument(
         "--max-requests",
         type=int,
-        default=512,
         metavar="N",
         help="open requests at once; more are refused with 429 (default: 512)",
     )
@@ -83,19 +82,29 @@ def _from_script(folder: Path | str, entry: str) -> str:
 
 
 def _serve(wanted: argparse.Namespace, paths: Sequence[str], folder: Path | str) -> int:
-    if wanted.max_requests < 1:
+    if wanted.max_requests is not None and wanted.max_requests < 1:
         raise UserError(f"--max-requests is {wanted.max_requests}; it must be at least 1.")
+    for name, given in (
+        ("--max-requests", wanted.max_requests is not None),
+        ("--allow-host", wanted.allow_host),
+    ):
+        if wanted.vllm and given:
+            raise UserError(
+                f"{name} has no effect with --vllm: vLLM has no such rule. Leave it out."
+            )
     settings = user_settings(wanted.config, wanted.set, folder)
     key = _key(wanted)
     from tinkersmith.progress import watched
     from tinkersmith.serving.models import models_to_serve
-    from tinkersmith.serving.server import running_server
 
     models = models_to_serve(paths, settings, wanted.checkpoint, wanted.base_model)
     if wanted.vllm:
         from tinkersmith.serving.vllm import run_vllm
 
         return run_vllm(models, wanted.host, wanted.port, key, print)
+    from tinkersmith.serving.app import MOST_REQUESTS
+    from tinkersmith.serving.server import running_server
+
     for model in models.models:
         print(f"  {model.name}: {model.about}")
     ended = threading.Event()
@@ -115,7 +124,7 @@ def _serve(wanted: argparse.Namespace, paths: Sequence[str], folder: Path | str)
                 port=wanted.port,
                 key=key,
                 names=wanted.allow_host,
-                most_requests=wanted.max_requests,
+                most_requests=wanted.max_requests or MOST_REQUESTS,
             ) as server,
         ):
             progress.say(f"Serving {server.url}/v1 (Ctrl-C ends it)")
