@@ -69,6 +69,11 @@ class BaseFolder:
         """Whether stacked experts are (experts, inputs, outputs), gate and up taking turns."""
         return self.text_config.get("model_type") == "gpt_oss"
 
+    @property
+    def mixtral_names(self) -> bool:
+        """Whether transformers calls the files' `block_sparse_moe` mlp, as it does for Mixtral."""
+        return any(name.endswith(".block_sparse_moe.experts.0.w1.weight") for name in self.weights)
+
     def layers(self) -> set[str]:
         """The paths of everything that has weights, a tied output layer included."""
         named = {name.removesuffix(".weight") for name in self.weights if name.endswith(".weight")}

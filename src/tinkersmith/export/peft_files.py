@@ -191,7 +191,7 @@ def _module(path: str, base: BaseFolder) -> str:
         if str(base.text_config.get("model_type")).startswith("qwen3_5"):
             prefix = "model."  # AutoModelForCausalLM loads the language model alone
         path = prefix + path.removeprefix(base.text_prefix)
-    return path.replace(".block_sparse_moe.", ".mlp.")
+    return path.replace(".block_sparse_moe.", ".mlp.") if base.mixtral_names else path
 
 
 def _strength(group: list[LoraLayer], path: str) -> float:

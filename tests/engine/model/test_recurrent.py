@@ -123,7 +123,7 @@ def test_memory_is_reserved_for_keys_values_and_states(base: BaseModel) -> None:
     while not batch._active:
         batch.step()
     assert batch._decoder is not None
-    most = base.cache.per_token * (128 * 3 // 2) + base.cache.per_row  # a cache grows by halves
+    most = base.cache.of(128 * 3 // 2)  # a cache grows by halves
     assert 3 * base.cache.of(90) <= batch._decoder.held() <= 3 * most
 
 

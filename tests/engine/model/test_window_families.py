@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.support.answers import assert_equal_answers
 from tests.support.family_twin import (
     WINDOW,
     TinyFamily,
@@ -15,11 +16,27 @@ from tests.support.family_twin import (
 )
 from tests.support.loading import load_with_torch
 from tests.support.window_families import FAMILIES
-from tinkersmith.engine.messages import LoraConfig
+from tinkersmith.engine.messages import LoraConfig, SampleRequest
 from tinkersmith.engine.model.adapters import new_adapter
 from tinkersmith.engine.model.base_model import BaseModel
+from tinkersmith.engine.sampling.batch import Batch
+from tinkersmith.engine.sampling.cache_memory import CacheMemory
+from tinkersmith.engine.sampling.sampler import sample
 
 pytestmark = pytest.mark.engine
+
+
+# The layers of each family that have a window.
+WINDOWED = {
+    "Mistral v0.1": [0, 1],
+    "Qwen2 with windows in its last layers": [1],
+    "Gemma 2": [0],
+    "Gemma 3": [0],
+    "Phi-3": [0, 1],
+    "gpt-oss": [0],
+    "Cohere2": [0],
+    "Granite": [],
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +73,25 @@ def test_sampled_tokens_and_prompts_have_the_log_probabilities_of_training(
 ) -> None:
     sampled, prompts = sampling_difference(loaded.family, loaded.base)
     assert sampled < 1e-4 and prompts < 1e-4
+
+
+def test_sampling_holds_no_more_of_a_layer_than_its_window(loaded: LoadedFamily) -> None:
+    base = loaded.base
+    layers = [layer for layer, window in enumerate(base.cache.windows) if window == WINDOW]
+    assert layers == WINDOWED[loaded.family.name]
+    windowed = [base.cache.token_bytes[layer] for layer in layers]
+    batch = Batch(base, None, None, CacheMemory())
+    requests = [SampleRequest([1] * length, 1, 60, seed=3, stop=[]) for length in (60, 3, 50)]
+    answers = [batch.add(request) for request in requests]
+    most = 0
+    while batch.sequences:
+        batch.step()
+        most = max(most, 0 if batch._decoder is None else batch._decoder.held())
+    full = sum(base.cache.token_bytes) - sum(windowed)
+    assert 3 * base.cache.of(61) <= most <= 3 * (full * 192 + sum(windowed) * WINDOW)
+    for request, answer in zip(requests, answers, strict=True):
+        [alone] = sample(base, None, [request])
+        assert_equal_answers([answer.result], [alone])
 
 
 def test_all_linear_layers_are_trained_and_no_router(loaded: LoadedFamily) -> None:

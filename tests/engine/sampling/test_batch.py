@@ -306,7 +306,7 @@ def test_a_stop_text_that_cannot_be_looked_for_fails_its_request_alone(dense: Ba
 def test_rows_wait_for_memory_and_batches_of_other_weights_leave_each_other_room(
     dense: BaseModel, adapter: Adapter
 ) -> None:
-    per_token = dense.cache.per_token
+    per_token = sum(dense.cache.token_bytes)
     room = 2 * 3 * per_token * 60  # half of it is for three rows of 60 tokens
     # What the rows hold is no longer free; what is reserved for them besides was promised.
     memory = CacheMemory(

@@ -3,6 +3,7 @@
 No such SDK is to be had: the requests are those that its documentation describes.
 """
 
+import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import tinker
+import torch
+from safetensors.torch import save_file
 
 from tests.support.clients import PROMPT, new_client, train
 from tests.support.engine import MODEL, SDK, RunningEngine, random_datums, running_engine
@@ -81,21 +84,79 @@ def test_an_exported_adapter_is_uploaded_to_another_engine_sampled_and_trained_o
         assert status == 404 and "unknown, or is finished" in str(answer)
 
 
-def test_files_that_do_not_fit_are_refused_with_the_reason(other: RunningEngine) -> None:
+def put_adapter(upload: dict[str, Any], folder: Path) -> None:
+    for name, address in upload["urls"].items():
+        put(address, (folder / name).read_bytes())
+
+
+def test_an_adapter_of_another_rank_and_strength_is_uploaded_as_peft_computes_it(
+    other: RunningEngine, tmp_path: Path
+) -> None:
+    folder = peft_adapter(tmp_path / "small", rank=2, alpha=16)
+    upload = start(other)
+    put_adapter(upload, folder)
+    finish = {"upload_id": upload["upload_id"]}
+    status, answer = call(other, "/external_weights_upload_finish", finish)
+    assert status == 200, answer
+    with other.client() as elsewhere:
+        path = answer["tinker_path"]
+        sampler = elsewhere.create_sampling_client(model_path=path).result()
+        # The same product B A at twice the rank and strength is the same adapter.
+        twice = start(other)
+        put_adapter(twice, peft_adapter(tmp_path / "twice", rank=4, alpha=32, repeated=2))
+        finish = {"upload_id": twice["upload_id"]}
+        status, answer = call(other, "/external_weights_upload_finish", finish)
+        assert status == 200, answer
+        same = elsewhere.create_sampling_client(model_path=answer["tinker_path"]).result()
+        base = elsewhere.create_sampling_client(base_model=MODEL).result()
+        np.testing.assert_allclose(logprobs(sampler), logprobs(same), atol=1e-5)
+        assert np.abs(logprobs(sampler) - logprobs(base)).max() > 0.01
+        resumed = elsewhere.create_training_client_from_state(path).result()
+        assert train(resumed, random_datums(4)) > 0
+
+
+def peft_adapter(folder: Path, rank: int, alpha: int, repeated: int = 1) -> Path:
+    """A folder with one layer's LoRA, whose product is that of rank / repeated times repeated."""
+    path = "base_model.model.model.layers.0.self_attn.o_proj"
+    generator = torch.Generator().manual_seed(0)
+    inputs, outputs = 64, 32  # of the tiny model
+    a = torch.randn(rank // repeated, inputs, generator=generator) * 0.3
+    b = torch.randn(outputs, rank // repeated, generator=generator) * 0.3
+    tensors = {
+        f"{path}.lora_A.weight": a.repeat(repeated, 1),
+        f"{path}.lora_B.weight": b.repeat(1, repeated) / repeated,
+    }
+    folder.mkdir()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"r": rank, "lora_alpha": alpha}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_files_that_do_not_fit_are_refused_with_the_reason(
+    other: RunningEngine, tmp_path: Path
+) -> None:
     upload = start(other, x_sdk_version="0.40.0")
     addresses = {name: entry["url"] for name, entry in upload["urls"].items()}
     assert all(entry["headers"] == {} for entry in upload["urls"].values())
     finish = {"upload_id": upload["upload_id"]}
     put(addresses["adapter_model.safetensors"], b"no weights")
     for config, sentence in (
-        (b"{", "is no adapter configuration of PEFT"),
-        (b'{"r": 8, "lora_alpha": 32}', "r = 8 and lora_alpha = 32; this upload was started for"),
-        (b'{"r": 4, "lora_alpha": 16}', "lora_alpha must be 32"),
-        (b'{"r": 4, "lora_alpha": 32}', "adapter_model.safetensors is not a whole file"),
+        (b"{", "adapter_config.json is damaged"),
+        (b'{"r": 4}', "adapter_config.json has lora_alpha = None; it must be a number above 0"),
+        (b'{"r": 4, "lora_alpha": 32}', "adapter_model.safetensors is damaged"),
     ):
         put(addresses["adapter_config.json"], config)
         status, answer = call(other, "/external_weights_upload_finish", finish)
         assert status == 400 and sentence in str(answer), answer
+        assert str(other.folder) not in str(answer)
+    for name, content in addresses.items():
+        put(content, (peft_adapter(tmp_path / name, rank=8, alpha=32) / name).read_bytes())
+    status, answer = call(other, "/external_weights_upload_finish", finish)
+    assert status == 400, answer
+    assert "the adapter in the upload has rank 8, and this training client or upload has 4" in str(
+        answer
+    )
     with pytest.raises(urllib.error.HTTPError, match="404"):
         put(addresses["adapter_config.json"].replace("adapter_config.json", "other.json"), b"{}")
 

@@ -139,10 +139,20 @@ class PackedDocuments:
 
 
 class CachedRows:
-    """The KV cache and states of rows of different lengths, which get one new token each."""
+    """The KV cache and states of rows of different lengths, which get one new token each.
 
-    def __init__(self, layers: Sequence[int], rows: int, device: torch.device) -> None:
+    A layer with a window holds the tokens in it only: position p is in place p modulo the window.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int],
+        windows: Sequence[int | None],  # of each of these layers
+        rows: int,
+        device: torch.device,
+    ) -> None:
         self.places = {layer: place for place, layer in enumerate(layers)}  # those of attention
+        self.windows = windows
         self.keys: list[torch.Tensor] = [torch.empty(0)] * len(layers)  # each (rows, G, S, D)
         self.values: list[torch.Tensor] = [torch.empty(0)] * len(layers)
         self.states = LayerStates()
@@ -153,23 +163,31 @@ class CachedRows:
     def put(
         self, row: int, length: int, parts: Sequence[KeysAndValues], states: LayerStates | None
     ) -> None:
-        """Begin a row after `length` tokens, whose past is given in parts, or after none."""
+        """Begin a row after `length` tokens, whose past is given in parts, or after none.
+
+        A part may have the last tokens only where they fill a layer's window.
+        """
         self.states.put(row, states, self.rows)
         self.lengths[row] = length
-        starts = [0] * len(self.keys)
-        for part in parts:
-            for layer, (key, value) in enumerate(part):
-                start, end = starts[layer], starts[layer] + key.shape[1]
+        for layer, window in enumerate(self.windows):
+            end, missing = length, length if window is None else min(length, window)
+            for part in reversed(parts):
+                key, value = part[layer]
+                count = min(missing, key.shape[1])
+                if not count:
+                    break
                 self._reserve(layer, length, key, value)
-                self.keys[layer][row, :, start:end] = key
-                self.values[layer][row, :, start:end] = value
-                starts[layer] = end
+                places = self._places(torch.arange(end - count, end), window)
+                self.keys[layer][row][:, places] = key[:, -count:]
+                self.values[layer][row][:, places] = value[:, -count:]
+                end, missing = end - count, missing - count
 
     def move(self, source: int, target: int) -> None:
         length = int(self.lengths[source])
-        for layer in range(len(self.keys)):
-            self.keys[layer][target, :, :length] = self.keys[layer][source, :, :length]
-            self.values[layer][target, :, :length] = self.values[layer][source, :, :length]
+        for layer, window in enumerate(self.windows):
+            used = length if window is None else min(length, window)
+            for store in (self.keys[layer], self.values[layer]):
+                store[target, :, :used] = store[source, :, :used]
         self.states.move(source, target)
         self.lengths[target] = length
 
@@ -194,9 +212,8 @@ class CachedRows:
     def prepare(self, active: int) -> None:
         """Prepare for one more token in each of the first `active` rows."""
         self.active = active
-        lengths = self.lengths[:active]
-        self.used, self.shortest = int(lengths.max()) + 1, int(lengths.min()) + 1
-        self.visible: dict[int | None, torch.Tensor] = {}  # by window
+        self.used = int(self.lengths[:active].max()) + 1
+        self.visible: dict[int, torch.Tensor] = {}  # by the number of places
         self.active_states = self.states.first(active)
 
     def advance(self) -> None:
@@ -208,34 +225,38 @@ class CachedRows:
 
     def attend(self, layer, query, key, value, scoring):
         layer = self.places[layer]
+        window = self.windows[layer]
         self._reserve(layer, self.used, key[0], value[0])
         rows = torch.arange(self.active, device=key.device)
-        self.keys[layer][rows, :, self.lengths[: self.active]] = key[:, :, 0]
-        self.values[layer][rows, :, self.lengths[: self.active]] = value[:, :, 0]
-        first = self._first(scoring.window)
+        places = self._places(self.lengths[: self.active], window)
+        self.keys[layer][rows, :, places] = key[:, :, 0]
+        self.values[layer][rows, :, places] = value[:, :, 0]
+        used = self.used if window is None else min(self.used, window)
         return attend_cached(
             query,
-            self.keys[layer][: self.active, :, first : self.used],
-            self.values[layer][: self.active, :, first : self.used],
-            self._visible(scoring.window),
+            self.keys[layer][: self.active, :, :used],
+            self.values[layer][: self.active, :, :used],
+            self._visible(used),
             scoring,
         )
 
-    def _first(self, window: int | None) -> int:
-        """The first position that a row sees."""
-        return 0 if window is None else max(0, self.shortest - window)
+    def _places(self, positions: torch.Tensor, window: int | None) -> torch.Tensor:
+        return positions if window is None else positions % window
 
-    def _visible(self, window: int | None) -> torch.Tensor:  # (rows, 1, 1, S)
-        """Which positions each active row sees, from `_first` on; the same in many layers."""
-        if window not in self.visible:
+    def _visible(self, used: int) -> torch.Tensor:  # (rows, 1, 1, S)
+        """Which places each active row sees; the same in many layers.
+
+        A row as long as its window sees all places, and a shorter one those up to its own token.
+        """
+        if used not in self.visible:
             lengths = self.lengths[: self.active, None, None, None]
-            positions = torch.arange(self._first(window), self.used, device=lengths.device)
-            seen = positions <= lengths
-            self.visible[window] = seen if window is None else seen & (positions > lengths - window)
-        return self.visible[window]
+            self.visible[used] = torch.arange(used, device=lengths.device) <= lengths
+        return self.visible[used]
 
     def _reserve(self, layer: int, positions: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Grow the caches to so many positions, with the sizes of `key` and `value` (G, any, D)."""
+        window = self.windows[layer]
+        positions = positions if window is None else min(positions, window)
         for store, template in ((self.keys, key), (self.values, value)):
             old = store[layer]
             capacity = old.shape[2] if old.numel() else 0
@@ -243,6 +264,7 @@ class CachedRows:
                 continue
             heads, _, size = template.shape
             capacity = max(positions, capacity * 3 // 2, 128)
+            capacity = capacity if window is None else min(capacity, window)
             store[layer] = template.new_zeros(self.rows, heads, capacity, size)
             if old.numel():
                 store[layer][:, :, : old.shape[2]] = old

@@ -155,12 +155,17 @@ class CacheSizes:
     """What sampling keeps of a sequence."""
 
     attention_layers: tuple[int, ...]  # those that have keys and values
-    per_token: int  # bytes of these
+    windows: tuple[int | None, ...]  # of these: the most tokens that are kept
+    token_bytes: tuple[int, ...]  # of these
     per_row: int  # bytes of the states of other layers, which do not grow
 
     def of(self, tokens: int) -> int:
         """Bytes of a sequence."""
-        return self.per_row + self.per_token * tokens
+        kept = (
+            size * (tokens if window is None else min(tokens, window))
+            for size, window in zip(self.token_bytes, self.windows, strict=True)
+        )
+        return self.per_row + sum(kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +341,8 @@ def base_model_of(
     if not is_dense(model.config):
         base.cache = _measured_cache_sizes(base)
     window = int(run_check("plain transformers", lambda: _compare_with_plain(base)))
+    if window and is_dense(model.config):
+        base.cache = _measured_cache_sizes(base)
     if not is_dense(model.config):
         run_check("one token at a time", lambda: _compare_decoding(base))
     if base.logits_form == LogitsForm():
@@ -500,12 +507,13 @@ def _refuse_unless_finite(base: BaseModel) -> None:
 
 
 def _dense_cache_sizes(model: PreTrainedModel, dtype: torch.dtype) -> CacheSizes:
-    """The sizes for a model where all layers have attention with heads of one size."""
+    """The sizes for a model where all layers have attention with heads of one size, no window."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     layers = config.num_hidden_layers
-    return CacheSizes(tuple(range(layers)), 2 * layers * heads * size * dtype.itemsize, 0)
+    token_bytes = 2 * heads * size * dtype.itemsize
+    return CacheSizes(tuple(range(layers)), (None,) * layers, (token_bytes,) * layers, 0)
 
 
 @torch.no_grad()
@@ -513,11 +521,13 @@ def _measured_cache_sizes(base: BaseModel) -> CacheSizes:
     """What one token leaves behind."""
     packed = PackedDocuments([1], keep=True)
     token = torch.zeros(1, dtype=torch.long, device=base.device)
-    base.run(token, token, packed, None)
+    with layers_seen() as seen:
+        base.run(token, token, packed, None)
     assert packed.kept is not None and packed.states[0] is not None
     return CacheSizes(
         attention_layers=tuple(packed.attention_layers),
-        per_token=sum(key.nbytes + value.nbytes for key, value in packed.kept),
+        windows=tuple(layer.window for layer in seen),
+        token_bytes=tuple(key.nbytes + value.nbytes for key, value in packed.kept),
         per_row=packed.states[0].nbytes(),
     )
 
@@ -535,7 +545,8 @@ def _compare_decoding(base: BaseModel) -> float:
     generator = torch.Generator().manual_seed(0)
     lengths, before = (7, 12), (0, 5)  # tokens of each document, and those read before
     documents = [torch.randint(base.vocab_size, (n,), generator=generator) for n in lengths]
-    cache = CachedRows(base.cache.attention_layers, len(documents), base.device)
+    sizes = base.cache
+    cache = CachedRows(sizes.attention_layers, sizes.windows, len(documents), base.device)
     for row, (document, count) in enumerate(zip(documents, before, strict=True)):
         if not count:
             cache.put(row, 0, [], None)

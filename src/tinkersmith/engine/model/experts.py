@@ -4,7 +4,7 @@ A module "<path>.experts" has the parts "<path>.experts.w1" (gate), ".w3" (up) a
 Each expert has its own matrices on the side of its width; the experts of a layer share those on the
 side of the hidden size: w1 and w3 have lora_A (1, R, H) and lora_B (E, F, R), w2 has lora_A
 (E, R, F) and lora_B (1, H, R). Experts without a gate have w1 (up) and w2 only. The router is
-frozen.
+frozen. An adapter of another program may have (E, ...) on both sides: it can be sampled from.
 
 Families store the frozen matrices in several ways: inputs or outputs first, gate and up one after
 the other or in turn, with biases or without. transformers notes the way on each layer.
@@ -81,7 +81,8 @@ class LoraExperts(nn.Module):
         if adapter is not None:
             a, b = (adapter.weights[f"{self.path}.w2.lora_{side}"] for side in "AB")
             low = grouped_linear(inner.float(), a, ends)  # (N X, R)
-            output = output + (linear(low, b[0]) * adapter.scaling).to(output.dtype)
+            high = linear(low, b[0]) if len(b) == 1 else grouped_linear(low, b, ends)
+            output = output + (high * adapter.scaling).to(output.dtype)
         output = output * weights.flatten()[order, None]
         return torch.zeros_like(hidden).index_add(0, token, output.to(hidden.dtype))
 
@@ -115,7 +116,9 @@ class LoraExperts(nn.Module):
         adapter: lora.Adapter,
     ) -> torch.Tensor:  # (N X, F)
         a, b = (adapter.weights[f"{self.path}.{part}.lora_{side}"] for side in "AB")
-        low = linear(hidden.float(), a[0])[token]  # (N X, R)
+        hidden = hidden.float()
+        shared = len(a) == 1
+        low = linear(hidden, a[0])[token] if shared else grouped_linear(hidden[token], a, ends)
         return grouped_linear(low, b, ends) * adapter.scaling
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from torch.nn.functional import pad
 
 from tinkersmith.engine.errors import Refused
@@ -87,7 +88,8 @@ class _Layout:
         if path in dict(self.base.model.named_modules()) or path in self.base.shapes:
             why_not = self.base.why_not.get("mlp", "") if path in self.base.shapes else ""
             return Refused(
-                f"{folder} has weights for {path}, which no LoRA can change in {name} here{why_not}."
+                f"{folder} has weights for {path}, which no LoRA can change in {name} "
+                f"here{why_not}."
             )
         return Refused(f"{folder} has weights for {path}, which {name} does not have here.")
 
@@ -118,9 +120,20 @@ def read_exported_adapter(
             missing = adapter.config.rank - layer.rank
             a = pad(layer.a, (0, 0, 0, missing))
             b = pad(layer.b * (layer.strength / adapter.scaling), (0, missing))
-            if a.ndim == 3:
-                a, b = _with_shared_side(adapter, path, a, b, folder)
-            _copy(adapter, path, a, b, folder)
+            if a.ndim == 2:
+                _copy(adapter, path, a, b, folder)
+            elif (shared := _with_shared_side(adapter, path, a, b)) is not None:
+                _copy(adapter, path, *shared, folder)
+            elif wanted is None:
+                for side, tensor in (("A", a), ("B", b)):
+                    weight = tensor.contiguous().to(base.device)
+                    adapter.weights[f"{path}.lora_{side}"] = nn.Parameter(weight)
+            else:
+                raise Refused(
+                    f"the experts of {path} in {folder} do not share a matrix, as those of this "
+                    "engine do: the adapter can be sampled from, and not trained on. Merge it into "
+                    "its base model, and train on that."
+                )
     return adapter
 
 
@@ -128,14 +141,14 @@ def _refuse_smaller(wanted: LoraConfig, own: LoraConfig, folder: Path) -> None:
     """Refuse a training client that cannot take all that the folder holds."""
     if wanted.rank < own.rank:
         raise Refused(
-            f"the adapter in {folder} has rank {own.rank}, and this training client has "
+            f"the adapter in {folder} has rank {own.rank}, and this training client or upload has "
             f"{wanted.rank}; create it with rank={own.rank} or more."
         )
     for flag in ("train_attn", "train_mlp", "train_unembed"):
         if getattr(own, flag) and not getattr(wanted, flag):
             raise Refused(
-                f"the adapter in {folder} has weights that this training client does not train; "
-                f"create it with {flag}=True."
+                f"the adapter in {folder} has weights that this training client or upload does not "
+                f"train; create it with {flag}=True."
             )
 
 
@@ -155,9 +168,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
             raise Refused(f"{file} has {name} = {config[name]!r}, which this engine cannot apply.")
     for name in ("r", "lora_alpha"):
         if not _is_strength(config.get(name)):
-            raise Refused(
-                f"{file} has {name} = {config.get(name)!r}; it must be a number above 0."
-            )
+            raise Refused(f"{file} has {name} = {config.get(name)!r}; it must be a number above 0.")
     for name in ("rank_pattern", "alpha_pattern"):
         patterns: object = config.get(name) or {}
         if not isinstance(patterns, dict) or not all(map(_is_strength, patterns.values())):
@@ -252,9 +263,7 @@ def _add(
         layers[part] = layer
 
 
-def _matrices(
-    a: torch.Tensor, b: torch.Tensor, path: str, folder: Path, strength: float
-) -> _Layer:
+def _matrices(a: torch.Tensor, b: torch.Tensor, path: str, folder: Path, strength: float) -> _Layer:
     """A pair of a linear layer, or of experts stacked as in Tinker's cloud."""
     counts = {a.shape[0], b.shape[0]} if a.ndim == 3 else {1}
     if a.shape[-2] != b.shape[-1] or len(counts - {1}) > 1:
@@ -265,9 +274,7 @@ def _matrices(
     return _Layer(a, b, strength)
 
 
-def _strength(
-    config: dict[str, Any], names: Sequence[str], a: torch.Tensor, folder: Path
-) -> float:
+def _strength(config: dict[str, Any], names: Sequence[str], a: torch.Tensor, folder: Path) -> float:
     """What the product of a layer's matrices is multiplied by."""
     rank = a.shape[-2]
     names = [*names, *(f"{name}.weight" for name in names)]  # a parameter may be the target
@@ -333,7 +340,9 @@ def _divided(layer: _Layer, parts: Sequence[torch.Tensor]) -> list[_Layer]:
     blocks = torch.arange(layer.rank) * count // layer.rank  # the part that a rank belongs to
     used = [part.flatten(0, -2).any(0) for part in parts]  # (R,) each
     own = [blocks == number for number in range(count)]
-    if layer.rank % count or any((some & ~block).any() for some, block in zip(used, own, strict=True)):
+    if layer.rank % count or any(
+        (some & ~block).any() for some, block in zip(used, own, strict=True)
+    ):
         own = used
         for ranks in own:
             ranks[0] = True  # a part of which nothing is used
@@ -359,9 +368,7 @@ def _stack(part: str, by_number: dict[int, _Layer], layout: _Layout, folder: Pat
     layers = [by_number[number] for number in range(count)]
     rank, strength = max(layer.rank for layer in layers), layers[0].strength
     a = [pad(layer.a, (0, 0, 0, rank - layer.rank)) for layer in layers]
-    b = [
-        pad(layer.b * (layer.strength / strength), (0, rank - layer.rank)) for layer in layers
-    ]
+    b = [pad(layer.b * (layer.strength / strength), (0, rank - layer.rank)) for layer in layers]
     for matrices, side in ((a, "A"), (b, "B")):
         shapes = {matrix.shape for matrix in matrices}
         if len(shapes) > 1:
@@ -425,19 +432,19 @@ def _parameter(experts: LoraExperts, path: str, config: dict[str, Any], folder: 
 
 
 def _with_shared_side(
-    adapter: Adapter, path: str, a: torch.Tensor, b: torch.Tensor, folder: Path
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Experts' matrices with the one that all share: A (1, R, I), or B (1, O, R)."""
+    adapter: Adapter, path: str, a: torch.Tensor, b: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Experts' matrices with the one that all share: A (1, R, I), or B (1, O, R).
+
+    Returns:
+        None if the experts do not share it.
+    """
     matters = a.flatten(1).any(1) & b.flatten(1).any(1)  # (E,) whose product is not zero
     first = int(matters.int().argmax())
     shares_a = adapter.weights[f"{path}.lora_A"].shape[0] == 1
     shared, single = (a, b) if shares_a else (b, a)
     if not torch.equal(shared[matters], shared[first].expand_as(shared[matters])):
-        side = "A" if shares_a else "B"
-        raise Refused(
-            f"the experts of {path} in {folder} do not share lora_{side}, as those of this "
-            "engine do."
-        )
+        return None
     if matters.any():
         single = single * matters[:, None, None]
     return (shared[first][None], single) if shares_a else (single, shared[first][None])

@@ -381,19 +381,19 @@ class Models:
 
         return finish
 
-    def check_adapter(self, base_name: str, config: LoraConfig, file: Path) -> None:
-        """Load a file as the weights of an adapter, and forget them.
+    def import_adapter(
+        self, base_name: str, config: LoraConfig, folder: Path, checkpoint: Path
+    ) -> None:
+        """Write the adapter in a PEFT folder as the files of a checkpoint into a new folder.
 
         Raises:
-            Refused: it does not hold the finite weights of such an adapter.
+            Refused: the folder does not hold finite weights that fit such an adapter.
         """
-        adapter = new_adapter(self.bases.get(base_name), config)
-        try:
-            load_adapter_state(adapter, load_finite(file))
-        except NotFinite as reason:
-            raise Refused(f"{file.name}: {reason}") from None
-        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-            raise Refused(f"{file.name} is not a whole file of this adapter ({error}).") from None
+        base = self.bases.get(base_name)
+        adapter = read_exported_adapter(base, folder, config)
+        checkpoint.mkdir()
+        with disk_errors(self.store.folder):
+            save_adapter(base, adapter, checkpoint)
 
     def load(self, model_id: str, path: TinkerPath | Path, optimizer: bool) -> None:
         """Replace the adapter by that of a checkpoint or of a PEFT folder.

@@ -64,7 +64,8 @@ class LayerDecoder:
 
     def __init__(self, base: BaseModel, adapter: Adapter | None, slots: int) -> None:
         self.base, self.adapter = base, adapter
-        self.cache = CachedRows(base.cache.attention_layers, slots, base.device)
+        sizes = base.cache
+        self.cache = CachedRows(sizes.attention_layers, sizes.windows, slots, base.device)
         self.move = self.cache.move
         self.resize, self.held = self.cache.resize, self.cache.held
 
@@ -72,7 +73,7 @@ class LayerDecoder:
         self, runs: Sequence[TokenRun], wanted: Sequence[bool]
     ) -> list[torch.Tensor | None]:
         lengths = [len(run.tokens) for run in runs]
-        pasts = joined_pasts(runs)
+        pasts = joined_pasts(runs, self.cache.windows)
         states = [None if run.parent is None else run.parent.states for run in runs]
         packed = PackedDocuments(lengths, pasts=pasts, states=states, keep=True)
         positions = torch.cat(
@@ -86,7 +87,8 @@ class LayerDecoder:
         assert packed.kept is not None
         for run, (start, end), after in zip(runs, packed.bounds, packed.states, strict=True):
             run.states = after
-            run.past = past_of([(key[0], value[0]) for key, value in packed.kept], start, end)
+            layers = [(key[0], value[0]) for key, value in packed.kept]
+            run.past = past_of(layers, start, end, self.cache.windows)
         return [
             states if is_wanted else None for states, is_wanted in zip(hidden, wanted, strict=True)
         ]
@@ -110,22 +112,39 @@ class LayerDecoder:
         return target_logprobs(self.base, self.adapter, hidden, targets)
 
 
-def joined_pasts(runs: Sequence[TokenRun]) -> list[KeysAndValues | None]:
-    """Keys and values of all tokens before each run; those of one parent are joined once."""
+def joined_pasts(
+    runs: Sequence[TokenRun], windows: Sequence[int | None]
+) -> list[KeysAndValues | None]:
+    """Keys and values of the tokens before each run that it sees; of one parent joined once."""
     joined: dict[TokenRun | None, KeysAndValues | None] = {None: None}
     for run in runs:
         if run.parent not in joined:
             chain = [link.past for link in run.chain()[:-1] if link.past is not None]
             joined[run.parent] = [
                 (
-                    torch.cat([pair[0] for pair in layer], 1),
-                    torch.cat([pair[1] for pair in layer], 1),
+                    _joined([pair[0] for pair in layer], window),
+                    _joined([pair[1] for pair in layer], window),
                 )
-                for layer in zip(*chain, strict=True)
+                for layer, window in zip(zip(*chain, strict=True), windows, strict=True)
             ]
     return [joined[run.parent] for run in runs]
 
 
-def past_of(layers: KeysAndValues, start: int, end: int) -> KeysAndValues:
-    """The past of a run, copied so that it does not hold the whole pack in memory."""
-    return [(key[:, start:end].clone(), value[:, start:end].clone()) for key, value in layers]
+def _joined(parts: Sequence[torch.Tensor], window: int | None) -> torch.Tensor:
+    """Parts (G, any, D) end to end, the last tokens only where a window hides the others."""
+    whole = torch.cat(list(parts), 1)
+    return whole if window is None else whole[:, -window:]
+
+
+def past_of(
+    layers: KeysAndValues, start: int, end: int, windows: Sequence[int | None]
+) -> KeysAndValues:
+    """The past of a run, without what no later token sees.
+
+    It is copied so that it does not hold the whole pack in memory.
+    """
+    past: KeysAndValues = []
+    for (key, value), window in zip(layers, windows, strict=True):
+        first = start if window is None else max(start, end - window)
+        past.append((key[:, first:end].clone(), value[:, first:end].clone()))
+    return past

@@ -61,7 +61,8 @@ class DenseDecoder:
         asked_hidden = iter(hidden.split([len(positions) for positions in asked]))
         answer: list[torch.Tensor | None] = [None] * len(runs)
         for index, start, end in zip(order, bounds[:-1], bounds[1:], strict=True):
-            runs[index].past = past_of(forward.past, start, end)
+            # No row is longer than a window here, so nothing is out of sight.
+            runs[index].past = past_of(forward.past, start, end, [None] * len(forward.past))
             if wanted[index]:
                 answer[index] = next(asked_hidden)
         return answer

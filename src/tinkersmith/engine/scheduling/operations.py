@@ -85,8 +85,10 @@ class ModelOperations(Protocol):
         recipients: list[str] | None = ...,
     ) -> Callable[[], int]: ...
 
-    def check_adapter(self, base_name: str, config: LoraConfig, file: Path, /) -> None:
-        """Check that a file holds the finite weights of such an adapter."""
+    def import_adapter(
+        self, base_name: str, config: LoraConfig, folder: Path, checkpoint: Path, /
+    ) -> None:
+        """Write the adapter in a PEFT folder as the files of a checkpoint into a new folder."""
         ...
 
     def load(self, model_id: str, path: TinkerPath, optimizer: bool, /) -> None: ...

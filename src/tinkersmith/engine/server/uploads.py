@@ -2,11 +2,11 @@
 
 Written by the documentation of tinker 0.39 and 0.40, and not tested with these SDKs. It does not
 say what kind of checkpoint an upload becomes: here it is a state that can be trained on and sampled
-from, without an optimizer state.
+from, without an optimizer state. It does not say either which adapters are taken: here it is every
+PEFT folder that the engine can read, an exported one of each family among them.
 """
 
 import asyncio
-import json
 import os
 import re
 import secrets
@@ -33,8 +33,8 @@ from tinkersmith.fingerprint import base_fingerprint
 from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 _FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
-_ALPHA = 32  # of every adapter here, as in the cloud
 _NAME = "uploaded"  # of the checkpoint
+_CHECKPOINT = "checkpoint"  # in an upload's folder: the adapter in the files of a checkpoint
 _LEFT_BEHIND = 24 * 3600  # seconds after which an upload that nobody finished is removed
 _WITH_HEADERS = (0, 40)  # from this release on, an address comes with headers
 
@@ -107,16 +107,19 @@ class UploadRoutes:
                 f"the upload has no {' and no '.join(missing)}: PUT each file to its address "
                 "before you finish it."
             )
-        _check_config(upload)
+        checkpoint = upload.folder / _CHECKPOINT
 
-        def check(models: ModelOperations) -> Result:
-            models.check_adapter(upload.base_model, upload.lora, upload.folder / ADAPTER_WEIGHTS)
+        def convert(models: ModelOperations) -> Result:
+            models.import_adapter(upload.base_model, upload.lora, upload.folder, checkpoint)
             return {}
 
-        future = self.sessions.run(f"upload:{upload_id}", check)
+        await asyncio.to_thread(shutil.rmtree, checkpoint, ignore_errors=True)
+        future = self.sessions.run(f"upload:{upload_id}", convert)
         await future.done.wait()
         if isinstance(future.result, dict) and "error" in future.result:
-            raise Refused(future.result["error"])
+            reason = str(future.result["error"])  # names the upload, not a folder of this machine
+            reason = reason.replace(f"{upload.folder}{os.sep}", "")
+            raise Refused(reason.replace(str(upload.folder), "the upload"))
         path = await self.sessions.store.write(lambda: self._keep(upload_id, upload))
         self._uploads.pop(upload_id, None)
         await asyncio.to_thread(shutil.rmtree, upload.folder, ignore_errors=True)
@@ -142,7 +145,7 @@ class UploadRoutes:
         }
         with store.new_checkpoint(path, facts, None, None, None) as new:
             for name in _FILES:
-                shutil.copyfile(upload.folder / name, new.folder / name)
+                shutil.copyfile(upload.folder / _CHECKPOINT / name, new.folder / name)
         return path
 
     def _remove_left_behind(self) -> None:
@@ -152,23 +155,6 @@ class UploadRoutes:
             if folder.stat().st_mtime < time.time() - _LEFT_BEHIND:
                 self._uploads.pop(folder.name, None)
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _check_config(upload: _Upload) -> None:
-    """Refuse an adapter_config.json whose rank or alpha is another one than is computed with."""
-    try:
-        config = json.loads((upload.folder / ADAPTER_CONFIG).read_bytes())
-        rank, alpha = config["r"], config["lora_alpha"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise Refused(
-            f"{ADAPTER_CONFIG} is no adapter configuration of PEFT with r and lora_alpha."
-        ) from None
-    if (rank, alpha) != (upload.lora.rank, _ALPHA):
-        raise Refused(
-            f"{ADAPTER_CONFIG} has r = {fields.shown(rank)} and lora_alpha = "
-            f"{fields.shown(alpha)}; this upload was started for r = {upload.lora.rank}, and "
-            f"lora_alpha must be {_ALPHA}."
-        )
 
 
 def _address(upload_id: str, name: str) -> str:
