@@ -67,10 +67,10 @@ def test_texts_near_those_of_another_list_are_those_of_the_slow_way(seed: int) -
     }
     expected = {number: value for number, value in slow.items() if value >= 0.8}
     mine, theirs = Signatures(0.8, seed), Signatures(0.8, seed)
-    for text in these:
-        mine.add(text)
-    for text in those:
-        theirs.add(text)
+    for one in these:
+        mine.add(one)
+    for one in those:
+        theirs.add(one)
     pairs = mine.pairs_with(theirs, these.__getitem__, those.__getitem__)
     assert len(expected) > 20
     assert {pair.text: pytest.approx(pair.similarity) for pair in pairs} == expected
