@@ -73,6 +73,7 @@ def export_model(
     verify: bool | None = None,
     dtype: str = "auto",
     exports: str | Path = EXPORTS,
+    before_merge: "Callable[[BaseFolder, PromptTemplate], None] | None" = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Download the LoRA at `tinker_path` (default: the newest run's best) and write it to `out`.
@@ -87,6 +88,8 @@ def export_model(
         verify: load the result with plain transformers (and peft) and compare log-probabilities;
             None does so where these can load it, and says it where they cannot.
         dtype: of a merged model: "float32", "bfloat16", or "auto" for that of the base model.
+        before_merge: of a caller that turns the merged model into something else. It is called
+            before anything is downloaded, and may refuse the model. The folder is not announced.
 
     Raises:
         UserError: one sentence about what is wrong; `out` is then as it was before.
@@ -99,7 +102,7 @@ def export_model(
     folder = Path(out) if out else Path(exports) / f"{model.name}-{kind}"
     if base_folder and not (Path(base_folder).expanduser() / "config.json").is_file():
         raise UserError(f"{base_folder} is not a model folder: it has no config.json.")
-    _check_output(folder, force)
+    check_export_folder(folder, force)
     no_peft = "" if merged or find_spec("peft") else "peft is not installed (pip install peft)"
     if verify and no_peft:
         raise UserError(f"--verify: {no_peft}. Install it, or leave the check out: --no-verify")
@@ -118,6 +121,8 @@ def export_model(
         given = model.settings.tokenizer
         tokenizer = load_tokenizer(given_tokenizer_folder(given) if given else base.folder)
         template = model.template(tokenizer)
+        if before_merge is not None:
+            before_merge(base, template)
         try:
             with _folder_beside(folder) as downloaded:
                 download_adapter(service, client, downloaded)
@@ -134,10 +139,11 @@ def export_model(
                 _write(export, service, layers, base, template, tokenizer, force)
         except OSError as error:
             raise _not_written(folder, error) from None
-        what = "merged model" if merged else "adapter"
-        say(f"Wrote the {what} to {folder} ({_size(folder)}). Load it with:")
-        reference = None if merged else _base_reference(service, base)
-        say("\n".join(f"  {line}" for line in loading_lines(folder, reference)))
+        if before_merge is None:
+            what = "merged model" if merged else "adapter"
+            say(f"Wrote the {what} to {folder} ({_size(folder)}). Load it with:")
+            reference = None if merged else _base_reference(service, base)
+            say("\n".join(f"  {line}" for line in loading_lines(folder, reference)))
         if verify is not False and not unverified:
             say(f"Verified: {_verify(export, service, client, base, template, tokenizer)}")
     return folder
@@ -146,7 +152,7 @@ def export_model(
 # ---- the output folder
 
 
-def _check_output(folder: Path, force: bool) -> None:
+def check_export_folder(folder: Path, force: bool) -> None:
     """Refuse early, before a download costs time.
 
     Raises:
@@ -177,7 +183,8 @@ def _is_export(folder: Path) -> bool:
     except OSError as error:
         raise unreadable(folder, error) from None
     return not names or (
-        "prompt_template.json" in names and bool({"config.json", ADAPTER_CONFIG} & names)
+        "prompt_template.json" in names
+        and bool({"config.json", ADAPTER_CONFIG, "Modelfile"} & names)
     )
 
 

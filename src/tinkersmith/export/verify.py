@@ -107,6 +107,16 @@ def verify_export(
     return result
 
 
+def logprobs_of_folder(folder: Path, token_lists: Sequence[Sequence[int]]) -> list[list[float]]:
+    """The log-probabilities by transformers, in fp32, of all tokens of each list but the first.
+
+    Raises:
+        UserError: transformers cannot load the folder.
+    """
+    model, _ = _load_model(folder)
+    return [_logprobs(model, tokens) for tokens in token_lists]
+
+
 def _load_adapter(folder: Path, base_folder: Path | str | None) -> "tuple[nn.Module, int]":
     try:
         import peft

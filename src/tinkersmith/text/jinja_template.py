@@ -11,13 +11,16 @@ from tinkersmith.prompts.sandbox import render_chat
 from tinkersmith.text.templates import ChatTemplate, PromptTemplate, TextTemplate
 
 _INPUT = "message['input']"  # in a chat template
+# Servers of other projects drop what they do not know of a message. They pass on variables of the
+# request's chat_template_kwargs, so an input can also come as one, for the last message.
+_GIVEN_INPUT = f"({_INPUT} or (input if input is defined and loop.last else ''))"
 
 
 def chat_template_of(template: PromptTemplate) -> str | None:
     """Jinja that renders a conversation as `template` does; None where Jinja cannot.
 
     A message of the user may have an `input` beside its content, where the template has a place
-    for one; elsewhere it belongs into the content.
+    for one; elsewhere it belongs into the content. The last one's can be the variable `input`.
     """
     if isinstance(template, ChatTemplate):
         return _asking_as_in_training(template)
@@ -85,7 +88,7 @@ def _jinja(template: TextTemplate) -> str:
     question = _asked(template.format_without_input)
     if "{input}" in template.format:
         with_input = _asked(template.format, "input")
-        question = f"{{%- if {_INPUT} -%}}{with_input}{{%- else -%}}{question}{{%- endif -%}}"
+        question = f"{{%- if {_GIVEN_INPUT} -%}}{with_input}{{%- else -%}}{question}{{%- endif -%}}"
     return (
         "{%- set state = namespace(system='') -%}"
         + _text(template.begin)
@@ -175,7 +178,7 @@ def _question(text: str, filled: set[str]) -> str:
 
 def _field(field: str | None) -> str:
     known = {"instruction": "{{- message['content'] -}}", "system": "{{- state.system -}}"}
-    known["input"] = f"{{{{- {_INPUT} -}}}}"
+    known["input"] = f"{{{{- {_GIVEN_INPUT} -}}}}"
     return known.get(field or "", "")
 
 

