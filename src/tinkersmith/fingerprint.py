@@ -155,6 +155,43 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return cast("dict[str, Any]", inner if isinstance(inner, dict) else config)
 
 
+def context_in(config: Mapping[str, Any]) -> int | None:
+    """The most tokens of a sequence by a config.json; None if it does not say."""
+    text = text_config(config)
+    length = _positive(text.get("max_position_embeddings"))
+    shorter = [
+        original
+        for rope in _rotary_settings(text)
+        # Beyond the original length all positions of a batch would change.
+        if rope.get("rope_type", rope.get("type")) in ("longrope", "su")
+        and (
+            original := _positive(
+                rope.get("original_max_position_embeddings")
+                or text.get("original_max_position_embeddings")
+            )
+        )
+    ]
+    return None if length is None else min([length, *shorter])
+
+
+def _rotary_settings(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The settings of rotary positions: of all layers, or of each kind of layer."""
+    settings: list[dict[str, Any]] = []
+    for name in ("rope_parameters", "rope_scaling"):  # today's name, and the one before
+        found: object = config.get(name)
+        if isinstance(found, dict):
+            rope = cast("dict[str, Any]", found)
+            nested = [
+                cast("dict[str, Any]", value) for value in rope.values() if isinstance(value, dict)
+            ]
+            settings += nested or [rope]
+    return settings
+
+
+def _positive(value: object) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None
+
+
 def safetensors_header(file: Path) -> dict[str, TensorEntry]:
     """The tensors of a safetensors file, whose bytes are all there.
 

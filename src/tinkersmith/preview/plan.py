@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tinkersmith.batches.in_memory import SamplesInMemory
 from tinkersmith.batches.read import read_data
@@ -14,7 +13,7 @@ from tinkersmith.data.large_files import read_chunk
 from tinkersmith.data.report import Tally, note_lines, read_lines, skipped_lines, validation_lines
 from tinkersmith.data.samples import Sample, Skipped
 from tinkersmith.files import read_json_object
-from tinkersmith.fingerprint import text_config
+from tinkersmith.fingerprint import context_in
 from tinkersmith.models.hub import refuse_impossible_name
 from tinkersmith.models.names import local_model_folder, resolve_base_model
 from tinkersmith.progress import Progress
@@ -131,5 +130,4 @@ def _context(folder: Path | None) -> int | None:
         config = read_json_object(folder / "config.json")
     except (OSError, ValueError):
         return None
-    limit: Any = text_config(config).get("max_position_embeddings")
-    return limit if isinstance(limit, int) and limit > 0 else None
+    return context_in(config)

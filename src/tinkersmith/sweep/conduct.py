@@ -19,6 +19,7 @@ from tinkersmith.runs.folder import SAMPLES_FILE, RunFolder
 from tinkersmith.runs.lock import locked
 from tinkersmith.runs.measured import single_values
 from tinkersmith.service.connection import Server, open_server
+from tinkersmith.settings.comparing import comparable_setting
 from tinkersmith.settings.fields import FIELDS, Settings
 from tinkersmith.settings.measures import best_by, check_scores_are_measured
 from tinkersmith.settings.reading import settings_from
@@ -40,7 +41,6 @@ from tinkersmith.sweep.rungs import rungs_within, survivors
 from tinkersmith.sweep.shared_data import SharedData
 from tinkersmith.sweep.size import RunSize, sizes_of
 from tinkersmith.training.interruption import Interruption, interruption
-from tinkersmith.training.train import comparable_setting
 from tinkersmith.training.transcript import Transcript
 
 LOG_FILE = "sweep.log"

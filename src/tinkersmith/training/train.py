@@ -7,22 +7,21 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from tinkersmith.batches.length_report import LengthReport
 from tinkersmith.batches.read import read_data
 from tinkersmith.batches.source import DataSource
 from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError, is_of_network, network_reason, reason_of
-from tinkersmith.models.names import resolve_base_model
-from tinkersmith.paths import data_file_seen_from_folder
 from tinkersmith.progress import Progress, watched
 from tinkersmith.report.write import write_report_or_warn
 from tinkersmith.runs.folder import SAMPLES_FILE, RunFolder, all_runs, open_run
 from tinkersmith.runs.lock import locked
 from tinkersmith.runs.resume import CHANGED_BY_RESUME, Resume, refuse_improvement
 from tinkersmith.service.connection import Server, ServerGone
-from tinkersmith.settings.fields import FIELDS, FILE_FIELDS, Settings
+from tinkersmith.settings.comparing import comparable_setting
+from tinkersmith.settings.fields import FIELDS, Settings
 from tinkersmith.settings.reading import settings_from
 from tinkersmith.trackers.available import check_trackers
 from tinkersmith.trackers.processes import end_trackers, start_trackers
@@ -269,19 +268,6 @@ def _changed_settings(
         f"{run.name} goes on with its own settings. These differ from yours, which have no "
         f"effect: {', '.join(changed)}."
     ]
-
-
-def comparable_setting(settings: Settings, name: str) -> Any:
-    """The value of a setting, with files as absolute names and a model as its real name."""
-    value = getattr(settings, name)
-    if name in FILE_FIELDS:
-        files = cast("list[str] | dict[str, float]", value)
-        names = [data_file_seen_from_folder("/", file) for file in files]
-        return dict(zip(names, files.values(), strict=True)) if isinstance(files, dict) else names
-    if name == "base_model":
-        model, _ = resolve_base_model(value)
-        return Path(model).resolve() if Path(model).exists() else model
-    return value
 
 
 def _settings_of(run: RunFolder, changes: Mapping[str, Any]) -> Settings:

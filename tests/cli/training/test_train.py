@@ -6,8 +6,8 @@ import pytest
 
 from tinkersmith.cli.training.train import offer_export
 from tinkersmith.export import export
+from tinkersmith.settings.comparing import comparable_setting
 from tinkersmith.settings.reading import settings_from
-from tinkersmith.training.train import comparable_setting
 
 PATH = "tinker://run/weights/step-000400"
 

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.log import log
 from tinkersmith.errors import reason_of
 from tinkersmith.files import read_json_object
-from tinkersmith.fingerprint import check_weights, text_config
+from tinkersmith.fingerprint import check_weights, context_in, text_config
 from tinkersmith.peft_format import ADAPTER_CONFIG
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -253,36 +253,4 @@ def context_length(folder: Path) -> int | None:
         config = model_config(folder)
     except Refused:  # using the model says so
         return None
-    text = text_config(config)
-    length = _positive(text.get("max_position_embeddings"))
-    shorter = [
-        original
-        for rope in _rotary_settings(text)
-        # Beyond the original length all positions of a batch would change.
-        if rope.get("rope_type", rope.get("type")) in ("longrope", "su")
-        and (
-            original := _positive(
-                rope.get("original_max_position_embeddings")
-                or text.get("original_max_position_embeddings")
-            )
-        )
-    ]
-    return None if length is None else min([length, *shorter])
-
-
-def _rotary_settings(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """The settings of rotary positions: of all layers, or of each kind of layer."""
-    settings: list[dict[str, Any]] = []
-    for name in ("rope_parameters", "rope_scaling"):  # today's name, and the one before
-        found: object = config.get(name)
-        if isinstance(found, dict):
-            rope = cast("dict[str, Any]", found)
-            nested = [
-                cast("dict[str, Any]", value) for value in rope.values() if isinstance(value, dict)
-            ]
-            settings += nested or [rope]
-    return settings
-
-
-def _positive(value: object) -> int | None:
-    return value if isinstance(value, int) and value > 0 else None
+    return context_in(config)
