@@ -64,6 +64,9 @@ SAMPLE_LOSSES_FILE = "sample_losses.jsonl"
 MEASURED_FILE = "measured.jsonl"
 SHOWN_ANSWERS_FILE = "shown_answers.jsonl"  # to some questions of EVAL_FILES, at each measurement
 SAMPLES_FILE = "samples.json"  # the last file that a run writes
+REQUESTS_FILE = "requests.jsonl"  # digests of what was sent
+# A rehearsal is a folder in this folder of OUTPUT_DIR, with this file. It holds no model.
+REHEARSALS, REHEARSAL_FILE = "rehearsals", "rehearsal.json"
 _START_AGAIN = "Restore the file from a backup, or start a new run."
 _HALF_MADE = re.compile(r"\..+-\d{8}-\d{6}(-\d+)?\.\w{8}\.tmp").fullmatch
 _HALF_MADE_AGE = 3600  # seconds: the process that made it is not at it any more
@@ -106,6 +109,7 @@ _FACTS: dict[str, _Wanted] = {
     "total_steps": _COUNT,
     "diverged_after": _COUNT,
     "improvement": ("an object", lambda value: isinstance(value, dict)),
+    "rehearsal": ("an object", lambda value: isinstance(value, dict)),
     "round_of": _PLACE,
 }
 
@@ -473,6 +477,12 @@ def open_run(name: str, output_dir: Path | str) -> RunFolder:
         with suppress(OSError, ValueError):  # too long a name, or one with a NUL
             if (path / "settings.json").is_file():
                 return RunFolder(path)
+            for folder in (path, Path(output_dir) / REHEARSALS / name):
+                if (folder / REHEARSAL_FILE).is_file():
+                    raise UserError(
+                        f"{folder} is a rehearsal: it holds what a run is to send, and no model. "
+                        "Name a run."
+                    )
     known = ", ".join(run.name for run in all_runs(output_dir)[:5]) or "none"
     raise UserError(f"There is no run {name} in {output_dir}. The newest runs there: {known}.")
 

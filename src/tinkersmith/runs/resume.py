@@ -21,6 +21,7 @@ from tinkersmith.runs.best import (
 )
 from tinkersmith.runs.folder import (
     MEASURED_FILE,
+    REQUESTS_FILE,
     SAMPLE_LOSSES_FILE,
     SAMPLES_FILE,
     SHOWN_ANSWERS_FILE,
@@ -45,7 +46,7 @@ IMPROVEMENT_FACT = "improvement"
 _ROUND_OF = "round_of"
 _AGAINST_DIVERGENCE = ("LEARNING_RATE", "GRAD_CLIP_NORM")  # what is advised after that
 # .jsonl: the files that a resume cuts
-_CUT = ("checkpoints", "metrics", "sample_losses", "measured", "shown_answers")
+_CUT = ("checkpoints", "metrics", "sample_losses", "measured", "shown_answers", "requests")
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +252,8 @@ def set_aside(run: RunFolder, done: int) -> list[str]:
         said.append(f"{counted(cut, 'list')} of single values in {_aside('measured', number)}")
     if cut := run.cut_lines(SHOWN_ANSWERS_FILE, done, _aside("shown_answers", number)):
         said.append(f"{counted(cut, 'shown answer')} in {_aside('shown_answers', number)}")
+    if cut := run.cut_lines(REQUESTS_FILE, done, _aside("requests", number)):
+        said.append(f"{counted(cut, 'line')} about requests in {_aside('requests', number)}")
     with suppress(FileNotFoundError):  # it would say that the run is finished
         run.file(SAMPLES_FILE).rename(run.file(_samples_aside(number)))
         said.append(f"the answers in {_samples_aside(number)}")

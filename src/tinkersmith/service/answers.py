@@ -27,16 +27,29 @@ def request_answers(
     """The SDK's future of `draws` answers. The prompt must leave space for at least one token."""
     import tinker
 
-    space = settings.sampling_max_tokens if max_context is None else max_context - len(prompt)
     return client.sample(
         tinker.ModelInput.from_ints(prompt.tolist()),
         draws,
-        tinker.SamplingParams(
-            max_tokens=min(settings.sampling_max_tokens, space),
-            temperature=settings.sampling_temperature,
-            seed=settings.seed,
-            stop=stop_tokens(template, tokenizer),
-        ),
+        sampling_params(settings, template, tokenizer, max_context, len(prompt)),
+    )
+
+
+def sampling_params(
+    settings: Settings,
+    template: PromptTemplate,
+    tokenizer: TextTokenizer,
+    max_context: int | None,
+    prompt_tokens: int,
+) -> "tinker.SamplingParams":
+    """What the settings say of the answers to a prompt of so many tokens."""
+    import tinker
+
+    space = settings.sampling_max_tokens if max_context is None else max_context - prompt_tokens
+    return tinker.SamplingParams(
+        max_tokens=min(settings.sampling_max_tokens, space),
+        temperature=settings.sampling_temperature,
+        seed=settings.seed,
+        stop=stop_tokens(template, tokenizer),
     )
 
 

@@ -35,7 +35,7 @@ from tinkersmith.service.initial import (
     adapter_options,
     check_initial_weights,
     initial_weights,
-    trains_output_layer,
+    lora_options,
 )
 from tinkersmith.service.probe import PROBE_EVERY, Probe, engine_answer
 from tinkersmith.settings.fields import Settings
@@ -82,6 +82,7 @@ class Service:
     check: Callable[[], None] = lambda: None  # called while waiting; raises to end the wait
     key: str = field(default="", repr=False)
     tokenizer_setting: str = ""  # the value of TOKENIZER
+    stand_in: "StandIn | None" = None  # for which server this one stands; None: for itself
     _tokenizer: "TextTokenizer | None" = None
     _away_since: str = ""  # what the user was told
 
@@ -240,7 +241,7 @@ class Service:
             return self._from_state(initial_state, settings, with_optimizer=False)
         self.check_trainable()
         weights = initial_weights(settings)
-        if weights is None:
+        if weights is None or self.stand_in is not None:  # which has no state of another server
             return self._new_lora(settings, {}, f"creating a LoRA on {self.base_model}")
         if weights.adapter is not None:
             metadata = {"tinkersmith.adapter": weights.path}
@@ -255,15 +256,12 @@ class Service:
     def _new_lora(
         self, settings: Settings, metadata: dict[str, str], doing: str
     ) -> "tinker.TrainingClient":
-        train_unembed, _ = trains_output_layer(settings, self.base_model)
+        options = lora_options(settings, self.base_model)
+        if self.stand_in is not None and not self.stand_in.trains_output_layer:
+            options["train_unembed"] = False
         return self.ask(
             lambda: self.client.create_lora_training_client(
-                base_model=self.base_model,
-                rank=settings.lora_rank,
-                seed=settings.seed,
-                train_attn=settings.train_attn,
-                train_mlp=settings.train_mlp,
-                train_unembed=train_unembed,
+                **options,
                 user_metadata={**TRAINING_METADATA, **metadata},
                 **_optimizer(settings),
             ),
@@ -335,6 +333,8 @@ class Service:
         """
         from tinkersmith.text.tokenizer import tokenizer_of
 
+        if self.stand_in is not None:
+            return self.stand_in.tokenizer
         if self._tokenizer is None:
             named = ""
             if not self.tokenizer_setting and local_model_folder(self.base_model) is None:
@@ -417,6 +417,15 @@ def _optimizer(settings: Settings) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class StandIn:
+    """What our own engine cannot say of the server and the model that it stands for."""
+
+    max_context: int | None  # tokens
+    tokenizer: "TextTokenizer"
+    trains_output_layer: bool  # False: it would take too much memory
+
+
+@dataclass(frozen=True)
 class Server:
     """A server that connections can be opened to. Make it with `open_server`."""
 
@@ -424,6 +433,7 @@ class Server:
     url: str  # "" for the cloud, whose address the SDK knows
     key: str = field(repr=False)
     engine: Engine | None  # our own
+    stand_in: StandIn | None = None
 
 
 @contextmanager
@@ -449,7 +459,7 @@ def open_service(
     """
     with ExitStack() as stack:
         spoken = progress or stack.enter_context(watched(partial(print, file=sys.stderr)))
-        name = _name_on_server(base_model or settings.base_model)
+        name = name_on_server(base_model or settings.base_model)
         if server is None:
             opened = open_server(
                 settings, [name], spoken, allow_changed_base=allow_changed_base, trains=trains
@@ -486,7 +496,7 @@ def open_server(
         )
     engine = None
     if kind == "embedded":
-        names = [_name_on_server(name) for name in base_models]
+        names = [name_on_server(name) for name in base_models]
         folders = [
             name for name in names if name not in BUNDLED_MODELS and local_model_folder(name)
         ]
@@ -496,6 +506,24 @@ def open_server(
         options = ["--allow-changed-base"] if allow_changed_base else []
         options += adapter_options(weights, names[0])
         engine = start_engine(Path(settings.output_dir), list(dict.fromkeys(folders)), options)
+    with serving(engine, kind, url, key, progress) as server:
+        yield server
+
+
+@contextmanager
+def serving(
+    engine: Engine | None,
+    kind: str,
+    url: str,
+    key: str,
+    progress: Progress,
+    stand_in: StandIn | None = None,
+) -> Generator[Server, None, None]:
+    """A server with the SDK loaded; `engine`, which is starting, serves it during the block.
+
+    Raises:
+        UserError: the engine does not start.
+    """
     try:
         # Both processes import for seconds, side by side; the engine has more to import.
         importing = threading.Thread(target=_import_sdk, daemon=True)
@@ -507,7 +535,7 @@ def open_server(
         take_loopback_out_of_proxies()
         with progress.doing("loading the tinker SDK"):
             importing.join()
-        yield Server(kind, url, key, engine)
+        yield Server(kind, url, key, engine, stand_in)
     finally:
         if engine is not None:
             engine.stop()
@@ -530,7 +558,7 @@ def _connected(
         probe.stop()
 
 
-def _name_on_server(base_model: str) -> str:
+def name_on_server(base_model: str) -> str:
     """The base model's name on the server: that of a model on this machine is its folder."""
     name, _ = resolve_base_model(base_model)
     folder = local_model_folder(name)
@@ -637,6 +665,9 @@ def _connect(
         for model in found.supported_models
         if model.model_name and model.trainable is False  # None: the server does not say
     )
+    if server.stand_in is not None:
+        service.stand_in = server.stand_in
+        service.max_contexts[base_model] = server.stand_in.max_context
     return service
 
 

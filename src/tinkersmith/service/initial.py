@@ -137,6 +137,36 @@ def trains_output_layer(settings: Settings, base_model: str) -> tuple[bool, str]
     return True, ""
 
 
+def lora_options(settings: Settings, base_model: str) -> dict[str, Any]:
+    """What the SDK is given to create a new LoRA, beside the optimizer and the metadata."""
+    train_unembed, _ = trains_output_layer(settings, base_model)
+    return {
+        "base_model": base_model,
+        "rank": settings.lora_rank,
+        "seed": settings.seed,
+        "train_attn": settings.train_attn,
+        "train_mlp": settings.train_mlp,
+        "train_unembed": train_unembed,
+    }
+
+
+def creation_of(
+    settings: Settings, base_model: str, weights: InitialWeights | None, state: str = ""
+) -> dict[str, Any]:
+    """All that decides which training client is made: a new LoRA, or the weights it starts from.
+
+    Args:
+        state: the path of a saved state to start from instead of `weights`.
+    """
+    options = {**lora_options(settings, base_model), "optimizer": settings.optimizer}
+    if state:
+        return {**options, "from": state, "with_optimizer": False}
+    if weights is None:
+        return options
+    place = weights.path if weights.adapter is None else str(weights.adapter)
+    return {**options, "from": place, "with_optimizer": weights.optimizer}
+
+
 def shares_embedding(folder: Path) -> bool:
     """Whether the output layer of the model in this folder is its input embedding."""
     config = read_json_object(folder / "config.json")

@@ -13,6 +13,7 @@ from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress
 from tinkersmith.runs.best import Measurement, best_of_run, best_so_far, write_best
 from tinkersmith.runs.folder import SAMPLE_LOSSES_FILE, Checkpoint, RunFolder
+from tinkersmith.runs.requests import requests_line
 from tinkersmith.service.stored import stored_line
 from tinkersmith.settings.measures import VALIDATION_LOSS
 from tinkersmith.sources.find import find_files
@@ -87,6 +88,7 @@ def finish(
         progress.say(f"Stored   {stored_line(plan.service, plan.run, plan.settings)}")
     for line in _used_lines(plan):
         progress.say(line)
+    progress.say(f"Requests {requests_line(plan.run, plan.compared)}")
     for line in suggestions:
         progress.say(f"Advice   {line}")
     return TrainedRun(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tinkersmith.batches.length_report import LengthReport
-from tinkersmith.batches.order import learning_rate_at
+from tinkersmith.batches.requests import LOSS, StepRequest, validation_requests
 from tinkersmith.batches.streamed import TokenStream
 from tinkersmith.command_line import command_line
 from tinkersmith.data.samples import Source
@@ -22,13 +22,15 @@ from tinkersmith.progress import Clock, Progress, Task
 from tinkersmith.runs.best import best_so_far, measurement_in, write_best
 from tinkersmith.runs.folder import SHOWN_ANSWERS_FILE, Checkpoint
 from tinkersmith.runs.measured import SingleValues, add_single_values
-from tinkersmith.service.answers import optim_params, to_datum
+from tinkersmith.runs.rehearsals import difference
+from tinkersmith.runs.requests import SentRequests
+from tinkersmith.service.digests import step_lines
 from tinkersmith.service.stored import OldStates, lifetime
 from tinkersmith.settings.measures import VALIDATION_LOSS, best_by, shown_score
-from tinkersmith.text.tokenize import TokenizedSample
 from tinkersmith.training.divergence import SMOOTHED_STEPS, Diverged, LossWatch, lower_rate
 from tinkersmith.training.interruption import Interruption
 from tinkersmith.training.plan import Plan
+from tinkersmith.training.rehearsal.comparison import NotRehearsed, not_rehearsed
 from tinkersmith.training.sample_losses import SampleLosses, losses_of
 from tinkersmith.training.scored_questions import score_answers
 
@@ -40,7 +42,6 @@ _PIPELINE = 2  # steps that are submitted ahead, so that the server never waits 
 # a signal has one step to wait for, not two: whoever sends SIGTERM kills soon after.
 _LONG_STEP = 2.0  # seconds
 _LONG_WAIT = 5.0  # seconds that the end of a step may take before the time is said
-_VALIDATION_BATCH = 64  # samples per forward request
 
 
 @dataclass
@@ -106,6 +107,8 @@ class Loop:
         self._saving: _Save | None = None
         self._sample_losses: SampleLosses | None = SampleLosses(plan.run)  # None: not sent
         keep_last = plan.settings.keep_last
+        self._sent = SentRequests(plan.run, plan.compared)
+        self._other_is_said = False  # a request that was not rehearsed is allowed
         self._old_states = OldStates(plan.service, plan.run, keep_last, progress.say)
         self._watch = _watch_of(plan)
         saved = {point.step for point in plan.run.checkpoints()}
@@ -130,13 +133,16 @@ class Loop:
         self._begun = self._saved_at = self._clock()
         with self._progress.doing("training") as task, self._interruption.held_back():
             try:
-                self._settle(plan.first_step)
+                self._settle(plan.first_step, task)
                 for number in range(plan.first_step, plan.until):
                     if self._best.is_spent(settings.patience):
                         self._stop_early(number)
                         break
                     if (limit := self._limit_reached(number)) is not None:
                         self._stop_at_limit(limit, task)
+                        break
+                    if plan.seconds is not None and self._elapsed() > plan.seconds:
+                        self._finish_sent(task)
                         break
                     self._step(number, task)
             except (KeyboardInterrupt, SystemExit, BrokenPipeError):
@@ -145,10 +151,17 @@ class Loop:
                 raise
         return self._curves
 
+    def _finish_sent(self, task: Task) -> None:
+        """Finish and save the steps that a rehearsal has sent when its time is over."""
+        while self._pending:
+            self._record(task)
+        if self._saved != self._done:
+            self._save(self._done)
+
     def _step(self, number: int, task: Task) -> None:
         plan, settings = self._plan, self._plan.settings
         self._interruption.check()
-        self._submit(number)
+        self._submit(number, task)
         done = number + 1
         epoch_ends = done % plan.steps_per_epoch == 0
         pauses = done == plan.until
@@ -170,7 +183,7 @@ class Loop:
         if saves:  # before what is measured, which may take long
             self._save(done)
         if measures:
-            self._measure(done)
+            self._measure(done, task=task)
 
     def _ahead(self) -> int:
         """How many steps may wait for their results while the next batch is prepared."""
@@ -183,15 +196,15 @@ class Loop:
         is_late = minutes > 0 and self._clock() - self._saved_at >= 60 * minutes
         return is_late or _is_due(done, settings.save_every)
 
-    def _settle(self, done: int) -> None:
+    def _settle(self, done: int, task: Task) -> None:
         """Measure the checkpoint that a run continues from, if it was stopped before that."""
         plan = self._plan
         is_end = done % plan.steps_per_epoch == 0 or done == plan.until
         if done and (is_end or _is_due(done, plan.settings.eval_every)):
             lines = [line for line in plan.measured if line["step"] == done]
-            self._measure(done, {name for line in lines for name in line})
+            self._measure(done, {name for line in lines for name in line}, task=task)
 
-    def _measure(self, done: int, known: Collection[str] = ()) -> None:
+    def _measure(self, done: int, known: Collection[str] = (), *, task: Task) -> None:
         """Measure the validation loss and the answers, and keep the best checkpoint.
 
         Args:
@@ -199,8 +212,11 @@ class Loop:
         """
         plan, lines, begun = self._plan, list[dict[str, Any]](), self._clock()
         if plan.data.validation and VALIDATION_LOSS not in known:
+            sources = [sample.source for sample in plan.data.validation]
+            self._note([plan.planned.forward_line(done)], sources, task)
             lines.append(self._validate(done))
         if plan.eval_questions and plan.eval_metrics and "eval/n" not in known:
+            self._note([plan.planned.sample_line(done)], [], task)
             lines.append(self._ask(done, plan.eval_questions, plan.eval_metrics))
         is_best = [self._best.add(line) for line in lines]
         if any(is_best):
@@ -208,6 +224,12 @@ class Loop:
                 self._save(done)
             write_best(plan.run, self._best.best)
         self._measuring_seconds = max(self._measuring_seconds, self._clock() - begun)
+
+    def _note(self, lines: Sequence[dict[str, Any]], sources: Sequence[Source], task: Task) -> None:
+        """Compare and write down what a measurement sends, before its results are written."""
+        self._compare(lines, sources, task)
+        self._sent.note(lines)
+        self._sent.write()
 
     def _stop_early(self, done: int) -> None:
         """Say that PATIENCE is spent, and save the last step, so that the run can go on."""
@@ -236,7 +258,7 @@ class Loop:
         if budget.usd is None:
             return None
         # A step that a stream has not read yet is taken to be as long as the longest so far.
-        pending = sum(step.tokens for step in self._pending)
+        pending = sum(step.request.tokens for step in self._pending)
         following = self._longest
         if work.step_tokens is not None:
             following = work.step_tokens[number]
@@ -274,9 +296,11 @@ class Loop:
     def _save_before_the_end(self, task: Task) -> None:
         """Finish the steps that were sent and save, after an interruption."""
         plan = self._plan
+        if plan.seconds is not None:
+            return  # nothing stays of what a rehearsal trains
         if self._unsound or (not self._pending and self._done == self._saved):
             return
-        last = self._pending[-1].number + 1 if self._pending else self._done
+        last = self._pending[-1].request.number + 1 if self._pending else self._done
         seconds = self._seconds * len(self._pending)
         time_needed = f", in about {seconds:.0f} s" if seconds > _LONG_WAIT else ""
         before = f"step-{self._saved:06}" if self._saved else "its beginning"
@@ -294,47 +318,63 @@ class Loop:
             self._save(self._done)
         self._progress.say(f"  Step {self._done:,} is saved.")
 
-    def _submit(self, number: int) -> None:
+    def _submit(self, number: int, task: Task) -> None:
         """Send a step to the server, unless every sample of its batch is too long."""
-        plan, settings = self._plan, self._plan.settings
+        plan = self._plan
         with (
             self._progress.doing(f"preparing the batch of step {number + 1:,}"),
             self._interruption.at_once(),
         ):
-            batch = plan.data.batch(number)
-        if not batch:
+            request = plan.planned.step(number)
+        if request is None:
             return
-        completion_tokens = sum(sample.completion_length for sample in batch)
-        # The server sums over tokens. Weights that add up to 1 make that the mean, so that the
-        # loss and GRAD_CLIP_NORM mean the same for short and long batches.
-        datums = [to_datum(sample, 1 / completion_tokens) for sample in batch]
-        rate = learning_rate_at(
-            number,
-            plan.total_steps,
-            settings.learning_rate,
-            settings.lr_schedule,
-            settings.warmup_ratio,
-        )
-        params = optim_params(settings, rate)
+        lines = step_lines(number + 1, request.datums, LOSS, request.params)
+        self._compare(lines, [sample.source for sample in request.batch], task)
         self._unsound = True
         self._pending.append(
             _Step(
-                number=number,
-                learning_rate=rate,
-                batch=batch,
-                tokens=sum(len(sample.tokens) for sample in batch),
-                completion_tokens=completion_tokens,
-                forward_backward=plan.client.forward_backward(datums, "cross_entropy"),
-                optim_step=plan.client.optim_step(params),
+                request=request,
+                forward_backward=plan.client.forward_backward(request.datums, LOSS),
+                optim_step=plan.client.optim_step(request.params),
                 begun=self._clock(),
             )
         )
+        self._sent.note(lines)
         self._unsound = False
+
+    def _compare(
+        self, lines: Sequence[dict[str, Any]], sources: Sequence[Source], task: Task
+    ) -> None:
+        """Stop before something is sent that was not rehearsed, with all before that saved.
+
+        Raises:
+            NotRehearsed: a line is not as it was rehearsed, and that is not allowed.
+        """
+        plan, compared = self._plan, self._plan.compared
+        if compared is None or self._other_is_said:
+            return
+        if (other := self._sent.first_other(lines)) is None:
+            return
+        what = difference(compared.rehearsal, other, sources)
+        if compared.allow_changes:
+            self._other_is_said = True
+            self._progress.say(f"  Warning: {not_rehearsed(compared.rehearsal, what)}")
+            return
+        while self._pending:
+            self._record(task)
+        if self._saved != self._done:
+            self._save(self._done)
+        again = command_line("train", "--resume", plan.run.path, "--allow-changes")
+        before = counted(self._done, "step is", "steps are")
+        raise NotRehearsed(
+            f"{not_rehearsed(compared.rehearsal, what)}. This was not sent; {before} trained and "
+            f"saved. If the change is wanted, go on with: {again}"
+        )
 
     def _record(self, task: Task) -> None:
         """Wait for the oldest step that was sent, and write down what it measured."""
         plan, step = self._plan, self._pending[0]
-        number = step.number + 1
+        number = step.request.number + 1
         doing = f"training step {number:,} of {plan.total_steps:,}"
         output = plan.service.wait(step.forward_backward, doing)
         update = plan.service.wait(step.optim_step, doing)
@@ -343,15 +383,15 @@ class Loop:
             raise self._stopped(number, f"The loss of step {number:,} is {loss}")
         now = self._clock()
         self._seconds = now - max(step.begun, self._recorded_at)
-        rate = (self._tokens + step.tokens) / self._elapsed()
+        rate = (self._tokens + step.request.tokens) / self._elapsed()
         line: dict[str, Any] = {
             "step": number,
-            "epoch": step.number // plan.steps_per_epoch + 1,
+            "epoch": step.request.number // plan.steps_per_epoch + 1,
             "loss": loss,
-            "learning_rate": step.learning_rate,
-            "samples": len({sequence.source for sequence in step.batch}),
-            "tokens": step.tokens,
-            "completion_tokens": step.completion_tokens,
+            "learning_rate": step.request.learning_rate,
+            "samples": len({sequence.source for sequence in step.request.batch}),
+            "tokens": step.request.tokens,
+            "completion_tokens": step.request.completion_tokens,
             "tokens_per_second": round(rate, 1),
             "seconds": round(now - step.begun, 4),
         }
@@ -359,11 +399,11 @@ class Loop:
             line["grad_norm"] = update.metrics["grad_norm"]
         self._unsound = True
         plan.run.append("metrics.jsonl", [line])
-        self._curves.add_step(loss, step.completion_tokens)
+        self._curves.add_step(loss, step.request.completion_tokens)
         self._add_sample_losses(step, getattr(output, "loss_fn_outputs", None) or [])
         self._watch.add(number, loss)
-        self._tokens += step.tokens
-        self._longest = max(self._longest, step.tokens)
+        self._tokens += step.request.tokens
+        self._longest = max(self._longest, step.request.tokens)
         self._done, self._recorded_at = number, now
         self._pending.popleft()
         self._unsound = False
@@ -429,8 +469,9 @@ class Loop:
     def _add_sample_losses(self, step: "_Step", outputs: Sequence[Mapping[str, Any]]) -> None:
         if self._sample_losses is None:
             return
-        epoch = step.number // self._plan.steps_per_epoch + 1
-        if not self._sample_losses.add(step.number + 1, epoch, step.batch, outputs):
+        number, batch = step.request.number, step.request.batch
+        epoch = number // self._plan.steps_per_epoch + 1
+        if not self._sample_losses.add(number + 1, epoch, batch, outputs):
             self._sample_losses = None
             self._progress.say(
                 "  The server does not send the losses of single tokens: hard_samples.jsonl, which "
@@ -484,13 +525,8 @@ class Loop:
         plan, samples = self._plan, self._plan.data.validation
         doing = "measuring the validation loss"
         with self._progress.doing(doing):
-            futures = [
-                plan.client.forward(
-                    [to_datum(sample) for sample in samples[start : start + _VALIDATION_BATCH]],
-                    "cross_entropy",
-                )
-                for start in range(0, len(samples), _VALIDATION_BATCH)
-            ]
+            batches = validation_requests(plan.data)
+            futures = [plan.client.forward(batch, LOSS) for batch in batches]
             outputs = [plan.service.wait(future, doing) for future in futures]
         total = sum(float(output.metrics["loss:sum"]) for output in outputs)
         loss = total / sum(sample.completion_length for sample in samples)
@@ -537,7 +573,8 @@ class Loop:
                 state_path=plan.service.wait(self._saving.state, doing).path,
                 sampler_path=plan.service.wait(self._saving.sampler, doing).path,
             )
-        if self._sample_losses is not None:  # a resumed run goes on behind the checkpoint
+        self._sent.write()  # a resumed run goes on behind the checkpoint
+        if self._sample_losses is not None:
             self._sample_losses.write()
         plan.run.add_checkpoint(checkpoint)
         self._saved, self._saved_at = done, self._clock()
@@ -549,11 +586,7 @@ class Loop:
 class _Step:
     """A step that the server works on."""
 
-    number: int  # counted from 0
-    learning_rate: float
-    batch: list[TokenizedSample]
-    tokens: int
-    completion_tokens: int
+    request: StepRequest
     forward_backward: "tinker.APIFuture[tinker.ForwardBackwardOutput]"
     optim_step: "tinker.APIFuture[tinker.OptimStepResponse]"
     begun: float  # of the loop's clock

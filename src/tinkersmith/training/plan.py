@@ -28,7 +28,7 @@ from tinkersmith.plurals import counted
 from tinkersmith.preview.opening import opening_lines
 from tinkersmith.progress import Progress
 from tinkersmith.prompts.text_tokenizer import TextTokenizer
-from tinkersmith.runs.folder import Checkpoint, RunFolder
+from tinkersmith.runs.folder import REQUESTS_FILE, Checkpoint, RunFolder
 from tinkersmith.runs.provenance import (
     Differences,
     Standing,
@@ -38,6 +38,7 @@ from tinkersmith.runs.provenance import (
     session,
     template_digest,
 )
+from tinkersmith.runs.requests import Compared
 from tinkersmith.runs.resume import (
     Resume,
     checkpoint_refused,
@@ -58,13 +59,20 @@ from tinkersmith.service.connection import (
     server_of,
 )
 from tinkersmith.service.facts import engine_facts
-from tinkersmith.service.initial import initial_weights, template_line, trains_output_layer
+from tinkersmith.service.initial import (
+    creation_of,
+    initial_weights,
+    template_line,
+    trains_output_layer,
+)
 from tinkersmith.settings.fields import FIELDS, Settings
 from tinkersmith.settings.measures import VALIDATION_LOSS, best_by
 from tinkersmith.settings.reading import settings_for_file
 from tinkersmith.text.choose import Decision, decide, template_lines
 from tinkersmith.text.templates import PromptTemplate, choose_template
 from tinkersmith.training.divergence import lower_rate
+from tinkersmith.training.rehearsal.comparison import check_creation, check_plan, compared_with
+from tinkersmith.training.rehearsal.planned import Planned
 from tinkersmith.training.scored_questions import (
     digest_of_questions,
     eval_lines,
@@ -109,10 +117,13 @@ class Plan:
     first_step: int  # steps that are done already
     until: int  # steps after which the run pauses, saved and measured; `total_steps` for no pause
     measured: Sequence[dict[str, Any]]  # the metrics of those steps
+    planned: Planned  # what it will send
+    compared: Compared | None  # the rehearsal that it is compared with
     initial_state: str = ""  # the state whose weights it starts from; "": a new LoRA
     budget: Budget | None = None  # None: nothing limits the run
     work: Workload | None = None  # None within another job, which has its own limits
     rates: Rates | None = None  # what tokens cost; None where nobody says
+    seconds: float | None = None  # for how long a rehearsal trains; None: this is a run
 
 
 def prepare(
@@ -126,6 +137,9 @@ def prepare(
     read: Callable[[Settings, Progress], DataSource] = read_data,
     until: int | None = None,
     stage: Stage | None = None,
+    rehearsing: Path | None = None,
+    rehearsal: str = "",
+    allow_changes: bool = False,
 ) -> Plan:
     """Decide everything. No run folder is made before all else is sound.
 
@@ -137,6 +151,10 @@ def prepare(
         read: reads the data; several runs of one process may share what is read.
         until: pause after so many steps.
         stage: the job that this training is a round of.
+        rehearsing: where a rehearsal writes the files of its run, instead of OUTPUT_DIR.
+        rehearsal: the name or folder of the rehearsal that a new run is compared with; by default
+            the newest one of its settings.
+        allow_changes: let a new run send something else than was rehearsed.
 
     Raises:
         UserError: something the user can fix, in one sentence.
@@ -150,7 +168,9 @@ def prepare(
     weights = initial_weights(settings) if begins else None
     if weights is not None and weights.run is not None:  # its best checkpoint may change later
         settings = settings.model_copy(update={"initial_checkpoint": weights.path})
-    allow_changes = resume is not None and resume.allow_changes
+    compared = None
+    if stage is None and rehearsing is None:
+        compared = compared_with(settings, resume, rehearsal, allow_changes, progress.say)
     progress.say("Data")
     chosen = read_eval_files(settings, progress)
     source = read(settings, progress)
@@ -170,13 +190,16 @@ def prepare(
             open_service(
                 settings,
                 progress=progress,
-                allow_changed_base=allow_changes,
+                allow_changed_base=resume is not None and resume.allow_changes,
                 trains=begins,
                 server=server,
             )
         )
     service.check = check
     initial_state = stage.state_path if stage else ""
+    creation = creation_of(settings, service.base_model, weights, initial_state)
+    if resume is None and compared is not None:
+        check_creation(creation, compared, progress.say)
     client = open_training_client(service, settings, resume, checkpoint, initial_state)
     if weights is not None:
         progress.say(f"  Starting from {weights.about}.")
@@ -217,6 +240,10 @@ def prepare(
         server=engine_facts(service, client),
         questions_digest=digest_of_questions(eval_questions) if eval_questions else None,
     )
+    planned = Planned(creation, encoding, data, eval_questions, epoch, total_steps)
+    if compared is not None and resume is None:
+        with progress.doing("comparing with the rehearsal"):
+            check_plan(planned, standing.facts(), compared, progress.say)
     check()
     counts: dict[str, Any] = {"training_samples": data.count, "total_steps": total_steps}
     if total_steps < epoch * settings.num_epochs:
@@ -224,7 +251,18 @@ def prepare(
     with progress.doing("noting the questions"):
         questions = source.questions()
     if resume is None:
-        run = _new_run(settings, stage, service, template, standing, counts, questions)
+        run = _new_run(
+            settings,
+            stage,
+            rehearsing,
+            service,
+            template,
+            standing,
+            counts,
+            questions,
+            planned.creation_line(),
+            compared,
+        )
     else:
         run = resume.run
         _continue(resume, checkpoint, standing, counts, questions, progress.say)
@@ -250,6 +288,8 @@ def prepare(
         first_step=checkpoint.step if checkpoint else 0,
         until=total_steps if until is None else min(until, total_steps),
         measured=run.metrics(),
+        planned=planned,
+        compared=compared,
         initial_state=initial_state,
         budget=budget,
         work=work,
@@ -484,11 +524,14 @@ def open_training_client(
 def _new_run(
     settings: Settings,
     stage: Stage | None,
+    rehearsing: Path | None,
     service: Service,
     template: PromptTemplate,
     standing: Standing,
     counts: dict[str, Any],
     questions: QuestionCollector,
+    created: dict[str, Any],
+    compared: Compared | None,
 ) -> RunFolder:
     def write(folder: RunFolder) -> None:
         values = settings_for_file(settings, folder.path)
@@ -500,12 +543,15 @@ def _new_run(
             **standing.facts(),
             **counts,
             **({} if stage is None else round_facts(folder, stage.job, stage.state_path)),
+            **({} if compared is None else compared.fact(folder.path)),
             sessions=[session(standing, values, 0)],
         )
         remember(folder, questions, standing.data_digest, standing.data_digest)
+        folder.append(REQUESTS_FILE, [created])
 
-    place = settings.output_dir if stage is None else stage.folder
-    return RunFolder.create(place, settings.model_name_prefix, dt.datetime.now(), write)
+    place = rehearsing or (settings.output_dir if stage is None else stage.folder)
+    prefix = settings.model_name_prefix if rehearsing is None else "rehearsal"
+    return RunFolder.create(place, prefix, dt.datetime.now(), write)
 
 
 def _continue(

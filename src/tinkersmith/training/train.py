@@ -31,6 +31,7 @@ from tinkersmith.training.finish import TrainedRun
 from tinkersmith.training.interruption import Interruption, interruption
 from tinkersmith.training.plan import Plan, Stage, prepare
 from tinkersmith.training.recovery import train_to_the_end
+from tinkersmith.training.rehearsal.comparison import NotRehearsed
 from tinkersmith.training.transcript import Transcript
 
 
@@ -41,6 +42,7 @@ def train(
     from_checkpoint: str | None = None,
     allow_changes: bool = False,
     resume_with: Mapping[str, Any] | None = None,
+    rehearsal: str = "",
     **names: Any,
 ) -> TrainedRun:
     """Train a LoRA and return the run with its sampling client.
@@ -52,10 +54,13 @@ def train(
         settings: from `load_settings`; or give settings by name: `train(num_epochs=2)`.
         resume: the name or folder of an interrupted run; its own settings are used.
         from_checkpoint: the name of an earlier checkpoint to resume from, such as step-000400.
-        allow_changes: resume although the base model, the tokenizer or the data changed.
+        allow_changes: resume although the base model, the tokenizer or the data changed; or send
+            something else than was rehearsed.
         resume_with: settings that the resumed run goes on with: LEARNING_RATE, GRAD_CLIP_NORM,
             STOP_ON_DIVERGENCE, PATIENCE, BUDGET_USD, BUDGET_MINUTES, TOKENIZER and TRACKERS may be
             changed.
+        rehearsal: the name or folder of the rehearsal whose requests the run must send; by default
+            the newest one of the same settings.
 
     Raises:
         UserError: something the user can fix, in one sentence.
@@ -69,11 +74,15 @@ def train(
         raise UserError(f"Give settings or names such as {next(iter(names))}, not both.")
     for option, wanted in (
         ("--from", from_checkpoint is not None),
-        ("--allow-changes", allow_changes),
         ("resume_with", bool(resume_with)),
     ):
         if wanted and resume is None:
             raise UserError(f"{option} has no effect without --resume. Name the run to continue.")
+    if rehearsal and resume is not None:
+        raise UserError(
+            "--rehearsal has no effect with --resume: a run goes on with the rehearsal that it "
+            "began with."
+        )
     run = open_run(resume, settings.output_dir) if resume is not None else None
     if run is not None:
         refuse_improvement(run)
@@ -87,6 +96,7 @@ def train(
             from_checkpoint=from_checkpoint,
             allow_changes=allow_changes,
             given=given,
+            rehearsal=rehearsal,
         )
         assert trained is not None  # only a run that is told where to pause gives None
     atexit.register(trained.close)
@@ -116,12 +126,14 @@ def train_within(
     from_checkpoint: str | None = None,
     allow_changes: bool = False,
     given: Settings | None = None,
+    rehearsal: str = "",
 ) -> TrainedRun | None:
     """Train within `around`, which may be shared with other runs; see `train`.
 
     Args:
         run: the run to continue, with its own settings; None for a new one.
         given: the user's settings, to say which of them have no effect on `run`.
+        rehearsal: that a new run is compared with; "": the newest one of its settings.
 
     Returns:
         None where the run pauses before its end: it is saved, and can be continued.
@@ -149,6 +161,8 @@ def train_within(
                 server=around.server,
                 read=around.read,
                 until=around.until,
+                rehearsal=rehearsal,
+                allow_changes=allow_changes and run is None,
             )
             if run is None:
                 held.enter_context(locked(plan.run, "training", progress.say))
@@ -293,7 +307,7 @@ def _explained(
     how = f"Continue with: {again}" if run else ""
     try:
         yield
-    except Diverged:
+    except (Diverged, NotRehearsed):
         raise
     except UserError as error:
         if not (under_way or isinstance(error, ServerGone)):

@@ -50,7 +50,20 @@ def train_command(
     parser.add_argument(
         "--allow-changes",
         action="store_true",
-        help="with --resume: continue although the base model, the tokenizer or the data changed",
+        help="with --resume: continue although the base model, the tokenizer or the data changed; "
+        "with a rehearsal: train although something else is sent",
+    )
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="send all requests of the run to a tiny stand-in on this machine, and note their "
+        "digests; train nothing else",
+    )
+    parser.add_argument(
+        "--rehearsal",
+        metavar="NAME",
+        help="the rehearsal whose requests the run must send, by name or folder (default: the "
+        "newest one of the same settings)",
     )
     parser.add_argument(
         "--dry-run",
@@ -61,6 +74,7 @@ def train_command(
     from tinkersmith.cli.common import refuse_unread_file, user_settings
     from tinkersmith.paths import seen_from_here
 
+    _refuse_together(wanted)
     if not wanted.resume:  # the run has its settings
         refuse_unread_file(wanted.config, folder or ".")
     config = seen_from_here(folder, "config.py") if folder and not wanted.config else wanted.config
@@ -71,17 +85,50 @@ def train_command(
     from tinkersmith.training.interruption import interruption
 
     if wanted.dry_run:
-        from tinkersmith.errors import UserError
         from tinkersmith.training.dry_run import dry_run
 
-        if wanted.resume:
-            raise UserError("--dry-run has no effect with --resume. Leave one of the two out.")
         with interruption() as signals:
             dry_run(settings, signals)
+        return 0
+    if wanted.rehearse:
+        from tinkersmith.training.rehearsal.rehearse import rehearse
+
+        with interruption() as signals:
+            rehearse(settings, signals, options=_options_of(wanted))
         return 0
     with interruption():  # the export, too, ends in order; `train` saves before it ends
         _train_and_export(wanted, config, settings, folder or ".", resume_with)
     return 0
+
+
+def _refuse_together(wanted: argparse.Namespace) -> None:
+    """Refuse options that have no effect together.
+
+    Raises:
+        UserError: two such options are given.
+    """
+    from tinkersmith.errors import UserError
+
+    given = {
+        "--dry-run": wanted.dry_run,
+        "--rehearse": wanted.rehearse,
+        "--resume": bool(wanted.resume),
+        "--from": bool(wanted.from_checkpoint),
+        "--allow-changes": wanted.allow_changes,
+        "--rehearsal": bool(wanted.rehearsal),
+    }
+    for option in ("--dry-run", "--rehearse"):
+        other = next((name for name, is_set in given.items() if is_set and name != option), None)
+        if given[option] and other is not None:
+            raise UserError(f"{option} has no effect with {other}. Leave one of the two out.")
+
+
+def _options_of(wanted: argparse.Namespace) -> list[str]:
+    """The options with which the same settings are read again."""
+    options = ["--config", wanted.config] if wanted.config else []
+    for override in wanted.set:
+        options += ["--set", override]
+    return options
 
 
 def _split_changes(overrides: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -128,6 +175,7 @@ def _train_and_export(
         from_checkpoint=wanted.from_checkpoint,
         allow_changes=wanted.allow_changes,
         resume_with=resume_with,
+        rehearsal=wanted.rehearsal or "",
     )
     has_settings = bool(config) or (Path(folder) / "config.py").is_file()
     if wanted.resume and not has_settings:  # there are no settings that could differ
