@@ -6,33 +6,10 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+from tinkersmith.guards.api_errors import anthropic_error, openai_error
+
 MESSAGES = "/v1/messages"
 _RETRY_AFTER = {429: "1", 503: "2"}  # seconds
-_OPENAI_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    429: "rate_limit_error",
-    500: "server_error",
-    502: "server_error",
-    503: "server_error",
-}
-_ANTHROPIC_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    500: "api_error",
-    502: "api_error",
-    503: "overloaded_error",
-}
-_CODES = {
-    401: "invalid_api_key",
-    404: "not_found",
-    429: "rate_limit_exceeded",
-    503: "service_unavailable",
-}
 
 
 class ServingError(Exception):
@@ -47,15 +24,9 @@ def refusal_body(
     path: str, sentence: str, status: int, *, param: str = "", code: str = ""
 ) -> Mapping[str, Any]:
     """The JSON of an error, also for one within a stream."""
-    sentence = sentence.encode(errors="replace").decode()
     if path.startswith(MESSAGES):
-        kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error")
-        return {"type": "error", "error": {"type": kind, "message": sentence}}
-    kind = _OPENAI_TYPES.get(status, "invalid_request_error")
-    code = code or _CODES.get(status, "")
-    return {
-        "error": {"message": sentence, "type": kind, "param": param or None, "code": code or None}
-    }
+        return anthropic_error(sentence, status)
+    return openai_error(sentence, status, param=param or None, code=code or None)
 
 
 def refused(path: str, sentence: str, status: int) -> JSONResponse:

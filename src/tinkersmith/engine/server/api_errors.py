@@ -6,32 +6,12 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+from tinkersmith.guards.api_errors import anthropic_error, openai_error
+
 OPENAI = "/oai/api/v1"
 ANTHROPIC = "/anthropic/api/v1"
 
-_OPENAI_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    429: "rate_limit_error",
-    500: "server_error",
-    503: "server_error",
-}
-_OPENAI_CODES = {
-    401: "invalid_api_key",
-    429: "rate_limit_exceeded",
-    503: "service_unavailable",
-}
 _RETRY_AFTER = {429: "1", 503: "5"}  # seconds
-_ANTHROPIC_TYPES = {
-    401: "authentication_error",
-    403: "permission_error",
-    404: "not_found_error",
-    413: "request_too_large",
-    429: "rate_limit_error",
-    500: "api_error",
-    503: "overloaded_error",
-}
 
 
 class ApiError(Exception):
@@ -67,15 +47,6 @@ def error_body(
     path: str, sentence: str, status: int, *, param: str | None = None, code: str | None = None
 ) -> Mapping[str, Any]:
     """The JSON of an error, also for an error within a stream."""
-    sentence = sentence.encode(errors="replace").decode()
     if path.startswith(f"{ANTHROPIC}/"):
-        kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error")
-        return {"type": "error", "error": {"type": kind, "message": sentence}}
-    return {
-        "error": {
-            "message": sentence,
-            "type": _OPENAI_TYPES.get(status, "invalid_request_error"),
-            "param": param,
-            "code": code or _OPENAI_CODES.get(status),
-        }
-    }
+        return anthropic_error(sentence, status)
+    return openai_error(sentence, status, param=param, code=code)
