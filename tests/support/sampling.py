@@ -19,8 +19,9 @@ def answers(
         except Exception as error:
             joined.append(error)
     missing = {one for one in joined if isinstance(one, Answering)}
+    batch_id = models.batch_of(weights_id)
     while missing:
-        missing -= set(models.sample_step(weights_id))
+        missing -= set(models.sample_step(batch_id))
     return [(one.error or one.result) if isinstance(one, Answering) else one for one in joined]
 
 
@@ -39,6 +40,9 @@ class CountingModels:
 
     def weights_of(self, sampler_id: str) -> str:
         return self.weights(sampler_id)
+
+    def batch_of(self, weights_id: str) -> str:
+        return weights_id
 
     def join(self, weights_id: str, request: SampleRequest, sampler_id: str) -> Answering:
         answering = Answering(request, SampleResult([]))

@@ -475,15 +475,17 @@ def test_rows_that_grow_move_and_end_get_the_logits_of_full_precision(
     exactly: list[torch.Tensor] = []
     for name, model in (("exact", exact), ("torch", base), ("native", native)):
         draws = np.random.default_rng(0)
-        decoder = DenseDecoder(model, filled_adapter(model, config), len(prompts))
+        adapter = filled_adapter(model, config)
+        decoder = DenseDecoder(model, len(prompts))
         assert isinstance(decoder.layers, NativeLayers) == (name == "native")
-        runs = [TokenRun(tokens) for tokens in prompts]
+        runs = [TokenRun(tokens, adapter) for tokens in prompts]
         decoder.prefill([run for run in runs if run.tokens], [False] * (len(runs) - 1))
         for slot, run in enumerate(runs):
             decoder.put(slot, run)
         active, seen = len(prompts), []
         for number in range(120):  # beyond what a slot has room for at first
-            logits, _ = decoder.step(draws.integers(0, 300, active).tolist())
+            tokens = draws.integers(0, 300, active).tolist()
+            logits, _ = decoder.step(tokens, range(active), [adapter] * active)
             assert logits is not None
             seen.append(logits.float())
             if number % 17 == 16 and active > 3:  # slot 1 has ended; the last takes its place

@@ -75,11 +75,11 @@ def test_requests_that_join_and_leave_at_any_step_get_what_each_gets_alone(
     adapter = snapshot(filled_adapter(base, LoraConfig(4, 0)))
     requests = requests_of_many_lengths(9)
     expected = [sample(base, adapter, [request])[0] for request in requests]
-    batch, joined = Batch(base, adapter, None, CacheMemory()), list[Answering]()
+    batch, joined = Batch(base, None, CacheMemory()), list[Answering]()
     at_step = {0: requests[:3], 2: requests[3:5], 7: requests[5:]}
     number = 0
     while batch.sequences or number <= max(at_step):
-        joined += [batch.add(request) for request in at_step.get(number, [])]
+        joined += [batch.add(request, adapter) for request in at_step.get(number, [])]
         batch.step()
         number += 1
     assert_equal_answers([answering.result for answering in joined], expected)
@@ -108,18 +108,18 @@ def test_a_state_serves_other_prompts_where_it_was_stored(
     assert sorted(result.prompt_cache_hit_tokens for result in together) == [0, 49, 49, 49, 49]
     # Prompts that are read in pieces are, too.
     monkeypatch.setattr(batch_module, "_FIRST_PREFILL", 7)
-    batch = Batch(base, None, None, CacheMemory())
-    batch.add(SampleRequest([1, 2], 1, 60, seed=1, stop=[]))
+    batch = Batch(base, None, CacheMemory())
+    batch.add(SampleRequest([1, 2], 1, 60, seed=1, stop=[]), None)
     batch.step()
-    joined = [batch.add(request) for request in requests]
+    joined = [batch.add(request, None) for request in requests]
     while batch.sequences:
         batch.step()
     assert_equal_answers([answering.result for answering in joined], expected)
 
 
 def test_memory_is_reserved_for_keys_values_and_states(base: BaseModel) -> None:
-    batch = Batch(base, None, None, CacheMemory())
-    batch.add(SampleRequest(list(range(90)), 3, 30, seed=0, stop=[]))
+    batch = Batch(base, None, CacheMemory())
+    batch.add(SampleRequest(list(range(90)), 3, 30, seed=0, stop=[]), None)
     while not batch._active:
         batch.step()
     assert batch._decoder is not None

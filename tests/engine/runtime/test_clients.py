@@ -183,7 +183,8 @@ def test_sampling_clients_of_the_same_weights_share_them_until_the_last_has_ende
     joined = models.join(weights["saved:2"], request, "saved:2")
     for name in weights:
         models.free_sampler(name)  # what is being answered is answered
-    while models.sample_step(weights["saved:2"]) != [joined]:
+    batch_id = models.batch_of(weights["saved:2"])
+    while models.sample_step(batch_id) != [joined]:
         pass
     assert isinstance(expected, SampleResult)
     assert joined.result.sequences[0].tokens == expected.sequences[0].tokens
@@ -201,16 +202,17 @@ def test_a_base_model_is_unloaded_when_what_is_sampled_from_it_is_answered(
     request = SampleRequest([5, 6], max_tokens=20, temperature=0, stop=[])
     [expected] = answers(models, "s", [request])
     weights_id = models.weights_of("s")
+    batch_id = models.batch_of(weights_id)
     joined = models.join(weights_id, request, "s")
-    assert models.sample_step(weights_id) == []
+    assert models.sample_step(batch_id) == []
     room = iter([0])  # none until a model is unloaded
     monkeypatch.setattr(base_models, "free_memory", lambda device: next(room, 2**40))
     models.add_sampler("t", "other", None)
     assert list(models.bases.dtypes()) == ["other"]
-    assert models.can_sample(weights_id) and models.sample_step(weights_id) == [joined]
+    assert models.can_sample(batch_id) and models.sample_step(batch_id) == [joined]
     assert isinstance(expected, SampleResult)
     assert joined.result.sequences[0].tokens == expected.sequences[0].tokens
-    assert not models.can_sample(weights_id)
+    assert not models.can_sample(batch_id)
 
 
 def test_weights_that_are_sampled_from_are_not_spilled(tmp_path: Path, tiny_model: Path) -> None:
@@ -220,16 +222,17 @@ def test_weights_that_are_sampled_from_are_not_spilled(tmp_path: Path, tiny_mode
     request = SampleRequest([5, 6], max_tokens=20, temperature=0, stop=[])
     [expected] = answers(models, "s", [request])
     weights_id = models.weights_of("s")
+    batch_id = models.batch_of(weights_id)
     joined = models.join(weights_id, request, "s")
     for number in range(1000):
-        if models.sample_step(weights_id):
+        if models.sample_step(batch_id):
             break
         run(models, [("batch", "a", number), ("step", "a", 0)])
         # It joins between the steps of others, and its prompt is read with the same adapter.
         if number == 3:
             late = models.join(weights_id, request, "s")
-    while models.can_sample(weights_id):
-        models.sample_step(weights_id)
+    while models.can_sample(batch_id):
+        models.sample_step(batch_id)
     assert isinstance(expected, SampleResult)
     for answering in (joined, late):
         assert answering.result.sequences[0].tokens == expected.sequences[0].tokens

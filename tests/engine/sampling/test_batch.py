@@ -89,12 +89,14 @@ def requests_of_many_kinds(seed: int, count: int) -> list[SampleRequest]:
     ]
 
 
-def run(batch: Batch, at_step: dict[int, Sequence[SampleRequest]]) -> dict[int, Answering]:
+def run(
+    batch: Batch, at_step: dict[int, Sequence[SampleRequest]], adapter: Adapter | None = None
+) -> dict[int, Answering]:
     """Let requests join at numbered steps, until all are finished; the answers in their order."""
     joined: list[Answering] = []
     number = 0
     while batch.sequences or number <= max(at_step):
-        joined += [batch.add(request) for request in at_step.get(number, [])]
+        joined += [batch.add(request, adapter) for request in at_step.get(number, [])]
         batch.step()
         number += 1
     return dict(enumerate(joined))
@@ -111,8 +113,10 @@ def test_requests_that_join_at_any_step_get_what_each_gets_alone(
     monkeypatch.setattr(batch_module, "MAX_ROWS", rows)
     requests = requests_of_many_kinds(seed=int(np.random.default_rng().integers(10**6)), count=14)
     expected = [alone(base, adapter, request) for request in requests]
-    batch = Batch(base, adapter, decode, CacheMemory())
-    answers = run(batch, {0: requests[:3], 2: requests[3:4], 5: requests[4:11], 30: requests[11:]})
+    batch = Batch(base, decode, CacheMemory())
+    answers = run(
+        batch, {0: requests[:3], 2: requests[3:4], 5: requests[4:11], 30: requests[11:]}, adapter
+    )
     assert_equal_answers([answers[number].result for number in range(14)], expected)
     assert not batch.sequences and not batch.is_ready
 
@@ -123,11 +127,11 @@ def test_a_long_prompt_is_read_in_pieces_while_others_go_on(
     shown: list[SampledToken] = []
     watched = SampleRequest([1, 2], 1, 60, seed=1, stop=[], progress=SampleProgress(shown.append))
     long = SampleRequest(list(range(200)), 1, 5, seed=2, stop=[])
-    batch = Batch(dense, None, None, CacheMemory())
-    batch.add(watched)
+    batch = Batch(dense, None, CacheMemory())
+    batch.add(watched, None)
     for _ in range(3):
         batch.step()
-    answering, before = batch.add(long), len(shown)
+    answering, before = batch.add(long, None), len(shown)
     while not answering.result.sequences[0].tokens:
         batch.step()
     pieces = -(-199 // 8)
@@ -145,9 +149,9 @@ def test_prefill_takes_the_time_of_a_few_steps_at_most(
     seconds, read = [0.0], list[int]()
     step, prefill = DenseDecoder.step, DenseDecoder.prefill
 
-    def slow_step(self: DenseDecoder, tokens: Sequence[int], **named: Any) -> Any:
+    def slow_step(self: DenseDecoder, tokens: Sequence[int], *rest: Any, **named: Any) -> Any:
         seconds[0] += 10
-        return step(self, tokens, **named)
+        return step(self, tokens, *rest, **named)
 
     def slow_prefill(self: DenseDecoder, runs: Sequence[TokenRun], wanted: Sequence[bool]) -> Any:
         read.append(sum(len(run.tokens) for run in runs))
@@ -157,12 +161,12 @@ def test_prefill_takes_the_time_of_a_few_steps_at_most(
     monkeypatch.setattr(DenseDecoder, "step", slow_step)
     monkeypatch.setattr(DenseDecoder, "prefill", slow_prefill)
     monkeypatch.setattr(batch_module, "LEAST_PREFILL", 1)
-    batch = Batch(dense, None, None, CacheMemory(), clock=lambda: seconds[0])
-    batch.add(SampleRequest([1, 2], 1, 40, stop=[]))
+    batch = Batch(dense, None, CacheMemory(), clock=lambda: seconds[0])
+    batch.add(SampleRequest([1, 2], 1, 40, stop=[]), None)
     batch.step()
     read.clear()
     for number in range(3):
-        batch.add(SampleRequest([number] * 101, 1, 2, stop=[]))
+        batch.add(SampleRequest([number] * 101, 1, 2, stop=[]), None)
     while batch.sequences:
         batch.step()
     assert sum(read) == 300 and max(read) == 10 * batch_module.HOLD_UP
@@ -174,12 +178,12 @@ def test_a_cancelled_request_leaves_at_once_wherever_it_is(
     monkeypatch.setattr(batch_module, "MAX_ROWS", 3)
     staying = SampleRequest([8, 9], 1, 40, seed=2, stop=[])
     leaving = [SampleRequest(list(range(n)), 1, 200, seed=n, stop=[]) for n in (5, 90, 30, 60)]
-    batch = Batch(base, None, None, CacheMemory())
-    kept = batch.add(staying)
+    batch = Batch(base, None, CacheMemory())
+    kept = batch.add(staying, None)
     batch.step()
-    gone = [batch.add(request) for request in leaving]  # active, being prefilled, and waiting
+    gone = [batch.add(request, None) for request in leaving]  # active, being prefilled, and waiting
     batch.step()
-    gone.append(batch.add(leaving[0]))  # not seen yet
+    gone.append(batch.add(leaving[0], None))  # not seen yet
     for answering in gone:
         answering.cancelled = True
     assert set(batch.step()) == set(gone)
@@ -198,9 +202,9 @@ class Poisoned:
         self.step, self.prefill = kind.step, kind.prefill
         poisoned = self
 
-        def step(decoder: Any, tokens: Sequence[int], **named: Any) -> Any:
+        def step(decoder: Any, tokens: Sequence[int], *rest: Any, **named: Any) -> Any:
             poisoned.check(tokens)
-            return poisoned.step(decoder, tokens, **named)
+            return poisoned.step(decoder, tokens, *rest, **named)
 
         def prefill(decoder: Any, runs: Sequence[TokenRun], wanted: Sequence[bool]) -> Any:
             return poisoned.prefill(decoder, runs, wanted)
@@ -234,8 +238,8 @@ def test_a_request_that_fails_in_the_middle_fails_alone(
     poison.token = token
     good[2] = dataclasses.replace(good[2], progress=SampleProgress(shown.append))
     bad = [SampleRequest([7, 251], 1, 5, stop=[]) for _ in range(poisonous)]
-    batch = Batch(base, adapter, decode, CacheMemory())
-    answers = run(batch, {0: good[:4], 6: [*bad, *good[4:]]})
+    batch = Batch(base, decode, CacheMemory())
+    answers = run(batch, {0: good[:4], 6: [*bad, *good[4:]]}, adapter)
     failed = [number for number, one in answers.items() if one.error is not None]
     assert failed == list(range(4, 4 + poisonous))
     assert str(answers[4].error) == "poison" and poison.failures >= poisonous
@@ -270,8 +274,8 @@ def test_only_the_row_whose_logits_are_not_finite_fails(
 ) -> None:
     step = DenseDecoder.step
 
-    def breaking(self: DenseDecoder, tokens: Sequence[int], **named: Any) -> Any:
-        logits, exact = step(self, tokens, **named)
+    def breaking(self: DenseDecoder, tokens: Sequence[int], *rest: Any, **named: Any) -> Any:
+        logits, exact = step(self, tokens, *rest, **named)
         assert logits is not None
         for row, token in enumerate(tokens):
             if token == 251:
@@ -281,7 +285,7 @@ def test_only_the_row_whose_logits_are_not_finite_fails(
     good = [dataclasses.replace(one, stop=[]) for one in requests_of_many_kinds(seed=6, count=4)]
     expected = [alone(dense, None, request) for request in good]
     monkeypatch.setattr(DenseDecoder, "step", breaking)
-    batch = Batch(dense, None, None, CacheMemory())
+    batch = Batch(dense, None, CacheMemory())
     bad = SampleRequest([3, 251], 2, 9, stop=[])
     answers = run(batch, {0: [*good[:2], bad, *good[2:]]})
     assert "not finite" in str(answers[2].error)
@@ -294,7 +298,7 @@ def test_a_stop_text_that_cannot_be_looked_for_fails_its_request_alone(dense: Ba
 
     good = SampleRequest([3, 4], 2, 9, seed=1, stop=[])
     bad = SampleRequest([3, 5], 3, 9, stop=["x"])
-    batch = Batch(dense, None, broken, CacheMemory())
+    batch = Batch(dense, broken, CacheMemory())
     answers = run(batch, {0: [good, bad]})
     assert isinstance(answers[1].error, ValueError)
     assert_equal_answers([answers[0].result], [alone(dense, None, good)])
@@ -312,9 +316,12 @@ def test_rows_wait_for_memory_and_batches_of_other_weights_leave_each_other_room
     memory = CacheMemory(
         lambda device: room - sum(cache.held() for cache in memory._caches.values())
     )
-    batches = [Batch(dense, weights, None, memory) for weights in (None, adapter)]
+    batches = [Batch(dense, None, memory) for _ in (None, adapter)]
     request = SampleRequest([1] * 30, 1, 30, seed=3, stop=[])
-    answers = [[batch.add(request) for _ in range(5)] for batch in batches]
+    answers = [
+        [batch.add(request, weights) for _ in range(5)]
+        for batch, weights in zip(batches, (None, adapter), strict=True)
+    ]
     begun: list[list[int]] = []
     while any(batch.sequences for batch in batches):
         ready = [batch for batch in batches if batch.is_ready]
@@ -331,15 +338,15 @@ def test_rows_wait_for_memory_and_batches_of_other_weights_leave_each_other_room
 
 
 def test_a_row_that_is_larger_than_the_memory_is_tried_alone(dense: BaseModel) -> None:
-    batch = Batch(dense, None, None, CacheMemory(lambda device: 1))
+    batch = Batch(dense, None, CacheMemory(lambda device: 1))
     answers = run(batch, {0: [SampleRequest([1] * 30, 2, 30, seed=3, stop=[])]})
     assert [len(sequence.tokens) for sequence in answers[0].result.sequences] == [30, 30]
 
 
 def test_slots_come_and_go_with_the_rows(base: BaseModel) -> None:
-    batch = Batch(base, None, None, CacheMemory(lambda device: PLENTY))
-    batch.add(SampleRequest([1], 1, 60, stop=[], seed=0))
-    batch.add(SampleRequest([2], 40, 5, stop=[], seed=0))
+    batch = Batch(base, None, CacheMemory(lambda device: PLENTY))
+    batch.add(SampleRequest([1], 1, 60, stop=[], seed=0), None)
+    batch.add(SampleRequest([2], 40, 5, stop=[], seed=0), None)
     sizes: list[int] = []
     while batch.sequences:
         batch.step()

@@ -54,8 +54,10 @@ def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
-def next_logits(decoder: Decoder, tokens: list[int]) -> torch.Tensor:  # (B, V)
-    logits, _ = decoder.step(tokens)
+def next_logits(
+    decoder: Decoder, adapter: Adapter | None, tokens: list[int]
+) -> torch.Tensor:  # (B, V)
+    logits, _ = decoder.step(tokens, range(len(tokens)), [adapter] * len(tokens))
     assert logits is not None
     return logits
 
@@ -70,16 +72,16 @@ def test_logits_equal_those_of_the_models_layers_as_rows_grow_move_and_end(
         answers = []
         for kind in (DenseDecoder, LayerDecoder):
             rng = np.random.default_rng(0)
-            decoder = kind(base, adapter, len(prompts))
-            runs = [TokenRun(tokens) for tokens in prompts]
+            decoder = kind(base, len(prompts))
+            runs = [TokenRun(tokens, adapter) for tokens in prompts]
             filled = [run for run in runs if run.tokens]
             hidden = decoder.prefill(filled, [index % 3 == 0 for index in range(len(filled))])
-            seen = [decoder.logits(part) for part in hidden if part is not None]
+            seen = [decoder.logits(part, adapter) for part in hidden if part is not None]
             for slot, run in enumerate(runs):
                 decoder.put(slot, run)
             active = len(prompts)
             for number in range(30):
-                seen.append(next_logits(decoder, rng.integers(0, 300, active).tolist()))
+                seen.append(next_logits(decoder, adapter, rng.integers(0, 300, active).tolist()))
                 if number % 7 == 6:  # the row of slot 1 has ended; the last one takes its place
                     active -= 1
                     decoder.move(active, 1)
@@ -109,19 +111,19 @@ def test_a_shared_beginning_computed_once_changes_nothing(
     for prompt, run in zip(prompts, last, strict=True):
         assert [token for part in run.chain() for token in part.tokens] == prompt
     for adapter in adapters(base):
-        shared, alone = (kind(base, adapter, len(prompts)) for kind in (DenseDecoder, LayerDecoder))
+        shared, alone = (kind(base, len(prompts)) for kind in (DenseDecoder, LayerDecoder))
         for run in runs.values():
-            run.past = None
+            run.past, run.adapter = None, adapter
         while missing := [run for run in runs.values() if run.past is None]:
             ready = [run for run in missing if run.parent is None or run.parent.past]
             shared.prefill(ready, [False] * len(ready))
-        single = [TokenRun(prompt) for prompt in prompts]
+        single = [TokenRun(prompt, adapter) for prompt in prompts]
         alone.prefill(single, [False] * len(single))
         for slot, (one, other) in enumerate(zip(last, single, strict=True)):
             shared.put(slot, one)
             alone.put(slot, other)
         for tokens in random_tokens(rng, [len(prompts)] * 3):
-            assert_close(next_logits(shared, tokens), next_logits(alone, tokens))
+            assert_close(next_logits(shared, adapter, tokens), next_logits(alone, adapter, tokens))
 
 
 @pytest.mark.parametrize("rows", [3, 64])

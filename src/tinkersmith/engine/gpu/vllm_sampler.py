@@ -73,15 +73,16 @@ class VllmSampler:
         self._made = 0
         self._memory = CacheMemory()  # of what the engine samples itself
 
+    def groups_adapters(self, base: BaseModel) -> bool:
+        return False
+
     def batch(
-        self,
-        base: BaseModel,
-        weights_id: str,
-        adapter: Adapter | None,
-        decode: Callable[[list[int]], str] | None,
+        self, base: BaseModel, weights_id: str, decode: Callable[[list[int]], str] | None
     ) -> "VllmBatch":
-        own = Batch(base, adapter, decode, self._memory)
-        return VllmBatch(own, lambda requests: self.answers(base, weights_id, adapter, requests))
+        own = Batch(base, decode, self._memory)
+        return VllmBatch(
+            own, lambda adapter, requests: self.answers(base, weights_id, adapter, requests)
+        )
 
     def answers(
         self,
@@ -180,9 +181,10 @@ class VllmBatch:
     def __init__(
         self,
         own: Batch,
-        answers: Callable[[Sequence[SampleRequest]], list[SampleResult | None]],
+        answers: Callable[[Adapter | None, Sequence[SampleRequest]], list[SampleResult | None]],
     ) -> None:
         self._own, self._answers = own, answers
+        self._adapter: Adapter | None = None  # of all requests
         self._joined: list[Answering] = []
         self._whose: dict[Answering, Answering] = {}  # the engine's own -> what `add` gave
 
@@ -194,7 +196,8 @@ class VllmBatch:
     def is_ready(self) -> bool:
         return bool(self._joined) or self._own.is_ready
 
-    def add(self, request: SampleRequest) -> Answering:
+    def add(self, request: SampleRequest, adapter: Adapter | None) -> Answering:
+        self._adapter = adapter
         answering = Answering(request, SampleResult([]))
         self._joined.append(answering)
         return answering
@@ -203,13 +206,13 @@ class VllmBatch:
         joined, self._joined = self._joined, []
         wanted = [one for one in joined if not one.gives_up]
         finished = [one for one in joined if one.gives_up]
-        answers = self._answers([one.request for one in wanted]) if wanted else []
+        answers = self._answers(self._adapter, [one.request for one in wanted]) if wanted else []
         for answering, answer in zip(wanted, answers, strict=True):
             if answer is not None:
                 answering.result = answer
                 finished.append(answering)
             else:
-                self._whose[self._own.add(answering.request)] = answering
+                self._whose[self._own.add(answering.request, self._adapter)] = answering
         for own, answering in self._whose.items():
             own.cancelled = answering.cancelled
         for own in self._own.step() if self._own.sequences else []:

@@ -11,7 +11,7 @@ import torch
 from tinkersmith.engine.kernels.elementwise import TORCH_ELEMENTWISE
 from tinkersmith.engine.model import dtype_cast
 from tinkersmith.engine.model.kernels import Elementwise
-from tinkersmith.engine.model.projection import Projection, Update
+from tinkersmith.engine.model.projection import Projection, RowUpdates, Update
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class TorchProducts:
         self,
         x: torch.Tensor,  # (N, I)
         projection: Projection,
-        update: Update | None,
+        update: Update | RowUpdates | None,
         output: torch.Tensor,  # (N, O)
         low: torch.Tensor,  # (N, C R)
         residual: torch.Tensor | None = None,  # (N, O)
@@ -41,18 +41,27 @@ class TorchProducts:
         self.multiply(x, projection, output)
         if projection.bias is not None:
             output += projection.bias
-        if update is not None:
-            self.product(x, update.a, low)
-            for trained in update.parts:
-                output[:, trained.columns].addmm_(low[:, trained.ranks], trained.b.T)
+        if isinstance(update, RowUpdates):
+            for rows, own in update.groups:
+                self._add_update(x[rows], own, output[rows], x.new_empty(len(x[rows]), len(own.a)))
+        elif update is not None:
+            self._add_update(x, update, output, low)
         if residual is not None:
             output += residual
+
+    def _add_update(
+        self, x: torch.Tensor, update: Update, output: torch.Tensor, low: torch.Tensor
+    ) -> None:
+        """output += x A^T B^T: (N, I) -> (N, O); `low` becomes x A^T (N, C R)."""
+        self.product(x, update.a, low)
+        for trained in update.parts:
+            output[:, trained.columns].addmm_(low[:, trained.ranks], trained.b.T)
 
     def project_swiglu(
         self,
         x: torch.Tensor,  # (N, I)
         projection: Projection,
-        update: Update | None,
+        update: Update | RowUpdates | None,
         gate_up: torch.Tensor,  # (N, 2 F)
         low: torch.Tensor,  # (N, C R)
     ) -> torch.Tensor:  # (N, F)

@@ -1,4 +1,4 @@
-"""A folder in Hugging Face format -> a frozen model on which many adapters can work in turn.
+"""A folder in Hugging Face format -> a frozen model on which many adapters can work.
 
 Axes: T packed tokens, H hidden size, V vocabulary.
 """
@@ -40,6 +40,7 @@ from tinkersmith.engine.model.dtype_cast import compute_in_float32
 from tinkersmith.engine.model.experts import find_experts, part_shapes
 from tinkersmith.engine.model.kernels import Kernels
 from tinkersmith.engine.model.lora import (
+    Active,
     Adapter,
     JoinedLoraLinear,
     LayerShape,
@@ -130,10 +131,10 @@ class BaseModel:
         tokens: torch.Tensor,  # (T,) or (B, 1)
         positions: torch.Tensor,  # the same shape
         context: AttentionContext,
-        adapter: Adapter | None,
+        adapters: Active,
     ) -> torch.Tensor:  # (T, H) or (B, H)
         shape = (1, -1) if tokens.ndim == 1 else tokens.shape
-        with attending(context), using(adapter):
+        with attending(context), using(adapters):
             output = self.model.base_model(
                 input_ids=tokens.to(self.device).view(shape),
                 position_ids=positions.view(shape),
@@ -142,9 +143,9 @@ class BaseModel:
         hidden = output.last_hidden_state.flatten(0, 1)
         return hidden if self.logits_form.scale == 1 else hidden * self.logits_form.scale
 
-    def logits(self, hidden: torch.Tensor, adapter: Adapter | None) -> torch.Tensor:
+    def logits(self, hidden: torch.Tensor, adapters: Active) -> torch.Tensor:
         """(T, H) -> (T, V) in fp32: a soft-max over a large vocabulary needs the digits."""
-        with using(adapter):
+        with using(adapters):
             logits = self.unembed(hidden).float()
         cap = self.logits_form.softcap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)

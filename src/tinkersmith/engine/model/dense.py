@@ -6,6 +6,7 @@ working on views of it, so nothing is held twice. This module does not compute t
 Axes: H hidden size, D head size, Q query heads, G key/value heads, F width of the MLP.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tinkersmith.engine.model.lora import Adapter, LoraLinear
-from tinkersmith.engine.model.projection import Projection, Update, update_of
+from tinkersmith.engine.model.projection import Projection, RowUpdates, Update, update_of
 
 _FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
 
@@ -75,6 +76,31 @@ class LayerUpdates:
     def in_order(self) -> tuple[Update | None, ...]:
         """The updates in the order of `DenseLayer.projections`."""
         return self.qkv, self.output, self.gate_up, self.down
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRowUpdates:
+    """The updates of several adapters in a layer, each for some rows."""
+
+    qkv: RowUpdates
+    output: RowUpdates
+    gate_up: RowUpdates
+    down: RowUpdates
+
+
+def layer_row_updates(groups: Sequence[tuple[slice, LayerUpdates]]) -> LayerRowUpdates:
+    """The updates of a layer, from those of each adapter and its rows."""
+    by_projection = zip(*(updates.in_order for _, updates in groups), strict=True)
+    return LayerRowUpdates(
+        *(
+            row_updates(zip((rows for rows, _ in groups), updates, strict=True))
+            for updates in by_projection
+        )
+    )
+
+
+def row_updates(groups: Iterable[tuple[slice, Update | None]]) -> RowUpdates:
+    return RowUpdates(tuple((rows, update) for rows, update in groups if update is not None))
 
 
 def layer_updates(layer: DenseLayer, adapter: Adapter | None) -> LayerUpdates:

@@ -9,10 +9,12 @@ frozen. An adapter of another program may have (E, ...) on both sides: it can be
 Families store the frozen matrices in several ways: inputs or outputs first, gate and up one after
 the other or in turn, with biases or without. transformers notes the way on each layer.
 
-Axes: N tokens, X experts per token, E experts, H hidden size, F width of an expert, R rank of the
-adapter, I, O inputs and outputs of a layer.
+Axes: N tokens, X experts per token, P of their N X pairs, E experts, H hidden size, F width of an
+expert, R rank of the adapter, I, O inputs and outputs of a layer.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -50,19 +52,37 @@ class LoraExperts(nn.Module):
         chosen: torch.Tensor,  # (N, X), of experts
         weights: torch.Tensor,  # (N, X)
     ) -> torch.Tensor:  # (N, H)
-        adapter = lora.active()
-        if adapter is None or f"{self.path}.w1.lora_A" not in adapter.weights:
+        adapters = lora.active()
+        if adapters is None:
             return self.base(hidden, chosen, weights)
-        return self.routed(hidden, chosen, weights, adapter)
+        if isinstance(adapters, lora.Adapter):
+            trained = [(adapters, None)] if self._is_trained_by(adapters) else []
+        else:
+            trained = [
+                (group.adapter, group.rows)
+                for group in adapters
+                if self._is_trained_by(group.adapter)
+            ]
+        return (
+            self.routed(hidden, chosen, weights, trained)
+            if trained
+            else self.base(hidden, chosen, weights)
+        )
+
+    def _is_trained_by(self, adapter: lora.Adapter) -> bool:
+        return f"{self.path}.w1.lora_A" in adapter.weights
 
     def routed(
         self,
         hidden: torch.Tensor,
         chosen: torch.Tensor,
         weights: torch.Tensor,
-        adapter: lora.Adapter | None,
+        adapters: Sequence[tuple[lora.Adapter, torch.Tensor | None]],
     ) -> torch.Tensor:
-        """Like `forward`, with rows sorted by expert, so that each expert has one product."""
+        """Like `forward`, with rows sorted by expert, so that each expert has one product.
+
+        Each adapter is applied to the given rows of `hidden`, or to all.
+        """
         order = chosen.flatten().argsort(stable=True)  # of the N X pairs
         token, expert = order // chosen.shape[1], chosen.flatten()[order]
         inward_weight, down_weight = self.weight(self.inward), self.weight("down_proj")
@@ -71,18 +91,21 @@ class LoraExperts(nn.Module):
         x = hidden[token]  # (N X, H)
         inward = self._with_bias(grouped_linear(x, inward_weight, ends), self.inward, expert)
         outputs = self._split(inward)  # each (N X, F)
-        if adapter is not None:  # in fp32 also on a bf16 base, as in LoraLinear
+        groups = [
+            _pairs_of(adapter, rows, token, expert, counts, ends) for adapter, rows in adapters
+        ]
+        for group in groups:  # in fp32 also on a bf16 base, as in LoraLinear
             outputs = [
-                output + self._inward_update(hidden, token, ends, part, adapter).to(output.dtype)
+                group.added(output, self._inward_update(hidden, token, part, group))
                 for output, part in zip(outputs, ("w1", "w3"), strict=False)
             ]
         inner = self._activated(outputs)
         output = self._with_bias(grouped_linear(inner, down_weight, ends), "down_proj", expert)
-        if adapter is not None:
-            a, b = (adapter.weights[f"{self.path}.w2.lora_{side}"] for side in "AB")
-            low = grouped_linear(inner.float(), a, ends)  # (N X, R)
-            high = linear(low, b[0]) if len(b) == 1 else grouped_linear(low, b, ends)
-            output = output + (high * adapter.scaling).to(output.dtype)
+        for group in groups:
+            a, b = (group.adapter.weights[f"{self.path}.w2.lora_{side}"] for side in "AB")
+            low = grouped_linear(group.of(inner).float(), a, group.ends)  # (P, R)
+            high = linear(low, b[0]) if len(b) == 1 else grouped_linear(low, b, group.ends)
+            output = group.added(output, high * group.adapter.scaling)
         output = output * weights.flatten()[order, None]
         return torch.zeros_like(hidden).index_add(0, token, output.to(hidden.dtype))
 
@@ -111,15 +134,52 @@ class LoraExperts(nn.Module):
         self,
         hidden: torch.Tensor,  # (N, H)
         token: torch.Tensor,  # (N X,)
-        ends: torch.Tensor,  # (E,)
         part: str,
-        adapter: lora.Adapter,
-    ) -> torch.Tensor:  # (N X, F)
-        a, b = (adapter.weights[f"{self.path}.{part}.lora_{side}"] for side in "AB")
+        group: "_Pairs",
+    ) -> torch.Tensor:  # (P, F)
+        a, b = (group.adapter.weights[f"{self.path}.{part}.lora_{side}"] for side in "AB")
         hidden = hidden.float()
-        shared = len(a) == 1
-        low = linear(hidden, a[0])[token] if shared else grouped_linear(hidden[token], a, ends)
-        return grouped_linear(low, b, ends) * adapter.scaling
+        if len(a) > 1:
+            low = grouped_linear(hidden[group.of(token)], a, group.ends)
+        elif group.pairs is None:
+            low = linear(hidden, a[0])[token]  # (N X, R)
+        else:
+            low = linear(hidden[token[group.pairs]], a[0])
+        return grouped_linear(low, b, group.ends) * group.adapter.scaling
+
+
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """The P pairs of a token and its expert to which an adapter is applied, sorted by expert."""
+
+    adapter: lora.Adapter
+    pairs: torch.Tensor | None  # (P,); None: all
+    ends: torch.Tensor  # (E,) int32: behind the last pair of each expert
+
+    def of(self, values: torch.Tensor) -> torch.Tensor:  # (N X, ...) -> (P, ...)
+        return values if self.pairs is None else values[self.pairs]
+
+    def added(self, output: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
+        """`output` (N X, O) plus the update (P, O) of these pairs."""
+        update = update.to(output.dtype)
+        if self.pairs is None:
+            return output + update
+        return output.index_add(0, self.pairs, update)
+
+
+def _pairs_of(
+    adapter: lora.Adapter,
+    rows: torch.Tensor | None,  # of tokens
+    token: torch.Tensor,  # (N X,)
+    expert: torch.Tensor,  # (N X,)
+    counts: torch.Tensor,  # (E,)
+    ends: torch.Tensor,  # (E,)
+) -> _Pairs:
+    if rows is None:
+        return _Pairs(adapter, None, ends)
+    pairs = torch.isin(token, rows).nonzero()[:, 0]
+    own = torch.bincount(expert[pairs], minlength=len(counts)).cumsum(0).int()
+    return _Pairs(adapter, pairs, own)
 
 
 def grouped_linear(
@@ -174,7 +234,7 @@ def _computes_the_same(layer: LoraExperts) -> bool:
     weights = torch.rand(chosen.shape, generator=generator).to(down)
     expected = layer.base(hidden, chosen, weights)
     tolerance = 1e-3 if down.dtype == torch.float32 else 0.1
-    difference = (layer.routed(hidden, chosen, weights, None) - expected).norm()
+    difference = (layer.routed(hidden, chosen, weights, []) - expected).norm()
     return bool(difference <= tolerance * expected.norm())
 
 

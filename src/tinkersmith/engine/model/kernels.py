@@ -18,9 +18,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tinkersmith.engine.model.attention import KeysAndValues
-from tinkersmith.engine.model.dense import DenseModel, LayerUpdates, RotaryTables
+from tinkersmith.engine.model.dense import (
+    DenseModel,
+    LayerRowUpdates,
+    LayerUpdates,
+    RotaryTables,
+)
 from tinkersmith.engine.model.lora import Adapter
-from tinkersmith.engine.model.projection import Projection, Update
+from tinkersmith.engine.model.projection import Projection, RowUpdates, Update
 
 ROW_STEP = 64  # rows: products get multiples of it, so that few shapes occur
 BLOCK = 1024  # tokens: sampling finds its block first, then its token
@@ -111,14 +116,15 @@ class Products(Protocol):
         self,
         x: torch.Tensor,  # (N, I)
         projection: Projection,
-        update: Update | None,
+        update: Update | RowUpdates | None,
         output: torch.Tensor,  # (N, O)
         low: torch.Tensor,  # (N, C R)
         residual: torch.Tensor | None = None,  # (N, O)
     ) -> None:
         """Write x W^T + b, plus the adapter's product and the residual, to `output`.
 
-        x A^T is written to `low`.
+        x A^T of one adapter is written to `low`. Several adapters, each for some rows, come only
+        where `Decoding.groups_adapters` says that they may.
         """
         ...
 
@@ -126,7 +132,7 @@ class Products(Protocol):
         self,
         x: torch.Tensor,  # (N, I)
         projection: Projection,
-        update: Update | None,
+        update: Update | RowUpdates | None,
         gate_up: torch.Tensor,  # (N, 2 F)
         low: torch.Tensor,  # (N, C R)
     ) -> torch.Tensor:  # (N, F)
@@ -192,7 +198,13 @@ class DecodingLayers(Protocol):
         """Bytes of the KV cache."""
         ...
 
-    def step(self, x: torch.Tensor, rotary: RotaryTables) -> torch.Tensor:  # (B, H) -> (B, H)
+    def step(
+        self,
+        x: torch.Tensor,  # (B, H)
+        slots: Sequence[int],  # of each row: the first B, in any order
+        rotary: RotaryTables,  # of the slots in their own order
+        updates: Sequence[LayerUpdates] | Sequence[LayerRowUpdates],  # of the layers
+    ) -> torch.Tensor:  # (B, H)
         """Compute a new token in each of the first B slots, and cache its keys and values."""
         ...
 
@@ -245,11 +257,12 @@ class Logits(Protocol):
 class Decoding:
     """The implementations that decode a few rows at a time."""
 
-    # Made from a model, the updates of its layers, and the number of slots.
-    layers: Callable[[DenseModel, Sequence[LayerUpdates], int], DecodingLayers]
+    layers: Callable[[DenseModel, int], DecodingLayers]  # made from a model and a number of slots
     elementwise: Elementwise
     products: Products
     logits: Logits | None = None
+    # Whether rows of several adapters can go through the layers together, here and in prefill.
+    groups_adapters: bool = False
 
 
 @dataclass(frozen=True, slots=True)

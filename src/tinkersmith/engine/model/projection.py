@@ -52,6 +52,36 @@ class Update:
         return weight.grad
 
 
+@dataclass(frozen=True, slots=True)
+class RowUpdates:
+    """The updates of several adapters in one projection, each for some rows of its input.
+
+    Rows of no adapter are in none of them.
+    """
+
+    groups: tuple[tuple[slice, Update], ...]
+
+    def of(self, block: slice) -> "RowUpdates":
+        """Those of a block of rows, numbered from its first one."""
+        cut = [
+            (slice(max(rows.start, block.start), min(rows.stop, block.stop)), update)
+            for rows, update in self.groups
+        ]
+        first = block.start
+        return RowUpdates(
+            tuple(
+                (slice(rows.start - first, rows.stop - first), update)
+                for rows, update in cut
+                if rows.start < rows.stop
+            )
+        )
+
+
+def of_block(update: Update | RowUpdates | None, block: slice) -> Update | RowUpdates | None:
+    """What a block of a projection's rows needs of the updates of all."""
+    return update.of(block) if isinstance(update, RowUpdates) else update
+
+
 def update_of(projection: Projection, adapter: Adapter | None) -> Update | None:
     if adapter is None:
         return None
@@ -72,10 +102,10 @@ def update_of(projection: Projection, adapter: Adapter | None) -> Update | None:
 
 
 def outputs(
-    rows: int, projection: Projection, update: Update | None
+    rows: int, projection: Projection, update: Update | RowUpdates | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Buffers for the results of `Products.project`: (N, O) and (N, C R)."""
+    """Buffers for the results of `Products.project`: (N, O) and (N, C R), of one adapter."""
     weight, dtype = projection.weight, projection.dtype
-    widths = len(weight), 0 if update is None else len(update.a)
+    widths = len(weight), len(update.a) if isinstance(update, Update) else 0
     output, low = (weight.new_empty(rows, width, dtype=dtype) for width in widths)
     return output, low

@@ -47,7 +47,7 @@ from tinkersmith.engine.model.exported_adapter import read_exported_adapter
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.runtime.base_models import BaseModels, set_threads
 from tinkersmith.engine.runtime.experimental import NOTHING, Experimental
-from tinkersmith.engine.runtime.sampling_weights import Weights
+from tinkersmith.engine.runtime.sampling_weights import RunningBatch, Weights
 from tinkersmith.engine.runtime.spill import SpillFolder
 from tinkersmith.engine.sampling.checks import TOKENIZER, check_request, fitted
 from tinkersmith.engine.storage.catalogue import Catalogue
@@ -142,6 +142,7 @@ class Models:
         self.training: dict[str, TrainingClient] = {}
         self.sampling: dict[str, str] = {}  # sampling client -> weights
         self.weights: dict[str, Weights] = {}
+        self._batches: dict[str, RunningBatch] = {}
         self._numbers = itertools.count()
         self.sampler = experimental.sampler()
         self.adapter_memory = adapter_memory
@@ -518,8 +519,20 @@ class Models:
             raise Refused(f"the sampling client {sampler_id} could not be created, or has ended.")
         return self.sampling[sampler_id]
 
+    def batch_of(self, weights_id: str) -> str:
+        """The id of the batch that requests to these weights join.
+
+        It is one for all weights of a base model, if they can share a batch.
+
+        Raises:
+            Refused: the base model cannot be loaded.
+        """
+        base_name = self.weights[weights_id].base_name
+        shared = self.sampler.groups_adapters(self.bases.get(base_name))
+        return f"base:{base_name}" if shared else weights_id
+
     def join(self, weights_id: str, request: SampleRequest, sampler_id: str) -> Answering:
-        """Let a request join those that are being answered from these weights.
+        """Let a request join those of its batch that are being answered.
 
         `sampler_id` is the client that sent it.
 
@@ -539,53 +552,61 @@ class Models:
             )
         if self.tempered_logprobs:
             request = replace(request, tempered_logprobs=True)
-        if weights.batch is None:
+        if not weights.answering:
             self._use(weights_id)
-            weights.threads = self.bases.threads_for(weights.base_name)
-            decode = self._decoder(base)
-            weights.batch = self.sampler.batch(base, weights_id, weights.adapter, decode)
-        return weights.batch.add(request)
+        batch_id = self.batch_of(weights_id)
+        running = self._batches.get(batch_id)
+        if running is None:
+            batch = self.sampler.batch(base, weights_id, self._decoder(base))
+            threads = self.bases.threads_for(weights.base_name)
+            running = self._batches[batch_id] = RunningBatch(weights.base_name, batch, threads)
+        answering = running.batch.add(request, weights.adapter)
+        running.weights[answering] = weights
+        weights.answering += 1
+        return answering
 
-    def can_sample(self, weights_id: str) -> bool:
+    def can_sample(self, batch_id: str) -> bool:
         """Whether `sample_step` would do something now."""
-        weights = self.weights[weights_id]
-        return bool(weights.finished) or (weights.batch is not None and weights.batch.is_ready)
+        running = self._batches.get(batch_id)
+        return running is not None and (bool(running.finished) or running.batch.is_ready)
 
-    def sample_step(self, weights_id: str) -> list[Answering]:
-        """Sample one token of each sequence of these weights; gives the finished requests."""
-        weights = self.weights[weights_id]
-        if weights.batch is not None:
-            self.bases.get(weights.base_name)  # so that it is not the least lately used one
-            self._use(weights_id)
-            self._step(weights)
-        finished, weights.finished = weights.finished, []
-        self._drop_unused(weights)
+    def sample_step(self, batch_id: str) -> list[Answering]:
+        """Sample one token of each sequence of a batch; gives the finished requests."""
+        running = self._batches[batch_id]
+        if running.batch.sequences:
+            self.bases.get(running.base_name)  # so that it is not the least lately used one
+            self._step(running)
+        finished, running.finished = running.finished, []
+        for answering in finished:
+            weights = running.weights.pop(answering)
+            weights.answering -= 1
+            self._use(weights.id)  # so that it is not the least lately used one
+            self._drop_unused(weights)
+        if not running.weights:
+            del self._batches[batch_id]
         return finished
 
-    def _step(self, weights: Weights) -> None:
-        assert weights.batch is not None
-        set_threads(weights.threads)
-        finished = weights.batch.step()
-        weights.finished += finished
+    def _step(self, running: RunningBatch) -> None:
+        set_threads(running.threads)
+        finished = running.batch.step()
+        running.finished += finished
         for answering in finished:
             if answering.error is None:
                 self._tokens["prompt"] += len(answering.request.prompt)
                 self._tokens["sampled"] += sum(
                     len(sequence.tokens) for sequence in answering.result.sequences
                 )
-        if not weights.batch.sequences:
-            weights.batch = None
 
     def _finish_batches(self, base_name: str) -> None:
         """Answer all that samples from a base model, which is about to be unloaded."""
 
-        def running() -> list[Weights]:
-            return [weights for weights in self.weights.values() if weights.batch is not None]
+        def running() -> list[RunningBatch]:
+            return [one for one in self._batches.values() if one.batch.sequences]
 
         threads = torch.get_num_threads()
-        while any(weights.base_name == base_name for weights in running()):
-            for weights in running():  # those of other models may have the memory that it waits for
-                self._step(weights)
+        while any(one.base_name == base_name for one in running()):
+            for one in running():  # those of other models may have the memory that it waits for
+                self._step(one)
         set_threads(threads)
 
     def free_sampler(self, sampler_id: str) -> None:
@@ -596,7 +617,7 @@ class Models:
             self._drop_unused(weights)
 
     def _drop_unused(self, weights: Weights) -> None:
-        if weights.users or weights.batch is not None or weights.finished:
+        if weights.users or weights.answering:
             return
         del self.weights[weights.id]
         self.sampler.forget(weights.id)
@@ -618,7 +639,7 @@ class Models:
         for other in [other for other in self._held if other != name]:
             if sum(self._held.values()) <= self.adapter_memory:
                 break
-            if other not in self.weights or self.weights[other].batch is None:
+            if other not in self.weights or not self.weights[other].answering:
                 self._spill(other)
 
     def _spill(self, name: str) -> None:

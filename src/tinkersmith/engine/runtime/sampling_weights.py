@@ -1,4 +1,4 @@
-"""Frozen weights to sample from, each once for all sampling clients of them, and their batch."""
+"""Frozen weights to sample from, each once for all its sampling clients, and running batches."""
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -20,10 +20,7 @@ class Weights:
     base_name: str
     adapter: Adapter | None
     users: set[str] = field(default_factory=set[str])  # sampling clients
-    batch: SampleBatch | None = None  # while requests are being answered
-    threads: int = 1  # CPU threads of the batch
-    # Finished before the next step was asked for, as the base model's memory was needed.
-    finished: list[Answering] = field(default_factory=list[Answering])
+    answering: int = 0  # requests that are not finished
 
     def tensors(self) -> dict[str, torch.Tensor]:
         weights = self.adapter.weights if self.adapter else {}
@@ -37,3 +34,15 @@ class Weights:
     def clear(self) -> None:
         if self.adapter is not None:
             self.adapter.clear()
+
+
+@dataclass(slots=True)
+class RunningBatch:
+    """Requests that are being answered together, of some weights of one base model."""
+
+    base_name: str
+    batch: SampleBatch
+    threads: int  # CPU threads
+    weights: dict[Answering, Weights] = field(default_factory=dict[Answering, Weights])
+    # Finished before the next step was asked for, as the base model's memory was needed.
+    finished: list[Answering] = field(default_factory=list[Answering])

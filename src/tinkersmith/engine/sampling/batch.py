@@ -1,6 +1,8 @@
-"""Requests to one frozen set of weights -> sequences that decode together, joining and leaving.
+"""Requests to one base model -> sequences that decode together, joining and leaving.
 
-Prompts are prefilled in packs, without padding, and a shared prefix only once. Then rows decode
+Each request has an adapter, or none. The products of the base model are computed for all rows
+together, and those of each adapter for its own rows. Prompts are prefilled in packs, without
+padding, and a prefix that several prompts of one adapter share only once. Then rows decode
 together, each in a slot of the KV cache. A finished row's slot goes to the next row at once. A
 request that joins while others decode is prefilled between their steps, so much at a time that
 they are held up for a few steps at most.
@@ -9,7 +11,7 @@ A request that fails does so alone: those that were in one step with it go on wi
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +32,9 @@ from tinkersmith.engine.sampling.token_choice import UnsampledRows
 from tinkersmith.engine.training.packing import PACK_TOKENS, packs
 
 MAX_ROWS = 128
+# Rows that an adapter may have in any case, however many others have, and that it gets at a time
+# while others wait.
+OWN_ROWS = 8
 HOLD_UP = 4.0  # steps' time that prefill may take between two steps of the rows that decode
 LEAST_PREFILL = 64  # tokens of it in any case
 _FIRST_PREFILL = 256  # tokens, before the times of a step and of prefill are known
@@ -48,22 +53,25 @@ class _Prompt:
         return self.rows[0].answering
 
     @property
+    def adapter(self) -> Adapter | None:
+        return self.rows[0].adapter
+
+    @property
     def is_prefilled(self) -> bool:
         return self.run.past is not None or not self.run.tokens
 
 
 class Batch:
-    """The requests that are being answered from one set of weights."""
+    """The requests that are being answered from one base model, each with its own adapter."""
 
     def __init__(
         self,
         base: BaseModel,
-        adapter: Adapter | None,
         decode: Callable[[list[int]], str] | None,  # needed where a stop is a string
         memory: CacheMemory,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._base, self._adapter, self._decode = base, adapter, decode
+        self._base, self._decode = base, decode
         self._memory, self._clock = memory, clock
         self._row_bytes = base.cache.of  # of a row with so many tokens
         self._rows: dict[Answering, list[Row]] = {}  # unfinished ones, in the order of joining
@@ -98,12 +106,17 @@ class Batch:
         size = self._row_bytes(longest) if longest else 0
         return bool(size) and self._memory.begins(id(self), self._base.device, size)
 
-    def add(self, request: SampleRequest) -> Answering:
-        """Let a request, which has been checked, join at the next step."""
+    def add(self, request: SampleRequest, adapter: Adapter | None) -> Answering:
+        """Let a request, which has been checked, join at the next step.
+
+        Its adapter must not change before the request is finished.
+        """
         sequences = [SampledSequence() for _ in range(request.num_samples)]
         answering = Answering(request, SampleResult(sequences))
         numbers = range(request.num_samples)
-        self._rows[answering] = [new_row(self._base, answering, number) for number in numbers]
+        self._rows[answering] = [
+            new_row(self._base, adapter, answering, number) for number in numbers
+        ]
         self._joined.append(answering)
         return answering
 
@@ -150,16 +163,20 @@ class Batch:
             rows, prompt = self._rows[answering], answering.request.prompt
             new = [row for row in rows if not row.sequence.tokens]
             if new:
-                prompts.append(_Prompt(TokenRun(list(prompt[:-1])), new))
+                prompts.append(_Prompt(TokenRun(list(prompt[:-1]), rows[0].adapter), new))
             for row in rows:  # those that had begun before a step failed
                 if row.sequence.tokens:
                     tokens = [*prompt, *row.sequence.tokens[:-1]]
-                    prompts.append(_Prompt(TokenRun(tokens), [row]))
+                    prompts.append(_Prompt(TokenRun(tokens, row.adapter), [row]))
         # Log-probabilities of a prompt need all of its hidden states.
-        sharing = [prompt for prompt in prompts if not self._asks(prompt)]
-        runs = shared_runs([prompt.run.tokens for prompt in sharing]) if sharing else []
-        for prompt, run in zip(sharing, runs, strict=True):
-            prompt.run = run
+        by_adapter: dict[Adapter | None, list[_Prompt]] = {}
+        for prompt in prompts:
+            if not self._asks(prompt):
+                by_adapter.setdefault(prompt.adapter, []).append(prompt)
+        for adapter, sharing in by_adapter.items():
+            runs = shared_runs([prompt.run.tokens for prompt in sharing], adapter)
+            for prompt, run in zip(sharing, runs, strict=True):
+                prompt.run = run
         # The longest first, so that rows of similar length stand together and the longest answers
         # do not begin last. Prompts with one parent follow each other, so that it can be freed
         # early.
@@ -180,18 +197,29 @@ class Batch:
         return asks_about_prompt(answering.request) and answering not in self._scored
 
     def _give_slots(self) -> None:
-        """Give free slots to rows of waiting prompts, as many as the memory allows."""
+        """Give free slots to rows of waiting prompts, as many as the memory allows.
+
+        The next rows are those of the adapter that has the fewest.
+        """
         waiting = self._waiting if self._group is None else self._group
         count, longest = self._taken()
-        if not waiting or count >= MAX_ROWS or (count and self._memory.others_starve(id(self))):
+        if not waiting or (count and self._memory.others_starve(id(self))):
             return
+        rows_of = Counter(row.adapter for row in self._rows_with_slots())
         available = self._memory.available(id(self), self._base.device)
-        while waiting and count < MAX_ROWS:
-            prompt = waiting[0]
+        while waiting:
+            adapters = list(dict.fromkeys(prompt.adapter for prompt in waiting))
+            adapter = min(adapters, key=rows_of.__getitem__)
+            most = max(MAX_ROWS - count, OWN_ROWS - rows_of[adapter])
+            if most < 1:
+                break
+            if len(adapters) > 1:
+                most = min(most, OWN_ROWS)
+            prompt = next(prompt for prompt in waiting if prompt.adapter is adapter)
             needed = max(longest, prompt.rows[0].longest)
             if isinstance(self._decoder, DenseDecoder) and not decodes_densely(self._base, needed):
                 break  # until these rows have ended: then another decoder begins
-            allowed = min(MAX_ROWS, available // self._row_bytes(needed)) - count
+            allowed = min(most, available // self._row_bytes(needed) - count)
             if count == 0 and allowed < 1:
                 size = self._row_bytes(needed)
                 allowed = int(self._memory.begins(id(self), self._base.device, size))
@@ -201,16 +229,20 @@ class Batch:
             self._beginning.append(_Prompt(prompt.run, rows))
             del prompt.rows[:allowed]
             if not prompt.rows:
-                waiting.popleft()
+                waiting.remove(prompt)
             count, longest = count + len(rows), needed
+            rows_of[adapter] += len(rows)
         if self._decoder is None and count:
             kind = DenseDecoder if decodes_densely(self._base, longest) else LayerDecoder
-            self._decoder, self._slots = kind(self._base, self._adapter, count), count
+            self._decoder, self._slots = kind(self._base, count), count
         self._fit()
+
+    def _rows_with_slots(self) -> list[Row]:
+        return [*self._active, *(row for prompt in self._beginning for row in prompt.rows)]
 
     def _taken(self) -> tuple[int, int]:
         """How many rows have slots, and the most tokens that one of them can come to have."""
-        rows = [*self._active, *(row for prompt in self._beginning for row in prompt.rows)]
+        rows = self._rows_with_slots()
         return len(rows), max((row.longest for row in rows), default=0)
 
     def _fit(self) -> None:
@@ -240,7 +272,7 @@ class Batch:
         needed = {id(run): run for prompt in self._beginning for run in prompt.run.chain()}
         missing = [run for run in needed.values() if run.past is None and run.tokens]
         asking = {
-            id(prompt.run): prompt.answering for prompt in self._beginning if self._asks(prompt)
+            id(prompt.run): prompt.rows[0] for prompt in self._beginning if self._asks(prompt)
         }
         if missing:
             for prompt in reversed(self._beginning):
@@ -250,9 +282,8 @@ class Batch:
             ready = [run for run in missing if run.parent is None or run.parent.past is not None]
             self._read(self._pack(ready, asking, budget), asking)
         for prompt in self._beginning:
-            answering = prompt.answering
             if not prompt.run.tokens and self._asks(prompt):  # one token: nothing is prefilled
-                self._score(answering, torch.empty(0))
+                self._score(prompt.rows[0], torch.empty(0))
         still: list[_Prompt] = []
         for prompt in self._beginning:
             if not prompt.is_prefilled:
@@ -266,7 +297,7 @@ class Batch:
         self._beginning = still
 
     def _pack(
-        self, ready: list[TokenRun], asking: dict[int, Answering], budget: int | None
+        self, ready: list[TokenRun], asking: dict[int, Row], budget: int | None
     ) -> list[TokenRun]:
         if budget is None:
             pack = packs([len(run.tokens) for run in ready], PACK_TOKENS)[0]
@@ -281,7 +312,7 @@ class Batch:
             budget -= len(run.tokens)
         return chosen
 
-    def _read(self, runs: list[TokenRun], asking: dict[int, Answering]) -> None:
+    def _read(self, runs: list[TokenRun], asking: dict[int, Row]) -> None:
         assert self._decoder is not None
         start, tokens = self._clock(), sum(len(run.tokens) for run in runs)
         hidden = self._decoder.prefill(runs, [id(run) in asking for run in runs])
@@ -291,42 +322,51 @@ class Batch:
         seconds = (self._clock() - start) / tokens
         self._prefill_seconds = _average(self._prefill_seconds, seconds)
 
-    def _score(self, answering: Answering, hidden: torch.Tensor) -> None:
+    def _score(self, row: Row, hidden: torch.Tensor) -> None:
         assert self._decoder is not None
-        device = self._base.device
-        score_prompt(self._decoder, device, answering.request, answering.result, hidden)
+        device, answering = self._base.device, row.answering
+        request, result = answering.request, answering.result
+        score_prompt(self._decoder, device, row.adapter, request, result, hidden)
         self._scored.add(answering)
 
     # ---- decoding
 
     def _decode_step(self) -> None:
         assert self._decoder is not None
-        start, requests = self._clock(), [row.request for row in self._active]
-        greedy = not any(
-            request.temperature or request.topk_sample_logprobs or request.grammar
-            for request in requests
+        start = self._clock()
+        # Rows of one adapter stand together.
+        places = {row.adapter: place for place, row in reversed(list(enumerate(self._active)))}
+        slots = sorted(
+            range(len(self._active)), key=lambda slot: places[self._active[slot].adapter]
         )
-        tokens = [row.last_token for row in self._active]
-        self._take_tokens(*self._decoder.step(tokens, greedy=greedy))
+        rows = [self._active[slot] for slot in slots]
+        greedy = not any(
+            row.request.temperature or row.request.topk_sample_logprobs or row.request.grammar
+            for row in rows
+        )
+        tokens, adapters = [row.last_token for row in rows], [row.adapter for row in rows]
+        self._take_tokens(rows, *self._decoder.step(tokens, slots, adapters, greedy=greedy))
         self._step_seconds = _average(self._step_seconds, self._clock() - start)
         self._drop_finished()
 
-    def _take_tokens(self, logits: torch.Tensor | None, exact: ExactLogits | None) -> None:
-        """A token for each active row; a request for which there is none fails alone."""
-        taken = list(range(len(self._active)))
+    def _take_tokens(
+        self, rows: Sequence[Row], logits: torch.Tensor | None, exact: ExactLogits | None
+    ) -> None:
+        """A token for each row; a request for which there is none fails alone."""
+        taken = list(range(len(rows)))
         failed: dict[Answering, UnsampledRows] = {}
         while taken:
-            everyone = len(taken) == len(self._active)
+            everyone = len(taken) == len(rows)
             try:
                 take_tokens(
                     logits if logits is None or everyone else logits[taken],
                     exact if exact is None or everyone else exact.only(taken),
-                    [self._active[index] for index in taken],
+                    [rows[index] for index in taken],
                 )
                 break
             except UnsampledRows as refusal:
-                failed |= {self._active[taken[row]].answering: refusal for row in refusal.rows}
-                taken = [index for index in taken if self._active[index].answering not in failed]
+                failed |= {rows[taken[row]].answering: refusal for row in refusal.rows}
+                taken = [index for index in taken if rows[index].answering not in failed]
         for answering, refusal in failed.items():
             self._fail(answering, refusal)
 
@@ -397,8 +437,7 @@ class Batch:
 
     def _set_apart(self, error: Exception) -> None:
         """A step has failed: divide those that took part, until one is found that fails alone."""
-        places = [*self._active, *(row for prompt in self._beginning for row in prompt.rows)]
-        answering = dict.fromkeys(row.answering for row in places)
+        answering = dict.fromkeys(row.answering for row in self._rows_with_slots())
         together = [one for one in answering if one in self._rows]
         self._active, self._beginning = [], []
         self._close()

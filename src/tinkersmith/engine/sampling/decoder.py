@@ -13,7 +13,7 @@ import torch
 from tinkersmith.engine.model.attention import CachedRows, KeysAndValues, PackedDocuments
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.kernels import ExactLogits
-from tinkersmith.engine.model.lora import Adapter
+from tinkersmith.engine.model.lora import Active, Adapter, AdapterRows, adapter_runs
 from tinkersmith.engine.sampling.prefixes import TokenRun
 from tinkersmith.engine.training.head_pass import target_logprobs
 
@@ -22,7 +22,10 @@ class Decoder(Protocol):
     def prefill(
         self, runs: Sequence[TokenRun], wanted: Sequence[bool]
     ) -> list[torch.Tensor | None]:  # (T, H) of each wanted run
-        """Compute the pasts of runs whose parents have theirs; no run is empty."""
+        """Compute the pasts of runs whose parents have theirs; no run is empty.
+
+        Each is read with its own adapter.
+        """
         ...
 
     def put(self, slot: int, run: TokenRun) -> None:
@@ -40,20 +43,27 @@ class Decoder(Protocol):
         ...
 
     def step(
-        self, tokens: Sequence[int], *, greedy: bool = False
+        self,
+        tokens: Sequence[int],
+        slots: Sequence[int],
+        adapters: Sequence[Adapter | None],
+        *,
+        greedy: bool = False,
     ) -> tuple[torch.Tensor | None, ExactLogits | None]:
-        """Read the next token of each active row, slots 0 to B - 1.
+        """Read the next token of each active row; their slots are 0 to B - 1 in any order.
 
-        Gives the logits (B, V) of the token after it, in any precision, and what is known of them
-        before they were rounded. If `greedy`, only the most likely token is needed: the logits may
-        then be left out.
+        Rows of one adapter must stand together. Gives the logits (B, V) of the token after it, in
+        any precision, and what is known of them before they were rounded. If `greedy`, only the
+        most likely token is needed: the logits may then be left out.
         """
         ...
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...  # (T, H) -> (T, V)
+    def logits(
+        self, hidden: torch.Tensor, adapter: Adapter | None
+    ) -> torch.Tensor: ...  # (T, H) -> (T, V)
 
     def logprobs(
-        self, hidden: torch.Tensor, targets: torch.Tensor
+        self, hidden: torch.Tensor, adapter: Adapter | None, targets: torch.Tensor
     ) -> torch.Tensor:  # (T, H), (T, K) -> (T, K)
         """The log-probabilities that training would report, up to rounding in the last digit."""
         ...
@@ -62,9 +72,8 @@ class Decoder(Protocol):
 class LayerDecoder:
     """A `Decoder` through the model's own layers, for every architecture that can be loaded."""
 
-    def __init__(self, base: BaseModel, adapter: Adapter | None, slots: int) -> None:
-        self.base, self.adapter = base, adapter
-        sizes = base.cache
+    def __init__(self, base: BaseModel, slots: int) -> None:
+        self.base, sizes = base, base.cache
         self.cache = CachedRows(sizes.attention_layers, sizes.windows, slots, base.device)
         self.move = self.cache.move
         self.resize, self.held = self.cache.resize, self.cache.held
@@ -72,6 +81,16 @@ class LayerDecoder:
     def prefill(
         self, runs: Sequence[TokenRun], wanted: Sequence[bool]
     ) -> list[torch.Tensor | None]:
+        # Layers may divide a pack as they like, so each adapter has a pack of its own.
+        hidden: list[torch.Tensor | None] = [None] * len(runs)
+        for adapter in dict.fromkeys(run.adapter for run in runs):
+            own = [index for index, run in enumerate(runs) if run.adapter is adapter]
+            states = self._read([runs[index] for index in own], adapter)
+            for index, of_run in zip(own, states, strict=True):
+                hidden[index] = of_run if wanted[index] else None
+        return hidden
+
+    def _read(self, runs: Sequence[TokenRun], adapter: Adapter | None) -> Sequence[torch.Tensor]:
         lengths = [len(run.tokens) for run in runs]
         pasts = joined_pasts(runs, self.cache.windows)
         states = [None if run.parent is None else run.parent.states for run in runs]
@@ -83,33 +102,53 @@ class LayerDecoder:
             ]
         )
         tokens = torch.tensor([token for run in runs for token in run.tokens])
-        hidden = self.base.run(tokens, positions, packed, self.adapter).split(lengths)
+        hidden = self.base.run(tokens, positions, packed, adapter).split(lengths)
         assert packed.kept is not None
         for run, (start, end), after in zip(runs, packed.bounds, packed.states, strict=True):
             run.states = after
             layers = [(key[0], value[0]) for key, value in packed.kept]
             run.past = past_of(layers, start, end, self.cache.windows)
-        return [
-            states if is_wanted else None for states, is_wanted in zip(hidden, wanted, strict=True)
-        ]
+        return hidden
 
     def put(self, slot: int, run: TokenRun) -> None:
         parts = [link.past for link in run.chain() if link.past is not None]
         self.cache.put(slot, run.start + len(run.tokens), parts, run.states)
 
-    def step(self, tokens: Sequence[int], *, greedy: bool = False) -> tuple[torch.Tensor, None]:
+    def step(
+        self,
+        tokens: Sequence[int],
+        slots: Sequence[int],
+        adapters: Sequence[Adapter | None],
+        *,
+        greedy: bool = False,
+    ) -> tuple[torch.Tensor, None]:
         self.cache.prepare(len(tokens))
         positions = self.cache.lengths[: len(tokens), None]
-        ids = torch.tensor(tokens, device=self.base.device)[:, None]
-        hidden = self.base.run(ids, positions, self.cache, self.adapter)  # (B, H)
+        places = torch.tensor(slots, device=self.base.device)
+        ids = torch.empty_like(places)
+        ids[places] = torch.tensor(tokens, device=self.base.device)
+        # The model's layers take rows in the order of their slots.
+        by_slot = _active(adapters, places)
+        hidden = self.base.run(ids[:, None], positions, self.cache, by_slot)  # (B, H)
         self.cache.advance()
-        return self.logits(hidden), None
+        in_order = _active(adapters, torch.arange(len(places), device=self.base.device))
+        return self.base.logits(hidden[places], in_order), None
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.base.logits(hidden, self.adapter)
+    def logits(self, hidden: torch.Tensor, adapter: Adapter | None) -> torch.Tensor:
+        return self.base.logits(hidden, adapter)
 
-    def logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return target_logprobs(self.base, self.adapter, hidden, targets)
+    def logprobs(
+        self, hidden: torch.Tensor, adapter: Adapter | None, targets: torch.Tensor
+    ) -> torch.Tensor:
+        return target_logprobs(self.base, adapter, hidden, targets)
+
+
+def _active(adapters: Sequence[Adapter | None], numbers: torch.Tensor) -> Active:
+    """What adapters are active, for rows with these numbers in the layers' inputs, (B,)."""
+    runs = adapter_runs(adapters)
+    if len(runs) == 1:
+        return runs[0][0]
+    return [AdapterRows(adapter, numbers[rows]) for adapter, rows in runs if adapter is not None]
 
 
 def joined_pasts(

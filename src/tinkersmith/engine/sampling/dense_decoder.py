@@ -6,6 +6,7 @@ N rows, H hidden size, G key/value heads, J queries per key, D head size, V voca
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 
@@ -13,15 +14,23 @@ from tinkersmith.engine.kernels.decoding import project
 from tinkersmith.engine.kernels.tile_attention import Tile, TileAttention, by_token
 from tinkersmith.engine.model.attention import KeysAndValues
 from tinkersmith.engine.model.base_model import BaseModel
-from tinkersmith.engine.model.dense import DenseModel, layer_updates
+from tinkersmith.engine.model.dense import (
+    DenseModel,
+    LayerRowUpdates,
+    LayerUpdates,
+    layer_row_updates,
+    layer_updates,
+    row_updates,
+)
 from tinkersmith.engine.model.kernels import ExactLogits, Kernels, PackedAttention
-from tinkersmith.engine.model.lora import Adapter
-from tinkersmith.engine.model.projection import Projection, Update, update_of
+from tinkersmith.engine.model.lora import Adapter, adapter_runs
+from tinkersmith.engine.model.projection import Projection, RowUpdates, Update, update_of
 from tinkersmith.engine.sampling.decoder import past_of
 from tinkersmith.engine.sampling.prefixes import TokenRun
 from tinkersmith.engine.training.dense_pass import DensePass
 from tinkersmith.engine.training.head_pass import target_logprobs
 
+_REMEMBERED = 16  # adapters without rows whose matrices stay as products take them
 _STEP = 64  # of a past's length: every size of a product is a kernel of its own to oneDNN
 
 
@@ -30,15 +39,33 @@ def decodes_densely(base: BaseModel, tokens: int) -> bool:
     return base.dense is not None and base.kernels is not None and base.dense.holds(tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class _Updates:
+    """An adapter's matrices, as products take them."""
+
+    layers: list[LayerUpdates]
+    head: Update | None
+
+
+@dataclass(frozen=True, slots=True)
+class _StepUpdates:
+    """What the products of a step add to rows of these adapters."""
+
+    adapters: list[Adapter | None]
+    layers: Sequence[LayerUpdates] | Sequence[LayerRowUpdates]
+    head: Update | RowUpdates | None
+
+
 class DenseDecoder:
-    def __init__(self, base: BaseModel, adapter: Adapter | None, slots: int) -> None:
+    def __init__(self, base: BaseModel, slots: int) -> None:
         assert base.dense is not None and base.kernels is not None
         model, self.kernels = base.dense, base.kernels
         self.model, self.decoding = model, base.kernels.decoding
-        self.device, self.base, self.adapter = base.device, base, adapter
-        updates = [layer_updates(layer, adapter) for layer in model.layers]
-        self.head = _head(base, adapter)
-        self.layers = self.decoding.layers(model, updates, slots)
+        self.device, self.base = base.device, base
+        self.head = _head(base)
+        self._updates: dict[Adapter | None, _Updates] = {}  # the latest last
+        self._of_step: _StepUpdates | None = None  # of the last one: few steps need others
+        self.layers = self.decoding.layers(model, slots)
         self.move = self.layers.move
         self.resize, self.held = self.layers.resize, self.layers.held
 
@@ -47,16 +74,24 @@ class DenseDecoder:
     def prefill(
         self, runs: Sequence[TokenRun], wanted: Sequence[bool]
     ) -> list[torch.Tensor | None]:
-        # Runs with one parent stand together: their attention to its keys is one computation.
-        parents = list(dict.fromkeys(run.parent for run in runs))
-        order = sorted(range(len(runs)), key=lambda index: parents.index(runs[index].parent))
+        # Runs of one adapter stand together, and among them those with one parent: their attention
+        # to its keys is one computation.
+        families = list(dict.fromkeys((run.adapter, run.parent) for run in runs))
+        adapters = list(dict.fromkeys(run.adapter for run in runs))
+
+        def place(index: int) -> tuple[int, int]:
+            run = runs[index]
+            return adapters.index(run.adapter), families.index((run.adapter, run.parent))
+
+        order = sorted(range(len(runs)), key=place)
         ordered = [runs[index] for index in order]
         tokens = torch.tensor([token for run in ordered for token in run.tokens])
         lengths = [len(run.tokens) for run in ordered]
         bounds = torch.tensor([0, *lengths]).cumsum(0).tolist()
         asked = [torch.arange(*bounds[i : i + 2]) for i, j in enumerate(order) if wanted[j]]
         rows = torch.cat([torch.arange(1), *asked]).to(self.device)  # at least one row
-        forward = _Prefill(self.model, self.kernels, self.adapter, ordered)
+        updates = [self._updates_of(adapter).layers for adapter in adapters]
+        forward = _Prefill(self.model, self.kernels, ordered, updates)
         hidden = forward.forward(tokens.to(self.device), rows)[1:]
         asked_hidden = iter(hidden.split([len(positions) for positions in asked]))
         answer: list[torch.Tensor | None] = [None] * len(runs)
@@ -74,25 +109,62 @@ class DenseDecoder:
 
     @torch.no_grad()
     def step(
-        self, tokens: Sequence[int], *, greedy: bool = False
+        self,
+        tokens: Sequence[int],
+        slots: Sequence[int],
+        adapters: Sequence[Adapter | None],
+        *,
+        greedy: bool = False,
     ) -> tuple[torch.Tensor | None, ExactLogits | None]:
         model, count = self.model, len(tokens)
+        updates = self._updates_for(adapters)
         x = model.embedding(torch.tensor(tokens, device=self.device))  # (B, H)
         positions = torch.tensor(self.layers.lengths[:count], device=self.device)
-        x = self.layers.step(x, model.rotary_tables(positions))
+        x = self.layers.step(x, slots, model.rotary_tables(positions), updates.layers)
         for slot in range(count):
             self.layers.lengths[slot] += 1
         normed = torch.empty_like(x)
         self.decoding.elementwise.rms_norm(x, model.final_norm, model.eps, normed)
         if self.decoding.logits is None:
-            return self.logits(normed), None
-        return self.decoding.logits(normed, *self.head, written=not greedy)
+            return project(self.decoding.products, normed, self.head, updates.head), None
+        assert not isinstance(updates.head, RowUpdates)  # see Decoding.groups_adapters
+        return self.decoding.logits(normed, self.head, updates.head, written=not greedy)
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:  # (N, H) -> (N, V)
-        return project(self.decoding.products, hidden, *self.head)
+    def logits(self, hidden: torch.Tensor, adapter: Adapter | None) -> torch.Tensor:
+        """(N, H) -> (N, V)"""
+        update = self._updates_of(adapter).head
+        return project(self.decoding.products, hidden, self.head, update)
 
-    def logprobs(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return target_logprobs(self.base, self.adapter, hidden, targets)
+    def logprobs(
+        self, hidden: torch.Tensor, adapter: Adapter | None, targets: torch.Tensor
+    ) -> torch.Tensor:
+        return target_logprobs(self.base, adapter, hidden, targets)
+
+    def _updates_of(self, adapter: Adapter | None) -> _Updates:
+        updates = self._updates.pop(adapter, None)
+        if updates is None:
+            layers = [layer_updates(layer, adapter) for layer in self.model.layers]
+            updates = _Updates(layers, update_of(self.head, adapter))
+        self._updates[adapter] = updates
+        return updates
+
+    def _updates_for(self, adapters: Sequence[Adapter | None]) -> _StepUpdates:
+        """What is added to rows of these adapters; those of one stand together."""
+        if self._of_step is not None and self._of_step.adapters == adapters:
+            return self._of_step
+        groups = [(rows, self._updates_of(adapter)) for adapter, rows in adapter_runs(adapters)]
+        if len(groups) == 1:
+            [(_, updates)] = groups
+            self._of_step = _StepUpdates(list(adapters), updates.layers, updates.head)
+        else:
+            layers = _row_updates_of_layers(
+                [(rows, updates.layers) for rows, updates in groups], len(self.model.layers)
+            )
+            head = row_updates((rows, updates.head) for rows, updates in groups)
+            self._of_step = _StepUpdates(list(adapters), layers, head)
+        for adapter in list(self._updates)[: -len(groups) - _REMEMBERED]:
+            del self._updates[adapter]
+        return self._of_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,18 +184,36 @@ class _Prefill(DensePass):
         self,
         model: DenseModel,
         kernels: Kernels,
-        adapter: Adapter | None,
-        runs: Sequence[TokenRun],  # those of one parent stand together
+        runs: Sequence[TokenRun],  # those of one adapter stand together, and those of one parent
+        updates: Sequence[list[LayerUpdates]],  # of each adapter, in their order
     ) -> None:
         lengths, starts = [len(run.tokens) for run in runs], [run.start for run in runs]
-        super().__init__(model, kernels, adapter, lengths, backward=False, starts=starts)
+        super().__init__(model, kernels, None, lengths, backward=False, starts=starts)
+        self.adapter_updates = updates
+        # The first token behind those of each adapter. Padding has none.
+        ends = list(accumulate(lengths))
+        self.ends = [ends[rows.stop - 1] for _, rows in adapter_runs([run.adapter for run in runs])]
         self.past: KeysAndValues = []
         self.siblings = list(self._siblings(runs))
+
+    def _layer_updates(self) -> list[LayerUpdates]:
+        return self.adapter_updates[0]
+
+    def _updates_for(self, index: int, rows: torch.Tensor | None) -> LayerUpdates | LayerRowUpdates:
+        if len(self.ends) == 1:
+            return self.updates[index]
+        ends = self.ends
+        if rows is not None:  # in the order of tokens
+            ends = torch.searchsorted(rows.cpu(), torch.tensor(ends)).tolist()
+        groups = [slice(start, end) for start, end in pairwise([0, *ends])]
+        layers = [updates[index] for updates in self.adapter_updates]
+        return layer_row_updates(list(zip(groups, layers, strict=True)))
 
     def _siblings(self, runs: Sequence[TokenRun]) -> Iterator[_Siblings]:
         start = first = 0
         while first < len(runs):
             parent = runs[first].parent
+            assert parent is None or parent.adapter is runs[first].adapter
             last = first + 1
             while last < len(runs) and runs[last].parent is parent:
                 last += 1
@@ -197,9 +287,17 @@ def _attend_to_past(
     return output
 
 
-def _head(base: BaseModel, adapter: Adapter | None) -> tuple[Projection, Update | None]:
+def _row_updates_of_layers(
+    groups: Sequence[tuple[slice, list[LayerUpdates]]], layers: int
+) -> list[LayerRowUpdates]:
+    return [
+        layer_row_updates([(rows, updates[index]) for rows, updates in groups])
+        for index in range(layers)
+    ]
+
+
+def _head(base: BaseModel) -> Projection:
     layer = base.unembed
     weight, bias = layer.weight.detach(), layer.base.bias
     bias = None if bias is None else bias.detach()
-    projection = Projection(weight, base.dtype, bias, (layer.path,), (len(weight),))
-    return projection, update_of(projection, adapter)
+    return Projection(weight, base.dtype, bias, (layer.path,), (len(weight),))

@@ -8,6 +8,7 @@ import numpy as np
 
 from tinkersmith.engine.model.attention import KeysAndValues
 from tinkersmith.engine.model.layer_states import LayerStates
+from tinkersmith.engine.model.lora import Adapter
 
 _WORTH = 32  # tokens that a shared run must save, as a run of its own has a cost, too
 
@@ -16,10 +17,12 @@ _WORTH = 32  # tokens that a shared run must save, as a run of its own has a cos
 class TokenRun:
     """Tokens that follow those of `parent`; `past` is their KV cache, once computed.
 
-    A run lives as long as a waiting prompt needs it.
+    A run lives as long as a waiting prompt needs it. It is of one adapter, like its parents: what
+    one adapter computes is never read with another.
     """
 
     tokens: list[int]
+    adapter: Adapter | None = None  # None: the base model alone
     parent: "TokenRun | None" = None
     past: KeysAndValues | None = None
     states: LayerStates | None = None  # of layers that have one, after the last token
@@ -45,13 +48,13 @@ def split_run(run: TokenRun, count: int) -> TokenRun:
 
     Whoever refers to `run` still has all of its tokens, now in two runs.
     """
-    head = TokenRun(run.tokens[:count], run.parent, read_for=run.read_for)
+    head = TokenRun(run.tokens[:count], run.adapter, run.parent, read_for=run.read_for)
     run.tokens, run.parent = run.tokens[count:], head
     return head
 
 
-def shared_runs(prompts: Sequence[list[int]]) -> list[TokenRun]:
-    """The last run of each prompt; its parents hold the tokens before it.
+def shared_runs(prompts: Sequence[list[int]], adapter: Adapter | None = None) -> list[TokenRun]:
+    """The last run of each prompt of an adapter; its parents hold the tokens before it.
 
     Prompts are sorted, so that those with a common prefix are neighbours. A range of prompts shares
     what the pair of neighbours shares that has the least in common. Every range is split where its
@@ -67,11 +70,13 @@ def shared_runs(prompts: Sequence[list[int]]) -> list[TokenRun]:
         if high - low == 1:
             tokens = list(prompts[order[low]][start:])
             whole = parent is not None and not tokens
-            last[order[low]] = parent if parent is not None and whole else TokenRun(tokens, parent)
+            last[order[low]] = (
+                parent if parent is not None and whole else TokenRun(tokens, adapter, parent)
+            )
             continue
         shared = min(common[low : high - 1])
         if (shared - start) * (high - low - 1) >= _WORTH:
-            parent = TokenRun(list(prompts[order[low]][start:shared]), parent)
+            parent = TokenRun(list(prompts[order[low]][start:shared]), adapter, parent)
             start = shared
         bounds = [low, *(i + 1 for i in range(low, high - 1) if common[i] == shared), high]
         ranges += [(a, b, start, parent) for a, b in pairwise(bounds)]

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from tinkersmith.engine.messages import SampleRequest, SampleResult
+from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.sampling.decoder import Decoder
 from tinkersmith.engine.sampling.token_choice import generator, sample_alternatives
 
@@ -26,6 +27,7 @@ def asks_about_prompt(request: SampleRequest) -> bool:
 def score_prompt(
     decoder: Decoder,
     device: torch.device,
+    adapter: Adapter | None,
     request: SampleRequest,
     result: SampleResult,
     hidden: torch.Tensor,  # (T - 1, H), of all but the prompt's last token
@@ -43,7 +45,7 @@ def score_prompt(
     rng = generator(request.seed, 2**32 - 1)
     for first in range(0, length - 1 if top_k or alternatives_k else 0, _CHUNK_ROWS):
         last = min(first + _CHUNK_ROWS, length - 1)
-        logits = decoder.logits(hidden[first:last]).float()
+        logits = decoder.logits(hidden[first:last], adapter).float()
         if top_k:
             top_ids[first:last] = logits.topk(top_k).indices
         if alternatives_k:
@@ -52,7 +54,7 @@ def score_prompt(
     columns = (following, wanted, alternatives, top_ids)
     scores = torch.empty(length - 1, sum(column.shape[1] for column in columns))
     if length > 1:
-        scores = decoder.logprobs(hidden, torch.cat(columns, -1).clamp(min=0))
+        scores = decoder.logprobs(hidden, adapter, torch.cat(columns, -1).clamp(min=0))
     following_scores, wanted_scores, alternative_scores, top_scores = scores.split(
         [column.shape[1] for column in columns], -1
     )

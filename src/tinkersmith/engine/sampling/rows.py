@@ -14,6 +14,7 @@ from tinkersmith.engine.json_grammar import GrammarState
 from tinkersmith.engine.messages import Answering, SampledSequence, SampledToken, SampleRequest
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.kernels import ExactLogits
+from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.sampling.token_choice import (
     COLDEST,
     UnsampledRows,
@@ -26,6 +27,7 @@ from tinkersmith.engine.sampling.token_choice import (
 @dataclass(slots=True, eq=False)
 class Row:
     answering: Answering
+    adapter: Adapter | None  # None: the base model alone
     sequence: SampledSequence
     rng: np.random.Generator
     limit: int
@@ -59,7 +61,7 @@ class Row:
             self.sequence.topk = (np.stack(self.top_ids), np.stack(self.top_logprobs))
 
 
-def new_row(base: BaseModel, answering: Answering, number: int) -> Row:
+def new_row(base: BaseModel, adapter: Adapter | None, answering: Answering, number: int) -> Row:
     request = answering.request
     longest = base.max_context - len(request.prompt) + 1
     stop, grammar = ends_of(base, request), request.grammar
@@ -67,6 +69,7 @@ def new_row(base: BaseModel, answering: Answering, number: int) -> Row:
         stop.append(grammar.end_id)
     return Row(
         answering=answering,
+        adapter=adapter,
         sequence=answering.result.sequences[number],
         rng=generator(request.seed, number),
         limit=longest if request.max_tokens is None else request.max_tokens,

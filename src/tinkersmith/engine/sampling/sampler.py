@@ -15,7 +15,7 @@ from tinkersmith.engine.sampling.cache_memory import CacheMemory
 
 
 class SampleBatch(Protocol):
-    """Requests that are being answered from one set of weights; see `Batch`."""
+    """Requests that are being answered together; see `Batch`."""
 
     @property
     def sequences(self) -> int:
@@ -27,7 +27,11 @@ class SampleBatch(Protocol):
         """Whether a step would do something."""
         ...
 
-    def add(self, request: SampleRequest) -> Answering: ...
+    def add(
+        self,
+        request: SampleRequest,
+        adapter: Adapter | None,  # it does not change
+    ) -> Answering: ...
 
     def step(self) -> list[Answering]:
         """Do some of the work; returns the requests that are finished."""
@@ -37,11 +41,14 @@ class SampleBatch(Protocol):
 class Sampler(Protocol):
     """Answers the requests of sampling clients; the user chooses which one with --sampler."""
 
+    def groups_adapters(self, base: BaseModel) -> bool:
+        """Whether a batch takes requests of different adapters of this model."""
+        ...
+
     def batch(
         self,
         base: BaseModel,
-        weights_id: str,
-        adapter: Adapter | None,  # it never changes
+        weights_id: str,  # of the first request
         decode: Callable[[list[int]], str] | None,  # needed where a stop is a string
     ) -> SampleBatch: ...
 
@@ -56,14 +63,13 @@ class OwnSampler:
     def __init__(self) -> None:
         self._memory = CacheMemory()
 
+    def groups_adapters(self, base: BaseModel) -> bool:
+        return base.kernels is None or base.kernels.decoding.groups_adapters
+
     def batch(
-        self,
-        base: BaseModel,
-        weights_id: str,
-        adapter: Adapter | None,
-        decode: Callable[[list[int]], str] | None,
+        self, base: BaseModel, weights_id: str, decode: Callable[[list[int]], str] | None
     ) -> Batch:
-        return Batch(base, adapter, decode, self._memory)
+        return Batch(base, decode, self._memory)
 
     def forget(self, weights_id: str) -> None: ...
 
@@ -79,8 +85,8 @@ def sample(
     A result does not depend on the other requests, beyond the last digit of a float: every
     sequence has its own random generator, seeded by (seed, its number).
     """
-    batch = Batch(base, adapter, decode, CacheMemory())
-    answering = [batch.add(request) for request in requests]
+    batch = Batch(base, decode, CacheMemory())
+    answering = [batch.add(request, adapter) for request in requests]
     while batch.sequences:
         batch.step()
     for one in answering:

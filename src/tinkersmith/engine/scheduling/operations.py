@@ -103,16 +103,20 @@ class ModelOperations(Protocol):
 
     def free_sampler(self, sampler_id: str, /) -> None: ...
 
-    # ---- sampling: requests to the same weights are answered together
+    # ---- sampling: requests of one batch are answered together
 
     def weights_of(self, sampler_id: str, /) -> str: ...
 
+    def batch_of(self, weights_id: str, /) -> str:
+        """The batch that requests to these weights join."""
+        ...
+
     def join(self, weights_id: str, request: SampleRequest, sampler_id: str, /) -> Answering: ...
 
-    def can_sample(self, weights_id: str, /) -> bool:
+    def can_sample(self, batch_id: str, /) -> bool:
         """Whether `sample_step` would do something now."""
         ...
 
-    def sample_step(self, weights_id: str, /) -> Sequence[Answering]:
+    def sample_step(self, batch_id: str, /) -> Sequence[Answering]:
         """Sample one token of each sequence; gives the requests that are finished."""
         ...

@@ -2,7 +2,8 @@
 
 Only the engine thread uses models; everything else sends it jobs. Each training client and each
 sampling client has a queue of its own. Sampling requests leave their queues as soon as there is
-room for them beside those that are being answered from the same weights. Everything else waits for
+room for them beside those that are being answered from the same weights; those of all weights of a
+base model are answered in one batch, where its products allow that. Everything else waits for
 its turn, which goes to whoever has had the least time.
 """
 
@@ -129,6 +130,7 @@ class _Sampling:
     """A request that is being answered."""
 
     client_id: str
+    weights_id: str
     job: SampleJob
     started: float
 
@@ -156,10 +158,10 @@ class EngineThread(threading.Thread):
         self._running: dict[str, Job] = {}  # by client, on this thread or waiting for a disk
         self.outcomes = Counter[tuple[str, bool]]()  # finished jobs by name and whether they failed
         self._submitted = 0  # jobs; grows
-        # What is being answered, by the weights that it is sampled from.
+        # What is being answered, by its batch.
         self._sampling: dict[str, dict[Answering, _Sampling]] = {}
         self._shares = Shares()  # of training clients, and of all sampling together
-        self._sampling_shares = Shares()  # of different weights
+        self._sampling_shares = Shares()  # of different batches
         self._disk = ThreadPoolExecutor(DISK_THREADS, "engine-disk")
         self._changed = threading.Condition()
 
@@ -234,7 +236,7 @@ class EngineThread(threading.Thread):
         begun = self._clock()
         self._admit(models)
         admitting = self._clock() - begun  # long, if a base model is loaded for it
-        ready = [weights_id for weights_id in self._sampling if models.can_sample(weights_id)]
+        ready = [batch_id for batch_id in self._sampling if models.can_sample(batch_id)]
         with self._changed:
             wanting = [client_id for client_id in self._queues if self._has_job(client_id)]
             if not wanting and not ready:
@@ -333,7 +335,8 @@ class EngineThread(threading.Thread):
         started = time.time()
         try:
             weights_id = models.weights_of(client_id)
-            if not self._has_room(weights_id, job.request):
+            batch_id = models.batch_of(weights_id)
+            if not self._has_room(batch_id, weights_id, job.request):
                 return False
             if not self._take_this(client_id, job):
                 return True  # its client is gone
@@ -343,12 +346,16 @@ class EngineThread(threading.Thread):
             self._finish(client_id, job, failure(error), started)
             return True
         with self._changed:
-            group = self._sampling.setdefault(weights_id, {})
-            group[answering] = _Sampling(client_id, job, started)
+            group = self._sampling.setdefault(batch_id, {})
+            group[answering] = _Sampling(client_id, weights_id, job, started)
         return True
 
-    def _has_room(self, weights_id: str, request: SampleRequest) -> bool:
-        taken = sum(one.request.num_samples for one in self._sampling.get(weights_id, {}))
+    def _has_room(self, batch_id: str, weights_id: str, request: SampleRequest) -> bool:
+        taken = sum(
+            answering.request.num_samples
+            for answering, sampling in self._sampling.get(batch_id, {}).items()
+            if sampling.weights_id == weights_id
+        )
         return not taken or taken + request.num_samples <= SEQUENCES_TAKEN
 
     def _take_this(self, client_id: str, job: SampleJob) -> bool:
@@ -360,21 +367,21 @@ class EngineThread(threading.Thread):
             self._take(client_id)
             return True
 
-    def _sample(self, models: ModelOperations, weights_id: str) -> None:
+    def _sample(self, models: ModelOperations, batch_id: str) -> None:
         started = self._clock()
         try:
-            finished = models.sample_step(weights_id)
+            finished = models.sample_step(batch_id)
         except BaseException as error:  # none of them would ever be finished
-            finished = list(self._sampling[weights_id])
+            finished = list(self._sampling[batch_id])
             for answering in finished:
                 answering.error = error
-        self._sampling_shares.charge(weights_id, self._clock() - started)
+        self._sampling_shares.charge(batch_id, self._clock() - started)
         for answering in finished:
             with self._changed:
-                group = self._sampling.get(weights_id, {})
+                group = self._sampling.get(batch_id, {})
                 sampling = group.pop(answering, None)
                 if not group:
-                    self._sampling.pop(weights_id, None)
+                    self._sampling.pop(batch_id, None)
             if sampling is not None:  # else it has failed before
                 result = _result_of(answering, sampling)
                 self._finish(sampling.client_id, sampling.job, result, sampling.started)

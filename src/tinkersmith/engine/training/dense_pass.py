@@ -17,7 +17,13 @@ import torch
 
 from tinkersmith.engine.hardware.memory import free_memory
 from tinkersmith.engine.log import log
-from tinkersmith.engine.model.dense import DenseLayer, DenseModel, layer_updates
+from tinkersmith.engine.model.dense import (
+    DenseLayer,
+    DenseModel,
+    LayerRowUpdates,
+    LayerUpdates,
+    layer_updates,
+)
 from tinkersmith.engine.model.kernels import (
     ROW_STEP,
     HeadTransform,
@@ -26,7 +32,7 @@ from tinkersmith.engine.model.kernels import (
     pad_rows,
 )
 from tinkersmith.engine.model.lora import Adapter
-from tinkersmith.engine.model.projection import outputs
+from tinkersmith.engine.model.projection import of_block, outputs
 
 _ROWS = 1024
 
@@ -114,7 +120,7 @@ class DensePass:
     def forward(self, tokens: torch.Tensor, rows: torch.Tensor | None = None) -> torch.Tensor:
         """(T,) -> (T, H), the input of the output layer; or (M, H), of some rows only."""
         self.rows = rows
-        self.updates = [layer_updates(layer, self.adapter) for layer in self.model.layers]
+        self.updates = self._layer_updates()
         x = self.model.embedding(pad_rows(tokens[:, None])[:, 0])
         last = len(self.model.layers) - 1
         for index in range(last + 1):
@@ -146,11 +152,22 @@ class DensePass:
                 _, saved = self._layer(index, saved, rows)
             grad = self._layer_backward(index, grad, saved, rows)
 
+    def _layer_updates(self) -> list[LayerUpdates]:
+        return [layer_updates(layer, self.adapter) for layer in self.model.layers]
+
+    def _updates_for(
+        self,
+        index: int,  # of the layer
+        rows: torch.Tensor | None,  # (M,), the rows of T that are computed; None: all
+    ) -> LayerUpdates | LayerRowUpdates:
+        """What is added to the products of a layer's forward pass."""
+        return self.updates[index]
+
     def _layer(
         self, index: int, x: torch.Tensor, rows: torch.Tensor | None
     ) -> tuple[torch.Tensor, _SavedLayer]:
         """(T, H) -> (T, H), or (M, H) where only some rows go through the MLP."""
-        model, layer, updates = self.model, self.model.layers[index], self.updates[index]
+        model, layer, updates = self.model, self.model.layers[index], self._updates_for(index, None)
         do, products = self.kernels.elementwise, self.kernels.products
         count, groups, size = len(x), model.key_heads, model.head_size
         qkv, low_qkv = outputs(count, layer.qkv, updates.qkv)
@@ -159,7 +176,8 @@ class DensePass:
         for block in _blocks(count, x.device):
             normed = torch.empty_like(x[block])
             do.rms_norm(x[block], layer.attention_norm, model.eps, normed)
-            products.project(normed, layer.qkv, updates.qkv, qkv[block], low_qkv[block])
+            update = of_block(updates.qkv, block)
+            products.project(normed, layer.qkv, update, qkv[block], low_qkv[block])
             do.split_heads(
                 qkv[block],
                 self._head_transform(layer, block),
@@ -171,6 +189,7 @@ class DensePass:
         residual = x
         if rows is not None:
             attended, residual = pad_rows(attended[rows]), pad_rows(x[rows])
+            updates = self._updates_for(index, rows)
 
         count = len(attended)
         middle, low_output = outputs(count, layer.output, updates.output)
@@ -180,20 +199,21 @@ class DensePass:
             products.project(
                 attended[block],
                 layer.output,
-                updates.output,
+                of_block(updates.output, block),
                 middle[block],
                 low_output[block],
                 residual[block],
             )
             normed = torch.empty_like(middle[block])
             do.rms_norm(middle[block], layer.mlp_norm, model.eps, normed)
+            update = of_block(updates.gate_up, block)
             activated = products.project_swiglu(
-                normed, layer.gate_up, updates.gate_up, gate_up[block], low_gate_up[block]
+                normed, layer.gate_up, update, gate_up[block], low_gate_up[block]
             )
             products.project(
                 activated,
                 layer.down,
-                updates.down,
+                of_block(updates.down, block),
                 output[block],
                 low_down[block],
                 middle[block],

@@ -13,7 +13,13 @@ import torch
 from tinkersmith.engine.kernels.native.interface import INTERFACE, InterfaceError
 from tinkersmith.engine.kernels.native.kernels import NativeProducts, address, joined_layers
 from tinkersmith.engine.model.attention import KeysAndValues
-from tinkersmith.engine.model.dense import DenseLayer, DenseModel, LayerUpdates, RotaryTables
+from tinkersmith.engine.model.dense import (
+    DenseLayer,
+    DenseModel,
+    LayerRowUpdates,
+    LayerUpdates,
+    RotaryTables,
+)
 from tinkersmith.engine.model.kernels import BLOCK, ExactLogits
 from tinkersmith.engine.model.projection import Part, Projection, Update
 
@@ -24,7 +30,7 @@ if INTERFACE.constants["VOCABULARY_BLOCK"] != BLOCK:
 
 
 class NativeLayers:
-    """`DecodingLayers` in bf16: one step through all layers is one call.
+    """`DecodingLayers` in bf16: one step through all layers is one call, of rows of one adapter.
 
     Every slot has a KV cache of its own, so attention reads the positions of one sequence only.
     """
@@ -32,15 +38,12 @@ class NativeLayers:
     def __init__(
         self,
         model: DenseModel,
-        updates: Sequence[LayerUpdates],
         slots: int,
         products: NativeProducts,
     ) -> None:
-        self.model, self.products, self.updates = model, products, updates
-        layers = list(map(_layer, model.layers, updates))
-        self.layers = (INTERFACE.structures["Layer"] * len(layers))(*layers)
-        # All trained layers have the same rank.
-        self.rank = max((part.b.shape[1] for part in _trained(updates)), default=0)
+        self.model, self.products = model, products
+        # Those that `layers` and `rank` are made of.
+        self.updates: Sequence[LayerUpdates] | Sequence[LayerRowUpdates] = []
         self.lengths: list[int] = []
         # The cache of each slot, for all layers, in the panels of interface.h. Positions that are
         # not written yet are 0.
@@ -76,7 +79,15 @@ class NativeLayers:
     def held(self) -> int:
         return sum(cache.nbytes for caches in (self.keys, self.values) for cache in caches)
 
-    def step(self, x: torch.Tensor, rotary: RotaryTables) -> torch.Tensor:
+    def step(
+        self,
+        x: torch.Tensor,
+        slots: Sequence[int],
+        rotary: RotaryTables,
+        updates: Sequence[LayerUpdates] | Sequence[LayerRowUpdates],
+    ) -> torch.Tensor:
+        assert list(slots) == list(range(len(x)))  # as always with one adapter
+        self._adopt(updates)
         model, (count, hidden) = self.model, x.shape
         for slot in range(count):
             if self.lengths[slot] + 1 > self.capacities[slot]:
@@ -106,6 +117,18 @@ class NativeLayers:
             address(x),
         )
         return x
+
+    def _adopt(self, updates: Sequence[LayerUpdates] | Sequence[LayerRowUpdates]) -> None:
+        """Let the steps from now on add these updates."""
+        if updates is self.updates:
+            return
+        own = [one for one in updates if isinstance(one, LayerUpdates)]
+        assert len(own) == len(updates)  # see Decoding.groups_adapters
+        self.updates = updates
+        layers = list(map(_layer, self.model.layers, own))
+        self.layers = (INTERFACE.structures["Layer"] * len(layers))(*layers)
+        # All trained layers have the same rank.
+        self.rank = max((part.b.shape[1] for part in _trained(own)), default=0)
 
     def _empty(self, slot: int) -> None:
         self.keys[slot] = self.values[slot] = self.model.final_norm.new_empty(0)

@@ -17,7 +17,7 @@ import torch
 
 from tinkersmith.engine.kernels.native.build import Library
 from tinkersmith.engine.model.kernels import Elementwise, HeadTransform
-from tinkersmith.engine.model.projection import Part, Projection, Update
+from tinkersmith.engine.model.projection import Part, Projection, RowUpdates, Update
 
 _SMALL_BATCH = 128  # rows, up to which it is faster to leave the weights as they lie
 
@@ -143,11 +143,12 @@ class NativeProducts:
         self,
         x: torch.Tensor,  # (N, I)
         projection: Projection,
-        update: Update | None,
+        update: Update | RowUpdates | None,
         output: torch.Tensor,  # (N, O)
         low: torch.Tensor,  # (N, C R)
         residual: torch.Tensor | None = None,  # (N, O)
     ) -> None:
+        assert not isinstance(update, RowUpdates)  # see Decoding.groups_adapters
         joined: list[tuple[slice, Part | None]] = [(slice(0, len(projection.weight)), None)]
         if update is not None:
             self.linear(x, update.a, low)
@@ -167,10 +168,11 @@ class NativeProducts:
         self,
         x: torch.Tensor,  # (N, I)
         projection: Projection,
-        update: Update | None,
+        update: Update | RowUpdates | None,
         gate_up: torch.Tensor,  # (N, 2 F)
         low: torch.Tensor,  # (N, C R)
     ) -> torch.Tensor:  # (N, F)
+        assert not isinstance(update, RowUpdates)
         count, width = len(x), gate_up.shape[1] // 2
         activated = gate_up.new_empty(count, width)  # (N, F)
         if count <= _SMALL_BATCH:
