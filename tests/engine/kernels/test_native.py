@@ -4,6 +4,7 @@ import logging
 import subprocess
 from collections.abc import Callable
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from tinkersmith.engine.kernels.native.kernels import (
     NativeProducts,
     native_elementwise,
 )
+from tinkersmith.engine.kernels.native.row_updates import native_row_updates
 from tinkersmith.engine.kernels.native.small_batch import small_batch_product
-from tinkersmith.engine.kernels.products import TorchProducts
+from tinkersmith.engine.kernels.products import TorchProducts, add_row_updates
 from tinkersmith.engine.kernels.tile_attention import TileAttention
 from tinkersmith.engine.messages import Datum, LoraConfig, SampleRequest
 from tinkersmith.engine.model import dtype_cast
@@ -45,7 +47,13 @@ from tinkersmith.engine.model.kernels import (
     Products,
 )
 from tinkersmith.engine.model.lora import Adapter
-from tinkersmith.engine.model.projection import Projection, update_of
+from tinkersmith.engine.model.projection import (
+    Part,
+    Projection,
+    RowUpdates,
+    Update,
+    update_of,
+)
 from tinkersmith.engine.runtime.fast_code import with_native_code
 from tinkersmith.engine.sampling.dense_decoder import DenseDecoder
 from tinkersmith.engine.sampling.prefixes import TokenRun
@@ -304,6 +312,57 @@ def test_a_row_has_the_same_digits_in_any_company(library: Library) -> None:
     for row in range(32):
         product(x[row : row + 1], weight, alone[row : row + 1])
     assert torch.equal(together, alone)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 8, 40])
+def test_what_adapters_add_to_their_rows_is_right_and_the_same_whoever_has_the_others(
+    library: Library, rows: int
+) -> None:
+    add = native_row_updates(library, small_batch_product(library))
+    width = 2 * rows + 3
+    x, output = torch.randn(width, 70), torch.randn(width, 96 + 31)
+    groups: list[tuple[slice, Update]] = []
+    for first, rank, sizes in ((0, 2, (96, 31)), (rows, 16, (31,)), (2 * rows, 64, (96,))):
+        parts, a = list[Part](), torch.randn(rank * len(sizes), 70)
+        for number, size in enumerate(sizes):
+            start = 0 if size == 96 else 96
+            b = torch.randn(rank, size).T
+            ranks = slice(number * rank, (number + 1) * rank)
+            parts.append(Part("", slice(start, start + size), ranks, b))
+        adapter = Adapter(LoraConfig(rank), {})
+        count = 2 if first == 2 * rows else rows
+        groups.append((slice(first, first + count), Update(adapter, a, parts)))
+    expected = output.double()
+    for chosen, update in groups:
+        low = x[chosen].double() @ update.a.double().T
+        for part in update.parts:
+            expected[chosen, part.columns] += low[:, part.ranks] @ part.b.double().T
+    together = output.clone()
+    add(x, RowUpdates(tuple(groups)), together)
+    assert off(together, expected) < 1e-6
+    assert torch.equal(together[-1], output[-1])  # the row of no adapter
+    if rows > 32:
+        return  # torch computes so many, and rounds as it likes
+    for number in range(width):
+        of_row = [(slice(0, 1), own) for at, own in groups if at.start <= number < at.stop]
+        alone = output[number : number + 1].clone()
+        if of_row:
+            add(x[number : number + 1], RowUpdates(tuple(of_row)), alone)
+        assert torch.equal(together[number], alone[0])
+
+
+def test_wrong_products_of_adapters_are_not_used(
+    library: Library, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Idle:
+        def tinkersmith_add_row_updates(self, *arguments: object) -> None: ...
+
+    with caplog.at_level(logging.WARNING, "tinkersmith.engine"):
+        product = dtype_cast.linear_product
+        chosen = native_row_updates(replace(library, functions=Idle()), product)
+    assert isinstance(chosen, partial) and chosen.func is add_row_updates
+    assert "native products of adapters are off by" in caplog.text
 
 
 def test_wrong_small_batch_products_are_not_used(

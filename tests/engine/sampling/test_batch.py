@@ -14,6 +14,7 @@ from tests.support.loading import load_with_torch
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.json_grammar import compile_schema, vocabulary_of
 from tinkersmith.engine.kernels import padded_cache
+from tinkersmith.engine.kernels.native.build import cache_folder, native_library
 from tinkersmith.engine.messages import (
     Answering,
     LoraConfig,
@@ -25,6 +26,7 @@ from tinkersmith.engine.messages import (
 from tinkersmith.engine.model.adapters import snapshot
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
+from tinkersmith.engine.runtime.fast_code import with_native_code
 from tinkersmith.engine.sampling import batch as batch_module
 from tinkersmith.engine.sampling.batch import Batch
 from tinkersmith.engine.sampling.cache_memory import CacheMemory
@@ -46,6 +48,9 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
 
 @pytest.fixture(params=["written out", "model's layers"])
 def base(request: pytest.FixtureRequest, dense: BaseModel) -> BaseModel:
+    if request.param == "written out in C++":
+        library = native_library(cache_folder())
+        return with_native_code(dense, library) if library else pytest.skip("no C++ compiler")
     return dense if request.param == "written out" else dataclasses.replace(dense, kernels=None)
 
 
@@ -302,6 +307,136 @@ def test_a_stop_text_that_cannot_be_looked_for_fails_its_request_alone(dense: Ba
     answers = run(batch, {0: [good, bad]})
     assert isinstance(answers[1].error, ValueError)
     assert_equal_answers([answers[0].result], [alone(dense, None, good)])
+
+
+# ---- several adapters
+
+
+@pytest.fixture(scope="module")
+def many_adapters(dense: BaseModel) -> list[Adapter | None]:
+    """The base model alone, and adapters of different ranks and parts."""
+    configs = [
+        LoraConfig(8, 1),
+        LoraConfig(3, 2),
+        LoraConfig(16, 3, train_attn=False),
+        LoraConfig(5, 4, train_mlp=False, train_unembed=False),
+        LoraConfig(4, 5, train_attn=False, train_mlp=False),
+    ]
+    filled = [filled_adapter(dense, config, seed=config.rank) for config in configs]
+    return [None, *map(snapshot, filled)]
+
+
+def run_mixed(
+    batch: Batch, at_step: dict[int, Sequence[tuple[SampleRequest, Adapter | None]]]
+) -> list[Answering]:
+    """Let requests of different adapters join at numbered steps, until all are finished."""
+    joined: list[Answering] = []
+    number = 0
+    while batch.sequences or number <= max(at_step):
+        joined += [batch.add(request, adapter) for request, adapter in at_step.get(number, [])]
+        batch.step()
+        number += 1
+    return joined
+
+
+@pytest.mark.parametrize("rows", [3, 64])
+@pytest.mark.parametrize(
+    "base", ["written out", "written out in C++", "model's layers"], indirect=True
+)
+def test_requests_of_different_adapters_get_what_each_gets_alone(
+    base: BaseModel,
+    many_adapters: list[Adapter | None],
+    rows: int,
+    small_steps: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(batch_module, "MAX_ROWS", rows)
+    monkeypatch.setattr(batch_module, "OWN_ROWS", 2)
+    requests = requests_of_many_kinds(seed=int(np.random.default_rng().integers(10**6)), count=16)
+    mixed = [(one, many_adapters[number % 6]) for number, one in enumerate(requests)]
+    expected = [alone(base, adapter, request) for request, adapter in mixed]
+    together = run_mixed(
+        Batch(base, decode, CacheMemory()),
+        {0: mixed[:5], 2: mixed[5:6], 5: mixed[6:13], 30: mixed[13:]},
+    )
+    assert_equal_answers([one.result for one in together], expected)
+
+
+def test_rows_of_different_adapters_share_each_step(
+    dense: BaseModel, many_adapters: list[Adapter | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    step = DenseDecoder.step
+
+    def counted(self: DenseDecoder, tokens: Sequence[int], *rest: Any, **named: Any) -> Any:
+        counts.append(len(tokens))
+        return step(self, tokens, *rest, **named)
+
+    monkeypatch.setattr(DenseDecoder, "step", counted)
+    request = SampleRequest([1, 2, 3], 1, 7, seed=1, stop=[])
+    run_mixed(Batch(dense, None, CacheMemory()), {0: [(request, one) for one in many_adapters]})
+    assert counts == [len(many_adapters)] * 7
+
+
+def test_what_one_adapter_has_read_never_serves_another(
+    base: BaseModel, many_adapters: list[Adapter | None]
+) -> None:
+    prompt = list(range(100, 160))
+    request = SampleRequest(prompt, 1, 6, temperature=0, stop=[])
+    mixed = [(request, adapter) for adapter in many_adapters[:3] for _ in range(2)]
+    answers = run_mixed(Batch(base, None, CacheMemory()), {0: mixed})
+    for number in range(3):
+        hits = [one.result.prompt_cache_hit_tokens for one in answers[2 * number : 2 * number + 2]]
+        assert sorted(hits) == [0, 59]  # the second one of the same adapter, and nobody else
+    expected = [alone(base, adapter, request) for _, adapter in mixed]
+    assert_equal_answers([one.result for one in answers], expected)
+    texts = {tuple(one.result.sequences[0].tokens) for one in answers}
+    assert len(texts) == 3  # else this test could not see whose past was read
+
+
+def test_an_adapter_that_is_not_finite_fails_its_own_requests_only(
+    base: BaseModel, many_adapters: list[Adapter | None], small_steps: None
+) -> None:
+    broken = snapshot(filled_adapter(base, LoraConfig(4, 0)))
+    with torch.no_grad():
+        for name, weight in broken.weights.items():
+            if name.endswith("lora_B"):
+                weight.fill_(torch.inf)
+    requests = requests_of_many_kinds(seed=7, count=6)
+    requests = [dataclasses.replace(one, stop=[], prompt_logprobs=False) for one in requests]
+    mixed = list(zip(requests, many_adapters, strict=True))
+    expected = [alone(base, adapter, request) for request, adapter in mixed]
+    bad = SampleRequest([3, 4, 5], 2, 9, stop=[])
+    answers = run_mixed(
+        Batch(base, decode, CacheMemory()), {0: [*mixed[:3], (bad, broken)], 3: mixed[3:]}
+    )
+    assert "not finite" in str(answers.pop(3).error)
+    assert_equal_answers([one.result for one in answers], expected)
+
+
+def test_an_adapter_with_many_rows_leaves_others_their_own(
+    dense: BaseModel, many_adapters: list[Adapter | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_module, "MAX_ROWS", 6)
+    monkeypatch.setattr(batch_module, "OWN_ROWS", 2)
+    greedy, modest, late = many_adapters[:3]
+    batch = Batch(dense, None, CacheMemory())
+    batch.add(SampleRequest([1, 2], 20, 10, seed=1, stop=[]), greedy)
+    for _ in range(3):
+        batch.step()
+    assert len(batch._active) == 6
+    batch.add(SampleRequest([1, 3], 5, 10, seed=2, stop=[]), modest)
+    begun: list[tuple[int, int, int]] = []
+    while batch.sequences:
+        batch.step()
+        if len(begun) == 2:
+            batch.add(SampleRequest([1, 4], 1, 10, seed=3, stop=[]), late)
+        rows = [row.adapter for row in batch._active]
+        begun.append((rows.count(greedy), rows.count(modest), rows.count(late)))
+    assert begun[0][:2] == (6, 2)  # at once, though all slots were taken
+    assert begun[3][2] == 1
+    # Where slots become free, the adapter with fewer rows gets them.
+    assert (3, 3, 0) in begun
 
 
 # ---- memory

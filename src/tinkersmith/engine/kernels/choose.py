@@ -24,6 +24,7 @@ from tinkersmith.engine.kernels.native.kernels import (
     NativeProducts,
     native_elementwise,
 )
+from tinkersmith.engine.kernels.native.row_updates import native_row_updates
 from tinkersmith.engine.kernels.native.small_batch import small_batch_product
 from tinkersmith.engine.kernels.products import TorchProducts
 from tinkersmith.engine.kernels.tile_attention import TileAttention
@@ -82,7 +83,8 @@ def choose_kernels(base: BaseModel, means: Means) -> Kernels:
     kernels = _torch_kernels(base, means, elementwise)
     if way is Way.NATIVE_ELEMENTWISE:
         return kernels
-    small_batch = TorchProducts(elementwise, small_batch_product(library))
+    product = small_batch_product(library)
+    small_batch = TorchProducts(elementwise, product, native_row_updates(library, product))
     return replace(kernels, decoding=torch_decoding(elementwise, small_batch))
 
 

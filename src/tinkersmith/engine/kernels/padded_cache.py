@@ -149,6 +149,11 @@ class _Slots:
                 self.keys[layer][place, :, start:end] = key
                 self.values[layer][place, :, start:end] = value
             start = end
+        # What is hidden still goes through the products: no number that is not finite may be left
+        # there by an earlier row.
+        for store in (self.keys, self.values):
+            for layer in store:
+                layer[place, :, start:] = 0
 
     def take(self, place: int, length: int) -> KeysAndValues:
         return [

@@ -4,6 +4,7 @@ Axes: N rows of a block, I and O input and output size of a linear layer, R rank
 C layers joined in one projection that the adapter trains, F width of the MLP.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,9 @@ from tinkersmith.engine.model import dtype_cast
 from tinkersmith.engine.model.kernels import Elementwise
 from tinkersmith.engine.model.projection import Projection, RowUpdates, Update
 
+# x (N, I), updates -> output (N, O), to which x A^T B^T of each group of rows is added
+AddRowUpdates = Callable[[torch.Tensor, RowUpdates, torch.Tensor], None]
+
 
 @dataclass(frozen=True, slots=True)
 class TorchProducts:
@@ -20,6 +24,7 @@ class TorchProducts:
 
     elementwise: Elementwise = TORCH_ELEMENTWISE
     product: dtype_cast.LinearProduct = dtype_cast.linear_product
+    add_rows: AddRowUpdates | None = None  # None: by `product`
 
     def multiply(self, x: torch.Tensor, projection: Projection, output: torch.Tensor) -> None:
         """output = x W^T: (N, I) -> (N, O)."""
@@ -42,20 +47,14 @@ class TorchProducts:
         if projection.bias is not None:
             output += projection.bias
         if isinstance(update, RowUpdates):
-            for rows, own in update.groups:
-                self._add_update(x[rows], own, output[rows], x.new_empty(len(x[rows]), len(own.a)))
+            if self.add_rows is None or not update.groups:
+                add_row_updates(x, update, output, self.product)
+            else:
+                self.add_rows(x, update, output)
         elif update is not None:
-            self._add_update(x, update, output, low)
+            add_update(x, update, output, low, self.product)
         if residual is not None:
             output += residual
-
-    def _add_update(
-        self, x: torch.Tensor, update: Update, output: torch.Tensor, low: torch.Tensor
-    ) -> None:
-        """output += x A^T B^T: (N, I) -> (N, O); `low` becomes x A^T (N, C R)."""
-        self.product(x, update.a, low)
-        for trained in update.parts:
-            output[:, trained.columns].addmm_(low[:, trained.ranks], trained.b.T)
 
     def project_swiglu(
         self,
@@ -118,3 +117,28 @@ class TorchProducts:
             grad_b = grad[:, trained.columns].T @ low[:, trained.ranks]
             update.gradient(trained, "B").add_(grad_b[:, :rank], alpha=scaling)
             update.gradient(trained, "A").add_(grad_a[trained.ranks][:rank])
+
+
+def add_update(
+    x: torch.Tensor,  # (N, I)
+    update: Update,
+    output: torch.Tensor,  # (N, O)
+    low: torch.Tensor,  # (N, C R)
+    product: dtype_cast.LinearProduct,
+) -> None:
+    """output += x A^T B^T; `low` becomes x A^T."""
+    product(x, update.a, low)
+    for trained in update.parts:
+        output[:, trained.columns].addmm_(low[:, trained.ranks], trained.b.T)
+
+
+def add_row_updates(
+    x: torch.Tensor,  # (N, I)
+    updates: RowUpdates,
+    output: torch.Tensor,  # (N, O)
+    product: dtype_cast.LinearProduct,
+) -> None:
+    """`add_update` of each adapter, to its own rows."""
+    for rows, update in updates.groups:
+        low = x.new_empty(rows.stop - rows.start, len(update.a))
+        add_update(x[rows], update, output[rows], low, product)

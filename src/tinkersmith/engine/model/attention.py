@@ -181,6 +181,7 @@ class CachedRows:
                 self.keys[layer][row][:, places] = key[:, -count:]
                 self.values[layer][row][:, places] = value[:, -count:]
                 end, missing = end - count, missing - count
+        self._clear(row, length)
 
     def move(self, source: int, target: int) -> None:
         length = int(self.lengths[source])
@@ -188,8 +189,17 @@ class CachedRows:
             used = length if window is None else min(length, window)
             for store in (self.keys[layer], self.values[layer]):
                 store[target, :, :used] = store[source, :, :used]
+        self._clear(target, length)
         self.states.move(source, target)
         self.lengths[target] = length
+
+    def _clear(self, row: int, length: int) -> None:
+        """Leave no number of an earlier row behind: one that is not finite would spoil products."""
+        for layer, window in enumerate(self.windows):
+            used = length if window is None else min(length, window)
+            for store in (self.keys[layer], self.values[layer]):
+                if store.numel():
+                    store[row, :, used:] = 0
 
     def resize(self, rows: int) -> None:
         """Have so many rows from now on; those beyond them have ended."""

@@ -4,7 +4,7 @@ Axes: N rows, I, O inputs and outputs of a projection, R rank of the adapter (ma
 layers of a projection.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.functional import pad
@@ -52,7 +52,7 @@ class Update:
         return weight.grad
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RowUpdates:
     """The updates of several adapters in one projection, each for some rows of its input.
 
@@ -60,6 +60,7 @@ class RowUpdates:
     """
 
     groups: tuple[tuple[slice, Update], ...]
+    prepared: object = None  # what a kernel has made of them, for the next time
 
     def of(self, block: slice) -> "RowUpdates":
         """Those of a block of rows, numbered from its first one."""
@@ -99,6 +100,14 @@ def update_of(projection: Projection, adapter: Adapter | None) -> Update | None:
             a.append(trained_a)
         start += width
     return Update(adapter, torch.cat(a).to(projection.dtype), parts) if parts else None
+
+
+def stored_by_rank(update: Update | None) -> Update | None:
+    """An equal update whose matrices B lie in memory as (R, O): few rows are added faster so."""
+    if update is None:
+        return None
+    parts = [replace(part, b=part.b.T.contiguous().T) for part in update.parts]
+    return replace(update, parts=parts)
 
 
 def outputs(

@@ -24,7 +24,13 @@ from tinkersmith.engine.model.dense import (
 )
 from tinkersmith.engine.model.kernels import ExactLogits, Kernels, PackedAttention
 from tinkersmith.engine.model.lora import Adapter, adapter_runs
-from tinkersmith.engine.model.projection import Projection, RowUpdates, Update, update_of
+from tinkersmith.engine.model.projection import (
+    Projection,
+    RowUpdates,
+    Update,
+    stored_by_rank,
+    update_of,
+)
 from tinkersmith.engine.sampling.decoder import past_of
 from tinkersmith.engine.sampling.prefixes import TokenRun
 from tinkersmith.engine.training.dense_pass import DensePass
@@ -144,7 +150,13 @@ class DenseDecoder:
         updates = self._updates.pop(adapter, None)
         if updates is None:
             layers = [layer_updates(layer, adapter) for layer in self.model.layers]
-            updates = _Updates(layers, update_of(self.head, adapter))
+            head = update_of(self.head, adapter)
+            if self.decoding.groups_adapters and self.device.type == "cpu":
+                layers = [
+                    LayerUpdates(*map(stored_by_rank, updates.in_order)) for updates in layers
+                ]
+                head = stored_by_rank(head)
+            updates = _Updates(layers, head)
         self._updates[adapter] = updates
         return updates
 
@@ -153,7 +165,7 @@ class DenseDecoder:
         if self._of_step is not None and self._of_step.adapters == adapters:
             return self._of_step
         groups = [(rows, self._updates_of(adapter)) for adapter, rows in adapter_runs(adapters)]
-        if len(groups) == 1:
+        if not self.decoding.groups_adapters:
             [(_, updates)] = groups
             self._of_step = _StepUpdates(list(adapters), updates.layers, updates.head)
         else:
@@ -169,7 +181,11 @@ class DenseDecoder:
 
 @dataclass(frozen=True, slots=True)
 class _Siblings:
-    """Runs with one parent, end to end in a pack."""
+    """Runs of one adapter with one parent, end to end in a pack.
+
+    Their attention is a computation of its own: numbers of an adapter that are not finite would
+    spoil those of others behind any mask.
+    """
 
     tokens: slice
     past: int  # tokens before them
@@ -212,10 +228,10 @@ class _Prefill(DensePass):
     def _siblings(self, runs: Sequence[TokenRun]) -> Iterator[_Siblings]:
         start = first = 0
         while first < len(runs):
-            parent = runs[first].parent
-            assert parent is None or parent.adapter is runs[first].adapter
+            parent, adapter = runs[first].parent, runs[first].adapter
+            assert parent is None or parent.adapter is adapter
             last = first + 1
-            while last < len(runs) and runs[last].parent is parent:
+            while last < len(runs) and (runs[last].parent, runs[last].adapter) == (parent, adapter):
                 last += 1
             lengths = [len(run.tokens) for run in runs[first:last]]
             end = start + sum(lengths)

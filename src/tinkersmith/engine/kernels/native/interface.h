@@ -44,6 +44,18 @@ struct Layer {
   Linear down;
 };
 
+// Neighbouring rows of one adapter, and what it adds to a projection of them, in fp32.
+struct RowUpdate {
+  i64 first;                        // row
+  i64 rows;                         // N
+  const float* a;                   // (C R, I)
+  i64 layers;                       // C
+  i64 rank;                         // R
+  const float* b[JOINED_LAYERS];    // (R, O of the layer) of each trained layer
+  i64 columns[JOINED_LAYERS];       // of the output, before those of each trained layer
+  i64 outputs[JOINED_LAYERS];       // O of each trained layer
+};
+
 extern "C" {
 
 // ---- on every processor
@@ -120,6 +132,12 @@ void tinkersmith_small_batch_product_float32(i64 rows, i64 outputs, i64 inputs, 
                                              const float* weight, float* y, i64 ld_y);
 void tinkersmith_small_batch_product_bfloat16(i64 rows, i64 outputs, i64 inputs, const float* x,
                                               const bf16* weight, float* y, i64 ld_y);
+
+// y (N, O) += x (N, I) a^T b of each group of rows, in fp32, for few rows of each: their low (N,
+// ld_low) = x a^T, and the columns of each trained layer get the product of their own part of it. A
+// row's digits do not depend on other rows.
+void tinkersmith_add_row_updates(i64 groups, const RowUpdate* updates, i64 inputs, const float* x,
+                                 float* low, i64 ld_low, float* y, i64 ld_y);
 
 // ---- in bf16, on processors with instructions for its products. These multiply pairs of numbers:
 // V and all sizes that are summed over (I, O, R, D) are even.

@@ -4,6 +4,7 @@
 //
 // Axes: N rows, I and O input and output size of a linear layer.
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstdint>
 #include <cstring>
@@ -95,6 +96,40 @@ void product(i64 rows, i64 outputs, i64 inputs, const float* x, const T* weight,
   }
 }
 
+constexpr i64 ALONE = 1 << 16;      // multiplications that one thread does
+constexpr i64 COLUMNS = 4 * LANES;  // of a tile of `add_columns`
+
+// y (COUNT, width) += low (COUNT, R) b (R, width), of at most COLUMNS columns.
+template <int COUNT>
+inline void add_columns(i64 rank, const float* low, i64 ld_low, const float* b, i64 ld_b, i64 width,
+                        float* y, i64 ld_y) {
+  if (width == COLUMNS) {
+    Vector sum[COUNT][4] = {};
+    for (i64 r = 0; r < rank; ++r)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        const Vector numbers = load(b + r * ld_b + j * LANES);
+#pragma GCC unroll 2
+        for (int n = 0; n < COUNT; ++n) sum[n][j] += low[n * ld_low + r] * numbers;
+      }
+    for (int n = 0; n < COUNT; ++n)
+      for (int j = 0; j < 4; ++j) {
+        float* to = y + n * ld_y + j * LANES;
+        const Vector numbers = load(to) + sum[n][j];
+        std::memcpy(to, &numbers, sizeof numbers);
+      }
+    return;
+  }
+  for (int n = 0; n < COUNT; ++n)
+    for (i64 i = 0; i < width; ++i) {
+      float total = 0;
+      for (i64 r = 0; r < rank; ++r) total += low[n * ld_low + r] * b[r * ld_b + i];
+      y[n * ld_y + i] += total;
+    }
+}
+
+i64 tiles(i64 count, i64 size) { return (count + size - 1) / size; }
+
 }  // namespace
 
 extern "C" {
@@ -107,5 +142,54 @@ void tinkersmith_small_batch_product_float32(i64 rows, i64 outputs, i64 inputs, 
 void tinkersmith_small_batch_product_bfloat16(i64 rows, i64 outputs, i64 inputs, const float* x,
                                               const bf16* weight, float* y, i64 ld_y) {
   product(rows, outputs, inputs, x, weight, y, ld_y);
+}
+
+void tinkersmith_add_row_updates(i64 groups, const RowUpdate* updates, i64 inputs, const float* x,
+                                 float* low, i64 ld_low, float* y, i64 ld_y) {
+  // Tasks of both halves, one group after the other: (group, first row of a or first column).
+  std::vector<std::array<i64, 2>> inward;
+  std::vector<std::array<i64, 3>> outward;
+  i64 work = 0;
+  for (i64 g = 0; g < groups; ++g) {
+    const RowUpdate& group = updates[g];
+    for (i64 first = 0; first < group.layers * group.rank; first += OUTPUTS)
+      inward.push_back({g, first});
+    for (i64 layer = 0; layer < group.layers; ++layer) {
+      for (i64 tile = 0; tile < tiles(group.outputs[layer], COLUMNS); ++tile)
+        outward.push_back({g, layer, tile * COLUMNS});
+      work += group.rows * group.rank * (inputs + group.outputs[layer]);
+    }
+  }
+  // Little work is done sooner by one thread than shared.
+#pragma omp parallel if (work > ALONE)
+  {
+#pragma omp for schedule(static)
+    for (size_t task = 0; task < inward.size(); ++task) {
+      const RowUpdate& group = updates[inward[task][0]];
+      const i64 first = inward[task][1], ranks = group.layers * group.rank;
+      const i64 here = std::min<i64>(OUTPUTS, ranks - first);
+      const float* a_rows[OUTPUTS];
+      for (i64 o = 0; o < OUTPUTS; ++o)
+        a_rows[o] = group.a + (first + std::min(o, here - 1)) * inputs;
+      for (i64 n = group.first; n < group.first + group.rows; ++n)
+        dot<1>(x + n * inputs, a_rows, here, inputs, low + n * ld_low + first, ld_low);
+    }
+#pragma omp for schedule(static)
+    for (size_t task = 0; task < outward.size(); ++task) {
+      const RowUpdate& group = updates[outward[task][0]];
+      const i64 layer = outward[task][1], column = outward[task][2];
+      const i64 outputs = group.outputs[layer], width = std::min(COLUMNS, outputs - column);
+      const float* b = group.b[layer] + column;
+      const float* from = low + layer * group.rank;
+      float* to = y + group.columns[layer] + column;
+      i64 n = group.first, end = group.first + group.rows;
+      for (; n + 2 <= end; n += 2)
+        add_columns<2>(group.rank, from + n * ld_low, ld_low, b, outputs, width, to + n * ld_y,
+                       ld_y);
+      if (n < end)
+        add_columns<1>(group.rank, from + n * ld_low, ld_low, b, outputs, width, to + n * ld_y,
+                       ld_y);
+    }
+  }
 }
 }
