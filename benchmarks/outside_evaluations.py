@@ -23,8 +23,9 @@ from benchmarks.serving import BUNDLED, ROOT, read_prompts, running_serve
 from tests.support.engine import no_proxy_for_loopback, running_engine
 from tinkersmith.bundled import BUNDLED_MODELS
 
-PACKAGES = ("lm-eval[api]==0.4.13", "inspect-ai==0.3.285", "openai", "transformers", "torch")
-OWN_VENV = ROOT / ".venv" / "outside-evaluations"
+# No torch: lm_eval needs transformers' tokenizers only.
+PACKAGES = ("lm-eval[api]==0.4.13", "inspect-ai==0.3.285", "openai", "transformers")
+OWN_VENV = ROOT / "build" / "outside-evaluations"
 QUESTIONS = 24
 ANSWER_TOKENS = 96
 END = "<|endoftext|>"  # the bundled model's end token
@@ -96,7 +97,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--questions", type=int, default=QUESTIONS)
     parser.add_argument(
-        "--python", type=Path, help=f"one that has the programs; default: one in {OWN_VENV.name}"
+        "--python",
+        type=Path,
+        help="one that has the programs; default: that of an environment in "
+        f"{OWN_VENV.relative_to(ROOT)}, which is made if it is not there",
     )
     options = parser.parse_args()
     no_proxy_for_loopback()
@@ -121,6 +125,7 @@ def own_python() -> Path:
     python = OWN_VENV / "bin" / "python"
     made = OWN_VENV / ".installed"
     if not made.exists() or made.read_text() != "\n".join(PACKAGES):
+        print(f"Installing {', '.join(PACKAGES)} into {OWN_VENV.relative_to(ROOT)}.", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(OWN_VENV)], check=True)
         install = [str(python), "-m", "pip", "install", "--quiet", *PACKAGES]
         subprocess.run(install, check=True)

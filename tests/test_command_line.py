@@ -1,14 +1,19 @@
 """The commands that messages quote: they work as printed, from where the user stands."""
 
+import ast
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.paths import ROOT
+from tinkersmith.cli.entry_point import COMMANDS
+from tinkersmith.cli.main import main
 from tinkersmith.command_line import SCRIPTS, command_line, python_command
 
 
@@ -84,3 +89,43 @@ def test_a_python_that_is_not_on_the_path_has_its_place(
 def test_the_scripts_that_are_named_exist() -> None:
     assert all((ROOT / script).is_file() for script in SCRIPTS.values())
     assert shutil.which("python")
+
+
+def _quoted_options(function: ast.AST) -> Iterator[tuple[str, str]]:
+    """The task and each option of the command lines that a function makes, its variables too."""
+    values = {
+        target.id: node.value
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for call in ast.walk(function):
+        if not isinstance(call, ast.Call) or getattr(call.func, "id", "") != "command_line":
+            continue
+        task, *rest = call.args
+        named = [node.id for part in rest for node in ast.walk(part) if isinstance(node, ast.Name)]
+        for part in [*rest, *(values[name] for name in named if name in values)]:
+            for node in ast.walk(part):
+                if isinstance(node, ast.Constant) and str(node.value).startswith("--"):
+                    assert isinstance(task, ast.Constant)
+                    yield str(task.value), str(node.value)
+
+
+def test_each_option_of_a_quoted_line_is_one_of_its_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options: dict[str, set[str]] = {}
+    for task in COMMANDS:
+        with pytest.raises(SystemExit):
+            main([task, "--help"])
+        options[task] = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+    quoted = {
+        (task, option, file.name)
+        for file in (ROOT / "src" / "tinkersmith").rglob("*.py")
+        for function in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(function, ast.FunctionDef)
+        for task, option in _quoted_options(function)
+    }
+    assert ("evaluate", "--test-data", "words.py") in quoted and len(quoted) > 15
+    assert [line for line in sorted(quoted) if line[1] not in options[line[0]]] == []

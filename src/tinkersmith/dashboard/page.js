@@ -330,7 +330,7 @@
     const differing = names.filter((name) => new Set(all.map((settings) => settings[name])).size > 1);
     const listed = (list) => make("table", { class: "differs" },
       make("thead", {}, make("tr", {}, make("th", {}, words.setting), ...known.map((name) => make("th", {}, swatchOf(name), " ", name)))),
-      make("tbody", {}, ...list.map((name) => make("tr", {}, make("th", { scope: "row" }, name), ...all.map((settings) => make("td", {}, settings[name] ?? "–"))))));
+      make("tbody", {}, ...list.map((name) => make("tr", {}, make("th", { scope: "row" }, elements.settingName(name)), ...all.map((settings) => make("td", {}, settings[name] ?? "–"))))));
     by("settings-title").textContent = several ? words.differ : words.settings;
     const open = by("settings").querySelector("details")?.open;
     const rest = make("details", { open }, make("summary", {}, words.allSettings(names.length)), listed(names));

@@ -1,5 +1,5 @@
 "use strict";
-// Elements that all pages make: elements.make, svg, table, tile, swatch, themeButton, and numbers.
+// Elements that all pages make: elements.make, svg, table, settingName, tile, swatch, themeButton, and numbers.
 // Texts become text nodes, never markup.
 const elements = (() => {
   const SPACE = "http://www.w3.org/2000/svg";
@@ -28,11 +28,19 @@ const elements = (() => {
   };
 
   // A table that scrolls on its own. A cell is a text or a node; `numbers` are columns set to the right.
+  // A long text keeps some width: on a phone it would else be a column of single words.
+  const LONG = 40; // characters
   const table = (heads, rows, numbers = []) => {
     const align = (column) => (numbers.includes(column) ? "number" : "");
-    const line = (cells) => make("tr", "", ...cells.map((cell, column) => make("td", align(column), cell)));
+    const kind = (cell, column) => (typeof cell === "string" && cell.length > LONG ? "long" : align(column));
+    const line = (cells) => make("tr", "", ...cells.map((cell, column) => make("td", kind(cell, column), cell)));
     const head = make("tr", "", ...heads.map((title, column) => make("th", { className: align(column), scope: "col" }, title)));
     return make("div", { className: "scroll", tabIndex: 0 }, make("table", "", make("thead", "", head), make("tbody", "", ...rows.map(line))));
+  };
+  // The name of a setting, which breaks at its underscores only.
+  const settingName = (name) => {
+    const words = name.split("_");
+    return make("code", "setting", ...words.flatMap((word, place) => (place < words.length - 1 ? [`${word}_`, make("wbr")] : [word])));
   };
   // A figure with its name, for a list of class "tiles".
   const tile = (name, value, note) => make("div", "", make("dt", "", name), make("dd", "", value, note ? make("small", "", note) : null));
@@ -56,5 +64,5 @@ const elements = (() => {
     return button;
   };
 
-  return { make, svg, table, tile, swatch, number, switchTheme, themeButton, chinese, DASHES };
+  return { make, svg, table, settingName, tile, swatch, number, switchTheme, themeButton, chinese, DASHES };
 })();

@@ -4,6 +4,7 @@
   const chinese = data.language === "zh";
   const say = (english, translated) => (chinese ? translated : english);
   const { make, number, table, themeButton } = elements;
+  const count = (value, noun, plural = `${noun}s`) => `${number(value)} ${value === 1 ? noun : plural}`;
   const percent = (value, digits = 1) => (Number.isFinite(value) ? `${(100 * value).toFixed(digits)} %` : "–");
   const time = (seconds) => {
     if (!Number.isFinite(seconds)) return "–";
@@ -29,6 +30,13 @@
     interrupted: say("interrupted", "已中断"), running: say("still running", "仍在运行"),
   };
 
+  const BEGINNING = 140; // characters of a prompt in its line
+  const begin = (text) => {
+    const line = text.replace(/\s+/g, " ").trim();
+    return line.length > BEGINNING ? `${line.slice(0, BEGINNING).trimEnd()}…` : line;
+  };
+  // 2026-01-31T12:30:00+08:00 in the writer's own time, to the minute.
+  const moment = (text) => make("span", "moment", String(text || "").replace(/^(\S+)T(\d\d:\d\d).*$/, "$1 $2"));
   const FEW = 8; // rows of a list that are shown at once
 
   const main = document.getElementById("main"), head = document.getElementById("head");
@@ -50,7 +58,7 @@
   head.append(title);
   const files = run.files.join(say(", ", "、"));
   const shape = say(
-    `A LoRA of rank ${run.rank} on ${run.base_model}, trained on ${number(training.samples)} samples of ${files}: ${STATES[run.state]} at step ${number(training.steps)} of ${number(training.total_steps)}.`,
+    `A LoRA of rank ${run.rank} on ${run.base_model}, trained on ${count(training.samples, "sample")} of ${files}: ${STATES[run.state]} at step ${number(training.steps)} of ${number(training.total_steps)}.`,
     `在 ${run.base_model} 上训练秩为 ${run.rank} 的 LoRA，数据 ${files}，共 ${number(training.samples)} 条样本；${STATES[run.state]}，第 ${number(training.steps)} 步 / 共 ${number(training.total_steps)} 步。`,
   );
   head.append(make("p", "lead", shape));
@@ -61,7 +69,7 @@
     const better = shown ? (gap.mean > 0 ? say("better than the base model", "优于基座模型") : say("worse than the base model", "不如基座模型")) : say("no difference from the base model is shown", "与基座模型没有显示出差异");
     const line = make("p", `verdict ${shown ? (gap.mean > 0 ? "good" : "bad") : ""}`,
       make("b", "", `${amount(metric, mainVerdict.first.mean)}`),
-      say(` ${metricName(metric)} on ${number(mainVerdict.n)} questions; the base model has ${amount(metric, mainVerdict.second.mean)}: `, ` ${metricName(metric)}（${number(mainVerdict.n)} 道题）；基座模型为 ${amount(metric, mainVerdict.second.mean)}：`),
+      say(` ${metricName(metric)} on ${count(mainVerdict.n, "question")}; the base model has ${amount(metric, mainVerdict.second.mean)}: `, ` ${metricName(metric)}（${number(mainVerdict.n)} 道题）；基座模型为 ${amount(metric, mainVerdict.second.mean)}：`),
       make("b", "", better),
       say(` (difference ${points(metric, gap.mean)}, 95 % interval ${amount(metric, low).replace(" %", "")} to ${points(metric, high)}).`, `（差异 ${points(metric, gap.mean)}，95 % 区间 ${amount(metric, low).replace(" %", "")} 至 ${points(metric, high)}）。`));
     head.append(line);
@@ -74,9 +82,9 @@
   head.append(tiles);
   tile(tiles, say("Loss", "损失"), charts.short(training.last_loss), say(`first step ${charts.short(training.first_loss)}`, `第一步 ${charts.short(training.first_loss)}`));
   if (data.best) tile(tiles, say("Best checkpoint", "最佳检查点"), data.best.name, `${metricName(data.best.by)} ${charts.short(data.best.value)}`);
-  tile(tiles, say("Epochs", "轮数"), number(training.epochs), say(`${number(training.steps)} steps`, `${number(training.steps)} 步`));
+  tile(tiles, say("Epochs", "轮数"), number(training.epochs), say(count(training.steps, "step"), `${number(training.steps)} 步`));
   tile(tiles, say("Tokens", "token 数"), number(training.tokens), say(`${number(training.completion_tokens)} trained`, `其中训练 ${number(training.completion_tokens)}`));
-  tile(tiles, say("Time of the steps", "各步用时"), time(training.seconds), training.tokens_per_second ? `${number(Math.round(training.tokens_per_second))} token/s` : null);
+  tile(tiles, say("Time of the steps", "各步用时"), time(training.seconds), training.tokens_per_second ? say(`${number(Math.round(training.tokens_per_second))} tokens/s`, `${number(Math.round(training.tokens_per_second))} token/s`) : null);
   for (const gap of data.missing) {
     const words = gap.what === "evaluation"
       ? say("This run has not been evaluated on a test set. This command does it, and writes this report anew: ", "此次运行尚未在测试集上评估。以下命令进行评估并重写本报告：")
@@ -114,13 +122,13 @@
   }
   plot("lines", { label: say("Learning rate", "学习率"), x: step, series: [{ name: "LEARNING_RATE", points: data.curves.learning_rate, color: 3 }] });
   if (data.curves.grad_norm.length) plot("lines", { label: say("Gradient norm before clipping", "裁剪前的梯度范数"), x: step, series: [{ name: say("norm", "范数"), points: data.curves.grad_norm, color: 4 }] });
-  plot("lines", { label: say("Tokens per second, mean so far", "每秒 token 数（至今平均）"), x: step, series: [{ name: "token/s", points: data.curves.tokens_per_second, color: 6 }] });
+  plot("lines", { label: say("Tokens per second, mean so far", "每秒 token 数（至今平均）"), x: step, series: [{ name: say("tokens/s", "token/s"), points: data.curves.tokens_per_second, color: 6 }] });
 
   // ---- scores
 
   if (evaluation) {
     const scores = card(say("Scores", "评分"), say(
-      `${evaluation.file}, ${number(evaluation.counts.distinct_questions ?? evaluation.counts.evaluated)} distinct questions. Bars are 95 % intervals.`,
+      `${evaluation.file}, ${count(evaluation.counts.distinct_questions ?? evaluation.counts.evaluated, "distinct question")}. Bars are 95 % intervals.`,
       `${evaluation.file}，${number(evaluation.counts.distinct_questions ?? evaluation.counts.evaluated)} 道不同的题。横线为 95 % 区间。`));
     const rows = [];
     for (const [name, found] of Object.entries(evaluation.metrics)) {
@@ -136,18 +144,18 @@
     charts.intervals(figure, { label: "", rows, ...(shares ? { range: [0, 1], percent: true } : {}) });
     const said = [];
     if (mainVerdict && mainVerdict.counts) {
-      const count = mainVerdict.counts;
+      const counts = mainVerdict.counts;
       said.push(say(
-        `Question by question (${metricName(evaluation.answers.metric)}): ${number(count.won)} won, ${number(count.lost)} lost, ${number(count.both_right)} right by both, ${number(count.both_wrong)} wrong by both. ${mainVerdict.test}, p = ${charts.short(mainVerdict.p_value)}.`,
-        `逐题比较（${metricName(evaluation.answers.metric)}）：变对 ${number(count.won)}，变错 ${number(count.lost)}，都对 ${number(count.both_right)}，都错 ${number(count.both_wrong)}。${mainVerdict.test}，p = ${charts.short(mainVerdict.p_value)}。`));
+        `Question by question (${metricName(evaluation.answers.metric)}): ${number(counts.won)} won, ${number(counts.lost)} lost, ${number(counts.both_right)} right by both, ${number(counts.both_wrong)} wrong by both. ${mainVerdict.test}, p = ${charts.short(mainVerdict.p_value)}.`,
+        `逐题比较（${metricName(evaluation.answers.metric)}）：变对 ${number(counts.won)}，变错 ${number(counts.lost)}，都对 ${number(counts.both_right)}，都错 ${number(counts.both_wrong)}。${mainVerdict.test}，p = ${charts.short(mainVerdict.p_value)}。`));
     }
-    if (evaluation.cut) said.push(say(`${number(evaluation.cut)} answers were cut at the token limit.`, `${number(evaluation.cut)} 个答案在 token 上限处被截断。`));
-    if (evaluation.unfinished_thoughts) said.push(say(`${number(evaluation.unfinished_thoughts)} answers end within the thought.`, `${number(evaluation.unfinished_thoughts)} 个答案停在思考过程中。`));
-    if (evaluation.near_duplicates) said.push(say(`${number(evaluation.near_duplicates)} test questions are nearly equal to one that was trained on.`, `${number(evaluation.near_duplicates)} 道测试题与训练过的题几乎相同。`));
+    if (evaluation.cut) said.push(say(`${count(evaluation.cut, "answer was", "answers were")} cut at the token limit.`, `${number(evaluation.cut)} 个答案在 token 上限处被截断。`));
+    if (evaluation.unfinished_thoughts) said.push(say(`${count(evaluation.unfinished_thoughts, "answer ends", "answers end")} within the thought.`, `${number(evaluation.unfinished_thoughts)} 个答案停在思考过程中。`));
+    if (evaluation.near_duplicates) said.push(say(`${count(evaluation.near_duplicates, "test question is", "test questions are")} nearly equal to one that was trained on.`, `${number(evaluation.near_duplicates)} 道测试题与训练过的题几乎相同。`));
     for (const line of said) scores.append(make("p", "soft", line));
     if (evaluation.groups.length) {
       const details = make("details"), metric = evaluation.answers.metric;
-      details.append(make("summary", "", say(`${number(evaluation.groups.length)} groups`, `${number(evaluation.groups.length)} 个分组`)));
+      details.append(make("summary", "", say(count(evaluation.groups.length, "group"), `${number(evaluation.groups.length)} 个分组`)));
       details.append(table(
         [say("by", "依据"), say("group", "分组"), "n", say("trained", "训练后"), say("base", "基座"), say("difference", "差异"), say("p (Holm)", "p（Holm）")],
         evaluation.groups.map((group) => [
@@ -183,7 +191,7 @@
           row.base === null ? null : box(say("base model", "基座模型"), row.base, right(row.base_scores) ? "good" : "bad"),
           box(say("trained model", "训练后的模型"), row.trained, right(row.scores) ? "good" : "bad"));
         const unfolded = list.querySelectorAll("details").length < 3;
-        list.append(make("details", { className: "question", open: unfolded }, make("summary", "", make("span", "soft", row.source), ` ${row.prompt.replace(/\s+/g, " ").slice(0, 140)}`), make("pre", "prompt", row.prompt), pair));
+        list.append(make("details", { className: "question", open: unfolded }, make("summary", "", make("span", "soft", row.source), ` ${begin(row.prompt)}`), make("pre", "prompt", row.prompt), pair));
       }
       if (rows.length > open) {
         const more = make("button", "", say(`Show ${number(rows.length - open)} more`, `再显示 ${number(rows.length - open)} 条`));
@@ -213,8 +221,8 @@
       marks: [{ x: found.limit, label: `MAX_SEQUENCE_LENGTH ${number(found.limit)}` }, ...(found.model_holds && found.model_holds < found.limit ? [{ x: found.model_holds, label: say(`the model holds ${number(found.model_holds)}`, `模型上限 ${number(found.model_holds)}`) }] : [])],
     });
     about.append(make("p", "soft", say(
-      `${number(found.count)} samples; mean ${number(Math.round(found.mean))}, median ${number(found.median)}, 95 % up to ${number(found.p95)}, longest ${number(found.max)}.`,
-      `${number(found.count)} 条样本；平均 ${number(Math.round(found.mean))}，中位数 ${number(found.median)}，95 % 不超过 ${number(found.p95)}，最长 ${number(found.max)}。`)));
+      `${count(found.count, "sample")}; mean ${number(Math.round(found.mean))}, median ${number(Math.round(found.median))}, 95 % up to ${number(Math.round(found.p95))}, longest ${number(found.max)}.`,
+      `${number(found.count)} 条样本；平均 ${number(Math.round(found.mean))}，中位数 ${number(Math.round(found.median))}，95 % 不超过 ${number(Math.round(found.p95))}，最长 ${number(found.max)}。`)));
   }
   const KINDS = { "bad record": say("records that could not be read", "无法读取的记录"), "too long": say("too long: left out", "过长：未训练"), truncated: say("cut at the end", "末尾被截断"), "nothing to train on": say("nothing to train on", "没有可训练的内容") };
   const left = Object.entries(data.left_out.kinds);
@@ -245,26 +253,26 @@
   if (data.settings.length) {
     made.append(make("h3", "", say("Settings that differ from the defaults", "与默认值不同的设置")));
     made.append(table([say("setting", "设置"), say("value", "值"), say("default", "默认值")],
-      data.settings.map((one) => [make("code", "", one.name), JSON.stringify(one.value), JSON.stringify(one.default)])));
+      data.settings.map((one) => [elements.settingName(one.name), JSON.stringify(one.value), JSON.stringify(one.default)])));
   } else made.append(make("p", "", say("All settings have their defaults.", "所有设置均为默认值。")));
   if (data.checkpoints.length) {
-    const details = make("details", "", make("summary", "", say(`${number(data.checkpoints.length)} checkpoints`, `${number(data.checkpoints.length)} 个检查点`)));
+    const details = make("details", "", make("summary", "", say(count(data.checkpoints.length, "checkpoint"), `${number(data.checkpoints.length)} 个检查点`)));
     details.append(table([say("name", "名称"), say("step", "步"), say("epoch", "轮"), say("path", "路径")],
       data.checkpoints.map((one) => [data.best && one.name === data.best.name ? `${one.name} ★` : one.name, number(one.step), number(one.epoch), make("code", "", one.path)]), [1, 2]));
     made.append(details);
   }
   made.append(make("h3", "", say("Where, and with what", "环境与版本")));
   made.append(table([say("started", "开始于"), say("first step", "起始步"), say("computed by", "计算设备"), say("versions", "版本")],
-    run.sessions.map((one) => [one.started || "", number((one.first_step || 0) + 1), [one.computes && one.computes.device, one.computes && one.computes.processor, one.computes && one.computes.dtype, one.system].filter(Boolean).join(", ") || run.backend,
+    run.sessions.map((one) => [moment(one.started), number((one.first_step || 0) + 1), [one.computes && one.computes.device, one.computes && one.computes.processor, one.computes && one.computes.dtype, one.system].filter(Boolean).join(", ") || run.backend,
       Object.entries(one.versions || {}).map(([name, version]) => `${name} ${version}`).join(", ")]), [1]));
   made.append(make("h3", "", say("Cost", "花费")));
   made.append(make("p", "", say(
-    `${number(training.tokens)} tokens were sent in the steps of this run${training.repeated_tokens ? `, and ${number(training.repeated_tokens)} more in steps that a resume did again` : ""}. `,
+    `${count(training.tokens, "token was", "tokens were")} sent in the steps of this run${training.repeated_tokens ? `, and ${number(training.repeated_tokens)} more in steps that a resume did again` : ""}. `,
     `此次运行的各步共发送 ${number(training.tokens)} 个 token${training.repeated_tokens ? `，续训重做的步骤另有 ${number(training.repeated_tokens)} 个` : ""}。`) +
     (run.backend === "cloud" ? say("The cloud's bill says what they cost.", "费用以云端账单为准。") : say("They were computed on your own server.", "在您自己的服务器上计算。"))));
   if (Object.keys(data.digests).length) {
     made.append(make("h3", "", say("Digests", "摘要")));
-    made.append(table([say("of", "对象"), "SHA-256"], Object.entries(data.digests).map(([name, value]) => [name, make("code", "digest", value)])));
+    made.append(table([say("of", "对象"), say("value", "值")], Object.entries(data.digests).map(([name, value]) => [name, make("code", "digest", value)])));
   }
   if (data.shown.length && !evaluation) {
     const shown = card(say("An answer of the trained model", "训练后模型的一个答案"), data.shown[0].source);

@@ -232,7 +232,7 @@ def commands_after(sweep: Sweep, ranking: Ranking) -> list[tuple[str, str]]:
     runs = sweep.settings.output_dir
     is_default = runs == FIELDS["output_dir"].default
     where = () if is_default else ("--set", override_text("output_dir", runs))
-    fresh = ("--test-file", "FRESH.json", *where)
+    fresh = ("--test-data", "FRESH.json", *where)
     return [
         ("measure", command_line("evaluate", "--model-path", sampler_path, *fresh)),
         ("export", command_line("export", "--model-path", state_path, *where)),
