@@ -67,7 +67,11 @@ def main() -> None:
     }
     print(json.dumps(figures, indent=2))
     if not options.tries:
-        print("written:", write_results("sweeping", "python -m benchmarks.sweeping", figures))
+        command = (
+            f"python -m benchmarks.sweeping --samples {options.samples} --parallel "
+            f"{options.parallel} --repeats {options.repeats} --base-model {options.base_model}"
+        )
+        print("written:", write_results("sweeping", command, figures))
 
 
 def _settings(folder: Path, samples: int, base_model: str) -> list[str]:

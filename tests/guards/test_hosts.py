@@ -32,6 +32,7 @@ def test_a_taken_port_is_one_sentence() -> None:
         ("127.0.0.1", 65536, "--port is 65536; it must be from 0"),
         ("127.0.0.1", -1, "--port is -1"),
         ("no such host", 0, "--host is 'no such host', which is no address"),
+        ("192.0.2.7", 0, "--host is '192.0.2.7', which is no address"),  # that of no machine
     ],
 )
 def test_what_cannot_be_listened_on_is_one_sentence(host: str, port: int, sentence: str) -> None:

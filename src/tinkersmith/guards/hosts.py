@@ -4,6 +4,7 @@ A page on another site sends its own Origin. A page whose name was made to point
 (DNS rebinding) sends its own name as Host. Neither is a name of this server.
 """
 
+import errno
 import ipaddress
 import re
 import socket
@@ -78,6 +79,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         listener.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise UserError(f"--host is {host!r}, which is no address of this machine.") from None
         reason = reason_of(error)
         raise UserError(
             f"cannot listen on {host}:{port}: {reason}; choose another --port."

@@ -484,6 +484,12 @@ def open_run(name: str, output_dir: Path | str) -> RunFolder:
                         "Name a run."
                     )
     known = ", ".join(run.name for run in all_runs(output_dir)[:5]) or "none"
+    with suppress(OSError, ValueError):
+        if Path(name).exists():
+            raise UserError(
+                f"{name} is no run: a run is a folder with a settings.json. The newest runs in "
+                f"{output_dir}: {known}."
+            )
     raise UserError(f"There is no run {name} in {output_dir}. The newest runs there: {known}.")
 
 
