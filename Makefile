@@ -48,6 +48,7 @@ soak: $(INSTALLED) $(COOKBOOK)
 	$(BIN)/python -m benchmarks.reliability.wire --bodies 100000
 	$(BIN)/python -m benchmarks.reliability.load --clients 64 --minutes 10
 	$(BIN)/python -m benchmarks.reliability.soak --steps 5000
+	$(BIN)/python -m benchmarks.reliability.rehearsals
 	$(BIN)/python -m benchmarks.outside_evaluations
 
 test-older-sdk: $(INSTALLED)

@@ -6,6 +6,7 @@ import tinker
 
 from tinkersmith.service.answers import to_datum
 from tinkersmith.service.digests import (
+    content_digest,
     creation_line,
     datum_digest,
     forward_line,
@@ -57,7 +58,15 @@ def test_the_order_of_samples_and_their_division_into_requests_change_the_digest
     ]
     assert len({line["digest"] for line in lines}) == 3
     assert {line["datums"] for line in lines} == {2}
-    assert lines[0]["samples"][:8] == lines[1]["samples"][8:] == datum_digest(first).hex()[:8]
+    assert lines[0]["samples"][:8] == lines[1]["samples"][8:] == content_digest(first).hex()[:8]
+
+
+def test_a_sample_is_found_although_another_one_of_its_batch_changes_all_weights() -> None:
+    former = datum([5, 6, 7], weights=[0.0, 0.25, 0.25])
+    present = datum([5, 6, 7], weights=[0.0, 0.2, 0.2])
+    assert datum_digest(former) != datum_digest(present)
+    assert content_digest(former) == content_digest(present)
+    assert content_digest(former) != content_digest(datum([5, 6, 7], weights=[0.25, 0.0, 0.25]))
 
 
 def test_every_parameter_of_a_step_is_in_its_lines() -> None:

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.support.tiny_models import make_tiny_tokenizer
-from tinkersmith.service.stand_in import vocabulary_of, write_stand_in
+from tinkersmith.service.stand_in import embedding_rows, write_stand_in
 from tinkersmith.text.tokenizer import load_tokenizer
 
 
@@ -31,4 +31,4 @@ def test_a_vocabulary_of_200_000_takes_seconds_and_some_megabytes(tmp_path: Path
 
 def test_a_stand_in_has_a_row_for_every_id_of_the_tokenizer(tmp_path: Path) -> None:
     make_tiny_tokenizer(tmp_path)
-    assert vocabulary_of(load_tokenizer(tmp_path)) == 259
+    assert embedding_rows(load_tokenizer(tmp_path)) == 259

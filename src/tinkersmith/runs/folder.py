@@ -520,7 +520,8 @@ def _remove_half_made(output_dir: Path) -> None:
         with suppress(OSError):  # another process was faster
             names = {path.name for path in folder.iterdir()} if _HALF_MADE(folder.name) else {"?"}
             is_old = time.time() - folder.stat().st_mtime > _HALF_MADE_AGE
-            if is_old and all("settings.json" in name for name in names):
+            first = ("settings.json", REQUESTS_FILE, "trained_questions.bin")
+            if is_old and all(any(file in name for file in first) for name in names):
                 shutil.rmtree(folder)
 
 

@@ -306,7 +306,7 @@ def difference(
             return f"{where} has {line.get(name):,} {words} (rehearsed: {before.get(name):,})"
     place = _first_other(str(line.get("samples", "")), str(before.get("samples", "")))
     if place is None:
-        return where
+        return f"{where}: the loss weights of its samples" if "samples" in line else where
     source = f", {sources[place]}" if place < len(sources) else ""
     return f"sample {place + 1:,} in {where}{source}"
 

@@ -30,11 +30,11 @@ def request_answers(
     return client.sample(
         tinker.ModelInput.from_ints(prompt.tolist()),
         draws,
-        sampling_params(settings, template, tokenizer, max_context, len(prompt)),
+        sampling_of(settings, template, tokenizer, max_context, len(prompt)),
     )
 
 
-def sampling_params(
+def sampling_of(
     settings: Settings,
     template: PromptTemplate,
     tokenizer: TextTokenizer,

@@ -36,6 +36,7 @@ from tinkersmith.service.initial import (
     check_initial_weights,
     initial_weights,
     lora_options,
+    refuse_adapter,
 )
 from tinkersmith.service.probe import PROBE_EVERY, Probe, engine_answer
 from tinkersmith.settings.fields import Settings
@@ -488,12 +489,7 @@ def open_server(
     """
     kind, url, key = server_of(settings)
     weights = initial_weights(settings) if trains else None
-    if weights is not None and weights.adapter is not None and kind != "embedded":
-        raise UserError(
-            f"INITIAL_CHECKPOINT names {weights.about}, which only training on this machine can "
-            "start from: a server takes no adapters. Name a tinker:// path of its own, or set "
-            'BACKEND = "local".'
-        )
+    refuse_adapter(weights, kind)
     engine = None
     if kind == "embedded":
         names = [name_on_server(name) for name in base_models]

@@ -15,11 +15,17 @@ import numpy as np
 if TYPE_CHECKING:
     import tinker
 
+_WEIGHTS = "weights"
 _SHORT = 8  # hexadecimal digits of a sample's digest in requests.jsonl
 
 
 def datum_digest(datum: "tinker.Datum") -> bytes:
     """The SHA-256 of a datum: its input tokens, and each input of the loss."""
+    return _weighted(content_digest(datum), datum)
+
+
+def content_digest(datum: "tinker.Datum") -> bytes:
+    """The SHA-256 of a datum without the sizes of its weights, which the whole batch decides."""
     digest = hashlib.sha256()
     for chunk in datum.model_input.chunks:
         tokens = getattr(chunk, "tokens", None)
@@ -31,9 +37,19 @@ def datum_digest(datum: "tinker.Datum") -> bytes:
     for name in sorted(datum.loss_fn_inputs):
         tensor: Any = datum.loss_fn_inputs[name]
         digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode())
+        values = tensor.to_numpy()
+        if name == _WEIGHTS:
+            digest.update((values != 0).tobytes())
+            continue
         kind = "<f4" if tensor.dtype == "float32" else "<i8"
-        digest.update(np.ascontiguousarray(tensor.to_numpy(), dtype=kind).tobytes())
+        digest.update(np.ascontiguousarray(values, dtype=kind).tobytes())
     return digest.digest()
+
+
+def _weighted(content: bytes, datum: "tinker.Datum") -> bytes:
+    weights: Any = datum.loss_fn_inputs.get(_WEIGHTS)
+    values = b"" if weights is None else np.ascontiguousarray(weights.to_numpy(), "<f4").tobytes()
+    return hashlib.sha256(content + values).digest()
 
 
 def step_lines(
@@ -91,21 +107,22 @@ def creation_line(content: Mapping[str, Any]) -> dict[str, Any]:
 def _datums_line(
     step: int, kind: str, batches: Sequence[Sequence["tinker.Datum"]], loss: str
 ) -> dict[str, Any]:
-    digests = [[datum_digest(datum) for datum in batch] for batch in batches]
     digest = hashlib.sha256(f"{loss}\n".encode())
-    for batch in digests:
+    contents: list[bytes] = []
+    for batch in batches:
         digest.update(f"{len(batch)}\n".encode())
-        digest.update(b"".join(batch))
-    every = [single for batch in digests for single in batch]
+        for datum in batch:
+            contents.append(content_digest(datum))
+            digest.update(_weighted(contents[-1], datum))
     return {
         "step": step,
         "kind": kind,
         "requests": len(batches),
-        "datums": len(every),
+        "datums": len(contents),
         # One more than the input has: the last token is a target alone.
         "tokens": sum(datum.model_input.length + 1 for batch in batches for datum in batch),
         "digest": digest.hexdigest(),
-        "samples": "".join(single.hex()[:_SHORT] for single in every),
+        "samples": "".join(content.hex()[:_SHORT] for content in contents),
     }
 
 

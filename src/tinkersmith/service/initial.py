@@ -106,6 +106,23 @@ def _rank_of(file: Path) -> int:
     return max((rank for rank in (config.get("r"), *more) if isinstance(rank, int)), default=0)
 
 
+def refuse_adapter(weights: InitialWeights | None, kind: str) -> None:
+    """Refuse to start from an exported adapter anywhere but on this machine.
+
+    Args:
+        kind: of the server, as `server_of` has it.
+
+    Raises:
+        UserError: the server takes no adapters.
+    """
+    if weights is not None and weights.adapter is not None and kind != "embedded":
+        raise UserError(
+            f"INITIAL_CHECKPOINT names {weights.about}, which only training on this machine can "
+            "start from: a server takes no adapters. Name a tinker:// path of its own, or set "
+            'BACKEND = "local".'
+        )
+
+
 def adapter_options(weights: InitialWeights | None, base_model: str) -> list[str]:
     """What our own engine is started with, so that it offers an exported adapter.
 

@@ -48,7 +48,7 @@ def open_stand_in(
         UserError: `folder` cannot be written to, or the engine does not start.
     """
     model = folder / "model"
-    vocabulary = vocabulary_of(tokenizer)
+    vocabulary = embedding_rows(tokenizer)
     with progress.doing(f"making a stand-in with {counted(vocabulary, 'token')}"):
         try:
             write_stand_in(model, vocabulary, tokenizer.eos_id, max_context or _LONGEST)
@@ -64,7 +64,7 @@ def open_stand_in(
         yield server
 
 
-def vocabulary_of(tokenizer: "TextTokenizer") -> int:
+def embedding_rows(tokenizer: "TextTokenizer") -> int:
     """How many rows an embedding needs for every id of a tokenizer."""
     ids = [tokenizer.eos_id, *tokenizer.special_tokens.values(), *tokenizer.control_tokens.values()]
     return max(tokenizer.vocab_size, *(number + 1 for number in ids))

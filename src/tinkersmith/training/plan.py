@@ -169,7 +169,8 @@ def prepare(
     if weights is not None and weights.run is not None:  # its best checkpoint may change later
         settings = settings.model_copy(update={"initial_checkpoint": weights.path})
     compared = None
-    if stage is None and rehearsing is None:
+    # A run that pauses measures where it does, as no rehearsal has.
+    if stage is None and rehearsing is None and until is None:
         compared = compared_with(settings, resume, rehearsal, allow_changes, progress.say)
     progress.say("Data")
     chosen = read_eval_files(settings, progress)

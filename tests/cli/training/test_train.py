@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tinkersmith.cli.training.train import offer_export
+from tinkersmith.cli.training.train import offer_export, train_command
+from tinkersmith.errors import UserError
 from tinkersmith.export import export
 from tinkersmith.settings.comparing import comparable_setting
 from tinkersmith.settings.reading import settings_from
@@ -48,3 +49,25 @@ def test_a_resumed_run_compares_weights_and_files_wherever_they_are_named_from(
     monkeypatch.chdir(tmp_path)
     assert comparable_setting(here, "data_files") == seen[0]
     assert comparable_setting(here, "data_files") not in seen[1:]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--dry-run", "--rehearse"], "--dry-run has no effect with --rehearse"),
+        (["--rehearse", "--resume", "run"], "--rehearse has no effect with --resume"),
+        (["--rehearse", "--rehearsal", "one"], "--rehearse has no effect with --rehearsal"),
+        (["--rehearse", "--allow-changes"], "--rehearse has no effect with --allow-changes"),
+        (["--dry-run", "--from", "step-000001"], "--dry-run has no effect with --from"),
+        (["--dry-run", "--resume", "run"], "--dry-run has no effect with --resume"),
+        (["--rehearsal", "none"], "There is no rehearsal none in runs/rehearsals"),
+        (["--allow-changes"], "--allow-changes has no effect: no rehearsal has these settings"),
+    ],
+)
+def test_options_without_effect_are_refused_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], sentence: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("train.json").write_text('[{"instruction": "a", "output": "b"}]')
+    with pytest.raises(UserError, match=sentence):
+        train_command([*options, "--set", "DATA_FILES=train.json"], prog="train")

@@ -9,7 +9,7 @@ from tinkersmith.batches.source import Encoding, TokenizedData
 from tinkersmith.data.samples import Source
 from tinkersmith.evaluation.questions import Questions
 from tinkersmith.runs.rehearsals import Rehearsal, difference
-from tinkersmith.service.answers import sampling_params
+from tinkersmith.service.answers import sampling_of
 from tinkersmith.service.digests import creation_line, forward_line, sample_line, step_lines
 
 
@@ -51,7 +51,7 @@ class Planned:
             asked = [
                 (
                     question.tokens,
-                    sampling_params(
+                    sampling_of(
                         about.settings,
                         about.template,
                         about.tokenizer,

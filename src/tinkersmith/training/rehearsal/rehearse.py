@@ -2,8 +2,8 @@
 
 import datetime as dt
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -19,7 +19,8 @@ from tinkersmith.runs.folder import REHEARSAL_FILE, REQUESTS_FILE, RunFolder
 from tinkersmith.runs.rehearsals import Rehearsal, add_rehearsal
 from tinkersmith.runs.requests import Compared
 from tinkersmith.service.connection import ServerGone
-from tinkersmith.service.stand_in import open_stand_in, vocabulary_of
+from tinkersmith.service.initial import initial_weights, refuse_adapter
+from tinkersmith.service.stand_in import open_stand_in, embedding_rows
 from tinkersmith.settings.fields import Settings
 from tinkersmith.trackers.available import check_trackers
 from tinkersmith.training.divergence import Diverged
@@ -30,7 +31,7 @@ from tinkersmith.training.rehearsal.target import Target, target_of
 from tinkersmith.training.shown_answers import answer_a_sample
 from tinkersmith.version import __version__
 
-SECONDS = 60.0  # for which the stand-in is trained
+TRAINED_SECONDS = 60.0  # for which the stand-in is trained
 _HELD_LINES = 1000  # in memory at most
 # What ends a run early by its losses, which say nothing here.
 _WITHOUT_LOSSES = {"patience": 0, "stop_on_divergence": False}
@@ -40,7 +41,7 @@ def rehearse(
     settings: Settings,
     signals: Interruption,
     *,
-    seconds: float = SECONDS,
+    seconds: float = TRAINED_SECONDS,
     options: Sequence[str] = (),
 ) -> Rehearsal:
     """Send a run's requests to a stand-in, note the digests of all of them, and say what came.
@@ -60,9 +61,14 @@ def rehearse(
             "BUDGET_MINUTES=0; a run that its budget cuts short sends the first of the same "
             "requests only if its plan is not cut."
         )
-    with watched(partial(print, flush=True)) as progress, ExitStack() as guard:
+    with (
+        watched(partial(print, flush=True)) as progress,
+        _ended_in_order(progress, signals),
+        ExitStack() as guard,
+    ):
         check_trackers(settings.trackers)
         target = target_of(settings, progress, signals.check)
+        refuse_adapter(initial_weights(settings), target.kind)
         progress.say(f"Rehearsal for {target.name}: {target.about}.")
         signals.check()
         place = Path(guard.enter_context(tempfile.TemporaryDirectory(prefix="rehearsal-")))
@@ -89,6 +95,17 @@ def rehearse(
         for line in _lines(rehearsal, plan, target, trained, options):
             progress.say(line)
     return rehearsal
+
+
+@contextmanager
+def _ended_in_order(progress: Progress, signals: Interruption) -> Generator[None, None, None]:
+    """Say that nothing stays of a rehearsal that a signal ends."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        signals.seen()
+        progress.say("\nStopped. No rehearsal was written.")
+        raise
 
 
 def _noted(plan: Plan, folder: Path, progress: Progress, signals: Interruption) -> Rehearsal:
@@ -163,7 +180,7 @@ def _lines(
     rehearsal: Rehearsal, plan: Plan, target: Target, trained: int, options: Sequence[str]
 ) -> list[str]:
     facts = rehearsal.facts()
-    tokens = counted(vocabulary_of(target.tokenizer), "token")
+    tokens = counted(embedding_rows(target.tokenizer), "token")
     every = counted(plan.total_steps, "step")
     how = f"all {every}" if trained >= plan.total_steps else f"{trained:,} of {every}, in its time"
     lines = [

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tinkersmith.files import read_json_object
 from tinkersmith.fingerprint import context_in
-from tinkersmith.models.known import known_model
+from tinkersmith.models.known import known_model, retirement_note
 from tinkersmith.models.line_up import TABLE_DATE
 from tinkersmith.models.names import local_model_folder
 from tinkersmith.progress import Progress
@@ -53,6 +53,7 @@ def target_of(settings: Settings, progress: Progress, check: Callable[[], None])
     about = f"no server was asked: {source}"
     if kind == "url":
         about += "; the run compares that with the server's own list"
+        about += f". Warning: {note}" if (note := retirement_note(name).rstrip(".")) else ""
     return Target(name, kind, context, tokenizer, about)
 
 
