@@ -20,7 +20,7 @@ from tinkersmith.runs.rehearsals import Rehearsal, add_rehearsal
 from tinkersmith.runs.requests import Compared
 from tinkersmith.service.connection import ServerGone
 from tinkersmith.service.initial import initial_weights, refuse_adapter
-from tinkersmith.service.stand_in import open_stand_in, embedding_rows
+from tinkersmith.service.stand_in import embedding_rows, open_stand_in
 from tinkersmith.settings.fields import Settings
 from tinkersmith.trackers.available import check_trackers
 from tinkersmith.training.divergence import Diverged
