@@ -31,6 +31,7 @@ LONGEST_FIRST = (
     "training/test_diverged_runs.py",
     "training/test_best_checkpoint.py",
     "training/test_shown_answers.py",
+    "training/rehearsal/test_rehearse.py",
     "evaluation/test_evaluate.py",
     "export/test_export.py",
     "sweep/test_conduct.py",

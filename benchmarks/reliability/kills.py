@@ -4,8 +4,8 @@ Each trial starts a small run (three epochs, validation, checkpoints) and sends 
 recipe, to the engine or to both. In one half of the trials the moment is uniform over the whole
 run, start and end included. In the other half it is uniform over what follows the start, which is
 the longest part of so small a run. A quarter of the trials kills again during the resume. Then the
-run is resumed to its end and compared: the losses, the last adapter's and optimizer's tensors,
-processes that are left, a lock that is left, files that cannot be read. A run that was killed
+run is resumed to its end and compared: requests, losses, tensors of the last state, processes that
+are left, a lock that is left, files that cannot be read. A run that was killed
 before its folder existed starts anew.
 
 With --answers, the runs answer questions while they train and stop early (EVAL_FILES, PATIENCE):
@@ -35,7 +35,7 @@ from safetensors.numpy import load_file
 from benchmarks.results_file import write_results
 from tests.support.sample_files import records, write, yes_or_no
 from tests.support.tiny_models import make_tiny_model
-from tinkersmith.runs.folder import RunFolder, all_runs
+from tinkersmith.runs.folder import REQUESTS_FILE, RunFolder, all_runs
 from tinkersmith.runs.lock import LOCK_FILE, locked
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -75,6 +75,7 @@ class Outcome:
     curve: list[dict[str, Any]]  # metrics.jsonl without times
     tensors: dict[str, str]  # SHA-256 of the last state, by file
     best: dict[str, Any]  # best.json
+    requests: list[dict[str, Any]]  # requests.jsonl
 
 
 @dataclass(frozen=True)
@@ -360,7 +361,8 @@ def _outcome(folder: Path) -> Outcome:
         raise RuntimeError(f"the last state is in {len(states)} folders")
     files = sorted(states[0].glob("*.safetensors"))
     best = json.loads(run.file("best.json").read_text(encoding="utf-8"))
-    return Outcome(curve, {file.name: _digest(file) for file in files}, best)
+    tensors = {file.name: _digest(file) for file in files}
+    return Outcome(curve, tensors, best, run.lines(REQUESTS_FILE))
 
 
 def _digest(file: Path) -> str:
@@ -377,6 +379,8 @@ def _compare(trial: Trial, folder: Path, expected: Outcome) -> None:
         trial.broken.append("losses: they differ")
     if found.best != expected.best:
         trial.broken.append("best checkpoint: it differs")
+    if found.requests != expected.requests:
+        trial.broken.append("requests: they differ")
     if found.tensors != expected.tensors:
         trial.broken.append("tensors: they differ")
     end = time.monotonic() + 30

@@ -112,13 +112,14 @@ def test_a_damaged_rehearsal_is_a_sentence_and_is_passed_over(folder: Path) -> N
 def test_what_changed_since_is_named_with_the_file(folder: Path) -> None:
     rehearsal = rehearsed()
     digests = {"data_digest": "d", "tokenizer_digest": None, "template_digest": None}
-    assert changes_since(rehearsal, digests, 1) == []
+    assert changes_since(rehearsal, digests, 1, None) == []
     Path("train.json").write_text("[]")
-    changes = changes_since(rehearsal, {**digests, "data_digest": "e"}, 2)
+    changes = changes_since(rehearsal, {**digests, "data_digest": "e"}, 2, 512)
     assert changes == [
         "train.json has changed since",
         "the training data is other data",
         "the plan has 2 steps instead of 1",
+        "the server's model takes 512 tokens instead of a number of tokens that nobody says",
     ]
     Path("train.json").unlink()
     assert rehearsal.changed_files() == ["train.json cannot be read any more"]

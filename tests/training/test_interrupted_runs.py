@@ -158,6 +158,8 @@ def test_a_killed_run_goes_on_to_the_same_losses_to_the_last_bit(
     assert curve(run) == uninterrupted
     assert sample_losses(run) == sample_losses(uninterrupted_run)
     assert run.lines("hard_samples.jsonl")
+    sent = uninterrupted_run.file("requests.jsonl").read_bytes()
+    assert sent and run.file("requests.jsonl").read_bytes() == sent
 
 
 def test_a_signal_saves_and_the_run_goes_on_to_the_same_losses(

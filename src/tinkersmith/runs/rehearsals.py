@@ -255,7 +255,10 @@ def changed_settings(rehearsed: Settings, now: Settings) -> list[str]:
 
 
 def changes_since(
-    rehearsal: Rehearsal, digests: Mapping[str, str | None], total_steps: int
+    rehearsal: Rehearsal,
+    digests: Mapping[str, str | None],
+    total_steps: int,
+    max_context: int | None,
 ) -> list[str]:
     """What is not as it was rehearsed, of what all requests depend on.
 
@@ -271,7 +274,14 @@ def changes_since(
         changes = [*rehearsal.changed_files(), *changes]
     if facts["total_steps"] != total_steps:
         changes.append(f"the plan has {total_steps:,} steps instead of {facts['total_steps']:,}")
+    if facts.get("max_context") != max_context:
+        before, now = (_tokens(context) for context in (facts.get("max_context"), max_context))
+        changes.append(f"the server's model takes {now} instead of {before}")
     return changes
+
+
+def _tokens(context: int | None) -> str:
+    return "a number of tokens that nobody says" if context is None else f"{context:,} tokens"
 
 
 def difference(

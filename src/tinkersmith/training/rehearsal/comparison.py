@@ -106,8 +106,12 @@ def check_plan(
     Raises:
         NotRehearsed: a request will be another one, and that is not allowed.
     """
-    changes = changes_since(compared.rehearsal, digests, planned.total_steps)
-    if not changes or not isinstance(planned.data, TokensInMemory):
+    context = planned.encoding.context
+    changes = changes_since(compared.rehearsal, digests, planned.total_steps, context)
+    if not changes:
+        return
+    if not isinstance(planned.data, TokensInMemory):
+        say(f"  Since {compared.rehearsal.name}: {'; '.join(changes)}. Each request is compared.")
         return
     if first := planned.first_difference(compared.rehearsal):
         _stop_or_say(compared, f"{'; '.join(changes)}. The first difference is {first}", say)
