@@ -22,15 +22,19 @@ TRAINING_HEADS = (
     "| 采样与前向 | prompt 与前向 | 逐位恢复 |",
 )
 EXPORT_HEADS = (
-    "| Model | Base weights | Changed by the LoRA | Merged model | Adapter in peft |",
-    "| 模型 | 基础权重 | LoRA 引起的变化 | 合并模型 | peft 中的 adapter |",
+    "| Model | Base weights | Changed by the LoRA | Merged model | Adapter in peft "
+    "| Trained matrices in the adapter | Tensors that vLLM takes |",
+    "| 模型 | 基础权重 | LoRA 引起的变化 | 合并模型 | peft 中的 adapter "
+    "| adapter 中训练过的矩阵 | vLLM 接受的张量 |",
 )
 CHINESE_WORDS = {
     " with windows in its last layers": "，最后几层有窗口",
     " with latent experts": "，latent 专家",
     " with a dense layer": "，含一个稠密层",
     " with shared experts": "，含共享专家",
+    " with stacked experts": "，专家叠成一个张量",
     "limit": "上限",
+    "all": "全部",
     "yes": "是",
     "no": "否",
     "not measured": "未测量",
@@ -68,9 +72,20 @@ def export_table(page: str, results: Path = RESULTS) -> str:
         if row["adapter without"]:
             adapter = words("{} without {}").format(adapter, f"`{row['adapter without']}`")
         changed = f"{row['changed by the LoRA']:.1f}"
-        lines.append(_row(row["family"], row["base"], changed, _small(row["merged"]), adapter))
+        matrices = f"{row['matrices in the adapter']:g}/{row['trained matrices']}"
+        lines.append(
+            _row(
+                words(row["family"], inside=True),
+                row["base"],
+                changed,
+                _small(row["merged"]),
+                adapter,
+                matrices,
+                row["vLLM takes"],
+            )
+        )
     limit = f"{figures['limit']:.0e}"
-    lines.append(_row(words("limit"), "", "", limit, limit))
+    lines.append(_row(words("limit"), "", "", limit, limit, words("all"), ""))
     return _table(EXPORT_HEADS[PAGES.index(page)], lines, content)
 
 

@@ -259,6 +259,11 @@ def _no_weights(folder: Path) -> str:
             "is not loaded. Save the model again with transformers: "
             "model.save_pretrained(FOLDER), which writes safetensors."
         )
+    if any(folder.glob("model-*.safetensors")):
+        return (
+            f"{folder} has weights in several files, but not {WEIGHTS_INDEX}, which says what is "
+            f"in which. {_AGAIN}"
+        )
     return (
         f"{folder} holds no model in safetensors format: neither model.safetensors nor "
         f"{WEIGHTS_INDEX} is there. Name the folder of the base model."

@@ -25,7 +25,8 @@ FORMS = [
     for name, family in FAMILIES.items()
     for quantised in ([False, True] if family.quantised else [False])
 ]
-QUICK = ("Qwen3.5 dense", "gpt-oss", "Nemotron-3", "DeepSeek V3", "Kimi K2", "Qwen2-MoE")
+STACKED = "Qwen3.5-MoE with stacked experts"
+QUICK = ("Qwen3.5 dense", STACKED, "gpt-oss", "Nemotron-3", "DeepSeek V3", "Kimi K2", "Qwen2-MoE")
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +63,20 @@ def test_a_merged_model_and_an_adapter_give_what_base_and_lora_give(
         return  # peft takes no out_proj of Mamba; an INT4 base needs compressed-tensors
     result = verify_export(adapter, [TOKENS], [[None, *wanted.tolist()]], base_folder=base)
     assert result.largest < 1e-5
+
+
+def test_stacked_and_single_experts_give_the_same_adapter(tmp_path: Path):
+    written: list[dict[str, torch.Tensor]] = []
+    for number, name in enumerate(("Qwen3.5-MoE", STACKED)):
+        model = make_family(tmp_path / f"base{number}", name)
+        make_cloud_lora(tmp_path / f"lora{number}", name, model, only="experts")
+        base = load_file(tmp_path / f"base{number}" / "model.safetensors")
+        assert any(key.endswith(".experts.gate_up_proj") for key in base) == (name == STACKED)
+        out = tmp_path / f"adapter{number}"
+        export(tmp_path / f"lora{number}", tmp_path / f"base{number}", out, merged=False)
+        written.append(load_file(out / "vllm" / "adapter_model.safetensors"))
+    assert written[0].keys() == written[1].keys()
+    assert all(torch.equal(written[0][key], written[1][key]) for key in written[0])
 
 
 def test_peft_loads_a_nemotron_adapter_that_leaves_out_proj_alone(tmp_path: Path):

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from tests.support.exports import export
+from tests.support.exports import export, load_fp32, make_adapter
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.errors import UserError
 from tinkersmith.export.adapter import read_layers
@@ -32,24 +32,6 @@ def _two_threads():
     torch.set_num_threads(2)
 
 
-def load(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-
-def make_adapter(base: Path, folder: Path, targets: list[str], rank: int = 4, seed: int = 0) -> Any:
-    """A random LoRA made and saved by peft; returns the model with it."""
-    torch.manual_seed(seed)
-    config = LoraConfig(r=rank, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = get_peft_model(load(base), config)
-        for name, weight in model.named_parameters():
-            if "lora_" in name:
-                torch.nn.init.normal_(weight, std=0.1)
-        model.save_pretrained(str(folder), save_embedding_layers=False)
-    return model.eval()
-
-
 @torch.no_grad()
 def logits(model: Any) -> torch.Tensor:
     return model(input_ids=TOKENS).logits[0]  # (T, V)
@@ -60,16 +42,16 @@ def logits(model: Any) -> torch.Tensor:
 def test_both_exports_give_the_logits_of_peft(tmp_path: Path, tied: bool, targets: list[str]):
     base = make_tiny_model(tmp_path / "base", tied=tied)
     wanted = logits(make_adapter(base, tmp_path / "lora", targets))
-    assert not torch.allclose(wanted, logits(load(base)), atol=1e-2)
+    assert not torch.allclose(wanted, logits(load_fp32(base)), atol=1e-2)
 
     adapter = export(tmp_path / "lora", base, tmp_path / "adapter", merged=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        loaded = PeftModel.from_pretrained(load(base), adapter)
+        loaded = PeftModel.from_pretrained(load_fp32(base), adapter)
     torch.testing.assert_close(logits(loaded), wanted, atol=1e-5, rtol=1e-5)
 
     merged = export(tmp_path / "lora", base, tmp_path / "merged", merged=True)
-    torch.testing.assert_close(logits(load(merged)), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(load_fp32(merged)), wanted, atol=1e-5, rtol=1e-5)
     config = json.loads((merged / "config.json").read_text())
     assert config["tie_word_embeddings"] == (tied and "lm_head" not in targets)
 
@@ -98,7 +80,7 @@ def test_untying_leaves_the_input_embedding_alone(tmp_path: Path):
 def test_a_sharded_base_stays_sharded_and_its_index_is_right(tmp_path: Path):
     base = make_tiny_model(tmp_path / "base", tied=True)
     sharded = tmp_path / "sharded"
-    load(base).save_pretrained(sharded, max_shard_size="60KB")
+    load_fp32(base).save_pretrained(sharded, max_shard_size="60KB")
     wanted = logits(make_adapter(base, tmp_path / "lora", [*ATTENTION, "lm_head"]))
     merged = export(tmp_path / "lora", sharded, tmp_path / "merged", merged=True)
     assert len(list(merged.glob("*.safetensors"))) == len(list(sharded.glob("*.safetensors"))) > 2
@@ -107,20 +89,20 @@ def test_a_sharded_base_stays_sharded_and_its_index_is_right(tmp_path: Path):
     assert index["weight_map"] == {name: file for file, part in stored.items() for name in part}
     sizes = [tensor.nbytes for part in stored.values() for tensor in part.values()]
     assert index["metadata"]["total_size"] == sum(sizes)
-    torch.testing.assert_close(logits(load(merged)), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(load_fp32(merged)), wanted, atol=1e-5, rtol=1e-5)
 
 
 def test_a_half_precision_base_keeps_its_type_unless_told_otherwise(tmp_path: Path):
     base = make_tiny_model(tmp_path / "base")
-    load(base).to(torch.bfloat16).save_pretrained(base)
+    load_fp32(base).to(torch.bfloat16).save_pretrained(base)
     wanted = logits(make_adapter(base, tmp_path / "lora", ATTENTION))
     same = export(tmp_path / "lora", base, tmp_path / "same", merged=True)
     full = export(tmp_path / "lora", base, tmp_path / "full", merged=True, dtype="float32")
     kinds = [{t.dtype for t in load_file(f / "model.safetensors").values()} for f in (same, full)]
     assert kinds == [{torch.bfloat16}, {torch.float32}]
     assert json.loads((full / "config.json").read_text())["dtype"] == "float32"
-    torch.testing.assert_close(logits(load(full)), wanted, atol=1e-5, rtol=1e-5)
-    assert (logits(load(same)) - wanted).abs().max() < 0.5
+    torch.testing.assert_close(logits(load_fp32(full)), wanted, atol=1e-5, rtol=1e-5)
+    assert (logits(load_fp32(same)) - wanted).abs().max() < 0.5
 
 
 def test_the_cloud_s_names_become_those_of_peft(tmp_path: Path):
@@ -137,11 +119,11 @@ def test_the_cloud_s_names_become_those_of_peft(tmp_path: Path):
     for merged in (False, True):
         out = export(tmp_path / "lora", base, tmp_path / f"out-{merged}", merged=merged)
         if merged:
-            model = load(out)
+            model = load_fp32(out)
         else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                model = PeftModel.from_pretrained(load(base), out)
+                model = PeftModel.from_pretrained(load_fp32(base), out)
         torch.testing.assert_close(logits(model), wanted, atol=1e-5, rtol=1e-5)
 
 
@@ -201,8 +183,8 @@ def test_the_cloud_s_experts_are_merged_and_exported_one_by_one(tmp_path: Path):
     assert len(written) == 2 * 2 * 3 * 4
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = PeftModel.from_pretrained(load(base), adapter)
-    torch.testing.assert_close(logits(model), logits(load(merged)), atol=1e-4, rtol=1e-4)
+        model = PeftModel.from_pretrained(load_fp32(base), adapter)
+    torch.testing.assert_close(logits(model), logits(load_fp32(merged)), atol=1e-4, rtol=1e-4)
 
 
 def damage(tensors: dict[str, Any], config: dict[str, Any], how: str) -> None:

@@ -160,6 +160,7 @@ class Family:
     trained: Callable[[int], list[str]]  # the cloud's names in a layer, without "model.layers.N."
     quantised: str = ""  # how its published model is stored: "fp8", "int4" or "mxfp4"
     layers: int = 2
+    stacked: bool = False  # whether the files have the experts of a layer as one tensor
 
 
 def _of(attention: tuple[str, ...] = _ATTENTION, mlp: tuple[str, ...] = _DENSE) -> Any:
@@ -212,6 +213,11 @@ FAMILIES: dict[str, Family] = {
     "Qwen3.5-MoE": Family(
         _qwen3_5_moe,
         _qwen3_5_names(*_CLOUD_EXPERTS, *(f"shared_expert.{name}" for name in _DENSE)),
+    ),
+    "Qwen3.5-MoE with stacked experts": Family(
+        _qwen3_5_moe,
+        _qwen3_5_names(*_CLOUD_EXPERTS, *(f"shared_expert.{name}" for name in _DENSE)),
+        stacked=True,
     ),
     "Llama 3": Family(lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**_SIZES)), _of()),
     "gpt-oss": Family(
@@ -280,10 +286,26 @@ def _hub_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
             key.replace("language_model.model.blocks.", "language_model.model.layers."): tensor
             for key, tensor in tensors.items()
         }
+    if FAMILIES[name].stacked:
+        tensors = _stacked(tensors)
     return {
         key: tensor.bfloat16() if tensor.is_floating_point() else tensor
         for key, tensor in tensors.items()
     }
+
+
+def _stacked(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors with the experts of each layer in two: gate and up, (E, 2 O, I), and down."""
+    joined = {key: tensor for key, tensor in tensors.items() if ".experts." not in key}
+    first = ".0.gate_proj.weight"
+    for layer in [key.removesuffix(first) for key in tensors if key.endswith(".experts" + first)]:
+        gates, ups, downs = (
+            torch.stack([tensors[f"{layer}.{n}.{matrix}.weight"] for n in range(EXPERTS)])
+            for matrix in _DENSE
+        )
+        joined[f"{layer}.gate_up_proj"] = torch.cat([gates, ups], dim=1)
+        joined[f"{layer}.down_proj"] = downs
+    return joined
 
 
 def load_plain(folder: Path, dtype: torch.dtype = torch.float32) -> Any:

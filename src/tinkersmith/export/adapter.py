@@ -44,7 +44,7 @@ def read_layers(folder: Path, base: BaseFolder) -> list[LoraLayer]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 
-    config = read_model_json(folder / ADAPTER_CONFIG)
+    config = read_model_json(folder / ADAPTER_CONFIG, "Run the export again.")
     _check_kind(config)
     try:
         safetensors_header(folder / ADAPTER_WEIGHTS)  # never waits, and says more than the library

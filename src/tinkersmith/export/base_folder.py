@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinkersmith.errors import UserError, unreadable
+from tinkersmith.errors import UserError, one_line, unreadable
 from tinkersmith.export.stored import StoredWeight, stored_weights
 from tinkersmith.files import read_json_object
 from tinkersmith.fingerprint import safetensors_header, text_config, weight_files
@@ -128,10 +128,17 @@ def read_base(folder: Path) -> BaseFolder:
                     files[tensor] = file
                     shapes[tensor] = entry.shape
                     dtypes[tensor] = entry.dtype
+            lost = min(names.keys() - files.keys(), default="")
+            if lost:
+                raise UserError(
+                    f"{folder / names[lost]} has no tensor {one_line(lost)}, which the index names."
+                    " Copy the model again."
+                )
     except OSError as error:
         raise unreadable(error.filename or folder, error) from None
     except ValueError as error:
         raise UserError(str(error)) from None
+    _refuse_lost_output_layer(folder, config, files)
     return BaseFolder(
         folder, files, shapes, dtypes, config, _is_tied(config, files), tuple(missing)
     )
@@ -168,8 +175,25 @@ def _is_tied(config: dict[str, Any], files: dict[str, str]) -> bool:
     return bool(config.get("tie_word_embeddings", tied))
 
 
-def read_model_json(path: Path) -> dict[str, Any]:
+def _refuse_lost_output_layer(folder: Path, config: dict[str, Any], files: dict[str, str]) -> None:
+    """Refuse a model that says it has an output layer of its own, and has none.
+
+    Raises:
+        UserError: transformers would fill it with random numbers.
+    """
+    own = config.get("tie_word_embeddings", text_config(config).get("tie_word_embeddings"))
+    if own is False and _is_tied(config, files) and any(".layers." in name for name in files):
+        raise UserError(
+            f"{folder} has no lm_head.weight, but its config.json says that the output layer is "
+            "not the input embedding: tie_word_embeddings is false. Copy the model again."
+        )
+
+
+def read_model_json(path: Path, advice: str = "Copy the model again.") -> dict[str, Any]:
     """The object in a JSON file of a model or an adapter.
+
+    Args:
+        advice: what to do if the file is missing or damaged.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -177,8 +201,8 @@ def read_model_json(path: Path) -> dict[str, Any]:
     try:
         return read_json_object(path)
     except FileNotFoundError:
-        raise UserError(f"{path.parent} has no {path.name}. Copy the model again.") from None
+        raise UserError(f"{path.parent} has no {path.name}. {advice}") from None
     except OSError as error:
         raise unreadable(path, error) from None
     except ValueError as error:
-        raise UserError(f"{path} is damaged: {error}. Copy the model again.") from None
+        raise UserError(f"{path} is damaged: {error}. {advice}") from None

@@ -118,20 +118,34 @@ def _check_against_manifest(folder: Path, names: set[str]) -> None:
 
 
 def base_folder(service: Service, named: str | Path | None, *, weights: bool) -> Path:
-    """The base model's folder: `named`, bundled, local, in the hub's cache, or downloaded.
+    """The base model's folder for a service; see `model_folder`.
+
+    Raises:
+        UserError: it cannot be downloaded.
+    """
+    return model_folder(service.base_model, service.tokenizer_setting, named, weights=weights)
+
+
+def model_folder(
+    name: str, tokenizer_setting: str, named: str | Path | None, *, weights: bool
+) -> Path:
+    """A model's folder: `named`, bundled, local, in the hub's cache, or downloaded.
 
     Without `weights`, its config and tokenizer are enough.
+
+    Args:
+        name: the model's name or folder.
+        tokenizer_setting: the value of TOKENIZER, whose folder may have a config, too.
 
     Raises:
         UserError: it cannot be downloaded.
     """
     if named:
         return Path(named).expanduser().resolve()
-    name = service.base_model
     if (folder := local_model_folder(name)) is not None:
         return folder
-    if service.tokenizer_setting and not weights:
-        own = Path(service.tokenizer_setting).expanduser()
+    if tokenizer_setting and not weights:
+        own = Path(tokenizer_setting).expanduser()
         if (own / "config.json").is_file():
             return own.resolve()
     from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]

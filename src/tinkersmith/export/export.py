@@ -3,6 +3,7 @@
 The output folder appears as a whole or not at all.
 """
 
+import errno
 import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tinkersmith.data.large_files import iterate_samples
-from tinkersmith.data.samples import Source, alpaca_sample
+from tinkersmith.data.samples import Sample, Source, alpaca_sample
 from tinkersmith.errors import UserError, is_of_network, network_reason, reason_of, unreadable
 from tinkersmith.export.adapter import LoraLayer, read_layers
 from tinkersmith.export.base_folder import (
@@ -98,8 +99,7 @@ def export_model(
 
     settings = settings or settings_from({})
     model = find_trained_model(settings, tinker_path, base_model, checkpoint)
-    kind = "merged" if merged else "adapter"
-    folder = Path(out) if out else Path(exports) / f"{model.name}-{kind}"
+    folder = Path(out) if out else export_folder(model, merged, exports)
     if base_folder and not (Path(base_folder).expanduser() / "config.json").is_file():
         raise UserError(f"{base_folder} is not a model folder: it has no config.json.")
     check_export_folder(folder, force)
@@ -152,6 +152,11 @@ def export_model(
 # ---- the output folder
 
 
+def export_folder(model: ModelReference, merged: bool, exports: str | Path) -> Path:
+    """The folder for an export of `model` where the user names none."""
+    return Path(exports) / f"{model.name}-{'merged' if merged else 'adapter'}"
+
+
 def check_export_folder(folder: Path, force: bool) -> None:
     """Refuse early, before a download costs time.
 
@@ -201,10 +206,11 @@ def _not_written(folder: Path, error: OSError) -> UserError:
             f"A host on the network was not reached ({network_reason(error)}), so that {folder} "
             "was not written. Check the network and the proxy settings."
         )
-    reason = reason_of(error)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    advice = "Free some space, or name another folder" if full else "Name another folder"
     return UserError(
-        f"{folder} cannot be written: {reason}. Nothing was left behind. Free some space, or name "
-        "another folder."
+        f"{folder} cannot be written: {reason_of(error)}. Nothing was left behind. {advice} with "
+        "--out."
     )
 
 
@@ -218,6 +224,9 @@ def _write(
     force: bool,
 ) -> None:
     model, reference = export.model, None
+    inputs = frozenset(
+        any(turn.input for turn in sample.turns) for sample in _trained_samples(model)
+    )
     with new_folder(export.folder, overwrite=force) as folder:
         if export.merged:
             service.progress.say(f"Merged: {write_merged(layers, base, folder, export.dtype)}.")
@@ -229,7 +238,7 @@ def _write(
         write_json(folder / "prompt_template.json", template.to_json())
         has_chat = write_chat_template(template, folder)
         card = model_card(
-            model.name, model.state_path, service.base_model, reference, template, has_chat
+            model.name, model.state_path, service.base_model, reference, template, has_chat, inputs
         )
         write_atomically(folder / "README.md", card)
 
@@ -303,11 +312,7 @@ def _texts_to_verify(
         alpaca_sample(instruction="Say hello.", input="", output="Hello!", source=Source("", 1)),
         alpaca_sample(instruction="3 + 4 = ?", input="", output="Answer: 7", source=Source("", 2)),
     ]
-    if model.run is not None:
-        with suppress(UserError):  # the data files may have gone since
-            settings = model.run.settings()
-            trained = iterate_samples(settings.training_files, settings.columns, settings.encoding)
-            samples = [*islice(trained, _TRIED_SAMPLES), *samples]
+    samples = [*_trained_samples(model), *samples]
     texts: list[Rendered] = []
     for sample in samples:
         with suppress(UnusableSample):  # training skipped it, too
@@ -316,6 +321,16 @@ def _texts_to_verify(
             break
     rows = tokenizer.encode_batch([text.prompt + text.completion for text in texts])
     return [row[:_VERIFIED_TOKENS].tolist() for row in rows]
+
+
+def _trained_samples(model: ModelReference) -> list[Sample]:
+    """The first samples of the run's data; none where the run or its files are not here."""
+    if model.run is not None:
+        with suppress(UserError):  # the data files may have gone since
+            settings = model.run.settings()
+            trained = iterate_samples(settings.training_files, settings.columns, settings.encoding)
+            return list(islice(trained, _TRIED_SAMPLES))
+    return []
 
 
 def _size(folder: Path) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from tinkersmith.errors import UserError
+from tinkersmith.errors import UserError, one_line
 from tinkersmith.export.base_folder import read_model_json
 from tinkersmith.export.placement import text_path
 from tinkersmith.fingerprint import safetensors_header
@@ -29,6 +29,10 @@ LOOSE_MAX, LOOSE_MEAN = 1.0, 0.05
 _SINGLE_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)\.lora_([AB])\.weight")
 _MATRICES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 _AGAIN = "Export it again with --force."
+_OTHER_BASE = (
+    "Copy the base model again, or name another folder with --base-folder. Without the check: "
+    "--no-verify"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +84,9 @@ def verify_export(
     folder = Path(folder)
     is_adapter = (folder / ADAPTER_CONFIG).is_file()
     if is_adapter:
-        model, tensors = _load_adapter(folder, base_folder)
+        model, tensors = load_exported_adapter(folder, base_folder)
     else:
-        model, tensors = _load_model(folder)
+        model, tensors = load_whole_model(folder)
     differences: list[float] = []
     for tokens, wanted in zip(token_lists, expected, strict=True):
         ours = _logprobs(model, tokens)
@@ -103,7 +107,10 @@ def verify_export(
         loaded_with="transformers + peft" if is_adapter else "transformers",
     )
     if not result.passed:  # NaN does not pass either
-        raise UserError(f"The export in {folder} is not the trained model: {result}.")
+        raise UserError(
+            f"The export in {folder} is not the trained model: {result}. Check that the base model "
+            "is the one that was trained on, and export it again with --force."
+        )
     return result
 
 
@@ -113,11 +120,16 @@ def logprobs_of_folder(folder: Path, token_lists: Sequence[Sequence[int]]) -> li
     Raises:
         UserError: transformers cannot load the folder.
     """
-    model, _ = _load_model(folder)
+    model, _ = load_whole_model(folder)
     return [_logprobs(model, tokens) for tokens in token_lists]
 
 
-def _load_adapter(folder: Path, base_folder: Path | str | None) -> "tuple[nn.Module, int]":
+def load_exported_adapter(folder: Path, base_folder: Path | str | None) -> "tuple[nn.Module, int]":
+    """The adapter in a folder on its base model by plain peft, and how many tensors it has.
+
+    Raises:
+        UserError: peft is missing, or does not load all of it.
+    """
     try:
         import peft
     except ImportError:
@@ -131,7 +143,7 @@ def _load_adapter(folder: Path, base_folder: Path | str | None) -> "tuple[nn.Mod
     name = base_folder or config.get("base_model_name_or_path")
     if not isinstance(name, str | Path) or not str(name):
         raise UserError(f"{folder / ADAPTER_CONFIG} names no base model. {_AGAIN}")
-    base, _ = _load_model(Path(name))
+    base, _ = load_whole_model(Path(name), _OTHER_BASE)
     with _explained(folder), warnings.catch_warnings():
         # It warns of a LoRA on a tied output layer, which it does apply, and of missing keys, which
         # the code below finds.
@@ -193,7 +205,15 @@ def _as_loaded(stored: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     return expected
 
 
-def _load_model(folder: Path) -> "tuple[nn.Module, int]":
+def load_whole_model(folder: Path, advice: str = _AGAIN) -> "tuple[nn.Module, int]":
+    """The model in a folder by plain transformers, in fp32, and how many tensors it has.
+
+    Args:
+        advice: what to do if it cannot be loaded, as the end of a sentence or some.
+
+    Raises:
+        UserError: transformers cannot load it, or not whole.
+    """
     import torch
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -205,8 +225,8 @@ def _load_model(folder: Path) -> "tuple[nn.Module, int]":
 
     logging.disable_progress_bar()
     if not folder.is_dir() and os.sep in str(folder) and folder.is_absolute():
-        raise UserError(f"The base model's folder {folder} does not exist. Name another.")
-    with _explained(folder):
+        raise UserError(f"The folder {folder} does not exist. {advice}")
+    with _explained(folder, advice):
         auto: Any = AutoConfig
         config: Any = auto.from_pretrained(str(folder))
         mapping: Any = MODEL_FOR_CAUSAL_LM_MAPPING
@@ -218,20 +238,21 @@ def _load_model(folder: Path) -> "tuple[nn.Module, int]":
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if problems := about.get(kind):
             raise UserError(
-                f"transformers loads {folder} with {kind.replace('_', ' ')}: {problems}."
+                f"transformers loads {folder} with {kind.replace('_', ' ')}: "
+                f"{one_line(str(problems), 300)}. {advice}"
             )
     # Some weights of a quantised model stay in bfloat16 when it is loaded.
     return model.float().eval(), len(model.state_dict())
 
 
 @contextmanager
-def _explained(folder: Path) -> Generator[None, None, None]:
+def _explained(folder: Path, advice: str = _AGAIN) -> Generator[None, None, None]:
     """Whatever goes wrong when other libraries load `folder` becomes a sentence."""
     try:
         yield
     except Exception as error:  # they raise all kinds for damaged files
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"{folder} cannot be loaded: {reason.rstrip('.')}. {_AGAIN}") from None
+        raise UserError(f"{folder} cannot be loaded: {reason.rstrip('.')}. {advice}") from None
 
 
 def _fp32(*tensors: Any) -> list[Any]:

@@ -1,7 +1,8 @@
 """A base model -> which ways of export work for it, said before the first training step.
 
 The facts were checked with tiny models (`benchmarks/export_families.py`), peft 0.21 and
-transformers 5.23, and by reading the LoRA code of vLLM 0.32. What was not tested is said to be so.
+transformers 5.23, and by reading the LoRA code of vLLM 0.32 (`vllm_shapes.py`). What was not tested
+is said to be so.
 """
 
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 from tinkersmith.errors import UserError
 from tinkersmith.export.base_folder import read_model_json
+from tinkersmith.export.vllm_shapes import VLLM_RANKS
 from tinkersmith.fingerprint import text_config
 from tinkersmith.models.known import known_model
 from tinkersmith.models.names import local_model_folder, resolve_base_model
@@ -49,7 +51,8 @@ _BY_MODEL_TYPE = {
 # How the published models of a family are stored, where a LoRA is not simply added.
 _QUANTISED = {"gpt-oss": "MXFP4", "DeepSeek-V3": "FP8", "Kimi-K2": "INT4"}
 # Families whose output layer vLLM 0.32 gives no LoRA.
-_NO_OUTPUT_LAYER = frozenset({"gpt-oss", "Gemma 3", "DeepSeek-V3", "Qwen2", "Qwen2-MoE"})
+_NO_OUTPUT_LAYER = frozenset({"gpt-oss", "Gemma 3", "DeepSeek-V3", "Qwen2", "Qwen2-MoE", "Mistral"})
+_WITH_EXPERTS = frozenset({"gpt-oss", "Qwen2-MoE", "Mixtral", "DeepSeek-V3"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,7 @@ def export_ways(
     attention: bool = True,
     mlp: bool = True,
     unembed: bool = True,
+    rank: int = 1,
 ) -> ExportWays:
     """The ways of export for a base model, before anything of it is loaded or downloaded.
 
@@ -101,6 +105,7 @@ def export_ways(
         attention: whether attention and state layers are trained.
         mlp: whether MLP and experts are trained.
         unembed: whether the output layer is trained.
+        rank: of the LoRA.
 
     Raises:
         UserError: the folder's config.json is damaged.
@@ -120,7 +125,7 @@ def export_ways(
         family,
         _adapter(family, attention),
         _merged(family, config, attention=attention, mlp=mlp),
-        _vllm(family, unembed),
+        _vllm(family, attention, unembed, rank, _ranks_joined(base_model, config, attention, mlp)),
         ExportWay(
             None, "llama.cpp's converter reads the merged model of the families that it knows"
         ),
@@ -172,7 +177,27 @@ def _is_quantised(config: Mapping[str, Any]) -> bool:
     return any(part.get("quantization_config") for part in (config, text_config(config)))
 
 
-def _vllm(family: str, unembed: bool) -> ExportWay:
+def _ranks_joined(base_model: str, config: Mapping[str, Any], attention: bool, mlp: bool) -> int:
+    """How many matrices' ranks add up at most, where they lie in one weight of the base model."""
+    known = known_model(base_model)
+    if config:
+        family = _BY_MODEL_TYPE.get(_model_type(config), "")
+        names = ("num_experts", "num_local_experts", "n_routed_experts")
+        experts = any(text_config(config).get(name) for name in names)
+    else:
+        family = _BY_TABLE.get(known.family, "") if known is not None else ""
+        experts = family in _WITH_EXPERTS or (known is not None and known.experts)
+    joined = [1]
+    if attention and family == "Qwen3.5":
+        joined.append(3)  # queries, keys and values of a gated delta net
+    if attention and family == "Nemotron-3":
+        joined.append(2)  # two inputs of a Mamba layer
+    if mlp and experts and family != "Nemotron-3":
+        joined.append(2)  # gate and up of an expert; Nemotron's have no gate
+    return max(joined)
+
+
+def _vllm(family: str, attention: bool, unembed: bool, rank: int, joined: int) -> ExportWay:
     if family == "Kimi-K2":
         return ExportWay(False, "vLLM 0.32 takes no LoRA for Kimi-K2; serve the merged model")
     if unembed and family in _NO_OUTPUT_LAYER:
@@ -180,5 +205,18 @@ def _vllm(family: str, unembed: bool) -> ExportWay:
             False,
             f"vLLM 0.32 takes no LoRA on the output layer of {family}; serve the merged model, or "
             "train without the output layer",
+        )
+    if attention and family == "DeepSeek-V3":
+        return ExportWay(
+            False,
+            "vLLM 0.32 loads the LoRA on kv_b_proj and does not apply it; serve the merged model, "
+            "or train without attention",
+        )
+    largest = VLLM_RANKS[-1]
+    if rank * joined > largest:
+        return ExportWay(
+            False,
+            f"vLLM 0.32 takes ranks up to {largest}, and {joined} matrices of rank {rank} lie in "
+            f"one weight; serve the merged model, or set LORA_RANK to at most {largest // joined}",
         )
     return ExportWay(True, "")

@@ -137,6 +137,7 @@ def _export_lines(forecast: Forecast) -> list[str]:
         attention=settings.train_attn,
         mlp=settings.train_mlp,
         unembed=unembed,
+        rank=settings.lora_rank,
     )
     if not ways.family:
         return [

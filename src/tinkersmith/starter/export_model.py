@@ -25,6 +25,13 @@ OUTPUT = ""
 # The model that MODEL_PATH was trained on; "" is what its run says.
 BASE_MODEL = ""
 
+# The address of a server that serves the export, such as "http://127.0.0.1:8000/v1": nothing is
+# exported then, and its answers are compared with the export's. "" exports.
+PROVE = ""
+
+# The export's name on that server; "" is the only model there.
+PROVE_MODEL = ""
+
 if __name__ == "__main__":
     from tinkersmith.cli.entry_point import run_entry_point
     from tinkersmith.cli.models.export import export_command
@@ -37,6 +44,8 @@ if __name__ == "__main__":
                 merged=MERGED,
                 output=OUTPUT,
                 base_model=BASE_MODEL,
+                prove=PROVE,
+                prove_model=PROVE_MODEL,
                 folder=Path(__file__).resolve().parent,
             )
         )

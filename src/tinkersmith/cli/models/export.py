@@ -7,10 +7,12 @@ from pathlib import Path
 from tinkersmith.cli.common import add_checkpoint_option, add_settings_options, user_settings
 from tinkersmith.cli.entry_point import COMMANDS, run_entry_point
 from tinkersmith.errors import UserError
-from tinkersmith.export.export import EXPORTS, export_model
+from tinkersmith.export.export import EXPORTS, export_folder, export_model
 from tinkersmith.export.targets.gguf import export_gguf
 from tinkersmith.export.targets.llama_cpp import GGUF_TYPES
 from tinkersmith.paths import seen_from_here
+from tinkersmith.peft_format import ADAPTER_CONFIG
+from tinkersmith.runs.trained_model import find_trained_model
 
 
 def export_command(
@@ -21,6 +23,8 @@ def export_command(
     merged: bool = False,
     output: str = "",
     base_model: str = "",
+    prove: str = "",
+    prove_model: str = "",
     folder: Path | str = ".",
     prog: str | None = None,
 ) -> int:
@@ -72,10 +76,26 @@ def export_command(
     parser.add_argument(
         "--base-folder", metavar="FOLDER", help="the base model's folder, if it is not found"
     )
+    parser.add_argument(
+        "--prove",
+        metavar="URL",
+        default=prove,
+        help="export nothing; ask the server at URL, which serves the export, and compare",
+    )
+    parser.add_argument(
+        "--prove-model",
+        metavar="NAME",
+        default=prove_model,
+        help="the export's name on that server (default: the only model there)",
+    )
     add_settings_options(parser)
     wanted = parser.parse_args(argv)
 
     def act() -> None:
+        if wanted.prove:
+            return _prove(wanted, folder)
+        if wanted.prove_model:
+            raise UserError("--prove-model has an effect only with --prove URL. Add that.")
         if wanted.dtype != "auto" and not wanted.merged and not wanted.gguf:
             raise UserError(
                 "--dtype has an effect only with --merged or --gguf. Add one, or leave it out."
@@ -121,3 +141,43 @@ def _export_gguf(wanted: argparse.Namespace, folder: Path | str) -> None:
         dtype=wanted.dtype,
         exports=seen_from_here(folder, EXPORTS),
     )
+
+
+def _prove(wanted: argparse.Namespace, folder: Path | str) -> None:
+    """Compare an export with the server that serves it.
+
+    Raises:
+        UserError: something differs, or cannot be compared.
+    """
+    for name, given in (
+        ("--force", wanted.force),
+        ("--verify", wanted.verify is True),
+        ("--no-verify", wanted.verify is False),
+        ("--dtype", wanted.dtype != "auto"),
+        ("--gguf", bool(wanted.gguf)),
+        ("--llama-cpp", bool(wanted.llama_cpp)),
+    ):
+        if given:
+            raise UserError(f"{name} has no effect with --prove, which exports nothing.")
+    from tinkersmith.export.proof.prove import prove_export, refuse_other_folders, source_of
+
+    settings = user_settings(wanted.config, wanted.set, folder)
+    export = Path(wanted.out) if wanted.out else None
+    path = wanted.model_path
+    if export is not None:
+        refuse_other_folders(export)
+        if wanted.merged and (export / ADAPTER_CONFIG).is_file():
+            raise UserError(f"{export} is an adapter, not a merged model. Leave --merged out.")
+        path = path or ("" if wanted.checkpoint else source_of(export))
+    model = find_trained_model(settings, path, wanted.base_model, wanted.checkpoint)
+    if export is None:
+        export = export_folder(model, wanted.merged, seen_from_here(folder, EXPORTS))
+    proof = prove_export(
+        wanted.prove,
+        export,
+        run=model.run,
+        model_name=wanted.prove_model,
+        base_folder=wanted.base_folder,
+    )
+    if not proof.passed:
+        raise UserError(" ".join(proof.faults))

@@ -1,0 +1,1 @@
+"""Proof that a server gives what an export gives: `tinkersmith export --prove URL`."""
