@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import shutil
 import threading
 import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,10 +16,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.connections import bare_connection
+from tests.support.run_folders import run_of_settings
 from tests.support.small_run import SmallRun, small_run
 from tinkersmith.cli.models.export import export_command
 from tinkersmith.data.samples import Source, alpaca_sample
 from tinkersmith.errors import UserError
+from tinkersmith.export import export as whole_export
 from tinkersmith.export import merge as merged_files
 from tinkersmith.export import peft_files as adapter_files
 from tinkersmith.export.download import _fetch
@@ -147,6 +151,60 @@ def test_the_template_travels_with_the_export(small: SmallRun, adapter: tuple[Pa
 def test_every_template_has_a_chat_template_that_writes_the_same(small: SmallRun, setting: str):
     tokenizer = load_tokenizer(small.folder / "base")
     assert chat_template_of(choose_template(setting, tokenizer, "x")) is not None
+
+
+def test_the_readme_shows_the_prompt_with_its_input(adapter: tuple[Path, str]):
+    card = (adapter[0] / "README.md").read_text()
+    assert repr("Instruction: {instruction}\nInput: {input}\nResponse:\n") in card
+    assert repr("Instruction: {instruction}\nResponse:\n") not in card  # all samples had an input
+
+
+def test_the_server_is_named_and_what_is_set_in_vain(
+    small: SmallRun, tmp_path: Path, monkeypatch: Any
+):
+    monkeypatch.setenv("TINKER_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("TINKER_API_KEY", "tml-not-shown")
+    said: list[str] = []
+    asked = small.settings.model_copy(update={"backend": "auto"})
+    export_model(asked, out=tmp_path / "new", verify=False, say=said.append)
+    text = "\n".join(said)
+    assert "Server: the engine on this machine" in text
+    assert "TINKER_BASE_URL and TINKER_API_KEY are set and not used: the run was trained on" in text
+    assert "not-shown" not in text
+
+
+def test_a_missing_peft_is_said_before_anything_is_exported(
+    small: SmallRun, tmp_path: Path, monkeypatch: Any
+):
+    monkeypatch.setattr(whole_export, "find_spec", lambda name: None)
+    said: list[str] = []
+    export_model(small.settings, out=tmp_path / "new", say=said.append)
+    place = {line.split(" ")[0]: number for number, line in enumerate(said)}
+    assert "will not be verified: peft is not installed (pip install peft)" in said[place["The"]]
+    assert place["The"] < place["Wrote"]
+    assert "Verified" not in "".join(said)
+    monkeypatch.setattr(whole_export, "open_service", None)  # nothing may be opened
+    with pytest.raises(UserError, match=r"--verify: peft is not installed .* --no-verify"):
+        export_model(small.settings, out=tmp_path / "other", verify=True, say=said.append)
+    assert not (tmp_path / "other").exists()
+    # A merged model needs no peft.
+    with pytest.raises(TypeError):
+        export_model(small.settings, out=tmp_path / "other", merged=True, verify=True, say=len)
+
+
+def test_the_newest_run_without_a_checkpoint_is_an_error(
+    small: SmallRun, tmp_path: Path, capsys: Any
+):
+    runs = tmp_path / "runs"
+    shutil.copytree(small.run.path, runs / small.run.path.name)
+    newer = run_of_settings(runs / "newer-29990101-000000")
+    os.utime(newer.path, (2e9, 2e9))
+    sets = ["--set", f"OUTPUT_DIR={json.dumps(str(runs))}"]
+    assert export_command([*sets, "--out", str(tmp_path / "new")]) == 1
+    said = capsys.readouterr().err
+    assert f"The newest run in {runs}, newer-29990101-000000, has no checkpoint" in said
+    assert f"{small.run.name} (" in said and small.sampler_path in said
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_readme_s_code_runs(adapter: tuple[Path, str], monkeypatch: Any, capsys: Any):

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -295,3 +296,23 @@ def test_verification_passes_the_true_export_and_fails_a_changed_one(tmp_path: P
         save_file(changed, file)
         with pytest.raises(UserError, match="did not load"):
             verify_export(adapter, [TOKENS[0].tolist()], [[None, *found]])
+
+
+def test_a_base_that_cannot_be_loaded_is_not_blamed_on_the_export(tmp_path: Path):
+    base = make_tiny_model(tmp_path / "base")
+    make_adapter(base, tmp_path / "lora", ATTENTION)
+    adapter = export(tmp_path / "lora", base, tmp_path / "adapter", merged=False)
+    broken = tmp_path / "broken"
+    shutil.copytree(base, broken)
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**config, "model_type": "unheard-of"}))
+    tokens = [[1, 2]], [[None, -1.0]]
+    for folder in (broken, tmp_path / "gone"):
+        with pytest.raises(UserError) as caught:
+            verify_export(adapter, *tokens, base_folder=folder)
+        sentence = str(caught.value)
+        assert str(folder) in sentence and "--force" not in sentence
+        assert "name another folder with --base-folder" in sentence and "--no-verify" in sentence
+    (adapter / "adapter_model.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match="Export it again with --force"):
+        verify_export(adapter, *tokens, base_folder=base)
