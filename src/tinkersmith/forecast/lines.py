@@ -9,7 +9,7 @@ from tinkersmith.forecast.workload import Workload
 from tinkersmith.models.known import adapter_weights, known_model
 from tinkersmith.models.line_up import PRICES_PAGE, STORAGE_PRICE, KnownModel
 from tinkersmith.plurals import counted
-from tinkersmith.service.initial import trains_output_layer
+from tinkersmith.service.initial import will_train_output_layer
 from tinkersmith.settings.fields import Settings
 
 _GB = 1e9
@@ -131,12 +131,11 @@ def _thinking(settings: Settings, model: KnownModel | None) -> str:
 
 def _export_lines(forecast: Forecast) -> list[str]:
     settings, name = forecast.settings, forecast.base_model
-    unembed, _ = trains_output_layer(settings, name)
     ways = export_ways(
         name,
         attention=settings.train_attn,
         mlp=settings.train_mlp,
-        unembed=unembed,
+        unembed=will_train_output_layer(settings, name),
         rank=settings.lora_rank,
     )
     if not ways.family:

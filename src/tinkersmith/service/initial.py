@@ -1,5 +1,6 @@
 """The weights that a run begins with: a new LoRA, or those that INITIAL_CHECKPOINT names."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -182,6 +183,16 @@ def creation_of(
         return options
     place = weights.path if weights.adapter is None else str(weights.adapter)
     return {**options, "from": place, "with_optimizer": weights.optimizer}
+
+
+def will_train_output_layer(settings: Settings, base_model: str) -> bool:
+    """Whether a run trains the output layer: a state to start from decides, if its run is known."""
+    if settings.train_unembed == "auto":
+        with suppress(UserError):  # said where the run begins
+            weights = initial_weights(settings)
+            if weights is not None and weights.run is not None:
+                return will_train_output_layer(weights.run.settings(), base_model)
+    return trains_output_layer(settings, base_model)[0]
 
 
 def shares_embedding(folder: Path) -> bool:
