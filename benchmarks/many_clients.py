@@ -177,10 +177,10 @@ def beside_long_batch(samplers: list[tinker.SamplingClient]) -> tuple[float, flo
 
 
 @contextmanager
-def running(source: Path) -> Iterator[tinker.ServiceClient]:
+def running(source: Path, model: Path | None = None) -> Iterator[tinker.ServiceClient]:
     """An engine of the version in that source folder, and a client of it."""
     with tempfile.TemporaryDirectory() as folder:
-        model = ROOT / "src" / "tinkersmith" / "bundled" / MODEL
+        model = model or ROOT / "src" / "tinkersmith" / "bundled" / MODEL
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "tinkersmith.engine", "--port", "0", "--dir", folder),

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from tests.support.adapters import filled_adapter, gradients
+from tests.support.answers import assert_equal_answers
 from tests.support.batches import random_datums
 from tests.support.clients import train
 from tests.support.engine import MODEL, datum, running_engine
@@ -27,10 +28,18 @@ from tests.support.engine import random_datums as random_sdk_datums
 from tests.support.exports import export
 from tests.support.families import FAMILIES, SIZES, make
 from tests.support.loading import load_with_torch
-from tinkersmith.engine.messages import LoraConfig
-from tinkersmith.engine.model.adapters import adapter_state, load_adapter_state, new_adapter
+from tinkersmith.engine.messages import LoraConfig, SampleRequest
+from tinkersmith.engine.model.adapters import (
+    adapter_state,
+    load_adapter_state,
+    new_adapter,
+    snapshot,
+)
 from tinkersmith.engine.model.experts import find_experts
 from tinkersmith.engine.model.lora import Adapter
+from tinkersmith.engine.sampling.batch import Batch
+from tinkersmith.engine.sampling.cache_memory import CacheMemory
+from tinkersmith.engine.sampling.sampler import sample
 from tinkersmith.engine.training.step import forward, forward_backward
 
 pytestmark = pytest.mark.engine
@@ -149,6 +158,26 @@ def test_an_expert_adapter_has_the_cloud_s_shapes_and_comes_back_from_its_files(
     datums = random_datums(np.random.default_rng(), 2)
     one, two = (forward(base, each, datums, "cross_entropy", {}) for each in (adapter, copy))
     assert one.metrics == two.metrics
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "qwen2_moe with shared experts", "mixtral"])
+def test_rows_of_different_adapters_have_their_own_updates_of_the_same_experts(
+    tmp_path: Path, family: str
+) -> None:
+    base = load_with_torch(family, make(tmp_path, family))
+    configs = [LoraConfig(4, 1), LoraConfig(8, 2, train_attn=False), LoraConfig(2, 3, True, False)]
+    adapters = [None, *(snapshot(filled_adapter(base, one, one.rank)) for one in configs)]
+    rng, batch = np.random.default_rng(0), Batch(base, None, CacheMemory())
+    requests = [
+        SampleRequest(rng.integers(0, 250, 5 + number).tolist(), 2, 12, seed=number, stop=[])
+        for number in range(8)
+    ]
+    mixed = list(zip(requests, adapters * 2, strict=True))
+    joined = [batch.add(request, adapter) for request, adapter in mixed]
+    while batch.sequences:
+        batch.step()
+    expected = [sample(base, adapter, [request])[0] for request, adapter in mixed]
+    assert_equal_answers([one.result for one in joined], expected)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "qwen3_moe", "llama3"])

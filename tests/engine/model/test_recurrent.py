@@ -72,14 +72,15 @@ def requests_of_many_lengths(count: int) -> list[SampleRequest]:
 def test_requests_that_join_and_leave_at_any_step_get_what_each_gets_alone(
     base: BaseModel,
 ) -> None:
-    adapter = snapshot(filled_adapter(base, LoraConfig(4, 0)))
+    adapters = [snapshot(filled_adapter(base, LoraConfig(rank, rank), rank)) for rank in (4, 2)]
     requests = requests_of_many_lengths(9)
-    expected = [sample(base, adapter, [request])[0] for request in requests]
+    mixed = list(zip(requests, [*adapters, None] * 3, strict=True))
+    expected = [sample(base, adapter, [request])[0] for request, adapter in mixed]
     batch, joined = Batch(base, None, CacheMemory()), list[Answering]()
-    at_step = {0: requests[:3], 2: requests[3:5], 7: requests[5:]}
+    at_step = {0: mixed[:3], 2: mixed[3:5], 7: mixed[5:]}
     number = 0
     while batch.sequences or number <= max(at_step):
-        joined += [batch.add(request, adapter) for request in at_step.get(number, [])]
+        joined += [batch.add(request, adapter) for request, adapter in at_step.get(number, [])]
         batch.step()
         number += 1
     assert_equal_answers([answering.result for answering in joined], expected)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.support.adapters import filled_adapter
 from tests.support.answers import assert_equal_answers
 from tests.support.family_twin import (
     WINDOW,
@@ -17,7 +18,7 @@ from tests.support.family_twin import (
 from tests.support.loading import load_with_torch
 from tests.support.window_families import FAMILIES
 from tinkersmith.engine.messages import LoraConfig, SampleRequest
-from tinkersmith.engine.model.adapters import new_adapter
+from tinkersmith.engine.model.adapters import new_adapter, snapshot
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.sampling.batch import Batch
 from tinkersmith.engine.sampling.cache_memory import CacheMemory
@@ -80,17 +81,21 @@ def test_sampling_holds_no_more_of_a_layer_than_its_window(loaded: LoadedFamily)
     layers = [layer for layer, window in enumerate(base.cache.windows) if window == WINDOW]
     assert layers == WINDOWED[loaded.family.name]
     windowed = [base.cache.token_bytes[layer] for layer in layers]
-    batch = Batch(base, None, None, CacheMemory())
+    batch = Batch(base, None, CacheMemory())
+    adapters = [
+        None,
+        *(snapshot(filled_adapter(base, LoraConfig(rank, 1), rank)) for rank in (4, 2)),
+    ]
     requests = [SampleRequest([1] * length, 1, 60, seed=3, stop=[]) for length in (60, 3, 50)]
-    answers = [batch.add(request) for request in requests]
+    answers = [batch.add(*pair) for pair in zip(requests, adapters, strict=True)]
     most = 0
     while batch.sequences:
         batch.step()
         most = max(most, 0 if batch._decoder is None else batch._decoder.held())
     full = sum(base.cache.token_bytes) - sum(windowed)
     assert 3 * base.cache.of(61) <= most <= 3 * (full * 192 + sum(windowed) * WINDOW)
-    for request, answer in zip(requests, answers, strict=True):
-        [alone] = sample(base, None, [request])
+    for request, adapter, answer in zip(requests, adapters, answers, strict=True):
+        [alone] = sample(base, adapter, [request])
         assert_equal_answers([answer.result], [alone])
 
 

@@ -13,6 +13,7 @@ from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.hardware.threads import ThreadChoice
 from tinkersmith.engine.messages import (
     AdamParams,
+    Answering,
     BatchRequest,
     Datum,
     LoraConfig,
@@ -191,6 +192,37 @@ def test_sampling_clients_of_the_same_weights_share_them_until_the_last_has_ende
     assert set(models.weights) == {models.weights_of("overwritten")}
     with pytest.raises(Refused, match="has ended"):
         models.weights_of("saved:1")
+
+
+def test_weights_that_end_or_wait_on_disk_while_others_share_their_batch_are_answered(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    models = make(tmp_path, tiny_model, 1)  # room for one at a time
+    samplers = []
+    for number in range(4):
+        run(models, [("create", f"{number}", 1), ("batch", f"{number}", number)])
+        run(models, [("step", f"{number}", 0)])
+        models.add_snapshot(f"s{number}", f"{number}")
+        samplers.append(f"s{number}")
+    request = SampleRequest([5, 6], max_tokens=30, temperature=0, stop=[])
+    expected = [answers(models, sampler, [request])[0] for sampler in samplers]
+    ids = [models.weights_of(sampler) for sampler in samplers]
+    assert len(set(ids)) == 4 and len({models.batch_of(one) for one in ids}) == 1
+    batch_id = models.batch_of(ids[0])
+    joined = [models.join(ids[0], request, samplers[0])]
+    for number in range(1, 4):  # one joins while those before it decode
+        for _ in range(3):
+            assert models.sample_step(batch_id) == []
+        joined.append(models.join(ids[number], request, samplers[number]))
+        run(models, [("batch", "0", number), ("step", "0", 0)])  # what is idle goes to disk
+        models.free_sampler(samplers[number - 1])
+    finished: list[Answering] = []
+    while len(finished) < 4:
+        finished += models.sample_step(batch_id)
+    for one, alone in zip(joined, expected, strict=True):
+        assert isinstance(alone, SampleResult)
+        assert one.result.sequences[0].tokens == alone.sequences[0].tokens
+    assert set(models.weights) == {ids[3]} and not models.can_sample(batch_id)
 
 
 def test_a_base_model_is_unloaded_when_what_is_sampled_from_it_is_answered(

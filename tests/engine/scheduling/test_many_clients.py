@@ -127,6 +127,42 @@ def test_each_of_many_clients_gets_exactly_what_it_gets_alone(
         assert answer.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
 
 
+def test_clients_of_different_adapters_share_a_batch_and_get_what_each_gets_alone(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    """Adapters that were trained a little, and the base model, sampled alone and then at once."""
+
+    def new_sampler(service: tinker.ServiceClient, number: int) -> tinker.SamplingClient:
+        parts = {"train_attn": number != 3, "train_mlp": number != 4, "train_unembed": number != 5}
+        client = service.create_lora_training_client(
+            MODEL, rank=(8, 3, 16)[number % 3], seed=number, **parts
+        ).result()
+        for step in range(3):
+            data = random_datums(4, seed=100 * number + step)
+            client.forward_backward(data, "cross_entropy").result()
+            client.optim_step(tinker.AdamParams(learning_rate=0.02)).result()
+        return client.save_weights_and_get_sampling_client().result()
+
+    def long(sampler: tinker.SamplingClient) -> Any:
+        params = tinker.SamplingParams(max_tokens=200, seed=1, stop=[])
+        return sampler.sample(tinker.ModelInput.from_ints([1, 2, 3]), 16, params)
+
+    with running_engine(tmp_path, tiny_model) as engine, engine.client() as service:
+        samplers = [new_sampler(service, number) for number in range(7)]
+        samplers.append(service.create_sampling_client(base_model=MODEL).result())
+        # The same requests of all, so that only the adapter makes the answers differ.
+        expected = [sample(sampler, 2) for sampler in samplers]
+        assert len({tuple(answer.tokens) for answer in expected}) == len(samplers)
+        running = [long(sampler) for sampler in samplers[:3]]  # rows that the others join
+        works = [lambda sampler=sampler: sample(sampler, 2) for sampler in samplers]
+        for answers in (all_at_once(*works), all_at_once(*reversed(works))[::-1]):
+            for answer, alone in zip(answers, expected, strict=True):
+                assert answer.tokens == alone.tokens
+                assert answer.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+        for future in running:
+            assert [len(one.tokens) for one in future.result().sequences] == [200] * 16
+
+
 def test_sixteen_sampling_clients_share_a_batch_that_later_ones_join(
     tmp_path: Path, tiny_model: Path
 ) -> None:

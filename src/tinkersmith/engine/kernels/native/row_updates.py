@@ -5,6 +5,7 @@ layers there.
 """
 
 import ctypes
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -43,23 +44,37 @@ def _add(
     library: Library,
     product: dtype_cast.LinearProduct,
 ) -> None:
-    if any(rows.stop - rows.start > _MOST for rows, _ in updates.groups):
-        add_row_updates(x, updates, output, product)
-        return
     if updates.prepared is None:
         updates.prepared = _prepared(updates)
-    assert isinstance(updates.prepared, ctypes.Array)
-    width = max(len(update.a) for _, update in updates.groups)
-    low, x = x.new_empty(len(x), width), x.contiguous()
+    prepared = updates.prepared
+    assert isinstance(prepared, _Prepared)
+    if prepared.most > _MOST:
+        add_row_updates(x, updates, output, product)
+        return
+    x, width = x.contiguous(), prepared.width
+    low = x.new_empty(x.shape[0], width)
     library.functions.tinkersmith_add_row_updates(
-        *(len(updates.groups), ctypes.addressof(updates.prepared), x.shape[1], address(x)),
-        *(address(low), width, output.data_ptr(), output.stride(0)),
+        *(len(updates.groups), ctypes.addressof(prepared.groups), x.shape[1], x.data_ptr()),
+        *(low.data_ptr(), width, output.data_ptr(), output.stride(0)),
     )
 
 
-def _prepared(updates: RowUpdates) -> ctypes.Array[ctypes.Structure]:
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What the C++ function takes of `RowUpdates`."""
+
+    groups: ctypes.Array[ctypes.Structure]
+    width: int  # the largest C R
+    most: int  # rows of a group
+
+
+def _prepared(updates: RowUpdates) -> _Prepared:
     structures = [_row_update(rows, update) for rows, update in updates.groups]
-    return (INTERFACE.structures["RowUpdate"] * len(structures))(*structures)
+    return _Prepared(
+        (INTERFACE.structures["RowUpdate"] * len(structures))(*structures),
+        max(len(update.a) for _, update in updates.groups),
+        max(rows.stop - rows.start for rows, _ in updates.groups),
+    )
 
 
 def _row_update(rows: slice, update: Update) -> ctypes.Structure:
