@@ -352,6 +352,16 @@ ROWS = [
         "60%",
     ),
     Row(
+        "many_adapters",
+        "sixteen clients of 16 adapters, answers a second against 16 clients of one; in turn",
+        "16 个客户端、16 个 adapter，每秒的回答数与 16 个客户端用同一个相比；轮流进行时",
+        lambda figures: (
+            f"{figures['this version: sixteen adapters / one']:.0%}; "
+            f"{figures['before: sixteen adapters / one']:.0%}"
+        ),
+        "",
+    ),
+    Row(
         "dashboard",
         "dashboard, list of 200 runs, first time",
         "面板，首次列出 200 次训练",

@@ -439,6 +439,31 @@ def test_an_adapter_with_many_rows_leaves_others_their_own(
     assert (3, 3, 0) in begun
 
 
+def test_a_request_that_the_kernels_cannot_have_waits_for_the_rows_that_they_have(
+    dense: BaseModel, many_adapters: list[Adapter | None]
+) -> None:
+    assert dense.dense is not None
+    base = dataclasses.replace(dense, dense=dataclasses.replace(dense.dense, longest=40))
+    short = SampleRequest(list(range(20)), 1, 15, seed=1, stop=[])
+    long = SampleRequest(list(range(30)), 1, 30, seed=2, stop=[])
+    batch = Batch(base, None, CacheMemory())
+    joined = [batch.add(short, many_adapters[1])]
+    for _ in range(3):
+        batch.step()
+    joined += [batch.add(long, many_adapters[2]), batch.add(short, many_adapters[3])]
+    kinds: list[tuple[type, int]] = []
+    while batch.sequences:
+        batch.step()
+        if batch._decoder is not None:
+            kinds.append((type(batch._decoder), len(batch._active)))
+    assert set(kinds[:10]) == {(DenseDecoder, 1)}  # the first one goes on alone
+    assert {kind for kind, _ in kinds[12:]} == {LayerDecoder}
+    assert max(rows for _, rows in kinds) == 2  # the last one waited behind the long one
+    pairs = [(short, many_adapters[1]), (long, many_adapters[2]), (short, many_adapters[3])]
+    expected = [alone(dense, adapter, request) for request, adapter in pairs]
+    assert_equal_answers([one.result for one in joined], expected)
+
+
 # ---- memory
 
 
