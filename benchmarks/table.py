@@ -394,6 +394,55 @@ ROWS = [
         lambda figures: str(figures["significant gains over plain"]),
         "3",
     ),
+    Row(
+        "improving_grpo",
+        "`improve --method grpo`, the same, mean of the seeds that ran: improved; plain",
+        "`improve --method grpo`，同上，已测种子的平均：改进后；普通训练",
+        lambda figures: (
+            f"{figures['mean rate on the test set']['improved']:.1%}; "
+            f"{figures['mean rate on the test set']['plain']:.1%}"
+        ),
+        "",
+    ),
+    Row(
+        "sweeping",
+        "six runs as one sweep, against one after another: time; CPU time",
+        "六次训练作为一次扫描，与逐个训练相比：时间；CPU 时间",
+        lambda figures: (
+            f"{figures['sweep / in turn']:.0%}; "
+            f"{figures['one sweep, CPU seconds'] / figures['in turn, CPU seconds']:.0%}"
+        ),
+        "",
+    ),
+    Row(
+        "sweeping",
+        "most memory of all processes: one sweep of six; one run alone",
+        "所有进程的内存峰值：六次训练的一次扫描；单独一次训练",
+        lambda figures: (
+            f"{figures['one sweep, peak GB']:.2f} GB; {figures['in turn, peak GB']:.2f} GB"
+        ),
+        "",
+    ),
+    Row(
+        "json_grammar",
+        "JSON schema (nested objects), time for each token: bundled model; 151,936 tokens",
+        "JSON 模式（嵌套对象），每个 token 的时间：自带模型；词表 151,936",
+        lambda figures: "; ".join(
+            f"{figures['masks'][name]['nested objects']['a token, median ms']:.2f} ms"
+            for name in ("bundled", "151,936 tokens")
+        ),
+        "",
+    ),
+    Row(
+        "json_grammar",
+        "tokens a second with a JSON schema against without: 1 answer; 32 at once",
+        "有 JSON 模式时每秒 token 数，与没有时相比：1 个回答；同时 32 个",
+        lambda figures: "; ".join(
+            f"{figures['sampling'][name]['speed with / without']:.0%}"
+            for name in ("1 at once", "32 at once")
+        ),
+        "",
+    ),
 ]
 
 

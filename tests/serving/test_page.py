@@ -89,6 +89,8 @@ def test_two_models_answer_side_by_side_with_their_probabilities(server: Running
         tuned = page.locator(".turn:last-child .is-tuned")
         assert tuned.locator(".written").last.inner_text() == GREETING
         assert page.locator("#legend .token").count() == 5
+        page.locator("#legend .token").last.hover()  # it has no probability to show
+        assert page.is_hidden("#readout")
         tuned.locator(".token").first.hover()
         page.wait_for_selector("#readout:not([hidden])")
         assert page.locator("#readout li").count() == 5

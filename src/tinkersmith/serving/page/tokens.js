@@ -146,7 +146,10 @@ const tokens = (() => {
     readout.style.top = `${below ? at.bottom + 6 : Math.max(8, at.top - size.height - 6)}px`;
   };
   const hide = () => { readout.hidden = true; };
-  const tokenOf = (event) => (event.target.closest ? event.target.closest(".token") : null);
+  const tokenOf = (event) => {
+    const node = event.target.closest ? event.target.closest(".token") : null;
+    return node && node.scores ? node : null; // those of the legend have none
+  };
   document.addEventListener("pointerover", (event) => {
     const node = tokenOf(event);
     if (node) explain(node);
