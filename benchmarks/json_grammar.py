@@ -170,7 +170,7 @@ def measure_sampling(folder: Path, tokens: int) -> dict[str, dict[str, float]]:
         figures[f"{rows} at once"] = {
             "tokens a second without a schema": round(free, 1),
             "tokens a second with a schema": round(bound, 1),
-            "ms more for each token of an answer": _ms(rows / bound - rows / free),
+            "ms more for each step": _ms(rows / bound - rows / free),
             "speed with / without": round(bound / free, 3),
         }
     return figures

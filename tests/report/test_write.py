@@ -33,6 +33,11 @@ def test_training_writes_a_report_that_a_browser_shows(
         assert page.locator("path.line").count() >= 3
         assert page.locator(".notice code").inner_text().endswith("--compare-base")
         assert overflow(page) == 0
+        # No name of a setting is broken within a word, and no long text is a narrow column.
+        for name in page.locator("code.setting").all():
+            assert (name.bounding_box() or {"width": 0})["width"] > 40
+        for cell in page.locator("td.long:visible").all():
+            assert (cell.bounding_box() or {"width": 0})["width"] >= 190
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.className") == "theme"
 
@@ -82,7 +87,7 @@ def evaluated_run(folder: Path) -> tuple[RunFolder, Path]:
         "schema_version": 2,
         "model_path": checkpoint(1).sampler_path,
         "test_file": "t.json",
-        "counts": {"distinct_questions": 2},
+        "counts": {"distinct_questions": 2, "near_duplicates_of_training": 1},
         "metrics": {"final_answer": estimate},
         "base": {"metrics": {"final_answer": estimate}},
         "groups": [],
@@ -101,6 +106,8 @@ def test_answers_are_side_by_side_and_hostile_texts_stay_texts(tmp_path: Path) -
     with open_page(file) as page:
         assert "no difference from the base model is shown" in page.locator(".verdict").inner_text()
         assert page.locator("img").count() == 0
+        page.get_by_text("1 test question is nearly equal to one that was trained on.").wait_for()
+        page.get_by_text("1 checkpoint", exact=True).wait_for()
         assert page.locator(".answer.good pre").inner_text() == HOSTILE
         page.locator("button", has_text="lost").click()
         assert page.locator(".answer.bad pre").inner_text() == HOSTILE
