@@ -105,6 +105,24 @@ def test_the_table_is_in_the_readme_and_replaces_the_last_one(world: ProvedExpor
     assert "does not use the LoRA" in readme.read_text()
 
 
+def test_thoughts_that_are_told_apart_are_not_compared(world: ProvedExport) -> None:
+    proof = proof_of(world, stand_in(world, OLLAMA, thoughts="Well."))
+    assert proof.passed
+    assert ("Greedy answers", "chat messages") not in rows(proof)
+    assert any("3 answers to chat messages: the server tells" in s for s in proof.not_compared)
+    assert proof_of(world, stand_in(world, VLLM, thoughts="Well.")).passed  # it has the tokens
+
+
+def test_the_key_is_sent_only_to_a_server_that_asks(
+    world: ProvedExport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "correct-horse")
+    free, closed = stand_in(world, VLLM), stand_in(world, VLLM, key="correct-horse")
+    assert proof_of(world, free).passed and set(free.headers) == {""}
+    assert proof_of(world, closed).passed and set(closed.headers) == {"", "Bearer correct-horse"}
+    assert closed.headers.count("") == 1
+
+
 def test_a_server_that_loads_its_model_is_waited_for(
     world: ProvedExport, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ class StandIn:
     gives_logprobs: bool = True
     key: str = ""
     models: tuple[str, ...] = ("mine",)
+    thoughts: str = ""  # in `reasoning_content` of chats
     loading: int = 0  # requests that are answered with 503 first
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     headers: list[str] = field(default_factory=list)  # the authorization of each request
@@ -122,6 +123,8 @@ class StandIn:
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
         choice: dict[str, Any] = {"index": 0, "finish_reason": finish}
         choice["message"] = {"role": "assistant", "content": text}
+        if self.thoughts:
+            choice["message"]["reasoning_content"] = self.thoughts
         if self.gives_logprobs and self.program in (VLLM, LLAMA):
             listed = self._listed(tokens, logprobs, with_ids=self.program == LLAMA)
             choice["logprobs"] = {"content": listed}

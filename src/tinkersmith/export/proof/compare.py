@@ -242,6 +242,7 @@ class _Answers:
         self.of_answers: list[float] = []
         # For a comparison with the base model: tokens, where the answer starts, log-probabilities.
         self.scored: list[tuple[list[int], int, list[tuple[int, float]]]] = []
+        self.apart = 0  # answers without their thoughts
         self.end_written = 0  # the end token of the answer at hand
         self.other_tokens: list[str] = []
         self.late_ends: list[str] = []
@@ -249,6 +250,9 @@ class _Answers:
 
     def add(self, case: ProofCase, served: Served | None) -> None:
         if served is None:
+            return
+        if served.has_thoughts and served.tokens is None:
+            self.apart += 1
             return
         self.answers += 1
         ends = self.scorer.ends
@@ -313,7 +317,7 @@ class _Answers:
         if served.tokens is not None:
             return list(served.tokens)
         expected = [token for token in case.expected if token not in self.scorer.ends]
-        if served.text.strip() == self.tokenizer.decode(expected).strip():
+        if _whole_characters(served.text) == _whole_characters(self.tokenizer.decode(expected)):
             return expected
         encoded = [[int(n) for n in self.tokenizer.encode(text)] for text in served.spelled or ()]
         if encoded and all(len(ids) == 1 for ids in encoded):
@@ -345,9 +349,14 @@ class _Answers:
 
     def report(self, *, explained: bool) -> None:
         """Add rows and faults; `explained` means that a fault of the prompts is the reason."""
+        proof = self.proof
+        if self.apart:
+            proof.not_compared.append(
+                f"{counted(self.apart, 'answer')} to {self.sent_as}: the server tells thoughts "
+                "apart, so the text is not the whole answer."
+            )
         if not self.answers:
             return
-        proof = self.proof
         self._logprob_row("Log-probabilities of prompts", self.of_prompts)
         self._logprob_row("Log-probabilities of answers", self.of_answers)
         proof.rows.append(ProofRow("Greedy answers", self.sent_as, self.greedy, self.answers))
@@ -394,8 +403,9 @@ class _Answers:
             )
         elif self.other_tokens:
             self.faults.append(
-                f"{len(self.other_tokens)} of {counted(self.answers, 'greedy answer')} to "
-                f"{self.sent_as} differ from the export's: {self.other_tokens[0]}. "
+                f"Greedy answers to {self.sent_as} differ from the export's in "
+                f"{len(self.other_tokens)} of {counted(self.answers, 'case')}: "
+                f"{self.other_tokens[0]}. "
                 + (
                     "The server's chat template, or what it sets for sampling, is another one."
                     if self.sent_as == MESSAGES
@@ -430,6 +440,11 @@ class _Answers:
         if differences:
             return _within(differences)
         return bool(gaps) and max(gaps) <= NEAR_TIE
+
+
+def _whole_characters(text: str) -> str:
+    """The text without a last character that the limit of tokens has cut into bytes."""
+    return text.strip().rstrip("\ufffd").rstrip()
 
 
 def _within(differences: Sequence[float]) -> bool:

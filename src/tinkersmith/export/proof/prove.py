@@ -18,7 +18,13 @@ from tinkersmith.data.samples import Sample, Source, alpaca_sample
 from tinkersmith.errors import UserError, reason_of, unreadable
 from tinkersmith.export.base_folder import read_model_json
 from tinkersmith.export.download import model_folder
-from tinkersmith.export.proof.compare import Proof, ProofCase, compare
+from tinkersmith.export.proof.compare import (
+    ROUNDING_MAX,
+    ROUNDING_MEAN,
+    Proof,
+    ProofCase,
+    compare,
+)
 from tinkersmith.export.proof.reference import Reference
 from tinkersmith.export.proof.server import IDS, MESSAGES, ModelServer, connect
 from tinkersmith.export.verify import load_exported_adapter, load_whole_model
@@ -284,11 +290,12 @@ def _asked(
     """What both sides answer to a prompt; `silent` gets what cannot be compared."""
     expected = reference.greedy(prompt.tokens, ANSWER_TOKENS)
     completion = text_tokens = None
-    if server.sends == IDS or (server.sends != MESSAGES and prompt.text is not None):
-        text = prompt.text if prompt.text is not None else tokenizer.decode_all(prompt.tokens)
-        completion = server.complete(prompt.tokens, text, ANSWER_TOKENS)
-        if completion is None:
+    if server.sends != MESSAGES:
+        completion = server.complete(prompt.tokens, prompt.text, ANSWER_TOKENS)
+        if completion is None and server.sends == MESSAGES:
             silent.add(f"The server has no {server.url}/completions.")
+        elif completion is None:
+            silent.add("A prompt that quotes a control token cannot be sent as text.")
     if completion is not None and prompt.text is not None and server.sends == IDS:
         text_tokens = server.tokens_of(prompt.text)
     chat = chat_tokens = None
@@ -304,8 +311,6 @@ def _asked(
                 silent.add(f"The server has no {server.url}/chat/completions.")
     if chat is not None and chat.prompt_tokens is None and prompt.messages is not None:
         chat_tokens = server.chat_tokens_of(prompt.messages)
-    if completion is None and chat is None and server.sends == MESSAGES and not prompt.messages:
-        silent.add("A prompt that the server takes in no form was left out.")
     return ProofCase(prompt.tokens, tuple(expected), completion, text_tokens, chat, chat_tokens)
 
 
@@ -333,7 +338,8 @@ def _write_card(folder: Path, server: ModelServer, proof: Proof, prompts: int, w
     about = (
         f"{dt.date.today().isoformat()}: {counted(prompts, 'prompt')} {where}, sent to "
         f"{server.program} as {server.sends}. Greedy answers of up to {ANSWER_TOKENS} tokens. "
-        "Reference: this folder in plain transformers, float32."
+        "Reference: this folder in plain transformers, float32. A log-probability may differ by "
+        f"{ROUNDING_MAX:g}, and by {ROUNDING_MEAN:g} in the mean."
     )
     section = [
         _BEGIN,

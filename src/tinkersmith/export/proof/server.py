@@ -57,6 +57,7 @@ class Served:
     prompt_count: int | None = None  # of tokens
     prompt_tokens: tuple[int, ...] | None = None
     prompt_logprobs: tuple[float | None, ...] | None = None
+    has_thoughts: bool = False  # which the server tells apart, so that `text` lacks them
 
 
 class _Refused(Exception):
@@ -85,10 +86,10 @@ class ModelServer:
         """How prompts are sent: IDS or TEXT; MESSAGES where there are no completions."""
         return _FORMS[self._form][0] if self._form < len(_FORMS) else MESSAGES
 
-    def complete(self, tokens: Sequence[int], text: str, most: int) -> Served | None:
+    def complete(self, tokens: Sequence[int], text: str | None, most: int) -> Served | None:
         """The greedy answer to a prompt of `tokens`, or of `text` where the server takes no ids.
 
-        None where it has no /v1/completions.
+        None where it has no /v1/completions, or would need a text that there is not.
 
         Raises:
             UserError: it cannot be used.
@@ -96,6 +97,8 @@ class ModelServer:
         refusals: list[_Refused] = []
         while self._form < len(_FORMS):
             sent_as, more = _FORMS[self._form]
+            if sent_as == TEXT and text is None:
+                return None
             prompt: object = list(tokens) if sent_as == IDS else text
             body = {"prompt": prompt, "max_tokens": most, "temperature": 0, **more}
             try:
@@ -194,7 +197,7 @@ class ModelServer:
 def connect(url: str, name: str, pause: Callable[[float], None] = time.sleep) -> ModelServer:
     """The model `name` of the server at `url`; without a name, the only one that it serves.
 
-    A key is read from OPENAI_API_KEY.
+    The key in OPENAI_API_KEY is sent only if the server asks for one.
 
     Raises:
         UserError: nobody listens, it has no such API, or no such model.
@@ -202,11 +205,9 @@ def connect(url: str, name: str, pause: Callable[[float], None] = time.sleep) ->
     import httpx
 
     address = _checked(url)
-    key = os.environ.get(KEY_VARIABLE, "").strip()
-    headers = {"authorization": f"Bearer {key}"} if key.isascii() and key else {}
     timeout = httpx.Timeout(_READ, connect=_CONNECT)
     direct = is_loopback(urlsplit(address).hostname or "")
-    http = httpx.Client(headers=headers, timeout=timeout, trust_env=not direct)
+    http = httpx.Client(timeout=timeout, trust_env=not direct)
     try:
         api, listed = _models(http, address, pause)
         model = _chosen(listed, name, api)
@@ -307,6 +308,11 @@ def _asked(
             pause(2.0)
             waited += 2.0
             continue
+        if status in (401, 403) and "authorization" not in http.headers:
+            key = os.environ.get(KEY_VARIABLE, "").strip()
+            if key and key.isascii() and key.isprintable():
+                http.headers["authorization"] = f"Bearer {key}"
+                continue
         break
     if status != 200:
         raise _Refused(status, _detail(content))
@@ -448,6 +454,7 @@ def _chat(answer: Mapping[str, Any]) -> Served:
         raise _Refused(422, "an answer without a message")
     said = cast("dict[str, Any]", message)
     text = str(said.get("content") or "")
+    thoughts = said.get("reasoning_content") or said.get("reasoning")
     tokens = _ids(choice.get("token_ids"))
     spelled: tuple[str, ...] | None = None
     logprobs: tuple[float, ...] | None = None
@@ -463,6 +470,7 @@ def _chat(answer: Mapping[str, Any]) -> Served:
         logprobs,
         _prompt_count(answer),
         _ids(answer.get("prompt_token_ids") or choice.get("prompt_token_ids")),
+        has_thoughts=bool(thoughts),
     )
 
 
