@@ -216,11 +216,11 @@ def test_an_answer_that_must_follow_a_schema_is_sampled_by_the_engine(
 ) -> None:
     tokenizer = read_texts("bytes", base.folder, "2026-01-31").tokenizer
     grammar = compile_schema(vocabulary_of("bytes", tokenizer), {"const": 7})
-    batch = VllmSampler().batch(base, "one", None, None)
+    batch = VllmSampler().batch(base, "one", None)
     bound, free = greedy([1, 2, 3], grammar=grammar), greedy([1, 2, 3])
     answers = {}
     for request in (bound, free):
-        answers[id(batch.add(request))] = request
+        answers[id(batch.add(request, None))] = request
     while batch.is_ready:
         for answering in batch.step():
             [sequence] = answering.result.sequences
