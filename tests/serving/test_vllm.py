@@ -72,3 +72,12 @@ def test_an_option_that_vllm_cannot_follow_is_refused(
     folder = str(adapter(tmp_path / "first"))
     assert main(["serve", folder, "--vllm", *option]) == 1
     assert f"{option[0]} has no effect with --vllm" in capsys.readouterr().err
+
+
+def test_a_model_that_is_named_twice_has_both_names(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program(tmp_path / "bin", "vllm")
+    program(tmp_path / "bin", "nvidia-smi")
+    assert main(["serve", f"one={BUNDLED}", f"other={BUNDLED}", "--vllm"]) == 7
+    assert "--served-model-name one other --host" in capfd.readouterr().out

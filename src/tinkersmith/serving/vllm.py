@@ -55,7 +55,9 @@ def vllm_command(models: ServedModels, host: str, port: int) -> list[str]:
             f"folder: {export}"
         )
     base = BUNDLED_MODELS.get(models.base_model, models.base_model)
-    command = ["vllm", "serve", str(base), "--served-model-name", models.base_name]
+    whole = [model.name for model in tuned if model.adapter is None]  # under several names
+    names_of_base = dict.fromkeys([models.base_name, *whole])
+    command = ["vllm", "serve", str(base), "--served-model-name", *names_of_base]
     command += ["--host", host, "--port", str(port)]
     folders = [model.adapter for model in tuned if model.adapter is not None]
     if folders:
