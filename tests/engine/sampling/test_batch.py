@@ -266,7 +266,7 @@ def test_only_the_requests_whose_schemas_are_too_complex_fail(dense: BaseModel) 
         for number, grammar in enumerate((None, broad, narrow, broad, None))
     ]
     expected = [alone(dense, None, requests[index]) for index in (0, 2, 4)]
-    answers = run(Batch(dense, None, None, CacheMemory()), {0: requests})
+    answers = run(Batch(dense, None, CacheMemory()), {0: requests})
     for index in (1, 3):
         assert "make the schema simpler" in str(answers[index].error)
     assert all(answers[index].error is None for index in (0, 2, 4))

@@ -152,6 +152,28 @@ def test_samples_equal_those_through_the_models_layers(
     assert_equal_answers(found, expected)
 
 
+def test_matrices_of_adapters_without_rows_are_kept_up_to_a_limit(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = DenseDecoder(base, 2)
+    configs = [LoraConfig(rank, rank) for rank in (4, 4, 4, 4)]
+    filled = [snapshot(filled_adapter(base, config)) for config in configs]
+    size = sum(weight.nbytes for weight in filled[0].weights.values())
+    monkeypatch.setattr(dense_decoder, "_REMEMBERED", size)
+    runs = [TokenRun([1, 2], adapter) for adapter in filled]
+    kept = list[int]()
+    for number, run in enumerate(runs):
+        decoder.prefill([run], [False])
+        decoder.put(0, run)
+        decoder.put(1, run)
+        decoder.step([3, 4], [0, 1], [filled[number]] * 2)
+        kept.append(len(decoder._updates))
+    assert kept == [1, 2, 2, 2] and set(decoder._updates) == set(filled[2:])
+    # What was forgotten is made again.
+    again = decoder.step([5, 6], [0, 1], [filled[0], filled[3]])[0]
+    assert again is not None and torch.isfinite(again).all()
+
+
 def test_half_precision_samples_stay_near_full_precision(base: BaseModel) -> None:
     halved = load_with_torch("half", base.folder, "bfloat16")
     prompt = np.random.default_rng().integers(0, 300, 60).tolist()

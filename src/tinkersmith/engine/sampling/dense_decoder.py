@@ -36,7 +36,9 @@ from tinkersmith.engine.sampling.prefixes import TokenRun
 from tinkersmith.engine.training.dense_pass import DensePass
 from tinkersmith.engine.training.head_pass import target_logprobs
 
-_REMEMBERED = 16  # adapters without rows whose matrices stay as products take them
+# Bytes of matrices, as products take them, that stay for adapters without rows: the next request of
+# such an adapter may come soon.
+_REMEMBERED = 2**28
 _STEP = 64  # of a past's length: every size of a product is a kernel of its own to oneDNN
 
 
@@ -51,6 +53,14 @@ class _Updates:
 
     layers: list[LayerUpdates]
     head: Update | None
+
+    def nbytes(self) -> int:
+        updates = [self.head, *(update for layer in self.layers for update in layer.in_order)]
+        return sum(
+            update.a.nbytes + sum(part.b.nbytes for part in update.parts)
+            for update in updates
+            if update is not None
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +184,12 @@ class DenseDecoder:
             )
             head = row_updates((rows, updates.head) for rows, updates in groups)
             self._of_step = _StepUpdates(list(adapters), layers, head)
-        for adapter in list(self._updates)[: -len(groups) - _REMEMBERED]:
-            del self._updates[adapter]
+        unused = list(self._updates)[: -len(groups)]
+        size = sum(self._updates[adapter].nbytes() for adapter in unused)
+        for adapter in unused:
+            if size <= _REMEMBERED:
+                break
+            size -= self._updates.pop(adapter).nbytes()
         return self._of_step
 
 

@@ -745,11 +745,14 @@ def test_while_the_engine_loads_it_answers_503_and_a_client_may_try_again(
 def test_requests_at_one_time_share_a_batch_and_answer_as_alone(
     inference: InferenceEngine, client: openai.OpenAI
 ) -> None:
+    """Also those of an adapter and of its base model alone."""
     prompts = [f"Anna has {number} pens" for number in range(24)]
+    models = dict(zip(prompts, [TALKER, inference.talker] * 12, strict=True))
 
     def answer(prompt: str) -> str:
         asked: Any = {"temperature": 0, "max_tokens": 16}
-        return client.completions.create(model=BUNDLED, prompt=prompt, **asked).choices[0].text
+        model = models[prompt]
+        return client.completions.create(model=model, prompt=prompt, **asked).choices[0].text
 
     alone = [answer(prompt) for prompt in prompts]
     with ThreadPoolExecutor(24) as pool:
