@@ -77,6 +77,7 @@ def make_data(world: Path, model: Path) -> None:
     make_splits(world / "hicai-zju" / "SciKnowEval", rng, _quiz, test=40)
     make_splits(world / "tangqiaoyu" / "ToolAlpaca", rng, _tool_use, train=40)
     make_splits(world / "prometheus-eval" / "Feedback-Collection", rng, _graded, train=8)
+    _write_programs(world / "agentica-org" / "DeepCoder-Preview-Dataset", rng)
     _write(world / "sums.jsonl", [_conversation(rng) for _ in range(16)])
     examples = world / "tinker_cookbook" / "example_data"
     examples.mkdir(parents=True, exist_ok=True)
@@ -195,6 +196,29 @@ def _rubric(rng: random.Random) -> Row:
             }
         ],
     }
+
+
+def _program(rng: random.Random) -> Row:
+    question, answer = _sum(rng)
+    tests = [{"input": "", "output": str(answer), "testtype": "stdin_stdout"}]
+    return {"problem": f"Print the result: {question}", "tests": json.dumps(tests)}
+
+
+def _write_programs(folder: Path, rng: random.Random) -> None:
+    """Tasks for programs, in the configurations and splits that the cookbook asks for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    card = "---\nconfigs:\n"
+    for config, splits in (
+        ("primeintellect", ("train",)),
+        ("taco", ("train",)),
+        ("lcbv5", ("train", "test")),
+        ("codeforces", ("test",)),
+    ):
+        card += f"- config_name: {config}\n  data_files:\n"
+        for split in splits:
+            _write(folder / f"{config}-{split}.jsonl", [_program(rng) for _ in range(4)])
+            card += f"  - split: {split}\n    path: {config}-{split}.jsonl\n"
+    (folder / "README.md").write_text(card + "---\n")
 
 
 def _write_arena(file: Path, rng: random.Random) -> None:

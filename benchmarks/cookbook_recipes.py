@@ -188,7 +188,12 @@ RECIPES = (
         "verifiers_rl.evaluate",
         reason="it samples, and then fails in the cookbook: its report expects errors to list",
     ),
-    Recipe("code_rl.train", reason=_DOCKER),
+    Recipe(
+        "code_rl.train",
+        {"groups_per_batch": 2, "group_size": 2, "max_tokens": 16, "max_steps": 2},
+        needs="aiohttp",
+        note="so small a model writes no program, so that its sandbox is never asked",
+    ),
     Recipe("harbor_rl.scripts.train_terminal_bench", reason=_DOCKER),
     Recipe("harbor_rl.scripts.eval_harbor_rl", reason=_DOCKER),
     Recipe("distillation.on_policy_distillation_harbor_multi_turn", reason=_DOCKER),
