@@ -2,7 +2,8 @@
 
 For each: the loss, LoRA gradients and log-probabilities of one packed batch, against transformers'
 own model one sample at a time; what sampling says of its tokens and prompts, against a training
-pass; and whether training goes on to the last bit from files. Exits with 1 if a limit is passed.
+pass; whether training goes on to the last bit from files; and what an exported adapter gives when
+the engine reads it again. Exits with 1 if a limit is passed.
 
 python -m benchmarks.families [--quick], then python -m benchmarks.family_tables
 """
@@ -14,13 +15,15 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.results_file import write_results
 from tests.support import families, state_families, window_families
-from tests.support.adapters import filled_adapter
+from tests.support.adapters import filled_adapter, save_as_peft
+from tests.support.exports import export
 from tests.support.family_twin import (
     TinyFamily,
     family_datums,
@@ -37,6 +40,7 @@ from tinkersmith.engine.model.adapters import (
     new_adapter,
 )
 from tinkersmith.engine.model.base_model import BaseModel, load_base_model
+from tinkersmith.engine.model.exported_adapter import read_exported_adapter
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.runtime.fast_code import with_fast_code
 from tinkersmith.engine.training.optimizer import (
@@ -46,7 +50,7 @@ from tinkersmith.engine.training.optimizer import (
     optim_step,
     state_tensors,
 )
-from tinkersmith.engine.training.step import forward_backward
+from tinkersmith.engine.training.step import forward, forward_backward
 
 # The most that tests/engine/model allows, too.
 LIMITS = {
@@ -56,6 +60,7 @@ LIMITS = {
     "packed": 1e-5,
     "sampled": 1e-4,
     "prompt": 1e-4,
+    "exported": 1e-5,
 }
 RATE = AdamParams(learning_rate=0.01)
 SHOWN = {  # the names of the tests, where a reader knows another
@@ -64,6 +69,7 @@ SHOWN = {  # the names of the tests, where a reader knows another
     "qwen3_moe": "Qwen3-MoE",
     "qwen3_moe with a dense layer": "Qwen3-MoE with a dense layer",
     "qwen2_moe with shared experts": "Qwen2-MoE with shared experts",
+    "granitemoe": "Granite-MoE",
     "mixtral": "Mixtral",
     "qwen3_5": "Qwen3.5",
     "qwen3_5_moe": "Qwen3.5-MoE",
@@ -76,7 +82,8 @@ SHOWN = {  # the names of the tests, where a reader knows another
 
 def all_families() -> list[TinyFamily]:
     plain = [TinyFamily(name, *parts) for name, parts in families.FAMILIES.items()]
-    return [*plain, *window_families.FAMILIES, *state_families.FAMILIES]
+    seeing = state_families.SEEING_FAMILIES
+    return [*plain, *window_families.FAMILIES, *state_families.FAMILIES, *seeing]
 
 
 def measure(family: TinyFamily, folder: Path) -> dict[str, object]:
@@ -93,8 +100,21 @@ def measure(family: TinyFamily, folder: Path) -> dict[str, object]:
         "packed": max(packing_difference(family, base)),
         "sampled": sampled,
         "prompt": prompts,
+        "exported": export_difference(family, base, folder),
         "resumed bit for bit": resumes(family, base, folder),
     }
+
+
+def export_difference(family: TinyFamily, base: BaseModel, folder: Path) -> float:
+    """Log-probabilities of a trained adapter, and of the adapter that is read from its export."""
+    adapter, datums = filled_adapter(base, LoraConfig(4, 0)), family_datums(family)
+    checkpoint = save_as_peft(base, adapter, folder / "checkpoint")
+    loaded = read_exported_adapter(base, export(checkpoint, folder, folder / "out", merged=False))
+    logprobs = (
+        forward(base, weights, datums, "cross_entropy", {}).logprobs
+        for weights in (adapter, loaded)
+    )
+    return max(float(np.abs(ours - theirs).max()) for ours, theirs in zip(*logprobs, strict=True))
 
 
 def resumes(family: TinyFamily, base: BaseModel, folder: Path) -> bool:

@@ -13,13 +13,14 @@ from benchmarks.results_file import RESULTS
 ROOT = Path(__file__).resolve().parent.parent
 ENGLISH, CHINESE = "docs/reference/model-families.md", "docs/reference/model-families.zh-CN.md"
 PAGES = (ENGLISH, CHINESE)
-COLUMNS = ("loss", "gradient", "log-probability", "packed", "sampled", "prompt")
+COLUMNS = ("loss", "gradient", "log-probability", "packed", "sampled", "prompt", "exported")
 # Every other word of the tables, in English and Chinese.
 TRAINING_HEADS = (
     "| Model | `model_type` | Loss | LoRA gradients | Log-probabilities | Packed against alone "
-    "| Sampled against forward | Prompt against forward | Resumed bit for bit |",
+    "| Sampled against forward | Prompt against forward | Exported and read "
+    "| Resumed bit for bit |",
     "| 模型 | `model_type` | 损失 | LoRA 梯度 | 对数概率 | 拼接与单独 "
-    "| 采样与前向 | prompt 与前向 | 逐位恢复 |",
+    "| 采样与前向 | prompt 与前向 | 导出后读回 | 逐位恢复 |",
 )
 EXPORT_HEADS = (
     "| Model | Base weights | Changed by the LoRA | Merged model | Adapter in peft "

@@ -152,6 +152,13 @@ def _nemotron() -> Any:
     return hf.NemotronHForCausalLM(hf.NemotronHConfig(**sizes, **_NEMOTRON))
 
 
+def _granite_moe() -> Any:
+    sizes = {**_SIZES, "intermediate_size": EXPERT_MLP}
+    return hf.GraniteMoeForCausalLM(
+        hf.GraniteMoeConfig(**sizes, num_local_experts=EXPERTS, num_experts_per_tok=2)
+    )
+
+
 @dataclass(frozen=True)
 class Family:
     """How a family is made, and what of it the cloud trains."""
@@ -189,6 +196,13 @@ def _latent_names(layer: int) -> list[str]:
     return [
         *(f"self_attn.{name}" for name in _LATENT_ATTENTION),
         *(f"mlp.{name}" for name in mlp),
+    ]
+
+
+def _granite_names(layer: int) -> list[str]:
+    return [
+        *(f"self_attn.{name}" for name in _ATTENTION),
+        *(f"block_sparse_moe.{name}" for name in _CLOUD_EXPERTS),
     ]
 
 
@@ -240,6 +254,7 @@ FAMILIES: dict[str, Family] = {
         lambda: hf.MistralForCausalLM(hf.MistralConfig(**_SIZES, head_dim=8, sliding_window=8)),
         _of(),
     ),
+    "Granite-MoE": Family(_granite_moe, _granite_names),
     "Qwen2-MoE": Family(
         lambda: hf.Qwen2MoeForCausalLM(
             hf.Qwen2MoeConfig(**_SIZES, **_MOE, shared_expert_intermediate_size=24)

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 from transformers import (
+    GraniteMoeConfig,
+    GraniteMoeForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MixtralConfig,
@@ -59,6 +61,16 @@ FAMILIES: dict[str, tuple[type, Any]] = {
     "qwen2_moe with shared experts": (
         Qwen2MoeForCausalLM,
         Qwen2MoeConfig(**SIZES, **EXPERTS, shared_expert_intermediate_size=24),
+    ),
+    "granitemoe": (
+        GraniteMoeForCausalLM,
+        GraniteMoeConfig(
+            **SIZES,
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            attention_multiplier=0.4,
+            residual_multiplier=0.5,
+        ),
     ),
     "mixtral": (
         MixtralForCausalLM,

@@ -16,7 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from safetensors.torch import load_file, save_file
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from tests.support.adapters import filled_adapter, gradients
 from tests.support.tiny_models import make_tiny_tokenizer
@@ -97,8 +105,20 @@ def make_family(family: TinyFamily, folder: Path, dtype: torch.dtype = torch.flo
             if name.endswith("bias"):  # of a router; zeros would not show whether it is used
                 buffer.add_(torch.randn(buffer.shape) * 0.1)
     model.to(dtype).save_pretrained(folder)  # type: ignore[arg-type]
+    _undo_renaming(folder / "model.safetensors")
     make_tiny_tokenizer(folder)
     return folder
+
+
+def _undo_renaming(file: Path) -> None:
+    """Give a Kimi's layers their published names, of which transformers saves others."""
+    tensors = load_file(file)
+    renamed = {
+        name.replace("language_model.model.blocks.", "language_model.model.layers."): tensor
+        for name, tensor in tensors.items()
+    }
+    if renamed.keys() != tensors.keys():
+        save_file(renamed, file, metadata={"format": "pt"})
 
 
 def family_datums(family: TinyFamily, seed: int = 0) -> list[Datum]:
@@ -113,7 +133,15 @@ def family_datums(family: TinyFamily, seed: int = 0) -> list[Datum]:
 
 def plain_model(folder: Path) -> PreTrainedModel:
     """The twin's weights: transformers' own layers, eager, in float64."""
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    config = AutoConfig.from_pretrained(folder)
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    else:
+        whole: Any = AutoModelForImageTextToText.from_pretrained(folder)
+        text = config.get_text_config()
+        model = AutoModelForCausalLM.from_config(text, attn_implementation="eager")
+        model.model.load_state_dict(whole.model.language_model.state_dict())
+        model.lm_head.load_state_dict(whole.lm_head.state_dict())
     model = model.eval().double().requires_grad_(False)
     if hasattr(model, "set_experts_implementation"):
         model.set_experts_implementation("eager")  # the only one for float64

@@ -7,6 +7,8 @@ import torch
 from transformers import (
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
+    Kimi_K25Config,
+    Kimi_K25ForConditionalGeneration,
     NemotronHConfig,
     NemotronHForCausalLM,
     Qwen3_5Config,
@@ -111,6 +113,24 @@ FAMILIES = [
         lengths=_LENGTHS,
         joined=_JOINED_MAMBA,
     ),
+]
+
+# Families whose folders hold a part that sees images, beside a text part of another family.
+SEEING_FAMILIES = [
+    TinyFamily(
+        "Kimi K2",
+        Kimi_K25ForConditionalGeneration,
+        Kimi_K25Config(
+            text_config=DeepseekV3Config(**{**SIZES, **_LATENT}).to_dict(),
+            vision_config={
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+            },
+            tie_word_embeddings=False,
+        ),
+    )
 ]
 
 _VISION: dict[str, Any] = {

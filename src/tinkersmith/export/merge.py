@@ -75,6 +75,12 @@ def write_merged(
         check_readable(base.weights[name], base.folder, base.config)
     touched = {name: base.weights[name] for name in pending}
     replaced = {tensor: stored for stored in touched.values() for tensor in stored.tensors}
+    plain = {
+        tensor
+        for stored in base.weights.values()
+        for tensor in stored.tensors
+        if not stored.quantised
+    }
     written: dict[str, str] = {}
     size = 0
     with _Reader(base) as reader:
@@ -86,9 +92,7 @@ def write_merged(
                 stored = replaced.get(key)
                 if stored is None:
                     weight = reader(key)
-                    own_file = base.weights.get(key)
-                    is_plain = own_file is not None and not own_file.quantised
-                    target = cast if cast and is_plain and weight.is_floating_point() else None
+                    target = cast if cast and key in plain and weight.is_floating_point() else None
                     tensors[key] = weight.to(target or weight.dtype)
                     if untied is not None and key == base.embedding():
                         name = f"{base.output_layer}.weight"
@@ -96,7 +100,8 @@ def write_merged(
                 elif key == stored.tensors[0]:
                     weight = read_stored(stored, reader, base.config)
                     kind = torch.bfloat16 if stored.quantised else weight.dtype
-                    tensors[stored.name] = _added(weight, pending.pop(stored.name), cast or kind)
+                    name = stored.name if stored.quantised else key
+                    tensors[name] = _added(weight, pending.pop(stored.name), cast or kind)
             if tensors:
                 write_tensors(out / file, tensors)
             written |= dict.fromkeys(tensors, file)

@@ -57,7 +57,8 @@ def find_place(path: str, base: BaseFolder, outputs: int) -> WeightRegion:
             return place
     raise UserError(
         f"The LoRA trains {path}, which the base model in {base.folder} does not have; exporting "
-        "the rest would lose it. Check that this is the model it was trained on."
+        "the rest would lose it. Check that this is the model it was trained on. If it is, its "
+        "files name this layer in a way that the export does not know."
     )
 
 

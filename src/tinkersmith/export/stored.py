@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 AS_IT_IS, FP8, INT4, MXFP4 = "plain", "FP8", "INT4", "MXFP4"
 FLOATING = ("F64", "F32", "F16", "BF16")
 _FP8_TYPES = ("F8_E4M3", "F8_E5M2")
+# Stacked experts that the files of Granite's mixtures of experts call otherwise than transformers.
+_STACKS = {
+    ".block_sparse_moe.input_linear.weight": ".block_sparse_moe.experts.gate_up_proj",
+    ".block_sparse_moe.output_linear.weight": ".block_sparse_moe.experts.down_proj",
+}
 # The 16 values of a 4-bit float with 2 bits of exponent and 1 of mantissa (OCP MX v1.0, 5.3.3).
 _FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
@@ -74,7 +79,11 @@ def _stored(
     if name.endswith(".qweight"):
         return StoredWeight(f"{name.removesuffix('qweight')}weight", "GPTQ or AWQ", (), (name,))
     if not dtype or dtype in FLOATING:
-        return StoredWeight(name, AS_IT_IS, shape, (name,))
+        full_name = name
+        for stored, stack in _STACKS.items():
+            if name.endswith(stored):
+                full_name = name.removesuffix(stored) + stack
+        return StoredWeight(full_name, AS_IT_IS, shape, (name,))
     return StoredWeight(name, dtype, (), (name,))  # its shape in full precision is unknown
 
 
@@ -133,7 +142,7 @@ def read_stored(
         UserError: the tensors do not fit together.
     """
     if stored.kind == AS_IT_IS:
-        return tensor(stored.name)
+        return tensor(stored.tensors[0])
     parts = [tensor(name) for name in stored.tensors]
     try:
         if stored.kind == FP8:

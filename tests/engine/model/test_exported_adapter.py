@@ -19,7 +19,7 @@ from tests.support.exports import export
 from tests.support.families import FAMILIES
 from tests.support.family_twin import TinyFamily, family_datums, make_family
 from tests.support.state_families import FAMILIES as STATE_FAMILIES
-from tests.support.state_families import make_with_images
+from tests.support.state_families import SEEING_FAMILIES, make_with_images
 from tests.support.window_families import FAMILIES as WINDOW_FAMILIES
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import AdamParams, LoraConfig
@@ -32,7 +32,7 @@ from tinkersmith.engine.training.step import forward, forward_backward
 pytestmark = pytest.mark.engine
 CONFIG = LoraConfig(4, 0)
 ALL = [TinyFamily(name, *parts) for name, parts in FAMILIES.items()]
-ALL += [*WINDOW_FAMILIES, *STATE_FAMILIES]
+ALL += [*WINDOW_FAMILIES, *STATE_FAMILIES, *SEEING_FAMILIES]
 GPT_OSS = next(family for family in ALL if family.name == "gpt-oss")
 STACK = "base_model.model.model.layers.0.mlp.experts"
 

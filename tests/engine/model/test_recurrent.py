@@ -22,7 +22,7 @@ from tests.support.family_twin import (
     sampling_difference,
     training_differences,
 )
-from tests.support.state_families import FAMILIES, make_with_images
+from tests.support.state_families import FAMILIES, SEEING_FAMILIES, make_with_images
 from tinkersmith.engine.messages import Answering, LoraConfig, SampleRequest
 from tinkersmith.engine.model.adapters import adapter_state, new_adapter, snapshot
 from tinkersmith.engine.model.base_model import BaseModel, load_base_model, memory_of_weights
@@ -51,6 +51,18 @@ def test_losses_and_lora_gradients_equal_those_of_a_float64_twin(
     differences = training_differences(family, base, rank=4)
     assert differences.logprob < 2e-5 and differences.loss < 1e-5
     assert differences.gradient < 1e-5, differences.worst
+
+
+@pytest.mark.parametrize("family", SEEING_FAMILIES, ids=lambda family: family.name)
+def test_the_text_part_of_a_folder_with_images_trains_and_samples_as_the_twin(
+    family: TinyFamily, tmp_path: Path
+) -> None:
+    base = load_base_model(family.name, make_family(family, tmp_path))
+    differences = training_differences(family, base, rank=4)
+    assert differences.logprob < 2e-5 and differences.loss < 1e-5
+    assert differences.gradient < 1e-5, differences.worst
+    sampled, prompts = sampling_difference(family, base)
+    assert sampled < 1e-4 and prompts < 1e-4
 
 
 def requests_of_many_lengths(count: int) -> list[SampleRequest]:

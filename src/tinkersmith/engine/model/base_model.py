@@ -237,7 +237,7 @@ def load_base_model(
         what = f"{type(error).__name__}: {reason}" if reason else type(error).__name__
         raise Refused(
             f"the model in {folder} cannot be loaded: {what}. Its config.json or weights are "
-            "damaged, or transformers does not know the architecture."
+            "damaged, or transformers or this engine does not know the architecture."
         ) from error
 
 
@@ -293,8 +293,8 @@ def base_model_of(
     model.eval().requires_grad_(False)
     if model.base_model is model:
         raise Refused(
-            f"{name} ({model.config.model_type}) has no separate output layer here, "
-            "so this architecture is not supported."
+            f"transformers does not say where the layers of {name} ({model.config.model_type}) end "
+            "and its output layer begins, so this architecture is not supported."
         )
     text_config = model.config.get_text_config()
     experts, why_no_experts = find_experts(model)
