@@ -1,5 +1,7 @@
 """A run that starts from trained weights: of a run, of a state's path, of an exported adapter."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,6 +159,18 @@ def test_an_exported_adapter_has_no_optimizer_and_a_rank_that_must_have_room(fir
         )
     with pytest.raises(UserError, match=r"of rank 4, and LORA_RANK is 2\. Set LORA_RANK = 4"):
         losses_of(settings(first.folder, INITIAL_CHECKPOINT=str(first.adapter), LORA_RANK=2))
+
+
+def test_the_higher_ranks_of_joined_projections_do_not_ask_for_a_higher_rank(
+    first: First, tmp_path: Path
+) -> None:
+    """Such a projection has the ranks of its parts one after the other."""
+    folder = shutil.copytree(first.adapter, tmp_path / "joined")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["rank_pattern"] = {"linear_attn.in_proj_qkv": 3 * config["r"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    losses = losses_of(settings(first.folder, INITIAL_CHECKPOINT=str(folder), NUM_EPOCHS=1))
+    assert losses[0] == pytest.approx(first.loss, abs=1e-4)
 
 
 def test_a_server_elsewhere_takes_no_exported_adapter(

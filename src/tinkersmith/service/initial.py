@@ -95,7 +95,11 @@ def _exported(folder: Path, settings: Settings) -> InitialWeights:
 
 
 def _rank_of(file: Path) -> int:
-    """The highest rank that an adapter_config.json names; 0 where it is damaged."""
+    """The lowest rank that an adapter_config.json names; 0 where it is damaged.
+
+    Joined projections have the sum of their parts' ranks there: whether all parts fit, the engine
+    says when it has read them.
+    """
     try:
         config = read_json_object(file)
     except OSError as error:
@@ -104,7 +108,7 @@ def _rank_of(file: Path) -> int:
         raise UserError(f"{file} is damaged: {error}. Export the adapter again.") from None
     patterns: object = config.get("rank_pattern")
     more = cast("dict[str, object]", patterns).values() if isinstance(patterns, dict) else ()
-    return max((rank for rank in (config.get("r"), *more) if isinstance(rank, int)), default=0)
+    return min((rank for rank in (config.get("r"), *more) if isinstance(rank, int)), default=0)
 
 
 def refuse_adapter(weights: InitialWeights | None, kind: str) -> None:
