@@ -1,7 +1,9 @@
 """Families with sliding windows, soft-capping and sinks, on samples longer than their windows."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +24,7 @@ from tinkersmith.engine.model.adapters import new_adapter, snapshot
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.sampling.batch import Batch
 from tinkersmith.engine.sampling.cache_memory import CacheMemory
+from tinkersmith.engine.sampling.dense_decoder import DenseDecoder
 from tinkersmith.engine.sampling.sampler import sample
 
 pytestmark = pytest.mark.engine
@@ -97,6 +100,56 @@ def test_sampling_holds_no_more_of_a_layer_than_its_window(loaded: LoadedFamily)
     for request, adapter, answer in zip(requests, adapters, answers, strict=True):
         [alone] = sample(base, adapter, [request])
         assert_equal_answers([answer.result], [alone])
+
+
+def llama_shaped(folder: Path) -> BaseModel:
+    """Mistral v0.1, which the kernels compute up to its window."""
+    return load_with_torch("mistral", make_family(FAMILIES[0], folder))
+
+
+def test_an_answer_without_max_tokens_begins_in_the_kernels_and_goes_on_beyond_the_window(
+    tmp_path: Path,
+) -> None:
+    base = llama_shaped(tmp_path)
+    assert FAMILIES[0].name == "Mistral v0.1" and base.dense is not None
+    adapter = snapshot(filled_adapter(base, LoraConfig(4, 0)))
+    requests = [
+        SampleRequest([7, 8, 9], 2, None, seed=1, stop=[], prompt_logprobs=True),
+        SampleRequest([5], 1, 4, seed=2, stop=[]),
+        SampleRequest([5, 6, 7, 8], 1, 20, seed=3, stop=[]),
+    ]
+    layers_only = dataclasses.replace(base, kernels=None)
+    expected = [sample(layers_only, adapter, [request])[0] for request in requests]
+    batch, kinds = Batch(base, None, CacheMemory()), list[str]()
+    answers = [batch.add(request, adapter) for request in requests]
+    while batch.sequences:
+        batch.step()
+        kind = type(batch._decoder).__name__
+        if batch._decoder is not None and (not kinds or kinds[-1] != kind):
+            kinds.append(kind)
+    assert kinds == ["DenseDecoder", "LayerDecoder"]
+    assert_equal_answers([answer.result for answer in answers], expected)
+
+
+def test_a_prompt_beyond_the_window_waits_until_the_rows_of_the_kernels_have_ended(
+    tmp_path: Path,
+) -> None:
+    base = llama_shaped(tmp_path)
+    short = SampleRequest([7, 8], 3, 5, seed=1, stop=[])
+    long = SampleRequest(list(range(1, 31)), 1, 5, seed=2, stop=[])
+    batch, ended = Batch(base, None, CacheMemory()), list[str]()
+    names = {batch.add(short, None): "short"}
+    batch.step()
+    names[batch.add(long, None)] = "long"
+    names[batch.add(dataclasses.replace(short, seed=4), None)] = "behind it"
+    for _ in range(200):
+        assert isinstance(batch._decoder, DenseDecoder) == (len(ended) == 0)
+        ended += [names[answering] for answering in batch.step()]
+        if len(ended) == 3:
+            break
+    assert ended[0] == "short" and set(ended) == {"short", "long", "behind it"}
+    expected = [sample(base, None, [answering.request])[0] for answering in names]
+    assert_equal_answers([answering.result for answering in names], expected)
 
 
 def test_all_linear_layers_are_trained_and_no_router(loaded: LoadedFamily) -> None:

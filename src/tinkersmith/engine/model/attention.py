@@ -177,10 +177,16 @@ class CachedRows:
                 if not count:
                     break
                 self._reserve(layer, length, key, value)
-                places = self._places(torch.arange(end - count, end), window)
+                start = end - count
+                # A slice is copied faster than places that may wrap.
+                places = (
+                    slice(start, end)
+                    if window is None or end <= window
+                    else torch.arange(start, end) % window
+                )
                 self.keys[layer][row][:, places] = key[:, -count:]
                 self.values[layer][row][:, places] = value[:, -count:]
-                end, missing = end - count, missing - count
+                end, missing = start, missing - count
         self._clear(row, length)
 
     def move(self, source: int, target: int) -> None:
@@ -238,7 +244,8 @@ class CachedRows:
         window = self.windows[layer]
         self._reserve(layer, self.used, key[0], value[0])
         rows = torch.arange(self.active, device=key.device)
-        places = self._places(self.lengths[: self.active], window)
+        lengths = self.lengths[: self.active]
+        places = lengths if window is None else lengths % window
         self.keys[layer][rows, :, places] = key[:, :, 0]
         self.values[layer][rows, :, places] = value[:, :, 0]
         used = self.used if window is None else min(self.used, window)
@@ -249,9 +256,6 @@ class CachedRows:
             self._visible(used),
             scoring,
         )
-
-    def _places(self, positions: torch.Tensor, window: int | None) -> torch.Tensor:
-        return positions if window is None else positions % window
 
     def _visible(self, used: int) -> torch.Tensor:  # (rows, 1, 1, S)
         """Which places each active row sees; the same in many layers.

@@ -128,6 +128,8 @@ class Batch:
         """
         self._drop_given_up()
         try:
+            if self._has_outgrown_its_decoder():
+                self._begin_again()
             self._begin()
             if self._active and not self._gathering:
                 self._decode_step()
@@ -217,7 +219,8 @@ class Batch:
                 most = min(most, OWN_ROWS)
             prompt = next(prompt for prompt in waiting if prompt.adapter is adapter)
             needed = max(longest, prompt.rows[0].longest)
-            if isinstance(self._decoder, DenseDecoder) and not decodes_densely(self._base, needed):
+            length = prompt.rows[0].length
+            if isinstance(self._decoder, DenseDecoder) and not decodes_densely(self._base, length):
                 break  # until these rows have ended: then another decoder begins
             allowed = min(most, available // self._row_bytes(needed) - count)
             if count == 0 and allowed < 1:
@@ -233,9 +236,26 @@ class Batch:
             count, longest = count + len(rows), needed
             rows_of[adapter] += len(rows)
         if self._decoder is None and count:
-            kind = DenseDecoder if decodes_densely(self._base, longest) else LayerDecoder
+            most = max(row.length for row in self._rows_with_slots())
+            kind = DenseDecoder if decodes_densely(self._base, most) else LayerDecoder
             self._decoder, self._slots = kind(self._base, count), count
         self._fit()
+
+    def _has_outgrown_its_decoder(self) -> bool:
+        """Whether a row is too long for the fast decoder, which knows no window."""
+        length = max((row.length for row in self._active), default=0)
+        return isinstance(self._decoder, DenseDecoder) and not decodes_densely(self._base, length)
+
+    def _begin_again(self) -> None:
+        """Let all rows begin again after their tokens so far, in a decoder for any length."""
+        together = list(dict.fromkeys(row.answering for row in self._rows_with_slots()))
+        self._active, self._beginning = [], []
+        self._close()
+        waiting = self._waiting if self._group is None else self._group
+        parted = set(together)
+        rest = [prompt for prompt in waiting if prompt.answering not in parted]
+        waiting.clear()
+        waiting.extend([*self._prompts(together), *rest])
 
     def _rows_with_slots(self) -> list[Row]:
         return [*self._active, *(row for prompt in self._beginning for row in prompt.rows)]

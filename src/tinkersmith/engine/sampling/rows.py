@@ -46,6 +46,11 @@ class Row:
         return self.answering.request
 
     @property
+    def length(self) -> int:
+        """Tokens that it has by now, with its prompt."""
+        return len(self.request.prompt) + len(self.sequence.tokens)
+
+    @property
     def last_token(self) -> int:
         return (self.sequence.tokens or self.request.prompt)[-1]
 
