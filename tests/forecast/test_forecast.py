@@ -1,15 +1,17 @@
 """What a run will cost is said before it starts, and a budget is kept; our engine is the cloud."""
 
-import concurrent.futures
 import datetime as dt
 import json
+import socket
+import threading
+import time
+import urllib.parse
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tinker
 
 from tests.support.engine import KEY, MODEL, RunningEngine, running_engine
 from tests.support.tiny_models import make_tiny_model
@@ -204,38 +206,93 @@ def test_a_budget_without_prices_is_refused(names: dict[str, Any]) -> None:
     assert not list(Path().glob("runs/my-model*"))
 
 
+def _usage(session: str, kind: str, tokens: int, usd: float | None, model: str) -> dict[str, Any]:
+    """An event of a bill, as the cloud sends it."""
+    info = {"type": kind, "token_count": tokens, "cached": False}
+    hours = {"bucket_start": "2026-07-13T00:00:00Z", "bucket_end": "2026-07-13T01:00:00Z"}
+    return {
+        **hours,
+        "base_model": model,
+        "session_id": session,
+        "estimated_cost_usd": usd,
+        "event_info": info,
+    }
+
+
+@pytest.mark.parametrize("run", ["mine-1", "unknown"])
 @pytest.mark.engine
 def test_what_the_server_bills_stands_beside_what_was_predicted(
-    names: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    names: dict[str, Any], run: str
 ) -> None:
-    def event(kind: str, tokens: int, usd: float | None, model: str = MODEL) -> Any:
-        info = SimpleNamespace(type=kind, token_count=tokens)
-        return SimpleNamespace(base_model=model, event_info=info, estimated_cost_usd=usd)
+    bill = {
+        "data": [
+            _usage("a", "training", 100, 0.1, MODEL),
+            _usage("a", "sampling_prefill", 20, None, MODEL),
+            _usage("b", "sampling_sample", 3, 0.02, MODEL),
+            _usage("c", "training", 5000, 9.0, MODEL),
+            _usage("d", "training", 999, 9.0, "another/model"),
+        ],
+        "sessions": {
+            "a": {"user_metadata": {"tinkersmith.run": "mine-1"}},
+            "b": {"user_metadata": {"tinkersmith.run": "mine-1"}},
+            "c": {"user_metadata": {"tinkersmith.run": "another-1"}},
+            "d": {},
+        },
+    }
 
-    class Admin:
-        def __init__(self, **address: str) -> None:
-            assert address["api_key"] == KEY
+    class Billing(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:  # what the SDK asks at its start
+            self.answer(b"{}")
 
-        def get_billing_usage(self, start: dt.datetime, end: dt.datetime) -> Any:
-            assert (start.minute, end.minute) == (0, 0) and start < end
-            usage = SimpleNamespace(
-                events=[
-                    event("training", 100, 0.1),
-                    event("sampling_prefill", 20, None),
-                    event("sampling_sample", 3, 0.02),
-                    event("training", 999, 9.0, "another/model"),
-                ]
+        def do_GET(self) -> None:
+            asked = urllib.parse.urlsplit(self.path)
+            assert asked.path == "/api/v1/billing/usage/events", asked
+            assert self.headers["X-API-Key"] == KEY
+            start, end = (
+                dt.datetime.fromisoformat(urllib.parse.parse_qs(asked.query)[name][0])
+                for name in ("starting_on", "ending_before")
             )
-            answer: concurrent.futures.Future[Any] = concurrent.futures.Future()
-            answer.set_result(usage)
-            return SimpleNamespace(future=lambda: answer)
+            assert (start.minute, end.minute) == (0, 0) and start < end
+            self.answer(json.dumps(bill).encode())
 
-    monkeypatch.setattr(tinker, "AdminClient", Admin)
+        def answer(self, content: bytes) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
     now = dt.datetime.now().astimezone()
-    with open_service(settings_from(names)) as service:
-        billed = billed_since(service, now - dt.timedelta(hours=2), now)
-    assert billed is not None and billed.usd == pytest.approx(0.12)
-    assert (billed.trained, billed.read, billed.sampled) == (100, 20, 3)
+    with (
+        open_service(settings_from(names)) as service,
+        ThreadingHTTPServer(("127.0.0.1", 0), Billing) as server,
+    ):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        service.probe.stop()
+        service.probe.url = f"http://127.0.0.1:{server.server_address[1]}"
+        billed = billed_since(service, run, now - dt.timedelta(hours=2), now)
+        server.shutdown()
+    assert billed is not None
+    trained, usd = (100, 0.12) if run == "mine-1" else (5100, 9.12)
+    assert billed.usd == pytest.approx(usd)
+    assert (billed.trained, billed.read, billed.sampled) == (trained, 20, 3)
     used, line = used_lines(110, 100, RATES, billed)
     assert "100 of 110 predicted" in used and "0.10 USD" in used
-    assert "100 tokens trained on, 20 read and 3 sampled, 0.12 USD" in line
+    assert f"{trained:,} tokens trained on, 20 read and 3 sampled, {usd} USD" in line
+    assert ("whatever else ran on this model" in line) == (run == "unknown")
+
+
+@pytest.mark.engine
+def test_a_run_does_not_wait_long_for_a_bill(names: dict[str, Any]) -> None:
+    now = dt.datetime.now().astimezone()
+    with open_service(settings_from(names)) as service, socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        service.probe.stop()
+        service.probe.url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        begun = time.monotonic()
+        assert billed_since(service, "mine-1", now, now, patience=0.5) is None
+    assert time.monotonic() - begun < 20

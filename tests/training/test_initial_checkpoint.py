@@ -14,9 +14,13 @@ from tests.support.sample_files import write, yes_or_no
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.errors import UserError
 from tinkersmith.export.export import export_model
-from tinkersmith.runs.folder import RunFolder
+from tinkersmith.runs.folder import RunFolder, open_run
 from tinkersmith.runs.pruning import note_deleted_state
+from tinkersmith.service.connection import open_service
+from tinkersmith.service.stored import run_ids
 from tinkersmith.settings.reading import settings_from
+from tinkersmith.training.dry_run import dry_run
+from tinkersmith.training.interruption import Interruption
 from tinkersmith.training.train import train
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("kept_engines")]
@@ -171,6 +175,53 @@ def test_the_higher_ranks_of_joined_projections_do_not_ask_for_a_higher_rank(
     (folder / "adapter_config.json").write_text(json.dumps(config))
     losses = losses_of(settings(first.folder, INITIAL_CHECKPOINT=str(folder), NUM_EPOCHS=1))
     assert losses[0] == pytest.approx(first.loss, abs=1e-4)
+
+
+def test_a_dry_run_takes_the_same_weights_and_refuses_the_same(
+    first: First, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (str(first.adapter), first.run.name):
+        dry_run(settings(first.folder, INITIAL_CHECKPOINT=name), Interruption())
+        assert "Starting from" in capsys.readouterr().out
+    with pytest.raises(UserError, match="has rank 4, and LORA_RANK is 8"):
+        wanted = settings(first.folder, INITIAL_CHECKPOINT=first.run.name, LORA_RANK=8)
+        dry_run(wanted, Interruption())
+
+
+def test_the_name_is_looked_up_once_at_a_start(
+    first: First, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up: list[str] = []
+
+    def opened(name: str, output_dir: str) -> RunFolder:
+        looked_up.append(name)
+        return open_run(name, output_dir)
+
+    monkeypatch.setattr("tinkersmith.service.initial.open_run", opened)
+    losses_of(settings(first.folder, INITIAL_CHECKPOINT=first.run.name))
+    assert looked_up == [first.run.name]
+
+
+def test_the_server_knows_sessions_clients_and_checkpoints_by_the_runs_name(first: First) -> None:
+    run, digest = first.run, first.run.facts()["data_digest"]
+    with open_service(settings(first.folder)) as service:
+        path = run.checkpoints()[-1].state_path
+        client = service.rest.get_training_run_by_tinker_path(path).result()
+        stored = service.rest.list_checkpoints(run_ids(run)[0]).result().checkpoints
+        sessions = [
+            service.rest.get_session(name).result()
+            for name in service.rest.list_sessions().result().sessions
+        ]
+    assert client.user_metadata is not None
+    assert client.user_metadata["tinkersmith.run"] == run.name
+    settings_digest = client.user_metadata["tinkersmith.settings"]
+    marks = {"tinkersmith.run": run.name, "tinkersmith.settings": settings_digest}
+    assert stored and all(
+        point.user_metadata == {**marks, "tinkersmith.data": digest} for point in stored
+    )
+    assert [
+        each.user_metadata for each in sessions if client.training_run_id in each.training_run_ids
+    ] == [marks]
 
 
 def test_a_server_elsewhere_takes_no_exported_adapter(

@@ -39,7 +39,7 @@ from tinkersmith.fingerprint import base_fingerprint
 from tinkersmith.models.names import local_model_folder
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress, watched
-from tinkersmith.runs.provenance import digest_of, template_digest
+from tinkersmith.runs.provenance import digest_of, labels_of, template_digest
 from tinkersmith.runs.trained_model import ModelReference, find_trained_model
 from tinkersmith.service.connection import open_service, server_lines
 from tinkersmith.settings.fields import Settings
@@ -112,7 +112,12 @@ def evaluate(
             opened_measures(
                 settings, question_set.samples, compare_base, progress, output_file, resume
             ) as measures,
-            open_service(model.settings, base_model=model.base_model, progress=progress) as service,
+            open_service(
+                model.settings,
+                base_model=model.base_model,
+                progress=progress,
+                labels=labels_of(model.run.name) if model.run is not None else None,
+            ) as service,
         ):
             service.check = check
             for line in server_lines(service, settings, of_run=model.run is not None):

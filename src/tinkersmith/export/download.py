@@ -43,7 +43,8 @@ def open_state(service: Service, model: ModelReference) -> "tinker.TrainingClien
     try:
         return service.ask(
             lambda: service.client.create_training_client_from_state(
-                model.state_path, user_metadata={"created_by": "tinkersmith export"}
+                model.state_path,
+                user_metadata={**service.labels, "created_by": "tinkersmith export"},
             ),
             f"loading {model.state_path}",
         )

@@ -33,6 +33,7 @@ from tinkersmith.export.verify import Verification, verify_export
 from tinkersmith.files import new_folder, write_atomically, write_json
 from tinkersmith.models.names import local_model_folder
 from tinkersmith.peft_format import ADAPTER_CONFIG
+from tinkersmith.runs.provenance import labels_of
 from tinkersmith.runs.trained_model import ModelReference, find_trained_model
 from tinkersmith.service.connection import Service, open_service, server_lines
 from tinkersmith.settings.fields import Settings
@@ -107,7 +108,8 @@ def export_model(
     if verify and no_peft:
         raise UserError(f"--verify: {no_peft}. Install it, or leave the check out: --no-verify")
     export = Export(model, folder, merged, dtype)
-    with open_service(model.settings, base_model=model.base_model) as service:
+    labels = labels_of(model.run.name) if model.run is not None else None
+    with open_service(model.settings, base_model=model.base_model, labels=labels) as service:
         say(f"Exporting {model.state_path} ({service.base_model})")
         if model.chosen:
             say(f"  {model.chosen}.")

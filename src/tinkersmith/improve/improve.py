@@ -44,7 +44,6 @@ from tinkersmith.runs.folder import SAMPLES_FILE, Checkpoint, RunFolder, newest_
 from tinkersmith.runs.lock import locked
 from tinkersmith.runs.resume import IMPROVEMENT_FACT
 from tinkersmith.runs.trained_model import backend_of_run
-from tinkersmith.service.connection import TRAINING_METADATA
 from tinkersmith.service.stored import lifetime
 from tinkersmith.settings.fields import Settings
 from tinkersmith.settings.reading import settings_from
@@ -291,7 +290,7 @@ class _Rounds:
             self._client = work.first
         client = self._client = self._client or service.ask(
             lambda: service.client.create_training_client_from_state_with_optimizer(
-                before.state_path, user_metadata=TRAINING_METADATA
+                before.state_path, user_metadata=service.training_metadata()
             ),
             f"loading {before.state_path}",
         )
@@ -339,8 +338,9 @@ class _Rounds:
         work, name = self._work, f"round-{number}"
         doing = f"saving round {number}"
         seconds = lifetime(work.settings)
-        state = client.save_state(name, ttl_seconds=seconds)
-        sampler = client.save_weights_for_sampler(name, ttl_seconds=seconds)
+        labels = dict(work.service.labels)
+        state = client.save_state(name, ttl_seconds=seconds, user_metadata=labels)
+        sampler = client.save_weights_for_sampler(name, ttl_seconds=seconds, user_metadata=labels)
         with self._progress.doing(doing):
             return Checkpoint(
                 name=name,

@@ -30,7 +30,13 @@ from tinkersmith.progress import Progress
 from tinkersmith.prompts.text_tokenizer import TextTokenizer
 from tinkersmith.runs.best import choose_checkpoint
 from tinkersmith.runs.folder import RunFolder
-from tinkersmith.runs.provenance import Standing, digest_of, session, template_digest
+from tinkersmith.runs.provenance import (
+    Standing,
+    digest_of,
+    labels_of,
+    session,
+    template_digest,
+)
 from tinkersmith.runs.resume import IMPROVEMENT_FACT
 from tinkersmith.runs.trained_questions import TRAINED_QUESTIONS_FILE, QuestionCollector, remember
 from tinkersmith.service.connection import Service, open_service
@@ -141,7 +147,15 @@ def prepare_improvement(
     _refuse_overlap(loaded.samples, held_out_set)
     training_set = _training_set(loaded, settings, options, score, progress.say)
     check()
-    service = guard.enter_context(open_service(settings, progress=progress))
+    begun = dt.datetime.now()
+    name = (
+        resumed.name
+        if resumed is not None
+        else RunFolder.next_name(settings.output_dir, _prefix(settings), begun)
+    )
+    service = guard.enter_context(
+        open_service(settings, progress=progress, labels=labels_of(name, settings))
+    )
     service.check = check
     if parent is not None:
         state_path = parent.state_path
@@ -151,7 +165,8 @@ def prepare_improvement(
         state_path = fact_of_improvement(resumed, facts, "state_path")
     saved = resumed.checkpoints() if resumed else []
     # The state of round 0 is that of the run, which may be deleted by now.
-    first = service.create_training_client(settings, saved[0].state_path if saved else state_path)
+    begin = saved[0].state_path if saved else state_path
+    first = service.create_training_client(settings, initial_state=begin)
     with progress.doing("loading the tokenizer"):
         tokenizer = service.tokenizer(first)
     template = (parent.run if parent else cast("RunFolder", resumed)).template()
@@ -175,7 +190,7 @@ def prepare_improvement(
     if resumed is None:
         assert parent is not None
         run = _new_improvement(
-            settings, options, parent, service, template, standing, training, loaded.samples
+            settings, options, parent, begun, service, template, standing, training, loaded.samples
         )
         with progress.doing("comparing the held-out questions with the training data"):
             leaks = leaks_from(run, held_out_set.samples)
@@ -310,6 +325,7 @@ def _new_improvement(
     settings: Settings,
     options: ImproveOptions,
     parent: Parent,
+    begun: dt.datetime,
     service: Service,
     template: PromptTemplate,
     standing: Standing,
@@ -350,8 +366,11 @@ def _new_improvement(
         if originals:
             folder.rewrite(ORIGINALS_FILE, originals)
 
-    prefix = f"{settings.model_name_prefix[:55]}-improved"
-    return RunFolder.create(settings.output_dir, prefix, dt.datetime.now(), write)
+    return RunFolder.create(settings.output_dir, _prefix(settings), begun, write)
+
+
+def _prefix(settings: Settings) -> str:
+    return f"{settings.model_name_prefix[:55]}-improved"
 
 
 def _originals(parent: RunFolder) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ Appended files survive a kill; the others are written whole or not at all.
 
 import datetime as dt
 import errno
+import itertools
 import json
 import os
 import re
@@ -171,6 +172,13 @@ class RunFolder:
                     continue
                 raise _unwritable(output_dir, error) from None
         raise UserError(f"Too many runs were started in {output_dir} within one second.")
+
+    @classmethod
+    def next_name(cls, output_dir: Path | str, prefix: str, now: dt.datetime) -> str:
+        """The name that `create` gives to a run of this moment, unless another takes it first."""
+        stamp = f"{prefix}-{now:%Y%m%d-%H%M%S}"
+        names = (stamp if number == 1 else f"{stamp}-{number}" for number in itertools.count(1))
+        return next(name for name in names if not (Path(output_dir) / name).exists())
 
     @property
     def name(self) -> str:

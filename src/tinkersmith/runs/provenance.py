@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from tinkersmith.files import write_json
 from tinkersmith.runs.folder import RunFolder
+from tinkersmith.settings.fields import Settings
 from tinkersmith.version import __version__
 
 _PACKAGES = ("torch", "tinker", "transformers", "tokenizers", "numpy")
@@ -26,6 +27,7 @@ _SENSE = {  # of these facts: what a run cannot be continued without
     "questions_digest": "the questions of EVAL_FILES",
 }
 _SENSE_SETTINGS = ("LORA_RANK", "BATCH_SIZE", "SEED")
+RUN_LABEL = "tinkersmith.run"
 _UNIMPORTANT_SETTINGS = ("OUTPUT_DIR", "BACKEND", "TRACKERS")
 
 
@@ -56,6 +58,20 @@ class Differences:
 def digest_of(text: str) -> str:
     """The SHA-256 of a text, in hexadecimal digits."""
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def labels_of(run: str, settings: Settings | None = None, data_digest: str = "") -> dict[str, str]:
+    """What a run's sessions, training clients and checkpoints are marked with on the server.
+
+    A session and a training client are made before the data is tokenised, and have no digest of it.
+    """
+    labels = {RUN_LABEL: run}
+    if settings is not None:
+        values = json.dumps(settings.model_dump(mode="json"), sort_keys=True)
+        labels["tinkersmith.settings"] = digest_of(values)
+    if data_digest:
+        labels["tinkersmith.data"] = data_digest
+    return labels
 
 
 def session(standing: Standing, settings: Mapping[str, Any], first_step: int) -> dict[str, Any]:

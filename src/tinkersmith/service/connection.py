@@ -17,7 +17,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,9 +32,9 @@ from tinkersmith.models.names import local_model_folder, resolve_base_model
 from tinkersmith.progress import Progress, watched
 from tinkersmith.service.embedded import Engine, start_engine
 from tinkersmith.service.initial import (
+    InitialWeights,
     adapter_options,
     check_initial_weights,
-    initial_weights,
     lora_options,
     refuse_adapter,
 )
@@ -84,6 +84,8 @@ class Service:
     key: str = field(default="", repr=False)
     tokenizer_setting: str = ""  # the value of TOKENIZER
     stand_in: "StandIn | None" = None  # for which server this one stands; None: for itself
+    # What sessions, training clients and checkpoints are marked with on the server.
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])
     _tokenizer: "TextTokenizer | None" = None
     _away_since: str = ""  # what the user was told
 
@@ -230,29 +232,46 @@ class Service:
             old.close("errored")
 
     def create_training_client(
-        self, settings: Settings, initial_state: str = ""
+        self,
+        settings: Settings,
+        weights: InitialWeights | None = None,
+        initial_state: str = "",
     ) -> "tinker.TrainingClient":
-        """A training client on the weights that INITIAL_CHECKPOINT names, or on a new LoRA.
+        """A training client on trained weights, or on a new LoRA.
 
         Args:
+            weights: those that INITIAL_CHECKPOINT names.
             initial_state: the path of a saved state to start from instead. Its rank is then that
                 of the state, and the optimizer starts anew.
         """
         if initial_state:
             return self._from_state(initial_state, settings, with_optimizer=False)
         self.check_trainable()
-        weights = initial_weights(settings)
         if weights is None or self.stand_in is not None:  # which has no state of another server
             return self._new_lora(settings, {}, f"creating a LoRA on {self.base_model}")
         if weights.adapter is not None:
             metadata = {"tinkersmith.adapter": weights.path}
             return self._new_lora(settings, metadata, f"loading {weights.about}")
+        self.check_weights(weights, settings)
+        return self._from_state(weights.path, settings, with_optimizer=weights.optimizer)
+
+    def check_weights(self, weights: InitialWeights, settings: Settings) -> None:
+        """Look the weights of INITIAL_CHECKPOINT up on the server, where it has them.
+
+        Raises:
+            UserError: the server does not have them, or they do not suit the settings.
+        """
+        if weights.adapter is not None:
+            return
         info = self.ask(
             lambda: self.rest.get_weights_info_by_tinker_path(weights.path),
             f"looking up {weights.path}",
         )
         check_initial_weights(info, weights, settings, self.base_model)
-        return self._from_state(weights.path, settings, with_optimizer=weights.optimizer)
+
+    def training_metadata(self) -> dict[str, str]:
+        """What a training client is marked with on the server."""
+        return {**self.labels, **TRAINING_METADATA}
 
     def _new_lora(
         self, settings: Settings, metadata: dict[str, str], doing: str
@@ -263,7 +282,7 @@ class Service:
         return self.ask(
             lambda: self.client.create_lora_training_client(
                 **options,
-                user_metadata={**TRAINING_METADATA, **metadata},
+                user_metadata={**self.training_metadata(), **metadata},
                 **_optimizer(settings),
             ),
             doing,
@@ -275,10 +294,10 @@ class Service:
         def create() -> Any:
             if with_optimizer:
                 return self.client.create_training_client_from_state_with_optimizer(
-                    path, user_metadata=TRAINING_METADATA
+                    path, user_metadata=self.training_metadata()
                 )
             return self.client.create_training_client_from_state(
-                path, user_metadata=TRAINING_METADATA, **_optimizer(settings)
+                path, user_metadata=self.training_metadata(), **_optimizer(settings)
             )
 
         return self.ask(create, f"loading {path}")
@@ -444,16 +463,18 @@ def open_service(
     base_model: str | None = None,
     progress: Progress | None = None,
     allow_changed_base: bool = False,
-    trains: bool = False,
+    weights: InitialWeights | None = None,
     server: Server | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Generator[Service, None, None]:
     """Connect as BACKEND and the environment say, and close the connection after the block.
 
     Args:
         allow_changed_base: let our own engine load checkpoints of another base model.
-        trains: a new training may start, from an exported adapter that INITIAL_CHECKPOINT names.
+        weights: those that INITIAL_CHECKPOINT names, where a new training may start.
         progress: says what takes long; without one, lines on standard error do.
         server: the server to connect to, which stays open; by default one for this connection.
+        labels: what the session and its training clients are marked with on the server.
 
     Raises:
         UserError: no key, no such server, or an engine that does not start.
@@ -463,10 +484,10 @@ def open_service(
         name = name_on_server(base_model or settings.base_model)
         if server is None:
             opened = open_server(
-                settings, [name], spoken, allow_changed_base=allow_changed_base, trains=trains
+                settings, [name], spoken, allow_changed_base=allow_changed_base, weights=weights
             )
             server = stack.enter_context(opened)
-        yield stack.enter_context(_connected(settings, server, name, spoken))
+        yield stack.enter_context(_connected(settings, server, name, spoken, labels or {}))
 
 
 @contextmanager
@@ -476,19 +497,18 @@ def open_server(
     progress: Progress,
     *,
     allow_changed_base: bool = False,
-    trains: bool = False,
+    weights: InitialWeights | None = None,
 ) -> Generator[Server, None, None]:
     """Find the server that BACKEND and the environment mean; our own engine runs during the block.
 
     Args:
         base_models: what our own engine is to offer, beside the bundled models.
-        trains: see `open_service`.
+        weights: see `open_service`.
 
     Raises:
         UserError: see `open_service`.
     """
     kind, url, key = server_of(settings)
-    weights = initial_weights(settings) if trains else None
     refuse_adapter(weights, kind)
     engine = None
     if kind == "embedded":
@@ -539,12 +559,18 @@ def serving(
 
 @contextmanager
 def _connected(
-    settings: Settings, server: Server, base_model: str, progress: Progress
+    settings: Settings,
+    server: Server,
+    base_model: str,
+    progress: Progress,
+    labels: Mapping[str, str],
 ) -> Generator[Service, None, None]:
     probe = Probe(server.url, server.engine)
     with progress.doing("connecting to the server"):
         patience = 0.0 if server.kind == "embedded" else float(settings.server_patience)
-        service = _connect(server, base_model, settings.tokenizer, probe, progress, patience)
+        service = _connect(
+            server, base_model, settings.tokenizer, probe, progress, patience, labels
+        )
     finished = "errored"
     try:
         yield service
@@ -614,6 +640,7 @@ def _connect(
     probe: Probe,
     progress: Progress,
     patience: float,
+    labels: Mapping[str, str],
 ) -> Service:
     import tinker
 
@@ -631,7 +658,7 @@ def _connect(
     probe.start(CLOUD_PROBE_EVERY if kind == "cloud" else PROBE_EVERY)
 
     def connect() -> "tinker.ServiceClient":
-        return tinker.ServiceClient(api_key=key, **address)
+        return tinker.ServiceClient(api_key=key, user_metadata=dict(labels) or None, **address)
 
     service = Service(
         client=connect(),
@@ -646,6 +673,7 @@ def _connect(
         connect=connect,
         key=key,
         tokenizer_setting=tokenizer_setting,
+        labels=labels,
     )
     service.rest = service.ask(lambda: tinker.RestClient(api_key=key, **address), "connecting")
     found = service.ask(

@@ -19,6 +19,7 @@ from tinkersmith.runs.folder import SAMPLES_FILE, RunFolder
 from tinkersmith.runs.lock import locked
 from tinkersmith.runs.measured import single_values
 from tinkersmith.service.connection import Server, open_server
+from tinkersmith.service.initial import initial_weights
 from tinkersmith.settings.comparing import comparable_setting
 from tinkersmith.settings.fields import FIELDS, Settings
 from tinkersmith.settings.measures import best_by, check_scores_are_measured
@@ -110,7 +111,8 @@ def run_sweep(
             _check_count(len(combinations), wanted)
             folder = _new_folder(settings, wanted)
             models = [chosen.settings.base_model for chosen in combinations]
-            server = opened.enter_context(open_server(settings, models, progress, trains=True))
+            weights = initial_weights(settings)
+            server = opened.enter_context(open_server(settings, models, progress, weights=weights))
             sizes = sizes_of(combinations, server, data, progress, signals.check)
             fewest = min(size.steps for size in sizes)
             sweep = new_sweep(
@@ -143,7 +145,7 @@ def _server_of(sweep: Sweep, progress: Progress) -> AbstractContextManager[Serve
     if sweep.backend == "embedded":  # its states are here, whatever is set now
         settings = settings.model_copy(update={"backend": "local"})
     models = [chosen.settings.base_model for chosen in sweep.combinations]
-    return open_server(settings, models, progress, trains=True)
+    return open_server(settings, models, progress, weights=initial_weights(settings))
 
 
 # ---- before anything starts

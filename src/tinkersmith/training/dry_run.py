@@ -19,6 +19,7 @@ from tinkersmith.models.names import local_model_folder, resolve_base_model
 from tinkersmith.preview.opening import opening_lines
 from tinkersmith.progress import watched
 from tinkersmith.service.connection import open_service
+from tinkersmith.service.initial import initial_weights, template_line
 from tinkersmith.settings.fields import Settings
 from tinkersmith.trackers.available import check_trackers
 from tinkersmith.training.interruption import Interruption
@@ -47,12 +48,18 @@ def dry_run(settings: Settings, signals: Interruption) -> Forecast:
         for line in lines:
             progress.say(f"  {line}")
         signals.check()
-        service = guard.enter_context(open_service(settings, progress=progress))
+        weights = initial_weights(settings)
+        service = guard.enter_context(open_service(settings, progress=progress, weights=weights))
         service.check = signals.check
         service.check_trainable()
+        if weights is not None:
+            service.check_weights(weights, settings)
+            progress.say(f"  Starting from {weights.about}.")
         with progress.doing("loading the tokenizer"):
             tokenizer = service.tokenizer()
         encoding = encoding_for(settings, None, service, tokenizer, source, progress.say)
+        if line := template_line(weights, encoding.template):
+            progress.say(f"  {line}")
         data = source.tokenized(encoding, progress)
         guard.callback(data.stop)
         for line in opening_lines(source, data, encoding):

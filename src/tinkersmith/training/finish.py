@@ -111,7 +111,8 @@ def _used_lines(plan: Plan) -> list[str]:
     billed = None
     if plan.service.kind != "embedded":
         begun = dt.datetime.fromisoformat(plan.run.facts()["sessions"][0]["started"])
-        billed = billed_since(plan.service, begun, dt.datetime.now().astimezone())
+        now = dt.datetime.now().astimezone()
+        billed = billed_since(plan.service, plan.run.name, begun, now)
     return used_lines(plan.work.trained_tokens(plan.total_steps), trained, plan.rates, billed)
 
 

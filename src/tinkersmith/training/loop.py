@@ -563,8 +563,11 @@ class Loop:
         with self._progress.doing(doing):
             if self._saving is None or self._saving.name != name:  # else interrupted while waiting
                 seconds = lifetime(plan.settings)
-                state = plan.client.save_state(name, ttl_seconds=seconds)
-                sampler = plan.client.save_weights_for_sampler(name, ttl_seconds=seconds)
+                labels = dict(plan.labels)
+                state = plan.client.save_state(name, ttl_seconds=seconds, user_metadata=labels)
+                sampler = plan.client.save_weights_for_sampler(
+                    name, ttl_seconds=seconds, user_metadata=labels
+                )
                 self._saving = _Save(name, state, sampler)
             checkpoint = Checkpoint(
                 name=name,

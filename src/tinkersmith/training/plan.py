@@ -1,9 +1,10 @@
 """Settings -> a `Plan`: data, server, tokens and run folder, all sound before the first step."""
 
 import datetime as dt
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ from tinkersmith.runs.provenance import (
     add_session,
     differences,
     digest_of,
+    labels_of,
     session,
     template_digest,
 )
@@ -51,7 +53,6 @@ from tinkersmith.runs.resume import (
 )
 from tinkersmith.runs.trained_questions import QuestionCollector, remember
 from tinkersmith.service.connection import (
-    TRAINING_METADATA,
     Server,
     ServerGone,
     Service,
@@ -60,6 +61,7 @@ from tinkersmith.service.connection import (
 )
 from tinkersmith.service.facts import engine_facts
 from tinkersmith.service.initial import (
+    InitialWeights,
     creation_of,
     initial_weights,
     template_line,
@@ -119,7 +121,9 @@ class Plan:
     measured: Sequence[dict[str, Any]]  # the metrics of those steps
     planned: Planned  # what it will send
     compared: Compared | None  # the rehearsal that it is compared with
-    initial_state: str = ""  # the state whose weights it starts from; "": a new LoRA
+    weights: InitialWeights | None = None  # those that INITIAL_CHECKPOINT names
+    initial_state: str = ""  # the state whose weights a round starts from; "": no round
+    labels: Mapping[str, str] = field(default_factory=dict[str, str])  # of checkpoints
     budget: Budget | None = None  # None: nothing limits the run
     work: Workload | None = None  # None within another job, which has its own limits
     rates: Rates | None = None  # what tokens cost; None where nobody says
@@ -172,6 +176,10 @@ def prepare(
     # A run that pauses measures where it does, as no rehearsal has.
     if stage is None and rehearsing is None and until is None:
         compared = compared_with(settings, resume, rehearsal, allow_changes, progress.say)
+    begun = dt.datetime.now()
+    place = rehearsing or (settings.output_dir if stage is None else stage.folder)
+    prefix = settings.model_name_prefix if rehearsing is None else "rehearsal"
+    run_name = resume.run.name if resume else RunFolder.next_name(place, prefix, begun)
     progress.say("Data")
     chosen = read_eval_files(settings, progress)
     source = read(settings, progress)
@@ -192,8 +200,9 @@ def prepare(
                 settings,
                 progress=progress,
                 allow_changed_base=resume is not None and resume.allow_changes,
-                trains=begins,
+                weights=weights,
                 server=server,
+                labels=labels_of(run_name, settings),
             )
         )
     service.check = check
@@ -201,7 +210,7 @@ def prepare(
     creation = creation_of(settings, service.base_model, weights, initial_state)
     if resume is None and compared is not None:
         check_creation(creation, compared, progress.say)
-    client = open_training_client(service, settings, resume, checkpoint, initial_state)
+    client = open_training_client(service, settings, resume, checkpoint, weights, initial_state)
     if weights is not None:
         progress.say(f"  Starting from {weights.about}.")
     elif begins:
@@ -255,7 +264,7 @@ def prepare(
         run = _new_run(
             settings,
             stage,
-            rehearsing,
+            partial(RunFolder.create, place, prefix, begun),
             service,
             template,
             standing,
@@ -291,7 +300,9 @@ def prepare(
         measured=run.metrics(),
         planned=planned,
         compared=compared,
+        weights=weights,
         initial_state=initial_state,
+        labels=labels_of(run.name, settings, standing.data_digest),
         budget=budget,
         work=work,
         rates=rates,
@@ -501,18 +512,19 @@ def open_training_client(
     settings: Settings,
     resume: Resume | None,
     checkpoint: Checkpoint | None,
+    weights: InitialWeights | None = None,
     initial_state: str = "",
 ) -> "tinker.TrainingClient":
     """A training client on `checkpoint` with its optimizer state.
 
-    Without a checkpoint, it starts from the weights of `initial_state`, or from a new LoRA.
+    Without a checkpoint, it starts from `weights` or `initial_state`, or else from a new LoRA.
     """
     if resume is None or checkpoint is None:
-        return service.create_training_client(settings, initial_state)
+        return service.create_training_client(settings, weights, initial_state)
     try:
         return service.ask(
             lambda: service.client.create_training_client_from_state_with_optimizer(
-                checkpoint.state_path, user_metadata=TRAINING_METADATA
+                checkpoint.state_path, user_metadata=service.training_metadata()
             ),
             f"loading {checkpoint.state_path}",
         )
@@ -525,7 +537,7 @@ def open_training_client(
 def _new_run(
     settings: Settings,
     stage: Stage | None,
-    rehearsing: Path | None,
+    create: Callable[[Callable[[RunFolder], None]], RunFolder],
     service: Service,
     template: PromptTemplate,
     standing: Standing,
@@ -550,9 +562,7 @@ def _new_run(
         remember(folder, questions, standing.data_digest, standing.data_digest)
         folder.append(REQUESTS_FILE, [created])
 
-    place = rehearsing or (settings.output_dir if stage is None else stage.folder)
-    prefix = settings.model_name_prefix if rehearsing is None else "rehearsal"
-    return RunFolder.create(place, prefix, dt.datetime.now(), write)
+    return create(write)
 
 
 def _continue(

@@ -62,7 +62,7 @@ def _continued(plan: Plan, failure: ServerGone, progress: Progress) -> Plan:
     where = f"step {done:,}" if checkpoint else "the beginning, as nothing was saved yet"
     progress.say(f"  {failure} Going on from {where}.")
     client = open_training_client(
-        plan.service, plan.settings, Resume(run), checkpoint, plan.initial_state
+        plan.service, plan.settings, Resume(run), checkpoint, plan.weights, plan.initial_state
     )
     for line in set_aside(run, done):
         progress.say(line)
