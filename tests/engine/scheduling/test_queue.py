@@ -3,7 +3,9 @@
 import asyncio
 import random
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -437,6 +439,32 @@ def test_what_a_gone_client_has_in_the_queues_is_dropped_after_a_minute(store: S
         await asyncio.wait_for(again.done.wait(), 10)
         assert begun == [f"{polling}:1", f"{gone}:3"]
         assert models.dropped == [gone]
+
+    asyncio.run(main())
+
+
+def test_work_waits_while_the_engine_itself_stands_still(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
+    monkeypatch.setattr("tinkersmith.engine.scheduling.sessions.time", clock)
+
+    async def main() -> None:
+        sessions = Sessions(store, started()[0])
+        model_id = await open_client(sessions)
+        gate = threading.Event()
+        sessions.run(model_id, lambda models: gate.wait(30) and {})
+        waiting = sessions.run(model_id, lambda models: {"result": 1})
+        sweeping = asyncio.create_task(sessions.sweep(every=0.06))
+        await asyncio.sleep(0)
+        now[0] += 5 * QUEUE_SILENCE  # the process was stopped for so long
+        await asyncio.sleep(0.2)
+        assert not sweeping.done() and not waiting.finished
+        gate.set()
+        await asyncio.wait_for(waiting.done.wait(), 10)
+        sweeping.cancel()
+        assert waiting.result == {"result": 1}
 
     asyncio.run(main())
 

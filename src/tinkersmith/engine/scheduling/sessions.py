@@ -28,6 +28,7 @@ from tinkersmith.engine.scheduling.queue import (
 from tinkersmith.engine.storage.rows import StoredRun
 from tinkersmith.engine.storage.store import Store
 
+_STANDSTILL = 2.0  # seconds by which the event loop may be late without that it stood still
 QUEUE_SILENCE = 60  # seconds without a sign of life after which a client's waiting work is dropped
 SESSION_SILENCE = 30 * 60  # seconds without a sign of life after which a client counts as dead
 KEEP_RESULTS = 10 * 60  # seconds that a result stays for a repeated poll
@@ -117,12 +118,24 @@ class Sessions:
         """End silent sessions and drop old results, for as long as the engine runs."""
         while True:
             for _ in range(6):  # so that a minute of silence is not found to be two
+                begun = time.monotonic()
                 await asyncio.sleep(every / 6)
+                self.forgive(time.monotonic() - begun - every / 6)
                 self.sweep_once(time.monotonic())
             try:
                 await self.store.write(self.store.delete_expired)
             except Exception as error:  # the next turn tries again
                 log.warning("could not delete expired checkpoints: %s", error)
+
+    def forgive(self, standstill: float) -> None:
+        """Count seconds in which this process itself stood still as nobody's silence.
+
+        It was stopped with Ctrl-Z, mostly together with its client, or the machine had no time.
+        """
+        if standstill > _STANDSTILL:
+            now = time.monotonic()
+            for session in self.sessions.values():
+                session.last_seen = min(session.last_seen + standstill, now)
 
     def sweep_once(self, now: float) -> None:
         for session in list(self.sessions.values()):
