@@ -17,6 +17,8 @@ def load(tmp_path: Path, text: str, name: str = "config.py") -> object:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
+        ("LOSS = 'ppo'\n", "line 1: LOSS is not a setting: samples with an expected answer can"),
+        ("lora_alpha = 32\n", "line 1: lora_alpha is not a setting: a server of this API decides"),
         ("learning_rate = 1e-4\n", "line 1: learning_rate is not a setting; write LEARNING_RATE."),
         ("LORA_RANK = 8\nlora_rank = 4\n", "line 2: lora_rank is not a setting; write LORA_RANK."),
         ("Learning_Rate = 1e-4\n", "line 1: Learning_Rate is not a setting; write LEARNING_RATE."),

@@ -66,6 +66,30 @@ _ALIASES = {
     "JUDGE_BASE_URL": "JUDGE_URL",
     "JUDGE_PROMPT": "JUDGE_RUBRIC",
 }
+# Settings of other tools that this one does not have, and why. See docs/decisions/0016.
+_NO_ALPHA = (
+    "a server of this API decides it, and the SDK has no word for it (our own engine: 32). Twice "
+    "the alpha is about as much as twice the LEARNING_RATE."
+)
+_NO_LOSS = (
+    "samples with an expected answer can feed one loss alone, cross_entropy. The others need the "
+    "log-probabilities and advantages of sampled answers, as tinkersmith improve has them."
+)
+_NO_TARGETS = "TRAIN_ATTN, TRAIN_MLP and TRAIN_UNEMBED choose the layers that get a LoRA."
+_ABSENT = {
+    "LORA_ALPHA": _NO_ALPHA,
+    "ALPHA": _NO_ALPHA,
+    "LORA_DROPOUT": "the SDK has no dropout for a LoRA. Fewer NUM_EPOCHS overfit less.",
+    "LOSS": _NO_LOSS,
+    "LOSS_FN": _NO_LOSS,
+    "LOSS_TYPE": _NO_LOSS,
+    "LOSS_FUNCTION": _NO_LOSS,
+    "TARGET_MODULES": _NO_TARGETS,
+    "LORA_TARGET_MODULES": _NO_TARGETS,
+    "LORA_TARGET": _NO_TARGETS,
+    "GRADIENT_ACCUMULATION_STEPS": "BATCH_SIZE counts all samples of a step, however many fit into "
+    "memory at a time.",
+}
 _KEY_NAMES = ("API_KEY", "TINKER_KEY", "TINKER_TOKEN", "TINKER_API_TOKEN")
 _JUDGE_KEY_NAMES = ("JUDGE_KEY", "JUDGE_TOKEN", "OPENAI_API_KEY", "OPENAI_KEY")
 _CLOSE = 0.8  # of difflib: "learning_rates" and "lora_rnk" are, "batch" and "size" are not
@@ -106,6 +130,8 @@ def not_a_setting(name: str, where: str) -> UserError:
             f"{place}{name} is not a setting. Set {'it' if name == meant else meant} in the "
             f"environment, where it is not saved with the run: {_export(meant)}"
         )
+    if plain in _ABSENT:
+        return UserError(f"{place}{one_line(name)} is not a setting: {_ABSENT[plain]}")
     if plain.lower() in FIELDS:
         return UserError(f"{place}{one_line(name)} is not a setting; write {plain}.")
     near = setting_close_to(name, 0.6)
@@ -125,9 +151,12 @@ def is_of_environment(name: str) -> bool:
 
 
 def setting_close_to(name: str, cutoff: float = _CLOSE) -> str | None:
-    """The setting, key or address that `name` looks like; None for a name of the user's own."""
+    """The setting, key or address that `name` looks like; None for a name of the user's own.
+
+    A setting of other tools that this one does not have is returned as it is.
+    """
     plain = _plain(name)
-    if is_of_environment(name):
+    if is_of_environment(name) or plain in _ABSENT:
         return plain
     if plain in _ALIASES:
         return _ALIASES[plain]
