@@ -34,7 +34,7 @@ _TOOL = {
 class AnswerForm:
     """What a template writes around an answer and its thought."""
 
-    end: str  # what ends an answer, up to the first control token
+    end: str  # what ends an answer, up to the first control token that ends no thought
     tail: str  # all that follows the last answer
     lead: str  # what stands between the generation prompt and an answer without a thought
     switch: str  # the variable that turns thoughts on and off; "" if there is none
@@ -112,13 +112,12 @@ class TemplateProbe:
         _, answered, tail = whole.rpartition(ANSWER)
         if not answered:
             raise UserError("its chat template omits answers. Set PROMPT_TEMPLATE to another one.")
-        special = self.special_pattern.search(tail)
         switch = next((name for name in _SWITCHES if self._switches(name)), "")
         thinking = {switch: True} if switch else {}
         carrier, opening, closing = self._thought_form(thinking)
         lead, no_thought = self._without_thought({switch: False} if switch else {}, closing)
         return AnswerForm(
-            end=tail[: special.end()] if special else self.end_of_text,
+            end=self._end(tail, closing),
             tail=tail,
             lead=lead,
             switch=switch,
@@ -128,6 +127,14 @@ class TemplateProbe:
             no_thought=no_thought,
             own_system=self._own_system(),
         )
+
+    def _end(self, tail: str, closing: str) -> str:
+        """What ends an answer: up to the first control token that does not end a thought, too."""
+        for token in self.special_pattern.finditer(tail):
+            if token[0] not in closing:
+                return tail[: token.end()]
+        token = self.special_pattern.search(tail)
+        return tail[: token.end()] if token else self.end_of_text
 
     def tool_form(self) -> ToolForm:
         """Try calls of a function in the forms that templates want."""

@@ -40,10 +40,15 @@ def load_tml_tokenizer(base_model: str, source: str) -> TextTokenizer:
     return _wrapped(made(), source)
 
 
-# A conversation as the package's own renderer writes it: the model begins its turn itself. Special
-# tokens have no text of their own there; here they are written <|name|>.
+# A conversation as the package's own renderer writes it: the model begins its turn itself, and a
+# thought is a message of its own, also in earlier turns. Special tokens have no text of their own
+# there; here they are written <|name|>.
 _CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
+    "{%- if message.role == 'assistant' and message.reasoning_content -%}"
+    "{{- '<|message_model|><|content_thinking|>' + message.reasoning_content -}}"
+    "{{- '<|end_message|>' -}}"
+    "{%- endif -%}"
     "{{- '<|message_' + ('model' if message.role == 'assistant' else message.role)"
     " + '|><|content_text|>' + message.content + '<|end_message|>' -}}"
     "{%- if message.role == 'assistant' -%}"
