@@ -49,6 +49,8 @@ soak: $(INSTALLED) $(COOKBOOK)
 	$(BIN)/python -m benchmarks.reliability.load --clients 64 --minutes 10
 	$(BIN)/python -m benchmarks.reliability.soak --steps 5000
 	$(BIN)/python -m benchmarks.reliability.rehearsals
+	$(BIN)/python -m benchmarks.reliability.estimates
+	$(BIN)/python -m benchmarks.reliability.memory
 	$(BIN)/python -m benchmarks.outside_evaluations
 
 test-older-sdk: $(INSTALLED)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from tinkersmith.export.ways import export_ways
 from tinkersmith.forecast.costs import Rates, dollars, least_cost, most_cost
 from tinkersmith.forecast.duration import Pace, shown_duration
+from tinkersmith.forecast.memory import MemoryNeed
 from tinkersmith.forecast.workload import Workload
 from tinkersmith.models.known import adapter_weights, known_model
 from tinkersmith.models.line_up import PRICES_PAGE, STORAGE_PRICE, KnownModel
@@ -37,6 +38,7 @@ class Forecast:
     first: int  # steps that are done already
     rates: Rates | None
     pace: Pace | None
+    memory: MemoryNeed | None = None  # of --dry-run on this machine
 
 
 def forecast_lines(forecast: Forecast) -> list[str]:

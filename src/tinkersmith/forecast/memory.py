@@ -1,68 +1,130 @@
-"""A model folder and settings -> the memory that training here needs, before it loads."""
+"""A model folder and settings -> the memory that training here needs, before it loads.
+
+The estimate is that of our own engine on a CPU, with the recipe beside it. How far it is off is
+measured by benchmarks/reliability/memory.py.
+"""
 
 import json
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, cast
 
 from tinkersmith.fingerprint import safetensors_header, text_config
+from tinkersmith.machine.memory import (
+    float32_is_affordable,
+    free_system_memory,
+    system_memory,
+)
+from tinkersmith.machine.processor import says_bf16
+from tinkersmith.service.initial import trains_output_layer
 from tinkersmith.settings.fields import Settings
 
 _GIB = 2**30
 _OPTIMIZER = 16  # bytes of an adapter's weight: itself, its gradient and two moments, in float32
-_SAVED_LAYER = 6  # hidden states of a token that a layer keeps for the backward pass, in float32
-_RESERVE = 1.5 * _GIB  # of the program and its libraries
+_PROGRAMS = 0.5 * _GIB  # of the engine, the recipe and their libraries
+_PACK = 2048  # tokens that the engine computes at a time; a longer sample stands alone
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "in_proj", "out_proj")
+_MLP = ("gate_proj", "up_proj", "down_proj", "gate_up_proj")
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryNeed:
     """Bytes that training needs, and bytes that are free now; None where that is not known."""
 
-    weights: int  # of the base model, as its files store it
+    weights: int  # of the base model, as the engine keeps it
     adapter: int  # with gradients and the optimizer's state
-    activations: int  # of the longest sample
+    activations: int  # of the tokens that are computed at a time
     free: int | None
 
     @property
     def together(self) -> int:
-        return self.weights + self.adapter + self.activations + int(_RESERVE)
+        return self.weights + self.adapter + self.activations + int(_PROGRAMS)
 
 
-def memory_need(folder: Path, settings: Settings, longest: int) -> MemoryNeed | None:
+def memory_need(
+    folder: Path, settings: Settings, longest: int, step_tokens: int = 0
+) -> MemoryNeed | None:
     """What training needs; None where the folder's files do not say.
 
     Args:
         longest: tokens of the longest sample.
+        step_tokens: tokens of the largest step.
     """
-    shapes, weights = dict[str, tuple[int, ...]](), 0
+    shapes = dict[str, tuple[int, ...]]()
+    size = 0
     for file in sorted(folder.glob("*.safetensors")):
         try:
             header = safetensors_header(file)
         except (OSError, ValueError):
             return None  # whoever loads the model says what is wrong with it
-        weights += file.stat().st_size
+        size += file.stat().st_size
         shapes |= {name: entry.shape for name, entry in header.items()}
-    if not shapes:
+    parameters = sum(prod(shape) for shape in shapes.values())
+    if not parameters:
         return None
-    rank, adapter = settings.lora_rank, 0
-    for name, shape in shapes.items():
-        if len(shape) == 2 and ("proj" in name or name.startswith("lm_head")):
-            adapter += rank * (shape[0] + shape[1])
+    memory = system_memory() or 4 * _GIB
+    wide = float32_is_affordable(parameters, memory, multiplies_bf16=says_bf16())
+    weights = 4 * parameters if wide else max(size, 2 * parameters)
+    narrow = not wide and says_bf16()  # else bfloat16 weights are computed with in float32
+    tokens = min(max(longest, min(step_tokens, _PACK)), settings.max_sequence_length)
     config = _config(folder)
-    hidden, layers = int(config.get("hidden_size", 0)), int(config.get("num_hidden_layers", 0))
-    vocabulary = int(config.get("vocab_size", 0))
-    tokens = min(longest, settings.max_sequence_length)
-    # The output layer is computed in blocks, but its gradient needs some of it at a time.
-    activations = 4 * tokens * (hidden * layers * _SAVED_LAYER + min(vocabulary, 16384))
-    return MemoryNeed(weights, adapter * _OPTIMIZER, activations, memory_left())
+    activations = tokens * (_kept(config, settings) + _passing(config)) * (2 if narrow else 4)
+    adapter = _OPTIMIZER * settings.lora_rank * _adapter_width(folder, shapes, settings)
+    return MemoryNeed(weights, adapter, activations, free_system_memory())
+
+
+def _adapter_width(folder: Path, shapes: dict[str, tuple[int, ...]], settings: Settings) -> int:
+    """The weights of an adapter of rank 1."""
+    named = (_ATTENTION if settings.train_attn else ()) + (_MLP if settings.train_mlp else ())
+    output_layer, _ = trains_output_layer(settings, str(folder))
+    width = 0
+    for name, shape in shapes.items():
+        module = name.removesuffix(".weight").rpartition(".")[2]
+        if module in named and len(shape) >= 2:  # stacked experts have a matrix each
+            width += (shape[-1] + shape[-2]) * prod(shape[:-2])
+    if output_layer:
+        tables = [shape for name, shape in shapes.items() if "lm_head" in name]
+        tables += [shape for name, shape in shapes.items() if "embed_tokens" in name]
+        width += sum(tables[0][:2]) if tables else 0
+    return width
+
+
+def _kept(config: dict[str, Any], settings: Settings) -> int:
+    """Numbers that a token leaves in all layers for the backward pass."""
+    hidden, heads, key_heads, head, inner = _sizes(config)
+    projected = 2 * (heads + 2 * key_heads) * head + heads * head  # before and after the rotation
+    layer = projected + 2 * hidden + 2 * inner + 4 * settings.lora_rank
+    return _number(config, "num_hidden_layers") * layer
+
+
+def _passing(config: dict[str, Any]) -> int:
+    """Numbers of a token that one layer's pass needs beside what is kept."""
+    hidden, heads, key_heads, head, inner = _sizes(config)
+    return 4 * hidden + 3 * inner + 2 * (heads + 2 * key_heads) * head
+
+
+def _sizes(config: dict[str, Any]) -> tuple[int, int, int, int, int]:
+    """Width of the hidden states, heads, KV heads, head size, and width of the MLP."""
+    hidden, heads = _number(config, "hidden_size"), _number(config, "num_attention_heads")
+    key_heads = _number(config, "num_key_value_heads") or heads
+    head = _number(config, "head_dim") or hidden // max(heads, 1)
+    experts = _number(config, "num_experts_per_tok")
+    inner = experts * _number(config, "moe_intermediate_size")
+    return hidden, heads, key_heads, head, inner or _number(config, "intermediate_size")
+
+
+def _number(config: dict[str, Any], name: str) -> int:
+    value: object = config.get(name)
+    return value if isinstance(value, int) else 0
 
 
 def memory_lines(need: MemoryNeed) -> list[str]:
     """What is said of the memory, with a warning where it is more than is free."""
     line = (
-        f"Memory   about {_gib(need.together)}: {_gib(need.weights)} of weights as stored, "
+        f"Memory   about {_gib(need.together)}: {_gib(need.weights)} of weights, "
         f"{_gib(need.adapter)} for the adapter and its optimizer, {_gib(need.activations)} for the "
-        "longest sample"
+        f"tokens that are computed at a time, {_gib(_PROGRAMS)} for the programs"
     )
     if need.free is None:
         return [line]
@@ -73,26 +135,6 @@ def memory_lines(need: MemoryNeed) -> list[str]:
             "LORA_RANK or MAX_SEQUENCE_LENGTH needs less."
         )
     return lines
-
-
-def memory_left() -> int | None:
-    """Bytes that programs can still get, the least of the machine and its control group."""
-    sizes: list[int] = []
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                sizes.append(int(line.split()[1]) * 1024)
-    except (OSError, ValueError, IndexError):
-        return None
-    try:
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text(encoding="ascii").strip()
-        if limit.isdecimal():
-            used = int((group / "memory.current").read_text(encoding="ascii"))
-            sizes.append(max(int(limit) - used, 0))
-    except (OSError, ValueError):
-        pass  # no control group limits this program
-    return min(sizes) if sizes else None
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -72,19 +72,21 @@ def dry_run(settings: Settings, signals: Interruption) -> Forecast:
         progress.say("Forecast")
         where = "this machine" if service.kind == "embedded" else service.probe.url
         progress.say(f"  Model    {service.base_model} on {where}: it can be trained there")
-        folder = local_model_folder(service.base_model)
+        folder, need = local_model_folder(service.base_model), None
         if service.kind == "embedded" and folder is not None:
             longest = max((len(part.tokens) for part in data.batch(0)), default=0)
             if work.step_tokens is not None:
                 longest = data.summary().lengths.max
-            need = memory_need(folder, settings, longest)
+            need = memory_need(folder, settings, longest, max(work.step_tokens or [longest]))
             for line in memory_lines(need) if need is not None else []:
                 progress.say(f"  {line}")
         pace = None
         if service.kind == "embedded" and work.step_tokens is not None:
             pace = measured_pace(service, settings, data, steps)
         steps, cuts = cut_to_budget(settings, work, rates, pace, steps, 0, 0.0)
-        forecast = Forecast(settings, service.base_model, service.kind, work, steps, 0, rates, pace)
+        forecast = Forecast(
+            settings, service.base_model, service.kind, work, steps, 0, rates, pace, need
+        )
         for line in [*forecast_lines(forecast), *cuts]:
             progress.say(f"  {line}")
         if settings.budget_minutes and pace is None:

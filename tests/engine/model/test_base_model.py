@@ -27,6 +27,7 @@ from tinkersmith.engine.messages import LoraConfig
 from tinkersmith.engine.model import base_model
 from tinkersmith.engine.model.adapters import new_adapter
 from tinkersmith.engine.model.base_model import load_base_model
+from tinkersmith.machine import memory as memory_rules
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_a_large_model_is_kept_in_bf16_where_the_processor_multiplies_it_or_memo
 ) -> None:
     folder = make_tiny_model(tmp_path)
     assert load_base_model("small", folder).dtype == torch.float32
-    monkeypatch.setattr(base_model, "SMALL", 1000)
+    monkeypatch.setattr(memory_rules, "SMALL", 1000)
     monkeypatch.setattr(base_model, "multiplies_bf16", lambda: bf16)
     monkeypatch.setattr(base_model, "machine_memory", lambda: memory)
     assert load_base_model("large", folder).model.dtype == expected

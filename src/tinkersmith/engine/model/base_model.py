@@ -56,6 +56,7 @@ from tinkersmith.engine.storage.catalogue import check_base_folder, context_leng
 from tinkersmith.errors import reason_of
 from tinkersmith.files import read_json_object
 from tinkersmith.fingerprint import safetensors_header
+from tinkersmith.machine.memory import float32_is_affordable
 
 _ROUTERS = ("gate", "router", "shared_expert_gate")  # they stay frozen
 _PROJECTION = re.compile(r"\.(self_attn|mlp)\.\w+_proj\.weight$")  # of the dense families
@@ -66,7 +67,6 @@ _TEXT_NAMES = {
     r"^(model\.)?language_model\.lm_head\.": "lm_head.",
     r"^(model\.)?language_model\.(model\.)?": "model.",
 }
-SMALL = 300_000_000  # parameters up to which fp32 is affordable on every CPU
 
 # Runs a check by its name and returns its result, or returns what it knows from an earlier start.
 RunCheck = Callable[[str, Callable[[], float]], float]
@@ -372,10 +372,10 @@ def _dtype(folder: Path, wanted: str, device: str) -> torch.dtype:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[wanted]
     if device != "cpu":
         return torch.bfloat16
-    parameters = parameter_count(folder)
-    # The machine's memory, not what is free now: a resumed run keeps the precision it began with.
-    affordable = SMALL if multiplies_bf16() else machine_memory() // 2 // torch.float32.itemsize
-    return torch.float32 if parameters <= max(affordable, SMALL) else torch.bfloat16
+    wide = float32_is_affordable(
+        parameter_count(folder), machine_memory(), multiplies_bf16=multiplies_bf16()
+    )
+    return torch.float32 if wide else torch.bfloat16
 
 
 def parameter_count(folder: Path, pattern: re.Pattern[str] = re.compile("")) -> int:
