@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.errors import UserError
+from tinkersmith.models.hub import check_hub_has
+from tinkersmith.models.names import local_model_folder
 from tinkersmith.progress import Progress
 from tinkersmith.service.connection import server_of, take_loopback_out_of_proxies
 from tinkersmith.service.embedded import Engine, start_engine
@@ -74,6 +76,8 @@ def running_upstream(models: ServedModels, progress: Progress) -> Generator[Upst
 
 def _start(models: ServedModels) -> Engine:
     base = models.base_model
+    if local_model_folder(base) is None:
+        check_hub_has(base)  # the engine would ask for it, after seconds of starting
     folders = [base] if Path(base).is_absolute() and base not in BUNDLED_MODELS else []
     options: list[str] = []
     for model in models.models:

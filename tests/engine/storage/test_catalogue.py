@@ -1,12 +1,15 @@
 """Folders of base models are looked at before the engine offers them; what is wrong is named."""
 
+import asyncio
 import json
 import re
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from tests.support.damaged_models import MODEL_DAMAGES, ModelDamage, in_two_shards
+from tests.support.hubs import REFUSING, hub_with
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.storage.catalogue import make_catalogue
@@ -60,3 +63,15 @@ def test_the_announced_context_is_that_of_config_json(
     assert catalogue.context("mine") == expected
     catalogue.contexts["mine"] = 77  # as the model accepts once it is loaded
     assert catalogue.to_json()[-1]["max_context_length"] == 77
+
+
+def test_a_hub_that_cannot_be_reached_is_not_called_one_without_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    catalogue = make_catalogue([])
+    for endpoint, words in ((REFUSING, "the Hub cannot be reached"), ("", "does not provide it")):
+        with hub_with("some-org/other", make_tiny_model(tmp_path / "on-the-hub")) as answering:
+            monkeypatch.setattr(constants, "ENDPOINT", endpoint or answering.url)
+            with pytest.raises(Refused, match=words):
+                asyncio.run(catalogue.fetcher("some-org/some-model"))

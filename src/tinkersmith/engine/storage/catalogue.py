@@ -117,9 +117,17 @@ class Catalogue:
         try:
             HfApi().model_info(name, timeout=_HUB_TIMEOUT)
         except Exception as error:
+            kind = type(error).__name__
+            answered = any(base.__name__ == "HfHubHTTPError" for base in type(error).__mro__)
+            trouble = (
+                f"the Hub does not provide it ({kind}). Name its folder instead."
+                if answered
+                else f"the Hub cannot be reached ({kind}). Name its folder, or start the engine "
+                "with HF_ENDPOINT set to a mirror."
+            )
             raise Refused(
                 f"{self.not_offered(name)} It is not in the local Hugging Face cache either, and "
-                f"the Hub does not provide it ({type(error).__name__}). Name its folder instead."
+                f"{trouble}"
             ) from None
 
     def _download(self, name: str) -> None:
