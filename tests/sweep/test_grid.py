@@ -34,13 +34,16 @@ def test_lists_flags_and_templates_are_values_too() -> None:
             "TRUNCATE_LONG_SEQUENCES=yes,no",
             "PROMPT_TEMPLATE=chat,instruction",
             "LR_SCHEDULE=linear,cosine",
+            "ADAM_BETAS=[0.9,0.95],[0.9,0.999]",
+            "TRAIN_UNEMBED=yes,no",
         ],
         settings,
     )
     assert grid["DATA_FILES"] == [["a.json", "b.json"], ["c.json"]]
     assert grid["TRUNCATE_LONG_SEQUENCES"] == [True, False]
     assert grid["PROMPT_TEMPLATE"] == ["chat", "instruction"]
-    assert len(combinations_of(grid, settings)) == 16
+    assert grid["ADAM_BETAS"] == [[0.9, 0.95], [0.9, 0.999]]
+    assert len(combinations_of(grid, settings)) == 64
 
 
 @pytest.mark.parametrize(
@@ -55,6 +58,8 @@ def test_lists_flags_and_templates_are_values_too() -> None:
         (["LEARNING_RATE=1e-4,0.0001"], "--grid names LEARNING_RATE=0.0001 twice"),
         (["SEED=1,2"], "with --seeds 3"),
         (["BEST_BY=final_answer"], "with --by METRIC"),
+        (["INITIAL_CHECKPOINT=a,b"], "all runs of a sweep begin with the same weights"),
+        (["LORA_ALPHA=16,32"], "--grid: LORA_ALPHA is not a setting: a server of this API"),
         (["OUTPUT_DIR=a,b"], "--grid OUTPUT_DIR: runs that differ in OUTPUT_DIR cannot be"),
         (["EVAL_FILES=a,b"], "--grid EVAL_FILES: runs that differ in EVAL_FILES cannot be"),
     ],

@@ -18,6 +18,7 @@ SWEPT = (
     *("data_files", "base_model", "lora_rank", "learning_rate", "num_epochs", "batch_size"),
     *("lr_schedule", "warmup_ratio", "grad_clip_norm", "max_sequence_length"),
     *("truncate_long_sequences", "prompt_template", "train_on", "thinking"),
+    *("train_attn", "train_mlp", "train_unembed", "optimizer", "weight_decay", "adam_betas"),
 )
 
 
@@ -85,6 +86,11 @@ def _refuse_not_swept(field: str) -> None:
         )
     if field == "best_by":
         raise UserError("--grid BEST_BY: name what the runs are compared by with --by METRIC.")
+    if field in ("initial_checkpoint", "initial_optimizer"):
+        raise UserError(
+            f"--grid {name}: all runs of a sweep begin with the same weights. Start a sweep for "
+            f"each, with --set {name}=..."
+        )
     raise UserError(
         f"--grid {name}: runs that differ in {name} cannot be compared, or do not differ. A sweep "
         f"takes {', '.join(known.upper() for known in SWEPT)}."

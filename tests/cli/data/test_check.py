@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 from tests.support.strict_models import MIXED, REASON, strict_tokenizer
+from tests.support.tiny_models import make_tiny_tokenizer
 from tinkersmith.cli.main import main
 
 GOOD = [
@@ -303,3 +305,24 @@ def test_records_that_the_template_refuses_are_counted_and_named(
     for record in (2, 4):
         assert f"mixed.json, record {record}: the model's chat template refuses" in shown
     assert REASON.rstrip(".") in shown
+
+
+def test_tokenizer_counts_for_a_model_that_is_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "nothing-cached")
+    write("data.json", GOOD)
+    make_tiny_tokenizer(Path("its-tokenizer"))
+    named = ["--set", "TOKENIZER=its-tokenizer"]
+    for command in ("check", "stats"):
+        assert main([command, "data.json", "--base-model", "some-org/some-model"]) == 0
+        assert "TOKENIZER names a folder with its tokenizer.json" in capsys.readouterr().out
+        Path("check_findings.jsonl").unlink(missing_ok=True)
+        assert main([command, "data.json", "--base-model", "some-org/some-model", *named]) == 0
+        assert "Tokens as the tokenizer in its-tokenizer counts them" in capsys.readouterr().out
+        Path("check_findings.jsonl").unlink(missing_ok=True)
+    assert main(["check", "data.json", "--base-model", "Qwen/Qwen3-32B"]) == 0
+    assert "Tinker's cloud retired Qwen/Qwen3-32B on 2026-06-12" in capsys.readouterr().out
+    Path("check_findings.jsonl").unlink()
+    assert main(["check", "data.json", "--set", "TOKENIZER=nowhere"]) == 1
+    assert "TOKENIZER is nowhere, which is not a folder" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import argparse
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tinkersmith.cli.common import add_settings_options, reading_settings, settings_file
 from tinkersmith.cli.entry_point import COMMANDS
@@ -79,13 +79,15 @@ def stats_command(argv: Sequence[str], *, prog: str) -> int:
     from tinkersmith.doctor.reading import Reading
     from tinkersmith.progress import watched
 
-    settings = reading_settings(wanted.config, wanted.set)
+    takes = ("COLUMNS", "ENCODING", "TOKENIZER")
+    settings = reading_settings(wanted.config, wanted.set, takes=takes)
     reading = Reading(wanted.files, settings.columns, settings.encoding)
     with watched(print) as progress:
         with progress.doing("reading the data"):
             duplicates = find_duplicates(reading.samples())
         _print([*reading.lines(), *duplicate_lines([duplicates], listed=False)])
-        _print_lengths(reading, wanted.base_model, wanted.template, None, progress)
+        base = _BaseModel(wanted.base_model, settings.tokenizer)
+        _print_lengths(reading, base, wanted.template, None, progress)
     return 0
 
 
@@ -128,6 +130,7 @@ def _check(wanted: argparse.Namespace) -> None:
         "MAX_SEQUENCE_LENGTH",
         "COLUMNS",
         "ENCODING",
+        "TOKENIZER",
     ]
     settings = reading_settings(wanted.config, wanted.set, takes=takes)
     files: list[str] = wanted.files or list(settings.training_files)
@@ -160,7 +163,7 @@ def _check(wanted: argparse.Namespace) -> None:
             _print(tested.lines())
         _print_lengths(
             reading,
-            wanted.base_model or settings.base_model,
+            _BaseModel(wanted.base_model or settings.base_model, settings.tokenizer),
             wanted.template or settings.prompt_template,
             settings.max_sequence_length,
             progress,
@@ -189,9 +192,14 @@ def _print(lines: Iterable[str]) -> None:
         print(line)
 
 
+class _BaseModel(NamedTuple):
+    name: str
+    tokenizer: str  # the value of TOKENIZER
+
+
 def _print_lengths(
     reading: "Reading",
-    base_model: str,
+    base: _BaseModel,
     template: str,
     max_sequence_length: int | None,
     progress: "Progress",
@@ -199,19 +207,30 @@ def _print_lengths(
     from tinkersmith.data.lengths import LengthStatistics, format_length_statistics
     from tinkersmith.data.samples import characters
     from tinkersmith.models.hub import cached_tokenizer_folder
+    from tinkersmith.models.known import retirement_note
     from tinkersmith.models.names import local_model_folder
     from tinkersmith.text.tokenize import LengthEvent, token_lengths, untrained_lines
+    from tinkersmith.text.tokenizer import given_tokenizer_folder
 
-    folder = local_model_folder(base_model) or cached_tokenizer_folder(base_model)
+    if base.tokenizer:
+        folder = given_tokenizer_folder(base.tokenizer)
+    else:
+        folder = local_model_folder(base.name) or cached_tokenizer_folder(base.name)
     if folder is None:
-        print(f"{base_model} is not on this machine, so characters are counted.")
+        if note := retirement_note(base.name):
+            print(note)
+        print(
+            f"{base.name} is not on this machine, so characters are counted. TOKENIZER names a "
+            "folder with its tokenizer.json."
+        )
         lengths = [characters(sample) for sample in reading.again()]
         print(format_length_statistics(LengthStatistics.of(lengths, "characters"), "Lengths"))
         return
     with progress.doing("measuring the lengths"):
         skipped: list[LengthEvent] = []
-        lengths = token_lengths(reading.again(), folder, base_model, template, skipped)
-    print(f"Tokens as {base_model} counts them")
+        lengths = token_lengths(reading.again(), folder, base.name, template, skipped)
+    counting = f"the tokenizer in {base.tokenizer}" if base.tokenizer else base.name
+    print(f"Tokens as {counting} counts them")
     statistics = LengthStatistics.of(lengths, max_sequence_length=max_sequence_length)
     print(format_length_statistics(statistics, "Lengths"))
     _print(untrained_lines(skipped))
