@@ -8,6 +8,7 @@ from typing import Any
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PEFT_PREFIX = "base_model.model."
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of vLLM's --max-lora-rank
 
 
 def adapter_config(
@@ -44,6 +45,33 @@ def adapter_config(
         "use_dora": False,
         "use_rslora": False,
     }
+
+
+def highest_rank(config: Mapping[str, Any]) -> int:
+    """The largest rank of an adapter_config.json.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: it is damaged.
+    """
+    patterns: dict[str, int] = config.get("rank_pattern") or {}
+    return max(int(config["r"]), *map(int, patterns.values()), 1)
+
+
+def vllm_options(adapters: Mapping[str, object], rank: int, chat_template: object) -> list[str]:
+    """The options of `vllm serve BASE` that add adapters to their base model.
+
+    vLLM takes no chat template from an adapter's folder: without the option it writes the base
+    model's prompts. "" leaves the option out.
+
+    Raises:
+        ValueError: vLLM takes no adapter of this rank.
+    """
+    limit = next((limit for limit in VLLM_RANKS if limit >= rank), None)
+    if limit is None:
+        raise ValueError(f"An adapter has rank {rank}; vLLM takes at most {VLLM_RANKS[-1]}.")
+    names = [f"{name}={folder}" for name, folder in adapters.items()]
+    options = ["--enable-lora", "--max-lora-rank", str(limit), "--lora-modules", *names]
+    return [*options, "--chat-template", str(chat_template)] if chat_template else options
 
 
 def target_modules(trained: Collection[str], all_modules: Iterable[str]) -> list[str]:

@@ -21,7 +21,7 @@ from tinkersmith.errors import UserError
 from tinkersmith.export.adapter import read_layers
 from tinkersmith.export.base_folder import read_base
 from tinkersmith.export.peft_files import write_tensors
-from tinkersmith.export.verify import verify_export
+from tinkersmith.export.verify import logprobs_of_folder, verify_export
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 MLP = ["gate_proj", "up_proj", "down_proj"]
@@ -296,6 +296,25 @@ def test_verification_passes_the_true_export_and_fails_a_changed_one(tmp_path: P
         save_file(changed, file)
         with pytest.raises(UserError, match="did not load"):
             verify_export(adapter, [TOKENS[0].tolist()], [[None, *found]])
+
+
+def test_rounded_weights_may_differ_by_what_their_rounding_does_and_no_more(tmp_path: Path):
+    base = make_tiny_model(tmp_path / "base")
+    make_adapter(base, tmp_path / "lora", [*ATTENTION, *MLP])
+    exact = export(tmp_path / "lora", base, tmp_path / "exact", merged=True)
+    rounded = export(tmp_path / "lora", base, tmp_path / "half", merged=True, dtype="bfloat16")
+    lists = [list(range(3, 90)), TOKENS[0].tolist()]
+    wanted = [[None, *row] for row in logprobs_of_folder(exact, lists)]
+    found = verify_export(rounded, lists, wanted, exact=False, rounded_to="bfloat16")
+    assert 0 < found.mean <= found.limits[1] < 10 * found.mean
+    # A fault that moves the model by more than rounding does is no rounding.
+    weights = load_file(rounded / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    save_file(
+        {**weights, name: weights[name] * 1.2}, rounded / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(UserError, match="is not the trained model"):
+        verify_export(rounded, lists, wanted, exact=False, rounded_to="bfloat16")
 
 
 def test_a_base_that_cannot_be_loaded_is_not_blamed_on_the_export(tmp_path: Path):

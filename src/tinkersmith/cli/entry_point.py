@@ -24,7 +24,7 @@ COMMANDS = {
     "compare": "Compare two files of results, question by question.",
     "report": "Write a page that shows a run, its curves and its scores.",
     "chat": "Talk to a trained model, and to its base model beside it.",
-    "export": "Write a trained model as a PEFT folder or a merged model.",
+    "export": "Write a trained model as a PEFT folder, a merged model or a GGUF file.",
     "dashboard": "Show all runs on a page whose curves move while training goes on.",
     "serve": "Serve trained models through OpenAI's and Anthropic's API.",
     "runs": "List the runs with their sizes, or delete what is no longer needed.",

@@ -29,7 +29,9 @@ from tinkersmith.export.download import download_adapter, open_state
 from tinkersmith.export.merge import write_merged
 from tinkersmith.export.model_card import loading_lines, model_card
 from tinkersmith.export.peft_files import refused_by_peft, write_peft_adapter
+from tinkersmith.export.targets.vllm import vllm_section, vllm_serve
 from tinkersmith.export.verify import Verification, verify_export
+from tinkersmith.export.ways import export_ways
 from tinkersmith.files import new_folder, write_atomically, write_json
 from tinkersmith.models.names import local_model_folder
 from tinkersmith.peft_format import ADAPTER_CONFIG
@@ -76,6 +78,7 @@ def export_model(
     dtype: str = "auto",
     exports: str | Path = EXPORTS,
     before_merge: "Callable[[BaseFolder, PromptTemplate], None] | None" = None,
+    when_verified: Callable[[str], None] | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Download the LoRA at `tinker_path` (default: the newest run's best) and write it to `out`.
@@ -92,6 +95,7 @@ def export_model(
         dtype: of a merged model: "float32", "bfloat16", or "auto" for that of the base model.
         before_merge: of a caller that turns the merged model into something else. It is called
             before anything is downloaded, and may refuse the model. The folder is not announced.
+        when_verified: called with what the verification found, if it passed.
 
     Raises:
         UserError: one sentence about what is wrong; `out` is then as it was before.
@@ -146,8 +150,15 @@ def export_model(
             say(f"Wrote the {what} to {folder} ({_size(folder)}). Load it with:")
             reference = None if merged else _base_reference(service, base)
             say("\n".join(f"  {line}" for line in loading_lines(folder, reference)))
+            refused = "" if merged else _refused_by_vllm(layers, base, service.base_model)
+            served = None if refused else vllm_serve(folder, folder, model.name, reference)
+            if served:
+                say(f"Or serve it: {served}")
         if verify is not False and not unverified:
-            say(f"Verified: {_verify(export, service, client, base, template, tokenizer)}")
+            found = str(_verify(export, service, client, base, template, tokenizer))
+            say(f"Verified: {found}")
+            if when_verified is not None:
+                when_verified(found)
     return folder
 
 
@@ -239,10 +250,25 @@ def _write(
             copy_tokenizer(base.folder, folder)
         write_json(folder / "prompt_template.json", template.to_json())
         has_chat = write_chat_template(template, folder)
+        refusal = _refused_by_vllm(layers, base, service.base_model) if reference else ""
         card = model_card(
-            model.name, model.state_path, service.base_model, reference, template, has_chat, inputs
+            model.name,
+            model.state_path,
+            service.base_model,
+            reference,
+            template,
+            has_chat,
+            inputs,
+            vllm_section(folder, model.name, reference, template, refusal),
         )
         write_atomically(folder / "README.md", card)
+
+
+def _refused_by_vllm(layers: list[LoraLayer], base: BaseFolder, base_model: str) -> str:
+    """Why vLLM does not load the adapter; "" if it does, or if that was not tried."""
+    trained = any(layer.path.endswith(("lm_head", "unembed_tokens")) for layer in layers)
+    way = export_ways(base_model, base.folder, unembed=trained).vllm
+    return way.note if way.works is False else ""
 
 
 def _base_reference(service: Service, base: BaseFolder) -> str:
@@ -304,7 +330,17 @@ def _verify(
             expected,
             base_folder=base.folder,
             exact=engine_in_fp32 and same_weights,
+            rounded_to=_rounded_to(export, base) if engine_in_fp32 and not same_weights else "",
         )
+
+
+def _rounded_to(export: Export, base: BaseFolder) -> str:
+    """The precision of a merged model's weights; "" for one that was not simply rounded."""
+    kinds = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+    if export.dtype != "auto":
+        return export.dtype
+    stored = {kinds.get(kind, "") for kind in base.dtypes.values()} - {"float32"}
+    return stored.pop() if len(stored) == 1 else ""
 
 
 def _texts_to_verify(

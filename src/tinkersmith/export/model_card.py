@@ -1,6 +1,6 @@
 """The README.md of an exported folder, and the Python lines that load the export."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,7 @@ def model_card(
     template: "PromptTemplate",
     has_chat_template: bool,
     inputs: frozenset[bool],  # whether trained samples had an input: both, one, or none known
+    serving: Sequence[str] = (),  # the lines about servers
 ) -> str:
     """The Markdown of the README.md, with code that asks the model a question."""
     forms = _prompt_forms(template, inputs)
@@ -98,5 +99,6 @@ def model_card(
         else "The tokenizer has no chat template: none can write this prompt.",
         *_about_thoughts(template),
         "",
+        *serving,
     ]
     return "\n".join(lines)

@@ -127,7 +127,7 @@ def export_ways(
         _merged(family, config, attention=attention, mlp=mlp),
         _vllm(family, attention, unembed, rank, _ranks_joined(base_model, config, attention, mlp)),
         ExportWay(
-            None, "llama.cpp's converter reads the merged model of the families that it knows"
+            None, "--gguf asks llama.cpp's converter whether it knows the model, before it merges"
         ),
     )
 

