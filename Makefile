@@ -52,6 +52,8 @@ soak: $(INSTALLED) $(COOKBOOK)
 	$(BIN)/python -m benchmarks.reliability.estimates
 	$(BIN)/python -m benchmarks.reliability.memory
 	$(BIN)/python -m benchmarks.outside_evaluations
+	$(BIN)/python -m benchmarks.gguf
+	$(BIN)/python -m benchmarks.vllm_exports
 
 test-older-sdk: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/tinker-$(OLDER_SDK) tinker==$(OLDER_SDK)
