@@ -31,6 +31,7 @@ HELD_OUT = ["--set", "VALIDATION_RATIO=0.2"]
 NEEDS_HUB = {
     "train": ["train", *ON_MODEL],
     "train --dry-run": ["train", "--dry-run", *ON_MODEL],
+    "train --rehearse": ["train", "--rehearse", *ON_MODEL],
     "train --resume": ["train", "--resume", "a-run"],
     "train, data": ["train", "--set", f"DATA_FILES={DATA}"],
     "sweep": ["sweep", "--grid", "LORA_RANK=8,16", *ON_MODEL, *HELD_OUT],

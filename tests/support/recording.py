@@ -12,16 +12,19 @@ from tinker.proto import tinker_public_pb2 as public
 
 from tests.support.engine import KEY, RunningEngine
 from tests.support.fault_proxy import fault_proxy
+from tinkersmith.runs.provenance import labels_of
 from tinkersmith.service import stand_in
 from tinkersmith.service.embedded import Engine, start_engine
+from tinkersmith.settings.reading import settings_from
 
 # By route: what training sends in the order of its numbers, and what has no order.
 IN_ORDER = ("forward_backward", "optim_step")
 WITHOUT_ORDER = ("create_model", "save_weights", "save_weights_for_sampler", "asample")
-# What differs from run to run: ids, and the places that a server names.
+# What differs from run to run: ids, the places that a server names, and the labels of a run.
 _IDS = {
     *("session_id", "model_id", "model_seq_id", "seq_id", "sampling_session_id"),
     *("sampling_session_seq_id", "request_id", "model_path"),
+    *labels_of("run", settings_from({}), "data"),
 }
 
 
