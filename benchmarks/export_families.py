@@ -108,7 +108,7 @@ def main() -> None:
             shown = ["-" if one is None else f"{one:.1e}" for one in differences]
             counts = [figures[key] for key in ("trained matrices", "matrices in the adapter")]
             print(
-                f"{name:16}{figures['base']!s:10}{shown[0]:>10}{shown[1]:>10}"
+                f"{name:34}{figures['base']!s:10}{shown[0]:>10}{shown[1]:>10}"
                 f"{counts[0]:>6} matrices{figures['vLLM takes']:>10} in vLLM",
                 flush=True,
             )

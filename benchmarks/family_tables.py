@@ -23,10 +23,10 @@ TRAINING_HEADS = (
     "| 采样与前向 | prompt 与前向 | 导出后读回 | 逐位恢复 |",
 )
 EXPORT_HEADS = (
-    "| Model | Base weights | Changed by the LoRA | Merged model | Adapter in peft "
-    "| Trained matrices in the adapter | Tensors that vLLM takes |",
-    "| 模型 | 基础权重 | LoRA 引起的变化 | 合并模型 | peft 中的 adapter "
-    "| adapter 中训练过的矩阵 | vLLM 接受的张量 |",
+    "| Model | Base weights | Changed by the LoRA | Trained matrices in the adapter "
+    "| Tensors that vLLM takes | Merged model | Adapter in peft |",
+    "| 模型 | 基础权重 | LoRA 引起的变化 | adapter 中训练过的矩阵 "
+    "| vLLM 接受的张量 | 合并模型 | peft 中的 adapter |",
 )
 CHINESE_WORDS = {
     " with windows in its last layers": "，最后几层有窗口",
@@ -35,7 +35,6 @@ CHINESE_WORDS = {
     " with shared experts": "，含共享专家",
     " with stacked experts": "，专家叠成一个张量",
     "limit": "上限",
-    "all": "全部",
     "yes": "是",
     "no": "否",
     "not measured": "未测量",
@@ -79,14 +78,14 @@ def export_table(page: str, results: Path = RESULTS) -> str:
                 words(row["family"], inside=True),
                 row["base"],
                 changed,
-                _small(row["merged"]),
-                adapter,
                 matrices,
                 row["vLLM takes"],
+                _small(row["merged"]),
+                adapter,
             )
         )
     limit = f"{figures['limit']:.0e}"
-    lines.append(_row(words("limit"), "", "", limit, limit, words("all"), ""))
+    lines.append(_row(words("limit"), "", "", "", "", limit, limit))
     return _table(EXPORT_HEADS[PAGES.index(page)], lines, content)
 
 

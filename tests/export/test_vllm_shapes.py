@@ -60,7 +60,7 @@ def test_what_is_said_before_training_is_what_vllm_takes_afterwards(
     ],
 )
 def test_a_rank_that_vllm_cannot_load_is_said_before_training(
-    name: str, settings: dict[str, bool], most: int
+    name: str, settings: dict[str, Any], most: int
 ) -> None:
     assert export_ways(name, **settings, rank=most).vllm.works
     way = export_ways(name, **settings, rank=most + 1).vllm

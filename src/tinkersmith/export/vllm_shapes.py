@@ -116,7 +116,8 @@ def check_for_vllm(
         shapes: those of the tensors in adapter_model.safetensors.
         config: the adapter_config.json.
     """
-    rank = max([int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values())])
+    patterns: Mapping[str, int] = config.get("rank_pattern") or {}
+    rank = max([int(config["r"]), *map(int, patterns.values())])
     own, inner = base.config.get("model_type"), base.text_config.get("model_type")
     family = VLLM_FAMILIES.get(str(own)) or VLLM_FAMILIES.get(str(inner))
     if family is None:

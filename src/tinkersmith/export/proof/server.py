@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
@@ -219,12 +220,12 @@ def connect(url: str, name: str, pause: Callable[[float], None] = time.sleep) ->
 
 
 def _checked(url: str) -> str:
-    try:
+    usable = False
+    with suppress(ValueError):
         parts = urlsplit(url.strip())
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable or parts.username or parts.password or parts.query or parts.fragment:
+        usable = usable and not (parts.username or parts.password or parts.query or parts.fragment)
+    if not usable:
         shown = one_line(url.rpartition("@")[2])
         raise UserError(
             f"--prove {shown!r} is not the address of a server. Give one such as "
@@ -251,7 +252,7 @@ def _models(
         if isinstance(data, list):
             entries = cast("list[Any]", data)
             models = {
-                str(entry["id"]): cast("dict[str, Any]", entry)
+                str(cast(Any, entry)["id"]): cast("dict[str, Any]", entry)
                 for entry in entries
                 if isinstance(entry, dict) and isinstance(cast(Any, entry).get("id"), str)
             }
@@ -377,7 +378,7 @@ def _detail(content: bytes) -> str:
         for name in ("error", "detail", "message"):
             if isinstance(answer, dict) and name in answer:
                 answer = cast(Any, answer)[name]
-        text = answer if isinstance(answer, str) else str(answer)
+        text = str(cast(object, answer))
     except ValueError:
         text = content[:400].decode(errors="replace")
     return one_line(" ".join(text.split()), 200).rstrip(".")
@@ -389,7 +390,7 @@ def _detail(content: bytes) -> str:
 def _first_choice(answer: Mapping[str, Any]) -> dict[str, Any]:
     choices: Any = answer.get("choices")
     if isinstance(choices, list) and len(cast("list[Any]", choices)) == 1:
-        choice: Any = choices[0]
+        choice: Any = cast("list[Any]", choices)[0]
         if isinstance(choice, dict):
             return cast("dict[str, Any]", choice)
     count = len(cast("list[Any]", choices)) if isinstance(choices, list) else 0
@@ -442,7 +443,7 @@ def _behind_prompt(text: str, logprobs: Mapping[str, Any], echoed: int) -> str:
     if not isinstance(spelled, list) or len(cast("list[Any]", spelled)) < echoed:
         raise _Refused(422, "an echo that does not have all tokens of the prompt")
     if isinstance(offsets, list) and len(cast("list[Any]", offsets)) > echoed:
-        start: Any = offsets[echoed]
+        start: Any = cast("list[Any]", offsets)[echoed]
         return text[start:] if isinstance(start, int) else text
     return ""
 
