@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -208,11 +208,15 @@ def command(capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str
 def test_a_difference_is_exit_status_1_and_agreement_0(
     world: ProvedExport, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(world.base)  # where no run is
     run_of_path = "Source: `tinker://some-run/weights/final`.\n"
     (world.adapter / "README.md").write_text(f"# Mine\n\n{run_of_path}")
     out = ("--out", str(world.adapter), "--prove")
     with standing_in(stand_in(world, VLLM)) as url:
         assert command(capsys, *out, f"{url}/v1") == (0, "")
+        (world.adapter / "README.md").unlink()  # the export alone is enough
+        assert command(capsys, *out, f"{url}/v1") == (0, "")
+        assert (world.adapter / "README.md").read_text().startswith("<!-- proof:begin -->")
     with standing_in(stand_in(world, VLLM, ends=frozenset())) as url:
         code, said = command(capsys, *out, url)
     assert code == 1 and "does not stop at" in said
@@ -289,6 +293,32 @@ def test_another_program_is_told_from_a_server_of_this_api(
         pytest.raises(UserError, match="does not have OpenAI's API"),
     ):
         prove_export(url, world.adapter, run=None, say=lambda _: None)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"choices": []},
+        {"choices": [3]},
+        {"choices": [{"text": 3}]},
+        {"choices": [{"text": "a"}, {"text": "b"}]},
+        {"choices": [{"text": "x", "logprobs": [1], "prompt_logprobs": [[1]]}], "usage": [1]},
+        {"choices": [{"text": "x", "logprobs": {"content": [3]}, "token_ids": ["a"]}]},
+    ],
+)
+def test_an_answer_of_another_form_is_never_a_traceback(
+    world: ProvedExport, answer: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = stand_in(world, VLLM)
+    right = server.answer
+
+    def strange(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        return right(path, body) if path == "/v1/models" else (200, answer)
+
+    monkeypatch.setattr(server, "answer", strange)
+    with suppress(UserError):  # it may also count as an answer that differs
+        assert not proof_of(world, server).passed
 
 
 def test_nobody_listens_is_one_sentence(world: ProvedExport) -> None:

@@ -210,20 +210,23 @@ def _prove(wanted: argparse.Namespace, folder: Path | str) -> None:
     from tinkersmith.export.proof.prove import prove_export, refuse_other_folders, source_of
 
     settings = user_settings(wanted.config, wanted.set, folder)
-    export = Path(wanted.out) if wanted.out else None
-    path = wanted.model_path
-    if export is not None:
+    export, path, run = Path(wanted.out), wanted.model_path, None
+    if wanted.out:
         refuse_other_folders(export)
         if wanted.merged and (export / ADAPTER_CONFIG).is_file():
             raise UserError(f"{export} is an adapter, not a merged model. Leave --merged out.")
         path = path or ("" if wanted.checkpoint else source_of(export))
-    model = find_trained_model(settings, path, wanted.base_model, wanted.checkpoint)
-    if export is None:
-        export = export_folder(model, wanted.merged, seen_from_here(folder, EXPORTS))
+    if path or wanted.checkpoint or not wanted.out:
+        model = find_trained_model(settings, path, wanted.base_model, wanted.checkpoint)
+        run = model.run
+        if not wanted.out:
+            export = export_folder(model, wanted.merged, seen_from_here(folder, EXPORTS))
+    elif wanted.base_model:
+        raise UserError("--base-model has no effect here: no run is known, and none is needed.")
     proof = prove_export(
         wanted.prove,
         export,
-        run=model.run,
+        run=run,
         model_name=wanted.prove_model,
         base_folder=wanted.base_folder,
     )

@@ -361,7 +361,7 @@ def _write_card(folder: Path, server: ModelServer, proof: Proof, prompts: int, w
     if 0 <= start < end:
         text = before[:start] + block + before[end + len(_END) :]
     else:
-        text = f"{before.rstrip()}\n\n{block}\n"
+        text = f"{before.rstrip()}\n\n{block}\n".lstrip()
     try:
         write_atomically(folder / "README.md", text)
     except OSError as error:

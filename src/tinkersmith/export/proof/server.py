@@ -491,15 +491,18 @@ def _prompt_logprobs(entries: Any, prompt: Sequence[int]) -> tuple[float | None,
         return None
     values: list[float | None] = []
     for entry, token in zip(cast("list[Any]", entries), prompt, strict=True):
-        about: Any = cast("dict[str, Any]", entry).get(str(token)) if entry else None
-        values.append(_number(cast(Any, about).get("logprob")) if about else None)
+        values.append(_number(_field(_field(entry, str(token)), "logprob")))
     return tuple(values)
 
 
 def _prompt_count(answer: Mapping[str, Any]) -> int | None:
-    usage: Any = answer.get("usage")
-    count: Any = cast("dict[str, Any]", usage).get("prompt_tokens") if usage else None
+    count = _field(answer.get("usage"), "prompt_tokens")
     return count if isinstance(count, int) and not isinstance(count, bool) else None
+
+
+def _field(value: Any, name: str) -> Any:
+    """A field of an object; None if it has none, or is no object."""
+    return cast("dict[str, Any]", value).get(name) if isinstance(value, dict) else None
 
 
 def _ids(values: Any) -> tuple[int, ...] | None:
