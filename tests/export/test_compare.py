@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from tinkersmith.export.proof.compare import Proof, ProofCase, compare
 from tinkersmith.export.proof.reference import Scores
-from tinkersmith.export.proof.server import IDS, TEXT, Served
+from tinkersmith.export.proof.server import PLAIN_TEXT, TOKEN_IDS, Served
 
 END = 0
 PROMPT = (5, 6)
@@ -48,7 +48,7 @@ class Export:
         return Scores(tuple(own), tuple(best), tuple(best_ids), end)
 
 
-def proof_of(served: Served, export: Export | None = None, sends: str = IDS) -> Proof:
+def proof_of(served: Served, export: Export | None = None, sends: str = TOKEN_IDS) -> Proof:
     export = export or Export()
     case = ProofCase(PROMPT, export.answer, served)
     return compare([case], sends, 8, export, Letters())
@@ -76,7 +76,7 @@ def test_a_near_tie_may_go_either_way_and_a_clear_choice_may_not() -> None:
 def test_an_answer_that_the_limit_cut_within_a_character_is_whole_enough() -> None:
     export = Export(answer=(1, 2, 99))
     for text in ("ab", "ab\ufffd", "ab\ufffd\ufffd"):
-        assert proof_of(Served(text, "length"), export, TEXT).passed
+        assert proof_of(Served(text, "length"), export, PLAIN_TEXT).passed
 
 
 def test_a_stop_too_late_and_one_too_early_are_told_apart() -> None:

@@ -28,7 +28,7 @@ from tinkersmith.export.export import export_model
 from tinkersmith.export.proof import prove
 from tinkersmith.export.proof.compare import Proof
 from tinkersmith.export.proof.prove import prove_export
-from tinkersmith.export.proof.server import IDS, TEXT
+from tinkersmith.export.proof.server import PLAIN_TEXT, TOKEN_IDS
 from tinkersmith.serving.models import models_to_serve
 
 BOS = 257
@@ -72,10 +72,10 @@ def test_a_right_server_passes_in_every_form(world: ProvedExport, program: str) 
     proof = proof_of(world, stand_in(world, program))
     assert proof.passed, proof.faults
     compared = rows(proof)
-    sent = IDS if program in FULL else TEXT
+    sent = TOKEN_IDS if program in FULL else PLAIN_TEXT
     assert compared["Greedy answers", sent] == compared["Ends of answers", sent] == (3, 3)
     assert compared["Greedy answers", "chat messages"] == (3, 3)
-    assert ("Log-probabilities of answers", IDS) in compared or program not in FULL
+    assert ("Log-probabilities of answers", TOKEN_IDS) in compared or program not in FULL
     largest = [row.largest for row in proof.rows if row.largest is not None]
     assert all(number < 1e-4 for number in largest)
     assert len(largest) == {VLLM: 3, LLAMA: 2}.get(program, 0)
@@ -83,9 +83,9 @@ def test_a_right_server_passes_in_every_form(world: ProvedExport, program: str) 
 
 def test_vllm_tells_tokens_and_prompt_logprobs(world: ProvedExport) -> None:
     compared = rows(proof_of(world, stand_in(world, VLLM), world.merged))
-    for sent in (IDS, TEXT, "chat messages"):
+    for sent in (TOKEN_IDS, PLAIN_TEXT, "chat messages"):
         assert compared["Prompt tokens", sent] == (3, 3)
-    agree, of = compared["Log-probabilities of prompts", IDS]
+    agree, of = compared["Log-probabilities of prompts", TOKEN_IDS]
     assert agree == of > 90
 
 

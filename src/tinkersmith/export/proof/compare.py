@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tinkersmith.errors import one_line
-from tinkersmith.export.proof.server import IDS, MESSAGES, TEXT, Served
+from tinkersmith.export.proof.server import CHAT_MESSAGES, PLAIN_TEXT, TOKEN_IDS, Served
 from tinkersmith.plurals import counted
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _MISSING_LORA = (
 )
 
 
-class Decoder(Protocol):
+class ProofTokenizer(Protocol):
     """The tokenizer of an export."""
 
     def decode(self, ids: Any) -> str: ...
@@ -40,7 +40,7 @@ class Decoder(Protocol):
     def encode(self, text: str) -> Any: ...
 
 
-class Scorer(Protocol):
+class ScoredExport(Protocol):
     """The export as a plain model; see `reference.Reference`."""
 
     @property
@@ -96,23 +96,27 @@ class Proof:
 
 
 def compare(
-    cases: Sequence[ProofCase], sends: str, most: int, scorer: Scorer, tokenizer: Decoder
+    cases: Sequence[ProofCase],
+    sends: str,
+    most: int,
+    scorer: ScoredExport,
+    tokenizer: ProofTokenizer,
 ) -> Proof:
     """Compare what a server answered with what the export answers.
 
     Args:
-        sends: how the prompts of `completion` were sent: IDS or TEXT.
+        sends: how the prompts of `completion` were sent: TOKEN_IDS or PLAIN_TEXT.
         most: tokens that an answer could have.
     """
     proof = Proof()
     _compare_prompts(proof, cases, sends, tokenizer)
     of_prompts = _Answers(proof, sends, most, scorer, tokenizer)
-    of_chats = _Answers(proof, MESSAGES, most, scorer, tokenizer)
+    of_chats = _Answers(proof, CHAT_MESSAGES, most, scorer, tokenizer)
     for case in cases:
         of_prompts.add(case, case.completion)
         of_chats.add(case, case.chat)
     token_fault = bool(proof.faults)
-    of_prompts.report(explained=token_fault and sends != IDS)
+    of_prompts.report(explained=token_fault and sends != TOKEN_IDS)
     of_chats.report(explained=_chat_template_differs(proof) or bool(of_prompts.faults))
     proof.faults.sort(key=lambda fault: fault != _MISSING_LORA)  # the reason of others first
     return proof
@@ -126,21 +130,21 @@ def _chat_template_differs(proof: Proof) -> bool:
 
 
 def _compare_prompts(
-    proof: Proof, cases: Sequence[ProofCase], sends: str, tokenizer: Decoder
+    proof: Proof, cases: Sequence[ProofCase], sends: str, tokenizer: ProofTokenizer
 ) -> None:
     sent = [case for case in cases if case.completion is not None]
     told = [(case.prompt, *_told(case.completion)) for case in sent]
     _token_row(proof, sends, told, "", tokenizer)
-    if sends == IDS:
+    if sends == TOKEN_IDS:
         texts = [(case.prompt, case.text_tokens, None) for case in sent]
         place = " of a prompt's text"
-        _token_row(proof, TEXT, texts, place, tokenizer)
+        _token_row(proof, PLAIN_TEXT, texts, place, tokenizer)
     chats = [
         (case.prompt, case.chat_tokens or _told(case.chat)[0], _told(case.chat)[1])
         for case in cases
         if case.chat is not None
     ]
-    _token_row(proof, MESSAGES, chats, " of chat messages", tokenizer)
+    _token_row(proof, CHAT_MESSAGES, chats, " of chat messages", tokenizer)
 
 
 def _told(served: Served | None) -> tuple[tuple[int, ...] | None, int | None]:
@@ -152,7 +156,7 @@ def _token_row(
     sent_as: str,
     prompts: Sequence[tuple[tuple[int, ...], tuple[int, ...] | None, int | None]],
     place: str,
-    tokenizer: Decoder,
+    tokenizer: ProofTokenizer,
 ) -> None:
     """Compare tokens where the server tells them, else their number."""
     known = [entry for entry in prompts if entry[1] is not None or entry[2] is not None]
@@ -177,7 +181,7 @@ def _token_row(
     if fault:
         wrong = len(known) - agree
         which = f" ({wrong} of {counted(len(known), 'prompt')})"
-        if sent_as == MESSAGES and _BOS not in fault:
+        if sent_as == CHAT_MESSAGES and _BOS not in fault:
             proof.faults.append(
                 f"{_CHAT_TEMPLATE}: {fault}{which}. Give it the export's chat_template.jinja "
                 "(vLLM: --chat-template)."
@@ -193,7 +197,7 @@ def _token_fault(
     trained: tuple[int, ...],
     tokens: tuple[int, ...] | None,
     count: int | None,
-    tokenizer: Decoder,
+    tokenizer: ProofTokenizer,
 ) -> str:
     """What differs between a prompt's tokens, as the end of a sentence."""
     if tokens is None:
@@ -217,7 +221,7 @@ def _token_fault(
     return f"its tokens differ from position {place} on: it has {served}, trained was {wanted}"
 
 
-def _shown(tokens: Sequence[int], tokenizer: Decoder) -> str:
+def _shown(tokens: Sequence[int], tokenizer: ProofTokenizer) -> str:
     try:
         return repr(one_line(tokenizer.decode_all(list(tokens)), 60))
     except (IndexError, KeyError, OverflowError, ValueError):
@@ -231,7 +235,7 @@ class _Answers:
     """Compares the answers to prompts that were sent in one way."""
 
     def __init__(
-        self, proof: Proof, sent_as: str, most: int, scorer: Scorer, tokenizer: Decoder
+        self, proof: Proof, sent_as: str, most: int, scorer: ScoredExport, tokenizer: ProofTokenizer
     ) -> None:
         self.proof, self.sent_as, self.most = proof, sent_as, most
         self.scorer, self.tokenizer = scorer, tokenizer
@@ -408,7 +412,7 @@ class _Answers:
                 f"{self.other_tokens[0]}. "
                 + (
                     "The server's chat template, or what it sets for sampling, is another one."
-                    if self.sent_as == MESSAGES
+                    if self.sent_as == CHAT_MESSAGES
                     else "It serves other weights, such as the base model's, or sets something "
                     "for sampling."
                 )

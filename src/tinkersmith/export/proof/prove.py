@@ -26,7 +26,7 @@ from tinkersmith.export.proof.compare import (
     compare,
 )
 from tinkersmith.export.proof.reference import Reference
-from tinkersmith.export.proof.server import IDS, MESSAGES, ModelServer, connect
+from tinkersmith.export.proof.server import CHAT_MESSAGES, TOKEN_IDS, ModelServer, connect
 from tinkersmith.export.verify import load_exported_adapter, load_whole_model
 from tinkersmith.files import write_atomically
 from tinkersmith.models.names import local_model_folder
@@ -108,7 +108,7 @@ def prove_export(
                 f"The server at {server.url} answered nothing that can be compared. "
                 + " ".join(proof.not_compared)
             )
-        say(f"  Prompts were sent as {server.sends} and, where they can be, as {MESSAGES}.")
+        say(f"  Prompts were sent as {server.sends} and, where they can be, as {CHAT_MESSAGES}.")
         for line in proof_lines(proof):
             say(line)
         _write_card(folder, server, proof, len(prompts), where)
@@ -290,13 +290,13 @@ def _asked(
     """What both sides answer to a prompt; `silent` gets what cannot be compared."""
     expected = reference.greedy(prompt.tokens, ANSWER_TOKENS)
     completion = text_tokens = None
-    if server.sends != MESSAGES:
+    if server.sends != CHAT_MESSAGES:
         completion = server.complete(prompt.tokens, prompt.text, ANSWER_TOKENS)
-        if completion is None and server.sends == MESSAGES:
+        if completion is None and server.sends == CHAT_MESSAGES:
             silent.add(f"The server has no {server.url}/completions.")
         elif completion is None:
             silent.add("A prompt that quotes a control token cannot be sent as text.")
-    if completion is not None and prompt.text is not None and server.sends == IDS:
+    if completion is not None and prompt.text is not None and server.sends == TOKEN_IDS:
         text_tokens = server.tokens_of(prompt.text)
     chat = chat_tokens = None
     if prompt.messages is None:

@@ -19,8 +19,8 @@ from tinkersmith.guards.hosts import is_loopback
 if TYPE_CHECKING:
     import httpx
 
-KEY_VARIABLE = "OPENAI_API_KEY"
-IDS, TEXT, MESSAGES = "token ids", "text", "chat messages"
+API_KEY_VARIABLE = "OPENAI_API_KEY"
+TOKEN_IDS, PLAIN_TEXT, CHAT_MESSAGES = "token ids", "text", "chat messages"
 _CONNECT, _READ = 10.0, 300.0  # seconds; a first answer may wait for the model to be loaded
 _LOADING = 120.0  # seconds that a server may answer 503, since it loads its model
 _LARGEST_ANSWER = 32 << 20  # bytes
@@ -32,12 +32,12 @@ _NAMES = {
 }
 # How the first prompt is sent, until a server takes it: fields that not all servers know.
 _FORMS: tuple[tuple[str, dict[str, Any]], ...] = (
-    (IDS, {"logprobs": 1, "return_token_ids": True, "prompt_logprobs": 1}),
-    (IDS, {"logprobs": 1, "echo": True}),
-    (IDS, {"logprobs": 1}),
-    (IDS, {}),
-    (TEXT, {"logprobs": 1}),
-    (TEXT, {}),
+    (TOKEN_IDS, {"logprobs": 1, "return_token_ids": True, "prompt_logprobs": 1}),
+    (TOKEN_IDS, {"logprobs": 1, "echo": True}),
+    (TOKEN_IDS, {"logprobs": 1}),
+    (TOKEN_IDS, {}),
+    (PLAIN_TEXT, {"logprobs": 1}),
+    (PLAIN_TEXT, {}),
 )
 _CHAT_FORMS: tuple[dict[str, Any], ...] = (
     {"logprobs": True, "top_logprobs": 1, "return_token_ids": True},
@@ -84,8 +84,8 @@ class ModelServer:
 
     @property
     def sends(self) -> str:
-        """How prompts are sent: IDS or TEXT; MESSAGES where there are no completions."""
-        return _FORMS[self._form][0] if self._form < len(_FORMS) else MESSAGES
+        """How prompts are sent; CHAT_MESSAGES where the server has no completions."""
+        return _FORMS[self._form][0] if self._form < len(_FORMS) else CHAT_MESSAGES
 
     def complete(self, tokens: Sequence[int], text: str | None, most: int) -> Served | None:
         """The greedy answer to a prompt of `tokens`, or of `text` where the server takes no ids.
@@ -98,9 +98,9 @@ class ModelServer:
         refusals: list[_Refused] = []
         while self._form < len(_FORMS):
             sent_as, more = _FORMS[self._form]
-            if sent_as == TEXT and text is None:
+            if sent_as == PLAIN_TEXT and text is None:
                 return None
-            prompt: object = list(tokens) if sent_as == IDS else text
+            prompt: object = list(tokens) if sent_as == TOKEN_IDS else text
             body = {"prompt": prompt, "max_tokens": most, "temperature": 0, **more}
             try:
                 answer = self._post("/completions", body)
@@ -229,7 +229,7 @@ def _checked(url: str) -> str:
         shown = one_line(url.rpartition("@")[2])
         raise UserError(
             f"--prove {shown!r} is not the address of a server. Give one such as "
-            f"http://127.0.0.1:8000/v1; a key belongs into {KEY_VARIABLE}."
+            f"http://127.0.0.1:8000/v1; a key belongs into {API_KEY_VARIABLE}."
         )
     return url.strip().rstrip("/")
 
@@ -286,10 +286,10 @@ def _chosen(listed: Mapping[str, object], name: str, api: str) -> str:
 
 
 def _no_key(api: str, refusal: _Refused) -> UserError:
-    if os.environ.get(KEY_VARIABLE):
-        advice = f"The key in {KEY_VARIABLE} is not one of this server. Set another."
+    if os.environ.get(API_KEY_VARIABLE):
+        advice = f"The key in {API_KEY_VARIABLE} is not one of this server. Set another."
     else:
-        advice = f"Set its key in the environment variable {KEY_VARIABLE}."
+        advice = f"Set its key in the environment variable {API_KEY_VARIABLE}."
     return UserError(f"The server at {api} asks for a key (HTTP {refusal.status}). {advice}")
 
 
@@ -310,7 +310,7 @@ def _asked(
             waited += 2.0
             continue
         if status in (401, 403) and "authorization" not in http.headers:
-            key = os.environ.get(KEY_VARIABLE, "").strip()
+            key = os.environ.get(API_KEY_VARIABLE, "").strip()
             if key and key.isascii() and key.isprintable():
                 http.headers["authorization"] = f"Bearer {key}"
                 continue
