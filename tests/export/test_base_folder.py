@@ -53,7 +53,7 @@ def test_a_shard_that_is_a_copy_of_another_is_found(tmp_path: Path, lora: Path) 
     first = base / SECOND.replace("2-of", "1-of")
     (base / SECOND).write_bytes(first.read_bytes())
     sentence = refusal(lora, base, tmp_path / "out")
-    assert re.search(rf"{SECOND} has no tensor model\.\S+, which the index names", sentence)
+    assert re.search(rf"{SECOND} has no tensor 'model\.\S+', which the index names", sentence)
 
 
 def test_shards_without_their_index_are_named(tmp_path: Path, lora: Path) -> None:

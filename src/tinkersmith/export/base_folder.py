@@ -131,8 +131,8 @@ def read_base(folder: Path) -> BaseFolder:
             lost = min(names.keys() - files.keys(), default="")
             if lost:
                 raise UserError(
-                    f"{folder / names[lost]} has no tensor {one_line(lost)}, which the index names."
-                    " Copy the model again."
+                    f"{folder / names[lost]} has no tensor {one_line(lost)!r}, which the index "
+                    "names. Copy the model again."
                 )
     except OSError as error:
         raise unreadable(error.filename or folder, error) from None
