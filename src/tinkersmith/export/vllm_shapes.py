@@ -16,10 +16,9 @@ from tinkersmith.export.base_folder import BaseFolder, read_model_json
 from tinkersmith.export.peft_files import VLLM_FOLDER
 from tinkersmith.export.placement import DOWN, GATE, UP, expert_count
 from tinkersmith.fingerprint import safetensors_header
-from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX
+from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX, VLLM_RANKS
 
 VLLM_VERSION = "0.32"
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of --max-lora-rank
 _TENSOR = re.compile(r"(.+)\.lora_([AB])\.weight")
 _ATTENTION = frozenset({"q_proj", "k_proj", "v_proj", "o_proj"})
 _MLP = frozenset({GATE, UP, DOWN})

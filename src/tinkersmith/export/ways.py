@@ -12,10 +12,10 @@ from typing import Any
 
 from tinkersmith.errors import UserError
 from tinkersmith.export.base_folder import read_model_json
-from tinkersmith.export.vllm_shapes import VLLM_RANKS
 from tinkersmith.fingerprint import text_config
 from tinkersmith.models.known import known_model
 from tinkersmith.models.names import local_model_folder, resolve_base_model
+from tinkersmith.peft_format import VLLM_RANKS
 
 _BY_TABLE = {
     "Qwen3": "Qwen3",

@@ -63,7 +63,7 @@ class RowUpdates:
     prepared: object = None  # what a kernel has made of them, for the next time
 
     def of(self, block: slice) -> "RowUpdates":
-        """Those of a block of rows, numbered from its first one."""
+        """The updates of a block of rows, whose numbers then begin at the block's first row."""
         cut = [
             (slice(max(rows.start, block.start), min(rows.stop, block.stop)), update)
             for rows, update in self.groups

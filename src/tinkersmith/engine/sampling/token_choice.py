@@ -33,7 +33,7 @@ class UnsampledRows(Refused):
         self.rows = rows
 
 
-def not_finite(rows: list[int]) -> UnsampledRows:
+def not_finite_logits(rows: list[int]) -> UnsampledRows:
     """The error for rows whose logits are not finite."""
     return UnsampledRows(
         rows,
@@ -149,7 +149,7 @@ def choose_tokens(
     normaliser = plain.normaliser()
     finite = normaliser[:, 0].isfinite()
     if not bool(finite.all()):
-        raise not_finite((~finite).nonzero()[:, 0].tolist())
+        raise not_finite_logits((~finite).nonzero()[:, 0].tolist())
     greedy = [request.temperature == 0 for request in requests]
     if all(greedy):
         return plain.argmax(), normaliser
