@@ -31,6 +31,7 @@ ENVIRONMENT = {
     *("TINKER_API_KEY", "TINKER_BASE_URL", "TINKER_TELEMETRY", "JUDGE_API_KEY"),
     *("TINKERSMITH_ENGINE_KEY", "TINKERSMITH_DASHBOARD_KEY", "TINKERSMITH_SERVE_KEY"),
     *("OPENAI_API_KEY", "LOCAL_API_KEY"),  # of harnesses that ask a server
+    *("LLAMA_CPP", "MODELSCOPE_API_TOKEN"),
 }
 TRACKERS_OWN = ("HF_", "WANDB_", "SWANLAB_", "TRACKIO_", "MLFLOW_")  # how their variables begin
 
@@ -222,11 +223,27 @@ def commands_of_tinkersmith() -> set[str]:
     return set(re.findall(r"^  ([a-z]+) ", help_of("-m", "tinkersmith"), re.MULTILINE))
 
 
+def whole_commands(code: str) -> list[str]:
+    """The commands of a bash block: lines that share a quotation belong together."""
+    commands, command = [], ""
+    for line in code.splitlines():
+        command += line
+        try:
+            shlex.split(command, comments=True)
+        except ValueError:  # a quotation that is still open
+            command += "\n"
+        else:
+            commands.append(command)
+            command = ""
+    assert not command, f"a quotation is open to the end: {command}"
+    return commands
+
+
 def shown_commands(name: str) -> list[list[str]]:
     """The words of every command line that a page shows, in a bash block or between backticks."""
     lines = []
     for code in blocks(name, "bash"):
-        lines += code.replace("\\\n", " ").splitlines()
+        lines += whole_commands(code.replace("\\\n", " "))
     lines += re.findall(r"`((?:python|tinkersmith) [^`|]+)`", prose(name))
     return [shlex.split(line, comments=True) for line in lines]
 
