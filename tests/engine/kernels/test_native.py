@@ -1,8 +1,9 @@
 """The C++ functions against float64 on the same rounded numbers, and their twins in torch."""
 
+import itertools
 import logging
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -12,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import silu
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from tests.support.adapters import filled_adapter, gradients
 from tests.support.batches import random_datums
-from tests.support.dense_models import FAMILIES, flat
+from tests.support.dense_models import FAMILIES, SHAPE, flat, save_uneven
 from tests.support.loading import load_with_torch
 from tinkersmith.engine.kernels.choose import Way, choose_way
+from tinkersmith.engine.kernels.decoding import TorchLayers
 from tinkersmith.engine.kernels.elementwise import TORCH_ELEMENTWISE
 from tinkersmith.engine.kernels.head import TorchHead
 from tinkersmith.engine.kernels.native import build
@@ -35,7 +37,7 @@ from tinkersmith.engine.kernels.native.small_batch import small_batch_product
 from tinkersmith.engine.kernels.products import TorchProducts, add_row_updates
 from tinkersmith.engine.kernels.tile_attention import TileAttention
 from tinkersmith.engine.messages import Datum, LoraConfig, SampleRequest
-from tinkersmith.engine.model import dtype_cast
+from tinkersmith.engine.model import base_model, dtype_cast
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.kernels import (
     BLOCK,
@@ -296,7 +298,7 @@ def test_small_batch_products_are_right_for_every_number_of_rows(
 ) -> None:
     product = small_batch_product(library)
     assert product is not dtype_cast.linear_product
-    for rows in [*range(1, 12), 31, 32, 33, 100]:
+    for rows in [*range(1, 12), 31, 32, 33, 100, 140]:
         outputs, width = (int(torch.randint(1, 150, (1,))) for _ in range(2))
         x, weight = torch.randn(rows, 2 * width)[:, :width], torch.randn(outputs, width).to(dtype)
         output = torch.full((rows, outputs + 9), 7.0)
@@ -306,10 +308,10 @@ def test_small_batch_products_are_right_for_every_number_of_rows(
 
 
 def test_a_row_has_the_same_digits_in_any_company(library: Library) -> None:
-    product, x, weight = small_batch_product(library), torch.randn(32, 70), torch.randn(90, 70)
-    together, alone = torch.empty(32, 90), torch.empty(32, 90)
+    product, x, weight = small_batch_product(library), torch.randn(70, 70), torch.randn(90, 70)
+    together, alone = torch.empty(70, 90), torch.empty(70, 90)
     product(x, weight, together)
-    for row in range(32):
+    for row in range(70):
         product(x[row : row + 1], weight, alone[row : row + 1])
     assert torch.equal(together, alone)
 
@@ -488,6 +490,111 @@ def test_logits_come_with_the_sums_that_a_draw_needs(
     tokens = torch.randint(2500, (rows, 3))
     theirs = expected.gather(-1, tokens)
     torch.testing.assert_close(exact.of(tokens).double(), theirs, **NEAR)
+
+
+# ---- decoding in fp32
+
+
+def in_fp32(base: BaseModel, library: Library, dtype: str, monkeypatch: pytest.MonkeyPatch):
+    """The model computed in fp32, by torch and by C++, its weights in `dtype`."""
+    monkeypatch.setattr(base_model, "multiplies_bf16", lambda: False)
+    exact = load_with_torch("exact", base.folder, dtype)
+    native = with_native_code(exact, library)
+    assert native.dtype == torch.float32 and native.kernels is not None
+    return exact, native
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("parts", [{}, {"train_attn": False}, {"train_mlp": False}, None], ids=str)
+def test_rows_in_fp32_that_grow_move_and_end_get_the_logits_of_torch(
+    base: BaseModel,
+    library: Library,
+    dtype: str,
+    parts: dict[str, bool] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng()
+    prompts = [rng.integers(0, 300, n).tolist() for n in (40, 1, 33, 70, 2, 130, 0, 21, *[3] * 15)]
+    steps: list[list[torch.Tensor]] = []
+    for model in in_fp32(base, library, dtype, monkeypatch):
+        draws = np.random.default_rng(0)
+        adapter = None if parts is None else filled_adapter(model, LoraConfig(3, 0, **parts))
+        decoder = DenseDecoder(model, len(prompts))
+        assert isinstance(decoder.layers, NativeLayers) == bool(steps)
+        runs = [TokenRun(tokens, adapter) for tokens in prompts]
+        decoder.prefill([run for run in runs if run.tokens], [False] * (len(runs) - 1))
+        for slot, run in enumerate(runs):
+            decoder.put(slot, run)
+        active, seen = len(prompts), []
+        for number in range(60):  # beyond what a slot has room for at first
+            tokens = draws.integers(0, 300, active).tolist()
+            logits, _ = decoder.step(tokens, range(active), [adapter] * active)
+            assert logits is not None
+            seen.append(logits)
+            if number % 3 == 2 and active > 3:  # slot 1 has ended; the last takes its place
+                active -= 1
+                decoder.move(active, 1)
+            if number == 40:
+                decoder.put(active, runs[3])
+                active += 1
+        steps.append(seen)
+    assert max(off(ours, theirs) for theirs, ours in zip(*steps, strict=True)) < 2e-5
+
+
+@pytest.fixture
+def any_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("large", [False, True], ids=["rows shared", "outputs shared"])
+def test_a_row_in_fp32_decodes_to_the_same_digits_in_any_company_with_any_threads(
+    library: Library, tmp_path: Path, any_threads: None, large: bool
+) -> None:
+    # The larger one's weights do not stay in the caches: threads share its products.
+    sizes = {"hidden_size": 256, "intermediate_size": 6144} if large else {}
+    config = Qwen3Config(**(SHAPE | {"num_hidden_layers": 2} | sizes), head_dim=40)
+    save_uneven(Qwen3ForCausalLM(config), tmp_path)
+    native = with_native_code(load_with_torch("x", tmp_path, "float32"), library)
+    one, other = (filled_adapter(native, LoraConfig(rank, rank)) for rank in (4, 7))
+    adapters = [*[None] * 20, *[one] * 15, *[other] * 15]  # of 50 rows
+    tokens = np.random.default_rng().integers(0, 300, (12, 50)).tolist()
+    expected: list[torch.Tensor] = []
+    everybody = list(range(50))
+    companies = [everybody, [0], [20], [3, 25, 40], [19, 20, 34, 35, 49], [*range(18, 38)]]
+    for threads, company in [(1, everybody), *itertools.product((1, 2, 5), companies)]:
+        torch.set_num_threads(threads)
+        decoder = DenseDecoder(native, len(company))
+        slots = [(3 * row) % len(company) for row in range(len(company))]
+        if len(set(slots)) < len(slots):
+            slots = list(range(len(company)))[::-1]
+        for slot in slots:
+            decoder.put(slot, TokenRun([]))
+        for number, step in enumerate(tokens):
+            of_rows = [step[row] for row in company], slots, [adapters[row] for row in company]
+            logits, _ = decoder.step(*of_rows)
+            assert logits is not None
+            if len(expected) < len(tokens):
+                expected.append(logits)
+            assert torch.equal(logits, expected[number][company]), (threads, company, number)
+
+
+def test_decoding_that_is_wrong_is_left_to_torch_and_the_log_says_so(
+    base: BaseModel,
+    library: Library,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    step = NativeLayers.step
+    monkeypatch.setattr(NativeLayers, "step", lambda self, *rest: step(self, *rest).abs())
+    with caplog.at_level(logging.INFO, "tinkersmith.engine"):
+        _, native = in_fp32(base, library, "float32", monkeypatch)
+    assert native.kernels.decoding.layers.func is TorchLayers
+    assert native.kernels.elementwise != TORCH_ELEMENTWISE
+    assert "native decoding is off by" in caplog.text
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ class Way(Enum):
     """A column of the tables in docs/explanation/implementations.md."""
 
     TORCH = "torch, on every device"
-    NATIVE_FLOAT32 = "C++ element-wise work and small-batch products, torch for the rest"
+    NATIVE_FLOAT32 = "C++ element-wise work and decoding, torch for the rest"
     NATIVE_ELEMENTWISE = "C++ element-wise work, torch for the rest"
     NATIVE = "C++ for all parts"
 
@@ -68,7 +68,7 @@ def choose_kernels(base: BaseModel, means: Means) -> Kernels:
     | Way                | attention     | element-wise    | products, output | decoding        |
     | ------------------ | ------------- | --------------- | ---------------- | --------------- |
     | TORCH              | tiles, varlen | torch, compiled | torch            | torch           |
-    | NATIVE_FLOAT32     | tiles         | C++             | torch            | torch, with C++ |
+    | NATIVE_FLOAT32     | tiles         | C++             | torch            | C++             |
     | NATIVE_ELEMENTWISE | tiles         | C++             | torch            | torch           |
     | NATIVE             | C++           | C++             | C++              | C++             |
 
@@ -85,7 +85,9 @@ def choose_kernels(base: BaseModel, means: Means) -> Kernels:
         return kernels
     product = small_batch_product(library)
     small_batch = TorchProducts(elementwise, product, native_row_updates(library, product))
-    return replace(kernels, decoding=torch_decoding(elementwise, small_batch))
+    layers = partial(NativeLayers, library=library)
+    decoding = Decoding(layers, elementwise, small_batch, groups_adapters=True)
+    return replace(kernels, decoding=decoding)
 
 
 def with_torch_kernels(base: BaseModel) -> BaseModel:
@@ -132,7 +134,7 @@ def _native_kernels(base: BaseModel, library: Library) -> Kernels:
         products=products,
         head=partial(NativeHead, products=products),
         decoding=Decoding(
-            layers=partial(NativeLayers, products=products),
+            layers=partial(NativeLayers, library=library),
             elementwise=elementwise,
             products=products,
             logits=partial(native_logits, products=products),

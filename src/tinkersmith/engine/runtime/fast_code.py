@@ -3,6 +3,7 @@
 kernels/choose.py chooses; this module compiles what it chooses from, and checks the result.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,15 +17,16 @@ from tinkersmith.engine.log import log
 from tinkersmith.engine.model.base_model import BaseModel, RunCheck, run_now
 from tinkersmith.engine.runtime.compilation import compiled_elementwise
 from tinkersmith.engine.runtime.experimental import NOTHING, Experimental
+from tinkersmith.engine.sampling.self_check import decoding_difference
 from tinkersmith.engine.training.self_check import gradient_difference
 
 TINY_MODEL = 20_000_000  # parameters
-# How far LoRA gradients may be from torch's, relative to their norm: both are rounded.
+# How far LoRA gradients and logits may be from torch's, relative to their norm: both are rounded.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 
 
-class _WrongGradients(Exception):
-    """The C++ functions give other gradients than torch."""
+class _WrongNumbers(Exception):
+    """The C++ functions give other numbers than torch."""
 
 
 def with_fast_code(
@@ -60,19 +62,29 @@ def with_native_code(base: BaseModel, library: Library, run_check: RunCheck = ru
     if base.dense is None:
         return base
     kernels = choose_kernels(base, Means(library))
+    # The file is named after all that the machine code depends on.
+    name = Path(str(library.functions._name)).name
 
-    def check() -> float:
-        worst = gradient_difference(
-            with_torch_kernels(base), lambda shallow: replace(shallow, kernels=kernels)
-        )
-        if not worst < _TOLERANCE[base.dtype]:
-            raise _WrongGradients(f"native code is off by {worst:.1e} and is not used")
-        return worst
+    def is_right(what: str, difference: Callable[..., float], instead: str) -> bool:
+        def check() -> float:
+            worst = difference(
+                with_torch_kernels(base), lambda shallow: replace(shallow, kernels=kernels)
+            )
+            if not worst < _TOLERANCE[base.dtype]:
+                raise _WrongNumbers(f"{instead} is off by {worst:.1e} and is not used")
+            return worst
 
-    try:
-        # The file is named after all that the machine code depends on.
-        run_check(f"gradients of {Path(str(library.functions._name)).name}", check)
-    except _WrongGradients as error:
-        log.warning("%s", error)
+        try:
+            run_check(f"{what} of {name}", check)
+        except _WrongNumbers as error:
+            log.warning("%s", error)
+            return False
+        return True
+
+    if not is_right("gradients", gradient_difference, "native code"):
         return base
+    if not is_right("decoding", decoding_difference, "native decoding"):
+        plain = with_torch_kernels(base).kernels
+        assert plain is not None
+        kernels = replace(kernels, decoding=plain.decoding)
     return replace(base, kernels=kernels)

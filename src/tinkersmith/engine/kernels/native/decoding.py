@@ -1,4 +1,4 @@
-"""A step of decoding in bf16 by the C++ functions.
+"""A step of decoding by the C++ functions, in bf16 or fp32.
 
 Axes: B sequences that decode together, S positions in the KV cache of a slot, T tokens of a part of
 a prompt, G key/value heads, D head size, H hidden size, V vocabulary, Y blocks of it, K tokens per
@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from tinkersmith.engine.kernels.native.build import Library
 from tinkersmith.engine.kernels.native.interface import INTERFACE, InterfaceError
 from tinkersmith.engine.kernels.native.kernels import NativeProducts, address, joined_layers
+from tinkersmith.engine.kernels.native.row_updates import prepared_updates
 from tinkersmith.engine.model.attention import KeysAndValues
 from tinkersmith.engine.model.dense import (
     DenseLayer,
@@ -21,16 +23,18 @@ from tinkersmith.engine.model.dense import (
     RotaryTables,
 )
 from tinkersmith.engine.model.kernels import BLOCK, ExactLogits
-from tinkersmith.engine.model.projection import Part, Projection, Update
+from tinkersmith.engine.model.projection import Part, Projection, RowUpdates, Update
 
-_PANEL = INTERFACE.constants["PANEL"]  # positions of a panel of keys
 _JOINED = INTERFACE.constants["JOINED_LAYERS"]
+_LINEARS = "qkv", "output", "gate_up", "down"  # as `DenseLayer.projections`
 if INTERFACE.constants["VOCABULARY_BLOCK"] != BLOCK:
     raise InterfaceError("VOCABULARY_BLOCK of interface.h is not BLOCK of model/kernels.py")
 
 
 class NativeLayers:
-    """`DecodingLayers` in bf16: one step through all layers is one call, of rows of one adapter.
+    """`DecodingLayers`: one step through all layers is one call.
+
+    In bf16 all rows have one adapter; in fp32 each may have its own.
 
     Every slot has a KV cache of its own, so attention reads the positions of one sequence only.
     """
@@ -39,10 +43,26 @@ class NativeLayers:
         self,
         model: DenseModel,
         slots: int,
-        products: NativeProducts,
+        library: Library,
     ) -> None:
-        self.model, self.products = model, products
-        # Those that `layers` and `rank` are made of.
+        self.model = model
+        self.in_fp32 = model.final_norm.dtype == torch.float32
+        functions = library.functions
+        # Positions of a panel of keys. Values have panels of as many numbers; in fp32 there is one,
+        # as wide as a head.
+        self.panel = INTERFACE.constants["FLOAT_PANEL" if self.in_fp32 else "PANEL"]
+        width = -(-model.head_size // self.panel)
+        if self.in_fp32:
+            self.value_panels, self.value_width = 1, width * self.panel
+            self.decode = functions.tinkersmith_decode_float32
+            self.fill_cache = functions.tinkersmith_fill_cache_float32
+        else:
+            self.value_panels, self.value_width = width, self.panel
+            self.decode, self.fill_cache = (
+                functions.tinkersmith_decode,
+                functions.tinkersmith_fill_cache,
+            )
+        # Those that `layers` are made of.
         self.updates: Sequence[LayerUpdates] | Sequence[LayerRowUpdates] = []
         self.lengths: list[int] = []
         # The cache of each slot, for all layers, in the panels of interface.h. Positions that are
@@ -86,30 +106,34 @@ class NativeLayers:
         rotary: RotaryTables,
         updates: Sequence[LayerUpdates] | Sequence[LayerRowUpdates],
     ) -> torch.Tensor:
-        assert list(slots) == list(range(len(x)))  # as always with one adapter
         self._adopt(updates)
         model, (count, hidden) = self.model, x.shape
-        for slot in range(count):
+        for slot in slots:
             if self.lengths[slot] + 1 > self.capacities[slot]:
                 self._grow(slot)
         lengths, capacities = (
-            torch.tensor(numbers[:count]) for numbers in (self.lengths, self.capacities)
+            torch.tensor([numbers[slot] for slot in slots])
+            for numbers in (self.lengths, self.capacities)
         )
-        keys, values = self.keys[:count], self.values[:count]
-        # For each slot: where its first layer begins, and how far away the next layer is.
+        keys, values = ([caches[slot] for slot in slots] for caches in (self.keys, self.values))
+        # For each row: where its first layer begins, and how far away the next layer is.
         key_places, value_places = (
             torch.tensor([cache.data_ptr() for cache in caches]) for caches in (keys, values)
         )
         key_steps, value_steps = (
-            torch.tensor([cache[0].numel() for cache in caches]) for caches in (keys, values)
+            torch.tensor([cache.stride(0) for cache in caches]) for caches in (keys, values)
         )
         cosine, sine = rotary
+        if any(slot != row for row, slot in enumerate(slots)):  # the tables are in slots' order
+            order = torch.tensor(slots)
+            cosine, sine = cosine[order], sine[order]
         assert cosine.stride() == sine.stride() and cosine.stride(-1) == 1
         x = x.contiguous()
-        self.products.library.functions.tinkersmith_decode(
+        self.decode(
             *(count, hidden, model.key_heads, model.heads // model.key_heads, model.head_size),
             *(len(model.layers), ctypes.addressof(self.layers)),
-            *(self.rank, model.eps, model.scale),
+            *(() if self.in_fp32 else (self.rank,)),
+            *(model.eps, model.scale),
             *(cosine.data_ptr(), sine.data_ptr(), cosine.stride(0)),
             *(address(lengths), address(capacities)),
             *(address(key_places), address(key_steps)),
@@ -122,9 +146,15 @@ class NativeLayers:
         """Let the steps from now on add these updates."""
         if updates is self.updates:
             return
-        own = [one for one in updates if isinstance(one, LayerUpdates)]
-        assert len(own) == len(updates)  # see Decoding.groups_adapters
         self.updates = updates
+        if self.in_fp32:
+            of_rows = [one for one in updates if isinstance(one, LayerRowUpdates)]
+            layers = list(map(_float32_layer, self.model.layers, of_rows))
+            assert len(layers) == len(updates)  # see Decoding.groups_adapters
+            self.layers = (INTERFACE.structures["Float32Layer"] * len(layers))(*layers)
+            return
+        own = [one for one in updates if isinstance(one, LayerUpdates)]
+        assert len(own) == len(updates)
         layers = list(map(_layer, self.model.layers, own))
         self.layers = (INTERFACE.structures["Layer"] * len(layers))(*layers)
         # All trained layers have the same rank.
@@ -137,11 +167,11 @@ class NativeLayers:
     def _reserve(self, slot: int, positions: int) -> None:
         """Allocates an empty cache for so many positions, and a quarter more."""
         model, layers = self.model, len(self.model.layers)
-        capacity = -(-max(positions * 5 // 4, 2 * _PANEL) // _PANEL) * _PANEL  # S
-        panels = -(-model.head_size // _PANEL)  # of values
+        panel, width = self.panel, self.value_width
+        capacity = -(-max(positions * 5 // 4, 2 * panel) // panel) * panel  # S
         empty = model.final_norm.new_zeros
         self.keys[slot] = empty(layers, model.key_heads, capacity * model.head_size)
-        self.values[slot] = empty(layers, model.key_heads, panels, capacity * _PANEL)
+        self.values[slot] = empty(layers, model.key_heads, self.value_panels, capacity * width)
         self.capacities[slot] = capacity
 
     def _grow(self, slot: int) -> None:
@@ -161,7 +191,7 @@ class NativeLayers:
     ) -> None:
         groups, count, size = key.shape
         assert key.stride() == value.stride() and key.stride()[1:] == (size, 1)
-        self.products.library.functions.tinkersmith_fill_cache(
+        self.fill_cache(
             *(groups, size, self.capacities[slot], start, count),
             *(key.data_ptr(), value.data_ptr(), key.stride(0)),
             *(self.keys[slot][layer].data_ptr(), self.values[slot][layer].data_ptr()),
@@ -169,17 +199,24 @@ class NativeLayers:
 
 
 def _layer(layer: DenseLayer, updates: LayerUpdates) -> ctypes.Structure:
-    return INTERFACE.fill(
-        "Layer",
-        attention_norm=address(layer.attention_norm),
-        query_norm=address(layer.query_norm),
-        key_norm=address(layer.key_norm),
-        mlp_norm=address(layer.mlp_norm),
-        qkv=_linear(layer.qkv, updates.qkv),
-        output=_linear(layer.output, updates.output),
-        gate_up=_linear(layer.gate_up, updates.gate_up),
-        down=_linear(layer.down, updates.down),
-    )
+    linears = map(_linear, layer.projections, updates.in_order)
+    return INTERFACE.fill("Layer", **_norms(layer), **dict(zip(_LINEARS, linears, strict=True)))
+
+
+def _float32_layer(layer: DenseLayer, updates: LayerRowUpdates) -> ctypes.Structure:
+    in_order = (updates.qkv, updates.output, updates.gate_up, updates.down)
+    linears = map(_float32_linear, layer.projections, in_order)
+    parts = dict(zip(_LINEARS, linears, strict=True))
+    return INTERFACE.fill("Float32Layer", **_norms(layer), **parts)
+
+
+def _norms(layer: DenseLayer) -> dict[str, int | None]:
+    return {
+        "attention_norm": address(layer.attention_norm),
+        "query_norm": address(layer.query_norm),
+        "key_norm": address(layer.key_norm),
+        "mlp_norm": address(layer.mlp_norm),
+    }
 
 
 def _linear(projection: Projection, update: Update | None) -> ctypes.Structure:
@@ -195,6 +232,20 @@ def _linear(projection: Projection, update: Update | None) -> ctypes.Structure:
         outputs=(*projection.sizes, *[0] * missing),
         inputs=projection.weight.shape[1],
         ranks=0 if update is None else len(update.a),
+    )
+
+
+def _float32_linear(projection: Projection, updates: RowUpdates) -> ctypes.Structure:
+    weight, is_narrow = projection.weight, projection.weight.dtype == torch.bfloat16
+    return INTERFACE.fill(
+        "Float32Linear",
+        weight=None if is_narrow else address(weight),
+        narrow_weight=address(weight) if is_narrow else None,
+        bias=address(projection.bias),
+        outputs=(*projection.sizes, *[0] * (_JOINED - len(projection.sizes))),
+        inputs=weight.shape[1],
+        groups=len(updates.groups),
+        updates=ctypes.addressof(prepared_updates(updates).groups),
     )
 
 

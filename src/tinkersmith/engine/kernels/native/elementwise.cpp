@@ -17,6 +17,10 @@
 
 namespace {
 
+// Numbers that one thread writes sooner than several do: beside another program on the same cores,
+// each parallel region waits for a thread that does not run.
+constexpr i64 ALONE = 1 << 15;
+
 inline float number(float x) { return x; }
 
 inline float number(bf16 x) {
@@ -65,7 +69,7 @@ float inverse_rms(const T* x, i64 count, float eps) {
 
 template <class T>
 void rms_norm(i64 rows, i64 width, const T* x, const T* weight, float eps, T* output) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (rows * width > ALONE)
   for (i64 row = 0; row < rows; ++row) {
     const T* from = x + row * width;
     T* to = output + row * width;
@@ -101,7 +105,7 @@ void rms_norm_backward(i64 rows, i64 width, const T* grad, const T* x, const T* 
 
 template <class T>
 void swiglu(i64 rows, i64 width, const T* gate_up, T* output) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (rows * width > ALONE)
   for (i64 row = 0; row < rows; ++row) {
     const T *gate = gate_up + 2 * row * width, *up = gate + width;
     T* to = output + row * width;
@@ -155,7 +159,7 @@ void split_heads(i64 rows, Heads h, const T* qkv, const T* query_norm, const T* 
                  const float* cosine, const float* sine, i64 ld_rotary, float scale, T* query,
                  T* key, T* value) {
   const i64 heads = h.kv_heads * (h.per_key + 2);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (rows * heads * h.size > ALONE)
   for (i64 row = 0; row < rows; ++row) {
     const T* from = qkv + row * heads * h.size;
     const float *cos = cosine + row * ld_rotary, *sin = sine + row * ld_rotary;
@@ -236,7 +240,7 @@ void split_heads_backward(i64 rows, Heads h, const T* qkv, const T* query_norm, 
 template <class T>
 void exponentials(i64 rows, i64 width, const T* logits, i64 ld_logits, const float* shift,
                   float* sums, T* powers, i64 ld_powers) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (rows * width > ALONE)
   for (i64 row = 0; row < rows; ++row) {
     const T* from = logits + row * ld_logits;
     const float above = shift[row];

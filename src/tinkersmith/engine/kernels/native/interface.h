@@ -21,6 +21,7 @@ using i64 = int64_t;
 constexpr i64 PANEL = 64;               // columns, tokens or positions that products take at a time
 constexpr i64 VOCABULARY_BLOCK = 1024;  // tokens: token sampling finds its block first
 constexpr i64 JOINED_LAYERS = 3;        // the most layers of a model in one projection
+constexpr i64 FLOAT_PANEL = 16;         // rows, or positions, that decoding in fp32 takes at a time
 
 // A projection of a layer, and what an adapter adds to it. What is absent is null, or 0.
 struct Linear {
@@ -54,6 +55,28 @@ struct RowUpdate {
   const float* b[JOINED_LAYERS];    // (R, O of the layer) of each trained layer
   i64 columns[JOINED_LAYERS];       // of the output, before those of each trained layer
   i64 outputs[JOINED_LAYERS];       // O of each trained layer
+};
+
+// Like Linear, in fp32; the weight may be in bf16, and is cast where it is used.
+struct Float32Linear {
+  const float* weight;          // (O, I), or null
+  const bf16* narrow_weight;    // (O, I), where `weight` is null
+  const float* bias;
+  i64 outputs[JOINED_LAYERS];
+  i64 inputs;
+  i64 groups;                   // of rows, in their order
+  const RowUpdate* updates;     // of each group
+};
+
+struct Float32Layer {
+  const float* attention_norm;
+  const float* query_norm;
+  const float* key_norm;
+  const float* mlp_norm;
+  Float32Linear qkv;
+  Float32Linear output;
+  Float32Linear gate_up;
+  Float32Linear down;
 };
 
 extern "C" {
@@ -138,6 +161,23 @@ void tinkersmith_small_batch_product_bfloat16(i64 rows, i64 outputs, i64 inputs,
 // row's digits do not depend on other rows.
 void tinkersmith_add_row_updates(i64 groups, const RowUpdate* updates, i64 inputs, const float* x,
                                  float* low, i64 ld_low, float* y, i64 ld_y);
+
+// Like tinkersmith_fill_cache, in fp32. Keys are (G, S / FLOAT_PANEL, D, FLOAT_PANEL): panels of
+// positions. Values are (G, S, D), D rounded up to a multiple of FLOAT_PANEL. S is `capacity`, a
+// multiple of FLOAT_PANEL.
+void tinkersmith_fill_cache_float32(i64 kv_heads, i64 head_size, i64 capacity, i64 start, i64 count,
+                                    const float* key, const float* value, i64 ld_heads,
+                                    float* cached_keys, float* cached_values);
+
+// Like tinkersmith_decode, in fp32. A row's digits do not depend on how many rows or threads there
+// are.
+void tinkersmith_decode_float32(i64 sequences, i64 hidden_size, i64 kv_heads, i64 queries_per_key,
+                                i64 head_size, i64 layer_count, const Float32Layer* layers,
+                                float eps, float scale, const float* cosine,
+                                const float* sine, i64 ld_rotary, const i64* lengths,
+                                const i64* capacities, float* const* cached_keys,
+                                const i64* key_steps, float* const* cached_values,
+                                const i64* value_steps, float* x);
 
 // ---- in bf16, on processors with instructions for its products. These multiply pairs of numbers:
 // V and all sizes that are summed over (I, O, R, D) are even.

@@ -44,10 +44,7 @@ def _add(
     library: Library,
     product: dtype_cast.LinearProduct,
 ) -> None:
-    if updates.prepared is None:
-        updates.prepared = _prepared(updates)
-    prepared = updates.prepared
-    assert isinstance(prepared, _Prepared)
+    prepared = prepared_updates(updates)
     if prepared.most > _MOST:
         add_row_updates(x, updates, output, product)
         return
@@ -60,21 +57,25 @@ def _add(
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
-    """What the C++ function takes of `RowUpdates`."""
+class PreparedUpdates:
+    """What C++ functions take of `RowUpdates`."""
 
     groups: ctypes.Array[ctypes.Structure]
     width: int  # the largest C R
     most: int  # rows of a group
 
 
-def _prepared(updates: RowUpdates) -> _Prepared:
-    structures = [_row_update(rows, update) for rows, update in updates.groups]
-    return _Prepared(
-        (INTERFACE.structures["RowUpdate"] * len(structures))(*structures),
-        max(len(update.a) for _, update in updates.groups),
-        max(rows.stop - rows.start for rows, _ in updates.groups),
-    )
+def prepared_updates(updates: RowUpdates) -> PreparedUpdates:
+    """What is made once of `updates`, and lives as long."""
+    if updates.prepared is None:
+        structures = [_row_update(rows, update) for rows, update in updates.groups]
+        updates.prepared = PreparedUpdates(
+            (INTERFACE.structures["RowUpdate"] * len(structures))(*structures),
+            max((len(update.a) for _, update in updates.groups), default=0),
+            max((rows.stop - rows.start for rows, _ in updates.groups), default=0),
+        )
+    assert isinstance(updates.prepared, PreparedUpdates)
+    return updates.prepared
 
 
 def _row_update(rows: slice, update: Update) -> ctypes.Structure:

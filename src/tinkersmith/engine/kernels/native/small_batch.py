@@ -12,7 +12,7 @@ from tinkersmith.engine.kernels.native.kernels import address
 from tinkersmith.engine.log import log
 from tinkersmith.engine.model import dtype_cast
 
-_MOST = 32  # rows; beyond them torch's products are as fast
+_MOST = 128  # rows; beyond them torch's products are as fast
 
 
 def small_batch_product(library: Library) -> dtype_cast.LinearProduct:

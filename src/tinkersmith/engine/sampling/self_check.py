@@ -1,0 +1,42 @@
+"""Whether a model's kernels decode as plain torch does: compared when the model is loaded."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from tinkersmith.engine.model.base_model import BaseModel
+from tinkersmith.engine.sampling.dense_decoder import DenseDecoder
+from tinkersmith.engine.sampling.prefixes import TokenRun
+
+_LENGTHS = (40, 1, 25)  # tokens before the first step
+_STEPS = 4
+
+
+@torch.no_grad()
+def decoding_difference(base: BaseModel, faster: Callable[[BaseModel], BaseModel]) -> float:
+    """Relative difference of the logits of a few steps: first layer and output layer only.
+
+    `base` has plain kernels, and `faster` gives it others.
+    """
+    assert base.dense is not None
+    shallow = replace(base, dense=replace(base.dense, layers=base.dense.layers[:1], longest=None))
+    theirs, ours = (_logits(model) for model in (shallow, faster(shallow)))
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def _logits(base: BaseModel) -> torch.Tensor:
+    rng = np.random.default_rng(0)
+    decoder = DenseDecoder(base, len(_LENGTHS))
+    runs = [TokenRun(rng.integers(0, base.vocab_size, length).tolist()) for length in _LENGTHS]
+    decoder.prefill(runs, [False] * len(runs))
+    for slot, run in enumerate(runs):
+        decoder.put(slot, run)
+    logits: list[torch.Tensor] = []
+    for _ in range(_STEPS):
+        tokens = rng.integers(0, base.vocab_size, len(runs)).tolist()
+        step, _ = decoder.step(tokens, range(len(runs)), [None] * len(runs))
+        assert step is not None
+        logits.append(step.float())
+    return torch.cat(logits)
