@@ -1,14 +1,19 @@
-"""`tinkersmith serve` against transformers' `generate`: tokens a second, and the first token.
+"""`tinkersmith serve` against transformers: its own server, and `generate` without one.
 
-Both get the same prompts at once and take the most likely tokens to the same end. `generate` gets
-them in batches of the size that suits it best of those tried. The server is a process of its own,
-and gets them from clients that each wait for their answer. The sides take turns, round by round, so
-that other programs on the machine hold up both. Then many clients ask the bundled model without a
-pause, and errors are counted.
+All get the same prompts and take the most likely tokens to the same end. The servers are processes
+of their own, and get the prompts through HTTP from the same light clients, which each wait for
+their answer. `transformers serve` runs as it does by default, one request after the other, and with
+its continuous batching. `generate` gets all prompts at once, in batches of the size that suits it
+best, without HTTP. The sides take turns, round by round, so that other programs on the machine hold
+up all. Then many clients ask our server without a pause, and errors are counted.
+
+Each part is written to benchmarks/results/serving.json as soon as it is measured; `--parts` chooses
+some of them and keeps the figures of the others. Exits with 1 if a request of the load fails.
 """
 
 import argparse
 import asyncio
+import datetime as dt
 import json
 import os
 import signal
@@ -17,13 +22,14 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.results_file import write_results
+from benchmarks.results_file import RESULTS, write_results
+from benchmarks.transformers_serve import python_with_serve, running_transformers_serve
 from tinkersmith.bundled import BUNDLED_MODELS
 
 BUNDLED = "tinkersmith/tiny-math"
@@ -34,38 +40,61 @@ BATCHES = (8, 16, 32, 64)  # of `generate`
 CLIENTS = (1, 16, 64)
 
 
+PARTS = ("bundled", "wide", "load")
+TITLES = {"bundled": "bundled", "wide": "random Qwen3 of hidden 512", "load": "load"}
+OURS = "tinkersmith serve"
+ONE_BY_ONE, CONTINUOUS = "transformers serve", "transformers serve --continuous-batching"
+CLIENTS_OF = {OURS: CLIENTS, ONE_BY_ONE: (1, 16), CONTINUOUS: CLIENTS}
+# Prompts that a number of clients ask for. One after the other takes a while.
+PROMPTS_OF = {1: 16, 16: PROMPTS, 64: PROMPTS}
+SLOW_PROMPTS = 16  # all that a server gets that answers one request after the other
+NEAR_BEST = 0.8  # batches of `generate` that were slower in the first round are not tried again
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--clients", type=int, default=64, help="of the load without a pause")
-    parser.add_argument("--minutes", type=float, default=2.0, help="of that load; 0 leaves it out")
-    options = parser.parse_args()
-    prompts = read_prompts(PROMPTS)
-    figures: dict[str, Any] = {
-        "prompts": PROMPTS,
-        "tokens of an answer, at most": ANSWER_TOKENS,
-        "cores used by other programs at the start": round(busy_cores(3.0), 1),
-    }
-    with tempfile.TemporaryDirectory() as temporary:
-        wide = make_wide_model(Path(temporary) / "qwen3-512")
-        for title, model, folder in (
-            ("bundled", BUNDLED, BUNDLED_MODELS[BUNDLED]),
-            ("random Qwen3 of hidden 512", str(wide), wide),
-        ):
-            with running_serve(model, Path(temporary)) as port:
-                figures[title] = asyncio.run(compare(port, folder, prompts, options.rounds))
-                print(json.dumps({title: figures[title]}, indent=2), flush=True)
-                if options.minutes and model == BUNDLED:
-                    asked = load(port, prompts, options.clients, 60 * options.minutes)
-                    figures["load"] = asyncio.run(asked)
-                    print(json.dumps(figures["load"]), flush=True)
-    command = (
-        f"python -m benchmarks.serving --rounds {options.rounds} --clients {options.clients} "
-        f"--minutes {options.minutes:g}"
+    parser.add_argument("--minutes", type=float, default=2.0, help="of that load")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument(
+        "--python", type=Path, help="one that has transformers[serving]; default: one of its own"
     )
-    print("written:", write_results("serving", command, figures))
-    if options.minutes and figures["load"]["errors"]:
+    options = parser.parse_args()
+    prompts, failed = read_prompts(PROMPTS), False
+    for part in options.parts:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            before = {"cores used by other programs before": round(busy_cores(3.0), 1)}
+            wide = part == "wide"
+            model = str(make_wide_model(folder / "qwen3-512")) if wide else BUNDLED
+            if part == "load":
+                with running_serve(model, folder) as port:
+                    asked = load(port, prompts, options.clients, 60 * options.minutes)
+                    found: dict[str, Any] = asyncio.run(asked)
+                failed = bool(found["errors"])
+            else:
+                python = options.python or python_with_serve()
+                model_folder = Path(model) if wide else BUNDLED_MODELS[BUNDLED]
+                found = compare(model, model_folder, python, prompts, options.rounds, folder)
+            print(json.dumps({TITLES[part]: before | found}, indent=2), flush=True)
+            write_part(TITLES[part], before | found, options.rounds, options.minutes)
+    if failed:
         sys.exit(1)
+
+
+def write_part(title: str, found: dict[str, Any], rounds: int, minutes: float) -> None:
+    """Write one part's figures beside those of the others that are there."""
+    file = RESULTS / "serving.json"
+    figures: dict[str, Any] = {"prompts": PROMPTS, "tokens of an answer, at most": ANSWER_TOKENS}
+    if file.is_file():
+        earlier = json.loads(file.read_text(encoding="utf-8"))["figures"]
+        figures |= {
+            name: earlier[name] for name in TITLES.values() if "date" in earlier.get(name, {})
+        }
+    figures[title] = {"date": dt.date.today().isoformat(), **found}
+    command = f"python -m benchmarks.serving --rounds {rounds} --minutes {minutes:g}"
+    print("written:", write_results("serving", command, figures))
 
 
 # ---- what is asked
@@ -117,52 +146,98 @@ def busy_cores(seconds: float) -> float:
     return max(0.0, (used() - before - own) / (time.perf_counter() - begun))
 
 
-# ---- the two sides
+# ---- the sides
 
 
-async def compare(
-    port: int, folder: Path, prompts: Sequence[str], rounds: int
-) -> dict[str, dict[str, Any] | float]:
-    """Both sides' figures, and how many times the tokens a second of `generate` the server has."""
-    rates: dict[str, list[float]] = {}
-    firsts: dict[int, list[float]] = {count: [] for count in CLIENTS}
+def compare(
+    model: str, folder: Path, python: Path, prompts: Sequence[str], rounds: int, temporary: Path
+) -> dict[str, Any]:
+    """The figures of all sides, and how many times the tokens a second of the others ours has."""
     generate = fastest_generate(folder, prompts)
-    async with clients_of(port, 16) as clients:
-        await ask_all(clients, prompts)  # it has met every shape of product now
-    for _ in range(rounds):
-        for size in BATCHES:
-            rate = generate.answer(prompts, size)
-            rates.setdefault(f"batch {size}", []).append(rate)
-        for count in CLIENTS:
-            some = prompts if count > 1 else prompts[:16]
-            async with clients_of(port, count) as clients:
-                begun = time.perf_counter()
-                tokens = await ask_all(clients, some)
-                rate = tokens / (time.perf_counter() - begun)
-                rates.setdefault(clients_text(count), []).append(rate)
-                firsts[count] += await first_tokens(clients, some[: max(count, 4)])
+    with ExitStack() as stack:
+        servers = {OURS: Server(stack.enter_context(running_serve(model, temporary)), "")}
+        for name in (ONE_BY_ONE, CONTINUOUS):
+            log = temporary / f"{len(servers)}.log"
+            running = running_transformers_serve(
+                python, folder, generate.dtype, log, continuous=name == CONTINUOUS
+            )
+            servers[name] = Server(stack.enter_context(running), str(folder))
+        texts = {name: asyncio.run(warm_up(server, prompts)) for name, server in servers.items()}
+        rates: dict[str, list[float]] = {}
+        batches = BATCHES
+        for _ in range(rounds):
+            for size in batches:
+                rate = generate.answer(prompts, size)
+                rates.setdefault(f"batch {size}", []).append(rate)
+            best = max(median(rates[f"batch {size}"]) for size in batches)
+            batches = [
+                size for size in batches if median(rates[f"batch {size}"]) > NEAR_BEST * best
+            ]
+            for name, server in servers.items():
+                asyncio.run(server.measure(prompts, CLIENTS_OF[name], name == ONE_BY_ONE))
     by_batch = {size: round(median(rates[f"batch {size}"]), 1) for size in BATCHES}
-    served = {
-        clients_text(count): round(median(rates[clients_text(count)]), 1) for count in CLIENTS
-    }
-    best = max(by_batch, key=by_batch.__getitem__)
-    most = max(served, key=served.__getitem__)
-    return {
+    most = max(by_batch, key=by_batch.__getitem__)
+    found: dict[str, Any] = {
         "generate": {
-            "tokens/s": by_batch[best],
-            "batch": best,
+            "tokens/s": by_batch[most],
+            "batch": most,
             "by batch": by_batch,
             "dtype": generate.dtype,
         },
-        "served": {
-            "tokens/s": served[most],
-            "by clients": served,
-            "first token, ms": {
-                clients_text(count): round(1000 * median(firsts[count]), 1) for count in CLIENTS
-            },
-        },
-        "tokens/s, served / generate": round(served[most] / by_batch[best], 2),
+        **{name: server.figures() for name, server in servers.items()},
     }
+    found[CONTINUOUS]["answers of 16 equal to ours"] = sum(
+        ours == theirs for ours, theirs in zip(texts[OURS], texts[CONTINUOUS], strict=True)
+    )
+    ours = found[OURS]["tokens/s"]
+    for name in ("generate", ONE_BY_ONE, CONTINUOUS):
+        found[f"tokens/s, ours / {name}"] = round(ours / found[name]["tokens/s"], 2)
+    return found
+
+
+@dataclass
+class Server:
+    """A running server, and what was measured of it."""
+
+    port: int
+    model: str  # "": the first that it lists
+    rates: dict[int, list[float]] = field(default_factory=dict)  # by clients
+    firsts: dict[int, list[float]] = field(default_factory=dict)
+
+    async def measure(self, prompts: Sequence[str], counts: Sequence[int], slow: bool) -> None:
+        for count in counts:
+            some = prompts[: SLOW_PROMPTS if slow else PROMPTS_OF[count]]
+            async with clients_of(self.port, count, self.model) as clients:
+                begun = time.perf_counter()
+                tokens = await ask_all(clients, some)
+                rate = tokens / (time.perf_counter() - begun)
+                self.rates.setdefault(count, []).append(rate)
+            # New connections: some servers close one that is idle for some seconds.
+            async with clients_of(self.port, count, self.model) as clients:
+                first = await first_tokens(clients, some[: max(count, 4)])
+                self.firsts.setdefault(count, []).extend(first)
+
+    def figures(self) -> dict[str, Any]:
+        by_clients = {count: round(median(rates), 1) for count, rates in self.rates.items()}
+        return {
+            "tokens/s": max(by_clients.values()),
+            "by clients": {clients_text(count): rate for count, rate in by_clients.items()},
+            "first token, ms": {
+                clients_text(count): round(1000 * median(seconds), 1)
+                for count, seconds in self.firsts.items()
+            },
+        }
+
+
+async def warm_up(server: Server, prompts: Sequence[str]) -> list[str]:
+    """Have a server meet the shapes of products; gives its answers to the first 16 prompts."""
+
+    async def text_of(client: Client, prompt: str) -> str:
+        await client.send("POST", "/v1/completions", body(prompt))
+        return str((await client.answer())["choices"][0]["text"])
+
+    async with clients_of(server.port, 16, server.model) as clients:
+        return list(await asyncio.gather(*map(text_of, clients, prompts[:16])))
 
 
 def clients_text(count: int) -> str:
@@ -279,13 +354,15 @@ class Client:
 
 
 @asynccontextmanager
-async def clients_of(port: int, count: int) -> AsyncIterator[list[Client]]:
+async def clients_of(port: int, count: int, model: str = "") -> AsyncIterator[list[Client]]:
+    """Connections to a server, which ask for `model`; "": the first that the server lists."""
     clients = [Client(*await asyncio.open_connection("127.0.0.1", port)) for _ in range(count)]
     try:
-        await clients[0].send("GET", "/v1/models")
-        name = (await clients[0].answer())["data"][0]["id"]
+        if not model:
+            await clients[0].send("GET", "/v1/models")
+            model = (await clients[0].answer())["data"][0]["id"]
         for client in clients:
-            client.model = name
+            client.model = model
         yield clients
     finally:
         for client in clients:

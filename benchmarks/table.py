@@ -37,6 +37,28 @@ def _times(value: float | None) -> str | None:
     return None if value is None else f"{value:.1f}×"
 
 
+def _served(model: str, peer: str) -> Callable[[dict], str | None]:
+    """How many times the tokens a second of `peer` our server has."""
+    return lambda figures: _times(figures.get(model, {}).get(f"tokens/s, ours / {peer}"))
+
+
+def _first_tokens(part: dict | None) -> str | None:
+    if part is None:
+        return None
+    waits = part["tinkersmith serve"]["first token, ms"]
+    return f"{waits['1 client']:.0f} / {waits['16 clients']:.0f} ms"
+
+
+def _beside(model: str) -> Callable[[dict], str | None]:
+    def measured(figures: dict) -> str | None:
+        if model not in figures:
+            return None
+        times = figures[model]["beside"]["ours / generate"]
+        return " / ".join(f"{times[count]:.1f}×" for count in ("1", "8", "32"))
+
+    return measured
+
+
 def _against(
     vocabulary: str, name: str, form: Callable[[dict], str]
 ) -> Callable[[dict], str | None]:
@@ -360,6 +382,67 @@ ROWS = [
             f"{figures['before: sixteen adapters / one']:.0%}"
         ),
         "",
+    ),
+    Row(
+        "serving",
+        "serving the bundled model, tokens a second by HTTP against `generate` at its best batch",
+        "部署自带模型，经 HTTP 的每秒 token 数，与最佳批大小的 `generate` 相比",
+        _served("bundled", "generate"),
+        "2.0×",
+    ),
+    Row(
+        "serving",
+        "the same against `transformers serve` with continuous batching",
+        "同上，与启用连续批处理的 `transformers serve` 相比",
+        _served("bundled", "transformers serve --continuous-batching"),
+        "2.0×",
+    ),
+    Row(
+        "serving",
+        "serving a random Qwen3 of hidden 512, against `generate` at its best batch",
+        "部署 hidden 512 的随机 Qwen3，与最佳批大小的 `generate` 相比",
+        _served("random Qwen3 of hidden 512", "generate"),
+        "2.0×",
+    ),
+    Row(
+        "serving",
+        "the same random Qwen3 against `transformers serve` with continuous batching",
+        "同一随机 Qwen3，与启用连续批处理的 `transformers serve` 相比",
+        _served("random Qwen3 of hidden 512", "transformers serve --continuous-batching"),
+        "2.0×",
+    ),
+    Row(
+        "serving",
+        "serving the bundled model, time to the first token with 1 / 16 clients",
+        "部署自带模型，1 / 16 个客户端时首个 token 的时间",
+        lambda figures: _first_tokens(figures.get("bundled")),
+        "",
+    ),
+    Row(
+        "serving",
+        "64 clients that ask without a pause for 2 minutes, failed requests",
+        "64 个客户端连续请求 2 分钟，失败的请求数",
+        lambda figures: (
+            f"{figures['load']['errors']} / {figures['load']['answers']:,}"
+            if "load" in figures
+            else None
+        ),
+        "0",
+    ),
+    Row(
+        "beside_another",
+        "sampling beside another program on all cores, bundled model, 1 / 8 / 32 prompts, against "
+        "`generate` in fp32",
+        "旁边有程序占满各核时的采样，自带模型，1 / 8 / 32 个提示，与 fp32 的 `generate` 相比",
+        _beside("bundled"),
+        "1.2×",
+    ),
+    Row(
+        "beside_another",
+        "the same with a random Qwen3 of hidden 512 and 151,936 tokens",
+        "同上，hidden 512、词表 151,936 的随机 Qwen3",
+        _beside("random Qwen3 of hidden 512, vocabulary 151,936"),
+        "1.2×",
     ),
     Row(
         "dashboard",
