@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS, PLAIN = "tinkersmith", "generate"
 PROMPTS = (1, 8, 32)
 PROMPT_TOKENS = 48
-TOKENS = {"bundled": 64, "random Qwen3 of hidden 512, vocabulary 151,936": 16}  # of an answer
+TOKENS = {"bundled": 32, "random Qwen3 of hidden 512, vocabulary 151,936": 8}  # of an answer
 WANTED = 1.2  # times plain
 BUSY = """
 import threading, torch
@@ -102,6 +102,10 @@ def compare(workers: dict[str, "subprocess.Popen[str]"], rounds: int) -> dict[st
         for count in PROMPTS:
             for side, process in workers.items():
                 rates.setdefault((side, count), []).append(ask(process, count))
+                print(
+                    f"{side:12} {count:3} prompts {rates[side, count][-1]:8.1f} tokens/s",
+                    flush=True,
+                )
     found: dict[str, Any] = {
         side: {str(count): round(median(rates[side, count]), 1) for count in PROMPTS}
         for side in workers
