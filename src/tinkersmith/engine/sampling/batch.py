@@ -243,8 +243,10 @@ class Batch:
 
     def _has_outgrown_its_decoder(self) -> bool:
         """Whether a row is too long for the fast decoder, which knows no window."""
+        if not isinstance(self._decoder, DenseDecoder):
+            return False
         length = max((row.length for row in self._active), default=0)
-        return isinstance(self._decoder, DenseDecoder) and not decodes_densely(self._base, length)
+        return not decodes_densely(self._base, length)
 
     def _begin_again(self) -> None:
         """Let all rows begin again after their tokens so far, in a decoder for any length."""

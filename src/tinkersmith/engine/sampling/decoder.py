@@ -123,15 +123,16 @@ class LayerDecoder:
         greedy: bool = False,
     ) -> tuple[torch.Tensor, None]:
         self.cache.prepare(len(tokens))
+        device = self.cache.lengths.device  # the model's own is found by a walk through it
         positions = self.cache.lengths[: len(tokens), None]
-        places = torch.tensor(slots, device=self.base.device)
+        places = torch.tensor(slots, device=device)
         ids = torch.empty_like(places)
-        ids[places] = torch.tensor(tokens, device=self.base.device)
+        ids[places] = torch.tensor(tokens, device=device)
         # The model's layers take rows in the order of their slots.
         by_slot = _active(adapters, places)
         hidden = self.base.run(ids[:, None], positions, self.cache, by_slot)  # (B, H)
         self.cache.advance()
-        in_order = _active(adapters, torch.arange(len(places), device=self.base.device))
+        in_order = _active(adapters, torch.arange(len(places), device=device))
         return self.base.logits(hidden[places], in_order), None
 
     def logits(self, hidden: torch.Tensor, adapter: Adapter | None) -> torch.Tensor:
