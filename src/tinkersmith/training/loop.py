@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tinkersmith.batches.length_report import LengthReport
-from tinkersmith.batches.requests import LOSS, StepRequest, validation_requests
+from tinkersmith.batches.requests import (
+    LOSS,
+    StepRequest,
+    step_request,
+    validation_requests,
+)
 from tinkersmith.batches.streamed import TokenStream
 from tinkersmith.command_line import command_line
 from tinkersmith.data.samples import Source
@@ -325,7 +330,7 @@ class Loop:
             self._progress.doing(f"preparing the batch of step {number + 1:,}"),
             self._interruption.at_once(),
         ):
-            request = plan.planned.step(number)
+            request = step_request(plan.data, plan.settings, plan.total_steps, number)
         if request is None:
             return
         lines = step_lines(number + 1, request.datums, LOSS, request.params)

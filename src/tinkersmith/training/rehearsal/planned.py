@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tinkersmith.batches.requests import LOSS, StepRequest, step_request, validation_requests
+from tinkersmith.batches.requests import LOSS, step_request, validation_requests
 from tinkersmith.batches.source import Encoding, TokenizedData
 from tinkersmith.data.samples import Source
 from tinkersmith.evaluation.questions import Questions
@@ -25,10 +25,6 @@ class Planned:
     total_steps: int
     # The same after each step, and therefore computed once; by their kinds.
     _measurements: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
-
-    def step(self, number: int) -> StepRequest | None:
-        """What a step, counted from 0, sends; None if every sample of its batch is too long."""
-        return step_request(self.data, self.encoding.settings, self.total_steps, number)
 
     def is_measured(self, done: int) -> bool:
         """Whether validation data and EVAL_FILES are measured after so many steps."""
@@ -76,7 +72,8 @@ class Planned:
         validation = [sample.source for sample in self.data.validation]
         for number in range(self.total_steps):
             done = number + 1
-            if (request := self.step(number)) is not None:
+            request = step_request(self.data, self.encoding.settings, self.total_steps, number)
+            if request is not None:
                 sources = [sample.source for sample in request.batch]
                 for line in step_lines(done, request.datums, LOSS, request.params):
                     yield line, sources
