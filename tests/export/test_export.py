@@ -262,6 +262,7 @@ def test_a_full_disk_leaves_nothing_behind(
         ("", {"base_model": "Qwen/Qwen3-8B"}, "was trained on"),
         ("", {"base_folder": "/nowhere"}, "/nowhere"),
         ("", {"out": "/proc/nowhere/x"}, "cannot be written"),
+        ("", {"out": f"{__file__}/x"}, "a part of its path is a file, not a folder"),
     ],
 )
 def test_a_mistake_is_one_sentence(

@@ -106,7 +106,10 @@ def export_model(
     model = find_trained_model(settings, tinker_path, base_model, checkpoint)
     folder = Path(out) if out else export_folder(model, merged, exports)
     if base_folder and not (Path(base_folder).expanduser() / "config.json").is_file():
-        raise UserError(f"{base_folder} is not a model folder: it has no config.json.")
+        raise UserError(
+            f"{base_folder} is not a model folder: it has no config.json. Name another one with "
+            "--base-folder."
+        )
     check_export_folder(folder, force)
     no_peft = "" if merged or find_spec("peft") else "peft is not installed (pip install peft)"
     if verify and no_peft:
@@ -189,6 +192,11 @@ def check_export_folder(folder: Path, force: bool) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}."):
             pass
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(
+            f"{folder} cannot be written: a part of its path is a file, not a folder. Name another "
+            "folder with --out."
+        ) from None
     except OSError as error:
         raise _not_written(folder, error) from None
 
