@@ -100,6 +100,12 @@ def test_log_probabilities_may_differ_by_rounding_only() -> None:
     assert "differ by up to 1.5" in fault
 
 
+def test_a_text_without_its_tokens_is_compared_as_text() -> None:
+    assert not proof_of(Served("ac", "length", ())).passed
+    assert proof_of(Served("ab", "stop", ())).passed
+    assert not proof_of(Served("", "stop", ())).passed  # it stops at once
+
+
 def test_nothing_told_is_listed_as_not_compared() -> None:
     said = " ".join(proof_of(Served("ab", "length", (1, 2))).not_compared)
     assert "does not tell the tokens that it makes of a prompt." in said

@@ -318,7 +318,7 @@ class _Answers:
 
     def _tokens_of(self, case: ProofCase, served: Served) -> list[int] | None:
         """The answer's tokens; None where its text does not tell them."""
-        if served.tokens is not None:
+        if served.tokens or (served.tokens is not None and not served.text):
             return list(served.tokens)
         expected = [token for token in case.expected if token not in self.scorer.ends]
         if _whole_characters(served.text) == _whole_characters(self.tokenizer.decode(expected)):

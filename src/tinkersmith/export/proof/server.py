@@ -480,6 +480,8 @@ def _listed(
 ) -> tuple[tuple[int, ...] | None, tuple[str, ...] | None, tuple[float, ...] | None]:
     """Ids, texts and log-probabilities of a list with an object for each token."""
     objects = [cast("dict[str, Any]", entry) for entry in entries if isinstance(entry, dict)]
+    if not objects or len(objects) != len(entries):
+        return None, None, None
     ids = _ids([entry.get("id") for entry in objects])
     texts = _texts([entry.get("token") for entry in objects])
     return ids, texts, _numbers([_number(entry.get("logprob")) for entry in objects])
