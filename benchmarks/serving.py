@@ -299,7 +299,7 @@ def fastest_generate(folder: Path, prompts: Sequence[str]) -> Generate:
     rates: list[float] = []
     for generate in both:
         generate.answer(prompts[:8], 8)  # it has met the shapes of products
-        rates.append(generate.answer(prompts[:8], 8))
+        rates.append(max(generate.answer(prompts[:8], 8) for _ in range(3)))
     return both[rates.index(max(rates))]
 
 

@@ -51,7 +51,8 @@ def running_transformers_serve(
     command = [
         *(str(python), "-m", "transformers.cli.transformers", "serve", str(model)),
         *("--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", dtype),
-        *(["--continuous-batching"] if continuous else []),
+        # By default its cache takes nearly all of the memory, which ends the process on a CPU.
+        *(["--continuous-batching", "--cb-max-memory-percent", "0.1"] if continuous else []),
     ]
     with log.open("wb") as output:
         process = subprocess.Popen(
