@@ -439,8 +439,8 @@ ROWS = [
     ),
     Row(
         "beside_another",
-        "sampling beside another program, a random Qwen3 of hidden 512 and 151,936 tokens, 1 / 8 / 32 "
-        "prompts, against `generate` in fp32",
+        "sampling beside another program, a random Qwen3 of hidden 512 and 151,936 tokens, "
+        "1 / 8 / 32 prompts, against `generate` in fp32",
         "旁边有其他程序时的采样，hidden 512、词表 151,936 的随机 Qwen3，1 / 8 / 32 个提示，"
         "与 fp32 的 `generate` 相比",
         _beside("random Qwen3 of hidden 512, vocabulary 151,936"),
