@@ -445,7 +445,7 @@ def test_a_request_that_the_kernels_cannot_have_waits_for_the_rows_that_they_hav
     assert dense.dense is not None
     base = dataclasses.replace(dense, dense=dataclasses.replace(dense.dense, longest=40))
     short = SampleRequest(list(range(20)), 1, 15, seed=1, stop=[])
-    long = SampleRequest(list(range(30)), 1, 30, seed=2, stop=[])
+    long = SampleRequest(list(range(45)), 1, 30, seed=2, stop=[])
     batch = Batch(base, None, CacheMemory())
     joined = [batch.add(short, many_adapters[1])]
     for _ in range(3):
