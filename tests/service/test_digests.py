@@ -16,14 +16,18 @@ from tinkersmith.service.digests import (
 )
 
 
+def tensor(values: np.ndarray) -> tinker.TensorData:
+    return tinker.TensorData.from_numpy(values)
+
+
 def datum(
     tokens: list[int], targets: list[int] | None = None, weights: list[float] | None = None
 ) -> tinker.Datum:
     return tinker.Datum(
         model_input=tinker.ModelInput.from_ints(tokens),
         loss_fn_inputs={
-            "target_tokens": np.asarray(targets or [*tokens[1:], 0], np.int64),
-            "weights": np.asarray(weights or [1.0] * len(tokens), np.float32),
+            "target_tokens": tensor(np.asarray(targets or [*tokens[1:], 0], np.int64)),
+            "weights": tensor(np.asarray(weights or [1.0] * len(tokens), np.float32)),
         },
     )
 
@@ -31,7 +35,10 @@ def datum(
 def test_equal_datums_have_equal_digests_however_they_were_made() -> None:
     numbers = tinker.Datum(
         model_input=tinker.ModelInput.from_ints([5, 6, 7]),
-        loss_fn_inputs={"weights": [1.0, 1.0, 1.0], "target_tokens": [6, 7, 0]},
+        loss_fn_inputs={
+            "weights": tinker.TensorData([1.0, 1.0, 1.0], "float32", [3]),
+            "target_tokens": tinker.TensorData([6, 7, 0], "int64", [3]),
+        },
     )
     assert datum_digest(datum([5, 6, 7])) == datum_digest(numbers)
 

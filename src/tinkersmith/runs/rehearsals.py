@@ -67,13 +67,9 @@ class Rehearsal:
             raise unreadable(file, error) from None
         except ValueError as error:
             raise UserError(f"{file} is damaged: {error}. {_AGAIN}") from None
-        checks = {
-            "settings": lambda value: isinstance(value, dict),
-            "total_steps": lambda value: isinstance(value, int),
-            "digest": lambda value: isinstance(value, str),
-        }
-        for name, is_right in checks.items():
-            if not is_right(facts.get(name)):
+        kinds: dict[str, type] = {"settings": dict, "total_steps": int, "digest": str}
+        for name, kind in kinds.items():
+            if not isinstance(facts.get(name), kind):
                 raise UserError(f'{file} is damaged: "{name}" is missing or wrong. {_AGAIN}')
         return facts
 
@@ -304,7 +300,8 @@ def difference(
     if before is None:
         return f"{where} was not rehearsed"
     if "content" in line:
-        present, former = line["content"], before.get("content") or {}
+        present: dict[str, Any] = line["content"]
+        former: dict[str, Any] = before.get("content") or {}
         values = [
             f"{name} is {present.get(name)!r} (rehearsed: {former.get(name)!r})"
             for name in dict.fromkeys([*former, *present])

@@ -95,7 +95,8 @@ def _last_places(run: RunFolder) -> set[tuple[int, str]]:
     last = 0
     for line in lines_of(run):
         if line["step"] != last:
-            places, last = set(), line["step"]
+            places.clear()
+            last = line["step"]
         places.add((last, line["kind"]))
     return places
 

@@ -78,7 +78,7 @@ def write_stand_in(folder: Path, vocabulary: int, end: int, context: int) -> Non
     Raises:
         OSError: the folder cannot be written to.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save_file  # pyright: ignore[reportUnknownVariableType]
 
     chance = np.random.default_rng(0)
 
