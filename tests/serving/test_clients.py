@@ -1,4 +1,4 @@
-"""The real clients on `serve` before an engine at a URL: thoughts whole and streamed."""
+"""The real clients on `serve` before an engine at a URL: thoughts and tools."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,8 +8,10 @@ import pytest
 from tests.support.engine import KEY
 from tests.support.inference import (
     ANSWER,
+    CALL,
     TALKER,
     THOUGHT,
+    TOOL,
     InferenceEngine,
     running_inference,
 )
@@ -100,3 +102,22 @@ def test_thoughts_are_blocks_for_anthropics_client(plain: RunningServer) -> None
     assert first.thinking == THOUGHT
     [only] = client.messages.create(**asked, thinking={"type": "disabled"}).content
     assert only.text == ANSWER
+
+
+def test_anthropics_client_uses_a_tool_and_gives_its_result(plain: RunningServer) -> None:
+    client = anthropic_of(plain)
+    tool: Any = {"name": "add", "input_schema": TOOL["function"]["parameters"]}
+    tool["description"] = TOOL["function"]["description"]
+    asked: Any = {"model": "tuned", "tools": [tool], **HIDDEN_GREEDY}
+    message = client.messages.create(messages=SUM, **asked)
+    text, call = message.content
+    assert (text.text, message.stop_reason) == ("I add.", "tool_use")
+    assert (call.name, call.input) == ("add", CALL)
+    with client.messages.stream(messages=SUM, **asked) as stream:
+        [*_, last] = stream.get_final_message().content
+    assert last.input == CALL
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": "7"}
+    said = [block.model_dump(exclude_none=True) for block in message.content]
+    past: Any = [*SUM, {"role": "assistant", "content": said}]
+    after = client.messages.create(messages=[*past, {"role": "user", "content": [result]}], **asked)
+    assert after.usage.input_tokens > message.usage.input_tokens
