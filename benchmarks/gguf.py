@@ -13,7 +13,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +140,7 @@ def measure(
     kind: str, settings: Settings, asked: dict[str, Any], out: Path, python: Path, llama_cpp: str
 ) -> dict[str, Any]:
     """A GGUF file of one type beside the engine."""
-    begun = time.perf_counter()
     folder = export_gguf(settings, kind, out=out, llama_cpp=llama_cpp, verify=False)
-    seconds = time.perf_counter() - begun
     [file] = folder.glob("*.gguf")
     tasks = out.parent / "tasks.json"
     tasks.write_text(
@@ -163,7 +160,6 @@ def measure(
     differences = [abs(a - b) for a, b in pairs]
     row = {
         "megabytes": round(file.stat().st_size / 1e6, 2),
-        "seconds of the export": round(seconds, 1),
         "answers that are the engine's": sum(
             a == b for a, b in zip(answered["answers"], asked["answers"], strict=True)
         ),

@@ -29,6 +29,9 @@ class Row:
     wanted: str  # numbers and signs only: it stands in both languages
 
 
+SAME_ANSWERS = "answers that are the engine's"
+
+
 def _small(value: float) -> str:
     return f"{value:.1e}"
 
@@ -525,6 +528,35 @@ ROWS = [
         lambda figures: "; ".join(
             f"{figures['sampling'][name]['speed with / without']:.0%}"
             for name in ("1 at once", "32 at once")
+        ),
+        "",
+    ),
+    Row(
+        "gguf",
+        "GGUF in llama.cpp, greedy answers equal to the engine's: F32; Q8_0; Q4_K_M",
+        "llama.cpp 中的 GGUF，与引擎相同的贪心回答：F32；Q8_0；Q4_K_M",
+        lambda figures: "; ".join(
+            f"{figures['types'][kind][SAME_ANSWERS]} / {figures['questions']}"
+            for kind in ("F32", "Q8_0", "Q4_K_M")
+        ),
+        "",
+    ),
+    Row(
+        "gguf",
+        "GGUF in llama.cpp, mean difference of a log-probability: F32; Q8_0; Q4_K_M",
+        "llama.cpp 中的 GGUF，对数概率的平均差：F32；Q8_0；Q4_K_M",
+        lambda figures: "; ".join(
+            f"{figures['types'][kind]['mean difference']:.4f}" for kind in ("F32", "Q8_0", "Q4_K_M")
+        ),
+        "",
+    ),
+    Row(
+        "vllm_exports",
+        "answers in vLLM equal to the engine's, asked as a chat: merged; adapter; no --chat-template",
+        "vLLM 中与引擎相同的回答，按对话提问：合并模型；adapter；不用 --chat-template",
+        lambda figures: "; ".join(
+            f"{figures['exports'][name]['as a chat']} / {figures['questions']}"
+            for name in ("merged", "adapter", "adapter without --chat-template")
         ),
         "",
     ),

@@ -37,8 +37,9 @@ from tinkersmith.text.templates import PromptTemplate, template_from_json
 _COMPARED_TEXTS = 1000  # of the training data, for a rule of llama.cpp that splits words alike
 _LONGEST_CONTEXT = 8192  # tokens: what Ollama reserves memory for; the Modelfile can be changed
 _CHECKED_SAMPLES, _CHECKED_TOKENS = 4, 256
-# Mean differences of a log-probability that a type explains, found with `benchmarks/gguf.py`; more
-# means a wrong file. Half of them have no limit, because 4 bits change a small model at will.
+# Mean differences of a log-probability that a type explains: more means a wrong file. They are at
+# least twice those of the bundled model (`benchmarks/gguf.py`), as other models may differ more.
+# Types of fewer bits have no limit, because they change a small model at will.
 _ALLOWED = {"F32": 0.001, "F16": 0.02, "BF16": 0.1, "Q8_0": 0.2}
 
 
