@@ -552,7 +552,7 @@ ROWS = [
     ),
     Row(
         "vllm_exports",
-        "answers in vLLM equal to the engine's, asked as a chat: merged; adapter; no --chat-template",
+        "answers in vLLM equal to ours, asked as a chat: merged; adapter; no --chat-template",
         "vLLM 中与引擎相同的回答，按对话提问：合并模型；adapter；不用 --chat-template",
         lambda figures: "; ".join(
             f"{figures['exports'][name]['as a chat']} / {figures['questions']}"
