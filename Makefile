@@ -22,7 +22,7 @@ demo: $(INSTALLED)
 	$(BIN)/python split_dataset.py
 	$(BIN)/python train_with_config.py --set EXPORT_AFTER_TRAINING=no
 	$(BIN)/python evaluate_model.py --compare-base
-	$(BIN)/python export_model.py --out exported/demo-adapter --verify --force
+	$(BIN)/python export_model.py --out exported/demo-adapter --force
 	@echo
 	@echo "The run:         runs/ (newest folder: settings, lengths, metrics, checkpoints, samples)"
 	@echo "The scores:      evaluation_results.json"

@@ -52,7 +52,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         project: Path = (options.project or trained_demo(folder)).absolute()
-        settings = user_settings(None, [], project)
+        settings = user_settings("", [], project)
         asked = questions_of_demo(project, settings, options.questions)
         rows = {
             kind: measure(kind, settings, asked, folder / kind, python, options.llama_cpp)

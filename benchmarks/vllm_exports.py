@@ -55,7 +55,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         project: Path = (options.project or trained_demo(folder)).absolute()
-        settings = user_settings(None, [], project)
+        settings = user_settings("", [], project)
         asked = questions_of_demo(project, settings, options.questions)
         merged, adapter = folder / "merged", folder / "adapter"
         export_model(settings, out=merged, merged=True, dtype="float32", verify=False)

@@ -112,7 +112,8 @@ def make_qwen3(folder: Path) -> Path:
         tie_word_embeddings=True,
         eos_token_id=0,
     )
-    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    model: Any = Qwen3ForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
     return folder.resolve()
 
 

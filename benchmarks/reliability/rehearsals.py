@@ -101,7 +101,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "long samples cut": {"MAX_SEQUENCE_LENGTH": 60},
     "long samples left out": {
-        "MAX_SEQUENCE_LENGTH": 60,
+        "MAX_SEQUENCE_LENGTH": 66,
         "TRUNCATE_LONG_SEQUENCES": False,
         "BATCH_SIZE": 2,
     },

@@ -222,6 +222,7 @@ def test_an_old_state_that_cannot_be_deleted_is_one_warning(
     assert lives == {2}
 
 
+@pytest.mark.long
 def test_a_server_that_stays_away_ends_the_run_when_the_patience_is_spent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path
 ) -> None:

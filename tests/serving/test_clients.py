@@ -94,11 +94,13 @@ def test_a_thought_of_training_is_told_apart_whole_and_streamed(
 def test_thoughts_are_blocks_for_anthropics_client(plain: RunningServer) -> None:
     client = anthropic_of(plain)
     asked: Any = {"model": "tuned", "messages": SUM, **HIDDEN_GREEDY}
-    thought, answer = client.messages.create(**asked).content
+    blocks: Any = client.messages.create(**asked).content
+    thought, answer = blocks
     assert (thought.type, thought.thinking, answer.text) == ("thinking", THOUGHT, ANSWER)
     with client.messages.stream(**asked) as stream:
         assert "".join(stream.text_stream) == ANSWER
-        [first, _] = stream.get_final_message().content
+        whole: Any = stream.get_final_message().content
+    [first, _] = whole
     assert first.thinking == THOUGHT
     [only] = client.messages.create(**asked, thinking={"type": "disabled"}).content
     assert only.text == ANSWER
@@ -110,13 +112,15 @@ def test_anthropics_client_uses_a_tool_and_gives_its_result(plain: RunningServer
     tool["description"] = TOOL["function"]["description"]
     asked: Any = {"model": "tuned", "tools": [tool], **HIDDEN_GREEDY}
     message = client.messages.create(messages=SUM, **asked)
-    text, call = message.content
+    blocks: Any = message.content
+    text, call = blocks
     assert (text.text, message.stop_reason) == ("I add.", "tool_use")
     assert (call.name, call.input) == ("add", CALL)
     with client.messages.stream(messages=SUM, **asked) as stream:
-        [*_, last] = stream.get_final_message().content
+        whole: Any = stream.get_final_message().content
+    [*_, last] = whole
     assert last.input == CALL
-    result = {"type": "tool_result", "tool_use_id": call.id, "content": "7"}
+    result: Any = {"type": "tool_result", "tool_use_id": call.id, "content": "7"}
     said = [block.model_dump(exclude_none=True) for block in message.content]
     past: Any = [*SUM, {"role": "assistant", "content": said}]
     after = client.messages.create(messages=[*past, {"role": "user", "content": [result]}], **asked)

@@ -297,10 +297,10 @@ def test_events_stay_whole_however_the_bytes_are_cut(
 ) -> None:
     whole = b": wait\n\n" + b"".join(events_of(path))
     whole = whole.replace(b"\n", line_end)
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=9)))
-    # The end of the last event may be missing.
-    pieces = [whole[one:other] for one, other in pairwise([0, *cuts, len(whole) - missing])]
+    end = len(whole) - missing  # the end of the last event may be missing
+    cuts = sorted(data.draw(st.lists(st.integers(0, end), max_size=9)))
+    pieces = [whole[one:other] for one, other in pairwise([0, *cuts, end])]
     events, ended = read(pieces)
     assert all(event.endswith((b"\n\n", b"\n\r\n")) for event in events)
-    assert b"".join(events).rstrip() == whole[: len(whole) - missing].rstrip() or not ended
+    assert b"".join(events).rstrip() == whole[:end].rstrip() or not ended
     assert ended == (missing <= 2 * len(line_end))

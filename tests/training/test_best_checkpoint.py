@@ -224,6 +224,7 @@ def config(project: Path, tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.long
 def test_a_run_stops_early_at_the_same_step_also_when_it_was_killed_and_can_go_on_to_its_end(
     config: Path, tmp_path: Path, whole: Whole, capsys: pytest.CaptureFixture
 ) -> None:

@@ -87,6 +87,7 @@ def test_a_loss_that_explodes_stops_the_run_unless_the_user_insists(
 
 @pytest.mark.engine
 @pytest.mark.usefixtures("kept_engines")
+@pytest.mark.long
 def test_the_last_good_checkpoint_is_kept_and_named_and_gone_on_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

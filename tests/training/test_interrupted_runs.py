@@ -260,6 +260,7 @@ def test_another_base_model_is_refused_and_an_edited_setting_is_said(
     assert run.facts()["base_fingerprint"] == base_fingerprint(base)
 
 
+@pytest.mark.long
 def test_a_damaged_checkpoint_offers_the_one_before_it_which_goes_on_to_the_same_losses(
     tmp_path: Path, model: Path, uninterrupted: list[dict[str, Any]]
 ) -> None:

@@ -60,6 +60,7 @@ def test_a_finished_run_is_shown_with_its_answers_and_report(
     assert "  Tracker tensorboard: tensorboard --logdir " in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_an_unfinished_run_says_how_it_ended_and_goes_on_in_the_same_curves(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ _BY_MODEL_TYPE = {
     "kimi_k25": "Kimi-K2",
     "gemma3": "Gemma 3",
     "gemma3_text": "Gemma 3",
+    "granitemoe": "Granite-MoE",
 }
 # How the published models of a family are stored, where a LoRA is not simply added.
 _QUANTISED = {"gpt-oss": "MXFP4", "DeepSeek-V3": "FP8", "Kimi-K2": "INT4"}
@@ -200,6 +201,8 @@ def _ranks_joined(base_model: str, config: Mapping[str, Any], attention: bool, m
 def _vllm(family: str, attention: bool, unembed: bool, rank: int, joined: int) -> ExportWay:
     if family == "Kimi-K2":
         return ExportWay(False, "vLLM 0.32 takes no LoRA for Kimi-K2; serve the merged model")
+    if family == "Granite-MoE":
+        return ExportWay(None, "vLLM's rules for this family were not looked at")
     if unembed and family in _NO_OUTPUT_LAYER:
         return ExportWay(
             False,

@@ -323,6 +323,6 @@ def test_tokenizer_counts_for_a_model_that_is_elsewhere(
         Path("check_findings.jsonl").unlink(missing_ok=True)
     assert main(["check", "data.json", "--base-model", "Qwen/Qwen3-32B"]) == 0
     assert "Tinker's cloud retired Qwen/Qwen3-32B on 2026-06-12" in capsys.readouterr().out
-    Path("check_findings.jsonl").unlink()
+    Path("check_findings.jsonl").unlink(missing_ok=True)
     assert main(["check", "data.json", "--set", "TOKENIZER=nowhere"]) == 1
     assert "TOKENIZER is nowhere, which is not a folder" in capsys.readouterr().err

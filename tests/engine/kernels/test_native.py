@@ -556,7 +556,8 @@ def test_a_row_in_fp32_decodes_to_the_same_digits_in_any_company_with_any_thread
 ) -> None:
     # The larger one's weights do not stay in the caches: threads share its products.
     sizes = {"hidden_size": 256, "intermediate_size": 6144} if large else {}
-    config = Qwen3Config(**(SHAPE | {"num_hidden_layers": 2} | sizes), head_dim=40)
+    shape: dict[str, Any] = SHAPE | {"num_hidden_layers": 2} | sizes
+    config = Qwen3Config(**shape, head_dim=40)
     save_uneven(Qwen3ForCausalLM(config), tmp_path)
     native = with_native_code(load_with_torch("x", tmp_path, "float32"), library)
     one, other = (filled_adapter(native, LoraConfig(rank, rank)) for rank in (4, 7))
@@ -592,6 +593,7 @@ def test_decoding_that_is_wrong_is_left_to_torch_and_the_log_says_so(
     monkeypatch.setattr(NativeLayers, "step", lambda self, *rest: step(self, *rest).abs())
     with caplog.at_level(logging.INFO, "tinkersmith.engine"):
         _, native = in_fp32(base, library, "float32", monkeypatch)
+    assert native.kernels is not None
     assert native.kernels.decoding.layers.func is TorchLayers
     assert native.kernels.elementwise != TORCH_ELEMENTWISE
     assert "native decoding is off by" in caplog.text

@@ -133,7 +133,11 @@ def test_clients_of_different_adapters_share_a_batch_and_get_what_each_gets_alon
     """Adapters that were trained a little, and the base model, sampled alone and then at once."""
 
     def new_sampler(service: tinker.ServiceClient, number: int) -> tinker.SamplingClient:
-        parts = {"train_attn": number != 3, "train_mlp": number != 4, "train_unembed": number != 5}
+        parts: dict[str, Any] = {
+            "train_attn": number != 3,
+            "train_mlp": number != 4,
+            "train_unembed": number != 5,
+        }
         client = service.create_lora_training_client(
             MODEL, rank=(8, 3, 16)[number % 3], seed=number, **parts
         ).result()
