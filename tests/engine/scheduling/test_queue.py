@@ -454,7 +454,12 @@ def test_work_waits_while_the_engine_itself_stands_still(
         sessions = Sessions(store, started()[0])
         model_id = await open_client(sessions)
         gate = threading.Event()
-        sessions.run(model_id, lambda models: {} if gate.wait(30) else {})
+
+        def held(models: object) -> dict[str, Any]:
+            gate.wait(30)
+            return {}
+
+        sessions.run(model_id, held)
         waiting = sessions.run(model_id, lambda models: {"result": 1})
         sweeping = asyncio.create_task(sessions.sweep(every=0.06))
         await asyncio.sleep(0)
