@@ -1,14 +1,14 @@
 """Downloads: where from, how large, and what a server may redirect to."""
 
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.connections import bare_connection
+from tests.support.http_server import http_server
 from tinkersmith.errors import UserError
 from tinkersmith.export.download import LARGEST_JSON, LARGEST_LORA, _fetch, _limit
 
@@ -41,11 +41,8 @@ class _Server(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with http_server(_Server) as url:
+        yield url
 
 
 def fetch(url: str, folder: Path, limit: int = 1000) -> bytes:

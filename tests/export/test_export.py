@@ -4,9 +4,8 @@ import errno
 import json
 import os
 import shutil
-import threading
 import warnings
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +15,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.connections import bare_connection
+from tests.support.http_server import http_server
 from tests.support.run_folders import run_of_settings
 from tests.support.small_run import SmallRun, small_run
 from tinkersmith.cli.models.export import export_command
@@ -320,31 +320,21 @@ def test_a_broken_download_is_told_and_loopback_needs_no_proxy(
     tmp_path: Path, monkeypatch: Any, path: str, words: str | None
 ):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nobody there
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        url = f"http://127.0.0.1:{server.server_port}/{path}"
+    with http_server(_Server) as address:
+        url = f"{address}/{path}"
         if words is None:
             _fetch(bare_connection(url), url, tmp_path / "file")
             assert (tmp_path / "file").read_bytes() == b"x" * 100
             return
         with pytest.raises(UserError, match=words):
             _fetch(bare_connection(url), url, tmp_path / "file")
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def test_a_download_begins_again_until_it_is_whole(tmp_path: Path, monkeypatch: Any):
     monkeypatch.setattr(_Server, "faults", ["/503", "/60", "/hang-up"])
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        url = f"http://127.0.0.1:{server.server_port}/bad"
+    with http_server(_Server) as address:
+        url = f"{address}/bad"
         _fetch(bare_connection(url, patience=60), url, tmp_path / "file")
-    finally:
-        server.shutdown()
-        server.server_close()
     assert (tmp_path / "file").read_bytes() == b"x" * 100
     assert _Server.faults == []
 

@@ -1,16 +1,16 @@
 """Exports against servers that serve them: stand-ins with faults, and our own `serve`."""
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.support.http_server import http_server
 from tests.support.openai_servers import (
     LLAMA,
     OLLAMA,
@@ -277,11 +277,8 @@ def other_program(content: bytes) -> Iterator[str]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{http.server_address[1]}"
-    http.shutdown()
-    http.server_close()
+    with http_server(Handler) as url:
+        yield url
 
 
 @pytest.mark.parametrize("content", [b"<html>hello", b'{"data": 3}', b"[]", b"\xff\xfe"])

@@ -3,17 +3,17 @@
 import datetime as dt
 import json
 import socket
-import threading
 import time
 import urllib.parse
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.engine import KEY, MODEL, RunningEngine, running_engine
+from tests.support.http_server import http_server
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.cli.main import main
 from tinkersmith.errors import UserError
@@ -274,15 +274,10 @@ def test_what_the_server_bills_stands_beside_what_was_predicted(
             pass
 
     now = dt.datetime.now().astimezone()
-    with (
-        open_service(settings_from(names)) as service,
-        ThreadingHTTPServer(("127.0.0.1", 0), Billing) as server,
-    ):
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with open_service(settings_from(names)) as service, http_server(Billing) as url:
         service.probe.stop()
-        service.probe.url = f"http://127.0.0.1:{server.server_address[1]}"
+        service.probe.url = url
         billed = billed_since(service, run, now - dt.timedelta(hours=2), now)
-        server.shutdown()
     assert billed is not None
     trained, usd = (100, 0.12) if run == "mine-1" else (5100, 9.12)
     assert billed.usd == pytest.approx(usd)

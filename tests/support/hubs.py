@@ -3,12 +3,13 @@
 import hashlib
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+
+from tests.support.http_server import http_server
 
 SHA = "a" * 40  # the commit that the hub says it has
 UNRESOLVED = "http://no-such-host.invalid"
@@ -71,11 +72,6 @@ def hub_with(repository: str, folder: Path) -> Iterator[Hub]:
 
         def log_message(self, format: str, *args: object) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
+    with http_server(Handler) as url:
+        hub = Hub(url)
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()

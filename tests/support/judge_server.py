@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from tests.support.http_server import http_server
 
 
 @dataclass
@@ -95,16 +97,9 @@ def judge_server() -> Iterator[StubJudge]:
         def log_message(self, format: str, *args: Any) -> None:
             """Print nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    judge.url = f"http://127.0.0.1:{server.server_port}/v1"
-    try:
+    with http_server(Handler) as url:
+        judge.url = f"{url}/v1"
         yield judge
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def text_between_marks(user: str, name: str) -> str:

@@ -9,10 +9,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import torch
+
+from tests.support.http_server import http_server
 
 VLLM, LLAMA, OLLAMA, TRANSFORMERS = "vllm", "llamacpp", "library", "huggingface"
 
@@ -179,10 +181,5 @@ def standing_in(server: StandIn) -> Iterator[str]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{http.server_address[1]}"
-    finally:
-        http.shutdown()
-        http.server_close()
+    with http_server(Handler) as url:
+        yield url
