@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.own_venv import own_python
 from benchmarks.results_file import write_results
 from tests.support.engine import no_proxy_for_loopback
 from tinkersmith.cli.common import user_settings
@@ -48,7 +49,7 @@ def main() -> int:
     parser.add_argument("--llama-cpp", default="", help="a checkout of llama.cpp")
     options = parser.parse_args()
     no_proxy_for_loopback()
-    python: Path = options.python or own_python()
+    python: Path = options.python or own_python(OWN_VENV, [PACKAGE])
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         project: Path = (options.project or trained_demo(folder)).absolute()
@@ -176,17 +177,6 @@ def measure(
 
 def is_right(text: str, wanted: str) -> bool:
     return str(wanted) in text.rpartition("Answer:")[2] or str(wanted) in text.rpartition("答案")[2]
-
-
-def own_python() -> Path:
-    """The Python of an environment of llama-cpp-python's own, which is built once."""
-    python, made = OWN_VENV / "bin" / "python", OWN_VENV / ".installed"
-    if not made.exists() or made.read_text() != PACKAGE:
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(OWN_VENV)], check=True)
-        install = [str(python), "-m", "pip", "install", "--quiet", PACKAGE]
-        subprocess.run(install, check=True)
-        made.write_text(PACKAGE)
-    return python
 
 
 def version_of(python: Path) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.own_venv import own_python
 from benchmarks.results_file import write_results
 from benchmarks.serving import BUNDLED, ROOT, read_prompts, running_serve
 from tests.support.engine import no_proxy_for_loopback, running_engine
@@ -104,7 +105,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     no_proxy_for_loopback()
-    python: Path = options.python or own_python()
+    python: Path = options.python or own_python(OWN_VENV, PACKAGES)
     versions = json.loads(output_of([str(python), "-c", VERSIONS], ROOT))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -118,19 +119,6 @@ def main() -> int:
     command = f"python -m benchmarks.outside_evaluations --questions {options.questions}"
     print("written:", write_results("outside_evaluations", command, figures))
     return 0 if is_equal(figures, options.questions) else 1
-
-
-def own_python() -> Path:
-    """The Python of an environment of the programs' own, which is made once."""
-    python = OWN_VENV / "bin" / "python"
-    made = OWN_VENV / ".installed"
-    if not made.exists() or made.read_text() != "\n".join(PACKAGES):
-        print(f"Installing {', '.join(PACKAGES)} into {OWN_VENV.relative_to(ROOT)}.", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(OWN_VENV)], check=True)
-        install = [str(python), "-m", "pip", "install", "--quiet", *PACKAGES]
-        subprocess.run(install, check=True)
-        made.write_text("\n".join(PACKAGES))
-    return python
 
 
 def output_of(command: Sequence[str], folder: Path, **more: str) -> str:

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import sysconfig
 import time
 import urllib.error
@@ -18,6 +17,8 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks.own_venv import own_python, pip_install
+
 ROOT = Path(__file__).resolve().parent.parent
 OWN_VENV = ROOT / ".venv" / "transformers-serve"
 PATIENCE = 120.0  # seconds for its start
@@ -25,19 +26,18 @@ PATIENCE = 120.0  # seconds for its start
 
 def python_with_serve() -> Path:
     """A Python that can run `transformers serve`."""
-    python = OWN_VENV / "bin" / "python"
-    wanted = f"transformers[serving]=={version('transformers')}"
-    if not (OWN_VENV / "ready").exists():
-        print(f"installing what {wanted} needs into {OWN_VENV}", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(OWN_VENV)], check=True)
+    package = f"transformers[serving]=={version('transformers')}"
+
+    def install(python: Path) -> None:
         ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
         packages = subprocess.run(
             [str(python), "-c", ask], check=True, capture_output=True, text=True
         ).stdout.strip()
+        # It shares what this environment has, PyTorch above all.
         Path(packages, "shared.pth").write_text(sysconfig.get_path("purelib") + "\n")
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", wanted], check=True)
-        (OWN_VENV / "ready").touch()
-    return python
+        pip_install(python, package)
+
+    return own_python(OWN_VENV, [package], install)
 
 
 @contextmanager

