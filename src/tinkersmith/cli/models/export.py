@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tinkersmith.cli.common import add_checkpoint_option, add_settings_options, user_settings
 from tinkersmith.cli.entry_point import COMMANDS, run_entry_point
@@ -154,39 +155,21 @@ def _export(
     wanted: argparse.Namespace, settings: Settings, folder: Path | str, verified: list[str]
 ) -> Path:
     """Write the wanted export; what its verification found is added to `verified`."""
-    # A hub gets nothing unverified, so a check that cannot be made is an error before the export.
-    verify = True if wanted.push else wanted.verify
-    exports = seen_from_here(folder, EXPORTS)
+    shared: dict[str, Any] = {
+        "checkpoint": wanted.checkpoint,
+        "base_model": wanted.base_model,
+        "base_folder": wanted.base_folder,
+        "force": wanted.force,
+        # A hub gets nothing unverified: a check that cannot be made is an error before the export.
+        "verify": True if wanted.push else wanted.verify,
+        "dtype": wanted.dtype,
+        "exports": seen_from_here(folder, EXPORTS),
+        "when_verified": verified.append,
+    }
+    path, out = wanted.model_path, wanted.out
     if wanted.gguf:
-        return export_gguf(
-            settings,
-            wanted.gguf,
-            wanted.model_path,
-            wanted.out,
-            llama_cpp=wanted.llama_cpp,
-            checkpoint=wanted.checkpoint,
-            base_model=wanted.base_model,
-            base_folder=wanted.base_folder,
-            force=wanted.force,
-            verify=verify,
-            dtype=wanted.dtype,
-            exports=exports,
-            when_verified=verified.append,
-        )
-    return export_model(
-        settings,
-        wanted.model_path,
-        wanted.out,
-        wanted.merged,
-        checkpoint=wanted.checkpoint,
-        base_model=wanted.base_model,
-        base_folder=wanted.base_folder,
-        force=wanted.force,
-        verify=verify,
-        dtype=wanted.dtype,
-        exports=exports,
-        when_verified=verified.append,
-    )
+        return export_gguf(settings, wanted.gguf, path, out, llama_cpp=wanted.llama_cpp, **shared)
+    return export_model(settings, path, out, wanted.merged, **shared)
 
 
 def _prove(wanted: argparse.Namespace, folder: Path | str) -> None:
