@@ -8,7 +8,6 @@ from tinkersmith.service.answers import to_datum
 from tinkersmith.service.digests import (
     content_digest,
     creation_line,
-    datum_digest,
     forward_line,
     optim_line,
     sample_line,
@@ -30,6 +29,11 @@ def datum(
             "weights": tensor(np.asarray(weights or [1.0] * len(tokens), np.float32)),
         },
     )
+
+
+def datum_digest(datum: tinker.Datum) -> str:
+    """The digest of the request that sends this datum alone."""
+    return forward_line(1, [[datum]], "cross_entropy")["digest"]
 
 
 def test_equal_datums_have_equal_digests_however_they_were_made() -> None:

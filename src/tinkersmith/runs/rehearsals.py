@@ -15,7 +15,7 @@ from typing import Any, cast
 from tinkersmith.data.samples import Source
 from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import new_folder, open_regular, read_json_object, write_json
-from tinkersmith.paths import seen_from_folder
+from tinkersmith.paths import seen_from_folder, seen_from_here
 from tinkersmith.runs.folder import REHEARSAL_FILE, REHEARSALS, REQUESTS_FILE, RunFolder
 from tinkersmith.settings.comparing import comparable_setting
 from tinkersmith.settings.fields import FIELDS, Settings
@@ -24,6 +24,7 @@ from tinkersmith.sources.find import find_files
 
 _AGAIN = "Rehearse again."
 _BLOCK = 1 << 20  # bytes of a file that are hashed at a time
+SAMPLE_DIGITS = 8  # hexadecimal digits of a sample's digest in requests.jsonl
 # Settings that change no request. The tokenizer and the number of steps are compared themselves.
 _SENDS_NOTHING = frozenset(
     {
@@ -110,9 +111,7 @@ class Rehearsal:
         changes: list[str] = []
         listed: list[dict[str, Any]] = self.facts().get("files") or []
         for entry in listed:
-            file = self.path / str(entry.get("file"))
-            with suppress(ValueError):
-                file = file.resolve().relative_to(Path.cwd())
+            file = Path(seen_from_here(self.path, str(entry.get("file"))))
             try:
                 if _file_digest(file) != entry.get("sha256"):
                     changes.append(f"{file} has changed since")
@@ -320,7 +319,7 @@ def difference(
 
 def _first_other(present: str, former: str) -> int | None:
     """The place of the first sample whose short digest is another one."""
-    size = 8
+    size = SAMPLE_DIGITS
     for place in range(min(len(present), len(former)) // size):
         span = slice(place * size, (place + 1) * size)
         if present[span] != former[span]:

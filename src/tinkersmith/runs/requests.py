@@ -5,13 +5,12 @@ is noted: a run that is resumed, which does later steps again, has the file of a
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tinkersmith.errors import UserError
-from tinkersmith.paths import seen_from_folder
+from tinkersmith.paths import seen_from_folder, seen_from_here
 from tinkersmith.runs.folder import REQUESTS_FILE, RunFolder
 from tinkersmith.runs.rehearsals import Rehearsal, digest_of_all, lines_of
 
@@ -41,9 +40,7 @@ def compared_before(run: RunFolder, *, allow_changes: bool) -> Compared | None:
     known: dict[str, Any] | None = run.facts().get(_FACT)
     if known is None:
         return None
-    path = run.path / str(known.get("folder"))
-    with suppress(ValueError):
-        path = path.resolve().relative_to(Path.cwd())
+    path = Path(seen_from_here(run.path, str(known.get("folder"))))
     compared = Compared(Rehearsal(path), allow_changes or bool(known.get("allow_changes")))
     try:
         compared.rehearsal.facts()

@@ -12,16 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tinkersmith.runs.rehearsals import SAMPLE_DIGITS
+
 if TYPE_CHECKING:
     import tinker
 
 _WEIGHTS = "weights"
-_SHORT = 8  # hexadecimal digits of a sample's digest in requests.jsonl
-
-
-def datum_digest(datum: "tinker.Datum") -> bytes:
-    """The SHA-256 of a datum: its input tokens, and each input of the loss."""
-    return _weighted(content_digest(datum), datum)
 
 
 def content_digest(datum: "tinker.Datum") -> bytes:
@@ -122,7 +118,7 @@ def _datums_line(
         # One more than the input has: the last token is a target alone.
         "tokens": sum(datum.model_input.length + 1 for batch in batches for datum in batch),
         "digest": digest.hexdigest(),
-        "samples": "".join(content.hex()[:_SHORT] for content in contents),
+        "samples": "".join(content.hex()[:SAMPLE_DIGITS] for content in contents),
     }
 
 
