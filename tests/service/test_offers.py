@@ -55,6 +55,16 @@ def test_the_command_lists_what_the_server_offers(
     assert not rows["Qwen/Qwen3-8B"]["offered"]
 
 
+def test_without_a_server_the_bundled_model_is_listed_with_its_context(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TINKER_BASE_URL")
+    monkeypatch.delenv("TINKER_API_KEY")
+    assert main(["models", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["name"], row["context"]) for row in rows] == [("tinkersmith/tiny-math", 1024)]
+
+
 def test_a_setting_without_effect_on_the_list_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -1,5 +1,8 @@
 """Settings -> the list of models that the server of BACKEND offers."""
 
+import json
+from pathlib import Path
+
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.models.table import OfferedModel
 from tinkersmith.service.connection import open_service, server_of
@@ -16,10 +19,10 @@ def offers_of(settings: Settings) -> tuple[str, list[OfferedModel]]:
     """
     kind, url, _ = server_of(settings)
     if kind == "embedded":
-        names = sorted(BUNDLED_MODELS)
+        bundled = sorted(BUNDLED_MODELS.items())
         return (
             "This machine, beside model folders and models of the hub,",
-            [OfferedModel(name, None, True) for name in names],
+            [OfferedModel(name, _context(folder), True) for name, folder in bundled],
         )
     with open_service(settings) as service:
         offers = [
@@ -27,3 +30,7 @@ def offers_of(settings: Settings) -> tuple[str, list[OfferedModel]]:
             for name, context in service.max_contexts.items()
         ]
     return f"The server at {url}" if url else "Tinker's cloud", offers
+
+
+def _context(folder: Path) -> int:
+    return json.loads((folder / "config.json").read_text("utf-8"))["max_position_embeddings"]
