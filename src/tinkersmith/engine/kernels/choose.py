@@ -24,6 +24,7 @@ from tinkersmith.engine.kernels.native.kernels import (
     NativeProducts,
     native_elementwise,
 )
+from tinkersmith.engine.kernels.native.reading import NativeReading
 from tinkersmith.engine.kernels.native.row_updates import native_row_updates
 from tinkersmith.engine.kernels.native.small_batch import small_batch_product
 from tinkersmith.engine.kernels.products import TorchProducts
@@ -86,7 +87,13 @@ def choose_kernels(base: BaseModel, means: Means) -> Kernels:
     product = small_batch_product(library)
     small_batch = TorchProducts(elementwise, product, native_row_updates(library, product))
     layers = partial(NativeLayers, library=library)
-    decoding = Decoding(layers, elementwise, small_batch, groups_adapters=True)
+    decoding = Decoding(
+        layers,
+        elementwise,
+        small_batch,
+        groups_adapters=True,
+        reading=partial(NativeReading, library=library),
+    )
     return replace(kernels, decoding=decoding)
 
 

@@ -209,6 +209,23 @@ class DecodingLayers(Protocol):
         ...
 
 
+class PromptReading(Protocol):
+    """A model's layers for tokens of prompts."""
+
+    def read(
+        self,
+        x: torch.Tensor,  # (T, H), of all runs, one after the other
+        lengths: Sequence[int],  # tokens of each run
+        pasts: Sequence[Sequence[KeysAndValues]],  # of the tokens before each run, in parts
+        rotary: RotaryTables,  # of the tokens
+        updates: Sequence[LayerRowUpdates],  # of the layers
+        *,
+        cache_only: bool,
+    ) -> list[KeysAndValues]:
+        """Keys and values of each run; `x` becomes the last layer's output unless `cache_only`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ExactLogits:
     """Sums and maxima of rows of logits before they were rounded, in fp32."""
@@ -263,6 +280,8 @@ class Decoding:
     logits: Logits | None = None
     # Whether rows of several adapters can go through the layers together, here and in prefill.
     groups_adapters: bool = False
+    # Made from a model; None: prompts are read by the parts that training uses.
+    reading: Callable[[DenseModel], PromptReading] | None = None
 
 
 @dataclass(frozen=True, slots=True)

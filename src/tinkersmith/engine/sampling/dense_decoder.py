@@ -22,7 +22,12 @@ from tinkersmith.engine.model.dense import (
     layer_updates,
     row_updates,
 )
-from tinkersmith.engine.model.kernels import ExactLogits, Kernels, PackedAttention
+from tinkersmith.engine.model.kernels import (
+    ExactLogits,
+    Kernels,
+    PackedAttention,
+    PromptReading,
+)
 from tinkersmith.engine.model.lora import Adapter, adapter_runs
 from tinkersmith.engine.model.projection import (
     Projection,
@@ -82,6 +87,9 @@ class DenseDecoder:
         self._updates: dict[Adapter | None, _Updates] = {}  # the latest last
         self._of_step: _StepUpdates | None = None  # of the last one: few steps need others
         self.layers = self.decoding.layers(model, slots)
+        self.reading = None if self.decoding.reading is None else self.decoding.reading(model)
+        # Of the last read: adapters of its tokens, and what is added to them.
+        self._of_read: tuple[list[Adapter | None], list[LayerRowUpdates]] | None = None
         self.move = self.layers.move
         self.resize, self.held = self.layers.resize, self.layers.held
 
@@ -101,6 +109,12 @@ class DenseDecoder:
 
         order = sorted(range(len(runs)), key=place)
         ordered = [runs[index] for index in order]
+        if self.reading is not None:
+            hidden = self._read(self.reading, ordered, cache_only=not any(wanted))
+            answer: list[torch.Tensor | None] = [None] * len(runs)
+            for index, of_run in zip(order, hidden, strict=True):
+                answer[index] = of_run if wanted[index] else None
+            return answer
         tokens = torch.tensor([token for run in ordered for token in run.tokens])
         lengths = [len(run.tokens) for run in ordered]
         bounds = torch.tensor([0, *lengths]).cumsum(0).tolist()
@@ -117,6 +131,34 @@ class DenseDecoder:
             if wanted[index]:
                 answer[index] = next(asked_hidden)
         return answer
+
+    def _read(
+        self, reading: PromptReading, runs: Sequence[TokenRun], *, cache_only: bool
+    ) -> Sequence[torch.Tensor]:  # (T, H) of each run, of no meaning if `cache_only`
+        """Runs by the kernels of decoding; those of one adapter stand together."""
+        model, lengths = self.model, [len(run.tokens) for run in runs]
+        x = model.embedding(torch.tensor([token for run in runs for token in run.tokens]))
+        positions = [torch.arange(run.start, run.start + len(run.tokens)) for run in runs]
+        rotary = model.rotary_tables(torch.cat(positions))
+        pasts: list[list[KeysAndValues]] = [
+            [link.past for link in run.chain()[:-1] if link.past is not None] for run in runs
+        ]
+        adapters = [run.adapter for run in runs for _ in run.tokens]
+        if not any(adapters):
+            adapters = [None]  # the same for every number of tokens
+        if self._of_read is None or self._of_read[0] != adapters:
+            groups = [
+                (rows, self._updates_of(adapter).layers) for adapter, rows in adapter_runs(adapters)
+            ]
+            self._of_read = adapters, _row_updates_of_layers(groups, len(model.layers))
+        updates = self._of_read[1]
+        found = reading.read(x, lengths, pasts, rotary, updates, cache_only=cache_only)
+        for run, past in zip(runs, found, strict=True):
+            run.past = past
+        normed = torch.empty_like(x)
+        if not cache_only:
+            self.decoding.elementwise.rms_norm(x, model.final_norm, model.eps, normed)
+        return normed.split(lengths)
 
     def put(self, slot: int, run: TokenRun) -> None:
         self.layers.put(slot, [link.past for link in run.chain() if link.past is not None])

@@ -72,10 +72,10 @@ class NativeLayers:
         self.capacities: list[int] = []
         self.resize(slots)
 
-    def put(self, slot: int, parts: Sequence[KeysAndValues]) -> None:
+    def put(self, slot: int, parts: Sequence[KeysAndValues], *, more: int = 1) -> None:
         self.lengths[slot] = sum(part[0][0].shape[1] for part in parts)
         self.capacities[slot] = 0
-        self._reserve(slot, self.lengths[slot] + 1)
+        self._reserve(slot, self.lengths[slot] + more)
         start = 0
         for part in parts:
             for layer, (key, value) in enumerate(part):

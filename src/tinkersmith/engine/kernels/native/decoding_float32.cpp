@@ -1,7 +1,8 @@
 // One step of decoding in fp32, on every processor: all layers in one parallel region. Rows are in
 // panels (see panels.h). Threads share the rows, each going through all layers with its own ones
 // and waiting for nobody, where there are enough rows or the weights stay in the caches. Else they
-// share the outputs of each product, and wait for each other five times a layer.
+// share the outputs of each product, and wait for each other five times a layer. Rows are sequences
+// that decode together, or the tokens of prompts.
 //
 // Axes: N rows of x, I and O input and output size of a linear layer, R rank of an adapter, C
 // layers joined in one projection that the adapter trains, B sequences that decode together, H
@@ -22,10 +23,12 @@ using namespace tinkersmith_panels;
 namespace {
 
 constexpr i64 CACHED = 16 << 20;   // bytes of weights that stay in a processor's caches
-constexpr i64 OWN_ROWS = 16;       // rows for which a thread reads larger weights alone
+constexpr i64 OWN_ROWS = 2 * FLOAT_PANEL;  // rows for which a thread reads larger weights alone
 constexpr i64 READERS = 4;         // at most so many threads do
 constexpr int SPINS = 1 << 12;     // looks at whether the others are there before a thread sleeps
+constexpr i64 BLOCK_ROWS = 256;    // rows of prompts that go through the layers together
 constexpr i64 POSITIONS = FLOAT_PANEL;  // of a panel of keys
+constexpr int KEY_VECTORS = POSITIONS / LANES;
 
 typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
 
@@ -95,11 +98,15 @@ struct Caches {
   const i64* key_steps;
   float* const* values;
   const i64* value_steps;
+
+  // Whether a row is the token after the one of the row before.
+  bool continues(i64 row) const { return row > 0 && keys[row] == keys[row - 1]; }
 };
 
 // Panels of rows that go through the layers together, and what a team shares of them.
 struct Block {
   i64 first, rows, panels;
+  bool linked = false;  // whether a panel continues the sequence of the one before
   float* x = nullptr;  // this and all others: (panels, features, ROWS)
   float* middle = nullptr;
   float* qkv = nullptr;
@@ -202,18 +209,18 @@ inline void put_value(float* values, i64 size, i64 position, const float* value,
 template <int COUNT>
 void score(const float* queries, i64 size, const float* keys, i64 seen, float* scores, i64 width) {
   for (i64 position = 0; position < seen; position += POSITIONS) {
-    Vector sums[COUNT][VECTORS] = {};
+    Vector sums[COUNT][KEY_VECTORS] = {};
     const float* panel = keys + position * size;
     for (i64 d = 0; d < size; ++d)
 #pragma GCC unroll 4
-      for (int j = 0; j < VECTORS; ++j) {
+      for (int j = 0; j < KEY_VECTORS; ++j) {
         const Vector key = load(panel + d * POSITIONS + j * LANES);
 #pragma GCC unroll 4
         for (int i = 0; i < COUNT; ++i)
           sums[i][j] = add_product(sums[i][j], all(queries[i * size + d]), key);
       }
     for (int i = 0; i < COUNT; ++i)
-      for (int j = 0; j < VECTORS; ++j)
+      for (int j = 0; j < KEY_VECTORS; ++j)
         store(scores + i * width + position + j * LANES, sums[i][j]);
   }
 }
@@ -244,10 +251,10 @@ void weigh(const float* powers, i64 width, const float* factors, const float* va
            i64 size, float* output) {
   const i64 padded = round_up(size, POSITIONS);
   for (i64 d = 0; d < padded; d += POSITIONS) {
-    Vector sums[COUNT][VECTORS] = {};
+    Vector sums[COUNT][KEY_VECTORS] = {};
     for (i64 s = 0; s < seen; ++s)
 #pragma GCC unroll 4
-      for (int j = 0; j < VECTORS; ++j) {
+      for (int j = 0; j < KEY_VECTORS; ++j) {
         const Vector value = load(values + s * padded + d + j * LANES);
 #pragma GCC unroll 4
         for (int i = 0; i < COUNT; ++i)
@@ -462,22 +469,26 @@ void project_swiglu(const Float32Linear& linear, const Block& block, float* x, T
   }
 }
 
-// A block of rows through all layers, by the threads of a team.
-void run_layers(const Model& model, const Caches& caches, const Block& block,
+// A block of rows through all layers, by the threads of a team. If `cache_only`, nothing but keys
+// and values is computed of the last layer.
+void run_layers(const Model& model, const Caches& caches, const Block& block, bool cache_only,
                 Team& team) {
   static thread_local Scratch scratch;
+  // A token attends to those before it, which put their keys first: panels in their order then.
+  const i64 parts = block.linked ? 1 : block.panels, size = block.panels / parts;
   for (i64 index = 0; index < model.layer_count; ++index) {
     const Float32Layer& layer = model.layers[index];
     float* normed = scratch.normed.reserve(block.panels * model.hidden * ROWS);
     norm(block, block.x, model.hidden, layer.attention_norm, model.eps, normed);
     project(layer.qkv, block, normed, nullptr, block.qkv, team, scratch);
     team.wait();
-    for (i64 task; (task = team.take()) < block.panels * model.kv_heads;) {
-      const i64 panel = task / model.kv_heads;
-      attend(model, layer, index, caches, block, panel, task % model.kv_heads,
-             scratch);
+    for (i64 task; (task = team.take()) < parts * model.kv_heads;) {
+      const i64 panel = task / model.kv_heads * size;
+      for (i64 i = panel; i < panel + size; ++i)
+        attend(model, layer, index, caches, block, i, task % model.kv_heads, scratch);
     }
     team.wait();
+    if (cache_only && index == model.layer_count - 1) return;
     project(layer.output, block, block.attended, block.x, block.middle, team, scratch);
     team.wait();
     norm(block, block.middle, model.hidden, layer.mlp_norm, model.eps, normed);
@@ -498,6 +509,85 @@ bool shares_rows(const Model& model, i64 rows, i64 threads) {
         bytes += outputs * linear->inputs * (linear->weight == nullptr ? 2 : 4);
   if (bytes <= CACHED) return true;
   return threads <= READERS && rows >= threads * OWN_ROWS;
+}
+
+// Rows through all layers: x becomes their output, unless `cache_only`.
+void compute(const Model& model, const Caches& caches, i64 rows, bool cache_only, float* x) {
+  static thread_local Buffer memory;
+  const i64 hidden_size = model.hidden, attended = model.heads() * model.head_size;
+  const i64 features =
+      2 * hidden_size + model.qkv() + attended + model.inner() + model.head_size;  // of a row
+  const i64 threads = omp_get_max_threads(),
+            wanted = std::min(threads, (rows + ROWS - 1) / ROWS);
+  // The first row of each thread, and the end. A sequence is not divided.
+  std::vector<i64> bounds{0};
+  bool own_rows = shares_rows(model, rows, threads);
+  if (own_rows)
+    for (i64 i = 1; i < wanted; ++i) {
+      i64 row = round_up(rows * i / wanted, LANES);
+      while (row < rows && caches.continues(row)) ++row;
+      if (row > bounds.back() && row < rows) bounds.push_back(row);
+    }
+  bounds.push_back(rows);
+  const i64 parts = bounds.size() - 1;
+  own_rows = own_rows && parts == wanted;
+  const i64 numbers = round_up(std::min(rows, BLOCK_ROWS), ROWS) * features;  // of a block
+  float* shared = memory.reserve(own_rows ? parts * numbers : numbers);
+  auto block_of = [&](i64 first, i64 end, float* at) {
+    Block block{first, end - first, (end - first + ROWS - 1) / ROWS};
+    auto next = [&](i64 width) {
+      float* here = at;
+      at += block.panels * width * ROWS;
+      return here;
+    };
+    block.x = next(hidden_size), block.middle = next(hidden_size), block.qkv = next(model.qkv());
+    block.attended = next(attended), block.activated = next(model.inner());
+    block.rotary = next(model.head_size);
+    for (i64 panel = 0; panel < block.panels; ++panel) {
+      const i64 row = first + panel * ROWS, here = block.rows_of(panel);
+      block.linked |= panel > 0 && caches.continues(row);
+      to_panel(x + row * hidden_size, hidden_size, here, hidden_size,
+               panel_of(block.x, hidden_size, panel));
+      const i64 half = model.head_size / 2;
+      float* tables = panel_of(block.rotary, model.head_size, panel);
+      to_panel(model.cosine + row * model.ld_rotary, model.ld_rotary, here, half, tables);
+      to_panel(model.sine + row * model.ld_rotary, model.ld_rotary, here, half,
+               tables + half * ROWS);
+    }
+    return block;
+  };
+  auto finish = [&](const Block& block) {
+    if (cache_only) return;
+    for (i64 panel = 0; panel < block.panels; ++panel)
+      from_panel(panel_of(block.x, hidden_size, panel), block.rows_of(panel), hidden_size,
+                 x + (block.first + panel * ROWS) * hidden_size, hidden_size);
+  };
+  if (own_rows) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast<int>(parts))
+    for (i64 i = 0; i < parts; ++i)
+      for (i64 row = bounds[i]; row < bounds[i + 1]; row += BLOCK_ROWS) {
+        const i64 end = std::min(row + BLOCK_ROWS, bounds[i + 1]);
+        const Block block = block_of(row, end, shared + i * numbers);
+        Team alone(1);
+        run_layers(model, caches, block, cache_only, alone);
+        finish(block);
+      }
+    return;
+  }
+  std::unique_ptr<Team> team;
+  Block block;
+#pragma omp parallel num_threads(static_cast<int>(threads))
+  {
+#pragma omp single
+    team = std::make_unique<Team>(omp_get_num_threads());
+    for (i64 row = 0; row < rows; row += BLOCK_ROWS) {
+#pragma omp single
+      block = block_of(row, std::min(row + BLOCK_ROWS, rows), shared);
+      run_layers(model, caches, block, cache_only, *team);
+#pragma omp single
+      finish(block);
+    }
+  }
 }
 
 }  // namespace
@@ -523,63 +613,22 @@ void tinkersmith_decode_float32(i64 sequences, i64 hidden_size, i64 kv_heads, i6
                                 const i64* capacities, float* const* cached_keys,
                                 const i64* key_steps, float* const* cached_values,
                                 const i64* value_steps, float* x) {
-  static thread_local Buffer memory;
   const Model model{hidden_size, kv_heads, queries_per_key, head_size, layer_count, layers,
                     eps,         scale,    cosine,          sine,      ld_rotary};
   const Caches caches{lengths, capacities, cached_keys, key_steps, cached_values, value_steps};
-  const i64 panels = (sequences + ROWS - 1) / ROWS, attended = model.heads() * head_size;
-  const i64 features =
-      2 * hidden_size + model.qkv() + attended + model.inner() + head_size;  // of a row
-  float* shared = memory.reserve(panels * features * ROWS);
-  // Panels from `first` on, with memory of their own.
-  auto block_of = [&](i64 first, i64 count) {
-    float* at = shared + first * features * ROWS;
-    auto next = [&](i64 width) {
-      float* here = at;
-      at += count * width * ROWS;
-      return here;
-    };
-    Block block{first * ROWS, std::min(sequences - first * ROWS, count * ROWS), count};
-    block.x = next(hidden_size), block.middle = next(hidden_size), block.qkv = next(model.qkv());
-    block.attended = next(attended), block.activated = next(model.inner());
-    block.rotary = next(head_size);
-    for (i64 panel = 0; panel < count; ++panel) {
-      const i64 row = (first + panel) * ROWS, here = block.rows_of(panel);
-      to_panel(x + row * hidden_size, hidden_size, here, hidden_size,
-               panel_of(block.x, hidden_size, panel));
-      float* tables = panel_of(block.rotary, head_size, panel);
-      to_panel(cosine + row * ld_rotary, ld_rotary, here, head_size / 2, tables);
-      to_panel(sine + row * ld_rotary, ld_rotary, here, head_size / 2,
-               tables + head_size / 2 * ROWS);
-    }
-    return block;
-  };
-  auto finish = [&](const Block& block) {
-    for (i64 panel = 0; panel < block.panels; ++panel)
-      from_panel(panel_of(block.x, hidden_size, panel), block.rows_of(panel), hidden_size,
-                 x + (block.first + panel * ROWS) * hidden_size, hidden_size);
-  };
-  const i64 threads = omp_get_max_threads();
-  if (shares_rows(model, sequences, threads)) {
-    const i64 wanted = std::min(threads, panels);
-    const i64 size = (panels + wanted - 1) / wanted, blocks = (panels + size - 1) / size;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(static_cast<int>(wanted))
-    for (i64 i = 0; i < blocks; ++i) {
-      const Block block = block_of(i * size, std::min(size, panels - i * size));
-      Team alone(1);
-      run_layers(model, caches, block, alone);
-      finish(block);
-    }
-    return;
-  }
-  const Block block = block_of(0, panels);
-  std::unique_ptr<Team> team;
-#pragma omp parallel num_threads(static_cast<int>(threads))
-  {
-#pragma omp single
-    team = std::make_unique<Team>(omp_get_num_threads());
-    run_layers(model, caches, block, *team);
-  }
-  finish(block);
+  compute(model, caches, sequences, false, x);
+}
+
+void tinkersmith_read_float32(i64 tokens, i64 hidden_size, i64 kv_heads, i64 queries_per_key,
+                              i64 head_size, i64 layer_count, const Float32Layer* layers,
+                              float eps, float scale, const float* cosine, const float* sine,
+                              i64 ld_rotary, const i64* lengths, const i64* capacities,
+                              float* const* cached_keys, const i64* key_steps,
+                              float* const* cached_values, const i64* value_steps,
+                              i64 cache_only, float* x) {
+  const Model model{hidden_size, kv_heads, queries_per_key, head_size, layer_count, layers,
+                    eps,         scale,    cosine,          sine,      ld_rotary};
+  const Caches caches{lengths, capacities, cached_keys, key_steps, cached_values, value_steps};
+  compute(model, caches, tokens, cache_only != 0, x);
 }
 }

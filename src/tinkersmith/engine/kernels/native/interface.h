@@ -179,6 +179,17 @@ void tinkersmith_decode_float32(i64 sequences, i64 hidden_size, i64 kv_heads, i6
                                 const i64* key_steps, float* const* cached_values,
                                 const i64* value_steps, float* x);
 
+// Like tinkersmith_decode_float32, for prompts: tokens of one sequence are neighbouring rows with
+// the same cache, in their order. If `cache_only` is not 0, only keys and values are computed, and x
+// stays as it is.
+void tinkersmith_read_float32(i64 tokens, i64 hidden_size, i64 kv_heads, i64 queries_per_key,
+                              i64 head_size, i64 layer_count, const Float32Layer* layers,
+                              float eps, float scale, const float* cosine, const float* sine,
+                              i64 ld_rotary, const i64* lengths, const i64* capacities,
+                              float* const* cached_keys, const i64* key_steps,
+                              float* const* cached_values, const i64* value_steps,
+                              i64 cache_only, float* x);
+
 // ---- in bf16, on processors with instructions for its products. These multiply pairs of numbers:
 // V and all sizes that are summed over (I, O, R, D) are even.
 #ifdef __AVX512BF16__

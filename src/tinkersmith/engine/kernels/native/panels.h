@@ -32,10 +32,16 @@ constexpr int SUMS = 24;
 constexpr i64 LANES = 4;
 constexpr int SUMS = 12;
 #endif
-constexpr i64 ROWS = FLOAT_PANEL;
+// A weight that is read for 2 vectors holds up products less.
+constexpr i64 ROWS = FLOAT_PANEL == LANES ? 2 * LANES : FLOAT_PANEL;
 constexpr int VECTORS = ROWS / LANES;  // of a panel
+#if defined(__x86_64__)
+constexpr int OUTPUTS = 12;  // at a time: so many addresses of weights stay in registers
+#else
+constexpr int OUTPUTS = SUMS;
+#endif
 constexpr i64 TILE = 48;               // outputs that a thread takes at a time
-constexpr i64 PREFETCHED = 16;         // numbers of a row of weights that are prefetched at once
+constexpr i64 PREFETCHED = 16;         // numbers that are prefetched at once
 
 typedef float Vector __attribute__((vector_size(4 * LANES)));
 
@@ -108,7 +114,10 @@ struct Weights {
 template <int USED, int COUNT>
 inline void add_products(Vector (&sums)[COUNT][USED], const float* weights, i64 inputs,
                          const float* panel) {
+  const float* next = weights + COUNT * inputs;  // those of the outputs that follow
   for (i64 k = 0; k < inputs; ++k) {
+#pragma GCC unroll 2
+    for (int i = 0; i < COUNT; i += PREFETCHED) __builtin_prefetch(next + k * COUNT + i, 0, 2);
     Vector x[USED];
 #pragma GCC unroll 4
     for (int j = 0; j < USED; ++j) x[j] = load(panel + k * ROWS + j * LANES);
@@ -139,7 +148,7 @@ template <class Finish>
 inline void outputs_of(i64 rows, const float* weights, i64 first, i64 end, i64 inputs,
                        const float* panel, const Finish& finish) {
   auto run = [&]<int USED>() {
-    constexpr int MANY = SUMS / USED;
+    constexpr int MANY = std::min(OUTPUTS, SUMS / USED);
     if (end - first >= MANY)
       outputs_of<USED, MANY>(weights, first, end, inputs, panel, finish);
     else
