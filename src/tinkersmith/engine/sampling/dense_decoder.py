@@ -146,13 +146,14 @@ class DenseDecoder:
         adapters = [run.adapter for run in runs for _ in run.tokens]
         if not any(adapters):
             adapters = [None]  # the same for every number of tokens
-        if self._of_read is None or self._of_read[0] != adapters:
+        of_read = self._of_read
+        if of_read is None or of_read[0] != adapters:
             groups = [
                 (rows, self._updates_of(adapter).layers) for adapter, rows in adapter_runs(adapters)
             ]
-            self._of_read = adapters, _row_updates_of_layers(groups, len(model.layers))
-        updates = self._of_read[1]
-        found = reading.read(x, lengths, pasts, rotary, updates, cache_only=cache_only)
+            of_read = adapters, _row_updates_of_layers(groups, len(model.layers))
+            self._of_read = of_read
+        found = reading.read(x, lengths, pasts, rotary, of_read[1], cache_only=cache_only)
         for run, past in zip(runs, found, strict=True):
             run.past = past
         normed = torch.empty_like(x)

@@ -1,7 +1,7 @@
 """Prompts read by the C++ functions against their twin in torch."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,10 @@ def any_threads() -> Iterator[None]:
 
 
 def read(
-    base: BaseModel, prompts: list[list[int]], adapters: list[Adapter | None], which: list[int]
+    base: BaseModel,
+    prompts: list[list[int]],
+    adapters: Sequence[Adapter | None],
+    which: list[int],
 ) -> list[list[torch.Tensor]]:
     """Hidden states, keys and values of some prompts; those with odd numbers have a parent."""
     decoder, beginning = DenseDecoder(base, 0), list(range(100, 140))

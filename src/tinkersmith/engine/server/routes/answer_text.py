@@ -302,7 +302,8 @@ class AnswerText:
             return TextPiece()
         self.count += 1
         piece = TextPiece()
-        tokens = copy.copy(self._tokens)
+        # Only what ends an answer may be no text: then the tokens before it are needed again.
+        tokens = copy.copy(self._tokens) if reason == "stop" else self._tokens
         new = tokens.add(token)
         if reason == "stop" and not self._stops.would_match(new):
             if self._scores_end:
