@@ -35,7 +35,8 @@ from tinkersmith.bundled import BUNDLED_MODELS
 BUNDLED = "tinkersmith/tiny-math"
 ROOT = Path(__file__).resolve().parent.parent
 PROMPTS = 64
-ANSWER_TOKENS = 64
+# Of an answer, at most. Those of the random model never end, so fewer are enough.
+ANSWER_TOKENS = {"bundled": 64, "wide": 32, "load": 64}
 BATCHES = (8, 16, 32, 64)  # of `generate`
 CLIENTS = (1, 16, 64)
 
@@ -49,6 +50,7 @@ CLIENTS_OF = {OURS: CLIENTS, ONE_BY_ONE: (1, 16), CONTINUOUS: CLIENTS}
 PROMPTS_OF = {1: 16, 16: PROMPTS, 64: PROMPTS}
 SLOW_PROMPTS = 16  # all that a server gets that answers one request after the other
 NEAR_BEST = 0.8  # batches of `generate` that were slower in the first round are not tried again
+TRIAL_TOKENS = 8  # of an answer, to find a precision that is far slower than the other
 
 
 def main() -> None:
@@ -63,6 +65,7 @@ def main() -> None:
     options = parser.parse_args()
     prompts, failed = read_prompts(PROMPTS), False
     for part in options.parts:
+        tokens = ANSWER_TOKENS[part]
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             before = {"cores used by other programs before": round(busy_cores(3.0), 1)}
@@ -70,15 +73,17 @@ def main() -> None:
             model = str(make_wide_model(folder / "qwen3-512")) if wide else BUNDLED
             if part == "load":
                 with running_serve(model, folder) as port:
-                    asked = load(port, prompts, options.clients, 60 * options.minutes)
+                    asked = load(port, prompts, tokens, options.clients, 60 * options.minutes)
                     found: dict[str, Any] = asyncio.run(asked)
                 failed = bool(found["errors"])
             else:
                 python = options.python or python_with_serve()
                 model_folder = Path(model) if wide else BUNDLED_MODELS[BUNDLED]
-                found = compare(model, model_folder, python, prompts, options.rounds, folder)
+                sides = Sides(model, model_folder, python, folder)
+                found = compare(sides, prompts, tokens, options.rounds)
             print(json.dumps({TITLES[part]: before | found}, indent=2), flush=True)
-            write_part(TITLES[part], before | found, options.rounds, options.minutes)
+            found = before | {"tokens of an answer, at most": tokens} | found
+            write_part(TITLES[part], found, options.rounds, options.minutes)
     if failed:
         sys.exit(1)
 
@@ -86,7 +91,7 @@ def main() -> None:
 def write_part(title: str, found: dict[str, Any], rounds: int, minutes: float) -> None:
     """Write one part's figures beside those of the others that are there."""
     file = RESULTS / "serving.json"
-    figures: dict[str, Any] = {"prompts": PROMPTS, "tokens of an answer, at most": ANSWER_TOKENS}
+    figures: dict[str, Any] = {"prompts": PROMPTS}
     if file.is_file():
         earlier = json.loads(file.read_text(encoding="utf-8"))["figures"]
         figures |= {
@@ -149,25 +154,34 @@ def busy_cores(seconds: float) -> float:
 # ---- the sides
 
 
-def compare(
-    model: str, folder: Path, python: Path, prompts: Sequence[str], rounds: int, temporary: Path
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Sides:
+    """What the sides are started with."""
+
+    model: str
+    folder: Path  # of the model
+    python: Path  # one that has `transformers serve`
+    temporary: Path
+
+
+def compare(sides: Sides, prompts: Sequence[str], tokens: int, rounds: int) -> dict[str, Any]:
     """The figures of all sides, and how many times the tokens a second of the others ours has."""
-    generate = fastest_generate(folder, prompts)
+    model, folder, temporary = sides.model, sides.folder, sides.temporary
+    generate = fastest_generate(folder, prompts, tokens)
     with ExitStack() as stack:
         servers = {OURS: Server(stack.enter_context(running_serve(model, temporary)), "")}
         logs: dict[str, Path] = {}
         for name in (ONE_BY_ONE, CONTINUOUS):
             logs[name] = log = temporary / f"{len(servers)}.log"
             running = running_transformers_serve(
-                python, folder, generate.dtype, log, continuous=name == CONTINUOUS
+                sides.python, folder, generate.dtype, log, continuous=name == CONTINUOUS
             )
             servers[name] = Server(stack.enter_context(running), str(folder))
         texts: dict[str, list[str]] = {}
         failed: dict[str, str] = {}
         for name, server in list(servers.items()):
             try:
-                texts[name] = asyncio.run(warm_up(server, prompts))
+                texts[name] = asyncio.run(warm_up(server, prompts, tokens))
             except (OSError, EOFError, ValueError, LookupError) as error:
                 if name == OURS:
                     raise
@@ -179,14 +193,15 @@ def compare(
         batches = BATCHES
         for _ in range(rounds):
             for size in batches:
-                rate = generate.answer(prompts, size)
+                rate = generate.answer(prompts, size, tokens)
                 rates.setdefault(f"batch {size}", []).append(rate)
             best = max(median(rates[f"batch {size}"]) for size in batches)
             batches = [
                 size for size in batches if median(rates[f"batch {size}"]) > NEAR_BEST * best
             ]
             for name, server in servers.items():
-                asyncio.run(server.measure(prompts, CLIENTS_OF[name], name == ONE_BY_ONE))
+                some = prompts[:SLOW_PROMPTS] if name == ONE_BY_ONE else prompts
+                asyncio.run(server.measure(some, tokens, CLIENTS_OF[name]))
     by_batch = {size: round(median(rates[f"batch {size}"]), 1) for size in BATCHES}
     most = max(by_batch, key=by_batch.__getitem__)
     found: dict[str, Any] = {
@@ -219,17 +234,17 @@ class Server:
     rates: dict[int, list[float]] = field(default_factory=dict)  # by clients
     firsts: dict[int, list[float]] = field(default_factory=dict)
 
-    async def measure(self, prompts: Sequence[str], counts: Sequence[int], slow: bool) -> None:
+    async def measure(self, prompts: Sequence[str], tokens: int, counts: Sequence[int]) -> None:
         for count in counts:
-            some = prompts[: SLOW_PROMPTS if slow else PROMPTS_OF[count]]
+            some = prompts[: PROMPTS_OF[count]]
             async with clients_of(self.port, count, self.model) as clients:
                 begun = time.perf_counter()
-                tokens = await ask_all(clients, some)
-                rate = tokens / (time.perf_counter() - begun)
+                answered = await ask_all(clients, some, tokens)
+                rate = answered / (time.perf_counter() - begun)
                 self.rates.setdefault(count, []).append(rate)
             # New connections: some servers close one that is idle for some seconds.
             async with clients_of(self.port, count, self.model) as clients:
-                first = await first_tokens(clients, some[: max(count, 4)])
+                first = await first_tokens(clients, some[: max(count, 4)], tokens)
                 self.firsts.setdefault(count, []).extend(first)
 
     def figures(self) -> dict[str, Any]:
@@ -244,11 +259,11 @@ class Server:
         }
 
 
-async def warm_up(server: Server, prompts: Sequence[str]) -> list[str]:
+async def warm_up(server: Server, prompts: Sequence[str], tokens: int) -> list[str]:
     """Have a server meet the shapes of products; gives its answers to the first 16 prompts."""
 
     async def text_of(client: Client, prompt: str) -> str:
-        await client.send("POST", "/v1/completions", body(prompt))
+        await client.send("POST", "/v1/completions", body(prompt, tokens))
         return str((await client.answer())["choices"][0]["text"])
 
     async with clients_of(server.port, 16, server.model) as clients:
@@ -271,7 +286,7 @@ class Generate:
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
         self._model, self.dtype = model.eval(), dtype
 
-    def answer(self, prompts: Sequence[str], size: int) -> float:
+    def answer(self, prompts: Sequence[str], size: int, most: int) -> float:
         """Answer the prompts in batches; gives the tokens a second, up to each answer's end."""
         import torch
 
@@ -283,7 +298,7 @@ class Generate:
             with torch.inference_mode():
                 answers = self._model.generate(
                     **batch,
-                    max_new_tokens=ANSWER_TOKENS,
+                    max_new_tokens=most,
                     do_sample=False,
                     pad_token_id=tokenizer.pad_token_id,
                 )
@@ -293,13 +308,16 @@ class Generate:
         return tokens / (time.perf_counter() - begun)
 
 
-def fastest_generate(folder: Path, prompts: Sequence[str]) -> Generate:
+def fastest_generate(folder: Path, prompts: Sequence[str], tokens: int) -> Generate:
     """`generate` in fp32 or bf16, whichever is faster here in its best batch."""
     both = [Generate(folder, dtype) for dtype in ("float32", "bfloat16")]
-    rates: list[float] = []
-    for generate in both:
-        generate.answer(prompts[:8], 8)  # it has met the shapes of products
-        rates.append(max(generate.answer(prompts, batch) for batch in BATCHES[-2:] * 2))
+    trials = [generate.answer(prompts, BATCHES[-1], TRIAL_TOKENS) for generate in both]
+    if min(trials) < max(trials) / 2:  # bf16 may take minutes where the processor has none
+        return both[trials.index(max(trials))]
+    rates = [
+        max(generate.answer(prompts, batch, tokens) for batch in BATCHES[-2:] * 2)
+        for generate in both
+    ]
     return both[rates.index(max(rates))]
 
 
@@ -384,18 +402,18 @@ async def clients_of(port: int, count: int, model: str = "") -> AsyncIterator[li
             client.writer.close()
 
 
-def body(prompt: str, **more: Any) -> dict[str, Any]:
-    return {"prompt": prompt, "max_tokens": ANSWER_TOKENS, "temperature": 0, **more}
+def body(prompt: str, tokens: int, **more: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "max_tokens": tokens, "temperature": 0, **more}
 
 
-async def ask_all(clients: Sequence[Client], prompts: Sequence[str]) -> int:
+async def ask_all(clients: Sequence[Client], prompts: Sequence[str], most: int) -> int:
     """Each client asks the next prompt as soon as it has its answer; gives the tokens of all."""
     waiting, tokens = iter(prompts), 0
 
     async def ask(client: Client) -> None:
         nonlocal tokens
         for prompt in waiting:
-            status = await client.send("POST", "/v1/completions", body(prompt))
+            status = await client.send("POST", "/v1/completions", body(prompt, most))
             answer = await client.answer()
             if status != 200:
                 raise SystemExit(f"The server answers {status}: {answer}")
@@ -405,14 +423,16 @@ async def ask_all(clients: Sequence[Client], prompts: Sequence[str]) -> int:
     return tokens
 
 
-async def first_tokens(clients: Sequence[Client], prompts: Sequence[str]) -> list[float]:
+async def first_tokens(
+    clients: Sequence[Client], prompts: Sequence[str], tokens: int
+) -> list[float]:
     """Seconds from each streamed request to its first piece; all clients ask at once."""
     waiting, seconds = iter(prompts), list[float]()
 
     async def ask(client: Client) -> None:
         for prompt in waiting:
             begun, first = time.perf_counter(), 0.0
-            await client.send("POST", "/v1/completions", body(prompt, stream=True))
+            await client.send("POST", "/v1/completions", body(prompt, tokens, stream=True))
             async for piece in client.pieces():
                 first = first or (time.perf_counter() - begun if b"data: {" in piece else 0.0)
             seconds.append(first)
@@ -422,7 +442,7 @@ async def first_tokens(clients: Sequence[Client], prompts: Sequence[str]) -> lis
 
 
 async def load(
-    port: int, prompts: Sequence[str], count: int, seconds: float
+    port: int, prompts: Sequence[str], tokens: int, count: int, seconds: float
 ) -> dict[str, float | int | str]:
     """Clients that ask one question after the other until the time is over."""
     end, answers, errors, example = time.perf_counter() + seconds, 0, 0, ""
@@ -432,7 +452,7 @@ async def load(
         while time.perf_counter() < end:
             try:
                 status = await client.send(
-                    "POST", "/v1/completions", body(prompts[number % len(prompts)])
+                    "POST", "/v1/completions", body(prompts[number % len(prompts)], tokens)
                 )
                 answer = await client.answer()
                 if status == 200 and answer["choices"][0]["finish_reason"] in ("stop", "length"):
