@@ -26,6 +26,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(hub, "PATIENCE", 1.0)
+    monkeypatch.setattr(hub, "_unreached", {})
 
 
 @pytest.fixture
@@ -63,6 +64,21 @@ def test_an_unreachable_hub_is_named_with_what_to_set(
         with pytest.raises(UserError) as caught:
             read_records(Path(f"hf:{NAME}"))
         assert words in str(caught.value) and "HF_ENDPOINT" in str(caught.value)
+
+
+def test_what_needs_a_silent_hub_several_times_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with silent_hub() as silent:
+        monkeypatch.setenv("HF_ENDPOINT", silent)
+        begun = time.monotonic()
+        for _ in range(3):
+            with pytest.raises(UserError, match="nothing arrived for 1 s"):
+                check_hub_has(NAME)
+        assert "nothing arrived for 1 s" in (hub.hub_unreached("datasets", NAME) or "")
+        assert time.monotonic() - begun < 2 * hub.PATIENCE
+        monkeypatch.setattr(hub, "_ASKED_AGAIN_AFTER", 0.0)  # as after a minute
+        begun = time.monotonic()
+        assert hub.hub_unreached("datasets", NAME)
+        assert time.monotonic() - begun >= hub.PATIENCE
 
 
 def test_the_tokenizer_comes_from_the_mirror_that_is_set_and_then_from_the_cache(

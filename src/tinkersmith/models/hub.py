@@ -1,7 +1,8 @@
 """A model's name -> files of it from a hub, with little patience and a true sentence.
 
 The hub's own libraries wait for minutes where a network swallows what is sent. Therefore they work
-in a thread of their own, and what has brought nothing for 8 seconds is given up.
+in a thread of their own, and what has brought nothing for 8 seconds is given up. A command that
+needs several things from a hub waits once: one that did not answer is not asked again at once.
 """
 
 import errno
@@ -25,6 +26,7 @@ from tinkersmith.models.line_up import LLAMA_TOKENIZER
 PATIENCE = 8.0  # seconds without a byte, for all hubs together
 _SHARE = 0.6  # of it for the first hub, where a second one can be asked
 _POLL = 0.1  # seconds
+_ASKED_AGAIN_AFTER = 60.0  # seconds since a hub did not answer
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 # Of a large model, these are large as well, and no tokenizer needs them.
 _NO_TOKENIZER_FILES = ("*.safetensors.index.json", "*.bin.index.json", "onnx/*", "original/*")
@@ -34,6 +36,10 @@ _TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json")
 
 class _Unreached(Exception):
     """A hub did not answer; the text says why, without an end."""
+
+
+# By the name of a hub: when it last did not answer, and why.
+_unreached: dict[str, tuple[float, str]] = {}
 
 
 class HubRefusal(Exception):
@@ -153,10 +159,11 @@ def hub_unreached(kind: str, repository: str) -> str | None:
         _probe(f"{endpoint()}/api/{kind}/{repository}", token)
         return Path()
 
+    hub = f"The hub at {endpoint()}"
     try:
-        _within(ask, Path(os.devnull), PATIENCE)
+        _within(hub, ask, Path(os.devnull), PATIENCE)
     except _Unreached as error:
-        return f"The hub at {endpoint()} does not answer ({error})."
+        return f"{hub} does not answer ({error})."
     return None
 
 
@@ -184,7 +191,7 @@ def _downloaded(
         patience = PATIENCE * _SHARE if place == 0 and second else PATIENCE
         left = patience if place == 0 else max(begun + PATIENCE - time.monotonic(), 1.0)
         try:
-            return _within(fetch, cache, left)
+            return _within(hub, fetch, cache, left)
         except _Unreached as error:
             reasons.append(f"{hub} does not answer ({error}).")
         except HubRefusal as error:
@@ -205,13 +212,27 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or "https://huggingface.co"
 
 
-def _within(fetch: Callable[[], Path], cache: Path, patience: float) -> Path:
+def _within(hub: str, fetch: Callable[[], Path], cache: Path, patience: float) -> Path:
     """What `fetch` returns, as long as files in `cache` grow or `patience` is not spent.
+
+    Args:
+        hub: its name. One that did not answer within the last minute is not asked.
 
     Raises:
         _Unreached: nothing came.
         HubRefusal: the hub gave an answer, and not the files.
     """
+    since, reason = _unreached.get(hub, (0.0, ""))
+    if reason and time.monotonic() - since < _ASKED_AGAIN_AFTER:
+        raise _Unreached(reason)
+    try:
+        return _waited_for(fetch, cache, patience)
+    except _Unreached as error:
+        _unreached[hub] = time.monotonic(), str(error)
+        raise
+
+
+def _waited_for(fetch: Callable[[], Path], cache: Path, patience: float) -> Path:
     results: list[Path] = []
     failures: list[BaseException] = []
 
