@@ -218,8 +218,9 @@ class Loop:
         plan, lines, begun = self._plan, list[dict[str, Any]](), self._clock()
         if plan.data.validation and VALIDATION_LOSS not in known:
             sources = [sample.source for sample in plan.data.validation]
-            self._note([plan.planned.forward_line(done)], sources, task)
-            lines.append(self._validate(done))
+            batches = validation_requests(plan.data)
+            self._note([plan.planned.forward_line(done, batches)], sources, task)
+            lines.append(self._validate(done, batches))
         if plan.eval_questions and plan.eval_metrics and "eval/n" not in known:
             self._note([plan.planned.sample_line(done)], [], task)
             lines.append(self._ask(done, plan.eval_questions, plan.eval_metrics))
@@ -526,11 +527,10 @@ class Loop:
         self._progress.say(f"  Step {done:,}: {scores}")
         return line
 
-    def _validate(self, done: int) -> dict[str, Any]:
+    def _validate(self, done: int, batches: "list[list[tinker.Datum]]") -> dict[str, Any]:
         plan, samples = self._plan, self._plan.data.validation
         doing = "measuring the validation loss"
         with self._progress.doing(doing):
-            batches = validation_requests(plan.data)
             futures = [plan.client.forward(batch, LOSS) for batch in batches]
             outputs = [plan.service.wait(future, doing) for future in futures]
         total = sum(float(output.metrics["loss:sum"]) for output in outputs)

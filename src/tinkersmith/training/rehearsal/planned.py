@@ -1,8 +1,8 @@
 """Data and settings of a run -> the lines of requests.jsonl that it will have. Nothing is sent."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinkersmith.batches.requests import LOSS, step_request, validation_requests
 from tinkersmith.batches.source import Encoding, TokenizedData
@@ -11,6 +11,9 @@ from tinkersmith.evaluation.questions import Questions
 from tinkersmith.runs.rehearsals import Rehearsal, difference
 from tinkersmith.service.answers import sampling_of
 from tinkersmith.service.digests import creation_line, forward_line, sample_line, step_lines
+
+if TYPE_CHECKING:
+    import tinker
 
 
 @dataclass
@@ -32,10 +35,16 @@ class Planned:
         ends = done % self.steps_per_epoch == 0 or done == self.total_steps
         return ends or (every > 0 and done % every == 0)
 
-    def forward_line(self, done: int) -> dict[str, Any]:
-        """The line of the requests that measure the validation loss after `done` steps."""
+    def forward_line(
+        self, done: int, batches: "Sequence[Sequence[tinker.Datum]] | None" = None
+    ) -> dict[str, Any]:
+        """The line of the requests that measure the validation loss after `done` steps.
+
+        Args:
+            batches: their datums, of a caller that has built them already.
+        """
         if "forward" not in self._measurements:
-            batches = validation_requests(self.data)
+            batches = batches or validation_requests(self.data)
             self._measurements["forward"] = forward_line(done, batches, LOSS)
         return {**self._measurements["forward"], "step": done}
 
