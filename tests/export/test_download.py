@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 from tests.support.connections import bare_connection
 from tests.support.http_server import http_server
+from tests.support.hubs import REFUSING
+from tests.support.tiny_models import make_tiny_model
 from tinkersmith.errors import UserError
-from tinkersmith.export.download import LARGEST_JSON, LARGEST_LORA, _fetch, _limit
+from tinkersmith.export.download import LARGEST_JSON, LARGEST_LORA, _fetch, _limit, model_folder
 
 
 class _Server(BaseHTTPRequestHandler):
@@ -131,3 +134,19 @@ def test_another_machine_may_not_redirect_to_this_one() -> None:
     for target in ("http://127.0.0.1:8000/secret", "https://localhost/secret"):
         with pytest.raises(UserError, match="not an https address of a server"):
             handler.http_error_302(Request(), None, 302, "Found", {"location": target})
+
+
+def test_the_folder_of_tokenizer_serves_where_it_tells_the_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    base = make_tiny_model(tmp_path / "base")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_ENDPOINT", REFUSING)
+    assert model_folder("some-org/some-model", str(base), None, weights=False) == base
+    (base / "model.safetensors").unlink()
+    with pytest.raises(UserError) as caught:
+        model_folder("some-org/some-model", str(base), None, weights=False)
+    assert "does not answer (connection refused)" in str(caught.value)
+    assert "--base-folder (for an adapter, its config.json, model.safe" in str(caught.value)
+    (base / "model.safetensors.index.json").write_text("{}")
+    assert model_folder("some-org/some-model", str(base), None, weights=False) == base

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.connections import bare_connection
@@ -193,6 +194,28 @@ def test_a_missing_peft_is_said_before_anything_is_exported(
         export_model(small.settings, out=out, merged=True, verify=True, say=said.append)
 
 
+def test_an_adapter_of_a_base_whose_weights_are_elsewhere_is_written_and_not_verified(
+    small: SmallRun, adapter: tuple[Path, str], tmp_path: Path
+):
+    base = Path(small.run.base_model())
+    light = tmp_path / "light"  # as a large base's small files are copied from a hub
+    weights = load_file(base / "model.safetensors")
+    shutil.copytree(base, light, ignore=shutil.ignore_patterns("*.safetensors"))
+    index = {"weight_map": dict.fromkeys(weights, "model-00001-of-00001.safetensors")}
+    (light / "model.safetensors.index.json").write_text(json.dumps(index))
+    said: list[str] = []
+    out = tmp_path / "new"
+    export_model(small.settings, out=out, base_folder=light, say=said.append)
+    text = "\n".join(said)
+    assert f"will not be verified: the weights of the base model are not in {light}" in text
+    assert "Verified" not in text
+    name = "adapter_model.safetensors"
+    assert (out / name).read_bytes() == (adapter[0] / name).read_bytes()
+    with pytest.raises(UserError, match="--verify: the weights of the base model are not in"):
+        export_model(small.settings, out=tmp_path / "b", base_folder=light, verify=True, say=len)
+    assert not (tmp_path / "b").exists()
+
+
 def test_the_newest_run_without_a_checkpoint_is_an_error(
     small: SmallRun, tmp_path: Path, capsys: Any
 ):
@@ -253,6 +276,42 @@ def test_a_full_disk_leaves_nothing_behind(
         export_model(small.settings, out=tmp_path / "new", merged=merge, say=lambda _: None)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_an_interruption_leaves_nothing_behind_and_is_told(
+    small: SmallRun, tmp_path: Path, monkeypatch: Any, merge: bool
+):
+    written = adapter_files.write_tensors
+
+    def interrupted(path: Path, tensors: Any) -> None:
+        written(path, tensors)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(adapter_files, "write_tensors", interrupted)
+    monkeypatch.setattr(merged_files, "write_tensors", interrupted)
+    said: list[str] = []
+    out = tmp_path / "new"
+    with pytest.raises(KeyboardInterrupt):
+        export_model(small.settings, out=out, merged=merge, say=said.append)
+    assert said[-1] == f"Interrupted. {out} was not written, and nothing was left behind."
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_check_leaves_the_whole_export(
+    small: SmallRun, tmp_path: Path, monkeypatch: Any
+):
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(whole_export, "verify_export", interrupted)
+    said: list[str] = []
+    out = tmp_path / "new"
+    out.mkdir()  # an empty folder, which --force replaces
+    with pytest.raises(KeyboardInterrupt):
+        export_model(small.settings, out=out, force=True, say=said.append)
+    assert said[-1] == f"Interrupted. {out} is complete, but was not verified."
+    assert list(tmp_path.iterdir()) == [out] and (out / "README.md").is_file()
 
 
 @pytest.mark.parametrize(

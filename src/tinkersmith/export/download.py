@@ -13,6 +13,7 @@ from urllib.parse import urljoin, urlsplit
 
 from tinkersmith.errors import UserError
 from tinkersmith.export.base_folder import read_base
+from tinkersmith.fingerprint import WEIGHTS_INDEX
 from tinkersmith.manifest import MANIFEST, DamagedFile, check_files, read_manifest
 from tinkersmith.models.hub import model_files_from_hub
 from tinkersmith.models.known import hub_name
@@ -30,6 +31,8 @@ LARGEST_JSON = 16 * 2**20  # bytes
 _SLACK = 2**20  # bytes by which a file may be larger than the server has told
 _LIFETIME = 3600  # seconds that the server keeps the copy made for the download; its least
 _WEIGHT_FILES = ["*.safetensors", "*.safetensors.index.json"]
+# What tells the layers of a model: its configuration, and the names of its tensors.
+_NAMES_LAYERS = (("config.json",), (WEIGHTS_INDEX, "model.safetensors"))
 _OTHER_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken"]
 
 
@@ -136,7 +139,7 @@ def model_folder(
 
     Args:
         name: the model's name or folder.
-        tokenizer_setting: the value of TOKENIZER, whose folder may have a config, too.
+        tokenizer_setting: the value of TOKENIZER, whose folder may tell the layers, too.
 
     Raises:
         UserError: it cannot be downloaded.
@@ -147,7 +150,7 @@ def model_folder(
         return folder
     if tokenizer_setting and not weights:
         own = Path(tokenizer_setting).expanduser()
-        if (own / "config.json").is_file():
+        if all(any((own / name).is_file() for name in names) for names in _NAMES_LAYERS):
             return own.resolve()
     from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
 
@@ -158,7 +161,10 @@ def model_folder(
     except Exception:  # not in the cache, or only a part of it is
         pass
     patterns = [*_OTHER_FILES, *(_WEIGHT_FILES if weights else _WEIGHT_FILES[1:])]
-    return model_files_from_hub(name, patterns, "Name its folder with --base-folder")
+    advice = "Name its folder with --base-folder"
+    if not weights:
+        advice += f" (for an adapter, its config.json, {WEIGHTS_INDEX} and tokenizer are enough)"
+    return model_files_from_hub(name, patterns, advice)
 
 
 def _limit(file_name: str, announced: int | None) -> int:

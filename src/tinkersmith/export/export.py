@@ -3,10 +3,8 @@
 The output folder appears as a whole or not at all.
 """
 
-import errno
-import tempfile
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tinkersmith.data.large_files import iterate_samples
 from tinkersmith.data.samples import Sample, Source, alpaca_sample
-from tinkersmith.errors import UserError, is_of_network, network_reason, reason_of, unreadable
+from tinkersmith.errors import UserError
 from tinkersmith.export.adapter import LoraLayer, read_layers
 from tinkersmith.export.base_folder import (
     BaseFolder,
@@ -29,12 +27,19 @@ from tinkersmith.export.download import download_adapter, open_state
 from tinkersmith.export.merge import write_merged
 from tinkersmith.export.model_card import loading_lines, model_card
 from tinkersmith.export.peft_files import refused_by_peft, write_peft_adapter
+from tinkersmith.export.targets.folder import (
+    EXPORTS,
+    check_export_folder,
+    export_folder,
+    folder_beside,
+    interruption_told,
+    not_written,
+)
 from tinkersmith.export.targets.vllm import vllm_section, vllm_serve
 from tinkersmith.export.verify import Verification, verify_export
 from tinkersmith.export.ways import export_ways
 from tinkersmith.files import new_folder, write_atomically, write_json
 from tinkersmith.models.names import local_model_folder
-from tinkersmith.peft_format import ADAPTER_CONFIG
 from tinkersmith.runs.provenance import labels_of
 from tinkersmith.runs.trained_model import ModelReference, find_trained_model
 from tinkersmith.service.connection import Service, open_service, server_lines
@@ -48,7 +53,6 @@ if TYPE_CHECKING:
     from tinkersmith.prompts.text_tokenizer import TextTokenizer
     from tinkersmith.text.templates import PromptTemplate
 
-EXPORTS = "exported"  # the folder that gets one folder per export
 _FP32_ON_CPU = 600_000_000  # bytes of 16-bit weights up to which the engine computes in fp32
 _VERIFIED_SAMPLES, _VERIFIED_TOKENS = 8, 256
 _TRIED_SAMPLES = 100  # for those: a template refuses some
@@ -72,6 +76,7 @@ def export_model(
     *,
     checkpoint: str = "",
     base_model: str = "",
+    model: ModelReference | None = None,
     base_folder: str | Path | None = None,
     force: bool = False,
     verify: bool | None = None,
@@ -88,22 +93,25 @@ def export_model(
         out: the folder to write; without it, one in `exports` that is named for the run.
         merged: write a full model instead of a PEFT adapter.
         base_model: the model that was trained on, for paths that no run folder knows.
-        base_folder: its folder; without it, it is looked for.
+        model: that of a caller which has found it; the other names of it are then left out.
+        base_folder: the base model's folder; without it, it is looked for.
         force: replace an export that is there.
         verify: load the result with plain transformers (and peft) and compare log-probabilities;
             None does so where these can load it, and says it where they cannot.
         dtype: of a merged model: "float32", "bfloat16", or "auto" for that of the base model.
         before_merge: of a caller that turns the merged model into something else. It is called
             before anything is downloaded, and may refuse the model. The folder is not announced.
+            The caller tells of interruptions and of what cannot be written.
         when_verified: called with what the verification found, if it passed.
 
     Raises:
         UserError: one sentence about what is wrong; `out` is then as it was before.
+        OSError: with `before_merge`, a file cannot be written.
     """
     from tinkersmith.text.tokenizer import given_tokenizer_folder, load_tokenizer
 
     settings = settings or settings_from({})
-    model = find_trained_model(settings, tinker_path, base_model, checkpoint)
+    model = model or find_trained_model(settings, tinker_path, base_model, checkpoint)
     folder = Path(out) if out else export_folder(model, merged, exports)
     if base_folder and not (Path(base_folder).expanduser() / "config.json").is_file():
         raise UserError(
@@ -116,24 +124,33 @@ def export_model(
         raise UserError(f"--verify: {no_peft}. Install it, or leave the check out: --no-verify")
     export = Export(model, folder, merged, dtype)
     labels = labels_of(model.run.name) if model.run is not None else None
-    with open_service(model.settings, base_model=model.base_model, labels=labels) as service:
+    told = nullcontext() if before_merge is not None else interruption_told(folder, say)
+    opened = open_service(model.settings, base_model=model.base_model, labels=labels)
+    with told, opened as service:
         say(f"Exporting {model.state_path} ({service.base_model})")
         if model.chosen:
             say(f"  {model.chosen}.")
         for line in server_lines(service, settings, of_run=model.run is not None):
             say(line)
-        unverified = no_peft
-        if unverified and verify is None:
-            say(f"The adapter will not be verified: {unverified}.")
         client = open_state(service, model)
         base = read_base(find_base_folder(service, base_folder, weights=merged))
+        unverified = no_peft
+        if base.missing and not merged and not unverified:
+            unverified = f"the weights of the base model are not in {base.folder}"
+            if verify:
+                raise UserError(
+                    f"--verify: {unverified}. Name another folder with --base-folder, or leave the "
+                    "check out: --no-verify"
+                )
+        if unverified and verify is None:
+            say(f"The adapter will not be verified: {unverified}.")
         given = model.settings.tokenizer
         tokenizer = load_tokenizer(given_tokenizer_folder(given) if given else base.folder)
         template = model.template(tokenizer)
         if before_merge is not None:
             before_merge(base, template)
         try:
-            with _folder_beside(folder) as downloaded:
+            with folder_beside(folder) as downloaded:
                 download_adapter(service, client, downloaded)
                 with service.progress.doing("reading the LoRA"):
                     layers = read_layers(downloaded, base)
@@ -147,7 +164,9 @@ def export_model(
             with service.progress.doing(doing):
                 _write(export, service, layers, base, template, tokenizer, force)
         except OSError as error:
-            raise _not_written(folder, error) from None
+            if before_merge is not None:
+                raise  # the caller knows the folder that the user has named
+            raise not_written(folder, error) from None
         if before_merge is None:
             what = "merged model" if merged else "adapter"
             say(f"Wrote the {what} to {folder} ({_size(folder)}). Load it with:")
@@ -165,74 +184,7 @@ def export_model(
     return folder
 
 
-# ---- the output folder
-
-
-def export_folder(model: ModelReference, merged: bool, exports: str | Path) -> Path:
-    """The folder for an export of `model` where the user names none."""
-    return Path(exports) / f"{model.name}-{'merged' if merged else 'adapter'}"
-
-
-def check_export_folder(folder: Path, force: bool) -> None:
-    """Refuse early, before a download costs time.
-
-    Raises:
-        UserError: the folder exists and may not be replaced, or it cannot be written.
-    """
-    if folder.exists() and not force:
-        raise UserError(
-            f"{folder} exists already. Name another folder, or replace it with --force."
-        )
-    if folder.exists() and not _is_export(folder):
-        raise UserError(
-            f"{folder} exists and does not look like an export; even --force does not "
-            "replace it. Name another folder."
-        )
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}."):
-            pass
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(
-            f"{folder} cannot be written: a part of its path is a file, not a folder. Name another "
-            "folder with --out."
-        ) from None
-    except OSError as error:
-        raise _not_written(folder, error) from None
-
-
-def _is_export(folder: Path) -> bool:
-    if not folder.is_dir() or folder.is_symlink():
-        return False
-    try:
-        names = {path.name for path in folder.iterdir()}
-    except OSError as error:
-        raise unreadable(folder, error) from None
-    return not names or (
-        "prompt_template.json" in names
-        and bool({"config.json", ADAPTER_CONFIG, "Modelfile"} & names)
-    )
-
-
-@contextmanager
-def _folder_beside(folder: Path) -> Generator[Path, None, None]:
-    """A temporary folder beside `folder`: its disk may have more space than the system's."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.download.") as name:
-        yield Path(name)
-
-
-def _not_written(folder: Path, error: OSError) -> UserError:
-    if is_of_network(error):
-        return UserError(
-            f"A host on the network was not reached ({network_reason(error)}), so that {folder} "
-            "was not written. Check the network and the proxy settings."
-        )
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    advice = "Free some space, or name another folder" if full else "Name another folder"
-    return UserError(
-        f"{folder} cannot be written: {reason_of(error)}. Nothing was left behind. {advice} with "
-        "--out."
-    )
+# ---- the files
 
 
 def _write(

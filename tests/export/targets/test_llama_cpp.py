@@ -92,6 +92,10 @@ def test_a_checkouts_quantiser_is_used_for_types_that_the_converter_lacks(
     assert tools.quantiser == (str(program),)
     with pytest.raises(UserError, match="quantiser failed: broken Q4_K_M"):
         tools.quantise(tmp_path / "a", tmp_path / "b")
+    full = shutil.disk_usage(tmp_path)._replace(free=4096)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    with pytest.raises(OSError, match="No space left on device"):
+        tools.quantise(tmp_path / "a", tmp_path / "b")
 
 
 @pytest.mark.skipif(find_spec("llama_cpp") is not None, reason="llama-cpp-python is installed")

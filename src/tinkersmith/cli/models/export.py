@@ -8,7 +8,8 @@ from typing import Any
 from tinkersmith.cli.common import add_checkpoint_option, add_settings_options, user_settings
 from tinkersmith.cli.entry_point import COMMANDS, run_entry_point
 from tinkersmith.errors import UserError
-from tinkersmith.export.export import EXPORTS, export_folder, export_model
+from tinkersmith.export.export import export_model
+from tinkersmith.export.targets.folder import EXPORTS, export_folder
 from tinkersmith.export.targets.gguf import export_gguf
 from tinkersmith.export.targets.hub import (
     HubTarget,
@@ -123,7 +124,7 @@ def export_command(
         )
         if target is not None and not wanted.merged and not wanted.gguf:
             refuse_private_base(target, model.base_model)
-        written = _export(wanted, settings, folder, verified)
+        written = _export(wanted, settings, model, folder, verified)
         if target is not None:
             results = Path(folder) / "evaluation_results.json"
             _push(target, written, model, verified, results, wanted.public)
@@ -152,12 +153,16 @@ def _refuse_useless_options(wanted: argparse.Namespace) -> None:
 
 
 def _export(
-    wanted: argparse.Namespace, settings: Settings, folder: Path | str, verified: list[str]
+    wanted: argparse.Namespace,
+    settings: Settings,
+    model: ModelReference,
+    folder: Path | str,
+    verified: list[str],
 ) -> Path:
     """Write the wanted export; what its verification found is added to `verified`."""
     shared: dict[str, Any] = {
-        "checkpoint": wanted.checkpoint,
-        "base_model": wanted.base_model,
+        "out": wanted.out,
+        "model": model,
         "base_folder": wanted.base_folder,
         "force": wanted.force,
         # A hub gets nothing unverified: a check that cannot be made is an error before the export.
@@ -166,10 +171,9 @@ def _export(
         "exports": seen_from_here(folder, EXPORTS),
         "when_verified": verified.append,
     }
-    path, out = wanted.model_path, wanted.out
     if wanted.gguf:
-        return export_gguf(settings, wanted.gguf, path, out, llama_cpp=wanted.llama_cpp, **shared)
-    return export_model(settings, path, out, wanted.merged, **shared)
+        return export_gguf(settings, wanted.gguf, llama_cpp=wanted.llama_cpp, **shared)
+    return export_model(settings, merged=wanted.merged, **shared)
 
 
 def _prove(wanted: argparse.Namespace, folder: Path | str) -> None:

@@ -235,7 +235,8 @@ def offer_export(
         answer = input("Export it now? [a]dapter, [m]erged model, or Enter for no: ").strip()
         choice = {"a": "adapter", "m": "merged"}.get(answer[:1].lower(), "no")
     if choice in ("adapter", "merged"):
-        from tinkersmith.export.export import EXPORTS, export_model
+        from tinkersmith.export.export import export_model
+        from tinkersmith.export.targets.folder import EXPORTS
         from tinkersmith.paths import seen_from_here
 
         exports = seen_from_here(folder, EXPORTS)

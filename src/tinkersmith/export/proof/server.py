@@ -405,24 +405,17 @@ def _completion(answer: Mapping[str, Any], prompt: Sequence[int], *, echoes: boo
     if not isinstance(text, str):
         raise _Refused(422, "an answer without text")
     prompt_logprobs = _prompt_logprobs(choice.get("prompt_logprobs"), prompt)
-    tokens = _ids(choice.get("token_ids"))
-    spelled: tuple[str, ...] | None = None
-    logprobs: tuple[float, ...] | None = None
-    stored: Any = choice.get("logprobs")
-    if isinstance(stored, dict):
-        values = cast("dict[str, Any]", stored)
-        if isinstance(values.get("content"), list):
-            of_ids, spelled, logprobs = _listed(values["content"])
-            tokens = tokens or of_ids
-        elif isinstance(values.get("token_logprobs"), list):
-            numbers = [_number(value) for value in values["token_logprobs"]]
-            spelled = _texts(values.get("tokens"))
-            if echoes:
-                text = _behind_prompt(text, values, len(prompt))
-                prompt_logprobs, numbers = tuple(numbers[: len(prompt)]), numbers[len(prompt) :]
-                spelled = spelled[len(prompt) :] if spelled is not None else None
-            logprobs = _numbers(numbers)
-    elif echoes:
+    stored = choice.get("logprobs")
+    tokens, spelled, logprobs = _answer_tokens(choice)
+    if logprobs is None and isinstance(own := _field(stored, "token_logprobs"), list):
+        numbers = [_number(value) for value in cast("list[Any]", own)]
+        spelled = _texts(_field(stored, "tokens"))
+        if echoes:
+            text = _behind_prompt(text, stored, len(prompt))
+            prompt_logprobs, numbers = tuple(numbers[: len(prompt)]), numbers[len(prompt) :]
+            spelled = spelled[len(prompt) :] if spelled is not None else None
+        logprobs = _numbers(numbers)
+    elif echoes and not isinstance(stored, dict):
         raise _Refused(422, "no log-probabilities beside an echoed prompt")
     return Served(
         text,
@@ -456,13 +449,7 @@ def _chat(answer: Mapping[str, Any]) -> Served:
     said = cast("dict[str, Any]", message)
     text = str(said.get("content") or "")
     thoughts = said.get("reasoning_content") or said.get("reasoning")
-    tokens = _ids(choice.get("token_ids"))
-    spelled: tuple[str, ...] | None = None
-    logprobs: tuple[float, ...] | None = None
-    stored: Any = choice.get("logprobs")
-    if isinstance(stored, dict) and isinstance(cast(Any, stored).get("content"), list):
-        of_ids, spelled, logprobs = _listed(cast(Any, stored)["content"])
-        tokens = tokens or of_ids
+    tokens, spelled, logprobs = _answer_tokens(choice)
     return Served(
         text,
         str(choice.get("finish_reason") or ""),
@@ -475,16 +462,22 @@ def _chat(answer: Mapping[str, Any]) -> Served:
     )
 
 
-def _listed(
-    entries: Sequence[Any],
+def _answer_tokens(
+    choice: Mapping[str, Any],
 ) -> tuple[tuple[int, ...] | None, tuple[str, ...] | None, tuple[float, ...] | None]:
-    """Ids, texts and log-probabilities of a list with an object for each token."""
+    """Ids, texts and log-probabilities of an answer, in the form that chats have.
+
+    That is a list with an object for each token; llama-server answers completions with one, too.
+    """
+    ids = _ids(choice.get("token_ids"))
+    content = _field(choice.get("logprobs"), "content")
+    entries = cast("list[Any]", content) if isinstance(content, list) else []
     objects = [cast("dict[str, Any]", entry) for entry in entries if isinstance(entry, dict)]
     if not objects or len(objects) != len(entries):
-        return None, None, None
-    ids = _ids([entry.get("id") for entry in objects])
+        return ids, None, None
     texts = _texts([entry.get("token") for entry in objects])
-    return ids, texts, _numbers([_number(entry.get("logprob")) for entry in objects])
+    logprobs = _numbers([_number(entry.get("logprob")) for entry in objects])
+    return ids or _ids([entry.get("id") for entry in objects]), texts, logprobs
 
 
 def _prompt_logprobs(entries: Any, prompt: Sequence[int]) -> tuple[float | None, ...] | None:

@@ -13,9 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from tinkersmith.data.large_files import iterate_samples
-from tinkersmith.errors import UserError, reason_of
+from tinkersmith.errors import UserError
 from tinkersmith.export.base_folder import BaseFolder, read_model_json
-from tinkersmith.export.export import EXPORTS, check_export_folder, export_model
+from tinkersmith.export.export import export_model
+from tinkersmith.export.targets.folder import (
+    EXPORTS,
+    check_export_folder,
+    interruption_told,
+    not_written,
+)
 from tinkersmith.export.targets.gguf_card import gguf_card, gguf_commands
 from tinkersmith.export.targets.llama_cpp import (
     QUANTISED,
@@ -52,6 +58,7 @@ def export_gguf(
     llama_cpp: str | Path = "",
     checkpoint: str = "",
     base_model: str = "",
+    model: ModelReference | None = None,
     base_folder: str | Path | None = None,
     force: bool = False,
     verify: bool | None = None,
@@ -65,7 +72,7 @@ def export_gguf(
     Args:
         llama_cpp: a checkout of llama.cpp; "" for that of LLAMA_CPP or an installed converter.
         dtype: of the merged model on the way; "auto" is float32.
-        out, checkpoint, base_model, base_folder, force, verify, when_verified: as in
+        out, checkpoint, base_model, model, base_folder, force, verify, when_verified: as in
             `export_model`.
 
     Raises:
@@ -73,7 +80,7 @@ def export_gguf(
     """
     tools = find_llama_cpp(kind, llama_cpp)
     settings = settings or settings_from({})
-    model = find_trained_model(settings, tinker_path, base_model, checkpoint)
+    model = model or find_trained_model(settings, tinker_path, base_model, checkpoint)
     folder = Path(out) if out else Path(exports) / f"{model.name}-gguf"
     check_export_folder(folder, force)
     dtype = "float32" if dtype == "auto" else dtype
@@ -83,36 +90,36 @@ def export_gguf(
         nonlocal rule
         rule = _checked(tools, base.folder, model, template, say)
 
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.merged.") as place:
-        merged = Path(place) / "merged"
-        export_model(
-            settings,
-            tinker_path,
-            merged,
-            merged=True,
-            checkpoint=checkpoint,
-            base_model=base_model,
-            base_folder=base_folder,
-            verify=verify,
-            dtype=dtype,
-            before_merge=before_merge,
-            when_verified=when_verified,
-            say=say,
-        )
-        template = template_from_json(read_model_json(merged / "prompt_template.json"))
-        _stop_at_the_trained_end(merged, template)
-        try:
+    try:
+        with (
+            interruption_told(folder, say),
+            tempfile.TemporaryDirectory(
+                dir=folder.parent, prefix=f".{folder.name}.merged."
+            ) as place,
+        ):
+            merged = Path(place) / "merged"
+            export_model(
+                settings,
+                out=merged,
+                merged=True,
+                model=model,
+                base_folder=base_folder,
+                verify=verify,
+                dtype=dtype,
+                before_merge=before_merge,
+                when_verified=when_verified,
+                say=say,
+            )
+            template = template_from_json(read_model_json(merged / "prompt_template.json"))
+            _stop_at_the_trained_end(merged, template)
             with watched(say) as progress, new_folder(folder, overwrite=force) as new:
                 file = _write_file(tools, merged, new, model.name, rule, progress)
                 checked = ""
                 if verify is not False:
                     checked = _checked_by_llama_cpp(tools.kind, file, merged, template, progress)
                 _write_rest(new, file.name, model, merged, template)
-        except OSError as error:
-            raise UserError(
-                f"{folder} cannot be written: {reason_of(error)}. Nothing was left behind. Free "
-                "some space, or name another folder."
-            ) from None
+    except OSError as error:
+        raise not_written(folder, error) from None
     if checked:
         say(checked)
     size = (folder / file.name).stat().st_size

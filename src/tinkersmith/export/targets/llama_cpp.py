@@ -4,13 +4,15 @@ The converter comes from a checkout of llama.cpp or from the package convert-hf-
 the same script. Types that the converter does not write are made by llama.cpp's quantiser.
 """
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +27,7 @@ QUANTISED = ("Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0")  # made from F16 by the quantis
 GGUF_TYPES = (*CONVERTED, *QUANTISED)
 _SCRIPT = "convert_hf_to_gguf.py"
 _QUANTISER = "llama-quantize"
+_LEAST_FREE = 1 << 20  # bytes; a disk with less counts as full
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +46,38 @@ class LlamaCpp:
 
         Raises:
             UserError: the converter refuses the model.
+            OSError: the disk is full.
         """
         outtype = self.kind.lower() if self.kind in CONVERTED else "f16"
         folder = str(self.checkout or "")
         written = ("--outtype", outtype, "--outfile", str(target))
-        return run_worker("convert", folder, pre, str(model), *written, *options)
+        with _full_disk_told(target):
+            return run_worker("convert", folder, pre, str(model), *written, *options)
 
     def quantise(self, source: Path, target: Path) -> None:
         """Make the wanted type from an F16 file.
 
         Raises:
             UserError: the quantiser ended with an error.
+            OSError: the disk is full.
         """
-        _run([*self.quantiser, str(source), str(target), self.kind], "llama.cpp's quantiser")
+        with _full_disk_told(target):
+            _run([*self.quantiser, str(source), str(target), self.kind], "llama.cpp's quantiser")
+
+
+@contextmanager
+def _full_disk_told(target: Path) -> Generator[None, None, None]:
+    """Tell a full disk from other faults of a program that writes `target`: they all fail alike.
+
+    Raises:
+        OSError: the program failed, and what it has written leaves no space.
+    """
+    try:
+        yield
+    except UserError:
+        if shutil.disk_usage(target.parent).free < _LEAST_FREE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from None
+        raise
 
 
 def find_llama_cpp(
