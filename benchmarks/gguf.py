@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.own_venv import own_python
+from benchmarks.own_venv import own_python, version_of
 from benchmarks.results_file import write_results
 from tests.support.engine import no_proxy_for_loopback
 from tinkersmith.cli.common import user_settings
@@ -39,13 +39,8 @@ QUESTIONS, LONGEST = 40, 128
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--questions", type=int, default=QUESTIONS)
+    parser = options_of_demo(__doc__, "llama-cpp-python")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS))
-    parser.add_argument(
-        "--project", type=Path, help="a trained project; default: the demo, trained"
-    )
-    parser.add_argument("--python", type=Path, help="one that has llama-cpp-python")
     parser.add_argument("--llama-cpp", default="", help="a checkout of llama.cpp")
     options = parser.parse_args()
     no_proxy_for_loopback()
@@ -62,7 +57,7 @@ def main() -> int:
     figures: dict[str, Any] = {
         "questions": len(asked["prompts"]),
         "right by the engine": sum(map(is_right, asked["engine texts"], asked["wanted"])),
-        "llama-cpp-python": version_of(python),
+        "llama-cpp-python": version_of(python, "llama-cpp-python"),
         "types": rows,
     }
     print(json.dumps(figures, indent=2))
@@ -70,6 +65,17 @@ def main() -> int:
     return (
         0 if all(is_within(kind, row, len(asked["prompts"])) for kind, row in rows.items()) else 1
     )
+
+
+def options_of_demo(description: str | None, package: str) -> argparse.ArgumentParser:
+    """The options of a benchmark that asks the trained demo in a program of `package`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--questions", type=int, default=QUESTIONS)
+    parser.add_argument(
+        "--project", type=Path, help="a trained project; default: the demo, trained"
+    )
+    parser.add_argument("--python", type=Path, help=f"one that has {package}")
+    return parser
 
 
 def is_within(kind: str, row: dict[str, Any], questions: int) -> bool:
@@ -177,11 +183,6 @@ def measure(
 
 def is_right(text: str, wanted: str) -> bool:
     return str(wanted) in text.rpartition("Answer:")[2] or str(wanted) in text.rpartition("答案")[2]
-
-
-def version_of(python: Path) -> str:
-    code = "from importlib.metadata import version; print(version('llama-cpp-python'))"
-    return subprocess.run([python, "-c", code], capture_output=True, text=True).stdout.strip()
 
 
 if __name__ == "__main__":

