@@ -37,6 +37,8 @@ COMMANDS = {
     "preview": ["preview", "few.json", "--base-model", "some-org/some-model"],
     "train": ["train", "--set", "BASE_MODEL=some-org/some-model"],
     "stats": ["stats", "few.json", "--base-model", "some-org/some-model"],
+    "check": ["check", "hf:some-org/some-data"],
+    "convert": ["convert", "hf:some-org/some-data", "hf:some-org/more", "--out", "all.jsonl"],
 }
 
 
