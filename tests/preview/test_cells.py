@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
@@ -348,7 +348,17 @@ def test_a_thought_is_one_turn_with_its_answer(
     st.sampled_from(["chat", "instruction"]),
     st.sampled_from(["all", "last"]),
 )
+@example([" ", " ", "<", "<"], "chat", "all")
+@example([" ", " ", "<", "<"], "instruction", "all")
 def test_only_answers_hold_trained_tokens(texts: list[str], name: str, train_on: str) -> None:
     sample = conversation(*texts[: len(texts) // 2 * 2])
     for block in blocks(sample, name, train_on):
         assert block.role == "assistant" or not any(cell.trained for cell in block.cells)
+
+
+@pytest.mark.parametrize("name", ["chat", "instruction"])
+def test_an_answer_before_the_first_turn_that_is_found_has_a_block(name: str) -> None:
+    result = blocks(conversation(" ", " ", "Next?", "Yes."), name)  # nobody can look for spaces
+    assert [block.role for block in result] == ["", "assistant", "user", "assistant"]
+    assert shown(result[1]).strip().endswith(("<|im_end|>", TINY.eos_text))
+    assert "Next?" in shown(result[2]) and "Yes." in shown(result[3])

@@ -120,8 +120,8 @@ def blocks_of(sample: Sample, cells: Sequence[Cell], train_on: str = "all") -> l
         place = text.place_after_answer(turn, end) if after_answer else text.place(turn, end)
         if place is None:
             continue
-        if turn.role == "assistant" and not borders:  # no question was found
-            borders.append((0, ""))
+        if not borders and (turn.role == "assistant" or text.has_answer_before(place[0])):
+            borders.append((0, ""))  # the turns before were not found
         border = text.border(turn.role, end, place[0]) if borders else 0
         _add_unfound_answer(borders, text, end, border)
         borders.append((border, turn.role))
@@ -203,6 +203,11 @@ class _Searched:
             if (place := self.place(turn, self.starts[index + 1])) is not None:
                 return place
         return None
+
+    def has_answer_before(self, start: int) -> bool:
+        """Whether an answer is trained on that ends before the character `start`."""
+        cells = self.cells[: self.first_cell(start)]
+        return self.answers_only and any(cell.trained for cell in cells)
 
     def border(self, role: str, end: int, start: int) -> int:
         """The cell with which a turn begins whose text begins at the character `start`."""
