@@ -215,6 +215,12 @@ def _with(change: dict[str, Any]) -> dict[str, Any]:
         (_with({"produced": None}), 'record 1 of "samples" has null as "produced"'),
         (_with({"scores": {"x": "1"}}), 'has a string as the score "x"'),
         (_with({"scores": {"x": float("nan")}}), 'as the score "x"'),
+        (_with({"scores": {"x": float("inf")}}), 'as the score "x"'),
+        ({**OLD, "model_path": ["a"]}, '"model_path" is a list'),
+        ({**OLD, "counts": 3}, '"counts" is the number 3'),
+        ({**OLD, "base": "x"}, '"base" is a string'),
+        ({**OLD, "groups": [[]]}, '"1" of "groups" is a list'),
+        ({**OLD, "verdicts": {"exact_match": {}}}, '"first" of "exact_match" of "verdicts"'),
     ],
 )
 def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path, content: Any, words: str):

@@ -11,6 +11,7 @@ import pytest
 from tests.support.run_folders import checkpoint, run_of_settings
 from tinkersmith.errors import UserError
 from tinkersmith.report.gather import gather, smoothed
+from tinkersmith.report.write import write_report
 from tinkersmith.runs.folder import RunFolder
 
 
@@ -96,6 +97,43 @@ def test_only_an_evaluation_of_this_run_is_shown(run: RunFolder, tmp_path: Path)
     mine = results(tmp_path / "evaluation_results.json", checkpoint(2).sampler_path)
     assert gather(run)["evaluation"]["model_path"] == checkpoint(2).sampler_path
     assert gather(run, mine)["missing"][0]["what"] == "base"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("evaluation_results.json", "{", "holds no results of an evaluation: it is not JSON"),
+        ("evaluation_results.json", '{"a": 1}', "holds no results of an evaluation."),
+        ("lengths.json", "{", "lengths.json is damaged: it is not JSON"),
+        ("lengths.json", '{"edges": [1], "bins": null}', "it holds no lengths"),
+        ("samples.json", "[" * 100_000, "samples.json is damaged: it is not JSON"),
+        ("samples.json", '[{"source": "a"}]', "it does not hold samples with their answers"),
+        ("skipped.jsonl", '{"kind": "too long"}\n{"kin\n', "skipped.jsonl, line 2 is damaged"),
+        ("duplicates.jsonl", "7\n", "duplicates.jsonl, line 1 is damaged"),
+        ("hard_samples.jsonl", "[]\n", "hard_samples.jsonl, line 1 is damaged"),
+    ],
+)
+def test_a_damaged_file_is_named_once_and_the_rest_is_shown(
+    run: RunFolder, capsys: pytest.CaptureFixture[str], name: str, content: str, words: str
+) -> None:
+    run.file(name).write_text(content)
+    facts = gather(run)
+    (sentence,) = facts["damaged"]
+    assert str(run.file(name)) in sentence and words in sentence and "\n" not in sentence
+    assert facts["training"]["steps"] == 2
+    page = write_report(run).read_text()
+    assert capsys.readouterr().out == f"Warning: {sentence}\n"
+    assert words.split(":")[0] in page
+
+
+def test_a_folder_in_the_place_of_results_is_named(run: RunFolder) -> None:
+    run.file("evaluation_results.json").mkdir()
+    assert "it is a folder" in gather(run)["damaged"][0]
+
+
+def test_nothing_is_said_of_sound_and_absent_files(run: RunFolder) -> None:
+    results(Path("evaluation_results.json"), "tinker://other/sampler_weights/step-000002")
+    assert gather(run)["damaged"] == []
 
 
 def test_what_was_left_out_is_counted_by_kind(run: RunFolder) -> None:

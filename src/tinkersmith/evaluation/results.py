@@ -1,6 +1,7 @@
 """The records of an evaluation, one per answer, and the reader of files of results."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -83,6 +84,38 @@ _SINCE_2: dict[str, type | tuple[type, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class _Each:
+    """The shape of every value of an object, or of every item of a list."""
+
+    container: type[dict[Any, Any]] | type[list[Any]]
+    shape: "_Shape"
+
+
+# What a value must be: of a type, an object with these fields, or an object or list of such.
+_Shape = type | tuple[type, ...] | dict[str, "_Shape"] | _Each
+_MAYBE_NUMBER = (int, float, type(None))
+_ESTIMATE: _Shape = {"mean": _NUMBER, "n": int, "interval_95": _Each(list, _MAYBE_NUMBER)}
+_RATES = _Each(dict, _ESTIMATE)
+_VERDICT: _Shape = {
+    "first": _ESTIMATE,
+    "second": _ESTIMATE,
+    "difference": _ESTIMATE,
+    "n": int,
+    "p_value": _MAYBE_NUMBER,
+    "questions": _Each(dict, _Each(list, str)),
+}
+_GROUP: _Shape = {"by": _TEXT, "group": _TEXT, "n": int}
+_FACTS: dict[str, tuple[bool, _Shape]] = {  # whether it may be null, and what it must be
+    "model_path": (False, _TEXT),
+    "counts": (False, dict),
+    "metrics": (False, _RATES),
+    "base": (True, {"metrics": _RATES}),
+    "verdicts": (True, _Each(dict, _VERDICT)),
+    "groups": (False, _Each(list, _GROUP)),
+}
+
+
+@dataclass(frozen=True, slots=True)
 class ResultsFile:
     """What a file of results holds."""
 
@@ -119,17 +152,56 @@ def read_results(path: Path | str) -> ResultsFile:
             f"{path} holds no results of an evaluation. Name a file that `tinkersmith evaluate` "
             "wrote with --output."
         )
+    facts = {name: content[name] for name in content if name not in ("samples", "base_samples")}
+    _check_facts(path, version, facts)
     return ResultsFile(
         path=path,
         schema_version=version,
-        facts={
-            name: value
-            for name, value in content.items()
-            if name not in ("samples", "base_samples")
-        },
+        facts=facts,
         trained=_records(path, version, "samples", content["samples"]),
         base=_records(path, version, "base_samples", content.get("base_samples", [])),
     )
+
+
+def _check_facts(path: Path, version: int, facts: Mapping[str, Any]) -> None:
+    """Raise UserError if a fact is not what its name says."""
+    for name, (may_be_null, shape) in _FACTS.items():
+        if name not in facts or (may_be_null and facts[name] is None):
+            continue
+        has_no_means = version < 2 and name in ("metrics", "base")
+        wanted = _container(shape) if has_no_means else shape
+        if wrong := _wrong(facts[name], wanted, f'"{name}"'):
+            raise UserError(f"{path} is damaged: {wrong}.")
+
+
+def _container(shape: _Shape) -> type | tuple[type, ...]:
+    if isinstance(shape, _Each):
+        return shape.container
+    return dict if isinstance(shape, dict) else shape
+
+
+def _wrong(value: object, shape: _Shape, where: str) -> str:
+    """What is wrong with a value; "" if nothing is."""
+    is_other = isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value))
+    if is_other or not isinstance(value, _container(shape)):
+        return f"{where} is {kind_of_json(value)}"
+    if isinstance(shape, dict):
+        fields = cast("dict[str, object]", value)
+        for name, wanted in shape.items():
+            place = f'"{name}" of {where}'
+            wrong = f"{place} is missing"
+            if name not in fields or (wrong := _wrong(fields[name], wanted, place)):
+                return wrong
+    elif isinstance(shape, _Each):
+        items: Iterable[tuple[object, object]] = (
+            cast("dict[str, object]", value).items()
+            if isinstance(value, dict)
+            else enumerate(cast("list[object]", value), start=1)
+        )
+        for name, item in items:
+            if wrong := _wrong(item, shape.shape, f'"{name}" of {where}'):
+                return wrong
+    return ""
 
 
 def _records(path: Path, version: int, where: str, stored: object) -> list[Record]:
@@ -155,7 +227,7 @@ def _records(path: Path, version: int, where: str, stored: object) -> list[Recor
 def _record(which: str, values: Mapping[str, Any]) -> Record:
     scores: dict[str, float] = {}
     for name, value in cast("dict[str, object]", values["scores"]).items():
-        if isinstance(value, bool) or not isinstance(value, _NUMBER) or value != value:
+        if isinstance(value, bool) or not isinstance(value, _NUMBER) or not math.isfinite(value):
             raise UserError(f'{which} has {kind_of_json(value)} as the score "{name}".')
         scores[name] = float(value)
     fields = cast("dict[str, object]", values.get("fields", {}))

@@ -1,7 +1,8 @@
 """A run's files and an evaluation of it -> the facts that a report shows, as plain JSON values.
 
 Nothing is computed here that a file says already: scores, intervals and verdicts are those of the
-evaluation. A missing file leaves its part out, and `missing` names the command that makes it.
+evaluation. A missing file leaves its part out, and `missing` names the command that makes it. A
+damaged one does as well, and `damaged` says so; those without which there is no report are refused.
 """
 
 import datetime as dt
@@ -9,17 +10,16 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any, cast
 
 from tinkersmith.command_line import command_line
-from tinkersmith.errors import UserError
+from tinkersmith.errors import UserError, reason_of
 from tinkersmith.evaluation.results import Record, ResultsFile, read_results
-from tinkersmith.files import read_json_object
+from tinkersmith.files import LARGEST_JSON_FILE, read_json_object, read_regular
 from tinkersmith.runs.best import best_of_run
 from tinkersmith.runs.curves import Point, downsampled
 from tinkersmith.runs.folder import SAMPLES_FILE, RunFolder
@@ -42,11 +42,12 @@ def gather(run: RunFolder, results: Path | None = None) -> dict[str, Any]:
         results: the file of an evaluation of this run; None looks for one that evaluated it.
 
     Raises:
-        UserError: a file is damaged, or `results` is about another run.
+        UserError: a file that a report needs is damaged, or `results` is about another run.
     """
+    damaged: list[str] = []
     facts, settings = run.facts(), run.settings()
     lines = run.metrics()
-    evaluated = _results_of(run, results)
+    evaluated = _results_of(run, results, damaged)
     scores = _score_curves(lines)
     missing: list[dict[str, str]] = []
     if evaluated is None:
@@ -81,12 +82,10 @@ def gather(run: RunFolder, results: Path | None = None) -> dict[str, Any]:
             {"name": point.name, "step": point.step, "epoch": point.epoch, "path": point.state_path}
             for point in run.checkpoints()
         ],
-        "lengths": _lengths(run, settings),
-        "left_out": _left_out(run),
-        "hard_samples": [
-            _short(line) for line in islice(run.each_line("hard_samples.jsonl"), _MOST_HARD)
-        ],
-        "shown": _shown(run),
+        "lengths": _lengths(run, settings, damaged),
+        "left_out": _left_out(run, damaged),
+        "hard_samples": _hard_samples(run, damaged),
+        "shown": _shown(run, damaged),
         "evaluation": None if evaluated is None else _evaluation(evaluated),
         "settings": _changed_settings(settings),
         "digests": {
@@ -95,6 +94,7 @@ def gather(run: RunFolder, results: Path | None = None) -> dict[str, Any]:
             if facts.get(name)
         },
         "missing": missing,
+        "damaged": damaged,
     }
 
 
@@ -215,13 +215,24 @@ def _best(run: RunFolder) -> dict[str, Any] | None:
     }
 
 
-def _lengths(run: RunFolder, settings: Settings) -> dict[str, Any] | None:
+def _lengths(run: RunFolder, settings: Settings, damaged: list[str]) -> dict[str, Any] | None:
+    file = run.file("lengths.json")
     try:
-        stored = read_json_object(run.file("lengths.json"))
-    except (OSError, ValueError):
+        stored = read_json_object(file)
+    except FileNotFoundError:
         return None  # a kill before the data were read through
-    edges = cast("list[float]", stored.get("edges", []))
-    counts = cast("list[int]", stored.get("bins", []))
+    except OSError as error:
+        damaged.append(_left_out_of_report(file, reason_of(error)))
+        return None
+    except ValueError as error:
+        damaged.append(_left_out_of_report(file, str(error)))
+        return None
+    edges, counts = stored.get("edges"), stored.get("bins")
+    numbers = [stored.get(name) for name in ("count", "max", "mean", "median", "p95")]
+    if not (_are_numbers(edges) and _are_numbers(counts) and _are_numbers(numbers)):
+        damaged.append(_left_out_of_report(file, "it holds no lengths"))
+        return None
+    edges, counts = cast("list[float]", edges), cast("list[int]", counts)
     kept = ("count", "unit", "min", "max", "mean", "median", "p90", "p95", "p99", "advice")
     return {
         **{name: stored[name] for name in kept if name in stored},
@@ -231,27 +242,70 @@ def _lengths(run: RunFolder, settings: Settings) -> dict[str, Any] | None:
     }
 
 
-def _left_out(run: RunFolder) -> dict[str, Any]:
+def _left_out(run: RunFolder, damaged: list[str]) -> dict[str, Any]:
     kinds: Counter[str] = Counter()
     shown: list[dict[str, Any]] = []
-    for line in run.each_line("skipped.jsonl"):
+    for line in _whole_lines(run, "skipped.jsonl", damaged):
         kinds[str(line.get("kind", "?"))] += 1
         if len(shown) < _MOST_SKIPPED:
             shown.append(_short(line))
     return {
         "kinds": dict(kinds),
         "shown": shown,
-        "duplicates": sum(1 for _ in run.each_line("duplicates.jsonl")),
+        "duplicates": sum(1 for _ in _whole_lines(run, "duplicates.jsonl", damaged)),
     }
 
 
-def _shown(run: RunFolder) -> list[dict[str, Any]]:
+def _hard_samples(run: RunFolder, damaged: list[str]) -> list[dict[str, Any]]:
+    lines = islice(_whole_lines(run, "hard_samples.jsonl", damaged), _MOST_HARD)
+    return [_short(line) for line in lines]
+
+
+def _shown(run: RunFolder, damaged: list[str]) -> list[dict[str, Any]]:
+    file = run.file(SAMPLES_FILE)
     try:
-        stored: object = json.loads(run.file(SAMPLES_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        stored: object = json.loads(read_regular(file, LARGEST_JSON_FILE))
+    except FileNotFoundError:
         return []
-    samples = cast("list[object]", stored if isinstance(stored, list) else [])
-    return [_short(cast("dict[str, Any]", one)) for one in samples if isinstance(one, dict)]
+    except OSError as error:
+        damaged.append(_left_out_of_report(file, reason_of(error)))
+        return []
+    except (ValueError, RecursionError):
+        damaged.append(_left_out_of_report(file, "it is not JSON"))
+        return []
+    samples = cast("list[object]", stored if isinstance(stored, list) else [stored])
+    shown = [cast("dict[str, Any]", one) for one in samples if isinstance(one, dict)]
+    sound = [one for one in shown if _is_shown_sample(one)]
+    if len(sound) < len(samples):
+        damaged.append(_left_out_of_report(file, "it does not hold samples with their answers"))
+    return [_short(one) for one in sound]
+
+
+def _is_shown_sample(one: Mapping[str, Any]) -> bool:
+    answers: object = one.get("answers")
+    if not isinstance(answers, list):
+        return False
+    texts = [one.get("source"), one.get("prompt"), *cast("list[object]", answers)]
+    return all(isinstance(text, str) for text in texts)
+
+
+def _whole_lines(run: RunFolder, name: str, damaged: list[str]) -> Iterator[dict[str, Any]]:
+    """The lines of a file up to the first that is damaged, which is noted."""
+    try:
+        yield from run.each_line(name)
+    except UserError as error:
+        damaged.append(f"{error} The report leaves out what follows it.")
+
+
+def _left_out_of_report(file: Path, reason: str) -> str:
+    return f"{file} is damaged: {reason}. The report leaves its part out."
+
+
+def _are_numbers(values: object) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(value, int | float) and math.isfinite(value)
+        for value in cast("list[object]", values)
+    )
 
 
 def _changed_settings(settings: Settings) -> list[dict[str, Any]]:
@@ -270,7 +324,7 @@ def _changed_settings(settings: Settings) -> list[dict[str, Any]]:
 # ---- the evaluation
 
 
-def _results_of(run: RunFolder, named: Path | None) -> ResultsFile | None:
+def _results_of(run: RunFolder, named: Path | None, damaged: list[str]) -> ResultsFile | None:
     paths = {path for point in run.checkpoints() for path in (point.sampler_path, point.state_path)}
     if named is not None:
         found = read_results(named)
@@ -280,11 +334,16 @@ def _results_of(run: RunFolder, named: Path | None) -> ResultsFile | None:
                 f"{run.name}. Name the results of this run."
             )
         return found
-    for file in (run.file(RESULTS_FILE), Path(RESULTS_FILE), run.path.parent.parent / RESULTS_FILE):
-        with suppress(UserError):  # others are simply not about this run
+    places = (run.file(RESULTS_FILE), Path(RESULTS_FILE), run.path.parent.parent / RESULTS_FILE)
+    files = {file.resolve(): file for file in places if os.path.lexists(file)}
+    for file in files.values():
+        try:
             found = read_results(file)
-            if found.facts.get("model_path") in paths:
-                return found
+        except UserError as error:  # it may be about this run
+            damaged.append(f"{error} The report leaves it out.")
+            continue
+        if found.facts.get("model_path") in paths:
+            return found
     return None
 
 

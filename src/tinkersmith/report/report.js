@@ -22,7 +22,7 @@
   const amount = (metric, value) => {
     const found = data.evaluation && data.evaluation.metrics[metric];
     const share = !found || found.shares !== false;
-    return share && Math.abs(value) <= 1 ? percent(value) : charts.short(value);
+    return share && value !== null && Math.abs(value) <= 1 ? percent(value) : charts.short(value);
   };
   const points = (metric, value) => amount(metric, value).replace(" %", say(" points", " 个百分点"));
   const STATES = {
@@ -85,6 +85,7 @@
   tile(tiles, say("Epochs", "轮数"), number(training.epochs), say(count(training.steps, "step"), `${number(training.steps)} 步`));
   tile(tiles, say("Tokens", "token 数"), number(training.tokens), say(`${number(training.completion_tokens)} trained`, `其中训练 ${number(training.completion_tokens)}`));
   tile(tiles, say("Time of the steps", "各步用时"), time(training.seconds), training.tokens_per_second ? say(`${number(Math.round(training.tokens_per_second))} tokens/s`, `${number(Math.round(training.tokens_per_second))} token/s`) : null);
+  for (const sentence of data.damaged) main.append(make("p", "notice", say("", "文件损坏："), sentence));
   for (const gap of data.missing) {
     const words = gap.what === "evaluation"
       ? say("This run has not been evaluated on a test set. This command does it, and writes this report anew: ", "此次运行尚未在测试集上评估。以下命令进行评估并重写本报告：")
