@@ -347,7 +347,8 @@ _NO_THINKING = "non-thinking mode"
 _VISION = "includes vision"
 _QWEN3_30B_INSTRUCT = ("Qwen/Qwen3-30B-A3B-Instruct",)
 
-# The date and the replacements are those of RETIREMENTS_PAGE.
+# The date and the replacements are those of RETIREMENTS_PAGE. A model may answer after its date, as
+# Qwen3-235B-A22B-Instruct-2507 did in September 2026 (tinker-feedback, issue 145): the list decides.
 RETIRED: tuple[KnownModel, ...] = (
     KnownModel(
         "Qwen/Qwen3.6-27B",
@@ -356,6 +357,7 @@ RETIRED: tuple[KnownModel, ...] = (
         _K64,
         5120,
         _QWEN_ADAPTER_27B,
+        # Announced on 2026-08-19 with its successor (tinker-feedback, issue 142).
         retired=Retired(dt.date(2026, 9, 2), ("Qwen/Qwen3.8-27B",)),
     ),
     KnownModel(
