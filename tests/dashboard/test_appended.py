@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tinkersmith.dashboard.appended import AppendedLines, last_records, record_of
+from tinkersmith.errors import UserError
 
 
 def whole_lines(file: Path) -> list[bytes]:
@@ -88,7 +89,11 @@ def test_the_last_records_are_those_of_whole_lines(tmp_path: Path) -> None:
     file.write_text("".join(f'{{"step": {step}}}\n' for step in range(50)) + '{"step": 5')
     assert last_records(file, most=100)[-1] == {"step": 49}
     assert len(last_records(file, most=100)) == 6
-    assert last_records(tmp_path) == []
+    with pytest.raises(UserError, match="it is a folder"):
+        last_records(tmp_path)
+    file.write_text("nonsense\n[1]\n")
+    with pytest.raises(UserError, match="no line at its end is a JSON object"):
+        last_records(file)
 
 
 def test_a_line_without_an_end_is_not_read_for_ever(tmp_path: Path) -> None:

@@ -187,6 +187,9 @@ def test_answers_of_measurements_and_of_the_end_are_shown_with_settings(run: Run
     first, last = details["answers"]
     assert (first["step"], first["answers"], first["scores"]) == (20, ["3"], {"final_answer": 0.0})
     assert last["final"] and last["answers"] == ["2"]
+    assert details["problems"] == [
+        f"1 entry that is no sample is left out of {run.file('samples.json')}."
+    ]
     assert details["settings"] == {"LORA_RANK": "8"}
 
 
@@ -195,5 +198,43 @@ def test_files_of_another_kind_stop_nothing(run: RunFolder) -> None:
         run.file(name).mkdir()
     view = ShownRun(run)
     look(view)
-    assert len(view.news(SentSoFar())["curves"]["loss"]["points"]) == 40
+    news = view.news(SentSoFar())
+    assert len(news["curves"]["loss"]["points"]) == 40
     assert row(run)["state"] == "interrupted"
+    problems = news["details"]["problems"]
+    assert len(problems) == 4 and all("it is a folder" in sentence for sentence in problems)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("samples.json", "[" * 100_000, "it is not JSON"),
+        ("samples.json", "{}", "it is no list of samples"),
+        ("best.json", '{"value": 1', "it is not JSON at line 1"),
+        ("best.json", '{"value": "1"}', "it names no measurement"),
+        ("checkpoints.jsonl", "\0\0\n", "no line at its end is a JSON object"),
+        ("shown_answers.jsonl", '{"step": 1}\n{"st\n', "1 damaged line is left out"),
+    ],
+)
+def test_a_damaged_file_is_one_sentence_on_the_page(
+    run: RunFolder, name: str, content: str, words: str
+) -> None:
+    run.file(name).write_text(content)
+    view = ShownRun(run)
+    look(view)
+    (sentence,) = view.news(SentSoFar())["details"]["problems"]
+    assert str(run.file(name)) in sentence and words in sentence
+    assert row(run)["problem"] == ""
+
+
+@pytest.mark.parametrize("content", ["[1]\n3\n", None])
+def test_a_run_without_readable_metrics_says_so_in_its_row(
+    run: RunFolder, content: str | None
+) -> None:
+    run.file("metrics.jsonl").unlink()
+    if content is None:
+        run.file("metrics.jsonl").mkdir()
+    else:
+        run.file("metrics.jsonl").write_text(content)
+    assert row(run)["state"] == "damaged"
+    assert str(run.file("metrics.jsonl")) in row(run)["problem"]

@@ -146,3 +146,20 @@ def test_the_page_speaks_chinese(sweep: Sweep) -> None:
             assert words in text
         for words in ("All combinations", "Training loss", "undefined", "NaN", "validation"):
             assert words not in text
+
+
+def test_a_lost_run_with_damaged_metrics_is_named_on_the_page_and_the_terminal(
+    sweep: Sweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = sweep.folder_of(sweep.runs[5])  # it diverged: its values are not compared
+    assert folder is not None
+    file = folder.file("metrics.jsonl")
+    sound = file.read_bytes()
+    file.write_bytes(b'{"step": 1\n' + sound)
+    try:
+        page = page_of(sweep, "en").read_text()
+    finally:
+        file.write_bytes(sound)
+    said = capsys.readouterr().out
+    assert f"Warning: {file}, line 1 is damaged: it is not JSON." in said
+    assert said.count("\n") == 1 and "The curves of this run are left out." in page

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import orjson
 
+from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import open_regular
 
 _BLOCK = 1 << 20  # bytes that are read at a time
@@ -106,10 +107,17 @@ def record_of(line: bytes) -> dict[str, Any] | None:
 
 
 def last_records(path: Path, most: int = 65_536) -> list[dict[str, Any]]:
-    """The records of the whole lines within the last `most` bytes of a file."""
+    """The records of the whole lines within the last `most` bytes of a file.
+
+    Raises:
+        UserError: the file cannot be read, or has lines there and none is a record.
+    """
     try:
         lines = AppendedLines(path).read(most_at_first=most).lines
-    except OSError:
-        return []
-    records = (record_of(line) for line in lines if line.strip())
-    return [record for record in records if record is not None]
+    except OSError as error:
+        raise unreadable(path, error) from None
+    whole = [line for line in lines if line.strip()]
+    records = [record for line in whole if (record := record_of(line)) is not None]
+    if whole and not records:
+        raise UserError(f"{path} is damaged: no line at its end is a JSON object.")
+    return records

@@ -171,7 +171,7 @@
       if (what.details) {
         view.details = what.details;
         dirty.add("curves").add("settings");
-        if (name === focus) dirty.add("answers");
+        if (name === focus) dirty.add("answers").add("log"); // the log begins with what is damaged
       }
     }
     if (news.engines) {
@@ -382,7 +382,8 @@
     const box = by("lines"), view = shown.get(focus);
     const atEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
     const damaged = view?.details?.damaged_lines;
-    box.textContent = [...(damaged ? [words.damagedLines(damaged)] : []), ...(view?.lines.length ? view.lines : [words.noLog])].join("\n");
+    const problems = (view?.details?.problems ?? []).map((sentence) => `⚠ ${sentence}`);
+    box.textContent = [...problems, ...(damaged ? [words.damagedLines(damaged)] : []), ...(view?.lines.length ? view.lines : [words.noLog])].join("\n");
     if (atEnd) box.scrollTop = box.scrollHeight;
   };
   const drawShown = () => { drawChosen(); drawCharts(); drawSettings(); drawFocus(); drawAnswers(); drawLog(); };

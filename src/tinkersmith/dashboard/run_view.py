@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from tinkersmith.dashboard.appended import AppendedLines, last_records, record_of
-from tinkersmith.errors import UserError
+from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import read_json_object, read_regular
+from tinkersmith.plurals import counted
 from tinkersmith.report.write import REPORT_FILE
 from tinkersmith.runs.best import BEST_FILE
 from tinkersmith.runs.curves import GrowingCurve, Point
@@ -62,7 +63,7 @@ def row_of(run: RunFolder, stamps: Stamps) -> dict[str, Any]:
         "epoch": None,
         "rate": None,  # tokens per second
         "left": None,  # seconds
-        "best": _best(run),
+        "best": None,
         "started": _seconds(stamps, "settings.json"),
         "seen": max((stamp[2] for stamp in stamps.values()), default=0) / 1e9,
         "model": "",
@@ -71,14 +72,16 @@ def row_of(run: RunFolder, stamps: Stamps) -> dict[str, Any]:
     }
     try:
         facts = run.facts()
+        records = last_records(run.file("metrics.jsonl"))
     except UserError as error:
         return row | {"problem": str(error)}
+    with suppress(UserError):  # the page of the run names it
+        row["best"] = _best(run)
     row |= {
         "total": facts.get("total_steps", 0),
         "model": facts.get("base_model", ""),
         "backend": facts.get("backend", ""),
     }
-    records = last_records(run.file("metrics.jsonl"))
     steps = [record for record in records if "loss" in record]
     if steps:
         last = steps[-1]
@@ -97,13 +100,23 @@ def row_of(run: RunFolder, stamps: Stamps) -> dict[str, Any]:
 
 
 def _best(run: RunFolder) -> dict[str, Any] | None:
+    """What best.json holds; None where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    file = run.file(BEST_FILE)
     try:
-        best = read_json_object(run.file(BEST_FILE), 100_000)
-    except (OSError, ValueError):
+        best = read_json_object(file, 100_000)
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise unreadable(file, error) from None
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}.") from None
     value, by = finite(best.get("value")), best.get("by")
     if value is None or not isinstance(by, str):
-        return None
+        raise UserError(f"{file} is damaged: it names no measurement.")
     return {"by": by, "value": value, "step": _whole(best.get("step"))}
 
 
@@ -157,7 +170,8 @@ class ShownRun:
         self._stamps: Stamps = {}
         self.curves: dict[str, GrowingCurve] = {}
         self.damaged_lines = 0
-        self._changed: set[str] = set()
+        self._damaged_answers = 0
+        self._unread: dict[str, str] = {}  # files that the system does not let us read, and why
         self._generation = 0
         self._lines: list[str] = []
         self._line_count = 0  # with those that are no longer held
@@ -174,18 +188,21 @@ class ShownRun:
     def look(self, stamps: Stamps) -> None:
         """Read what has changed since the last look."""
         changed = {name for name in _WATCHED if stamps.get(name) != self._stamps.get(name)}
-        self._stamps, damaged = stamps, self.damaged_lines
-        with suppress(OSError):
-            if "metrics.jsonl" in changed:
-                self._read_metrics()
-        with suppress(OSError):
-            if "train.log" in changed:
-                self._read_log()
-        with suppress(OSError):
-            if SHOWN_ANSWERS_FILE in changed:
-                self._read_answers()
+        self._stamps, damaged = stamps, (self.damaged_lines, dict(self._unread))
+        for name, read in (
+            ("metrics.jsonl", self._read_metrics),
+            ("train.log", self._read_log),
+            (SHOWN_ANSWERS_FILE, self._read_answers),
+        ):
+            if name in changed:
+                self._unread.pop(name, None)
+                try:
+                    read()
+                except OSError as error:
+                    self._unread[name] = str(unreadable(self.run.file(name), error))
         others = changed - {"metrics.jsonl", "train.log"}
-        if others or not self._details_number or damaged != self.damaged_lines:
+        now_damaged = (self.damaged_lines, self._unread)
+        if others or not self._details_number or damaged != now_damaged:
             self.details = self._details()
             self._details_number += 1
 
@@ -220,37 +237,71 @@ class ShownRun:
     def _read_answers(self) -> None:
         new = self._answers.read()
         if new.restarted:
-            self._asked = []
-        self._asked += [record for line in new.lines if (record := record_of(line)) is not None]
+            self._asked, self._damaged_answers = [], 0
+        records = [record_of(line) for line in new.lines if line.strip()]
+        self._asked += [record for record in records if record is not None]
+        self._damaged_answers += records.count(None)
         del self._asked[:-_ANSWERS]
 
     def _details(self) -> dict[str, Any]:
-        """The settings, the answers and the best checkpoint."""
+        """The settings, the answers, the best checkpoint, and what is left out as damaged."""
+        problems = list(self._unread.values())
+        if self._damaged_answers:
+            file = self.run.file(SHOWN_ANSWERS_FILE)
+            lines = counted(self._damaged_answers, "damaged line is", "damaged lines are")
+            problems.append(f"{lines} left out of {file}.")
+        settings: dict[str, Any] = {}
+        final: list[dict[str, Any]] = []
+        checkpoints: list[dict[str, Any]] = []
+        best: dict[str, Any] | None = None
         try:
-            settings = cast("dict[str, Any]", self.run.facts()["settings"])
-        except UserError:
-            settings = {}
+            settings = self.run.facts()["settings"]
+        except UserError as error:
+            problems.append(str(error))
+        try:
+            final, others = self._final_answers()
+            if others:
+                left_out = counted(
+                    others, "entry that is no sample is", "entries that are none are"
+                )
+                problems.append(f"{left_out} left out of {self.run.file(SAMPLES_FILE)}.")
+        except UserError as error:
+            problems.append(str(error))
+        try:
+            best = _best(self.run)
+        except UserError as error:
+            problems.append(str(error))
+        try:
+            checkpoints = last_records(self.run.file("checkpoints.jsonl"))
+        except UserError as error:
+            problems.append(str(error))
         return {
             "settings": {name: _shown(value) for name, value in settings.items()},
-            "answers": [_answer(record) for record in [*self._asked, *self._final_answers()]],
-            "best": _best(self.run),
+            "answers": [_answer(record) for record in [*self._asked, *final]],
+            "best": best,
             "checkpoints": [
                 {"step": _whole(record.get("step")), "name": str(record.get("name", ""))}
-                for record in last_records(self.run.file("checkpoints.jsonl"))
+                for record in checkpoints
             ],
+            "problems": problems,
         }
 
-    def _final_answers(self) -> list[dict[str, Any]]:
+    def _final_answers(self) -> tuple[list[dict[str, Any]], int]:
+        """The records of samples.json, and how many entries are none."""
+        file = self.run.file(SAMPLES_FILE)
         try:
-            stored: object = json.loads(read_regular(self.run.file(SAMPLES_FILE), _LARGEST))
-        except (OSError, ValueError, RecursionError):
-            return []
-        records = cast("list[object]", stored) if isinstance(stored, list) else []
-        return [
-            {**cast("dict[str, Any]", record), "final": True}
-            for record in records
-            if isinstance(record, dict)
-        ]
+            stored: object = json.loads(read_regular(file, _LARGEST))
+        except FileNotFoundError:
+            return [], 0
+        except OSError as error:
+            raise unreadable(file, error) from None
+        except (ValueError, RecursionError):
+            raise UserError(f"{file} is damaged: it is not JSON.") from None
+        if not isinstance(stored, list):
+            raise UserError(f"{file} is damaged: it is no list of samples.")
+        entries = cast("list[object]", stored)
+        samples = [cast("dict[str, Any]", one) for one in entries if isinstance(one, dict)]
+        return [{**one, "final": True} for one in samples], len(entries) - len(samples)
 
     def news(self, sent: SentSoFar) -> dict[str, Any]:
         """What the page does not have yet, and note that it has it now; {} if it has all."""

@@ -348,7 +348,7 @@ _VISION = "includes vision"
 _QWEN3_30B_INSTRUCT = ("Qwen/Qwen3-30B-A3B-Instruct",)
 
 # The date and the replacements are those of RETIREMENTS_PAGE. A model may answer after its date, as
-# Qwen3-235B-A22B-Instruct-2507 did in September 2026 (tinker-feedback, issue 145): the list decides.
+# Qwen3-235B-A22B-Instruct-2507 did in September 2026 (tinker-feedback, issue 145).
 RETIRED: tuple[KnownModel, ...] = (
     KnownModel(
         "Qwen/Qwen3.6-27B",

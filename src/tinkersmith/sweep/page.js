@@ -96,6 +96,7 @@
   heading("curves-card", words.curves);
   const measured = charts.lines(at("measured"), spec("measured", byUnit));
   const losses = charts.lines(at("losses"), spec("losses", words.training));
+  for (const sentence of data.damaged) at("curves-card").append(make("p", "notice", sentence));
   at("curves-card").append(make("p", "soft", `${settings}${data.seeds > 1 ? " (SEED)" : ""}. ${words.faint}`));
   const redraw = () => { measured.update(spec("measured", byUnit)); losses.update(spec("losses", words.training)); };
 

@@ -1,6 +1,6 @@
 """A sweep and its ranking -> sweep.html: curves, values with intervals, settings, in one file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +30,34 @@ _BUCKETS = 4000  # of all runs' curves together: the page stays small with hundr
 
 
 def write_sweep_page(
-    sweep: Sweep, ranking: Ranking, effects: Sequence[Effect], language: str
+    sweep: Sweep,
+    ranking: Ranking,
+    effects: Sequence[Effect],
+    language: str,
+    say: Callable[[str], None] = print,
 ) -> Path:
     """Write the page into the sweep's folder.
+
+    Args:
+        say: is told which damaged files the page leaves out.
 
     Raises:
         OSError: it cannot be written.
     """
     path = sweep.folder / PAGE_FILE
+    content = _content(sweep, ranking, effects, language)
     page = page_html(
         title=f"{sweep.name} · Tinkersmith",
         language=language,
         body=part(_HERE, "page.html"),
-        data=_content(sweep, ranking, effects, language),
+        data=content,
         scripts=[part("tinkersmith.pages", "charts.js"), part(_HERE, "page.js")],
         styles=[part(_HERE, "page.css")],
         generator="tinkersmith sweep",
     )
     write_atomically(path, page)
+    for sentence in content["damaged"]:
+        say(f"Warning: {sentence}")
     return path
 
 
@@ -55,6 +65,8 @@ def _content(
     sweep: Sweep, ranking: Ranking, effects: Sequence[Effect], language: str
 ) -> dict[str, Any]:
     by = sweep.by
+    damaged: list[str] = []
+    runs = [_run(sweep, run, damaged) for run in sweep.runs]
     means = [mean for effect in effects for _, mean, _ in effect.levels]
     pad = 0.08 * (max(means) - min(means)) if means else 0.0
     statuses = [run.status for run in sweep.runs]
@@ -79,7 +91,8 @@ def _content(
         "limits": limits(sweep, ranking, language),
         "optimism": spread_text(by, ranking.optimism) if ranking.optimism is not None else "",
         "rows": _rows(sweep, ranking, language),
-        "runs": [_run(sweep, run) for run in sweep.runs],
+        "runs": runs,
+        "damaged": damaged,
         "effects": [
             {
                 "setting": effect.setting,
@@ -176,15 +189,16 @@ def _steps_text(runs: Sequence[SweepRun]) -> str:
     return f"{done}/{runs[0].total_steps:,}"
 
 
-def _run(sweep: Sweep, run: SweepRun) -> dict[str, Any]:
-    """A run with its curves. What is damaged in its folder leaves them empty."""
+def _run(sweep: Sweep, run: SweepRun, damaged: list[str]) -> dict[str, Any]:
+    """A run with its curves. What is damaged in its folder leaves them empty, and is noted."""
     losses: list[Point] = []
     measured: list[Point] = []
     folder = sweep.folder_of(run)
+    lines: list[dict[str, Any]] = []
     try:
         lines = folder.metrics() if folder else []
-    except UserError:
-        lines = []
+    except UserError as error:
+        damaged.append(f"{error} The curves of this run are left out.")
     name = measurement_name(sweep.by)
     buckets = max(30, min(200, _BUCKETS // len(sweep.runs)))
     for line in lines:

@@ -1,7 +1,7 @@
 """`tinkersmith sweep`: options -> the runs of a grid, their order, and the files about it."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -91,7 +91,7 @@ def sweep_command(argv: Sequence[str], *, prog: str) -> int:
             keep=wanted.keep,
             resume=wanted.resume,
         ),
-        partial(_write, language=language),
+        partial(_write, language=language, say=lambda _: None),  # the report says it once
         partial(_report, language=language),
         has_settings=bool(others) or settings_file(wanted.config).is_file(),
     )
@@ -106,12 +106,14 @@ def _effects(sweep: "Sweep") -> "list[Effect]":
     return effects(sweep.grid, chosen, comparable_values(sweep))
 
 
-def _write(sweep: "Sweep", ranking: "Ranking", language: str) -> "tuple[Path, Path]":
+def _write(
+    sweep: "Sweep", ranking: "Ranking", language: str, say: "Callable[[str], None]"
+) -> "tuple[Path, Path]":
     """Write sweep.csv and sweep.html."""
     from tinkersmith.sweep.page import write_sweep_page
     from tinkersmith.sweep.table import write_sweep_table
 
-    page = write_sweep_page(sweep, ranking, _effects(sweep), language)
+    page = write_sweep_page(sweep, ranking, _effects(sweep), language, say)
     return write_sweep_table(sweep, ranking), page
 
 
@@ -135,7 +137,7 @@ def _report(sweep: "Sweep", ranking: "Ranking", progress: "Progress", language: 
     for effect in _effects(sweep):
         progress.say(f"  {effect_line(effect, sweep.by)}")
     progress.say("")
-    table, page = _write(sweep, ranking, language)
+    table, page = _write(sweep, ranking, language, progress.say)
     progress.say(f"Table    {table}")
     progress.say(f"Page     {page}")
     for line in next_lines(sweep, ranking):
