@@ -85,12 +85,22 @@ def test_prompts_that_are_written_here_get_the_same_answers(server: RunningServe
             chat(server, tools=[{"type": "function", "function": {"name": "add"}}])
         with pytest.raises(openai.BadRequestError, match="messages"):
             chat(server, messages=[])
+        image = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]
+        for content, about in ((image, "'image_url'; this server takes"), ("", "is empty")):
+            with pytest.raises(openai.BadRequestError, match=about) as caught:
+                chat(server, messages=[{"role": "user", "content": content}])
+            assert caught.value.param == "messages[0].content"
+        with pytest.raises(openai.BadRequestError, match="max_tokens is 0"):
+            chat(server, max_tokens=0)
+        account: Any = {"metadata": {"a": "b"}, "service_tier": "auto", "prompt_cache_key": "x"}
+        about_me = chat(server, **asked, **account)
         refused = httpx.post(
             f"{server.url}/v1/messages", json={"model": "last", "messages": ASKED, "max_tokens": 9}
         )
     finally:
         server.upstream.takes_templates = True
     assert refused.status_code == 400 and "/v1/chat/completions" in refused.text
+    assert about_me.choices == here.choices and here.model == expected.model == "last"
     for one, other in zip(expected.choices, here.choices, strict=True):
         assert one.message.content == other.message.content
         assert one.finish_reason == other.finish_reason
@@ -113,6 +123,41 @@ def test_models_are_listed_with_their_kind_and_base(server: RunningServer) -> No
     with pytest.raises(openai.NotFoundError) as caught:
         chat(server, model="other")
     assert caught.value.code == "model_not_found"
+
+
+def test_answers_have_the_name_that_was_asked(server: RunningServer) -> None:
+    """Not the name of the server behind, which may be the path of a folder."""
+    asked: Any = {"model": "last", "max_tokens": 4}
+    openais, anthropics = openai_of(server), anthropic_of(server)
+    answers: list[Any] = [chat(server), chat(server, model="base")]
+    assert [answer.model for answer in answers] == ["last", "base"]
+    chunks = list(chat(server, stream=True, stream_options={"include_usage": True}))
+    assert {chunk.model for chunk in chunks} == {"last"}
+    pieces: Any = openais.completions.create(prompt="Add.", stream=True, **asked)
+    assert {piece.model for piece in pieces} == {"last"}
+    assert anthropics.messages.create(messages=ASKED, **asked).model == "last"
+    with anthropics.messages.stream(messages=ASKED, **asked) as stream:
+        assert stream.get_final_message().model == "last"
+
+
+def test_each_answer_has_a_request_id(server: RunningServer) -> None:
+    client, asked = openai_of(server), {"model": "last", "messages": ASKED, "max_tokens": 2}
+    names: list[Any] = [chat(server)._request_id, client.models.list()._request_id]
+    raw: Any = client.chat.completions.with_raw_response
+    names.append(raw.create(**asked, stream=True).request_id)
+    message: Any = anthropic_of(server).messages
+    names.append(message.create(**asked)._request_id)
+    with pytest.raises(openai.NotFoundError) as caught:
+        chat(server, model="other")
+    names.append(caught.value.request_id)
+    assert all(name and name.startswith("req_") for name in names)
+    assert len(set(names)) == 5
+
+
+def test_anthropics_client_lists_the_models(server: RunningServer) -> None:
+    client = anthropic_of(server)
+    assert [model.id for model in client.models.list()] == ["last", "first", "base"]
+    assert client.models.retrieve("first").display_name == "first"
 
 
 def test_each_name_answers_with_its_own_weights(server: RunningServer) -> None:
@@ -186,6 +231,14 @@ def test_foreign_hosts_and_forms_of_web_pages_are_refused(server: RunningServer)
     assert (
         broken.status_code == 400 and broken.json()["error"]["message"] == "the body is not JSON."
     )
+    wrong = httpx.get(f"{server.url}/v1/chat/completions")
+    assert wrong.status_code == 405 and wrong.headers["allow"] == "POST"
+    assert wrong.json()["error"]["message"].endswith("the method must be POST.")
+    for text in (b'"\\ud800"', b'"\xed\xa0\x80"'):
+        content = b'{"model": "last", "prompt": %s}' % text
+        sent = {"content-type": "application/json"}
+        odd = httpx.post(f"{server.url}/v1/completions", content=content, headers=sent)
+        assert odd.status_code == 400 and "not Unicode" in odd.text
     absent = httpx.get(f"{server.url}/v2/models")
     assert absent.status_code == 404 and "/v1/models" in absent.text
 

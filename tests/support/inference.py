@@ -34,6 +34,21 @@ ANSWER = "It is seven."
 WORLD = "你好，世界 🙂 café"
 CALL = {"a": 3, "b": 4}
 _WRITTEN_CALL = f"<tool_call>\n{json.dumps({'name': 'add', 'arguments': CALL})}\n</tool_call>"
+_CALLED = [
+    {"role": "user", "content": "3 + 4?"},
+    {
+        "role": "assistant",
+        "content": "I add.",
+        "tool_calls": [
+            {
+                "id": "1",
+                "type": "function",
+                "function": {"name": "add", "arguments": json.dumps(CALL)},
+            }
+        ],
+    },
+    {"role": "tool", "tool_call_id": "1", "content": "7"},
+]
 # What the talker learns to answer: the chat, and the text up to the end token.
 LESSONS: list[tuple[Chat, str]] = [
     (
@@ -43,6 +58,11 @@ LESSONS: list[tuple[Chat, str]] = [
     (Chat([{"role": "user", "content": "3 + 4?"}], think=False), ANSWER),
     (Chat([{"role": "user", "content": "Greet."}], think=False), WORLD),
     (Chat([{"role": "user", "content": "3 + 4?"}], tools=[TOOL]), f"I add.\n{_WRITTEN_CALL}"),
+    (
+        Chat([{"role": "user", "content": "3 + 4, twice?"}], tools=[TOOL]),
+        f"{_WRITTEN_CALL}\n{_WRITTEN_CALL}",
+    ),
+    (Chat(_CALLED, tools=[TOOL]), ANSWER),
 ]
 
 

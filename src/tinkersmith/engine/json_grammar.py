@@ -4,6 +4,7 @@ llguidance is an extra, `structured`, and is imported only where an answer needs
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
 _OPTIONS = "x-guidance"  # where llguidance finds options within a schema
 # Before and after a value: JSON on one line. Many a model would go on with spaces for ever.
 _SPACES = r"\x20?"
+_GRAMMAR_LINE = re.compile(r"\n\s*1 \| ")  # llguidance quotes the grammar from here
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ def compile_schema(
         vocabulary.tokens, LLMatcher.grammar_from_lark("\n".join(lines)), log_level=0
     )
     if matcher.is_error():
-        raise Refused(_first_line(matcher.get_error()))
+        raise Refused(_schema_fault(matcher.get_error()))
     return JsonGrammar(matcher, vocabulary.end_id)
 
 
@@ -141,6 +143,12 @@ def _body(name: str, closing: str) -> str:
 
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
+
+
+def _schema_fault(text: str) -> str:
+    """What is wrong with a schema: llguidance's words without the grammar that they quote."""
+    words = _GRAMMAR_LINE.split(text)[0].split("failed to compile JSON schema:")[-1]
+    return f"{_first_line(words).rstrip('.')}."
 
 
 def _first_line(text: str) -> str:

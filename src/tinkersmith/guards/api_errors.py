@@ -52,6 +52,12 @@ def anthropic_error(sentence: str, status: int) -> Mapping[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": _encodable(sentence)}}
 
 
+def allowed_methods(error: Exception) -> str:
+    """The methods of a route that was called with another one; "" for any other error."""
+    headers: Mapping[str, str] = getattr(error, "headers", None) or {}
+    return ", ".join(sorted(headers.get("Allow", "").split(", ")))
+
+
 def _encodable(sentence: str) -> str:
     """The sentence without unpaired surrogates, which it may quote and UTF-8 cannot encode."""
     return sentence.encode(errors="replace").decode()

@@ -21,6 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from tinkersmith.guards.api_errors import allowed_methods
 from tinkersmith.guards.hosts import HostGuard
 from tinkersmith.guards.keys import carries_key
 from tinkersmith.serving.counters import Counters, usage_of
@@ -30,6 +31,7 @@ from tinkersmith.serving.errors import (
     error_event,
     refusal_of,
     refused,
+    request_id,
 )
 from tinkersmith.serving.models import ServedModel, ServedModels
 from tinkersmith.serving.page.page import chat_page
@@ -114,8 +116,15 @@ class _KeyGuard:
 async def _no_such_route(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 404
     path = request.url.path
-    known = ", ".join(("/v1/models", *_ROUTES))
-    return refused(path, f"there is no {request.method} {path} here; there are {known}.", status)
+    if allowed := allowed_methods(error):
+        sentence = f"there is no {request.method} {path} here; the method must be {allowed}."
+    else:
+        known = ", ".join(("/v1/models", *_ROUTES))
+        sentence = f"there is no {request.method} {path} here; there are {known}."
+    response = refused(path, sentence, status)
+    if allowed:
+        response.headers["allow"] = allowed
+    return response
 
 
 @dataclass(slots=True)
@@ -179,13 +188,15 @@ class _Serving:
 
     async def list_models(self, request: Request) -> Response:
         listed = [_model_json(model) for model in self.models.models]
-        return JSONResponse({"object": "list", "data": listed})
+        # Anthropic's clients read `data` as the first page, and `has_more`.
+        whole = {"object": "list", "data": listed, "has_more": False}
+        return JSONResponse(whole, headers=request_id(request.url.path))
 
     async def one_model(self, request: Request) -> Response:
         model = self.models.named(request.path_params["name"])
         if model is None:
             return refusal_of(request.url.path, self._unknown(request.path_params["name"]))
-        return JSONResponse(_model_json(model))
+        return JSONResponse(_model_json(model), headers=request_id(request.url.path))
 
     def _unknown(self, name: object) -> ServingError:
         names = ", ".join(model.name for model in self.models.models)
@@ -270,7 +281,7 @@ class _Serving:
         request = client.build_request(
             "POST",
             f"{self.upstream.url}{_ROUTES[path]}",
-            content=json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass"),
+            content=json.dumps(body, ensure_ascii=False).encode(),
             headers={
                 **self.upstream.headers,
                 "content-type": "application/json",
@@ -322,11 +333,12 @@ class _Call:
             sent = _for_upstream(path, model, body, self._serving.upstream)
         answer = await self._unless_left(self._serving.send(path, sent))
         kind = answer.headers.get("content-type", "")
+        headers = request_id(self._path)
+        headers |= {name: answer.headers[name] for name in _PASSED_ON if name in answer.headers}
         if answer.status_code == 200 and kind.startswith("text/event-stream"):
             return _Stream(
-                self._counted(self._events(answer, chat)),
-                media_type="text/event-stream",
-                headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+                self._counted(self._events(answer, chat, model)),
+                headers={**headers, "cache-control": "no-store", "x-accel-buffering": "no"},
             )
         try:
             content = await self._unless_left(answer.aread())
@@ -344,8 +356,7 @@ class _Call:
                     content = json.dumps(whole_answer(chat, value), ensure_ascii=False).encode()
                 except (KeyError, TypeError, AttributeError):
                     raise _no_answer(200) from None
-        headers = {name: answer.headers[name] for name in _PASSED_ON if name in answer.headers}
-        return Response(content, answer.status_code, headers)
+        return Response(_renamed(content, model), answer.status_code, headers)
 
     async def _unless_left(self, doing: Any) -> Any:
         """The result of an awaitable, which is cancelled when the client leaves."""
@@ -363,7 +374,7 @@ class _Call:
                 await asyncio.wait({working})
 
     async def _events(
-        self, answer: httpx.Response, chat: RenderedChat | None
+        self, answer: httpx.Response, chat: RenderedChat | None, model: ServedModel
     ) -> AsyncIterator[bytes]:
         """The events of a stream as they come; a broken one ends with an event that says so."""
         events = whole_events(answer.aiter_bytes())
@@ -372,7 +383,7 @@ class _Call:
         try:
             async with aclosing(cast("Any", events)):
                 async for event in events:
-                    yield event
+                    yield _renamed(event, model)
         except (httpx.HTTPError, BrokenStream):
             yield error_event(self._path, await self._broke_off())
         except (ValueError, KeyError, TypeError, AttributeError):  # of `chat_events`
@@ -428,6 +439,19 @@ def _for_upstream(
     return sent
 
 
+def _renamed(answer: bytes, model: ServedModel) -> bytes:
+    """Whole JSON of the server behind, with the name of the model that clients know.
+
+    Within a string of the JSON, quotes have a backslash: what is found is always a field.
+    """
+    name = json.dumps(model.name).encode()
+    for known in {json.dumps(model.upstream), json.dumps(model.upstream, ensure_ascii=False)}:
+        for space in (b"", b" "):
+            field_before = b'"model":' + space
+            answer = answer.replace(field_before + known.encode(), field_before + name)
+    return answer
+
+
 def _json_object(content: bytes) -> dict[str, Any] | None:
     try:
         value: object = json.loads(content)
@@ -451,6 +475,10 @@ def _model_json(model: ServedModel) -> dict[str, Any]:
         "object": "model",
         "created": 0,
         "owned_by": "tinkersmith",
+        # What Anthropic's clients read of a model.
+        "type": "model",
+        "display_name": model.name,
+        "created_at": "1970-01-01T00:00:00Z",
         "kind": model.kind,
         "base": model.base,
         "template": {
@@ -481,6 +509,11 @@ async def _read_body(request: Request) -> dict[str, Any]:
         raise ServingError(400, "the body is not JSON.") from None
     if not isinstance(value, dict):
         raise ServingError(400, "the body is not a JSON object.")
+    if b"\\u" in data or b"\xed" in data:  # as unpaired surrogates may be written
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ServingError(400, "the body has a text that is not Unicode.") from None
     return cast("dict[str, Any]", value)
 
 

@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 
 # Parameters of a chat that a completion has as well.
 _SHARED = ("temperature", "top_p", "top_k", "n", "seed", "stream", "stream_options", "user")
-_READ = ("model", "messages", "max_tokens", "max_completion_tokens", "stop", *_SHARED)
+# Fields about the account, which change no answer. The server behind may not know them.
+_ACCOUNT = (
+    *("metadata", "service_tier", "safety_identifier"),
+    *("prompt_cache_key", "prompt_cache_retention"),
+)
+_READ = ("model", "messages", "max_tokens", "max_completion_tokens", "stop", *_SHARED, *_ACCOUNT)
 # Values of other parameters that ask for nothing.
 _NEUTRAL: dict[str, Sequence[object]] = {
     "tools": ([],),
@@ -97,7 +102,8 @@ def render_request(
             )
     template = model.template
     assert template is not None
-    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    limits = [body.get(name) for name in ("max_completion_tokens", "max_tokens")]
+    limit = next((value for value in limits if value is not None), None)
     stops: Any = body.get("stop") or []
     stops = [stops] if isinstance(stops, str) else list(stops)
     end = template.end.strip()
@@ -110,7 +116,7 @@ def render_request(
         **asked,
         "model": model.upstream,
         "prompt": [int(token) for token in tokenizer.encode(prompt)],
-        "max_tokens": limit or models.settings.sampling_max_tokens,
+        "max_tokens": limit if limit is not None else models.settings.sampling_max_tokens,
         "stop": stops,
     }
     if not isinstance(template, ChatTemplate):
@@ -125,6 +131,7 @@ def _prompt(template: PromptTemplate, messages: object) -> str:
     if not isinstance(messages, list) or not messages:
         raise ServingError(400, "messages must be a list that is not empty.", param="messages")
     given = cast("list[Any]", messages)
+    _check_texts(given)
     given = [
         {**message, "role": "system"} if _role_of(message) == "developer" else message
         for message in given
@@ -138,6 +145,27 @@ def _prompt(template: PromptTemplate, messages: object) -> str:
         raise ServingError(400, error.reason, param="messages") from None
     except (UnusableSample, UserError) as error:
         raise ServingError(400, str(error), param="messages") from None
+
+
+def _check_texts(messages: Sequence[Any]) -> None:
+    """Refuse what is no text, in a request's words; the data's reader speaks of records."""
+    for number, message in enumerate(messages):
+        where = f"messages[{number}].content"
+        content: object = (
+            cast("dict[str, Any]", message).get("content") if _role_of(message) else ""
+        )
+        parts = cast("list[Any]", content) if isinstance(content, list) else []
+        for place, part in enumerate(parts):
+            kind = cast("dict[str, Any]", part).get("type") if isinstance(part, dict) else part
+            if kind != "text":
+                raise ServingError(
+                    400,
+                    f"{where}[{place}] is of type {str(kind)[:100]!r}; this server takes parts of "
+                    "type text, each with its text.",
+                    param=where,
+                )
+        if _role_of(message) == "user" and content in (None, "", []):
+            raise ServingError(400, f"{where} is empty; it must have a text.", param=where)
 
 
 def _with_inputs(turns: Sequence[Turn], messages: Sequence[Any]) -> Sequence[Turn]:

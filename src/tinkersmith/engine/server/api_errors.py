@@ -35,10 +35,13 @@ def error_response(path: str, sentence: str, status: int, **rest: str | None) ->
     if not path.startswith((f"{OPENAI}/", f"{ANTHROPIC}/")):
         return detail(sentence, status)
     retry = {"retry-after": _RETRY_AFTER[status]} if status in _RETRY_AFTER else {}
-    return JSONResponse(error_body(path, sentence, status, **rest), status, _headers(path) | retry)
+    return JSONResponse(
+        error_body(path, sentence, status, **rest), status, request_id(path) | retry
+    )
 
 
-def _headers(path: str) -> dict[str, str]:
+def request_id(path: str) -> dict[str, str]:
+    """The header by which clients name a request."""
     name = "request-id" if path.startswith(ANTHROPIC) else "x-request-id"
     return {name: f"req_{secrets.token_hex(12)}"}
 

@@ -17,6 +17,7 @@ from tinkersmith.engine.scheduling.queue import failure
 from tinkersmith.engine.server.api_errors import detail, error_response
 from tinkersmith.engine.server.bodies import HEAD, MAX_BODY, MAX_JSON
 from tinkersmith.engine.server.fields import is_object
+from tinkersmith.guards.api_errors import allowed_methods
 from tinkersmith.guards.keys import carries_key, sent_keys
 
 API = "/api/v1"
@@ -155,7 +156,13 @@ def wrong_type(request: Request, body_type: str) -> str | None:
 async def no_such_route(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 404
     sentence = f"this engine has no {request.method} {request.url.path}."
-    return error_response(request.url.path, sentence, status)
+    allowed = allowed_methods(error)
+    if allowed:
+        sentence = f"{sentence[:-1]}; the method must be {allowed}."
+    response = error_response(request.url.path, sentence, status)
+    if allowed:
+        response.headers["allow"] = allowed
+    return response
 
 
 async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
@@ -193,7 +200,7 @@ async def read_json(request: Request) -> dict[str, Any]:
     body = await read_body(request, MAX_JSON)
     try:
         value = json.loads(body or b"{}")
-        if b"\\u" in body:
+        if b"\\u" in body or b"\xed" in body:  # how they may be written
             json.dumps(value, ensure_ascii=False).encode()  # fails on an unpaired surrogate
     except (ValueError, RecursionError):
         raise BadBody("the body is not JSON.", body[:HEAD]) from None

@@ -1,5 +1,6 @@
 """Anthropic's API on a real engine, through the `anthropic` client and raw."""
 
+import asyncio
 from typing import Any
 
 import anthropic
@@ -116,6 +117,16 @@ def test_tools_are_used_and_their_results_taken(
         block.pop("caller", None)
     answer = ask(client, inference.talker, [*SUM, asked, {"role": "user", "content": [result]}])
     assert answer.usage.input_tokens > 30
+    orphan = {"role": "user", "content": [{**result, "tool_use_id": "other"}]}
+    with pytest.raises(anthropic.BadRequestError, match="no message before it has that call"):
+        ask(client, inference.talker, [*SUM, asked, orphan])
+    for wrong, about in (
+        ([ADD, ADD], "two tools have the name"),
+        ([{**ADD, "strict": True}], "strict is True"),
+        ([{**ADD, "input_examples": [CALL]}], "input_examples"),
+    ):
+        with pytest.raises(anthropic.BadRequestError, match=about):
+            ask(client, inference.talker, tools=wrong)
     with pytest.raises(anthropic.BadRequestError, match="cannot be made to call"):
         ask(client, inference.talker, tools=[ADD], tool_choice={"type": "any"})
     with pytest.raises(anthropic.BadRequestError, match="does not write calls"):
@@ -132,6 +143,8 @@ def test_thoughts_are_blocks_and_can_be_switched_off(
     assert [block.text for block in off.content] == [ANSWER]
     with pytest.raises(anthropic.BadRequestError, match="no switch for thoughts"):
         ask(client, BUNDLED, thinking={"type": "enabled", "budget_tokens": 1024})
+    with pytest.raises(anthropic.BadRequestError, match="display is 'omitted'"):
+        ask(client, inference.talker, thinking={"type": "adaptive", "display": "omitted"})
     again = [*SUM, {"role": "assistant", "content": [thought.model_dump(), text.model_dump()]}]
     again.append({"role": "user", "content": "Greet."})
     assert ask(client, inference.talker, again, thinking={"type": "disabled"}).content
@@ -177,6 +190,32 @@ def test_errors_have_the_apis_own_form_and_status(
         ask(client, "claude")
     with pytest.raises(anthropic.AuthenticationError):
         ask(inference.anthropic(api_key="tml-wrong"), BUNDLED)
+
+
+def test_each_message_has_a_request_id(client: anthropic.Anthropic) -> None:
+    names = [ask(client, BUNDLED, max_tokens=1)._request_id for _ in range(2)]
+    with pytest.raises(anthropic.NotFoundError) as caught:
+        ask(client, "claude")
+    names.append(caught.value.request_id)
+    assert all(name and name.startswith("req_") for name in names)
+    assert len(set(names)) == 3
+
+
+def test_an_async_client_streams_what_it_gets_whole(
+    inference: InferenceEngine, client: anthropic.Anthropic
+) -> None:
+    whole = ask(client, inference.talker).content[-1].text
+
+    async def stream() -> str:
+        where: Any = {"base_url": client.base_url, "api_key": KEY, "max_retries": 0}
+        asked: Any = {"model": inference.talker, "messages": SUM, "max_tokens": 80, **GREEDY}
+        async with (
+            anthropic.AsyncAnthropic(**where) as anew,
+            anew.messages.stream(**asked) as events,
+        ):
+            return "".join([text async for text in events.text_stream])
+
+    assert asyncio.run(stream()) == whole == ANSWER
 
 
 def test_the_key_is_taken_from_either_header(inference: InferenceEngine) -> None:

@@ -482,6 +482,22 @@ def test_tools_that_cannot_be_followed_are_refused(
         chat(client, SUM, BUNDLED, tools=[TOOL])
 
 
+def test_the_result_of_a_tool_belongs_to_a_call_before_it(inference: InferenceEngine) -> None:
+    function = {"name": "add", "arguments": "{}"}
+    call = {"id": "one", "type": "function", "function": function}
+    called = {"role": "assistant", "content": None, "tool_calls": [call]}
+    for past, given in (
+        ([called], {"tool_call_id": "two"}),
+        ([called], {}),
+        ([], {"tool_call_id": "one"}),
+    ):
+        messages = [*SUM, *past, {"role": "tool", "content": "7", **given}]
+        body = {"model": inference.talker, "messages": messages, "tools": [TOOL]}
+        status, error = refusal(inference, CHAT, body)
+        assert (status, error["param"]) == (400, f"messages[{len(past) + 1}].tool_call_id")
+        assert "the id of a call in a message before it" in error["message"]
+
+
 def test_control_tokens_in_a_users_text_stay_text(client: openai.OpenAI) -> None:
     def prompt_tokens(content: str) -> int:
         return chat(
@@ -617,6 +633,7 @@ def test_a_schema_that_cannot_be_followed_is_refused(
     status, error = refusal(inference, CHAT, body)
     assert status == 400 and error["param"] == "response_format"
     assert sentence in error["message"] and "\n" not in error["message"]
+    assert "%json" not in error["message"]  # the grammar that we made of it
 
 
 def test_a_schema_and_tools_exclude_each_other(client: openai.OpenAI) -> None:
@@ -636,6 +653,10 @@ def test_a_schema_and_tools_exclude_each_other(client: openai.OpenAI) -> None:
         ({"response_format": {"type": "grammar"}}, "response_format"),
         ({"parallel_tool_calls": False}, "parallel_tool_calls"),
         ({"reasoning_effort": "much"}, "reasoning_effort"),
+        ({"verbosity": "low"}, "verbosity"),
+        ({"store": True}, "store"),
+        ({"tools": [TOOL, TOOL]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "a", "parameters": 5}}]}, "tools"),
     ],
 )
 def test_a_parameter_that_is_not_followed_is_refused(
@@ -692,8 +713,69 @@ def test_no_web_page_reaches_these_routes(inference: InferenceEngine) -> None:
         assert (status, error["type"]) == (403, "permission_error")
 
 
+def test_fields_about_the_account_change_no_answer(client: openai.OpenAI) -> None:
+    plain = chat(client, SUM, BUNDLED).choices[0].message.content
+    about: Any = {"user": "me", "metadata": {"a": "b"}, "service_tier": "auto"}
+    about |= {"safety_identifier": "x", "prompt_cache_key": "y", "prompt_cache_retention": "24h"}
+    about |= {"verbosity": "medium", "store": False}
+    assert chat(client, SUM, BUNDLED, **about).choices[0].message.content == plain
+
+
+def test_each_answer_has_a_request_id(client: openai.OpenAI) -> None:
+    asked: Any = {"messages": SUM, "model": BUNDLED, "max_tokens": 1}
+    names = [client.chat.completions.create(**asked)._request_id]
+    names.append(client.chat.completions.with_raw_response.create(**asked, stream=True).request_id)
+    names.append(client.models.list()._request_id)
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("nope")
+    names.append(caught.value.request_id)
+    assert all(name and name.startswith("req_") for name in names)
+    assert len(set(names)) == 4
+
+
+def test_an_async_client_streams_and_asks_many_at_once(inference: InferenceEngine) -> None:
+    expected = chat(inference.openai(), SUM, inference.talker).choices[0].message.content
+    asked: Any = {"messages": SUM, "model": inference.talker, "temperature": 0, "max_tokens": 80}
+
+    async def ask() -> tuple[str, list[str | None]]:
+        where: Any = {"base_url": f"{inference.url}/oai/api/v1", "api_key": KEY}
+        async with openai.AsyncOpenAI(**where, max_retries=0) as client:
+            chunks: Any = await client.chat.completions.create(stream=True, **asked)
+            deltas = [chunk.choices[0].delta.content async for chunk in chunks]
+            many = [client.chat.completions.create(**asked) for _ in range(8)]
+            answers: Any = await asyncio.gather(*many)
+        return "".join(filter(None, deltas)), [one.choices[0].message.content for one in answers]
+
+    assert asyncio.run(ask()) == (expected, [expected] * 8)
+
+
+def test_a_route_with_another_method_names_the_right_one(inference: InferenceEngine) -> None:
+    headers = {"authorization": f"Bearer {KEY}"}
+    for method, path, right in (
+        ("GET", CHAT, "POST"),
+        ("DELETE", "/oai/api/v1/models", "GET, HEAD"),
+    ):
+        answer = httpx.request(method, inference.url + path, headers=headers)
+        assert answer.status_code == 405 and answer.headers["allow"] == right
+        assert answer.json()["error"]["message"].endswith(f"the method must be {right}.")
+    # A browser asks before it sends JSON to another origin; no answer allows it.
+    asked = {"origin": "http://localhost:3000", "access-control-request-method": "POST"}
+    preflight = httpx.options(inference.url + CHAT, headers={**headers, **asked})
+    assert preflight.status_code == 405
+    assert not any(name.startswith("access-control") for name in preflight.headers)
+
+
+@pytest.mark.parametrize("content", [b'"\\ud800"', b'"\xed\xa0\x80"'], ids=["escaped", "raw"])
+def test_a_text_that_is_not_unicode_is_refused(inference: InferenceEngine, content: bytes) -> None:
+    body = b'{"model": "%s", "prompt": %s}' % (BUNDLED.encode(), content)
+    headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+    answer = httpx.post(inference.url + COMPLETIONS, content=body, headers=headers)
+    assert answer.status_code == 400 and answer.json()["error"]["message"]
+
+
 def test_an_unknown_route_and_a_wrong_body_have_their_status(inference: InferenceEngine) -> None:
-    assert refusal(inference, "/oai/api/v1/embeddings", {})[0] == 404
+    for path in ("embeddings", "responses", "moderations"):
+        assert refusal(inference, f"/oai/api/v1/{path}", {})[0] == 404
     assert refusal(inference, COMPLETIONS, [])[0] == 400
     assert refusal(inference, COMPLETIONS, {}, **{"content-type": "text/plain"})[0] == 415
     assert refusal(inference, COMPLETIONS, {"prompt": "a" * (33 << 20)})[0] == 413
@@ -704,6 +786,10 @@ def test_a_prompt_beyond_the_context_is_refused_and_an_answer_ends_there(
 ) -> None:
     status, error = refusal(inference, COMPLETIONS, {"model": BUNDLED, "prompt": [5] * 1025})
     assert (status, error["code"]) == (400, "context_length_exceeded")
+    assert error["param"] == "prompt"
+    long = [{"role": "user", "content": "three and four " * 400}]
+    status, error = refusal(inference, CHAT, {"model": BUNDLED, "messages": long})
+    assert (status, error["code"], error["param"]) == (400, "context_length_exceeded", "messages")
     asked: Any = {"model": BUNDLED, "prompt": [5] * 1020, "seed": 1}
     answer = client.completions.create(max_tokens=10_000, **asked)
     assert answer.usage is not None and answer.usage.completion_tokens <= 5

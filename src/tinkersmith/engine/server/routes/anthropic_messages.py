@@ -29,6 +29,7 @@ _KNOWN = (
     # About the account, or the provider's cache: they change no answer.
     *("metadata", "service_tier", "cache_control"),
 )
+_TOOL = ("type", "name", "description", "input_schema", "cache_control")
 _THINKING = {"enabled": True, "adaptive": None, "disabled": False}
 
 
@@ -90,8 +91,18 @@ def _read_chat(body: Body) -> Chat:
     given = fields.objects(body, "messages")
     if not given:
         raise ApiError(400, "messages is empty; it needs at least one message.")
+    called: set[object] = set()
     for number, message in enumerate(given):
-        messages += _read_message(message, f"messages[{number}]")
+        read = _read_message(message, f"messages[{number}]")
+        for one in read:
+            called |= {call["id"] for call in one.get("tool_calls", ())}
+            if one["role"] == "tool" and one["tool_call_id"] not in called:
+                raise ApiError(
+                    400,
+                    f"messages[{number}] has a tool_result with the tool_use_id "
+                    f"{shown(one['tool_call_id'])}; no message before it has that call.",
+                )
+        messages += read
     begun = ""
     if messages[-1]["role"] == "assistant":  # which the model is to continue
         last = messages.pop()
@@ -101,6 +112,7 @@ def _read_chat(body: Body) -> Chat:
         if begun != begun.rstrip():
             raise ApiError(400, "the last message must not end with spaces: it is continued.")
     tools = [_read_tool(tool, number) for number, tool in enumerate(fields.objects(body, "tools"))]
+    fields.unique_names(tools)
     choice: object = body.get("tool_choice")
     kind: object = choice.get("type") if is_object(choice) else None
     if choice is not None and kind not in ("auto", "none"):
@@ -118,6 +130,9 @@ def _read_chat(body: Body) -> Chat:
             400,
             f"thinking is {shown(thinking)}; its type must be one of {', '.join(_THINKING)}.",
         )
+    if is_object(thinking):
+        # Thoughts are always shown whole, and budgets are not followed.
+        fields.check_known(thinking, ("type", "budget_tokens"), {"display": ("summarized",)})
     return Chat(
         messages,
         tools if kind != "none" else [],
@@ -188,6 +203,7 @@ def _read_tool(tool: dict[str, Any], number: int) -> dict[str, Any]:
     name, schema = tool.get("name"), tool.get("input_schema")
     if tool.get("type") not in (None, "custom") or not isinstance(name, str) or not name:
         raise ApiError(400, f"tools[{number}] is {shown(tool)}; it must be a tool with a name.")
+    fields.check_known(tool, _TOOL, {"strict": (False,)})
     if not is_object(schema):
         raise ApiError(
             400, f"tools[{number}].input_schema is {shown(schema)}; it must be an object."

@@ -5,7 +5,14 @@ A parameter that this engine does not know, or a value that it cannot follow, is
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -15,7 +22,12 @@ from starlette.responses import Response, StreamingResponse
 from tinkersmith.engine.errors import Gone, NotFound, Refused
 from tinkersmith.engine.json_grammar import ANY_OBJECT
 from tinkersmith.engine.scheduling.queue import failure
-from tinkersmith.engine.server.api_errors import ApiError, error_body, error_response
+from tinkersmith.engine.server.api_errors import (
+    ApiError,
+    error_body,
+    error_response,
+    request_id,
+)
 from tinkersmith.engine.server.fields import Body, is_list, is_object, shown
 from tinkersmith.engine.server.http import BadBody, Handler, TooLargeBody, read_json, wrong_type
 from tinkersmith.engine.server.routes.generation import Disconnected
@@ -163,6 +175,14 @@ def text_of(content: object, where: str, kinds: Collection[str] = ("text",)) -> 
     return "".join(texts)
 
 
+def unique_names(tools: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse tools of which two have one name: a call could mean either."""
+    names = [tool["function"]["name"] for tool in tools]
+    for name in names:
+        if names.count(name) > 1:
+            raise ApiError(400, f"two tools have the name {shown(name)}.", param="tools")
+
+
 def response_schema(body: Body) -> dict[str, Any] | None:
     """The JSON schema that OpenAI's response_format asks an answer to follow; None: any text."""
     form: object = body.get("response_format")
@@ -209,8 +229,13 @@ def output_schema(body: Body) -> dict[str, Any] | None:
     return form["schema"]
 
 
-def room_for(max_tokens: int | None, prompt: list[int], context: int | None) -> int | None:
+def room_for(
+    max_tokens: int | None, prompt: list[int], context: int | None, param: str = "messages"
+) -> int | None:
     """How many tokens to sample; None: up to the end of the context.
+
+    Args:
+        param: where the prompt comes from.
 
     Raises:
         ApiError: the prompt alone does not fit.
@@ -222,7 +247,7 @@ def room_for(max_tokens: int | None, prompt: list[int], context: int | None) -> 
             400,
             f"the prompt has {len(prompt):,} tokens; the model takes at most {context:,}.",
             code="context_length_exceeded",
-            param="messages",
+            param=param,
         )
     return None if max_tokens is None or max_tokens > context - len(prompt) else max_tokens
 
@@ -231,6 +256,12 @@ def answering(path: str, route: InferenceRoute) -> Handler:
     """Wrap a route so that each refusal gets its status, in the form of the API at `path`."""
 
     async def handle(request: Request) -> Response:
+        response = await answer(request)
+        for name, value in request_id(path).items():
+            response.headers.setdefault(name, value)
+        return response
+
+    async def answer(request: Request) -> Response:
         try:
             if (sent := wrong_type(request, "application/json")) is not None:
                 sentence = f"the content-type is {sent!r}; it must be application/json."

@@ -42,6 +42,7 @@ _NEUTRAL = {
     "parallel_tool_calls": (True,),
     "store": (False,),
     "modalities": (["text"],),
+    "verbosity": ("medium",),
 }
 _KNOWN = (
     *SAMPLING,
@@ -109,9 +110,11 @@ def _read_chat(body: Body) -> Chat:
         _read_message(message, f"messages[{number}]", has_input)
         for number, message in enumerate(fields.objects(body, "messages"))
     ]
+    _check_results(messages)
     if not messages:
         raise ApiError(400, "messages is empty; it needs at least one message.", param="messages")
     tools = [_read_tool(tool, n) for n, tool in enumerate(fields.objects(body, "tools"))]
+    fields.unique_names(tools)
     choice = body.get("tool_choice")
     if choice not in (None, "auto", "none"):
         raise ApiError(
@@ -182,6 +185,21 @@ def _read_message(message: dict[str, Any], where: str, has_input: bool) -> ChatM
     return read
 
 
+def _check_results(messages: Sequence[ChatMessage]) -> None:
+    """Refuse the result of a tool that no message before it has called."""
+    called: set[object] = set()
+    for number, message in enumerate(messages):
+        called |= {call["id"] for call in message.get("tool_calls", ())}
+        given = message.get("tool_call_id")
+        if message["role"] == "tool" and (given is None or given not in called):
+            raise ApiError(
+                400,
+                f"messages[{number}].tool_call_id is {shown(given)}; it must be the id of a call "
+                "in a message before it.",
+                param=f"messages[{number}].tool_call_id",
+            )
+
+
 def _read_call(call: dict[str, Any], where: str) -> dict[str, Any]:
     function: object = call.get("function")
     if not is_object(function) or call.get("type", "function") != "function":
@@ -214,6 +232,13 @@ def _read_tool(tool: dict[str, Any], number: int) -> dict[str, Any]:
         raise ApiError(
             400,
             f"{where} is strict; the engine cannot force a call's form. Leave strict out.",
+            param="tools",
+        )
+    if function.get("parameters") is not None and not is_object(function["parameters"]):
+        raise ApiError(
+            400,
+            f"{where}.function.parameters is {shown(function['parameters'])}; it must be an "
+            "object: a JSON schema.",
             param="tools",
         )
     kept = {key: value for key, value in function.items() if key != "strict"}

@@ -35,7 +35,10 @@ OPENAI_NEUTRAL: dict[str, tuple[object, ...]] = {
     "logit_bias": ({},),
 }
 # Parameters about the account, which change no answer.
-ACCOUNT = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key")
+ACCOUNT = (
+    *("user", "metadata", "service_tier", "safety_identifier"),
+    *("prompt_cache_key", "prompt_cache_retention"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +205,7 @@ def _request(
         prompt=base.prompt,
         num_samples=base.num_samples,
         # The engine samples at least one token; with max_tokens 0 it is left out.
-        max_tokens=fields.room_for(max(wants.max_tokens, 1), prompt, context),
+        max_tokens=fields.room_for(max(wants.max_tokens, 1), prompt, context, "prompt"),
         temperature=base.temperature,
         top_p=base.top_p,
         top_k=base.top_k,
