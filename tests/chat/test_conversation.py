@@ -56,6 +56,14 @@ def test_a_saved_conversation_is_a_sample_to_train_on(tmp_path: Path) -> None:
     ]
 
 
+def test_answers_that_are_not_whole_are_counted_before_one_trains_on_them() -> None:
+    talk = conversation()
+    assert (talk.cut_answers(TUNED), talk.cut_answers(BASE)) == (0, 1)
+    talk.turns.append(ChatTurn("More", "", [ChatAnswer(BASE, "", "Once", "length")]))
+    talk.turns.append(ChatTurn("More", "", [ChatAnswer(BASE, "hm", "", "length")]))  # not saved
+    assert talk.cut_answers(BASE) == 2
+
+
 def test_a_file_that_is_not_json_lines_is_left_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("my notes\n")

@@ -22,7 +22,8 @@ def test_settings_become_fields_of_a_request() -> None:
     ("line", "sentence"),
     [
         ("temprature=1", "did you mean temperature?"),
-        ("colour=1", "There are temperature, max_tokens"),
+        ("colour=1", "'colour'; there are temperature, max_tokens"),
+        ("temp=1", "did you mean temperature?"),
         ("seed", "Write /set seed=VALUE"),
         ("seed=1.5", "seed is '1.5'; it must be a whole number."),
         ("temperature=hot", "temperature is 'hot'; it must be a number."),

@@ -92,6 +92,12 @@ class Conversation:
             raise UserError("There is no answer to save yet. Ask something first.")
         return {"messages": messages}
 
+    def cut_answers(self, model: ChatModel) -> int:
+        """How many answers of the record do not end where the model would have ended them."""
+        answers = [turn.answer_of(model) for turn in self.turns]
+        cut = [one for one in answers if one is not None and one.ending in ("stopped", "length")]
+        return sum(bool(one.text.strip()) for one in cut)
+
 
 def _question(model: ChatModel, turn: ChatTurn) -> dict[str, Any]:
     question = {"role": "user", "content": turn.prompt}

@@ -32,8 +32,9 @@ class ChatSettings:
         """
         name, equals, value = (piece.strip() for piece in text.partition("="))
         if name not in _KINDS:
-            near = difflib.get_close_matches(name, _KINDS, n=1)
-            advice = f"did you mean {near[0]}?" if near else f"There are {', '.join(_KINDS)}."
+            begun = [known for known in _KINDS if name and known.startswith(name)]
+            near = begun or difflib.get_close_matches(name, _KINDS, n=1)
+            advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(_KINDS)}."
             raise UserError(f"There is no setting {name!r}; {advice}")
         if not equals:
             raise UserError(f"/set {name} has no value. Write /set {name}=VALUE.")

@@ -57,7 +57,10 @@ class ChatLoop:
         while True:
             try:
                 self.take(_read_lines())
-            except (EOFError, _Quit):
+            except EOFError:
+                print()  # what comes next stands on a line of its own
+                return
+            except _Quit:
                 return
             except KeyboardInterrupt:
                 self.screen.notice("\n(Ctrl-D or /quit leaves)")
@@ -216,6 +219,11 @@ class ChatLoop:
         file = Path(names[0] if len(names) == 1 else text).expanduser()
         count = save_record(file, record)
         self.screen.notice(f"Saved. {file} has {count:,} record{'' if count == 1 else 's'} now.")
+        if cut := self.conversation.cut_answers(self.model):
+            self.screen.notice(
+                f"{cut} of its answers {'is' if cut == 1 else 'are'} not whole (stopped, or cut at "
+                "max_tokens). Correct the file before you train on it."
+            )
 
     def _quit(self, text: str) -> None:
         raise _Quit
