@@ -41,6 +41,23 @@ def test_training_writes_a_report_that_a_browser_shows(
             assert (cell.bounding_box() or {"width": 0})["width"] >= 190
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.className") == "theme"
+        if size == PHONE:  # what is computed where, and with what versions, is a list there
+            assert page.locator("table.stacked:visible").count() >= 1
+            for cell in page.locator("table.stacked td:visible").all():
+                box = cell.bounding_box()
+                assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= PHONE[0]
+
+
+@pytest.mark.engine
+def test_paper_shows_what_is_folded_and_cuts_nothing(tmp_path: Path) -> None:
+    file = write_report(small_run().run, language="en", out=tmp_path / "report.html")
+    with open_page(file, size=(720, 1000)) as page:
+        folded = page.locator("details:not([open]) table").first
+        assert not folded.is_visible()
+        page.emulate_media(media="print")
+        assert folded.is_visible() and not page.locator("button:visible").count()
+        widths = "nodes => nodes.map(node => node.scrollWidth - node.clientWidth)"
+        assert set(page.locator(".scroll").evaluate_all(widths)) == {0}
 
 
 def evaluated_run(folder: Path) -> tuple[RunFolder, Path]:
@@ -113,6 +130,15 @@ def test_answers_are_side_by_side_and_hostile_texts_stay_texts(tmp_path: Path) -
         page.locator("button", has_text="lost").click()
         assert page.locator(".answer.bad pre").inner_text() == HOSTILE
         assert page.locator("button", has_text="lost").get_attribute("aria-pressed") == "true"
+
+
+def test_on_a_phone_scores_have_their_whole_names(tmp_path: Path) -> None:
+    run, results = evaluated_run(tmp_path)
+    file = write_report(run, results=results, language="en")
+    with open_page(file, size=PHONE) as page:
+        names = page.locator("figure svg text").all_text_contents()
+        assert {"final answer right, trained", "final answer right, base"} <= set(names)
+        assert overflow(page) == 0
 
 
 def test_a_file_that_is_no_report_is_not_overwritten(

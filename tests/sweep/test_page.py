@@ -110,6 +110,10 @@ def test_the_table_is_sorted_and_chooses_the_curves_in_a_browser(
         page.locator("#table th button", has_text="Place").click()
         lines = page.locator("#losses path.line")
         assert lines.count() == 5, "the diverged run would squeeze the others"
+        if size == PHONE:  # nothing of a row is outside the screen
+            for cell in page.locator("#table tbody td:visible").all():
+                box = cell.bounding_box()
+                assert box is not None and box["x"] + box["width"] <= PHONE[0]
         boxes = page.locator("#table tbody input")
         boxes.first.uncheck()
         assert within(60, lambda: lines.count() == 4)

@@ -57,7 +57,7 @@
   };
   const chinese = start.language === "zh", words = WORDS[chinese ? "zh" : "en"];
   const by = (id) => document.getElementById(id);
-  const { make, swatch, table, tile, themeButton } = elements;
+  const { make, metricName, swatch, table, tile, themeButton } = elements;
 
   // ---- numbers as people read them
 
@@ -217,7 +217,7 @@
     const share = row.total ? Math.min(row.step / row.total, 1) : 0;
     const bar = make("span", {});
     bar.style.width = `${100 * share}%`;
-    const best = row.best ? [start.inPercent.includes(row.best.by) ? `${charts.short(100 * row.best.value)} %` : charts.short(row.best.value), make("small", {}, row.best.by.replaceAll("_", " "))] : [];
+    const best = row.best ? [start.inPercent.includes(row.best.by) ? `${charts.short(100 * row.best.value)} %` : charts.short(row.best.value), make("small", {}, metricName(row.best.by))] : [];
     const cells = row.problem
       ? [make("td", { class: "problem", colspan: 7 }, row.problem)]
       : [
@@ -295,7 +295,7 @@
     const rank = (score) => (deciding.has(score) ? 0 : score === "eval/final_answer" ? 1 : score === "eval/mean_tokens" ? 3 : 2);
     const scores = [...new Set(chosen.flatMap((name) => Object.keys(shown.get(name)?.curves || {}).filter((key) => key.startsWith("eval/"))))].sort((a, b) => rank(a) - rank(b) || (a < b ? -1 : 1));
     for (const score of scores) {
-      const label = score.slice(5).replaceAll("_", " ");
+      const label = metricName(score.slice(5));
       specs.push({ key: score, label: score === "eval/mean_tokens" ? words.meanTokens : label, marks, percent: start.inPercent.includes(score.slice(5)), series: chosen.flatMap((name) => dots(name, score, several ? "" : label).map((one) => ({ ...one, color: colour(name) }))) });
     }
     for (const key of ["learning_rate", "grad_norm", "tokens_per_second"]) specs.push({ key, label: words.charts[key], series: chosen.flatMap((name) => line(name, key, several ? "" : words.charts[key])) });
@@ -369,7 +369,7 @@
       const isWhole = inFull.has(`${focus} ${key}`) || list.length <= 6;
       const entries = (isWhole ? list : ofEpochs).map((answer) => [
         make("dt", {}, answer.final ? words.final : words.atStep(whole(answer.step ?? 0), answer.epoch)),
-        make("dd", {}, answer.answers.join("\n\n"), ...Object.entries(answer.scores).map(([name, value]) => make("span", { class: "soft" }, `  ${name.replaceAll("_", " ")} ${charts.short(value)}`))),
+        make("dd", {}, answer.answers.join("\n\n"), ...Object.entries(answer.scores).map(([name, value]) => make("span", { class: "soft" }, `  ${metricName(name)} ${charts.short(value)}`))),
       ]);
       return make("details", { class: "asked", "data-key": key, open: open.get(key) ?? index < 1 },
         make("summary", {}, title.length > 110 ? `…${title.slice(-110)}` : title, make("span", { class: "soft" }, `  ${first.source}`)),

@@ -32,7 +32,7 @@ const charts = (() => {
     for (let value = Math.ceil(low / step) * step; value <= high + step * 1e-9; value += step) {
       found.push(Math.abs(value) < step * 1e-9 ? 0 : Number(value.toPrecision(12)));
     }
-    return found;
+    return found.length < 2 && count < 16 ? ticks(low, high, 2 * Math.max(count, 1)) : found; // one tick tells no scale
   };
   const powers = (low, high) => {
     const found = [];
@@ -152,7 +152,11 @@ const charts = (() => {
       const several = spec.series.filter((series) => series.kind !== "faint").length > 1; // one needs no dash
       const colour = (series) => series.color ?? spec.series.filter((one) => one.kind !== "faint").indexOf(series);
       for (const series of spec.series) {
-        if (series.kind === "faint") continue;
+        if (series.kind === "faint") {
+          // What the thin lines are, said once for all that belong together.
+          if (series.key) keys.append(make("span", "", svg("svg", { viewBox: "0 0 26 10", "aria-hidden": "true" }, svg("line", { x1: 0, x2: 26, y1: 5, y2: 5, class: `faint series-${(series.color ?? 0) % 8}` })), series.key));
+          continue;
+        }
         const index = colour(series) % 8, key = make("span"), value = make("b");
         const dot = () => svg("svg", { viewBox: "0 0 26 10", "aria-hidden": "true" }, svg("circle", { cx: 13, cy: 5, r: 3.5, class: `fill-${index}` }));
         key.append(series.kind === "dots" ? dot() : elements.swatch(index, several), series.name, value);
@@ -270,9 +274,10 @@ const charts = (() => {
 
   const intervals = (element, first) => chart(element, first, (spec, width) => {
     titled(element, spec);
-    const names = Math.min(Math.max(90, ...spec.rows.map((row) => room(row.name))), width * 0.4);
-    const row = 26, height = spec.rows.length * row + 30;
-    const area = { left: names + 10, right: width - 92, top: 4, bottom: height - 24 };
+    const longest = Math.max(90, ...spec.rows.map((row) => room(row.name)));
+    const above = longest > width * 0.4; // names over the bars: beside them they would be cut
+    const names = above ? width - 92 : longest, row = above ? 40 : 26, height = spec.rows.length * row + 30;
+    const area = { left: above ? 8 : names + 10, right: width - 92, top: 4, bottom: height - 24 };
     const ends = spec.rows.flatMap((one) => [one.low ?? one.value, one.high ?? one.value, one.value]).filter(Number.isFinite);
     if (spec.reference !== undefined) ends.push(spec.reference);
     const [low, high] = spec.range || range(ends);
@@ -285,8 +290,8 @@ const charts = (() => {
     }
     if (spec.reference !== undefined) picture.append(svg("line", { class: "mark", x1: x(spec.reference), x2: x(spec.reference), y1: area.top, y2: area.bottom }));
     spec.rows.forEach((one, index) => {
-      const y = area.top + index * row + row / 2, colour = (one.color ?? 0) % 8;
-      picture.append(svg("text", { x: 0, y: y + 4 }, fitted(one.name, names)));
+      const y = area.top + index * row + (above ? row - 10 : row / 2), colour = (one.color ?? 0) % 8;
+      picture.append(svg("text", { x: 0, y: above ? y - 13 : y + 4 }, fitted(one.name, names)));
       if (Number.isFinite(one.low) && Number.isFinite(one.high)) picture.append(svg("line", { class: `line series-${colour}`, x1: x(one.low), x2: x(one.high), y1: y, y2: y }));
       if (Number.isFinite(one.value)) picture.append(svg("circle", { cx: x(one.value), cy: y, r: 4.5, class: `fill-${colour}` }));
       picture.append(svg("text", { x: width, y: y + 4, "text-anchor": "end" }, one.text || short(one.value)));

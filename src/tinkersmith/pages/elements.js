@@ -1,5 +1,5 @@
 "use strict";
-// Elements that all pages make: elements.make, svg, table, settingName, tile, swatch, themeButton, and numbers.
+// Elements that all pages make: elements.make, svg, table, settingName, tile, swatch, metricName, themeButton, and numbers.
 // Texts become text nodes, never markup.
 const elements = (() => {
   const SPACE = "http://www.w3.org/2000/svg";
@@ -33,9 +33,11 @@ const elements = (() => {
   const table = (heads, rows, numbers = []) => {
     const align = (column) => (numbers.includes(column) ? "number" : "");
     const kind = (cell, column) => (typeof cell === "string" && cell.length > LONG ? "long" : align(column));
-    const line = (cells) => make("tr", "", ...cells.map((cell, column) => make("td", kind(cell, column), cell)));
+    // On a phone such a table becomes a list: each cell in its own line, after the title of its column.
+    const stacked = rows.some((cells) => cells.length > 2 && cells.some((cell, column) => kind(cell, column) === "long"));
+    const line = (cells) => make("tr", "", ...cells.map((cell, column) => make("td", { className: kind(cell, column), "data-title": heads[column] }, cell)));
     const head = make("tr", "", ...heads.map((title, column) => make("th", { className: align(column), scope: "col" }, title)));
-    return make("div", { className: "scroll", tabIndex: 0 }, make("table", "", make("thead", "", head), make("tbody", "", ...rows.map(line))));
+    return make("div", { className: "scroll", tabIndex: 0 }, make("table", stacked ? "stacked" : "", make("thead", "", head), make("tbody", "", ...rows.map(line))));
   };
   // The name of a setting, which breaks at its underscores only.
   const settingName = (name) => {
@@ -47,6 +49,14 @@ const elements = (() => {
   // The line by which a curve is recognised, for a label or a table.
   const swatch = (index, dashed = true) => svg("svg", { class: "swatch", viewBox: "0 0 26 10", "aria-hidden": "true" },
     svg("line", { x1: 0, x2: 26, y1: 5, y2: 5, class: `line series-${index}`, "stroke-dasharray": dashed ? DASHES[index] : "" }));
+
+  // A score's name for a reader; that of a metric of the user's own is as it is.
+  const METRICS = {
+    final_answer: ["final answer right", "最终答案正确率"], exact_match: ["exact match", "完全匹配"], contains_answer: ["contains the answer", "包含答案"],
+    token_f1: ["token F1", "token F1"], rouge_l: ["ROUGE-L", "ROUGE-L"], bleu: ["BLEU", "BLEU"], perplexity: ["perplexity", "困惑度"],
+    bits_per_byte: ["bits per byte", "每字节比特数"], judge: ["judge", "评审分"], validation_loss: ["validation loss", "验证损失"],
+  };
+  const metricName = (name) => (Object.hasOwn(METRICS, name) ? METRICS[name][chinese() ? 1 : 0] : name.replaceAll("_", " "));
 
   const number = (value) => (value === null || value === undefined ? "–" : Number(value).toLocaleString("en", { maximumFractionDigits: 4 }));
 
@@ -64,5 +74,5 @@ const elements = (() => {
     return button;
   };
 
-  return { make, svg, table, settingName, tile, swatch, number, switchTheme, themeButton, chinese, DASHES };
+  return { make, svg, table, settingName, tile, swatch, metricName, number, switchTheme, themeButton, chinese, DASHES };
 })();

@@ -3,7 +3,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const chinese = data.language === "zh";
   const say = (english, translated) => (chinese ? translated : english);
-  const { make, number, table, themeButton } = elements;
+  const { make, metricName, number, table, themeButton } = elements;
   const count = (value, noun, plural = `${noun}s`) => `${number(value)} ${value === 1 ? noun : plural}`;
   const percent = (value, digits = 1) => (Number.isFinite(value) ? `${(100 * value).toFixed(digits)} %` : "–");
   const time = (seconds) => {
@@ -13,12 +13,6 @@
     if (minutes < 90) return say(`${minutes} min`, `${minutes} 分钟`);
     return say(`${(minutes / 60).toFixed(1)} h`, `${(minutes / 60).toFixed(1)} 小时`);
   };
-  const METRICS = {
-    final_answer: say("final answer right", "最终答案正确率"), exact_match: say("exact match", "完全一致"), contains_answer: say("contains the answer", "包含答案"),
-    token_f1: "token F1", rouge_l: "ROUGE-L", bleu: "BLEU", perplexity: say("perplexity", "困惑度"), bits_per_byte: say("bits per byte", "每字节比特数"), judge: say("judge", "评审分"),
-    validation_loss: say("validation loss", "验证损失"),
-  };
-  const metricName = (name) => METRICS[name] || name.replaceAll("_", " ");
   const amount = (metric, value) => {
     const found = data.evaluation && data.evaluation.metrics[metric];
     const share = !found || found.shares !== false;
@@ -80,7 +74,7 @@
   }
   const tiles = make("dl", "tiles");
   head.append(tiles);
-  tile(tiles, say("Loss", "损失"), charts.short(training.last_loss), say(`first step ${charts.short(training.first_loss)}`, `第一步 ${charts.short(training.first_loss)}`));
+  tile(tiles, say("Loss", "损失"), charts.short(training.last_loss), say(`mean of the last 10 steps; first step ${charts.short(training.first_loss)}`, `最后 10 步的平均；第一步 ${charts.short(training.first_loss)}`));
   if (data.best) tile(tiles, say("Best checkpoint", "最佳检查点"), data.best.name, `${metricName(data.best.by)} ${charts.short(data.best.value)}`);
   tile(tiles, say("Epochs", "轮数"), number(training.epochs), say(count(training.steps, "step"), `${number(training.steps)} 步`));
   tile(tiles, say("Tokens", "token 数"), number(training.tokens), say(`${number(training.completion_tokens)} trained`, `其中训练 ${number(training.completion_tokens)}`));
@@ -103,7 +97,7 @@
   const step = say("step", "步"), steps = data.curves.loss.map((point) => point[0]);
   const span = steps.length ? [steps[0], steps[steps.length - 1]] : []; // so that all curves have one scale
   const losses = [
-    { name: say("each step", "每一步"), kind: "faint", points: data.curves.loss, color: 0 },
+    { name: say("each step", "每一步"), key: say("each step", "每一步"), kind: "faint", points: data.curves.loss, color: 0 },
     { name: say("training, smoothed", "训练（平滑）"), points: data.curves.smoothed, color: 0 },
   ];
   if (data.curves.validation.length) losses.push({ name: say("validation", "验证"), points: data.curves.validation, color: 1 });
@@ -116,7 +110,7 @@
       label: `${metricName(name)} (EVAL_FILES, n = ${points[0].n})`, x: step, marks, percent: data.in_percent.includes(name),
       series: [
         { name: metricName(name), points: points.map((one) => [one.step, one.value]), color: 2 },
-        { name: "", kind: "faint", color: 2, points: points.map((one) => [one.step, one.low]) },
+        { name: "", key: say("95 % interval", "95 % 区间"), kind: "faint", color: 2, points: points.map((one) => [one.step, one.low]) },
         { name: "", kind: "faint", color: 2, points: points.map((one) => [one.step, one.high]) },
       ],
     });

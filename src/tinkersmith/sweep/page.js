@@ -97,7 +97,7 @@
   const measured = charts.lines(at("measured"), spec("measured", byUnit));
   const losses = charts.lines(at("losses"), spec("losses", words.training));
   for (const sentence of data.damaged) at("curves-card").append(make("p", "notice", sentence));
-  at("curves-card").append(make("p", "soft", `${settings}${data.seeds > 1 ? " (SEED)" : ""}. ${words.faint}`));
+  at("curves-card").append(make("p", "soft", `${settings}${data.seeds > 1 ? " (SEED)" : ""}${elements.chinese() ? "。" : ". "}${words.faint}`));
   const redraw = () => { measured.update(spec("measured", byUnit)); losses.update(spec("losses", words.training)); };
 
   // ---- the table
@@ -139,10 +139,10 @@
         if (box.checked) chosen.add(row.combination); else chosen.delete(row.combination);
         redraw();
       });
-      line.append(make("td", "", make("label", "", box, swatch(colours.get(row.combination)))));
+      line.append(make("td", { "data-title": words.show }, make("label", "", box, swatch(colours.get(row.combination)))));
       for (const column of columns) {
         const more = column.more && column.more(row);
-        line.append(make("td", column.number ? "number" : "", column.text(row), more ? make("small", "", more) : null));
+        line.append(make("td", { className: column.number ? "number" : "", "data-title": column.title }, column.text(row), more ? make("small", "", more) : null));
       }
       return line;
     }));
