@@ -86,6 +86,7 @@ def ones(count: int, kind: type = np.float32) -> np.ndarray:
 
 
 PICTURE = tinker.types.ImageChunk(data=b"x", format="png", expected_tokens=1)
+ELSEWHERE = tinker.types.ImageAssetPointerChunk(format="png", location="https://a/b.png")
 PPO: dict[str, Any] = {"target_tokens": T, "logprobs": ones(3), "advantages": ones(3)}
 ABSENT = "tinker://a/weights/b"
 
@@ -129,7 +130,7 @@ CASES = [
     training(
         "a picture",
         [tinker.Datum(model_input=tinker.ModelInput(chunks=[PICTURE]), loss_fn_inputs={})],
-        "a chunk of kind image; only text",
+        "datum 0 has an image, and tiny reads text only here",
     ),
     # ---- other numbered operations
     step("a NaN learning rate", "learning_rate is missing, NaN or infinite", learning_rate=NAN),
@@ -198,10 +199,15 @@ CASES = [
     refused("no samples", sampling("", "", count=0).call, "num_samples is 0"),
     refused("a billion samples", sampling("", "", count=10**9).call, "num_samples is 1000000000"),
     refused("an empty stop", sampling("", "", stop="").call, "non-empty strings"),
-    refused(
+    sampling(
         "a picture in a prompt",
-        sampling("", "", tinker.ModelInput(chunks=[PICTURE])).call,
-        "a chunk of kind image; only text",
+        "the prompt has an image, and tiny reads text only here",
+        tinker.ModelInput(chunks=[PICTURE]),
+    ),
+    refused(
+        "a picture elsewhere",
+        sampling("", "", tinker.ModelInput(chunks=[ELSEWHERE])).call,
+        "fetches no images; send the bytes of the file",
     ),
     # ---- listings
     refused(

@@ -38,12 +38,23 @@ class LoraConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageChunk:
+    """An image in a sequence, as a client sends it."""
+
+    data: bytes  # of a PNG or JPEG file
+    place: int  # how many of the sequence's text tokens are before it
+    expected_tokens: int | None = None  # the client's count, to be checked
+
+
+@dataclass(frozen=True, slots=True)
 class Datum:
     """One sequence to train on."""
 
     tokens: np.ndarray  # (T,) int64: position i predicts target_tokens[i]
     inputs: dict[str, np.ndarray]  # each (T,) or (T, K)
     has_provenance: bool = False  # whether it names the sampled sequences that its tokens come from
+    chunks: Sequence[ImageChunk] = ()  # that are not among the tokens yet
+    images: Sequence[object] = ()  # that are: what tokens below 0 stand for, see engine/images
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +191,8 @@ class SampleRequest:
     prompt_alt_tokens_k: int = 0
     grammar: JsonGrammar | None = None  # which tokens may follow; logprobs are those without it
     progress: SampleProgress | None = None
+    chunks: Sequence[ImageChunk] = ()  # as in `Datum`
+    images: Sequence[object] = ()
     tempered_logprobs: bool = False  # of sampled tokens: at the temperature they are sampled at
 
     def __post_init__(self) -> None:

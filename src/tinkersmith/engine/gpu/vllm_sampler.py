@@ -261,6 +261,7 @@ def _takes(base: BaseModel, request: SampleRequest) -> bool:
     return (
         not asks_about_prompt(request)
         and request.grammar is None
+        and not request.images
         and limit > 0
         and len(request.prompt) + limit <= base.max_context
         and request.topk_sample_logprobs <= _TOP

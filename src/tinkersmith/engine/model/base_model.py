@@ -17,6 +17,7 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -25,6 +26,8 @@ from transformers.utils import logging as transformers_logging
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.hardware.memory import machine_memory
 from tinkersmith.engine.hardware.processor import multiplies_bf16
+from tinkersmith.engine.images import families
+from tinkersmith.engine.images.vision import Vision, through_layers
 from tinkersmith.engine.log import log
 from tinkersmith.engine.model import attention
 from tinkersmith.engine.model.attention import (
@@ -52,7 +55,7 @@ from tinkersmith.engine.model.recurrent import (
     recurrent_layers,
     wrap_recurrent_layers,
 )
-from tinkersmith.engine.storage.catalogue import check_base_folder, context_length
+from tinkersmith.engine.storage.catalogue import check_base_folder, context_length, model_config
 from tinkersmith.errors import reason_of
 from tinkersmith.files import read_json_object
 from tinkersmith.fingerprint import safetensors_header
@@ -62,6 +65,7 @@ _ROUTERS = ("gate", "router", "shared_expert_gate")  # they stay frozen
 _PROJECTION = re.compile(r"\.(self_attn|mlp)\.\w+_proj\.weight$")  # of the dense families
 # Tensors of parts that see images or predict several tokens at a time.
 _NOT_LOADED = re.compile(r"(?:^|\.)(?:visual|vision_\w+|multi_modal_projector|mm_projector|mtp)\.")
+_NOT_LOADED_BESIDE_VISION = re.compile(r"(?:^|\.)mtp\.")  # of the families that see here
 # Names in a folder that has these parts besides -> names in a model of text alone.
 _TEXT_NAMES = {
     r"^(model\.)?language_model\.lm_head\.": "lm_head.",
@@ -103,6 +107,7 @@ class BaseModel:
     layers: int = field(init=False)
     dense: DenseModel | None = None  # its layers laid out for kernels, if they know its family
     kernels: Kernels | None = None  # what computes `dense`; None: the model's own layers compute
+    vision: Vision | None = None  # None: it reads text only
 
     def __post_init__(self) -> None:
         self.layers = self.model.config.get_text_config().num_hidden_layers
@@ -123,16 +128,22 @@ class BaseModel:
         self, tokens: torch.Tensor, document_lengths: Sequence[int], adapter: Adapter | None
     ) -> torch.Tensor:
         """The last layer's output of documents packed end to end, each alone: (T,) -> (T, H)."""
+        if self.vision is not None:
+            positions = self.vision.positions_of_documents(tokens, document_lengths)
+            return self.run(tokens, positions, PackedDocuments(document_lengths), adapter)
         positions = torch.cat([torch.arange(n, device=self.device) for n in document_lengths])
         return self.run(tokens, positions, PackedDocuments(document_lengths), adapter)
 
     def run(
         self,
         tokens: torch.Tensor,  # (T,) or (B, 1)
-        positions: torch.Tensor,  # the same shape
+        positions: torch.Tensor,  # the same shape; (3, T) or (3, B) of a model that sees
         context: AttentionContext,
         adapters: Active,
     ) -> torch.Tensor:  # (T, H) or (B, H)
+        if self.vision is not None and positions.shape != tokens.shape:
+            with attending(context), using(adapters):
+                return through_layers(self.vision, self.model, tokens.to(self.device), positions)
         shape = (1, -1) if tokens.ndim == 1 else tokens.shape
         with attending(context), using(adapters):
             output = self.model.base_model(
@@ -200,12 +211,11 @@ def load_base_model(
     check_base_folder(folder)
     try:
         whole = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if families.sees(whole):
+            return _load_with_vision(name, folder, whole, dtype, device, storage, run_check)
         config = _text_part(whole)
         if storage is not None and not is_dense(config):
-            raise Refused(
-                f"{name} ({config.model_type}) cannot be loaded with --dtype {storage.name}, which "
-                "is for Llama, Mistral, Qwen2 and Qwen3; use --dtype bfloat16."
-            )
+            raise _not_stored(name, config, storage)
         with nullcontext() if config is whole else _no_list_of_other_parts():
             answer = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -239,6 +249,90 @@ def load_base_model(
             f"the model in {folder} cannot be loaded: {what}. Its config.json or weights are "
             "damaged, or transformers or this engine does not know the architecture."
         ) from error
+
+
+def _load_with_vision(
+    name: str,
+    folder: Path,
+    config: PreTrainedConfig,
+    dtype: str,
+    device: str,
+    storage: LinearStorage | None,
+    run_check: RunCheck,
+) -> BaseModel:
+    if storage is not None:
+        raise _not_stored(name, config, storage)
+    model, vision = _text_and_vision(name, folder, config, dtype, device, run_check)
+    base = base_model_of(name, folder, model, torch.device(device), run_check=run_check)
+    base.vision = vision
+    return base
+
+
+def _text_and_vision(
+    name: str, folder: Path, config: PreTrainedConfig, dtype: str, device: str, run_check: RunCheck
+) -> tuple[PreTrainedModel, Vision]:
+    answer = AutoModelForImageTextToText.from_pretrained(
+        folder,
+        config=config,
+        dtype=_dtype(folder, dtype, device),
+        attn_implementation="sdpa",  # of the vision tower
+        use_safetensors=True,
+        local_files_only=True,
+        output_loading_info=True,
+    )
+    loaded, about = cast("tuple[object, dict[str, object]]", answer)
+    _refuse_missing_weights(folder, about)
+    whole = cast(PreTrainedModel, loaded).to(device).eval()  # type: ignore[arg-type]
+    model, tower = families.take_apart(whole, attention.NAME)
+    vision = Vision(name, folder, tower, families.sections(config))
+    run_check("images", lambda: _compare_with_images(folder, whole, model, vision))
+    return model, vision
+
+
+@torch.no_grad()
+def _compare_with_images(
+    folder: Path, whole: PreTrainedModel, model: PreTrainedModel, vision: Vision
+) -> float:
+    """Check that a text with an image gives what transformers gives for the whole model.
+
+    Returns:
+        The relative difference of the logits.
+
+    Raises:
+        Refused: it does not.
+    """
+    image, patches, grid = vision.example()
+    tokens = torch.cat([torch.arange(5), torch.from_numpy(image.ids()), torch.arange(5, 10)])
+    tokens = tokens.to(model.device)
+    positions = vision.positions_of_documents(tokens, [len(tokens)])
+    with attending(PackedDocuments([len(tokens)])):
+        hidden = through_layers(vision, model, tokens, positions)
+    head = cast(nn.Linear, model.get_output_embeddings())
+    ours, seen = head(hidden).float(), tokens < 0
+    answer = whole(
+        input_ids=torch.where(seen, whole.config.image_token_id, tokens)[None],
+        pixel_values=patches.to(model.device, model.dtype),
+        image_grid_thw=grid.to(model.device),
+        mm_token_type_ids=seen.int()[None],
+        use_cache=False,
+    )
+    theirs = answer.logits[0].float()
+    _refuse_unless_finite(whole, folder)
+    difference = ((ours - theirs).norm() / theirs.norm()).item()
+    if not difference <= (1e-3 if model.dtype == torch.float32 else 0.1):
+        raise Refused(
+            f"{vision.processor.name} ({whole.config.model_type}) computes something with images "
+            f"that this engine does not reproduce (relative difference {difference:.1e}); this "
+            "version of transformers is not supported for it."
+        )
+    return difference
+
+
+def _not_stored(name: str, config: PreTrainedConfig, storage: LinearStorage) -> Refused:
+    return Refused(
+        f"{name} ({config.model_type}) cannot be loaded with --dtype {storage.name}, which "
+        "is for Llama, Mistral, Qwen2 and Qwen3; use --dtype bfloat16."
+    )
 
 
 def _text_part(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -362,7 +456,10 @@ def memory_of_weights(
     """Bytes that the model of `folder` takes as it would be loaded."""
     wide = _dtype(folder, dtype, device).itemsize
     if storage is None:
-        return wide * (parameter_count(folder) - parameter_count(folder, _NOT_LOADED))
+        left_out = _NOT_LOADED
+        if str(model_config(folder).get("model_type")) in families.NAMES:
+            left_out = _NOT_LOADED_BESIDE_VISION
+        return wide * (parameter_count(folder) - parameter_count(folder, left_out))
     projections = parameter_count(folder, _PROJECTION)
     return storage.itemsize * projections + wide * (parameter_count(folder) - projections)
 
@@ -498,11 +595,11 @@ def _mixing_layers(base: BaseModel) -> list[int]:
     return [index for index, kind in enumerate(kinds) if kind not in ("moe", "mlp")]
 
 
-def _refuse_unless_finite(base: BaseModel) -> None:
-    for name, weight in base.model.named_parameters():
+def _refuse_unless_finite(model: PreTrainedModel, folder: Path) -> None:
+    for name, weight in model.named_parameters():
         if weight.is_floating_point() and weight.itemsize > 1 and not weight.isfinite().all():
             raise Refused(
-                f"the weights in {base.folder} are damaged: {name} holds NaN or infinity. Copy the "
+                f"the weights in {folder} are damaged: {name} holds NaN or infinity. Copy the "
                 "model again."
             )
 
@@ -610,7 +707,7 @@ def _compare_with_plain(base: BaseModel) -> int:
         base.model.set_attn_implementation(attention.NAME)
     tolerance = 1e-3 if base.dtype == torch.float32 else 0.1
     worst = max(((a - b).norm() / b.norm()).item() for a, b in zip(ours, theirs, strict=True))
-    _refuse_unless_finite(base)
+    _refuse_unless_finite(base.model, base.folder)
     calls = [*packed.attention_layers, *packed.state_layers]
     if not worst <= tolerance or sorted(calls) != _mixing_layers(base):
         raise Refused(

@@ -128,6 +128,8 @@ class BaseModels:
 def _bytes_of(base: BaseModel) -> int:
     """Bytes of a model's weights. Tensors that share their memory count once."""
     tensors = [*base.model.parameters(), *base.model.buffers()]
+    if base.vision is not None:
+        tensors += [*base.vision.tower.parameters(), *base.vision.tower.buffers()]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
     return sum(storage.nbytes() for storage in storages.values())
 

@@ -49,11 +49,16 @@ from tinkersmith.engine.runtime.base_models import BaseModels, set_threads
 from tinkersmith.engine.runtime.experimental import NOTHING, Experimental
 from tinkersmith.engine.runtime.sampling_weights import RunningBatch, Weights
 from tinkersmith.engine.runtime.spill import SpillFolder
-from tinkersmith.engine.sampling.checks import TOKENIZER, check_request, fitted
+from tinkersmith.engine.sampling.checks import (
+    TOKENIZER,
+    check_request,
+    fitted,
+    with_prompt_images,
+)
 from tinkersmith.engine.storage.catalogue import Catalogue
 from tinkersmith.engine.storage.folders import TinkerPath
 from tinkersmith.engine.storage.store import CheckedCheckpoint, Store, damage_sentence, disk_errors
-from tinkersmith.engine.training.checks import check_datums, ignored_inputs
+from tinkersmith.engine.training.checks import check_datums, ignored_inputs, with_datum_images
 from tinkersmith.engine.training.losses import TRUNCATED_AT
 from tinkersmith.engine.training.optimizer import (
     OptimizerState,
@@ -243,19 +248,20 @@ class Models:
             if isinstance(request.datums, Refused):
                 raise request.datums
             base = self.bases.get(model.base_name)
-            check_datums(base, request.datums, request.loss_fn, request.config)
-            self._note_loss(request.model_id, model, request.datums, request.loss_fn)
+            datums = with_datum_images(base, request.datums)
+            check_datums(base, datums, request.loss_fn, request.config)
+            self._note_loss(request.model_id, model, datums, request.loss_fn)
             compute = forward if request.forward_only else forward_backward
             output = compute(
                 base,
                 model.adapter,
-                request.datums,
+                datums,
                 request.loss_fn,
                 request.config,
                 only_graded=model.only_graded,
             )
             kind = "forward" if request.forward_only else "trained"
-            self._tokens[kind] += sum(len(datum.tokens) for datum in request.datums)
+            self._tokens[kind] += sum(len(datum.tokens) for datum in datums)
             return output
         except BaseException as error:
             if not request.forward_only:
@@ -541,6 +547,7 @@ class Models:
         """
         weights = self.weights[weights_id]
         base = self.bases.get(weights.base_name)
+        request = with_prompt_images(base, request)
         check_request(base, request)
         wanted, request = request.max_tokens, fitted(base, request)
         if request.max_tokens != wanted and sampler_id not in self._cut:

@@ -219,8 +219,7 @@ class Batch:
                 most = min(most, OWN_ROWS)
             prompt = next(prompt for prompt in waiting if prompt.adapter is adapter)
             needed = max(longest, prompt.rows[0].longest)
-            length = prompt.rows[0].length
-            if isinstance(self._decoder, DenseDecoder) and not decodes_densely(self._base, length):
+            if isinstance(self._decoder, DenseDecoder) and not self._is_dense(prompt.rows):
                 break  # until these rows have ended: then another decoder begins
             allowed = min(most, available // self._row_bytes(needed) - count)
             if count == 0 and allowed < 1:
@@ -236,10 +235,15 @@ class Batch:
             count, longest = count + len(rows), needed
             rows_of[adapter] += len(rows)
         if self._decoder is None and count:
-            most = max(row.length for row in self._rows_with_slots())
-            kind = DenseDecoder if decodes_densely(self._base, most) else LayerDecoder
+            kind = DenseDecoder if self._is_dense(self._rows_with_slots()) else LayerDecoder
             self._decoder, self._slots = kind(self._base, count), count
         self._fit()
+
+    def _is_dense(self, rows: Sequence[Row]) -> bool:
+        """Whether rows can begin in the fast decoder."""
+        longest = max(row.length for row in rows)
+        seeing = any(row.last_token < 0 for row in rows)  # it reads no image token by token
+        return not seeing and decodes_densely(self._base, longest)
 
     def _has_outgrown_its_decoder(self) -> bool:
         """Whether a row is too long for the fast decoder, which knows no window."""

@@ -5,11 +5,26 @@ import dataclasses
 import numpy as np
 
 from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.images.placing import text_only, with_images
 from tinkersmith.engine.messages import SampleRequest
 from tinkersmith.engine.model.base_model import BaseModel
 
 MAX_CELLS = 2**26  # of 8 bytes, in a table over the prompt that a request asks for
 TOKENIZER = "tokenizer.json"  # in a model's folder
+
+
+def with_prompt_images(base: BaseModel, request: SampleRequest) -> SampleRequest:
+    """The request with its images at their places in the prompt.
+
+    Raises:
+        Refused: the model cannot see, or an image cannot be read.
+    """
+    if not request.chunks:
+        return request
+    prompt, images = with_images(
+        base.vision, base.name, request.prompt, request.chunks, "the prompt"
+    )
+    return dataclasses.replace(request, prompt=prompt.tolist(), chunks=(), images=images)
 
 
 def fitted(base: BaseModel, request: SampleRequest) -> SampleRequest:
@@ -38,7 +53,8 @@ def check_request(base: BaseModel, request: SampleRequest) -> None:
     prompt = np.asarray(request.prompt)
     if not prompt.size:
         raise Refused("the prompt has no tokens.")
-    outside = prompt[(prompt < 0) | (prompt >= base.vocab_size)]
+    text = text_only(prompt, request.images)
+    outside = text[(text < 0) | (text >= base.vocab_size)]
     if outside.size:
         raise Refused(
             f"the prompt's token id {int(outside[0])} is not in the vocabulary of "

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from tinkersmith.engine.images.vision import Vision
 from tinkersmith.engine.model.attention import CachedRows, KeysAndValues, PackedDocuments
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.kernels import ExactLogits
@@ -75,8 +76,8 @@ class LayerDecoder:
     def __init__(self, base: BaseModel, slots: int) -> None:
         self.base, sizes = base, base.cache
         self.cache = CachedRows(sizes.attention_layers, sizes.windows, slots, base.device)
-        self.move = self.cache.move
-        self.resize, self.held = self.cache.resize, self.cache.held
+        self.shifts = None if base.vision is None else Shifts(slots)
+        self.held = self.cache.held
 
     def prefill(
         self, runs: Sequence[TokenRun], wanted: Sequence[bool]
@@ -95,12 +96,15 @@ class LayerDecoder:
         pasts = joined_pasts(runs, self.cache.windows)
         states = [None if run.parent is None else run.parent.states for run in runs]
         packed = PackedDocuments(lengths, pasts=pasts, states=states, keep=True)
-        positions = torch.cat(
-            [
-                torch.arange(run.start, run.start + len(run.tokens), device=self.base.device)
-                for run in runs
-            ]
-        )
+        if self.base.vision is None:
+            positions = torch.cat(
+                [
+                    torch.arange(run.start, run.start + len(run.tokens), device=self.base.device)
+                    for run in runs
+                ]
+            )
+        else:
+            positions = positions_of_runs(self.base.vision, runs).to(self.base.device)
         tokens = torch.tensor([token for run in runs for token in run.tokens])
         hidden = self.base.run(tokens, positions, packed, adapter).split(lengths)
         assert packed.kept is not None
@@ -113,6 +117,18 @@ class LayerDecoder:
     def put(self, slot: int, run: TokenRun) -> None:
         parts = [link.past for link in run.chain() if link.past is not None]
         self.cache.put(slot, run.start + len(run.tokens), parts, run.states)
+        if self.shifts is not None:
+            self.shifts.put(slot, run.shift)
+
+    def move(self, source: int, target: int) -> None:
+        self.cache.move(source, target)
+        if self.shifts is not None:
+            self.shifts.move(source, target)
+
+    def resize(self, slots: int, /) -> None:
+        self.cache.resize(slots)
+        if self.shifts is not None:
+            self.shifts.resize(slots)
 
     def step(
         self,
@@ -128,6 +144,10 @@ class LayerDecoder:
         places = torch.tensor(slots, device=device)
         ids = torch.empty_like(places)
         ids[places] = torch.tensor(tokens, device=device)
+        if self.shifts is not None:
+            assert self.base.vision is not None
+            lengths, by_slots = positions[:, 0].tolist(), ids.tolist()
+            positions = self.shifts.step(self.base.vision, by_slots, lengths).to(device)
         # The model's layers take rows in the order of their slots.
         by_slot = _active(adapters, places)
         hidden = self.base.run(ids[:, None], positions, self.cache, by_slot)  # (B, H)
@@ -142,6 +162,54 @@ class LayerDecoder:
         self, hidden: torch.Tensor, adapter: Adapter | None, targets: torch.Tensor
     ) -> torch.Tensor:
         return target_logprobs(self.base, adapter, hidden, targets)
+
+
+class Shifts:
+    """How far the position of each slot's next token is from the number of its tokens.
+
+    Images take fewer positions than they have tokens.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._shifts = [0] * slots
+
+    def put(self, slot: int, shift: int) -> None:
+        self._shifts[slot] = shift
+
+    def move(self, source: int, target: int) -> None:
+        self._shifts[target] = self._shifts[source]
+
+    def resize(self, slots: int) -> None:
+        self._shifts += [0] * (slots - len(self._shifts))
+        del self._shifts[slots:]
+
+    def after(self, lengths: Sequence[int]) -> list[int]:
+        """The positions of text behind so many tokens in each of the first slots."""
+        return [a + b for a, b in zip(lengths, self._shifts, strict=False)]
+
+    def step(
+        self, vision: Vision, tokens: Sequence[int], lengths: Sequence[int]
+    ) -> torch.Tensor:  # (B, 1), or (3, B) if one of the tokens is of an image
+        """The positions of tokens that are read now."""
+        positions = torch.tensor(self.after(lengths))[:, None]
+        if min(tokens) >= 0:
+            return positions
+        positions = positions[:, 0].repeat(3, 1)
+        for slot, token in enumerate(tokens):
+            if token < 0:
+                place, shift = vision.positions([token], lengths[slot], self._shifts[slot])
+                positions[:, slot], self._shifts[slot] = torch.from_numpy(place)[:, 0], shift
+        return positions
+
+
+def positions_of_runs(vision: Vision, runs: Sequence[TokenRun]) -> torch.Tensor:  # (3, T)
+    """The positions of runs whose parents have been read; notes the runs' own shifts."""
+    positions: list[torch.Tensor] = []
+    for run in runs:
+        before = 0 if run.parent is None else run.parent.shift
+        places, run.shift = vision.positions(run.tokens, run.start, before)
+        positions.append(torch.from_numpy(places))
+    return torch.cat(positions, 1)
 
 
 def _active(adapters: Sequence[Adapter | None], numbers: torch.Tensor) -> Active:

@@ -10,6 +10,7 @@ from itertools import accumulate, pairwise
 
 import torch
 
+from tinkersmith.engine.images.vision import Vision
 from tinkersmith.engine.kernels.decoding import project
 from tinkersmith.engine.kernels.tile_attention import Tile, TileAttention, by_token
 from tinkersmith.engine.model.attention import KeysAndValues
@@ -36,7 +37,7 @@ from tinkersmith.engine.model.projection import (
     stored_by_rank,
     update_of,
 )
-from tinkersmith.engine.sampling.decoder import past_of
+from tinkersmith.engine.sampling.decoder import Shifts, past_of, positions_of_runs
 from tinkersmith.engine.sampling.prefixes import TokenRun
 from tinkersmith.engine.training.dense_pass import DensePass
 from tinkersmith.engine.training.head_pass import target_logprobs
@@ -90,8 +91,8 @@ class DenseDecoder:
         self.reading = None if self.decoding.reading is None else self.decoding.reading(model)
         # Of the last read: adapters of its tokens, and what is added to them.
         self._of_read: tuple[list[Adapter | None], list[LayerRowUpdates]] | None = None
-        self.move = self.layers.move
-        self.resize, self.held = self.layers.resize, self.layers.held
+        self.shifts = None if base.vision is None else Shifts(slots)
+        self.held = self.layers.held
 
     # ---- prefill
 
@@ -109,9 +110,12 @@ class DenseDecoder:
 
         order = sorted(range(len(runs)), key=place)
         ordered = [runs[index] for index in order]
-        if self.reading is not None:
+        answer: list[torch.Tensor | None] = [None] * len(runs)
+        vision = self.base.vision
+        if vision is not None and not any(_has_images(run) for run in ordered):
+            vision = None
+        if self.reading is not None and vision is None:
             hidden = self._read(self.reading, ordered, cache_only=not any(wanted))
-            answer: list[torch.Tensor | None] = [None] * len(runs)
             for index, of_run in zip(order, hidden, strict=True):
                 answer[index] = of_run if wanted[index] else None
             return answer
@@ -121,10 +125,13 @@ class DenseDecoder:
         asked = [torch.arange(*bounds[i : i + 2]) for i, j in enumerate(order) if wanted[j]]
         rows = torch.cat([torch.arange(1), *asked]).to(self.device)  # at least one row
         updates = [self._updates_of(adapter).layers for adapter in adapters]
-        forward = _Prefill(self.model, self.kernels, ordered, updates)
+        if vision is None:
+            forward = _Prefill(self.model, self.kernels, ordered, updates)
+        else:
+            positions = positions_of_runs(vision, ordered).to(self.device)
+            forward = _Prefill(self.model, self.kernels, ordered, updates, vision, positions)
         hidden = forward.forward(tokens.to(self.device), rows)[1:]
         asked_hidden = iter(hidden.split([len(positions) for positions in asked]))
-        answer: list[torch.Tensor | None] = [None] * len(runs)
         for index, start, end in zip(order, bounds[:-1], bounds[1:], strict=True):
             # No row is longer than a window here, so nothing is out of sight.
             runs[index].past = past_of(forward.past, start, end, [None] * len(forward.past))
@@ -163,6 +170,18 @@ class DenseDecoder:
 
     def put(self, slot: int, run: TokenRun) -> None:
         self.layers.put(slot, [link.past for link in run.chain() if link.past is not None])
+        if self.shifts is not None:
+            self.shifts.put(slot, run.shift)
+
+    def move(self, source: int, target: int) -> None:
+        self.layers.move(source, target)
+        if self.shifts is not None:
+            self.shifts.move(source, target)
+
+    def resize(self, slots: int, /) -> None:
+        self.layers.resize(slots)
+        if self.shifts is not None:
+            self.shifts.resize(slots)
 
     # ---- decode
 
@@ -178,7 +197,10 @@ class DenseDecoder:
         model, count = self.model, len(tokens)
         updates = self._updates_for(adapters)
         x = model.embedding(torch.tensor(tokens, device=self.device))  # (B, H)
-        positions = torch.tensor(self.layers.lengths[:count], device=self.device)
+        places = self.layers.lengths[:count]
+        if self.shifts is not None:
+            places = self.shifts.after(places)
+        positions = torch.tensor(places, device=self.device)
         x = self.layers.step(x, slots, model.rotary_tables(positions), updates.layers)
         for slot in range(count):
             self.layers.lengths[slot] += 1
@@ -259,9 +281,20 @@ class _Prefill(DensePass):
         kernels: Kernels,
         runs: Sequence[TokenRun],  # those of one adapter stand together, and those of one parent
         updates: Sequence[list[LayerUpdates]],  # of each adapter, in their order
+        vision: Vision | None = None,  # if there are images in them, or before them
+        positions: torch.Tensor | None = None,  # (3, T), with `vision`
     ) -> None:
         lengths, starts = [len(run.tokens) for run in runs], [run.start for run in runs]
-        super().__init__(model, kernels, None, lengths, backward=False, starts=starts)
+        super().__init__(
+            model,
+            kernels,
+            None,
+            lengths,
+            backward=False,
+            starts=starts,
+            vision=vision,
+            positions=positions,
+        )
         self.adapter_updates = updates
         # The first token behind those of each adapter. Padding has none.
         ends = list(accumulate(lengths))
@@ -324,6 +357,11 @@ class _Prefill(DensePass):
             )
             parts.append(by_token(heads, among[1].shape[1]))
         return torch.cat(parts), None
+
+
+def _has_images(run: TokenRun) -> bool:
+    """Whether the positions of a run are not numbers of tokens, or its tokens not all text."""
+    return bool(run.parent and run.parent.shift) or min(run.tokens) < 0
 
 
 def _padded_past(parent: TokenRun) -> KeysAndValues:

@@ -27,6 +27,8 @@ class TokenRun:
     past: KeysAndValues | None = None
     states: LayerStates | None = None  # of layers that have one, after the last token
     read_for: object = None  # the request for which `past` was computed
+    # How far positions behind it are from numbers of tokens, for its images and those before it.
+    shift: int = 0
 
     def chain(self) -> list["TokenRun"]:
         """All runs from the first tokens to this one."""
@@ -39,7 +41,7 @@ class TokenRun:
 
     @property
     def start(self) -> int:
-        """The position of the first token."""
+        """How many tokens are before the first."""
         return sum(len(run.tokens) for run in self.chain()[:-1])
 
 

@@ -65,6 +65,7 @@ def score_prompt(
         skipped = max(length - request.prompt_logprobs_last_n - 1, 0)
     if request.prompt_logprobs:
         result.prompt_logprobs = np.full(length, np.nan, np.float32)
+        following_scores[following < 0] = torch.nan  # an image's token has no probability
         result.prompt_logprobs[1 + skipped :] = following_scores[skipped:, 0].cpu().numpy()
     if top_k:
         ids = np.zeros((length, top_k), np.int32)

@@ -3,6 +3,7 @@
 Reads leniently: an unknown field is refused only if it changes the result.
 """
 
+import base64
 import contextlib
 import dataclasses
 import importlib.util
@@ -24,6 +25,7 @@ from tinkersmith.engine.messages import (
     BatchRequest,
     Datum,
     DimuonParams,
+    ImageChunk,
     LoraConfig,
     LossOutput,
     OptimParams,
@@ -95,18 +97,24 @@ def _unreadable_batch(address: Address, reason: Refused) -> BatchRequest:
 
 def _read_datum(message: Any, index: int) -> Datum:
     tokens = [np.zeros(0, np.int64)]
+    images: list[ImageChunk] = []
     for chunk in message.model_input:
         kind = chunk.WhichOneof("chunk")
+        if kind == "image":
+            images.append(_read_image(chunk.image, sum(map(len, tokens)), f"datum {index}"))
+            continue
         if kind != "encoded_text":
-            raise Refused(f"datum {index} has a chunk of kind {kind}; only text is supported.")
+            raise Refused(f"datum {index} has a chunk of kind {kind}; {_SUPPORTED}.")
         tokens.append(_numbers(chunk.encoded_text.tokens, np.dtype("<i4"), f"datum {index}"))
     inputs = {
         name: _read_tensor(tensor, f"datum {index}, {name}")
         for name, tensor in message.loss_fn_inputs.items()
     }
-    datum = Datum(np.concatenate(tokens).astype(np.int64), inputs)
+    datum = Datum(np.concatenate(tokens).astype(np.int64), inputs, chunks=tuple(images))
     targets = len(inputs["target_tokens"]) if "target_tokens" in inputs else 0
-    lengths = {"model_input_spans": len(datum.tokens), "loss_fn_input_spans": targets}
+    # What an image has is checked with the model; the SDK counts what it says here.
+    inputs_length = len(datum.tokens) + sum(image.expected_tokens or 0 for image in images)
+    lengths = {"model_input_spans": inputs_length, "loss_fn_input_spans": targets}
     spans = {name: getattr(message, name, []) for name in lengths}  # older SDKs know none
     if not any(spans.values()):
         return datum
@@ -117,6 +125,20 @@ def _read_datum(message: Any, index: int) -> Datum:
                 f"datum {index}: its {name} cover {covered:,} tokens; there are {length:,}."
             )
     return dataclasses.replace(datum, has_provenance=True)
+
+
+_SUPPORTED = "text and images are supported"
+_FORMATS = ("png", "jpeg")
+
+
+def _read_image(message: Any, place: int, where: str) -> ImageChunk:
+    """An image of a batch, behind so many tokens of text."""
+    if message.HasField("override_dimensions"):
+        raise Refused(f"{where}: override_dimensions of an image are not supported; resize it.")
+    if message.format not in _FORMATS:
+        raise Refused(f"{where}: an image has format {message.format!r}; it must be png or jpeg.")
+    expected = message.expected_tokens if message.HasField("expected_tokens") else None
+    return ImageChunk(message.data, place, expected)
 
 
 def _read_tensor(message: Any, where: str) -> np.ndarray:
@@ -276,8 +298,10 @@ def read_sample_request(body: Body) -> SampleRequest:
     )
     fields.flag(body, "record_stability_info", False)  # our stable_reinforce needs no record
     targets, layout = _read_targets(body)
+    prompt, images = _read_prompt(body)
     return SampleRequest(
-        prompt=_read_prompt(body),
+        prompt=prompt,
+        chunks=images,
         num_samples=fields.optional_integer(body, "num_samples", 1),
         max_tokens=fields.optional_integer(params, "max_tokens"),
         temperature=fields.optional_number(params, "temperature", 1.0),
@@ -295,19 +319,41 @@ def read_sample_request(body: Body) -> SampleRequest:
     )
 
 
-def _read_prompt(body: Body) -> list[int]:
+def _read_prompt(body: Body) -> tuple[list[int], tuple[ImageChunk, ...]]:
     tokens: list[int] = []
+    images: list[ImageChunk] = []
     for chunk in fields.object_list(fields.json_object(body, "prompt"), "chunks"):
         kind = chunk.get("type", "encoded_text")
+        if kind == "image":
+            images.append(_read_prompt_image(chunk, len(tokens)))
+            continue
+        if kind == "image_asset_pointer":
+            raise Refused(
+                "the prompt has a chunk of kind image_asset_pointer: this engine fetches no "
+                "images; send the bytes of the file as an ImageChunk."
+            )
         if kind != "encoded_text":
-            raise Refused(f"the prompt has a chunk of kind {kind}; only text is supported.")
+            raise Refused(f"the prompt has a chunk of kind {kind}; {_SUPPORTED}.")
         ids: object = [] if chunk.get("tokens") is None else chunk["tokens"]
         # One set of types, not a test for each token: prompts are long, and this runs on the
         # event loop.
         if not fields.is_list(ids) or set(map(type, ids)) - {int}:
             raise Refused("the prompt's tokens must be a list of whole numbers.")
         tokens += ids
-    return tokens
+    return tokens, tuple(images)
+
+
+def _read_prompt_image(chunk: Body, place: int) -> ImageChunk:
+    where = "an image of the prompt"
+    fields.refuse_unknown(chunk, {"type", "data", "format", "expected_tokens"}, where)
+    kind = fields.string(chunk, "format")
+    if kind not in _FORMATS:
+        raise Refused(f"{where} has format {kind!r}; it must be png or jpeg.")
+    try:
+        data = base64.b64decode(fields.string(chunk, "data"), validate=True)
+    except ValueError:
+        raise Refused(f"{where}: its data is not in base64.") from None
+    return ImageChunk(data, place, fields.optional_integer(chunk, "expected_tokens"))
 
 
 def _read_stop(stop: object) -> list[int] | list[str] | None:

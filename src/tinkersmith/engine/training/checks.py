@@ -1,13 +1,32 @@
 """A batch and a base model -> a refusal, before any work is done."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.images.placing import text_only, with_images
 from tinkersmith.engine.messages import Datum, LossConfig
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.training.losses import INPUT_NAMES, LOSSES, LossFunction, loss_options
+
+
+def with_datum_images(base: BaseModel, datums: Sequence[Datum]) -> list[Datum]:
+    """The datums with their images at their places among the tokens.
+
+    Raises:
+        Refused: the model cannot see, or an image cannot be read.
+    """
+    placed: list[Datum] = []
+    for index, datum in enumerate(datums):
+        if datum.chunks:
+            tokens, images = with_images(
+                base.vision, base.name, datum.tokens, datum.chunks, f"datum {index}"
+            )
+            datum = replace(datum, tokens=tokens, chunks=(), images=images)
+        placed.append(datum)
+    return placed
 
 
 def check_datums(base: BaseModel, datums: Sequence[Datum], name: str, config: LossConfig) -> None:
@@ -33,7 +52,8 @@ def _check_datum(base: BaseModel, datum: Datum, name: str, where: str) -> None:
         raise Refused(
             f"{where} has {length:,} tokens; {base.name} takes at most {base.max_context:,}."
         )
-    _check_token_ids(datum.tokens, base.vocab_size, f"{where}, model_input")
+    text = text_only(datum.tokens, datum.images)
+    _check_token_ids(text, base.vocab_size, f"{where}, model_input")
     loss = LOSSES[name]
     missing = sorted(loss.inputs - datum.inputs.keys())
     if missing:

@@ -16,12 +16,14 @@ from typing import Any
 import torch
 
 from tinkersmith.engine.hardware.memory import free_memory
+from tinkersmith.engine.images.vision import ImageRows, Vision
 from tinkersmith.engine.log import log
 from tinkersmith.engine.model.dense import (
     DenseLayer,
     DenseModel,
     LayerRowUpdates,
     LayerUpdates,
+    RotaryTables,
     layer_updates,
 )
 from tinkersmith.engine.model.kernels import (
@@ -73,7 +75,10 @@ class DensePass:
         backward: bool,
         kept_layers: int | None = None,
         starts: Sequence[int] | None = None,  # the position of each document's first token: 0
+        vision: Vision | None = None,  # of a pack that has images
+        positions: torch.Tensor | None = None,  # (3, T), with `vision`
     ) -> None:
+        self.vision = vision
         self.model, self.kernels, self.adapter = model, kernels, adapter
         self.backward_follows = backward
         self.queries_per_key = model.heads // model.key_heads
@@ -82,14 +87,19 @@ class DensePass:
         self.tokens = sum(lengths)
         lengths = [*lengths, *([-self.tokens % ROW_STEP] if self.tokens % ROW_STEP else [])]
         self.padded, self.lengths = sum(lengths), lengths
-        firsts = [*(starts or []), *[0] * (len(lengths) - len(starts or []))]
-        positions = torch.cat(
-            [
-                torch.arange(first, first + n, device=weight.device)
-                for first, n in zip(firsts, lengths, strict=True)
-            ]
-        )
-        self.rotary = model.rotary_tables(positions)
+        if vision is not None and positions is not None:
+            padding = (0, self.padded - self.tokens)
+            positions = torch.nn.functional.pad(positions, padding)
+            self.rotary = _tables_with_images(model, vision, positions)
+        else:
+            firsts = [*(starts or []), *[0] * (len(lengths) - len(starts or []))]
+            positions = torch.cat(
+                [
+                    torch.arange(first, first + n, device=weight.device)
+                    for first, n in zip(firsts, lengths, strict=True)
+                ]
+            )
+            self.rotary = model.rotary_tables(positions)
         self.kept_layers, self.attention_keeps = 0, False
         if backward and adapter is not None:
             self._choose_what_is_kept(adapter, kept_layers)
@@ -121,10 +131,14 @@ class DensePass:
         """(T,) -> (T, H), the input of the output layer; or (M, H), of some rows only."""
         self.rows = rows
         self.updates = self._layer_updates()
-        x = self.model.embedding(pad_rows(tokens[:, None])[:, 0])
+        x, images = self._embedded(pad_rows(tokens[:, None])[:, 0])
         last = len(self.model.layers) - 1
         for index in range(last + 1):
             x, saved = self._layer(index, x, rows if index == last else None)
+            if images is not None and index < images.layers:
+                if rows is not None and index == last:
+                    images = images.among(rows, self.padded)
+                images.add(index, x)
             if self.backward_follows:
                 self.saved.append(saved if index < self.kept_layers else saved.x)
         self.last = x
@@ -151,6 +165,16 @@ class DensePass:
             if isinstance(saved, torch.Tensor):
                 _, saved = self._layer(index, saved, rows)
             grad = self._layer_backward(index, grad, saved, rows)
+
+    def _embedded(self, tokens: torch.Tensor) -> tuple[torch.Tensor, ImageRows | None]:
+        """(T,) -> (T, H), and what else there is at the places of images."""
+        if self.vision is None:
+            return self.model.embedding(tokens), None
+        images = self.vision.rows_of(tokens)
+        x = self.model.embedding(tokens.clamp(min=0))
+        if images is not None:
+            images.put(x)
+        return x, images
 
     def _layer_updates(self) -> list[LayerUpdates]:
         return [layer_updates(layer, self.adapter) for layer in self.model.layers]
@@ -300,6 +324,17 @@ class DensePass:
         cosine, sine = (table[block] for table in self.rotary)
         model = self.model
         return HeadTransform(layer.query_norm, layer.key_norm, model.eps, cosine, sine, model.scale)
+
+
+def _tables_with_images(
+    model: DenseModel, vision: Vision, positions: torch.Tensor
+) -> RotaryTables:  # (3, T) -> (T, 1, D/2) both
+    """Like `DenseModel.rotary_tables`, for tokens with three positions each."""
+    template = model.final_norm.new_empty(0, dtype=torch.float32)
+    tables = vision.rotary_tables(model.rotary, template, positions)
+    half = model.head_size // 2  # both halves are the same
+    cosine, sine = (table[:, None, :half].contiguous() for table in tables)
+    return cosine, sine
 
 
 def numbers_kept(model: DenseModel, adapter: Adapter) -> float:

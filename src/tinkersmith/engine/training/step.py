@@ -103,7 +103,10 @@ def _run_pack(
         rows = None
     dense, kernels = base.dense, base.kernels
     if dense is not None and kernels is not None and dense.holds(max(lengths)):
-        layers = _dense_pass(dense, kernels, batch_pass, lengths)
+        if any(datum.images for datum in datums):
+            layers = _pass_with_images(dense, kernels, batch_pass, tokens, lengths)
+        else:
+            layers = _dense_pass(dense, kernels, batch_pass, lengths)
     else:
         layers = _ModelPass(batch_pass, lengths)
     hidden = layers.forward(tokens, rows)
@@ -140,6 +143,26 @@ def _dense_pass(
         if prepared is not None:
             return prepared
     return DensePass(dense, kernels, adapter, lengths, backward=batch_pass.backward)
+
+
+def _pass_with_images(
+    dense: DenseModel,
+    kernels: Kernels,
+    batch_pass: Pass,
+    tokens: torch.Tensor,  # (T,)
+    lengths: Sequence[int],
+) -> TrainingPass:
+    vision = batch_pass.base.vision
+    assert vision is not None  # see with_images
+    return DensePass(
+        dense,
+        kernels,
+        batch_pass.adapter,
+        lengths,
+        backward=batch_pass.backward,
+        vision=vision,
+        positions=vision.positions_of_documents(tokens, lengths),
+    )
 
 
 class _ModelPass:
