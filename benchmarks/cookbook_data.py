@@ -5,6 +5,7 @@ the working directory for that folder, so recipes started in this world need no 
 """
 
 import csv
+import io
 import json
 import random
 import shutil
@@ -27,6 +28,8 @@ MODELS = (
     "Qwen/Qwen3-4B-Instruct-2507",
     "Qwen/Qwen3-8B",
 )
+SEEING = "Qwen/Qwen3-VL-30B-A3B-Instruct"  # a name with a renderer for images
+_COLOURS = {"anchor": (220, 40, 40), "beaver": (40, 40, 220)}  # of classes of pictures
 _THINKING = ("<think>", "</think>")  # single tokens, as the cookbook's renderers want them
 
 Row = dict[str, Any]
@@ -86,6 +89,30 @@ def make_data(world: Path, model: Path) -> None:
     (examples / "multilingual.txt").write_text("Guten Tag.\nGood morning.\nBuenos días.\n")
     _write_arena(world / "arena.csv", rng)
     _write_continual(world / "continual", rng)
+
+
+def make_pictures(world: Path, **counts: int) -> None:
+    """The data set of vlm_classifier: pictures of two colours, one for each class."""
+    import numpy as np
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as Pictures
+    from PIL import Image
+
+    folder = world / "dpdl-benchmark" / "caltech101"
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    features = Features({"image": Pictures(), "label": ClassLabel(names=list(_COLOURS))})
+    for split, count in counts.items():
+        labels = [number % len(_COLOURS) for number in range(count)]
+        files: list[dict[str, bytes]] = []
+        for label in labels:
+            width, height = rng.integers(20, 40, 2)
+            values = rng.normal(list(_COLOURS.values())[label], 15, (height, width, 3))
+            file = io.BytesIO()
+            Image.fromarray(values.clip(0, 255).astype(np.uint8)).save(file, "PNG")
+            files.append({"bytes": file.getvalue()})
+        rows = {"image": files, "label": labels}
+        Dataset.from_dict(rows, features).to_parquet(folder / f"{split}.parquet")
 
 
 def make_splits(

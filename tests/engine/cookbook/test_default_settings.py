@@ -8,8 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cookbook_data import MODELS, make_data, make_model
-from benchmarks.cookbook_recipes import RECIPES, Recipe, installed, run, runnable_modules
+from benchmarks.cookbook_recipes import (
+    RECIPES,
+    Recipe,
+    installed,
+    make_world,
+    run,
+    runnable_modules,
+)
 from tests.support.engine import KEY, RunningEngine, running_engine
 
 pytestmark = pytest.mark.cookbook
@@ -29,15 +35,12 @@ ONCE_REFUSED = (
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cookbook")
-    make_data(folder, make_model(folder / "model"))
-    return folder
+    return tmp_path_factory.mktemp("cookbook")
 
 
 @pytest.fixture(scope="module")
 def engine(world: Path) -> Iterator[RunningEngine]:
-    model = world / "model"
-    served = [part for name in MODELS for part in ("--base-model", f"{name}={model}")]
+    model, served = make_world(world)
     with (
         (world / "log").open("wb") as log,
         running_engine(world / "engine", model, *served, stderr=log) as running,

@@ -11,7 +11,13 @@ from tinker.types import EncodedTextChunk, ImageAssetPointerChunk, ImageChunk
 
 from tests.support.clients import new_client, train
 from tests.support.engine import KEY, MODEL, RunningEngine, datum, running_engine
-from tests.support.seeing_models import VISION_END, VISION_START, make_seeing, picture
+from tests.support.seeing_models import (
+    IMAGE_PAD,
+    VISION_END,
+    VISION_START,
+    make_seeing,
+    picture,
+)
 
 pytestmark = pytest.mark.engine
 
@@ -109,8 +115,15 @@ def test_sampled_and_prompt_log_probabilities_are_those_of_forward(
         np.testing.assert_allclose(logprobs[-len(sampled) :], sampled, atol=1e-4)
     logprobs = response.prompt_logprobs
     assert logprobs is not None and len(logprobs) == prompt.length
-    unknown = [index for index, value in enumerate(logprobs) if value is None]
-    assert unknown == [0, *range(1, 10), *range(12, 22)]  # the first, and the images'
+    assert logprobs[0] is None
+    ids = [VISION_START, *[IMAGE_PAD] * 9, VISION_END, VISION_START, *[IMAGE_PAD] * 10, VISION_END]
+    scored = taught(prompt, [0])
+    scored.loss_fn_inputs["target_tokens"] = tinker.TensorData.from_numpy(
+        np.array([*ids[1:], *b"What?", 0])
+    )
+    output = client.forward([scored], "cross_entropy").result().loss_fn_outputs[0]
+    ours = np.array(logprobs[1:], np.float32)
+    np.testing.assert_allclose(output["logprobs"].to_numpy()[:-1], ours, atol=1e-4)
     assert sampler.compute_logprobs(prompt).result() == logprobs
 
 

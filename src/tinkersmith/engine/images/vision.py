@@ -89,8 +89,16 @@ class Vision:
     Text has the same three; behind an image it goes on after the image's longer side.
     """
 
-    def __init__(self, name: str, folder: Path, tower: nn.Module, sections: Sequence[int]) -> None:
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        tower: nn.Module,
+        sections: Sequence[int],  # how many pairs of a head's numbers turn by each position
+        placeholder: int,  # the token that stands for an image where text has an id for it
+    ) -> None:
         config: Any = tower.config
+        self.placeholder = placeholder
         self.tower = tower
         self.processor = ImageProcessor(name, folder, config)
         self.sections = tuple(sections)

@@ -284,7 +284,8 @@ def _text_and_vision(
     _refuse_missing_weights(folder, about)
     whole = cast(PreTrainedModel, loaded).to(device).eval()  # type: ignore[arg-type]
     model, tower = families.take_apart(whole, attention.NAME)
-    vision = Vision(name, folder, tower, families.sections(config))
+    placeholder = int(config.image_token_id)
+    vision = Vision(name, folder, tower, families.sections(config), placeholder)
     run_check("images", lambda: _compare_with_images(folder, whole, model, vision))
     return model, vision
 
@@ -310,7 +311,7 @@ def _compare_with_images(
     head = cast(nn.Linear, model.get_output_embeddings())
     ours, seen = head(hidden).float(), tokens < 0
     answer = whole(
-        input_ids=torch.where(seen, whole.config.image_token_id, tokens)[None],
+        input_ids=torch.where(seen, vision.placeholder, tokens)[None],
         pixel_values=patches.to(model.device, model.dtype),
         image_grid_thw=grid.to(model.device),
         mm_token_type_ids=seen.int()[None],

@@ -352,7 +352,9 @@ class Batch:
         assert self._decoder is not None
         device, answering = self._base.device, row.answering
         request, result = answering.request, answering.result
-        score_prompt(self._decoder, device, row.adapter, request, result, hidden)
+        vision = self._base.vision
+        placeholder = 0 if vision is None else vision.placeholder
+        score_prompt(self._decoder, device, row.adapter, request, result, hidden, placeholder)
         self._scored.add(answering)
 
     # ---- decoding

@@ -31,6 +31,7 @@ def score_prompt(
     request: SampleRequest,
     result: SampleResult,
     hidden: torch.Tensor,  # (T - 1, H), of all but the prompt's last token
+    placeholder: int,  # the token that is scored in place of an image's
 ) -> None:
     """Write the requested log-probabilities of the prompt; position 0 has nothing before it."""
     length = len(request.prompt)
@@ -39,6 +40,7 @@ def score_prompt(
     if targets is None:
         targets = np.zeros((length - 1, 0), np.int32)
     following = torch.tensor(request.prompt[1:], dtype=torch.int64, device=device)[:, None]
+    following = following.where(following >= 0, placeholder)
     wanted = torch.from_numpy(targets.astype(np.int64)).to(device)
     top_ids = following.new_zeros(length - 1, top_k)
     alternatives = following.new_zeros(length - 1, alternatives_k)
@@ -65,7 +67,6 @@ def score_prompt(
         skipped = max(length - request.prompt_logprobs_last_n - 1, 0)
     if request.prompt_logprobs:
         result.prompt_logprobs = np.full(length, np.nan, np.float32)
-        following_scores[following < 0] = torch.nan  # an image's token has no probability
         result.prompt_logprobs[1 + skipped :] = following_scores[skipped:, 0].cpu().numpy()
     if top_k:
         ids = np.zeros((length, top_k), np.int32)
