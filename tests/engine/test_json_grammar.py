@@ -1,7 +1,9 @@
 """Schemas -> the tokens that may follow, and how they are sampled."""
 
+import itertools
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -9,10 +11,18 @@ import torch
 
 from tests.support.inference import texts_of
 from tinkersmith.bundled import BUNDLED_MODELS
+from tinkersmith.engine import json_grammar
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.json_grammar import GrammarState, compile_schema, vocabulary_of
-from tinkersmith.engine.messages import SampleRequest
+from tinkersmith.engine.json_grammar import (
+    Grammars,
+    GrammarState,
+    JsonGrammar,
+    compile_schema,
+    vocabulary_of,
+)
+from tinkersmith.engine.messages import SampledSequence, SampleRequest
 from tinkersmith.engine.model.base_model import load_base_model
+from tinkersmith.engine.sampling import rows
 from tinkersmith.engine.sampling.sampler import sample
 
 TEXTS = texts_of()
@@ -107,3 +117,95 @@ def test_a_schema_of_great_depth_is_refused() -> None:
         deep = {"type": "array", "items": deep}
     with pytest.raises(Refused, match="recursion limit"):
         compile_schema(VOCABULARY, deep)
+
+
+# ---- large schemas, and many requests with the same one
+
+
+def test_requests_with_one_schema_share_one_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    compile_text = json_grammar._compile
+
+    def count(vocabulary: Any, text: str) -> JsonGrammar:
+        compiled.append(text)
+        return compile_text(vocabulary, text)
+
+    monkeypatch.setattr(json_grammar, "_compile", count)
+    grammars = Grammars(VOCABULARY)
+    with ThreadPoolExecutor(16) as pool:
+        same = list(pool.map(lambda _: grammars.of(dict(POINT)), range(64)))
+    assert len(compiled) == 1 and all(grammar is same[0] for grammar in same)
+    thoughtful = grammars.of(POINT, after="</think>")
+    assert thoughtful is not same[0] and len(compiled) == 2
+    for number in range(json_grammar._KEPT):  # others push it out
+        grammars.of({"const": number})
+    assert grammars.of(POINT) is not same[0]
+
+
+def test_a_wrong_schema_is_refused_each_time_and_a_spent_one_compiled_again() -> None:
+    grammars = Grammars(VOCABULARY)
+    for _ in range(2):
+        with pytest.raises(Refused, match="objekt"):
+            grammars.of({"type": "objekt"})
+    names = {f"k{number}": {"type": "integer"} for number in range(520)}
+    broad = grammars.of({"type": "object", "properties": names})
+    assert not broad.is_spent
+    with pytest.raises(Refused, match="make the schema simpler"):
+        follow(broad.begin(), '{"k1": 3}')
+    assert broad.is_spent
+    assert grammars.of({"type": "object", "properties": names}) is not broad
+
+
+@pytest.mark.parametrize(
+    ("schema", "states"),
+    [
+        ({"type": "integer", "multipleOf": 1_000_003}, "1,000,003"),
+        ({"type": "number", "multipleOf": 1.0000000007}, "10,000,000,007"),
+        ({"allOf": [{"type": "integer", "multipleOf": 997}, {"multipleOf": 991}]}, "990,015"),
+    ],
+    ids=["large", "many digits", "two at once"],
+)
+def test_a_multiple_with_too_many_remainders_is_refused_at_once(
+    schema: dict[str, Any], states: str
+) -> None:
+    with pytest.raises(Refused, match=f"multipleOf add up to {states}; at most 100,000"):
+        compile_schema(VOCABULARY, schema)
+
+
+@pytest.mark.parametrize("number", [7, 0.01, 1_000_000, 2.5, 1e-9, True, 1e400], ids=str)
+def test_other_multiples_are_left_to_the_library(number: float) -> None:
+    schema = {"type": "integer", "multipleOf": number}
+    try:
+        assert not compile_schema(VOCABULARY, schema).is_spent
+    except Refused as refusal:
+        assert "add up to" not in str(refusal)
+
+
+TREE = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "parts": {"type": "array", "items": {"$ref": "#"}}},
+    "required": ["name", "parts"],
+    "additionalProperties": False,
+}
+
+
+def test_tokens_chosen_among_those_allowed_are_those_of_the_whole_vocabulary(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base = load_base_model("tiny", next(iter(BUNDLED_MODELS.values())), "float32")
+    asked: Any = {"prompt": TEXTS.tokens_of("Say it.\n"), "max_tokens": 16}
+    schemas = [compile_schema(VOCABULARY, schema) for schema in (POINT, TREE, {"type": "string"})]
+    rules: list[dict[str, float]] = [
+        *({}, {"temperature": 0.0}, {"temperature": 0.3}, {"top_p": 0.7}, {"top_k": 5})
+    ]
+    requests = [SampleRequest(**asked, seed=1)]
+    for seed, (grammar, rule) in enumerate(itertools.product(schemas, rules)):
+        requests.append(SampleRequest(**asked, seed=seed, grammar=grammar, **rule))
+    answers: list[list[SampledSequence]] = []
+    for few in (rows._FEW, 0, 2**20):  # as it is; never by the tokens allowed; only by them
+        monkeypatch.setattr(rows, "_FEW", few)
+        results = sample(base, None, requests)
+        answers.append([one for result in results for one in result.sequences])
+    for others in answers[1:]:
+        for one, other in zip(answers[0], others, strict=True):
+            assert one.tokens == other.tokens and one.logprobs == other.logprobs

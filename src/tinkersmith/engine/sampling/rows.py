@@ -4,7 +4,7 @@ Axes: B active rows, V vocabulary, K candidates of a position.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from tinkersmith.engine.sampling.token_choice import (
     generator,
     tempered_normaliser,
 )
+
+_FEW = 1024  # allowed tokens that are looked at without the rest of the vocabulary
 
 
 @dataclass(slots=True, eq=False)
@@ -105,16 +107,14 @@ def take_tokens(
     """
     requests = [row.request for row in rows]
     uniforms = torch.tensor([row.next_uniform() for row in rows], dtype=torch.float64)
-    chosen, normaliser = choose_tokens(logits, requests, uniforms, exact)
     bound = [index for index, row in enumerate(rows) if row.grammar is not None]
-    if bound:  # they are chosen again; their log-probabilities stay those of all tokens
+    # The log-probabilities of bound rows are those of all tokens; which token they get is decided
+    # below, so here they cost as little as greedy ones.
+    free = [replace(row.request, temperature=0.0) if row.grammar else row.request for row in rows]
+    chosen, normaliser = choose_tokens(logits, free, uniforms, exact)
+    if bound:
         assert logits is not None
-        try:
-            held = _only_allowed(logits[bound], [rows[index] for index in bound])
-            again, _ = choose_tokens(held, [requests[index] for index in bound], uniforms[bound])
-        except UnsampledRows as refusal:
-            raise UnsampledRows([bound[index] for index in refusal.rows], str(refusal)) from None
-        chosen[bound] = again
+        chosen[bound] = _choose_allowed(logits, rows, bound, uniforms)
     tokens, likeliest = chosen[:, None], chosen.new_empty(len(rows), 0)
     if widest := max(request.topk_sample_logprobs for request in requests):
         assert logits is not None
@@ -153,26 +153,61 @@ def take_tokens(
             row.top_logprobs.append(values.cpu().numpy())
 
 
-def _only_allowed(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-    """(B, V) logits of rows with a grammar; minus infinity for tokens that may not follow.
+def _choose_allowed(
+    logits: torch.Tensor, rows: Sequence[Row], bound: list[int], uniforms: torch.Tensor
+) -> torch.Tensor:
+    """(B, V) logits -> a token that its grammar allows for each of the rows `bound`.
 
     Raises:
         UnsampledRows: the grammar of a row is too complex to go on, or allows no token.
     """
-    allowed = np.zeros(logits.shape, bool)
-    vocabulary = logits.shape[1]
-    for index, row in enumerate(rows):
-        assert row.grammar is not None
+    allowed = {index: _allowed(rows[index], index, logits.shape[1]) for index in bound}
+    few = [index for index in bound if np.count_nonzero(allowed[index]) <= _FEW]
+    many = [index for index in bound if index not in few]
+    tokens = dict[int, int]()
+    for some, places in ((few, _places([allowed[index] for index in few])), (many, None)):
+        if not some:
+            continue
+        if places is None:
+            forbidden = ~np.stack([allowed[index] for index in some])
+            held = logits[some]
+        else:
+            forbidden = places < 0
+            columns = torch.from_numpy(places.clip(min=0)).to(logits.device)
+            held = logits[torch.tensor(some, device=logits.device)[:, None], columns]
+        held = held.masked_fill_(torch.from_numpy(forbidden).to(logits.device), -torch.inf)
         try:
-            tokens = row.grammar.allowed()[:vocabulary]  # a tokenizer may know fewer, or more
-        except Refused as refusal:
-            raise UnsampledRows([index], str(refusal)) from None
-        allowed[index, : len(tokens)] = tokens
-        allowed[index, list(row.stop_ids)] = row.grammar.may_end
-        if not allowed[index].any():
-            sentence = "the tokenizer has no token with which the answer's JSON could go on."
-            raise UnsampledRows([index], sentence)
-    return logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), -torch.inf)
+            chosen, _ = choose_tokens(held, [rows[index].request for index in some], uniforms[some])
+        except UnsampledRows as refusal:
+            raise UnsampledRows([some[index] for index in refusal.rows], str(refusal)) from None
+        for at, (index, token) in enumerate(zip(some, chosen.tolist(), strict=True)):
+            tokens[index] = token if places is None else int(places[at, token])
+    return torch.tensor([tokens[index] for index in bound], device=logits.device)
+
+
+def _allowed(row: Row, index: int, vocabulary: int) -> np.ndarray:
+    """(V,): whether a token may follow."""
+    assert row.grammar is not None
+    allowed = np.zeros(vocabulary, bool)
+    try:
+        tokens = row.grammar.allowed()[:vocabulary]  # a tokenizer may know fewer, or more
+    except Refused as refusal:
+        raise UnsampledRows([index], str(refusal)) from None
+    allowed[: len(tokens)] = tokens
+    allowed[list(row.stop_ids)] = row.grammar.may_end
+    if not allowed.any():
+        sentence = "the tokenizer has no token with which the answer's JSON could go on."
+        raise UnsampledRows([index], sentence)
+    return allowed
+
+
+def _places(allowed: Sequence[np.ndarray]) -> np.ndarray:
+    """(B, K): the allowed tokens of each row in their order, -1 where there are fewer."""
+    of_rows = [np.flatnonzero(tokens) for tokens in allowed]
+    places = np.full((len(of_rows), max(map(len, of_rows), default=0)), -1)
+    for row, tokens in zip(places, of_rows, strict=True):
+        row[: len(tokens)] = tokens
+    return places
 
 
 def is_finished(row: Row, decode: Callable[[list[int]], str] | None) -> bool:

@@ -8,15 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any, cast
 
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.json_grammar import (
-    JsonGrammar,
-    Vocabulary,
-    compile_schema,
-    vocabulary_of,
-)
+from tinkersmith.engine.json_grammar import Grammars, JsonGrammar, vocabulary_of
 from tinkersmith.engine.server.api_errors import ApiError
 from tinkersmith.errors import UserError
 from tinkersmith.prompts.guards import guard, guard_all
@@ -26,6 +22,8 @@ from tinkersmith.prompts.tags import CLOSE, OPEN, split_thought
 from tinkersmith.prompts.text_tokenizer import TextTokenizer, read_tokenizer
 
 ChatMessage = dict[str, Any]
+
+_reading = Lock()  # while a vocabulary is read for answers with a schema: once for each model
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,19 +159,20 @@ class ModelTexts:
         elif thoughts and not prompt.rstrip().endswith(self.closing):
             before = self.opening, self.closing
         try:
-            vocabulary = self._vocabulary
+            with _reading:
+                grammars = self._grammars
         except Refused as refusal:
             raise ApiError(400, str(refusal), param="response_format") from None
         try:
-            return compile_schema(vocabulary, schema, after=after, after_thought=before)
+            return grammars.of(schema, after=after, after_thought=before)
         except Refused as refusal:
             raise ApiError(
                 400, f"the JSON schema cannot be followed: {refusal}", param="response_format"
             ) from None
 
     @cached_property
-    def _vocabulary(self) -> Vocabulary:
-        return vocabulary_of(self.name, self.tokenizer)
+    def _grammars(self) -> Grammars:
+        return Grammars(vocabulary_of(self.name, self.tokenizer))
 
     @property
     def opening(self) -> str:
