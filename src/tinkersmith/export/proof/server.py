@@ -405,7 +405,7 @@ def _completion(answer: Mapping[str, Any], prompt: Sequence[int], *, echoes: boo
     if not isinstance(text, str):
         raise _Refused(422, "an answer without text")
     prompt_logprobs = _prompt_logprobs(choice.get("prompt_logprobs"), prompt)
-    stored = choice.get("logprobs")
+    stored: Any = choice.get("logprobs")
     tokens, spelled, logprobs = _answer_tokens(choice)
     if logprobs is None and isinstance(own := _field(stored, "token_logprobs"), list):
         numbers = [_number(value) for value in cast("list[Any]", own)]
