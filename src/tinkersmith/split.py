@@ -25,14 +25,12 @@ from tinkersmith.files import read_json_object, write_atomically, write_json
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Say, watched
 from tinkersmith.sources.encodings import AUTO
-from tinkersmith.sources.find import look_up, refuse_inputs_as_outputs
+from tinkersmith.sources.find import TEST_FILE, TRAIN_FILE, look_up, refuse_inputs_as_outputs
 from tinkersmith.sources.records import read_records
 
 INPUT_FILES = ["data/word_problems.json"]
 TRAIN_RATIO = 0.8
 SEED = 42
-TRAIN_FILE = "data/train_set.json"
-TEST_FILE = "data/test_set.json"
 
 _MARKER = ".split.json"  # beside the outputs: the SHA-256 of the files that we wrote
 _SKIPPED_FILE = "split_skipped.jsonl"

@@ -196,3 +196,13 @@ def test_a_saved_data_set_is_its_arrow_files(tmp_path: Path) -> None:
         look_up([str(tmp_path / "ds")])
     assert f'write "{tmp_path}/ds/**/*.arrow"' in str(error.value)
     assert f'one split of this data set, write "{split}"' in str(error.value)
+
+
+def test_a_new_project_is_told_how_to_make_its_training_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="Make it from your data with: tinkersmith split"):
+        look_up(["data/train_set.json"])
+    with pytest.raises(UserError, match="Put a file there, or correct the name"):
+        look_up(["data/train_set.json", "data/other.json"])

@@ -14,9 +14,14 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
+from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError, one_line, unreadable
 from tinkersmith.paths import has_pattern, is_hub_name
 from tinkersmith.plurals import counted
+
+# What `tinkersmith split` writes; a new project's settings name them before they are there.
+TRAIN_FILE = "data/train_set.json"
+TEST_FILE = "data/test_set.json"
 
 _DATA_SUFFIXES = frozenset(
     {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".tab", ".parquet", ".pq", ".arrow", ".feather",
@@ -93,7 +98,10 @@ def look_up(names: Sequence[str]) -> FoundFiles:
     if not names:
         raise UserError("No data file is named. Name at least one.")
     if not by_name:
-        raise UserError(f"{does_not_exist(missing)}. Put a file there, or correct the name.")
+        advice = "Put a file there, or correct the name."
+        if set(missing) <= {TRAIN_FILE, TEST_FILE}:
+            advice = f"Make it from your data with: {command_line('split')}"
+        raise UserError(f"{does_not_exist(missing)}. {advice}")
     return FoundFiles(by_name, missing, notes)
 
 

@@ -7,12 +7,10 @@ from pathlib import Path
 from tinkersmith.cli.common import add_settings_options, reading_settings, settings_file
 from tinkersmith.cli.entry_point import COMMANDS, run_entry_point
 from tinkersmith.paths import data_file_seen_from_here, seen_from_here
-from tinkersmith.sources.find import refuse_inputs_as_outputs
+from tinkersmith.sources.find import TEST_FILE, TRAIN_FILE, refuse_inputs_as_outputs
 from tinkersmith.split import (
     INPUT_FILES,
     SEED,
-    TEST_FILE,
-    TRAIN_FILE,
     TRAIN_RATIO,
     format_split,
     split_dataset,
