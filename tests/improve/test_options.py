@@ -30,6 +30,7 @@ OWN = settings_from(
 def test_what_the_user_leaves_out_has_the_documented_default() -> None:
     assert checked_options({"method": None, "rounds": None}) == ImproveOptions()
     assert checked_options({"method": GRPO, "updates": 2}).updates == 2
+    assert checked_options({"answers": 2}).keep == 2, "a default is no contradiction"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The options of an improvement, checked: how many answers, which of them count, how often."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tinkersmith.errors import UserError
@@ -68,6 +68,8 @@ def checked_options(given: Mapping[str, Any]) -> ImproveOptions:
     """
     chosen = {name: value for name, value in given.items() if value is not None}
     options = ImproveOptions(**chosen)
+    if "keep" not in chosen:
+        options = replace(options, keep=min(options.keep, options.answers))
     if options.method not in METHODS:
         raise UserError(f"--method is {options.method!r}; it must be {' or '.join(METHODS)}.")
     for name, (low, high, usual) in _RANGES.items():

@@ -35,7 +35,8 @@ def improve_command(argv: Sequence[str], *, prog: str) -> int:
         "--keep",
         type=int,
         metavar="N",
-        help="rejection: different right answers to a question to train on (default: 4)",
+        help="rejection: different right answers to a question to train on (default: 4, "
+        "or --answers if that is less)",
     )
     parser.add_argument(
         "--alone",
