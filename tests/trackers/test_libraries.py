@@ -5,6 +5,7 @@ import sqlite3
 import struct
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,11 @@ def test_a_tracker_has_what_a_finished_run_measured(name: str, tmp_path: Path) -
     said = track(run, name, lambda: train_whole_run(run))
     assert len(said) == 1, (said, run.file(f"trackers/{name}.log").read_text())
     assert said[0].startswith(f"  Tracker {name}: ")
+    if name == "swanlab":  # the command to send it later names the folder that is there
+        _, _, pattern = said[0].rstrip().rpartition(" ")
+        assert "swanlab sync" in said[0] and len(list(Path("/").glob(pattern.lstrip("/")))) == 1
+    if name == "mlflow":
+        assert ("pip install mlflow" in said[0]) == (find_spec("flask") is None)
     shown = READERS[name](run)
     assert shown.curves["train/loss"] == values([(1, 2.5), (2, 2.0), (3, 1.5)])
     for measured in ("learning_rate", "grad_norm", "tokens_per_second"):

@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -66,7 +67,9 @@ class MlflowTracker:
         if not self._address.startswith("file:"):
             return _without_password(self._address)
         show = shlex.join(["mlflow", "ui", "--backend-store-uri", self._address])
-        return f"MLFLOW_ALLOW_FILE_STORE=true {show}"
+        # mlflow-skinny, which logs, has no pages; they need the whole package.
+        needs = "" if find_spec("flask") else " (needs: pip install mlflow)"
+        return f"MLFLOW_ALLOW_FILE_STORE=true {show}{needs}"
 
     def log(self, points: Sequence[StepValues]) -> None:
         now = int(time.time() * 1000)

@@ -1,6 +1,7 @@
 """A run -> SwanLab, by the package `swanlab`."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -37,7 +38,11 @@ class SwanLabTracker:
 
     @property
     def where(self) -> str:
-        return self._run.url if self._run.mode == "online" else str(self._folder)
+        if self._run.mode == "online":
+            return self._run.url
+        folder = shlex.quote(str(self._folder))
+        is_offline = self._run.mode == "offline"
+        return f"swanlab sync {folder}/run-*-{self.tracker_id}" if is_offline else str(self._folder)
 
     def log(self, points: Sequence[StepValues]) -> None:
         for point in points:
