@@ -5,7 +5,7 @@
         --set LEARNING_RATE=1e-3 --set PROMPT_TEMPLATE=instruction
 
 Each seed has its own split of the bundled data, adapter and order, which both choices share. The
-figures of other models stay in the results file.
+figures of other models and sizes stay in the results file.
 """
 
 import argparse
@@ -45,7 +45,15 @@ def main() -> None:
     name = Path(wanted.model).name
     samples = json.loads((ROOT / "data" / "word_problems.json").read_text(encoding="utf-8"))
     samples = [s for s in samples if wanted.language in (None, s["language"])]
+    options = "".join(f" --set {override}" for override in wanted.set)
+    if wanted.language:
+        options = f" --language {wanted.language}{options}"
+    command = (
+        f"python -m benchmarks.output_layer --model {name} --samples {wanted.samples} "
+        f"--questions {wanted.questions}{options}"
+    )
     runs: list[dict[str, Any]] = []
+    figures: dict[str, Any] = {}
     for seed in wanted.seeds:
         chosen = random.Random(seed).sample(samples, wanted.samples + wanted.questions)
         with tempfile.TemporaryDirectory() as folder:
@@ -55,22 +63,17 @@ def main() -> None:
                 run = one_run(Path(folder), wanted.model, seed, choice, wanted.set)
                 runs.append(run)
                 print(json.dumps({key: run[key] for key in run if key != "right"}), flush=True)
-    options = "".join(f" --set {override}" for override in wanted.set)
-    if wanted.language:
-        options = f" --language {wanted.language}{options}"
-    figures = {
-        "command": f"python -m benchmarks.output_layer --model {name} --samples {wanted.samples} "
-        f"--questions {wanted.questions}{options}",
-        "samples": wanted.samples,
-        "questions": wanted.questions,
-        **compared(runs),
-        "runs": [{key: run[key] for key in run if key != "right"} for run in runs],
-    }
+        figures = {"command": command, "samples": wanted.samples, "questions": wanted.questions}
+        figures |= compared(runs)
+        figures["runs"] = [{key: run[key] for key in run if key != "right"} for run in runs]
+        _write(f"{name}, {wanted.samples:,} samples", figures)  # a kill keeps the seeds before
+    print(json.dumps({key: figures[key] for key in figures if key != "runs"}, indent=2))
+
+
+def _write(name: str, figures: dict[str, Any]) -> None:
     file = RESULTS / f"{NAME}.json"
     before = json.loads(file.read_text(encoding="utf-8"))["figures"] if file.is_file() else {}
     write_results(NAME, "python -m benchmarks.output_layer", {**before, name: figures})
-    print(json.dumps({key: figures[key] for key in figures if key != "runs"}, indent=2))
-    print("written:", file)
 
 
 def one_run(
