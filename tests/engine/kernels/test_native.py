@@ -19,6 +19,7 @@ from tests.support.adapters import filled_adapter, gradients
 from tests.support.batches import random_datums
 from tests.support.dense_models import FAMILIES, SHAPE, flat, save_uneven
 from tests.support.loading import load_with_torch
+from tests.support.native_code import library_with_products
 from tinkersmith.engine.kernels.choose import Way, choose_way
 from tinkersmith.engine.kernels.decoding import TorchLayers
 from tinkersmith.engine.kernels.elementwise import TORCH_ELEMENTWISE
@@ -81,13 +82,8 @@ def library() -> Library:
 
 @pytest.fixture
 def products(library: Library) -> NativeProducts:
-    return NativeProducts(with_products(library), native_elementwise(library, torch.bfloat16))
-
-
-def with_products(library: Library) -> Library:
-    if not library.products:
-        pytest.skip("this processor multiplies bf16 faster by torch, or not at all")
-    return library
+    library = library_with_products(library)
+    return NativeProducts(library, native_elementwise(library, torch.bfloat16))
 
 
 def bf16(*shape: int, scale: float = 1.0) -> torch.Tensor:
@@ -289,6 +285,67 @@ def test_the_mlp_between_its_products_equals_that_in_float64(
     assert off(inner, leaf.grad) < ROUNDING
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [3, 30, 150], ids="{} rows of an adapter".format)
+def test_rows_of_several_adapters_in_bf16_get_the_numbers_that_they_get_alone(
+    products: NativeProducts, rows: int
+) -> None:
+    sizes, width = (70, 30, 30), 34
+    projection = projection_of(sizes, width, bias=True)
+    trained = ({0, 1, 2}, {1}, {0, 2})
+    updates = [
+        update_of(projection, adapter_of(projection, rank, parts))
+        for rank, parts in zip((4, 9, 16), trained, strict=True)
+    ]
+    # Some rows in front, between and behind have no adapter.
+    places = [slice(2, 2 + rows), slice(2 + rows, 5 + rows), slice(7 + rows, 7 + 2 * rows)]
+    groups = tuple((at, own) for at, own in zip(places, updates, strict=True) if own is not None)
+    count = 10 + 2 * rows
+    x, residual = bf16(count, width), bf16(count, sum(sizes))
+    # What is not an adapter's must not spoil what is.
+    x[2 + rows : 5 + rows] = torch.nan
+    together = torch.empty_like(residual)
+    products.project(x, projection, RowUpdates(groups), together, x.new_empty(count, 0), residual)
+    for row in range(count):
+        own = next((update for at, update in groups if at.start <= row < at.stop), None)
+        part, alone = slice(row, row + 1), torch.empty_like(residual[:1])
+        low = x.new_empty(1, 0 if own is None else len(own.a))
+        products.project(x[part], projection, own, alone, low, residual[part])
+        if 2 + rows <= row < 5 + rows:
+            assert together[row].isnan().all()
+            continue
+        assert torch.equal(together[part], alone), row
+        expected = x[part].double() @ projection.weight.double().T + residual[part].double()
+        assert projection.bias is not None
+        expected += projection.bias.double()
+        for trained_part in own.parts if own else ():
+            expected[:, trained_part.columns] += (
+                low[:, trained_part.ranks].double() @ trained_part.b.double().T
+            )
+        assert off(alone, expected) < 2 * ROUNDING
+
+
+@torch.no_grad()
+def test_logits_of_several_adapters_in_bf16_are_those_of_each_alone(
+    products: NativeProducts,
+) -> None:
+    projection, hidden = projection_of((2500,), 66, bias=True), bf16(40, 66, scale=5.0)
+    own = [update_of(projection, adapter_of(projection, rank, {0})) for rank in (6, 17)]
+    places = slice(3, 20), slice(20, 38)
+    groups = tuple((at, one) for at, one in zip(places, own, strict=True) if one is not None)
+    tokens = torch.randint(2500, (40, 3))
+    logits, exact = native_logits(hidden, projection, RowUpdates(groups), products)
+    assert logits is not None
+    for at, one in [(slice(0, 3), None), *groups, (slice(38, 40), None)]:
+        part, count = hidden[at], at.stop - at.start
+        alone = RowUpdates(() if one is None else ((slice(0, count), one),))
+        theirs, theirs_exact = native_logits(part, projection, alone, products)
+        assert theirs is not None and torch.equal(logits[at], theirs)
+        for name in ("highest", "likeliest", "sums"):
+            assert torch.equal(getattr(exact, name)[at], getattr(theirs_exact, name))
+        torch.testing.assert_close(exact.of(tokens)[at], theirs_exact.of(tokens[at]), **NEAR)
+
+
 # ---- small-batch products in fp32
 
 
@@ -395,7 +452,7 @@ def test_wrong_small_batch_products_are_not_used(
 def test_attention_equals_that_of_each_document_in_float64(
     library: Library, lengths: list[int], groups: int, share: int, size: int
 ) -> None:
-    with_products(library)
+    library = library_with_products(library)
     tokens = sum(lengths)
     query = bf16(groups, tokens * share, size, scale=size**-0.5)
     key, value = bf16(groups, tokens, size), bf16(groups, tokens, size)
@@ -463,8 +520,9 @@ def test_logits_come_with_the_sums_that_a_draw_needs(
     projection = projection_of((2500,), 66, bias=True)
     update = update_of(projection, adapter_of(projection, rank, {0})) if rank else None
     hidden = bf16(rows, 66, scale=5.0)
-    logits, exact = native_logits(hidden, projection, update, products)
-    nothing, alone = native_logits(hidden, projection, update, products, written=False)
+    updates = RowUpdates(() if update is None else ((slice(0, rows), update),))
+    logits, exact = native_logits(hidden, projection, updates, products)
+    nothing, alone = native_logits(hidden, projection, updates, products, written=False)
     assert logits is not None and nothing is None
     assert torch.equal(exact.sums, alone.sums) and torch.equal(exact.likeliest, alone.likeliest)
     assert projection.bias is not None
@@ -550,16 +608,29 @@ def any_threads() -> Iterator[None]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("large", [False, True], ids=["rows shared", "outputs shared"])
-def test_a_row_in_fp32_decodes_to_the_same_digits_in_any_company_with_any_threads(
-    library: Library, tmp_path: Path, any_threads: None, large: bool
+@pytest.mark.parametrize(
+    ("dtype", "large"),
+    [("float32", False), ("float32", True), ("bfloat16", False)],
+    ids=["fp32, rows shared", "fp32, outputs shared", "bf16"],
+)
+def test_a_row_decodes_to_the_same_digits_in_any_company_with_any_threads(
+    library: Library,
+    tmp_path: Path,
+    any_threads: None,
+    dtype: str,
+    large: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(base_model, "multiplies_bf16", lambda: True)
     # The larger one's weights do not stay in the caches: threads share its products.
     sizes = {"hidden_size": 256, "intermediate_size": 6144} if large else {}
     shape: dict[str, Any] = SHAPE | {"num_hidden_layers": 2} | sizes
     config = Qwen3Config(**shape, head_dim=40)
     save_uneven(Qwen3ForCausalLM(config), tmp_path)
-    native = with_native_code(load_with_torch("x", tmp_path, "float32"), library)
+    library = library_with_products(library) if dtype == "bfloat16" else library
+    native = with_native_code(load_with_torch("x", tmp_path, dtype), library)
+    assert native.kernels is not None and native.kernels.decoding.layers.func is NativeLayers
+    assert native.dtype == getattr(torch, dtype)
     one, other = (filled_adapter(native, LoraConfig(rank, rank)) for rank in (4, 7))
     adapters = [*[None] * 20, *[one] * 15, *[other] * 15]  # of 50 rows
     tokens = np.random.default_rng().integers(0, 300, (12, 50)).tolist()
@@ -604,7 +675,7 @@ def test_decoding_that_is_wrong_is_left_to_torch_and_the_log_says_so(
 def test_what_the_sampler_says_of_its_tokens_is_what_training_says_of_them_in_bf16(
     base: BaseModel, library: Library, company: int
 ) -> None:
-    native = with_native_code(base, with_products(library))
+    native = with_native_code(base, library_with_products(library))
     adapter = filled_adapter(native, LoraConfig(5, 0))
     rng = np.random.default_rng()
     prompt = rng.integers(0, 300, 80).tolist()
@@ -634,7 +705,7 @@ def test_what_the_sampler_says_of_its_tokens_is_what_training_says_of_them_in_bf
 def test_rows_that_grow_move_and_end_get_the_logits_of_full_precision(
     base: BaseModel, library: Library, parts: dict[str, bool]
 ) -> None:
-    native = with_native_code(base, with_products(library))
+    native = with_native_code(base, library_with_products(library))
     exact = load_with_torch("exact", base.folder, "float32")
     rng = np.random.default_rng()
     prompts = [rng.integers(0, 300, n).tolist() for n in (40, 1, 33, 70, 2, 130, 0, 21)]
@@ -674,7 +745,10 @@ def test_rows_that_grow_move_and_end_get_the_logits_of_full_precision(
 
 
 @pytest.fixture(params=FAMILIES)
-def base(request: pytest.FixtureRequest, tmp_path: Path) -> BaseModel:
+def base(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> BaseModel:
+    monkeypatch.setattr(base_model, "multiplies_bf16", lambda: True)  # however slowly
     make: Callable[[], PreTrainedModel] = FAMILIES[request.param]
     model = make().float()
     with torch.no_grad():
@@ -689,7 +763,7 @@ def base(request: pytest.FixtureRequest, tmp_path: Path) -> BaseModel:
 def test_a_step_in_bf16_is_as_near_to_fp32_as_one_by_torch(
     base: BaseModel, library: Library, parts: dict[str, bool]
 ) -> None:
-    native = with_native_code(base, with_products(library))
+    native = with_native_code(base, library_with_products(library))
     assert native.kernels is not None and isinstance(native.kernels.products, NativeProducts)
     exact = load_with_torch("exact", base.folder, "float32")
     datums = random_datums(np.random.default_rng(), 12)
@@ -721,7 +795,7 @@ def test_a_step_in_fp32_is_that_of_torch(base: BaseModel, library: Library) -> N
 
 
 def test_layers_computed_again_give_the_same_gradients(base: BaseModel, library: Library) -> None:
-    native = with_native_code(base, with_products(library))
+    native = with_native_code(base, library_with_products(library))
     assert native.dense is not None and native.kernels is not None
     tokens, results = torch.randint(300, (90,)), []
     for kept in (None, 0, 2):
@@ -742,7 +816,7 @@ def test_layers_computed_again_give_the_same_gradients(base: BaseModel, library:
 def test_rows_without_a_gradient_get_their_log_probabilities(
     base: BaseModel, library: Library
 ) -> None:
-    native = with_native_code(base, with_products(library))
+    native = with_native_code(base, library_with_products(library))
     hidden = bf16(150, 48)
     inputs = {
         "target_tokens": torch.randint(300, (150, 1)),
@@ -814,14 +888,14 @@ def test_native_code_that_is_wrong_is_not_used_and_the_log_says_so(
 
     monkeypatch.setattr(NativeProducts, "linear", wrong)
     with caplog.at_level(logging.INFO, "tinkersmith.engine"):
-        assert with_native_code(base, with_products(library)) is base
+        assert with_native_code(base, library_with_products(library)) is base
     assert "and is not used" in caplog.text
 
 
 def test_odd_sizes_are_left_to_torch(base: BaseModel, library: Library) -> None:
     odd = replace(base, vocab_size=base.vocab_size + 1)
-    assert choose_way(odd, with_products(library)) is Way.NATIVE_ELEMENTWISE
-    assert choose_way(base, with_products(library)) is Way.NATIVE
+    assert choose_way(odd, library_with_products(library)) is Way.NATIVE_ELEMENTWISE
+    assert choose_way(base, library_with_products(library)) is Way.NATIVE
 
 
 def test_the_sources_compile_without_a_warning(library: Library, tmp_path: Path) -> None:

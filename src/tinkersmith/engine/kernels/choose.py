@@ -88,11 +88,7 @@ def choose_kernels(base: BaseModel, means: Means) -> Kernels:
     small_batch = TorchProducts(elementwise, product, native_row_updates(library, product))
     layers = partial(NativeLayers, library=library)
     decoding = Decoding(
-        layers,
-        elementwise,
-        small_batch,
-        groups_adapters=True,
-        reading=partial(NativeReading, library=library),
+        layers, elementwise, small_batch, reading=partial(NativeReading, library=library)
     )
     return replace(kernels, decoding=decoding)
 
@@ -145,6 +141,7 @@ def _native_kernels(base: BaseModel, library: Library) -> Kernels:
             elementwise=elementwise,
             products=products,
             logits=partial(native_logits, products=products),
+            by_rank=False,
         ),
     )
 

@@ -12,7 +12,6 @@ from tinkersmith.engine.kernels.padded_cache import PaddedCache
 from tinkersmith.engine.model.dense import (
     DenseModel,
     LayerRowUpdates,
-    LayerUpdates,
     RotaryTables,
 )
 from tinkersmith.engine.model.kernels import Decoding, Elementwise, Products
@@ -22,7 +21,7 @@ from tinkersmith.engine.model.projection import Projection, RowUpdates, Update, 
 def torch_decoding(elementwise: Elementwise, products: Products) -> Decoding:
     """Decode layer by layer, on every device."""
     layers = partial(TorchLayers, elementwise=elementwise, products=products)
-    return Decoding(layers, elementwise, products, groups_adapters=True)
+    return Decoding(layers, elementwise, products)
 
 
 class TorchLayers:
@@ -48,7 +47,7 @@ class TorchLayers:
         x: torch.Tensor,
         slots: Sequence[int],
         rotary: RotaryTables,
-        updates: Sequence[LayerUpdates] | Sequence[LayerRowUpdates],
+        updates: Sequence[LayerRowUpdates],
     ) -> torch.Tensor:
         self.cache.begin(rotary)
         # The cache takes rows in the order of their slots.
@@ -63,7 +62,7 @@ class TorchLayers:
         self,
         index: int,
         x: torch.Tensor,  # (B, H)
-        updates: LayerUpdates | LayerRowUpdates,
+        updates: LayerRowUpdates,
         order: torch.Tensor | None,  # (B,), the slot of each row
     ) -> torch.Tensor:  # (B, H)
         model, layer = self.model, self.model.layers[index]

@@ -21,7 +21,6 @@ from tinkersmith.engine.model.attention import KeysAndValues
 from tinkersmith.engine.model.dense import (
     DenseModel,
     LayerRowUpdates,
-    LayerUpdates,
     RotaryTables,
 )
 from tinkersmith.engine.model.lora import Adapter
@@ -123,8 +122,7 @@ class Products(Protocol):
     ) -> None:
         """Write x W^T + b, plus the adapter's product and the residual, to `output`.
 
-        x A^T of one adapter is written to `low`. Several adapters, each for some rows, come only
-        where `Decoding.groups_adapters` says that they may.
+        x A^T of one adapter is written to `low`; of several, each for some rows, it is not.
         """
         ...
 
@@ -203,7 +201,7 @@ class DecodingLayers(Protocol):
         x: torch.Tensor,  # (B, H)
         slots: Sequence[int],  # of each row: the first B, in any order
         rotary: RotaryTables,  # of the slots in their own order
-        updates: Sequence[LayerUpdates] | Sequence[LayerRowUpdates],  # of the layers
+        updates: Sequence[LayerRowUpdates],  # of the layers
     ) -> torch.Tensor:  # (B, H)
         """Compute a new token in each of the first B slots, and cache its keys and values."""
         ...
@@ -262,7 +260,7 @@ class Logits(Protocol):
         self,
         hidden: torch.Tensor,
         projection: Projection,
-        update: Update | None,
+        updates: RowUpdates,
         *,
         written: bool,
     ) -> tuple[torch.Tensor | None, ExactLogits]:
@@ -278,10 +276,9 @@ class Decoding:
     elementwise: Elementwise
     products: Products
     logits: Logits | None = None
-    # Whether rows of several adapters can go through the layers together, here and in prefill.
-    groups_adapters: bool = False
     # Made from a model; None: prompts are read by the parts that training uses.
     reading: Callable[[DenseModel], PromptReading] | None = None
+    by_rank: bool = True  # whether adapters are added faster if B lies in memory as (R, O)
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,8 +74,8 @@ class _StepUpdates:
     """What the products of a step add to rows of these adapters."""
 
     adapters: list[Adapter | None]
-    layers: Sequence[LayerUpdates] | Sequence[LayerRowUpdates]
-    head: Update | RowUpdates | None
+    layers: list[LayerRowUpdates]
+    head: RowUpdates
 
 
 class DenseDecoder:
@@ -208,7 +208,6 @@ class DenseDecoder:
         self.decoding.elementwise.rms_norm(x, model.final_norm, model.eps, normed)
         if self.decoding.logits is None:
             return project(self.decoding.products, normed, self.head, updates.head), None
-        assert not isinstance(updates.head, RowUpdates)  # see Decoding.groups_adapters
         return self.decoding.logits(normed, self.head, updates.head, written=not greedy)
 
     def logits(self, hidden: torch.Tensor, adapter: Adapter | None) -> torch.Tensor:
@@ -226,7 +225,7 @@ class DenseDecoder:
         if updates is None:
             layers = [layer_updates(layer, adapter) for layer in self.model.layers]
             head = update_of(self.head, adapter)
-            if self.decoding.groups_adapters and self.device.type == "cpu":
+            if self.decoding.by_rank and self.device.type == "cpu":
                 layers = [
                     LayerUpdates(*map(stored_by_rank, updates.in_order)) for updates in layers
                 ]
@@ -240,15 +239,11 @@ class DenseDecoder:
         if self._of_step is not None and self._of_step.adapters == adapters:
             return self._of_step
         groups = [(rows, self._updates_of(adapter)) for adapter, rows in adapter_runs(adapters)]
-        if not self.decoding.groups_adapters:
-            [(_, updates)] = groups
-            self._of_step = _StepUpdates(list(adapters), updates.layers, updates.head)
-        else:
-            layers = _row_updates_of_layers(
-                [(rows, updates.layers) for rows, updates in groups], len(self.model.layers)
-            )
-            head = row_updates((rows, updates.head) for rows, updates in groups)
-            self._of_step = _StepUpdates(list(adapters), layers, head)
+        layers = _row_updates_of_layers(
+            [(rows, updates.layers) for rows, updates in groups], len(self.model.layers)
+        )
+        head = row_updates((rows, updates.head) for rows, updates in groups)
+        self._of_step = _StepUpdates(list(adapters), layers, head)
         unused = list(self._updates)[: -len(groups)]
         size = sum(self._updates[adapter].nbytes() for adapter in unused)
         for adapter in unused:

@@ -64,7 +64,7 @@ class OwnSampler:
         self._memory = CacheMemory()
 
     def groups_adapters(self, base: BaseModel) -> bool:
-        return base.kernels is None or base.kernels.decoding.groups_adapters
+        return True
 
     def batch(
         self, base: BaseModel, weights_id: str, decode: Callable[[list[int]], str] | None

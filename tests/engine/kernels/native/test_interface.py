@@ -136,7 +136,7 @@ def test_structures_have_the_compiler_s_layout(compiler: str, tmp_path: Path) ->
         )
         for name, layout in INTERFACE.structures.items()
     ]
-    assert len(checks) == 5
+    assert len(checks) == 6
     source = tmp_path / "layout.cpp"
     source.write_text('#include <cstddef>\n#include "interface.h"\n' + "".join(checks))
     command = [compiler, "-std=c++20", "-fsyntax-only", f"-I{SOURCES}", str(source)]

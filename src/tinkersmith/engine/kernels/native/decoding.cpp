@@ -1,10 +1,12 @@
 // One step of decoding: small batches. The rows of x are packed into panels, so that weights are
 // read as they lie in memory. The KV cache consists of the panels that products read.
 //
-// Axes: N rows of x, I and O input and output size of a linear layer, R rank of the adapter,
-// B sequences that decode together, H hidden size, V vocabulary, G key/value heads, J queries per
-// key, D head size, S positions in the KV cache.
+// Axes: N rows of x, I and O input and output size of a linear layer, R rank of an adapter, C
+// layers joined in one projection that the adapter trains, B sequences that decode together, H
+// hidden size, V vocabulary, G key/value heads, J queries per key, D head size, S positions in the
+// KV cache.
 #ifdef __AVX512BF16__
+#include <array>
 #include <vector>
 
 #include "vectors.h"
@@ -83,6 +85,141 @@ void fill(const PackedRows& x, const PackedRows& low, i64 panel, i64 n, i64 colu
                     : rows > LANES     ? fill_tile<2>
                                        : fill_tile<1>;
   part(x, low, panel, n, columns, weight, b, bias, sums);
+}
+
+// Rows that one adapter is added to, within one vector of a panel.
+struct Segment {
+  const Bfloat16RowUpdate* update;
+  i64 panel, vector;
+  __mmask16 own;
+};
+
+constexpr int TOGETHER = 8;  // rows of an adapter's matrices at a time; even
+
+// What adapters add to rows of one projection. x A^T is rounded to bf16, and packed as x is: the
+// numbers of rows with different adapters stand side by side.
+class Updates {
+ public:
+  Updates(const Linear& linear, const PackedRows& x, Scratch<bf16>& scratch) : x_(x) {
+    for (i64 group = 0; group < linear.groups; ++group) {
+      const Bfloat16RowUpdate& update = linear.updates[group];
+      depth_ = std::max(depth_, update.rank);
+      const i64 end = update.first + update.rows;
+      for (i64 row = update.first; row < end; row = (row / LANES + 1) * LANES) {
+        const i64 start = row / LANES * LANES;
+        const i64 own = first_lanes(end - start) & ~first_lanes(row - start);
+        segments_.push_back({&update, row / PANEL, row % PANEL / LANES,
+                             static_cast<__mmask16>(own)});
+        for (i64 first = 0; first < update.layers * update.rank; first += TOGETHER)
+          tasks_.push_back({static_cast<i64>(segments_.size()) - 1, first});
+      }
+    }
+    low_ = scratch.reserve(JOINED_LAYERS * x.panels * PANEL * depth_);
+  }
+
+  // Computes x A^T. All threads call it, and can read all of it afterwards.
+  void fill_low() {
+    if (tasks_.empty()) return;
+#pragma omp for schedule(static)
+    for (size_t task = 0; task < tasks_.size(); ++task) {
+      const Segment& segment = segments_[tasks_[task][0]];
+      const i64 first = tasks_[task][1];
+      const i64 left = segment.update->layers * segment.update->rank - first;
+      if (left >= TOGETHER)
+        fill_ranks<TOGETHER>(segment, first);
+      else
+        for (i64 i = 0; i < left; i += 2) fill_ranks<2>(segment, first + i);
+    }
+  }
+
+  // sums (columns, PANEL rows) += (x A^T) B^T, for the outputs from n on of the joined layer that
+  // begins at output `start`.
+  void add(i64 panel, i64 start, i64 n, i64 columns, float* sums) const {
+    for (const Segment& segment : segments_) {
+      const Bfloat16RowUpdate& update = *segment.update;
+      if (segment.panel != panel) continue;
+      i64 layer = 0;
+      while (layer < update.layers && update.columns[layer] != start) ++layer;
+      if (layer == update.layers) continue;  // it is not trained
+      const bf16* low = low_of(segment, layer);
+      const bf16* b = update.b[layer] + n * update.rank;
+      float* to = sums + segment.vector * LANES;
+      i64 i = 0;
+      for (; i + TOGETHER <= columns; i += TOGETHER)
+        add_outputs<TOGETHER>(segment, low, b + i * update.rank, to + i * PANEL);
+      for (; i < columns; ++i) add_outputs<1>(segment, low, b + i * update.rank, to + i * PANEL);
+    }
+  }
+
+ private:
+  // x A^T of a segment's rows and a trained layer: (depth / 2, PANEL, 2), of which LANES rows.
+  bf16* low_of(const Segment& segment, i64 layer) const {
+    return low_ + ((layer * x_.panels + segment.panel) * depth_ * PANEL) +
+           2 * segment.vector * LANES;
+  }
+
+  // COUNT rows of A, from `first` on.
+  template <int COUNT>
+  void fill_ranks(const Segment& segment, i64 first) {
+    const Bfloat16RowUpdate& update = *segment.update;
+    __m512 sum[COUNT][VECTORS];
+    clear(sum);
+    dot<0, 1>(sum, update.a + first * x_.depth, x_.depth,
+              x_.panel(segment.panel) + 2 * segment.vector * LANES, x_.depth);
+#pragma GCC unroll 8
+    for (int i = 0; i < COUNT; i += 2) {
+      const i64 layer = (first + i) / update.rank, rank = (first + i) % update.rank;
+      const __m512i even = _mm512_cvtepu16_epi32(to_bf16(sum[i][0])),
+                    odd = _mm512_cvtepu16_epi32(to_bf16(sum[i + 1][0]));
+      _mm512_mask_storeu_epi32(low_of(segment, layer) + rank * PANEL, segment.own,
+                               _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+    }
+  }
+
+  template <int COUNT>
+  static void add_outputs(const Segment& segment, const bf16* low, const bf16* b, float* sums) {
+    const i64 rank = segment.update->rank;
+    __m512 sum[COUNT];
+#pragma GCC unroll 8
+    for (int i = 0; i < COUNT; ++i) sum[i] = _mm512_load_ps(sums + i * PANEL);
+    for (i64 k = 0; k < rank; k += 2) {
+      const __m512bh rows = (__m512bh)_mm512_loadu_si512(low + k * PANEL);
+#pragma GCC unroll 8
+      for (int i = 0; i < COUNT; ++i) {
+        int pair;
+        std::memcpy(&pair, b + i * rank + k, sizeof pair);
+        // What other rows have there is not theirs, and may be no number.
+        const __m512bh output = (__m512bh)_mm512_set1_epi32(pair);
+        sum[i] = _mm512_mask_dpbf16_ps(sum[i], segment.own, output, rows);
+      }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < COUNT; ++i) _mm512_store_ps(sums + i * PANEL, sum[i]);
+  }
+
+  const PackedRows& x_;
+  i64 depth_ = 0;  // the largest rank
+  bf16* low_;      // (JOINED_LAYERS, panels, depth / 2, PANEL, 2)
+  std::vector<Segment> segments_;
+  std::vector<std::array<i64, 2>> tasks_;  // of fill_low: a segment, and the first row of A
+};
+
+// Like `fill`, of one panel of the rows that adapters are added to. `start` is the first output of
+// the joined layer.
+void fill_with_updates(const Linear& linear, const PackedRows& x, const Updates& updates, i64 panel,
+                       i64 start, i64 n, i64 columns, float* sums) {
+  fill(x, {x.count, 0, nullptr, 0}, panel, start + n, columns, linear.weight, nullptr, nullptr,
+       sums);
+  updates.add(panel, start, n, columns, sums);
+  if (linear.bias == nullptr) return;
+  for (i64 i = 0; i < columns; ++i) {
+    const __m512 bias = _mm512_set1_ps(to_float(linear.bias[start + n + i]));
+#pragma GCC unroll 8
+    for (int j = 0; j < VECTORS; ++j) {
+      float* to = sums + i * PANEL + j * LANES;
+      _mm512_store_ps(to, _mm512_add_ps(_mm512_load_ps(to), bias));
+    }
+  }
 }
 
 // sums (columns, PANEL rows), transposed into rows of y; residual may be null, its rows are as far
@@ -248,15 +385,44 @@ void tinkersmith_small_batch_linear(i64 rows, i64 outputs, i64 inputs, const bf1
   }
 }
 
-void tinkersmith_logits(i64 count, i64 vocabulary, i64 hidden_size, const bf16* hidden,
-                        const bf16* weight, const bf16* low, i64 rank, const bf16* b,
-                        const bf16* bias, bf16* logits, float* highest, int* most_likely,
-                        float* sums) {
+void tinkersmith_small_batch_projection(i64 rows, const Linear* linear, const bf16* x,
+                                        const bf16* residual, bf16* y) {
+  static thread_local Scratch<bf16> packed_x, packed_low;
+  const PackedRows main = packed(x, linear->inputs, rows, linear->inputs, packed_x);
+  Updates updates(*linear, main, packed_low);
+  std::vector<std::array<i64, 3>> tiles;  // the joined layer's first output, then in it: first, end
+  i64 ld_y = 0;
+  for (const i64 outputs : linear->outputs) {
+    for (i64 n = 0; n < outputs; n += TILE) tiles.push_back({ld_y, n, std::min(n + TILE, outputs)});
+    ld_y += outputs;
+  }
+#pragma omp parallel
+  {
+    updates.fill_low();
+#pragma omp for schedule(dynamic, 1)
+    for (size_t index = 0; index < tiles.size(); ++index) {
+      alignas(64) float sums[TILE * PANEL];
+      const auto [start, n, end] = tiles[index];
+      for (i64 panel = 0; panel < main.panels; ++panel) {
+        fill_with_updates(*linear, main, updates, panel, start, n, end - n, sums);
+        const i64 first = panel * PANEL, at = first * ld_y + start + n;
+        write_rows(sums, std::min(PANEL, rows - first), end - n,
+                   residual == nullptr ? nullptr : residual + at, y + at, ld_y);
+      }
+    }
+  }
+}
+
+void tinkersmith_logits(i64 count, const Linear* output_layer, const bf16* hidden, bf16* logits,
+                        float* highest, int* most_likely, float* sums) {
   static thread_local Scratch<bf16> rows, low_rows;
-  const PackedRows main = packed(hidden, hidden_size, count, hidden_size, rows);
-  const PackedRows more =
-      low == nullptr ? PackedRows{count, 0, nullptr, 0} : packed(low, rank, count, rank, low_rows);
+  const Linear& linear = *output_layer;
+  const i64 vocabulary = linear.outputs[0];
+  const PackedRows main = packed(hidden, linear.inputs, count, linear.inputs, rows);
+  Updates updates(linear, main, low_rows);
   const i64 blocks = (vocabulary + VOCABULARY_BLOCK - 1) / VOCABULARY_BLOCK;
+#pragma omp parallel
+  updates.fill_low();
 #pragma omp parallel for schedule(dynamic, 1)
   for (i64 block = 0; block < blocks; ++block) {
     alignas(64) float tile[TILE * PANEL];
@@ -266,7 +432,7 @@ void tinkersmith_logits(i64 count, i64 vocabulary, i64 hidden_size, const bf16* 
       RunningSums running;
       for (i64 n = block * VOCABULARY_BLOCK; n < end; n += TILE) {
         const i64 width = std::min(TILE, end - n);
-        fill(main, more, panel, n, width, weight, b, bias, tile);
+        fill_with_updates(linear, main, updates, panel, 0, n, width, tile);
         if (logits != nullptr)
           write_rows(tile, here, width, nullptr, logits + first * vocabulary + n, vocabulary);
         running.add(tile, n, width, (here + LANES - 1) / LANES);
@@ -302,43 +468,26 @@ void tinkersmith_fill_cache(i64 kv_heads, i64 head_size, i64 capacity, i64 start
 }
 
 void tinkersmith_decode(i64 sequences, i64 hidden_size, i64 kv_heads, i64 queries_per_key,
-                        i64 head_size, i64 layer_count, const Layer* layers, i64 rank, float eps,
+                        i64 head_size, i64 layer_count, const Layer* layers, float eps,
                         float scale, const float* cosine, const float* sine, i64 ld_rotary,
                         const i64* lengths, const i64* capacities, bf16* const* cached_keys,
                         const i64* key_steps, bf16* const* cached_values, const i64* value_steps,
                         bf16* x) {
   static thread_local Scratch<bf16> scratch;
   const i64 heads = kv_heads * queries_per_key * head_size, kv_width = kv_heads * head_size;
-  const i64 inner = width(layers->gate_up), low_width = JOINED_LAYERS * rank;
+  const i64 inner = width(layers->gate_up);
   bf16* buffer = scratch.reserve(
-      sequences * (2 * hidden_size + 3 * heads + 4 * kv_width + inner * 3 / 2 + low_width));
+      sequences * (2 * hidden_size + 3 * heads + 4 * kv_width + inner * 3 / 2));
   auto take = [&](i64 width) { return std::exchange(buffer, buffer + sequences * width); };
   bf16 *normed = take(hidden_size), *middle = take(hidden_size), *qkv = take(heads + 2 * kv_width);
   bf16 *query = take(heads), *key = take(kv_width), *value = take(kv_width),
        *attended = take(heads);
-  bf16 *gate_up = take(inner), *activated = take(inner / 2), *low = take(low_width);
+  bf16 *gate_up = take(inner), *activated = take(inner / 2);
   std::vector<bf16*> key_caches(cached_keys, cached_keys + sequences),
       value_caches(cached_values, cached_values + sequences);
 
   auto project = [&](const Linear& linear, const bf16* input, const bf16* residual, bf16* output) {
-    if (linear.a != nullptr)
-      tinkersmith_small_batch_linear(sequences, linear.ranks, linear.inputs, input, linear.inputs,
-                                     linear.a, nullptr, 0, 0, nullptr, nullptr, nullptr, low,
-                                     linear.ranks);
-    i64 start = 0, low_start = 0;
-    for (int i = 0; i < JOINED_LAYERS && linear.outputs[i]; ++i) {
-      // Without an adapter, one product computes layers joined layer_count.
-      const i64 columns = linear.a == nullptr ? width(linear) : linear.outputs[i];
-      const bool adds = linear.b[i] != nullptr;
-      tinkersmith_small_batch_linear(
-          sequences, columns, linear.inputs, input, linear.inputs,
-          linear.weight + start * linear.inputs, adds ? low + low_start : nullptr, linear.ranks,
-          adds ? rank : 0, linear.b[i], linear.bias == nullptr ? nullptr : linear.bias + start,
-          residual == nullptr ? nullptr : residual + start, output + start, width(linear));
-      if (linear.a == nullptr) break;
-      start += columns;
-      low_start += adds ? rank : 0;
-    }
+    tinkersmith_small_batch_projection(sequences, &linear, input, residual, output);
   };
   for (i64 index = 0; index < layer_count; ++index) {
     const Layer& layer = layers[index];

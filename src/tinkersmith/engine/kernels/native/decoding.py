@@ -2,30 +2,28 @@
 
 Axes: B sequences that decode together, S positions in the KV cache of a slot, T tokens of a part of
 a prompt, G key/value heads, D head size, H hidden size, V vocabulary, Y blocks of it, K tokens per
-sequence, C layers joined in one projection that the adapter trains, R rank of the adapter.
+sequence, N rows of an adapter, R its rank.
 """
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
 from tinkersmith.engine.kernels.native.build import Library
 from tinkersmith.engine.kernels.native.interface import INTERFACE, InterfaceError
-from tinkersmith.engine.kernels.native.kernels import NativeProducts, address, joined_layers
-from tinkersmith.engine.kernels.native.row_updates import prepared_updates
+from tinkersmith.engine.kernels.native.kernels import NativeProducts
+from tinkersmith.engine.kernels.native.operands import address, bfloat16_linear, float32_linear
 from tinkersmith.engine.model.attention import KeysAndValues
 from tinkersmith.engine.model.dense import (
     DenseLayer,
     DenseModel,
     LayerRowUpdates,
-    LayerUpdates,
     RotaryTables,
 )
 from tinkersmith.engine.model.kernels import BLOCK, ExactLogits
-from tinkersmith.engine.model.projection import Part, Projection, RowUpdates, Update
+from tinkersmith.engine.model.projection import Projection, RowUpdates
 
-_JOINED = INTERFACE.constants["JOINED_LAYERS"]
 _LINEARS = "qkv", "output", "gate_up", "down"  # as `DenseLayer.projections`
 if INTERFACE.constants["VOCABULARY_BLOCK"] != BLOCK:
     raise InterfaceError("VOCABULARY_BLOCK of interface.h is not BLOCK of model/kernels.py")
@@ -33,8 +31,6 @@ if INTERFACE.constants["VOCABULARY_BLOCK"] != BLOCK:
 
 class NativeLayers:
     """`DecodingLayers`: one step through all layers is one call.
-
-    In bf16 all rows have one adapter; in fp32 each may have its own.
 
     Every slot has a KV cache of its own, so attention reads the positions of one sequence only.
     """
@@ -63,7 +59,7 @@ class NativeLayers:
                 functions.tinkersmith_fill_cache,
             )
         # Those that `layers` are made of.
-        self.updates: Sequence[LayerUpdates] | Sequence[LayerRowUpdates] = []
+        self.updates: Sequence[LayerRowUpdates] = []
         self.lengths: list[int] = []
         # The cache of each slot, for all layers, in the panels of interface.h. Positions that are
         # not written yet are 0.
@@ -104,7 +100,7 @@ class NativeLayers:
         x: torch.Tensor,
         slots: Sequence[int],
         rotary: RotaryTables,
-        updates: Sequence[LayerUpdates] | Sequence[LayerRowUpdates],
+        updates: Sequence[LayerRowUpdates],
     ) -> torch.Tensor:
         self._adopt(updates)
         model, (count, hidden) = self.model, x.shape
@@ -132,7 +128,6 @@ class NativeLayers:
         self.decode(
             *(count, hidden, model.key_heads, model.heads // model.key_heads, model.head_size),
             *(len(model.layers), ctypes.addressof(self.layers)),
-            *(() if self.in_fp32 else (self.rank,)),
             *(model.eps, model.scale),
             *(cosine.data_ptr(), sine.data_ptr(), cosine.stride(0)),
             *(address(lengths), address(capacities)),
@@ -142,23 +137,23 @@ class NativeLayers:
         )
         return x
 
-    def _adopt(self, updates: Sequence[LayerUpdates] | Sequence[LayerRowUpdates]) -> None:
+    def _adopt(self, updates: Sequence[LayerRowUpdates]) -> None:
         """Let the steps from now on add these updates."""
         if updates is self.updates:
             return
         self.updates = updates
-        if self.in_fp32:
-            of_rows = [one for one in updates if isinstance(one, LayerRowUpdates)]
-            layers = list(map(_float32_layer, self.model.layers, of_rows))
-            assert len(layers) == len(updates)  # see Decoding.groups_adapters
-            self.layers = (INTERFACE.structures["Float32Layer"] * len(layers))(*layers)
-            return
-        own = [one for one in updates if isinstance(one, LayerUpdates)]
-        assert len(own) == len(updates)
-        layers = list(map(_layer, self.model.layers, own))
-        self.layers = (INTERFACE.structures["Layer"] * len(layers))(*layers)
-        # All trained layers have the same rank.
-        self.rank = max((part.b.shape[1] for part in _trained(own)), default=0)
+        layers = list(map(self._layer, self.model.layers, updates))
+        self.layers = (type(layers[0]) * len(layers))(*layers)
+
+    def _layer(self, layer: DenseLayer, updates: LayerRowUpdates) -> ctypes.Structure:
+        in_order = (updates.qkv, updates.output, updates.gate_up, updates.down)
+        linear = float32_linear if self.in_fp32 else bfloat16_linear
+        linears = map(linear, layer.projections, in_order)
+        return INTERFACE.fill(
+            "Float32Layer" if self.in_fp32 else "Layer",
+            **_norms(layer),
+            **dict(zip(_LINEARS, linears, strict=True)),
+        )
 
     def _empty(self, slot: int) -> None:
         self.keys[slot] = self.values[slot] = self.model.final_norm.new_empty(0)
@@ -198,18 +193,6 @@ class NativeLayers:
         )
 
 
-def _layer(layer: DenseLayer, updates: LayerUpdates) -> ctypes.Structure:
-    linears = map(_linear, layer.projections, updates.in_order)
-    return INTERFACE.fill("Layer", **_norms(layer), **dict(zip(_LINEARS, linears, strict=True)))
-
-
-def _float32_layer(layer: DenseLayer, updates: LayerRowUpdates) -> ctypes.Structure:
-    in_order = (updates.qkv, updates.output, updates.gate_up, updates.down)
-    linears = map(_float32_linear, layer.projections, in_order)
-    parts = dict(zip(_LINEARS, linears, strict=True))
-    return INTERFACE.fill("Float32Layer", **_norms(layer), **parts)
-
-
 def _norms(layer: DenseLayer) -> dict[str, int | None]:
     return {
         "attention_norm": address(layer.attention_norm),
@@ -219,72 +202,33 @@ def _norms(layer: DenseLayer) -> dict[str, int | None]:
     }
 
 
-def _linear(projection: Projection, update: Update | None) -> ctypes.Structure:
-    missing = _JOINED - len(projection.sizes)
-    joined = [trained for _, trained in joined_layers(projection, update)]
-    b = [None if trained is None else address(trained.b) for trained in joined]
-    return INTERFACE.fill(
-        "Linear",
-        weight=address(projection.weight),
-        bias=address(projection.bias),
-        a=None if update is None else address(update.a),
-        b=(*b, *[None] * missing),
-        outputs=(*projection.sizes, *[0] * missing),
-        inputs=projection.weight.shape[1],
-        ranks=0 if update is None else len(update.a),
-    )
-
-
-def _float32_linear(projection: Projection, updates: RowUpdates) -> ctypes.Structure:
-    weight, is_narrow = projection.weight, projection.weight.dtype == torch.bfloat16
-    return INTERFACE.fill(
-        "Float32Linear",
-        weight=None if is_narrow else address(weight),
-        narrow_weight=address(weight) if is_narrow else None,
-        bias=address(projection.bias),
-        outputs=(*projection.sizes, *[0] * (_JOINED - len(projection.sizes))),
-        inputs=weight.shape[1],
-        groups=len(updates.groups),
-        updates=ctypes.addressof(prepared_updates(updates).groups),
-    )
-
-
-def _trained(updates: Sequence[LayerUpdates]) -> Iterator[Part]:
-    for layer in updates:
-        for update in layer.in_order:
-            yield from () if update is None else update.parts
-
-
 def native_logits(
     hidden: torch.Tensor,  # (B, H)
     projection: Projection,
-    update: Update | None,
+    updates: RowUpdates,
     products: NativeProducts,
     *,
     written: bool = True,
 ) -> tuple[torch.Tensor | None, ExactLogits]:  # (B, V) if `written`
     """The output layer's logits in bf16, and what is known of them before they are rounded."""
     count, vocabulary = len(hidden), len(projection.weight)
-    low = b = None
-    if update is not None:
-        low, [trained] = hidden.new_empty(count, len(update.a)), update.parts  # (B, R)
-        b = trained.b
-        products.linear(hidden, update.a, low)
     logits = hidden.new_empty(count, vocabulary) if written else None
     blocks = -(-vocabulary // BLOCK)  # Y
     highest, sums = torch.empty(count, blocks), torch.empty(count, blocks)
     most_likely = torch.empty(count, blocks, dtype=torch.int32)
+    linear = bfloat16_linear(projection, updates)
     products.library.functions.tinkersmith_logits(
-        *(count, vocabulary, hidden.shape[1], address(hidden), address(projection.weight)),
-        *(address(low), 0 if low is None else low.shape[1], address(b)),
-        *(address(projection.bias), address(logits)),
+        *(count, ctypes.addressof(linear), address(hidden), address(logits)),
         *(address(highest), address(most_likely), address(sums)),
     )
 
     def logits_of(tokens: torch.Tensor) -> torch.Tensor:  # (B, K) -> (B, K) in fp32
         exact = (hidden.float()[:, None] * projection.weight[tokens]).sum(-1)
-        if low is not None and b is not None:
-            exact += (low.float()[:, None] * b[tokens]).sum(-1)
+        for rows, update in updates.groups:
+            [trained] = update.parts
+            low = hidden.new_empty(rows.stop - rows.start, len(update.a))  # (N, R)
+            products.linear(hidden[rows], update.a, low)
+            exact[rows] += (low.float()[:, None] * trained.b[tokens[rows]]).sum(-1)
         return exact if projection.bias is None else exact + projection.bias[tokens]
 
     return logits, ExactLogits(highest, most_likely, sums, logits_of)

@@ -10,7 +10,8 @@ import torch
 
 from tinkersmith.engine.kernels.head import weighted_rows
 from tinkersmith.engine.kernels.native.interface import INTERFACE
-from tinkersmith.engine.kernels.native.kernels import NativeProducts, address
+from tinkersmith.engine.kernels.native.kernels import NativeProducts
+from tinkersmith.engine.kernels.native.operands import address
 from tinkersmith.engine.model.kernels import HeadWeights
 
 _ROWS = 4096

@@ -23,15 +23,26 @@ constexpr i64 VOCABULARY_BLOCK = 1024;  // tokens: token sampling finds its bloc
 constexpr i64 JOINED_LAYERS = 3;        // the most layers of a model in one projection
 constexpr i64 FLOAT_PANEL = 16;         // rows, or positions, that decoding in fp32 takes at a time
 
-// A projection of a layer, and what an adapter adds to it. What is absent is null, or 0.
+// Neighbouring rows of one adapter, and what it adds to a projection of them, in bf16. R is even.
+struct Bfloat16RowUpdate {
+  i64 first;                      // row
+  i64 rows;                       // N
+  const bf16* a;                  // (C R, I)
+  i64 layers;                     // C
+  i64 rank;                       // R
+  const bf16* b[JOINED_LAYERS];   // (O of the layer, R) of each trained layer
+  i64 columns[JOINED_LAYERS];     // of the output, before those of each trained layer
+  i64 outputs[JOINED_LAYERS];     // O of each trained layer
+};
+
+// A projection of a layer, and what adapters add to it. What is absent is null, or 0.
 struct Linear {
-  const bf16* weight;            // (O, I), O = the sum of `outputs`
-  const bf16* bias;              // (O)
-  const bf16* a;                 // (C R, I)
-  const bf16* b[JOINED_LAYERS];  // (outputs[i], R) of each joined layer
-  i64 outputs[JOINED_LAYERS];    // of each joined layer
-  i64 inputs;                    // I
-  i64 ranks;                     // C R
+  const bf16* weight;                // (O, I), O = the sum of `outputs`
+  const bf16* bias;                  // (O)
+  i64 outputs[JOINED_LAYERS];        // of each joined layer
+  i64 inputs;                        // I
+  i64 groups;                        // of rows, in their order
+  const Bfloat16RowUpdate* updates;  // of each group
 };
 
 struct Layer {
@@ -45,7 +56,7 @@ struct Layer {
   Linear down;
 };
 
-// Neighbouring rows of one adapter, and what it adds to a projection of them, in fp32.
+// Like Bfloat16RowUpdate, in fp32, but for b.
 struct RowUpdate {
   i64 first;                        // row
   i64 rows;                         // N
@@ -206,6 +217,11 @@ void tinkersmith_small_batch_linear(i64 rows, i64 outputs, i64 inputs, const bf1
                                     const bf16* b, const bf16* bias, const bf16* residual, bf16* y,
                                     i64 ld_y);
 
+// y (N, O) = x (N, I) weight^T + what adapters add to their rows + bias + residual (N, O), for few
+// rows. residual is nullable. A row's digits do not depend on other rows.
+void tinkersmith_small_batch_projection(i64 rows, const Linear* linear, const bf16* x,
+                                        const bf16* residual, bf16* y);
+
 // gate_up (N, 2 F) = x (N, I) weight^T (2 F, I) + bias (2 F), and to each half is added the product
 // of its own columns of low (N, ld_low) and its own b (F, R), if it has one: the gate's columns
 // come first. activated (N, F) = silu(gate) * up, of the halves as rounded. The b's and bias are
@@ -256,14 +272,12 @@ void tinkersmith_head(i64 rows, i64 vocabulary, i64 hidden_size, const bf16* hid
                       const bf16* bias, const float* shift, i64 block, float* sums, float* grad,
                       bf16* powers);
 
-// logits (B, V) = hidden (B, H) weight^T (V, H) + low (B, R) b^T (V, R) + bias (V). Of each block
-// of VOCABULARY_BLOCK tokens, from the logits in fp32 before they are rounded: the highest (B, Y),
-// its token (B, Y), the first of equals, and the sum of exp(logit - highest) (B, Y). low, bias and
-// logits are nullable.
-void tinkersmith_logits(i64 rows, i64 vocabulary, i64 hidden_size, const bf16* hidden,
-                        const bf16* weight, const bf16* low, i64 rank, const bf16* b,
-                        const bf16* bias, bf16* logits, float* highest, int* most_likely,
-                        float* sums);
+// logits (B, V) = hidden (B, H) times the output layer, like tinkersmith_small_batch_projection. Of
+// each block of VOCABULARY_BLOCK tokens, from the logits in fp32 before they are rounded: the
+// highest (B, Y), its token (B, Y), the first of equals, and the sum of exp(logit - highest)
+// (B, Y). logits is nullable.
+void tinkersmith_logits(i64 rows, const Linear* output_layer, const bf16* hidden, bf16* logits,
+                        float* highest, int* most_likely, float* sums);
 
 // The KV cache of one sequence and layer. Keys are (G, S / PANEL, D / 2, PANEL, 2): panels of PANEL
 // positions. Values are (G, D / PANEL, S / 2, PANEL, 2): panels of PANEL numbers of D, rounded up
@@ -277,7 +291,7 @@ void tinkersmith_fill_cache(i64 kv_heads, i64 head_size, i64 capacity, i64 start
 // sequence's cache of the first layer begins at cached_keys[i] and cached_values[i], that of the
 // next layer key_steps[i] and value_steps[i] numbers behind. cosine and sine are (B, D/2).
 void tinkersmith_decode(i64 sequences, i64 hidden_size, i64 kv_heads, i64 queries_per_key,
-                        i64 head_size, i64 layer_count, const Layer* layers, i64 rank, float eps,
+                        i64 head_size, i64 layer_count, const Layer* layers, float eps,
                         float scale, const float* cosine, const float* sine, i64 ld_rotary,
                         const i64* lengths, const i64* capacities, bf16* const* cached_keys,
                         const i64* key_steps, bf16* const* cached_values, const i64* value_steps,

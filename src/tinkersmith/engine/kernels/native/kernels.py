@@ -9,25 +9,19 @@ Q query heads, G key/value heads, J queries per key, D head size, H hidden size,
 of the vocabulary, Y such blocks.
 """
 
-from collections.abc import Callable, Sequence
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 
 from tinkersmith.engine.kernels.native.build import Library
+from tinkersmith.engine.kernels.native.operands import address, bfloat16_linear
 from tinkersmith.engine.model.kernels import Elementwise, HeadTransform
 from tinkersmith.engine.model.projection import Part, Projection, RowUpdates, Update
 
 _SMALL_BATCH = 128  # rows, up to which it is faster to leave the weights as they lie
-
-
-def address(tensor: torch.Tensor | None) -> int | None:
-    """The address of the first number. The tensor must be contiguous; None gives None."""
-    if tensor is None:
-        return None
-    assert tensor.is_contiguous()
-    return tensor.data_ptr()
 
 
 def native_elementwise(library: Library, dtype: torch.dtype) -> Elementwise:
@@ -148,7 +142,9 @@ class NativeProducts:
         low: torch.Tensor,  # (N, C R)
         residual: torch.Tensor | None = None,  # (N, O)
     ) -> None:
-        assert not isinstance(update, RowUpdates)  # see Decoding.groups_adapters
+        if isinstance(update, RowUpdates):
+            self._project_rows(x, projection, update, output, residual)
+            return
         joined: list[tuple[slice, Part | None]] = [(slice(0, len(projection.weight)), None)]
         if update is not None:
             self.linear(x, update.a, low)
@@ -172,10 +168,9 @@ class NativeProducts:
         gate_up: torch.Tensor,  # (N, 2 F)
         low: torch.Tensor,  # (N, C R)
     ) -> torch.Tensor:  # (N, F)
-        assert not isinstance(update, RowUpdates)
         count, width = len(x), gate_up.shape[1] // 2
         activated = gate_up.new_empty(count, width)  # (N, F)
-        if count <= _SMALL_BATCH:
+        if count <= _SMALL_BATCH or isinstance(update, RowUpdates):
             self.project(x, projection, update, gate_up, low)
             self.elementwise.swiglu(gate_up, activated)
             return activated
@@ -192,6 +187,26 @@ class NativeProducts:
             *(address(projection.bias), address(gate_up), address(activated)),
         )
         return activated
+
+    def _project_rows(
+        self,
+        x: torch.Tensor,  # (N, I)
+        projection: Projection,
+        updates: RowUpdates,
+        output: torch.Tensor,  # (N, O)
+        residual: torch.Tensor | None,  # (N, O)
+    ) -> None:
+        if all(rows.stop - rows.start <= _SMALL_BATCH for rows, _ in updates.groups):
+            linear = bfloat16_linear(projection, updates)
+            self.library.functions.tinkersmith_small_batch_projection(
+                *(len(x), ctypes.addressof(linear), address(x)),
+                *(address(residual), address(output)),
+            )
+            return
+        for rows, update in _all_rows(updates, len(x)):
+            low = x.new_empty(rows.stop - rows.start, 0 if update is None else len(update.a))
+            more = None if residual is None else residual[rows]
+            self.project(x[rows], projection, update, output[rows], low, more)
 
     def input_gradient(
         self,
@@ -388,3 +403,15 @@ def joined_layers(projection: Projection, update: Update | None) -> list[tuple[s
         (slice(start, start + size), trained.get(start))
         for start, size in zip(starts, projection.sizes, strict=False)
     ]
+
+
+def _all_rows(updates: RowUpdates, count: int) -> Iterator[tuple[slice, Update | None]]:
+    """The groups of `count` rows, those between them that have no adapter included."""
+    start = 0
+    for rows, update in updates.groups:
+        if start < rows.start:
+            yield slice(start, rows.start), None
+        yield rows, update
+        start = rows.stop
+    if start < count:
+        yield slice(start, count), None

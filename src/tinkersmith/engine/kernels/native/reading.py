@@ -11,7 +11,7 @@ import torch
 
 from tinkersmith.engine.kernels.native.build import Library
 from tinkersmith.engine.kernels.native.decoding import NativeLayers
-from tinkersmith.engine.kernels.native.kernels import address
+from tinkersmith.engine.kernels.native.operands import address
 from tinkersmith.engine.model.attention import KeysAndValues
 from tinkersmith.engine.model.dense import DenseModel, LayerRowUpdates, RotaryTables
 

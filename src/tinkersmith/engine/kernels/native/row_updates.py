@@ -5,14 +5,12 @@ layers there.
 """
 
 import ctypes
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from tinkersmith.engine.kernels.native.build import Library
-from tinkersmith.engine.kernels.native.interface import INTERFACE
-from tinkersmith.engine.kernels.native.kernels import address
+from tinkersmith.engine.kernels.native.operands import prepared_updates
 from tinkersmith.engine.kernels.products import AddRowUpdates, add_row_updates
 from tinkersmith.engine.log import log
 from tinkersmith.engine.messages import LoraConfig
@@ -21,7 +19,6 @@ from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.model.projection import Part, RowUpdates, Update
 
 _MOST = 32  # rows of an adapter; beyond them torch's products are as fast
-_JOINED = INTERFACE.constants["JOINED_LAYERS"]
 
 
 def native_row_updates(library: Library, product: dtype_cast.LinearProduct) -> AddRowUpdates:
@@ -53,43 +50,6 @@ def _add(
     library.functions.tinkersmith_add_row_updates(
         *(len(updates.groups), ctypes.addressof(prepared.groups), x.shape[1], x.data_ptr()),
         *(low.data_ptr(), width, output.data_ptr(), output.stride(0)),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedUpdates:
-    """What C++ functions take of `RowUpdates`."""
-
-    groups: ctypes.Array[ctypes.Structure]
-    width: int  # the largest C R
-    most: int  # rows of a group
-
-
-def prepared_updates(updates: RowUpdates) -> PreparedUpdates:
-    """What is made once of `updates`, and lives as long."""
-    if updates.prepared is None:
-        structures = [_row_update(rows, update) for rows, update in updates.groups]
-        updates.prepared = PreparedUpdates(
-            (INTERFACE.structures["RowUpdate"] * len(structures))(*structures),
-            max((len(update.a) for _, update in updates.groups), default=0),
-            max((rows.stop - rows.start for rows, _ in updates.groups), default=0),
-        )
-    assert isinstance(updates.prepared, PreparedUpdates)
-    return updates.prepared
-
-
-def _row_update(rows: slice, update: Update) -> ctypes.Structure:
-    parts, missing = update.parts, [0] * (_JOINED - len(update.parts))
-    return INTERFACE.fill(
-        "RowUpdate",
-        first=rows.start,
-        rows=rows.stop - rows.start,
-        a=address(update.a),
-        layers=len(parts),
-        rank=parts[0].b.shape[1],
-        b=(*(address(part.b.T) for part in parts), *[None] * len(missing)),
-        columns=(*(part.columns.start for part in parts), *missing),
-        outputs=(*(len(part.b) for part in parts), *missing),
     )
 
 

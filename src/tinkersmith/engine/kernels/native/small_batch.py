@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from tinkersmith.engine.kernels.native.build import Library
-from tinkersmith.engine.kernels.native.kernels import address
+from tinkersmith.engine.kernels.native.operands import address
 from tinkersmith.engine.log import log
 from tinkersmith.engine.model import dtype_cast
 
