@@ -195,7 +195,7 @@ def test_tokens_chosen_among_those_allowed_are_those_of_the_whole_vocabulary(
     base = load_base_model("tiny", next(iter(BUNDLED_MODELS.values())), "float32")
     asked: Any = {"prompt": TEXTS.tokens_of("Say it.\n"), "max_tokens": 16}
     schemas = [compile_schema(VOCABULARY, schema) for schema in (POINT, TREE, {"type": "string"})]
-    rules: list[dict[str, float]] = [
+    rules: list[dict[str, Any]] = [
         *({}, {"temperature": 0.0}, {"temperature": 0.3}, {"top_p": 0.7}, {"top_k": 5})
     ]
     requests = [SampleRequest(**asked, seed=1)]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from math import isfinite, prod
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -226,18 +226,18 @@ def _check_multiples(schema: Mapping[str, Any]) -> None:
 def _multiples(value: Any) -> Iterator[Decimal]:
     """All numbers of `multipleOf`. Those of one `allOf` hold together, so they are multiplied."""
     if isinstance(value, Mapping):
-        for name, inner in value.items():
+        for name, inner in cast("Mapping[str, Any]", value).items():
             if name == "multipleOf" and _is_number(inner):
                 yield Decimal(str(inner))
             elif name == "allOf":
                 together = list(_multiples(inner))
                 yield from together
                 if len(together) > 1:
-                    yield prod(together)
+                    yield prod(together, start=Decimal(1))
             else:
                 yield from _multiples(inner)
     elif isinstance(value, list):
-        for inner in value:
+        for inner in cast("list[Any]", value):
             yield from _multiples(inner)
 
 
