@@ -20,6 +20,7 @@ PROJECT = PYPROJECT["project"]
 MODULES = {"protobuf": "google", "pyyaml": "yaml", "math-verify": "math_verify"}
 # What is imported only where the user has it: each says what to install.
 OPTIONAL = {
+    "PIL",
     "peft",
     "vllm",
     "pyrage",

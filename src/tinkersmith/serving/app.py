@@ -28,10 +28,10 @@ from tinkersmith.serving.counters import Counters, usage_of
 from tinkersmith.serving.errors import (
     MESSAGES,
     ServingError,
+    answer_id,
     error_event,
     refusal_of,
     refused,
-    request_id,
 )
 from tinkersmith.serving.models import ServedModel, ServedModels
 from tinkersmith.serving.page.page import chat_page
@@ -190,13 +190,13 @@ class _Serving:
         listed = [_model_json(model) for model in self.models.models]
         # Anthropic's clients read `data` as the first page, and `has_more`.
         whole = {"object": "list", "data": listed, "has_more": False}
-        return JSONResponse(whole, headers=request_id(request.url.path))
+        return JSONResponse(whole, headers=answer_id(request.url.path))
 
     async def one_model(self, request: Request) -> Response:
         model = self.models.named(request.path_params["name"])
         if model is None:
             return refusal_of(request.url.path, self._unknown(request.path_params["name"]))
-        return JSONResponse(_model_json(model), headers=request_id(request.url.path))
+        return JSONResponse(_model_json(model), headers=answer_id(request.url.path))
 
     def _unknown(self, name: object) -> ServingError:
         names = ", ".join(model.name for model in self.models.models)
@@ -333,7 +333,7 @@ class _Call:
             sent = _for_upstream(path, model, body, self._serving.upstream)
         answer = await self._unless_left(self._serving.send(path, sent))
         kind = answer.headers.get("content-type", "")
-        headers = request_id(self._path)
+        headers = answer_id(self._path)
         headers |= {name: answer.headers[name] for name in _PASSED_ON if name in answer.headers}
         if answer.status_code == 200 and kind.startswith("text/event-stream"):
             return _Stream(

@@ -39,11 +39,11 @@ def refusal_of(path: str, error: ServingError) -> JSONResponse:
     """The answer to a request that `error` refuses."""
     body = refusal_body(path, str(error), error.status, param=error.param, code=error.code)
     wait = _RETRY_AFTER.get(error.status)
-    headers = request_id(path) | ({"retry-after": wait} if wait else {})
+    headers = answer_id(path) | ({"retry-after": wait} if wait else {})
     return JSONResponse(body, error.status, headers)
 
 
-def request_id(path: str) -> dict[str, str]:
+def answer_id(path: str) -> dict[str, str]:
     """A new name of a request, in the headers that the clients of the called API read."""
     name = "request-id" if path.startswith(MESSAGES) else "x-request-id"
     return {name: f"req_{secrets.token_hex(12)}"}

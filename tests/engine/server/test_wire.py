@@ -131,13 +131,14 @@ def test_a_state_is_loaded_into_an_old_client_and_a_new_one_with_or_without_opti
 
 def test_a_round_trip_costs_a_few_milliseconds(service: tinker.ServiceClient) -> None:
     client = new_client(service, rank=1)
-    seconds = []
-    for _ in range(20):
+    # A delayed acknowledgement would add 40 ms to each; other programs do not to all.
+    for _ in range(300):
         begin = time.perf_counter()
         client.forward([datum([1, 2])], "cross_entropy").result()
-        seconds.append(time.perf_counter() - begin)
-    # The best, for the machine may be busy; a delayed acknowledgement alone would add 40 ms.
-    assert min(seconds) < 0.03
+        seconds = time.perf_counter() - begin
+        if seconds < 0.03:
+            break
+    assert seconds < 0.03
 
 
 def test_a_broken_tensor_is_named() -> None:

@@ -30,7 +30,7 @@ def sees(config: PreTrainedConfig) -> bool:
     return config.model_type in NAMES
 
 
-def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+def config_of_text(config: PreTrainedConfig) -> PreTrainedConfig:
     """The configuration of the text part, as a model of its own."""
     text = config.get_text_config()
     rope = {
@@ -51,7 +51,7 @@ def sections(config: PreTrainedConfig) -> tuple[int, ...]:
 def take_apart(whole: PreTrainedModel, attention: str) -> tuple[PreTrainedModel, nn.Module]:
     """The text part of a model, with an attention of this name, and its frozen vision tower."""
     inner: Any = whole.base_model
-    config = text_config(whole.config)
+    config = config_of_text(whole.config)
     with torch.device("meta"):
         text: Any = AutoModelForCausalLM.from_config(
             config, dtype=whole.dtype, attn_implementation=attention

@@ -74,7 +74,7 @@ class ImageRows:
         output[self.rows] += self.features[layer + 1].to(output.dtype)
 
     def among(self, rows: torch.Tensor, count: int) -> "ImageRows":  # (M,)
-        """The same where only some of the pack's `count` rows are left."""
+        """What belongs to those of a pack's `count` rows that are left."""
         place = torch.full((count,), -1, device=rows.device)
         place[self.rows] = torch.arange(len(self.rows), device=rows.device)
         chosen = place[rows]
@@ -148,7 +148,7 @@ class Vision:
         return known
 
     def _places(self, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of tokens of images, (N,): the image's serial number, and the place in the image."""
+        """The serial number of the image that each of N tokens belongs to, and its place in it."""
         codes = -1 - tokens
         return codes >> _INDEX_BITS, codes & ((1 << _INDEX_BITS) - 1)
 

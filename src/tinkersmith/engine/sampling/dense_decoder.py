@@ -150,7 +150,7 @@ class DenseDecoder:
         pasts: list[list[KeysAndValues]] = [
             [link.past for link in run.chain()[:-1] if link.past is not None] for run in runs
         ]
-        adapters = [run.adapter for run in runs for _ in run.tokens]
+        adapters: list[Adapter | None] = [run.adapter for run in runs for _ in run.tokens]
         if not any(adapters):
             adapters = [None]  # the same for every number of tokens
         of_read = self._of_read
