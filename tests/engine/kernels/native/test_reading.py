@@ -19,6 +19,7 @@ from tinkersmith.engine.model import base_model
 from tinkersmith.engine.model.base_model import BaseModel
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.runtime.fast_code import with_native_code
+from tinkersmith.engine.sampling import dense_decoder
 from tinkersmith.engine.sampling.dense_decoder import DenseDecoder
 from tinkersmith.engine.sampling.prefixes import TokenRun
 
@@ -137,3 +138,24 @@ def test_a_prompt_read_in_parts_has_the_digits_of_one_read_at_once(
     for at_once, before, after in zip(whole.past, first.past, rest.past, strict=True):
         for side in (0, 1):
             assert torch.equal(at_once[side], torch.cat([before[side], after[side]], 1))
+
+
+@torch.no_grad()
+def test_a_long_prompt_is_read_by_torch_and_a_short_one_beside_it_is_not(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_uneven(FAMILIES["qwen3"](), tmp_path)
+    exact = load_with_torch("x", tmp_path, "float32")
+    native = with_native_code(exact, library)
+    prompts = [np.random.default_rng().integers(0, 300, n).tolist() for n in (20, 70, 30)]
+    adapters: list[Adapter | None] = [filled_adapter(native, LoraConfig(4, 0)), None, None]
+    expected = read(native, prompts, adapters, [0, 1, 2])  # the second begins at position 40
+    by_torch = read(exact, prompts, adapters, [1])
+    monkeypatch.setattr(dense_decoder, "_READ_POSITIONS", 50)
+    found = read(native, prompts, adapters, [0, 1, 2])
+    for index, same in ((0, expected[0]), (2, expected[2]), (1, by_torch[0])):
+        for ours, theirs in zip(found[index], same, strict=True):
+            # Only the long one's beginning was read by the kernels of decoding.
+            tolerance = 1e-5 if index == 1 else 0.0
+            torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+    assert not all(map(torch.equal, found[1], expected[1]))
