@@ -35,5 +35,18 @@ def save_as_peft(base: BaseModel, adapter: Adapter, folder: Path) -> Path:
     return folder
 
 
+def merge_with_cookbook(base: BaseModel, adapter: Adapter, folder: Path) -> Path:
+    """Save an adapter in `folder`, and let tinker-cookbook merge it into its base: the result."""
+    from tinker_cookbook import weights
+
+    save_as_peft(base, adapter, folder / "adapter")
+    weights.build_hf_model(
+        base_model=str(base.folder),
+        adapter_path=str(folder / "adapter"),
+        output_path=str(folder / "merged"),
+    )
+    return folder / "merged"
+
+
 def gradients(adapter: Adapter) -> dict[str, torch.Tensor]:
     return {name: weight.grad.clone() for name, weight in adapter.weights.items()}  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ import pytest
 import tinker
 from PIL import Image
 
-from tests.support.adapters import filled_adapter, save_as_peft
+from tests.support.adapters import filled_adapter, merge_with_cookbook
 from tests.support.clients import new_client, train
 from tests.support.engine import running_engine
 from tests.support.seeing_models import Parts, SeeingTwin, make_seeing, picture, seeing_datum
@@ -20,7 +20,7 @@ from tinkersmith.engine.training.step import forward
 
 pytestmark = pytest.mark.cookbook
 
-weights = pytest.importorskip(
+pytest.importorskip(
     "tinker_cookbook.weights", reason="tinker-cookbook is not installed: see `make test`"
 )
 
@@ -33,17 +33,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_cookbook_merges_an_adapter_into_the_whole_model(folder: Path, tmp_path: Path) -> None:
     base = load_base_model("sees", folder)
     adapter = filled_adapter(base, LoraConfig(4, 0))
-    save_as_peft(base, adapter, tmp_path / "adapter")
-    weights.build_hf_model(
-        base_model=str(folder),
-        adapter_path=str(tmp_path / "adapter"),
-        output_path=str(tmp_path / "merged"),
-    )
-    shutil.copy(folder / "preprocessor_config.json", tmp_path / "merged")
+    merged_folder = merge_with_cookbook(base, adapter, tmp_path)
+    shutil.copy(folder / "preprocessor_config.json", merged_folder)
     parts: Parts = [[1, 2, 3], picture(24, 16), [4, 5, 6]]
     datum = seeing_datum(base, parts)
     [ours] = forward(base, adapter, [datum], "cross_entropy", {}).logprobs
-    expected = SeeingTwin(tmp_path / "merged").logprobs(None, datum, parts).numpy()
+    expected = SeeingTwin(merged_folder).logprobs(None, datum, parts).numpy()
     np.testing.assert_allclose(ours, expected, atol=1e-3)
 
 

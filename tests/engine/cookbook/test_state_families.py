@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.support.adapters import filled_adapter, save_as_peft
+from tests.support.adapters import filled_adapter, merge_with_cookbook
 from tests.support.family_twin import make_family
 from tests.support.state_families import FAMILIES, make_with_images
 from tinkersmith.engine.messages import LoraConfig
@@ -14,7 +14,7 @@ from tinkersmith.engine.model.base_model import load_base_model
 
 pytestmark = pytest.mark.cookbook
 
-weights = pytest.importorskip(
+pytest.importorskip(
     "tinker_cookbook.weights", reason="tinker-cookbook is not installed: see `make test`"
 )
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -32,13 +32,8 @@ def test_the_merged_model_computes_what_the_engine_computes(tmp_path: Path, fami
         make_with_images(folder, tied=False, experts="moe" in family)
     base = load_base_model(family, folder)
     adapter = filled_adapter(base, LoraConfig(4, 0))
-    save_as_peft(base, adapter, tmp_path / "adapter")
-    weights.build_hf_model(
-        base_model=str(folder),
-        adapter_path=str(tmp_path / "adapter"),
-        output_path=str(tmp_path / "merged"),
-    )
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    merged_folder = merge_with_cookbook(base, adapter, tmp_path)
+    merged = AutoModelForCausalLM.from_pretrained(merged_folder, dtype=torch.float32)
     tokens = torch.arange(10, 80)
     with torch.no_grad():
         ours = base.logits(base.hidden(tokens, [70], adapter), adapter)

@@ -76,7 +76,7 @@ class LayerDecoder:
     def __init__(self, base: BaseModel, slots: int) -> None:
         self.base, sizes = base, base.cache
         self.cache = CachedRows(sizes.attention_layers, sizes.windows, slots, base.device)
-        self.shifts = None if base.vision is None else Shifts(slots)
+        self.shifts = Shifts(slots)
         self.held = self.cache.held
 
     def prefill(
@@ -117,18 +117,15 @@ class LayerDecoder:
     def put(self, slot: int, run: TokenRun) -> None:
         parts = [link.past for link in run.chain() if link.past is not None]
         self.cache.put(slot, run.start + len(run.tokens), parts, run.states)
-        if self.shifts is not None:
-            self.shifts.put(slot, run.shift)
+        self.shifts.put(slot, run.shift)
 
     def move(self, source: int, target: int) -> None:
         self.cache.move(source, target)
-        if self.shifts is not None:
-            self.shifts.move(source, target)
+        self.shifts.move(source, target)
 
     def resize(self, slots: int, /) -> None:
         self.cache.resize(slots)
-        if self.shifts is not None:
-            self.shifts.resize(slots)
+        self.shifts.resize(slots)
 
     def step(
         self,
@@ -144,10 +141,10 @@ class LayerDecoder:
         places = torch.tensor(slots, device=device)
         ids = torch.empty_like(places)
         ids[places] = torch.tensor(tokens, device=device)
-        if self.shifts is not None:
-            assert self.base.vision is not None
+        vision = self.base.vision
+        if vision is not None:
             lengths, by_slots = positions[:, 0].tolist(), ids.tolist()
-            positions = self.shifts.step(self.base.vision, by_slots, lengths).to(device)
+            positions = self.shifts.step(vision, by_slots, lengths).to(device)
         # The model's layers take rows in the order of their slots.
         by_slot = _active(adapters, places)
         hidden = self.base.run(ids[:, None], positions, self.cache, by_slot)  # (B, H)

@@ -94,7 +94,7 @@ class DenseDecoder:
         self.reading = None if self.decoding.reading is None else self.decoding.reading(model)
         # Of the last read: adapters of its tokens, and what is added to them.
         self._of_read: tuple[list[Adapter | None], list[LayerRowUpdates]] | None = None
-        self.shifts = None if base.vision is None else Shifts(slots)
+        self.shifts = Shifts(slots)
         self.held = self.layers.held
 
     # ---- prefill
@@ -190,18 +190,15 @@ class DenseDecoder:
 
     def put(self, slot: int, run: TokenRun) -> None:
         self.layers.put(slot, [link.past for link in run.chain() if link.past is not None])
-        if self.shifts is not None:
-            self.shifts.put(slot, run.shift)
+        self.shifts.put(slot, run.shift)
 
     def move(self, source: int, target: int) -> None:
         self.layers.move(source, target)
-        if self.shifts is not None:
-            self.shifts.move(source, target)
+        self.shifts.move(source, target)
 
     def resize(self, slots: int, /) -> None:
         self.layers.resize(slots)
-        if self.shifts is not None:
-            self.shifts.resize(slots)
+        self.shifts.resize(slots)
 
     # ---- decode
 
@@ -218,7 +215,7 @@ class DenseDecoder:
         updates = self._updates_for(adapters)
         x = model.embedding(torch.tensor(tokens, device=self.device))  # (B, H)
         places = self.layers.lengths[:count]
-        if self.shifts is not None:
+        if self.base.vision is not None:
             places = self.shifts.after(places)
         positions = torch.tensor(places, device=self.device)
         x = self.layers.step(x, slots, model.rotary_tables(positions), updates.layers)
