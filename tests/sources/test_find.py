@@ -1,10 +1,12 @@
 """Names, folders, patterns and addresses stand for files; what they leave out is said."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
+from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError
 from tinkersmith.paths import data_files_seen_from_here, is_hub_name, seen_from_folder
 from tinkersmith.sources.find import does_not_exist, find_files, look_up
@@ -202,7 +204,8 @@ def test_a_new_project_is_told_how_to_make_its_training_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="Make it from your data with: tinkersmith split"):
+    advice = f"Make it from your data with: {command_line('split')}"
+    with pytest.raises(UserError, match=re.escape(advice)):
         look_up(["data/train_set.json"])
     with pytest.raises(UserError, match="Put a file there, or correct the name"):
         look_up(["data/train_set.json", "data/other.json"])
