@@ -1,11 +1,13 @@
 """What it costs that an answer must follow a JSON schema: to compile it, and for each token.
 
 The masks of allowed tokens are measured alone, for the bundled model's vocabulary and for a made-up
-one of 151,936 tokens, along answers that follow the schema. Then the engine's sampler writes the
-same number of tokens with and without a schema, with the bundled model.
+one of 151,936 tokens, along answers that follow the schema. Choosing a token from the logits of the
+larger vocabulary is measured with and without a schema. Then the engine's sampler writes the same
+number of tokens with and without a schema, with the bundled model.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -22,12 +24,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from benchmarks.results_file import write_results
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.engine.hardware.threads import wait_passively
-from tinkersmith.engine.json_grammar import JsonGrammar, Vocabulary, compile_schema, vocabulary_of
-from tinkersmith.engine.messages import SampleRequest
+from tinkersmith.engine.json_grammar import Grammars, JsonGrammar, Vocabulary, vocabulary_of
+from tinkersmith.engine.messages import Answering, SampledSequence, SampleRequest, SampleResult
 from tinkersmith.prompts.text_tokenizer import TextTokenizer, read_tokenizer
 
 if TYPE_CHECKING:
     from tinkersmith.engine.model.base_model import BaseModel
+    from tinkersmith.engine.sampling.rows import Row
 
 BUNDLED = "tinkersmith/tiny-math"
 LARGE = 151_936  # tokens
@@ -49,6 +52,18 @@ _PERSON = {
     "required": ["name", "kind", "address"],
     "additionalProperties": False,
 }
+_TREE = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "parts": {"type": "array", "items": {"$ref": "#"}}},
+    "required": ["name", "parts"],
+    "additionalProperties": False,
+}
+
+
+def _tree(depth: int) -> dict[str, Any]:
+    return {"name": "a", "parts": [_tree(depth - 1)] if depth else []}
+
+
 SCHEMAS: dict[str, tuple[Mapping[str, Any], Any]] = {  # each with an answer that follows it
     "one integer": (
         {"type": "object", "properties": {"answer": {"type": "integer"}}, "required": ["answer"]},
@@ -67,6 +82,9 @@ SCHEMAS: dict[str, tuple[Mapping[str, Any], Any]] = {  # each with an answer tha
             {"name": "王小明", "kind": None, "address": {"street": "南京路"}},
         ],
     ),
+    "tree of itself": (_TREE, _tree(20)),
+    "enum of 2,000": ({"enum": [f"item {n * 7919 % 100_003}" for n in range(2_000)]}, "item 7919"),
+    "pattern": ({"type": "string", "pattern": "^([a-z]+ ){1,200}[0-9]{3}$"}, "abc " * 60 + "123"),
     "any object": ({"type": "object"}, {"a": [1, {"b": "text"}, None], "c": {"d": True}}),
 }
 
@@ -84,13 +102,16 @@ def main() -> None:
             f"{LARGE:,} tokens": _tokenizer(large),
         }
     masks: dict[str, Any] = {}
+    vocabulary: Any = None
     for title, tokenizer in tokenizers.items():
         begun = time.perf_counter()
         vocabulary = vocabulary_of(title, tokenizer)
         masks[title] = {"reading the vocabulary, ms": _ms(time.perf_counter() - begun)}
         for name, (schema, answer) in SCHEMAS.items():
             masks[title][name] = measure(vocabulary, tokenizer, schema, answer, options.repeats)
-    figures = {"masks": masks, "sampling": measure_sampling(folder, options.tokens)}
+    sampling = measure_sampling(folder, options.tokens)
+    choosing = measure_choosing(vocabulary)  # by one thread from here on
+    figures = {"masks": masks, f"choosing among {LARGE:,} tokens": choosing, "sampling": sampling}
     print(json.dumps(figures, indent=2))
     command = f"python -m benchmarks.json_grammar --repeats {options.repeats}"
     command += f" --tokens {options.tokens}"
@@ -126,7 +147,7 @@ def measure(
     compiling: list[float] = []
     for _ in range(5):
         begun = time.perf_counter()
-        grammar = compile_schema(vocabulary, schema)
+        grammar = Grammars(vocabulary).of(schema)
         compiling.append(time.perf_counter() - begun)
     tokens = [int(token) for token in tokenizer.encode(json.dumps(answer, ensure_ascii=False))]
     masks: list[float] = []
@@ -150,6 +171,58 @@ def measure(
     }
 
 
+def measure_choosing(vocabulary: Vocabulary) -> dict[str, dict[str, float]]:
+    """Milliseconds of a step to choose a token for each row, by one thread, without the model."""
+    import torch
+
+    from tinkersmith.engine.sampling.rows import take_tokens
+
+    torch.set_num_threads(1)
+    grammars = {
+        "no schema": None,
+        "a number": Grammars(vocabulary).of(
+            {"type": "array", "minItems": 3_000, "items": {"type": "integer"}}
+        ),
+        "a string": Grammars(vocabulary).of({"type": "string", "minLength": 4_000}),
+    }
+    figures: dict[str, dict[str, float]] = {}
+    for count, top_p in itertools.product((1, 32), (1.0, 0.9)):
+        logits = 5 * torch.randn(count, LARGE, generator=torch.Generator().manual_seed(0))
+        for name, grammar in grammars.items():
+            rows, times = _rows(count, grammar, top_p), list[float]()
+            for _ in range(9):
+                begun = time.perf_counter()
+                take_tokens(logits, None, rows)
+                times.append(time.perf_counter() - begun)
+            title = f"{count} at once" + (f", top_p {top_p}" if top_p < 1 else "")
+            figures.setdefault(title, {})[f"{name}, ms"] = _ms(median(times))
+    return figures
+
+
+def _rows(count: int, grammar: JsonGrammar | None, top_p: float) -> "list[Row]":
+    from tinkersmith.engine.sampling.rows import Row
+    from tinkersmith.engine.sampling.token_choice import generator
+
+    rows: list[Row] = []
+    for number in range(count):
+        request = SampleRequest([1, 2], max_tokens=100, grammar=grammar, top_p=top_p)
+        answering = Answering(request, SampleResult([SampledSequence()]))
+        row = Row(
+            answering=answering,
+            adapter=None,
+            sequence=answering.result.sequences[0],
+            rng=generator(number, 0),
+            limit=100,
+            stop_ids=frozenset([LARGE - 1]),
+            stop_texts=(),
+            number=0,
+            longest=102,
+            grammar=None if grammar is None else grammar.begin(),
+        )
+        rows.append(row)
+    return rows
+
+
 def measure_sampling(folder: Path, tokens: int) -> dict[str, dict[str, float]]:
     """Tokens a second of the sampler with a schema and without one."""
     wait_passively(os.environ)  # as the engine does, before torch is imported
@@ -159,7 +232,7 @@ def measure_sampling(folder: Path, tokens: int) -> dict[str, dict[str, float]]:
     base = with_fast_code(load_base_model(BUNDLED, folder))
     vocabulary = vocabulary_of(BUNDLED, _tokenizer(folder))
     # A string that is longer than the answer, so that both write as many tokens.
-    endless = compile_schema(vocabulary, {"type": "string", "minLength": 4_000})
+    endless = Grammars(vocabulary).of({"type": "string", "minLength": 4_000})
     figures: dict[str, dict[str, float]] = {}
     for rows in (1, 32):
         speeds: dict[str, list[float]] = {"free": [], "bound": []}

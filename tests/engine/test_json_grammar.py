@@ -17,7 +17,6 @@ from tinkersmith.engine.json_grammar import (
     Grammars,
     GrammarState,
     JsonGrammar,
-    compile_schema,
     vocabulary_of,
 )
 from tinkersmith.engine.messages import SampledSequence, SampleRequest
@@ -49,8 +48,12 @@ def follow(state: GrammarState, text: str) -> str:
     return TEXTS.tokenizer.decode(taken)
 
 
+def grammar_of(schema: dict[str, Any], **thought: Any) -> JsonGrammar:
+    return Grammars(VOCABULARY).of(schema, **thought)
+
+
 def begin(schema: dict[str, Any], **thought: Any) -> GrammarState:
-    return compile_schema(VOCABULARY, schema, **thought).begin()
+    return grammar_of(schema, **thought).begin()
 
 
 @pytest.mark.parametrize("text", ['{"x": 3}', '{"x":3,"y":null}', json.dumps({"x": 1, "y": 2})])
@@ -79,7 +82,7 @@ def test_a_thought_may_come_first_or_must_be_closed() -> None:
 
 
 def test_two_answers_do_not_disturb_each_other() -> None:
-    grammar = compile_schema(VOCABULARY, POINT)
+    grammar = grammar_of(POINT)
     one, other = grammar.begin(), grammar.begin()
     assert follow(one, '{"x": 3}') and one.may_end
     assert not other.may_end and follow(other, '{"x": 4') == '{"x": 4'
@@ -87,7 +90,7 @@ def test_two_answers_do_not_disturb_each_other() -> None:
 
 def test_sampled_rows_follow_the_grammar_and_others_stay_as_they_are() -> None:
     base = load_base_model("tiny", next(iter(BUNDLED_MODELS.values())), "float32")
-    prompt, grammar = TEXTS.tokens_of("Instruction: Say it.\n"), compile_schema(VOCABULARY, POINT)
+    prompt, grammar = TEXTS.tokens_of("Instruction: Say it.\n"), grammar_of(POINT)
     asked: Any = {"prompt": prompt, "max_tokens": 200, "seed": 5, "num_samples": 2}
     free = SampleRequest(**{**asked, "max_tokens": 30})
     bound = [SampleRequest(**asked, grammar=grammar, top_p=share) for share in (1.0, 0.5)]
@@ -116,7 +119,7 @@ def test_a_schema_of_great_depth_is_refused() -> None:
     for _ in range(400):
         deep = {"type": "array", "items": deep}
     with pytest.raises(Refused, match="recursion limit"):
-        compile_schema(VOCABULARY, deep)
+        grammar_of(deep)
 
 
 # ---- large schemas, and many requests with the same one
@@ -169,14 +172,14 @@ def test_a_multiple_with_too_many_remainders_is_refused_at_once(
     schema: dict[str, Any], states: str
 ) -> None:
     with pytest.raises(Refused, match=f"multipleOf add up to {states}; at most 100,000"):
-        compile_schema(VOCABULARY, schema)
+        grammar_of(schema)
 
 
 @pytest.mark.parametrize("number", [7, 0.01, 1_000_000, 2.5, 1e-9, True, 1e400], ids=str)
 def test_other_multiples_are_left_to_the_library(number: float) -> None:
     schema = {"type": "integer", "multipleOf": number}
     try:
-        assert not compile_schema(VOCABULARY, schema).is_spent
+        assert not grammar_of(schema).is_spent
     except Refused as refusal:
         assert "add up to" not in str(refusal)
 
@@ -194,7 +197,7 @@ def test_tokens_chosen_among_those_allowed_are_those_of_the_whole_vocabulary(
 ) -> None:
     base = load_base_model("tiny", next(iter(BUNDLED_MODELS.values())), "float32")
     asked: Any = {"prompt": TEXTS.tokens_of("Say it.\n"), "max_tokens": 16}
-    schemas = [compile_schema(VOCABULARY, schema) for schema in (POINT, TREE, {"type": "string"})]
+    schemas = [grammar_of(schema) for schema in (POINT, TREE, {"type": "string"})]
     rules: list[dict[str, Any]] = [
         *({}, {"temperature": 0.0}, {"temperature": 0.3}, {"top_p": 0.7}, {"top_k": 5})
     ]

@@ -125,10 +125,14 @@ class Grammars:
         after: str = "",
         after_thought: tuple[str, str] | None = None,
     ) -> JsonGrammar:
-        """`compile_schema`, or what it gave for an equal schema.
+        """The grammar of answers that are JSON of this schema.
+
+        Args:
+            after: the tag that closes the thought within which the answer begins; "": none.
+            after_thought: the tags of a thought that may come before the JSON.
 
         Raises:
-            Refused: as `compile_schema`.
+            Refused: the schema is wrong, or asks for what llguidance does not support.
         """
         text = _grammar_text(schema, after, after_thought)
         with self._lock:
@@ -154,25 +158,6 @@ class Grammars:
 
 def _is_usable(compiled: "Future[JsonGrammar]") -> bool:
     return compiled.exception() is None and not compiled.result().is_spent
-
-
-def compile_schema(
-    vocabulary: Vocabulary,
-    schema: Mapping[str, Any],
-    *,
-    after: str = "",
-    after_thought: tuple[str, str] | None = None,
-) -> JsonGrammar:
-    """The grammar of answers that are JSON of this schema.
-
-    Args:
-        after: the tag that closes the thought within which the answer begins; "": none.
-        after_thought: the tags of a thought that may come before the JSON.
-
-    Raises:
-        Refused: the schema is wrong, or asks for what llguidance does not support.
-    """
-    return _compile(vocabulary, _grammar_text(schema, after, after_thought))
 
 
 def _compile(vocabulary: Vocabulary, text: str) -> JsonGrammar:

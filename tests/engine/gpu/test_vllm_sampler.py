@@ -26,7 +26,7 @@ from tests.support.tiny_models import make_tiny_model
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.gpu import vllm_sampler
 from tinkersmith.engine.gpu.vllm_sampler import VllmSampler, check_installed, sampling_params
-from tinkersmith.engine.json_grammar import compile_schema, vocabulary_of
+from tinkersmith.engine.json_grammar import Grammars, vocabulary_of
 from tinkersmith.engine.messages import LoraConfig, SampleRequest, SampleResult
 from tinkersmith.engine.model.adapters import snapshot
 from tinkersmith.engine.model.base_model import BaseModel
@@ -215,7 +215,7 @@ def test_an_answer_that_must_follow_a_schema_is_sampled_by_the_engine(
     base: BaseModel, vllm: type[LLM]
 ) -> None:
     tokenizer = read_texts("bytes", base.folder, "2026-01-31").tokenizer
-    grammar = compile_schema(vocabulary_of("bytes", tokenizer), {"const": 7})
+    grammar = Grammars(vocabulary_of("bytes", tokenizer)).of({"const": 7})
     batch = VllmSampler().batch(base, "one", None)
     bound, free = greedy([1, 2, 3], grammar=grammar), greedy([1, 2, 3])
     answers = {}

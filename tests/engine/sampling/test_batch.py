@@ -12,7 +12,7 @@ from tests.support.adapters import filled_adapter
 from tests.support.answers import assert_equal_answers
 from tests.support.loading import load_with_torch
 from tests.support.tiny_models import make_tiny_model
-from tinkersmith.engine.json_grammar import compile_schema, vocabulary_of
+from tinkersmith.engine.json_grammar import Grammars, vocabulary_of
 from tinkersmith.engine.kernels import padded_cache
 from tinkersmith.engine.kernels.native.build import cache_folder, native_library
 from tinkersmith.engine.messages import (
@@ -259,8 +259,9 @@ def test_only_the_requests_whose_schemas_are_too_complex_fail(dense: BaseModel) 
     vocabulary = vocabulary_of("bytes", tokenizer)
     # More properties than llguidance can follow at a time, which shows once the object is begun.
     names = {f"k{number}": {"type": "integer"} for number in range(520)}
-    broad = compile_schema(vocabulary, {"type": "object", "properties": names})
-    narrow = compile_schema(vocabulary, {"const": {"a": 1}})
+    grammars = Grammars(vocabulary)
+    broad = grammars.of({"type": "object", "properties": names})
+    narrow = grammars.of({"const": {"a": 1}})
     requests = [
         SampleRequest([1, 2, number], max_tokens=12, temperature=0.0, stop=[], grammar=grammar)
         for number, grammar in enumerate((None, broad, narrow, broad, None))

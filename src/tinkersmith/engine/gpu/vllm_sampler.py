@@ -66,15 +66,14 @@ class _Loaded:
 class VllmSampler:
     """A `Sampler` that keeps vLLM loaded for one base model at a time, with files of adapters."""
 
+    groups_adapters = False
+
     def __init__(self) -> None:
         self._loaded: _Loaded | None = None
         self._failed: set[tuple[str, int]] = set()  # bases and ranks
         self._folders: dict[str, tempfile.TemporaryDirectory] = {}
         self._made = 0
         self._memory = CacheMemory()  # of what the engine samples itself
-
-    def groups_adapters(self, base: BaseModel) -> bool:
-        return False
 
     def batch(
         self, base: BaseModel, weights_id: str, decode: Callable[[list[int]], str] | None

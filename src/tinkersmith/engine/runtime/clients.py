@@ -529,13 +529,9 @@ class Models:
         """The id of the batch that requests to these weights join.
 
         It is one for all weights of a base model, if they can share a batch.
-
-        Raises:
-            Refused: the base model cannot be loaded.
         """
         base_name = self.weights[weights_id].base_name
-        shared = self.sampler.groups_adapters(self.bases.get(base_name))
-        return f"base:{base_name}" if shared else weights_id
+        return f"base:{base_name}" if self.sampler.groups_adapters else weights_id
 
     def join(self, weights_id: str, request: SampleRequest, sampler_id: str) -> Answering:
         """Let a request join those of its batch that are being answered.

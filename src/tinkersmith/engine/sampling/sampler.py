@@ -41,9 +41,8 @@ class SampleBatch(Protocol):
 class Sampler(Protocol):
     """Answers the requests of sampling clients; the user chooses which one with --sampler."""
 
-    def groups_adapters(self, base: BaseModel) -> bool:
-        """Whether a batch takes requests of different adapters of this model."""
-        ...
+    groups_adapters: bool
+    """Whether a batch takes requests of different adapters of its base model."""
 
     def batch(
         self,
@@ -60,11 +59,10 @@ class Sampler(Protocol):
 class OwnSampler:
     """The engine's own `Sampler`: it holds nothing between requests."""
 
+    groups_adapters = True
+
     def __init__(self) -> None:
         self._memory = CacheMemory()
-
-    def groups_adapters(self, base: BaseModel) -> bool:
-        return True
 
     def batch(
         self, base: BaseModel, weights_id: str, decode: Callable[[list[int]], str] | None
