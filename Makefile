@@ -54,6 +54,7 @@ soak: $(INSTALLED) $(COOKBOOK)
 	$(BIN)/python -m benchmarks.outside_evaluations
 	$(BIN)/python -m benchmarks.gguf
 	$(BIN)/python -m benchmarks.vllm_exports
+	$(BIN)/python -m benchmarks.proving
 
 test-older-sdk: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/tinker-$(OLDER_SDK) tinker==$(OLDER_SDK)

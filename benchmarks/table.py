@@ -560,6 +560,19 @@ ROWS = [
         ),
         "",
     ),
+    Row(
+        "proving",
+        "`export --prove`, largest difference of an answer's log-probability: llama.cpp F32; Q8_0; "
+        "vLLM merged; adapter",
+        "`export --prove`，回答对数概率的最大差：llama.cpp F32；Q8_0；vLLM 合并模型；adapter",
+        lambda figures: "; ".join(
+            row[3]
+            for name in ("llama-server, F32", "llama-server, Q8_0", "vLLM, merged", "vLLM, adapter")
+            for row in figures["proofs"][name]["table"]
+            if row[:2] == ["Log-probabilities of answers", "token ids"]
+        ),
+        "",
+    ),
 ]
 
 
