@@ -278,6 +278,7 @@ def test_the_digest_changes_with_data_template_and_policy(
     assert len(digests) == 5
 
 
+@pytest.mark.long
 def test_a_resumed_run_goes_on_to_the_same_losses_to_the_last_bit(
     settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

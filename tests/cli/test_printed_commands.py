@@ -41,6 +41,7 @@ def shell(line: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_a_run_is_continued_and_exported_by_the_lines_that_it_prints(tmp_path: Path) -> None:
     project = tmp_path / ODD
     project.mkdir()

@@ -220,6 +220,7 @@ def test_training_goes_on_where_its_output_lacks_characters() -> None:
     assert b"Name ??? 0." in done.stdout.replace(b"_", b" ")
 
 
+@pytest.mark.long
 @pytest.mark.engine
 def test_training_goes_on_where_its_output_cannot_be_written_and_says_so() -> None:
     done = run(training(), shell="> /dev/full")

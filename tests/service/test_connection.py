@@ -231,6 +231,7 @@ def test_an_error_inside_ends_the_engine_too(tmp_path: Path, model: Path) -> Non
     assert is_gone(started[0])
 
 
+@pytest.mark.long
 def test_an_engine_killed_while_we_wait_is_reported_within_5_s(tmp_path: Path, model: Path) -> None:
     wanted = settings(tmp_path, model, LORA_RANK=4)
     with pytest.raises(UserError) as caught, opening(wanted) as (service, engine):
@@ -294,7 +295,9 @@ service.wait(work[-1], "training")
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGKILL]
+)
 def test_when_the_recipe_is_stopped_in_mid_work_its_engine_goes_too(
     tmp_path: Path, model: Path, number: signal.Signals
 ) -> None:

@@ -300,6 +300,7 @@ def trained_until(settings: Settings, resume: Resume | None, interrupts: bool) -
         return plan.run
 
 
+@pytest.mark.long
 def test_an_interruption_of_the_answers_saves_and_the_step_is_measured_when_it_goes_on(
     project: Path, tmp_path: Path, whole: Whole
 ) -> None:

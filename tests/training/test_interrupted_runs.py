@@ -235,6 +235,7 @@ def test_a_reader_that_goes_away_is_no_full_disk_and_the_run_is_saved(
     assert "nobody reads the output any more. Continue with: " in run.file("train.log").read_text()
 
 
+@pytest.mark.long
 def test_another_base_model_is_refused_and_an_edited_setting_is_said(
     tmp_path: Path, model: Path
 ) -> None:

@@ -58,16 +58,22 @@ class LateClient:
         return lambda *values, **named: Late(method(*values, **named), self.said)
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Beside the runs of all tests, which so share an engine."""
+    return make_tiny_model(tmp_path_factory.mktemp("shared") / "model")
+
+
 def test_steps_validation_and_checkpoints_are_said_to_be_under_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_cloud(monkeypatch)
     settings = settings_from(
         {
             "DATA_FILES": [str(write(tmp_path / "data.json", records(6, seed=1)))],
             "VALIDATION_FILES": [str(write(tmp_path / "validation.json", records(2, seed=2)))],
-            "BASE_MODEL": str(make_tiny_model(tmp_path / "model")),
-            "OUTPUT_DIR": str(tmp_path / "runs"),
+            "BASE_MODEL": str(model),
+            "OUTPUT_DIR": str(model.parent / "runs"),
             "BATCH_SIZE": 3,
             "NUM_EPOCHS": 1,
             "LORA_RANK": 4,
@@ -97,15 +103,15 @@ def test_steps_validation_and_checkpoints_are_said_to_be_under_way(
     assert len(plan.run.checkpoints()) == 1
 
 
-def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def _small(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """A run of 12 steps on our own engine."""
     without_cloud(monkeypatch)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return settings_from(
         {
             "DATA_FILES": [str(write(tmp_path / "data.json", records(24, seed=1)))],
-            "BASE_MODEL": str(make_tiny_model(tmp_path / "model")),
-            "OUTPUT_DIR": str(tmp_path / "runs"),
+            "BASE_MODEL": str(model),
+            "OUTPUT_DIR": str(model.parent / "runs"),
             "BATCH_SIZE": 2,
             "NUM_EPOCHS": 1,
             "LORA_RANK": 4,
@@ -114,9 +120,9 @@ def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 def test_a_checkpoint_by_time_changes_no_loss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = _small(tmp_path, monkeypatch)
+    settings = _small(tmp_path, model, monkeypatch)
     losses: dict[float, list[float]] = {}
     saved: dict[float, list[str]] = {}
     for minutes in (0.0, 0.5):
@@ -183,10 +189,10 @@ class InterruptedAtTheSixthBatch:
 
 
 def test_an_interruption_says_how_to_continue_before_it_waits_and_then_saves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The step under way may take longer than the patience of whoever sent a signal."""
-    settings = _small(tmp_path, monkeypatch).model_copy(update={"save_every": 4})
+    settings = _small(tmp_path, model, monkeypatch).model_copy(update={"save_every": 4})
     said = Lines()
     with watched(said.say) as progress, ExitStack() as guard:
         plan = prepare(settings, None, guard, progress)
@@ -228,11 +234,11 @@ class WithoutOutputs:
 
 
 def test_a_server_that_sends_no_losses_of_tokens_is_said_once_and_the_run_ends_well(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = Lines()
     with watched(said.say) as progress, ExitStack() as guard:
-        plan = prepare(_small(tmp_path, monkeypatch), None, guard, progress)
+        plan = prepare(_small(tmp_path, model, monkeypatch), None, guard, progress)
         plan.data.start(plan.run, plan.first_step)
         lengths = LengthReport(plan.data, True, progress)
         client = cast("tinker.TrainingClient", WithoutLogprobs(plan.client))

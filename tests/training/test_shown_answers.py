@@ -20,7 +20,8 @@ CONTEXT = 128
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("model"), max_context=CONTEXT)
+    """Beside the runs of all tests, which so share an engine."""
+    return make_tiny_model(tmp_path_factory.mktemp("shared") / "model", max_context=CONTEXT)
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ def shown(folder: Path, model: Path, records: list[Any], **changes: object) -> t
     values: dict[str, object] = {
         "DATA_FILES": [str(data)],
         "BASE_MODEL": str(model),
-        "OUTPUT_DIR": str(folder / "runs"),
+        "OUTPUT_DIR": str(model.parent / "runs"),
         "NUM_EPOCHS": 1,
         "LORA_RANK": 4,
         "SAMPLING_MAX_TOKENS": 4,

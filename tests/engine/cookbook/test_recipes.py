@@ -85,6 +85,7 @@ def test_the_reinforcement_learning_example_loop_raises_its_reward(
     assert np.mean(rewards[-4:]) > 0.8
 
 
+@pytest.mark.long
 def test_dpo_learns_what_is_preferred(world: Path, engine: RunningEngine) -> None:
     """Its loss is computed on the client's side, by forward_backward_custom."""
     run_recipe(

@@ -173,6 +173,7 @@ def test_a_prompt_is_too_long_with_the_tokens_of_its_images(service: tinker.Serv
         sampler.sample(prompt, 1, GREEDY).result()
 
 
+@pytest.mark.long
 def test_an_adapter_that_was_trained_with_images_survives_the_engine(tmp_path: Path) -> None:
     folder = make_seeing(tmp_path / "model")
     with running_engine(tmp_path / "engine", folder) as first, first.client() as service:

@@ -841,6 +841,7 @@ def test_rows_without_a_gradient_get_their_log_probabilities(
 # ---- where it is not used
 
 
+@pytest.mark.long
 def test_a_library_is_compiled_once(library: Library, tmp_path: Path) -> None:
     folder = tmp_path / "code"
     assert native_library(folder) is not None

@@ -180,7 +180,9 @@ def test_rows_of_different_adapters_have_their_own_updates_of_the_same_experts(
     assert_equal_answers([one.result for one in joined], expected)
 
 
-@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe", "llama3"])
+@pytest.mark.parametrize(
+    "family", ["qwen3", "qwen3_moe", pytest.param("llama3", marks=pytest.mark.long)]
+)
 def test_a_client_trains_samples_resumes_and_its_weights_mean_the_same_in_plain_peft(
     tmp_path: Path, family: str
 ) -> None:

@@ -102,7 +102,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[l
             return trained, [sample(sampler, number) for number in range(CLIENTS)]
 
 
-@pytest.mark.parametrize("program", [("-m", "tinkersmith.engine"), ("-c", WITHOUT_MEMORY)])
+@pytest.mark.parametrize(
+    "program",
+    [
+        ("-m", "tinkersmith.engine"),
+        pytest.param(("-c", WITHOUT_MEMORY), marks=pytest.mark.long),
+    ],
+)
 def test_each_of_many_clients_gets_exactly_what_it_gets_alone(
     tmp_path: Path, tiny_model: Path, alone: tuple[list, list], program: tuple[str, str]
 ) -> None:

@@ -65,6 +65,7 @@ def test_a_library_without_products_exports_what_is_declared(compiler: str, tmp_
     assert exported(plain) == declared(with_products=False)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="these products are x86's")
 def test_a_library_with_products_exports_what_is_declared(compiler: str, tmp_path: Path) -> None:
     complete = compiled(compiler, PRODUCTS, tmp_path)

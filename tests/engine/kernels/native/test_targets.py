@@ -33,6 +33,7 @@ TARGETS: dict[str, tuple[str, str, set[str]]] = {
     ),
     "4 numbers, ARM": ("aarch64", "armv8-a", set()),
 }
+QUICK = "8 numbers, AVX"  # the others are left to `make soak`
 Numbers = tuple[np.ndarray, np.ndarray]  # in fp32, and those that were rounded to bf16
 
 
@@ -71,7 +72,10 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Numbers:
     return exact, rounded
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "target",
+    [pytest.param(name, marks=[] if name == QUICK else [pytest.mark.long]) for name in TARGETS],
+)
 def test_other_processors_compute_the_same(target: str, expected: Numbers, tmp_path: Path) -> None:
     architecture, processor, features = TARGETS[target]
     program = compiled(architecture, [f"-march={processor}"], tmp_path)
