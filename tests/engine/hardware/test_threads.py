@@ -1,12 +1,17 @@
 """How many threads compute: as requested, or by the model and by what else the machine does."""
 
+import os
+import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from tinkersmith.engine.hardware.threads import (
-    READ_LOAD_EVERY,
+    LOAD_SPAN,
+    LOOK_EVERY,
     ThreadChoice,
+    machine_cpu_time,
     requested_threads,
     wait_passively,
 )
@@ -14,7 +19,7 @@ from tinkersmith.engine.hardware.threads import (
 
 @dataclass
 class Machine:
-    """A machine of 8 cores whose load and clock the test sets."""
+    """A machine of 8 cores whose load and clock the test sets; it does not tell CPU times."""
 
     load: float = 0.0
     now: float = 0.0
@@ -22,14 +27,34 @@ class Machine:
 
     def choice(self, requested: int = 0, cores: int = 8) -> ThreadChoice:
         return ThreadChoice(
-            requested, cores, 8, lambda: self.load, lambda: self.now, lambda: self.used
+            *(requested, cores, 8, lambda: self.load, lambda: self.now, lambda: self.used),
+            all_cpu_time=lambda: self.used_by_all(),
         )
+
+    def used_by_all(self) -> float | None:
+        return None
 
     def pass_time(self, load: float, own: float = 0.0) -> None:
         """Let time pass with this load, in which the engine itself kept `own` cores busy."""
-        self.now += READ_LOAD_EVERY
-        self.used += own * READ_LOAD_EVERY
+        self.now += LOAD_SPAN / 2
+        self.used += own * LOAD_SPAN / 2
         self.load = load
+
+
+@dataclass
+class LinuxMachine(Machine):
+    """One that tells CPU times; its load average is that of the last minute's programs."""
+
+    others: float = 0.0  # CPU seconds of other programs
+
+    def used_by_all(self) -> float:
+        return self.used + self.others
+
+    def work(self, others: float, own: float = 0.0, seconds: float = LOOK_EVERY) -> None:
+        """Let others keep so many cores busy for a while, and the engine `own` ones."""
+        self.now += seconds
+        self.others += others * seconds
+        self.used += own * seconds
 
 
 def number(choice: ThreadChoice) -> int:
@@ -124,7 +149,59 @@ def test_the_load_is_looked_at_once_in_a_while_only() -> None:
     machine = Machine()
     choice = machine.choice()
     machine.load = 6
-    machine.now += READ_LOAD_EVERY / 2
+    machine.now += LOAD_SPAN / 4
     assert number(choice) == 8
-    machine.now += READ_LOAD_EVERY / 2
+    machine.now += LOAD_SPAN / 4
     assert number(choice) == 2
+
+
+def test_programs_that_have_ended_take_no_threads_although_the_load_average_shows_them() -> None:
+    machine = LinuxMachine(load=8)
+    choice = machine.choice()
+    assert number(choice) == 1
+    machine.work(others=0, own=1)
+    assert number(choice) == 8
+
+
+def test_a_program_that_has_just_begun_takes_threads_before_the_load_average_shows_it() -> None:
+    machine = LinuxMachine()
+    choice = machine.choice()
+    machine.work(others=3, own=5)
+    assert number(choice) == 5
+    machine.work(others=3.6, own=4.4)  # no more than before, so the number does not flutter
+    assert number(choice) == 5
+
+
+def test_clients_that_use_a_part_of_a_core_take_no_thread() -> None:
+    machine = LinuxMachine()
+    choice = machine.choice()
+    for _ in range(3):
+        machine.work(others=0.6, own=7)
+        assert number(choice) == 8
+
+
+def test_after_a_long_pause_the_load_average_counts_and_not_the_mean_of_the_pause() -> None:
+    machine = LinuxMachine()
+    choice = machine.choice()
+    machine.work(others=8, seconds=10 * LOAD_SPAN)  # and they have ended some minutes ago
+    assert number(choice) == 8
+
+
+def test_the_machine_is_looked_at_every_two_seconds_at_most() -> None:
+    machine = LinuxMachine()
+    choice = machine.choice()
+    machine.work(others=7, seconds=LOOK_EVERY / 2)
+    assert number(choice) == 8
+    machine.work(others=7, seconds=LOOK_EVERY / 2)
+    assert number(choice) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/stat").is_file(), reason="the system tells no CPU times")
+def test_the_cpu_time_of_the_machine_grows_by_what_this_process_uses() -> None:
+    before, own, begun = machine_cpu_time(), time.process_time(), time.monotonic()
+    while time.process_time() - own < 0.3:
+        pass
+    after, cores = machine_cpu_time(), os.cpu_count() or 1
+    assert before is not None and after is not None
+    tick = 1 / os.sysconf("SC_CLK_TCK")
+    assert 0.3 - 2 * tick <= after - before <= cores * (time.monotonic() - begun + 2 * tick)

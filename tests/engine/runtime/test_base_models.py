@@ -127,7 +127,7 @@ def test_the_option_wins_over_the_variable_and_the_variable_over_the_engines_cho
     assert BaseModels(Catalogue(folders)).threads_for("a") == 3
     monkeypatch.delenv("OMP_NUM_THREADS")
     models = BaseModels(Catalogue(folders))
-    models.threads = ThreadChoice(models.threads.requested, 8, 8, load=lambda: 0.0)
+    models.threads = ThreadChoice(models.threads.requested, 8, 8, lambda: 0.0)
     assert models.threads_for("a") == 4  # a small model takes half of the cores
 
 

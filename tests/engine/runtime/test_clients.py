@@ -10,7 +10,7 @@ import torch
 
 from tests.support.sampling import answers
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.hardware.threads import ThreadChoice
+from tinkersmith.engine.hardware.threads import LOOK_EVERY, ThreadChoice
 from tinkersmith.engine.messages import (
     AdamParams,
     Answering,
@@ -123,7 +123,7 @@ def unchanged_threads() -> Iterator[None]:
 def on_a_machine(folder: Path, model: Path, load: float) -> Models:
     """The clients of an engine on 16 cores, which the load of others keeps busy."""
     models = Models(Store(folder), Catalogue({"tiny": model}))
-    models.bases.threads = ThreadChoice(0, 16, 16, load=lambda: load)
+    models.bases.threads = ThreadChoice(0, 16, 16, lambda: load, all_cpu_time=lambda: None)
     return models
 
 
@@ -152,6 +152,27 @@ def test_a_resumed_client_keeps_its_threads_on_a_busy_machine(
     run(busy, [("batch", "d", 1)])
     assert torch.get_num_threads() == 2  # a new run from old weights
     run(busy, [("batch", "b", 4)])
+    assert torch.get_num_threads() == 8
+
+
+@pytest.mark.usefixtures("unchanged_threads")
+def test_answers_that_are_being_sampled_take_the_threads_that_become_free(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    models = on_a_machine(tmp_path, tiny_model, load=16)
+    now = 0.0
+    models.bases.threads = ThreadChoice(
+        0, 16, 16, lambda: 16.0, lambda: now, lambda: 0.0, all_cpu_time=lambda: 0.0
+    )
+    models.add_sampler("base", "tiny", None)
+    weights_id = models.weights_of("base")
+    models.join(weights_id, SampleRequest([5, 6], max_tokens=8, stop=[]), "base")
+    batch_id = models.batch_of(weights_id)
+    models.sample_step(batch_id)
+    assert torch.get_num_threads() == 1
+    now += LOOK_EVERY
+    models.sample_step(batch_id)
     assert torch.get_num_threads() == 8
 
 

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 
-READ_LOAD_EVERY = 30.0  # seconds between two looks at the machine's load
+LOOK_EVERY = 2.0  # seconds between two looks at the machine
+LOAD_SPAN = 60.0  # seconds that the system's load average is the mean of
 _STEP = 0.75  # idle cores more or fewer than our threads, from which their number changes
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
@@ -49,13 +50,26 @@ def machine_load() -> float:
         return 0.0
 
 
+def machine_cpu_time() -> float | None:
+    """CPU seconds that all programs have used since the machine's start; None: it does not say."""
+    try:
+        with open("/proc/stat") as file:
+            times = [int(field) for field in file.readline().split()[1:8]]
+        user, nice, system, _idle, _waiting, interrupts, soft_interrupts = times
+    except (OSError, ValueError):  # not Linux
+        return None
+    ticks = user + nice + system + interrupts + soft_interrupts
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 @dataclass
 class ThreadChoice:
-    """Chooses how many threads compute, from the load that others put on the machine.
+    """Chooses how many threads compute, from what other programs do on the machine.
 
-    The system's figure counts our own work, too: it is taken off by the CPU time that this process
-    used since the last look. The choice changes only when it is clearly off, so that it does not
-    flutter.
+    That is the CPU time that they used since the last look. At the start, after a long pause, and
+    where the system does not tell CPU times, it is the load average, which is slow: for a minute it
+    counts programs that have ended. Our own work is taken off both. The choice changes only when it
+    is clearly off, so that it does not flutter.
     """
 
     requested: int  # 0: the engine chooses
@@ -64,14 +78,17 @@ class ThreadChoice:
     load: Callable[[], float] = machine_load
     clock: Callable[[], float] = time.monotonic  # seconds
     cpu_time: Callable[[], float] = time.process_time  # seconds of this process
+    all_cpu_time: Callable[[], float | None] = machine_cpu_time  # seconds of all processes
     _looked: float = field(init=False)
     _used: float = field(init=False)
+    _used_by_all: float | None = field(init=False)
     _idle: float = field(init=False)  # cores that others leave, at the last look
     _numbers: dict[int, int] = field(init=False, default_factory=dict)  # by the most there may be
 
     def __post_init__(self) -> None:
         # Made at the engine's start, before its own work counts.
         self._looked, self._used = self.clock(), self.cpu_time()
+        self._used_by_all = self.all_cpu_time()
         self._idle = self.machine_cores - self.load()
 
     def most(self, *, small: bool) -> int:
@@ -97,10 +114,18 @@ class ThreadChoice:
         return self.requested or min(number, self.cores)
 
     def _look(self) -> None:
-        now, used = self.clock(), self.cpu_time()
+        now = self.clock()
         passed = now - self._looked
-        if passed < READ_LOAD_EVERY:
+        if passed < LOOK_EVERY:
             return
+        used_by_all = self.all_cpu_time()
+        if used_by_all is None and passed < LOAD_SPAN / 2:  # the load average changes slowly
+            return
+        used = self.cpu_time()
         own = (used - self._used) / passed
-        self._idle = self.machine_cores - max(self.load() - own, 0.0)
-        self._looked, self._used = now, used
+        if used_by_all is None or self._used_by_all is None or passed > LOAD_SPAN:
+            busy = self.load()
+        else:
+            busy = (used_by_all - self._used_by_all) / passed
+        self._idle = self.machine_cores - max(busy - own, 0.0)
+        self._looked, self._used, self._used_by_all = now, used, used_by_all

@@ -561,8 +561,7 @@ class Models:
         running = self._batches.get(batch_id)
         if running is None:
             batch = self.sampler.batch(base, weights_id, self._decoder(base))
-            threads = self.bases.threads_for(weights.base_name)
-            running = self._batches[batch_id] = RunningBatch(weights.base_name, batch, threads)
+            running = self._batches[batch_id] = RunningBatch(weights.base_name, batch)
         answering = running.batch.add(request, weights.adapter)
         running.weights[answering] = weights
         weights.answering += 1
@@ -590,7 +589,8 @@ class Models:
         return finished
 
     def _step(self, running: RunningBatch) -> None:
-        set_threads(running.threads)
+        # Looked up for each step: under a steady load a batch never ends.
+        set_threads(self.bases.threads_for(running.base_name))
         finished = running.batch.step()
         running.finished += finished
         for answering in finished:

@@ -42,7 +42,6 @@ class RunningBatch:
 
     base_name: str
     batch: SampleBatch
-    threads: int  # CPU threads
     weights: dict[Answering, Weights] = field(default_factory=dict[Answering, Weights])
     # Finished before the next step was asked for, as the base model's memory was needed.
     finished: list[Answering] = field(default_factory=list[Answering])
