@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -215,6 +216,9 @@ def _serve(options: argparse.Namespace, key: str, made: bool) -> int:
         from tinkersmith.engine.runtime.clients import Models
 
         disable_progress_bar()
+        # The 400,000 objects of those libraries stay. While Python looks through them for garbage,
+        # every client waits for a quarter of a second.
+        gc.freeze()
         return Models(
             store,
             catalogue,

@@ -1,6 +1,7 @@
 """`tinkersmith serve` and serve_model.py: options -> a server of trained models."""
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -127,6 +128,7 @@ def _serve(wanted: argparse.Namespace, paths: Sequence[str], folder: Path | str)
                 most_requests=wanted.max_requests or MOST_REQUESTS,
             ) as server,
         ):
+            gc.freeze()  # what exists now stays: Python need not look through it for garbage
             progress.say(f"Serving {server.url}/v1 (Ctrl-C ends it)")
             progress.say(f"Chat in the browser: {server.url}/")
             while server.is_running and not ended.wait(0.2):

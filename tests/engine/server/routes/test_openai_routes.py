@@ -169,7 +169,14 @@ def test_seeded_completions_are_the_sdks_samples_with_their_logprobs(
         )
 
 
-@pytest.mark.parametrize("asked", [{"temperature": 0}, {"temperature": 1, "seed": 3, "n": 3}])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"temperature": 0},
+        {"temperature": 1, "seed": 3, "n": 3},
+        {"temperature": 2, "seed": 3, "n": 32},  # the whole one's text is made in a thread
+    ],
+)
 def test_a_streamed_completion_is_the_whole_one(client: openai.OpenAI, asked: Any) -> None:
     asked = {"model": BUNDLED, "prompt": PROMPT, "max_tokens": 30, **asked}
     whole = client.completions.create(**asked)

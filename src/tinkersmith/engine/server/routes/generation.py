@@ -17,6 +17,8 @@ from tinkersmith.engine.server.routes.inference_models import (
     job_error,
 )
 
+_FEW_TOKENS = 256  # whose text is made in some milliseconds
+
 
 @dataclass(frozen=True, slots=True)
 class AnswerPart:
@@ -79,8 +81,12 @@ class Generation:
                         for part in self._new_parts(number, job):
                             yield part
                 self.results = [_result_of(job.future) for job in jobs]
-                # Thousands of tokens may be left, if none was reported.
-                for part in await asyncio.to_thread(self._last_parts):
+                # Thousands of tokens may be left, if none was reported. A thread's turn for a few
+                # would take longer than they do.
+                left = sum(len(one.tokens) for result in self.results for one in result.sequences)
+                many = left - self.sampled_tokens > _FEW_TOKENS
+                parts = await asyncio.to_thread(self._last_parts) if many else self._last_parts()
+                for part in parts:
                     yield part
             finally:
                 for job in jobs:

@@ -83,12 +83,18 @@ class InferenceModels:
                 400, f"model is {shown(name)}; it must be a model's name.", param="model"
             )
         base, path, created = await self._resolve(name)
-        try:
-            folder = await asyncio.to_thread(self.catalogue.folder, base)
-        except Refused as refusal:
-            raise _unknown(str(refusal)) from None
+        # A thread's turn takes milliseconds while the engine thread computes: what is known already
+        # is not asked for in one.
+        folder = self.catalogue.folders.get(base)
+        if folder is None:
+            try:
+                folder = await asyncio.to_thread(self.catalogue.folder, base)
+            except Refused as refusal:
+                raise _unknown(str(refusal)) from None
         texts = await self._texts_of(base, folder, chat_template)
-        context = await asyncio.to_thread(self.catalogue.context, base)
+        context = self.catalogue.contexts.get(base)
+        if context is None:
+            context = await asyncio.to_thread(self.catalogue.context, base)
         return NamedModel(name, base, path, created, texts, context)
 
     async def _texts_of(self, base: str, folder: Path, chat_template: str | None) -> ModelTexts:
