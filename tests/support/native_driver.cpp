@@ -140,6 +140,18 @@ void add_updates(Numbers& source, i64 inputs, i64 outputs, i64 rank, i64 rows) {
   write(y);
 }
 
+void look_through_logits(Numbers& source, i64 rows, i64 vocabulary) {
+  const std::vector<float> logits = source.next(rows * vocabulary, 8);
+  const i64 blocks = (vocabulary + VOCABULARY_BLOCK - 1) / VOCABULARY_BLOCK;
+  std::vector<float> highest(rows * blocks), sums(rows * blocks);
+  std::vector<int> most_likely(rows * blocks);
+  tinkersmith_look_through_logits_float32(rows, vocabulary, logits.data(), highest.data(),
+                                          most_likely.data(), sums.data());
+  write(highest);
+  write(sums);
+  write(std::vector<float>(most_likely.begin(), most_likely.end()));
+}
+
 // The element-wise functions of one type of numbers.
 template <class Number, class Take, class Norm, class NormBack, class Swiglu, class SwigluBack,
           class Powers>
@@ -172,6 +184,7 @@ int main(int, char** arguments) {
   Numbers source;
   for (const i64 rows : {1, 4, 7, 16, 37}) multiply(source, rows, 101, 70);
   for (const i64 rows : {1, 5}) add_updates(source, 83, 150, 6, rows);
+  look_through_logits(source, 3, 2 * VOCABULARY_BLOCK + 37);
   decode(source, 48, 80, 37, 18);   // threads share the rows
   decode(source, 160, 6400, 6, 2);  // threads share the products: the weights are larger
   elementwise<float>([&](i64 count) { return source.next(count); }, tinkersmith_rms_norm_float32,

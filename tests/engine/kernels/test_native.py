@@ -26,7 +26,11 @@ from tinkersmith.engine.kernels.elementwise import TORCH_ELEMENTWISE
 from tinkersmith.engine.kernels.head import TorchHead
 from tinkersmith.engine.kernels.native import build
 from tinkersmith.engine.kernels.native.build import Library, cache_folder, native_library
-from tinkersmith.engine.kernels.native.decoding import NativeLayers, native_logits
+from tinkersmith.engine.kernels.native.decoding import (
+    NativeLayers,
+    native_float32_logits,
+    native_logits,
+)
 from tinkersmith.engine.kernels.native.head import NativeHead
 from tinkersmith.engine.kernels.native.kernels import (
     NativeAttention,
@@ -371,6 +375,62 @@ def test_a_row_has_the_same_digits_in_any_company(library: Library) -> None:
     for row in range(70):
         product(x[row : row + 1], weight, alone[row : row + 1])
     assert torch.equal(together, alone)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("vocabulary", [5, BLOCK, 2500, 3 * BLOCK])
+@pytest.mark.parametrize("rows", [1, 40, 200])
+def test_logits_in_fp32_come_with_the_sums_that_a_draw_needs(
+    library: Library, rows: int, vocabulary: int
+) -> None:
+    elementwise = native_elementwise(library, torch.float32)
+    product = small_batch_product(library)
+    products = TorchProducts(elementwise, product, native_row_updates(library, product))
+    weight, bias = torch.randn(vocabulary, 66), torch.randn(vocabulary)
+    weight[-1], bias[0] = weight[0], 300.0
+    bias[-1] = bias[0]  # equals: the first of them is the most likely
+    projection = Projection(weight, torch.float32, bias, ("unembed",), (vocabulary,))
+    hidden = torch.randn(rows, 66)
+    b = torch.randn(6, vocabulary).T
+    b[-1] = b[0]
+    part = Part("", slice(0, vocabulary), slice(0, 6), b)
+    update = Update(Adapter(LoraConfig(6), {}), torch.randn(6, 66), [part])
+    updates = RowUpdates(((slice(rows // 2, rows), update),))
+    logits, exact = native_float32_logits(hidden, projection, updates, products, library)
+    expected = hidden.double() @ weight.double().T + bias.double()
+    low = hidden[rows // 2 :].double() @ update.a.double().T
+    expected[rows // 2 :] += low @ part.b.double().T
+    assert off(logits, expected) < 1e-6
+    for index, block in enumerate(logits.split(BLOCK, -1)):
+        assert torch.equal(exact.highest[:, index], block.amax(-1))
+        assert torch.equal(exact.likeliest[:, index].long(), block.argmax(-1) + index * BLOCK)
+        sums = (block.double() - block.amax(-1, keepdim=True)).exp().sum(-1)
+        torch.testing.assert_close(exact.sums[:, index].double(), sums, rtol=1e-5, atol=0)
+    assert torch.equal(exact.argmax(), logits.argmax(-1)) and not exact.argmax().any()
+    torch.testing.assert_close(
+        exact.normaliser()[:, 0].double(), logits.double().logsumexp(-1), atol=1e-5, rtol=1e-6
+    )
+    tokens = torch.randint(vocabulary, (rows, 3))
+    assert torch.equal(exact.of(tokens), logits.gather(-1, tokens))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
+def test_logits_in_fp32_that_are_no_numbers_are_seen_in_the_normaliser(
+    library: Library, broken: float
+) -> None:
+    products = TorchProducts(TORCH_ELEMENTWISE)
+    weight, hidden = torch.randn(2500, 8), torch.randn(3, 8)
+    bias = torch.zeros(2500)
+    bias[BLOCK : 2 * BLOCK] = broken
+    projection = Projection(weight, torch.float32, bias, ("unembed",), (2500,))
+    logits, exact = native_float32_logits(hidden, projection, RowUpdates(()), products, library)
+    # Tokens that can never follow are no error, not even a whole block of them.
+    assert bool(exact.normaliser().isfinite().all()) == (broken == -torch.inf)
+    if broken == -torch.inf:
+        expected = logits.logsumexp(-1, keepdim=True)
+        torch.testing.assert_close(exact.normaliser(), expected, atol=1e-5, rtol=1e-6)
+        assert torch.equal(exact.argmax(), logits.argmax(-1))
 
 
 @torch.no_grad()

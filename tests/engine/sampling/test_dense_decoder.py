@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.support.adapters import filled_adapter
 from tests.support.answers import assert_equal_answers
-from tests.support.dense_models import FAMILIES, save_uneven
+from tests.support.dense_models import FAMILIES, LLAMA3, SHAPE, save_uneven
 from tests.support.loading import load_with_torch
 from tinkersmith.engine.kernels import padded_cache, tile_attention
 from tinkersmith.engine.messages import LoraConfig, SampleRequest
@@ -91,6 +92,23 @@ def test_logits_equal_those_of_the_models_layers_as_rows_grow_move_and_end(
             answers.append(seen)
         for ours, theirs in zip(*answers, strict=True):
             assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("kind", ["default", "linear", "llama3", "yarn"])
+def test_rows_of_rotary_tables_equal_those_that_are_made_for_each_step(
+    kind: str, tmp_path: Path
+) -> None:
+    rope = {**LLAMA3, "rope_type": kind}
+    save_uneven(LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=rope)), tmp_path)
+    model = load_with_torch(kind, tmp_path).dense
+    assert model is not None and getattr(model.rotary, "rope_type", "") == kind
+    rows = dense_decoder._RotaryRows(model, torch.device("cpu"))
+    rng = np.random.default_rng()
+    for longest in (1, 40, 41, 300, 20, dense_decoder._MOST_ROTARY_ROWS + 1):
+        positions = rng.integers(0, longest, 7).tolist()
+        expected = model.rotary_tables(torch.tensor(positions))
+        for ours, theirs in zip(rows.at(positions), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=0)
 
 
 @torch.no_grad()

@@ -17,7 +17,11 @@ from tinkersmith.engine.kernels.decoding import torch_decoding
 from tinkersmith.engine.kernels.elementwise import TORCH_ELEMENTWISE
 from tinkersmith.engine.kernels.head import TorchHead
 from tinkersmith.engine.kernels.native.build import Library
-from tinkersmith.engine.kernels.native.decoding import NativeLayers, native_logits
+from tinkersmith.engine.kernels.native.decoding import (
+    NativeLayers,
+    native_float32_logits,
+    native_logits,
+)
 from tinkersmith.engine.kernels.native.head import NativeHead
 from tinkersmith.engine.kernels.native.kernels import (
     NativeAttention,
@@ -88,7 +92,11 @@ def choose_kernels(base: BaseModel, means: Means) -> Kernels:
     small_batch = TorchProducts(elementwise, product, native_row_updates(library, product))
     layers = partial(NativeLayers, library=library)
     decoding = Decoding(
-        layers, elementwise, small_batch, reading=partial(NativeReading, library=library)
+        layers,
+        elementwise,
+        small_batch,
+        logits=partial(native_float32_logits, products=small_batch, library=library),
+        reading=partial(NativeReading, library=library),
     )
     return replace(kernels, decoding=decoding)
 

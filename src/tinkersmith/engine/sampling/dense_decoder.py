@@ -19,6 +19,7 @@ from tinkersmith.engine.model.dense import (
     DenseModel,
     LayerRowUpdates,
     LayerUpdates,
+    RotaryTables,
     layer_row_updates,
     layer_updates,
     row_updates,
@@ -49,6 +50,8 @@ _REMEMBERED = 2**28
 # KV cache alone; those of training take a tile of tokens, and are twice as fast at 8,000.
 _READ_POSITIONS = 1024
 _STEP = 64  # of a past's length: every size of a product is a kernel of its own to oneDNN
+_FIXED_ROTARY = ("default", "linear", "llama3", "yarn")
+_MOST_ROTARY_ROWS = 8192  # whose tables are kept
 
 
 def decodes_densely(base: BaseModel, tokens: int) -> bool:
@@ -94,6 +97,7 @@ class DenseDecoder:
         self.reading = None if self.decoding.reading is None else self.decoding.reading(model)
         # Of the last read: adapters of its tokens, and what is added to them.
         self._of_read: tuple[list[Adapter | None], list[LayerRowUpdates]] | None = None
+        self.rotary = _RotaryRows(model, self.device)
         self.shifts = Shifts(slots)
         self.held = self.layers.held
 
@@ -212,13 +216,13 @@ class DenseDecoder:
         greedy: bool = False,
     ) -> tuple[torch.Tensor | None, ExactLogits | None]:
         model, count = self.model, len(tokens)
-        updates = self._updates_for(adapters)
+        # Without adapters, the updates are the same for every number of rows.
+        updates = self._updates_for(adapters if any(adapters) else [None])
         x = model.embedding(torch.tensor(tokens, device=self.device))  # (B, H)
         places = self.layers.lengths[:count]
         if self.base.vision is not None:
             places = self.shifts.after(places)
-        positions = torch.tensor(places, device=self.device)
-        x = self.layers.step(x, slots, model.rotary_tables(positions), updates.layers)
+        x = self.layers.step(x, slots, self.rotary.at(places), updates.layers)
         for slot in range(count):
             self.layers.lengths[slot] += 1
         normed = torch.empty_like(x)
@@ -268,6 +272,28 @@ class DenseDecoder:
                 break
             size -= self._updates.pop(adapter).nbytes()
         return self._of_step
+
+
+class _RotaryRows:
+    """Rotary tables of all positions up to a number, so that a step only reads its rows."""
+
+    def __init__(self, model: DenseModel, device: torch.device) -> None:
+        self._model, self._device = model, device
+        # The tables of other kinds depend on the longest position that they are made for.
+        self._is_fixed = getattr(model.rotary, "rope_type", "") in _FIXED_ROTARY
+        self._rows = 0
+        self._cosine = self._sine = torch.empty(0)  # (rows, 1, D/2)
+
+    def at(self, positions: Sequence[int]) -> RotaryTables:
+        """Like `DenseModel.rotary_tables`."""
+        index, longest = torch.tensor(positions, device=self._device), max(positions)
+        if not self._is_fixed or longest >= _MOST_ROTARY_ROWS:
+            return self._model.rotary_tables(index)
+        if longest >= self._rows:
+            self._rows = min(_MOST_ROTARY_ROWS, 2 * longest + _STEP)
+            rows = torch.arange(self._rows, device=self._device)
+            self._cosine, self._sine = self._model.rotary_tables(rows)
+        return self._cosine.index_select(0, index), self._sine.index_select(0, index)
 
 
 @dataclass(frozen=True, slots=True)

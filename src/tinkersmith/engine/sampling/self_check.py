@@ -16,7 +16,9 @@ _STEPS = 4
 
 @torch.no_grad()
 def decoding_difference(base: BaseModel, faster: Callable[[BaseModel], BaseModel]) -> float:
-    """Relative difference of the logits of a few steps: first layer and output layer only.
+    """Relative difference of the logits of a few steps, and of what is known of them.
+
+    Only the first layer and the output layer are computed.
 
     `base` has plain kernels, and `faster` gives it others.
     """
@@ -36,7 +38,9 @@ def _logits(base: BaseModel) -> torch.Tensor:
     logits: list[torch.Tensor] = []
     for _ in range(_STEPS):
         tokens = rng.integers(0, base.vocab_size, len(runs)).tolist()
-        step, _ = decoder.step(tokens, range(len(runs)), [None] * len(runs))
+        step, exact = decoder.step(tokens, range(len(runs)), [None] * len(runs))
         assert step is not None
-        logits.append(step.float())
+        step = step.float()
+        normaliser = step.logsumexp(-1, keepdim=True) if exact is None else exact.normaliser()
+        logits.append(torch.cat((step, normaliser), -1))
     return torch.cat(logits)

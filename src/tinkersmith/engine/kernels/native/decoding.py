@@ -7,9 +7,12 @@ sequence, N rows of an adapter, R its rank.
 
 import ctypes
 from collections.abc import Sequence
+from functools import partial
 
+import numpy as np
 import torch
 
+from tinkersmith.engine.kernels.decoding import project
 from tinkersmith.engine.kernels.native.build import Library
 from tinkersmith.engine.kernels.native.interface import INTERFACE, InterfaceError
 from tinkersmith.engine.kernels.native.kernels import NativeProducts
@@ -21,7 +24,7 @@ from tinkersmith.engine.model.dense import (
     LayerRowUpdates,
     RotaryTables,
 )
-from tinkersmith.engine.model.kernels import BLOCK, ExactLogits
+from tinkersmith.engine.model.kernels import BLOCK, ExactLogits, Products
 from tinkersmith.engine.model.projection import Projection, RowUpdates
 
 _LINEARS = "qkv", "output", "gate_up", "down"  # as `DenseLayer.projections`
@@ -66,6 +69,9 @@ class NativeLayers:
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
         self.capacities: list[int] = []
+        # Of each slot's keys, then values: the address of the first layer, and how many numbers
+        # away the next one is.
+        self.places = np.zeros((4, 0), np.int64)
         self.resize(slots)
 
     def put(self, slot: int, parts: Sequence[KeysAndValues], *, more: int = 1) -> None:
@@ -74,14 +80,14 @@ class NativeLayers:
         self._reserve(slot, self.lengths[slot] + more)
         start = 0
         for part in parts:
-            for layer, (key, value) in enumerate(part):
-                self._fill(slot, layer, start, key, value)
+            self._fill(slot, start, part)
             start += part[0][0].shape[1]
 
     def move(self, source: int, target: int) -> None:
         self.lengths[target] = self.lengths[source]
         self.keys[target], self.values[target] = self.keys[source], self.values[source]
         self.capacities[target] = self.capacities[source]
+        self.places[:, target] = self.places[:, source]
         self._empty(source)
 
     def resize(self, slots: int) -> None:
@@ -91,6 +97,9 @@ class NativeLayers:
         for caches in (self.keys, self.values):
             caches += [self.model.final_norm.new_empty(0)] * (slots - len(caches))
             del caches[slots:]
+        places, self.places = self.places, np.zeros((4, slots), np.int64)
+        kept = min(slots, places.shape[1])
+        self.places[:, :kept] = places[:, :kept]
 
     def held(self) -> int:
         return sum(cache.nbytes for caches in (self.keys, self.values) for cache in caches)
@@ -107,18 +116,12 @@ class NativeLayers:
         for slot in slots:
             if self.lengths[slot] + 1 > self.capacities[slot]:
                 self._grow(slot)
-        lengths, capacities = (
-            torch.tensor([numbers[slot] for slot in slots])
-            for numbers in (self.lengths, self.capacities)
-        )
-        keys, values = ([caches[slot] for slot in slots] for caches in (self.keys, self.values))
-        # For each row: where its first layer begins, and how far away the next layer is.
-        key_places, value_places = (
-            torch.tensor([cache.data_ptr() for cache in caches]) for caches in (keys, values)
-        )
-        key_steps, value_steps = (
-            torch.tensor([cache.stride(0) for cache in caches]) for caches in (keys, values)
-        )
+        rows = np.empty((6, count), np.int64)
+        rows[0] = [self.lengths[slot] for slot in slots]
+        rows[1] = [self.capacities[slot] for slot in slots]
+        rows[2:] = self.places[:, slots]
+        of_rows = rows.ctypes.data
+        lengths, capacities, *places = range(of_rows, of_rows + rows.nbytes, rows.strides[0])
         cosine, sine = rotary
         if any(slot != row for row, slot in enumerate(slots)):  # the tables are in slots' order
             order = torch.tensor(slots)
@@ -130,9 +133,7 @@ class NativeLayers:
             *(len(model.layers), ctypes.addressof(self.layers)),
             *(model.eps, model.scale),
             *(cosine.data_ptr(), sine.data_ptr(), cosine.stride(0)),
-            *(address(lengths), address(capacities)),
-            *(address(key_places), address(key_steps)),
-            *(address(value_places), address(value_steps)),
+            *(lengths, capacities, *places),
             address(x),
         )
         return x
@@ -168,6 +169,10 @@ class NativeLayers:
         self.keys[slot] = empty(layers, model.key_heads, capacity * model.head_size)
         self.values[slot] = empty(layers, model.key_heads, self.value_panels, capacity * width)
         self.capacities[slot] = capacity
+        caches = self.keys[slot], self.values[slot]
+        self.places[:, slot] = [
+            number for cache in caches for number in (cache.data_ptr(), cache.stride(0))
+        ]
 
     def _grow(self, slot: int) -> None:
         keys, values = self.keys[slot], self.values[slot]
@@ -176,21 +181,19 @@ class NativeLayers:
         self.keys[slot][..., : keys.shape[-1]] = keys
         self.values[slot][..., : values.shape[-1]] = values
 
-    def _fill(
-        self,
-        slot: int,
-        layer: int,
-        start: int,  # the first position
-        key: torch.Tensor,  # (G, T, D)
-        value: torch.Tensor,  # (G, T, D)
-    ) -> None:
-        groups, count, size = key.shape
-        assert key.stride() == value.stride() and key.stride()[1:] == (size, 1)
-        self.fill_cache(
-            *(groups, size, self.capacities[slot], start, count),
-            *(key.data_ptr(), value.data_ptr(), key.stride(0)),
-            *(self.keys[slot][layer].data_ptr(), self.values[slot][layer].data_ptr()),
-        )
+    def _fill(self, slot: int, start: int, part: KeysAndValues) -> None:
+        """Write a part of a past, whose layers are alike, from position `start` on."""
+        groups, count, size = part[0][0].shape
+        steps = part[0][0].stride()
+        assert steps[1:] == (size, 1)
+        sizes = groups, size, self.capacities[slot], start, count
+        caches = self.keys[slot], self.values[slot]
+        keys, values = (cache.data_ptr() for cache in caches)
+        key_step, value_step = (cache.stride(0) * cache.itemsize for cache in caches)
+        for key, value in part:
+            assert key.stride() == value.stride() == steps
+            self.fill_cache(*sizes, key.data_ptr(), value.data_ptr(), steps[0], keys, values)
+            keys, values = keys + key_step, values + value_step
 
 
 def _norms(layer: DenseLayer) -> dict[str, int | None]:
@@ -200,6 +203,28 @@ def _norms(layer: DenseLayer) -> dict[str, int | None]:
         "key_norm": address(layer.key_norm),
         "mlp_norm": address(layer.mlp_norm),
     }
+
+
+def native_float32_logits(
+    hidden: torch.Tensor,  # (B, H)
+    projection: Projection,
+    updates: RowUpdates,
+    products: Products,
+    library: Library,
+    *,
+    written: bool = True,  # they are in any case: a pass over them is short
+) -> tuple[torch.Tensor, ExactLogits]:  # (B, V)
+    """The output layer's logits in fp32, and what token sampling needs of them."""
+    logits = project(products, hidden, projection, updates)
+    count, vocabulary = logits.shape
+    blocks = -(-vocabulary // BLOCK)  # Y
+    highest, sums = torch.empty(count, blocks), torch.empty(count, blocks)
+    most_likely = torch.empty(count, blocks, dtype=torch.int32)
+    library.functions.tinkersmith_look_through_logits_float32(
+        *(count, vocabulary, address(logits)),
+        *(address(highest), address(most_likely), address(sums)),
+    )
+    return logits, ExactLogits(highest, most_likely, sums, partial(logits.gather, -1))
 
 
 def native_logits(

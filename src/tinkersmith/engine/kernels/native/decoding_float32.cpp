@@ -15,7 +15,6 @@
 #include <memory>
 #include <vector>
 
-#include "exponential.h"
 #include "panels.h"
 
 using namespace tinkersmith_panels;
@@ -29,24 +28,6 @@ constexpr int SPINS = 1 << 12;     // looks at whether the others are there befo
 constexpr i64 BLOCK_ROWS = 256;    // rows of prompts that go through the layers together
 constexpr i64 POSITIONS = FLOAT_PANEL;  // of a panel of keys
 constexpr int KEY_VECTORS = POSITIONS / LANES;
-
-typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
-
-// exp(x) = 2^(whole + rest), see exponential.h.
-inline Vector exponential(Vector x) {
-  const Vector low = all(-126.0f), high = all(127.0f);
-  Vector power = x * LOG2_E;
-  power = power < low ? low : power;
-  power = power > high ? high : power;
-  constexpr float factors[] = EXP2_REST;
-  const Vector magic = all(12582912.0f);  // 1.5 * 2^23: added, it leaves no digit for a fraction
-  const Vector whole = (power + magic) - magic, rest = power - whole;
-  Vector sum = all(EXP2_FIRST);
-#pragma GCC unroll 5
-  for (int i = 0; i < 5; ++i) sum = add_product(all(factors[i]), sum, rest);
-  const Integers bits = (__builtin_convertvector(whole, Integers) + 127) << 23;
-  return sum * std::bit_cast<Vector>(bits);
-}
 
 // Threads that do one step together, phase by phase. In each they take tiles until none is left.
 class Team {

@@ -173,6 +173,11 @@ void tinkersmith_small_batch_product_bfloat16(i64 rows, i64 outputs, i64 inputs,
 void tinkersmith_add_row_updates(i64 groups, const RowUpdate* updates, i64 inputs, const float* x,
                                  float* low, i64 ld_low, float* y, i64 ld_y);
 
+// Of logits (B, V) and each block of VOCABULARY_BLOCK tokens: the highest (B, Y), its token (B, Y),
+// the first of equals, and the sum of exp(logit - highest) (B, Y).
+void tinkersmith_look_through_logits_float32(i64 rows, i64 vocabulary, const float* logits,
+                                             float* highest, int* most_likely, float* sums);
+
 // Like tinkersmith_fill_cache, in fp32. Keys are (G, S / FLOAT_PANEL, D, FLOAT_PANEL): panels of
 // positions. Values are (G, S, D), D rounded up to a multiple of FLOAT_PANEL. S is `capacity`, a
 // multiple of FLOAT_PANEL.

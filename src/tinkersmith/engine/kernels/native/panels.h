@@ -15,6 +15,7 @@
 #include <immintrin.h>
 #endif
 
+#include "exponential.h"
 #include "interface.h"
 
 namespace tinkersmith_panels {
@@ -64,6 +65,24 @@ inline Vector add_product(Vector sum, Vector a, Vector b) {
 #else
   return sum + a * b;
 #endif
+}
+
+typedef int32_t Integers __attribute__((vector_size(4 * LANES)));
+
+// exp(x) = 2^(whole + rest), see exponential.h.
+inline Vector exponential(Vector x) {
+  const Vector low = all(-126.0f), high = all(127.0f);
+  Vector power = x * LOG2_E;
+  power = power < low ? low : power;
+  power = power > high ? high : power;
+  constexpr float factors[] = EXP2_REST;
+  const Vector magic = all(12582912.0f);  // 1.5 * 2^23: added, it leaves no digit for a fraction
+  const Vector whole = (power + magic) - magic, rest = power - whole;
+  Vector sum = all(EXP2_FIRST);
+#pragma GCC unroll 5
+  for (int i = 0; i < 5; ++i) sum = add_product(all(factors[i]), sum, rest);
+  const Integers bits = (__builtin_convertvector(whole, Integers) + 127) << 23;
+  return sum * std::bit_cast<Vector>(bits);
 }
 
 inline i64 round_up(i64 count, i64 step) { return (count + step - 1) / step * step; }
