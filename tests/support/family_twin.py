@@ -152,9 +152,11 @@ def twin_logprobs(
     family: TinyFamily, model: PreTrainedModel, adapter: Adapter | None, datum: Datum
 ) -> torch.Tensor:  # (T,)
     """Log-probabilities of a sample's targets, differentiable down to the adapter's weights."""
-    changed = {} if adapter is None else _changed(family, model, adapter)
+    changed: Changes = {}
+    if adapter is not None:
+        changed = changed_parameters(model, adapter, family.experts, family.joined)
     ids = {"input_ids": torch.from_numpy(datum.tokens)[None], "use_cache": False}
-    with _all_in_float64(model):
+    with all_in_float64(model):
         logits = torch.func.functional_call(model, changed, (), ids, tie_weights=False).logits[0]
     targets = torch.from_numpy(datum.inputs["target_tokens"])
     return logits.double().log_softmax(-1).gather(-1, targets[:, None])[:, 0]
@@ -170,35 +172,45 @@ class _TorchOfFloat64:
 
 
 @contextmanager
-def _all_in_float64(model: PreTrainedModel) -> Iterator[None]:
-    """Let the layers compute in float64 also where they ask for float32."""
+def all_in_float64(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model's layers compute in float64 also where they ask for float32."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)
         patch.setattr(sys.modules[type(model).__module__], "torch", _TorchOfFloat64())
         yield
 
 
-def _changed(family: TinyFamily, model: PreTrainedModel, adapter: Adapter) -> Changes:
+def changed_parameters(
+    model: PreTrainedModel,
+    adapter: Adapter,
+    experts: Callable[..., dict[str, torch.Tensor]] = concatenated_experts,
+    joined: Mapping[str, Sequence[str]] | None = None,
+    layers: str = "model.",  # what precedes "layers.0." in the model's names
+) -> Changes:
+    """The parameters that an adapter changes; see `TinyFamily` for `experts` and `joined`."""
+
     def product(path: str) -> torch.Tensor:  # ([E,] out, in)
         a, b = (adapter.weights[f"{path}.lora_{side}"].double() for side in "AB")
         return adapter.scaling * b @ a
 
     changed: Changes = {}
     parameters = dict(model.named_parameters())
-    parts_of = {names[0]: (whole, names) for whole, names in family.joined.items()}
+    parts_of = {names[0]: (whole, names) for whole, names in (joined or {}).items()}
     others = {name for _, names in parts_of.values() for name in names[1:]}
     for path in adapter.module_paths:
         parent, _, part = path.rpartition(".")
-        if part in parts_of and hasattr(model.get_submodule(parent), parts_of[part][0]):
+        own = layers + parent.removeprefix("model.") if parent else ""
+        name = f"{own}.{part}".removeprefix(".")
+        if part in parts_of and hasattr(model.get_submodule(own), parts_of[part][0]):
             whole, names = parts_of[part]
-            weight = model.get_parameter(f"{parent}.{whole}.weight")
+            weight = model.get_parameter(f"{own}.{whole}.weight")
             change = torch.cat([product(f"{parent}.{name}") for name in names])
             change = torch.nn.functional.pad(change, (0, 0, 0, len(weight) - len(change)))
-            changed[f"{parent}.{whole}.weight"] = weight + change
-        elif part in others and f"{path}.weight" not in parameters:
+            changed[f"{own}.{whole}.weight"] = weight + change
+        elif part in others and f"{name}.weight" not in parameters:
             continue
         elif not parent.endswith(".experts") or part not in ("w1", "w2", "w3"):
-            changed[f"{path}.weight"] = model.get_parameter(f"{path}.weight") + product(path)
+            changed[f"{name}.weight"] = model.get_parameter(f"{name}.weight") + product(path)
         elif part == "w1":
             parts = (
                 product(f"{parent}.{name}")
@@ -206,9 +218,8 @@ def _changed(family: TinyFamily, model: PreTrainedModel, adapter: Adapter) -> Ch
                 else None
                 for name in ("w1", "w3", "w2")
             )
-            for name, change in family.experts(*parts).items():
-                name = f"{parent}.{name}"
-                changed[name] = model.get_parameter(name) + change
+            for of, change in experts(*parts).items():
+                changed[f"{own}.{of}"] = model.get_parameter(f"{own}.{of}") + change
     return changed
 
 

@@ -1,4 +1,4 @@
-"""Tiny random Qwen3-VL models, pictures for them, and their twin: plain transformers in float64.
+"""Tiny random Qwen3-VL and Qwen3.5 models, pictures for them, and their twin in float64.
 
 Axes: T tokens of a sequence.
 """
@@ -12,10 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoImageProcessor,
     AutoModelForImageTextToText,
     PreTrainedTokenizerFast,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
     Qwen3VLMoeConfig,
@@ -23,6 +28,7 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from tests.support.family_twin import all_in_float64, changed_parameters
 from tests.support.tiny_models import make_tiny_tokenizer
 from tinkersmith.engine.messages import Datum, ImageChunk, SampleRequest
 from tinkersmith.engine.model.base_model import BaseModel
@@ -31,9 +37,10 @@ from tinkersmith.engine.sampling.checks import with_prompt_images
 from tinkersmith.engine.training.checks import with_datum_images
 
 VISION_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+THINK_TOKENS = ["<think>", "</think>"]
 VISION_START, VISION_END, IMAGE_PAD = 259, 260, 261  # behind those of the tiny tokenizer
 _TEXT: dict[str, Any] = {
-    "vocab_size": 263,
+    "vocab_size": 265,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 3,
@@ -51,12 +58,34 @@ _TEXT: dict[str, Any] = {
         "mrope_interleaved": True,
     },
 }
+_DELTA_NET: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.5,
+        "mrope_section": [2, 1, 1],
+        "mrope_interleaved": True,
+    },
+}
+_JOINED = {"in_proj_qkv": ("in_proj_q", "in_proj_k", "in_proj_v")}
 _EXPERTS: dict[str, Any] = {
     "num_experts": 5,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 16,
     "decoder_sparse_step": 1,
     "mlp_only_layers": [],
+}
+_SHARED_EXPERT: dict[str, Any] = {
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 24,
 }
 _VISION: dict[str, Any] = {
     "depth": 3,
@@ -68,9 +97,9 @@ _VISION: dict[str, Any] = {
     "temporal_patch_size": 2,
     "out_hidden_size": 32,
     "num_position_embeddings": 16,
-    "deepstack_visual_indexes": [0, 1],
     "initializer_range": 0.2,
 }
+_DEEPSTACK: dict[str, Any] = {**_VISION, "deepstack_visual_indexes": [0, 1]}
 _TOKENS = {
     "image_token_id": IMAGE_PAD,
     "video_token_id": 262,
@@ -81,20 +110,51 @@ _TOKENS = {
 Parts = Sequence[bytes | Sequence[int]]  # of a sequence: files of images, and text
 
 
-def make_seeing(folder: Path, *, experts: bool = False, tied: bool = False) -> Path:
-    """A Qwen3-VL whose images have a token for every 8 x 8 pixels, between 1 and 64 of them."""
-    kinds: tuple[Any, Any] = Qwen3VLConfig, Qwen3VLForConditionalGeneration
-    text = _TEXT
-    if experts:
-        kinds, text = (Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration), {**_TEXT, **_EXPERTS}
-    config = kinds[0](text_config=text, vision_config=_VISION, tie_word_embeddings=tied, **_TOKENS)
+# Classes, and what configures the text part and the part that sees, by the name of a family.
+FAMILIES: dict[str, tuple[Any, Any, dict[str, Any], dict[str, Any]]] = {
+    "qwen3_vl": (Qwen3VLConfig, Qwen3VLForConditionalGeneration, _TEXT, _DEEPSTACK),
+    "qwen3_vl_moe": (
+        Qwen3VLMoeConfig,
+        Qwen3VLMoeForConditionalGeneration,
+        {**_TEXT, **_EXPERTS},
+        _DEEPSTACK,
+    ),
+    "qwen3_5": (
+        Qwen3_5Config,
+        Qwen3_5ForConditionalGeneration,
+        {**_TEXT, **_DELTA_NET},
+        _VISION,
+    ),
+    "qwen3_5_moe": (
+        Qwen3_5MoeConfig,
+        Qwen3_5MoeForConditionalGeneration,
+        {**_TEXT, **_DELTA_NET, **_SHARED_EXPERT},
+        _VISION,
+    ),
+}
+
+
+def make_seeing(folder: Path, family: str = "qwen3_vl", *, tied: bool = False) -> Path:
+    """A model whose images have a token for every 8 x 8 pixels, between 1 and 64 of them."""
+    config_kind, kind, text, vision = FAMILIES[family]
+    config = config_kind(
+        text_config=text, vision_config=vision, tie_word_embeddings=tied, **_TOKENS
+    )
     torch.manual_seed(0)
-    model = kinds[1](config).float()
+    model = kind(config).float()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name or "bias" in name:
                 parameter.add_(torch.randn(parameter.shape) * 0.2)
+            if name.endswith("A_log"):
+                parameter.sub_(4)  # see make_family
+        # Not likely in answers: `generate` takes a placeholder in them for a part of an image.
+        model.lm_head.weight[[IMAGE_PAD, _TOKENS["video_token_id"]]] = 0
     model.save_pretrained(folder)
+    if "qwen3_5" in family:  # published folders have this part, which nobody loads
+        file = folder / "model.safetensors"
+        more = {"mtp.fc.weight": torch.zeros(8, 4)}
+        save_file({**load_file(file), **more}, file, metadata={"format": "pt"})
     size = {"shortest_edge": 64, "longest_edge": 64 * 64}
     Qwen2VLImageProcessorPil(
         patch_size=4, merge_size=2, temporal_patch_size=2, size=size
@@ -106,6 +166,7 @@ def make_seeing(folder: Path, *, experts: bool = False, tied: bool = False) -> P
 def make_seeing_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     tokenizer = make_tiny_tokenizer(folder)
     tokenizer.add_special_tokens({"additional_special_tokens": VISION_TOKENS})
+    tokenizer.add_tokens(THINK_TOKENS)
     tokenizer.save_pretrained(folder)
     return tokenizer
 
@@ -176,30 +237,11 @@ class SeeingTwin:
     def logprobs(self, adapter: Adapter | None, datum: Datum, parts: Parts) -> torch.Tensor:  # (T,)
         """Log-probabilities of the targets, differentiable down to the adapter's weights."""
         changed: dict[str, torch.Tensor] = {}
-        for path in [] if adapter is None else adapter.module_paths:
-            name = path.replace("model.layers", "model.language_model.layers")
-            changed |= self._changed(adapter, path, name)
-        inputs = self.inputs(datum.tokens.tolist(), parts)
-        output = torch.func.functional_call(
-            self.model, changed, (), {**inputs, "use_cache": False}, tie_weights=False
-        )
+        if adapter is not None:
+            layers = "model.language_model."
+            changed = changed_parameters(self.model, adapter, joined=_JOINED, layers=layers)
+        inputs = {**self.inputs(datum.tokens.tolist(), parts), "use_cache": False}
+        with all_in_float64(self.model):
+            output = torch.func.functional_call(self.model, changed, (), inputs, tie_weights=False)
         targets = torch.from_numpy(datum.inputs["target_tokens"])
         return output.logits[0].log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-
-    def _changed(self, adapter: Any, path: str, name: str) -> dict[str, torch.Tensor]:
-        def product(of: str) -> torch.Tensor:  # ([experts,] out, in)
-            a, b = (adapter.weights[f"{of}.lora_{side}"].double() for side in "AB")
-            return adapter.scaling * b @ a
-
-        parent, _, last = path.rpartition(".")
-        if not parent.endswith(".experts"):
-            return {f"{name}.weight": self.model.get_parameter(f"{name}.weight") + product(path)}
-        if last != "w1":
-            return {}
-        experts = name.rpartition(".")[0]
-        gate, up, down = (product(f"{parent}.{part}") for part in ("w1", "w3", "w2"))
-        gate_up = f"{experts}.gate_up_proj"
-        return {
-            gate_up: self.model.get_parameter(gate_up) + torch.cat([gate, up], 1),
-            f"{experts}.down_proj": self.model.get_parameter(f"{experts}.down_proj") + down,
-        }

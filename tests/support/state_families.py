@@ -1,9 +1,7 @@
 """Families with a state, latent attention or shared experts, as tiny random models."""
 
-from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import (
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
@@ -11,12 +9,8 @@ from transformers import (
     Kimi_K25ForConditionalGeneration,
     NemotronHConfig,
     NemotronHForCausalLM,
-    Qwen3_5Config,
     Qwen3_5ForCausalLM,
-    Qwen3_5ForConditionalGeneration,
-    Qwen3_5MoeConfig,
     Qwen3_5MoeForCausalLM,
-    Qwen3_5MoeForConditionalGeneration,
     Qwen3_5MoeTextConfig,
     Qwen3_5TextConfig,
     Qwen3NextConfig,
@@ -25,7 +19,6 @@ from transformers import (
 
 from tests.support.families import SIZES
 from tests.support.family_twin import TinyFamily, experts_without_gate
-from tests.support.tiny_models import make_tiny_tokenizer
 
 # Shorter than a convolution, and longer than a chunk of the delta rule.
 _LENGTHS = (40, 7, 2, 1, 70, 33)
@@ -132,28 +125,3 @@ SEEING_FAMILIES = [
         ),
     )
 ]
-
-_VISION: dict[str, Any] = {
-    "depth": 1,
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_heads": 2,
-    "out_hidden_size": 32,
-    "num_position_embeddings": 16,
-}
-
-
-def make_with_images(folder: Path, *, tied: bool, experts: bool = False) -> Path:
-    """A Qwen3.5 that also sees images, as its folders on the Hub are laid out."""
-    sizes = {**SIZES, **_DELTA_NET, "tie_word_embeddings": tied}
-    if experts:
-        text = Qwen3_5MoeTextConfig(**sizes, **_SHARED_EXPERT)
-        kinds: tuple[type, type] = Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
-    else:
-        text = Qwen3_5TextConfig(**sizes)
-        kinds = Qwen3_5Config, Qwen3_5ForConditionalGeneration
-    config = kinds[0](text_config=text.to_dict(), vision_config=_VISION, tie_word_embeddings=tied)
-    torch.manual_seed(0)
-    kinds[1](config).float().save_pretrained(folder)
-    make_tiny_tokenizer(folder)
-    return folder

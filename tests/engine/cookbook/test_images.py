@@ -25,9 +25,17 @@ pytest.importorskip(
 )
 
 
+RENDERERS = {"qwen3_vl": "qwen3_vl_instruct", "qwen3_5": "qwen3_5_disable_thinking"}
+
+
+@pytest.fixture(scope="module", params=RENDERERS)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_seeing(tmp_path_factory.mktemp("model"))
+def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_seeing(tmp_path_factory.mktemp("model"), family)
 
 
 def test_the_cookbook_merges_an_adapter_into_the_whole_model(folder: Path, tmp_path: Path) -> None:
@@ -48,7 +56,7 @@ def asked(image: Image.Image) -> list[dict[str, Any]]:
 
 
 def test_conversations_of_the_renderer_for_images_are_learned_and_scored(
-    folder: Path, tmp_path: Path
+    family: str, folder: Path, tmp_path: Path
 ) -> None:
     from tinker_cookbook.renderers import get_renderer
     from tinker_cookbook.supervised.common import datum_from_model_input_weights
@@ -57,7 +65,7 @@ def test_conversations_of_the_renderer_for_images_are_learned_and_scored(
 
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     processor: Any = AutoImageProcessor.from_pretrained(folder)  # as the cookbook does
-    renderer = get_renderer("qwen3_vl_instruct", tokenizer, processor)
+    renderer = get_renderer(RENDERERS[family], tokenizer, processor)
     images = {
         "red": Image.new("RGB", (40, 16), (250, 20, 20)),
         "blue": Image.new("RGB", (24, 30), (20, 20, 250)),

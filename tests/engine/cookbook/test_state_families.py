@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.support.adapters import filled_adapter, merge_with_cookbook
 from tests.support.family_twin import make_family
-from tests.support.state_families import FAMILIES, make_with_images
+from tests.support.seeing_models import make_seeing
+from tests.support.state_families import FAMILIES
 from tinkersmith.engine.messages import LoraConfig
 from tinkersmith.engine.model.base_model import load_base_model
 
@@ -22,14 +23,14 @@ BY_NAME = {family.name: family for family in FAMILIES}
 
 @pytest.mark.parametrize(
     "family",
-    ["qwen3_5 with images", "qwen3_5_moe with images", "deepseek_v3", "nemotron_h"],
+    ["seeing qwen3_5", "seeing qwen3_5_moe", "deepseek_v3", "nemotron_h"],
 )
 def test_the_merged_model_computes_what_the_engine_computes(tmp_path: Path, family: str) -> None:
     folder = tmp_path / "base"
     if family in BY_NAME:
         make_family(BY_NAME[family], folder)
     else:
-        make_with_images(folder, tied=False, experts="moe" in family)
+        make_seeing(folder, family.removeprefix("seeing "))
     base = load_base_model(family, folder)
     adapter = filled_adapter(base, LoraConfig(4, 0))
     merged_folder = merge_with_cookbook(base, adapter, tmp_path)

@@ -25,9 +25,11 @@ WIDE, SQUARE = picture(40, 16, 1), picture(24, 24, 2, "JPEG")
 TOKENS = {WIDE: 10, SQUARE: 9}
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningEngine]:
-    folder = make_seeing(tmp_path_factory.mktemp("model"))
+@pytest.fixture(scope="module", params=["qwen3_vl", "qwen3_5"])
+def engine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningEngine]:
+    folder = make_seeing(tmp_path_factory.mktemp("model"), request.param)
     with running_engine(tmp_path_factory.mktemp("engine"), folder) as running:
         yield running
 

@@ -14,6 +14,7 @@ from tests.support.adapters import filled_adapter, gradients
 from tests.support.answers import assert_equal_answers
 from tests.support.exports import export
 from tests.support.seeing_models import (
+    FAMILIES,
     IMAGE_PAD,
     VISION_END,
     VISION_START,
@@ -62,15 +63,19 @@ SEQUENCES: list[Parts] = [
 ]
 
 
-@pytest.fixture(scope="module", params=["dense", "experts", "tied"])
+@pytest.fixture(scope="module", params=[*FAMILIES, "qwen3_vl tied"])
 def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    experts, tied = request.param == "experts", request.param == "tied"
-    folder = make_seeing(tmp_path_factory.mktemp("m"), experts=experts, tied=tied)
+    family, _, tied = request.param.partition(" ")
+    folder = make_seeing(tmp_path_factory.mktemp("m"), family, tied=bool(tied))
     return load_base_model("sees", folder)
 
 
 def with_kernels(base: BaseModel) -> BaseModel:
     return base if base.dense is None else with_torch_kernels(base)
+
+
+def with_and_without_kernels(base: BaseModel) -> list[BaseModel]:
+    return [base] if base.dense is None else [base, with_torch_kernels(base)]
 
 
 def test_losses_and_lora_gradients_equal_those_of_plain_transformers_in_float64(
@@ -87,7 +92,7 @@ def test_losses_and_lora_gradients_equal_those_of_plain_transformers_in_float64(
         expected.append(logprobs.detach().numpy())
     total.backward()
     theirs = gradients(adapter)
-    for model in (base, with_kernels(base)):
+    for model in with_and_without_kernels(base):
         adapter.clear_gradients()
         output = forward_backward(model, adapter, datums, "cross_entropy", {})
         assert abs(output.metrics["loss:sum"] / total.item() - 1) < 1e-5
@@ -139,7 +144,7 @@ def test_sampled_and_prompt_log_probabilities_are_those_of_a_forward_pass(
     base: BaseModel,
 ) -> None:
     adapter = filled_adapter(base, LoraConfig(4, 0))
-    for model in (base, with_kernels(base)):
+    for model in with_and_without_kernels(base):
         requests = all_requests(model, num_samples=2, prompt_logprobs=True)
         for request, result in zip(requests, sample(model, adapter, requests), strict=True):
             prompt = len(request.prompt)
@@ -169,7 +174,7 @@ def test_greedy_answers_are_those_of_generate(base: BaseModel) -> None:
                 logits = twin.model(**twin.inputs(tokens, parts), use_cache=False).logits
                 tokens.append(int(logits[0, -1].argmax()))
             expected = tokens[len(request.prompt) :]
-        for model in (base, with_kernels(base)):
+        for model in with_and_without_kernels(base):
             [result] = sample(model, None, [request])
             assert result.sequences[0].tokens == expected
 
@@ -242,7 +247,7 @@ def test_native_code_computes_what_torch_computes(tmp_path: Path) -> None:
 def test_bfloat16_computes_about_what_float32_computes(base: BaseModel) -> None:
     datums = [seeing_datum(base, parts, seed) for seed, parts in enumerate(SEQUENCES)]
     exact = forward(base, None, datums, "cross_entropy", {}).logprobs
-    for model in (narrow := load_base_model("sees", base.folder, "bfloat16"), with_kernels(narrow)):
+    for model in with_and_without_kernels(load_base_model("sees", base.folder, "bfloat16")):
         again = [seeing_datum(model, parts, seed) for seed, parts in enumerate(SEQUENCES)]
         rounded = forward(model, None, again, "cross_entropy", {}).logprobs
         for ours, theirs in zip(rounded, exact, strict=True):
@@ -284,7 +289,8 @@ def test_an_export_is_loaded_by_peft_on_the_whole_model(base: BaseModel, tmp_pat
         torch.testing.assert_close(loaded.weights[name], weight, atol=1e-7, rtol=1e-6)
     twin, parts = SeeingTwin(base.folder), SEQUENCES[0]
     datum = seeing_datum(base, parts)
-    peft = PeftModel.from_pretrained(twin.model, str(out)).eval().double()
+    whole = out / "vllm" if (out / "vllm").is_dir() else out  # beside it, the text part alone
+    peft = PeftModel.from_pretrained(twin.model, str(whole)).eval().double()
     with torch.no_grad():
         logits = peft(**twin.inputs(datum.tokens.tolist(), parts), use_cache=False).logits[0]
     targets = torch.from_numpy(datum.inputs["target_tokens"])
@@ -303,6 +309,31 @@ def test_a_merged_export_computes_what_the_engine_computes(base: BaseModel, tmp_
     expected = SeeingTwin(out).logprobs(None, datum, parts).numpy()
     [ours] = forward(base, adapter, [datum], "cross_entropy", {}).logprobs
     np.testing.assert_allclose(ours, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe"])
+def test_a_folder_that_lacks_the_vision_tower_is_a_model_of_text(
+    family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = make_seeing(tmp_path, family) / "model.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(file).items() if "visual" not in name}
+    save_file(tensors, file, metadata={"format": "pt"})
+    with caplog.at_level("INFO"):
+        base = load_base_model("blind", tmp_path)
+    assert "32 of" in caplog.text and "only its text part is used" in caplog.text
+    assert base.vision is None
+    assert memory_of_weights(tmp_path, "float32", "cpu") == 4 * base.model.num_parameters()
+    assert seeing_request(base, [[1, 2]]).prompt == [1, 2]
+    with pytest.raises(Refused, match="the prompt has an image, and blind reads text only here"):
+        seeing_request(base, [WIDE])
+
+
+def test_a_qwen3_vl_that_lacks_its_vision_tower_is_refused(tmp_path: Path) -> None:
+    file = make_seeing(tmp_path) / "model.safetensors"
+    tensors = {name: tensor for name, tensor in load_file(file).items() if "visual" not in name}
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(Refused, match=r"lack model\.visual\..*Copy the model again"):
+        load_base_model("sees", tmp_path)
 
 
 def test_an_adapter_of_plain_peft_is_read(tmp_path: Path) -> None:

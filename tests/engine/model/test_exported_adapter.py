@@ -18,8 +18,9 @@ from tests.support.adapters import filled_adapter, save_as_peft
 from tests.support.exports import export
 from tests.support.families import FAMILIES
 from tests.support.family_twin import TinyFamily, family_datums, make_family
+from tests.support.seeing_models import make_seeing
 from tests.support.state_families import FAMILIES as STATE_FAMILIES
-from tests.support.state_families import SEEING_FAMILIES, make_with_images
+from tests.support.state_families import SEEING_FAMILIES
 from tests.support.window_families import FAMILIES as WINDOW_FAMILIES
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import AdamParams, LoraConfig
@@ -94,11 +95,11 @@ def test_an_exported_adapter_comes_back_with_every_weight(
             np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-@pytest.mark.parametrize("experts", [False, True], ids=["dense", "experts"])
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen3_5_moe"])
 def test_both_folders_of_an_export_are_read_where_peft_and_vllm_want_other_names(
-    experts: bool, tmp_path: Path
+    family: str, tmp_path: Path
 ) -> None:
-    make_with_images(tmp_path / "model", tied=False, experts=experts)
+    make_seeing(tmp_path / "model", family)
     trained = trained_and_exported("sees", tmp_path, family_datums(GPT_OSS)[:2])
     for folder in (trained.exported, trained.exported / "vllm"):
         loaded = read_exported_adapter(trained.base, folder)

@@ -22,10 +22,11 @@ from tests.support.family_twin import (
     sampling_difference,
     training_differences,
 )
-from tests.support.state_families import FAMILIES, SEEING_FAMILIES, make_with_images
+from tests.support.seeing_models import make_seeing
+from tests.support.state_families import FAMILIES, SEEING_FAMILIES
 from tinkersmith.engine.messages import Answering, LoraConfig, SampleRequest
 from tinkersmith.engine.model.adapters import adapter_state, new_adapter, snapshot
-from tinkersmith.engine.model.base_model import BaseModel, load_base_model, memory_of_weights
+from tinkersmith.engine.model.base_model import BaseModel, load_base_model
 from tinkersmith.engine.model.exported_adapter import read_exported_adapter
 from tinkersmith.engine.sampling import batch as batch_module
 from tinkersmith.engine.sampling.batch import Batch
@@ -186,21 +187,20 @@ def test_clients_of_the_sdk_train_sample_and_resume_bit_for_bit(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_only_the_text_part_of_a_model_that_sees_images_is_loaded(
+def test_the_text_part_of_a_model_that_sees_images_computes_what_the_whole_does(
     tmp_path: Path, tied: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = make_with_images(tmp_path, tied=tied)
+    folder = make_seeing(tmp_path, "qwen3_5", tied=tied)
     file = folder / "config.json"
     config = json.loads(file.read_text())
     del config["text_config"]["tie_word_embeddings"]  # as folders on the Hub: said outside only
     file.write_text(json.dumps(config))
     with caplog.at_level("INFO"):
         base = load_base_model("sees", folder)
-    assert "parameters are not loaded: only its text part is used" in caplog.text
+    assert "32 of" in caplog.text and "the prediction of several tokens at a time" in caplog.text
     assert "UNEXPECTED" not in caplog.text
-    assert base.tied == tied
+    assert base.tied == tied and base.vision is not None
     assert all(path.startswith(("model.layers.", "lm_head")) for path in base.shapes)
-    assert memory_of_weights(folder, "float32", "cpu") == 4 * base.model.num_parameters()
     tokens = torch.arange(40)
     plain = Qwen3_5ForConditionalGeneration.from_pretrained(folder)
     with torch.no_grad():
@@ -211,7 +211,7 @@ def test_only_the_text_part_of_a_model_that_sees_images_is_loaded(
 def test_an_adapter_of_plain_peft_is_divided_into_the_parts_of_joined_projections(
     tmp_path: Path,
 ) -> None:
-    folder = make_with_images(tmp_path / "model", tied=False)
+    folder = make_seeing(tmp_path / "model", "qwen3_5")
     plain = Qwen3_5ForConditionalGeneration.from_pretrained(folder)
     torch.manual_seed(1)
     layers = r"model\.language_model\..*\.(in_proj_\w+|out_proj|q_proj|up_proj)"

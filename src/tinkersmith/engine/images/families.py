@@ -1,9 +1,12 @@
 """Families that see: the whole model of a folder -> its text part, and a vision tower.
 
-The text parts are those of Qwen3 but for the positions of images, and Qwen3 has fast kernels. So
-they become models of these classes, with the names that Tinker's cloud gives their layers.
+The text part becomes a model of its own, with the names that Tinker's cloud gives its layers. That
+of Qwen3-VL is a Qwen3 but for the positions of images, and Qwen3 has fast kernels.
 """
 
+import copy
+import re
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,40 +15,63 @@ from transformers import (
     AutoModelForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen3_5MoeTextConfig,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
 )
 
 from tinkersmith.engine.errors import Refused
 
-_TEXT: dict[str, type[PreTrainedConfig]] = {"qwen3_vl": Qwen3Config, "qwen3_vl_moe": Qwen3MoeConfig}
-NAMES = frozenset(_TEXT)  # of model types, as config.json gives them
+
+@dataclass(frozen=True, slots=True)
+class _TextPart:
+    kind: type[PreTrainedConfig]
+    # How many pairs of numbers of a head turn by a token's time, row and column, where config.json
+    # says nothing.
+    sections: tuple[int, ...]
+    stands_alone: bool  # whether a folder without the part that sees is one of a model of text
+
+
+_TEXT = {  # by the model type in config.json
+    "qwen3_vl": _TextPart(Qwen3Config, (24, 20, 20), False),
+    "qwen3_vl_moe": _TextPart(Qwen3MoeConfig, (24, 20, 20), False),
+    "qwen3_5": _TextPart(Qwen3_5TextConfig, (11, 11, 10), True),  # Qwen3.6 and 3.8, too
+    "qwen3_5_moe": _TextPart(Qwen3_5MoeTextConfig, (11, 11, 10), True),
+}
+TOWER = re.compile(r"(?:^|\.)visual\.")  # names of the tensors of the part that sees
 # The text part's own names for what the other classes do not have, or have another default for.
 _NOT_TAKEN = {"model_type", "architectures", "rope_parameters", "layer_types", "dtype"}
-_SECTIONS = (24, 20, 20)  # where config.json says nothing
 
 
-def sees(config: PreTrainedConfig) -> bool:
-    """Whether models with this configuration are loaded with the part that sees images."""
-    return config.model_type in NAMES
+def sees(model_type: str, *, has_tower: bool) -> bool:
+    """Whether a model of this type is loaded with the part that sees, which its folder may have."""
+    text = _TEXT.get(model_type)
+    return text is not None and (has_tower or not text.stands_alone)
 
 
 def config_of_text(config: PreTrainedConfig) -> PreTrainedConfig:
     """The configuration of the text part, as a model of its own."""
-    text = config.get_text_config()
+    text, kind = config.get_text_config(), _TEXT[config.model_type].kind
+    tied = bool(getattr(config, "tie_word_embeddings", False))
+    if isinstance(text, kind):
+        own = copy.deepcopy(text)
+        own.tie_word_embeddings = tied
+        return own
     rope = {
         name: value for name, value in text.rope_parameters.items() if not name.startswith("mrope")
     }
     values = {name: value for name, value in text.to_dict().items() if name not in _NOT_TAKEN}
-    values["tie_word_embeddings"] = bool(getattr(config, "tie_word_embeddings", False))
+    values["tie_word_embeddings"] = tied
     if config.model_type == "qwen3_vl_moe":
         values["norm_topk_prob"] = True  # it always does
-    return _TEXT[config.model_type](**{**values, "rope_parameters": rope})
+    return kind(**{**values, "rope_parameters": rope})
 
 
 def sections(config: PreTrainedConfig) -> tuple[int, ...]:
     """How many pairs of numbers of a head turn by a token's time, row and column."""
-    return tuple(config.get_text_config().rope_parameters.get("mrope_section", _SECTIONS))
+    default = _TEXT[config.model_type].sections
+    return tuple(config.get_text_config().rope_parameters.get("mrope_section", default))
 
 
 def take_apart(whole: PreTrainedModel, attention: str) -> tuple[PreTrainedModel, nn.Module]:

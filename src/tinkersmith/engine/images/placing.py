@@ -23,8 +23,8 @@ def with_images(
     """
     if vision is None:
         raise Refused(
-            f"{where} has an image, and {name} reads text only here; of the families with images, "
-            "the engine sees with Qwen3-VL."
+            f"{where} has an image, and {name} reads text only here. The engine reads images with "
+            "Qwen3-VL, Qwen3.5, Qwen3.6 and Qwen3.8, if the model's folder has their vision tower."
         )
     outside = next((int(token) for token in tokens if not 0 <= token < 2**31), None)
     if outside is not None:  # ids below 0 are those of images

@@ -236,7 +236,8 @@ class Vision:
             grid_thw=grid.to(weight.device),
             return_dict=True,
         )
-        return torch.stack([output.pooler_output, *output.deepstack_features])
+        deepstack = getattr(output, "deepstack_features", None) or []  # Qwen3.5 has none
+        return torch.stack([output.pooler_output, *deepstack])
 
     def _features_of(self, image: KnownImage) -> torch.Tensor:  # (1 + L, tokens, H)
         key = self._key(image)

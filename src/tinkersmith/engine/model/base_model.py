@@ -65,7 +65,7 @@ _ROUTERS = ("gate", "router", "shared_expert_gate")  # they stay frozen
 _PROJECTION = re.compile(r"\.(self_attn|mlp)\.\w+_proj\.weight$")  # of the dense families
 # Tensors of parts that see images or predict several tokens at a time.
 _NOT_LOADED = re.compile(r"(?:^|\.)(?:visual|vision_\w+|multi_modal_projector|mm_projector|mtp)\.")
-_NOT_LOADED_BESIDE_VISION = re.compile(r"(?:^|\.)mtp\.")  # of the families that see here
+_NOT_LOADED_BESIDE_VISION = re.compile(r"(?:^|\.)mtp\.")  # of models that see here
 # Names in a folder that has these parts besides -> names in a model of text alone.
 _TEXT_NAMES = {
     r"^(model\.)?language_model\.lm_head\.": "lm_head.",
@@ -211,7 +211,7 @@ def load_base_model(
     check_base_folder(folder)
     try:
         whole = AutoConfig.from_pretrained(folder, local_files_only=True)
-        if families.sees(whole):
+        if _sees(folder, whole.model_type):
             return _load_with_vision(name, folder, whole, dtype, device, storage, run_check)
         config = _text_part(whole)
         if storage is not None and not is_dense(config):
@@ -229,14 +229,13 @@ def load_base_model(
             )
         loaded, about = cast("tuple[object, dict[str, object]]", answer)
         _refuse_missing_weights(folder, about)
-        if left_out := parameter_count(folder, _NOT_LOADED):
-            log.info(
-                "%s: %s of %s parameters are not loaded: only its text part is used, "
-                "without images and without the prediction of several tokens at a time",
-                name,
-                f"{left_out:,}",
-                f"{parameter_count(folder):,}",
-            )
+        _log_left_out(
+            name,
+            folder,
+            _NOT_LOADED,
+            "only its text part is used, without images and without the prediction of several "
+            "tokens at a time",
+        )
         place = torch.device("cpu" if storage is not None else device)
         model = cast(PreTrainedModel, loaded).to(place)  # type: ignore[arg-type]
         return base_model_of(name, folder, model, torch.device(device), storage, run_check)
@@ -263,6 +262,8 @@ def _load_with_vision(
     if storage is not None:
         raise _not_stored(name, config, storage)
     model, vision = _text_and_vision(name, folder, config, dtype, device, run_check)
+    several = "the prediction of several tokens at a time is not used"
+    _log_left_out(name, folder, _NOT_LOADED_BESIDE_VISION, several)
     base = base_model_of(name, folder, model, torch.device(device), run_check=run_check)
     base.vision = vision
     return base
@@ -327,6 +328,17 @@ def _compare_with_images(
             "version of transformers is not supported for it."
         )
     return difference
+
+
+def _sees(folder: Path, model_type: str) -> bool:
+    """Whether a folder's model is loaded with the part that sees images."""
+    return families.sees(model_type, has_tower=parameter_count(folder, families.TOWER) > 0)
+
+
+def _log_left_out(name: str, folder: Path, left_out: re.Pattern[str], why: str) -> None:
+    if count := parameter_count(folder, left_out):
+        whole = f"{parameter_count(folder):,}"
+        log.info("%s: %s of %s parameters are not loaded: %s", name, f"{count:,}", whole, why)
 
 
 def _not_stored(name: str, config: PreTrainedConfig, storage: LinearStorage) -> Refused:
@@ -458,7 +470,7 @@ def memory_of_weights(
     wide = _dtype(folder, dtype, device).itemsize
     if storage is None:
         left_out = _NOT_LOADED
-        if str(model_config(folder).get("model_type")) in families.NAMES:
+        if _sees(folder, str(model_config(folder).get("model_type"))):
             left_out = _NOT_LOADED_BESIDE_VISION
         return wide * (parameter_count(folder) - parameter_count(folder, left_out))
     projections = parameter_count(folder, _PROJECTION)
