@@ -3,7 +3,8 @@
 For each: the loss, LoRA gradients and log-probabilities of one packed batch, against transformers'
 own model one sample at a time; what sampling says of its tokens and prompts, against a training
 pass; whether training goes on to the last bit from files; and what an exported adapter gives when
-the engine reads it again. Exits with 1 if a limit is passed.
+the engine reads it again. Families that see have images in samples and prompts. Exits with 1 if a
+limit is passed.
 
 python -m benchmarks.families [--quick], then python -m benchmarks.family_tables
 """
@@ -12,7 +13,9 @@ import argparse
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +24,28 @@ from safetensors.torch import save_file
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.results_file import write_results
-from tests.support import families, state_families, window_families
+from tests.support import families, seeing_models, state_families, window_families
 from tests.support.adapters import filled_adapter, save_as_peft
 from tests.support.exports import export
 from tests.support.family_twin import (
     TinyFamily,
+    differences_from_twin,
     family_datums,
+    family_requests,
     make_family,
     packing_difference,
+    plain_model,
     sampling_difference,
-    training_differences,
+    twin_logprobs,
 )
-from tinkersmith.engine.messages import AdamParams, LoraConfig
+from tests.support.seeing_models import (
+    SeeingTwin,
+    make_seeing,
+    seeing_datum,
+    seeing_request,
+    seeing_sequences,
+)
+from tinkersmith.engine.messages import AdamParams, Datum, LoraConfig, SampleRequest
 from tinkersmith.engine.model.adapters import (
     adapter_state,
     load_adapter_state,
@@ -43,6 +56,7 @@ from tinkersmith.engine.model.base_model import BaseModel, load_base_model
 from tinkersmith.engine.model.exported_adapter import read_exported_adapter
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.runtime.fast_code import with_fast_code
+from tinkersmith.engine.storage.catalogue import model_config
 from tinkersmith.engine.training.optimizer import (
     OptimizerState,
     load_state_tensors,
@@ -77,37 +91,98 @@ SHOWN = {  # the names of the tests, where a reader knows another
     "deepseek_v3": "DeepSeek V3",
     "nemotron_h": "Nemotron 3",
     "nemotron_h with latent experts": "Nemotron 3 with latent experts",
+    "qwen3_vl with images": "Qwen3-VL with images",
+    "qwen3_vl_moe with images": "Qwen3-VL-MoE with images",
+    "qwen3_5 with images": "Qwen3.5 with images",
+    "qwen3_5_moe with images": "Qwen3.5-MoE with images",
 }
 
 
-def all_families() -> list[TinyFamily]:
+@dataclass(frozen=True)
+class Family:
+    """A tiny model, and what it is trained and asked with."""
+
+    name: str
+    make: Callable[[Path], object]
+    datums: Callable[[BaseModel, int], list[Datum]]  # of a step
+    requests: Callable[[BaseModel], list[SampleRequest]]
+    # Log-probabilities (T,) of the datums of step 0 by transformers in float64, one by one.
+    twin: Callable[[BaseModel, Adapter], Iterator[torch.Tensor]]
+
+
+def all_families() -> list[Family]:
     plain = [TinyFamily(name, *parts) for name, parts in families.FAMILIES.items()]
-    seeing = state_families.SEEING_FAMILIES
-    return [*plain, *window_families.FAMILIES, *state_families.FAMILIES, *seeing]
+    part_of_folder = state_families.SEEING_FAMILIES
+    text = [*plain, *window_families.FAMILIES, *state_families.FAMILIES, *part_of_folder]
+    return [*map(_of_text, text), *map(_of_images, seeing_models.FAMILIES)]
 
 
-def measure(family: TinyFamily, folder: Path) -> dict[str, object]:
+def _of_text(tiny: TinyFamily) -> Family:
+    def twin(base: BaseModel, adapter: Adapter) -> Iterator[torch.Tensor]:
+        plain = plain_model(base.folder)
+        return (twin_logprobs(tiny, plain, adapter, datum) for datum in family_datums(tiny))
+
+    return Family(
+        SHOWN.get(tiny.name, tiny.name),
+        partial(make_family, tiny),
+        lambda _base, step: family_datums(tiny, step),
+        lambda _base: family_requests(tiny),
+        twin,
+    )
+
+
+def _of_images(name: str) -> Family:
+    return Family(
+        SHOWN[f"{name} with images"],
+        partial(make_seeing, family=name),
+        _seeing_datums,
+        _seeing_requests,
+        _seeing_twin,
+    )
+
+
+def _seeing_datums(base: BaseModel, step: int) -> list[Datum]:
+    sequences = enumerate(seeing_sequences(step))
+    return [seeing_datum(base, parts, 10 * step + number) for number, parts in sequences]
+
+
+def _seeing_requests(base: BaseModel) -> list[SampleRequest]:
+    settings = {"num_samples": 2, "temperature": 1.0, "stop": [], "prompt_logprobs": True}
+    return [
+        seeing_request(base, parts, seed=number, max_tokens=24 - number, **settings)
+        for number, parts in enumerate(seeing_sequences())
+    ]
+
+
+def _seeing_twin(base: BaseModel, adapter: Adapter) -> Iterator[torch.Tensor]:
+    twin, datums = SeeingTwin(base.folder), _seeing_datums(base, 0)
+    for datum, parts in zip(datums, seeing_sequences(), strict=True):
+        yield twin.logprobs(adapter, datum, parts)
+
+
+def measure(family: Family, folder: Path) -> dict[str, object]:
     """The figures of one family, by the names of `LIMITS`."""
-    make_family(family, folder)
+    family.make(folder)
     base = with_fast_code(load_base_model(family.name, folder, "float32", "cpu"))
-    trained = training_differences(family, base)
-    sampled, prompts = sampling_difference(family, base)
+    adapter, datums = filled_adapter(base, LoraConfig(8, 0)), family.datums(base, 0)
+    trained = differences_from_twin(base, adapter, datums, family.twin(base, adapter))
+    sampled, prompts = sampling_difference(base, family.requests(base))
     return {
-        "model_type": family.config.model_type,
+        "model_type": model_config(folder)["model_type"],
         "loss": trained.loss,
         "gradient": trained.gradient,
         "log-probability": trained.logprob,
-        "packed": max(packing_difference(family, base)),
+        "packed": max(packing_difference(base, datums)),
         "sampled": sampled,
         "prompt": prompts,
-        "exported": export_difference(family, base, folder),
+        "exported": export_difference(base, datums, folder),
         "resumed bit for bit": resumes(family, base, folder),
     }
 
 
-def export_difference(family: TinyFamily, base: BaseModel, folder: Path) -> float:
+def export_difference(base: BaseModel, datums: list[Datum], folder: Path) -> float:
     """Log-probabilities of a trained adapter, and of the adapter that is read from its export."""
-    adapter, datums = filled_adapter(base, LoraConfig(4, 0)), family_datums(family)
+    adapter = filled_adapter(base, LoraConfig(4, 0))
     checkpoint = save_as_peft(base, adapter, folder / "checkpoint")
     loaded = read_exported_adapter(base, export(checkpoint, folder, folder / "out", merged=False))
     logprobs = (
@@ -117,7 +192,7 @@ def export_difference(family: TinyFamily, base: BaseModel, folder: Path) -> floa
     return max(float(np.abs(ours - theirs).max()) for ours, theirs in zip(*logprobs, strict=True))
 
 
-def resumes(family: TinyFamily, base: BaseModel, folder: Path) -> bool:
+def resumes(family: Family, base: BaseModel, folder: Path) -> bool:
     """Whether steps after files of the adapter and its optimizer equal those without a stop."""
     config = LoraConfig(4, 0)
     adapter = filled_adapter(base, config)
@@ -137,11 +212,11 @@ def resumes(family: TinyFamily, base: BaseModel, folder: Path) -> bool:
 
 
 def _train(
-    family: TinyFamily, base: BaseModel, adapter: Adapter, state: OptimizerState, steps: range
+    family: Family, base: BaseModel, adapter: Adapter, state: OptimizerState, steps: range
 ) -> list[float]:
     losses: list[float] = []
     for step in steps:
-        datums = family_datums(family, step)
+        datums = family.datums(base, step)
         output = forward_backward(base, adapter, datums, "cross_entropy", {})
         losses.append(output.metrics["loss:sum"])
         optim_step(adapter, state, RATE)
@@ -176,11 +251,10 @@ def main() -> None:
     for family in chosen:
         with tempfile.TemporaryDirectory() as folder:
             figures = measure(family, Path(folder))
-        name = SHOWN.get(family.name, family.name)
-        measured[name] = figures
+        measured[family.name] = figures
         same = "yes" if figures["resumed bit for bit"] else "NO"
         line = "".join(f"{figures[column]:17.1e}" for column in LIMITS)
-        print(f"{name:42}{line}  {same}", flush=True)
+        print(f"{family.name:42}{line}  {same}", flush=True)
         if beyond := broken(figures):
             wrong = True
             print(f"  beyond its limit: {', '.join(beyond)}")

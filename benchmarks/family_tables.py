@@ -30,6 +30,7 @@ EXPORT_HEADS = (
 )
 CHINESE_WORDS = {
     " with windows in its last layers": "，最后几层有窗口",
+    " with images": "，带图像",
     " with latent experts": "，latent 专家",
     " with a dense layer": "，含一个稠密层",
     " with shared experts": "，含共享专家",

@@ -19,7 +19,7 @@ def figures_of(name: str) -> dict:
 
 def test_the_results_have_every_tiny_family_within_the_limits() -> None:
     results = figures_of("families")
-    names = [families.SHOWN.get(family.name, family.name) for family in families.all_families()]
+    names = [family.name for family in families.all_families()]
     assert list(results["families"]) == names, "run: python -m benchmarks.families"
     assert results["limits"] == families.LIMITS
     assert not [name for name, row in results["families"].items() if families.broken(row)]

@@ -7,7 +7,7 @@ Axes: T tokens of a sample, E experts, F width of an expert, H hidden size.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -228,14 +228,20 @@ def training_differences(
 ) -> TwinDifferences:
     """Losses and all LoRA gradients of one packed batch against the twin's."""
     adapter = filled_adapter(base, config or LoraConfig(rank, 0))
-    datums = family_datums(family)
+    datums, plain = family_datums(family), plain_model(base.folder)
+    expected = (twin_logprobs(family, plain, adapter, datum) for datum in datums)
+    return differences_from_twin(base, adapter, datums, expected)
+
+
+def differences_from_twin(
+    base: BaseModel, adapter: Adapter, datums: Sequence[Datum], twin: Iterable[torch.Tensor]
+) -> TwinDifferences:
+    """The same, where `twin` has the log-probabilities (T,) of each datum."""
     output = forward_backward(base, adapter, datums, "cross_entropy", {})
     ours = gradients(adapter)
     adapter.clear_gradients()
-    plain = plain_model(base.folder)
     total, worst = torch.zeros((), dtype=torch.float64), 0.0
-    for datum, logprobs in zip(datums, output.logprobs, strict=True):
-        expected = twin_logprobs(family, plain, adapter, datum)
+    for datum, logprobs, expected in zip(datums, output.logprobs, twin, strict=True):
         worst = max(worst, float(np.abs(logprobs - expected.detach().numpy()).max()))
         total = total - (expected * torch.from_numpy(datum.inputs["weights"])).sum()
     total.backward()
@@ -248,10 +254,9 @@ def training_differences(
     return TwinDifferences(worst, loss, relative[name], name)
 
 
-def packing_difference(family: TinyFamily, base: BaseModel) -> tuple[float, float]:
+def packing_difference(base: BaseModel, datums: Sequence[Datum]) -> tuple[float, float]:
     """A packed batch against its samples one by one: log-probabilities and gradients."""
     adapter = filled_adapter(base, LoraConfig(4, 0))
-    datums = family_datums(family)
     together = forward_backward(base, adapter, datums, "cross_entropy", {}).logprobs
     packed = gradients(adapter)
     adapter.clear_gradients()
@@ -264,20 +269,16 @@ def packing_difference(family: TinyFamily, base: BaseModel) -> tuple[float, floa
     return worst, max(float((packed[n] - single[n]).norm() / single[n].norm()) for n in packed)
 
 
-def sampling_difference(
-    family: TinyFamily, base: BaseModel, *, max_tokens: int = 24
-) -> tuple[float, float]:
-    """Log-probabilities of sampled tokens, and of prompts, against the same tokens in training.
+def family_requests(family: TinyFamily, *, max_tokens: int = 24) -> list[SampleRequest]:
+    """Prompts of several lengths that decode together, and end at different times.
 
-    Prompts of several lengths decode together, and end at different times. Two samples of each, so
-    that rows share a prompt.
+    Two samples of each, so that rows share a prompt.
     """
-    adapter = filled_adapter(base, LoraConfig(4, 0))
     rng = np.random.default_rng(1)
     begin = rng.integers(
         0, 250, 36
     ).tolist()  # prompts share it: a cached prefix, where there is one
-    requests = [
+    return [
         SampleRequest(
             prompt=[*begin[: max(0, length - 2)], *rng.integers(0, 250, min(2, length)).tolist()],
             num_samples=2,
@@ -289,11 +290,18 @@ def sampling_difference(
         )
         for index, length in enumerate([*family.lengths, 38])
     ]
+
+
+def sampling_difference(base: BaseModel, requests: Sequence[SampleRequest]) -> tuple[float, float]:
+    """Log-probabilities of sampled tokens, and of prompts, against the same tokens in training."""
+    adapter = filled_adapter(base, LoraConfig(4, 0))
+    placeholder = 0 if base.vision is None else base.vision.placeholder
     sampled = prompts = 0.0
     for request, result in zip(requests, sample(base, adapter, requests), strict=True):
         for sequence in result.sequences:
             tokens = np.array([*request.prompt, *sequence.tokens])
-            datum = Datum(tokens[:-1], {"target_tokens": tokens[1:]})
+            targets = np.where(tokens < 0, placeholder, tokens)[1:]  # images have ids below 0
+            datum = Datum(tokens[:-1], {"target_tokens": targets}, images=request.images)
             [expected] = forward(base, adapter, [datum], "cross_entropy", {}).logprobs
             answer = expected[len(request.prompt) - 1 :]
             sampled = max(sampled, float(np.abs(answer - sequence.logprobs).max()))

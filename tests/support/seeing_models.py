@@ -73,7 +73,6 @@ _DELTA_NET: dict[str, Any] = {
         "mrope_interleaved": True,
     },
 }
-_JOINED = {"in_proj_qkv": ("in_proj_q", "in_proj_k", "in_proj_v")}
 _EXPERTS: dict[str, Any] = {
     "num_experts": 5,
     "num_experts_per_tok": 2,
@@ -108,6 +107,7 @@ _TOKENS = {
 }
 
 Parts = Sequence[bytes | Sequence[int]]  # of a sequence: files of images, and text
+JOINED = {"in_proj_qkv": ("in_proj_q", "in_proj_k", "in_proj_v")}  # see TinyFamily
 
 
 # Classes, and what configures the text part and the part that sees, by the name of a family.
@@ -179,6 +179,31 @@ def picture(width: int, height: int, seed: int = 0, kind: str = "PNG") -> bytes:
     return file.getvalue()
 
 
+WIDE, SQUARE, TALL = picture(40, 16, 1), picture(24, 24, 2), picture(8, 48, 3, "JPEG")
+
+
+def shown(image: bytes) -> list[bytes | list[int]]:
+    """An image between the tokens that renderers put around it."""
+    return [[VISION_START], image, [VISION_END]]
+
+
+def seeing_sequences(seed: int = 0) -> list[Parts]:
+    """Text with images of three shapes: in it, before it, behind it, several, and none."""
+    rng = np.random.default_rng(seed)
+
+    def words(count: int) -> list[int]:
+        return rng.integers(0, 250, count).tolist()
+
+    return [
+        [words(5), *shown(WIDE), words(6)],
+        [words(12)],
+        [*shown(SQUARE), words(9), *shown(TALL), words(2)],
+        [SQUARE, words(4)],
+        [words(3), TALL],
+        [words(1), WIDE, words(1), WIDE, words(1), SQUARE],
+    ]
+
+
 def split_parts(parts: Parts) -> tuple[list[int], tuple[ImageChunk, ...]]:
     """The text tokens of a sequence, and its images with their places."""
     tokens: list[int] = []
@@ -239,7 +264,7 @@ class SeeingTwin:
         changed: dict[str, torch.Tensor] = {}
         if adapter is not None:
             layers = "model.language_model."
-            changed = changed_parameters(self.model, adapter, joined=_JOINED, layers=layers)
+            changed = changed_parameters(self.model, adapter, joined=JOINED, layers=layers)
         inputs = {**self.inputs(datum.tokens.tolist(), parts), "use_cache": False}
         with all_in_float64(self.model):
             output = torch.func.functional_call(self.model, changed, (), inputs, tie_weights=False)

@@ -1,5 +1,6 @@
 """A model that sees images trains and samples like plain transformers."""
 
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +14,20 @@ from transformers import Qwen3VLForConditionalGeneration
 from tests.support.adapters import filled_adapter, gradients
 from tests.support.answers import assert_equal_answers
 from tests.support.exports import export
+from tests.support.family_twin import differences_from_twin, sampling_difference
 from tests.support.seeing_models import (
     FAMILIES,
-    IMAGE_PAD,
-    VISION_END,
-    VISION_START,
-    Parts,
+    WIDE,
     SeeingTwin,
     make_seeing,
     picture,
     seeing_datum,
     seeing_request,
+    seeing_sequences,
 )
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.kernels.choose import with_torch_kernels
-from tinkersmith.engine.messages import Answering, Datum, LoraConfig
+from tinkersmith.engine.messages import Answering, LoraConfig
 from tinkersmith.engine.model.adapters import save_adapter
 from tinkersmith.engine.model.base_model import BaseModel, load_base_model, memory_of_weights
 from tinkersmith.engine.model.exported_adapter import read_exported_adapter
@@ -40,27 +40,12 @@ from tinkersmith.engine.training.step import forward, forward_backward
 
 pytestmark = pytest.mark.engine
 
-RNG = np.random.default_rng(0)
-WIDE, SQUARE, TALL = picture(40, 16, 1), picture(24, 24, 2), picture(8, 48, 3, "JPEG")
+RNG = np.random.default_rng(1)
+SEQUENCES = seeing_sequences()
 
 
 def words(count: int) -> list[int]:
     return RNG.integers(0, 250, count).tolist()
-
-
-def shown(image: bytes) -> list[bytes | list[int]]:
-    """An image between the tokens that renderers put around it."""
-    return [[VISION_START], image, [VISION_END]]
-
-
-SEQUENCES: list[Parts] = [
-    [words(5), *shown(WIDE), words(6)],
-    [words(12)],
-    [*shown(SQUARE), words(9), *shown(TALL), words(2)],
-    [SQUARE, words(4)],  # it begins with an image
-    [words(3), TALL],  # it ends with one
-    [words(1), WIDE, words(1), WIDE, words(1), SQUARE],
-]
 
 
 @pytest.fixture(scope="module", params=[*FAMILIES, "qwen3_vl tied"])
@@ -81,25 +66,15 @@ def with_and_without_kernels(base: BaseModel) -> list[BaseModel]:
 def test_losses_and_lora_gradients_equal_those_of_plain_transformers_in_float64(
     base: BaseModel,
 ) -> None:
-    attention = LoraConfig(4, 0, train_unembed=not base.tied)
-    adapter = filled_adapter(base, attention)
+    adapter = filled_adapter(base, LoraConfig(4, 0, train_unembed=not base.tied))
     datums = [seeing_datum(base, parts, seed) for seed, parts in enumerate(SEQUENCES)]
     twin = SeeingTwin(base.folder)
-    total, expected = torch.zeros((), dtype=torch.float64), list[np.ndarray]()
-    for datum, parts in zip(datums, SEQUENCES, strict=True):
-        logprobs = twin.logprobs(adapter, datum, parts)
-        total = total - (logprobs * torch.from_numpy(datum.inputs["weights"])).sum()
-        expected.append(logprobs.detach().numpy())
-    total.backward()
-    theirs = gradients(adapter)
     for model in with_and_without_kernels(base):
         adapter.clear_gradients()
-        output = forward_backward(model, adapter, datums, "cross_entropy", {})
-        assert abs(output.metrics["loss:sum"] / total.item() - 1) < 1e-5
-        for ours, plain in zip(output.logprobs, expected, strict=True):
-            np.testing.assert_allclose(ours, plain, atol=2e-5)
-        for name, gradient in gradients(adapter).items():
-            assert (gradient - theirs[name]).norm() < 1e-5 * theirs[name].norm(), name
+        expected = map(twin.logprobs, repeat(adapter), datums, SEQUENCES)
+        differences = differences_from_twin(model, adapter, datums, expected)
+        assert differences.logprob < 2e-5 and differences.loss < 1e-5
+        assert differences.gradient < 1e-5, differences.worst
 
 
 def test_rows_without_a_loss_may_be_left_out(base: BaseModel) -> None:
@@ -143,20 +118,10 @@ def all_requests(base: BaseModel, **options: object) -> list:
 def test_sampled_and_prompt_log_probabilities_are_those_of_a_forward_pass(
     base: BaseModel,
 ) -> None:
-    adapter = filled_adapter(base, LoraConfig(4, 0))
     for model in with_and_without_kernels(base):
         requests = all_requests(model, num_samples=2, prompt_logprobs=True)
-        for request, result in zip(requests, sample(model, adapter, requests), strict=True):
-            prompt = len(request.prompt)
-            assert result.prompt_logprobs is not None
-            for sequence in result.sequences:
-                tokens = np.array([*request.prompt, *sequence.tokens])
-                targets = {"target_tokens": np.where(tokens < 0, IMAGE_PAD, tokens)[1:]}
-                datum = Datum(tokens[:-1], targets, images=request.images)
-                [expected] = forward(model, adapter, [datum], "cross_entropy", {}).logprobs
-                np.testing.assert_allclose(sequence.logprobs, expected[prompt - 1 :], atol=1e-4)
-                ours = result.prompt_logprobs[1:]
-                np.testing.assert_allclose(ours, expected[: prompt - 1], atol=1e-4)
+        sampled, prompts = sampling_difference(model, requests)
+        assert sampled < 1e-4 and prompts < 1e-4
 
 
 def test_greedy_answers_are_those_of_generate(base: BaseModel) -> None:

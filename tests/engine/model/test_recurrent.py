@@ -18,6 +18,7 @@ from tests.support.engine import datum, running_engine
 from tests.support.engine import random_datums as random_sdk_datums
 from tests.support.family_twin import (
     TinyFamily,
+    family_requests,
     make_family,
     sampling_difference,
     training_differences,
@@ -62,7 +63,7 @@ def test_the_text_part_of_a_folder_with_images_trains_and_samples_as_the_twin(
     differences = training_differences(family, base, rank=4)
     assert differences.logprob < 2e-5 and differences.loss < 1e-5
     assert differences.gradient < 1e-5, differences.worst
-    sampled, prompts = sampling_difference(family, base)
+    sampled, prompts = sampling_difference(base, family_requests(family))
     assert sampled < 1e-4 and prompts < 1e-4
 
 
@@ -102,7 +103,7 @@ def test_requests_that_join_and_leave_at_any_step_get_what_each_gets_alone(
 def test_sampled_and_prompt_log_probabilities_are_those_of_a_forward_pass(
     family: TinyFamily, base: BaseModel
 ) -> None:
-    sampled, prompts = sampling_difference(family, base)
+    sampled, prompts = sampling_difference(base, family_requests(family))
     assert sampled < 1e-4 and prompts < 1e-4
 
 
