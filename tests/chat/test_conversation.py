@@ -48,12 +48,14 @@ def test_a_saved_conversation_is_a_sample_to_train_on(tmp_path: Path) -> None:
     only = tmp_path / "only.jsonl"
     only.write_text(lines[1])
     [sample] = load_samples([str(only)]).samples
-    turns = [(turn.role, turn.text, turn.thought) for turn in sample.turns]
-    assert turns == [
-        ("system", "Be brief.", ""),
-        ("user", "Add.\n\n3 + 4", ""),
-        ("assistant", "7", "Well."),
+    turns = [(turn.role, turn.text, turn.input, turn.thought) for turn in sample.turns]
+    assert turns == [  # the input keeps its place in the template that the model was trained with
+        ("system", "Be brief.", "", ""),
+        ("user", "Add.", "3 + 4", ""),
+        ("assistant", "7", "", "Well."),
     ]
+    asked_as_one = conversation().record(BASE)["messages"]
+    assert asked_as_one[1] == {"role": "user", "content": "Add.\n\n3 + 4"}
 
 
 def test_answers_that_are_not_whole_are_counted_before_one_trains_on_them() -> None:

@@ -30,7 +30,7 @@ CHAT = [
     {"role": "system", "content": "系统"},
     {"role": "user", "content": 'Frage: für "später",\nnächste Zeile'},
     {"role": "assistant", "content": "a", "reasoning_content": "hm", "weight": 0},
-    {"role": "user", "content": "and then?"},
+    {"role": "user", "content": "and then?", "input": "17:00"},
     {"role": "assistant", "content": "", "tool_calls": [CALL]},
     {"role": "tool", "content": "42", "name": "f", "tool_call_id": "c1"},
     {"role": "assistant", "content": "b"},

@@ -76,13 +76,15 @@ class Conversation:
         Raises:
             UserError: there is no answer with text.
         """
-        messages = [{"role": "system", "content": self.system}] if self.system else []
+        messages: list[dict[str, Any]] = []
+        if self.system:
+            messages.append({"role": "system", "content": self.system})
         answered = 0
         for turn in self.turns:
             answer = turn.answer_of(model)
             if answer is None or not answer.text.strip():
                 continue  # a record without an answer cannot be trained on
-            messages.append({"role": "user", "content": turn.whole_prompt})
+            messages.append(_question(model, turn))
             said = {"role": "assistant", "content": answer.text}
             if answer.thought.strip():
                 said["reasoning_content"] = answer.thought

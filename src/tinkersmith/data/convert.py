@@ -243,8 +243,9 @@ def _alpaca_record(sample: Sample) -> dict[str, Any] | None:
 
 
 def _message(turn: Turn) -> dict[str, Any]:
-    text = turn.text if not turn.input else f"{turn.text}\n{turn.input}"
-    message: dict[str, Any] = {"role": turn.role, "content": text}
+    message: dict[str, Any] = {"role": turn.role, "content": turn.text}
+    if turn.input:
+        message["input"] = turn.input
     if turn.thought:
         message["reasoning_content"] = turn.thought
     if turn.tool_calls:

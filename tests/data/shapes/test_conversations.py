@@ -300,3 +300,17 @@ def test_a_conversation_in_one_text_has_the_columns_that_read_it() -> None:
     assert reason.startswith('"chat" is a string; it must be a list of messages. To train on it')
     columns, _ = json.JSONDecoder().raw_decode(reason.split("COLUMNS = ")[1])
     assert sample_of(record, columns).turns[0].text == record["chat"]
+
+
+def test_the_input_of_a_user_s_message_is_kept_apart() -> None:
+    asked = said("user", "Add.", input="3 + 4")
+    sample = sample_of({"messages": [asked, said("assistant", "7", input="a field of others")]})
+    assert [(turn.text, turn.input) for turn in sample.turns] == [("Add.", "3 + 4"), ("7", "")]
+    # Of messages in a row, the last one's input ends the text; an earlier one is within it.
+    later = said("user", "Double it.", input=None)
+    sample = sample_of({"messages": [asked, later, said("assistant", "14")]})
+    assert (sample.turns[0].text, sample.turns[0].input) == ("Add.\n\n3 + 4\n\nDouble it.", "")
+    sample = sample_of({"messages": [later, asked, said("assistant", "7")]})
+    assert (sample.turns[0].text, sample.turns[0].input) == ("Double it.\n\nAdd.", "3 + 4")
+    reason = reason_of({"messages": [said("user", "Add.", input=[3, 4]), TALK[1]]})
+    assert reason == '"input" of message 1 is a list; it must be a string.'

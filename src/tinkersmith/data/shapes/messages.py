@@ -241,6 +241,7 @@ def _turn(
         raise Unusable(field, f"{what} is empty. Fill it in, or remove the record.")
     if role == "system" and is_blank_text(text):
         return None
+    given_input = "" if role != "user" or is_missing(fields.get("input")) else fields["input"]
     trained = _flag(fields, number, field)
     if role == "assistant" and trained is None and (mark := _bad_mark(fields)):
         trained = False
@@ -250,6 +251,7 @@ def _turn(
     return Turn(
         role,
         text,
+        input=check_text(given_input, f'"input" of message {number}', field),
         thought=thought or thought_inside,
         tool_calls=calls,
         tool_name=check_text(tool_name or "", f'"name" of message {number}', field),
@@ -504,9 +506,11 @@ def _in_order(
                 'differ (such as "weight"). Join them, or remove the record.',
             )
         elif last is not None and _can_join(last, turn):
+            texts = (last.text, last.input, turn.text)  # only a last input has its place behind
             ordered[-1] = replace(
                 last,
-                text="\n\n".join(text for text in (last.text, turn.text) if text),
+                text="\n\n".join(text for text in texts if text),
+                input=turn.input,
                 tool_calls=turn.tool_calls,
             )
             notes.append(JOINED)
