@@ -77,6 +77,16 @@ def test_a_merged_export_answers_as_its_run(exports: Exports) -> None:
     assert answers(models) == {"merged": run[exports.small.run.name]}
 
 
+def test_another_base_model_than_that_of_the_path_is_refused(exports: Exports) -> None:
+    settings, run = exports.small.settings, exports.small.run
+    for paths in ([], [str(run.path)], [run.checkpoints()[-1].sampler_path]):
+        with pytest.raises(UserError, match=f"{run.name} was trained on .*, not on the base model"):
+            models_to_serve(paths, settings, base_model="Qwen/Qwen3-8B")
+        assert models_to_serve(paths, settings, base_model=run.base_model()).base_name == "base"
+    with pytest.raises(UserError, match="merged is a full model, and needs no base model"):
+        models_to_serve([str(exports.merged)], settings, base_model="Qwen/Qwen3-8B")
+
+
 def test_an_adapter_that_does_not_fit_is_refused_in_a_sentence(
     exports: Exports, tmp_path: Path
 ) -> None:

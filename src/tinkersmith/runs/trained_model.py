@@ -86,13 +86,22 @@ def find_trained_model(
     else:
         run = newest_run(settings.output_dir)
         saved, chosen = choose_checkpoint(run, checkpoint.strip())
+    check_base_model(run, base_model)
+    return model_of_run(run, saved, settings, chosen)
+
+
+def check_base_model(run: RunFolder, base_model: str) -> None:
+    """Refuse a base model that is not the run's; "" is any.
+
+    Raises:
+        UserError: it is another one.
+    """
     trained_on = run.base_model()
     if base_model and trained_on not in (resolve_base_model(base_model)[0], _folder(base_model)):
         raise UserError(
-            f"{run.name} was trained on {trained_on}, not on BASE_MODEL {base_model}. Leave "
-            "BASE_MODEL empty, or name another model path."
+            f"{run.name} was trained on {trained_on}, not on the base model {base_model}. Name no "
+            "base model, or another trained model."
         )
-    return model_of_run(run, saved, settings, chosen)
 
 
 def model_of_run(

@@ -18,7 +18,12 @@ from tinkersmith.peft_format import ADAPTER_CONFIG
 from tinkersmith.prompts.text_tokenizer import TextTokenizer
 from tinkersmith.runs.best import choose_checkpoint
 from tinkersmith.runs.folder import newest_run, open_run
-from tinkersmith.runs.trained_model import ModelReference, find_trained_model, model_of_run
+from tinkersmith.runs.trained_model import (
+    ModelReference,
+    check_base_model,
+    find_trained_model,
+    model_of_run,
+)
 from tinkersmith.service.connection import server_of
 from tinkersmith.settings.fields import Settings
 from tinkersmith.text.jinja_template import chat_template_of, takes_input
@@ -174,21 +179,32 @@ def _find(path: str, settings: Settings, checkpoint: str, base_model: str) -> _F
         return _of_reference(find_trained_model(settings, path, base_model), path)
     folder = Path(path).expanduser() if path else None
     if path in BUNDLED_MODELS:
+        _refuse_base_of_whole(path, path, base_model)
         return _whole_model(path, path, settings, BUNDLED_MODELS[path])
     if folder is not None and (folder / ADAPTER_CONFIG).is_file():
         return _adapter(folder.resolve(), settings, base_model)
     if folder is not None and (folder / "config.json").is_file():
         folder = folder.resolve()
+        _refuse_base_of_whole(path, str(folder), base_model)
         return _whole_model(folder.name, str(folder), settings, folder)
     run = open_run(path, settings.output_dir) if path else newest_run(settings.output_dir)
     if not run.checkpoints():
         raise UserError(f"{run.name} has no checkpoint yet. Wait for its first, or name another.")
+    check_base_model(run, base_model)
     saved, chosen = choose_checkpoint(run, checkpoint.strip())
     model = model_of_run(run, saved, settings, chosen)
     stored = settings.model_copy(
         update={"backend": model.settings.backend, "output_dir": str(run.path.parent)}
     )
     return _of_reference(replace(model, settings=stored), f"checkpoint {chosen}")
+
+
+def _refuse_base_of_whole(path: str, name: str, base_model: str) -> None:
+    """Refuse a base model beside a full model, unless an adapter served with it needs it."""
+    if base_model and _resolved(base_model) != name:
+        raise UserError(
+            f"{path} is a full model, and needs no base model. Leave --base-model {base_model} out."
+        )
 
 
 def _of_reference(model: ModelReference, about: str) -> _Found:
