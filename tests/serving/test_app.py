@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -158,6 +159,36 @@ def test_anthropics_client_lists_the_models(server: RunningServer) -> None:
     client = anthropic_of(server)
     assert [model.id for model in client.models.list()] == ["last", "first", "base"]
     assert client.models.retrieve("first").display_name == "first"
+    pages = [[model.id for model in page.data] for page in client.models.list(limit=2).iter_pages()]
+    assert pages == [["last", "first"], ["base"]]
+    before = client.models.list(before_id="base", limit=1)
+    assert (before.first_id, before.last_id, before.has_more) == ("first", "first", True)
+
+
+@pytest.mark.parametrize("header", ["anthropic-version", "x-api-key"])
+def test_the_form_of_a_shared_route_is_that_of_the_client(
+    server: RunningServer, header: str
+) -> None:
+    """Of `/v1/models` and of routes that do not exist; other routes belong to one API."""
+    sent = {header: "2023-06-01"}
+    for path in ("/v1/models/nosuch", "/v1/nosuch", "/v1/models?limit=0", "/v1/models?after_id=x"):
+        answer = httpx.get(f"{server.url}{path}", headers=sent)
+        assert answer.json()["type"] == "error", path
+        assert answer.headers["request-id"].startswith("req_")
+    foreign = httpx.get(f"{server.url}/v1/models", headers={**sent, "host": "evil.example"})
+    assert (foreign.status_code, foreign.json()["error"]["type"]) == (403, "permission_error")
+    with pytest.raises(anthropic.NotFoundError) as caught:
+        anthropic_of(server).models.retrieve("nosuch")
+    assert caught.value.body == httpx.get(f"{server.url}/v1/models/nosuch", headers=sent).json()
+    listed = httpx.get(f"{server.url}/v1/models", headers=sent).json()
+    assert set(listed) == {"data", "has_more", "first_id", "last_id"}
+    for path in ("/v1/models/nosuch", "/v1/nosuch"):
+        plain = httpx.get(f"{server.url}{path}")
+        assert "code" in plain.json()["error"] and "type" not in plain.json()
+        assert plain.headers["x-request-id"].startswith("req_")
+    assert set(httpx.get(f"{server.url}/v1/models").json()) == {"object", "data"}
+    chats = httpx.post(f"{server.url}/v1/chat/completions", headers=sent, json={"model": "nosuch"})
+    assert "code" in chats.json()["error"]
 
 
 def test_each_name_answers_with_its_own_weights(server: RunningServer) -> None:

@@ -81,7 +81,7 @@ def make_dashboard(
                 raise FileNotFoundError
             await asyncio.to_thread(lambda: open_regular(file).close())
         except OSError:
-            return _refusal("", "this run has no report.", 404)
+            return _refusal("this run has no report.", 404)
         return FileResponse(file, media_type="text/html", headers=_HEADERS | _REPORT_POLICY)
 
     app = Starlette(
@@ -96,7 +96,7 @@ def make_dashboard(
     return HostGuard(
         _PageKeyGuard(app, key, cookie),
         hosts,
-        _refusal,
+        lambda scope, sentence, status: _refusal(sentence, status),
         any_own_address=any_own_address,
         server="dashboard",
     )
@@ -133,7 +133,7 @@ class _PageKeyGuard:
                 "the key is missing or wrong. Open the address that tinkersmith dashboard printed, "
                 "with its key."
             )
-            await _refusal(scope["path"], sentence, 401)(scope, receive, send)
+            await _refusal(sentence, 401)(scope, receive, send)
             return
         await self.app(scope, receive, send)
 
@@ -183,10 +183,10 @@ def _encoded_news(watch: Watch, page: PageState) -> bytes:
     return json.dumps({**news, "now": time.time()}, separators=(",", ":")).encode() if news else b""
 
 
-def _refusal(path: str, sentence: str, status: int) -> PlainTextResponse:
+def _refusal(sentence: str, status: int) -> PlainTextResponse:
     return PlainTextResponse(f"{sentence}\n", status, _HEADERS)
 
 
 async def _no_such_page(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 404
-    return _refusal("", f"the dashboard has no {request.method} {request.url.path}.", status)
+    return _refusal(f"the dashboard has no {request.method} {request.url.path}.", status)

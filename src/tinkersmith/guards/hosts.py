@@ -16,7 +16,7 @@ from tinkersmith.errors import UserError, reason_of
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-    Refuse = Callable[[str, str, int], ASGIApp]  # path, sentence and status -> the answer
+    Refuse = Callable[[Scope, str, int], ASGIApp]  # request, sentence, status -> the answer
 
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.-]{1,253})(?::[0-9]{1,5})?")
@@ -117,7 +117,7 @@ class HostGuard:
 
     async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         if scope["type"] == "http" and (sentence := self._objection(scope)) is not None:
-            await self.refuse(scope["path"], sentence, 403)(scope, receive, send)
+            await self.refuse(scope, sentence, 403)(scope, receive, send)
             return
         await self.app(scope, receive, send)
 

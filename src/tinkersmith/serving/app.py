@@ -29,10 +29,12 @@ from tinkersmith.serving.errors import (
     MESSAGES,
     ServingError,
     answer_id,
+    api_of,
     error_event,
     refusal_of,
     refused,
 )
+from tinkersmith.serving.listing import model_json, page_of
 from tinkersmith.serving.loopback import LoopbackTransport
 from tinkersmith.serving.models import ServedModel, ServedModels
 from tinkersmith.serving.page.page import chat_page
@@ -96,7 +98,13 @@ def make_serving_app(
     )
     app.router.redirect_slashes = False
     guarded = _KeyGuard(app, key) if key else app
-    return HostGuard(guarded, hosts, refused, any_own_address=any_own_address, server="server")
+    return HostGuard(
+        guarded,
+        hosts,
+        lambda scope, sentence, status: refused(api_of(scope), sentence, status),
+        any_own_address=any_own_address,
+        server="server",
+    )
 
 
 class _KeyGuard:
@@ -109,7 +117,7 @@ class _KeyGuard:
         if scope["type"] == "http" and scope["path"] not in _WITHOUT_KEY:  # noqa: SIM102
             if not carries_key(scope, self._key):
                 sentence = "the API key is not this server's key."
-                await refused(scope["path"], sentence, 401)(scope, receive, send)
+                await refused(api_of(scope), sentence, 401)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
@@ -122,7 +130,7 @@ async def _no_such_route(request: Request, error: Exception) -> Response:
     else:
         known = ", ".join(("/v1/models", *_ROUTES))
         sentence = f"there is no {request.method} {path} here; there are {known}."
-    response = refused(path, sentence, status)
+    response = refused(api_of(request.scope), sentence, status)
     if allowed:
         response.headers["allow"] = allowed
     return response
@@ -191,16 +199,21 @@ class _Serving:
         return Response(text, media_type=_TEXT)
 
     async def list_models(self, request: Request) -> Response:
-        listed = [_model_json(model) for model in self.models.models]
-        # Anthropic's clients read `data` as the first page, and `has_more`.
-        whole = {"object": "list", "data": listed, "has_more": False}
-        return JSONResponse(whole, headers=answer_id(request.url.path))
+        listed = [model_json(model) for model in self.models.models]
+        api = api_of(request.scope)
+        if api == "openai":
+            return JSONResponse({"object": "list", "data": listed}, headers=answer_id(api))
+        try:
+            return JSONResponse(page_of(listed, request.query_params), headers=answer_id(api))
+        except ServingError as error:
+            return refusal_of(api, error)
 
     async def one_model(self, request: Request) -> Response:
-        model = self.models.named(request.path_params["name"])
+        api, name = api_of(request.scope), request.path_params["name"]
+        model = self.models.named(name)
         if model is None:
-            return refusal_of(request.url.path, self._unknown(request.path_params["name"]))
-        return JSONResponse(_model_json(model), headers=answer_id(request.url.path))
+            return refusal_of(api, self._unknown(name))
+        return JSONResponse(model_json(model), headers=answer_id(api))
 
     def _unknown(self, name: object) -> ServingError:
         names = ", ".join(model.name for model in self.models.models)
@@ -225,11 +238,11 @@ class _Serving:
 
     async def answer(self, request: Request) -> Response:
         """One request for an answer: names are translated, and the answer is passed through."""
-        path, begun = request.url.path, time.monotonic()
+        path, api, begun = request.url.path, api_of(request.scope), time.monotonic()
         if self.counters.open_requests >= self.most_requests:
             self.counters.requests[(path, "", 429)] += 1
             return refused(
-                path,
+                api,
                 f"{self.most_requests:,} requests are open; more are refused. Try again later.",
                 429,
             )
@@ -239,10 +252,10 @@ class _Serving:
         try:
             response = await call.response()
         except ServingError as error:
-            response = refusal_of(path, error)
+            response = refusal_of(api, error)
         except (ClientDisconnect, _ClientLeft):
             self.counters.left += 1
-            response = refused(path, "the client closed the connection.", 499)
+            response = refused(api, "the client closed the connection.", 499)
         finally:
             status = response.status_code if response is not None else 500
             self.counters.requests[(path, call.model_name, status)] += 1
@@ -317,7 +330,7 @@ class _Call:
 
     def __init__(self, serving: _Serving, request: Request, begun: float) -> None:
         self._serving, self._request, self._begun = serving, request, begun
-        self._path = request.url.path
+        self._path, self._api = request.url.path, api_of(request.scope)
         self.model_name = ""
 
     async def response(self) -> Response:
@@ -337,7 +350,7 @@ class _Call:
             sent = _for_upstream(path, model, body, self._serving.upstream)
         answer = await self._unless_left(self._serving.send(path, sent))
         kind = answer.headers.get("content-type", "")
-        headers = answer_id(self._path)
+        headers = answer_id(self._api)
         headers |= {name: answer.headers[name] for name in _PASSED_ON if name in answer.headers}
         if answer.status_code == 200 and kind.startswith("text/event-stream"):
             return _Stream(
@@ -389,9 +402,9 @@ class _Call:
                 async for event in events:
                     yield _renamed(event, model)
         except (httpx.HTTPError, BrokenStream):
-            yield error_event(self._path, await self._broke_off())
+            yield error_event(self._api, await self._broke_off())
         except (ValueError, KeyError, TypeError, AttributeError):  # of `chat_events`
-            yield error_event(self._path, _no_answer(200))
+            yield error_event(self._api, _no_answer(200))
         finally:
             await answer.aclose()
 
@@ -471,25 +484,6 @@ def _no_answer(status: int) -> ServingError:
         f"the server behind answers with HTTP status {status} and not in the form of this API. "
         "Try again, or look what runs at its address.",
     )
-
-
-def _model_json(model: ServedModel) -> dict[str, Any]:
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": 0,
-        "owned_by": "tinkersmith",
-        # What Anthropic's clients read of a model.
-        "type": "model",
-        "display_name": model.name,
-        "created_at": "1970-01-01T00:00:00Z",
-        "kind": model.kind,
-        "base": model.base,
-        "template": {
-            "name": model.template.name if model.template is not None else "chat",
-            "has_input": model.has_input,
-        },
-    }
 
 
 async def _read_body(request: Request) -> dict[str, Any]:

@@ -90,7 +90,12 @@ def make_app(
     )
     app.router.redirect_slashes = False  # a redirect is no sentence
     with_key = KeyGuard(app, key, is_token)
-    guarded = HostGuard(with_key, hosts, error_response, any_own_address=any_own_address)
+    guarded = HostGuard(
+        with_key,
+        hosts,
+        lambda scope, sentence, status: error_response(scope["path"], sentence, status),
+        any_own_address=any_own_address,
+    )
     return EarlyAnswers(guarded)
 
 
