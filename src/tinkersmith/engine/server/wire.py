@@ -3,7 +3,6 @@
 Reads leniently: an unknown field is refused only if it changes the result.
 """
 
-import base64
 import contextlib
 import dataclasses
 import importlib.util
@@ -36,6 +35,7 @@ from tinkersmith.engine.messages import (
 from tinkersmith.engine.server import fields
 from tinkersmith.engine.server.bodies import MAX_BODY, Address, Envelope
 from tinkersmith.engine.server.fields import Body
+from tinkersmith.engine.server.image_files import image_chunk
 
 
 def _load_protocol() -> ModuleType:
@@ -128,17 +128,14 @@ def _read_datum(message: Any, index: int) -> Datum:
 
 
 _SUPPORTED = "text and images are supported"
-_FORMATS = ("png", "jpeg")
 
 
 def _read_image(message: Any, place: int, where: str) -> ImageChunk:
     """An image of a batch, behind so many tokens of text."""
     if message.HasField("override_dimensions"):
         raise Refused(f"{where}: override_dimensions of an image are not supported; resize it.")
-    if message.format not in _FORMATS:
-        raise Refused(f"{where}: an image has format {message.format!r}; it must be png or jpeg.")
     expected = message.expected_tokens if message.HasField("expected_tokens") else None
-    return ImageChunk(message.data, place, expected)
+    return image_chunk(message.data, message.format, place, f"an image of {where}", expected)
 
 
 def _read_tensor(message: Any, where: str) -> np.ndarray:
@@ -346,14 +343,9 @@ def _read_prompt(body: Body) -> tuple[list[int], tuple[ImageChunk, ...]]:
 def _read_prompt_image(chunk: Body, place: int) -> ImageChunk:
     where = "an image of the prompt"
     fields.refuse_unknown(chunk, {"type", "data", "format", "expected_tokens"}, where)
-    kind = fields.string(chunk, "format")
-    if kind not in _FORMATS:
-        raise Refused(f"{where} has format {kind!r}; it must be png or jpeg.")
-    try:
-        data = base64.b64decode(fields.string(chunk, "data"), validate=True)
-    except ValueError:
-        raise Refused(f"{where}: its data is not in base64.") from None
-    return ImageChunk(data, place, fields.optional_integer(chunk, "expected_tokens"))
+    expected = fields.optional_integer(chunk, "expected_tokens")
+    data, kind = fields.string(chunk, "data"), fields.string(chunk, "format")
+    return image_chunk(data, kind, place, where, expected)
 
 
 def _read_stop(stop: object) -> list[int] | list[str] | None:
