@@ -15,12 +15,14 @@ import tinker
 
 from tests.support.chat_families import FAMILIES
 from tests.support.engine import KEY, RunningEngine, datum, running_engine
+from tests.support.seeing_models import make_seeing
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.engine.server.routes.chat_prompts import Chat, ModelTexts, read_texts
 
 [(BUNDLED, _FOLDER)] = BUNDLED_MODELS.items()
 TALKER = "talker"  # with Qwen3's template, which knows thoughts and tools
 PLAIN = "plain"  # without a template
+SEEING = "sees"  # other weights, which read images
 TOOL = {
     "type": "function",
     "function": {
@@ -104,7 +106,8 @@ def running_inference(folder: Path) -> Iterator[InferenceEngine]:
     """The engine, with a trained talker."""
     talker = _with_template(folder / TALKER, FAMILIES["qwen3"].source)
     options: list[str] = []
-    for name, model in ((TALKER, talker), (PLAIN, _with_template(folder / PLAIN, None))):
+    plain, seeing = _with_template(folder / PLAIN, None), make_seeing(folder / SEEING, "qwen3_5")
+    for name, model in ((TALKER, talker), (PLAIN, plain), (SEEING, seeing)):
         options += ["--base-model", f"{name}={model}"]
     with running_engine(folder / "engine", _FOLDER, *options) as engine:
         body = {"model": BUNDLED, "prompt": "a"}

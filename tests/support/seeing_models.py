@@ -38,6 +38,14 @@ from tinkersmith.engine.training.checks import with_datum_images
 
 VISION_TOKENS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 THINK_TOKENS = ["<think>", "</think>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 VISION_START, VISION_END, IMAGE_PAD = 259, 260, 261  # behind those of the tiny tokenizer
 _TEXT: dict[str, Any] = {
     "vocab_size": 265,
@@ -167,6 +175,7 @@ def make_seeing_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     tokenizer = make_tiny_tokenizer(folder)
     tokenizer.add_special_tokens({"additional_special_tokens": VISION_TOKENS})
     tokenizer.add_tokens(THINK_TOKENS)
+    tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
     return tokenizer
 

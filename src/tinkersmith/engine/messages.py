@@ -163,6 +163,7 @@ class SampleProgress:
 
     take: Callable[[SampledToken], None] | None = None  # None: the client takes all at the end
     cancelled: bool = False  # nobody waits any more: the request's places are freed
+    prompt_tokens: int = 0  # with those of images, once the request has joined a batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -563,6 +563,8 @@ class Models:
             batch = self.sampler.batch(base, weights_id, self._decoder(base))
             running = self._batches[batch_id] = RunningBatch(weights.base_name, batch)
         answering = running.batch.add(request, weights.adapter)
+        if request.progress is not None:
+            request.progress.prompt_tokens = len(request.prompt)
         running.weights[answering] = weights
         weights.answering += 1
         return answering

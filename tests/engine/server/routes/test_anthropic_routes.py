@@ -1,6 +1,7 @@
 """Anthropic's API on a real engine, through the `anthropic` client and raw."""
 
 import asyncio
+import base64
 from typing import Any
 
 import anthropic
@@ -12,12 +13,14 @@ from tests.support.inference import (
     BUNDLED,
     CALL,
     PLAIN,
+    SEEING,
     TALKER,
     THOUGHT,
     TOOL,
     WORLD,
     InferenceEngine,
 )
+from tests.support.seeing_models import WIDE
 
 pytestmark = pytest.mark.engine
 
@@ -53,6 +56,61 @@ def test_a_message_is_the_chat_completion_of_the_same_messages(
     assert message.usage.input_tokens == completion.usage.prompt_tokens
     assert message.usage.output_tokens == completion.usage.completion_tokens
     assert (message.role, message.model, message.stop_reason) == ("assistant", BUNDLED, "end_turn")
+
+
+def image_block(data: bytes, kind: str = "image/png") -> dict:
+    source = {"type": "base64", "media_type": kind, "data": base64.b64encode(data).decode()}
+    return {"type": "image", "source": source}
+
+
+def asked_about(*blocks: dict) -> list:
+    return [{"role": "user", "content": [*blocks, {"type": "text", "text": "Which?"}]}]
+
+
+def test_images_of_a_message_are_those_of_a_chat(
+    inference: InferenceEngine, client: anthropic.Anthropic
+) -> None:
+    message = ask(client, SEEING, asked_about(image_block(WIDE)), max_tokens=8)
+    url = "data:image/png;base64," + base64.b64encode(WIDE).decode()
+    chat: Any = asked_about({"type": "image_url", "image_url": {"url": url}})
+    completion = inference.openai().chat.completions.create(
+        model=SEEING, messages=chat, temperature=0, max_tokens=8
+    )
+    assert [block.text for block in message.content] == [completion.choices[0].message.content]
+    assert completion.usage is not None
+    assert message.usage.input_tokens == completion.usage.prompt_tokens
+    blocks: Any = asked_about(image_block(WIDE))
+    with client.messages.stream(model=SEEING, messages=blocks, max_tokens=8, **GREEDY) as stream:
+        last: Any = stream.get_final_message()
+    assert [block.text for block in last.content] == [block.text for block in message.content]
+    assert last.usage.input_tokens == message.usage.input_tokens
+
+
+@pytest.mark.parametrize(
+    ("model", "block", "sentence"),
+    [
+        (BUNDLED, image_block(WIDE), "reads text only"),
+        (SEEING, image_block(WIDE[:300]), "is damaged"),
+        (SEEING, image_block(b"GIF89a", "image/gif"), "has format 'gif'; it must be png or jpeg"),
+        (
+            SEEING,
+            {"type": "image", "source": {"type": "url", "url": "https://a/b.png"}},
+            "fetches no images",
+        ),
+        (SEEING, {"type": "image", "source": {"type": "base64"}}, "needs a source with"),
+    ],
+)
+def test_an_image_of_a_message_that_cannot_be_read_is_refused(
+    client: anthropic.Anthropic, model: str, block: dict, sentence: str
+) -> None:
+    with pytest.raises(anthropic.BadRequestError, match=sentence):
+        ask(client, model, asked_about(block))
+
+
+def test_the_tokens_of_images_are_not_counted_before_an_answer(client: anthropic.Anthropic) -> None:
+    blocks: Any = asked_about(image_block(WIDE))
+    with pytest.raises(anthropic.BadRequestError, match="the usage of an answer has them"):
+        client.messages.count_tokens(model=SEEING, messages=blocks)
 
 
 @pytest.mark.parametrize("tools", [[], [ADD]])

@@ -1,10 +1,12 @@
 """OpenAI's API on a real engine: by the `openai` client, and raw where it cannot express it."""
 
 import asyncio
+import base64
 import contextlib
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import httpx
@@ -13,6 +15,7 @@ import openai
 import pydantic
 import pytest
 import tinker
+from tinker.types import EncodedTextChunk, ImageChunk
 
 from tests.support.engine import KEY, datum, get_json
 from tests.support.inference import (
@@ -20,6 +23,7 @@ from tests.support.inference import (
     BUNDLED,
     CALL,
     PLAIN,
+    SEEING,
     TALKER,
     THOUGHT,
     TOOL,
@@ -28,6 +32,7 @@ from tests.support.inference import (
     eventually,
     texts_of,
 )
+from tests.support.seeing_models import TALL, WIDE, make_seeing_tokenizer
 from tinkersmith.engine.server.routes.chat_prompts import Chat
 
 pytestmark = pytest.mark.engine
@@ -358,9 +363,73 @@ def test_messages_may_be_of_all_roles_and_have_parts(client: openai.OpenAI) -> N
     plain = [{"role": "system", "content": "Be kind."}, *SUM]
     spelled = [{"role": "developer", "content": "Be kind."}, {"role": "user", "content": parts}]
     assert chat(client, plain, BUNDLED).usage == chat(client, spelled, BUNDLED).usage
-    image = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]
     with pytest.raises(openai.BadRequestError, match="type text"):
-        chat(client, [{"role": "user", "content": image}], BUNDLED)
+        chat(client, [{"role": "user", "content": [{"type": "input_audio"}]}], BUNDLED)
+
+
+def image_part(data: bytes, kind: str = "png", **options: str) -> dict:
+    url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return {"type": "image_url", "image_url": {"url": url, **options}}
+
+
+def asked_about(*parts: dict) -> list:
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": "Which?"}]}]
+
+
+def test_images_of_a_chat_are_those_of_the_sdk(
+    inference: InferenceEngine, client: openai.OpenAI, tmp_path: Path
+) -> None:
+    messages = asked_about(image_part(WIDE), image_part(TALL, "jpeg"))
+    whole = chat(client, messages, SEEING, logprobs=True, max_tokens=8)
+    tokenizer = make_seeing_tokenizer(tmp_path)
+
+    def text(words: str) -> EncodedTextChunk:
+        return EncodedTextChunk(tokens=tokenizer.encode(words, add_special_tokens=False))
+
+    chunks = [
+        text("<|im_start|>user\n<|vision_start|>"),
+        ImageChunk(data=WIDE, format="png", expected_tokens=10),
+        text("<|vision_end|><|vision_start|>"),
+        ImageChunk(data=TALL, format="jpeg", expected_tokens=6),
+        text("<|vision_end|>Which?<|im_end|>\n<|im_start|>assistant\n"),
+    ]
+    prompt = tinker.ModelInput(chunks=chunks)
+    greedy = tinker.SamplingParams(max_tokens=8, temperature=0.0)
+    [expected] = inference.sampler(SEEING).sample(prompt, 1, greedy).result().sequences
+    assert whole.usage.prompt_tokens == prompt.length
+    assert whole.usage.completion_tokens == len(expected.tokens)
+    scores = [score.logprob for score in whole.choices[0].logprobs.content]
+    assert expected.logprobs is not None
+    assert scores == pytest.approx(expected.logprobs[: len(scores)], abs=1e-4)
+    asked: Any = {"max_tokens": 8, "stream": True, "stream_options": {"include_usage": True}}
+    parts = list(chat(client, messages, SEEING, **asked))
+    words = "".join(part.choices[0].delta.content or "" for part in parts if part.choices)
+    assert (words, parts[-1].usage) == (whole.choices[0].message.content, whole.usage)
+    other = chat(client, asked_about(image_part(WIDE)), SEEING, logprobs=True, max_tokens=1)
+    assert other.choices[0].logprobs.content[0].logprob != pytest.approx(scores[0], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("model", "part", "sentence"),
+    [
+        (BUNDLED, image_part(WIDE), "reads text only"),
+        (SEEING, image_part(WIDE[:300]), "is damaged"),
+        (SEEING, image_part(b"GIF89a", "gif"), "has format 'gif'; it must be png or jpeg"),
+        (SEEING, image_part(WIDE, detail="low"), "detail is 'low'"),
+        (SEEING, {"type": "image_url", "image_url": {"url": "https://a/b.png"}}, "fetches no"),
+        (SEEING, {"type": "image_url", "image_url": {}}, "has no url"),
+        (
+            SEEING,
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,?"}},
+            "not in base64",
+        ),
+    ],
+)
+def test_an_image_that_cannot_be_read_is_refused(
+    client: openai.OpenAI, model: str, part: dict, sentence: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=sentence):
+        chat(client, asked_about(part), model)
 
 
 def test_logprobs_of_chats_have_bytes_and_alternatives(

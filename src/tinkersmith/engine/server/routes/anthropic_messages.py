@@ -61,6 +61,7 @@ class AnthropicMessages:
             stop=[*model.texts.chat_ends(), *stops],
             stop_at_ends=True,
             grammar=prompt.grammar,
+            chunks=prompt.images,
         )
         generation = Generation(self.models, model, [asked], prompt.syntax(stops), live=stream)
         answer = _MessageAnswer(model.name, stops, generation)
@@ -74,6 +75,11 @@ class AnthropicMessages:
         fields.check_known(body, (*_PROMPT, "output_config"), {})
         chat = _read_chat(body)
         model = await self.models.find(body.get("model"), fields.chat_template(body))
+        if chat.images:
+            raise ApiError(
+                400,
+                "the tokens of images are not counted here; the usage of an answer has them.",
+            )
         prompt = await prompt_of(model, chat, asks_effort=chat.think is True)
         return JSONResponse({"input_tokens": len(prompt.tokens)})
 
@@ -92,8 +98,9 @@ def _read_chat(body: Body) -> Chat:
     if not given:
         raise ApiError(400, "messages is empty; it needs at least one message.")
     called: set[object] = set()
+    images: list[bytes] = []
     for number, message in enumerate(given):
-        read = _read_message(message, f"messages[{number}]")
+        read = _read_message(message, f"messages[{number}]", images)
         for one in read:
             called |= {call["id"] for call in one.get("tool_calls", ())}
             if one["role"] == "tool" and one["tool_call_id"] not in called:
@@ -138,12 +145,13 @@ def _read_chat(body: Body) -> Chat:
         tools if kind != "none" else [],
         None if mode is None else _THINKING[str(mode)],
         begun=begun,
+        images=images,
         separate=fields.switch(body, "separate_reasoning"),
     )
 
 
-def _read_message(message: dict[str, Any], where: str) -> list[ChatMessage]:
-    """One message; results of tools become messages of their own."""
+def _read_message(message: dict[str, Any], where: str, images: list[bytes]) -> list[ChatMessage]:
+    """One message; results of tools become messages of their own, and images go to `images`."""
     role, content = message.get("role"), message.get("content")
     if role not in ("user", "assistant"):
         raise ApiError(
@@ -155,6 +163,7 @@ def _read_message(message: dict[str, Any], where: str) -> list[ChatMessage]:
     if not is_list(content):
         return [{"role": role, "content": fields.text_of(content, f"{where}.content")}]
     texts: list[str] = []
+    parts: list[dict[str, Any]] = []  # texts and images, as chat templates take them
     thoughts: list[str] = []
     calls: list[dict[str, Any]] = []
     results: list[ChatMessage] = []
@@ -165,6 +174,10 @@ def _read_message(message: dict[str, Any], where: str) -> list[ChatMessage]:
             raise ApiError(400, f"{place} is {shown(part)}; it must be an object.")
         if kind == "text":
             texts.append(fields.text_of([part], place))
+            parts.append({"type": "text", "text": texts[-1]})
+        elif kind == "image" and role == "user":
+            images.append(fields.image_of_source(part, place))
+            parts.append({"type": "image"})
         elif kind == "tool_use" and role == "assistant":
             calls.append(_read_call(part, place))
         elif kind == "thinking" and role == "assistant":
@@ -177,12 +190,13 @@ def _read_message(message: dict[str, Any], where: str) -> list[ChatMessage]:
             raise ApiError(
                 400, f"{place} is of type {shown(kind)}, which this engine does not take here."
             )
-    read: ChatMessage = {"role": role, "content": "".join(texts)}
+    plain = len(texts) == len(parts)
+    read: ChatMessage = {"role": role, "content": "".join(texts) if plain else parts}
     if thoughts:
         read["reasoning_content"] = "\n".join(thoughts)
     if calls:
         read["tool_calls"] = calls
-    return [*results, read] if texts or not results else results
+    return [*results, read] if parts or not results else results
 
 
 def _read_call(part: dict[str, Any], where: str) -> dict[str, Any]:

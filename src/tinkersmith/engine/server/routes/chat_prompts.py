@@ -13,7 +13,10 @@ from typing import Any, cast
 
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.json_grammar import Grammars, JsonGrammar, vocabulary_of
+from tinkersmith.engine.messages import ImageChunk
 from tinkersmith.engine.server.api_errors import ApiError
+from tinkersmith.engine.server.fields import is_list, is_object
+from tinkersmith.engine.storage.catalogue import model_config
 from tinkersmith.errors import UserError
 from tinkersmith.prompts.guards import guard, guard_all
 from tinkersmith.prompts.probes import AnswerForm, CallForm, TemplateProbe, ToolForm
@@ -35,6 +38,7 @@ class Chat:
     think: bool | None = None  # None: as the template does
     variables: dict[str, Any] = field(default_factory=dict[str, Any])  # of the template
     begun: str = ""  # an answer that the model is to continue
+    images: list[bytes] = field(default_factory=list[bytes])  # files, in the messages' order
     separate: bool = False  # tell <think> apart also where the template knows no thoughts
 
 
@@ -45,6 +49,7 @@ class ModelTexts:
     name: str  # of the base model
     tokenizer: TextTokenizer
     date: str  # today, for templates that write it
+    image_token: int | None = None  # what its template writes for an image; None: it knows none
 
     @cached_property
     def probe(self) -> TemplateProbe:
@@ -102,8 +107,16 @@ class ModelTexts:
         """The text of the prompt, guarded.
 
         Raises:
-            ApiError: the template refuses the messages, or leaves out one of them.
+            ApiError: the template refuses the messages, or leaves out one of them, or the model
+                takes no images.
         """
+        if chat.images and self.image_token is None:
+            raise ApiError(
+                400,
+                f"messages have an image, and {self.name} reads text only. Leave it out, or name "
+                "a model that reads images.",
+                param="messages",
+            )
         probe, form = self.probe, self.form
         variables = {**form.variables(chat.think), **chat.variables}
         tools = cast("list[dict[str, Any]]", self._guarded(chat.tools)) or None
@@ -125,9 +138,34 @@ class ModelTexts:
                 add_generation_prompt=True,
             )
         except TemplateRefusal as refusal:
-            raise ApiError(400, f"{refusal.reason}.", param="messages") from None
+            images = " The messages have images, which it may not know." if chat.images else ""
+            raise ApiError(400, f"{refusal.reason}.{images}", param="messages") from None
         self._check_complete(messages, tools or [], text)
         return text + guard(chat.begun, self._guarded_tokens)
+
+    def divided(
+        self, tokens: list[int], images: Sequence[bytes]
+    ) -> tuple[list[int], list[ImageChunk]]:
+        """The text of a prompt without what its template wrote for images, and the images.
+
+        Raises:
+            ApiError: the template has not written one token for each of them.
+        """
+        if not images:
+            return tokens, []
+        places = [place for place, token in enumerate(tokens) if token == self.image_token]
+        if len(places) != len(images):
+            raise ApiError(
+                400,
+                f"messages have {len(images)} images, and the chat template of {self.name} writes "
+                f"{len(places)}.",
+                param="messages",
+            )
+        chunks = [
+            ImageChunk(data, place - number)
+            for number, (place, data) in enumerate(zip(places, images, strict=True))
+        ]
+        return [token for token in tokens if token != self.image_token], chunks
 
     def tokens_of(self, text: str) -> list[int]:
         return [int(token) for token in self.tokenizer.encode(text)]
@@ -228,11 +266,13 @@ class ModelTexts:
         """Refuse a template that leaves out a part of the prompt; Jinja says nothing of it."""
         words = " ".join(text.split())
         for message in messages:
-            content: object = message.get("content")
-            if message["role"] == "assistant" or not isinstance(content, str):
+            if message["role"] == "assistant":
                 continue
-            sought = " ".join(content.split())
-            if sought not in words and json.dumps(content, ensure_ascii=False)[1:-1] not in text:
+            for content in _texts_of(message):
+                sought = " ".join(content.split())
+                as_json = json.dumps(content, ensure_ascii=False)[1:-1]
+                if sought in words or as_json in text:
+                    continue
                 raise ApiError(
                     400,
                     f"the chat template of {self.name} leaves out a text of the role "
@@ -247,6 +287,14 @@ class ModelTexts:
                     "called. Send the request without tools.",
                     param="tools",
                 )
+
+
+def _texts_of(message: ChatMessage) -> list[str]:
+    content: object = message.get("content")
+    parts: object = [{"text": content}] if isinstance(content, str) else content
+    if not is_list(parts):
+        return []
+    return [part["text"] for part in parts if is_object(part) and "text" in part]
 
 
 def _call(call: dict[str, Any], form: ToolForm) -> dict[str, Any]:
@@ -281,4 +329,5 @@ def read_texts(name: str, folder: Path, today: str, chat_template: str | None = 
             "which sends tokens.",
             param="model",
         )
-    return ModelTexts(name, tokenizer, today)
+    image_token: object = model_config(folder).get("image_token_id")
+    return ModelTexts(name, tokenizer, today, image_token if isinstance(image_token, int) else None)

@@ -48,6 +48,7 @@ class Generation:
         self._models, self._model, self._live = models, model, live
         self.requests = requests
         self._changed = asyncio.Event()
+        self._progress = [SampleProgress() for _ in requests]
         self.results: list[SampleResult] = []  # one for each prompt, at the end
         per_prompt = requests[0].num_samples
         tokenizer = model.texts.tokenizer
@@ -55,7 +56,11 @@ class Generation:
 
     @property
     def prompt_tokens(self) -> int:
-        return sum(len(request.prompt) for request in self.requests)
+        """Of all prompts; those of images are known once there is a first token."""
+        return sum(
+            max(progress.prompt_tokens, len(request.prompt))
+            for progress, request in zip(self._progress, self.requests, strict=True)
+        )
 
     @property
     def sampled_tokens(self) -> int:
@@ -69,7 +74,8 @@ class Generation:
         """
         count = len(self.answers)
         async with self._models.place(self._model, count) as sampler_id:
-            jobs = [self._start(sampler_id, request) for request in self.requests]
+            begun = zip(self.requests, self._progress, strict=True)
+            jobs = [self._start(sampler_id, *one) for one in begun]
             waiters = [asyncio.create_task(self._note_end(job.future)) for job in jobs]
             try:
                 done = False
@@ -94,7 +100,7 @@ class Generation:
                 for waiter in waiters:
                     waiter.cancel()
 
-    def _start(self, sampler_id: str, request: SampleRequest) -> "_Job":
+    def _start(self, sampler_id: str, request: SampleRequest, progress: SampleProgress) -> "_Job":
         loop, tokens = asyncio.get_running_loop(), deque[SampledToken]()
         awake = False
 
@@ -110,7 +116,7 @@ class Generation:
                 awake = True
                 loop.call_soon_threadsafe(wake)
 
-        progress = SampleProgress(take if self._live else None)
+        progress.take = take if self._live else None
         future = Future()
         job = SampleJob(replace(request, progress=progress), _answers, future)
         self._models.sessions.thread.submit(sampler_id, job)

@@ -30,6 +30,7 @@ from tinkersmith.engine.server.api_errors import (
 )
 from tinkersmith.engine.server.fields import Body, is_list, is_object, shown
 from tinkersmith.engine.server.http import BadBody, Handler, TooLargeBody, read_json, wrong_type
+from tinkersmith.engine.server.image_files import image_chunk
 from tinkersmith.engine.server.routes.generation import Disconnected
 
 MOST_STOPS = 16
@@ -173,6 +174,48 @@ def text_of(content: object, where: str, kinds: Collection[str] = ("text",)) -> 
             )
         texts.append(text)
     return "".join(texts)
+
+
+def image_of_url(part: Body, where: str) -> bytes:
+    """The file in a part `image_url` of OpenAI's API."""
+    about: object = part.get("image_url")
+    url: object = about.get("url") if is_object(about) else None
+    if not is_object(about) or not isinstance(url, str):
+        raise ApiError(400, f"{where} has no url in its image_url.", param=where)
+    check_known(about, ("url",), {"detail": ("auto", "high")})  # images are never made smaller
+    head, comma, data = url.partition(",")
+    if not comma or not head.startswith("data:") or not head.endswith(";base64"):
+        raise ApiError(
+            400,
+            f"{where} has the url {shown(url)}; this engine fetches no images: send the file as "
+            '"data:image/png;base64," or "data:image/jpeg;base64," and its bytes in base64.',
+            param=where,
+        )
+    return _image_file(data, head.removeprefix("data:").removesuffix(";base64"), where)
+
+
+def image_of_source(part: Body, where: str) -> bytes:
+    """The file in a block `image` of Anthropic's API."""
+    source: object = part.get("source")
+    kind: object = source.get("type") if is_object(source) else None
+    if not is_object(source) or kind != "base64":
+        raise ApiError(
+            400,
+            f"{where} has a source of type {shown(kind)}; this engine fetches no images: send "
+            "the bytes in a source of type base64.",
+        )
+    check_known(source, ("type", "media_type", "data"), {})
+    data, media = source.get("data"), source.get("media_type")
+    if not isinstance(data, str) or not isinstance(media, str):
+        raise ApiError(400, f"{where} needs a source with a media_type and data.")
+    return _image_file(data, media, where)
+
+
+def _image_file(data: str, media: str, where: str) -> bytes:
+    try:
+        return image_chunk(data, media.removeprefix("image/"), 0, where).data
+    except Refused as refusal:
+        raise ApiError(400, str(refusal), param=where) from None
 
 
 def unique_names(tools: Sequence[Mapping[str, Any]]) -> None:

@@ -5,13 +5,13 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tinkersmith.engine.server.api_errors import OPENAI, ApiError
-from tinkersmith.engine.server.fields import Body, is_object, shown
+from tinkersmith.engine.server.fields import Body, is_list, is_object, shown
 from tinkersmith.engine.server.routes import inference_fields as fields
 from tinkersmith.engine.server.routes.answer_text import (
     AnswerSyntax,
@@ -76,6 +76,7 @@ class OpenAIChat:
             max_tokens=fields.room_for(max_tokens, prompt.tokens, model.context),
             topk_sample_logprobs=top,
             grammar=prompt.grammar,
+            chunks=prompt.images,
         )
         syntax = prompt.syntax(sampling.stops)
         generation = Generation(self.models, model, [asked], syntax, live=sampling.stream)
@@ -106,8 +107,9 @@ def _max_tokens(body: Body) -> int | None:
 
 def _read_chat(body: Body) -> Chat:
     has_input = "message['input']" in str(body.get("chat_template"))
+    images: list[bytes] = []
     messages = [
-        _read_message(message, f"messages[{number}]", has_input)
+        _read_message(message, f"messages[{number}]", has_input, images)
         for number, message in enumerate(fields.objects(body, "messages"))
     ]
     _check_results(messages)
@@ -144,11 +146,15 @@ def _read_chat(body: Body) -> Chat:
         tools if choice != "none" else [],
         None if effort is None else effort != "none",
         variables or {},
+        images=images,
         separate=fields.switch(body, "separate_reasoning"),
     )
 
 
-def _read_message(message: dict[str, Any], where: str, has_input: bool) -> ChatMessage:
+def _read_message(
+    message: dict[str, Any], where: str, has_input: bool, images: list[bytes]
+) -> ChatMessage:
+    """One message; files of its images go to `images`."""
     role = message.get("role")
     if role not in _ROLES:
         raise ApiError(
@@ -169,7 +175,7 @@ def _read_message(message: dict[str, Any], where: str, has_input: bool) -> ChatM
         content = ""
     read: ChatMessage = {
         "role": "system" if role == "developer" else role,
-        "content": fields.text_of(content, f"{where}.content"),
+        "content": _read_content(content, f"{where}.content", images if role == "user" else None),
     }
     for name in ("name", "input", "tool_call_id", "reasoning_content"):
         if message.get(name) is not None:
@@ -182,6 +188,23 @@ def _read_message(message: dict[str, Any], where: str, has_input: bool) -> ChatM
             read[name] = message[name]
     if calls:
         read["tool_calls"] = [_read_call(call, f"{where}.tool_calls") for call in calls]
+    return read
+
+
+def _read_content(
+    content: object, where: str, images: list[bytes] | None
+) -> str | list[dict[str, Any]]:
+    """A text; with images, a list of parts as chat templates take them."""
+    parts = [part for part in content if is_object(part)] if is_list(content) else []
+    if images is None or not any(part.get("type") == "image_url" for part in parts):
+        return fields.text_of(content, where)
+    read: list[dict[str, Any]] = []
+    for number, part in enumerate(cast("list[object]", content)):
+        if is_object(part) and part.get("type") == "image_url":
+            images.append(fields.image_of_url(part, f"{where}[{number}]"))
+            read.append({"type": "image"})
+        else:
+            read.append({"type": "text", "text": fields.text_of([part], f"{where}[{number}]")})
     return read
 
 
@@ -252,7 +275,8 @@ class ChatPrompt:
         """Renders and encodes, which takes a moment for long conversations."""
         self._texts, self._chat = texts, chat
         self._text = texts.prompt_text(chat)
-        self.tokens = texts.tokens_of(self._text)
+        tokens = texts.tokens_of(self._text)
+        self.tokens, self.images = texts.divided(tokens, chat.images)
         self._thoughts = texts.knows_thoughts or chat.separate
         self.grammar = (
             None if schema is None else texts.grammar(schema, self._text, thoughts=self._thoughts)
