@@ -1,5 +1,7 @@
 """Tokens from logits, by blocks of the vocabulary, against the plain fp64 way over all of it."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import SampleRequest
 from tinkersmith.engine.model.kernels import BLOCK
+from tinkersmith.engine.sampling import token_choice
 from tinkersmith.engine.sampling.token_choice import choose_tokens
 
 VOCABULARY = 3 * BLOCK + 100  # the last block is not full
@@ -61,6 +64,25 @@ def test_tokens_and_logprobs_equal_those_over_the_whole_vocabulary(
     assert len(differing) <= 2, [settings[i % len(settings)] for i in differing]
     exact = logits.double().logsumexp(-1, keepdim=True)
     torch.testing.assert_close(normaliser.double(), exact, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-6, 0.3, 1.0, 2.0, 5.0])
+def test_top_p_looks_at_more_tokens_until_their_mass_is_reached(
+    spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_choice, "_NUCLEUS", 4)
+    rng = np.random.default_rng()
+    asked = itertools.product((0.05, 0.5, 0.9, 0.999), (0.5, 1.0, 2.0))
+    requests = [SampleRequest([0], top_p=share, temperature=heat) for share, heat in asked] * 8
+    logits = torch.from_numpy(rng.normal(size=(len(requests), VOCABULARY)) * spread).float()
+    logits[::3] = logits[::3].round()  # many are equal
+    uniforms = rng.random(len(requests))
+    tokens, _ = choose_tokens(logits, requests, torch.from_numpy(uniforms))
+    expected = [
+        plain_draw(row, request, uniform)
+        for row, request, uniform in zip(logits, requests, uniforms, strict=True)
+    ]
+    assert np.count_nonzero(tokens.numpy() != np.asarray(expected)) <= 1
 
 
 def test_the_first_of_equal_logits_is_the_greedy_choice() -> None:

@@ -4,6 +4,7 @@ Axes: B rows, V vocabulary, W tokens of a block of the vocabulary, Y blocks of t
 K candidates of a row.
 """
 
+import sys
 from collections.abc import Sequence
 from math import log
 
@@ -17,6 +18,7 @@ from tinkersmith.engine.model.kernels import BLOCK, ExactLogits
 _LOG2_E = 1 / log(2)
 _SPAN = 2**20  # numbers in fp32 at a time: they stay in a CPU's caches
 _NUCLEUS = 1024  # most likely tokens that top_p looks at first
+_GROWTH = 4  # times as many at least, if they are too few
 COLDEST = 1e-30  # below this temperature only the most likely token is left anyway
 
 
@@ -196,19 +198,27 @@ def _sample_top(
     limit = min(request.top_k, vocabulary) if request.top_k > 0 else vocabulary
     count = limit if request.top_k > 0 else min(limit, _NUCLEUS)
     while True:
-        # Ties with the last of them are included: equals are in the order of their ids.
-        ids = (logits >= logits.topk(count).values[-1]).nonzero()[:, 0]
-        gaps = (logits[ids].float() - maximum).double() / max(request.temperature, COLDEST)
-        weights = gaps.exp()
-        ordered, order = weights.sort(descending=True, stable=True)
-        ordered, order = ordered[:limit], order[:limit]
+        if count < vocabulary:
+            # Ties with the last of them are included: equals are in the order of their ids.
+            ids = (logits >= logits.topk(count).values[-1]).nonzero()[:, 0]
+        else:
+            ids = torch.arange(vocabulary, device=logits.device)
+        gaps = logits[ids].float() - maximum
+        weights = (gaps.double() / max(request.temperature, COLDEST)).exp()
+        order = gaps.sort(descending=True, stable=True).indices[:limit]
+        ordered = weights[order]
         cumulative = ordered.cumsum(-1)
         whole = cumulative[-1] if request.top_k > 0 else mass
         # The smallest set of most likely tokens whose mass reaches top_p: a token stays if the mass
         # before it has not reached it yet.
-        if count == limit or bool(cumulative[-1] >= request.top_p * whole):
+        missing = float(request.top_p * whole - cumulative[-1])
+        if count == limit or missing <= 0:
             break
-        count = limit
+        # None of those that are missing is more likely than the last.
+        needed = count + missing / max(float(ordered[-1]), sys.float_info.min)
+        wanted = max(_GROWTH * count, 2 * needed)
+        # The choice of most of them costs as much as to order all.
+        count = int(wanted) if _GROWTH * wanted < limit else limit
     nucleus = order[cumulative - ordered < request.top_p * whole].sort().values
     inner = weights[nucleus].cumsum(-1)[None]
     place = _position(inner, (uniform * inner[0, -1]).view(1, 1))
