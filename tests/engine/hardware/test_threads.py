@@ -9,7 +9,7 @@ import pytest
 
 from tinkersmith.engine.hardware.threads import (
     LOAD_SPAN,
-    LOOK_EVERY,
+    READ_USE_EVERY,
     ThreadChoice,
     machine_cpu_time,
     requested_threads,
@@ -50,7 +50,7 @@ class LinuxMachine(Machine):
     def used_by_all(self) -> float:
         return self.used + self.others
 
-    def work(self, others: float, own: float = 0.0, seconds: float = LOOK_EVERY) -> None:
+    def work(self, others: float, own: float = 0.0, seconds: float = READ_USE_EVERY) -> None:
         """Let others keep so many cores busy for a while, and the engine `own` ones."""
         self.now += seconds
         self.others += others * seconds
@@ -190,9 +190,9 @@ def test_after_a_long_pause_the_load_average_counts_and_not_the_mean_of_the_paus
 def test_the_machine_is_looked_at_every_two_seconds_at_most() -> None:
     machine = LinuxMachine()
     choice = machine.choice()
-    machine.work(others=7, seconds=LOOK_EVERY / 2)
+    machine.work(others=7, seconds=READ_USE_EVERY / 2)
     assert number(choice) == 8
-    machine.work(others=7, seconds=LOOK_EVERY / 2)
+    machine.work(others=7, seconds=READ_USE_EVERY / 2)
     assert number(choice) == 1
 
 

@@ -10,7 +10,7 @@ import torch
 
 from tests.support.sampling import answers
 from tinkersmith.engine.errors import Refused
-from tinkersmith.engine.hardware.threads import LOOK_EVERY, ThreadChoice
+from tinkersmith.engine.hardware.threads import READ_USE_EVERY, ThreadChoice
 from tinkersmith.engine.messages import (
     AdamParams,
     Answering,
@@ -171,7 +171,7 @@ def test_answers_that_are_being_sampled_take_the_threads_that_become_free(
     batch_id = models.batch_of(weights_id)
     models.sample_step(batch_id)
     assert torch.get_num_threads() == 1
-    now += LOOK_EVERY
+    now += READ_USE_EVERY
     models.sample_step(batch_id)
     assert torch.get_num_threads() == 8
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 
-LOOK_EVERY = 2.0  # seconds between two looks at the machine
+READ_USE_EVERY = 2.0  # seconds between two looks at the machine
 LOAD_SPAN = 60.0  # seconds that the system's load average is the mean of
 _STEP = 0.75  # idle cores more or fewer than our threads, from which their number changes
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -116,7 +116,7 @@ class ThreadChoice:
     def _look(self) -> None:
         now = self.clock()
         passed = now - self._looked
-        if passed < LOOK_EVERY:
+        if passed < READ_USE_EVERY:
             return
         used_by_all = self.all_cpu_time()
         if used_by_all is None and passed < LOAD_SPAN / 2:  # the load average changes slowly
