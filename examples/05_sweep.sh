@@ -16,7 +16,7 @@ for number in range(60):
 END
 
 # Ranking needs a measurement: here, the loss on a quarter of the samples, which are held out.
-tinkersmith sweep --name rates \
+tinkersmith sweep \
   --grid LEARNING_RATE=2e-3,1e-2 \
   --set DATA_FILES=runs/sweep-data.jsonl \
   --set VALIDATION_RATIO=0.25 \

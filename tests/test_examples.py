@@ -85,7 +85,7 @@ def test_a_run_goes_on_from_an_earlier_checkpoint(engine: RunningEngine, tmp_pat
 
 def test_a_sweep_ranks_its_runs(engine: RunningEngine, tmp_path: Path) -> None:
     run_example(engine, tmp_path, "bash", str(EXAMPLES / "05_sweep.sh"))
-    assert len(list((tmp_path / "runs").glob("rates-*-*"))) == 2
+    assert len(list((tmp_path / "runs").glob("sweep-*-*-*-*"))) == 2
 
 
 def test_an_improvement_asks_trains_and_is_scored(engine: RunningEngine, tmp_path: Path) -> None:

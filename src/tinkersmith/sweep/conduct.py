@@ -65,6 +65,7 @@ class Wanted:
     name: str | None = None
     keep: str | None = None
     resume: str | None = None
+    given: Sequence[str] = ()  # --config and --set as they were given, to be repeated
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ def run_sweep(
             folder.mkdir(parents=True)
             sweep.write()
             transcript.attach(folder / LOG_FILE)
-        crew = Crew(server, data, _command_to_resume(sweep))
+        crew = Crew(server, data, _command_to_resume(sweep, wanted.given))
         so_far = partial(_write_so_far, sweep, write, progress)
         parallel = wanted.parallel or AT_A_TIME
         return _conduct(sweep, crew, parallel, progress, signals, so_far, report)
@@ -257,10 +258,12 @@ def _refuse_changes(sweep: Sweep, settings: Settings | None, wanted: Wanted) -> 
             )
 
 
-def _command_to_resume(sweep: Sweep) -> str:
-    runs = sweep.settings.output_dir
-    is_default = runs == FIELDS["output_dir"].default
-    options = () if is_default else ("--set", override_text("output_dir", runs))
+def _command_to_resume(sweep: Sweep, given: Sequence[str]) -> str:
+    # config.py may say something else than what was given, and is compared with the sweep.
+    options, runs = list(given), sweep.settings.output_dir
+    names_folder = any(text.upper().startswith("OUTPUT_DIR=") for text in given)
+    if runs != FIELDS["output_dir"].default and not names_folder:
+        options += ["--set", override_text("output_dir", runs)]
     return command_line("sweep", "--resume", sweep.name, *options)
 
 

@@ -78,6 +78,8 @@ def sweep_command(argv: Sequence[str], *, prog: str) -> int:
     from tinkersmith.pages.words import page_language
     from tinkersmith.sweep.conduct import Wanted, run_sweep
 
+    given = ["--config", wanted.config] if wanted.config else []
+    given += [word for text in wanted.set for word in ("--set", text)]
     language = page_language(wanted.lang)
     swept = run_sweep(
         settings,
@@ -90,6 +92,7 @@ def sweep_command(argv: Sequence[str], *, prog: str) -> int:
             name=wanted.name,
             keep=wanted.keep,
             resume=wanted.resume,
+            given=given,
         ),
         partial(_write, language=language, say=lambda _: None),  # the report says it once
         partial(_report, language=language),
