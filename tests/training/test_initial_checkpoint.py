@@ -165,6 +165,11 @@ def test_an_exported_adapter_has_no_optimizer_and_a_rank_that_must_have_room(fir
         losses_of(settings(first.folder, INITIAL_CHECKPOINT=str(first.adapter), LORA_RANK=2))
 
 
+def test_a_full_model_is_no_checkpoint_but_a_base_model(first: First) -> None:
+    with pytest.raises(UserError, match=r"a full model and no adapter.* name it as BASE_MODEL"):
+        train(settings(first.folder, INITIAL_CHECKPOINT=str(first.folder / "model")))
+
+
 def test_the_higher_ranks_of_joined_projections_do_not_ask_for_a_higher_rank(
     first: First, tmp_path: Path
 ) -> None:

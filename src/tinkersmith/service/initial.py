@@ -48,6 +48,11 @@ def initial_weights(settings: Settings) -> InitialWeights | None:
         about = f"{saved.name} of {run.name}"
     elif (Path(name).expanduser() / ADAPTER_CONFIG).is_file():
         return _exported(Path(name).expanduser().resolve(), settings)
+    elif (Path(name).expanduser() / "config.json").is_file():
+        raise UserError(
+            f"INITIAL_CHECKPOINT is {name}, a full model and no adapter. To train on from it, name "
+            "it as BASE_MODEL, and remove INITIAL_CHECKPOINT."
+        )
     else:
         run = _named_run(name, settings)
         if not run.checkpoints():
