@@ -151,7 +151,10 @@ def test_what_no_time_was_left_for_is_noted_all_the_same(
     assert sent.training() == []
     assert rehearsal.facts()["trained_steps"] == 0
     assert max(line["step"] for line in rehearsal.lines()) == 5
-    assert "0 of 5 steps" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "0 of 5 steps" in said
+    [command] = [line for line in said.splitlines() if line.startswith("Run it")]
+    assert " - " not in command, "the line can be pasted as it is"
 
 
 def test_a_stand_in_of_our_own_is_started_for_a_model_that_nobody_has_here(

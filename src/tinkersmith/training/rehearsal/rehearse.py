@@ -199,8 +199,8 @@ def _lines(
         lines.append(
             "           the weights of INITIAL_CHECKPOINT: the stand-in began with a new LoRA"
         )
-    lines.append(
-        f"Run it     {command_line('train', *options)} - it compares each request with these, and "
-        "stops before it sends another one"
-    )
-    return lines
+    return [
+        *lines,
+        f"Run it     {command_line('train', *options)}",
+        "           it compares each request with these, and stops before it sends another one",
+    ]
