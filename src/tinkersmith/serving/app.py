@@ -27,6 +27,7 @@ from tinkersmith.guards.keys import carries_key
 from tinkersmith.serving.counters import Counters, usage_of
 from tinkersmith.serving.errors import (
     MESSAGES,
+    Api,
     ServingError,
     answer_id,
     api_of,
@@ -330,7 +331,8 @@ class _Call:
 
     def __init__(self, serving: _Serving, request: Request, begun: float) -> None:
         self._serving, self._request, self._begun = serving, request, begun
-        self._path, self._api = request.url.path, api_of(request.scope)
+        self._path = request.url.path
+        self._api: Api = api_of(request.scope)
         self.model_name = ""
 
     async def response(self) -> Response:
