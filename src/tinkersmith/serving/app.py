@@ -36,7 +36,6 @@ from tinkersmith.serving.errors import (
     refused,
 )
 from tinkersmith.serving.listing import model_json, page_of
-from tinkersmith.serving.loopback import LoopbackTransport
 from tinkersmith.serving.models import ServedModel, ServedModels
 from tinkersmith.serving.page.page import chat_page
 from tinkersmith.serving.rendered import (
@@ -153,13 +152,10 @@ class _Serving:
         # An answer may take as long as it takes: the client decides when to give up.
         timeout = httpx.Timeout(None, connect=_CONNECT)
         verify = httpx.create_ssl_context()  # reading the certificates takes a moment
-        own_engine = {"http://127.0.0.1": LoopbackTransport()}
         async with AsyncExitStack() as stack:
             clients = [
                 await stack.enter_async_context(
-                    httpx.AsyncClient(
-                        limits=limits, timeout=timeout, verify=verify, mounts=own_engine
-                    )
+                    httpx.AsyncClient(limits=limits, timeout=timeout, verify=verify)
                 )
                 for _ in range(_POOLS)
             ]
