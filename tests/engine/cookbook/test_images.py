@@ -28,7 +28,13 @@ pytest.importorskip(
 RENDERERS = {"qwen3_vl": "qwen3_vl_instruct", "qwen3_5": "qwen3_5_disable_thinking"}
 
 
-@pytest.fixture(scope="module", params=RENDERERS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.long] if name == "qwen3_vl" else [])
+        for name in RENDERERS
+    ],
+)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 

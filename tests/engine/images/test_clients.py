@@ -25,7 +25,9 @@ WIDE, SQUARE = picture(40, 16, 1), picture(24, 24, 2, "JPEG")
 TOKENS = {WIDE: 10, SQUARE: 9}
 
 
-@pytest.fixture(scope="module", params=["qwen3_vl", "qwen3_5"])
+@pytest.fixture(
+    scope="module", params=[pytest.param("qwen3_vl", marks=pytest.mark.long), "qwen3_5"]
+)
 def engine(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningEngine]:
