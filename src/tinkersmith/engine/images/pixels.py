@@ -13,7 +13,7 @@ import numpy as np
 
 from tinkersmith.engine.errors import Refused
 
-FORMATS = ("PNG", "JPEG")
+_FORMATS = ("PNG", "JPEG")
 MAX_PIXELS = 2**26  # 201 MB once decoded; few bytes can stand for many pixels
 
 
@@ -102,7 +102,7 @@ def _decoded(data: bytes, where: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", library.DecompressionBombWarning)  # our limit is lower
-            image = library.open(io.BytesIO(data), formats=FORMATS)
+            image = library.open(io.BytesIO(data), formats=_FORMATS)
         width, height = image.size
         if width * height <= MAX_PIXELS:
             return image.convert("RGB")

@@ -5,7 +5,7 @@ import base64
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import ImageChunk
 
-FORMATS = ("png", "jpeg")
+_FORMATS = ("png", "jpeg")
 
 
 def image_chunk(
@@ -20,8 +20,8 @@ def image_chunk(
     Raises:
         Refused: its format is another one, or its text is not in base64.
     """
-    if kind not in FORMATS:
-        raise Refused(f"{where} has format {kind[:40]!r}; it must be {' or '.join(FORMATS)}.")
+    if kind not in _FORMATS:
+        raise Refused(f"{where} has format {kind[:40]!r}; it must be {' or '.join(_FORMATS)}.")
     if isinstance(data, str):
         try:
             data = base64.b64decode(data, validate=True)

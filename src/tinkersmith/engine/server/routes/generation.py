@@ -56,7 +56,7 @@ class Generation:
 
     @property
     def prompt_tokens(self) -> int:
-        """Of all prompts; those of images are known once there is a first token."""
+        """Tokens of all prompts; those of images are known once an answer has begun."""
         return sum(
             max(progress.prompt_tokens, len(request.prompt))
             for progress, request in zip(self._progress, self.requests, strict=True)
