@@ -296,6 +296,7 @@ def test_a_training_client_beside_sixteen_sampling_clients_gets_more_than_half_o
             spent[what] += seconds
         if clock.now > 100:
             enough.set()
+            threading.Event().wait()  # for ever: else this thread works on beside other tests
 
     models = CountingModels(
         lambda sampler_id: str(int(sampler_id) % weights),
@@ -326,6 +327,7 @@ def test_three_training_clients_have_equal_time_and_all_sampling_two_thirds_of_o
             spent[what] += seconds
         if clock.now > 100:
             enough.set()
+            threading.Event().wait()  # for ever: else this thread works on beside other tests
 
     models = CountingModels(step=lambda weights_id, requests: spend("sampling", 0.02))
 
