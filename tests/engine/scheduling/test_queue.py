@@ -4,6 +4,7 @@ import asyncio
 import random
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -283,12 +284,10 @@ class Clock:
         return self.now
 
 
-@pytest.mark.parametrize(("weights", "job_seconds"), [(1, 0.1), (1, 0.7), (16, 0.1)])
-def test_a_training_client_beside_sixteen_sampling_clients_gets_more_than_half_of_the_time(
-    weights: int, job_seconds: float
-) -> None:
-    clock, spent = Clock(), dict[str, float](sampling=0.0, training=0.0)
-    enough = threading.Event()
+def spender(
+    clock: Clock, spent: dict[str, float], enough: threading.Event
+) -> Callable[[str, float], None]:
+    """Work of so many seconds, added to what is spent until 100 seconds are over."""
 
     def spend(what: str, seconds: float) -> None:
         clock.now += seconds
@@ -297,6 +296,17 @@ def test_a_training_client_beside_sixteen_sampling_clients_gets_more_than_half_o
         if clock.now > 100:
             enough.set()
             threading.Event().wait()  # for ever: else this thread works on beside other tests
+
+    return spend
+
+
+@pytest.mark.parametrize(("weights", "job_seconds"), [(1, 0.1), (1, 0.7), (16, 0.1)])
+def test_a_training_client_beside_sixteen_sampling_clients_gets_more_than_half_of_the_time(
+    weights: int, job_seconds: float
+) -> None:
+    clock, spent = Clock(), dict[str, float](sampling=0.0, training=0.0)
+    enough = threading.Event()
+    spend = spender(clock, spent, enough)
 
     models = CountingModels(
         lambda sampler_id: str(int(sampler_id) % weights),
@@ -320,14 +330,7 @@ def test_a_training_client_beside_sixteen_sampling_clients_gets_more_than_half_o
 def test_three_training_clients_have_equal_time_and_all_sampling_two_thirds_of_one() -> None:
     clock, spent = Clock(), dict[str, float](a=0.0, b=0.0, c=0.0, sampling=0.0)
     enough = threading.Event()
-
-    def spend(what: str, seconds: float) -> None:
-        clock.now += seconds
-        if not enough.is_set():
-            spent[what] += seconds
-        if clock.now > 100:
-            enough.set()
-            threading.Event().wait()  # for ever: else this thread works on beside other tests
+    spend = spender(clock, spent, enough)
 
     models = CountingModels(step=lambda weights_id, requests: spend("sampling", 0.02))
 
