@@ -387,12 +387,12 @@ def test_logits_in_fp32_come_with_the_sums_that_a_draw_needs(
     product = small_batch_product(library)
     products = TorchProducts(elementwise, product, native_row_updates(library, product))
     weight, bias = torch.randn(vocabulary, 66), torch.randn(vocabulary)
-    weight[-1], bias[0] = weight[0], 300.0
-    bias[-1] = bias[0]  # equals: the first of them is the most likely
+    # Equals, whatever the order of the sums: the first of them is the most likely.
+    weight[[0, -1]], bias[[0, -1]] = 0.0, 300.0
     projection = Projection(weight, torch.float32, bias, ("unembed",), (vocabulary,))
     hidden = torch.randn(rows, 66)
     b = torch.randn(6, vocabulary).T
-    b[-1] = b[0]
+    b[[0, -1]] = 0.0
     part = Part("", slice(0, vocabulary), slice(0, 6), b)
     update = Update(Adapter(LoraConfig(6), {}), torch.randn(6, 66), [part])
     updates = RowUpdates(((slice(rows // 2, rows), update),))
