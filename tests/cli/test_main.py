@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.environment import without_cloud
 from tests.support.paths import ROOT
+from tests.support.processes import PATIENCE
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.cli.entry_point import run_entry_point
 from tinkersmith.cli.main import main
@@ -161,7 +162,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         shell=True,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert ended.stderr == ""
     assert "Read 1 sample from data.json" in ended.stdout

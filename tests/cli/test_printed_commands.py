@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.environment import without_cloud
 from tests.support.paths import ROOT
-from tests.support.processes import within
+from tests.support.processes import PATIENCE, eventually
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.cli.training.train import _options_to_find
 from tinkersmith.errors import UserError
@@ -68,9 +68,9 @@ def test_a_run_is_continued_and_exported_by_the_lines_that_it_prints(tmp_path: P
     runs = project / "'out' 目录"
     training = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        assert within(120, lambda: bool(list(runs.glob("*/metrics.jsonl")))), training.communicate()
+        assert eventually(lambda: bool(list(runs.glob("*/metrics.jsonl")))), training.communicate()
         training.send_signal(signal.SIGINT)
-        said, _ = training.communicate(timeout=120)
+        said, _ = training.communicate(timeout=PATIENCE)
     finally:
         training.kill()
     *_, line = re.findall(r"Continue with: (.*)$", said, re.MULTILINE)

@@ -17,6 +17,7 @@ import httpx
 import pytest
 
 from tests.support.browser import PHONE, open_page, overflow
+from tests.support.processes import PATIENCE
 from tests.support.run_folders import run_of_settings
 from tinkersmith.guards.hosts import listen
 from tinkersmith.runs.folder import RunFolder
@@ -135,7 +136,7 @@ def test_ctrl_c_ends_it_in_order_while_a_page_is_open(runs: Path) -> None:
         assert {row["name"] for row in next(stream)["rows"]} == {"first", "second"}
         dashboard.process.send_signal(signal.SIGINT)
         assert list(stream) == []
-        output, _ = dashboard.process.communicate(timeout=60)
+        output, _ = dashboard.process.communicate(timeout=PATIENCE)
         assert dashboard.process.returncode == 0
         assert "Traceback" not in output and "Error" not in output
 

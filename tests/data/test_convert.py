@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import zstandard
 
+from tests.support.processes import PATIENCE
 from tinkersmith.cli.main import main
 from tinkersmith.data import convert as convert_module
 from tinkersmith.data.convert import convert
@@ -310,7 +311,7 @@ def test_a_conversion_that_is_stopped_leaves_no_temporary_file(
                 break
             time.sleep(0.01)
         converting.send_signal(number)
-        _, said = converting.communicate(timeout=60)
+        _, said = converting.communicate(timeout=PATIENCE)
     assert converting.returncode == 128 + number and b"Traceback" not in said
     assert [path.name for path in tmp_path.iterdir()] == ["x.jsonl"]
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.engine import KEY, MODEL, running_engine
+from tests.support.processes import PATIENCE
 from tests.support.raw_client import batch, call, new_model, result
 
 pytestmark = pytest.mark.engine
@@ -138,7 +139,7 @@ def test_the_sdk_trains_over_tls(
         trusting = {**os.environ, "SSL_CERT_FILE": str(cert)}
         program = [sys.executable, "-c", SDK_PROGRAM, url, KEY, MODEL]
         shown = subprocess.run(
-            program, env=trusting, capture_output=True, text=True, timeout=120, check=False
+            program, env=trusting, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
         assert "/weights/over-tls" in shown.stdout, shown.stderr
         context = ssl.create_default_context(cafile=str(cert))
@@ -161,7 +162,9 @@ def test_a_key_of_another_certificate_or_with_a_passphrase_is_said(
     for file, sentence in ((other, "another certificate"), (sealed, "without a passphrase")):
         command = [sys.executable, "-m", "tinkersmith.engine", "--dir", str(tmp_path / "e")]
         command += ["--tls-cert", str(cert), "--tls-key", str(file)]
-        refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        refused = subprocess.run(
+            command, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
         assert refused.returncode == 1 and sentence in refused.stderr
         assert len(refused.stderr.splitlines()) == 1
 

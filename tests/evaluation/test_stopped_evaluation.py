@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.reliability.evaluation_kills import stop_and_go_on
-from tests.support.processes import within
+from tests.support.processes import PATIENCE, eventually
 from tests.support.sample_files import write
 from tests.support.small_run import SmallRun, small_run
 from tinkersmith.errors import UserError
@@ -82,9 +82,9 @@ def test_ctrl_c_prints_the_command_that_goes_on_and_the_command_works(
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     file = tmp_path / "evaluation_results.unfinished.jsonl"
-    assert within(120, lambda: file.exists() and file.read_bytes().count(b"\n") > 3)
+    assert eventually(lambda: file.exists() and file.read_bytes().count(b"\n") > 3)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130 and "Traceback" not in output
     match = re.search(
         r"Stopped\. (\d+) answers to 60 questions are in \S+\. Go on with: (.*)", output

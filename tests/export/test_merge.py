@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from tests.support.exports import export, load_fp32, make_adapter
+from tests.support.processes import PATIENCE
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.errors import UserError
 from tinkersmith.export.adapter import read_layers
@@ -270,7 +271,7 @@ def test_a_full_disk_shows_as_the_system_s_error(tmp_path: Path):
         "    print(error.errno)\n"
     )
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout.strip() == str(errno.EFBIG), done.stderr
     with pytest.raises(OSError, match="No such file"):
         write_tensors(tmp_path / "nowhere" / "x", {"a": torch.zeros(1)})

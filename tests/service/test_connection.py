@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.clocks import Lines, hurried_clock
 from tests.support.engine import KEY, MODEL, RunningEngine, datum, running_engine
-from tests.support.processes import is_gone, within
+from tests.support.processes import eventually, is_gone
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.errors import UserError
 from tinkersmith.progress import watched
@@ -309,7 +309,7 @@ def test_when_the_recipe_is_stopped_in_mid_work_its_engine_goes_too(
         process.send_signal(number)
         process.wait(timeout=10)
         assert time.monotonic() - begin < 5
-        assert within(3, lambda: is_gone(engine))
+        assert eventually(lambda: is_gone(engine), seconds=3)
     finally:
         process.kill()
         process.communicate()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.environment import without_cloud
-from tests.support.processes import is_gone, within
+from tests.support.processes import eventually, is_gone
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith import train
 from tinkersmith.errors import UserError
@@ -179,4 +179,4 @@ def test_a_mistake_that_shows_after_the_engines_start_leaves_no_engine(
         pids.append(engine.process.pid)
         os.kill(pids[0], 0)  # it runs
         raise UserError("my own mistake")
-    assert within(5, lambda: is_gone(pids[0]))
+    assert eventually(lambda: is_gone(pids[0]), seconds=5)

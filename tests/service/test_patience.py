@@ -15,7 +15,7 @@ import pytest
 from tests.support.clocks import Lines
 from tests.support.engine import KEY, MODEL, RunningEngine, running_engine
 from tests.support.fault_proxy import fault_proxy
-from tests.support.processes import within
+from tests.support.processes import eventually
 from tests.support.restarts import ServerOnPort
 from tests.support.sample_files import records, write
 from tests.support.tiny_models import make_tiny_model
@@ -169,7 +169,7 @@ def test_an_evaluation_goes_on_with_a_server_that_was_restarted(
         with fault_proxy(server.url, "reset", 0.0) as proxy:
 
             def restart() -> None:
-                within(60, lambda: proxy.requests["POST asample"] >= 30)
+                eventually(lambda: proxy.requests["POST asample"] >= 30)
                 server.restart()
 
             thread = threading.Thread(target=restart)

@@ -12,7 +12,7 @@ import openai
 import pytest
 import tinker
 
-from tests.support.inference import eventually
+from tests.support.processes import eventually
 from tests.support.serving import anthropic_of, openai_of, serving
 from tests.support.small_run import SmallRun, small_run
 from tinkersmith.data.samples import Source, alpaca_sample

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,15 +142,3 @@ def _teach(engine: RunningEngine, texts: ModelTexts) -> str:
             if step.result().metrics["loss:sum"] < 1.0:
                 break
         return client.save_weights_for_sampler("talker").result().path
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
-    """Whether a condition becomes true within a generous time."""
-    import time
-
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return False

@@ -4,6 +4,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+# Seconds that what must happen may take: a loaded machine is slow, and no clock decides a test.
+PATIENCE = 300.0
+
 
 def is_gone(pid: int) -> bool:
     """Ended, or only waiting for its parent to notice."""
@@ -13,7 +16,8 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-def within(seconds: float, condition: Callable[[], bool]) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = PATIENCE) -> bool:
+    """Whether a condition becomes true in time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():

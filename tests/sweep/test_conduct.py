@@ -19,7 +19,7 @@ import pytest
 
 from tests.support.environment import without_cloud
 from tests.support.paths import ROOT
-from tests.support.processes import within
+from tests.support.processes import PATIENCE, eventually
 from tests.support.sample_files import write
 from tinkersmith.cli.main import main
 from tinkersmith.runs.best import best_of_run
@@ -224,9 +224,9 @@ def test_a_sweep_that_was_interrupted_and_killed_ends_as_if_it_never_was(
 ) -> None:
     runs, rates = project / "stopped", RATES[1:3]
     process = begin(project, "stopped", "--name", "s", *grid(*rates))
-    assert within(60, lambda: steps_of(runs) >= 6 or process.poll() is not None)
+    assert eventually(lambda: steps_of(runs) >= 6 or process.poll() is not None)
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130 and errors == "", (output, errors)
     # As printed it works, although config.py in the current folder has other values.
     continues = shlex.split(output.partition("Continue with: ")[2].splitlines()[0])
@@ -241,9 +241,9 @@ def test_a_sweep_that_was_interrupted_and_killed_ends_as_if_it_never_was(
 
     process = started(*continues[continues.index("sweep") :])
     goal = steps_of(runs) + 4
-    assert within(60, lambda: steps_of(runs) >= goal or process.poll() is not None)
+    assert eventually(lambda: steps_of(runs) >= goal or process.poll() is not None)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
 
     ended = sweep(project, "stopped", "--resume", "s", "--keep", "best")
     assert ended.code == 0
@@ -266,13 +266,13 @@ def test_a_sweep_that_was_interrupted_and_killed_ends_as_if_it_never_was(
 def test_a_dead_engine_stops_the_sweep_and_its_runs_can_go_on(project: Path) -> None:
     runs = project / "dead"
     process = begin(project, "dead", "--name", "s", *grid("0.001", "0.005"))
-    assert within(60, lambda: steps_of(runs) >= 2 or process.poll() is not None)
+    assert eventually(lambda: steps_of(runs) >= 2 or process.poll() is not None)
     listed = subprocess.run(
         ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
     ).stdout
     (engine,) = [int(x.split()[0]) for x in listed.splitlines() if "tinkersmith.engine" in x]
     os.kill(engine, signal.SIGKILL)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, output
     assert errors.startswith("Error: The engine has ended (killed by SIGKILL"), errors
     assert errors.count("Continue with: ") == 1 and "sweep --resume s" in errors

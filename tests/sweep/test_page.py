@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.browser import DESKTOP, PHONE, open_page, overflow
-from tests.support.processes import within
+from tests.support.processes import eventually
 from tinkersmith.files import write_json
 from tinkersmith.runs.folder import RunFolder
 from tinkersmith.settings.reading import settings_from
@@ -116,9 +116,9 @@ def test_the_table_is_sorted_and_chooses_the_curves_in_a_browser(
                 assert box is not None and box["x"] + box["width"] <= PHONE[0]
         boxes = page.locator("#table tbody input")
         boxes.first.uncheck()
-        assert within(60, lambda: lines.count() == 4)
+        assert eventually(lambda: lines.count() == 4)
         boxes.last.check()
-        assert within(60, lambda: lines.count() == 5)
+        assert eventually(lambda: lines.count() == 5)
         assert "The loss has risen to <b>9</b>." in page.locator("#reasons").inner_text()
         page.locator("#next button").first.click()
         page.locator("#next button", has_text="Copied").wait_for()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.processes import PATIENCE
 from tinkersmith import train
 from tinkersmith.runs.folder import newest_run
 from tinkersmith.settings.fields import Settings
@@ -74,7 +75,7 @@ def test_the_one_script_form_trains_too(data: Path) -> None:
         )
     )
     done = subprocess.run(
-        [sys.executable, script], cwd=data.parent, capture_output=True, text=True, timeout=90
+        [sys.executable, script], cwd=data.parent, capture_output=True, text=True, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr
     assert "Loss of each epoch: [" in done.stdout

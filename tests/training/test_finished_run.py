@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.environment import without_cloud
+from tests.support.processes import PATIENCE
 from tests.support.sample_files import records, write
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith import TrainedRun, UserError, train
@@ -226,7 +227,7 @@ def test_the_sampling_client_works_from_python(finished: Finished) -> None:
     future = finished.trained.sampling_client.sample(
         tinker.ModelInput.from_ints([72, 105]), 1, tinker.SamplingParams(max_tokens=3, stop=[])
     )
-    assert len(future.result(timeout=20).sequences[0].tokens) == 3
+    assert len(future.result(timeout=PATIENCE).sequences[0].tokens) == 3
 
 
 def test_the_run_folder_tells_what_it_was_made_from(finished: Finished, model: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.environment import without_cloud
 from tests.support.paths import ROOT
-from tests.support.processes import is_gone, within
+from tests.support.processes import PATIENCE, eventually, is_gone
 from tests.support.sample_files import records, write
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.fingerprint import base_fingerprint
@@ -62,7 +62,7 @@ class Interrupted:
                 len(path.read_bytes().splitlines()) >= lines for path in self.runs.glob(f"*/{file}")
             )
 
-        assert within(40, there), "the run did not get that far"
+        assert eventually(there), "the run did not get that far"
 
     def engine(self) -> int:
         listed = subprocess.run(
@@ -101,7 +101,10 @@ def training(folder: Path, model: Path, *more: str) -> Iterator[Interrupted]:
 
 def resume(folder: Path, model: Path, run: str, *more: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        command(folder, model, "--resume", run, *more), capture_output=True, text=True, timeout=120
+        command(folder, model, "--resume", run, *more),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
 
 
@@ -130,7 +133,7 @@ def sample_losses(run: RunFolder) -> list[Any]:
 @pytest.fixture(scope="module")
 def uninterrupted_run(tmp_path_factory: pytest.TempPathFactory, model: Path) -> RunFolder:
     folder = tmp_path_factory.mktemp("uninterrupted")
-    done = subprocess.run(command(folder, model), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command(folder, model), capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return newest_run(folder / "runs")
 
@@ -150,7 +153,7 @@ def test_a_killed_run_goes_on_to_the_same_losses_to_the_last_bit(
         started.wait_for("checkpoints.jsonl", 1)
         engine = started.engine()
         started.process.kill()
-        assert within(60, lambda: is_gone(engine)), "the engine outlived the recipe"
+        assert eventually(lambda: is_gone(engine)), "the engine outlived the recipe"
     run = started.run()
     assert len(run.lines("metrics.jsonl")) < len(uninterrupted)
     done = resume(tmp_path, model, run.name)
@@ -173,9 +176,9 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_losses(
         started.wait_for("metrics.jsonl", 4)
         engine, run = started.engine(), started.run()
         started.process.send_signal(signal.SIGTERM)
-        output, errors = started.process.communicate(timeout=60)
+        output, errors = started.process.communicate(timeout=PATIENCE)
     assert started.process.returncode == 143, errors
-    assert within(60, lambda: is_gone(engine))
+    assert eventually(lambda: is_gone(engine))
     log = run.file("train.log").read_text()
     for text in (output, log):
         assert "Stopping: step" in text and "Stopped. Continue with: " in text
@@ -208,12 +211,12 @@ def test_a_signal_before_the_first_step_ends_it_and_leaves_no_run(
             if said in line:
                 break
         process.send_signal(signal.SIGTERM)
-        rest, errors = process.communicate(timeout=60)
+        rest, errors = process.communicate(timeout=PATIENCE)
         assert process.returncode == 143
         assert "Stopped. " in rest and "Traceback" not in errors
         runs = tmp_path / "runs"
         assert [path.name for path in runs.glob("*") if path.name != ".engine"] == []
-        assert within(30, lambda: str(runs) not in process_list()), "the engine outlived it"
+        assert eventually(lambda: str(runs) not in process_list()), "the engine outlived it"
     finally:
         process.kill()
         process.communicate()
@@ -228,7 +231,7 @@ def test_a_reader_that_goes_away_is_no_full_disk_and_the_run_is_saved(
         started.process.stdout.close()
         assert started.process.stderr is not None
         errors = started.process.stderr.read()
-        assert started.process.wait(timeout=60) == 1
+        assert started.process.wait(timeout=PATIENCE) == 1
     assert errors == ""
     run = started.run()
     assert run.checkpoints()[-1].step == run.lines("metrics.jsonl")[-1]["step"]
@@ -243,7 +246,7 @@ def test_another_base_model_is_refused_and_an_edited_setting_is_said(
     with training(tmp_path, base, "--set", "SAVE_EVERY=0") as started:
         started.wait_for("metrics.jsonl", 2)
         started.process.send_signal(signal.SIGINT)
-        started.process.communicate(timeout=60)
+        started.process.communicate(timeout=PATIENCE)
     assert started.process.returncode == 130
     run = started.run()
     make_tiny_model(base, seed=1)
@@ -268,7 +271,7 @@ def test_a_damaged_checkpoint_offers_the_one_before_it_which_goes_on_to_the_same
     with training(tmp_path, model) as started:
         started.wait_for("metrics.jsonl", 12)
         started.process.send_signal(signal.SIGTERM)
-        started.process.communicate(timeout=60)
+        started.process.communicate(timeout=PATIENCE)
     run = started.run()
     saved = run.checkpoints()
     run_id, kind, name = saved[-1].state_path.removeprefix("tinker://").split("/")
@@ -283,7 +286,10 @@ def test_a_damaged_checkpoint_offers_the_one_before_it_which_goes_on_to_the_same
     offered = f"--resume {run.path} --from {saved[-2].name}"
     assert refused.stderr.strip().endswith(offered)
     done = subprocess.run(
-        [*command(tmp_path, model), *offered.split()], capture_output=True, text=True, timeout=120
+        [*command(tmp_path, model), *offered.split()],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     assert curve(run) == uninterrupted
@@ -304,10 +310,10 @@ def test_a_second_process_is_refused_and_two_ctrl_c_end_the_first_without_a_trac
         started.process.send_signal(signal.SIGINT)
         time.sleep(0.05)
         started.process.send_signal(signal.SIGINT)
-        _, errors = started.process.communicate(timeout=60)
+        _, errors = started.process.communicate(timeout=PATIENCE)
     assert started.process.returncode not in (0, 1)
     assert "Traceback" not in errors, errors
-    assert within(60, lambda: is_gone(engine))
+    assert eventually(lambda: is_gone(engine))
     ended = [line for line in started.run().lines("metrics.jsonl") if "epoch_loss" in line]
     assert len(ended) < epochs, "it went on to the end"
 
@@ -339,7 +345,7 @@ def test_a_full_disk_is_a_sentence(tmp_path: Path, model: Path) -> None:
         command(tmp_path, model),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         preexec_fn=limit,
     )
     assert ended.returncode == 1

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.processes import PATIENCE
 from tests.support.sampling import CountingModels
 from tinkersmith.engine.errors import Gone, Refused
 from tinkersmith.engine.messages import LoraConfig, SampleRequest
@@ -89,7 +90,7 @@ def sample_job(future: Future, seed: int = 0, tokens: int = 1, samples: int = 1)
 
 async def results_of(futures: list[Future]) -> list[Any]:
     for future in futures:
-        await asyncio.wait_for(future.done.wait(), 30)
+        await asyncio.wait_for(future.done.wait(), PATIENCE)
     return [future.result for future in futures]
 
 
@@ -361,7 +362,7 @@ def test_if_the_engine_cannot_be_prepared_every_job_says_why() -> None:
         thread.start()
         future = Future()
         thread.submit("a", Job(lambda models: {}, future))
-        await asyncio.wait_for(future.done.wait(), 5)
+        await asyncio.wait_for(future.done.wait(), PATIENCE)
         return future.result
 
     assert "No space left on device" in asyncio.run(main())["error"]
@@ -439,9 +440,9 @@ def test_what_a_gone_client_has_in_the_queues_is_dropped_after_a_minute(store: S
         assert all("no sign of life for 60 s. Send it again" in str(f.result) for f in waiting)
         assert not kept.finished
         gate.set()
-        await asyncio.wait_for(kept.done.wait(), 10)
+        await asyncio.wait_for(kept.done.wait(), PATIENCE)
         again = operate(gone, 3)  # it was asleep: its client is as it was, without the step
-        await asyncio.wait_for(again.done.wait(), 10)
+        await asyncio.wait_for(again.done.wait(), PATIENCE)
         assert begun == [f"{polling}:1", f"{gone}:3"]
         assert models.dropped == [gone]
 
@@ -472,7 +473,7 @@ def test_work_waits_while_the_engine_itself_stands_still(
         await asyncio.sleep(0.2)
         assert not sweeping.done() and not waiting.finished
         gate.set()
-        await asyncio.wait_for(waiting.done.wait(), 10)
+        await asyncio.wait_for(waiting.done.wait(), PATIENCE)
         sweeping.cancel()
         assert waiting.result == {"result": 1}
 
@@ -523,7 +524,7 @@ def test_a_base_model_that_cannot_be_fetched_fails_the_client_that_wanted_it(sto
             lambda *_: {},
         )
         future = sessions.future(request_id)
-        await asyncio.wait_for(future.done.wait(), 5)
+        await asyncio.wait_for(future.done.wait(), PATIENCE)
         return future.result
 
     assert asyncio.run(main()) == {"error": "no such model.", "category": "user"}

@@ -1,8 +1,6 @@
 """Requests that need no base model or no tokenizer, and the memory of clients that ended."""
 
-import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ import tinker
 
 from tests.support.clients import new_client, train
 from tests.support.engine import MODEL, SDK, datum, random_datums, running_engine
+from tests.support.processes import eventually
 from tests.support.programs import WITHOUT_MEMORY
 from tests.support.raw_client import new_model
 from tests.support.tiny_models import make_tiny_model
@@ -17,6 +16,7 @@ from tests.support.tiny_models import make_tiny_model
 pytestmark = pytest.mark.engine
 
 # Adapters go to disk at once, and a client is dead after twice the SDK's ten seconds of silence.
+
 IMPATIENT = WITHOUT_MEMORY.replace(
     "sys.exit",
     "from tinkersmith.engine.scheduling import sessions\n"
@@ -24,13 +24,6 @@ IMPATIENT = WITHOUT_MEMORY.replace(
     "sessions.Sessions.sweep.__defaults__ = (0.2,)\n"
     "sys.exit",
 )
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.mark.skipif(SDK < (0, 38), reason="older SDKs download archives")
@@ -97,10 +90,10 @@ def test_the_adapters_of_ended_and_of_silent_clients_are_freed_on_disk_too_and_o
             train(client, [datum([1, 2, 3])])
             ended = others[0].model_id.split(":")[0]
             assert ended in on_disk()
-        wait_for(lambda: ended not in on_disk())
+        assert eventually(lambda: ended not in on_disk())
         silent = new_model(engine).split(":")[0]  # has no heart that beats
         train(client, [datum([1, 2, 3])])
         assert silent in on_disk()
-        wait_for(lambda: silent not in on_disk())
+        assert eventually(lambda: silent not in on_disk())
         assert train(client, [datum([1, 2, 3])]) < expected
         assert sampler.compute_logprobs(tinker.ModelInput.from_ints([1, 2, 3])).result()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.engine import KEY, RunningEngine, running_engine
+from tests.support.processes import eventually
 from tests.support.raw_client import batch, call, loss, new_model, result
 
 pytestmark = pytest.mark.engine
@@ -149,10 +150,7 @@ def test_out_of_file_handles_is_a_line_in_the_log_and_passes(
         ):
             resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (limit, usual[1]))
             connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(60)]
-            deadline = time.monotonic() + 60
-            while sentence not in log.read_text():
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+            assert eventually(lambda said=sentence: said in log.read_text())
             if limit > handles + 1:  # others are served meanwhile
                 for _ in range(20):
                     assert call(running, "/healthz")[0] == 200

@@ -29,9 +29,9 @@ from tests.support.inference import (
     TOOL,
     WORLD,
     InferenceEngine,
-    eventually,
     texts_of,
 )
+from tests.support.processes import eventually
 from tests.support.seeing_models import TALL, WIDE, make_seeing_tokenizer
 from tinkersmith.engine.server.routes.chat_prompts import Chat
 

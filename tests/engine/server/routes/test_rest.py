@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from tests.support.clients import new_client, train
 from tests.support.engine import KEY, MODEL, SDK, RunningEngine, random_datums, running_engine
+from tests.support.processes import PATIENCE
 
 pytestmark = pytest.mark.engine
 
@@ -189,7 +190,7 @@ def test_the_tinker_command_lists_and_downloads(
             env={**os.environ, "TINKER_BASE_URL": engine.url, "TINKER_API_KEY": KEY},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE,
         )
         # CPython aborts a process whose daemon thread writes while the interpreter ends. The SDK's
         # event loop is such a thread; by then, the command has done its work.

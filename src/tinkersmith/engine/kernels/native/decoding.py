@@ -16,7 +16,12 @@ from tinkersmith.engine.kernels.decoding import project
 from tinkersmith.engine.kernels.native.build import Library
 from tinkersmith.engine.kernels.native.interface import INTERFACE, InterfaceError
 from tinkersmith.engine.kernels.native.kernels import NativeProducts
-from tinkersmith.engine.kernels.native.operands import address, bfloat16_linear, float32_linear
+from tinkersmith.engine.kernels.native.operands import (
+    address,
+    bfloat16_linear,
+    float32_linear,
+    row_addresses,
+)
 from tinkersmith.engine.model.attention import KeysAndValues
 from tinkersmith.engine.model.dense import (
     DenseLayer,
@@ -120,8 +125,6 @@ class NativeLayers:
         rows[0] = [self.lengths[slot] for slot in slots]
         rows[1] = [self.capacities[slot] for slot in slots]
         rows[2:] = self.places[:, slots]
-        of_rows = rows.ctypes.data
-        lengths, capacities, *places = range(of_rows, of_rows + rows.nbytes, rows.strides[0])
         cosine, sine = rotary
         if any(slot != row for row, slot in enumerate(slots)):  # the tables are in slots' order
             order = torch.tensor(slots)
@@ -133,8 +136,7 @@ class NativeLayers:
             *(len(model.layers), ctypes.addressof(self.layers)),
             *(model.eps, model.scale),
             *(cosine.data_ptr(), sine.data_ptr(), cosine.stride(0)),
-            *(lengths, capacities, *places),
-            address(x),
+            *(*row_addresses(rows), address(x)),
         )
         return x
 

@@ -5,8 +5,10 @@ there.
 """
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from tinkersmith.engine.kernels.native.interface import INTERFACE
@@ -21,6 +23,13 @@ def address(tensor: torch.Tensor | None) -> int | None:
         return None
     assert tensor.is_contiguous()
     return tensor.data_ptr()
+
+
+def row_addresses(numbers: np.ndarray) -> Sequence[int]:
+    """The address of the first number of each row of a contiguous array."""
+    assert numbers.flags.c_contiguous
+    first = numbers.ctypes.data
+    return range(first, first + numbers.nbytes, numbers.strides[0])
 
 
 @dataclass(frozen=True, slots=True)

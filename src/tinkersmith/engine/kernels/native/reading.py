@@ -7,11 +7,12 @@ of a panel.
 import ctypes
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from tinkersmith.engine.kernels.native.build import Library
 from tinkersmith.engine.kernels.native.decoding import NativeLayers
-from tinkersmith.engine.kernels.native.operands import address
+from tinkersmith.engine.kernels.native.operands import address, row_addresses
 from tinkersmith.engine.model.attention import KeysAndValues
 from tinkersmith.engine.model.dense import DenseModel, LayerRowUpdates, RotaryTables
 
@@ -39,32 +40,18 @@ class NativeReading(NativeLayers):
         for slot, (length, parts) in enumerate(zip(lengths, pasts, strict=True)):
             self.put(slot, parts, more=length)
         model, hidden, (cosine, sine) = self.model, x.shape[1], rotary
-        counts = torch.tensor(lengths)
-        # Positions before each token, and the cache of its sequence: see `NativeLayers.step`.
-        before = torch.cat(
-            [
-                torch.arange(start, start + length)
-                for start, length in zip(self.lengths, lengths, strict=True)
-            ]
-        )
-        caches = list(zip(self.keys, self.values, strict=True))
-        of_sequences = torch.tensor(
-            [
-                self.capacities,
-                *([cache[side].data_ptr() for cache in caches] for side in (0, 1)),
-                *([cache[side].stride(0) for cache in caches] for side in (0, 1)),
-            ]
-        )
-        of_tokens = of_sequences.repeat_interleave(counts, 1)  # (5, T)
-        capacities, key_places, value_places, key_steps, value_steps = of_tokens.unbind()
+        before = [
+            np.arange(start, start + length)
+            for start, length in zip(self.lengths, lengths, strict=True)
+        ]
+        of_sequences = np.vstack([self.capacities, self.places])  # (5, R)
+        of_tokens = np.vstack([np.hstack(before), of_sequences.repeat(lengths, 1)])  # (6, T)
         assert cosine.stride() == sine.stride() and cosine.stride(-1) == 1
         self.read_tokens(
             *(len(x), hidden, model.key_heads, model.heads // model.key_heads, model.head_size),
             *(len(model.layers), ctypes.addressof(self.layers), model.eps, model.scale),
             *(cosine.data_ptr(), sine.data_ptr(), cosine.stride(0)),
-            *(address(before), address(capacities)),
-            *(address(key_places), address(key_steps)),
-            *(address(value_places), address(value_steps)),
+            *row_addresses(of_tokens),
             *(int(cache_only), address(x)),
         )
         pasts_of_runs = list(map(self._past, range(len(lengths)), lengths))
