@@ -46,7 +46,7 @@ def main() -> None:
 
     argparse.ArgumentParser(
         description="Fine-tune a LoRA with the settings at the top of this script. Change them "
-        "there; they are explained in docs/reference/settings.md."
+        "there; config.py explains them."
     ).parse_args()
     folder = Path(__file__).resolve().parent
     settings = settings_from(globals(), where=__file__, folder=folder)

@@ -133,7 +133,7 @@ RANK = "between 1 and 512 (a usual choice: 8 to 64)."
         ({"DATA_FILES": ""}, 'DATA_FILES[0] is ""; it must be the name of a file.'),
         ({"MODEL_NAME_PREFIX": "../x"}, 'MODEL_NAME_PREFIX is "../x"; it must be a name of'),
         ({"LORA_RNK": 8}, "LORA_RNK is not a setting; did you mean LORA_RANK?"),
-        ({"HUE_OF_IT": 8}, "HUE_OF_IT is not a setting; docs/reference/settings.md lists all"),
+        ({"HUE_OF_IT": 8}, "HUE_OF_IT is not a setting; config.py of `tinkersmith init` has all"),
         ({"lora_rank": 8}, "lora_rank is not a setting; write LORA_RANK."),
         (
             {"TINKER_API_KEY": "tml-x"},

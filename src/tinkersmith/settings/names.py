@@ -135,12 +135,9 @@ def not_a_setting(name: str, where: str) -> UserError:
     if plain.lower() in FIELDS:
         return UserError(f"{place}{one_line(name)} is not a setting; write {plain}.")
     near = setting_close_to(name, 0.6)
-    advice = (
-        f"did you mean {near}?"
-        if near
-        else "docs/reference/settings.md lists all of them; in a Python file, write names of your "
-        "own in lower case."
-    )
+    advice = f"did you mean {near}?" if near else "config.py of `tinkersmith init` has all of them."
+    if not near and ".py" in where:
+        advice += " Write names of your own in lower case."
     return UserError(f"{place}{one_line(name)} is not a setting; {advice}")
 
 

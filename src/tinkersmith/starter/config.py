@@ -1,7 +1,8 @@
 """Settings of this project. A name that you remove has its default.
 
-All settings stand here, with their defaults; docs/reference/settings.md has their limits. The
-values suit the bundled model and data. A comment says where real models need another one.
+All settings stand here, with their defaults; docs/reference/settings.md of Tinkersmith's source has
+their limits. The values suit the bundled model and data. A comment says where real models need
+another one.
 
 This file is Python. Relative names of files start from its folder.
 """
