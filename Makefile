@@ -35,7 +35,8 @@ test-quick: $(INSTALLED)
 	$(BIN)/python -m pytest $(WORKERS) -m "not engine and not cookbook and not slow and not long"
 
 soak: $(INSTALLED) $(COOKBOOK)
-	$(BIN)/python tools/beside_load.py 4 $(BIN)/python -m pytest $(WORKERS) -m ""
+	TINKERSMITH_TEST_SEED=$$(date +%s) \
+	  $(BIN)/python tools/beside_load.py 4 $(BIN)/python -m pytest -v $(WORKERS) -m ""
 	for trial in 1 2 3 4 5; do \
 	  $(BIN)/python tools/beside_load.py 2 $(BIN)/python -m pytest -n 0 \
 	    tests/training/test_interrupted_runs.py tests/service/test_connection.py || exit 1; \

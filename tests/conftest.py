@@ -1,7 +1,10 @@
 """What holds for all tests, and for the engines that they start."""
 
+import operator
 import os
+import random
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +65,22 @@ def _umask_as_before() -> Iterator[None]:
     os.umask(before)
     yield
     os.umask(before)
+
+
+# Each test draws the same numbers alone and beside others; the long trials draw others.
+SEED = int(os.environ.get("TINKERSMITH_TEST_SEED", "0"))
+
+
+def pytest_report_header() -> str:
+    return f"TINKERSMITH_TEST_SEED={SEED}"
+
+
+@pytest.fixture(autouse=True)
+def _the_same_numbers() -> None:
+    random.seed(SEED)
+    for name, seed in (("numpy", "random.seed"), ("torch", "manual_seed")):
+        if name in sys.modules:  # most tests need neither, and importing takes seconds
+            operator.attrgetter(seed)(sys.modules[name])(SEED)
 
 
 @pytest.fixture(scope="module")
