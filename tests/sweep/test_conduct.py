@@ -309,3 +309,25 @@ def test_a_second_sweep_of_the_same_name_is_refused(
     assert main(["sweep", *options(project, "whole"), "--name", "s", *grid("1e-3", "2e-3")]) == 1
     assert "There is a sweep s in " in capsys.readouterr().err
     assert os.listdir(project / "whole").count("s") == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--budget", "1"], "--budget halves the combinations of a sweep, and there are only 2."),
+        (["--set", "DATA_FILES=nowhere.json"], "nowhere.json does not exist"),
+        (["--set", "EVAL_FILES=nowhere.json"], "nowhere.json does not exist"),
+        (["--set", "VALIDATION_RATIO=0.001"], "--grid LEARNING_RATE=0.001: VALIDATION_RATIO"),
+    ],
+)
+def test_what_needs_no_engine_to_be_refused_starts_none(
+    project: Path, capsys: pytest.CaptureFixture[str], more: list[str], sentence: str
+) -> None:
+    changed = {word.partition("=")[0] for word in more}
+    pairs = zip(*[iter(options(project, "refused"))] * 2, strict=True)
+    kept = [word for pair in pairs if pair[1].partition("=")[0] not in changed for word in pair]
+    assert main(["sweep", *kept, *grid("0.001", "0.005"), *more]) == 1
+    printed = capsys.readouterr()
+    assert sentence in printed.err
+    assert "starting the engine" not in printed.out
+    assert not (project / "refused").exists(), "neither a run nor an engine was there"

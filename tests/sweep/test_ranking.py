@@ -166,3 +166,9 @@ def test_the_setting_that_decides_explains_the_differences() -> None:
     assert found[0].share > 0.99 and found[1].share < 0.01
     assert found[0].levels == [(1, 1.05, 2), (2, 3.05, 2)]
     assert rank("final_answer", []).rows == []
+
+
+def test_the_only_setting_that_varies_explains_nothing_worth_saying() -> None:
+    grid = {"LEARNING_RATE": [1, 2], "BATCH_SIZE": [4]}
+    values = [{"LEARNING_RATE": rate, "BATCH_SIZE": 4} for rate in (1, 2)]
+    assert effects(grid, values, {0: 1.0, 1: 3.0}) == []

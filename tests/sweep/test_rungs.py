@@ -1,12 +1,13 @@
 """Rungs: what a budget buys, and who goes on."""
 
+import math
 import random
 from itertools import pairwise
 
 import pytest
 
 from tinkersmith.errors import UserError
-from tinkersmith.sweep.rungs import Rung, rungs_within, survivors
+from tinkersmith.sweep.rungs import Rung, check_budget, rungs_within, survivors
 
 
 @pytest.mark.parametrize("combinations", [3, 4, 6, 7, 16, 100])
@@ -34,15 +35,24 @@ def test_a_rung_lies_at_the_first_step_or_later_and_the_last_at_the_end() -> Non
     ("budget", "combinations", "sentence"),
     [
         (6, 6, "--budget 6 is enough to train all 6 combinations to the end"),
-        (2, 6, "--budget 2 is too small for 6 combinations: it counts whole runs, and halving"),
+        (2, 6, "--budget 2 is too small for 6 combinations: it counts whole runs, and the last"),
+        (-1, 6, "--budget -1 is too small for 6 combinations: .* Give more than 2."),
         (1.5, 2, "there are only 2. Leave it out."),
+        (math.nan, 6, "--budget nan is no number of runs."),
+        (math.inf, 6, "--budget inf is no number of runs."),
     ],
 )
-def test_a_budget_that_decides_nothing_is_refused(
+def test_a_budget_that_decides_nothing_is_refused_before_any_step_is_known(
     budget: float, combinations: int, sentence: str
 ) -> None:
-    with pytest.raises(UserError, match=sentence.replace("(", r"\(")):
-        rungs_within(budget, combinations, fewest_steps=50)
+    with pytest.raises(UserError, match=sentence):
+        check_budget(budget, combinations)
+
+
+def test_a_budget_that_the_steps_make_too_small_names_the_least() -> None:
+    check_budget(2.1, 6)
+    with pytest.raises(UserError, match=r"--budget 2\.1 is .* needs at least 2\.7"):
+        rungs_within(2.1, 6, fewest_steps=10)
 
 
 def test_without_a_budget_all_train_to_the_end() -> None:
@@ -51,7 +61,7 @@ def test_without_a_budget_all_train_to_the_end() -> None:
 
 def test_the_smallest_budget_that_is_named_is_taken() -> None:
     with pytest.raises(UserError) as refused:
-        rungs_within(1, 20, fewest_steps=30)
+        rungs_within(2.01, 20, fewest_steps=30)
     named = float(str(refused.value).split("at least ")[1].rstrip("."))
     assert rungs_within(named, 20, fewest_steps=30)[-1] == Rung(1.0, 2)
 

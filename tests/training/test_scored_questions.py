@@ -97,6 +97,20 @@ def test_files_that_ask_nothing_are_refused(settings: Settings, tmp_path: Path) 
         read_eval_files(changed, silent())
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(None, "cannot be read: No such file"), ("def own(:", "cannot be run: SyntaxError")],
+)
+def test_a_metric_whose_file_is_missing_or_wrong_is_refused_before_a_server_is_there(
+    settings: Settings, tmp_path: Path, text: str | None, said: str
+) -> None:
+    file = tmp_path / "own.py"
+    if text is not None:
+        file.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=said):
+        read_eval_files(settings.model_copy(update={"metrics": [f"{file}:own"]}), silent())
+
+
 def record(question: str, number: int, correct: float, **more: object) -> Record:
     scores = {"exact_match": 0.0, "final_answer": correct, "contains_answer": 1.0}
     common: dict[str, object] = {

@@ -9,7 +9,7 @@ from tinkersmith.metrics.labels import LabelSet, label_set, named_label_set
 from tinkersmith.metrics.names import ALWAYS, METRIC_NAMES, user_function
 from tinkersmith.metrics.overlap import bleu_tokenizer, rouge_l, sentence_bleu, token_f1
 from tinkersmith.metrics.structured import MOSTLY_JSON, asks_for_json, match_fields, read_structure
-from tinkersmith.metrics.user_function import own_metric
+from tinkersmith.metrics.user_function import check_metric_file, own_metric
 from tinkersmith.metrics.words import metrics_extra
 from tinkersmith.plurals import counted
 
@@ -109,6 +109,22 @@ def metrics_for(names: Sequence[str], expected: Sequence[str]) -> ChosenMetrics:
         judge="judge" in names,
         said=said,
     )
+
+
+def check_metrics_are_there(names: Sequence[str]) -> None:
+    """Refuse metrics whose library or file is missing. No function of the user's is run.
+
+    Raises:
+        UserError: the sentence names what is missing.
+    """
+    if "rouge_l" in names:
+        metrics_extra("jieba")
+        metrics_extra("rouge_chinese")
+    if "bleu" in names:
+        metrics_extra("sacrebleu")
+    for name in names:
+        if (place := user_function(name)) is not None:
+            check_metric_file(place[0])
 
 
 def _own_scorers(names: Sequence[str]) -> list[Scorer]:

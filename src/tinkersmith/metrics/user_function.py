@@ -98,19 +98,13 @@ def own_metric(file: str, function: str) -> OwnMetric:
         UserError: there is no such file or function, it fails to load, or takes other arguments.
     """
     where = f"{file}:{function}"
-    try:
-        source = read_regular(Path(file), _LARGEST_FILE)
-    except OSError as error:
-        raise UserError(f"METRICS: {unreadable(file, error)}") from None
+    source = _source_of(file)
     try:
         names = _run(file, source)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # see above
-        raise UserError(
-            f"METRICS: {file} cannot be run: {_kind_and_text(error)}{_line_of(error, file)}. "
-            "Correct it."
-        ) from None
+        raise _not_run(file, error) from None
     call = names.get(function)
     if not callable(call):
         own = [
@@ -123,6 +117,33 @@ def own_metric(file: str, function: str) -> OwnMetric:
     if inspect.iscoroutinefunction(call):
         raise UserError(f"METRICS: {where} is an async function; write a plain one.")
     return OwnMetric(file, function, call, _arguments(call, where))
+
+
+def check_metric_file(file: str) -> None:
+    """Read a file of the user's as Python, without running it.
+
+    Raises:
+        UserError: there is no such file, or it is no Python.
+    """
+    source = _source_of(file)
+    try:
+        compile(source, file, "exec")
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # MemoryError: nested
+        raise _not_run(file, error) from None
+
+
+def _source_of(file: str) -> bytes:
+    try:
+        return read_regular(Path(file), _LARGEST_FILE)
+    except OSError as error:
+        raise UserError(f"METRICS: {unreadable(file, error)}") from None
+
+
+def _not_run(file: str, error: BaseException) -> UserError:
+    return UserError(
+        f"METRICS: {file} cannot be run: {_kind_and_text(error)}{_line_of(error, file)}. "
+        "Correct it."
+    )
 
 
 def _run(file: str, source: bytes) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def _content(
         "all_steps": sum(run.total_steps for run in sweep.runs),
         "verdict": verdict_sentence(sweep, ranking, language),
         "limits": limits(sweep, ranking, language),
-        "optimism": spread_text(by, ranking.optimism) if ranking.optimism is not None else "",
+        "optimism": "" if ranking.optimism is None else spread_text(by, ranking.optimism, language),
         "rows": _rows(sweep, ranking, language),
         "runs": runs,
         "damaged": damaged,
@@ -171,12 +171,12 @@ def _row(
         "high": ranked.high,
         "n": ranked.n,
         "spread": ranked.spread,
-        "spread_text": "" if ranked.spread is None else spread_text(by, ranked.spread),
+        "spread_text": "" if ranked.spread is None else spread_text(by, ranked.spread, language),
         "difference": None
         if found is None
         else {
             "mean": found.mean,
-            "amount": difference_text(by, found.mean, language),
+            "amount": difference_text(by, found, language),
             "ends": difference_ends(by, found, language),
             "shown": found.shown,
             "seeds_alone": found.seeds_alone,

@@ -340,6 +340,8 @@ def effects(
 ) -> list[Effect]:
     """The effect of each setting that has several values, the strongest first.
 
+    The only one that has several explains all there is, which says nothing: then there is none.
+
     Args:
         values: of the grid, by combination.
         results: the value that each combination reached after equally much training.
@@ -356,4 +358,6 @@ def effects(
         if len(levels) > 1:
             between = sum(count * (level - mean) ** 2 for _, level, count in levels)
             found.append(Effect(name, levels, between / total if total > 0 else 0.0))
+    if len(found) < 2:
+        return []
     return sorted(found, key=lambda effect: -effect.share)

@@ -26,6 +26,35 @@ class Rung:
         return total if self.share >= 1 else min(total, max(1, round(self.share * total)))
 
 
+def check_budget(budget: float | None, combinations: int) -> None:
+    """Refuse what no data could make a budget for so many combinations.
+
+    Raises:
+        UserError: the budget is too small whatever their steps, larger than what all runs need, or
+            there is nothing to halve.
+    """
+    if budget is None:
+        return
+    if not math.isfinite(budget):
+        raise UserError(f"--budget {budget:g} is no number of runs. Give one such as 3.")
+    if combinations <= _LAST:
+        raise UserError(
+            f"--budget halves the combinations of a sweep, and there are only {combinations}. "
+            "Leave it out."
+        )
+    if budget >= combinations:
+        raise UserError(
+            f"--budget {budget:g} is enough to train all {combinations} combinations to the end: "
+            "leave it out."
+        )
+    if budget <= _LAST:
+        raise UserError(
+            f"--budget {budget:g} is too small for {counted(combinations, 'combination')}: it "
+            f"counts whole runs, and the last {_LAST} combinations train to their end. Give more "
+            f"than {_LAST}."
+        )
+
+
 def rungs_within(budget: float | None, combinations: int, fewest_steps: int) -> list[Rung]:
     """The rungs whose steps together are those of `budget` whole runs.
 
@@ -41,21 +70,12 @@ def rungs_within(budget: float | None, combinations: int, fewest_steps: int) -> 
     """
     if budget is None:
         return [Rung(1.0, combinations)]
-    if combinations <= _LAST:
-        raise UserError(
-            f"--budget halves the combinations of a sweep, and there are only {combinations}. "
-            "Leave it out."
-        )
+    check_budget(budget, combinations)
     counts = [combinations]
     while counts[-1] > _LAST:
         counts.append(math.ceil(counts[-1] / 2))
     lowest = 1 / fewest_steps
     least = _cost(_shares(lowest, len(counts)), counts)
-    if budget >= combinations:
-        raise UserError(
-            f"--budget {budget:g} is enough to train all {combinations} combinations to the end: "
-            "leave it out."
-        )
     if budget < least:
         raise UserError(
             f"--budget {budget:g} is too small for {counted(combinations, 'combination')}: it "

@@ -6,8 +6,10 @@ import threading
 from tinkersmith.batches.in_memory import SamplesInMemory
 from tinkersmith.batches.read import read_data
 from tinkersmith.batches.source import DataSource
+from tinkersmith.data.large_files import are_streamed
 from tinkersmith.progress import Progress
 from tinkersmith.settings.fields import Settings
+from tinkersmith.sources.find import find_files
 
 _DECIDING = (
     *("data_files", "validation_files", "validation_ratio", "columns", "encoding", "train_on"),
@@ -24,6 +26,15 @@ class SharedData:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sources: dict[str, SamplesInMemory] = {}
+
+    def check(self, settings: Settings, progress: Progress) -> None:
+        """Read the data of a run, unless they are so large that they stay files.
+
+        Raises:
+            UserError: see `read_data`.
+        """
+        if not are_streamed(find_files(settings.training_files)[0], settings.encoding):
+            self.read(settings, progress)
 
     def read(self, settings: Settings, progress: Progress) -> DataSource:
         """The data of a run.

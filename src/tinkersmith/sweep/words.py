@@ -1,5 +1,7 @@
 """A ranking -> words: which combination is the best, and what of that is noise."""
 
+import math
+
 from tinkersmith.command_line import command_line
 from tinkersmith.evaluation.verdict import p_text
 from tinkersmith.plurals import counted
@@ -12,6 +14,7 @@ from tinkersmith.sweep.ranking import Difference, Effect, Ranked, Ranking, is_lo
 from tinkersmith.sweep.record import Sweep
 
 _NAMED = 5  # combinations in a sentence
+_MOST_DECIMALS = 9
 _TO = {"en": " to ", "zh": " 至 "}  # between the ends of an interval
 
 
@@ -33,11 +36,24 @@ def amount_text(by: str, value: float) -> str:
     return f"{100 * value:.1f} %" if is_told_in_percent(by) else f"{value:.4g}"
 
 
-def spread_text(by: str, value: float) -> str:
-    """A difference without a sign: points of a hundred, or the value's own unit."""
+def spread_text(by: str, value: float, language: str = "en") -> str:
+    """How large a difference is, without a sign: "0.0021", or "< 0.0001"."""
+    unit = _difference_unit(by, language)
     if is_told_in_percent(by):
-        return f"{100 * value:.1f} %"
-    return f"{value:.4f}" if by == VALIDATION_LOSS else f"{value:.4g}"
+        text, least = f"{100 * value:.1f}", "0.1"
+    elif by == VALIDATION_LOSS:
+        text, least = f"{value:.4f}", "0.0001"
+    else:
+        return f"{value:.4g}"
+    return f"{text}{unit}" if float(text) else f"< {least}{unit}"
+
+
+def _about(by: str, value: float, language: str) -> str:
+    """The same within a sentence: "about 0.0021", or "less than 0.0001"."""
+    text, zh = spread_text(by, value, language), language == "zh"
+    if text.startswith("<"):
+        return text.replace("<", "不到" if zh else "less than")
+    return f"约 {text}" if zh else f"about {text}"
 
 
 def ends_text(by: str, row: Ranked, language: str = "en") -> str:
@@ -52,22 +68,33 @@ def ends_text(by: str, row: Ranked, language: str = "en") -> str:
     return f"({row.low:.4g}{to}{row.high:.4g})"
 
 
-def difference_text(by: str, difference: float, language: str = "en") -> str:
+def difference_text(by: str, difference: Difference, language: str = "en") -> str:
     """A difference with its sign: points of a hundred, or the value's own unit."""
-    unit = {"en": " points", "zh": " 个百分点"}[language] if is_told_in_percent(by) else ""
-    return f"{_signed(by, difference)}{unit}"
+    return f"{_signed(by, difference, difference.mean)}{_difference_unit(by, language)}"
 
 
 def difference_ends(by: str, difference: Difference, language: str = "en") -> str:
     """The interval and the p-value of a difference."""
-    low, high = _signed(by, difference.low), _signed(by, difference.high)
+    low, high = (_signed(by, difference, end) for end in (difference.low, difference.high))
     return f"({low}{_TO[language]}{high}), {p_text(difference.p_holm)}"
 
 
-def _signed(by: str, value: float) -> str:
-    if is_told_in_percent(by):
-        return f"{100 * value:+.1f}"
-    return f"{value:+.4f}" if by == VALIDATION_LOSS else f"{value:+.4g}"
+def _difference_unit(by: str, language: str) -> str:
+    return {"en": " points", "zh": " 个百分点"}[language] if is_told_in_percent(by) else ""
+
+
+def _signed(by: str, difference: Difference, value: float) -> str:
+    """One of the numbers of a difference, with as many decimals as the largest of them needs."""
+    percent = is_told_in_percent(by)
+    if not percent and by != VALIDATION_LOSS:
+        return f"{value:+.4g}" if value else "0"
+    scale = 100 if percent else 1
+    largest = scale * max(abs(difference.mean), abs(difference.low), abs(difference.high))
+    decimals = 1 if percent else 4
+    if largest > 0:  # two digits, where the usual decimals would show only zeros
+        decimals = max(decimals, min(1 - math.floor(math.log10(largest)), _MOST_DECIMALS))
+    text = f"{scale * value:+.{decimals}f}"
+    return text if float(text) else text[1:]  # no sign before a zero
 
 
 # ---- the table
@@ -103,15 +130,18 @@ def _against_text(by: str, row: Ranked) -> str:
     if not row.difference.shown and row.difference.seeds_alone:
         verdict = "may be noise: seeds differ as much"
     difference = row.difference
-    return f"{difference_text(by, difference.mean)} {difference_ends(by, difference)}: {verdict}"
+    return f"{difference_text(by, difference)} {difference_ends(by, difference)}: {verdict}"
 
 
-def effect_line(effect: Effect, by: str) -> str:
+def effect_line(sweep: Sweep, effect: Effect) -> str:
     """One setting's effect: its values with their means."""
     levels = ", ".join(
-        f"{value_label(value)}: {amount_text(by, mean)}" for value, mean, _ in effect.levels
+        f"{value_label(value)}: {amount_text(sweep.by, mean)}" for value, mean, _ in effect.levels
     )
-    return f"{effect.setting} alone explains {effect.share:.0%} of the differences ({levels})"
+    where = " at the first rung" if len(sweep.rungs) > 1 else ""
+    return (
+        f"{effect.setting} alone explains {effect.share:.0%} of the differences{where} ({levels})"
+    )
 
 
 # ---- sentences
@@ -167,14 +197,14 @@ def limits(sweep: Sweep, ranking: Ranking, language: str = "en") -> list[str]:
     zh, lines = language == "zh", list[str]()
     finalists = sum(row.whole for row in ranking.rows)
     if ranking.optimism is not None:
-        amount = spread_text(sweep.by, ranking.optimism)
+        amount = _about(sweep.by, ranking.optimism, language)
         lines.append(
             f"最佳组合是因为值好才从 {finalists} 种中选出的，所以它的值偏好：仅就样本的波动而言，"
-            f"约 {amount}。它的最佳检查点也是在同样的样本上选出的。请在没有参与比较的问题上"
+            f"{amount}。它的最佳检查点也是在同样的样本上选出的。请在没有参与比较的问题上"
             "再测量一次。"
             if zh
             else f"The best of {finalists} was chosen for its value, which is therefore too good: "
-            f"by about {amount}, if only the samples vary. Its best checkpoint was chosen on them "
+            f"by {amount}, if only the samples vary. Its best checkpoint was chosen on them "
             "as well. Measure it on questions that no run was compared by."
         )
     spreads = [row.spread for row in ranking.rows if row.spread is not None]
@@ -187,11 +217,11 @@ def limits(sweep: Sweep, ranking: Ranking, language: str = "en") -> list[str]:
         )
     elif spreads:
         typical = (sum(spread**2 for spread in spreads) / len(spreads)) ** 0.5
-        amount = spread_text(sweep.by, typical)
+        amount = _about(sweep.by, typical, language)
         lines.append(
-            f"换一个种子大约改变 {amount}（标准差）。"
+            f"换一个种子改变{amount}（标准差）。"
             if zh
-            else f"Another seed changes a value by about {amount} (standard deviation)."
+            else f"Another seed changes a value by {amount} (standard deviation)."
         )
     if ranking.uncounted:
         lines.append(

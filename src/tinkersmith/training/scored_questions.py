@@ -18,7 +18,7 @@ from tinkersmith.evaluation.measures import try_scorers, with_chosen_scores, wit
 from tinkersmith.evaluation.question_set import QuestionSet
 from tinkersmith.evaluation.questions import Questions
 from tinkersmith.evaluation.summary import Estimate, estimate_of, metric_names
-from tinkersmith.metrics.choose import ChosenMetrics, metrics_for
+from tinkersmith.metrics.choose import ChosenMetrics, check_metrics_are_there, metrics_for
 from tinkersmith.metrics.names import LOWER_IS_BETTER
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress
@@ -120,11 +120,13 @@ def read_eval_files(settings: Settings, progress: Progress) -> QuestionSet | Non
     """Read EVAL_FILES and choose EVAL_LIMIT of their questions; None without EVAL_FILES.
 
     Raises:
-        UserError: see `load_samples` and `check_scores_are_measured`; or the files ask nothing.
+        UserError: see `load_samples`, `check_scores_are_measured` and
+            `check_metrics_are_there`; or the files ask nothing.
     """
     if not settings.eval_files:
         return None
     check_scores_are_measured(settings)
+    check_metrics_are_there(metrics_while_training(settings))
     with progress.doing("reading EVAL_FILES"):
         loaded = load_samples(settings.eval_files, settings.columns, settings.encoding)
     asking = [sample for sample in loaded.samples if sample.turns[-1].role != "text"]

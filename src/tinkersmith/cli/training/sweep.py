@@ -138,7 +138,7 @@ def _report(sweep: "Sweep", ranking: "Ranking", progress: "Progress", language: 
     for line in limits(sweep, ranking):
         progress.say(f"  {line}")
     for effect in _effects(sweep):
-        progress.say(f"  {effect_line(effect, sweep.by)}")
+        progress.say(f"  {effect_line(sweep, effect)}")
     progress.say("")
     table, page = _write(sweep, ranking, language, progress.say)
     progress.say(f"Table    {table}")
