@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import socket
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import pytest
 
 from tests.support.run_folders import checkpoint, run_of_settings
+from tinkersmith.cli.main import main
 from tinkersmith.errors import UserError
 from tinkersmith.report.gather import gather, smoothed
 from tinkersmith.report.write import write_report
 from tinkersmith.runs.folder import RunFolder
+from tinkersmith.settings.fields import Settings
 
 
 def step(number: int, loss: float, **more: Any) -> dict[str, Any]:
@@ -83,10 +86,27 @@ def test_a_run_that_another_process_works_on_is_running(run: RunFolder) -> None:
     assert gather(run)["run"]["state"] == "interrupted"
 
 
-def test_what_is_missing_is_named_with_the_command_that_makes_it(run: RunFolder) -> None:
+def test_what_is_missing_is_named_with_the_command_that_makes_it(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (gap,) = gather(run)["missing"]
     assert gap["what"] == "evaluation"
-    assert gap["command"].endswith("--compare-base")
+    asked: dict[str, object] = {}
+
+    def refused(settings: Settings, **options: object) -> None:
+        asked.update(options, output_dir=settings.output_dir)
+        raise UserError("The test asks nothing.")
+
+    monkeypatch.setattr("tinkersmith.cli.results.evaluate.evaluate", refused)
+    words = shlex.split(gap["command"])
+    assert main(words[words.index("evaluate") :]) == 1
+    assert asked["model_path"] == checkpoint(2).sampler_path and asked["compare_base"]
+    assert asked["output_dir"] == str(run.path.parent), "the command finds the run"
+
+
+def test_a_run_without_a_checkpoint_misses_no_evaluation(run: RunFolder) -> None:
+    run.file("checkpoints.jsonl").unlink()
+    assert gather(run)["missing"] == []
 
 
 def test_only_an_evaluation_of_this_run_is_shown(run: RunFolder, tmp_path: Path) -> None:

@@ -20,12 +20,13 @@ from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError, reason_of
 from tinkersmith.evaluation.results import Record, ResultsFile, read_results
 from tinkersmith.files import LARGEST_JSON_FILE, read_json_object, read_regular
-from tinkersmith.runs.best import best_of_run
+from tinkersmith.runs.best import best_of_run, choose_checkpoint
 from tinkersmith.runs.curves import Point, downsampled
 from tinkersmith.runs.folder import SAMPLES_FILE, RunFolder
 from tinkersmith.runs.lock import run_state
 from tinkersmith.settings.fields import FIELDS, Settings
 from tinkersmith.settings.measures import is_told_in_percent
+from tinkersmith.settings.spelling import override_text
 
 RESULTS_FILE = "evaluation_results.json"  # where `tinkersmith evaluate` writes by default
 _SMOOTHED = 50  # the smoothed loss is a mean over this part of the run's steps
@@ -49,18 +50,11 @@ def gather(run: RunFolder, results: Path | None = None) -> dict[str, Any]:
     lines = run.metrics()
     evaluated = _results_of(run, results, damaged)
     scores = _score_curves(lines)
+    saved = run.checkpoints()
     missing: list[dict[str, str]] = []
-    if evaluated is None:
-        missing.append(
-            {
-                "what": "evaluation",
-                "command": command_line("evaluate", run.path, "--compare-base"),
-            }
-        )
-    elif not evaluated.base:
-        missing.append(
-            {"what": "base", "command": command_line("evaluate", run.path, "--compare-base")}
-        )
+    if saved and (evaluated is None or not evaluated.base):
+        what = "evaluation" if evaluated is None else "base"
+        missing.append({"what": what, "command": _command_to_evaluate(run)})
     return {
         "run": {
             "name": run.name,
@@ -80,7 +74,7 @@ def gather(run: RunFolder, results: Path | None = None) -> dict[str, Any]:
         "best": _best(run),
         "checkpoints": [
             {"name": point.name, "step": point.step, "epoch": point.epoch, "path": point.state_path}
-            for point in run.checkpoints()
+            for point in saved
         ],
         "lengths": _lengths(run, settings, damaged),
         "left_out": _left_out(run, damaged),
@@ -322,6 +316,14 @@ def _changed_settings(settings: Settings) -> list[dict[str, Any]]:
 
 
 # ---- the evaluation
+
+
+def _command_to_evaluate(run: RunFolder) -> str:
+    point, _ = choose_checkpoint(run, "")
+    place = str(run.path.parent)
+    is_default = place == FIELDS["output_dir"].default
+    where = () if is_default else ("--set", override_text("output_dir", place))
+    return command_line("evaluate", "--model-path", point.sampler_path, "--compare-base", *where)
 
 
 def _results_of(run: RunFolder, named: Path | None, damaged: list[str]) -> ResultsFile | None:
