@@ -1,7 +1,6 @@
 """Who may use an engine, and how it is reached: keys, TLS, the permissions of its files."""
 
 import os
-import shutil
 import ssl
 import stat
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.engine import KEY, MODEL, running_engine
+from tests.support.http_server import self_signed
 from tests.support.processes import PATIENCE
 from tests.support.raw_client import batch, call, new_model, result
 
@@ -101,22 +101,7 @@ def test_beyond_loopback_a_key_is_made_as_well_and_plain_http_is_warned_of(tmp_p
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A certificate for 127.0.0.1, signed by itself, and its key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl makes the certificate")
-    folder = tmp_path_factory.mktemp("tls")
-    files = folder / "cert.pem", folder / "key.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-            *("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"),
-            # The SDK's own TLS library takes no certificate of an authority for a server's.
-            *("-addext", "basicConstraints=critical,CA:FALSE"),
-            *("-out", str(files[0]), "-keyout", str(files[1])),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return files
+    return self_signed(tmp_path_factory.mktemp("tls"))
 
 
 SDK_PROGRAM = """

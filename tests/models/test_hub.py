@@ -1,14 +1,17 @@
 """A hub that cannot be reached costs seconds, and is never told as a fault of the disk."""
 
+import ssl
 import sys
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from huggingface_hub import constants
 
+from tests.support.http_server import http_server, self_signed
 from tests.support.hubs import REFUSING, UNRESOLVED, Hub, hub_with, silent_hub
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.errors import UserError
@@ -115,6 +118,78 @@ def test_a_repository_that_is_not_shown_says_where_to_ask(
         tokenizer_from_hub(NAME)
     assert f"{good.url}/{NAME}" in str(caught.value) and "HF_TOKEN" in str(caught.value)
     assert "does not answer" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (403, "does not exist there, or is not public"),
+        (407, "HTTPS_PROXY"),
+        (418, "refuses the question (HTTP 418"),
+        (429, "asked too often (HTTP 429"),
+        (451, "to this network"),
+        (500, "a fault of the hub"),
+        (503, "does not answer (HTTP 503"),
+        (599, "a fault of the hub; try again later (HTTP 599)"),
+    ],
+)
+def test_each_status_of_a_hub_has_a_sentence_of_its_own(good: Hub, status: int, words: str) -> None:
+    good.status = status
+    for ask in (lambda: tokenizer_from_hub(NAME), lambda: check_hub_has(NAME)):
+        hub._unreached.clear()
+        with pytest.raises(UserError) as caught:
+            ask()
+        assert words in str(caught.value) and good.url in str(caught.value)
+        assert "Client error" not in str(caught.value) and "for url" not in str(caught.value)
+
+
+def test_an_address_without_a_scheme_says_how_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "hf-mirror.com")
+    with pytest.raises(UserError, match=r"HF_ENDPOINT is no address\. It must begin with https://"):
+        tokenizer_from_hub(NAME)
+
+
+def test_a_login_page_in_place_of_a_hub_is_told_as_that(
+    good: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Portal(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>Welcome to the hotel</html>")
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    with http_server(Portal) as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        with pytest.raises(UserError, match="wants a login first"):
+            tokenizer_from_hub(NAME)
+
+
+def test_a_proxy_that_does_not_answer_is_named_without_its_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", UNRESOLVED)
+    monkeypatch.setenv("http_proxy", REFUSING.replace("//", "//somebody:secret@"))
+    monkeypatch.setattr("urllib.request._opener", None)  # it keeps the proxies that it found first
+    with pytest.raises(UserError) as caught:
+        tokenizer_from_hub(NAME)
+    assert f"through the proxy {REFUSING}" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_certificate_that_is_not_trusted_says_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    certificate, key = self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with http_server(BaseHTTPRequestHandler, context) as url:
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        with pytest.raises(UserError) as caught:
+            tokenizer_from_hub(NAME)
+    assert "certificate is not trusted" in str(caught.value)
+    assert "SSL_CERT_FILE" in str(caught.value)
 
 
 def test_modelscope_is_asked_where_the_hub_does_not_answer(

@@ -6,10 +6,12 @@ needs several things from a hub waits once: one that did not answer is not asked
 """
 
 import errno
+import http
 import http.client
 import importlib.util
 import os
 import re
+import ssl
 import threading
 import time
 import urllib.error
@@ -44,6 +46,10 @@ _unreached: dict[str, tuple[float, str]] = {}
 
 class HubRefusal(Exception):
     """A hub answered, and does not give the files; the text is a sentence."""
+
+
+class NotShown(HubRefusal):
+    """A hub has no such repository, or does not show it to this user."""
 
 
 def tokenizer_repository(name: str) -> str:
@@ -129,7 +135,7 @@ def check_hub_has(name: str) -> None:
         return
     try:
         reason = hub_unreached("models", repository)
-    except HubRefusal as error:
+    except NotShown as error:
         reason = f"The hub at {endpoint()}: {error}"
     if reason is not None:
         raise UserError(
@@ -141,13 +147,13 @@ def check_hub_has(name: str) -> None:
 
 
 def hub_unreached(kind: str, repository: str) -> str | None:
-    """Why the hub does not answer, as a sentence; None if it does, or if it must not be asked.
+    """Why the hub is of no use now, as a sentence; None if it is, or if it must not be asked.
 
     Args:
         kind: "models" or "datasets".
 
     Raises:
-        HubRefusal: it answers that it has no such model, or does not show it.
+        NotShown: it answers that it has no such repository, or does not show it.
     """
     from huggingface_hub import constants, get_token
 
@@ -164,6 +170,10 @@ def hub_unreached(kind: str, repository: str) -> str | None:
         _within(hub, ask, Path(os.devnull), PATIENCE)
     except _Unreached as error:
         return f"{hub} does not answer ({error})."
+    except NotShown:
+        raise
+    except HubRefusal as error:
+        return f"{hub}: {error}"
     return None
 
 
@@ -298,7 +308,7 @@ def _from_hugging_face(repository: str, patterns: Sequence[str], without: Sequen
     except (_Unreached, HubRefusal):
         raise
     except Exception as error:  # those of the library and of what it uses
-        raise _told(error, repository, offline) from None
+        raise _told(error, repository, offline, bool(hub.get_token())) from None
 
 
 def _probe(url: str, token: str | None) -> None:
@@ -306,8 +316,10 @@ def _probe(url: str, token: str | None) -> None:
 
     Raises:
         _Unreached: the hub does not answer.
-        HubRefusal: it has no such repository, or does not show it.
+        HubRefusal: it answers, and refuses.
     """
+    if not url.startswith(("http://", "https://")):
+        raise HubRefusal("HF_ENDPOINT is no address. It must begin with https:// or http://.")
     headers = {"User-Agent": "tinkersmith"}
     if token:
         headers["Authorization"] = f"Bearer {token}"
@@ -316,13 +328,56 @@ def _probe(url: str, token: str | None) -> None:
         with urllib.request.urlopen(request, timeout=2 * PATIENCE):  # `_within` ends it earlier
             return
     except urllib.error.HTTPError as error:
-        if error.code in (401, 403, 404):
-            name = "/".join(url.split("/")[-2:])
-            raise HubRefusal(_hidden(name, error.code, bool(token))) from None
-        if error.code in (502, 503, 504):
-            raise _Unreached(f"HTTP {error.code}") from None
+        raise _refused("/".join(url.split("/")[-2:]), error.code, bool(token)) from None
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise _Unreached(network_reason(error)) from None
+        raise _Unreached(_network(error)) from None
+
+
+def _refused(repository: str, status: int, has_token: bool) -> Exception:
+    """What an HTTP status of a hub, or of a proxy before it, means."""
+    try:
+        answer = f"HTTP {status}, {http.HTTPStatus(status).phrase}"
+    except ValueError:
+        answer = f"HTTP {status}"
+    if status in (401, 403, 404, 410):
+        return NotShown(_hidden(repository, status, has_token))
+    if status == 407:
+        return HubRefusal(
+            f"a proxy wants a name and a password ({answer}). Put them into HTTPS_PROXY: "
+            "http://NAME:PASSWORD@HOST:PORT."
+        )
+    if status == 429:
+        more = "" if has_token else ", or set HF_TOKEN: accounts may ask more often"
+        return HubRefusal(f"it was asked too often ({answer}). Wait some minutes{more}.")
+    if status == 451:
+        return HubRefusal(f"it does not give {repository} to this network ({answer}).")
+    if status in (502, 503, 504):
+        return _Unreached(answer)
+    whose = "a fault of the hub; try again later" if status >= 500 else "it refuses the question"
+    return HubRefusal(f"{whose} ({answer}).")
+
+
+def _network(error: BaseException) -> str:
+    """Why a hub was not reached, in a few words, with the proxy that stands between."""
+    reason = getattr(error, "reason", error)  # urllib wraps what it met
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        text = (
+            f"its certificate is not trusted: {reason.verify_message}; if a proxy of your network "
+            "reads along, set SSL_CERT_FILE to its certificate"
+        )
+    elif isinstance(reason, ssl.SSLError):
+        text = "it does not speak HTTPS; check the address"
+    else:
+        text = network_reason(error)
+    scheme, _, rest = endpoint().partition("://")
+    proxy = urllib.request.getproxies().get(scheme)
+    if proxy and not urllib.request.proxy_bypass(rest.partition("/")[0]):
+        text += f"; asked through the proxy {_without_password(proxy)}"
+    return text
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//", url)
 
 
 def _hidden(repository: str, status: int, has_token: bool) -> str:
@@ -339,7 +394,7 @@ def _hidden(repository: str, status: int, has_token: bool) -> str:
     )
 
 
-def _told(error: Exception, repository: str, offline: bool) -> Exception:
+def _told(error: Exception, repository: str, offline: bool, has_token: bool) -> Exception:
     """What an error of the hub's library means."""
     chain = list(_chain(error))
     kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
@@ -352,7 +407,16 @@ def _told(error: Exception, repository: str, offline: bool) -> Exception:
         )
     missing = {"RepositoryNotFoundError", "RevisionNotFoundError", "EntryNotFoundError"}
     if kinds & missing and "LocalEntryNotFoundError" not in kinds:
-        return HubRefusal(_hidden(repository, 404, bool(os.environ.get("HF_TOKEN"))))
+        return HubRefusal(_hidden(repository, 404, has_token))
+    statuses = [getattr(getattr(link, "response", None), "status_code", None) for link in chain]
+    for status in statuses:
+        if isinstance(status, int) and status >= 400:
+            return _refused(repository, status, has_token)
+    if kinds & {"JSONDecodeError", "UnicodeDecodeError"}:
+        return HubRefusal(
+            "it answers with a page that is no answer of a hub. Check the address, and whether "
+            "your network wants a login first."
+        )
     for link in chain:
         if isinstance(link, OSError) and link.errno in _DISK:
             return HubRefusal(
@@ -360,7 +424,7 @@ def _told(error: Exception, repository: str, offline: bool) -> Exception:
                 f"({os.strerror(link.errno)}). Free some space, or set HF_HOME to another folder."
             )
     if kinds & _NETWORK_KINDS or any(isinstance(e, OSError) and is_of_network(e) for e in chain):
-        return _Unreached(network_reason(chain[-1]))
+        return _Unreached(_network(chain[-1]))
     what = one_line(" ".join(str(error).split()), 200).rstrip(".")
     return HubRefusal(f"its answer cannot be used ({type(error).__name__}: {what}).")
 

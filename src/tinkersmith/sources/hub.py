@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tinkersmith.errors import UserError, one_line
-from tinkersmith.models.hub import HubRefusal, hub_unreached
+from tinkersmith.models.hub import NotShown, hub_unreached
 from tinkersmith.paths import is_hub_name
 from tinkersmith.sources.columnar import plain_rows
 from tinkersmith.sources.contents import command_to_convert
@@ -90,7 +90,7 @@ def _loaded(name: str, hub: str, repository: str, subset: str, split: str) -> An
         ) from None
     trouble = None
     if hub == "hf":
-        with suppress(HubRefusal):  # the library says it, too, with what it may find elsewhere
+        with suppress(NotShown):  # the library says it, too, with what it may find elsewhere
             trouble = hub_unreached("datasets", repository)
     try:
         with _offline(trouble is not None):
