@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from tinkersmith.errors import UserError
-from tinkersmith.sweep.rungs import Rung, check_budget, rungs_within, survivors
+from tinkersmith.sweep.rungs import Rung, check_sweep_budget, rungs_within, survivors
 
 
 @pytest.mark.parametrize("combinations", [3, 4, 6, 7, 16, 100])
@@ -46,11 +46,11 @@ def test_a_budget_that_decides_nothing_is_refused_before_any_step_is_known(
     budget: float, combinations: int, sentence: str
 ) -> None:
     with pytest.raises(UserError, match=sentence):
-        check_budget(budget, combinations)
+        check_sweep_budget(budget, combinations)
 
 
 def test_a_budget_that_the_steps_make_too_small_names_the_least() -> None:
-    check_budget(2.1, 6)
+    check_sweep_budget(2.1, 6)
     with pytest.raises(UserError, match=r"--budget 2\.1 is .* needs at least 2\.7"):
         rungs_within(2.1, 6, fewest_steps=10)
 

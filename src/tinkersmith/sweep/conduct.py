@@ -38,9 +38,9 @@ from tinkersmith.sweep.record import (
     new_sweep,
     read_sweep,
 )
-from tinkersmith.sweep.rungs import check_budget, rungs_within, survivors
+from tinkersmith.sweep.rungs import check_sweep_budget, rungs_within, survivors
 from tinkersmith.sweep.shared_data import SharedData
-from tinkersmith.sweep.size import RunSize, check_files, sizes_of
+from tinkersmith.sweep.size import RunSize, check_files_of_sweep, sizes_of
 from tinkersmith.training.interruption import Interruption, interruption
 from tinkersmith.training.transcript import Transcript
 
@@ -110,11 +110,11 @@ def run_sweep(
             settings, grid = _settings_and_grid(settings, wanted)
             combinations = combinations_of(grid, settings)
             _check_count(len(combinations), wanted)
-            check_budget(wanted.budget, len(combinations))
+            check_sweep_budget(wanted.budget, len(combinations))
             folder = _new_folder(settings, wanted)
             models = [chosen.settings.base_model for chosen in combinations]
             weights = initial_weights(settings)
-            questions = check_files(combinations, data, progress)
+            questions = check_files_of_sweep(combinations, data, progress)
             server = opened.enter_context(open_server(settings, models, progress, weights=weights))
             sizes = sizes_of(combinations, server, data, questions, progress, signals.check)
             fewest = min(size.steps for size in sizes)

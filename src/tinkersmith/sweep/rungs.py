@@ -26,7 +26,7 @@ class Rung:
         return total if self.share >= 1 else min(total, max(1, round(self.share * total)))
 
 
-def check_budget(budget: float | None, combinations: int) -> None:
+def check_sweep_budget(budget: float | None, combinations: int) -> None:
     """Refuse what no data could make a budget for so many combinations.
 
     Raises:
@@ -70,7 +70,7 @@ def rungs_within(budget: float | None, combinations: int, fewest_steps: int) -> 
     """
     if budget is None:
         return [Rung(1.0, combinations)]
-    check_budget(budget, combinations)
+    check_sweep_budget(budget, combinations)
     counts = [combinations]
     while counts[-1] > _LAST:
         counts.append(math.ceil(counts[-1] / 2))

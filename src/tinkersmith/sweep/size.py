@@ -29,7 +29,7 @@ class RunSize:
     tokens: float | None  # of all epochs; None for large files, which are not read to the end
 
 
-def check_files(
+def check_files_of_sweep(
     combinations: Sequence[Combination], data: SharedData, progress: Progress
 ) -> QuestionSet | None:
     """Read the files of all combinations, before a server is there; large ones are looked for.

@@ -49,7 +49,7 @@ def spread_text(by: str, value: float, language: str = "en") -> str:
 
 
 def _about(by: str, value: float, language: str) -> str:
-    """The same within a sentence: "about 0.0021", or "less than 0.0001"."""
+    """A difference as words of a sentence: "about 0.0021", or "less than 0.0001"."""
     text, zh = spread_text(by, value, language), language == "zh"
     if text.startswith("<"):
         return text.replace("<", "不到" if zh else "less than")
