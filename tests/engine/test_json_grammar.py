@@ -13,6 +13,7 @@ from tests.support.inference import texts_of
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.engine import json_grammar
 from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.grammar_text import ThoughtForm
 from tinkersmith.engine.json_grammar import (
     Grammars,
     GrammarState,
@@ -48,12 +49,15 @@ def follow(state: GrammarState, text: str) -> str:
     return TEXTS.tokenizer.decode(taken)
 
 
-def grammar_of(schema: dict[str, Any], **thought: Any) -> JsonGrammar:
-    return Grammars(VOCABULARY).of(schema, **thought)
+INSIDE = ThoughtForm("<think>", "</think>", "", begins_inside=True)
 
 
-def begin(schema: dict[str, Any], **thought: Any) -> GrammarState:
-    return grammar_of(schema, **thought).begin()
+def grammar_of(schema: dict[str, Any], thought: ThoughtForm | None = None) -> JsonGrammar:
+    return Grammars(VOCABULARY).of(schema, thought)
+
+
+def begin(schema: dict[str, Any], thought: ThoughtForm | None = None) -> GrammarState:
+    return grammar_of(schema, thought).begin()
 
 
 @pytest.mark.parametrize("text", ['{"x": 3}', '{"x":3,"y":null}', json.dumps({"x": 1, "y": 2})])
@@ -72,11 +76,10 @@ def test_what_the_schema_forbids_is_not(text: str) -> None:
 
 
 def test_a_thought_may_come_first_or_must_be_closed() -> None:
-    tags = ("<think>", "</think>")
     for text in ('{"x": 3}', '<think>\nIs it {4}?\n</think>\n\n{"x": 3}'):
-        state = begin(POINT, after_thought=tags)
+        state = begin(POINT, ThoughtForm("<think>", "</think>", "", begins_inside=False))
         assert follow(state, text) == text and state.may_end
-    inside = begin(POINT, after="</think>")
+    inside = begin(POINT, INSIDE)
     assert follow(inside, '{"x": 3}') == '{"x": 3}' and not inside.may_end  # a thought so far
     assert follow(inside, ' </think>\n{"x": 3}') == ' </think>\n{"x": 3}' and inside.may_end
 
@@ -138,7 +141,7 @@ def test_requests_with_one_schema_share_one_compilation(monkeypatch: pytest.Monk
     with ThreadPoolExecutor(16) as pool:
         same = list(pool.map(lambda _: grammars.of(dict(POINT)), range(64)))
     assert len(compiled) == 1 and all(grammar is same[0] for grammar in same)
-    thoughtful = grammars.of(POINT, after="</think>")
+    thoughtful = grammars.of(POINT, INSIDE)
     assert thoughtful is not same[0] and len(compiled) == 2
     for number in range(json_grammar._KEPT):  # others push it out
         grammars.of({"const": number})

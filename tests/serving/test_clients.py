@@ -184,9 +184,16 @@ def test_a_choice_of_tools_is_followed_or_refused(either: RunningServer) -> None
     assert none.message.tool_calls is None and none.message.content == ANSWER
     named = {"type": "function", "function": {"name": "add"}}
     for choice in ("required", named):
-        with pytest.raises(openai.BadRequestError, match="cannot be made to call") as caught:
-            ask(either, tools=[TOOL], tool_choice=choice)
-        assert (caught.value.param, caught.value.type) == ("tool_choice", "invalid_request_error")
+        [forced] = ask(either, tools=[TOOL], tool_choice=choice).choices
+        assert (forced.message.content, forced.finish_reason) == (None, "tool_calls")
+        assert written(forced.message.tool_calls) == [("add", CALL)]
+        stream = ask(either, tools=[TOOL], tool_choice=choice, stream=True)
+        _, text, reason, calls = read_stream(stream)
+        assert (text, reason, written(calls)) == ("", "tool_calls", [("add", CALL)])
+    named["function"] = {"name": "sub"}
+    with pytest.raises(openai.BadRequestError, match="be one of") as caught:
+        ask(either, tools=[TOOL], tool_choice=named)
+    assert (caught.value.param, caught.value.type) == ("tool_choice", "invalid_request_error")
 
 
 ADD = TOOL["function"]
@@ -198,7 +205,15 @@ ADD = TOOL["function"]
         ([{"type": "web_search"}], "must be of type function"),
         ([{"type": "function", "function": {}}], "has no name"),
         ([{"type": "function", "function": {**ADD, "parameters": 5}}], "parameters is 5"),
-        ([{"type": "function", "function": {**ADD, "strict": True}}], "is strict"),
+        (
+            [
+                {
+                    "type": "function",
+                    "function": {**ADD, "parameters": {"type": "array"}, "strict": True},
+                }
+            ],
+            'must be "object"',
+        ),
         ([TOOL, TOOL], "two tools have the name 'add'"),
         (5, "must be a list of objects"),
     ],

@@ -346,7 +346,25 @@ FAMILIES = {
         has_tools=False,
     ),
 }
+# Calls stand in a list behind a special token. The end token is the tokenizer's own.
+MISTRAL = Family(
+    "{{- bos_token -}}{%- for m in messages -%}{%- if m.role == 'user' -%}"
+    + "{%- if tools -%}{{- '[AVAILABLE_TOOLS] ' + (tools | tojson) + '[/AVAILABLE_TOOLS]' -}}"
+    + "{%- endif -%}{{- '[INST] ' + m.content + '[/INST]' -}}"
+    + "{%- elif m.role == 'tool' -%}"
+    + "{{- '[TOOL_RESULTS] ' + (m.content | tojson) + '[/TOOL_RESULTS]' -}}"
+    + "{%- elif m.tool_calls -%}{{- '[TOOL_CALLS] [' -}}{%- for call in m.tool_calls -%}"
+    + "{{- ', ' if not loop.first -}}"
+    + "{{- (call.function | tojson)[:-1] + ', \"id\": \"' + call.id + '\"}' -}}"
+    + "{%- endfor -%}{{- ']' + eos_token -}}"
+    + "{%- else -%}{{- ' ' + m.content + eos_token -}}{%- endif -%}{%- endfor -%}",
+    "</s>",
+    _on_lines("\n</think>\n\n"),
+    bos="<s>",
+)
 SPECIAL = [
+    *("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]"),
+    *("[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"),
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<bos>", "<eos>"),
     *("<start_of_turn>", "<end_of_turn>", "<|begin_of_text|>", "<|start_header_id|>"),
     *("<|end_header_id|>", "<|eot_id|>", "<|startoftext|>", "<|start|>", "<|end|>", "<|message|>"),

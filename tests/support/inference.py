@@ -97,8 +97,8 @@ class InferenceEngine:
         return self.engine.client().create_sampling_client(**where).result()
 
 
-def texts_of(name: str = BUNDLED) -> ModelTexts:
-    return read_texts(name, _FOLDER, "2026-01-31")
+def texts_of(name: str = BUNDLED, template: str | None = None) -> ModelTexts:
+    return read_texts(name, _FOLDER, "2026-01-31", template)
 
 
 @contextmanager

@@ -3,32 +3,25 @@
 llguidance is an extra, `structured`, and is imported only where an answer needs it.
 """
 
-import json
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
-from decimal import Decimal
-from math import isfinite, prod
+from dataclasses import dataclass, field
 from threading import Lock
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.grammar_text import CallRules, ThoughtForm, call_grammar, json_grammar
 from tinkersmith.prompts.text_tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-ANY_OBJECT: Mapping[str, Any] = {"type": "object"}
-_OPTIONS = "x-guidance"  # where llguidance finds options within a schema
-# Before and after a value: JSON on one line. Many a model would go on with spaces for ever.
-_SPACES = r"\x20?"
 _GRAMMAR_LINE = re.compile(r"\n\s*1 \| ")  # llguidance quotes the grammar from here
 _KEPT = 16  # grammars of a vocabulary
-_REMAINDERS = 100_000  # of all numbers of multipleOf in a schema; they take a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +30,7 @@ class Vocabulary:
 
     tokens: "LLTokenizer"
     end_id: int  # the tokenizer's own end token
+    marks: Mapping[str, int] = field(default_factory=dict[str, int])  # its control tokens
 
 
 def vocabulary_of(name: str, tokenizer: TextTokenizer) -> Vocabulary:
@@ -59,7 +53,16 @@ def vocabulary_of(name: str, tokenizer: TextTokenizer) -> Vocabulary:
             f"llguidance cannot read the tokenizer of {name}, so its answers cannot follow a JSON "
             f"schema: {error}"
         ) from None
-    return Vocabulary(tokens, tokenizer.eos_id)
+    return Vocabulary(tokens, tokenizer.eos_id, _marks(tokens, tokenizer))
+
+
+def _marks(tokens: "LLTokenizer", tokenizer: TextTokenizer) -> dict[str, int]:
+    """The tokens that llguidance takes for no text: those with tags, not only special ones."""
+    spelling = tokenizer.piece_of
+    if spelling is None:
+        return {}
+    ids = (index for index in range(tokens.vocab_size) if tokens.is_special_token(index))
+    return {text: index for index in ids if (text := spelling(index))}
 
 
 @dataclass(slots=True, eq=False)
@@ -118,23 +121,35 @@ class Grammars:
         self._latest: OrderedDict[str, Future[JsonGrammar]] = OrderedDict()  # by their text
         self._lock = Lock()
 
-    def of(
-        self,
-        schema: Mapping[str, Any],
-        *,
-        after: str = "",
-        after_thought: tuple[str, str] | None = None,
-    ) -> JsonGrammar:
+    def of(self, schema: Mapping[str, Any], thought: ThoughtForm | None = None) -> JsonGrammar:
         """The grammar of answers that are JSON of this schema.
 
         Args:
-            after: the tag that closes the thought within which the answer begins; "": none.
-            after_thought: the tags of a thought that may come before the JSON.
+            thought: the form of a thought that comes before, where the answer may have one.
 
         Raises:
             Refused: the schema is wrong, or asks for what llguidance does not support.
         """
-        text = _grammar_text(schema, after, after_thought)
+        return self._compiled(json_grammar(schema, thought, self._vocabulary.marks))
+
+    def of_calls(self, calls: CallRules, thought: ThoughtForm | None = None) -> JsonGrammar:
+        """The grammar of answers that call functions by these rules.
+
+        Raises:
+            Refused: the parameters of a function cannot be followed.
+        """
+        try:
+            return self._compiled(call_grammar(calls, thought, self._vocabulary.marks))
+        except Refused:
+            for name, schema in calls.parameters.items():
+                try:
+                    self.of(schema)
+                except Refused as refusal:
+                    sentence = f"the parameters of {name!r} cannot be followed: {refusal}"
+                    raise Refused(sentence) from None
+            raise
+
+    def _compiled(self, text: str) -> JsonGrammar:
         with self._lock:
             known = self._latest.get(text)
             if known is None or (known.done() and not _is_usable(known)):
@@ -167,76 +182,6 @@ def _compile(vocabulary: Vocabulary, text: str) -> JsonGrammar:
     if matcher.is_error():
         raise Refused(_schema_fault(matcher.get_error()))
     return JsonGrammar(matcher, vocabulary.end_id)
-
-
-def _grammar_text(
-    schema: Mapping[str, Any], after: str, after_thought: tuple[str, str] | None
-) -> str:
-    """A grammar in llguidance's own language."""
-    if _OPTIONS in schema:
-        raise Refused(f"{_OPTIONS} cannot be chosen here; leave it out.")
-    try:
-        written = json.dumps({**schema, _OPTIONS: {"whitespace_pattern": _SPACES}})
-        _check_multiples(schema)
-    except RecursionError:
-        raise Refused("the schema is nested too deeply.") from None
-    lines = [f"answer: %json {written}", r"gap: /[\x20\n]{0,4}/"]
-    if after:
-        lines += ["start: inside gap answer", _body("inside", after)]
-    elif after_thought is not None:
-        opening, closing = after_thought
-        lines += ["start: (opening inside gap)? answer", f"opening: {_quoted(opening)}"]
-        lines.append(_body("inside", closing))
-    else:
-        lines.append("start: answer")
-    return "\n".join(lines)
-
-
-def _check_multiples(schema: Mapping[str, Any]) -> None:
-    """Refuse large numbers of `multipleOf`: llguidance takes 10 us for each remainder."""
-    remainders = 0
-    for number in _multiples(schema):
-        odd = int("".join(map(str, number.normalize().as_tuple().digits)))
-        # The last digits alone tell whether 2 and 5 divide a number.
-        while odd and not (odd % 2 and odd % 5):
-            odd //= 2 if odd % 2 == 0 else 5
-        remainders += odd
-    if remainders > _REMAINDERS:
-        raise Refused(
-            f"the numbers of multipleOf add up to {remainders:,}; at most {_REMAINDERS:,} can be "
-            "followed. Use smaller ones."
-        )
-
-
-def _multiples(value: Any) -> Iterator[Decimal]:
-    """All numbers of `multipleOf`. Those of one `allOf` hold together, so they are multiplied."""
-    if isinstance(value, Mapping):
-        for name, inner in cast("Mapping[str, Any]", value).items():
-            if name == "multipleOf" and _is_number(inner):
-                yield Decimal(str(inner))
-            elif name == "allOf":
-                together = list(_multiples(inner))
-                yield from together
-                if len(together) > 1:
-                    yield prod(together, start=Decimal(1))
-            else:
-                yield from _multiples(inner)
-    elif isinstance(value, list):
-        for inner in cast("list[Any]", value):
-            yield from _multiples(inner)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-
-
-def _body(name: str, closing: str) -> str:
-    """Any text up to `closing`, and that."""
-    return rf"{name}[suffix={_quoted(closing)}]: /(.|\n)*/"
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
 
 
 def _schema_fault(text: str) -> str:

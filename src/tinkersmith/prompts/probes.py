@@ -20,6 +20,7 @@ _ASKED = {"role": "user", "content": QUESTION}
 _ANSWERED = {"role": "assistant", "content": ANSWER}
 _SWITCHES = ("enable_thinking", "thinking")
 _FIELDS = ("reasoning_content", "reasoning", "thinking")
+_ARGUMENTS = {"key": "vvv"}
 _TOOL = {
     "type": "function",
     "function": {
@@ -67,6 +68,16 @@ class CallForm:
     opening: str  # "" if an answer that calls is nothing but JSON
     closing: str
     arguments: str  # the name of the field with the arguments
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenCalls:
+    """What a template writes around the names and arguments of calls, to the character."""
+
+    first: str  # before the first name
+    middle: str  # between a name and its arguments
+    following: str | None  # between arguments and the next name; None: it writes one call only
+    last: str  # after the last arguments, up to the end token
 
 
 @dataclass(frozen=True)
@@ -155,45 +166,79 @@ class TemplateProbe:
 
     def call_form(self, form: ToolForm) -> CallForm | None:
         """How calls are written; None if the template writes none, or not as JSON."""
-        if not form.calls:
+        written, is_answer = self._called(form, 1)
+        found = _calls_in(written)
+        if not found:
             return None
-        arguments: Any = {"key": "vvv"}
-        call = {
-            "name": "look_up",
-            "arguments": json.dumps(arguments) if form.arguments_as_text else arguments,
-        }
-        message = {
-            "role": "assistant",
-            "content": form.empty_content,
-            "tool_calls": [{"id": "call12345", "type": "function", "function": call}],
-        }
+        start, end, name = found[-1]
+        before = written[:start]
+        before = before[len(leading_empty_thought(before)) :]
+        opening = before.split()[-1:]
+        closing = written[end:].split()[:1]
+        special = self.special_pattern.search(closing[0]) if closing else None
+        # A list of calls may stand apart from the token before it: [TOOL_CALLS] [{...}].
+        marks = self.special_pattern.findall(before) if is_answer else []
+        return CallForm(
+            opening=marks[-1] if marks else opening[0].removesuffix("[") if opening else "",
+            closing=closing[0][: special.start() if special else None].removeprefix("]")
+            if closing
+            else "",
+            arguments=name,
+        )
+
+    def written_calls(self, form: ToolForm, end: str) -> WrittenCalls | None:
+        """How calls are written, to the character; None if it cannot be told.
+
+        Args:
+            end: what ends an answer.
+        """
+        one, is_answer = self._called(form, 1)
+        two, _ = self._called(form, 2)
+        found = _calls_in(one)
+        if not found or not is_answer:
+            return None
+        start, stop, arguments = found[-1]
+        before, call, after = one[:start], one[start:stop], one[stop:]
+        place = call.find(f'"{arguments}"')
+        if place < call.find("look_up"):
+            return None
+        opening, _, rest = call.partition("look_up")
+        middle = rest[: rest.index("{")]
+        first = before[len(leading_empty_thought(before)) :].lstrip() + opening
+        special = self.special_pattern.search(after)
+        ending = after.find(end.strip()) if end.strip() else -1
+        if ending < 0:
+            ending = special.start() if special else len(after)
+        pairs = _calls_in(two)
+        following = None
+        if len(pairs) == 2:
+            following = "}" + two[pairs[0][1] : pairs[1][0]] + opening
+        return WrittenCalls(first, middle, following, "}" + after[:ending].rstrip())
+
+    def _called(self, form: ToolForm, count: int) -> tuple[str, bool]:
+        """A conversation whose answer calls a function so many times, from that answer on.
+
+        The second value is false if it is not known where the answer begins; then it is all.
+        """
+        if not form.calls:
+            return "", False
+        arguments: Any = json.dumps(_ARGUMENTS) if form.arguments_as_text else _ARGUMENTS
+        calls = [
+            {
+                "id": f"call1234{number}",
+                "type": "function",
+                "function": {"name": "look_up", "arguments": arguments},
+            }
+            for number in range(count)
+        ]
+        message = {"role": "assistant", "content": form.empty_content, "tool_calls": calls}
         prompt = self.attempt([_ASKED], prompt=True, tools=[_TOOL])
         whole = self.attempt([_ASKED, message], tools=[_TOOL])
-        written = whole.removeprefix(prompt) if whole.startswith(prompt) else whole
-        decoder = json.JSONDecoder()
-        for match in reversed(list(re.finditer(r"\{", written))):
-            try:
-                value, end = decoder.raw_decode(written, match.start())
-            except ValueError:
-                continue
-            fields = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
-            if fields.get("name") != "look_up":
-                continue
-            name = next((n for n in ("arguments", "parameters") if fields.get(n) == arguments), "")
-            if not name:
-                continue
-            before = leading_empty_thought(written[: match.start()])
-            opening = written[len(before) : match.start()].split()[-1:]
-            closing = written[end:].split()[:1]
-            special = self.special_pattern.search(closing[0]) if closing else None
-            return CallForm(
-                opening=opening[0].removesuffix("[") if opening else "",
-                closing=closing[0][: special.start() if special else None].removeprefix("]")
-                if closing
-                else "",
-                arguments=name,
-            )
-        return None
+        # A prompt may open a thought, which an answer before the last question does not show.
+        for begin in (prompt, prompt.rstrip().removesuffix(OPEN)):
+            if begin and whole.startswith(begin):
+                return whole[len(begin) :], True
+        return whole, False
 
     @cached_property
     def special_pattern(self) -> re.Pattern[str]:
@@ -252,3 +297,18 @@ class TemplateProbe:
             for text in self.special_pattern.split(before)
         )
         return "\n".join(text for text in texts if len(re.findall(r"\w+", text)) > 1)
+
+
+def _calls_in(written: str) -> list[tuple[int, int, str]]:
+    """Where calls of the function stand as JSON, and the name of the field with their arguments."""
+    decoder, found = json.JSONDecoder(), list[tuple[int, int, str]]()
+    for match in re.finditer(r"\{", written):
+        try:
+            value, end = decoder.raw_decode(written, match.start())
+        except ValueError:
+            continue
+        fields = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+        name = next((n for n in ("arguments", "parameters") if fields.get(n) == _ARGUMENTS), "")
+        if fields.get("name") == "look_up" and name:
+            found.append((match.start(), end, name))
+    return found

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.chat_families import FAMILIES, SPECIAL, Family
+from tests.support.chat_families import FAMILIES, MISTRAL, SPECIAL, Family
+from tinkersmith.engine.grammar_text import ThoughtForm
 from tinkersmith.engine.server.routes.answer_text import (
     CallSplitter,
     StopCutter,
-    ThoughtForm,
     ThoughtSplitter,
     TokenText,
     ToolCall,
@@ -102,6 +102,7 @@ def test_every_familys_thoughts_are_told_apart(name: str) -> None:
         ("qwen2_5", CallForm("<tool_call>", "</tool_call>", "arguments")),
         ("qwen3", CallForm("<tool_call>", "</tool_call>", "arguments")),
         ("llama3_2", CallForm("", "", "parameters")),
+        ("mistral", CallForm("[TOOL_CALLS]", "", "arguments")),
         ("gemma3", None),
         ("deepseek_v3_1", None),  # the name stands outside the JSON
         ("qwen3_5", None),
@@ -110,8 +111,12 @@ def test_every_familys_thoughts_are_told_apart(name: str) -> None:
 def test_the_form_of_calls_is_found_by_trying_the_template(
     name: str, form: CallForm | None
 ) -> None:
-    probe = probe_of(FAMILIES[name])
-    assert probe.call_form(probe.tool_form()) == form
+    probe = probe_of({**FAMILIES, "mistral": MISTRAL}[name])
+    tool_form = probe.tool_form()
+    assert probe.call_form(tool_form) == form
+    written = probe.written_calls(tool_form, probe.end_of_text)
+    assert (written is None) == (form is None)
+    assert form is None or written is None or written.first.startswith(form.opening)
 
 
 HERMES, BARE = CallForm("<tool_call>", "</tool_call>", "arguments"), CallForm("", "", "parameters")

@@ -180,15 +180,57 @@ def test_tools_are_used_and_their_results_taken(
         ask(client, inference.talker, [*SUM, asked, orphan])
     for wrong, about in (
         ([ADD, ADD], "two tools have the name"),
-        ([{**ADD, "strict": True}], "strict is True"),
+        ([{**ADD, "strict": "yes"}], "strict is 'yes'"),
         ([{**ADD, "input_examples": [CALL]}], "input_examples"),
     ):
         with pytest.raises(anthropic.BadRequestError, match=about):
             ask(client, inference.talker, tools=wrong)
-    with pytest.raises(anthropic.BadRequestError, match="cannot be made to call"):
-        ask(client, inference.talker, tools=[ADD], tool_choice={"type": "any"})
+    for choice, about in (
+        ({"type": "tool", "name": "sub"}, r"the tools are \['add'\]"),
+        ({"type": "some"}, "must be auto, any, tool or none"),
+        ("any", "must be auto, any, tool or none"),
+        ({"type": "any", "disable_parallel_tool_use": 1}, "must be true or false"),
+    ):
+        with pytest.raises(anthropic.BadRequestError, match=about):
+            ask(client, inference.talker, tools=[ADD], extra_body={"tool_choice": choice})
+    with pytest.raises(anthropic.BadRequestError, match="there are no tools"):
+        ask(client, inference.talker, tool_choice={"type": "any"})
     with pytest.raises(anthropic.BadRequestError, match="does not write calls"):
         ask(client, BUNDLED, tools=[ADD])
+
+
+@pytest.mark.parametrize("kind", ["any", "tool"])
+def test_a_tool_can_be_forced_and_its_input_follows_the_schema(
+    client: anthropic.Anthropic, kind: str
+) -> None:
+    digit = {"type": "integer", "minimum": 0, "maximum": 9}
+    schema = {"type": "object", "properties": {"a": digit, "b": digit}, "required": ["a", "b"]}
+    pair: Any = {"name": "pair", "input_schema": {**schema, "additionalProperties": False}}
+    choice: Any = {"type": kind, "disable_parallel_tool_use": True}
+    choice |= {"name": "pair"} if kind == "tool" else {}
+    asked: Any = {"tools": [pair] if kind == "any" else [ADD, pair], "tool_choice": choice}
+    asked["thinking"] = {"type": "disabled"}
+    message = ask(client, TALKER, **asked)
+    [call] = message.content
+    assert (message.stop_reason, call.type, call.name) == ("tool_use", "tool_use", "pair")
+    assert set(call.input) == {"a", "b"} and all(0 <= digit <= 9 for digit in call.input.values())
+    asked = {"max_tokens": 80, "messages": SUM, "model": TALKER, **GREEDY, **asked}
+    with client.messages.stream(**asked) as stream:
+        last: Any = stream.get_final_message()
+    [streamed] = last.content
+    assert (last.stop_reason, streamed.input) == ("tool_use", call.input)
+
+
+def test_a_strict_tool_and_one_use_at_most(
+    inference: InferenceEngine, client: anthropic.Anthropic
+) -> None:
+    twice: Any = [{"role": "user", "content": "3 + 4, twice?"}]
+    asked: Any = {"tools": [{**ADD, "strict": True}], "max_tokens": 160}
+    both = ask(client, inference.talker, twice, **asked)
+    assert [block.type for block in both.content] == ["tool_use", "tool_use"]
+    choice: Any = {"type": "auto", "disable_parallel_tool_use": True}
+    one = ask(client, inference.talker, twice, tool_choice=choice, **asked)
+    assert [block.type for block in one.content] == ["tool_use"]
 
 
 def test_thoughts_are_blocks_and_can_be_switched_off(

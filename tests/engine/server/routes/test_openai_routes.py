@@ -17,6 +17,7 @@ import pytest
 import tinker
 from tinker.types import EncodedTextChunk, ImageChunk
 
+from tests.support.chat_families import FAMILIES
 from tests.support.engine import KEY, datum, get_json
 from tests.support.inference import (
     ANSWER,
@@ -68,6 +69,11 @@ def sdk_sample(
     params = tinker.SamplingParams(**asked)
     model_input = tinker.ModelInput.from_ints(prompt)
     return inference.sampler(BUNDLED).sample(model_input, count, params).result().sequences
+
+
+def json_in_jinja(value: object) -> str:
+    """An expression of Jinja that writes a value as JSON."""
+    return "'" + json.dumps(value).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def refusal(
@@ -272,6 +278,14 @@ def test_with_echo_and_no_new_tokens_only_the_prompt_is_scored(client: openai.Op
     assert answer.usage is not None and answer.usage.completion_tokens == 0
     assert answer.choices[0].logprobs is not None
     assert len(answer.choices[0].logprobs.tokens or []) == len(TEXTS.tokens_of(PROMPT))
+    chunks = list(
+        client.completions.create(
+            echo=True, stream=True, stream_options={"include_usage": True}, **asked
+        )
+    )
+    [first, last] = chunks
+    assert (first.choices[0].text, first.choices[0].finish_reason) == (PROMPT, "length")
+    assert last.usage == answer.usage
     with pytest.raises(openai.BadRequestError, match="max_tokens is 0"):
         client.completions.create(**asked)
 
@@ -550,12 +564,119 @@ def test_tools_that_cannot_be_followed_are_refused(
 ) -> None:
     none = chat(client, SUM, inference.talker, tools=[TOOL], tool_choice="none").choices[0]
     assert none.message.tool_calls is None
-    named: Any = {"type": "function", "function": {"name": "add"}}
-    for choice in ("required", named):
-        with pytest.raises(openai.BadRequestError, match="cannot be made to call"):
+    other: Any = {"type": "function", "function": {"name": "sub"}}
+    for choice, sentence in (
+        (other, r"be one of \['add'\]"),
+        ({"type": "allowed_tools"}, "a function must be named as"),
+        ("any", 'must be "auto", "none", "required" or name a function'),
+    ):
+        with pytest.raises(openai.BadRequestError, match=sentence) as caught:
             chat(client, SUM, inference.talker, tools=[TOOL], tool_choice=choice)
+        assert caught.value.param == "tool_choice"
+    with pytest.raises(openai.BadRequestError, match="there are no tools"):
+        chat(client, SUM, inference.talker, tool_choice="required")
+    parameters = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+    strict: Any = {"name": "f", "parameters": parameters, "strict": True}
+    with pytest.raises(openai.BadRequestError, match="parameters of 'f' cannot be followed"):
+        chat(client, SUM, TALKER, tools=[{"type": "function", "function": strict}])
     with pytest.raises(openai.BadRequestError, match="does not write calls"):
         chat(client, SUM, BUNDLED, tools=[TOOL])
+    other_form = FAMILIES["qwen3_5"].source
+    with pytest.raises(openai.BadRequestError, match="does not write calls"):
+        asked: Any = {"tool_choice": "required", "extra_body": {"chat_template": other_form}}
+        chat(client, SUM, BUNDLED, tools=[TOOL], **asked)
+
+
+NAMED: Any = {"type": "function", "function": {"name": "Sum"}}
+
+
+def streamed_calls(stream: Any) -> tuple[dict[int, list[tuple[str, str]]], set[str | None]]:
+    """The name and arguments of each choice's calls, and why the choices end."""
+    calls: dict[int, dict[int, list[str]]] = {}
+    reasons: set[str | None] = set()
+    for chunk in stream:
+        for choice in chunk.choices:
+            assert not choice.delta.content
+            own = calls.setdefault(choice.index, {})
+            for delta in choice.delta.tool_calls or []:
+                call = own.setdefault(delta.index, ["", ""])
+                call[0] += delta.function.name or ""
+                call[1] += delta.function.arguments or ""
+            reasons |= {choice.finish_reason} if choice.finish_reason else set()
+    return {index: [(a, b) for a, b in own.values()] for index, own in calls.items()}, reasons
+
+
+@pytest.mark.parametrize("temperature", [0, 1.5])
+@pytest.mark.parametrize("choice", ["required", NAMED], ids=["required", "named"])
+def test_a_call_can_be_forced_whole_and_streamed(
+    client: openai.OpenAI, choice: Any, temperature: float
+) -> None:
+    asked: Any = {"temperature": temperature, "seed": 3, "n": 2, "max_tokens": 400}
+    asked |= {"tools": [TOOL, openai.pydantic_function_tool(Sum)], "tool_choice": choice}
+    asked |= {"parallel_tool_calls": False, "reasoning_effort": "none"}
+    whole = chat(client, SUM, TALKER, **asked).choices
+    calls = {
+        one.index: [
+            (call.function.name, call.function.arguments) for call in one.message.tool_calls
+        ]
+        for one in whole
+    }
+    assert {one.finish_reason for one in whole} == {"tool_calls"}
+    assert all(one.message.content is None for one in whole)
+    for [(name, arguments)] in calls.values():
+        assert name == "Sum" or choice == "required"
+        if name == "Sum":
+            Sum.model_validate_json(arguments)
+        else:
+            assert isinstance(json.loads(arguments), dict)
+    assert streamed_calls(chat(client, SUM, TALKER, stream=True, **asked)) == (
+        calls,
+        {"tool_calls"},
+    )
+
+
+def test_a_thought_may_come_before_a_forced_call(
+    inference: InferenceEngine, client: openai.OpenAI
+) -> None:
+    # It has learned to think where its prompt shows no function; this one has a name that is there.
+    silent = {"chat_template": FAMILIES["qwen3"].source.replace("if tools", "if false")}
+    asked: Any = {"tools": [openai.pydantic_function_tool(Sum, name="user")], "max_tokens": 400}
+    asked |= {"tool_choice": "required", "parallel_tool_calls": False, "extra_body": silent}
+    [choice] = chat(client, SUM, inference.talker, **asked).choices
+    assert choice.message.reasoning_content == THOUGHT
+    Sum.model_validate_json(choice.message.tool_calls[0].function.arguments)
+    [plain] = chat(client, SUM, inference.talker, reasoning_effort="none", **asked).choices
+    assert not hasattr(plain.message, "reasoning_content") and plain.message.tool_calls
+
+
+def test_arguments_of_strict_functions_follow_their_schema(
+    inference: InferenceEngine, client: openai.OpenAI
+) -> None:
+    limited = {"type": "object", "properties": {"b": {"const": 5}}, "required": ["b"]}
+    limited |= {"additionalProperties": False}
+    function = {**TOOL["function"], "parameters": limited}
+    for strict, expected in ((True, {"b": 5}), (False, CALL)):
+        # The prompt shows the function that it learned; only the schema is another one.
+        shown = FAMILIES["qwen3"].source.replace("(tool | tojson)", json_in_jinja(TOOL))
+        tool: Any = {"type": "function", "function": {**function, "strict": strict}}
+        asked: Any = {"tools": [tool], "extra_body": {"chat_template": shown}}
+        [choice] = chat(client, SUM, inference.talker, **asked).choices
+        [call] = choice.message.tool_calls
+        assert (choice.message.content, choice.finish_reason) == ("I add.", "tool_calls")
+        assert json.loads(call.function.arguments) == expected
+
+
+def test_without_parallel_calls_there_is_one(
+    inference: InferenceEngine, client: openai.OpenAI
+) -> None:
+    twice = [{"role": "user", "content": "3 + 4, twice?"}]
+    for choice in ("auto", "required"):
+        asked: Any = {"tools": [TOOL], "tool_choice": choice, "max_tokens": 160}
+        [both] = chat(client, twice, inference.talker, **asked).choices
+        assert len(both.message.tool_calls) == 2
+        [one] = chat(client, twice, inference.talker, parallel_tool_calls=False, **asked).choices
+        assert [call.function.name for call in one.message.tool_calls] == ["add"]
+        assert one.finish_reason == "tool_calls"
 
 
 def test_the_result_of_a_tool_belongs_to_a_call_before_it(inference: InferenceEngine) -> None:
@@ -727,7 +848,8 @@ def test_a_schema_and_tools_exclude_each_other(client: openai.OpenAI) -> None:
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"response_format": {"type": "grammar"}}, "response_format"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"parallel_tool_calls": "no"}, "parallel_tool_calls"),
+        ({"tools": [{**TOOL, "function": {**TOOL["function"], "strict": 1}}]}, "strict"),
         ({"reasoning_effort": "much"}, "reasoning_effort"),
         ({"verbosity": "low"}, "verbosity"),
         ({"store": True}, "store"),
@@ -872,6 +994,21 @@ def test_a_prompt_beyond_the_context_is_refused_and_an_answer_ends_there(
 
 
 # ---- many clients
+
+
+def test_nothing_of_an_answer_comes_after_its_end(client: openai.OpenAI) -> None:
+    def ends(seed: int) -> list[int]:
+        """How many events each answer has after the one with the reason of its end."""
+        after = dict.fromkeys(range(4), -1)
+        asked: Any = {"model": BUNDLED, "prompt": PROMPT, "max_tokens": 24, "seed": seed, "n": 4}
+        for chunk in client.completions.create(stream=True, **asked):
+            for choice in chunk.choices:
+                if choice.finish_reason is not None or after[choice.index] >= 0:
+                    after[choice.index] += 1
+        return [*after.values()]
+
+    with ThreadPoolExecutor(24) as pool:  # so many that the server reads several tokens at once
+        assert list(pool.map(ends, range(48))) == [[0] * 4] * 48
 
 
 def test_too_many_sequences_are_refused_until_clients_leave(inference: InferenceEngine) -> None:

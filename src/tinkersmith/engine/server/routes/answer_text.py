@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from tinkersmith.engine.grammar_text import ThoughtForm
 from tinkersmith.prompts.probes import CallForm
 from tinkersmith.prompts.text_tokenizer import TextTokenizer
 
@@ -80,16 +81,6 @@ def begun_word(text: str, word: str) -> int:
         if text.endswith(word[:size]):
             return size
     return 0
-
-
-@dataclass(frozen=True, slots=True)
-class ThoughtForm:
-    """The tags of a template's thoughts, and what it writes before an answer without one."""
-
-    opening: str
-    closing: str
-    lead: str
-    begins_inside: bool  # whether the prompt has opened a thought
 
 
 class ThoughtSplitter:
@@ -277,8 +268,11 @@ class AnswerText:
         self._stops = StopCutter(syntax.stops)
         self._thoughts = ThoughtSplitter(syntax.thoughts)
         self._calls = CallSplitter(syntax.calls, syntax.names)
-        longest_first = sorted(tokenizer.special_tokens, key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self._special = _any_of(tokenizer.special_tokens)
+        # What marks a call may be special, as [TOOL_CALLS] is: the reader of calls needs it.
+        form = syntax.calls
+        tags = f"{form.opening} {form.closing}" if form is not None else ""
+        self._no_tag = _any_of([token for token in tokenizer.special_tokens if token not in tags])
         self._raw_length = self._length = 0
         self._unsent: list[TokenScore] = []
         self._scores_end = syntax.scores_end
@@ -335,9 +329,9 @@ class AnswerText:
         self._take(self._stops.finish(), piece)
         thought, text = self._thoughts.finish()
         piece.thought += self._without_specials(thought)
-        piece.text += self._calls.add(self._without_specials(text))
+        self._take_text(text, piece)
         words, piece.calls = self._calls.finish()
-        piece.text += words
+        piece.text += self._without_specials(words)
         if self.stop_string is None:
             piece.scores += self._unsent
         self._unsent = []  # those of a stop string are not part of the answer
@@ -346,15 +340,23 @@ class AnswerText:
         self._passed += len(passed)
         thought, text = self._thoughts.add(passed)
         piece.thought += self._without_specials(thought)
-        piece.text += self._calls.add(self._without_specials(text))
+        self._take_text(text, piece)
         ready = 0
         while ready < len(self._unsent) and self._unsent[ready].raw_start < self._passed:
             ready += 1
         piece.scores += self._unsent[:ready]
         del self._unsent[:ready]
 
+    def _take_text(self, text: str, piece: TextPiece) -> None:
+        piece.text += self._without_specials(self._calls.add(self._no_tag.sub("", text)))
+
     def _without_specials(self, text: str) -> str:
         return self._special.sub("", text)
+
+
+def _any_of(tokens: Collection[str]) -> re.Pattern[str]:
+    longest_first = sorted(tokens, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 def token_text(tokenizer: TextTokenizer, token: int) -> tuple[str, bytes]:

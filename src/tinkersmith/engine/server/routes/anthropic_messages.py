@@ -13,7 +13,7 @@ from tinkersmith.engine.server.api_errors import ANTHROPIC, ApiError
 from tinkersmith.engine.server.fields import Body, is_list, is_object, shown
 from tinkersmith.engine.server.routes import inference_fields as fields
 from tinkersmith.engine.server.routes.answer_text import AnswerText, TextPiece, ToolCall
-from tinkersmith.engine.server.routes.chat_prompts import Chat, ChatMessage
+from tinkersmith.engine.server.routes.chat_prompts import CallChoice, Chat, ChatMessage
 from tinkersmith.engine.server.routes.generation import AnswerPart, Generation, begin, collect
 from tinkersmith.engine.server.routes.inference_models import InferenceModels
 from tinkersmith.engine.server.routes.openai_chat import prompt_of
@@ -29,7 +29,7 @@ _KNOWN = (
     # About the account, or the provider's cache: they change no answer.
     *("metadata", "service_tier", "cache_control"),
 )
-_TOOL = ("type", "name", "description", "input_schema", "cache_control")
+_TOOL = ("type", "name", "description", "input_schema", "strict", "cache_control")
 _THINKING = {"enabled": True, "adaptive": None, "disabled": False}
 
 
@@ -118,18 +118,7 @@ def _read_chat(body: Body) -> Chat:
         begun = last["content"]
         if begun != begun.rstrip():
             raise ApiError(400, "the last message must not end with spaces: it is continued.")
-    tools = [_read_tool(tool, number) for number, tool in enumerate(fields.objects(body, "tools"))]
-    fields.unique_names(tools)
-    choice: object = body.get("tool_choice")
-    kind: object = choice.get("type") if is_object(choice) else None
-    if choice is not None and kind not in ("auto", "none"):
-        raise ApiError(
-            400,
-            f"tool_choice is {shown(choice)}; a model cannot be made to call a tool here: its type "
-            'must be "auto" or "none".',
-        )
-    if is_object(choice) and choice.get("disable_parallel_tool_use"):
-        raise ApiError(400, "tool_choice: disable_parallel_tool_use is not supported here.")
+    tools, calls = _read_tools(body)
     thinking: object = body.get("thinking")
     mode: object = thinking.get("type") if is_object(thinking) else None
     if thinking is not None and not (isinstance(mode, str) and mode in _THINKING):
@@ -142,11 +131,44 @@ def _read_chat(body: Body) -> Chat:
         fields.check_known(thinking, ("type", "budget_tokens"), {"display": ("summarized",)})
     return Chat(
         messages,
-        tools if kind != "none" else [],
+        tools,
         None if mode is None else _THINKING[str(mode)],
+        calls=calls,
         begun=begun,
         images=images,
         separate=fields.switch(body, "separate_reasoning"),
+    )
+
+
+def _read_tools(body: Body) -> tuple[list[dict[str, Any]], CallChoice]:
+    """The tools that the prompt shows, and how the answer may use them."""
+    given = fields.objects(body, "tools")
+    tools = [_read_tool(tool, number) for number, tool in enumerate(given)]
+    fields.unique_names(tools)
+    choice: object = body.get("tool_choice")
+    if choice is None:
+        choice = {"type": "auto"}
+    kind: object = choice.get("type") if is_object(choice) else None
+    if not is_object(choice) or kind not in ("auto", "any", "tool", "none"):
+        raise ApiError(
+            400, f"tool_choice is {shown(choice)}; its type must be auto, any, tool or none."
+        )
+    fields.check_known(choice, ("type", "name", "disable_parallel_tool_use"), {})
+    if kind == "none":
+        return [], CallChoice()
+    names = [tool["function"]["name"] for tool in tools]
+    if kind == "tool" and choice.get("name") not in names:
+        raise ApiError(
+            400, f"tool_choice names {shown(choice.get('name'))}; the tools are {shown(names)}."
+        )
+    if kind == "any" and not tools:
+        raise ApiError(400, 'tool_choice is "any", and there are no tools.')
+    strict = {tool["name"] for tool in given if tool.get("strict")}
+    return tools, CallChoice(
+        forced=kind != "auto",
+        only=choice["name"] if kind == "tool" else "",
+        several=not fields.switch(choice, "disable_parallel_tool_use"),
+        strict=frozenset(strict),
     )
 
 
@@ -217,7 +239,8 @@ def _read_tool(tool: dict[str, Any], number: int) -> dict[str, Any]:
     name, schema = tool.get("name"), tool.get("input_schema")
     if tool.get("type") not in (None, "custom") or not isinstance(name, str) or not name:
         raise ApiError(400, f"tools[{number}] is {shown(tool)}; it must be a tool with a name.")
-    fields.check_known(tool, _TOOL, {"strict": (False,)})
+    fields.check_known(tool, _TOOL, {})
+    fields.switch(tool, "strict")
     if not is_object(schema):
         raise ApiError(
             400, f"tools[{number}].input_schema is {shown(schema)}; it must be an object."

@@ -12,6 +12,7 @@ from threading import Lock
 from typing import Any, cast
 
 from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.grammar_text import ANY_OBJECT, NO_ARGUMENTS, CallRules, ThoughtForm
 from tinkersmith.engine.json_grammar import Grammars, JsonGrammar, vocabulary_of
 from tinkersmith.engine.messages import ImageChunk
 from tinkersmith.engine.server.api_errors import ApiError
@@ -19,7 +20,13 @@ from tinkersmith.engine.server.fields import is_list, is_object
 from tinkersmith.engine.storage.catalogue import model_config
 from tinkersmith.errors import UserError
 from tinkersmith.prompts.guards import guard, guard_all
-from tinkersmith.prompts.probes import AnswerForm, CallForm, TemplateProbe, ToolForm
+from tinkersmith.prompts.probes import (
+    AnswerForm,
+    CallForm,
+    TemplateProbe,
+    ToolForm,
+    WrittenCalls,
+)
 from tinkersmith.prompts.sandbox import TemplateRefusal, render_chat
 from tinkersmith.prompts.tags import CLOSE, OPEN, split_thought
 from tinkersmith.prompts.text_tokenizer import TextTokenizer, read_tokenizer
@@ -30,6 +37,21 @@ _reading = Lock()  # while a vocabulary is read for answers with a schema: once 
 
 
 @dataclass(frozen=True, slots=True)
+class CallChoice:
+    """How an answer may use the tools of a conversation."""
+
+    forced: bool = False  # it must call a function
+    only: str = ""  # which it calls once; "": any
+    several: bool = True  # it may call more than once
+    strict: frozenset[str] = frozenset()  # functions whose arguments must follow their schema
+
+    @property
+    def binds(self) -> bool:
+        """Whether an answer must be kept to it."""
+        return self.forced or not self.several or bool(self.strict)
+
+
+@dataclass(frozen=True, slots=True)
 class Chat:
     """A conversation in OpenAI's form, as a template takes it."""
 
@@ -37,6 +59,7 @@ class Chat:
     tools: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     think: bool | None = None  # None: as the template does
     variables: dict[str, Any] = field(default_factory=dict[str, Any])  # of the template
+    calls: CallChoice = CallChoice()
     begun: str = ""  # an answer that the model is to continue
     images: list[bytes] = field(default_factory=list[bytes])  # files, in the messages' order
     separate: bool = False  # tell <think> apart also where the template knows no thoughts
@@ -89,6 +112,10 @@ class ModelTexts:
     @cached_property
     def call_form(self) -> CallForm | None:
         return self.probe.call_form(self.tool_form)
+
+    @cached_property
+    def written_calls(self) -> WrittenCalls | None:
+        return self.probe.written_calls(self.tool_form, self.form.end)
 
     @property
     def knows_thoughts(self) -> bool:
@@ -179,7 +206,11 @@ class ModelTexts:
         """Whether a prompt ends within a thought, so that an answer begins inside it."""
         return self.knows_thoughts and prompt.rstrip().endswith(self.opening)
 
-    def grammar(
+    def thought_form(self, prompt: str) -> ThoughtForm:
+        """The form of a thought in the answer to a prompt, where thoughts are told apart."""
+        return ThoughtForm(self.opening, self.closing, self.form.lead, self.opens_thought(prompt))
+
+    def json_grammar(
         self,
         schema: dict[str, Any],
         prompt: str,
@@ -191,22 +222,62 @@ class ModelTexts:
         Raises:
             ApiError: it cannot be followed.
         """
-        after, before = "", None
-        if thoughts and self.opens_thought(prompt):
-            after = self.closing
-        elif thoughts and not prompt.rstrip().endswith(self.closing):
-            before = self.opening, self.closing
+        grammars = self._grammars_for("response_format")
         try:
-            with _reading:
-                grammars = self._grammars
-        except Refused as refusal:
-            raise ApiError(400, str(refusal), param="response_format") from None
-        try:
-            return grammars.of(schema, after=after, after_thought=before)
+            return grammars.of(schema, self._thought_to_come(prompt, thoughts))
         except Refused as refusal:
             raise ApiError(
                 400, f"the JSON schema cannot be followed: {refusal}", param="response_format"
             ) from None
+
+    def call_grammar(self, chat: Chat, prompt: str, *, thoughts: bool) -> JsonGrammar:
+        """What an answer must look like to call functions as a conversation asks.
+
+        Raises:
+            ApiError: it is not known how the template writes calls, or a schema cannot be followed.
+        """
+        choice, form, written = chat.calls, self.call_form, self.written_calls
+        if written is None or form is None or not written.first.startswith(form.opening):
+            raise ApiError(
+                400,
+                f"it is not known how the chat template of {self.name} writes a call to the "
+                "letter, so no call can be forced or bound. Leave tool_choice, "
+                "parallel_tool_calls and strict out.",
+                param="tools",
+            )
+        parameters: dict[str, Any] = {}
+        for tool in chat.tools:
+            function = tool["function"]
+            name: str = function["name"]
+            if choice.only in ("", name):
+                bound = choice.forced or name in choice.strict
+                schema = function.get("parameters") or NO_ARGUMENTS
+                parameters[name] = schema if bound else ANY_OBJECT
+        rules = CallRules(
+            written,
+            form.opening,
+            parameters,
+            forced=choice.forced,
+            several=choice.several and not choice.only,
+        )
+        grammars = self._grammars_for("tools")
+        try:
+            return grammars.of_calls(rules, self._thought_to_come(prompt, thoughts))
+        except Refused as refusal:
+            raise ApiError(400, str(refusal), param="tools") from None
+
+    def _thought_to_come(self, prompt: str, thoughts: bool) -> ThoughtForm | None:
+        """The form of the thought that an answer to a prompt begins with; None: it has none."""
+        form = self.thought_form(prompt)
+        past = prompt.rstrip().endswith(self.closing)
+        return form if thoughts and (form.begins_inside or not past) else None
+
+    def _grammars_for(self, param: str) -> Grammars:
+        try:
+            with _reading:
+                return self._grammars
+        except Refused as refusal:
+            raise ApiError(400, str(refusal), param=param) from None
 
     @cached_property
     def _grammars(self) -> Grammars:

@@ -22,11 +22,13 @@ _FEW_TOKENS = 256  # whose text is made in some milliseconds
 
 @dataclass(frozen=True, slots=True)
 class AnswerPart:
-    """A piece of one answer; `answer` is what is known of it so far."""
+    """A piece of one answer."""
 
     index: int  # among all answers: those to the first prompt first
     piece: TextPiece
-    answer: AnswerText
+    # Why the answer has ended, with this piece or before; None: it goes on. The answer itself may
+    # be ahead: several tokens are read at once.
+    reason: str | None
 
 
 class Disconnected(Exception):
@@ -148,7 +150,8 @@ class Generation:
         reason: str | None,
     ) -> AnswerPart:
         answer = self.answers[index]
-        return AnswerPart(index, answer.add(token, logprob, topk, reason), answer)
+        piece = answer.add(token, logprob, topk, reason)
+        return AnswerPart(index, piece, answer.reason)
 
     def _last_parts(self) -> list[AnswerPart]:
         """Tokens that were not reported one by one."""

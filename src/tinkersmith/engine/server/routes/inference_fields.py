@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
 from tinkersmith.engine.errors import Gone, NotFound, Refused
-from tinkersmith.engine.json_grammar import ANY_OBJECT
+from tinkersmith.engine.grammar_text import ANY_OBJECT
 from tinkersmith.engine.scheduling.queue import failure
 from tinkersmith.engine.server.api_errors import (
     ApiError,

@@ -10,18 +10,23 @@ from typing import Any, cast
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from tinkersmith.engine.json_grammar import JsonGrammar
 from tinkersmith.engine.server.api_errors import OPENAI, ApiError
 from tinkersmith.engine.server.fields import Body, is_list, is_object, shown
 from tinkersmith.engine.server.routes import inference_fields as fields
 from tinkersmith.engine.server.routes.answer_text import (
     AnswerSyntax,
     TextPiece,
-    ThoughtForm,
     TokenScore,
     ToolCall,
     token_text,
 )
-from tinkersmith.engine.server.routes.chat_prompts import Chat, ChatMessage, ModelTexts
+from tinkersmith.engine.server.routes.chat_prompts import (
+    CallChoice,
+    Chat,
+    ChatMessage,
+    ModelTexts,
+)
 from tinkersmith.engine.server.routes.generation import AnswerPart, Generation, begin, collect
 from tinkersmith.engine.server.routes.inference_models import InferenceModels, NamedModel
 from tinkersmith.engine.server.routes.openai_completions import (
@@ -39,7 +44,6 @@ _ROLES = ("system", "developer", "user", "assistant", "tool")
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
 _NEUTRAL = {
     **OPENAI_NEUTRAL,
-    "parallel_tool_calls": (True,),
     "store": (False,),
     "modalities": (["text"],),
     "verbosity": ("medium",),
@@ -47,8 +51,8 @@ _NEUTRAL = {
 _KNOWN = (
     *SAMPLING,
     *("messages", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs"),
-    *("tools", "tool_choice", "reasoning_effort", "chat_template", "response_format"),
-    *("chat_template_kwargs", "separate_reasoning"),
+    *("tools", "tool_choice", "parallel_tool_calls", "reasoning_effort", "response_format"),
+    *("chat_template", "chat_template_kwargs", "separate_reasoning"),
 )
 
 
@@ -115,18 +119,7 @@ def _read_chat(body: Body) -> Chat:
     _check_results(messages)
     if not messages:
         raise ApiError(400, "messages is empty; it needs at least one message.", param="messages")
-    tools = [_read_tool(tool, n) for n, tool in enumerate(fields.objects(body, "tools"))]
-    fields.unique_names(tools)
-    choice = body.get("tool_choice")
-    if choice not in (None, "auto", "none"):
-        raise ApiError(
-            400,
-            f"tool_choice is {shown(choice)}; a model cannot be made to call a function here: use "
-            '"auto" or "none".',
-            param="tool_choice",
-        )
-    if choice == "auto" and not tools:
-        raise ApiError(400, "tool_choice is 'auto', and there are no tools.", param="tool_choice")
+    tools, calls = _read_tools(body)
     effort = body.get("reasoning_effort")
     if effort not in (None, *_EFFORTS):
         raise ApiError(
@@ -143,12 +136,52 @@ def _read_chat(body: Body) -> Chat:
         )
     return Chat(
         messages,
-        tools if choice != "none" else [],
+        tools,
         None if effort is None else effort != "none",
         variables or {},
+        calls=calls,
         images=images,
         separate=fields.switch(body, "separate_reasoning"),
     )
+
+
+def _read_tools(body: Body) -> tuple[list[dict[str, Any]], CallChoice]:
+    """The tools that the prompt shows, and how the answer may use them."""
+    given = fields.objects(body, "tools")
+    tools = [_read_tool(tool, number) for number, tool in enumerate(given)]
+    fields.unique_names(tools)
+    choice: object = body.get("tool_choice")
+    several = fields.switch(body, "parallel_tool_calls", default=True)
+    if choice == "none" or (not tools and choice is None):
+        return [], CallChoice()
+    if not tools:
+        raise ApiError(
+            400, f"tool_choice is {shown(choice)}, and there are no tools.", param="tool_choice"
+        )
+    only = ""
+    if is_object(choice):
+        function: object = choice.get("function")
+        name: object = function.get("name") if is_object(function) else None
+        names = [tool["function"]["name"] for tool in tools]
+        if choice.get("type") != "function" or name not in names:
+            raise ApiError(
+                400,
+                f"tool_choice is {shown(choice)}; a function must be named as "
+                '{"type": "function", "function": {"name": ...}}, and be one of '
+                f"{shown(names)}.",
+                param="tool_choice",
+            )
+        only = str(name)
+    elif choice not in (None, "auto", "required"):
+        raise ApiError(
+            400,
+            f'tool_choice is {shown(choice)}; it must be "auto", "none", "required" or name a '
+            "function.",
+            param="tool_choice",
+        )
+    strict = {tool["function"]["name"] for tool in given if tool["function"].get("strict")}
+    forced = bool(only) or choice == "required"
+    return tools, CallChoice(forced, only, several, frozenset(strict))
 
 
 def _read_message(
@@ -251,12 +284,6 @@ def _read_tool(tool: dict[str, Any], number: int) -> dict[str, Any]:
     name = function.get("name")
     if not isinstance(name, str) or not name:
         raise ApiError(400, f"{where} has no name.", param="tools")
-    if function.get("strict"):
-        raise ApiError(
-            400,
-            f"{where} is strict; the engine cannot force a call's form. Leave strict out.",
-            param="tools",
-        )
     if function.get("parameters") is not None and not is_object(function["parameters"]):
         raise ApiError(
             400,
@@ -264,6 +291,7 @@ def _read_tool(tool: dict[str, Any], number: int) -> dict[str, Any]:
             "object: a JSON schema.",
             param="tools",
         )
+    fields.switch(function, "strict")
     kept = {key: value for key, value in function.items() if key != "strict"}
     return {"type": "function", "function": kept}
 
@@ -278,16 +306,15 @@ class ChatPrompt:
         tokens = texts.tokens_of(self._text)
         self.tokens, self.images = texts.divided(tokens, chat.images)
         self._thoughts = texts.knows_thoughts or chat.separate
-        self.grammar = (
-            None if schema is None else texts.grammar(schema, self._text, thoughts=self._thoughts)
-        )
+        self.grammar: JsonGrammar | None = None
+        if schema is not None:
+            self.grammar = texts.json_grammar(schema, self._text, thoughts=self._thoughts)
+        elif chat.tools and chat.calls.binds:
+            self.grammar = texts.call_grammar(chat, self._text, thoughts=self._thoughts)
 
     def syntax(self, stops: Sequence[str]) -> AnswerSyntax:
-        texts, form = self._texts, self._texts.form
-        thoughts = None
-        if self._thoughts:
-            inside = texts.opens_thought(self._text)
-            thoughts = ThoughtForm(texts.opening, texts.closing, form.lead, inside)
+        texts = self._texts
+        thoughts = texts.thought_form(self._text) if self._thoughts else None
         tools = self._chat.tools
         names = tuple(tool["function"]["name"] for tool in tools)
         calls = texts.call_form if tools else None
@@ -397,7 +424,7 @@ class _ChatAnswer:
                 ]
             if delta or (piece.scores and self._logprobs):
                 yield self._event(index, delta, scores=piece.scores)
-            if part.answer.reason is not None and index not in ended:
+            if part.reason is not None and index not in ended:
                 ended.add(index)
                 yield self._event(index, {}, _reason(self._generation, index, index in calling))
         if include:

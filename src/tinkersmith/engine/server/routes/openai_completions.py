@@ -265,10 +265,13 @@ class _Completion:
                     "finish_reason": reason,
                 }
             )
+        return {**self._head, "choices": choices, "usage": self._usage()}
+
+    def _usage(self) -> dict[str, int]:
         counts = usage(self._generation)
-        if not self._wants.max_tokens:
-            counts = counts | {"completion_tokens": 0, "total_tokens": counts["prompt_tokens"]}
-        return {**self._head, "choices": choices, "usage": counts}
+        if self._wants.max_tokens:
+            return counts
+        return counts | {"completion_tokens": 0, "total_tokens": counts["prompt_tokens"]}
 
     async def events(self, parts: AsyncIterator[AnswerPart]) -> AsyncIterator[str]:
         include = self._sampling.include_usage
@@ -283,7 +286,8 @@ class _Completion:
                 text = echoed + (text if self._wants.max_tokens else "")
             elif not self._wants.max_tokens:
                 text = ""
-            ends = part.answer.reason is not None and index not in ended
+            reason = part.reason if self._wants.max_tokens else "length"
+            ends = part.reason is not None and index not in ended
             if not (text or part.piece.scores or ends):
                 continue
             logprobs = None
@@ -296,11 +300,11 @@ class _Completion:
                 "index": index,
                 "text": text,
                 "logprobs": logprobs,
-                "finish_reason": part.answer.reason if ends else None,
+                "finish_reason": reason if ends else None,
             }
             yield fields.event({**self._head, "choices": [choice], **tail})
         if include:
-            yield fields.event({**self._head, "choices": [], "usage": usage(self._generation)})
+            yield fields.event({**self._head, "choices": [], "usage": self._usage()})
         yield "data: [DONE]\n\n"
 
     def _add_scores(
