@@ -238,3 +238,27 @@ def test_a_run_without_readable_metrics_says_so_in_its_row(
         run.file("metrics.jsonl").write_text(content)
     assert row(run)["state"] == "damaged"
     assert str(run.file("metrics.jsonl")) in row(run)["problem"]
+
+
+def test_curves_that_end_before_the_last_checkpoint_are_said_once_nobody_works_there(
+    run: RunFolder,
+) -> None:
+    def problems() -> list[str]:
+        view = ShownRun(run)
+        view.look(stamps_of(run.path))
+        return view.details["problems"]
+
+    run.append("checkpoints.jsonl", [{"step": 40, "name": "step-000040"}])
+    assert problems() == []
+    run.append("checkpoints.jsonl", [{"step": 60, "name": "step-000060"}])
+    (said,) = problems()
+    assert said.endswith("metrics.jsonl ends at step 40, and the last checkpoint is of step 60.")
+    lock(run, os.getpid())
+    assert problems() == []
+
+
+def test_a_run_that_lost_its_settings_is_listed_as_damaged(run: RunFolder) -> None:
+    run.append("requests.jsonl", [{"step": 1}])
+    run.file("settings.json").unlink()
+    seen = row(run)
+    assert seen["state"] == "damaged" and "has lost its settings.json" in seen["problem"]

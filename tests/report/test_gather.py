@@ -104,6 +104,13 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(
     assert asked["output_dir"] == str(run.path.parent), "the command finds the run"
 
 
+def test_lost_measurements_are_named(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    run.rewrite("metrics.jsonl", [step(2, 2.0)])
+    assert "metrics.jsonl has lost 1 step of the 2" in gather(run)["damaged"][0]
+    write_report(run)
+    assert "has lost 1 step of the 2" in capsys.readouterr().out
+
+
 def test_a_run_without_a_checkpoint_misses_no_evaluation(run: RunFolder) -> None:
     run.file("checkpoints.jsonl").unlink()
     assert gather(run)["missing"] == []

@@ -15,7 +15,19 @@ import pytest
 
 from tests.support.tiny_models import make_tiny_tokenizer
 from tinkersmith.errors import UserError
-from tinkersmith.runs.folder import Checkpoint, RunFolder, all_runs, newest_run, open_run, run_of
+from tinkersmith.runs.folder import (
+    DELETED_CHECKPOINTS_FILE,
+    IMPROVEMENT_FACT,
+    REQUESTS_FILE,
+    SAMPLES_FILE,
+    Checkpoint,
+    RunFolder,
+    all_runs,
+    lost_lines,
+    newest_run,
+    open_run,
+    run_of,
+)
 from tinkersmith.settings.reading import settings_from
 from tinkersmith.text.templates import choose_template
 from tinkersmith.text.tokenizer import load_tokenizer
@@ -420,3 +432,59 @@ def test_a_pipe_in_place_of_a_file_of_a_run_is_not_waited_for(tmp_path: Path) ->
         os.mkfifo(run.file(name))
         with pytest.raises(UserError, match=f"{name} cannot be read: it is a named pipe"):
             (run.facts if name == "settings.json" else lambda name=name: run.lines(name))()
+
+
+def test_a_run_that_lost_its_settings_is_named_with_what_is_left_of_it(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    sound = run_with_facts(tmp_path, "sound", age=9)
+    sound.add_checkpoint(checkpoint(3, "sound:train:0"))
+    lost = run_with_facts(tmp_path, "lost")
+    lost.append(REQUESTS_FILE, [{"step": 1}])
+    lost.file("settings.json").unlink()
+    assert [run.name for run in all_runs(runs)] == [lost.name, sound.name]
+    for opened in (open_run(lost.name, runs), open_run(str(lost.path), runs)):
+        with pytest.raises(UserError, match=r"has lost its settings\.json\. .* or start a"):
+            opened.settings()
+    lost.add_checkpoint(checkpoint(5, "lost:train:0"))
+    last = checkpoint(5, "lost:train:0").sampler_path
+    with pytest.raises(UserError, match=f"or use its last checkpoint by its path, {last}$"):
+        newest_run(runs).base_model()  # no older run is taken in its place, silently
+    assert run_of(last, runs) is None, "the path is used as that of any model without a run"
+    assert run_of(checkpoint(3, "sound:train:0").sampler_path, runs) is not None
+
+
+def test_a_folder_of_another_kind_is_no_run(tmp_path: Path) -> None:
+    other = tmp_path / "runs" / "other"
+    other.mkdir(parents=True)
+    (other / "metrics.jsonl").write_text("{}\n")  # other programs write such files
+    (other / "checkpoints.jsonl").write_text("{}\n")
+    assert all_runs(tmp_path / "runs") == []
+    for name in ("other", str(other)):
+        with pytest.raises(UserError, match=f"{other} is no run: a run is a folder with a setti"):
+            open_run(name, tmp_path / "runs")
+
+
+def test_lines_that_no_kill_loses_are_missed(tmp_path: Path) -> None:
+    run = run_with_facts(tmp_path)
+    assert lost_lines(run) == []
+    steps = [{"step": n, "loss": 1.0, "epoch": 1, "completion_tokens": 1} for n in range(1, 6)]
+    run.append("metrics.jsonl", steps)
+    run.add_checkpoint(checkpoint(4))
+    assert lost_lines(run) == []
+    run.rewrite("metrics.jsonl", [*steps[:1], *steps[2:]])
+    (said,) = lost_lines(run)
+    assert said == (
+        f"{run.file('metrics.jsonl')} has lost 1 step of the 4 before the last checkpoint."
+    )
+    run.rewrite("metrics.jsonl", [])
+    assert "has lost 4 steps of the 4" in lost_lines(run)[0]
+    run.file("checkpoints.jsonl").unlink()
+    assert lost_lines(run) == [], "it was stopped before it saved"
+    run.file(SAMPLES_FILE).write_text("[]")
+    assert "checkpoints.jsonl has lost its lines" in lost_lines(run)[0]
+    run.file(DELETED_CHECKPOINTS_FILE).write_text("")
+    assert lost_lines(run) == []
+    run.add_checkpoint(checkpoint(4))
+    facts = {**run.facts(), IMPROVEMENT_FACT: {}}
+    run.file("settings.json").write_text(json.dumps(facts))
+    assert lost_lines(run) == [], "a round of an improvement has one line"

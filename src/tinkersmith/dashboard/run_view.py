@@ -20,8 +20,8 @@ from tinkersmith.plurals import counted
 from tinkersmith.report.write import REPORT_FILE
 from tinkersmith.runs.best import BEST_FILE
 from tinkersmith.runs.curves import GrowingCurve, Point
-from tinkersmith.runs.folder import SAMPLES_FILE, SHOWN_ANSWERS_FILE, RunFolder
-from tinkersmith.runs.lock import LOCK_FILE, run_state
+from tinkersmith.runs.folder import IMPROVEMENT_FACT, SAMPLES_FILE, SHOWN_ANSWERS_FILE, RunFolder
+from tinkersmith.runs.lock import LOCK_FILE, is_held, run_state
 
 LOG_LINES = 400  # of the end of train.log that a page shows
 _LOG_BYTES = 256_000
@@ -254,8 +254,10 @@ class ShownRun:
         final: list[dict[str, Any]] = []
         checkpoints: list[dict[str, Any]] = []
         best: dict[str, Any] | None = None
+        facts: dict[str, Any] = {}
         try:
-            settings = self.run.facts()["settings"]
+            facts = self.run.facts()
+            settings = facts["settings"]
         except UserError as error:
             problems.append(str(error))
         try:
@@ -275,6 +277,9 @@ class ShownRun:
             checkpoints = last_records(self.run.file("checkpoints.jsonl"))
         except UserError as error:
             problems.append(str(error))
+        # An improvement has no line for each step; files of a run at work are not of one moment.
+        if not (IMPROVEMENT_FACT in facts or is_held(self.run)):
+            problems += self._lost(checkpoints)
         return {
             "settings": {name: _shown(value) for name, value in settings.items()},
             "answers": [_answer(record) for record in [*self._asked, *final]],
@@ -285,6 +290,16 @@ class ShownRun:
             ],
             "problems": problems,
         }
+
+    def _lost(self, checkpoints: list[dict[str, Any]]) -> list[str]:
+        """Whether the curves end before the last checkpoint: each step has its line before it."""
+        saved = _whole(checkpoints[-1].get("step")) if checkpoints else 0
+        curve = self.curves.get("loss")
+        done = 0 if curve is None or curve.last is None else int(curve.last[0])
+        if done >= saved:
+            return []
+        file = self.run.file("metrics.jsonl")
+        return [f"{file} ends at step {done:,}, and the last checkpoint is of step {saved:,}."]
 
     def _final_answers(self) -> tuple[list[dict[str, Any]], int]:
         """The records of samples.json, and how many entries are none."""

@@ -40,9 +40,15 @@ from tinkersmith.improve.rejection import sampled_round, trained_round
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress, watched
 from tinkersmith.runs.best import best_of_run, write_best
-from tinkersmith.runs.folder import SAMPLES_FILE, Checkpoint, RunFolder, newest_run, open_run
+from tinkersmith.runs.folder import (
+    IMPROVEMENT_FACT,
+    SAMPLES_FILE,
+    Checkpoint,
+    RunFolder,
+    newest_run,
+    open_run,
+)
 from tinkersmith.runs.lock import locked
-from tinkersmith.runs.resume import IMPROVEMENT_FACT
 from tinkersmith.runs.trained_model import backend_of_run
 from tinkersmith.service.stored import lifetime
 from tinkersmith.settings.fields import Settings

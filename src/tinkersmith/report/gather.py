@@ -22,7 +22,7 @@ from tinkersmith.evaluation.results import Record, ResultsFile, read_results
 from tinkersmith.files import LARGEST_JSON_FILE, read_json_object, read_regular
 from tinkersmith.runs.best import best_of_run, choose_checkpoint
 from tinkersmith.runs.curves import Point, downsampled
-from tinkersmith.runs.folder import SAMPLES_FILE, RunFolder
+from tinkersmith.runs.folder import SAMPLES_FILE, RunFolder, lost_lines
 from tinkersmith.runs.lock import run_state
 from tinkersmith.settings.fields import FIELDS, Settings
 from tinkersmith.settings.measures import is_told_in_percent
@@ -48,6 +48,7 @@ def gather(run: RunFolder, results: Path | None = None) -> dict[str, Any]:
     damaged: list[str] = []
     facts, settings = run.facts(), run.settings()
     lines = run.metrics()
+    damaged += [f"{lost} The report shows what is left." for lost in lost_lines(run)]
     evaluated = _results_of(run, results, damaged)
     scores = _score_curves(lines)
     saved = run.checkpoints()

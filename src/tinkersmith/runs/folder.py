@@ -28,6 +28,7 @@ from tinkersmith.files import (
     write_atomically,
     write_json,
 )
+from tinkersmith.plurals import counted
 from tinkersmith.settings.fields import FIELDS, Settings
 from tinkersmith.settings.reading import settings_for_file, settings_from
 from tinkersmith.settings.spelling import override_text
@@ -64,10 +65,14 @@ def _is_list_of_objects(value: object) -> bool:
 SAMPLE_LOSSES_FILE = "sample_losses.jsonl"
 MEASURED_FILE = "measured.jsonl"
 SHOWN_ANSWERS_FILE = "shown_answers.jsonl"  # to some questions of EVAL_FILES, at each measurement
+DELETED_CHECKPOINTS_FILE = "checkpoints.deleted.jsonl"  # by `sweep --keep best`
 SAMPLES_FILE = "samples.json"  # the last file that a run writes
 REQUESTS_FILE = "requests.jsonl"  # digests of what was sent
+IMPROVEMENT_FACT = "improvement"  # in settings.json
 # A rehearsal is a folder in this folder of OUTPUT_DIR, with this file. It holds no model.
 REHEARSALS, REHEARSAL_FILE = "rehearsals", "rehearsal.json"
+# Files that no other program writes: they tell a run's folder where its settings.json is lost.
+_OF_A_RUN = (REQUESTS_FILE, SAMPLE_LOSSES_FILE, "trained_questions.bin")
 _START_AGAIN = "Restore the file from a backup, or start a new run."
 _HALF_MADE = re.compile(r"\..+-\d{8}-\d{6}(-\d+)?\.\w{8}\.tmp").fullmatch
 _HALF_MADE_AGE = 3600  # seconds: the process that made it is not at it any more
@@ -109,7 +114,7 @@ _FACTS: dict[str, _Wanted] = {
     "training_samples": _COUNT,
     "total_steps": _COUNT,
     "diverged_after": _COUNT,
-    "improvement": ("an object", lambda value: isinstance(value, dict)),
+    IMPROVEMENT_FACT: ("an object", lambda value: isinstance(value, dict)),
     "rehearsal": ("an object", lambda value: isinstance(value, dict)),
     "round_of": _PLACE,
 }
@@ -216,10 +221,7 @@ class RunFolder:
         try:
             facts = read_json_object(file)
         except FileNotFoundError:
-            raise UserError(
-                f"{self.path} is not the folder of a run: it has no settings.json. Name a folder "
-                "inside OUTPUT_DIR."
-            ) from None
+            raise UserError(self._without_settings()) from None
         except OSError as error:
             raise unreadable(file, error) from None
         except ValueError as error:
@@ -233,6 +235,19 @@ class RunFolder:
                     f"{wanted}. {_START_AGAIN}"
                 )
         return facts
+
+    def _without_settings(self) -> str:
+        if not _is_of_a_run(self.path):
+            return (
+                f"{self.path} is not the folder of a run: it has no settings.json. Name a folder "
+                "inside OUTPUT_DIR."
+            )
+        lost = f"{self.path} has lost its settings.json. Restore that file from a backup"
+        with suppress(UserError):
+            if saved := self.checkpoints():
+                path = saved[-1].sampler_path
+                return f"{lost}, or use its last checkpoint by its path, {path}"
+        return f"{lost}, or start a new run."
 
     def fact(self, name: str) -> Any:
         """One of the facts that the run cannot be used without.
@@ -434,17 +449,56 @@ class RunFolder:
         return lines
 
 
+def lost_lines(run: RunFolder) -> list[str]:
+    """What is gone from metrics.jsonl and checkpoints.jsonl, in sentences.
+
+    Each step has its line before it is saved, and the last one is saved: no kill leaves less.
+
+    Raises:
+        UserError: a file of the run is damaged.
+    """
+    if IMPROVEMENT_FACT in run.facts():  # whose rounds have no line for each step
+        return []
+    saved = run.checkpoints()
+    if not saved:
+        file = run.file("checkpoints.jsonl")
+        was_deleted = run.file(DELETED_CHECKPOINTS_FILE).is_file()
+        if was_deleted or not run.file(SAMPLES_FILE).is_file():
+            return []
+        return [f"{file} has lost its lines: the run came to its end, and names no checkpoint."]
+    last = saved[-1].step
+    there = {line["step"] for line in run.metrics() if "loss" in line}
+    lost = last - sum(step <= last for step in there)
+    if lost <= 0:
+        return []
+    file = run.file("metrics.jsonl")
+    return [f"{file} has lost {counted(lost, 'step')} of the {last:,} before the last checkpoint."]
+
+
 def all_runs(output_dir: Path | str) -> list[RunFolder]:
-    """Every run in `output_dir` that has its settings.json, newest first."""
-    folder = Path(output_dir)
+    """Every run in `output_dir`, newest first: also one that lost its settings.json."""
     ages: list[tuple[int, Path]] = []
-    files = list(folder.glob("*/settings.json")) if folder.is_dir() else []
-    for file in files:
-        if file.parent.name.startswith("."):  # half made
-            continue
-        with suppress(OSError):  # deleted while we look
-            ages.append((file.stat().st_mtime_ns, file.parent))
+    try:
+        paths = [path for path in Path(output_dir).iterdir() if not path.name.startswith(".")]
+    except OSError:  # there is no such folder yet
+        return []
+    for path in paths:
+        with suppress(OSError):  # it is no folder, or deleted while we look
+            if (age := _age(path)) is not None:
+                ages.append((age, path))
     return [RunFolder(path) for _, path in sorted(ages, key=lambda pair: pair[0], reverse=True)]
+
+
+def _age(path: Path) -> int | None:
+    """When a run began; None for a folder that is none."""
+    with suppress(FileNotFoundError):
+        return (path / "settings.json").stat().st_mtime_ns
+    return path.stat().st_mtime_ns if _is_of_a_run(path) else None
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Whether a folder has what a run writes beside its settings.json."""
+    return any((path / name).is_file() for name in _OF_A_RUN)
 
 
 def newest_run(output_dir: Path | str) -> RunFolder:
@@ -491,13 +545,16 @@ def open_run(name: str, output_dir: Path | str) -> RunFolder:
                         f"{folder} is a rehearsal: it holds what a run is to send, and no model. "
                         "Name a run."
                     )
+            if _is_of_a_run(path):  # its first use says what it lacks
+                return RunFolder(path)
     known = ", ".join(run.name for run in all_runs(output_dir)[:5]) or "none"
-    with suppress(OSError, ValueError):
-        if Path(name).exists():
-            raise UserError(
-                f"{name} is no run: a run is a folder with a settings.json. The newest runs in "
-                f"{output_dir}: {known}."
-            )
+    for path in (Path(name), Path(output_dir) / name):
+        with suppress(OSError, ValueError):
+            if path.exists():
+                raise UserError(
+                    f"{path} is no run: a run is a folder with a settings.json. The newest runs in "
+                    f"{output_dir}: {known}."
+                )
     raise UserError(f"There is no run {name} in {output_dir}. The newest runs there: {known}.")
 
 
@@ -509,6 +566,8 @@ def run_of(tinker_path: str, output_dir: Path | str) -> tuple[RunFolder, Checkpo
     """
     damage: UserError | None = None
     for run in all_runs(output_dir):
+        if not run.file("settings.json").is_file():  # it can say nothing of its checkpoints
+            continue
         try:
             checkpoints = run.checkpoints()
         except UserError as error:  # of another run, if one of the others lists the path

@@ -20,6 +20,7 @@ from tinkersmith.runs.best import (
     write_best,
 )
 from tinkersmith.runs.folder import (
+    IMPROVEMENT_FACT,
     MEASURED_FILE,
     REQUESTS_FILE,
     SAMPLE_LOSSES_FILE,
@@ -41,9 +42,7 @@ CHANGED_BY_RESUME = (
     "TOKENIZER",  # its digest must be the run's
     "TRACKERS",  # one that fails must not keep a run from going on
 )
-# Facts in settings.json: of an improvement, and of each training within it.
-IMPROVEMENT_FACT = "improvement"
-_ROUND_OF = "round_of"
+_ROUND_OF = "round_of"  # in settings.json of a training within an improvement
 _AGAINST_DIVERGENCE = ("LEARNING_RATE", "GRAD_CLIP_NORM")  # what is advised after that
 # .jsonl: the files that a resume cuts
 _CUT = ("checkpoints", "metrics", "sample_losses", "measured", "shown_answers", "requests")

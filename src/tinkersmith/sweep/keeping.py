@@ -4,14 +4,12 @@ from tinkersmith.errors import UserError
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress
 from tinkersmith.runs.best import BEST_FILE
-from tinkersmith.runs.folder import RunFolder
+from tinkersmith.runs.folder import DELETED_CHECKPOINTS_FILE, RunFolder
 from tinkersmith.runs.lock import locked
 from tinkersmith.service.connection import Server, ServerGone, open_service
 from tinkersmith.service.stored import checkpoints_of, run_ids
 from tinkersmith.sweep.ranking import Ranking
 from tinkersmith.sweep.record import Sweep
-
-DELETED_FILE = "checkpoints.deleted.jsonl"
 
 
 def delete_losers(sweep: Sweep, ranking: Ranking, server: Server, progress: Progress) -> int:
@@ -51,6 +49,6 @@ def delete_losers(sweep: Sweep, ranking: Ranking, server: Server, progress: Prog
 
 def _note_deleted(run: RunFolder) -> None:
     """Say in the run's folder that it has no checkpoint any more."""
-    run.append(DELETED_FILE, run.lines("checkpoints.jsonl"))
+    run.append(DELETED_CHECKPOINTS_FILE, run.lines("checkpoints.jsonl"))
     run.rewrite("checkpoints.jsonl", [])
     run.file(BEST_FILE).unlink(missing_ok=True)

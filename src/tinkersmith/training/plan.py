@@ -29,7 +29,7 @@ from tinkersmith.plurals import counted
 from tinkersmith.preview.opening import opening_lines
 from tinkersmith.progress import Progress
 from tinkersmith.prompts.text_tokenizer import TextTokenizer
-from tinkersmith.runs.folder import REQUESTS_FILE, Checkpoint, RunFolder
+from tinkersmith.runs.folder import REQUESTS_FILE, Checkpoint, RunFolder, lost_lines
 from tinkersmith.runs.provenance import (
     Differences,
     Standing,
@@ -590,6 +590,8 @@ def _continue(
     _say_changes(changes, tuple(resume.changes), say)
     sound = diverged_after(run)
     rises = note_divergence(run, resume.changes)
+    for sentence in lost_lines(run):
+        say(f"  Warning: {sentence} The curves and the best checkpoint are without them.")
     for line in set_aside(run, done):
         say(line)
     remember(run, questions, standing.data_digest, facts.get("data_digest"))

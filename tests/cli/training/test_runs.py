@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.environment import without_cloud
+from tests.support.run_folders import checkpoint, run_of_settings
 from tests.support.sample_files import records, write
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith import train
@@ -166,3 +167,19 @@ def test_deleting_a_run_frees_its_folder_and_its_checkpoints(
 def test_without_runs_the_list_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", "--set", f"OUTPUT_DIR={tmp_path}"]) == 0
     assert f"There are no runs in {tmp_path}." in capsys.readouterr().out
+
+
+def test_a_run_without_settings_is_listed_and_its_folder_can_be_deleted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of_settings(tmp_path / "runs" / "lost")
+    run.append("requests.jsonl", [{"step": 1}])
+    run.add_checkpoint(checkpoint(2))
+    run.file("settings.json").unlink()
+    where = ["--set", f"OUTPUT_DIR={tmp_path / 'runs'}"]
+    assert main(["runs", "list", *where]) == 0
+    assert f"lost: {run.path} has lost its settings.json." in capsys.readouterr().out
+    assert main(["runs", "delete", "lost", "--yes", *where]) == 1
+    assert "as it is, add --keep-checkpoints" in capsys.readouterr().err
+    assert main(["runs", "delete", "lost", "--yes", "--keep-checkpoints", *where]) == 0
+    assert not run.path.exists()

@@ -13,7 +13,7 @@ from tinkersmith.cli.entry_point import COMMANDS
 from tinkersmith.errors import UserError
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress, watched
-from tinkersmith.runs.folder import RunFolder, all_runs, open_run
+from tinkersmith.runs.folder import RunFolder, all_runs, lost_lines, open_run
 from tinkersmith.runs.lock import locked
 from tinkersmith.runs.pruning import delete_folder, size_of, sweep
 from tinkersmith.service.connection import Service
@@ -98,6 +98,7 @@ def _list(settings: Settings, progress: Progress) -> None:
     for run in runs:
         try:
             sound.append((run, _row(run)))
+            damaged += [f"{run.name}: {lost}" for lost in lost_lines(run)]
         except UserError as error:
             damaged.append(f"{run.name}: {error}")
     stored, unreached = _stored_of(settings, [run for run, _ in sound], progress)
@@ -116,7 +117,12 @@ def _list(settings: Settings, progress: Progress) -> None:
 
 
 def _row(run: RunFolder) -> _Row:
-    """A run's row, but for what the server stores of it."""
+    """A run's row, but for what the server stores of it.
+
+    Raises:
+        UserError: a file of the run is damaged, or its settings.json is missing.
+    """
+    facts = run.facts()
     checkpoints = run.checkpoints()
     losses = [line for line in run.metrics() if "loss" in line]
     started = dt.datetime.fromtimestamp(run.file("settings.json").stat().st_mtime)
@@ -124,7 +130,7 @@ def _row(run: RunFolder) -> _Row:
     return _Row(
         name=run.name,
         date=f"{started:%Y-%m-%d %H:%M}",
-        steps=f"{losses[-1]['step'] if losses else 0:,}/{run.facts().get('total_steps', 0):,}",
+        steps=f"{losses[-1]['step'] if losses else 0:,}/{facts.get('total_steps', 0):,}",
         loss=f"{losses[-1]['loss']:.4f}" if losses else "-",
         checkpoints=f"{len(checkpoints):,} ({counted(states, 'state')})",
         folder=size_text(size_of(run.path)),
@@ -182,7 +188,12 @@ def _delete(
         stored: list[StoredOnServer] = []
         ids = [] if keep_checkpoints else run_ids(run)
         if ids:
-            (backend,) = _by_backend([run])
+            try:
+                (backend,) = _by_backend([run])
+            except UserError as error:
+                raise UserError(
+                    f"{error} To delete its folder as it is, add --keep-checkpoints."
+                ) from None
             service = stack.enter_context(connection_of(settings, backend, progress))
             found = checkpoints_of(service, ids)
             stored = [checkpoint for checkpoint in found if checkpoint.path not in others]
