@@ -134,6 +134,8 @@ def read_header(file: Path) -> WeightsHeader:
         length = int.from_bytes(start, "little")
         if len(start) < 8 or not 2 <= length <= min(size - 8, _LONGEST_HEADER):
             what = "it is empty" if not size else f"it has {size:,} bytes and no whole header"
+            if start == b"version ":
+                what = "it is a pointer of Git LFS to the file, and not the file (git lfs pull)"
             raise DamagedWeights(file, what)
         opened.seek(8)
         header = opened.read(length)

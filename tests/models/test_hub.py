@@ -1,5 +1,6 @@
 """A hub that cannot be reached costs seconds, and is never told as a fault of the disk."""
 
+import json
 import ssl
 import sys
 import time
@@ -15,10 +16,11 @@ from tests.support.http_server import http_server, self_signed
 from tests.support.hubs import REFUSING, UNRESOLVED, Hub, hub_with, silent_hub
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.errors import UserError
+from tinkersmith.fingerprint import safetensors_header
 from tinkersmith.models import hub
 from tinkersmith.models.hub import check_hub_has, tokenizer_from_hub, tokenizer_repository
 from tinkersmith.sources.records import read_records
-from tinkersmith.text.tokenizer import load_tokenizer, tokenizer_of
+from tinkersmith.text.tokenizer import check_given_tokenizer, load_tokenizer, tokenizer_of
 
 NAME = "some-org/some-model"
 
@@ -36,6 +38,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with hub_with(NAME, make_tiny_model(tmp_path / "on-the-hub")) as answering:
         monkeypatch.setenv("HF_ENDPOINT", answering.url)
+        monkeypatch.setattr(hub, "PATIENCE", 8.0)  # a busy machine answers late
         yield answering
 
 
@@ -106,6 +109,30 @@ def test_the_folder_that_is_given_comes_first_and_the_hub_is_not_asked(
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"there is no tokenizer\.json in that folder"):
         tokenizer_of(str(tmp_path / "empty"), NAME)
+
+
+def test_a_tokenizer_folder_of_another_model_is_refused(tmp_path: Path) -> None:
+    given = make_tiny_model(tmp_path / "given")
+    with pytest.raises(UserError, match=r"Qwen/Qwen3-8B knows 151,936: .* another model"):
+        check_given_tokenizer(str(given), "Qwen/Qwen3-8B")
+    larger = make_tiny_model(tmp_path / "larger")
+    config = json.loads((larger / "config.json").read_text())
+    (larger / "config.json").write_text(json.dumps({**config, "vocab_size": 100}))
+    with pytest.raises(UserError, match=r"larger knows 100: .* another model"):
+        check_given_tokenizer(str(given), str(larger))
+    check_given_tokenizer(str(given), str(given))
+    check_given_tokenizer(str(given), "somebody/unknown")
+    check_given_tokenizer("", "Qwen/Qwen3-8B")
+
+
+def test_a_pointer_of_git_lfs_is_told_as_that(tmp_path: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
+    (tmp_path / "tokenizer.json").write_text(pointer)
+    with pytest.raises(UserError, match=r"tokenizer\.json is a pointer of Git LFS"):
+        check_given_tokenizer(str(tmp_path), "somebody/unknown")
+    (tmp_path / "model.safetensors").write_text(pointer)
+    with pytest.raises(ValueError, match="a pointer of Git LFS"):
+        safetensors_header(tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize("token", ["", "hf_something"])

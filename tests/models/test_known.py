@@ -13,6 +13,7 @@ from tinkersmith.models.known import (
     prices_of,
     retirement_note,
     suggested_learning_rate,
+    vocabulary_size,
 )
 from tinkersmith.models.line_up import OFFERED, RETIRED, TABLE_DATE
 from tinkersmith.models.names import _MODEL_ALIASES
@@ -99,3 +100,12 @@ def test_a_model_that_the_table_does_not_know_is_shown_with_what_the_server_says
     assert lines[1].split()[:2] == ["org/new", "4,096"] and "?" in lines[1]
     assert "sampling only" in lines[2] and "0.44" in lines[2]
     assert "Qwen/Qwen3-8B" not in [row["name"] for row in unlisted_rows(offers)]
+
+
+def test_the_table_knows_the_size_of_every_vocabulary() -> None:
+    assert vocabulary_size("Qwen/Qwen3-8B") == 151_936
+    assert vocabulary_size("meta-llama/Llama-3.1-8B") == 128_256
+    assert vocabulary_size("somebody/else") is None
+    for model in (*OFFERED, *RETIRED):
+        size = vocabulary_size(model.name)
+        assert size is not None and 100_000 < size < 300_000 and size % 64 == 0, model.name

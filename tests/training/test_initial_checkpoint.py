@@ -124,6 +124,7 @@ def test_the_run_keeps_the_path_of_the_state_that_it_began_with(first: First) ->
     [
         ({"INITIAL_CHECKPOINT": "nothing"}, "which is no run, no tinker:// path and no folder"),
         ({"INITIAL_CHECKPOINT": "tinker://a/weights/b"}, "tinker://a/weights/b does not exist"),
+        ({"INITIAL_CHECKPOINT": "tinker://a/b"}, "no path of a state. It looks like tinker://RUN/"),
         ({"LORA_RANK": 8}, "has rank 4, and LORA_RANK is 8"),
         (
             {"OPTIMIZER": "dimuon", "INITIAL_OPTIMIZER": True},
@@ -191,6 +192,9 @@ def test_a_dry_run_takes_the_same_weights_and_refuses_the_same(
     with pytest.raises(UserError, match="has rank 4, and LORA_RANK is 8"):
         wanted = settings(first.folder, INITIAL_CHECKPOINT=first.run.name, LORA_RANK=8)
         dry_run(wanted, Interruption())
+    of_another = {"INITIAL_CHECKPOINT": str(first.adapter), "BASE_MODEL": "tinkersmith/tiny-math"}
+    with pytest.raises(UserError, match="this base model needs"):
+        dry_run(settings(first.folder, **of_another), Interruption())
 
 
 def test_the_name_is_looked_up_once_at_a_start(

@@ -67,6 +67,12 @@ def adapter_weights(name: str, rank: int) -> int | None:
     return None if model is None else sum(model.adapter) * rank
 
 
+def vocabulary_size(name: str) -> int | None:
+    """How many tokens a model knows, with the unused ones; None where the table does not say."""
+    model = known_model(name)
+    return None if model is None else model.adapter[2] - model.hidden
+
+
 def offered_names(model: KnownModel) -> list[str]:
     """The names under which the table has a model, with their contexts."""
     names = [model.name] if model.shortest else []

@@ -16,6 +16,8 @@ TABLE_DATE = dt.date(2026, 11, 27)  # of the names, contexts and sizes
 PRICES_DATE = dt.date(2026, 9, 1)  # the day for which the prices were read
 PRICES_PAGE = "https://tinker-docs.thinkingmachines.ai/tinker/models/"
 RETIREMENTS_PAGE = "https://tinker-docs.thinkingmachines.ai/tinker/model-deprecations/"
+# Of the prefill price, for a part of a prompt that the cloud has read shortly before.
+CACHED_SHARE = 0.2
 STORAGE_PRICE = 0.10  # USD for a gigabyte of checkpoints and a month
 
 _JUNE = dt.date(2026, 6, 12)
@@ -52,7 +54,8 @@ class KnownModel:
     thinking: Thinking
     context: int | None  # tokens
     hidden: int  # width of the hidden states
-    # Weights of an adapter of rank 1 as the cloud trains it: MLP, attention, output layer.
+    # Weights of an adapter of rank 1 as the cloud trains it: MLP, attention, output layer. The last
+    # is the hidden size and the size of the vocabulary.
     adapter: tuple[int, int, int]
     prices: Prices | None = None
     experts: bool = False  # a mixture of experts

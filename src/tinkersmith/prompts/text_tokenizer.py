@@ -124,6 +124,11 @@ def read_tokenizer(folder: Path, chat_template: str | None = None) -> TextTokeni
         return None
     except OSError as error:
         raise unreadable(file, error) from None
+    if data.startswith(b"version https://git-lfs"):
+        raise UserError(
+            f"{file} is a pointer of Git LFS to the file, and not the file. Fetch it with: git lfs "
+            "pull"
+        )
     from tokenizers import Tokenizer
 
     try:

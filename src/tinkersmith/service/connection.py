@@ -261,7 +261,8 @@ class Service:
         Raises:
             UserError: the server does not have them, or they do not suit the settings.
         """
-        if weights.adapter is not None:
+        if weights.adapter is not None:  # our own engine has it: nothing is billed
+            self.create_training_client(settings, weights)
             return
         info = self.ask(
             lambda: self.rest.get_weights_info_by_tinker_path(weights.path),

@@ -1,5 +1,6 @@
 """The weights that a run begins with: a new LoRA, or those that INITIAL_CHECKPOINT names."""
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from tinkersmith.settings.fields import Settings
 if TYPE_CHECKING:
     from tinkersmith.text.templates import PromptTemplate
 
+_STATE = re.compile(r"tinker://[^/\s]+/(weights|sampler_weights)/[^/\s]+")
 ADAPTER_NAME = "initial"  # what our own engine calls the folder of an exported adapter
 
 
@@ -41,6 +43,11 @@ def initial_weights(settings: Settings) -> InitialWeights | None:
     if not name:
         return None
     if name.startswith("tinker://"):
+        if not _STATE.fullmatch(name):
+            raise UserError(
+                f"INITIAL_CHECKPOINT is {name}, which is no path of a state. It looks like "
+                "tinker://RUN/weights/NAME, as the end of a run prints it."
+            )
         known = run_of(name, settings.output_dir)
         if known is None:
             return InitialWeights(name, name, settings.initial_optimizer)

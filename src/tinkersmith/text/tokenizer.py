@@ -5,6 +5,7 @@ see `models/hub.py`.
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any, cast
@@ -12,8 +13,10 @@ from typing import Any, cast
 import numpy as np
 
 from tinkersmith.errors import UserError
+from tinkersmith.files import read_json_object
+from tinkersmith.fingerprint import text_config
 from tinkersmith.models.hub import tokenizer_from_hub
-from tinkersmith.models.known import known_model
+from tinkersmith.models.known import known_model, vocabulary_size
 from tinkersmith.models.names import local_model_folder
 from tinkersmith.prompts.text_tokenizer import (
     TextTokenizer,
@@ -24,6 +27,9 @@ from tinkersmith.prompts.text_tokenizer import (
     tokenizer_of_backend,
 )
 from tinkersmith.text.tml_tokenizer import TML_PREFIX, load_tml_tokenizer
+
+# The share of a vocabulary that its tokenizer uses at least. Models are made with some room.
+_LEAST_USED = 0.8
 
 
 def load_tokenizer(folder: Path | str) -> TextTokenizer:
@@ -50,7 +56,9 @@ def tokenizer_of(given: str, base_model: str, named: str = "") -> TextTokenizer:
         UserError: there is none; the sentence says what to set.
     """
     if given:
-        return load_tokenizer(given_tokenizer_folder(given))
+        tokenizer = load_tokenizer(given_tokenizer_folder(given))
+        _refuse_other_vocabulary(tokenizer, given, base_model)
+        return tokenizer
     folder = local_model_folder(base_model)
     if folder is None and named and Path(named).is_dir():
         folder = Path(named)
@@ -80,6 +88,32 @@ def given_tokenizer_folder(given: str) -> Path:
             "model's tokenizer files there."
         )
     return folder
+
+
+def check_given_tokenizer(given: str, base_model: str) -> None:
+    """Check what TOKENIZER names, before anything is asked of a server.
+
+    Raises:
+        UserError: there is no tokenizer, or that of another model.
+    """
+    if given:
+        tokenizer_of(given, base_model)
+
+
+def _refuse_other_vocabulary(tokenizer: TextTokenizer, given: str, base_model: str) -> None:
+    """Refuse the tokenizer of another model, as far as the sizes of the vocabularies tell it."""
+    size, known = tokenizer.vocab_size, vocabulary_size(base_model)
+    if (folder := local_model_folder(base_model)) is not None:
+        with suppress(OSError, ValueError):  # whoever loads the model says what is wrong with it
+            config = text_config(read_json_object(folder / "config.json"))
+            stored: object = config.get("vocab_size")
+            known = stored if isinstance(stored, int) else None
+    if known is None or _LEAST_USED * known <= size <= known:
+        return
+    raise UserError(
+        f"TOKENIZER is {given}, which has {size:,} tokens, and {base_model} knows {known:,}: it is "
+        "the tokenizer of another model. Copy the base model's own tokenizer files there."
+    )
 
 
 def wrap_tokenizer(hf_tokenizer: Any) -> TextTokenizer:

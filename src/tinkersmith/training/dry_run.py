@@ -21,6 +21,7 @@ from tinkersmith.progress import watched
 from tinkersmith.service.connection import open_service
 from tinkersmith.service.initial import initial_weights, template_line
 from tinkersmith.settings.fields import Settings
+from tinkersmith.text.tokenizer import check_given_tokenizer
 from tinkersmith.trackers.available import check_trackers
 from tinkersmith.training.interruption import Interruption
 from tinkersmith.training.plan import encoding_for, measurements_of
@@ -39,6 +40,8 @@ def dry_run(settings: Settings, signals: Interruption) -> Forecast:
         if note:
             progress.say(note)
         check_trackers(settings.trackers)
+        check_given_tokenizer(settings.tokenizer, base_model)
+        weights = initial_weights(settings)
         progress.say("Data")
         chosen = read_eval_files(settings, progress)
         source = read_data(settings, progress)
@@ -48,7 +51,6 @@ def dry_run(settings: Settings, signals: Interruption) -> Forecast:
         for line in lines:
             progress.say(f"  {line}")
         signals.check()
-        weights = initial_weights(settings)
         service = guard.enter_context(open_service(settings, progress=progress, weights=weights))
         service.check = signals.check
         service.check_trainable()

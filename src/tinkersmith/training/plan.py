@@ -72,6 +72,7 @@ from tinkersmith.settings.measures import VALIDATION_LOSS, best_by
 from tinkersmith.settings.reading import settings_for_file
 from tinkersmith.text.choose import Decision, decide, template_lines
 from tinkersmith.text.templates import PromptTemplate, choose_template
+from tinkersmith.text.tokenizer import check_given_tokenizer
 from tinkersmith.training.divergence import lower_rate
 from tinkersmith.training.rehearsal.comparison import check_creation, check_plan, compared_with
 from tinkersmith.training.rehearsal.planned import Planned
@@ -167,6 +168,8 @@ def prepare(
     checkpoint = starting_checkpoint(resume) if resume else None
     fingerprint = _fingerprint(settings, progress)
     _check_base(resume, fingerprint)
+    if stage is None:
+        check_given_tokenizer(settings.tokenizer, settings.base_model)
     # A run that goes on from its own checkpoint does not need the weights that it began with.
     begins = stage is None and checkpoint is None
     weights = initial_weights(settings) if begins else None
