@@ -6,22 +6,25 @@ import socket
 import time
 import urllib.parse
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.support.engine import KEY, MODEL, RunningEngine, running_engine
 from tests.support.http_server import http_server
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.cli.main import main
+from tinkersmith.engine.kernels.tile_attention import TileAttention
 from tinkersmith.errors import UserError
-from tinkersmith.forecast import costs
+from tinkersmith.forecast import costs, memory
 from tinkersmith.forecast.billing import billed_since, used_lines
 from tinkersmith.forecast.budget import cut_to_budget
 from tinkersmith.forecast.costs import Rates, least_cost, most_cost, steps_within
-from tinkersmith.forecast.duration import Pace
+from tinkersmith.forecast.duration import Pace, shown_duration
 from tinkersmith.forecast.lines import Forecast, forecast_lines
 from tinkersmith.forecast.memory import memory_lines, memory_need
 from tinkersmith.forecast.workload import Workload
@@ -98,9 +101,32 @@ def test_memory_is_that_of_the_files_and_a_lack_is_warned_of(tmp_path: Path) -> 
     assert output_layer.adapter == need.adapter + 16 * 16 * (259 + 32)
     together = memory_need(folder, settings_from({}), 100, step_tokens=1000)
     assert together is not None and together.activations == 10 * need.activations > 0
-    lines = memory_lines(type(need)(2**40, need.adapter, need.activations, 2**30))
+    lines = memory_lines(type(need)(2**40, need.adapter, need.activations, 0, 2**30))
     assert "1,024.0 GiB of weights" in lines[0] and lines[1].startswith("Warning")
     assert memory_need(tmp_path, settings_from({}), 100) is None
+
+
+@pytest.mark.parametrize("lengths", [[4898], [2048], [700, 700, 600], [86] * 23])
+def test_attention_is_forecast_as_the_engine_keeps_it(lengths: list[int]) -> None:
+    config = {"num_hidden_layers": 3, "num_attention_heads": 8, "hidden_size": 64}
+    kept = TileAttention(lengths, 2, torch.float32, torch.device("cpu")).numbers_kept(8, 4, 8)
+    forecast = memory._probabilities(config, sum(lengths), max(lengths))
+    assert 0.8 < forecast / (3 * kept) < 1.3
+
+
+def test_attention_is_kept_only_where_half_of_the_free_memory_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_tiny_model(tmp_path / "model")
+    attention = list[int]()
+    for free in (64 * 2**30, 2**29):
+        monkeypatch.setattr(memory, "free_system_memory", lambda free=free: free)
+        need = memory_need(folder, settings_from({}), 4000)
+        assert need is not None
+        attention.append(need.attention)
+        shown = "for attention, which is taken" in memory_lines(need)[0]
+        assert shown == bool(need.attention)
+    assert attention == [4 * 2 * 4 * 4000 * (2000 + 192), 0]
 
 
 # ---- against a server
@@ -191,7 +217,7 @@ def test_a_run_whose_time_is_up_stops_saved_and_goes_on_without_the_limit(
     from tinkersmith.training import plan
 
     # The measured steps were fast, and the run is slow: an hour a step, by its clock.
-    monkeypatch.setattr(plan, "measured_pace", lambda *args: Pace(0.001, 1000, 1))
+    monkeypatch.setattr(plan, "measured_pace", lambda *args, most: Pace(0.001, 1000, 1))
     from tinkersmith.training.loop import Loop
 
     real = Loop._elapsed
@@ -205,6 +231,50 @@ def test_a_run_whose_time_is_up_stops_saved_and_goes_on_without_the_limit(
     with train(resume=str(trained.run.path), resume_with={"BUDGET_MINUTES": 0.0}) as resumed:
         assert resumed.run.checkpoints()[-1].step == 12
         assert len(_tokens(resumed.run)) == 12
+
+
+@pytest.mark.engine
+def test_the_steps_that_measure_the_time_are_paid_by_the_budget(
+    names: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = {"BUDGET_USD": 0.8, "BUDGET_MINUTES": 60.0}
+    with train(settings_from({**names, **limits})) as trained:
+        tokens = _tokens(trained.run)
+    measured = trained.run.fact("measured_tokens")
+    assert measured >= sum(tokens[:3]) and 0 < len(tokens) < 12
+    assert (sum(tokens) + measured) * PRICE["train"] / 1e6 <= 0.8
+    assert f"cuts the plan to {len(tokens)} of 12 steps" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"3 steps are trained to measure .* BUDGET_MINUTES at 0"):
+        train(settings_from({**names, **limits, "BUDGET_USD": sum(tokens[:3]) / 1e3}))
+
+
+def test_questions_that_are_read_again_may_be_cached() -> None:
+    cheaper = replace(RATES, cached=20.0)
+    # Three measurements in five steps; each reads 7 tokens to validate and 3 of questions.
+    full, least = least_cost(WORK, RATES, 5), least_cost(WORK, cheaper, 5)
+    assert full is not None and least is not None
+    assert full - least == pytest.approx(2 * 3 * (100.0 - 20.0) / 1e6)
+    assert most_cost(WORK, cheaper, 5) == most_cost(WORK, RATES, 5)
+    rates = costs.rates_of(settings_from({}), "Qwen/Qwen3-8B", is_cloud=True)
+    assert rates is not None and rates.cached == pytest.approx(0.039)
+
+
+def test_a_price_that_is_one_amount_names_no_second_one() -> None:
+    settings = settings_from({"TOKEN_PRICE": PRICE})
+    alike = replace(WORK, answer_tokens=0, final_answer_tokens=1, step_tokens=[10_000] * 8)
+    for work, second in ((alike, False), (WORK, True)):
+        forecast = Forecast(settings, "some/model", "cloud", work, 8, 0, RATES, None)
+        [line] = [line for line in forecast_lines(forecast) if line.startswith("Price")]
+        assert ("the second" in line) == (" to " in line) == second, line
+
+
+def test_short_times_keep_their_digits() -> None:
+    assert [shown_duration(t) for t in (0.0123, 0.5, 3.4, 300)] == [
+        "0.012 s",
+        "0.5 s",
+        "3 s",
+        "5 minutes",
+    ]
 
 
 @pytest.mark.engine

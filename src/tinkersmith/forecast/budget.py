@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 from tinkersmith.errors import UserError
 from tinkersmith.forecast.costs import MILLION, Rates, dollars, most_cost, steps_within
-from tinkersmith.forecast.duration import Pace, shown_duration
+from tinkersmith.forecast.duration import LEAST, Pace, shown_duration
 from tinkersmith.forecast.workload import Workload
 from tinkersmith.models.line_up import PRICES_PAGE
 from tinkersmith.settings.fields import Settings
+
+_TO_MEASURE = 0.1  # of BUDGET_USD at most, beside the fewest steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +19,7 @@ class Budget:
     usd: float | None
     seconds: float | None
     rates: Rates | None
+    measured: int = 0  # tokens of the steps that were trained to measure the time, and are billed
 
     def spent_by(self, seconds: float) -> str | None:
         """The setting whose limit a run of so many seconds would pass."""
@@ -45,8 +48,35 @@ def check_budget(settings: Settings, rates: Rates | None, base_model: str) -> No
         )
 
 
+def most_to_measure(work: Workload, rates: Rates, left: float, first: int) -> int:
+    """How many tokens may be trained to measure the time of a step, which a server bills.
+
+    Args:
+        left: USD of BUDGET_USD.
+        first: steps that are done already.
+
+    Raises:
+        UserError: with the fewest steps that are measured, not one step of the run is paid for.
+    """
+    tokens = sum((work.step_tokens or ())[:LEAST])
+    cost = tokens * rates.train / MILLION
+    step = most_cost(work, rates, first + 1, first) or 0.0
+    if cost + step > left:
+        raise UserError(
+            f"BUDGET_USD leaves {dollars(left)}. For BUDGET_MINUTES, {LEAST} steps are trained to "
+            f"measure their time, which cost up to {dollars(cost)}; one step of the run costs up "
+            f"to {dollars(step)}. Raise BUDGET_USD, or leave BUDGET_MINUTES at 0."
+        )
+    return int(_TO_MEASURE * left / rates.train * MILLION) if rates.train else tokens
+
+
 def spent_before(work: Workload, rates: Rates | None, trained: int, done: int) -> float:
-    """USD that the steps of a resumed run have cost already, at today's prices."""
+    """USD that the steps of a resumed run have cost already, at today's prices.
+
+    Args:
+        trained: tokens, with those of steps that were trained to measure the time.
+        done: steps.
+    """
     if rates is None:
         return 0.0
     measured = work.measurements(done)

@@ -1,10 +1,10 @@
 """Tokens and prices -> a range of USD, and how many steps a budget pays for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tinkersmith.forecast.workload import Workload
 from tinkersmith.models.known import prices_of
-from tinkersmith.models.line_up import PRICES_DATE, PRICES_PAGE, Prices
+from tinkersmith.models.line_up import CACHED_SHARE, PRICES_DATE, PRICES_PAGE, Prices
 from tinkersmith.settings.fields import Settings
 
 MILLION = 1e6
@@ -19,6 +19,7 @@ class Rates:
     train: float
     discounted: bool
     source: str
+    cached: float | None = None  # of prompts that were read shortly before; None: as all prompts
 
 
 def rates_of(settings: Settings, base_model: str, *, is_cloud: bool) -> Rates | None:
@@ -33,22 +34,28 @@ def rates_of(settings: Settings, base_model: str, *, is_cloud: bool) -> Rates | 
     if known is None or known.train is None or known.prefill is None or known.sample is None:
         return None
     source = f"by the table of {PRICES_DATE}; today's prices: {PRICES_PAGE}"
-    return Rates(known.prefill, known.sample, known.train, known.discounted, source)
+    cached = CACHED_SHARE * known.prefill
+    return Rates(known.prefill, known.sample, known.train, known.discounted, source, cached)
 
 
 def least_cost(work: Workload, rates: Rates, steps: int, first: int = 0) -> float | None:
-    """USD without a single sampled token, for the steps from `first` on; None: not counted."""
+    """USD without a single sampled token, for the steps from `first` on; None: not counted.
+
+    The questions of EVAL_FILES are the same at each measurement: all but the first may be cached.
+    """
     trained = work.trained_tokens(steps, first)
     if trained is None:
         return None
     measured = work.measurements(steps) - work.measurements(first)
-    read = measured * (work.validation_tokens + work.prompt_tokens)
-    return (trained * rates.train + read * rates.prefill) / MILLION
+    again = max(measured - 1, 0) * work.prompt_tokens
+    read = measured * (work.validation_tokens + work.prompt_tokens) - again
+    cached = rates.prefill if rates.cached is None else rates.cached
+    return (trained * rates.train + read * rates.prefill + again * cached) / MILLION
 
 
 def most_cost(work: Workload, rates: Rates, steps: int, first: int = 0) -> float | None:
-    """USD with the longest answers, at the prices of today; None: not counted."""
-    least = least_cost(work, rates, steps, first)
+    """USD with the longest answers and no cached prompt, at today's prices; None: not counted."""
+    least = least_cost(work, replace(rates, cached=None), steps, first)
     if least is None:
         return None
     measured = work.measurements(steps) - work.measurements(first)

@@ -4,6 +4,7 @@ The scratch adapter is never saved. On a server that bills, its steps are billed
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from tinkersmith.service.answers import optim_params, to_datum
 from tinkersmith.service.connection import Service
 from tinkersmith.settings.fields import Settings
 
+LEAST = 3  # steps of the scratch adapter
 _WARM = 2  # steps that are not measured: the model is loaded, and memory is asked for
 _ENOUGH = 3.0  # seconds of measured steps
 _MOST = 24  # measured steps
@@ -29,6 +31,7 @@ class Pace:
     seconds: float  # of the measured steps
     tokens: int  # in them
     steps: int
+    trained: int = 0  # tokens of all steps of the scratch adapter, which a server bills
 
     def of(self, work: Workload, steps: int, first: int = 0) -> float | None:
         """The seconds of the steps from `first` on, without sampling; None: not counted."""
@@ -57,8 +60,12 @@ def measured_pace(
     data: TokenizedData,
     steps: int,
     clock: Clock = time.monotonic,
+    most: int | None = None,
 ) -> Pace:
     """Train a scratch adapter for some steps as the run will, and take the time.
+
+    Args:
+        most: tokens after which no further step is sent, beside the first `LEAST`.
 
     Raises:
         UserError: see `Service.wait`.
@@ -75,7 +82,7 @@ def measured_pace(
             completion = sum(sample.completion_length for sample in batch)
             datums = [to_datum(sample, 1 / completion) for sample in batch]
             return (
-                sum(len(sample.tokens) for sample in batch),
+                _tokens_of([batch]),
                 client.forward_backward(datums, "cross_entropy"),
                 client.optim_step(optim_params(settings, 0.0)),
             )
@@ -87,21 +94,32 @@ def measured_pace(
 
         for batch in batches[:_WARM]:
             wait(submit(batch))
+        sent = _tokens_of(batches[:_WARM])
         begun, tokens, done = clock(), 0, 0
         pending: list[tuple[int, Any, Any]] = []
-        for batch in batches[_WARM:]:
+        for number, batch in enumerate(batches[_WARM:], start=_WARM + 1):
+            following = sent + _tokens_of([batch])
             if clock() - begun > _ENOUGH:
                 break
+            if most is not None and number > LEAST and following > most:
+                break
+            sent = following
             pending.append(submit(batch))
             if len(pending) >= _AHEAD:
                 tokens, done = tokens + wait(pending.pop(0)), done + 1
         for step in pending:
             tokens, done = tokens + wait(step), done + 1
-        return Pace(clock() - begun, tokens, done)
+        return Pace(clock() - begun, tokens, done, sent)
+
+
+def _tokens_of(batches: Sequence[Sequence[Any]]) -> int:
+    return sum(len(sample.tokens) for batch in batches for sample in batch)
 
 
 def shown_duration(seconds: float) -> str:
     """A duration in the unit that suits it."""
+    if seconds < 1:
+        return f"{seconds:.2g} s"
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = seconds / 60

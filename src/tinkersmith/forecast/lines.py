@@ -93,11 +93,10 @@ def _price_lines(forecast: Forecast) -> list[str]:
     upper = 2 * most if rates.discounted else most
     amount = dollars(least)
     if dollars(upper) != amount:
-        amount = f"{amount} to {dollars(upper)}"
-    why = ["with the longest answers"] if most > least else []
-    why += ["if the discount ends"] if rates.discounted else []
-    more = f" (the second {' and '.join(why)})" if why else ""
-    return [f"Price    {amount}{more}, {rates.source}"]
+        why = ["with the longest answers"] if most > least else []
+        why += ["if the discount ends"] if rates.discounted else []
+        amount = f"{amount} to {dollars(upper)} (the second {' and '.join(why)})"
+    return [f"Price    {amount}, {rates.source}"]
 
 
 def _storage_lines(forecast: Forecast) -> list[str]:

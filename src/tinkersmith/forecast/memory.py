@@ -24,6 +24,7 @@ _GIB = 2**30
 _OPTIMIZER = 16  # bytes of an adapter's weight: itself, its gradient and two moments, in float32
 _PROGRAMS = 0.5 * _GIB  # of the engine, the recipe and their libraries
 _PACK = 2048  # tokens that the engine computes at a time; a longer sample stands alone
+_TILE = 128  # tokens whose attention is one product
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "in_proj", "out_proj")
 _MLP = ("gate_proj", "up_proj", "down_proj", "gate_up_proj")
 
@@ -35,11 +36,12 @@ class MemoryNeed:
     weights: int  # of the base model, as the engine keeps it
     adapter: int  # with gradients and the optimizer's state
     activations: int  # of the tokens that are computed at a time
+    attention: int  # its probabilities; 0 where the engine computes them again
     free: int | None
 
     @property
     def together(self) -> int:
-        return self.weights + self.adapter + self.activations + int(_PROGRAMS)
+        return self.weights + self.adapter + self.activations + self.attention + int(_PROGRAMS)
 
 
 def memory_need(
@@ -71,7 +73,13 @@ def memory_need(
     config = _config(folder)
     activations = tokens * (_kept(config, settings) + _passing(config)) * (2 if narrow else 4)
     adapter = _OPTIMIZER * settings.lora_rank * _adapter_width(folder, shapes, settings)
-    return MemoryNeed(weights, adapter, activations, free_system_memory())
+    free = free_system_memory()
+    attention = 0 if narrow else 4 * _probabilities(config, tokens, min(longest, tokens))
+    # The engine keeps them where all that it keeps fits into half of what is free then.
+    left = (4 * _GIB if free is None else free) - weights - adapter - _PROGRAMS
+    if activations + attention > left / 2:
+        attention = 0
+    return MemoryNeed(weights, adapter, activations, attention, free)
 
 
 def _adapter_width(folder: Path, shapes: dict[str, tuple[int, ...]], settings: Settings) -> int:
@@ -104,6 +112,13 @@ def _passing(config: dict[str, Any]) -> int:
     return 4 * hidden + 3 * inner + 2 * (heads + 2 * key_heads) * head
 
 
+def _probabilities(config: dict[str, Any], tokens: int, longest: int) -> int:
+    """The attention probabilities of all layers, where tokens see those before them in a sample."""
+    _, heads, *_ = _sizes(config)
+    # A layer with a window has no more than the window's: not counted, as windows are mostly long.
+    return _number(config, "num_hidden_layers") * heads * tokens * (longest + 3 * _TILE) // 2
+
+
 def _sizes(config: dict[str, Any]) -> tuple[int, int, int, int, int]:
     """Width of the hidden states, heads, KV heads, head size, and width of the MLP."""
     hidden, heads = _number(config, "hidden_size"), _number(config, "num_attention_heads")
@@ -126,6 +141,8 @@ def memory_lines(need: MemoryNeed) -> list[str]:
         f"{_gib(need.adapter)} for the adapter and its optimizer, {_gib(need.activations)} for the "
         f"tokens that are computed at a time, {_gib(_PROGRAMS)} for the programs"
     )
+    if need.attention:
+        line += f", {_gib(need.attention)} for attention, which is taken where it is free"
     if need.free is None:
         return [line]
     lines = [f"{line}; {_gib(need.free)} are free"]

@@ -12,6 +12,7 @@ from tinkersmith.models.known import (
     suggested_learning_rate,
 )
 from tinkersmith.models.line_up import (
+    CACHED_SHARE,
     OFFERED,
     PRICES_DATE,
     PRICES_PAGE,
@@ -128,7 +129,8 @@ def column_notes() -> list[str]:
         f"Names, contexts and kinds beside the server's list: as of {TABLE_DATE}. The server's "
         "list decides.",
         f"Prices: USD for a million tokens in Tinker's cloud, as of {PRICES_DATE}; * is half of "
-        "the usual price for a limited time. "
+        "the usual price for a limited time. Of a prompt, what was read shortly before costs "
+        f"{CACHED_SHARE:.0%} of prefill. "
         f"Storage is {STORAGE_PRICE:g} USD for a GB and a month. "
         f"Today's: {PRICES_PAGE}",
         "rate: a LEARNING_RATE by tinker-cookbook's formula, which holds for Llama and Qwen. "

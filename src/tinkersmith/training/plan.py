@@ -17,8 +17,14 @@ from tinkersmith.evaluation.leaks import leaks_from
 from tinkersmith.evaluation.question_set import QuestionSet, questions_in
 from tinkersmith.evaluation.questions import Questions
 from tinkersmith.fingerprint import base_fingerprint
-from tinkersmith.forecast.budget import Budget, check_budget, cut_to_budget, spent_before
-from tinkersmith.forecast.costs import Rates, rates_of
+from tinkersmith.forecast.budget import (
+    Budget,
+    check_budget,
+    cut_to_budget,
+    most_to_measure,
+    spent_before,
+)
+from tinkersmith.forecast.costs import MILLION, Rates, rates_of
 from tinkersmith.forecast.duration import measured_pace
 from tinkersmith.forecast.lines import Forecast, forecast_lines
 from tinkersmith.forecast.memory import memory_lines, memory_need
@@ -261,6 +267,8 @@ def prepare(
     counts: dict[str, Any] = {"training_samples": data.count, "total_steps": total_steps}
     if total_steps < epoch * settings.num_epochs:
         counts["cut_to_budget"] = True
+    if budget is not None and budget.measured:
+        counts["measured_tokens"] = budget.measured
     with progress.doing("noting the questions"):
         questions = source.questions()
     if resume is None:
@@ -347,11 +355,20 @@ def within_budget(
     pace, spent = None, 0.0
     if resume is not None and again and resume.run.facts().get("cut_to_budget"):
         steps = min(steps, resume.run.fact("total_steps"))  # as it was planned, with its schedule
-    if settings.budget_minutes:
-        pace = measured_pace(service, settings, data, steps)
     if resume is not None:
         trained = sum(line.get("tokens", 0) for line in resume.run.metrics())
+        trained += resume.run.facts().get("measured_tokens", 0)
         spent = spent_before(work, rates, trained, first)
+    measured = 0
+    if settings.budget_minutes:
+        is_billed = service.kind != "embedded" and rates is not None
+        most = None
+        if is_billed and settings.budget_usd:
+            most = most_to_measure(work, rates, max(settings.budget_usd - spent, 0.0), first)
+        pace = measured_pace(service, settings, data, steps, most=most)
+        if is_billed:
+            measured = pace.trained
+            spent += measured * rates.train / MILLION
     if not again and (settings.budget_usd or settings.budget_minutes):
         steps, lines = cut_to_budget(settings, work, rates, pace, steps, first, spent)
     forecast = Forecast(settings, service.base_model, service.kind, work, steps, first, rates, pace)
@@ -364,7 +381,7 @@ def within_budget(
         return steps, None
     usd = max(settings.budget_usd - spent, 0.0) if settings.budget_usd else None
     seconds = 60 * settings.budget_minutes if settings.budget_minutes else None
-    return steps, Budget(usd, seconds, rates)
+    return steps, Budget(usd, seconds, rates, measured)
 
 
 def encoding_for(
