@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from tinkersmith.errors import UserError
 from tinkersmith.forecast.costs import MILLION, Rates, dollars, most_cost, steps_within
-from tinkersmith.forecast.duration import LEAST, Pace, shown_duration
+from tinkersmith.forecast.duration import LEAST_STEPS, Pace, shown_duration
 from tinkersmith.forecast.workload import Workload
 from tinkersmith.models.line_up import PRICES_PAGE
 from tinkersmith.settings.fields import Settings
@@ -58,12 +58,12 @@ def most_to_measure(work: Workload, rates: Rates, left: float, first: int) -> in
     Raises:
         UserError: with the fewest steps that are measured, not one step of the run is paid for.
     """
-    tokens = sum((work.step_tokens or ())[:LEAST])
+    tokens = sum((work.step_tokens or ())[:LEAST_STEPS])
     cost = tokens * rates.train / MILLION
     step = most_cost(work, rates, first + 1, first) or 0.0
     if cost + step > left:
         raise UserError(
-            f"BUDGET_USD leaves {dollars(left)}. For BUDGET_MINUTES, {LEAST} steps are trained to "
+            f"BUDGET_USD leaves {dollars(left)}. For BUDGET_MINUTES, {LEAST_STEPS} steps are trained to "
             f"measure their time, which cost up to {dollars(cost)}; one step of the run costs up "
             f"to {dollars(step)}. Raise BUDGET_USD, or leave BUDGET_MINUTES at 0."
         )

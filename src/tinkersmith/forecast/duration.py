@@ -15,7 +15,7 @@ from tinkersmith.service.answers import optim_params, to_datum
 from tinkersmith.service.connection import Service
 from tinkersmith.settings.fields import Settings
 
-LEAST = 3  # steps of the scratch adapter
+LEAST_STEPS = 3  # steps of the scratch adapter
 _WARM = 2  # steps that are not measured: the model is loaded, and memory is asked for
 _ENOUGH = 3.0  # seconds of measured steps
 _MOST = 24  # measured steps
@@ -65,7 +65,7 @@ def measured_pace(
     """Train a scratch adapter for some steps as the run will, and take the time.
 
     Args:
-        most: tokens after which no further step is sent, beside the first `LEAST`.
+        most: tokens after which no further step is sent, beside the first `LEAST_STEPS`.
 
     Raises:
         UserError: see `Service.wait`.
@@ -101,7 +101,7 @@ def measured_pace(
             following = sent + _tokens_of([batch])
             if clock() - begun > _ENOUGH:
                 break
-            if most is not None and number > LEAST and following > most:
+            if most is not None and number > LEAST_STEPS and following > most:
                 break
             sent = following
             pending.append(submit(batch))
