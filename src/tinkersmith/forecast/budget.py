@@ -63,9 +63,9 @@ def most_to_measure(work: Workload, rates: Rates, left: float, first: int) -> in
     step = most_cost(work, rates, first + 1, first) or 0.0
     if cost + step > left:
         raise UserError(
-            f"BUDGET_USD leaves {dollars(left)}. For BUDGET_MINUTES, {LEAST_STEPS} steps are trained to "
-            f"measure their time, which cost up to {dollars(cost)}; one step of the run costs up "
-            f"to {dollars(step)}. Raise BUDGET_USD, or leave BUDGET_MINUTES at 0."
+            f"BUDGET_USD leaves {dollars(left)}. For BUDGET_MINUTES, {LEAST_STEPS} steps are "
+            f"trained to measure their time, which cost up to {dollars(cost)}; one step of the run "
+            f"costs up to {dollars(step)}. Raise BUDGET_USD, or leave BUDGET_MINUTES at 0."
         )
     return int(_TO_MEASURE * left / rates.train * MILLION) if rates.train else tokens
 
