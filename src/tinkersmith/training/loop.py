@@ -130,9 +130,11 @@ class Loop:
     def run(self) -> Curves:
         """Train. The next step is submitted before the last one's result is awaited."""
         plan, settings = self._plan, self._plan.settings
+        # The folder of what a rehearsal trains is deleted: only that of the rehearsal has a name.
+        what = plan.run.name if plan.seconds is None else "the stand-in"
         self._progress.say("")
         self._progress.say(
-            f"Training {plan.run.name}: {counted(plan.data.count, 'sample')}, "
+            f"Training {what}: {counted(plan.data.count, 'sample')}, "
             f"{counted(settings.num_epochs, 'epoch')}, {counted(plan.total_steps, 'step')}"
         )
         self._begun = self._saved_at = self._clock()

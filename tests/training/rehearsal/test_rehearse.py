@@ -1,6 +1,7 @@
 """A run sends what its rehearsal sent, says so, and stops before it sends something else."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -158,13 +159,19 @@ def test_what_no_time_was_left_for_is_noted_all_the_same(
 
 
 def test_a_stand_in_of_our_own_is_started_for_a_model_that_nobody_has_here(
-    place: World, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    place: World,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.delenv("TINKER_API_KEY")
     monkeypatch.delenv("TINKER_BASE_URL")
     large = changed(settings, BASE_MODEL="Qwen/Qwen3-8B", TOKENIZER=str(place.base))
     with recorded_stand_in() as sent:
         rehearsal = rehearse(large, Interruption())
+    said = capsys.readouterr().out
+    assert "Training the stand-in: " in said
+    assert set(re.findall(r"rehearsal-\d{8}-\d{6}", said)) == {rehearsal.name}, "it has one name"
     facts = rehearsal.facts()
     assert (facts["base_model"], facts["max_context"]) == ("Qwen/Qwen3-8B", 32768)
     assert facts["trained_steps"] == facts["total_steps"] == 5
