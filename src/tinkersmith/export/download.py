@@ -66,7 +66,8 @@ def _check_state(model: ModelReference) -> None:
     gone = [checkpoint for checkpoint in saved if checkpoint.state_deleted]
     for checkpoint in gone:
         if checkpoint.state_path == model.state_path:
-            left = ", ".join(other.state_path for other in saved if not other.state_deleted)
+            states = [other.state_path for other in saved if not other.state_deleted]
+            left = ", ".join(states) or "none"
             raise UserError(
                 f"The state of {checkpoint.name} was deleted to save space (KEEP_LAST); its "
                 f"sampler weights can be evaluated, but not exported. These are left: {left}."

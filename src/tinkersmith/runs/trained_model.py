@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tinkersmith.prompts.text_tokenizer import TextTokenizer
     from tinkersmith.text.templates import PromptTemplate
 
-_PATH = re.compile(r"tinker://([^/\s]+)/(weights|sampler_weights)/([^/\s]+)")
+TINKER_PATH = re.compile(r"tinker://([^/\s]+)/(weights|sampler_weights)/([^/\s]+)")
 # BACKEND for a run that was trained there: "auto" must not depend on the keys that are set today.
 _BACKENDS = {"embedded": "local", "cloud": "tinker", "url": "tinker"}
 
@@ -65,7 +65,7 @@ def find_trained_model(
             "already. Leave one of the two out."
         )
     if tinker_path:
-        match = _PATH.fullmatch(tinker_path.strip())
+        match = TINKER_PATH.fullmatch(tinker_path.strip())
         if match is None:
             raise UserError(
                 f"{tinker_path!r} is not a path of trained weights. Such a path has the form "

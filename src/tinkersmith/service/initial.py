@@ -1,6 +1,5 @@
 """The weights that a run begins with: a new LoRA, or those that INITIAL_CHECKPOINT names."""
 
-import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,12 @@ from tinkersmith.models.names import local_model_folder
 from tinkersmith.peft_format import ADAPTER_CONFIG
 from tinkersmith.runs.best import choose_checkpoint
 from tinkersmith.runs.folder import Checkpoint, RunFolder, open_run, run_of
+from tinkersmith.runs.trained_model import TINKER_PATH
 from tinkersmith.settings.fields import Settings
 
 if TYPE_CHECKING:
     from tinkersmith.text.templates import PromptTemplate
 
-_STATE = re.compile(r"tinker://[^/\s]+/(weights|sampler_weights)/[^/\s]+")
 ADAPTER_NAME = "initial"  # what our own engine calls the folder of an exported adapter
 
 
@@ -43,7 +42,7 @@ def initial_weights(settings: Settings) -> InitialWeights | None:
     if not name:
         return None
     if name.startswith("tinker://"):
-        if not _STATE.fullmatch(name):
+        if not TINKER_PATH.fullmatch(name):
             raise UserError(
                 f"INITIAL_CHECKPOINT is {name}, which is no path of a state. It looks like "
                 "tinker://RUN/weights/NAME, as the end of a run prints it."

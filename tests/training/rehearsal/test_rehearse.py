@@ -15,6 +15,7 @@ from tinkersmith.errors import UserError
 from tinkersmith.runs.folder import REHEARSAL_FILE, REQUESTS_FILE, RunFolder, all_runs, newest_run
 from tinkersmith.runs.rehearsals import Rehearsal, all_rehearsals
 from tinkersmith.settings.fields import Settings
+from tinkersmith.text import tokenizer
 from tinkersmith.training.interruption import Interruption
 from tinkersmith.training.rehearsal.rehearse import rehearse
 from tinkersmith.training.train import train
@@ -166,6 +167,8 @@ def test_a_stand_in_of_our_own_is_started_for_a_model_that_nobody_has_here(
 ) -> None:
     monkeypatch.delenv("TINKER_API_KEY")
     monkeypatch.delenv("TINKER_BASE_URL")
+    # The tokenizer at hand is smaller than that model's own.
+    monkeypatch.setattr(tokenizer, "vocabulary_size", lambda name: None)
     large = changed(settings, BASE_MODEL="Qwen/Qwen3-8B", TOKENIZER=str(place.base))
     with recorded_stand_in() as sent:
         rehearsal = rehearse(large, Interruption())
