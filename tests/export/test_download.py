@@ -1,5 +1,6 @@
 """Downloads: where from, how large, and what a server may redirect to."""
 
+import json
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -10,10 +11,12 @@ from huggingface_hub import constants
 
 from tests.support.connections import bare_connection
 from tests.support.http_server import http_server
-from tests.support.hubs import REFUSING
+from tests.support.hubs import REFUSING, hub_with
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.errors import UserError
+from tinkersmith.export.base_folder import read_base
 from tinkersmith.export.download import LARGEST_JSON, LARGEST_LORA, _fetch, _limit, model_folder
+from tinkersmith.fingerprint import WEIGHTS_INDEX, safetensors_header
 
 
 class _Server(BaseHTTPRequestHandler):
@@ -150,3 +153,25 @@ def test_the_folder_of_tokenizer_serves_where_it_tells_the_layers(
     assert "--base-folder (for an adapter, its config.json, model.safe" in str(caught.value)
     (base / "model.safetensors.index.json").write_text("{}")
     assert model_folder("some-org/some-model", str(base), None, weights=False) == base
+
+
+def test_an_adapter_needs_the_weights_of_a_model_in_one_file_and_else_its_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    model = make_tiny_model(tmp_path / "model")
+    weights = model / "model.safetensors"
+    for name, is_whole in (("one-file", True), ("shards", False)):
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / name))
+        if not is_whole:
+            names = dict.fromkeys(safetensors_header(weights), weights.name)
+            (model / WEIGHTS_INDEX).write_text(json.dumps({"weight_map": names}))
+        with hub_with(f"some-org/{name}", model) as hub:
+            monkeypatch.setenv("HF_ENDPOINT", hub.url)
+            folder = model_folder(f"some-org/{name}", "", None, weights=True, small_files_only=True)
+            assert not list(folder.glob("*.safetensors"))
+            folder = model_folder(f"some-org/{name}", "", None, weights=False)
+            assert len(list(folder.glob("*.safetensors"))) == is_whole
+            assert read_base(folder).files.keys() == read_base(model).files.keys()
+            folder = model_folder(f"some-org/{name}", "", None, weights=True)
+            assert (folder / weights.name).read_bytes() == weights.read_bytes()

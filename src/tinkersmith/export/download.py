@@ -122,17 +122,30 @@ def _check_against_manifest(folder: Path, names: set[str]) -> None:
     (folder / MANIFEST).unlink(missing_ok=True)
 
 
-def base_folder(service: Service, named: str | Path | None, *, weights: bool) -> Path:
+def base_folder(
+    service: Service, named: str | Path | None, *, weights: bool, small_files_only: bool = False
+) -> Path:
     """The base model's folder for a service; see `model_folder`.
 
     Raises:
         UserError: it cannot be downloaded.
     """
-    return model_folder(service.base_model, service.tokenizer_setting, named, weights=weights)
+    return model_folder(
+        service.base_model,
+        service.tokenizer_setting,
+        named,
+        weights=weights,
+        small_files_only=small_files_only,
+    )
 
 
 def model_folder(
-    name: str, tokenizer_setting: str, named: str | Path | None, *, weights: bool
+    name: str,
+    tokenizer_setting: str,
+    named: str | Path | None,
+    *,
+    weights: bool,
+    small_files_only: bool = False,
 ) -> Path:
     """A model's folder: `named`, bundled, local, in the hub's cache, or downloaded.
 
@@ -141,6 +154,7 @@ def model_folder(
     Args:
         name: the model's name or folder.
         tokenizer_setting: the value of TOKENIZER, whose folder may tell the layers, too.
+        small_files_only: the weights are downloaded later.
 
     Raises:
         UserError: it cannot be downloaded.
@@ -157,15 +171,19 @@ def model_folder(
 
     try:
         cached = Path(snapshot_download(hub_name(name), local_files_only=True))
-        if read_base(cached).shapes or not weights:
+        if read_base(cached).shapes or not weights or small_files_only:
             return cached
     except Exception:  # not in the cache, or only a part of it is
         pass
-    patterns = [*_OTHER_FILES, *(_WEIGHT_FILES if weights else _WEIGHT_FILES[1:])]
     advice = "Name its folder with --base-folder"
     if not weights:
         advice += f" (for an adapter, its config.json, {WEIGHTS_INDEX} and tokenizer are enough)"
-    return model_files_from_hub(name, patterns, advice)
+    if not weights or small_files_only:
+        folder = model_files_from_hub(name, [*_OTHER_FILES, WEIGHTS_INDEX], advice)
+        # A model in one file has no index: the file itself tells its layers.
+        if small_files_only or (folder / WEIGHTS_INDEX).is_file():
+            return folder
+    return model_files_from_hub(name, [*_OTHER_FILES, *_WEIGHT_FILES], advice)
 
 
 def _limit(file_name: str, announced: int | None) -> int:

@@ -132,8 +132,12 @@ def export_model(
             say(f"  {model.chosen}.")
         for line in server_lines(service, settings, of_run=model.run is not None):
             say(line)
+        # A hub that gives nothing is told before the server loads the state.
+        own_files = find_base_folder(service, base_folder, weights=merged, small_files_only=True)
         client = open_state(service, model)
-        base = read_base(find_base_folder(service, base_folder, weights=merged))
+        if merged:
+            own_files = find_base_folder(service, base_folder, weights=True)
+        base = read_base(own_files)
         unverified = no_peft
         if base.missing and not merged and not unverified:
             unverified = f"the weights of the base model are not in {base.folder}"
