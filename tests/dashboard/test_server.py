@@ -235,6 +235,17 @@ def test_the_page_overlays_runs_and_follows_their_files(runs: Path) -> None:
         differing.wait_for()
         assert differing.locator("tbody th").all_inner_texts() == ["LORA_RANK"]
         assert differing.locator("tbody td").all_inner_texts() == ["32", "8"]
+        lost = RunFolder(runs / "lost")
+        lost.path.mkdir()
+        lost.append("requests.jsonl", [{"step": 1}])
+        page.get_by_role("checkbox", name="lost").check()
+        page.locator("#chosen .chip").nth(2).wait_for()
+        page.locator("#focus").get_by_role("button", name="lost").click()
+        page.locator("#lines", has_text="has lost its settings.json").wait_for(state="attached")
+        names = differing.locator("tbody th").all_inner_texts()
+        assert names == ["LORA_RANK"], "a run without settings differs in none"
+        page.get_by_role("button", name="Remove lost").click()
+        page.locator("#chosen .chip").nth(2).wait_for(state="detached")
         RunFolder(runs / "first").append("metrics.jsonl", [step_line(31) | {"loss": 0.125}])
         row = page.locator("#rows tr", has_text="first")
         row.get_by_text("0.125").wait_for()

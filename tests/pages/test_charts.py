@@ -86,6 +86,26 @@ def test_a_chart_is_updated_and_keeps_its_place(tmp_path: Path) -> None:
         page.locator("path.line").first.wait_for(state="attached")
 
 
+def test_a_score_that_never_moved_has_a_scale_that_scores_can_have(tmp_path: Path) -> None:
+    for value, shown in ((0, ["0 %", "50 %", "100 %"]), (1, ["90 %", "95 %", "100 %"])):
+        spec = {"percent": True, "series": [{"name": "right", "points": [[1, value], [2, value]]}]}
+        with drawn(tmp_path, "lines", spec) as page:
+            scale = page.locator("#chart text", has_text="%").all_text_contents()
+            assert set(shown) <= set(scale)
+            assert all(0 <= float(text.removesuffix(" %")) <= 100 for text in scale)
+
+
+def test_a_row_far_from_all_others_is_an_arrow_and_leaves_them_their_scale(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"name": f"row {n}", "value": 0.5 + n / 10} for n in range(3)]
+    rows.append({"name": "shot up", "value": 2020.5, "low": 1900, "high": 2100, "far": True})
+    with drawn(tmp_path, "intervals", {"label": "Loss", "rows": rows}) as page:
+        assert page.locator("circle").count() == 3
+        assert page.locator("text", has_text="→").count() == 1
+        assert page.locator("text", has_text="2021").count() == 1
+        places = [float(one.get_attribute("cx") or 0) for one in page.locator("circle").all()]
+        assert places[2] - places[0] > 300
+
+
 def test_bars_and_intervals_are_drawn_and_fit_a_phone(tmp_path: Path) -> None:
     lengths = {
         "label": "Lengths",

@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,21 @@ def test_the_table_is_sorted_and_chooses_the_curves_in_a_browser(
         assert "evaluate" in copied and "tinker://r5/weights/step-000040" in copied
         page.locator("button.theme").click()
         assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_a_loss_that_shot_up_leaves_the_others_their_scale(sweep: Sweep) -> None:
+    ranking = rank(sweep.by, results_of(sweep))
+    ranking.rows[-1] = replace(ranking.rows[-1], mean=2020.5, low=1900.0, high=2100.0)
+    file = write_sweep_page(sweep, ranking, [], "en")
+    with open_page(file) as page:
+        assert page.locator("#scores circle").count() == 4
+        assert page.locator("#scores text", has_text="2020").count() == 1
+        ticked = page.locator("#table tbody input").evaluate_all("all => all.map(x => x.checked)")
+        assert ticked == [True] * 4 + [False] * 2
+        lines = page.locator("#losses path.line")
+        assert lines.count() == 4
+        page.locator("#table tbody input").nth(4).check()  # it is drawn where that is wanted
+        assert within(60, lambda: lines.count() == 5)
 
 
 @pytest.mark.parametrize("ended", [0, 1, 4])

@@ -321,7 +321,8 @@
   // ---- settings
 
   const drawSettings = () => {
-    const known = chosen.filter((name) => shown.get(name)?.details);
+    // A damaged run has no settings that could differ: its problem is said elsewhere.
+    const known = chosen.filter((name) => Object.keys(shown.get(name)?.details?.settings || {}).length);
     by("settings-card").hidden = !known.length;
     if (!known.length) return;
     const all = known.map((name) => shown.get(name).details.settings);

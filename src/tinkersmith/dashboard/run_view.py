@@ -64,7 +64,7 @@ def row_of(run: RunFolder, stamps: Stamps) -> dict[str, Any]:
         "rate": None,  # tokens per second
         "left": None,  # seconds
         "best": None,
-        "started": _seconds(stamps, "settings.json"),
+        "started": _started(stamps),
         "seen": max((stamp[2] for stamp in stamps.values()), default=0) / 1e9,
         "model": "",
         "backend": "",
@@ -143,8 +143,10 @@ def _whole(value: object) -> int:
     return 0 if number is None else int(number)
 
 
-def _seconds(stamps: Stamps, name: str) -> float:
-    return stamps[name][2] / 1e9 if name in stamps else 0.0
+def _started(stamps: Stamps) -> float:
+    """When the run began; where settings.json is lost, when the oldest file was written."""
+    times = [stamps["settings.json"]] if "settings.json" in stamps else stamps.values()
+    return min((time for _, _, time in times), default=0) / 1e9
 
 
 @dataclass(slots=True)

@@ -65,7 +65,7 @@ def serve_dashboard(
         reached = "127.0.0.1" if is_wildcard(place.host) else place.host
         name = place.allow_hosts[0] if place.allow_hosts else reached
         address = f"http://{address_in_url(name, port)}/?key={quote(key)}"
-        say(f"The runs of {output_dir}: {address}")
+        say(f"The runs in {output_dir.resolve()}: {address}")
         if not is_loopback(place.host):
             say(
                 "Warning: whoever listens on the network can read the key and the pages. Listen on "

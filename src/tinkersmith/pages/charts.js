@@ -99,7 +99,7 @@ const charts = (() => {
   // ---- lines
 
   const finite = (series) => series.points.filter((point) => point[1] !== null && Number.isFinite(point[1]));
-  const range = (values, log) => {
+  const range = (values, log, percent) => {
     let low = Infinity, high = -Infinity;
     for (const value of values) {
       if (log && value <= 0) continue;
@@ -107,10 +107,10 @@ const charts = (() => {
       if (value > high) high = value;
     }
     if (low > high) return [log ? 0.1 : 0, 1];
-    if (low === high) return log ? [low / 2, high * 2] : [low - Math.abs(low) * 0.1 - 1e-9, high + Math.abs(high) * 0.1 + 1e-9];
-    if (log) return [low, high];
-    const pad = (high - low) * 0.05;
-    return [low >= 0 ? Math.max(0, low - pad) : low - pad, high + pad];
+    if (log) return low === high ? [low / 2, high * 2] : [low, high];
+    if (low === 0 && high === 0) return [0, 1];
+    const pad = low === high ? Math.abs(low) * 0.1 : (high - low) * 0.05;
+    return [low >= 0 ? Math.max(0, low - pad) : low - pad, percent && high <= 1 ? Math.min(1, high + pad) : high + pad];
   };
   const path = (points, x, y, log) => {
     let text = "", pen = "M";
@@ -172,7 +172,7 @@ const charts = (() => {
       let lowX = Infinity, highX = -Infinity;
       for (const px of [...all.map((point) => point[0]), ...(spec.span || [])]) { if (px < lowX) lowX = px; if (px > highX) highX = px; }
       if (lowX === highX) { lowX -= 0.5; highX += 0.5; }
-      const [lowY, highY] = range(all.map((point) => point[1]), log);
+      const [lowY, highY] = range(all.map((point) => point[1]), log, spec.percent);
       const x = scale(lowX, highX, area.left, area.right), y = scale(lowY, highY, area.bottom, area.top, log);
       const yTicks = log ? powers(lowY, highY) : ticks(lowY, highY, Math.max(2, Math.floor((area.bottom - area.top) / 45)));
       axes(picture, area, ticks(lowX, highX, Math.floor(width / 90)).map((v) => [v, x(v)]), yTicks.map((v) => [v, y(v)]), { x: spec.x }, amount);
@@ -270,7 +270,7 @@ const charts = (() => {
     read(-1);
   });
 
-  // ---- intervals: a dot and its interval in each row
+  // ---- intervals: a dot and its interval in each row; an arrow in one that is `far` from all others
 
   const intervals = (element, first) => chart(element, first, (spec, width) => {
     titled(element, spec);
@@ -278,9 +278,9 @@ const charts = (() => {
     const above = longest > width * 0.4; // names over the bars: beside them they would be cut
     const names = above ? width - 92 : longest, row = above ? 40 : 26, height = spec.rows.length * row + 30;
     const area = { left: above ? 8 : names + 10, right: width - 92, top: 4, bottom: height - 24 };
-    const ends = spec.rows.flatMap((one) => [one.low ?? one.value, one.high ?? one.value, one.value]).filter(Number.isFinite);
+    const ends = spec.rows.filter((one) => !one.far).flatMap((one) => [one.low ?? one.value, one.high ?? one.value, one.value]).filter(Number.isFinite);
     if (spec.reference !== undefined) ends.push(spec.reference);
-    const [low, high] = spec.range || range(ends);
+    const [low, high] = spec.range || range(ends, false, spec.percent);
     const x = scale(low, high, area.left, area.right);
     const words = (one) => `${one.name}: ${one.text || short(one.value)}`;
     const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${spec.label || ""}. ${spec.rows.map(words).join("; ")}` });
@@ -292,8 +292,10 @@ const charts = (() => {
     spec.rows.forEach((one, index) => {
       const y = area.top + index * row + (above ? row - 10 : row / 2), colour = (one.color ?? 0) % 8;
       picture.append(svg("text", { x: 0, y: above ? y - 13 : y + 4 }, fitted(one.name, names)));
-      if (Number.isFinite(one.low) && Number.isFinite(one.high)) picture.append(svg("line", { class: `line series-${colour}`, x1: x(one.low), x2: x(one.high), y1: y, y2: y }));
-      if (Number.isFinite(one.value)) picture.append(svg("circle", { cx: x(one.value), cy: y, r: 4.5, class: `fill-${colour}` }));
+      if (one.far) {
+        picture.append(svg("text", { x: area.right, y: y + 4, "text-anchor": "end" }, "→"));
+      } else if (Number.isFinite(one.low) && Number.isFinite(one.high)) picture.append(svg("line", { class: `line series-${colour}`, x1: x(one.low), x2: x(one.high), y1: y, y2: y }));
+      if (Number.isFinite(one.value) && !one.far) picture.append(svg("circle", { cx: x(one.value), cy: y, r: 4.5, class: `fill-${colour}` }));
       picture.append(svg("text", { x: width, y: y + 4, "text-anchor": "end" }, one.text || short(one.value)));
     });
     element.append(picture);

@@ -324,7 +324,7 @@ def _command_to_evaluate(run: RunFolder) -> str:
     place = str(run.path.parent)
     is_default = place == FIELDS["output_dir"].default
     where = () if is_default else ("--set", override_text("output_dir", place))
-    return command_line("evaluate", "--model-path", point.sampler_path, "--compare-base", *where)
+    return command_line("evaluate", "--model-path", point.sampler_path, *where, "--compare-base")
 
 
 def _results_of(run: RunFolder, named: Path | None, damaged: list[str]) -> ResultsFile | None:

@@ -64,11 +64,15 @@
   // ---- values with their intervals
 
   const ranked = data.rows.filter((row) => row.place);
+  // A loss that shot up would squeeze all others into a line: it is named, and drawn on request.
+  const ordered = ranked.map((row) => row.mean).sort((a, b) => a - b);
+  const [lowest, middle] = [ordered[0], ordered[Math.floor((ordered.length - 1) / 2)]];
+  const isFar = (row) => data.lower && ordered.length > 2 && row.mean > 5 * lowest && row.mean - lowest > 10 * (middle - lowest);
   const settings = data.settings.join(" · "); // the charts name combinations by their values
   heading("scores-card", words.scores(data.by_title, byTitle));
   charts.intervals(at("scores"), {
     label: `${settings} (${data.lower ? words.lower : words.higher})`,
-    rows: ranked.map((row) => ({ name: row.short, value: row.mean, low: row.low, high: row.high, n: row.n, text: row.amount, color: row.whole ? 0 : 7 })),
+    rows: ranked.map((row) => ({ name: row.short, value: row.mean, low: row.low, high: row.high, n: row.n, text: row.amount, color: row.whole ? 0 : 7, far: isFar(row) })),
     percent: data.percent,
     ...(best ? { reference: best.mean } : {}),
   });
@@ -76,7 +80,7 @@
 
   // ---- the curves; the table's boxes choose them
 
-  const chosen = new Set(data.rows.filter((row) => row.place).slice(0, 5).map((row) => row.combination));
+  const chosen = new Set(ranked.filter((row) => !isFar(row)).slice(0, 5).map((row) => row.combination));
   const colours = new Map(data.rows.map((row, index) => [row.combination, index % 8]));
   const series = (curve) => {
     const picked = [], faint = [];
@@ -87,7 +91,7 @@
         const points = data.percent && curve === "measured" ? run[curve].map(([x, y]) => [x, y === null ? y : 100 * y]) : run[curve];
         const one = { name, points, color: colours.get(row.combination) };
         if (chosen.has(row.combination)) picked.push(one);
-        else if (row.place) faint.push({ ...one, kind: "faint" }); // a diverged one would squeeze the others
+        else if (row.place && !isFar(row)) faint.push({ ...one, kind: "faint" }); // neither has a diverged one a place
       }
     }
     return [...faint, ...picked];
