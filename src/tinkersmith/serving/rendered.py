@@ -157,6 +157,14 @@ def _check_texts(messages: Sequence[Any]) -> None:
         parts = cast("list[Any]", content) if isinstance(content, list) else []
         for place, part in enumerate(parts):
             kind = cast("dict[str, Any]", part).get("type") if isinstance(part, dict) else part
+            if kind == "image_url":
+                raise ServingError(
+                    400,
+                    f"{where}[{place}] is an image. This model's prompts are written here, and the "
+                    "server behind completes plain text. Leave it out, or serve the model on this "
+                    "machine.",
+                    param=where,
+                )
             if kind != "text":
                 raise ServingError(
                     400,

@@ -28,6 +28,7 @@ from tinkersmith.engine.messages import (
     Answering,
     BatchRequest,
     Datum,
+    ImageChunk,
     LoraConfig,
     LossOutput,
     OptimParams,
@@ -460,6 +461,13 @@ class Models:
         return checked
 
     # ---- sampling clients
+
+    def prompt_length(
+        self, base_name: str, tokens: Sequence[int], images: Sequence[ImageChunk]
+    ) -> int:
+        """How many tokens a prompt has with the images in it."""
+        base = self.bases.get(base_name)
+        return len(with_prompt_images(base, SampleRequest(list(tokens), chunks=images)).prompt)
 
     def add_sampler(self, sampler_id: str, base_name: str, path: TinkerPath | Path | None) -> None:
         """Create a sampling client on a checkpoint, a PEFT folder, or the base model alone."""

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from tinkersmith.engine.messages import (
     Answering,
     BatchRequest,
+    ImageChunk,
     LoraConfig,
     LossOutput,
     OptimParams,
@@ -102,6 +103,12 @@ class ModelOperations(Protocol):
     def add_snapshot(self, sampler_id: str, model_id: str, /) -> None: ...
 
     def free_sampler(self, sampler_id: str, /) -> None: ...
+
+    def prompt_length(
+        self, base_name: str, tokens: Sequence[int], images: Sequence[ImageChunk], /
+    ) -> int:
+        """How many tokens a prompt has with the images in it."""
+        ...
 
     # ---- sampling: requests of one batch are answered together
 

@@ -20,7 +20,7 @@ from tests.support.inference import (
     WORLD,
     InferenceEngine,
 )
-from tests.support.seeing_models import WIDE
+from tests.support.seeing_models import SQUARE, WIDE
 
 pytestmark = pytest.mark.engine
 
@@ -107,10 +107,21 @@ def test_an_image_of_a_message_that_cannot_be_read_is_refused(
         ask(client, model, asked_about(block))
 
 
-def test_the_tokens_of_images_are_not_counted_before_an_answer(client: anthropic.Anthropic) -> None:
-    blocks: Any = asked_about(image_block(WIDE))
-    with pytest.raises(anthropic.BadRequestError, match="the usage of an answer has them"):
-        client.messages.count_tokens(model=SEEING, messages=blocks)
+def test_the_tokens_of_images_are_counted_without_sampling(
+    inference: InferenceEngine, client: anthropic.Anthropic
+) -> None:
+    for images in ([WIDE], [WIDE, SQUARE]):
+        blocks: Any = asked_about(*map(image_block, images))
+        count = client.messages.count_tokens(model=SEEING, messages=blocks).input_tokens
+        answer = ask(client, SEEING, blocks, max_tokens=1)
+        assert count == answer.usage.input_tokens > len(images) * 9
+    for model, data, sentence in (
+        (BUNDLED, WIDE, "reads text only"),
+        (SEEING, WIDE[:300], "is damaged"),
+    ):
+        blocks = asked_about(image_block(data))
+        with pytest.raises(anthropic.BadRequestError, match=sentence):
+            client.messages.count_tokens(model=model, messages=blocks)
 
 
 @pytest.mark.parametrize("tools", [[], [ADD]])

@@ -423,6 +423,30 @@ def test_images_of_a_chat_are_those_of_the_sdk(
     assert other.choices[0].logprobs.content[0].logprob != pytest.approx(scores[0], abs=1e-3)
 
 
+def test_a_template_that_knows_no_images_gets_them_within_its_texts(
+    client: openai.OpenAI,
+) -> None:
+    source = "{%- for m in messages -%}{{- 'Q: ' + m.content + '\\nA: ' -}}{%- endfor -%}"
+    asked: Any = {"extra_body": {"chat_template": source}, "max_tokens": 8}
+    parts = [{"type": "text", "text": "a<|image_pad|>"}, image_part(WIDE), image_part(TALL, "jpeg")]
+    written = chat(client, asked_about(*parts), SEEING, **asked)
+    # The same text by a template that takes images among the parts.
+    image = "<|vision_start|><|image_pad|><|vision_end|>"
+    of_parts = source.replace(
+        "{{- 'Q: ' + m.content + '",
+        "{{- 'Q: ' -}}{%- for part in m.content if m.content is not string -%}"
+        f"{{{{- '{image}' if part.type == 'image' else part.text -}}}}{{%- endfor -%}}"
+        "{{- (m.content if m.content is string else '') + '",
+    )
+    asked["extra_body"] = {"chat_template": of_parts}
+    expected = chat(client, asked_about(*parts), SEEING, **asked)
+    assert written.choices[0].message.content == expected.choices[0].message.content
+    assert written.usage == expected.usage and written.usage.prompt_tokens > 16 + 4
+    asked["extra_body"] = {"chat_template": of_parts.replace(image, 2 * image)}
+    with pytest.raises(openai.BadRequestError, match=r"have 2 images, and the .* writes 4"):
+        chat(client, asked_about(*parts), SEEING, **asked)
+
+
 @pytest.mark.parametrize(
     ("model", "part", "sentence"),
     [

@@ -75,13 +75,11 @@ class AnthropicMessages:
         fields.check_known(body, (*_PROMPT, "output_config"), {})
         chat = _read_chat(body)
         model = await self.models.find(body.get("model"), fields.chat_template(body))
-        if chat.images:
-            raise ApiError(
-                400,
-                "the tokens of images are not counted here; the usage of an answer has them.",
-            )
         prompt = await prompt_of(model, chat, asks_effort=chat.think is True)
-        return JSONResponse({"input_tokens": len(prompt.tokens)})
+        count = len(prompt.tokens)
+        if prompt.images:
+            count = await self.models.prompt_length(model, prompt.tokens, prompt.images)
+        return JSONResponse({"input_tokens": count})
 
 
 # ---- what is asked

@@ -21,6 +21,7 @@ from tinkersmith.engine.storage.catalogue import model_config
 from tinkersmith.errors import UserError
 from tinkersmith.prompts.guards import guard, guard_all
 from tinkersmith.prompts.probes import (
+    QUESTION,
     AnswerForm,
     CallForm,
     TemplateProbe,
@@ -73,6 +74,7 @@ class ModelTexts:
     tokenizer: TextTokenizer
     date: str  # today, for templates that write it
     image_token: int | None = None  # what its template writes for an image; None: it knows none
+    image_text: str = ""  # that token with those around it, for templates that know no images
 
     @cached_property
     def probe(self) -> TemplateProbe:
@@ -96,6 +98,13 @@ class ModelTexts:
             tuple(tokenizer.special_tokens),
             tokenizer.eos_text,
         )
+
+    @cached_property
+    def writes_images(self) -> bool:
+        """Whether the template takes images among the parts of a message."""
+        parts = [{"type": "image"}, {"type": "text", "text": QUESTION}]
+        written = self.probe.attempt([{"role": "user", "content": parts}], prompt=True)
+        return self.image_token is not None and self.image_token in self.tokens_of(written)
 
     @cached_property
     def form(self) -> AnswerForm:
@@ -165,8 +174,7 @@ class ModelTexts:
                 add_generation_prompt=True,
             )
         except TemplateRefusal as refusal:
-            images = " The messages have images, which it may not know." if chat.images else ""
-            raise ApiError(400, f"{refusal.reason}.{images}", param="messages") from None
+            raise ApiError(400, f"{refusal.reason}.", param="messages") from None
         self._check_complete(messages, tools or [], text)
         return text + guard(chat.begun, self._guarded_tokens)
 
@@ -184,8 +192,8 @@ class ModelTexts:
         if len(places) != len(images):
             raise ApiError(
                 400,
-                f"messages have {len(images)} images, and the chat template of {self.name} writes "
-                f"{len(places)}.",
+                f"messages have {len(images)} {'image' if len(images) == 1 else 'images'}, and the "
+                f"chat template of {self.name} writes {len(places)}.",
                 param="messages",
             )
         chunks = [
@@ -303,7 +311,7 @@ class ModelTexts:
     def _message(self, message: ChatMessage) -> ChatMessage:
         """A message as the template wants it: thoughts in its own field, calls in its own form."""
         if message["role"] != "assistant":
-            return self._guarded(message)
+            return self._with_images_in_text(self._guarded(message))
         message = dict(message)
         thought: str = message.pop("reasoning_content", "")
         answer: str = message.get("content") or ""
@@ -330,6 +338,14 @@ class ModelTexts:
             written["tool_calls"] = [self._guarded(_call(call, form)) for call in calls]
             written["content"] = written["content"] or form.empty_content
         return written
+
+    def _with_images_in_text(self, message: ChatMessage) -> ChatMessage:
+        """A message as a template takes it that only knows texts, such as one of training."""
+        content: object = message.get("content")
+        if not is_list(content) or self.writes_images:
+            return message
+        texts = [self.image_text if part["type"] == "image" else part["text"] for part in content]
+        return {**message, "content": "".join(texts)}
 
     def _check_complete(
         self, messages: Sequence[ChatMessage], tools: Sequence[dict[str, Any]], text: str
@@ -400,5 +416,10 @@ def read_texts(name: str, folder: Path, today: str, chat_template: str | None = 
             "which sends tokens.",
             param="model",
         )
-    image_token: object = model_config(folder).get("image_token_id")
-    return ModelTexts(name, tokenizer, today, image_token if isinstance(image_token, int) else None)
+    config = model_config(folder)
+    image = config.get("image_token_id")
+    if not isinstance(image, int):
+        return ModelTexts(name, tokenizer, today)
+    around = (config.get("vision_start_token_id"), image, config.get("vision_end_token_id"))
+    text = tokenizer.decode_all([token for token in around if isinstance(token, int)])
+    return ModelTexts(name, tokenizer, today, image, text)

@@ -9,13 +9,14 @@ import dataclasses
 import datetime
 import itertools
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.messages import ImageChunk
 from tinkersmith.engine.scheduling.operations import ModelOperations
 from tinkersmith.engine.scheduling.queue import Future, Result
 from tinkersmith.engine.scheduling.sessions import Sessions
@@ -33,6 +34,7 @@ from tinkersmith.peft_format import ADAPTER_WEIGHTS
 MOST_LOADED = 32  # models that stay loaded for the next request
 MOST_TEMPLATES = 16  # chat templates of requests that stay compiled
 MOST_SEQUENCES = 1024  # that requests may wait for at once; more are refused with 429
+_LOADING = "the engine is still loading; try again in a few seconds."
 _TextsKey = tuple[Path, str | None]  # of a base model, and a chat template that is not its own
 _Key = tuple[str, str, float]  # base model, path ("" for none), time of the checkpoint
 
@@ -150,6 +152,28 @@ class InferenceModels:
         adapters = [(name, _saved(adapter)) for name, adapter in self.catalogue.adapters.items()]
         return [*bases, *adapters, *paths]
 
+    async def prompt_length(
+        self, model: NamedModel, tokens: Sequence[int], images: Sequence[ImageChunk]
+    ) -> int:
+        """How many tokens a prompt has with its images, which the base model's folder decides.
+
+        Raises:
+            ApiError: the engine is still loading, or an image cannot be read.
+        """
+        if not self.sessions.thread.is_ready:
+            raise ApiError(503, _LOADING)
+
+        def count(models: ModelOperations) -> Result:
+            return {"tokens": models.prompt_length(model.base_model, tokens, images)}
+
+        future = self.sessions.run("inference:count", count)
+        await future.done.wait()
+        result = future.result
+        assert isinstance(result, dict)
+        if "error" in result:
+            raise job_error(result)
+        return result["tokens"]
+
     @asynccontextmanager
     async def place(self, model: NamedModel, sequences: int) -> AsyncGenerator[str]:
         """A place for so many sequences; gives the id of the sampling client to send jobs to.
@@ -158,7 +182,7 @@ class InferenceModels:
             ApiError: the engine is still loading, too much waits, or the weights cannot be loaded.
         """
         if not self.sessions.thread.is_ready:
-            raise ApiError(503, "the engine is still loading; try again in a few seconds.")
+            raise ApiError(503, _LOADING)
         if self.waiting and self.waiting + sequences > MOST_SEQUENCES:
             raise ApiError(
                 429,
