@@ -361,14 +361,14 @@ def within_budget(
         spent = spent_before(work, rates, trained, first)
     measured = 0
     if settings.budget_minutes:
-        is_billed = service.kind != "embedded" and rates is not None
+        billed = rates if service.kind != "embedded" else None
         most = None
-        if is_billed and settings.budget_usd:
-            most = most_to_measure(work, rates, max(settings.budget_usd - spent, 0.0), first)
+        if billed is not None and settings.budget_usd:
+            most = most_to_measure(work, billed, max(settings.budget_usd - spent, 0.0), first)
         pace = measured_pace(service, settings, data, steps, most=most)
-        if is_billed:
+        if billed is not None:
             measured = pace.trained
-            spent += measured * rates.train / MILLION
+            spent += measured * billed.train / MILLION
     if not again and (settings.budget_usd or settings.budget_minutes):
         steps, lines = cut_to_budget(settings, work, rates, pace, steps, first, spent)
     forecast = Forecast(settings, service.base_model, service.kind, work, steps, first, rates, pace)
