@@ -52,6 +52,13 @@ def _first_tokens(part: dict | None) -> str | None:
     return f"{waits['1 client']:.0f} / {waits['16 clients']:.0f} ms"
 
 
+def _right_without_and_with(model: str) -> Callable[[dict], str | None]:
+    """Right final answers of the model without and with a LoRA on its output layer."""
+    return lambda figures: "; ".join(
+        f"{figures[model][choice]['final_answer']:.1%}" for choice in ("without it", "with it")
+    )
+
+
 def _beside(model: str) -> Callable[[dict], str | None]:
     def measured(figures: dict) -> str | None:
         if model not in figures:
@@ -490,6 +497,20 @@ ROWS = [
             f"{figures['mean rate on the test set']['improved']:.1%}; "
             f"{figures['mean rate on the test set']['plain']:.1%}"
         ),
+        "",
+    ),
+    Row(
+        "output_layer",
+        "right answers of the bundled model, three seeds: TRAIN_UNEMBED off; on",
+        "内置模型答对的比例，三个种子：关闭 TRAIN_UNEMBED；打开",
+        _right_without_and_with("tiny-math, 1,600 samples"),
+        "",
+    ),
+    Row(
+        "output_layer",
+        "the same of SmolLM2-135M-Instruct after 256 samples",
+        "同上，SmolLM2-135M-Instruct，256 个样本",
+        _right_without_and_with("SmolLM2-135M-Instruct, 256 samples"),
         "",
     ),
     Row(

@@ -141,7 +141,7 @@ def test_a_loss_that_shot_up_leaves_the_others_their_scale(sweep: Sweep) -> None
         lines = page.locator("#losses path.line")
         assert lines.count() == 4
         page.locator("#table tbody input").nth(4).check()  # it is drawn where that is wanted
-        assert within(60, lambda: lines.count() == 5)
+        assert eventually(lambda: lines.count() == 5)
 
 
 @pytest.mark.parametrize("ended", [0, 1, 4])
