@@ -122,21 +122,13 @@ def _check_against_manifest(folder: Path, names: set[str]) -> None:
     (folder / MANIFEST).unlink(missing_ok=True)
 
 
-def base_folder(
-    service: Service, named: str | Path | None, *, weights: bool, small_files_only: bool = False
-) -> Path:
+def base_folder(service: Service, named: str | Path | None, *, weights: bool) -> Path:
     """The base model's folder for a service; see `model_folder`.
 
     Raises:
         UserError: it cannot be downloaded.
     """
-    return model_folder(
-        service.base_model,
-        service.tokenizer_setting,
-        named,
-        weights=weights,
-        small_files_only=small_files_only,
-    )
+    return model_folder(service.base_model, service.tokenizer_setting, named, weights=weights)
 
 
 def model_folder(

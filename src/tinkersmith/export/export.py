@@ -23,7 +23,7 @@ from tinkersmith.export.base_folder import (
 )
 from tinkersmith.export.chat_template import write_chat_template
 from tinkersmith.export.download import base_folder as find_base_folder
-from tinkersmith.export.download import download_adapter, open_state
+from tinkersmith.export.download import download_adapter, model_folder, open_state
 from tinkersmith.export.merge import write_merged
 from tinkersmith.export.model_card import loading_lines, model_card
 from tinkersmith.export.peft_files import refused_by_peft, write_peft_adapter
@@ -40,6 +40,7 @@ from tinkersmith.export.verify import Verification, verify_export
 from tinkersmith.export.ways import export_ways
 from tinkersmith.files import new_folder, write_atomically, write_json
 from tinkersmith.models.names import local_model_folder
+from tinkersmith.progress import watched
 from tinkersmith.runs.provenance import labels_of
 from tinkersmith.runs.trained_model import ModelReference, find_trained_model
 from tinkersmith.service.connection import Service, open_service, server_lines
@@ -122,6 +123,15 @@ def export_model(
     no_peft = "" if merged or find_spec("peft") else "peft is not installed (pip install peft)"
     if verify and no_peft:
         raise UserError(f"--verify: {no_peft}. Install it, or leave the check out: --no-verify")
+    # A hub that gives nothing is told before a server is asked for anything.
+    with watched(say) as progress, progress.doing("looking for the base model's files"):
+        own_files = model_folder(
+            model.base_model,
+            model.settings.tokenizer,
+            base_folder,
+            weights=merged,
+            small_files_only=True,
+        )
     export = Export(model, folder, merged, dtype)
     labels = labels_of(model.run.name) if model.run is not None else None
     told = nullcontext() if before_merge is not None else interruption_told(folder, say)
@@ -132,8 +142,6 @@ def export_model(
             say(f"  {model.chosen}.")
         for line in server_lines(service, settings, of_run=model.run is not None):
             say(line)
-        # A hub that gives nothing is told before the server loads the state.
-        own_files = find_base_folder(service, base_folder, weights=merged, small_files_only=True)
         client = open_state(service, model)
         if merged:
             own_files = find_base_folder(service, base_folder, weights=True)
