@@ -101,6 +101,19 @@ def test_an_adapter_that_does_not_fit_is_refused_in_a_sentence(
         answers(models_to_serve([str(damaged)], exports.small.settings))
 
 
+def test_a_path_that_is_not_stored_is_told_with_what_is_and_what_to_do(exports: Exports) -> None:
+    settings, run = exports.small.settings, exports.small.run
+    known = run.checkpoints()[-1].sampler_path
+    unknown = "tinker://nobody:train:0/sampler_weights/last"
+    for path, sentence in (
+        (unknown, r"the run nobody:train:0 is not stored in .*\. Name a path that is there"),
+        (f"{known}-other", rf"its run has .*{known.rpartition('/')[2]}.*set OUTPUT_DIR"),
+    ):
+        models = models_to_serve([path], settings, base_model=run.base_model())
+        with pytest.raises(UserError, match=f"{path} does not exist here: {sentence}"):
+            answers(models)
+
+
 def test_models_of_two_bases_or_with_one_name_are_refused(exports: Exports) -> None:
     settings = exports.small.settings
     run = str(exports.small.run.path)

@@ -109,7 +109,15 @@ def _load(models: ServedModels, upstream: Upstream, engine: Engine) -> None:
                     break
                 time.sleep(_LOOK_EVERY)
             if answer.status_code != 200:
-                raise UserError(f"{model.name} cannot be served: {_message_of(answer)}")
+                elsewhere = model.upstream.startswith("tinker://") and answer.status_code == 404
+                hint = (
+                    " Name a path that is there, set OUTPUT_DIR to the folder of its run, or set "
+                    'BACKEND to "tinker" if it is in the cloud.'
+                )
+                raise UserError(
+                    f"{model.name} cannot be served: {_message_of(answer)}"
+                    f"{hint if elsewhere else ''}"
+                )
 
 
 def _message_of(answer: "httpx.Response") -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tinkersmith.engine.errors import Refused
+from tinkersmith.engine.errors import NotFound, Refused
 from tinkersmith.engine.messages import LoraConfig
 from tinkersmith.engine.storage.folders import TinkerPath, parse_path
 from tinkersmith.engine.storage.rows import StoredRun
@@ -45,6 +45,23 @@ def test_a_new_version_replaces_the_old_one_only_when_it_is_complete(tmp_path: P
     store.add_checkpoint(PATH, folder)
     assert content(Store(tmp_path)) == "new"
     assert not old.exists()
+
+
+def test_a_path_that_is_not_stored_is_told_with_what_its_run_has(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(
+        NotFound, match=rf"the run s:train:0 is not stored in {tmp_path}/checkpoints"
+    ):
+        store.checkpoint(PATH)
+    store.add_session("s", {}, "a name")
+    store.add_run(RUN)
+    with pytest.raises(NotFound, match=r"does not exist here: its run has no checkpoint yet"):
+        store.checkpoint(PATH)
+    for number in range(7):
+        save(store, "x", TinkerPath(RUN.id, "weights", f"b{number}"))
+    shown = ", ".join(f"weights/b{number}" for number in (6, 5, 4, 3, 2))
+    with pytest.raises(NotFound, match=rf"its run has {shown} and 2 more\.$"):
+        store.checkpoint(PATH)
 
 
 def test_only_folders_that_are_marked_as_half_written_are_swept_at_start(tmp_path: Path) -> None:

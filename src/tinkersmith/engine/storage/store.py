@@ -66,6 +66,7 @@ from tinkersmith.manifest import (
 _T = TypeVar("_T")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _NAMED_AT_START = 100  # lines of the log; `tinkersmith engine check` lists the rest
+_SHOWN_NAMES = 5  # checkpoints of a run, where another was asked for
 _READERS, _WRITERS = 2, 8  # threads; those that wait for a locked database hold up no reader
 
 
@@ -371,7 +372,7 @@ class Store:
         """
         checkpoint = self._find(path)
         if checkpoint is None:
-            raise NotFound(f"{path} does not exist here; list_user_checkpoints shows what does.")
+            raise NotFound(f"{path} does not exist here: {self._what_is_there(path)}")
         if not self.weights_folder(checkpoint).is_dir():
             raise Refused(
                 f"{path} is in the database, but its files in {self.weights_folder(checkpoint)} "
@@ -479,6 +480,19 @@ class Store:
                 write_labels(folder, stored.labels())  # before the commit: a rebuild finds it there
 
         self._database.write(change)
+
+    def _what_is_there(self, path: TinkerPath) -> str:
+        """What is stored in place of a checkpoint that is not."""
+        try:
+            self.run(path.run_id)
+        except NotFound:
+            return f"the run {path.run_id} is not stored in {self.root}."
+        stored = [entry.path for entry in self.checkpoints(path.run_id)]
+        names = [f"{other.segment}/{other.name}" for other in stored]
+        if not names:
+            return "its run has no checkpoint yet, or no longer."
+        more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+        return f"its run has {', '.join(names[:_SHOWN_NAMES])}{more}."
 
     def _find(self, path: TinkerPath) -> StoredCheckpoint | None:
         rows = self._database.rows(

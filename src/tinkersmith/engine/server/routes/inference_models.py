@@ -128,8 +128,8 @@ class InferenceModels:
         try:
             path = parse_path(text)
             store = self.sessions.store
-            base, created = await store.read(
-                lambda: (store.run(path.run_id).base_model, store.checkpoint(path).created)
+            created, base = await store.read(
+                lambda: (store.checkpoint(path).created, store.run(path.run_id).base_model)
             )
         except Refused as refusal:
             raise _unknown(str(refusal)) from None
