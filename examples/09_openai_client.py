@@ -18,6 +18,8 @@ CLOUD = "https://tinker.thinkingmachines.dev/services/tinker-prod"
 
 
 def main() -> None:
+    if "TINKER_API_KEY" not in os.environ:
+        sys.exit("Error: TINKER_API_KEY is not set. Copy the two lines that the engine shows.")
     model = sys.argv[1] if len(sys.argv) > 1 else "tinkersmith/tiny-math"
     server = os.environ.get("TINKER_BASE_URL", CLOUD)
     client = OpenAI(base_url=f"{server}/oai/api/v1", api_key=os.environ["TINKER_API_KEY"])

@@ -113,6 +113,20 @@ def test_the_openai_client_gets_an_answer(engine: RunningEngine, tmp_path: Path)
     assert len(said.splitlines()[1]) > 3
 
 
+@pytest.mark.parametrize("name", ["09_openai_client.py", "10_cloud.py"])
+def test_an_example_that_needs_a_key_says_so(tmp_path: Path, name: str) -> None:
+    without = {name: value for name, value in os.environ.items() if not name.startswith("TINKER_")}
+    ended = subprocess.run(
+        [sys.executable, str(EXAMPLES / name)],
+        cwd=tmp_path,
+        env={**without, "PYTHONPATH": str(ROOT / "src")},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("Error: TINKER_API_KEY is not set.")
+
+
 def test_the_cloud_example_lists_and_trains(engine: RunningEngine, tmp_path: Path) -> None:
     assert MODEL in python_example(engine, tmp_path, "10_cloud.py").splitlines()
     data = tmp_path / "mine.jsonl"

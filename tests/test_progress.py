@@ -122,6 +122,18 @@ def test_a_task_within_a_long_one_has_its_own_two_seconds(watch: Watch) -> None:
     assert watch.lines == [(602, "  Still waiting for the server (2 s)")]
 
 
+def test_the_share_of_a_task_is_its_own_whatever_goes_on_within_it(watch: Watch) -> None:
+    progress = watch.progress
+    assert progress.share_of("training") is None
+    with progress.doing("training") as training:
+        progress.reached(training, "step 1/4", 0.25)
+        with progress.doing("asking") as asking:
+            progress.reached(asking, "9/10", 0.9)
+            assert progress.share_of("training") == 0.25
+            assert progress.state()[1] == 0.9
+    assert progress.share_of("training") is None
+
+
 def test_a_terminal_has_one_live_line_and_no_others() -> None:
     seconds, said, terminal = 0.0, [], io.StringIO()
     progress = Progress(said.append, clock=lambda: seconds, terminal=terminal)

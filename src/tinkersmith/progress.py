@@ -122,6 +122,11 @@ class Progress:
             known = next((task for task in reversed(self._tasks) if task.state), None)
             return (known.state, known.share) if known else ("", 0.0)
 
+    def share_of(self, doing: str) -> float | None:
+        """What share of the whole a task has done, by its name; None where it is not under way."""
+        with self._lock:
+            return next((task.share for task in self._tasks if task.doing == doing), None)
+
     def look(self) -> None:
         """Say what is under way if nothing was said for too long."""
         with self._lock:

@@ -16,11 +16,14 @@ import pytest
 from tests.support.engine import KEY, MODEL, no_proxy_for_loopback, running_engine
 from tests.support.environment import without_cloud
 from tests.support.processes import eventually
+from tests.support.run_folders import run_of_settings
 from tests.support.sample_files import write
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.data.load import load_samples
 from tinkersmith.errors import UserError
 from tinkersmith.improve.improve import Improved, improve
+from tinkersmith.improve.options import checked_options
+from tinkersmith.improve.preparation import resume_line
 from tinkersmith.runs.folder import RunFolder, all_runs, newest_run
 from tinkersmith.runs.trained_model import find_trained_model
 from tinkersmith.settings.fields import Settings
@@ -216,3 +219,21 @@ def test_an_improvement_and_its_rounds_are_not_trained_by_themselves(
         with pytest.raises(UserError, match=rf"improve --resume \S*{run.name}"):
             train(world.settings, resume=str(path))
     assert newest_run(world.folder / "runs").path.parent == world.folder / "runs"
+
+
+def test_a_resume_that_is_stopped_before_it_begins_says_how_to_continue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_of_settings(tmp_path / "runs" / "better")
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    own = settings_from({"OUTPUT_DIR": str(tmp_path / "runs")})
+    where = "tinkersmith.improve.improve"
+    monkeypatch.setattr(f"{where}._resumed", lambda run: (checked_options({}), own))
+    monkeypatch.setattr(f"{where}.prepare_improvement", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        improve(own, resume=str(run.path))
+    said = capsys.readouterr().out
+    assert f"Stopped. Continue with: {resume_line(run)}" in said

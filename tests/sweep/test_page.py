@@ -16,9 +16,10 @@ from tinkersmith.settings.reading import settings_from
 from tinkersmith.sweep.conduct import comparable_values, results_of
 from tinkersmith.sweep.grid import combinations_of, read_grid
 from tinkersmith.sweep.page import write_sweep_page
-from tinkersmith.sweep.ranking import effects, rank
+from tinkersmith.sweep.ranking import Difference, effects, rank
 from tinkersmith.sweep.record import Sweep, new_sweep
 from tinkersmith.sweep.rungs import Rung
+from tinkersmith.sweep.words import verdict_sentence
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,16 @@ def test_the_table_is_sorted_and_chooses_the_curves_in_a_browser(
         assert "evaluate" in copied and "tinker://r5/weights/step-000040" in copied
         page.locator("button.theme").click()
         assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_combinations_that_tie_are_told_so(sweep: Sweep) -> None:
+    ranking = rank(sweep.by, results_of(sweep))
+    tie = Difference(0.0, 0.0, 0.0, 29, 1.0, 1.0, seeds_alone=False)
+    tied = replace(ranking, rows=[ranking.rows[0], replace(ranking.rows[1], difference=tie)])
+    assert verdict_sentence(sweep, tied).startswith(
+        "No winner: the 2 combinations that were compared have the same validation loss."
+    )
+    assert "2 种组合的验证损失都一样" in verdict_sentence(sweep, tied, "zh")
 
 
 def test_a_loss_that_shot_up_leaves_the_others_their_scale(sweep: Sweep) -> None:

@@ -44,8 +44,9 @@ class Accepted:
             f"{self.right:,} of {counted(self.answers, 'answer')} are right ({share:.1%}). Of "
             f"{counted(self.questions, 'question')}, {self.none_right:,} have none right and "
             f"{self.all_right:,} have all right.",
-            f"{counted(len(self.records), 'answer')} to train on; {self.repeated:,} right ones "
-            f"repeat another, {self.beyond:,} are beyond the most for a question (--keep).",
+            f"{counted(len(self.records), 'answer')} to train on. Of the other right ones, "
+            f"{self.repeated:,} repeat another, and {self.beyond:,} are beyond the most for a "
+            "question (--keep).",
         ]
 
 

@@ -124,9 +124,9 @@ def improve(
             own = settings_of_improvement(
                 _settings_of_run(whole), overrides, questions, seed, chosen.method
             )
-        with _explained(None, signals, progress):
+        with _explained(resumed, signals, progress, under_way=False):
             work = prepare_improvement(own, chosen, parent, resumed, guard, progress, signals.check)
-        with _explained(work.run, signals, progress):
+        with _explained(work.run, signals, progress, under_way=True):
             if resumed is None:
                 held.enter_context(locked(work.run, "improving a run", progress.say))
                 transcript.attach(work.run.file("train.log"))
@@ -418,13 +418,19 @@ def _name(number: int) -> str:
 
 @contextmanager
 def _explained(
-    run: RunFolder | None, signals: Interruption, progress: Progress
+    run: RunFolder | None, signals: Interruption, progress: Progress, *, under_way: bool
 ) -> Generator[None, None, None]:
-    """Failures within the block say how to continue the improvement, if there is one."""
+    """Failures within the block say how to continue the improvement, if there is one.
+
+    Args:
+        under_way: whether an error leaves it as it is, so that it can be continued.
+    """
     how = f"Continue with: {resume_line(run)}" if run else ""
     try:
         yield
     except UserError as error:
+        if not under_way:
+            raise
         raise UserError(f"{error} {how}".strip()) from None
     except (KeyboardInterrupt, SystemExit, BrokenPipeError):
         signals.seen()

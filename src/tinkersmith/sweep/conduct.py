@@ -523,15 +523,16 @@ def _show(sweep: Sweep, rung: int, crew: Crew, progress: Progress, task: Task) -
     """Show how many runs are done, and how far all are together."""
     shares = crew.shares()
     target = sweep.rungs[rung].share
-    total = sum(
-        shares.get(run.number) or run.steps_done / max(run.total_steps, 1) for run in sweep.runs
+    steps = sum(
+        (shares[run.number] * run.total_steps) if shares.get(run.number) else run.steps_done
+        for run in sweep.runs
     )
     done = _ended_count(sweep)
-    share = total / len(sweep.runs)
+    share = steps / max(sum(run.total_steps for run in sweep.runs), 1)
     state = f"{done} of {counted(len(sweep.runs), 'run')} done, {len(crew.at_work)} at work"
     state += f", {share:.0%} of all steps"
     if len(sweep.rungs) > 1:
-        state += f"; this rung is at {target:.0%}"
+        state += f"; this rung goes to {target:.0%}"
     progress.reached(task, state, share)
 
 

@@ -18,6 +18,7 @@ from tinkersmith.settings.fields import Settings
 from tinkersmith.sweep.shared_data import SharedData
 from tinkersmith.training.divergence import Diverged
 from tinkersmith.training.interruption import Interruption
+from tinkersmith.training.loop import TRAINING
 from tinkersmith.training.train import Surroundings, train_within
 from tinkersmith.training.transcript import Transcript
 
@@ -96,8 +97,9 @@ class Crew:
         return sorted(self._signals)
 
     def shares(self) -> dict[int, float]:
-        """How far each run at work is, as a share of its steps."""
-        return {number: progress.state()[1] for number, progress in self._progress.items()}
+        """How far each run is that trains, as a share of its steps."""
+        shares = {number: p.share_of(TRAINING) for number, p in self._progress.items()}
+        return {number: share for number, share in shares.items() if share is not None}
 
     def stop(self) -> None:
         """Ask every run to save and end; a second time, to end without saving."""

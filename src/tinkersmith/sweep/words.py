@@ -174,6 +174,14 @@ def verdict_sentence(sweep: Sweep, ranking: Ranking, language: str = "en") -> st
             else f"Best by {by}: {label}. It is better than {them} that it was compared with "
             "(Holm, 5 %)."
         )
+    if not worse and all(row.difference and row.difference.mean == 0 for row in ranking.equals):
+        return (
+            f"没有赢家：参与比较的 {compared + 1} 种组合的{by.rstrip()}都一样。请选其中代价最小的，"
+            "或在更多样本上测量。"
+            if zh
+            else f"No winner: the {compared + 1} combinations that were compared have the same "
+            f"{by}. Take the cheapest of them, or measure on more samples."
+        )
     if not worse:
         others = "the other one" if compared == 1 else f"each of the {compared} others"
         return (

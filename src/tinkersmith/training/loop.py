@@ -42,6 +42,7 @@ from tinkersmith.training.scored_questions import score_answers
 if TYPE_CHECKING:
     import tinker
 
+TRAINING = "training"  # the task that is as far as the steps are
 _PIPELINE = 2  # steps that are submitted ahead, so that the server never waits for us
 # Steps of our own engine that take longer are sent one by one. It then waits some ms for each, and
 # a signal has one step to wait for, not two: whoever sends SIGTERM kills soon after.
@@ -138,7 +139,7 @@ class Loop:
             f"{counted(settings.num_epochs, 'epoch')}, {counted(plan.total_steps, 'step')}"
         )
         self._begun = self._saved_at = self._clock()
-        with self._progress.doing("training") as task, self._interruption.held_back():
+        with self._progress.doing(TRAINING) as task, self._interruption.held_back():
             try:
                 self._settle(plan.first_step, task)
                 for number in range(plan.first_step, plan.until):
