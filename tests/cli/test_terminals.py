@@ -21,7 +21,7 @@ RECORDS = [
     {"instruction": f"Name {ODD} {n}.", "input": "", "output": f"{ODD} {n} “quoted” …"}
     for n in range(6)
 ]
-ENCODINGS = ["cp1252", "gbk"]
+ENCODINGS = [pytest.param("cp1252", marks=pytest.mark.long), "gbk"]
 
 # Commands that print what the user wrote, on standard output or standard error.
 TALKATIVE = {

@@ -92,7 +92,9 @@ def test_it_is_ready_and_healthy_before_torch_is_there(tmp_path: Path, tiny_mode
         assert json.load(answer) == {"status": "ok"}  # asked without a key
 
 
-@pytest.mark.parametrize(("option", "threads"), [("0", 3), ("2", 2)])
+@pytest.mark.parametrize(
+    ("option", "threads"), [("0", 3), pytest.param("2", 2, marks=pytest.mark.long)]
+)
 def test_it_computes_with_the_requested_threads_which_sleep_while_they_wait(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, option: str, threads: int
 ) -> None:
@@ -111,7 +113,9 @@ def test_it_computes_with_the_requested_threads_which_sleep_while_they_wait(
     assert "OMP_WAIT_POLICY = 'PASSIVE'" in text
 
 
-@pytest.mark.parametrize("ending", ["stdin", signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "ending", ["stdin", signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+)
 def test_it_ends_at_once_in_the_middle_of_a_computation(
     tmp_path: Path, tiny_model: Path, ending: str | signal.Signals
 ) -> None:

@@ -319,7 +319,9 @@ def test_when_the_recipe_is_stopped_in_mid_work_its_engine_goes_too(
     "then",
     [
         pytest.param("service.create_training_client(wanted)", id="creating the LoRA"),
-        pytest.param("service.create_sampling_client(None)", id="opening the model"),
+        pytest.param(
+            "service.create_sampling_client(None)", id="opening the model", marks=pytest.mark.long
+        ),
     ],
 )
 def test_an_engine_that_died_before_the_first_call_is_reported_within_5_s(
