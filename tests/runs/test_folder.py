@@ -214,17 +214,6 @@ def test_checkpoints_come_back_oldest_first(tmp_path: Path) -> None:
     assert run.checkpoints() == [checkpoint(10), checkpoint(20)]
 
 
-def test_the_remains_of_a_newer_run_are_not_passed_over(tmp_path: Path) -> None:
-    older, newer = run_with_facts(tmp_path, "older", 30), run_with_facts(tmp_path, "newer", 10)
-    for run in (older, newer):
-        run.add_checkpoint(checkpoint(1))
-    (newer.path / "settings.json").unlink()
-    with pytest.raises(UserError, match=f"{newer.name} is newer .* but no settings.json"):
-        newest_run(tmp_path / "runs")
-    os.utime(newer.path / "checkpoints.jsonl", (1, 1))
-    assert newest_run(tmp_path / "runs") == older
-
-
 def test_the_newest_run_must_have_saved_something_and_else_another_is_named(
     tmp_path: Path,
 ) -> None:

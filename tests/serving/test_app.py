@@ -87,7 +87,15 @@ def test_prompts_that_are_written_here_get_the_same_answers(server: RunningServe
         with pytest.raises(openai.BadRequestError, match="messages"):
             chat(server, messages=[])
         image = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]
-        for content, about in ((image, "'image_url'; this server takes"), ("", "is empty")):
+        sound = [{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}]
+        for content, about in (
+            (
+                image,
+                r"messages\[0\].content\[0\] is an image. This model's prompts are written here",
+            ),
+            (sound, "'input_audio'; this server takes"),
+            ("", "is empty"),
+        ):
             with pytest.raises(openai.BadRequestError, match=about) as caught:
                 chat(server, messages=[{"role": "user", "content": content}])
             assert caught.value.param == "messages[0].content"

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -508,7 +508,6 @@ def newest_run(output_dir: Path | str) -> RunFolder:
         UserError: there is no run, or the newest one is damaged or has no checkpoint.
     """
     runs = all_runs(output_dir)
-    _refuse_lost_settings(output_dir, runs)
     if runs and runs[0].checkpoints():
         return runs[0]
     for run in runs[1:]:
@@ -528,27 +527,6 @@ def newest_run(output_dir: Path | str) -> RunFolder:
         f"There is no finished run in {output_dir}{which}. Train one first: "
         f"{command_line('train', *options)}"
     )
-
-
-def _refuse_lost_settings(output_dir: Path | str, runs: Sequence[RunFolder]) -> None:
-    """Refuse to pass over the remains of a run that is newer than all others."""
-    newest = _changed(runs[0].path / "settings.json") if runs else 0
-    for file in Path(output_dir).glob("*/checkpoints.jsonl"):
-        lost = not (file.parent / "settings.json").exists() and file.parent.name[0] != "."
-        if lost and _changed(file) > newest:
-            raise UserError(
-                f"{file.parent} is newer than all runs, and has checkpoints, but no settings.json. "
-                "Restore that file or remove the folder; or name the trained model to use by its "
-                "tinker:// path."
-            )
-
-
-def _changed(file: Path) -> int:
-    """When a file was changed, in nanoseconds; 0 for one that is gone."""
-    try:
-        return file.stat().st_mtime_ns
-    except OSError:
-        return 0
 
 
 def open_run(name: str, output_dir: Path | str) -> RunFolder:
