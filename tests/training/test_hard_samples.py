@@ -74,7 +74,7 @@ def test_the_line_says_the_first_sample_and_nothing_where_none_stands_out(
     line = hard_samples_line(hard)
     assert line.endswith(" Look at these samples first when you search for wrong answers.")
     first = hard.samples[0]
-    assert f"data.json, record {first.source.record} (loss {first.losses[-1]:.2f}, " in line
+    assert f"data.json, record {first.source.record} (loss {first.losses[-1]:.3g}, " in line
     (tmp_path / "calm").mkdir()
     calm = RunFolder(tmp_path / "calm")
     rows = [[record, 20, 0.3] for record in range(1, COUNT + 1)]

@@ -119,7 +119,7 @@ def hard_samples_line(hard: HardSamples) -> str:
     many = "1 of them stands" if hard.outstanding == 1 else f"{hard.outstanding:,} of them stand"
     return (
         f"{HARD_SAMPLES_FILE} lists the samples that surprised the model most; {many} out. The "
-        f"first: {first.source} (loss {loss:.2f}, {first.score:,.0f} times that of others). "
+        f"first: {first.source} (loss {loss:.3g}, {first.score:,.0f} times that of others). "
         "Look at these samples first when you search for wrong answers."
     )
 
