@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import tinker
 import torch
+from huggingface_hub import constants
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.connections import bare_connection
+from tests.support.engine import KEY, datum, running_engine
 from tests.support.http_server import http_server
+from tests.support.hubs import hub_with
 from tests.support.run_folders import run_of_settings
 from tests.support.small_run import SmallRun, small_run
+from tests.support.tiny_models import make_tiny_model
 from tinkersmith.cli.models.export import export_command
 from tinkersmith.data.samples import Source, alpaca_sample
 from tinkersmith.errors import UserError
@@ -431,3 +436,31 @@ def test_without_any_run_the_user_is_told_how_to_make_one(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"tinkersmith train --set OUTPUT_DIR="):
         export_model(settings_from({"OUTPUT_DIR": str(tmp_path)}))
+
+
+def test_an_adapter_of_a_hub_model_in_one_file_is_exported_and_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an index, only the file itself names the layers."""
+    name, model = "some-org/one-file", make_tiny_model(tmp_path / "model")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    more = ("--base-model", f"{name}={model}")
+    with running_engine(tmp_path / "engine", model, *more) as running, hub_with(name, model) as hub:
+        for variable, value in (
+            ("TINKER_BASE_URL", running.url),
+            ("TINKER_API_KEY", KEY),
+            ("HF_ENDPOINT", hub.url),
+        ):
+            monkeypatch.setenv(variable, value)
+        with running.client() as service:
+            client = service.create_lora_training_client(base_model=name, rank=2).result()
+            client.forward_backward([datum([1, 2, 3])], "cross_entropy").result()
+            client.optim_step(tinker.AdamParams(learning_rate=1e-2)).result()
+            path = client.save_state("trained").result().path
+        said: list[str] = []
+        settings = settings_from({"BACKEND": "tinker", "BASE_MODEL": name})
+        out = tmp_path / "adapter"
+        export_model(settings, path, out, base_model=name, say=said.append)
+    assert (out / "adapter_model.safetensors").is_file()
+    assert any("erified" in line for line in said), said

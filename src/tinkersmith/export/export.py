@@ -130,7 +130,7 @@ def export_model(
             model.settings.tokenizer,
             base_folder,
             weights=merged,
-            small_files_only=True,
+            small_files_only=merged,  # the weights come when the server has the state
         )
     export = Export(model, folder, merged, dtype)
     labels = labels_of(model.run.name) if model.run is not None else None
