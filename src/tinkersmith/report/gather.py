@@ -26,7 +26,7 @@ from tinkersmith.runs.folder import SAMPLES_FILE, RunFolder, lost_lines
 from tinkersmith.runs.lock import run_state
 from tinkersmith.settings.fields import FIELDS, Settings
 from tinkersmith.settings.measures import is_told_in_percent
-from tinkersmith.settings.spelling import override_text
+from tinkersmith.settings.spelling import output_dir_option
 
 RESULTS_FILE = "evaluation_results.json"  # where `tinkersmith evaluate` writes by default
 _SMOOTHED = 50  # the smoothed loss is a mean over this part of the run's steps
@@ -321,9 +321,7 @@ def _changed_settings(settings: Settings) -> list[dict[str, Any]]:
 
 def _command_to_evaluate(run: RunFolder) -> str:
     point, _ = choose_checkpoint(run, "")
-    place = str(run.path.parent)
-    is_default = place == FIELDS["output_dir"].default
-    where = () if is_default else ("--set", override_text("output_dir", place))
+    where = output_dir_option(run.path.parent)
     return command_line("evaluate", "--model-path", point.sampler_path, *where, "--compare-base")
 
 

@@ -31,7 +31,7 @@ from tinkersmith.files import (
 from tinkersmith.plurals import counted
 from tinkersmith.settings.fields import FIELDS, Settings
 from tinkersmith.settings.reading import settings_for_file, settings_from
-from tinkersmith.settings.spelling import override_text
+from tinkersmith.settings.spelling import output_dir_option
 from tinkersmith.text.templates import PromptTemplate, template_from_json
 from tinkersmith.version import __version__
 
@@ -521,11 +521,9 @@ def newest_run(output_dir: Path | str) -> RunFolder:
                 f"name what to use instead: {other}."
             )
     which = f": {runs[0].name} has no checkpoint yet" if runs else ""
-    is_default = str(output_dir) == FIELDS["output_dir"].default
-    options = () if is_default else ("--set", override_text("output_dir", str(output_dir)))
     raise UserError(
         f"There is no finished run in {output_dir}{which}. Train one first: "
-        f"{command_line('train', *options)}"
+        f"{command_line('train', *output_dir_option(output_dir))}"
     )
 
 

@@ -103,6 +103,14 @@ def override_text(field: str, value: str) -> str:
     return f"{field.upper()}={value if same else repr(value)}"
 
 
+def output_dir_option(output_dir: Path | str) -> tuple[str, ...]:
+    """The option of a command that is to find runs in a folder which is not the default."""
+    place = str(output_dir)
+    if place == FIELDS["output_dir"].default:
+        return ()
+    return ("--set", override_text("output_dir", place))
+
+
 def _given_twice(field: str, first: str, second: str) -> str:
     values = f"{one_line(first)} and {one_line(second)}"
     advice = "Give it once."

@@ -24,7 +24,7 @@ from tinkersmith.settings.comparing import comparable_setting
 from tinkersmith.settings.fields import FIELDS, Settings
 from tinkersmith.settings.measures import best_by, check_scores_are_measured
 from tinkersmith.settings.reading import settings_from
-from tinkersmith.settings.spelling import override_text
+from tinkersmith.settings.spelling import output_dir_option
 from tinkersmith.sweep.crew import Begun, Crew, Ended, RunTask
 from tinkersmith.sweep.grid import MOST_RUNS, combinations_of, read_grid
 from tinkersmith.sweep.keeping import delete_losers
@@ -262,10 +262,9 @@ def _refuse_changes(sweep: Sweep, settings: Settings | None, wanted: Wanted) -> 
 
 def _command_to_resume(sweep: Sweep, given: Sequence[str]) -> str:
     # config.py may say something else than what was given, and is compared with the sweep.
-    options, runs = list(given), sweep.settings.output_dir
-    names_folder = any(text.upper().startswith("OUTPUT_DIR=") for text in given)
-    if runs != FIELDS["output_dir"].default and not names_folder:
-        options += ["--set", override_text("output_dir", runs)]
+    options = list(given)
+    if not any(text.upper().startswith("OUTPUT_DIR=") for text in given):
+        options += output_dir_option(sweep.settings.output_dir)
     return command_line("sweep", "--resume", sweep.name, *options)
 
 

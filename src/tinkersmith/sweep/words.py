@@ -6,9 +6,8 @@ from tinkersmith.command_line import command_line
 from tinkersmith.evaluation.verdict import p_text
 from tinkersmith.plurals import counted
 from tinkersmith.runs.best import best_of_run, value_text
-from tinkersmith.settings.fields import FIELDS
 from tinkersmith.settings.measures import VALIDATION_LOSS, is_told_in_percent
-from tinkersmith.settings.spelling import override_text
+from tinkersmith.settings.spelling import output_dir_option
 from tinkersmith.sweep.grid import value_label
 from tinkersmith.sweep.ranking import Difference, Effect, Ranked, Ranking, is_lower_better
 from tinkersmith.sweep.record import Sweep
@@ -267,9 +266,7 @@ def commands_after(sweep: Sweep, ranking: Ranking) -> list[tuple[str, str]]:
     if best is None:
         return []
     _, _, sampler_path, state_path = best
-    runs = sweep.settings.output_dir
-    is_default = runs == FIELDS["output_dir"].default
-    where = () if is_default else ("--set", override_text("output_dir", runs))
+    where = output_dir_option(sweep.settings.output_dir)
     fresh = ("--test-data", "FRESH.json", *where)
     return [
         ("measure", command_line("evaluate", "--model-path", sampler_path, *fresh)),
