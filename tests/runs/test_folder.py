@@ -466,25 +466,25 @@ def test_a_folder_of_another_kind_is_no_run(tmp_path: Path) -> None:
 
 def test_lines_that_no_kill_loses_are_missed(tmp_path: Path) -> None:
     run = run_with_facts(tmp_path)
-    assert lost_lines(run) == []
+    assert lost_lines(run, run.metrics()) == []
     steps = [{"step": n, "loss": 1.0, "epoch": 1, "completion_tokens": 1} for n in range(1, 6)]
     run.append("metrics.jsonl", steps)
     run.add_checkpoint(checkpoint(4))
-    assert lost_lines(run) == []
+    assert lost_lines(run, run.metrics()) == []
     run.rewrite("metrics.jsonl", [*steps[:1], *steps[2:]])
-    (said,) = lost_lines(run)
+    (said,) = lost_lines(run, run.metrics())
     assert said == (
         f"{run.file('metrics.jsonl')} has lost 1 step of the 4 before the last checkpoint."
     )
     run.rewrite("metrics.jsonl", [])
-    assert "has lost 4 steps of the 4" in lost_lines(run)[0]
+    assert "has lost 4 steps of the 4" in lost_lines(run, run.metrics())[0]
     run.file("checkpoints.jsonl").unlink()
-    assert lost_lines(run) == [], "it was stopped before it saved"
+    assert lost_lines(run, run.metrics()) == [], "it was stopped before it saved"
     run.file(SAMPLES_FILE).write_text("[]")
-    assert "checkpoints.jsonl has lost its lines" in lost_lines(run)[0]
+    assert "checkpoints.jsonl has lost its lines" in lost_lines(run, run.metrics())[0]
     run.file(DELETED_CHECKPOINTS_FILE).write_text("")
-    assert lost_lines(run) == []
+    assert lost_lines(run, run.metrics()) == []
     run.add_checkpoint(checkpoint(4))
     facts = {**run.facts(), IMPROVEMENT_FACT: {}}
     run.file("settings.json").write_text(json.dumps(facts))
-    assert lost_lines(run) == [], "a round of an improvement has one line"
+    assert lost_lines(run, run.metrics()) == [], "a round of an improvement has one line"

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -449,10 +449,13 @@ class RunFolder:
         return lines
 
 
-def lost_lines(run: RunFolder) -> list[str]:
+def lost_lines(run: RunFolder, metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     """What is gone from metrics.jsonl and checkpoints.jsonl, in sentences.
 
     Each step has its line before it is saved, and the last one is saved: no kill leaves less.
+
+    Args:
+        metrics: the lines of metrics.jsonl, which may be many.
 
     Raises:
         UserError: a file of the run is damaged.
@@ -467,7 +470,7 @@ def lost_lines(run: RunFolder) -> list[str]:
             return []
         return [f"{file} has lost its lines: the run came to its end, and names no checkpoint."]
     last = saved[-1].step
-    there = {line["step"] for line in run.metrics() if "loss" in line}
+    there = {line["step"] for line in metrics if "loss" in line}
     lost = last - sum(step <= last for step in there)
     if lost <= 0:
         return []

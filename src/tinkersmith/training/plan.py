@@ -610,7 +610,7 @@ def _continue(
     _say_changes(changes, tuple(resume.changes), say)
     sound = diverged_after(run)
     rises = note_divergence(run, resume.changes)
-    for sentence in lost_lines(run):
+    for sentence in lost_lines(run, run.metrics()):
         say(f"  Warning: {sentence} The curves and the best checkpoint are without them.")
     for line in set_aside(run, done):
         say(line)

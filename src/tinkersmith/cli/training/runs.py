@@ -3,10 +3,11 @@
 import argparse
 import datetime as dt
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from tinkersmith.cli.common import add_settings_options, user_settings
 from tinkersmith.cli.entry_point import COMMANDS
@@ -97,8 +98,9 @@ def _list(settings: Settings, progress: Progress) -> None:
     sound: list[tuple[RunFolder, _Row]] = []
     for run in runs:
         try:
-            sound.append((run, _row(run)))
-            damaged += [f"{run.name}: {lost}" for lost in lost_lines(run)]
+            facts, metrics = run.facts(), run.metrics()
+            sound.append((run, _row(run, facts, metrics)))
+            damaged += [f"{run.name}: {lost}" for lost in lost_lines(run, metrics)]
         except UserError as error:
             damaged.append(f"{run.name}: {error}")
     stored, unreached = _stored_of(settings, [run for run, _ in sound], progress)
@@ -116,15 +118,14 @@ def _list(settings: Settings, progress: Progress) -> None:
         progress.say(line)
 
 
-def _row(run: RunFolder) -> _Row:
+def _row(run: RunFolder, facts: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> _Row:
     """A run's row, but for what the server stores of it.
 
     Raises:
-        UserError: a file of the run is damaged, or its settings.json is missing.
+        UserError: checkpoints.jsonl is damaged.
     """
-    facts = run.facts()
     checkpoints = run.checkpoints()
-    losses = [line for line in run.metrics() if "loss" in line]
+    losses = [line for line in metrics if "loss" in line]
     started = dt.datetime.fromtimestamp(run.file("settings.json").stat().st_mtime)
     states = sum(not checkpoint.state_deleted for checkpoint in checkpoints)
     return _Row(
