@@ -13,6 +13,9 @@ from tinkersmith.metrics.user_function import check_metric_file, own_metric
 from tinkersmith.metrics.words import metrics_extra
 from tinkersmith.plurals import counted
 
+# What a metric needs that comes as an extra.
+_LIBRARIES = {"rouge_l": ("jieba", "rouge_chinese"), "bleu": ("sacrebleu",)}
+
 
 @dataclass(frozen=True, slots=True)
 class Answered:
@@ -84,14 +87,12 @@ def metrics_for(names: Sequence[str], expected: Sequence[str]) -> ChosenMetrics:
         )
     if "token_f1" in names:
         scorers.append(Scorer("token_f1", lambda a: {"token_f1": token_f1(a.expected, a.produced)}))
+    _check_libraries(names)
     if "rouge_l" in names:
-        metrics_extra("jieba")
-        metrics_extra("rouge_chinese")
         scorers.append(Scorer("rouge_l", lambda a: {"rouge_l": rouge_l(a.expected, a.produced)}))
         said.append("ROUGE-L compares words; Chinese is cut into words by jieba.")
     tokenizer = ""
     if "bleu" in names:
-        metrics_extra("sacrebleu")
         tokenizer = bleu_tokenizer(expected)
         scorers.append(Scorer("bleu", _bleu_scorer(tokenizer)))
         said.append(
@@ -117,14 +118,16 @@ def check_metrics_are_there(names: Sequence[str]) -> None:
     Raises:
         UserError: the sentence names what is missing.
     """
-    if "rouge_l" in names:
-        metrics_extra("jieba")
-        metrics_extra("rouge_chinese")
-    if "bleu" in names:
-        metrics_extra("sacrebleu")
+    _check_libraries(names)
     for name in names:
         if (place := user_function(name)) is not None:
             check_metric_file(place[0])
+
+
+def _check_libraries(names: Sequence[str]) -> None:
+    for metric, libraries in _LIBRARIES.items():
+        for library in libraries if metric in names else ():
+            metrics_extra(library)
 
 
 def _own_scorers(names: Sequence[str]) -> list[Scorer]:
