@@ -1,6 +1,5 @@
 """What holds for all tests, and for the engines that they start."""
 
-import operator
 import os
 import random
 import signal
@@ -78,9 +77,11 @@ def pytest_report_header() -> str:
 @pytest.fixture(autouse=True)
 def _the_same_numbers() -> None:
     random.seed(SEED)
-    for name, seed in (("numpy", "random.seed"), ("torch", "manual_seed")):
-        if name in sys.modules:  # most tests need neither, and importing takes seconds
-            operator.attrgetter(seed)(sys.modules[name])(SEED)
+    # Most tests need neither of them, and importing takes seconds.
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(SEED)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(SEED)
 
 
 @pytest.fixture(scope="module")
