@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from tests.support.chat_families import FAMILIES, MISTRAL, make_family_tokenizer
+from tests.support.grammars import follow
 from tests.support.inference import texts_of
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.grammar_text import CallRules, ThoughtForm
-from tinkersmith.engine.json_grammar import Grammars, GrammarState, JsonGrammar, vocabulary_of
+from tinkersmith.engine.json_grammar import Grammars, JsonGrammar, vocabulary_of
 from tinkersmith.engine.server.routes.answer_text import AnswerSyntax, AnswerText, ToolCall
 from tinkersmith.engine.server.routes.chat_prompts import (
     CallChoice,
@@ -55,17 +56,6 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ModelText
         return read_texts(name, folder, "2026-01-31")
 
     return read
-
-
-def follow(texts: ModelTexts, state: GrammarState, text: str) -> str:
-    """As much of a text as a grammar allows; control tokens are single tokens, as a model's are."""
-    taken: list[int] = []
-    for token in texts.tokens_of(text):
-        if not state.allowed()[token]:
-            break
-        state.add(token)
-        taken.append(token)
-    return texts.tokenizer.decode_all(taken)
 
 
 def grammar_for(texts: ModelTexts, choice: CallChoice, think: bool | None = None) -> JsonGrammar:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.grammars import follow
 from tests.support.inference import texts_of
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.engine import json_grammar
@@ -38,17 +39,6 @@ POINT = {
 }
 
 
-def follow(state: GrammarState, text: str) -> str:
-    """As much of a text as a grammar allows."""
-    taken: list[int] = []
-    for token in TEXTS.tokens_of(text):
-        if not state.allowed()[token]:
-            break
-        state.add(token)
-        taken.append(token)
-    return TEXTS.tokenizer.decode(taken)
-
-
 INSIDE = ThoughtForm("<think>", "</think>", "", begins_inside=True)
 
 
@@ -63,7 +53,7 @@ def begin(schema: dict[str, Any], thought: ThoughtForm | None = None) -> Grammar
 @pytest.mark.parametrize("text", ['{"x": 3}', '{"x":3,"y":null}', json.dumps({"x": 1, "y": 2})])
 def test_what_the_schema_allows_is_allowed_on_one_line(text: str) -> None:
     state = begin(POINT)
-    assert follow(state, text) == text and state.may_end
+    assert follow(TEXTS, state, text) == text and state.may_end
     assert state.allowed().nonzero()[0].tolist() == [VOCABULARY.end_id]
 
 
@@ -72,23 +62,25 @@ def test_what_the_schema_allows_is_allowed_on_one_line(text: str) -> None:
 )
 def test_what_the_schema_forbids_is_not(text: str) -> None:
     state = begin(POINT)
-    assert follow(state, text) != text and not state.may_end
+    assert follow(TEXTS, state, text) != text and not state.may_end
 
 
 def test_a_thought_may_come_first_or_must_be_closed() -> None:
     for text in ('{"x": 3}', '<think>\nIs it {4}?\n</think>\n\n{"x": 3}'):
         state = begin(POINT, ThoughtForm("<think>", "</think>", "", begins_inside=False))
-        assert follow(state, text) == text and state.may_end
+        assert follow(TEXTS, state, text) == text and state.may_end
     inside = begin(POINT, INSIDE)
-    assert follow(inside, '{"x": 3}') == '{"x": 3}' and not inside.may_end  # a thought so far
-    assert follow(inside, ' </think>\n{"x": 3}') == ' </think>\n{"x": 3}' and inside.may_end
+    assert (
+        follow(TEXTS, inside, '{"x": 3}') == '{"x": 3}' and not inside.may_end
+    )  # a thought so far
+    assert follow(TEXTS, inside, ' </think>\n{"x": 3}') == ' </think>\n{"x": 3}' and inside.may_end
 
 
 def test_two_answers_do_not_disturb_each_other() -> None:
     grammar = grammar_of(POINT)
     one, other = grammar.begin(), grammar.begin()
-    assert follow(one, '{"x": 3}') and one.may_end
-    assert not other.may_end and follow(other, '{"x": 4') == '{"x": 4'
+    assert follow(TEXTS, one, '{"x": 3}') and one.may_end
+    assert not other.may_end and follow(TEXTS, other, '{"x": 4') == '{"x": 4'
 
 
 def test_sampled_rows_follow_the_grammar_and_others_stay_as_they_are() -> None:
@@ -157,7 +149,7 @@ def test_a_wrong_schema_is_refused_each_time_and_a_spent_one_compiled_again() ->
     broad = grammars.of({"type": "object", "properties": names})
     assert not broad.is_spent
     with pytest.raises(Refused, match="make the schema simpler"):
-        follow(broad.begin(), '{"k1": 3}')
+        follow(TEXTS, broad.begin(), '{"k1": 3}')
     assert broad.is_spent
     assert grammars.of({"type": "object", "properties": names}) is not broad
 

@@ -160,12 +160,13 @@ def test_out_of_file_handles_is_a_line_in_the_log_and_passes(
             for connection in connections:
                 connection.close()
         resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, usual)
-        deadline = time.monotonic() + 60
-        while True:
+
+        def is_reached() -> bool:
             with contextlib.suppress(OSError):
-                if call(running, "/healthz")[0] == 200:
-                    break
-            assert time.monotonic() < deadline
+                return call(running, "/healthz")[0] == 200
+            return False
+
+        assert eventually(is_reached)
         _, future = call(running, "/forward_backward", batch(model_id, 2, [5, 6, 7]))
         assert loss(result(running, future["request_id"])) > 0
     text = log.read_text()

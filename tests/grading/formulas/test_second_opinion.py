@@ -1,6 +1,5 @@
 """math-verify runs beside us: it is killed when it hangs, restarted, and ends with us."""
 
-import os
 import subprocess
 import sys
 import time
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.processes import eventually, is_gone
 from tinkersmith.grading.comparison import Comparison
 from tinkersmith.grading.formulas import second_opinion
 from tinkersmith.grading.mathematics import compare_mathematics
@@ -113,19 +113,7 @@ def test_the_worker_ends_with_the_program_that_started_it(tmp_path: Path) -> Non
     program.kill()
     program.wait(timeout=PATIENCE)
     program.stdout.close()
-    end = time.monotonic() + PATIENCE
-    while running(worker):
-        assert time.monotonic() < end, "the worker outlives its program"
-        time.sleep(0.1)
-
-
-def running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    status = Path(f"/proc/{process}/status")
-    return not status.exists() or "zombie" not in status.read_text(encoding="utf-8")
+    assert eventually(lambda: is_gone(worker)), "the worker outlives its program"
 
 
 def test_a_missing_math_verify_is_said_once(
