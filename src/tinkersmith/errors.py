@@ -1,6 +1,7 @@
 """Errors whose text is meant for the user: one whole sentence, shown without a traceback."""
 
 import errno
+import re
 import socket
 from pathlib import Path
 
@@ -47,6 +48,11 @@ def network_reason(error: BaseException) -> str:
     if isinstance(reason, OSError) and reason.errno in _NETWORK:
         return (reason.strerror or type(reason).__name__).lower()
     return one_line(" ".join(str(reason).split()), 120).rstrip(".") or type(reason).__name__
+
+
+def without_password(address: str) -> str:
+    """A URL without the name and password that it may have, to be shown."""
+    return re.sub(r"//[^/?#]*@", "//", address, count=1)
 
 
 def unreadable(path: Path | str, error: OSError) -> UserError:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tinkersmith.bundled import BUNDLED_MODELS
-from tinkersmith.errors import UserError, is_of_network, network_reason, one_line
+from tinkersmith.errors import UserError, is_of_network, network_reason, one_line, without_password
 from tinkersmith.models.known import hub_name, known_model
 from tinkersmith.models.line_up import LLAMA_TOKENIZER
 
@@ -372,12 +372,8 @@ def _network(error: BaseException) -> str:
     scheme, _, rest = endpoint().partition("://")
     proxy = urllib.request.getproxies().get(scheme)
     if proxy and not urllib.request.proxy_bypass(rest.partition("/")[0]):
-        text += f"; asked through the proxy {_without_password(proxy)}"
+        text += f"; asked through the proxy {without_password(proxy)}"
     return text
-
-
-def _without_password(url: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", url)
 
 
 def _hidden(repository: str, status: int, has_token: bool) -> str:

@@ -9,8 +9,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from tinkersmith.errors import without_password
 from tinkersmith.trackers.protocol import (
     COLUMNS,
     PROJECT,
@@ -65,7 +65,7 @@ class MlflowTracker:
     @property
     def where(self) -> str:
         if not self._address.startswith("file:"):
-            return _without_password(self._address)
+            return without_password(self._address)
         show = shlex.join(["mlflow", "ui", "--backend-store-uri", self._address])
         # mlflow-skinny, which logs, has no pages; they need the whole package.
         needs = "" if find_spec("flask") else " (needs: pip install mlflow)"
@@ -94,9 +94,3 @@ class MlflowTracker:
         if report is not None:
             self._client.set_tag(self._id, "report", str(report))
         self._client.set_terminated(self._id, _STATES.get(state, "FAILED"))
-
-
-def _without_password(address: str) -> str:
-    parts = urlsplit(address)
-    host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=host).geturl()
