@@ -47,12 +47,25 @@ def preparing(models: Any) -> Any:
     return lambda: models
 
 
+class Clock:
+    """Seconds that pass only when work says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def started(prepare: Any = CountingModels) -> tuple[EngineThread, threading.Event]:
-    """An engine thread that runs no job until the returned event is set."""
-    thread = EngineThread(asyncio.get_running_loop(), prepare)
+    """An engine thread that runs no job until the returned event is set.
+
+    All turns cost the same: the time that the machine takes for them would decide their order.
+    """
+    thread = EngineThread(asyncio.get_running_loop(), prepare, Clock())
     thread.start()
     gate = threading.Event()
-    thread.submit("gate", Job(lambda models: {"waited": gate.wait(5)}, Future()))
+    thread.submit("gate", Job(lambda models: {"waited": gate.wait(PATIENCE)}, Future()))
     return thread, gate
 
 
@@ -167,7 +180,7 @@ def test_a_request_that_comes_later_joins_and_need_not_wait_for_those_before() -
         steps.append([request.seed for request in requests])
         begun.set()
         if len(steps) == 1:
-            joined.wait(30)
+            joined.wait(PATIENCE)
 
     joined = threading.Event()
 
@@ -176,7 +189,7 @@ def test_a_request_that_comes_later_joins_and_need_not_wait_for_those_before() -
         long, short, ended = Future(), Future(), []
         thread.submit("a", sample_job(long, seed=1, tokens=50))
         gate.set()
-        await asyncio.to_thread(begun.wait, 30)
+        await asyncio.to_thread(begun.wait, PATIENCE)
         thread.submit("a", sample_job(short, seed=2, tokens=2))
         joined.set()
         await short.done.wait()
@@ -197,7 +210,7 @@ def test_what_is_sampled_for_a_client_that_has_ended_is_broken_off() -> None:
         counts.append(len(requests))
         if len(counts) == 3:
             reached.set()
-            dropped.wait(30)
+            dropped.wait(PATIENCE)
 
     dropped = threading.Event()
 
@@ -208,7 +221,7 @@ def test_what_is_sampled_for_a_client_that_has_ended_is_broken_off() -> None:
         thread.submit("leaving", sample_job(leaving, tokens=10**6))
         thread.submit("staying", sample_job(staying, seed=1, tokens=8))
         gate.set()
-        await asyncio.to_thread(reached.wait, 30)
+        await asyncio.to_thread(reached.wait, PATIENCE)
         thread.drop("leaving")
         dropped.set()
         return await results_of([staying])
@@ -275,16 +288,6 @@ def test_a_job_behind_a_request_of_its_client_does_not_wait_for_the_answer() -> 
 # ---- shares
 
 
-class Clock:
-    """Seconds that pass only when work says so."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def spender(
     clock: Clock, spent: dict[str, float], enough: threading.Event
 ) -> Callable[[str, float], None]:
@@ -321,7 +324,7 @@ def test_a_training_client_beside_sixteen_sampling_clients_gets_more_than_half_o
         for _ in range(2000):
             thread.submit("trainer", Job(lambda models: spend("training", job_seconds), Future()))
         thread.start()
-        await asyncio.to_thread(enough.wait, 60)
+        await asyncio.to_thread(enough.wait, PATIENCE)
 
     asyncio.run(main())
     assert enough.is_set()
@@ -346,7 +349,7 @@ def test_three_training_clients_have_equal_time_and_all_sampling_two_thirds_of_o
                     Job(lambda models, name=name, seconds=seconds: spend(name, seconds), Future()),
                 )
         thread.start()
-        await asyncio.to_thread(enough.wait, 60)
+        await asyncio.to_thread(enough.wait, PATIENCE)
 
     asyncio.run(main())
     expected = {**dict.fromkeys("abc", 100 * 3 / 11), "sampling": 100 * 2 / 11}
