@@ -9,7 +9,8 @@ import pytest
 import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
-from transformers import Qwen3_5ForConditionalGeneration
+from torch import nn
+from transformers import Cache, Qwen3_5ForConditionalGeneration
 
 from tests.support.adapters import filled_adapter
 from tests.support.answers import assert_equal_answers
@@ -25,10 +26,13 @@ from tests.support.family_twin import (
 )
 from tests.support.seeing_models import make_seeing
 from tests.support.state_families import FAMILIES, SEEING_FAMILIES
+from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import Answering, LoraConfig, SampleRequest
 from tinkersmith.engine.model.adapters import adapter_state, new_adapter, snapshot
 from tinkersmith.engine.model.base_model import BaseModel, load_base_model
 from tinkersmith.engine.model.exported_adapter import read_exported_adapter
+from tinkersmith.engine.model.layer_states import LayerStates
+from tinkersmith.engine.model.recurrent import RecurrentLayer, recurrent_layers
 from tinkersmith.engine.sampling import batch as batch_module
 from tinkersmith.engine.sampling.batch import Batch
 from tinkersmith.engine.sampling.cache_memory import CacheMemory
@@ -65,6 +69,43 @@ def test_the_text_part_of_a_folder_with_images_trains_and_samples_as_the_twin(
     assert differences.gradient < 1e-5, differences.worst
     sampled, prompts = sampling_difference(base, family_requests(family))
     assert sampled < 1e-4 and prompts < 1e-4
+
+
+class StateLayer(nn.Module):
+    """A layer that says which cache it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer_idx, self.conv1d = 0, nn.Conv1d(2, 2, 2)
+
+
+class NewerStateLayer(StateLayer):
+    def forward(self, hidden: torch.Tensor, cache: LayerStates | None = None) -> object:
+        return cache
+
+
+class OlderStateLayer(StateLayer):
+    def forward(self, hidden: torch.Tensor, cache_params: LayerStates | None = None) -> object:
+        return cache_params
+
+
+@pytest.mark.parametrize("layer", [NewerStateLayer(), OlderStateLayer()])
+def test_a_layer_gets_its_state_by_the_name_that_its_transformers_has_for_it(
+    layer: StateLayer,
+) -> None:
+    model = nn.ModuleDict({"mixer": layer})
+    assert recurrent_layers(model) == {"mixer": layer}
+    states = LayerStates()
+    assert RecurrentLayer(layer, 0)._carry(torch.zeros(1, 1, 2), states) is states
+
+
+def test_an_older_transformers_is_named_where_a_layer_carries_a_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(Cache, "get_conv_state")
+    with pytest.raises(Refused, match=r"needs transformers 5\.21 or newer; 5\."):
+        recurrent_layers(nn.ModuleDict({"mixer": OlderStateLayer()}))
+    assert recurrent_layers(nn.Linear(2, 2)) == {}
 
 
 def requests_of_many_lengths(count: int) -> list[SampleRequest]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -685,7 +686,8 @@ def _compare_decoding(base: BaseModel) -> float:
         raise Refused(
             f"{base.name} ({base.arch}) computes something else when it reads one token at a time "
             f"than over a whole text (relative difference {worst:.1e}), so it cannot be sampled "
-            "here; this architecture is not supported."
+            "here; this architecture is not supported with transformers "
+            f"{transformers.__version__}."
         )
     return worst
 
@@ -725,7 +727,8 @@ def _compare_with_plain(base: BaseModel) -> int:
     if not worst <= tolerance or sorted(calls) != _mixing_layers(base):
         raise Refused(
             f"{base.name} ({base.arch}) computes something that this engine does not reproduce "
-            f"(relative difference {worst:.1e}); this architecture is not supported."
+            f"(relative difference {worst:.1e}); this architecture is not supported with "
+            f"transformers {transformers.__version__}."
         )
     with layers_seen() as seen:  # of one document: its mask says nothing of packs
         base.hidden(documents[0], lengths[:1], None)

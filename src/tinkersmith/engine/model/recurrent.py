@@ -11,14 +11,19 @@ import math
 from typing import Any, cast
 
 import torch
+import transformers
 from torch import nn
+from transformers import Cache
 
+from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.model import attention
 from tinkersmith.engine.model.layer_states import LayerStates
 
 # The names of Tinker's cloud for the rows of a joined projection, in their order; rows that are
 # left over stay frozen.
 Rows = tuple[tuple[str, int], ...]
+
+_STATES_NAMES = ("cache", "cache_params")  # since transformers 5.24, and before
 
 
 class RecurrentLayer(nn.Module):
@@ -28,6 +33,7 @@ class RecurrentLayer(nn.Module):
         super().__init__()
         self.base = base
         self.index = index
+        self.states_name = states_name(base)
 
     def forward(self, hidden_states: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
         context = attention.active_context()
@@ -36,18 +42,34 @@ class RecurrentLayer(nn.Module):
         return context.carry(self.index, self._carry, hidden_states)
 
     def _carry(self, hidden: torch.Tensor, states: LayerStates | None) -> torch.Tensor:
-        return self.base(hidden, cache_params=states)
+        return self.base(hidden, **{self.states_name: states})
+
+
+def states_name(layer: nn.Module) -> str:
+    """What a layer calls the cache that it reads its state from; "" if it reads none."""
+    names = inspect.signature(layer.forward).parameters
+    return next((name for name in _STATES_NAMES if name in names), "")
 
 
 def recurrent_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers with a state, by module path: they read a cache's states and own a convolution."""
-    return {
+    """The layers with a state, by module path: they read a cache's states and own a convolution.
+
+    Raises:
+        Refused: there are some, and this version of transformers keeps states in another way.
+    """
+    layers = {
         path: module
         for path, module in model.named_modules()
-        if "cache_params" in inspect.signature(module.forward).parameters
-        and isinstance(getattr(module, "layer_idx", None), int)
+        if isinstance(getattr(module, "layer_idx", None), int)
         and any(isinstance(child, nn.Conv1d) for child in module.children())
+        and states_name(module)
     }
+    if layers and not hasattr(Cache, "get_conv_state"):
+        raise Refused(
+            "this model has layers that carry a state, which needs transformers 5.21 or newer; "
+            f"{transformers.__version__} is installed. Run: pip install -U transformers"
+        )
+    return layers
 
 
 def wrap_recurrent_layers(model: nn.Module, layers: dict[str, nn.Module]) -> None:
