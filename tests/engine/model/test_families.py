@@ -12,8 +12,11 @@ import pytest
 import tinker
 import torch
 from peft import PeftModel
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     Llama4ForCausalLM,
     Llama4TextConfig,
     PreTrainedModel,
@@ -35,7 +38,7 @@ from tinkersmith.engine.model.adapters import (
     new_adapter,
     snapshot,
 )
-from tinkersmith.engine.model.experts import find_experts
+from tinkersmith.engine.model.experts import LoraExperts, find_experts
 from tinkersmith.engine.model.lora import Adapter
 from tinkersmith.engine.sampling.batch import Batch
 from tinkersmith.engine.sampling.cache_memory import CacheMemory
@@ -132,6 +135,23 @@ def test_experts_of_another_kind_are_not_touched_and_named() -> None:
         "model.layers.0.feed_forward.experts, are not of the kind that this engine knows" in why_not
     )
     assert before == {path: type(module) for path, module in model.named_modules()}
+
+
+class HalvesExperts(nn.Module):
+    """Experts whose gate takes the first half of the joined rows."""
+
+    def _apply_gate(self, gate_up: torch.Tensor) -> torch.Tensor:
+        gate, up = gate_up.chunk(2, -1)
+        return up * gate.sigmoid()
+
+
+def test_which_rows_are_the_gate_s_is_seen_from_the_gate_where_transformers_does_not_say() -> None:
+    model = GptOssForCausalLM(GptOssConfig(**SIZES, num_local_experts=4))
+    for path, module in model.named_modules():
+        if path.endswith(".experts"):
+            vars(module).pop("is_concatenated", None)  # as before transformers 5.12
+            assert LoraExperts(module, path).alternates
+    assert not LoraExperts(HalvesExperts(), "mlp.experts").alternates
 
 
 def test_an_expert_adapter_has_the_cloud_s_shapes_and_comes_back_from_its_files(

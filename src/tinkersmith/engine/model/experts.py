@@ -35,9 +35,9 @@ class LoraExperts(nn.Module):
         self.base = base
         self.path = path
         self.inputs_first = bool(getattr(base, "is_transposed", False))
-        self.alternates = not getattr(base, "is_concatenated", True)
         gate = getattr(type(base), "_apply_gate", None)
         self.has_own_gate = getattr(gate, "__module__", "") == type(base).__module__
+        self.alternates = self.has_own_gate and _alternates(base)
         self.has_gate = not hasattr(base, "up_proj")
         self.inward = "gate_up_proj" if self.has_gate else "up_proj"
         self.parts = ("w1", "w2", "w3") if self.has_gate else ("w1", "w2")
@@ -165,6 +165,19 @@ class _Pairs:
         if self.pairs is None:
             return output + update
         return output.index_add(0, self.pairs, update)
+
+
+@torch.no_grad()
+def _alternates(base: nn.Module) -> bool:
+    """Whether rows of gate and up take turns in their joined projection: up's do not all come last.
+
+    The layer's own gate is asked. Not all versions of transformers say it otherwise, and a wrong
+    guess would train the wrong rows under a part's name.
+    """
+    rows = torch.full((2, 8), 0.5)
+    rows[1, 1] = 1.0  # of the first output's up, or of the second output's gate
+    before, after = base._apply_gate(rows)  # type: ignore[operator]
+    return bool(before[0] != after[0])
 
 
 def _pairs_of(
