@@ -165,7 +165,7 @@ def twin_logprobs(
 class _TorchOfFloat64:
     """torch as a module of transformers sees it, where float32 means float64."""
 
-    float32 = torch.float64
+    float = float32 = torch.float64
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, name)

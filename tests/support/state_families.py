@@ -2,11 +2,11 @@
 
 from typing import Any
 
+import transformers
 from transformers import (
+    Cache,
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
-    Kimi_K25Config,
-    Kimi_K25ForConditionalGeneration,
     NemotronHConfig,
     NemotronHForCausalLM,
     Qwen3_5ForCausalLM,
@@ -68,60 +68,68 @@ _JOINED_DELTA_NET = {"in_proj_qkv": ("in_proj_q", "in_proj_k", "in_proj_v")}
 _JOINED_MAMBA = {"in_proj": ("gate_proj", "x_proj")}
 _WITHOUT_LAYERS = {name: value for name, value in SIZES.items() if name != "num_hidden_layers"}
 
+
+def _with_state() -> list[TinyFamily]:
+    return [
+        TinyFamily(
+            "qwen3_5",
+            Qwen3_5ForCausalLM,
+            Qwen3_5TextConfig(**SIZES, **_DELTA_NET),
+            lengths=_LENGTHS,
+            joined=_JOINED_DELTA_NET,
+        ),
+        TinyFamily(
+            "qwen3_5_moe",
+            Qwen3_5MoeForCausalLM,
+            Qwen3_5MoeTextConfig(**SIZES, **_DELTA_NET, **_SHARED_EXPERT),
+            lengths=_LENGTHS,
+            joined=_JOINED_DELTA_NET,
+        ),
+        TinyFamily(
+            "qwen3_next",
+            Qwen3NextForCausalLM,
+            Qwen3NextConfig(**SIZES, **_DELTA_NET, **_SHARED_EXPERT),
+            lengths=_LENGTHS,
+        ),
+        TinyFamily(
+            "nemotron_h",
+            NemotronHForCausalLM,
+            NemotronHConfig(**_WITHOUT_LAYERS, **_MAMBA),
+            experts=experts_without_gate,
+            lengths=_LENGTHS,
+            joined=_JOINED_MAMBA,
+        ),
+        TinyFamily(
+            "nemotron_h with latent experts",
+            NemotronHForCausalLM,
+            NemotronHConfig(**_WITHOUT_LAYERS, **_MAMBA, moe_latent_size=20),
+            experts=experts_without_gate,
+            lengths=_LENGTHS,
+            joined=_JOINED_MAMBA,
+        ),
+    ]
+
+
+# Older versions of transformers keep states in another way, which the engine refuses.
 FAMILIES = [
-    TinyFamily(
-        "qwen3_5",
-        Qwen3_5ForCausalLM,
-        Qwen3_5TextConfig(**SIZES, **_DELTA_NET),
-        lengths=_LENGTHS,
-        joined=_JOINED_DELTA_NET,
-    ),
-    TinyFamily(
-        "qwen3_5_moe",
-        Qwen3_5MoeForCausalLM,
-        Qwen3_5MoeTextConfig(**SIZES, **_DELTA_NET, **_SHARED_EXPERT),
-        lengths=_LENGTHS,
-        joined=_JOINED_DELTA_NET,
-    ),
-    TinyFamily(
-        "qwen3_next",
-        Qwen3NextForCausalLM,
-        Qwen3NextConfig(**SIZES, **_DELTA_NET, **_SHARED_EXPERT),
-        lengths=_LENGTHS,
-    ),
     TinyFamily("deepseek_v3", DeepseekV3ForCausalLM, DeepseekV3Config(**{**SIZES, **_LATENT})),
-    TinyFamily(
-        "nemotron_h",
-        NemotronHForCausalLM,
-        NemotronHConfig(**_WITHOUT_LAYERS, **_MAMBA),
-        experts=experts_without_gate,
-        lengths=_LENGTHS,
-        joined=_JOINED_MAMBA,
-    ),
-    TinyFamily(
-        "nemotron_h with latent experts",
-        NemotronHForCausalLM,
-        NemotronHConfig(**_WITHOUT_LAYERS, **_MAMBA, moe_latent_size=20),
-        experts=experts_without_gate,
-        lengths=_LENGTHS,
-        joined=_JOINED_MAMBA,
-    ),
+    *(_with_state() if hasattr(Cache, "get_conv_state") else []),
 ]
 
-# Families whose folders hold a part that sees images, beside a text part of another family.
-SEEING_FAMILIES = [
-    TinyFamily(
-        "Kimi K2",
-        Kimi_K25ForConditionalGeneration,
-        Kimi_K25Config(
-            text_config=DeepseekV3Config(**{**SIZES, **_LATENT}).to_dict(),
-            vision_config={
-                "hidden_size": 16,
-                "intermediate_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-            },
-            tie_word_embeddings=False,
-        ),
+
+def _kimi() -> TinyFamily:
+    config = transformers.Kimi_K25Config(
+        text_config=DeepseekV3Config(**{**SIZES, **_LATENT}).to_dict(),
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        },
+        tie_word_embeddings=False,
     )
-]
+    return TinyFamily("Kimi K2", transformers.Kimi_K25ForConditionalGeneration, config)
+
+
+# Families whose folders hold a part that sees images, beside a text part of another family.
+SEEING_FAMILIES = [_kimi()] if hasattr(transformers, "Kimi_K25Config") else []
