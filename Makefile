@@ -13,6 +13,8 @@ OLDER_SDK := $(shell sed -n 's/^OLDEST_SDK.*= "\([0-9.]*\)".*/\1/p' src/tinkersm
 INSTALLED := .venv/.installed
 COOKBOOK := .venv/.cookbook
 DOCS := .venv/.docs
+# The tests start hundreds of programs, and each would compile the package again.
+export PYTHONDONTWRITEBYTECODE :=
 # Three for two cores, because many tests wait for programs that they start.
 WORKERS := -n 3 --dist loadfile --no-loadscope-reorder
 
