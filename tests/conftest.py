@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Before torch is imported. By default a thread that waits for work keeps its core busy, and two
@@ -68,6 +69,15 @@ def _umask_as_before() -> Iterator[None]:
 
 # Each test draws the same numbers alone and beside others; the long trials draw others.
 SEED = int(os.environ.get("TINKERSMITH_TEST_SEED", "0"))
+
+# The same examples, too. No clock decides: neither how long one takes nor how long making it takes.
+hypothesis.settings.register_profile(
+    "tests",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize=SEED == 0,
+)
+hypothesis.settings.load_profile("tests")
 
 
 def pytest_report_header() -> str:
