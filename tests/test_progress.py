@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from tests.support.clocks import Lines, hurried_clock
+from tests.support.processes import PATIENCE
 from tinkersmith.progress import Progress, allowed_silence, watched
 
 
@@ -194,7 +195,7 @@ def test_an_output_that_is_gone_ends_the_looking_and_not_the_work() -> None:
         watched(say, clock=hurried_clock(), look_every=0.001) as progress,
         progress.doing("reading the data"),
     ):
-        assert tried.wait(60)
+        assert tried.wait(PATIENCE)
         with pytest.raises(BrokenPipeError):
             progress.say("a line")
 

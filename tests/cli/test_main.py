@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,10 +112,8 @@ def test_an_unknown_base_model_is_answered_with_what_there_is(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     Path("data.json").write_text(json.dumps([GOOD]))
-    begin = time.monotonic()
     sets = ["--set", "DATA_FILES=['data.json']", "--set", "BASE_MODEL=tinkersmith/tiny-mth"]
     assert train_with(*sets) == 1
-    assert time.monotonic() - begin < 30
     assert "tinkersmith/tiny-math" in one_error(capsys)
     assert not list(Path("runs").glob("*/settings.json"))
 

@@ -36,7 +36,7 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def shell(line: str) -> str:
     """What a line prints that a user copies; it must work."""
-    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, f"{line}\n{done.stderr}"
     return done.stdout
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.processes import PATIENCE
 from tinkersmith.cli.main import main
 
 pytestmark = pytest.mark.slow
@@ -108,7 +109,7 @@ def run(
         capture_output=True,
         env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
-        timeout=120,
+        timeout=PATIENCE,
     )
 
 

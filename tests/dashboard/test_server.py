@@ -68,7 +68,7 @@ def running_dashboard(
 def messages(dashboard: RunningDashboard, *runs: str) -> Iterator[dict[str, Any]]:
     query = "&".join(f"run={name}" for name in runs)
     with httpx.stream(
-        "GET", f"{dashboard.base}events?{query}", headers=dashboard.key, timeout=300
+        "GET", f"{dashboard.base}events?{query}", headers=dashboard.key, timeout=PATIENCE
     ) as answer:
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/event-stream")

@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import pytest
 import zstandard
 
-from tests.support.processes import PATIENCE
+from tests.support.processes import PATIENCE, eventually
 from tinkersmith.cli.main import main
 from tinkersmith.data import convert as convert_module
 from tinkersmith.data.convert import convert
@@ -306,10 +305,7 @@ def test_a_conversion_that_is_stopped_leaves_no_temporary_file(
     (tmp_path / "x.jsonl").write_text(record * 100_000)
     command = [sys.executable, "-m", "tinkersmith", "convert", "x.jsonl", "--out", "y.jsonl"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE) as converting:
-        for _ in range(3000):
-            if list(tmp_path.glob(".*.tmp")) or converting.poll() is not None:
-                break
-            time.sleep(0.01)
+        assert eventually(lambda: list(tmp_path.glob(".*.tmp")) or converting.poll() is not None)
         converting.send_signal(number)
         _, said = converting.communicate(timeout=PATIENCE)
     assert converting.returncode == 128 + number and b"Traceback" not in said

@@ -53,7 +53,7 @@ def started(folder: Path, *options: str, key: str | None = None) -> Iterator[dic
 def status_with(url: str, key: str) -> int:
     request = urllib.request.Request(f"{url}/api/v1/checkpoints", headers={"X-API-Key": key})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code
@@ -128,10 +128,12 @@ def test_the_sdk_trains_over_tls(
         )
         assert "/weights/over-tls" in shown.stdout, shown.stderr
         context = ssl.create_default_context(cafile=str(cert))
-        with urllib.request.urlopen(f"{url}/api/v1/healthz", timeout=60, context=context) as answer:
+        with urllib.request.urlopen(
+            f"{url}/api/v1/healthz", timeout=PATIENCE, context=context
+        ) as answer:
             assert answer.status == 200
         with pytest.raises(OSError):
-            urllib.request.urlopen(f"{running.url}/api/v1/healthz", timeout=60)
+            urllib.request.urlopen(f"{running.url}/api/v1/healthz", timeout=PATIENCE)
 
 
 def test_a_key_of_another_certificate_or_with_a_passphrase_is_said(

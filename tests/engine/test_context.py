@@ -13,6 +13,7 @@ import tinker
 from tests.support.clients import train
 from tests.support.engine import KEY, MODEL, RunningEngine, datum, running_engine
 from tests.support.family_twin import WINDOW, make_family
+from tests.support.processes import PATIENCE
 from tests.support.window_families import FAMILIES
 
 pytestmark = pytest.mark.engine
@@ -89,7 +90,7 @@ def test_the_inference_routes_accept_the_announced_context(world: World, name: s
         body = {"model": name, "prompt": random_tokens(tokens), "max_tokens": 1000}
         headers = {"Authorization": f"Bearer {KEY}"}
         url = f"{world.engine.url}/oai/api/v1/completions"
-        return httpx.post(url, json=body, headers=headers, timeout=60)
+        return httpx.post(url, json=body, headers=headers, timeout=PATIENCE)
 
     answer = complete(120).json()
     assert 1 <= answer["usage"]["completion_tokens"] <= 9  # the last token is never read

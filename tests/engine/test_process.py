@@ -26,11 +26,12 @@ from tests.support.engine import (
     random_datums,
     running_engine,
 )
+from tests.support.processes import PATIENCE
 from tests.support.raw_client import batch, call, new_model, result
 
 pytestmark = pytest.mark.engine
 
-PATIENCE = 60.0  # seconds for the engine to end, far less than the work that `keep_busy` gives it
+ENDS_WITHIN = 60.0  # seconds, far less than the work that `keep_busy` gives it
 
 # An engine whose thread imports torch for ever; it fails where the server imports torch.
 TORCH_NEVER_COMES = """
@@ -56,7 +57,7 @@ def start(*options: str, key: str | None = KEY) -> subprocess.CompletedProcess:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
 
 
@@ -87,7 +88,7 @@ def test_it_is_ready_and_healthy_before_torch_is_there(tmp_path: Path, tiny_mode
     program = ("-c", TORCH_NEVER_COMES)
     with (
         running_engine(tmp_path, tiny_model, program=program) as running,
-        urllib.request.urlopen(f"{running.url}/api/v1/healthz", timeout=60) as answer,
+        urllib.request.urlopen(f"{running.url}/api/v1/healthz", timeout=PATIENCE) as answer,
     ):
         assert json.load(answer) == {"status": "ok"}  # asked without a key
 
@@ -132,7 +133,7 @@ def test_it_ends_at_once_in_the_middle_of_a_computation(
         else:
             assert running.process.stdin is not None
             running.process.stdin.close()
-        assert running.process.wait(timeout=PATIENCE) == 0
+        assert running.process.wait(timeout=ENDS_WITHIN) == 0
     assert "Traceback" not in said.read_text()
 
 

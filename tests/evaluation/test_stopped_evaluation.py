@@ -92,7 +92,7 @@ def test_ctrl_c_prints_the_command_that_goes_on_and_the_command_works(
     assert match, output
     assert int(match[1]) >= 3
     going_on = subprocess.run(
-        shlex.split(match[2]), cwd=tmp_path, capture_output=True, text=True, timeout=300
+        shlex.split(match[2]), cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE
     )
     assert going_on.returncode == 0, going_on.stdout + going_on.stderr
     assert "Going on with" in going_on.stdout and "n = 60;" in going_on.stdout

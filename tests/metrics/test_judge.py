@@ -175,7 +175,7 @@ def test_cost_is_said_where_prices_and_counts_are_known(stub: StubJudge):
 
 
 def test_requests_are_under_way_together_but_not_too_many(stub: StubJudge):
-    stub.pause = 0.05
+    stub.waits_for = 2
     judged(stub, "graded", [one(str(n)) for n in range(40)])
     assert 2 <= stub.most_at_once <= PARALLEL
 

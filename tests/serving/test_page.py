@@ -14,6 +14,7 @@ import pytest
 from tests.support.browser import DESKTOP, PHONE, open_page, overflow
 from tests.support.chat_world import GREETING, chat_world
 from tests.support.inference import BUNDLED
+from tests.support.processes import PATIENCE
 from tests.support.serving import openai_of, serving
 from tinkersmith.serving.models import models_to_serve
 from tinkersmith.serving.page.page import chat_page
@@ -122,7 +123,7 @@ def _run_python(server: RunningServer, program: str) -> str:
         env={**os.environ, "API_KEY": _KEY, "NO_PROXY": "*", "PYTHONIOENCODING": "utf-8"},
         capture_output=True,
         check=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     return done.stdout.decode()
 
@@ -136,7 +137,7 @@ def _run_curl(server: RunningServer, command: str) -> str:
         env={**os.environ, "API_KEY": _KEY},
         capture_output=True,
         check=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     events = [line[6:] for line in done.stdout.decode().split("\n") if line.startswith("data: {")]
     choices = [choice for event in events for choice in json.loads(event)["choices"]]
@@ -225,6 +226,8 @@ def test_an_input_is_written_as_in_training_where_the_template_has_a_place_for_i
             assert answer.usage is not None and whole.usage is not None
             assert answer.usage.prompt_tokens == whole.usage.prompt_tokens
             refused = httpx.post(
-                f"{running.url}/v1/chat/completions", json={"model": BUNDLED, **asked}, timeout=60
+                f"{running.url}/v1/chat/completions",
+                json={"model": BUNDLED, **asked},
+                timeout=PATIENCE,
             )
             assert refused.status_code == 400 and "input" in refused.json()["error"]["message"]

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.cut_server import JSON, STREAM, CutServer, cut_server
+from tests.support.processes import PATIENCE
 from tests.support.serving import anthropic_of, openai_of, serving
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.serving.models import models_to_serve
@@ -132,7 +133,7 @@ def ask(server: RunningServer, path: str = PATHS[0], **more: Any) -> httpx.Respo
     asked = {**ASKED, "prompt": "3 + 4?"} if path == PATHS[1] else {**ASKED, "max_tokens": 9}
     if path == PATHS[1]:
         del asked["messages"]
-    return httpx.post(f"{server.url}{path}", json={**asked, **more}, timeout=60)
+    return httpx.post(f"{server.url}{path}", json={**asked, **more}, timeout=PATIENCE)
 
 
 def blocks_of(answer: httpx.Response) -> list[Any]:

@@ -4,6 +4,8 @@ import itertools
 import threading
 from collections.abc import Callable
 
+from tests.support.processes import PATIENCE
+
 
 def hurried_clock() -> Callable[[], float]:
     """A clock that is a second further at each look."""
@@ -23,7 +25,7 @@ class Lines:
             self.texts.append(text)
             self._changed.notify_all()
 
-    def wait_for(self, words: str, after: int = 0, timeout: float = 60) -> bool:
+    def wait_for(self, words: str, after: int = 0, timeout: float = PATIENCE) -> bool:
         """Wait until `words` stand in a line that came after the first `after` ones."""
         with self._changed:
             return self._changed.wait_for(

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from tests.support.engine import KEY, RunningEngine
+from tests.support.processes import PATIENCE
 from tests.support.tiny_models import make_tiny_model
 
 # A name that the cookbook knows, with a renderer of chat markup and no thinking.
@@ -78,7 +79,7 @@ def run_recipe(world: Path, engine: RunningEngine, recipe: str, **settings: obje
         env=environment,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr[-4000:]
 

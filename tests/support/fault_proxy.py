@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from tests.support.processes import PATIENCE
+
 STATUSES = ("408", "429", "429 with retry-after", "500", "502", "503", "504")
 KINDS = (
     *STATUSES,
@@ -121,7 +123,7 @@ def fault_proxy(
     thread = threading.Thread(target=loop.run_forever, name="fault proxy", daemon=True)
     thread.start()
     started = asyncio.start_server(proxy.serve, "127.0.0.1", 0, limit=1 << 16)
-    server = asyncio.run_coroutine_threadsafe(started, loop).result(10)
+    server = asyncio.run_coroutine_threadsafe(started, loop).result(PATIENCE)
     proxy.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield proxy
@@ -134,9 +136,9 @@ def fault_proxy(
                 task.cancel()
             await asyncio.gather(*rest, return_exceptions=True)
 
-        asyncio.run_coroutine_threadsafe(end(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(end(), loop).result(PATIENCE)
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        thread.join(PATIENCE)
         loop.close()
 
 

@@ -15,6 +15,7 @@ import tinker
 
 from tests.support.chat_families import FAMILIES
 from tests.support.engine import KEY, RunningEngine, datum, running_engine
+from tests.support.processes import PATIENCE
 from tests.support.seeing_models import make_seeing
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.engine.server.routes.chat_prompts import Chat, ModelTexts, read_texts
@@ -89,7 +90,7 @@ class InferenceEngine:
     def post(self, path: str, body: object, **headers: str) -> httpx.Response:
         """A request without a client; the key is sent unless `headers` name another one."""
         sent = {"authorization": f"Bearer {KEY}", **headers}
-        return httpx.post(self.url + path, json=body, headers=sent, timeout=120)
+        return httpx.post(self.url + path, json=body, headers=sent, timeout=PATIENCE)
 
     def sampler(self, name: str) -> tinker.SamplingClient:
         """The SDK's sampling client of a base model or path."""

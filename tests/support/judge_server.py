@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from tests.support.http_server import http_server
+from tests.support.processes import PATIENCE
 
 
 @dataclass
@@ -35,10 +36,12 @@ class StubJudge:
     refuses: Callable[[dict[str, Any]], str] = lambda body: ""  # the reason of a refusal
     refusal_status: int = 400
     pause: float = 0.0  # seconds before each reply
+    waits_for: int = 1  # requests that must be under way at one time before the first reply
     requests: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     keys: list[str | None] = field(default_factory=list["str | None"])
     most_at_once: int = 0
     _at_once: int = 0
+    _together: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def answer(self, path: str, key: str | None, body: dict[str, Any]) -> JudgeFault:
@@ -47,8 +50,11 @@ class StubJudge:
             self.keys.append(key)
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
+            if self._at_once >= self.waits_for:
+                self._together.set()
             fault = self.faults.pop(0) if self.faults else self.always
         try:
+            self._together.wait(PATIENCE)
             time.sleep(self.pause)
             if fault is not None:
                 return fault

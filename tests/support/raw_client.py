@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from tests.support.engine import KEY, MODEL, RunningEngine
+from tests.support.processes import PATIENCE
 from tests.support.stopwatch import Stopwatch
 from tinkersmith.engine.server.http import JSON, PROTOBUF
 from tinkersmith.engine.server.wire import pb
@@ -32,7 +33,7 @@ def call(
         method=method or ("GET" if body is None else "POST"),
     )
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as response:
             return response.status, _read(response)
     except urllib.error.HTTPError as error:
         return error.code, _read(error)
@@ -118,7 +119,7 @@ def stream(
     """
     port = int(engine.url.rpartition(":")[2])
     with contextlib.closing(
-        http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     ) as connection:
         connection.putrequest("POST", f"/api/v1{path}")
         connection.putheader("X-API-Key", key)

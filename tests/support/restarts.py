@@ -28,10 +28,14 @@ class ServerOnPort:
         os.kill(self.engine.process.pid, signal.SIGKILL)
         self._running.__exit__(None, None, None)
 
-    def restart(self, pause: float = 1.0) -> None:
-        """Kill it, and start it again after so many seconds."""
+    def restart(self) -> None:
+        """Kill it, and start it again after a second."""
         self.kill()
-        time.sleep(pause)
+        time.sleep(1.0)
+        self.start()
+
+    def start(self) -> None:
+        """Start it again where it was."""
         port = self.url.rpartition(":")[2]
         self._running = running_engine(self._folder, self._model, "--port", port)
         self.engine = self._running.__enter__()

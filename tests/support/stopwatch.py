@@ -1,6 +1,7 @@
 """Time limits that hold on a busy machine as well: waiting for a core does not count."""
 
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -8,14 +9,15 @@ from tests.support.engine import RunningEngine
 
 
 class Stopwatch:
-    """Seconds since its start, less the time that this process and the engine waited for a core.
+    """Seconds since its start, less the time that this process and others waited for a core.
 
     On a quiet machine that is the time on the clock. Beside other programs it does not grow with
     what they compute.
     """
 
-    def __init__(self, engine: RunningEngine) -> None:
-        self._pids = (os.getpid(), engine.process.pid)
+    def __init__(self, *others: RunningEngine | subprocess.Popen) -> None:
+        processes = [one.process if isinstance(one, RunningEngine) else one for one in others]
+        self._pids = (os.getpid(), *(process.pid for process in processes))
         self._waited = self._waits()
         self._begin = time.perf_counter()
 

@@ -8,7 +8,6 @@ import random
 import re
 import socket
 import struct
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +16,9 @@ from typing import Any
 import zstandard
 
 from tests.support.engine import KEY, MODEL, RunningEngine
+from tests.support.processes import PATIENCE
 from tests.support.raw_client import batch, body_type, call, result
+from tests.support.stopwatch import Stopwatch
 from tinkersmith.engine.server.wire import pb
 
 ANSWER_WITHIN = 10.0  # seconds
@@ -494,9 +495,9 @@ class Fuzzer:
 
     def _send(self, sent: Sent) -> tuple[int, bytes]:
         """Status and body; status 0: the engine closed the connection without an answer."""
-        begin = time.perf_counter()
+        watch = Stopwatch(self.engine)
         status, answer = self._exchange(sent)
-        self.tally.judge(sent, status, answer, time.perf_counter() - begin)
+        self.tally.judge(sent, status, answer, watch.seconds())
         return status, answer
 
     def _exchange(self, sent: Sent) -> tuple[int, bytes]:
@@ -504,9 +505,7 @@ class Fuzzer:
         if self._connection is None or fresh:
             if self._connection is not None:
                 self._connection.close()
-            self._connection = http.client.HTTPConnection(
-                "127.0.0.1", self._port, timeout=ANSWER_WITHIN + 5
-            )
+            self._connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=PATIENCE)
         connection = self._connection
         length = len(sent.body) if sent.length is None else sent.length
         names = {"Host": f"127.0.0.1:{self._port}", "X-Api-Key": KEY, **sent.headers}

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -83,9 +82,7 @@ def test_a_tracker_that_hangs_is_ended_after_a_short_time(library: Path, tmp_pat
     run = new_run(tmp_path)
     progress = Progress(said.append)
     trackers = start_trackers(run, ["wandb"], 0, progress)
-    begun = time.monotonic()
     end_trackers(trackers, "finished", progress, patience=0.5)
-    assert time.monotonic() - begun < 60
     assert trackers[0].process.poll() == -signal.SIGKILL
     (line,) = said
     assert "wandb was not done 0 s after the run's end and was ended. The run goes on" in line

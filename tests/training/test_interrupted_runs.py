@@ -150,8 +150,9 @@ def test_a_killed_run_goes_on_to_the_same_losses_to_the_last_bit(
     uninterrupted_run: RunFolder,
 ) -> None:
     with training(tmp_path, model) as started:
-        started.wait_for("checkpoints.jsonl", 1)
+        started.wait_for("settings.json", 1)
         engine = started.engine()
+        started.wait_for("checkpoints.jsonl", 1)
         started.process.kill()
         assert eventually(lambda: is_gone(engine)), "the engine outlived the recipe"
     run = started.run()
@@ -173,8 +174,9 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_losses(
 ) -> None:
     """The uninterrupted run saves every five steps, this one when it is stopped: losses agree."""
     with training(tmp_path, model, "--set", "SAVE_EVERY=0") as started:
-        started.wait_for("metrics.jsonl", 4)
+        started.wait_for("settings.json", 1)
         engine, run = started.engine(), started.run()
+        started.wait_for("metrics.jsonl", 4)
         started.process.send_signal(signal.SIGTERM)
         output, errors = started.process.communicate(timeout=PATIENCE)
     assert started.process.returncode == 143, errors
@@ -326,7 +328,7 @@ def test_output_on_a_full_disk_does_not_end_the_run(tmp_path: Path, model: Path)
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=120,
+            timeout=PATIENCE,
         )
     assert ended.returncode == 0
     assert ended.stderr.startswith("The output cannot be written (No space left on device).")

@@ -9,14 +9,15 @@ import pytest
 
 from benchmarks.reliability.soak import BATCH, SAMPLES, grew, soak
 from benchmarks.reliability.watching import Curve, Watched, draw, figures, watched
+from tests.support.processes import eventually
 
 LEAKS_HANDLES = """
-import sys, time
+import sys
 held = []
-for number in range(120):
+for line in sys.stdin:
     if sys.argv[1] == "leaks":
-        held.append(open("/dev/null"))
-    time.sleep(0.02)
+        held += [open("/dev/null") for _ in range(5)]
+    print(len(held), flush=True)
 """
 
 
@@ -33,9 +34,22 @@ def test_growth_is_counted_after_the_first_quarter() -> None:
 
 @pytest.mark.parametrize("behaviour", ["leaks", "stays"])
 def test_a_process_that_leaks_handles_is_seen(behaviour: str) -> None:
-    process = subprocess.Popen([sys.executable, "-c", LEAKS_HANDLES, behaviour])
-    with watched(lambda: {"process": process.pid}, every=0.1) as curves:
-        process.wait()
+    command = [sys.executable, "-c", LEAKS_HANDLES, behaviour]
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process,
+        watched(lambda: {"process": process.pid}, every=0.01) as curves,
+    ):
+        assert process.stdin is not None and process.stdout is not None
+        for readings in range(24):  # each after another step of the process
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            process.stdout.readline()
+            assert eventually(
+                lambda least=readings: (
+                    "process" in curves.handles and len(curves.handles["process"].points) > least
+                )
+            )
+        process.stdin.close()
     assert grew(Watched(handles=curves.handles)) == (behaviour == "leaks")
 
 

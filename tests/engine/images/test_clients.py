@@ -11,6 +11,7 @@ from tinker.types import EncodedTextChunk, ImageAssetPointerChunk, ImageChunk
 
 from tests.support.clients import new_client, train
 from tests.support.engine import KEY, MODEL, RunningEngine, datum, running_engine
+from tests.support.processes import PATIENCE
 from tests.support.seeing_models import (
     IMAGE_PAD,
     VISION_END,
@@ -133,7 +134,7 @@ def test_sampled_and_prompt_log_probabilities_are_those_of_forward(
 
 def prompt_tokens(engine: RunningEngine) -> int:
     """How many tokens of prompts the engine says it has read."""
-    answer = httpx.get(f"{engine.url}/metrics", headers={"x-api-key": KEY}, timeout=60)
+    answer = httpx.get(f"{engine.url}/metrics", headers={"x-api-key": KEY}, timeout=PATIENCE)
     [line] = [line for line in answer.text.splitlines() if 'total{kind="prompt"}' in line]
     return int(float(line.split()[-1]))
 

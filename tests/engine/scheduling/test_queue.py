@@ -465,7 +465,7 @@ def test_work_waits_while_the_engine_itself_stands_still(
         gate = threading.Event()
 
         def held(models: object) -> dict[str, Any]:
-            gate.wait(30)
+            gate.wait(PATIENCE)
             return {}
 
         sessions.run(model_id, held)

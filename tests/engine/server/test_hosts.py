@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from tests.support.engine import KEY, MODEL, RunningEngine, running_engine
+from tests.support.processes import PATIENCE
 from tests.support.raw_client import body_type, call, new_model, result
 from tinkersmith.engine.scheduling.queue import EngineThread
 from tinkersmith.engine.scheduling.sessions import Sessions
@@ -160,7 +161,7 @@ def test_an_engine_on_all_addresses_is_known_by_the_one_that_a_connection_reache
 @pytest.mark.engine
 def test_a_request_of_http_1_0_without_a_host_is_refused(engine: RunningEngine) -> None:
     port = int(engine.url.rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
         connection.sendall(b"GET /api/v1/healthz HTTP/1.0\r\n\r\n")
         answer = connection.makefile("rb").read()
     assert answer.startswith(b"HTTP/1.1 403") and b"Host header" in answer
@@ -169,7 +170,7 @@ def test_a_request_of_http_1_0_without_a_host_is_refused(engine: RunningEngine) 
 @pytest.mark.engine
 def test_a_web_page_cannot_open_a_websocket(engine: RunningEngine) -> None:
     port = int(engine.url.rpartition(":")[2])
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Origin": "https://evil.example"}
     connection.request("GET", "/api/v1/healthz", headers=upgrade)
     assert connection.getresponse().status == 403

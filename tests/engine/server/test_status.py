@@ -14,6 +14,7 @@ import tinker
 
 from tests.support.engine import KEY, MODEL, RunningEngine, random_datums, running_engine
 from tests.support.paths import ROOT
+from tests.support.processes import PATIENCE, eventually
 from tinkersmith.engine.server.status import metrics_text
 from tinkersmith.engine_status import (
     SILENCE,
@@ -28,7 +29,7 @@ _SAMPLE = re.compile(r'(\w+)(?:\{((?:\w+="(?:[^"\\]|\\.)*",?)*)\})? (\S+)')
 
 def metrics_of(engine: RunningEngine) -> dict[str, float]:
     """The samples of /metrics, by name and labels as they stand there."""
-    answer = httpx.get(f"{engine.url}/metrics", headers={"x-api-key": KEY}, timeout=60)
+    answer = httpx.get(f"{engine.url}/metrics", headers={"x-api-key": KEY}, timeout=PATIENCE)
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
     return parsed(answer.text)
@@ -53,12 +54,9 @@ def parsed(text: str) -> dict[str, float]:
     return values
 
 
-def wait_for(look: Callable[[], Any], limit: float = 120) -> Any:
-    end = time.monotonic() + limit
-    while not (value := look()):
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.05)
-    return value
+def wait_for(look: Callable[[], Any]) -> Any:
+    assert eventually(lambda: bool(look())), "it did not come"
+    return look()
 
 
 @pytest.mark.engine
@@ -132,13 +130,13 @@ def test_the_status_file_goes_with_its_engine_and_is_known_as_stale_after_a_kill
         wait_for(file.is_file)
         assert first.process.stdin is not None
         first.process.stdin.close()
-        first.process.wait(60)
+        first.process.wait(PATIENCE)
         assert not file.exists()
     with running_engine(tmp_path, tiny_model) as second:
         killed = status_file(tmp_path, second.process.pid)
         wait_for(killed.is_file)
         second.process.send_signal(signal.SIGKILL)
-        second.process.wait(60)
+        second.process.wait(PATIENCE)
     assert killed.is_file()
     assert engine_statuses(tmp_path) == []
     with running_engine(tmp_path, tiny_model) as third:

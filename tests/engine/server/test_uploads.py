@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from tests.support.clients import PROMPT, new_client, train
 from tests.support.engine import MODEL, SDK, RunningEngine, random_datums, running_engine
+from tests.support.processes import PATIENCE
 from tests.support.raw_client import call
 from tinkersmith.engine.storage.folders import parse_path
 
@@ -41,7 +42,7 @@ def logprobs(sampler: tinker.SamplingClient) -> np.ndarray:
 def put(url: str, content: bytes) -> None:
     request = urllib.request.Request(url, content, method="PUT")
     request.add_header("Content-Type", "application/octet-stream")
-    with urllib.request.urlopen(request, timeout=30) as response:
+    with urllib.request.urlopen(request, timeout=PATIENCE) as response:
         assert response.status == 200
 
 

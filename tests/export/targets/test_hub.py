@@ -1,7 +1,6 @@
 """Uploads by the real huggingface_hub to a hub on loopback."""
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 import yaml
 
 from tests.support.hubs import REFUSING, UNRESOLVED, silent_hub
+from tests.support.processes import PATIENCE
 from tests.support.upload_hub import TOKEN, UploadHub, upload_hub
 from tinkersmith.cli.models.export import export_command
 from tinkersmith.errors import UserError
@@ -113,7 +113,7 @@ def test_a_missing_right_to_write_keeps_the_export(hub: UploadHub, export: Path)
 def test_a_hub_that_is_not_reached_is_one_sentence(address: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_ENDPOINT", address)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(hub_module, "ANSWER_WITHIN", 5.0)
+    monkeypatch.setattr(hub_module, "ANSWER_WITHIN", PATIENCE)
     with pytest.raises(UserError) as told:
         check_access(TARGET)
     assert str(told.value).startswith(f"The hub at {address} ")
@@ -125,10 +125,8 @@ def test_a_silent_hub_is_given_up(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(hub_module, "ANSWER_WITHIN", 1.0)
     with silent_hub() as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
-        begun = time.monotonic()
         with pytest.raises(UserError, match="nothing arrived for 1 s"):
             check_access(TARGET)
-        assert time.monotonic() - begun < 60
 
 
 def test_targets_have_one_form():

@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.engine import KEY
 from tests.support.inference import BUNDLED, TOOL, InferenceEngine
+from tests.support.processes import PATIENCE
 
 pytestmark = pytest.mark.engine
 
@@ -112,7 +113,7 @@ def test_no_odd_value_is_an_error_of_the_engine(
         kept = ("model", "messages", "system", "tools", "tool_choice", "thinking")
         body = {name: body[name] for name in kept}
     odd_values = ODD if model == BUNDLED else ODD[:4]
-    with httpx.Client(base_url=inference.url, headers=headers, timeout=60) as http:
+    with httpx.Client(base_url=inference.url, headers=headers, timeout=PATIENCE) as http:
         for place in places(body):
             for odd in odd_values:
                 answer = http.post(path, json=with_odd(body, place, odd))

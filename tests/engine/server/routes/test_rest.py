@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors.torch import load_file
 
 from tests.support.clients import new_client, train
 from tests.support.engine import KEY, MODEL, SDK, RunningEngine, random_datums, running_engine
-from tests.support.processes import PATIENCE
+from tests.support.processes import PATIENCE, eventually
 
 pytestmark = pytest.mark.engine
 
@@ -65,12 +64,16 @@ def test_a_checkpoint_past_its_time_to_live_is_gone_with_its_files(
 ) -> None:
     client = new_client(service)
     path = client.save_state("brief", ttl_seconds=1).result().path
-    saved = client.save_state("saved", ttl_seconds=1).result().path
+    saved = client.save_state("saved", ttl_seconds=3600).result().path
+
+    def listed() -> dict[str, object]:
+        stored = rest.list_checkpoints(client.model_id).result().checkpoints
+        return {checkpoint.tinker_path: checkpoint.expires_at for checkpoint in stored}
+
+    assert listed()[saved] is not None
     rest.set_checkpoint_ttl_from_tinker_path(saved, None).result()
-    time.sleep(1.1)
-    listed = rest.list_checkpoints(client.model_id).result().checkpoints
-    assert [checkpoint.tinker_path for checkpoint in listed] == [saved]
-    assert listed[0].expires_at is None
+    assert eventually(lambda: path not in listed())
+    assert listed() == {saved: None}
     with pytest.raises(tinker.NotFoundError, match="does not exist here"):
         service.create_training_client_from_state(path).result()
     run_folder = engine.folder / "checkpoints" / client.model_id.replace(":", "_")
