@@ -46,7 +46,7 @@ def main() -> int:
     return int(found["steps"] != steps or grew(curves))
 
 
-def soak(steps: int, every: float = 2.0) -> tuple[Watched, dict[str, Any]]:
+def soak(steps: int, every: float = 2.0, samples: int = SAMPLES) -> tuple[Watched, dict[str, Any]]:
     """Train so many steps; what was read every so many seconds, and the run's own figures.
 
     Raises:
@@ -54,7 +54,7 @@ def soak(steps: int, every: float = 2.0) -> tuple[Watched, dict[str, Any]]:
     """
     with tempfile.TemporaryDirectory(prefix="tinkersmith-soak-") as temporary:
         folder = Path(temporary)
-        process = _start(folder, steps)
+        process = _start(folder, steps, samples)
         start = time.monotonic()
         with watched(lambda: _processes(process.pid), every) as curves:
             output, _ = process.communicate()
@@ -76,15 +76,15 @@ def grew(curves: Watched) -> bool:
     return any(curve.growth() > ALLOWED for curve in every_curve)
 
 
-def _start(folder: Path, steps: int) -> "subprocess.Popen[str]":
+def _start(folder: Path, steps: int, samples: int) -> "subprocess.Popen[str]":
     model = make_tiny_model(folder / "model")
-    data = write(folder / "data.json", records(SAMPLES, seed=1))
+    data = write(folder / "data.json", records(samples, seed=1))
     test = write(folder / "test.json", records(40, seed=2))
     config = folder / "config.py"
     config.write_text(
         f"DATA_FILES = [{str(data)!r}]\nVALIDATION_FILES = [{str(test)!r}]\n"
         f"BASE_MODEL = {str(model)!r}\nBACKEND = 'local'\nOUTPUT_DIR = {str(folder / 'runs')!r}\n"
-        f"NUM_EPOCHS = {steps * BATCH // SAMPLES}\nBATCH_SIZE = {BATCH}\nLORA_RANK = 8\n"
+        f"NUM_EPOCHS = {steps * BATCH // samples}\nBATCH_SIZE = {BATCH}\nLORA_RANK = 8\n"
         "LEARNING_RATE = 1e-3\nSAVE_EVERY = 100\nEVAL_EVERY = 100\nEXPORT_AFTER_TRAINING = 'no'\n"
     )
     return subprocess.Popen(

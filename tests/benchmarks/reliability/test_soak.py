@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.reliability.soak import BATCH, SAMPLES, grew, soak
+from benchmarks.reliability.soak import BATCH, grew, soak
 from benchmarks.reliability.watching import Curve, Watched, draw, figures, watched
 from tests.support.processes import eventually
 
@@ -64,8 +64,8 @@ def test_the_plot_is_an_svg_with_a_line_for_each_process(tmp_path: Path) -> None
 @pytest.mark.engine
 @pytest.mark.slow
 def test_a_short_run_is_watched_to_its_end() -> None:
-    steps = 2 * SAMPLES // BATCH
-    curves, found = soak(steps, every=0.2)
+    steps = 2 * 160 // BATCH
+    curves, found = soak(steps, every=0.1, samples=160)
     assert found["steps"] == steps and found["last loss"] < found["first loss"]
     assert set(curves.memory) == set(curves.handles) == {"recipe", "engine"}
     assert set(figures(curves)) == {"memory, MB", "handles"}
