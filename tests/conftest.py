@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,25 +28,31 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # in this order: a long file that comes last leaves the others without work.
 LONGEST_FIRST = (
     "training/test_interrupted_runs.py",
+    "test_examples.py",
+    "service/test_connection.py",
+    "cli/test_terminals.py",
+    "sweep/test_conduct.py",
+    "engine/kernels/test_native.py",
+    "evaluation/test_stopped_evaluation.py",
+    "export/test_prove.py",
+    "serving/test_models.py",
+    "engine/cookbook/test_recipes.py",
+    "engine/sampling/test_batch.py",
+    "improve/test_improve.py",
+    "training/rehearsal/test_rehearse.py",
+    "benchmarks/test_gpu.py",
     "service/test_patience.py",
     "engine/server/test_connections.py",
-    "service/test_connection.py",
-    "evaluation/test_stopped_evaluation.py",
-    "training/test_diverged_runs.py",
-    "training/test_best_checkpoint.py",
-    "training/test_shown_answers.py",
-    "training/rehearsal/test_rehearse.py",
-    "evaluation/test_evaluate.py",
-    "export/test_export.py",
-    "sweep/test_conduct.py",
     "engine/test_process.py",
     "engine/scheduling/test_many_clients.py",
-    "engine/scheduling/test_sessions.py",
+    "dashboard/test_server.py",
+    "training/test_best_checkpoint.py",
+    "training/test_diverged_runs.py",
+    "evaluation/test_evaluate.py",
+    "export/test_export.py",
     "engine/server/routes/test_training.py",
     "engine/server/routes/test_rest.py",
-    "cli/test_terminals.py",
     "training/test_loop.py",
-    "test_examples.py",
 )
 
 
@@ -92,6 +99,27 @@ def _the_same_numbers() -> None:
         numpy.random.seed(SEED)
     if torch := sys.modules.get("torch"):
         torch.manual_seed(SEED)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forked_engines() -> Iterator[None]:
+    """The recipes of this process fork their engines, too: see tests/support/fork_server.py."""
+    from tests.support import fork_server
+    from tinkersmith.service import embedded
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedded, "subprocess", fork_server)
+        yield
+
+
+@pytest.fixture(scope="module")
+def started_engines() -> Iterator[None]:
+    """Recipes start their engines as users' recipes do: for tests of engines as child processes."""
+    from tinkersmith.service import embedded
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embedded, "subprocess", subprocess)
+        yield
 
 
 @pytest.fixture(scope="module")

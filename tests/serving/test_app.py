@@ -1,7 +1,9 @@
 """The real clients of OpenAI and Anthropic against a server of a small run and its base."""
 
+import json
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import openai
 import pytest
 import tinker
 
-from tests.support.processes import eventually
+from tests.support.processes import PATIENCE, eventually
 from tests.support.serving import anthropic_of, openai_of, serving
 from tests.support.small_run import SmallRun, small_run
 from tinkersmith.data.samples import Source, alpaca_sample
@@ -33,7 +35,7 @@ def small() -> SmallRun:
 
 
 @pytest.fixture(scope="module")
-def server(small: SmallRun) -> Iterator[RunningServer]:
+def server(small: SmallRun, started_engines: None) -> Iterator[RunningServer]:
     paths = [f"last={small.run.path}", f"first=tinker://{small.sampler_path[9:]}"]
     with serving(models_to_serve(paths, small.settings)) as running:
         yield running
@@ -290,8 +292,11 @@ def test_a_client_that_leaves_frees_its_place_and_its_tokens(server: RunningServ
 
     before = left()
     body = {"model": "base", "prompt": "a", "max_tokens": 200, "temperature": 0, "n": 64}
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{server.url}/v1/completions", json=body, timeout=0.2)
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as leaving:
+        content = json.dumps(body).encode()
+        head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json"
+        leaving.sendall(f"{head}\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content)
+        assert eventually(lambda: "open_requests 1" in httpx.get(f"{server.url}/metrics").text)
     assert eventually(lambda: left() == before + 1)
     assert eventually(lambda: "open_requests 0" in httpx.get(f"{server.url}/metrics").text)
     assert chat(server).choices[0].message.content is not None
@@ -306,7 +311,8 @@ def test_an_engine_that_dies_ends_streams_with_an_error_and_is_started_again(
     said = []
     asked: Any = {"model": "base", "messages": ASKED, "n": 64, "max_tokens": 200}
     with pytest.raises(openai.APIError, match="the answer broke off"):
-        for chunk in openai_of(server).chat.completions.create(stream=True, timeout=60, **asked):
+        asking = openai_of(server).chat.completions
+        for chunk in asking.create(stream=True, timeout=PATIENCE, **asked):
             if not said:
                 os.kill(engine["pid"], signal.SIGKILL)
             said.append(chunk)

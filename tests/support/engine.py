@@ -14,6 +14,9 @@ from typing import IO
 import numpy as np
 import tinker
 
+from tests.support.fork_server import ENGINE, ForkedEngine, Popen
+from tests.support.processes import PATIENCE
+
 KEY = "tml-local"
 
 
@@ -26,7 +29,7 @@ SDK = tuple(map(int, tinker.__version__.split(".")[:2]))
 
 @dataclass
 class RunningEngine:
-    process: subprocess.Popen
+    process: subprocess.Popen[bytes] | ForkedEngine
     url: str
     folder: Path
 
@@ -43,17 +46,18 @@ def running_engine(
     model: Path,
     *options: str,
     stderr: IO[bytes] | None = None,
-    program: Sequence[str] = ("-m", "tinkersmith.engine"),
+    program: Sequence[str] = ENGINE,
     key: str = KEY,
 ) -> Iterator[RunningEngine]:
-    """Start `python -m tinkersmith.engine` and wait for its ready line; kill it at the end."""
-    process = subprocess.Popen(
+    """Start `python -m tinkersmith.engine` and wait for its ready line; kill it at the end.
+
+    Within tests it is forked from a process that has imported torch: see `fork_server`.
+    """
+    process = Popen(
         [
             *(sys.executable, *program, "--port", "0", "--dir", str(folder)),
             *("--base-model", f"{MODEL}={model}", "--threads", "1", "--exit-with-stdin", *options),
         ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
         stderr=stderr,
         env={**os.environ, "TINKERSMITH_ENGINE_KEY": key},
     )
@@ -91,5 +95,5 @@ def random_datums(count: int, seed: int = 0, vocabulary: int = 250) -> list[tink
 
 def get_json(engine: RunningEngine, path: str) -> dict:
     request = urllib.request.Request(engine.url + path, headers={"X-API-Key": KEY})
-    with urllib.request.urlopen(request, timeout=10) as response:
+    with urllib.request.urlopen(request, timeout=PATIENCE) as response:
         return json.load(response)

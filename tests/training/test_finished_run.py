@@ -36,7 +36,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _no_cloud() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         without_cloud(patch)
-        patch.setenv("OMP_NUM_THREADS", "2")
         yield
 
 

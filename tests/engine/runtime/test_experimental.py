@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.fork_server import ENGINE, Popen
+from tests.support.processes import PATIENCE
 from tinkersmith.engine.__main__ import main
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.gpu import float8, vllm_sampler
@@ -31,24 +33,12 @@ GPU = torch.device("cuda")
 def test_the_engine_does_not_start_without_a_gpu(
     options: list[str], wanted: str, tmp_path: Path
 ) -> None:
-    process = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "tinkersmith.engine",
-            *options,
-            "--port",
-            "0",
-            "--dir",
-            str(tmp_path),
-        ],
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert process.returncode == 1
-    assert process.stderr.strip() == f"Error: {wanted}"
+    said = tmp_path / "stderr"
+    command = [sys.executable, *ENGINE, *options, "--port", "0", "--dir", str(tmp_path / "engine")]
+    with said.open("wb") as stderr:
+        process = Popen(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, stderr=stderr)
+    assert process.wait(PATIENCE) == 1
+    assert said.read_text().strip() == f"Error: {wanted}"
 
 
 def test_vllm_and_float8_do_not_go_together() -> None:
@@ -73,7 +63,7 @@ def test_nothing_of_it_is_used_unless_asked_for() -> None:
         "import sys, tinkersmith.engine.runtime.clients;"
         "sys.exit(any(name.startswith('tinkersmith.engine.gpu') for name in sys.modules))"
     )
-    assert subprocess.run([sys.executable, "-c", program], timeout=100).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], timeout=PATIENCE).returncode == 0
 
 
 def test_help_calls_each_option_experimental(capsys: pytest.CaptureFixture[str]) -> None:
