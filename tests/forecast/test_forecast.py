@@ -27,6 +27,7 @@ from tinkersmith.forecast.duration import Pace, shown_duration
 from tinkersmith.forecast.lines import Forecast, forecast_lines
 from tinkersmith.forecast.memory import memory_lines, memory_need
 from tinkersmith.forecast.workload import Workload
+from tinkersmith.service import connection, stand_in
 from tinkersmith.service.connection import open_service
 from tinkersmith.settings.reading import settings_from
 from tinkersmith.training.train import train
@@ -276,11 +277,24 @@ def test_short_times_keep_their_digits() -> None:
     ]
 
 
-@pytest.mark.engine
-def test_a_budget_without_prices_is_refused(names: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="prices of tiny are not known"):
-        train(settings_from({**names, "TOKEN_PRICE": {}, "BUDGET_USD": 1.0}))
-    assert not list(Path().glob("runs/my-model*"))
+@pytest.mark.parametrize("way", ["train", "--dry-run", "--rehearse"])
+def test_a_budget_without_prices_is_refused_before_a_server_is_asked_or_started(
+    way: str,
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise AssertionError("an engine was started")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(connection, "start_engine", fails)
+    monkeypatch.setattr(stand_in, "start_engine", fails)
+    options = ["--set=BUDGET_USD=1.0", "--set=BACKEND=local", f"--set=BASE_MODEL={model_folder}"]
+    assert main(["train", *options, *([] if way == "train" else [way])]) == 1
+    assert f"prices of {model_folder} are not known" in capsys.readouterr().err
+    assert not Path("runs").exists()
 
 
 def _usage(session: str, kind: str, tokens: int, usd: float | None, model: str) -> dict[str, Any]:

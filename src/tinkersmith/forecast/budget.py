@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from tinkersmith.errors import UserError
-from tinkersmith.forecast.costs import MILLION, Rates, dollars, most_cost, steps_within
+from tinkersmith.forecast.costs import MILLION, Rates, dollars, most_cost, rates_of, steps_within
 from tinkersmith.forecast.duration import LEAST_STEPS, Pace, shown_duration
 from tinkersmith.forecast.workload import Workload
 from tinkersmith.models.line_up import PRICES_PAGE
@@ -34,18 +34,20 @@ class Budget:
         return "BUDGET_USD" if cost / MILLION > self.usd * (1 + 1e-9) else None
 
 
-def check_budget(settings: Settings, rates: Rates | None, base_model: str) -> None:
-    """Refuse a budget that cannot be kept.
+def checked_rates(settings: Settings, base_model: str, *, is_cloud: bool) -> Rates | None:
+    """What tokens cost; see `rates_of`.
 
     Raises:
         UserError: BUDGET_USD is set, and nobody says what tokens cost.
     """
+    rates = rates_of(settings, base_model, is_cloud=is_cloud)
     if settings.budget_usd and rates is None:
         raise UserError(
             f"BUDGET_USD is {settings.budget_usd:g}, but the prices of {base_model} are not known. "
             'Set TOKEN_PRICE = {"prefill": P, "sample": S, "train": T}, in USD for a million '
             f"tokens (see {PRICES_PAGE}), or leave BUDGET_USD at 0."
         )
+    return rates
 
 
 def most_to_measure(work: Workload, rates: Rates, left: float, first: int) -> int:

@@ -9,8 +9,7 @@ from functools import partial
 
 from tinkersmith.batches.order import steps_per_epoch
 from tinkersmith.batches.read import read_data
-from tinkersmith.forecast.budget import check_budget, cut_to_budget
-from tinkersmith.forecast.costs import rates_of
+from tinkersmith.forecast.budget import checked_rates, cut_to_budget
 from tinkersmith.forecast.duration import measured_pace
 from tinkersmith.forecast.lines import Forecast, forecast_lines
 from tinkersmith.forecast.memory import memory_lines, memory_need
@@ -18,7 +17,7 @@ from tinkersmith.forecast.workload import workload_of
 from tinkersmith.models.names import local_model_folder, resolve_base_model
 from tinkersmith.preview.opening import opening_lines
 from tinkersmith.progress import watched
-from tinkersmith.service.connection import open_service
+from tinkersmith.service.connection import name_on_server, open_service, server_of
 from tinkersmith.service.initial import initial_weights, template_line
 from tinkersmith.settings.fields import Settings
 from tinkersmith.text.tokenizer import check_given_tokenizer
@@ -41,6 +40,8 @@ def dry_run(settings: Settings, signals: Interruption) -> Forecast:
             progress.say(note)
         check_trackers(settings.trackers)
         check_given_tokenizer(settings.tokenizer, base_model)
+        is_cloud = server_of(settings)[0] != "embedded"
+        rates = checked_rates(settings, name_on_server(base_model), is_cloud=is_cloud)
         weights = initial_weights(settings)
         progress.say("Data")
         chosen = read_eval_files(settings, progress)
@@ -68,8 +69,6 @@ def dry_run(settings: Settings, signals: Interruption) -> Forecast:
             progress.say(f"  {line}".rstrip())
         questions, _ = measurements_of(data, encoding, chosen, progress)
         work = workload_of(data, settings, questions)
-        rates = rates_of(settings, service.base_model, is_cloud=service.kind != "embedded")
-        check_budget(settings, rates, service.base_model)
         steps = steps_per_epoch(data.count, settings.batch_size) * settings.num_epochs
         progress.say("Forecast")
         where = "this machine" if service.kind == "embedded" else service.probe.url

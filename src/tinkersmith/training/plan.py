@@ -19,12 +19,12 @@ from tinkersmith.evaluation.questions import Questions
 from tinkersmith.fingerprint import base_fingerprint
 from tinkersmith.forecast.budget import (
     Budget,
-    check_budget,
+    checked_rates,
     cut_to_budget,
     most_to_measure,
     spent_before,
 )
-from tinkersmith.forecast.costs import MILLION, Rates, rates_of
+from tinkersmith.forecast.costs import MILLION, Rates
 from tinkersmith.forecast.duration import measured_pace
 from tinkersmith.forecast.lines import Forecast, forecast_lines
 from tinkersmith.forecast.memory import memory_lines, memory_need
@@ -62,6 +62,7 @@ from tinkersmith.service.connection import (
     Server,
     ServerGone,
     Service,
+    name_on_server,
     open_service,
     server_of,
 )
@@ -174,8 +175,12 @@ def prepare(
     checkpoint = starting_checkpoint(resume) if resume else None
     fingerprint = _fingerprint(settings, progress)
     _check_base(resume, fingerprint)
+    rates = None
     if stage is None:
         check_given_tokenizer(settings.tokenizer, settings.base_model)
+        kind = server_of(settings)[0] if server is None else server.kind
+        name = name_on_server(settings.base_model)
+        rates = checked_rates(settings, name, is_cloud=kind != "embedded")
     # A run that goes on from its own checkpoint does not need the weights that it began with.
     begins = stage is None and checkpoint is None
     weights = initial_weights(settings) if begins else None
@@ -243,11 +248,10 @@ def prepare(
         progress.say(f"  {line}")
     epoch = steps_per_epoch(data.count, settings.batch_size)
     total_steps = epoch * settings.num_epochs
-    budget = work = rates = None
+    budget = work = None
     if stage is None:
         first = checkpoint.step if checkpoint else 0
         work = workload_of(data, settings, eval_questions)
-        rates = rates_of(settings, service.base_model, is_cloud=service.kind != "embedded")
         total_steps, budget = within_budget(
             settings, resume, service, data, work, rates, total_steps, first, progress
         )
@@ -346,9 +350,8 @@ def within_budget(
         first: steps of a resumed run that are done.
 
     Raises:
-        UserError: not one step fits, or a budget cannot be kept.
+        UserError: not one step fits.
     """
-    check_budget(settings, rates, service.base_model)
     changed = set(resume.changes) if resume else set[str]()
     again = resume is not None and not {"BUDGET_USD", "BUDGET_MINUTES"} & changed
     lines: list[str] = []

@@ -13,6 +13,7 @@ from typing import Any
 from tinkersmith.batches.length_report import LengthReport
 from tinkersmith.command_line import command_line
 from tinkersmith.errors import UserError
+from tinkersmith.forecast.budget import checked_rates
 from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress, watched
 from tinkersmith.runs.folder import REHEARSAL_FILE, REQUESTS_FILE, RunFolder
@@ -68,6 +69,7 @@ def rehearse(
     ):
         check_trackers(settings.trackers)
         target = target_of(settings, progress, signals.check)
+        checked_rates(settings, target.name, is_cloud=target.kind != "embedded")
         refuse_adapter(initial_weights(settings), target.kind)
         progress.say(f"Rehearsal for {target.name}: {target.about}.")
         signals.check()
