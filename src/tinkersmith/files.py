@@ -21,6 +21,12 @@ _KINDS = (
     (stat.S_ISCHR, "it is a device"),
     (stat.S_ISBLK, "it is a device"),
 )
+# How they begin today, and how they did in the first versions.
+_LFS_POINTERS = (
+    b"version https://git-lfs.github.com/spec",
+    b"version https://hawser.github.com/spec",
+)
+LFS_POINTER = "a pointer of Git LFS to the file, and not the file"
 _umask_lock = threading.Lock()  # the umask can only be read by setting it
 
 
@@ -68,6 +74,8 @@ def read_json_object(path: Path | str, largest: int = LARGEST_JSON_FILE) -> dict
         ValueError: it holds something else; the text says what, and begins with "it" or a place.
     """
     data = read_regular(path, largest)
+    if is_lfs_pointer(data):
+        raise ValueError(f"it is {LFS_POINTER} (git lfs pull)")
     try:
         value: object = json.loads(data.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -83,6 +91,11 @@ def read_json_object(path: Path | str, largest: int = LARGEST_JSON_FILE) -> dict
     if not isinstance(value, dict):
         raise ValueError(f"it holds {kind_of_json(value)} instead of an object")
     return cast("dict[str, Any]", value)
+
+
+def is_lfs_pointer(start: bytes) -> bool:
+    """Whether a file that begins so is a pointer of Git LFS to a file that was not fetched."""
+    return start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_LFS_POINTERS)
 
 
 def kind_of_json(value: object) -> str:

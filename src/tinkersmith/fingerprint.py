@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any, cast
 
 from tinkersmith.errors import one_line
-from tinkersmith.files import kind_of_json, open_regular, read_json_object
+from tinkersmith.files import (
+    LFS_POINTER,
+    is_lfs_pointer,
+    kind_of_json,
+    open_regular,
+    read_json_object,
+)
 
 _WHOLE = 64 * 2**20  # bytes: smaller files are read whole
 _PER_TENSOR = 4096  # bytes read from the middle of each tensor of a larger file
@@ -129,13 +135,13 @@ def read_header(file: Path) -> WeightsHeader:
         DamagedWeights: there is no whole header.
     """
     with open_regular(file) as opened:
-        start = opened.read(8)
+        start = opened.read(64)
         size = opened.seek(0, 2)
-        length = int.from_bytes(start, "little")
+        length = int.from_bytes(start[:8], "little")
         if len(start) < 8 or not 2 <= length <= min(size - 8, _LONGEST_HEADER):
             what = "it is empty" if not size else f"it has {size:,} bytes and no whole header"
-            if start == b"version ":
-                what = "it is a pointer of Git LFS to the file, and not the file (git lfs pull)"
+            if is_lfs_pointer(start):
+                what = f"it is {LFS_POINTER} (git lfs pull)"
             raise DamagedWeights(file, what)
         opened.seek(8)
         header = opened.read(length)

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from tinkersmith.errors import UserError, one_line, unreadable
-from tinkersmith.files import LARGEST_JSON_FILE, read_json_object, read_regular
+from tinkersmith.files import (
+    LARGEST_JSON_FILE,
+    LFS_POINTER,
+    is_lfs_pointer,
+    read_json_object,
+    read_regular,
+)
 from tinkersmith.prompts.guards import GUARDED, unguarded
 
 if TYPE_CHECKING:
@@ -124,11 +130,8 @@ def read_tokenizer(folder: Path, chat_template: str | None = None) -> TextTokeni
         return None
     except OSError as error:
         raise unreadable(file, error) from None
-    if data.startswith(b"version https://git-lfs"):
-        raise UserError(
-            f"{file} is a pointer of Git LFS to the file, and not the file. Fetch it with: git lfs "
-            "pull"
-        )
+    if is_lfs_pointer(data[:100]):
+        raise UserError(f"{file} is {LFS_POINTER}. Fetch it with: git lfs pull")
     from tokenizers import Tokenizer
 
     try:

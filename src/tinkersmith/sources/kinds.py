@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from tinkersmith.errors import UserError, one_line
+from tinkersmith.files import LFS_POINTER, is_lfs_pointer
 
 _SAVE_AS_JSON = "Save its records as JSON Lines in the program that wrote it."
 _PICKLE_ADVICE = (
@@ -163,12 +164,8 @@ def refuse_text(path: Path, data: bytes) -> None:
     """Raise UserError if UTF-8 text is certainly of a kind that holds no records."""
     start = data[:20_000].decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
     low = start[:1000].lower()
-    if start.startswith("version https://git-lfs.github.com/spec"):
-        raise _is(
-            path,
-            "a pointer of Git LFS to the file, and not the file",
-            "Fetch the file with: git lfs pull",
-        )
+    if is_lfs_pointer(data[:100]):
+        raise _is(path, LFS_POINTER, "Fetch the file with: git lfs pull")
     if re.match(r"(\.\./)*(\.git/annex|/annex)/objects/", start):
         raise _is(path, "a pointer of git-annex", "Fetch the file with: git annex get")
     if re.match(r"<(!doctype html|html|head|body|!--.{0,500}<html)", low, re.DOTALL):
