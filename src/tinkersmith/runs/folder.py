@@ -68,11 +68,12 @@ SHOWN_ANSWERS_FILE = "shown_answers.jsonl"  # to some questions of EVAL_FILES, a
 DELETED_CHECKPOINTS_FILE = "checkpoints.deleted.jsonl"  # by `sweep --keep best`
 SAMPLES_FILE = "samples.json"  # the last file that a run writes
 REQUESTS_FILE = "requests.jsonl"  # digests of what was sent
+TRAINED_QUESTIONS_FILE = "trained_questions.bin"  # digests of what was trained on
 IMPROVEMENT_FACT = "improvement"  # in settings.json
 # A rehearsal is a folder in this folder of OUTPUT_DIR, with this file. It holds no model.
 REHEARSALS, REHEARSAL_FILE = "rehearsals", "rehearsal.json"
 # Files that no other program writes: they tell a run's folder where its settings.json is lost.
-_OF_A_RUN = (REQUESTS_FILE, SAMPLE_LOSSES_FILE, "trained_questions.bin")
+_OF_A_RUN = (REQUESTS_FILE, SAMPLE_LOSSES_FILE, TRAINED_QUESTIONS_FILE)
 _START_AGAIN = "Restore the file from a backup, or start a new run."
 _HALF_MADE = re.compile(r"\..+-\d{8}-\d{6}(-\d+)?\.\w{8}\.tmp").fullmatch
 _HALF_MADE_AGE = 3600  # seconds: the process that made it is not at it any more
@@ -588,7 +589,7 @@ def _remove_half_made(output_dir: Path) -> None:
         with suppress(OSError):  # another process was faster
             names = {path.name for path in folder.iterdir()} if _HALF_MADE(folder.name) else {"?"}
             is_old = time.time() - folder.stat().st_mtime > _HALF_MADE_AGE
-            first = ("settings.json", REQUESTS_FILE, "trained_questions.bin")
+            first = ("settings.json", REQUESTS_FILE, TRAINED_QUESTIONS_FILE)
             if is_old and all(any(file in name for file in first) for name in names):
                 shutil.rmtree(folder)
 

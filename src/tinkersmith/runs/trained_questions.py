@@ -18,11 +18,10 @@ from tinkersmith.data.samples import Sample, Source, question_of, said_by_users
 from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import open_regular, write_atomically
 from tinkersmith.paths import is_hub_name, seen_from_folder
-from tinkersmith.runs.folder import RunFolder
+from tinkersmith.runs.folder import TRAINED_QUESTIONS_FILE, RunFolder
 from tinkersmith.runs.sketches import AT_ONCE, Sketches, end_to_end, sketches_of
 from tinkersmith.text.thoughts import answer_alone
 
-TRAINED_QUESTIONS_FILE = "trained_questions.bin"
 SKETCHED_AT_MOST = 200_000  # questions: 51 MB
 _VERSION = 1
 _ARRAYS = {  # of one entry per question, sketches excepted
