@@ -6,6 +6,7 @@ of Qwen3-VL is a Qwen3 but for the positions of images, and Qwen3 has fast kerne
 
 import copy
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,10 +45,14 @@ TOWER = re.compile(r"(?:^|\.)visual\.")  # names of the tensors of the part that
 _NOT_TAKEN = {"model_type", "architectures", "rope_parameters", "layer_types", "dtype"}
 
 
-def sees(model_type: str, *, has_tower: bool) -> bool:
-    """Whether a model of this type is loaded with the part that sees, which its folder may have."""
+def sees(model_type: str, has_tower: Callable[[], bool]) -> bool:
+    """Whether a model of this type is loaded with the part that sees.
+
+    Args:
+        has_tower: whether its folder has that part; asked only where that decides.
+    """
     text = _TEXT.get(model_type)
-    return text is not None and (has_tower or not text.stands_alone)
+    return text is not None and (not text.stands_alone or has_tower())
 
 
 def config_of_text(config: PreTrainedConfig) -> PreTrainedConfig:

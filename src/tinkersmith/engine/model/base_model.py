@@ -333,7 +333,7 @@ def _compare_with_images(
 
 def _sees(folder: Path, model_type: str) -> bool:
     """Whether a folder's model is loaded with the part that sees images."""
-    return families.sees(model_type, has_tower=parameter_count(folder, families.TOWER) > 0)
+    return families.sees(model_type, lambda: parameter_count(folder, families.TOWER) > 0)
 
 
 def _log_left_out(name: str, folder: Path, left_out: re.Pattern[str], why: str) -> None:
