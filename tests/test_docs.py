@@ -318,3 +318,16 @@ def test_every_behaviour_of_the_inference_apis_names_its_test() -> None:
         rows = re.findall(r"^\| (\d+) \|.*\| `(test_\w+)` \|$", read(name), re.MULTILINE)
         assert [int(number) for number, _ in rows] == list(range(1, len(tests) + 1))
         assert {test for _, test in rows} == tests
+
+
+def test_no_message_names_a_page_that_an_installed_package_does_not_have() -> None:
+    for file in sorted((ROOT / "src").rglob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        texts = {node for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+        alone = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}  # docstrings
+        named = [
+            node.value
+            for node in texts - alone
+            if isinstance(node.value, str) and re.search(r"\b(docs|examples)/\S+\.\w", node.value)
+        ]
+        assert not named, (file, named)

@@ -53,7 +53,7 @@ def _sample(record: Any, source: Source, columns: Mapping[str, str]) -> Sample:
         raise Unusable(
             "",
             f"the record is {kind_of_json(record)}; it must be an object with instruction and "
-            "output, or another shape that docs/guides/data.md of Tinkersmith's source shows.",
+            "output, or with messages.",
         )
     fields = cast("dict[str, Any]", record)
     if "row_idx" in fields and isinstance(fields.get("row"), dict):

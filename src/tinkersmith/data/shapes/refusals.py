@@ -71,7 +71,6 @@ def refusal(fields: dict[str, Any], layout: Layout) -> Unusable:
             names["messages"],
             f'the record {what} (as its "{names["messages"]}" shows), as in OASST. Write each way '
             'from the first message to an answer as a record of its own: {"messages": [...]}. '
-            "docs/guides/data.md of Tinkersmith's source has the lines of Python that do it. "
             '"prompter" and "assistant" are read as roles.',
         )
     if layout.shape == "message":
@@ -110,8 +109,7 @@ def _unknown(fields: dict[str, Any]) -> Unusable:
         return Unusable(
             "",
             f"no field of the record holds a text to train on: {quoted_names(list(fields))}. "
-            "Remove it, or write it in a shape that docs/guides/data.md of Tinkersmith's source "
-            "shows.",
+            'Remove it, or write it as {"instruction": ..., "output": ...} or {"messages": [...]}.',
             unclear=True,
         )
     if len(meant) == 1:
