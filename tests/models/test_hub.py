@@ -16,11 +16,13 @@ from tests.support.hubs import REFUSING, UNRESOLVED, Hub, hub_with, silent_hub
 from tests.support.processes import PATIENCE
 from tests.support.tiny_models import make_tiny_model
 from tinkersmith.errors import UserError
+from tinkersmith.export.base_folder import read_base
 from tinkersmith.fingerprint import safetensors_header
 from tinkersmith.models import hub
 from tinkersmith.models.hub import check_hub_has, tokenizer_from_hub, tokenizer_repository
+from tinkersmith.sources.kinds import refuse_text
 from tinkersmith.sources.records import read_records
-from tinkersmith.text.tokenizer import check_given_tokenizer, load_tokenizer, tokenizer_of
+from tinkersmith.text.tokenizer import given_tokenizer, load_tokenizer, tokenizer_of
 
 NAME = "some-org/some-model"
 
@@ -127,25 +129,32 @@ def test_the_folder_that_is_given_comes_first_and_the_hub_is_not_asked(
 def test_a_tokenizer_folder_of_another_model_is_refused(tmp_path: Path) -> None:
     given = make_tiny_model(tmp_path / "given")
     with pytest.raises(UserError, match=r"Qwen/Qwen3-8B knows 151,936: .* another model"):
-        check_given_tokenizer(str(given), "Qwen/Qwen3-8B")
+        given_tokenizer(str(given), "Qwen/Qwen3-8B")
     larger = make_tiny_model(tmp_path / "larger")
     config = json.loads((larger / "config.json").read_text())
     (larger / "config.json").write_text(json.dumps({**config, "vocab_size": 100}))
     with pytest.raises(UserError, match=r"larger knows 100: .* another model"):
-        check_given_tokenizer(str(given), str(larger))
-    check_given_tokenizer(str(given), str(given))
-    check_given_tokenizer(str(given), "somebody/unknown")
-    check_given_tokenizer("", "Qwen/Qwen3-8B")
+        given_tokenizer(str(given), str(larger))
+    given_tokenizer(str(given), str(given))
+    given_tokenizer(str(given), "somebody/unknown")
+    assert given_tokenizer("", "Qwen/Qwen3-8B") is None
 
 
-def test_a_pointer_of_git_lfs_is_told_as_that(tmp_path: Path) -> None:
-    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"
+@pytest.mark.parametrize("host", ["git-lfs.github.com", "hawser.github.com"])
+def test_a_pointer_of_git_lfs_is_told_as_that(host: str, tmp_path: Path) -> None:
+    pointer = f"version https://{host}/spec/v1\noid sha256:0\nsize 5\n"
     (tmp_path / "tokenizer.json").write_text(pointer)
     with pytest.raises(UserError, match=r"tokenizer\.json is a pointer of Git LFS"):
-        check_given_tokenizer(str(tmp_path), "somebody/unknown")
+        given_tokenizer(str(tmp_path), "somebody/unknown")
     (tmp_path / "model.safetensors").write_text(pointer)
     with pytest.raises(ValueError, match="a pointer of Git LFS"):
         safetensors_header(tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(pointer)
+    with pytest.raises(UserError, match=r"config\.json is damaged: it is a pointer of Git LFS"):
+        read_base(tmp_path)
+    (tmp_path / "data.json").write_text(pointer)
+    with pytest.raises(UserError, match="a pointer of Git LFS"):
+        refuse_text(tmp_path / "data.json", pointer.encode())
 
 
 @pytest.mark.parametrize("token", ["", "hf_something"])

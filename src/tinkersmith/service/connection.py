@@ -363,6 +363,10 @@ class Service:
             self._tokenizer = tokenizer_of(self.tokenizer_setting, self.base_model, named)
         return self._tokenizer
 
+    def use_tokenizer(self, given: "TextTokenizer | None") -> None:
+        """Use the tokenizer of TOKENIZER that was read already; None where it was not."""
+        self._tokenizer = given or self._tokenizer
+
     def _named_tokenizer(self, training_client: Any) -> str:
         """What the server calls the base model's tokenizer: a folder, a name on the hub, or ""."""
         if training_client is None and self.is_our_engine():  # which costs nothing

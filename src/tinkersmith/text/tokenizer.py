@@ -90,14 +90,13 @@ def given_tokenizer_folder(given: str) -> Path:
     return folder
 
 
-def check_given_tokenizer(given: str, base_model: str) -> None:
-    """Check what TOKENIZER names, before anything is asked of a server.
+def given_tokenizer(given: str, base_model: str) -> TextTokenizer | None:
+    """What TOKENIZER names, read before anything is asked of a server; None where it is not set.
 
     Raises:
         UserError: there is no tokenizer, or that of another model.
     """
-    if given:
-        tokenizer_of(given, base_model)
+    return tokenizer_of(given, base_model) if given else None
 
 
 def _refuse_other_vocabulary(tokenizer: TextTokenizer, given: str, base_model: str) -> None:

@@ -20,7 +20,7 @@ from tinkersmith.progress import watched
 from tinkersmith.service.connection import name_on_server, open_service, server_of
 from tinkersmith.service.initial import initial_weights, template_line
 from tinkersmith.settings.fields import Settings
-from tinkersmith.text.tokenizer import check_given_tokenizer
+from tinkersmith.text.tokenizer import given_tokenizer
 from tinkersmith.trackers.available import check_trackers
 from tinkersmith.training.interruption import Interruption
 from tinkersmith.training.plan import encoding_for, measurements_of
@@ -39,7 +39,7 @@ def dry_run(settings: Settings, signals: Interruption) -> Forecast:
         if note:
             progress.say(note)
         check_trackers(settings.trackers)
-        check_given_tokenizer(settings.tokenizer, base_model)
+        given = given_tokenizer(settings.tokenizer, base_model)
         is_cloud = server_of(settings)[0] != "embedded"
         rates = checked_rates(settings, name_on_server(base_model), is_cloud=is_cloud)
         weights = initial_weights(settings)
@@ -54,6 +54,7 @@ def dry_run(settings: Settings, signals: Interruption) -> Forecast:
         signals.check()
         service = guard.enter_context(open_service(settings, progress=progress, weights=weights))
         service.check = signals.check
+        service.use_tokenizer(given)
         service.check_trainable()
         if weights is not None:
             service.check_weights(weights, settings)

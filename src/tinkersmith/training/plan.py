@@ -79,7 +79,7 @@ from tinkersmith.settings.measures import VALIDATION_LOSS, best_by
 from tinkersmith.settings.reading import settings_for_file
 from tinkersmith.text.choose import Decision, decide, template_lines
 from tinkersmith.text.templates import PromptTemplate, choose_template
-from tinkersmith.text.tokenizer import check_given_tokenizer
+from tinkersmith.text.tokenizer import given_tokenizer
 from tinkersmith.training.divergence import lower_rate
 from tinkersmith.training.rehearsal.comparison import check_creation, check_plan, compared_with
 from tinkersmith.training.rehearsal.planned import Planned
@@ -175,9 +175,9 @@ def prepare(
     checkpoint = starting_checkpoint(resume) if resume else None
     fingerprint = _fingerprint(settings, progress)
     _check_base(resume, fingerprint)
-    rates = None
+    rates = given = None
     if stage is None:
-        check_given_tokenizer(settings.tokenizer, settings.base_model)
+        given = given_tokenizer(settings.tokenizer, settings.base_model)
         kind = server_of(settings)[0] if server is None else server.kind
         name = name_on_server(settings.base_model)
         rates = checked_rates(settings, name, is_cloud=kind != "embedded")
@@ -220,6 +220,7 @@ def prepare(
             )
         )
     service.check = check
+    service.use_tokenizer(given)
     initial_state = stage.state_path if stage else ""
     creation = creation_of(settings, service.base_model, weights, initial_state)
     if resume is None and compared is not None:
