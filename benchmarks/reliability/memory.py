@@ -32,6 +32,18 @@ ROOT = Path(__file__).resolve().parents[2]
 LEAST, MOST = 0.8, 1.5  # of what was measured
 EVERY = 0.05  # seconds between two looks
 MIB = 2**20
+SIZES: dict[str, Any] = {
+    "vocab_size": 32768,
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "max_position_embeddings": 16384,
+    "tie_word_embeddings": True,
+    "eos_token_id": 0,
+}
 
 
 def main() -> int:
@@ -43,8 +55,8 @@ def main() -> int:
     runs: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
         write_samples()
-        qwen3 = make_qwen3(Path("qwen3-512"))
-        for title, settings in cases(qwen3, wanted.model).items():
+        qwen3, mistral = make_qwen3(Path("qwen3-512")), make_mistral(Path("mistral-512"))
+        for title, settings in cases(qwen3, mistral, wanted.model).items():
             runs[title] = one_run(settings)
             print(title, runs[title], flush=True)
     command = "python -m benchmarks.reliability.memory"
@@ -52,7 +64,7 @@ def main() -> int:
     return 0 if all(LEAST <= run["forecast / measured"] <= MOST for run in runs.values()) else 1
 
 
-def cases(qwen3: Path, others: list[str]) -> dict[str, dict[str, Any]]:
+def cases(qwen3: Path, mistral: Path, others: list[str]) -> dict[str, dict[str, Any]]:
     """The settings of each run, beside those that all have."""
     short: dict[str, Any] = {"DATA_FILES": ["short.json"]}
     long: dict[str, Any] = {"DATA_FILES": ["long.json"], "BATCH_SIZE": 1}
@@ -68,6 +80,10 @@ def cases(qwen3: Path, others: list[str]) -> dict[str, dict[str, Any]]:
             **short,
             **of_qwen3,
             **output_layer,
+        },
+        "Mistral, hidden size 512, a window of 512, samples of about 4,900 tokens": {
+            **longest,
+            "BASE_MODEL": str(mistral),
         },
         **{Path(other).name: {**short, "BASE_MODEL": str(Path(other))} for other in others},
     }
@@ -93,26 +109,25 @@ def write_samples() -> None:
 
 def make_qwen3(folder: Path) -> Path:
     """A random Qwen3 of 52 million parameters with the bundled model's tokenizer."""
-    import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    return _saved(folder, Qwen3ForCausalLM(Qwen3Config(**SIZES)))
+
+
+def make_mistral(folder: Path) -> Path:
+    """A random Mistral of these sizes, whose layers all have a window."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    return _saved(folder, MistralForCausalLM(MistralConfig(**SIZES, sliding_window=512)))
+
+
+def _saved(folder: Path, model: Any) -> Path:
+    import torch
 
     folder.mkdir()
     for file in next(iter(BUNDLED_MODELS.values())).iterdir():
         if "token" in file.name or file.suffix == ".jinja":
             shutil.copy(file, folder / file.name)
-    config = Qwen3Config(
-        vocab_size=32768,
-        hidden_size=512,
-        intermediate_size=1536,
-        num_hidden_layers=12,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=64,
-        max_position_embeddings=16384,
-        tie_word_embeddings=True,
-        eos_token_id=0,
-    )
-    model: Any = Qwen3ForCausalLM(config)
     model.to(torch.bfloat16).save_pretrained(folder)
     return folder.resolve()
 

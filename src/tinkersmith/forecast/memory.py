@@ -24,8 +24,12 @@ _GIB = 2**30
 _OPTIMIZER = 16  # bytes of an adapter's weight: itself, its gradient and two moments, in float32
 _PROGRAMS = 0.5 * _GIB  # of the engine, the recipe and their libraries
 _PACK = 2048  # tokens that the engine computes at a time; a longer sample stands alone
+# Bytes of the engine for each byte that the layers of transformers keep, by measurement: they free
+# tensors between those, and the engine gives no memory back to the system.
+_SCATTERED = 1.7
 _TILE = 128  # tokens whose attention is one product
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "in_proj", "out_proj")
+_KERNELS = ("llama", "mistral", "qwen2", "qwen3")  # families that have kernels
 _MLP = ("gate_proj", "up_proj", "down_proj", "gate_up_proj")
 
 
@@ -71,10 +75,16 @@ def memory_need(
     narrow = not wide and says_bf16()  # else bfloat16 weights are computed with in float32
     tokens = min(max(longest, min(step_tokens, _PACK)), settings.max_sequence_length)
     config = _config(folder)
-    activations = tokens * (_kept(config, settings) + _passing(config)) * (2 if narrow else 4)
+    by_kernels = _has_kernels(config, longest)
+    kept: float = _kept(config, settings)
+    if not by_kernels:
+        kept = _SCATTERED * _kept_by_own_layers(config, settings)
+    activations = int(tokens * (kept + _passing(config)) * (2 if narrow else 4))
     adapter = _OPTIMIZER * settings.lora_rank * _adapter_width(folder, shapes, settings)
     free = free_system_memory()
-    attention = 0 if narrow else 4 * _probabilities(config, tokens, min(longest, tokens))
+    attention = 0
+    if by_kernels and not narrow:
+        attention = 4 * _probabilities(config, tokens, min(longest, tokens))
     # The engine keeps them where all that it keeps fits into half of what is free then.
     left = (4 * _GIB if free is None else free) - weights - adapter - _PROGRAMS
     if activations + attention > left / 2:
@@ -98,8 +108,46 @@ def _adapter_width(folder: Path, shapes: dict[str, tuple[int, ...]], settings: S
     return width
 
 
+def _has_kernels(config: dict[str, Any], longest: int) -> bool:
+    """Whether the engine computes the layers by its own kernels, up to a sample of `longest`.
+
+    Else they are those of transformers, whose attention keeps no probabilities.
+    """
+    return config.get("model_type") in _KERNELS and longest <= (_window(config) or longest)
+
+
+def _window(config: dict[str, Any]) -> int:
+    """Tokens that a token sees in the layers with a sliding window; 0 if no layer has one."""
+    size = _number(config, "sliding_window")
+    kinds: object = config.get("layer_types")
+    if isinstance(kinds, list):
+        return size if "sliding_attention" in kinds else 0
+    if config.get("model_type") == "mistral":
+        return size
+    first = _number(config, "max_window_layers")  # Qwen: the layers from this one on
+    return (
+        size
+        if config.get("use_sliding_window") and first < _number(config, "num_hidden_layers")
+        else 0
+    )
+
+
+def _kept_by_own_layers(config: dict[str, Any], settings: Settings) -> int:
+    """Numbers that a token leaves in all layers, where these are those of transformers."""
+    hidden, heads, key_heads, head, inner = _sizes(config)
+    experts = _number(config, "num_experts_per_tok")
+    attention = 4 * hidden + (3 * heads + 2 * key_heads) * head  # two norms and their inputs
+    others = 2 * hidden  # two more norms, of many families
+    products = (7 if config.get("model_type") == "gpt_oss" else 4) * inner
+    # Each expert has its input and its output.
+    mlp = products + 2 * experts * hidden
+    return _number(config, "num_hidden_layers") * (
+        attention + others + mlp + 7 * settings.lora_rank
+    )
+
+
 def _kept(config: dict[str, Any], settings: Settings) -> int:
-    """Numbers that a token leaves in all layers for the backward pass."""
+    """Numbers that a token leaves in all layers for the backward pass of the engine's kernels."""
     hidden, heads, key_heads, head, inner = _sizes(config)
     projected = 2 * (heads + 2 * key_heads) * head + heads * head  # before and after the rotation
     layer = projected + 2 * hidden + 2 * inner + 4 * settings.lora_rank
@@ -115,18 +163,16 @@ def _passing(config: dict[str, Any]) -> int:
 def _probabilities(config: dict[str, Any], tokens: int, longest: int) -> int:
     """The attention probabilities of all layers, where tokens see those before them in a sample."""
     _, heads, *_ = _sizes(config)
-    # A layer with a window has no more than the window's: not counted, as windows are mostly long.
     return _number(config, "num_hidden_layers") * heads * tokens * (longest + 3 * _TILE) // 2
 
 
 def _sizes(config: dict[str, Any]) -> tuple[int, int, int, int, int]:
-    """Width of the hidden states, heads, KV heads, head size, and width of the MLP."""
+    """Width of the hidden states, heads, KV heads, head size, and width of a token's MLP."""
     hidden, heads = _number(config, "hidden_size"), _number(config, "num_attention_heads")
     key_heads = _number(config, "num_key_value_heads") or heads
     head = _number(config, "head_dim") or hidden // max(heads, 1)
-    experts = _number(config, "num_experts_per_tok")
-    inner = experts * _number(config, "moe_intermediate_size")
-    return hidden, heads, key_heads, head, inner or _number(config, "intermediate_size")
+    inner = _number(config, "moe_intermediate_size") or _number(config, "intermediate_size")
+    return hidden, heads, key_heads, head, inner * max(_number(config, "num_experts_per_tok"), 1)
 
 
 def _number(config: dict[str, Any], name: str) -> int:

@@ -129,3 +129,35 @@ def test_blocks_that_memory_makes_smaller_equal_one_mask(
     blocks = list(scored_attention._blocks(heads[0][None], heads[1][None], scoring.window))
     assert len(blocks) > 8
     assert_equal_to_one_mask([300], [150], scoring)
+
+
+def test_values_smaller_than_keys_need_no_matrix_of_all_queries_by_all_keys() -> None:
+    query, key, value = (heads[None] for heads in random_heads([300], [0]))
+    value = value[..., : SIZE // 2]  # as those of latent attention (DeepSeek)
+    largest = 0
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal largest
+        largest = max(largest, tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = scored_attention.attend_document(query, key, value, Scoring(0.4))
+    assert largest < 300 * 300
+    seen = mask_of_a_pack([300], [0], None)
+    expected = masked_attention(query[0], key[0], value[0], seen, Scoring(0.4))
+    torch.testing.assert_close(output[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_blocks_of_a_window_share_their_mask() -> None:
+    query, key, value = (heads[None] for heads in random_heads([1500], [0]))
+    masks = dict[int, int]()
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.ndim == 2 and not tensor.requires_grad:
+            masks[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        scored_attention.attend_document(query, key, value, Scoring(0.4, WINDOW))
+    assert 0 < sum(masks.values()) < 4 * 128 * (128 + WINDOW)  # of 12 blocks

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 _CPU_BLOCK, _GPU_BLOCK = 128, 512  # queries; 128 is the best of four on a CPU by measurement
 _SCORES = 2**24  # of a block, at most: 64 MB
@@ -45,21 +45,33 @@ def attend_document(
     if not scoring.is_fused:
         output: torch.Tensor = _WrittenOut.apply(query, key, value, scoring)  # type: ignore[assignment]
         return output
+    if value.shape[-1] < query.shape[-1]:
+        # Latent attention (DeepSeek): torch's fused kernels take heads of one size only, and
+        # without them a matrix of all queries by all keys is held.
+        padded = pad(value, (0, query.shape[-1] - value.shape[-1]))
+        return attend_document(query, key, padded, scoring)[..., : value.shape[-1]]
     if before == 0 and (scoring.window is None or tokens <= scoring.window):
         return scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scoring.scale, enable_gqa=True
         )
-    parts = [
-        scaled_dot_product_attention(
-            query[:, :, block.start : block.end],
-            key[:, :, block.first : block.last],
-            value[:, :, block.first : block.last],
-            attn_mask=block.visible(scoring.window),
-            scale=scoring.scale,
-            enable_gqa=True,
+    # Kept for the backward pass, and the same for most blocks: one for all of them.
+    masks: dict[tuple[int, int], torch.Tensor] = {}
+    parts: list[torch.Tensor] = []
+    for block in _blocks(query, key, scoring.window):
+        size = block.end - block.start, block.last - block.first
+        if size not in masks:
+            hidden = ~block.visible(scoring.window)
+            masks[size] = query.new_zeros(size).masked_fill_(hidden, -torch.inf)
+        parts.append(
+            scaled_dot_product_attention(
+                query[:, :, block.start : block.end],
+                key[:, :, block.first : block.last],
+                value[:, :, block.first : block.last],
+                attn_mask=masks[size],
+                scale=scoring.scale,
+                enable_gqa=True,
+            )
         )
-        for block in _blocks(query, key, scoring.window)
-    ]
     return torch.cat(parts, dim=2)
 
 
