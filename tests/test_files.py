@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,47 @@ def test_an_existing_folder_is_replaced_only_when_asked(tmp_path: Path) -> None:
         (folder / "new.txt").write_text("new")
     assert [file.name for file in (tmp_path / "export").iterdir()] == ["new.txt"]
     assert [file.name for file in tmp_path.iterdir()] == ["export"]
+
+
+def test_a_folder_that_another_process_made_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    with (
+        pytest.raises(FileExistsError, match="exists already"),
+        new_folder(tmp_path / "export"),
+        new_folder(tmp_path / "export") as faster,
+    ):
+        (faster / "first.txt").write_text("first")
+    assert [file.name for file in (tmp_path / "export").iterdir()] == ["first.txt"]
+    assert [file.name for file in tmp_path.iterdir()] == ["export"]
+
+
+def test_what_a_killed_process_left_of_a_folder_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    code = "import sys, time; from tinkersmith.files import new_folder\n"
+    code += "with new_folder(sys.argv[1]) as new: (new / 'a').touch(); print(new, flush=True)"
+    code += "; time.sleep(60)"
+    target = tmp_path / "中文 (1)"
+    programs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(target)], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    try:
+        killed, writing = (
+            Path((program.stdout or sys.stdin).readline().rstrip("\n")) for program in programs
+        )
+        programs[0].kill()
+        programs[0].wait()
+        others = [tmp_path / name for name in (".中文 (1).notes.tmp", ".another.abcdefgh.tmp")]
+        for folder in (killed, writing, *others):
+            folder.mkdir(exist_ok=True)
+            os.utime(folder, (0, 0))  # not made in this moment
+        with new_folder(target) as new:
+            (new / "whole.txt").touch()
+        assert not killed.exists()
+        assert sorted(tmp_path.iterdir()) == sorted([target, writing, *others])
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+            assert program.stdout is not None
+            program.stdout.close()

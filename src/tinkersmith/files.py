@@ -1,14 +1,17 @@
 """Reading that neither waits nor fills the memory, and writing that leaves no half of a file."""
 
 import errno
+import fcntl
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -27,6 +30,7 @@ _LFS_POINTERS = (
     b"version https://hawser.github.com/spec",
 )
 LFS_POINTER = "a pointer of Git LFS to the file, and not the file"
+_UNLOCKED = 5.0  # seconds within which a new folder is locked for sure
 _umask_lock = threading.Lock()  # the umask can only be read by setting it
 
 
@@ -153,10 +157,9 @@ def new_folder(path: Path | str, overwrite: bool = False) -> Generator[Path, Non
     """
     path = Path(path)
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists already")
+        raise _exists(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-    try:
+    with folder_beside(path) as temporary:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
@@ -164,17 +167,63 @@ def new_folder(path: Path | str, overwrite: bool = False) -> Generator[Path, Non
                     os.fsync(handle.fileno())
         temporary.chmod(0o777 & ~_umask())
         _fsync_folder(temporary)
-        if path.exists():
+        if not path.exists():
+            os.rename(temporary, path)
+        elif not overwrite:  # another process was faster
+            raise _exists(path)
+        else:
             old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old"))
             os.rename(path, old / path.name)
             os.rename(temporary, path)
             shutil.rmtree(old)
-        else:
-            os.rename(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     _fsync_folder(path.parent)
+
+
+@contextmanager
+def folder_beside(path: Path) -> Generator[Path, None, None]:
+    """A temporary folder beside `path`: its disk may have more space than the system's.
+
+    Those that killed processes left beside `path` are removed.
+    """
+    _remove_half_made(path)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
+    handle = os.open(temporary, os.O_RDONLY)  # the system drops the lock when the process ends
+    try:
+        _try_lock(handle)
+        yield temporary
+    finally:
+        os.close(handle)
+        shutil.rmtree(temporary, ignore_errors=True)  # it may have been renamed
+
+
+def _exists(path: Path) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, "it exists already", str(path))
+
+
+def _remove_half_made(path: Path) -> None:
+    """Remove temporary folders of `path` that no process has any more: see `folder_beside`."""
+    names = re.compile(re.escape(f".{path.name}.") + r"[a-z0-9_]{8}\.tmp")
+    for folder in path.parent.iterdir():
+        if not names.fullmatch(folder.name):
+            continue
+        with suppress(OSError):  # another process was faster, or it is another user's
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                # A new one may not be locked yet.
+                is_old = time.time() - os.fstat(handle).st_mtime > _UNLOCKED
+                if is_old and _try_lock(handle):
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(handle)
+
+
+def _try_lock(handle: int) -> bool:
+    """Lock a file or folder; False where another process has, or the file system has no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def _check_kind(info: os.stat_result, path: Path | str) -> None:

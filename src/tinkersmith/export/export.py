@@ -31,14 +31,13 @@ from tinkersmith.export.targets.folder import (
     EXPORTS,
     check_export_folder,
     export_folder,
-    folder_beside,
     interruption_told,
     not_written,
 )
 from tinkersmith.export.targets.vllm import vllm_section, vllm_serve
 from tinkersmith.export.verify import Verification, verify_export
 from tinkersmith.export.ways import export_ways
-from tinkersmith.files import new_folder, write_atomically, write_json
+from tinkersmith.files import folder_beside, new_folder, write_atomically, write_json
 from tinkersmith.models.names import local_model_folder
 from tinkersmith.progress import watched
 from tinkersmith.runs.provenance import labels_of

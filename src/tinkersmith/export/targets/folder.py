@@ -60,13 +60,6 @@ def _is_export(folder: Path) -> bool:
 
 
 @contextmanager
-def folder_beside(folder: Path) -> Generator[Path, None, None]:
-    """A temporary folder beside `folder`: its disk may have more space than the system's."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.download.") as name:
-        yield Path(name)
-
-
-@contextmanager
 def interruption_told(folder: Path, say: Callable[[str], None]) -> Generator[None, None, None]:
     """Say what became of `folder` if the user interrupts the block."""
     before = _identity(folder)

@@ -32,7 +32,7 @@ from tinkersmith.export.targets.llama_cpp import (
 )
 from tinkersmith.export.targets.ollama import modelfile, ollama_template, stops_of
 from tinkersmith.export.targets.pre_tokenizers import RULES, ids, matching_rule
-from tinkersmith.files import new_folder, write_atomically, write_json
+from tinkersmith.files import folder_beside, new_folder, write_atomically, write_json
 from tinkersmith.progress import Progress, watched
 from tinkersmith.runs.trained_model import ModelReference, find_trained_model
 from tinkersmith.settings.fields import Settings
@@ -91,13 +91,8 @@ def export_gguf(
         rule = _checked(tools, base.folder, model, template, say)
 
     try:
-        with (
-            interruption_told(folder, say),
-            tempfile.TemporaryDirectory(
-                dir=folder.parent, prefix=f".{folder.name}.merged."
-            ) as place,
-        ):
-            merged = Path(place) / "merged"
+        with interruption_told(folder, say), folder_beside(folder) as place:
+            merged = place / "merged"
             export_model(
                 settings,
                 out=merged,
