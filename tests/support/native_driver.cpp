@@ -182,7 +182,7 @@ int main(int, char** arguments) {
   exact = std::fopen(arguments[1], "wb"), rounded = std::fopen(arguments[2], "wb");
   if (exact == nullptr || rounded == nullptr) return 1;
   Numbers source;
-  for (const i64 rows : {1, 4, 7, 16, 37}) multiply(source, rows, 101, 70);
+  for (const i64 rows : {1, 2, 4, 7, 16, 37}) multiply(source, rows, 101, 70);
   for (const i64 rows : {1, 5}) add_updates(source, 83, 150, 6, rows);
   look_through_logits(source, 3, 2 * VOCABULARY_BLOCK + 37);
   decode(source, 48, 80, 37, 18);   // threads share the rows

@@ -368,13 +368,20 @@ def test_small_batch_products_are_right_for_every_number_of_rows(
         assert (output[:, :5] == 7).all() and (output[:, -4:] == 7).all()
 
 
-def test_a_row_has_the_same_digits_in_any_company(library: Library) -> None:
-    product, x, weight = small_batch_product(library), torch.randn(70, 70), torch.randn(90, 70)
-    together, alone = torch.empty(70, 90), torch.empty(70, 90)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("outputs", [3, 16, 90])  # fewer than a vector, one vector, many
+def test_a_row_has_the_same_digits_in_any_company(
+    library: Library, dtype: torch.dtype, outputs: int
+) -> None:
+    product, x = small_batch_product(library), torch.randn(70, 75)
+    weight = torch.randn(outputs, 75).to(dtype)
+    together = torch.empty(70, outputs)
     product(x, weight, together)
-    for row in range(70):
-        product(x[row : row + 1], weight, alone[row : row + 1])
-    assert torch.equal(together, alone)
+    for few in range(1, 20):
+        apart = torch.empty(70, outputs)
+        for rows, found in zip(x.split(few), apart.split(few), strict=True):
+            product(rows, weight, found)
+        assert torch.equal(together, apart), few
 
 
 @torch.no_grad()

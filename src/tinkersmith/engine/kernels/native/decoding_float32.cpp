@@ -15,7 +15,7 @@
 #include <memory>
 #include <vector>
 
-#include "panels.h"
+#include "weight_columns.h"
 
 using namespace tinkersmith_panels;
 
@@ -291,8 +291,11 @@ void attend(const Model& model, const Float32Layer& layer, i64 index, const Cach
   }
 }
 
-Weights weights_of(const Float32Linear& linear) {
-  return {linear.weight, linear.narrow_weight, linear.inputs};
+// The weights from output `start` on.
+Weights weights_of(const Float32Linear& linear, i64 start) {
+  const i64 before = start * linear.inputs;
+  return {linear.weight == nullptr ? nullptr : linear.weight + before,
+          linear.narrow_weight == nullptr ? nullptr : linear.narrow_weight + before, linear.inputs};
 }
 
 // x A^T for all rows of a block that have an adapter. Every thread computes it for itself: it is
@@ -314,14 +317,14 @@ void fill_low(const Float32Linear& linear, const Block& block, float* x, Scratch
   for (const Segment& segment : scratch.segments) {
     const i64 skipped = segment.first_vector() * LANES;
     float* to = low + segment.place + skipped;
-    outputs_of(segment.end - skipped, segment.update->a, 0,
-               segment.update->layers * segment.update->rank, linear.inputs,
-               panel_of(x, linear.inputs, segment.panel) + skipped,
-               [&]<int COUNT, int USED>(i64 o, Vector(&sums)[COUNT][USED]) {
-                 for (int i = 0; i < COUNT; ++i)
-                   for (int j = 0; j < USED; ++j)
-                     store(to + (o + i) * ROWS + j * LANES, sums[i][j]);
-               });
+    const Weights weights{segment.update->a, nullptr, linear.inputs};
+    TileWeights whole(weights, 0, segment.update->layers * segment.update->rank, scratch.cast);
+    whole.outputs(segment.end - skipped, panel_of(x, linear.inputs, segment.panel) + skipped,
+                  [&]<int COUNT, int USED>(i64 o, Vector(&sums)[COUNT][USED]) {
+                    for (int i = 0; i < COUNT; ++i)
+                      for (int j = 0; j < USED; ++j)
+                        store(to + (o + i) * ROWS + j * LANES, sums[i][j]);
+                  });
   }
 }
 
@@ -379,27 +382,27 @@ int joined_of(const Float32Linear& linear, Joined (&joined)[JOINED_LAYERS]) {
 void write_outputs(const Float32Linear& linear, const Joined& layer, i64 first, i64 end,
                    const Block& block, float* x, float* residual, float* output, i64 width,
                    i64 place, Scratch& scratch) {
-  const float* rows = weights_of(linear).rows(layer.start + first, end - first, scratch.cast);
+  const Weights weights = weights_of(linear, layer.start);
+  TileWeights tile(weights, first, end, scratch.cast);
   const float* bias = linear.bias == nullptr ? nullptr : linear.bias + layer.start;
   for (i64 panel = 0; panel < block.panels; ++panel) {
     float* to = panel_of(output, width, panel) + (place - first) * ROWS;
     const float* more =
         residual == nullptr ? nullptr : panel_of(residual, width, panel) + (place - first) * ROWS;
-    outputs_of(block.rows_of(panel), rows, first, end, linear.inputs,
-               panel_of(x, linear.inputs, panel),
-               [&]<int COUNT, int USED>(i64 o, Vector(&sums)[COUNT][USED]) {
-                 for (const Segment& segment : scratch.segments)
-                   if (segment.panel == panel)
-                     add_segment(segment, scratch.low.numbers(), layer.start, o, sums);
-                 for (int i = 0; i < COUNT; ++i)
-                   for (int j = 0; j < USED; ++j) {
-                     const i64 at = (o + i) * ROWS + j * LANES;
-                     Vector sum = sums[i][j];
-                     if (bias != nullptr) sum += all(bias[o + i]);
-                     if (more != nullptr) sum += load(more + at);
-                     store(to + at, sum);
-                   }
-               });
+    tile.outputs(block.rows_of(panel), panel_of(x, linear.inputs, panel),
+                 [&]<int COUNT, int USED>(i64 o, Vector(&sums)[COUNT][USED]) {
+                   for (const Segment& segment : scratch.segments)
+                     if (segment.panel == panel)
+                       add_segment(segment, scratch.low.numbers(), layer.start, o, sums);
+                   for (int i = 0; i < COUNT; ++i)
+                     for (int j = 0; j < USED; ++j) {
+                       const i64 at = (o + i) * ROWS + j * LANES;
+                       Vector sum = sums[i][j];
+                       if (bias != nullptr) sum += all(bias[o + i]);
+                       if (more != nullptr) sum += load(more + at);
+                       store(to + at, sum);
+                     }
+                 });
   }
 }
 

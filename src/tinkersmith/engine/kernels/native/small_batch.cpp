@@ -2,13 +2,14 @@
 // them: their time depends on how often the weight is read.
 //
 // Axes: N rows, I and O input and output size of a linear layer.
-#include "panels.h"
+#include "weight_columns.h"
 
 using namespace tinkersmith_panels;
 
 namespace {
 
 constexpr i64 ALONE = 1 << 20;  // multiplications that one thread does sooner than several
+constexpr i64 TILES = 8;        // that a thread takes at a time: it prefetches the next one's weights
 
 void product(i64 rows, i64 outputs, Weights weights, const float* x, float* y, i64 ld_y) {
   static thread_local Buffer packed;
@@ -18,20 +19,20 @@ void product(i64 rows, i64 outputs, Weights weights, const float* x, float* y, i
     to_panel(x + panel * ROWS * inputs, inputs, std::min(ROWS, rows - panel * ROWS), inputs,
              panel_rows + panel * inputs * ROWS);
   const i64 tiles = tile_count(outputs);
-#pragma omp parallel for schedule(dynamic, 1) if (rows * outputs * inputs > ALONE)
+#pragma omp parallel for schedule(dynamic, TILES) if (rows * outputs * inputs > ALONE)
   for (i64 tile = 0; tile < tiles; ++tile) {
     static thread_local Buffer cast;
     const i64 first = tile_start(outputs, tile), end = tile_start(outputs, tile + 1);
-    const float* tile_weights = weights.rows(first, end - first, cast);
+    TileWeights tile_weights(weights, first, end, cast);
     alignas(64) float sums[TILE * ROWS];
     for (i64 panel = 0; panel < panels; ++panel) {
       const i64 here = std::min(ROWS, rows - panel * ROWS);
-      outputs_of(here, tile_weights, first, end, inputs, panel_rows + panel * inputs * ROWS,
-                 [&]<int COUNT, int USED>(i64 o, Vector(&sum)[COUNT][USED]) {
-                   for (int i = 0; i < COUNT; ++i)
-                     for (int j = 0; j < USED; ++j)
-                       store(sums + (o - first + i) * ROWS + j * LANES, sum[i][j]);
-                 });
+      tile_weights.outputs(here, panel_rows + panel * inputs * ROWS,
+                           [&]<int COUNT, int USED>(i64 o, Vector(&sum)[COUNT][USED]) {
+                             for (int i = 0; i < COUNT; ++i)
+                               for (int j = 0; j < USED; ++j)
+                                 store(sums + (o - first + i) * ROWS + j * LANES, sum[i][j]);
+                           });
       from_panel(sums, here, end - first, y + panel * ROWS * ld_y + first, ld_y);
     }
   }
