@@ -1,8 +1,10 @@
 """Sampling beside another program: our engine and transformers' `generate` in float32, in turn.
 
 The other program multiplies matrices without a pause on as many threads as there are cores. Each
-side is a process of its own that stays; while one samples, the other waits. Our side chooses its
-threads as the engine does; `generate` has those that torch takes. Every number of prompts is
+side is a process of its own that stays; while one samples, the other waits. `generate` has the
+threads that torch takes. Our side chooses its threads as the engine does, from what other programs
+used in the last two seconds; `generate` has paused as long, for its turn is no other program. Both
+know the shapes before they are timed, and the time includes reading the prompts. Every number is
 sampled by both sides one right after the other, several times, beside the other program and then on
 the machine as it is without it.
 
@@ -175,7 +177,11 @@ def work(job: dict[str, Any]) -> None:
     folder, ours = Path(job["folder"]), job["side"] == OURS
     if ours:  # as the engine does at its start
         from tinkersmith.engine.hardware.memory import keep_freed_memory
-        from tinkersmith.engine.hardware.threads import ThreadChoice, wait_passively
+        from tinkersmith.engine.hardware.threads import (
+            READ_USE_EVERY,
+            ThreadChoice,
+            wait_passively,
+        )
 
         keep_freed_memory()
         wait_passively(os.environ)
@@ -198,6 +204,8 @@ def work(job: dict[str, Any]) -> None:
         answers = generate_answers(folder, max(PROMPTS), "float32")
     for line in sys.stdin:
         if ours:
+            choice.number(small=small)  # the next look begins here, after the turn of `generate`
+            time.sleep(1.1 * READ_USE_EVERY)
             torch.set_num_threads(choice.number(small=small))
         begun = time.perf_counter()
         found = answers(prompts[: int(line)])

@@ -2,9 +2,9 @@
 
 Each client asks its own question, one at a time, through the unmodified SDK. `--other SRC` measures
 the engine of another version's source folder in turn with this one, so that both see the same
-machine; `--model FOLDER` takes another model than the bundled one. The aim: rows of different
-adapters share the products of the base model, so that sixteen adapters are answered nearly as fast
-as one.
+machine; `--model FOLDER` takes another model than the bundled one, and `--dtype` the precision of
+its weights. The aim: rows of different adapters share the products of the base model, so that
+sixteen adapters are answered nearly as fast as one.
 """
 
 import argparse
@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--other", type=Path, help="the src folder of another version")
     parser.add_argument("--model", type=Path, help="the folder of another model")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     options = parser.parse_args()
     no_proxy_for_loopback()
     versions = {"this version": ROOT / "src"}
@@ -38,7 +39,7 @@ def main() -> None:
         versions = {"before": options.other.resolve(), **versions}
     with ExitStack() as stack:
         services = {
-            name: stack.enter_context(running(source, options.model))
+            name: stack.enter_context(running(source, options.model, options.dtype))
             for name, source in versions.items()
         }
         samplers = {name: new_samplers(service) for name, service in services.items()}
@@ -61,6 +62,7 @@ def main() -> None:
         figures[f"{name}: sixteen adapters / one"] = round(median(gain), 3)
     figures |= {
         "model": MODEL if options.model is None else options.model.name,
+        "precision": options.dtype,
         "rank": RANK,
         "seconds of each measurement": options.seconds,
         "rounds": options.rounds,
@@ -73,8 +75,13 @@ def main() -> None:
         command += " --other SRC"
     if options.model is not None:
         command += " --model FOLDER"
-    written = "many_adapters" if options.model is None else f"many_adapters_{options.model.name}"
-    print("written:", write_results(written, command, figures))
+    written = ["many_adapters"]
+    if options.model is not None:
+        written.append(options.model.name)
+    if options.dtype != "auto":
+        command += f" --dtype {options.dtype}"
+        written.append(options.dtype)
+    print("written:", write_results("_".join(written), command, figures))
 
 
 def new_samplers(service: tinker.ServiceClient) -> list[tinker.SamplingClient]:

@@ -177,14 +177,16 @@ def beside_long_batch(samplers: list[tinker.SamplingClient]) -> tuple[float, flo
 
 
 @contextmanager
-def running(source: Path, model: Path | None = None) -> Iterator[tinker.ServiceClient]:
+def running(
+    source: Path, model: Path | None = None, dtype: str = "auto"
+) -> Iterator[tinker.ServiceClient]:
     """An engine of the version in that source folder, and a client of it."""
     with tempfile.TemporaryDirectory() as folder:
         model = model or ROOT / "src" / "tinkersmith" / "bundled" / MODEL
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "tinkersmith.engine", "--port", "0", "--dir", folder),
-                *("--base-model", f"{MODEL}={model}", "--exit-with-stdin"),
+                *("--base-model", f"{MODEL}={model}", "--dtype", dtype, "--exit-with-stdin"),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
