@@ -3,6 +3,7 @@
 # make test-quick   those that start no engine and take no long time: under a minute
 # make soak   the long trials: all tests beside a loaded machine, and everything of docs/reliability.md (two hours)
 # make test-older-sdk   the engine with the oldest SDK that it is tested with
+# make test-newest-transformers   families, templates and exports with the newest transformers of the index
 # make wheel-journey   build the wheel, install it, and go from an empty folder to an export
 # make lint   format, lint, the directions of imports, and types
 # make docs   the documentation as a site in both languages: build/site
@@ -18,7 +19,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Three for two cores, because many tests wait for programs that they start.
 WORKERS := -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-quick test-older-sdk soak wheel-journey lint format docs bench clean
+.PHONY: demo test test-quick test-older-sdk test-newest-transformers soak wheel-journey lint format docs bench clean
 
 demo: $(INSTALLED)
 	$(BIN)/python split_dataset.py
@@ -58,12 +59,21 @@ soak: $(INSTALLED) $(COOKBOOK)
 	$(BIN)/python -m benchmarks.gguf
 	$(BIN)/python -m benchmarks.vllm_exports
 	$(BIN)/python -m benchmarks.proving
+	$(MAKE) test-newest-transformers
 
 test-older-sdk: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/tinker-$(OLDER_SDK) tinker==$(OLDER_SDK)
 	PYTHONPATH=$(CURDIR)/.venv/tinker-$(OLDER_SDK) $(BIN)/python -m pytest $(WORKERS) \
 	  tests/engine/server/routes/test_training.py tests/engine/server/routes/test_sampling.py \
 	  tests/engine/server/routes/test_rest.py tests/engine/test_process.py
+
+# With what it depends on: a newer one may ask for newer tokenizers.
+test-newest-transformers: $(INSTALLED)
+	rm -rf .venv/newest
+	$(BIN)/python -m pip install --quiet --upgrade --target .venv/newest transformers
+	PYTHONPATH=$(CURDIR)/.venv/newest $(BIN)/python -m pytest $(WORKERS) \
+	  tests/engine/model tests/engine/images tests/engine/cookbook/test_state_families.py \
+	  tests/engine/sampling tests/models tests/text tests/export
 
 wheel-journey: $(INSTALLED)
 	$(BIN)/python tools/wheel_journey.py
