@@ -26,6 +26,8 @@ from tinkersmith.runs.lock import LOCK_FILE
 
 pytestmark = pytest.mark.engine
 
+RUNS = "[!.]*"  # a folder that is still being made has a name with a dot
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -52,14 +54,15 @@ class Interrupted:
         return self.folder / "runs"
 
     def run(self) -> RunFolder:
-        (settings,) = self.runs.glob("*/settings.json")
+        (settings,) = self.runs.glob(f"{RUNS}/settings.json")
         return RunFolder(settings.parent)
 
     def wait_for(self, file: str, lines: int) -> None:
         def there() -> bool:
             assert self.process.poll() is None, self.process.communicate()
             return any(
-                len(path.read_bytes().splitlines()) >= lines for path in self.runs.glob(f"*/{file}")
+                len(path.read_bytes().splitlines()) >= lines
+                for path in self.runs.glob(f"{RUNS}/{file}")
             )
 
         assert eventually(there), "the run did not get that far"
