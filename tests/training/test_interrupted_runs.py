@@ -178,11 +178,12 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_losses(
     """The uninterrupted run saves every five steps, this one when it is stopped: losses agree."""
     with training(tmp_path, model, "--set", "SAVE_EVERY=0") as started:
         started.wait_for("settings.json", 1)
-        engine, run = started.engine(), started.run()
+        engine = started.engine()
         started.wait_for("metrics.jsonl", 4)
         started.process.send_signal(signal.SIGTERM)
         output, errors = started.process.communicate(timeout=PATIENCE)
     assert started.process.returncode == 143, errors
+    run = started.run()
     assert eventually(lambda: is_gone(engine))
     log = run.file("train.log").read_text()
     for text in (output, log):
