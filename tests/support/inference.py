@@ -15,6 +15,7 @@ import tinker
 
 from tests.support.chat_families import FAMILIES
 from tests.support.engine import KEY, RunningEngine, datum, running_engine
+from tests.support.fork_server import ENGINE
 from tests.support.processes import PATIENCE
 from tests.support.seeing_models import make_seeing
 from tinkersmith.bundled import BUNDLED_MODELS
@@ -110,7 +111,9 @@ def running_inference(folder: Path) -> Iterator[InferenceEngine]:
     plain, seeing = _with_template(folder / PLAIN, None), make_seeing(folder / SEEING, "qwen3_5")
     for name, model in ((TALKER, talker), (PLAIN, plain), (SEEING, seeing)):
         options += ["--base-model", f"{name}={model}"]
-    with running_engine(folder / "engine", _FOLDER, *options) as engine:
+    # Not forked from a process that has imported torch: it shall answer before it has.
+    program = ("-u", *ENGINE)
+    with running_engine(folder / "engine", _FOLDER, *options, program=program) as engine:
         body = {"model": BUNDLED, "prompt": "a"}
         headers = {"authorization": f"Bearer {KEY}"}
         first = httpx.post(f"{engine.url}/oai/api/v1/completions", json=body, headers=headers)

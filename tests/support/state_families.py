@@ -68,8 +68,12 @@ _JOINED_DELTA_NET = {"in_proj_qkv": ("in_proj_q", "in_proj_k", "in_proj_v")}
 _JOINED_MAMBA = {"in_proj": ("gate_proj", "x_proj")}
 _WITHOUT_LAYERS = {name: value for name, value in SIZES.items() if name != "num_hidden_layers"}
 
+_DEEPSEEK = TinyFamily(
+    "deepseek_v3", DeepseekV3ForCausalLM, DeepseekV3Config(**{**SIZES, **_LATENT})
+)
 
-def _with_state() -> list[TinyFamily]:
+
+def _all() -> list[TinyFamily]:
     return [
         TinyFamily(
             "qwen3_5",
@@ -91,6 +95,7 @@ def _with_state() -> list[TinyFamily]:
             Qwen3NextConfig(**SIZES, **_DELTA_NET, **_SHARED_EXPERT),
             lengths=_LENGTHS,
         ),
+        _DEEPSEEK,
         TinyFamily(
             "nemotron_h",
             NemotronHForCausalLM,
@@ -111,10 +116,7 @@ def _with_state() -> list[TinyFamily]:
 
 
 # Older versions of transformers keep states in another way, which the engine refuses.
-FAMILIES = [
-    TinyFamily("deepseek_v3", DeepseekV3ForCausalLM, DeepseekV3Config(**{**SIZES, **_LATENT})),
-    *(_with_state() if hasattr(Cache, "get_conv_state") else []),
-]
+FAMILIES = _all() if hasattr(Cache, "get_conv_state") else [_DEEPSEEK]
 
 
 def _kimi() -> TinyFamily:
