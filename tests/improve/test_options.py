@@ -1,15 +1,18 @@
 """Which options and settings an improvement takes, and the sentences that refuse others."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.run_folders import run_of_settings
 from tinkersmith.errors import UserError
 from tinkersmith.improve.options import (
     EPOCHS_OF_ROUND,
     GRPO,
     REJECTION,
     ImproveOptions,
+    budget_lines,
     checked_options,
     settings_of_improvement,
 )
@@ -65,6 +68,17 @@ def test_the_settings_are_those_of_the_run_without_what_only_a_training_measures
     settings = settings_of_improvement(OWN, changed, "other.json", None, REJECTION)
     assert settings.eval_limit == 5 and settings.num_epochs == 4
     assert settings.eval_files == ["other.json"] and settings.seed == OWN.seed
+
+
+def test_a_budget_of_the_run_is_said_not_to_limit_its_improvement(tmp_path: Path) -> None:
+    run = run_of_settings(tmp_path / "mine-1", BUDGET_USD=5)
+    assert budget_lines(run) == [
+        "BUDGET_USD of mine-1 is 5. It limited that run, and does not limit this one."
+    ]
+    own = OWN.model_copy(update={"budget_usd": 5.0, "budget_minutes": 2.0})
+    settings = settings_of_improvement(own, [], "", None, REJECTION)
+    assert (settings.budget_usd, settings.budget_minutes) == (0.0, 0.0)
+    assert budget_lines(run_of_settings(tmp_path / "mine-2")) == []
 
 
 @pytest.mark.parametrize(

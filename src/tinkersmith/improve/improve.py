@@ -25,6 +25,7 @@ from tinkersmith.improve.held_out import (
 from tinkersmith.improve.options import (
     GRPO,
     ImproveOptions,
+    budget_lines,
     checked_options,
     options_of,
     settings_of_improvement,
@@ -124,6 +125,8 @@ def improve(
             own = settings_of_improvement(
                 _settings_of_run(whole), overrides, questions, seed, chosen.method
             )
+            for line in budget_lines(whole):
+                progress.say(line)
         with _explained(resumed, signals, progress, under_way=False):
             work = prepare_improvement(own, chosen, parent, resumed, guard, progress, signals.check)
         with _explained(work.run, signals, progress, under_way=True):

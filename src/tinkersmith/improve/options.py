@@ -158,6 +158,8 @@ def settings_of_improvement(
         "EVAL_LIMIT": 0,
         "NUM_EPOCHS": EPOCHS_OF_ROUND,
         "TRACKERS": [],
+        "BUDGET_USD": 0.0,
+        "BUDGET_MINUTES": 0.0,
     }
     if parent.best_by in ("auto", "validation_loss"):
         alone["BEST_BY"] = "auto"
@@ -169,6 +171,19 @@ def settings_of_improvement(
     return settings_from(
         {**own, **alone, "EXPORT_AFTER_TRAINING": "no", "EVAL_EVERY": 0, **changed}
     )
+
+
+def budget_lines(run: RunFolder) -> list[str]:
+    """What is said of the budgets of a run that is improved."""
+    settings = run.settings()
+    return [
+        f"{name} of {run.name} is {value:g}. It limited that run, and does not limit this one."
+        for name, value in (
+            ("BUDGET_USD", settings.budget_usd),
+            ("BUDGET_MINUTES", settings.budget_minutes),
+        )
+        if value
+    ]
 
 
 def _refuse_both(option: str, name: str, changed: Mapping[str, object]) -> None:
