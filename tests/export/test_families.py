@@ -3,6 +3,7 @@
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -139,3 +140,31 @@ def test_a_lora_for_another_number_of_experts_is_refused(tmp_path: Path):
     save_file({**tensors, name: tensors[name][:3].clone()}, file)
     with pytest.raises(UserError, match=r"are for 3 experts, and .* has 4"):
         export(tmp_path / "lora", tmp_path / "base", tmp_path / "out", merged=True)
+
+
+@pytest.mark.parametrize("name", ["Qwen3", pytest.param("Qwen2-MoE", marks=pytest.mark.long)])
+def test_a_service_in_bfloat16_may_differ_by_what_its_rounding_does_and_no_more(
+    tmp_path: Path, name: str
+):
+    model = make_family(tmp_path / "base", name)
+    untrained = load_plain(tmp_path / "base")
+    make_cloud_lora(tmp_path / "lora", name, model)
+    merged = export(tmp_path / "lora", tmp_path / "base", tmp_path / "merged", merged=True)
+    chance = torch.Generator().manual_seed(0)
+    lists = [torch.randint(1, 250, (40,), generator=chance).tolist() for _ in range(6)]
+    served = [_in_bfloat16(model, tokens) for tokens in lists]
+    found = verify_export(merged, lists, served, exact=False)
+    assert 1e-3 < found.mean <= found.limits[1] < 6 * found.mean
+    assert found.limits[1] < 0.05
+    with pytest.raises(UserError, match="is not the trained model"):
+        verify_export(
+            merged, lists, [_in_bfloat16(untrained, tokens) for tokens in lists], exact=False
+        )
+
+
+@torch.no_grad()
+def _in_bfloat16(model: Any, tokens: list[int]) -> list[float | None]:
+    """What a service returns that computes in bfloat16."""
+    ids = torch.tensor([tokens])
+    logits = model.bfloat16()(input_ids=ids).logits[0, :-1].float()  # (T - 1, V)
+    return [None, *logits.log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0].tolist()]

@@ -22,12 +22,10 @@ from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PEFT_PREFIX
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# Allowed differences of a log-probability. The loose ones are for services that compute in
-# bfloat16. What the rounding of merged weights may change follows from the model itself.
-TIGHT = 1e-4
-LOOSE_MAX, LOOSE_MEAN = 1.0, 0.05
+TIGHT = 1e-4  # allowed difference of a log-probability where nothing is rounded
 # Rounding moves each weight by up to half of its last bit. How far that moves the log-probabilities
-# is seen by moving the weights again, at random; several times that is no rounding any more.
+# is seen by moving the weights again, at random; several times that is no rounding any more. For a
+# service that computes in bfloat16, the moved model does so, too.
 _ROUNDING_DRAWS, _ROUNDING_MEAN, _ROUNDING_MAX = 2, 3.0, 5.0
 _SINGLE_EXPERT = re.compile(r"(.+\.experts)\.(\d+)\.(\w+)\.lora_([AB])\.weight")
 _MATRICES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
@@ -81,7 +79,7 @@ def verify_export(
         base_folder: the base model, for adapters whose adapter_config.json names no folder.
         exact: whether both sides compute in fp32 with the same weights.
         rounded_to: "bfloat16" or "float16" if both compute in fp32, and the folder's weights are
-            those of the service rounded to it.
+            those of the service rounded to it; "" if the service may compute in bfloat16.
 
     Raises:
         UserError: a tensor was not loaded, peft is missing, or the numbers differ too much.
@@ -103,8 +101,8 @@ def verify_export(
         differences += [abs(a - b) for a, b in pairs if b is not None]
     if not differences:
         raise UserError("There is nothing to compare: no text has two tokens or more.")
-    limits = (TIGHT, TIGHT) if exact else (LOOSE_MAX, LOOSE_MEAN)
-    if rounded_to:
+    limits = (TIGHT, TIGHT)
+    if not exact:
         limits = _limits_of_rounding(model, token_lists, rounded_to)
     result = Verification(
         tokens=len(differences),
@@ -128,10 +126,13 @@ def _limits_of_rounding(
     """What a rounding of the matrices explains: differences at most, and their mean.
 
     The matrices of `model` are changed.
+
+    Args:
+        dtype: of the rounded matrices; "" where all that is computed is rounded to bfloat16.
     """
     import torch
 
-    last_bit = float(torch.finfo(getattr(torch, dtype)).eps)
+    last_bit = float(torch.finfo(getattr(torch, dtype or "bfloat16")).eps)
     chance = torch.Generator().manual_seed(0)
     before = [value for tokens in token_lists for value in _logprobs(model, tokens)]
     largest = mean = 0.0
@@ -144,7 +145,11 @@ def _limits_of_rounding(
                 half = torch.exp2(weight.abs().clamp_min(1e-30).log2().floor()) * (last_bit / 2)
                 moved = torch.rand(weight.shape, generator=chance, dtype=weight.dtype)
                 weight.add_(half * (2 * moved - 1))
+        if not dtype:
+            model.bfloat16()
         after = [value for tokens in token_lists for value in _logprobs(model, tokens)]
+        if not dtype:
+            model.float()
         moves = [abs(a - b) for a, b in zip(before, after, strict=True)]
         largest = max(largest, *moves)
         mean = max(mean, sum(moves) / len(moves))
