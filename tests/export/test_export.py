@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.support.connections import bare_connection
+from tests.support.damaged_models import in_two_shards
 from tests.support.engine import KEY, datum, running_engine
 from tests.support.http_server import http_server
 from tests.support.hubs import hub_with
@@ -32,6 +33,7 @@ from tinkersmith.export import merge as merged_files
 from tinkersmith.export import peft_files as adapter_files
 from tinkersmith.export.download import _fetch
 from tinkersmith.export.export import _stop_at_end_token, export_model
+from tinkersmith.export.targets.folder import check_export_folder
 from tinkersmith.service.connection import open_service
 from tinkersmith.settings.reading import settings_from
 from tinkersmith.text.jinja_template import chat_template_of
@@ -263,6 +265,45 @@ def test_force_does_not_replace_what_is_no_export(small: SmallRun, tmp_path: Pat
     with pytest.raises(UserError, match="does not look like an export"):
         export_model(small.settings, out=tmp_path / "mine", force=True)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "dear"
+
+
+def test_an_export_to_a_link_is_refused_at_once(tmp_path: Path):
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"dangling is a link to nowhere, and links are not"):
+        check_export_folder(tmp_path / "dangling", force=False)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    with pytest.raises(UserError, match="exists already"):
+        check_export_folder(tmp_path / "link", force=False)
+    with pytest.raises(UserError, match="link is a link to there"):
+        check_export_folder(tmp_path / "link", force=True)
+    check_export_folder(tmp_path / "link" / "export", force=False)
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_damaged_weights_are_told_before_the_server_is_asked(
+    small: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, merged: bool
+):
+    def fails(*_: Any, **__: Any) -> None:
+        raise AssertionError("the server was asked")
+
+    monkeypatch.setattr(whole_export, "open_service", fails)
+    base = in_two_shards(make_tiny_model(tmp_path / "base"))
+    shard = sorted(base.glob("model-0*.safetensors"))[0]
+    whole = shard.read_bytes()
+
+    def told() -> str:
+        with pytest.raises(UserError) as caught:
+            export_model(
+                small.settings, small.sampler_path, tmp_path / "x", merged, base_folder=base
+            )
+        return str(caught.value)
+
+    shard.write_bytes(whole[: len(whole) // 2])
+    assert f"{shard} is damaged" in told()
+    if merged:
+        shard.unlink()
+        assert f"there is no {shard.name}" in told()
 
 
 @pytest.mark.parametrize("merge", [False, True])

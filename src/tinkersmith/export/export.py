@@ -24,7 +24,7 @@ from tinkersmith.export.base_folder import (
 from tinkersmith.export.chat_template import write_chat_template
 from tinkersmith.export.download import base_folder as find_base_folder
 from tinkersmith.export.download import download_adapter, model_folder, open_state
-from tinkersmith.export.merge import write_merged
+from tinkersmith.export.merge import refuse_missing_weights, write_merged
 from tinkersmith.export.model_card import loading_lines, model_card
 from tinkersmith.export.peft_files import refused_by_peft, write_peft_adapter
 from tinkersmith.export.targets.folder import (
@@ -131,6 +131,11 @@ def export_model(
             weights=merged,
             small_files_only=merged,  # the weights come when the server has the state
         )
+    base = None  # of a merge with weights from the hub, which come later
+    if not merged or base_folder or local_model_folder(model.base_model):
+        base = read_base(own_files)
+        if merged:
+            refuse_missing_weights(base)
     export = Export(model, folder, merged, dtype)
     labels = labels_of(model.run.name) if model.run is not None else None
     told = nullcontext() if before_merge is not None else interruption_told(folder, say)
@@ -142,9 +147,8 @@ def export_model(
         for line in server_lines(service, settings, of_run=model.run is not None):
             say(line)
         client = open_state(service, model)
-        if merged:
-            own_files = find_base_folder(service, base_folder, weights=True)
-        base = read_base(own_files)
+        if base is None:
+            base = read_base(find_base_folder(service, base_folder, weights=True))
         unverified = no_peft
         if base.missing and not merged and not unverified:
             unverified = f"the weights of the base model are not in {base.folder}"

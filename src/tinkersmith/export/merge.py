@@ -56,12 +56,7 @@ def write_merged(
     """
     import torch
 
-    if not base.shapes:
-        missing = f" (there is no {one_line(base.missing[0])})" if base.missing else ""
-        raise UserError(
-            f"The weights of the base model are not in {base.folder}{missing}. Copy the model "
-            "again, or name another folder with --base-folder."
-        )
+    refuse_missing_weights(base)
     cast = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[dtype]
     layers = list(layers)
     untied = next(
@@ -118,6 +113,20 @@ def write_merged(
     config = _with_changes(base.config, untie=untied is not None, dtype=dtype)
     write_json(out / "config.json", _with_quantisation(config, dequantised, bool(still)))
     return Merged(len(touched) + (untied is not None), dequantised, len(still))
+
+
+def refuse_missing_weights(base: BaseFolder) -> None:
+    """Refuse a folder without the weights that a merge needs.
+
+    Raises:
+        UserError: they are not there.
+    """
+    if not base.shapes:
+        missing = f" (there is no {one_line(base.missing[0])})" if base.missing else ""
+        raise UserError(
+            f"The weights of the base model are not in {base.folder}{missing}. Copy the model "
+            "again, or name another folder with --base-folder."
+        )
 
 
 class _Reader:

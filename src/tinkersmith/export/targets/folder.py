@@ -1,12 +1,20 @@
 """The folder of an export: its name, whether it may be replaced, why it was not written."""
 
 import errno
+import os
 import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tinkersmith.errors import UserError, is_of_network, network_reason, reason_of, unreadable
+from tinkersmith.errors import (
+    UserError,
+    is_of_network,
+    network_reason,
+    one_line,
+    reason_of,
+    unreadable,
+)
 from tinkersmith.peft_format import ADAPTER_CONFIG
 from tinkersmith.runs.trained_model import ModelReference
 
@@ -24,6 +32,11 @@ def check_export_folder(folder: Path, force: bool) -> None:
     Raises:
         UserError: the folder exists and may not be replaced, or it cannot be written.
     """
+    if folder.is_symlink() and (force or not folder.exists()):
+        raise UserError(
+            f"{folder} is a link to {one_line(os.readlink(folder))}, and links are not replaced. "
+            "Name the folder itself, or remove the link."
+        )
     if folder.exists() and not force:
         raise UserError(
             f"{folder} exists already. Name another folder, or replace it with --force."
@@ -47,7 +60,7 @@ def check_export_folder(folder: Path, force: bool) -> None:
 
 
 def _is_export(folder: Path) -> bool:
-    if not folder.is_dir() or folder.is_symlink():
+    if not folder.is_dir():
         return False
     try:
         names = {path.name for path in folder.iterdir()}
