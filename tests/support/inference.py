@@ -15,7 +15,6 @@ import tinker
 
 from tests.support.chat_families import FAMILIES
 from tests.support.engine import KEY, RunningEngine, datum, running_engine
-from tests.support.fork_server import ENGINE
 from tests.support.processes import PATIENCE
 from tests.support.seeing_models import make_seeing
 from tinkersmith.bundled import BUNDLED_MODELS
@@ -73,7 +72,6 @@ LESSONS: list[tuple[Chat, str]] = [
 @dataclass
 class InferenceEngine:
     engine: RunningEngine
-    first_answer: httpx.Response  # to a request that came while torch was loading
     talker: str  # the path of the talker's weights, which have learned LESSONS
 
     @property
@@ -111,15 +109,8 @@ def running_inference(folder: Path) -> Iterator[InferenceEngine]:
     plain, seeing = _with_template(folder / PLAIN, None), make_seeing(folder / SEEING, "qwen3_5")
     for name, model in ((TALKER, talker), (PLAIN, plain), (SEEING, seeing)):
         options += ["--base-model", f"{name}={model}"]
-    # Not forked from a process that has imported torch: it shall answer before it has.
-    program = ("-u", *ENGINE)
-    with running_engine(folder / "engine", _FOLDER, *options, program=program) as engine:
-        body = {"model": BUNDLED, "prompt": "a"}
-        headers = {"authorization": f"Bearer {KEY}"}
-        first = httpx.post(f"{engine.url}/oai/api/v1/completions", json=body, headers=headers)
-        yield InferenceEngine(
-            engine, first, _teach(engine, read_texts(TALKER, talker, "2026-01-31"))
-        )
+    with running_engine(folder / "engine", _FOLDER, *options) as engine:
+        yield InferenceEngine(engine, _teach(engine, read_texts(TALKER, talker, "2026-01-31")))
 
 
 def _with_template(folder: Path, template: str | None) -> Path:

@@ -18,7 +18,7 @@ import tinker
 from tinker.types import EncodedTextChunk, ImageChunk
 
 from tests.support.chat_families import FAMILIES
-from tests.support.engine import KEY, datum, get_json
+from tests.support.engine import KEY, datum, get_json, running_engine
 from tests.support.inference import (
     ANSWER,
     BUNDLED,
@@ -33,6 +33,7 @@ from tests.support.inference import (
     texts_of,
 )
 from tests.support.processes import PATIENCE, eventually
+from tests.support.programs import NEVER_READY
 from tests.support.seeing_models import TALL, WIDE, make_seeing_tokenizer
 from tinkersmith.engine.server.routes.chat_prompts import Chat
 
@@ -1057,9 +1058,13 @@ def test_too_many_sequences_are_refused_until_clients_leave(inference: Inference
 
 
 def test_while_the_engine_loads_it_answers_503_and_a_client_may_try_again(
-    inference: InferenceEngine,
+    tmp_path: Path, tiny_model: Path
 ) -> None:
-    answer = inference.first_answer
+    headers = {"authorization": f"Bearer {KEY}"}
+    body = {"model": BUNDLED, "prompt": "a"}
+    with running_engine(tmp_path, tiny_model, program=("-c", NEVER_READY)) as engine:
+        url = engine.url + COMPLETIONS
+        answer = httpx.post(url, json=body, headers=headers, timeout=PATIENCE)
     assert answer.status_code == 503
     assert answer.json()["error"]["code"] == "service_unavailable"
     assert int(answer.headers["retry-after"]) > 0
