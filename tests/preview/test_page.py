@@ -283,7 +283,7 @@ def test_only_a_page_of_the_preview_is_overwritten(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not a page of tinkersmith preview.*--force"):
         check_target(target, force=False)
     check_target(target, force=True)
-    with pytest.raises(UserError, match="it is a folder"):
+    with pytest.raises(UserError, match="is a folder"):
         check_target(tmp_path, force=True)
     check_target(tmp_path / "new.html", force=False)
 

@@ -149,6 +149,9 @@ def test_a_file_that_is_no_report_is_not_overwritten(
     (tmp_path / "mine.html").write_text("<p>mine</p>")
     with pytest.raises(UserError, match=r"mine\.html exists and is no report"):
         report_command(["one", "--out", "mine.html"], prog="tinkersmith report")
+    (tmp_path / "pages").mkdir()
+    with pytest.raises(UserError, match=r"pages is a folder\. Name a file in it, such as pages"):
+        report_command(["one", "--out", "pages"], prog="tinkersmith report")
     assert report_command(["--out", "new.html"], prog="tinkersmith report") == 0
     assert report_command(["one", "--out", "new.html"], prog="tinkersmith report") == 0
 

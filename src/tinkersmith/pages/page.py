@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
-from tinkersmith.errors import unreadable
+from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import open_regular
 
 _HEAD = 2000  # bytes of a page, among which its generator is named
@@ -85,8 +85,10 @@ def is_foreign(path: Path, generator: str) -> bool:
     """Whether there is a file that is no page of `generator`; an empty one may be overwritten.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: it is a folder, or cannot be read.
     """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder. Name a file in it, such as {path / 'page.html'}")
     try:
         with open_regular(path) as file:
             head = file.read(_HEAD)

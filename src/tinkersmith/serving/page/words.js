@@ -4,7 +4,7 @@ const WORDS = {
   en: {
     models: "Models that answer", newChat: "New chat", settings: "Settings", theme: "Dark or light", language: "中文", languageName: "Switch to Chinese",
     keyLabel: "This server wants its API key. It stays in this tab and is forgotten when you close it.", keySave: "Use key",
-    temperature: "Temperature", maxTokens: "Most tokens", topP: "top_p", seed: "Seed", system: "System prompt", stops: "Stop strings",
+    temperature: "Temperature", maxTokens: "Max tokens", topP: "top_p", seed: "Seed", system: "System prompt", stops: "Stop strings",
     stopsHint: "One a line; \\n stands for a line break", blank: "server’s default", thinking: "Thinking",
     thinkingAuto: "as trained", thinkingOn: "on", thinkingOff: "off", probabilities: "Show token probabilities",
     prompt: "Your message", promptHint: "Ask something", input: "Input", inputHint: "Input (optional): what the instruction is about, as in training",
