@@ -2,6 +2,10 @@
 // them: their time depends on how often the weight is read.
 //
 // Axes: N rows, I and O input and output size of a linear layer.
+#include <omp.h>
+
+#include <algorithm>
+
 #include "weight_columns.h"
 
 using namespace tinkersmith_panels;
@@ -9,7 +13,7 @@ using namespace tinkersmith_panels;
 namespace {
 
 constexpr i64 ALONE = 1 << 20;  // multiplications that one thread does sooner than several
-constexpr i64 TILES = 8;        // that a thread takes at a time: it prefetches the next one's weights
+constexpr i64 TILES = 8;        // a thread takes at most, for it prefetches the next one's weights
 
 void product(i64 rows, i64 outputs, Weights weights, const float* x, float* y, i64 ld_y) {
   static thread_local Buffer packed;
@@ -19,7 +23,8 @@ void product(i64 rows, i64 outputs, Weights weights, const float* x, float* y, i
     to_panel(x + panel * ROWS * inputs, inputs, std::min(ROWS, rows - panel * ROWS), inputs,
              panel_rows + panel * inputs * ROWS);
   const i64 tiles = tile_count(outputs);
-#pragma omp parallel for schedule(dynamic, TILES) if (rows * outputs * inputs > ALONE)
+  const i64 taken = std::clamp<i64>(tiles / (4 * omp_get_max_threads()), 1, TILES);
+#pragma omp parallel for schedule(dynamic, taken) if (rows * outputs * inputs > ALONE)
   for (i64 tile = 0; tile < tiles; ++tile) {
     static thread_local Buffer cast;
     const i64 first = tile_start(outputs, tile), end = tile_start(outputs, tile + 1);
