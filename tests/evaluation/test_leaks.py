@@ -13,8 +13,8 @@ from tinkersmith.data.load import load_samples
 from tinkersmith.data.samples import Sample, Source, alpaca_sample
 from tinkersmith.evaluation.leaks import RECORD, TODAY, leak_lines, leaks_from
 from tinkersmith.progress import Progress
-from tinkersmith.runs.folder import RunFolder
-from tinkersmith.runs.trained_questions import TRAINED_QUESTIONS_FILE, remember
+from tinkersmith.runs.folder import TRAINED_QUESTIONS_FILE, RunFolder
+from tinkersmith.runs.trained_questions import remember
 from tinkersmith.settings.fields import Settings
 from tinkersmith.settings.reading import settings_from
 from tinkersmith.text.templates import TextTemplate

@@ -7,9 +7,8 @@ import pytest
 
 from tinkersmith.data.samples import Sample, Source, Turn, alpaca_sample
 from tinkersmith.runs import sketches, trained_questions
-from tinkersmith.runs.folder import RunFolder
+from tinkersmith.runs.folder import TRAINED_QUESTIONS_FILE, RunFolder
 from tinkersmith.runs.trained_questions import (
-    TRAINED_QUESTIONS_FILE,
     Damaged,
     QuestionCollector,
     TrainedQuestions,

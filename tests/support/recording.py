@@ -1,11 +1,12 @@
 """What the unmodified SDK sends to a real engine, recorded on the way, without ids."""
 
 import json
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tinker.proto import tinker_public_pb2 as public
@@ -92,7 +93,8 @@ def recorded_stand_in(running: RunningEngine | None = None) -> Iterator[Recordin
     def start(output_dir: Path, base_models: Sequence[str], options: Sequence[str] = ()) -> Engine:
         if running is not None:
             log = output_dir / "log"
-            return RecordedEngine(running.process, KEY, log, running.url, recording, True)
+            process = cast("subprocess.Popen[bytes]", running.process)  # or what stands for it
+            return RecordedEngine(process, KEY, log, running.url, recording, True)
         engine = start_engine(output_dir, base_models, options)
         return RecordedEngine(engine.process, engine.key, engine.log, recording=recording)
 

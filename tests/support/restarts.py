@@ -28,10 +28,10 @@ class ServerOnPort:
         os.kill(self.engine.process.pid, signal.SIGKILL)
         self._running.__exit__(None, None, None)
 
-    def restart(self) -> None:
-        """Kill it, and start it again after a second."""
+    def restart(self, pause: float = 1.0) -> None:
+        """Kill it, and start it again after `pause` seconds."""
         self.kill()
-        time.sleep(1.0)
+        time.sleep(pause)
         self.start()
 
     def start(self) -> None:

@@ -14,11 +14,10 @@ from tinkersmith.data.large_files import iterate_samples
 from tinkersmith.data.samples import Sample, Source, overlap
 from tinkersmith.errors import UserError
 from tinkersmith.plurals import counted
-from tinkersmith.runs.folder import RunFolder
+from tinkersmith.runs.folder import TRAINED_QUESTIONS_FILE, RunFolder
 from tinkersmith.runs.sketches import most_alike, sketches_of
 from tinkersmith.runs.trained_questions import (
     SKETCHED_AT_MOST,
-    TRAINED_QUESTIONS_FILE,
     Damaged,
     TrainedQuestions,
     changed_files,

@@ -29,7 +29,7 @@ from tinkersmith.plurals import counted
 from tinkersmith.progress import Progress
 from tinkersmith.prompts.text_tokenizer import TextTokenizer
 from tinkersmith.runs.best import choose_checkpoint
-from tinkersmith.runs.folder import IMPROVEMENT_FACT, RunFolder
+from tinkersmith.runs.folder import IMPROVEMENT_FACT, TRAINED_QUESTIONS_FILE, RunFolder
 from tinkersmith.runs.provenance import (
     Standing,
     digest_of,
@@ -37,7 +37,7 @@ from tinkersmith.runs.provenance import (
     session,
     template_digest,
 )
-from tinkersmith.runs.trained_questions import TRAINED_QUESTIONS_FILE, QuestionCollector, remember
+from tinkersmith.runs.trained_questions import QuestionCollector, remember
 from tinkersmith.service.connection import Service, open_service
 from tinkersmith.settings.fields import Settings
 from tinkersmith.settings.measures import VALIDATION_LOSS, best_by
