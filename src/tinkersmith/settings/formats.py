@@ -183,7 +183,8 @@ def _json_problem(error: json.JSONDecodeError) -> str:
     word = re.match(r"True|False|None", rest)
     if word:
         return f"{word[0]} is written {word[0].lower().replace('none', 'null')} in JSON"
-    if rest.startswith(("}", "]")) and error.doc[: error.pos].rstrip().endswith(","):
+    at_bracket = rest.startswith(("}", "]")) and error.doc[: error.pos].rstrip().endswith(",")
+    if at_bracket or re.match(r",\s*[}\]]", rest):  # Python 3.13 points at the comma
         return "a comma stands before the closing bracket, which JSON does not allow"
     return error.msg
 
