@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tinkersmith import files
 from tinkersmith.files import new_folder, write_atomically, write_json
 
 
@@ -63,6 +64,18 @@ def test_a_folder_that_another_process_made_meanwhile_is_not_replaced(tmp_path: 
         (faster / "first.txt").write_text("first")
     assert [file.name for file in (tmp_path / "export").iterdir()] == ["first.txt"]
     assert [file.name for file in tmp_path.iterdir()] == ["export"]
+
+
+def test_where_the_system_has_no_locks_folders_are_made_and_leftovers_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "fcntl", None)
+    left = tmp_path / ".export.abcdefgh.tmp"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    with new_folder(tmp_path / "export") as new:
+        (new / "whole.txt").touch()
+    assert sorted(tmp_path.iterdir()) == [left, tmp_path / "export"]
 
 
 def test_what_a_killed_process_left_of_a_folder_is_removed_and_nothing_else(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Reading that neither waits nor fills the memory, and writing that leaves no half of a file."""
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -14,6 +13,11 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
+
+try:
+    import fcntl
+except ImportError:  # as on Windows
+    fcntl = None
 
 LARGEST_JSON_FILE = 200_000_000  # bytes: larger JSON files are not read whole
 
@@ -187,12 +191,12 @@ def folder_beside(path: Path) -> Generator[Path, None, None]:
     """
     _remove_half_made(path)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
-    handle = os.open(temporary, os.O_RDONLY)  # the system drops the lock when the process ends
+    lock = _locked(temporary)  # the system drops it when the process ends
     try:
-        _try_lock(handle)
         yield temporary
     finally:
-        os.close(handle)
+        if lock is not None:
+            os.close(lock)
         shutil.rmtree(temporary, ignore_errors=True)  # it may have been renamed
 
 
@@ -207,23 +211,25 @@ def _remove_half_made(path: Path) -> None:
         if not names.fullmatch(folder.name):
             continue
         with suppress(OSError):  # another process was faster, or it is another user's
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                # A new one may not be locked yet.
-                is_old = time.time() - os.fstat(handle).st_mtime > _UNLOCKED
-                if is_old and _try_lock(handle):
-                    shutil.rmtree(folder, ignore_errors=True)
-            finally:
-                os.close(handle)
+            if time.time() - folder.stat().st_mtime <= _UNLOCKED:
+                continue  # it may not be locked yet
+            lock = _locked(folder)
+            if lock is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(lock)
 
 
-def _try_lock(handle: int) -> bool:
-    """Lock a file or folder; False where another process has, or the file system has no locks."""
+def _locked(folder: Path) -> int | None:
+    """A handle that locks a folder; None where another process has, or the system has no locks."""
+    if fcntl is None:
+        return None
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        return False
-    return True
+        os.close(handle)
+        return None
+    return handle
 
 
 def _check_kind(info: os.stat_result, path: Path | str) -> None:
