@@ -103,7 +103,7 @@ def read_json_object(path: Path | str, largest: int = LARGEST_JSON_FILE) -> dict
 
 def is_lfs_pointer(start: bytes) -> bool:
     """Whether a file that begins so is a pointer of Git LFS to a file that was not fetched."""
-    return start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_LFS_POINTERS)
+    return start[:100].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_LFS_POINTERS)
 
 
 def kind_of_json(value: object) -> str:

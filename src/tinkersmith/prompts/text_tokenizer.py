@@ -130,7 +130,7 @@ def read_tokenizer(folder: Path, chat_template: str | None = None) -> TextTokeni
         return None
     except OSError as error:
         raise unreadable(file, error) from None
-    if is_lfs_pointer(data[:100]):
+    if is_lfs_pointer(data):
         raise UserError(f"{file} is {LFS_POINTER}. Fetch it with: git lfs pull")
     from tokenizers import Tokenizer
 

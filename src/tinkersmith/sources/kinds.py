@@ -164,7 +164,7 @@ def refuse_text(path: Path, data: bytes) -> None:
     """Raise UserError if UTF-8 text is certainly of a kind that holds no records."""
     start = data[:20_000].decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
     low = start[:1000].lower()
-    if is_lfs_pointer(data[:100]):
+    if is_lfs_pointer(data):
         raise _is(path, LFS_POINTER, "Fetch the file with: git lfs pull")
     if re.match(r"(\.\./)*(\.git/annex|/annex)/objects/", start):
         raise _is(path, "a pointer of git-annex", "Fetch the file with: git annex get")

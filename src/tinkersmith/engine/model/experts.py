@@ -167,19 +167,6 @@ class _Pairs:
         return output.index_add(0, self.pairs, update)
 
 
-@torch.no_grad()
-def _alternates(base: nn.Module) -> bool:
-    """Whether rows of gate and up take turns in their joined projection: up's do not all come last.
-
-    The layer's own gate is asked. Not all versions of transformers say it otherwise, and a wrong
-    guess would train the wrong rows under a part's name.
-    """
-    rows = torch.full((2, 8), 0.5)
-    rows[1, 1] = 1.0  # of the first output's up, or of the second output's gate
-    before, after = base._apply_gate(rows)  # type: ignore[operator]
-    return bool(before[0] != after[0])
-
-
 def _pairs_of(
     adapter: lora.Adapter,
     rows: torch.Tensor | None,  # of tokens
@@ -249,6 +236,19 @@ def _computes_the_same(layer: LoraExperts) -> bool:
     tolerance = 1e-3 if down.dtype == torch.float32 else 0.1
     difference = (layer.routed(hidden, chosen, weights, []) - expected).norm()
     return bool(difference <= tolerance * expected.norm())
+
+
+@torch.no_grad()
+def _alternates(base: nn.Module) -> bool:
+    """Whether rows of gate and up take turns in their joined projection: up's do not all come last.
+
+    The layer's own gate is asked. Not all versions of transformers say it otherwise, and a wrong
+    guess would train the wrong rows under a part's name.
+    """
+    rows = torch.full((2, 8), 0.5)
+    rows[1, 1] = 1.0  # of the first output's up, or of the second output's gate
+    before, after = base._apply_gate(rows)  # type: ignore[operator]
+    return bool(before[0] != after[0])
 
 
 def part_shapes(layer: LoraExperts) -> dict[str, lora.LayerShape]:

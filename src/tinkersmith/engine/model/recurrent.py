@@ -33,7 +33,7 @@ class RecurrentLayer(nn.Module):
         super().__init__()
         self.base = base
         self.index = index
-        self.states_name = states_name(base)
+        self.states_name = _states_name(base)
 
     def forward(self, hidden_states: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
         context = attention.active_context()
@@ -45,7 +45,7 @@ class RecurrentLayer(nn.Module):
         return self.base(hidden, **{self.states_name: states})
 
 
-def states_name(layer: nn.Module) -> str:
+def _states_name(layer: nn.Module) -> str:
     """What a layer calls the cache that it reads its state from; "" if it reads none."""
     names = inspect.signature(layer.forward).parameters
     return next((name for name in _STATES_NAMES if name in names), "")
@@ -62,7 +62,7 @@ def recurrent_layers(model: nn.Module) -> dict[str, nn.Module]:
         for path, module in model.named_modules()
         if isinstance(getattr(module, "layer_idx", None), int)
         and any(isinstance(child, nn.Conv1d) for child in module.children())
-        and states_name(module)
+        and _states_name(module)
     }
     if layers and not hasattr(Cache, "get_conv_state"):
         raise Refused(

@@ -14,7 +14,6 @@ namespace {
 
 constexpr i64 ALONE = 1 << 20;  // multiplications that one thread does sooner than several
 constexpr i64 TILES = 8;        // of few rows, a thread takes at most: it prefetches their weights
-constexpr i64 FEW_ROWS = 8;
 
 void product(i64 rows, i64 outputs, Weights weights, const float* x, float* y, i64 ld_y) {
   static thread_local Buffer packed;
@@ -25,7 +24,7 @@ void product(i64 rows, i64 outputs, Weights weights, const float* x, float* y, i
              panel_rows + panel * inputs * ROWS);
   const i64 tiles = tile_count(outputs);
   const i64 shared = tiles / (4 * omp_get_max_threads());
-  const i64 taken = rows > FEW_ROWS ? 1 : std::clamp<i64>(shared, 1, TILES);
+  const i64 taken = rows > FEW<bf16> ? 1 : std::clamp<i64>(shared, 1, TILES);
 #pragma omp parallel for schedule(dynamic, taken) if (rows * outputs * inputs > ALONE)
   for (i64 tile = 0; tile < tiles; ++tile) {
     static thread_local Buffer cast;
