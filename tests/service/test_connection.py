@@ -162,6 +162,15 @@ def test_the_service_knows_its_model(opened: Service, model: Path) -> None:
     assert opened.tokenizer().decode(opened.tokenizer().encode("2 + 2 是 4")) == "2 + 2 是 4"
 
 
+def test_proxies_that_come_later_are_no_way_to_our_engine(
+    opened: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in PROXY_NAMES:
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert opened.probe.reach() is None
+    assert opened.is_our_engine()
+
+
 def test_a_step_a_checkpoint_and_a_sample_go_through(opened: Service) -> None:
     import tinker
 

@@ -14,6 +14,7 @@ from urllib.parse import urljoin, urlsplit
 from tinkersmith.errors import UserError
 from tinkersmith.export.base_folder import read_base
 from tinkersmith.fingerprint import WEIGHTS_INDEX
+from tinkersmith.guards.proxies import is_on_this_machine, opener
 from tinkersmith.manifest import MANIFEST, DamagedFile, check_files, read_manifest
 from tinkersmith.models.hub import model_files_from_hub
 from tinkersmith.models.known import hub_name
@@ -21,7 +22,7 @@ from tinkersmith.models.names import local_model_folder
 from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tinkersmith.progress import Progress
 from tinkersmith.runs.trained_model import ModelReference
-from tinkersmith.service.connection import LOOPBACK, Service
+from tinkersmith.service.connection import Service
 
 if TYPE_CHECKING:
     import tinker
@@ -209,13 +210,10 @@ def _fetch(service: Service, url: str, file: Path, limit: int = LARGEST_LORA) ->
 
 def _fetch_once(url: str, file: Path, progress: Progress, limit: int) -> None:
     loopback = _check_address(url, file.name, from_loopback=True)
-    opener = urllib.request.build_opener(
-        _CheckedRedirects(file.name, loopback),
-        *[urllib.request.ProxyHandler({})] if loopback else [],
-    )
+    opened = opener(url, _CheckedRedirects(file.name, loopback))
     size = expected = 0
     with file.open("wb") as target:
-        response = _unbroken(lambda: opener.open(url, timeout=60))
+        response = _unbroken(lambda: opened.open(url, timeout=60))
         with response, progress.doing(f"downloading {file.name}") as task:
             length = response.headers.get("Content-Length") or ""
             expected = int(length) if length.isascii() and length.isdigit() else 0
@@ -246,10 +244,10 @@ def _check_address(url: str, name: str, *, from_loopback: bool) -> bool:
             machine to this one.
     """
     try:
-        address = urlsplit(url)
-        scheme, loopback = address.scheme.lower(), address.hostname in LOOPBACK
+        scheme = urlsplit(url).scheme.lower()
     except ValueError:
-        scheme, loopback = "", False
+        scheme = ""
+    loopback = is_on_this_machine(url)
     if scheme == "http" and not loopback:
         raise UserError(
             f"The server offers {name} over plain HTTP ({url[:100]}), where others could read or "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from tinkersmith.errors import UserError, one_line
+from tinkersmith.guards.proxies import is_on_this_machine
 from tinkersmith.metrics.judge_prompts import JudgePrompt
 from tinkersmith.metrics.judge_replies import JudgeReplies, JudgeReply, request_digest
 
@@ -21,7 +22,6 @@ SECONDS = 120.0  # for a reply
 _MOST_TOKENS = 2048  # of a reply
 _LARGEST_REPLY = 8_000_000  # bytes
 _LONGEST_PAUSE = 60.0
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class JudgeRefused(Exception):
@@ -182,7 +182,7 @@ def open_judge(url: str, model: str, key: str | None = None) -> JudgeClient:
         http=httpx.Client(
             timeout=httpx.Timeout(SECONDS, connect=20.0),
             # A proxy of the environment is no way to this machine.
-            trust_env=urlsplit(address).hostname not in _LOOPBACK,
+            trust_env=not is_on_this_machine(address),
             limits=httpx.Limits(max_connections=None),
         ),
     )
@@ -218,8 +218,7 @@ def judge_address(url: str) -> str:
 
 def is_open_to_readers(url: str) -> bool:
     """Whether a key would go over a network without encryption."""
-    parts = urlsplit(url)
-    return parts.scheme == "http" and parts.hostname not in _LOOPBACK
+    return urlsplit(url).scheme == "http" and not is_on_this_machine(url)
 
 
 def _reply(content: bytes) -> JudgeReply | None:

@@ -325,7 +325,9 @@ def _probe(url: str, token: str | None) -> None:
         headers["Authorization"] = f"Bearer {token}"
     try:
         request = urllib.request.Request(url, headers=headers)
-        with urllib.request.urlopen(request, timeout=2 * PATIENCE):  # `_within` ends it earlier
+        # As the library asks: through the proxies of the environment, as it is now.
+        through = urllib.request.build_opener()
+        with through.open(request, timeout=2 * PATIENCE):  # `_within` ends it earlier
             return
     except urllib.error.HTTPError as error:
         raise _refused("/".join(url.split("/")[-2:]), error.code, bool(token)) from None

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.errors import UserError
+from tinkersmith.guards.proxies import take_loopback_out_of_proxies
 from tinkersmith.models.hub import check_hub_has
 from tinkersmith.models.known import not_offered, retirement_note
 from tinkersmith.models.names import local_model_folder, resolve_base_model
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 # The training loop reads no log-probability of a position with weight 0, so that our own engine
 # need not compute them. Other servers store this as a note.
 TRAINING_METADATA = {"tinkersmith.logprobs": "weighted"}
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 START_REACH = 5.0  # seconds for the first answer
 SLICE = 0.2  # seconds between two checks of the server while waiting
 CLOUD_PROBE_EVERY = 10.0  # seconds
@@ -735,12 +735,6 @@ def _close(service: Service, status: str) -> None:
         return
     with suppress(Exception):
         service.client.close(status).future().result(timeout=3)  # type: ignore[arg-type]
-
-
-def take_loopback_out_of_proxies() -> None:
-    for name in ("NO_PROXY", "no_proxy"):
-        hosts = [host for host in os.environ.get(name, "").split(",") if host]
-        os.environ[name] = ",".join(dict.fromkeys([*hosts, *LOOPBACK]))
 
 
 def _import_sdk() -> None:

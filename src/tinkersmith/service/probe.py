@@ -11,6 +11,7 @@ import urllib.request
 from dataclasses import dataclass
 from typing import Any, cast
 
+from tinkersmith.guards.proxies import opener
 from tinkersmith.service.embedded import Engine
 
 PROBE_EVERY = 1.0  # seconds
@@ -75,7 +76,7 @@ class Probe:
         Any answer of the server itself counts, errors included.
         """
         try:
-            with urllib.request.urlopen(f"{self.url}/api/v1/healthz", timeout=patience):
+            with opener(self.url).open(f"{self.url}/api/v1/healthz", timeout=patience):
                 return None
         except urllib.error.HTTPError as error:
             if error.code not in (502, 503, 504):  # these come from a proxy in front of it
@@ -111,7 +112,7 @@ def engine_answer(url: str, key: str) -> dict[str, Any] | None:
     """What an engine of ours says of itself; None if the server is none, or does not answer."""
     request = urllib.request.Request(f"{url}/api/v1/engine_facts", headers={"X-API-Key": key})
     try:
-        with urllib.request.urlopen(request, timeout=FACTS_PATIENCE) as response:
+        with opener(url).open(request, timeout=FACTS_PATIENCE) as response:
             content: Any = json.load(response)
     except (OSError, ValueError, http.client.HTTPException):
         return None

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.errors import UserError
+from tinkersmith.guards.proxies import take_loopback_out_of_proxies
 from tinkersmith.models.hub import check_hub_has
 from tinkersmith.models.names import local_model_folder
 from tinkersmith.progress import Progress
-from tinkersmith.service.connection import server_of, take_loopback_out_of_proxies
+from tinkersmith.service.connection import server_of
 from tinkersmith.service.embedded import Engine, start_engine
 from tinkersmith.serving.models import ServedModels
 
