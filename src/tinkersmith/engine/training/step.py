@@ -24,6 +24,7 @@ from tinkersmith.engine.training.losses import (
     sequence_log_ratios,
     truncated_tokens,
 )
+from tinkersmith.engine.training.model_pass import ModelPass
 from tinkersmith.engine.training.packing import PACK_TOKENS, gpu_budget, packs
 
 
@@ -108,7 +109,7 @@ def _run_pack(
         else:
             layers = _dense_pass(dense, kernels, batch_pass, lengths)
     else:
-        layers = _ModelPass(batch_pass, lengths)
+        layers = ModelPass(base, batch_pass.adapter, lengths, backward=batch_pass.backward)
     hidden = layers.forward(tokens, rows)
     if batch_pass.loss_fn == "gspo":
         logprobs = target_logprobs(base, batch_pass.adapter, hidden, inputs["target_tokens"])
@@ -163,25 +164,6 @@ def _pass_with_images(
         vision=vision,
         positions=vision.positions_of_documents(tokens, lengths),
     )
-
-
-class _ModelPass:
-    """A `TrainingPass` through the model's own layers and autograd, where it has no kernels."""
-
-    def __init__(self, batch_pass: Pass, lengths: Sequence[int]) -> None:
-        self.batch_pass, self.lengths = batch_pass, lengths
-
-    def forward(self, tokens: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-        base, adapter = self.batch_pass.base, self.batch_pass.adapter
-        with torch.set_grad_enabled(self.batch_pass.backward):
-            hidden = base.hidden(tokens, self.lengths, adapter)  # (T, H)
-            self.hidden = hidden if rows is None else hidden[rows]  # (T or M, H)
-        # The graph is cut here: the output layer forms its gradient itself.
-        return self.hidden.detach()
-
-    def backward(self, grad: torch.Tensor) -> None:
-        if self.hidden.requires_grad:
-            self.hidden.backward(grad)
 
 
 def _in_place(values: torch.Tensor, rows: torch.Tensor, count: int) -> torch.Tensor:
