@@ -56,7 +56,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):
         write_samples()
         qwen3, mistral = make_qwen3(Path("qwen3-512")), make_mistral(Path("mistral-512"))
-        for title, settings in cases(qwen3, mistral, wanted.model).items():
+        qwen35 = make_qwen35(Path("qwen35-512"))
+        for title, settings in cases(qwen3, mistral, qwen35, wanted.model).items():
             runs[title] = one_run(settings)
             print(title, runs[title], flush=True)
     command = "python -m benchmarks.reliability.memory"
@@ -64,7 +65,7 @@ def main() -> int:
     return 0 if all(LEAST <= run["forecast / measured"] <= MOST for run in runs.values()) else 1
 
 
-def cases(qwen3: Path, mistral: Path, others: list[str]) -> dict[str, dict[str, Any]]:
+def cases(qwen3: Path, mistral: Path, qwen35: Path, others: list[str]) -> dict[str, dict[str, Any]]:
     """The settings of each run, beside those that all have."""
     short: dict[str, Any] = {"DATA_FILES": ["short.json"]}
     long: dict[str, Any] = {"DATA_FILES": ["long.json"], "BATCH_SIZE": 1}
@@ -84,6 +85,10 @@ def cases(qwen3: Path, mistral: Path, others: list[str]) -> dict[str, dict[str, 
         "Mistral, hidden size 512, a window of 512, samples of about 4,900 tokens": {
             **longest,
             "BASE_MODEL": str(mistral),
+        },
+        "Qwen3.5, hidden size 512, samples of about 700 tokens": {
+            **long,
+            "BASE_MODEL": str(qwen35),
         },
         **{Path(other).name: {**short, "BASE_MODEL": str(Path(other))} for other in others},
     }
@@ -119,6 +124,19 @@ def make_mistral(folder: Path) -> Path:
     from transformers import MistralConfig, MistralForCausalLM
 
     return _saved(folder, MistralForCausalLM(MistralConfig(**SIZES, sliding_window=512)))
+
+
+def make_qwen35(folder: Path) -> Path:
+    """A random Qwen3.5 of these sizes: three of four layers carry a state."""
+    from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+
+    state: dict[str, Any] = {
+        "linear_num_key_heads": 8,
+        "linear_num_value_heads": 8,
+        "linear_key_head_dim": 64,
+        "linear_value_head_dim": 64,
+    }
+    return _saved(folder, Qwen3_5ForCausalLM(Qwen3_5TextConfig(**SIZES, **state)))
 
 
 def _saved(folder: Path, model: Any) -> Path:

@@ -11,20 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from tests.support.adapters import filled_adapter
 from tests.support.engine import KEY, MODEL, RunningEngine, running_engine
-from tests.support.family_twin import TinyFamily, make_family
 from tests.support.http_server import http_server
 from tests.support.tiny_models import make_tiny_model
-from tests.support.window_families import FAMILIES
 from tinkersmith.cli.main import main
-from tinkersmith.engine.kernels.tile_attention import TileAttention
-from tinkersmith.engine.messages import LoraConfig
-from tinkersmith.engine.model.base_model import load_base_model
 from tinkersmith.errors import UserError
-from tinkersmith.forecast import costs, memory
+from tinkersmith.forecast import costs, layers, memory
 from tinkersmith.forecast.billing import billed_since, used_lines
 from tinkersmith.forecast.budget import cut_to_budget
 from tinkersmith.forecast.costs import Rates, least_cost, most_cost, steps_within
@@ -114,66 +107,6 @@ def test_memory_is_that_of_the_files_and_a_lack_is_warned_of(tmp_path: Path) -> 
     assert memory_need(tmp_path, settings_from({}), 100) is None
 
 
-WINDOWED = [family for family in FAMILIES if family.name in ("Mistral v0.1", "Gemma 3", "gpt-oss")]
-
-
-@pytest.mark.parametrize("family", WINDOWED, ids=lambda family: family.name)
-def test_samples_longer_than_a_window_are_forecast_as_the_engine_keeps_them(
-    family: TinyFamily, tmp_path: Path
-) -> None:
-    folder = make_family(family, tmp_path / "model")
-    base = load_base_model("windowed", folder)
-    adapter = filled_adapter(base, LoraConfig(rank=16))
-    weights = [*base.model.parameters(), *adapter.weights.values()]
-    own = {weight.untyped_storage().data_ptr() for weight in weights}
-    for tokens in (300, 900):
-        kept = dict[int, torch.Tensor]()
-
-        def keep(tensor: torch.Tensor, kept: dict[int, torch.Tensor] = kept) -> torch.Tensor:
-            kept[tensor.untyped_storage().data_ptr()] = tensor
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            base.hidden(torch.arange(tokens) % 200, [tokens], adapter)
-        numbers = sum(
-            tensor.untyped_storage().nbytes() // tensor.itemsize
-            for place, tensor in kept.items()
-            if place not in own
-        )
-        config = memory._config(folder)
-        assert not memory._has_kernels(config, tokens)
-        forecast = tokens * memory._kept_by_own_layers(config, settings_from({"LORA_RANK": 16}))
-        assert 0.75 < forecast / numbers < 1.3
-    need = memory_need(folder, settings_from({}), 300)
-    assert need is not None and need.attention == 0
-
-
-@pytest.mark.parametrize(
-    ("values", "window"),
-    [
-        ({"model_type": "mistral", "sliding_window": 512}, 512),
-        ({"model_type": "mistral", "sliding_window": None}, 0),
-        ({"model_type": "qwen3", "sliding_window": 512, "use_sliding_window": False}, 0),
-        ({"model_type": "qwen2", "sliding_window": 512, "use_sliding_window": True}, 512),
-        ({"model_type": "qwen3", "sliding_window": 512, "layer_types": ["full_attention"]}, 0),
-        ({"model_type": "llama"}, 0),
-    ],
-)
-def test_kernels_are_for_samples_within_the_window(values: dict[str, Any], window: int) -> None:
-    config = {"num_hidden_layers": 2, "max_window_layers": 1, **values}
-    assert memory._window(config) == window
-    assert memory._has_kernels(config, 512)
-    assert memory._has_kernels(config, 513) == (window == 0)
-
-
-@pytest.mark.parametrize("lengths", [[4898], [2048], [700, 700, 600], [86] * 23])
-def test_attention_is_forecast_as_the_engine_keeps_it(lengths: list[int]) -> None:
-    config = {"num_hidden_layers": 3, "num_attention_heads": 8, "hidden_size": 64}
-    kept = TileAttention(lengths, 2, torch.float32, torch.device("cpu")).numbers_kept(8, 4, 8)
-    forecast = memory._probabilities(config, sum(lengths), max(lengths))
-    assert 0.8 < forecast / (3 * kept) < 1.3
-
-
 def test_attention_is_kept_only_where_half_of_the_free_memory_holds_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +120,22 @@ def test_attention_is_kept_only_where_half_of_the_free_memory_holds_it(
         shown = "for attention, which is taken" in memory_lines(need)[0]
         assert shown == bool(need.attention)
     assert attention == [4 * 2 * 4 * 4000 * (2000 + 192), 0]
+
+
+def test_layers_that_do_not_fit_are_forecast_as_computed_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_tiny_model(tmp_path / "model")
+    needs = list[memory.MemoryNeed]()
+    for free in (64 * 2**30, 0):
+        monkeypatch.setattr(memory, "free_system_memory", lambda free=free: free)
+        need = memory_need(folder, settings_from({}), 4000)
+        assert need is not None
+        assert need.twice == ("computed twice" in memory_lines(need)[0]) == (free == 0)
+        needs.append(need)
+    passing = 4 * 4000 * layers.passing(memory._config(folder))
+    all_layers, one_layer = (need.activations - passing for need in needs)
+    assert all_layers == 2 * one_layer > 0
 
 
 # ---- against a server

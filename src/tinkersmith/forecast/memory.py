@@ -5,12 +5,20 @@ measured by benchmarks/reliability/memory.py.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any, cast
 
 from tinkersmith.fingerprint import safetensors_header, text_config
+from tinkersmith.forecast.layers import (
+    has_kernels,
+    kept_by_kernels,
+    kept_by_transformers,
+    passing,
+    probabilities,
+)
 from tinkersmith.machine.memory import (
     float32_is_affordable,
     free_system_memory,
@@ -27,9 +35,11 @@ _PACK = 2048  # tokens that the engine computes at a time; a longer sample stand
 # Bytes of the engine for each byte that the layers of transformers keep, by measurement: they free
 # tensors between those, and the engine gives no memory back to the system.
 _SCATTERED = 1.7
-_TILE = 128  # tokens whose attention is one product
-_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "in_proj", "out_proj")
-_KERNELS = ("llama", "mistral", "qwen2", "qwen3")  # families that have kernels
+_ATTENTION = (
+    *("q_proj", "k_proj", "v_proj", "o_proj", "qkv_proj", "out_proj"),
+    *("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"),  # latent attention
+    *("in_proj", "in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b"),  # layers with a state
+)
 _MLP = ("gate_proj", "up_proj", "down_proj", "gate_up_proj")
 
 
@@ -42,6 +52,7 @@ class MemoryNeed:
     activations: int  # of the tokens that are computed at a time
     attention: int  # its probabilities; 0 where the engine computes them again
     free: int | None
+    twice: bool = False  # some layers are computed twice, as memory lacks for all
 
     @property
     def together(self) -> int:
@@ -75,21 +86,26 @@ def memory_need(
     narrow = not wide and says_bf16()  # else bfloat16 weights are computed with in float32
     tokens = min(max(longest, min(step_tokens, _PACK)), settings.max_sequence_length)
     config = _config(folder)
-    by_kernels = _has_kernels(config, longest)
-    kept: float = _kept(config, settings)
-    if not by_kernels:
-        kept = _SCATTERED * _kept_by_own_layers(config, settings)
-    activations = int(tokens * (kept + _passing(config)) * (2 if narrow else 4))
+    number = 2 if narrow else 4  # bytes
     adapter = _OPTIMIZER * settings.lora_rank * _adapter_width(folder, shapes, settings)
     free = free_system_memory()
-    attention = 0
-    if by_kernels and not narrow:
-        attention = 4 * _probabilities(config, tokens, min(longest, tokens))
-    # The engine keeps them where all that it keeps fits into half of what is free then.
     left = (4 * _GIB if free is None else free) - weights - adapter - _PROGRAMS
-    if activations + attention > left / 2:
+    by_kernels = has_kernels(config, longest)
+    attention = 0
+    if by_kernels:
+        layers: Sequence[float] = kept_by_kernels(config, settings)
+        share = left / 2
+        attention = 0 if narrow else 4 * probabilities(config, tokens, min(longest, tokens))
+    else:
+        layers = [_SCATTERED * kept for kept in kept_by_transformers(config, settings)]
+        share = _SCATTERED * left / 3
+    wanted = int(tokens * number * sum(layers))
+    # What does not fit into its share is computed twice, one layer at a time.
+    kept = min(wanted, int(max(share, 0) + tokens * number * max(layers, default=0)))
+    activations = kept + int(tokens * number * passing(config))
+    if activations + attention > share:
         attention = 0
-    return MemoryNeed(weights, adapter, activations, attention, free)
+    return MemoryNeed(weights, adapter, activations, attention, free, twice=kept < wanted)
 
 
 def _adapter_width(folder: Path, shapes: dict[str, tuple[int, ...]], settings: Settings) -> int:
@@ -108,78 +124,6 @@ def _adapter_width(folder: Path, shapes: dict[str, tuple[int, ...]], settings: S
     return width
 
 
-def _has_kernels(config: dict[str, Any], longest: int) -> bool:
-    """Whether the engine computes the layers by its own kernels, up to a sample of `longest`.
-
-    Else they are those of transformers, whose attention keeps no probabilities.
-    """
-    return config.get("model_type") in _KERNELS and longest <= (_window(config) or longest)
-
-
-def _window(config: dict[str, Any]) -> int:
-    """Tokens that a token sees in the layers with a sliding window; 0 if no layer has one."""
-    size = _number(config, "sliding_window")
-    kinds: object = config.get("layer_types")
-    if isinstance(kinds, list):
-        return size if "sliding_attention" in kinds else 0
-    if config.get("model_type") == "mistral":
-        return size
-    first = _number(config, "max_window_layers")  # Qwen: the layers from this one on
-    return (
-        size
-        if config.get("use_sliding_window") and first < _number(config, "num_hidden_layers")
-        else 0
-    )
-
-
-def _kept_by_own_layers(config: dict[str, Any], settings: Settings) -> int:
-    """Numbers that a token leaves in all layers, where these are those of transformers."""
-    hidden, heads, key_heads, head, inner = _sizes(config)
-    experts = _number(config, "num_experts_per_tok")
-    attention = 4 * hidden + (3 * heads + 2 * key_heads) * head  # two norms and their inputs
-    others = 2 * hidden  # two more norms, of many families
-    products = (7 if config.get("model_type") == "gpt_oss" else 4) * inner
-    # Each expert has its input and its output.
-    mlp = products + 2 * experts * hidden
-    return _number(config, "num_hidden_layers") * (
-        attention + others + mlp + 7 * settings.lora_rank
-    )
-
-
-def _kept(config: dict[str, Any], settings: Settings) -> int:
-    """Numbers that a token leaves in all layers for the backward pass of the engine's kernels."""
-    hidden, heads, key_heads, head, inner = _sizes(config)
-    projected = 2 * (heads + 2 * key_heads) * head + heads * head  # before and after the rotation
-    layer = projected + 2 * hidden + 2 * inner + 4 * settings.lora_rank
-    return _number(config, "num_hidden_layers") * layer
-
-
-def _passing(config: dict[str, Any]) -> int:
-    """Numbers of a token that one layer's pass needs beside what is kept."""
-    hidden, heads, key_heads, head, inner = _sizes(config)
-    return 4 * hidden + 3 * inner + 2 * (heads + 2 * key_heads) * head
-
-
-def _probabilities(config: dict[str, Any], tokens: int, longest: int) -> int:
-    """The attention probabilities of all layers, where tokens see those before them in a sample."""
-    _, heads, *_ = _sizes(config)
-    return _number(config, "num_hidden_layers") * heads * tokens * (longest + 3 * _TILE) // 2
-
-
-def _sizes(config: dict[str, Any]) -> tuple[int, int, int, int, int]:
-    """Width of the hidden states, heads, KV heads, head size, and width of a token's MLP."""
-    hidden, heads = _number(config, "hidden_size"), _number(config, "num_attention_heads")
-    key_heads = _number(config, "num_key_value_heads") or heads
-    head = _number(config, "head_dim") or hidden // max(heads, 1)
-    inner = _number(config, "moe_intermediate_size") or _number(config, "intermediate_size")
-    return hidden, heads, key_heads, head, inner * max(_number(config, "num_experts_per_tok"), 1)
-
-
-def _number(config: dict[str, Any], name: str) -> int:
-    value: object = config.get(name)
-    return value if isinstance(value, int) else 0
-
-
 def memory_lines(need: MemoryNeed) -> list[str]:
     """What is said of the memory, with a warning where it is more than is free."""
     line = (
@@ -189,6 +133,8 @@ def memory_lines(need: MemoryNeed) -> list[str]:
     )
     if need.attention:
         line += f", {_gib(need.attention)} for attention, which is taken where it is free"
+    if need.twice:
+        line += "; layers that do not fit are computed twice, which takes longer"
     if need.free is None:
         return [line]
     lines = [f"{line}; {_gib(need.free)} are free"]

@@ -23,7 +23,7 @@ from tinkersmith.engine.model.lora import Adapter
 class ModelPass:
     """One forward pass over a pack, and the backward pass that goes with it.
 
-    Layers keep what their backward pass needs as long as it fits into `budget` bytes (None: half
+    Layers keep what their backward pass needs as long as it fits into `budget` bytes (None: a third
     of the free memory). The rest keep their input only and are computed again.
     """
 
@@ -38,7 +38,8 @@ class ModelPass:
     ) -> None:
         self.base, self.adapter, self.lengths = base, adapter, lengths
         self.backward_follows = backward
-        self.budget = free_memory(base.device) // 2 if budget is None else budget
+        # What lies between kept tensors is free, but nearly as large, and mostly of no use.
+        self.budget = free_memory(base.device) // 3 if budget is None else budget
         self.computed_again = 0  # layers
         self.kept = 0  # bytes
         self._largest = 0  # bytes that a layer has kept
