@@ -28,6 +28,7 @@ from tests.support.seeing_models import make_seeing
 from tests.support.state_families import FAMILIES, SEEING_FAMILIES
 from tinkersmith.engine.errors import Refused
 from tinkersmith.engine.messages import Answering, LoraConfig, SampleRequest
+from tinkersmith.engine.model import attention
 from tinkersmith.engine.model.adapters import adapter_state, new_adapter, snapshot
 from tinkersmith.engine.model.base_model import BaseModel, load_base_model
 from tinkersmith.engine.model.exported_adapter import read_exported_adapter
@@ -54,6 +55,16 @@ def base(family: TinyFamily, tmp_path_factory: pytest.TempPathFactory) -> BaseMo
 def test_losses_and_lora_gradients_equal_those_of_a_float64_twin(
     family: TinyFamily, base: BaseModel
 ) -> None:
+    differences = training_differences(family, base, rank=4)
+    assert differences.logprob < 2e-5 and differences.loss < 1e-5
+    assert differences.gradient < 1e-5, differences.worst
+
+
+@pytest.mark.parametrize("segment", [16, 32])
+def test_long_samples_are_computed_in_segments_that_hand_on_the_state(
+    family: TinyFamily, base: BaseModel, segment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_SEGMENT", segment)
     differences = training_differences(family, base, rank=4)
     assert differences.logprob < 2e-5 and differences.loss < 1e-5
     assert differences.gradient < 1e-5, differences.worst

@@ -24,6 +24,9 @@ from tinkersmith.engine.model.scored_attention import Scoring, attend_cached, at
 
 NAME = "tinkersmith"
 _CHUNK = 64  # tokens that layers with a state compute at a time, whatever is left of them
+# Tokens that such a layer gets at a time, about. transformers cuts chunks out of whole tensors, and
+# the gradient of each cut is as large as the tensor: time grows with the square of the tokens.
+_SEGMENT = 512
 
 
 KeysAndValues = list[tuple[torch.Tensor, torch.Tensor]]  # of each layer, (G, T, D) both
@@ -105,7 +108,7 @@ class PackedDocuments:
             ]
             return torch.cat(parts, dim=1)
         device = hidden.device
-        by_row = [compute(hidden[0, rows.to(device)], None).flatten(0, 1) for rows in self.rows]
+        by_row = [_in_segments(compute, hidden[0, rows.to(device)]) for rows in self.rows]
         return torch.cat(by_row)[self.order.to(device)][None]
 
     @cached_property
@@ -136,6 +139,21 @@ class PackedDocuments:
         starts = torch.tensor([self.bounds[number][0] for number in group])
         longest = max(self.bounds[number][1] - self.bounds[number][0] for number in group)
         return (starts[:, None] + torch.arange(longest)).clamp(max=self.bounds[-1][1] - 1)
+
+
+def _in_segments(compute: Carry, hidden: torch.Tensor) -> torch.Tensor:
+    """Carry a state through rows (B, T, H), a segment after another: (B T, H).
+
+    Segments end where chunks end, so that the same is computed. None has a single token, for which
+    layers have another way.
+    """
+    count = hidden.shape[1] // _SEGMENT
+    if count < 2:
+        return compute(hidden, None).flatten(0, 1)
+    states = LayerStates()
+    ends = [_SEGMENT * number for number in range(1, count)]
+    parts = [compute(part, states) for part in hidden.tensor_split(ends, dim=1)]
+    return torch.cat(parts, dim=1).flatten(0, 1)
 
 
 class CachedRows:

@@ -13,7 +13,8 @@ _Key = tuple[str, int, int]  # "conv" or "recurrent", the layer's index, the sta
 class LayerStates:
     """States of some rows in all layers that have one. No state at all is the same as zeros.
 
-    A layer reads and writes it by the methods of transformers' caches that such layers call.
+    A layer reads and writes it by the methods of transformers' caches that such layers call. Where
+    gradients are computed, a new state takes the place of the one before, which they need.
     """
 
     def __init__(self) -> None:
@@ -50,7 +51,7 @@ class LayerStates:
             self.tensors[key] = seen[..., -size:].clone()
         else:
             seen = torch.cat([before, conv_states], -1)
-            before.copy_(seen[..., -size:])
+            self._renew(key, before, seen[..., -size:])
         return seen
 
     def update_recurrent_state(
@@ -61,8 +62,14 @@ class LayerStates:
         if before is None:
             self.tensors[key] = recurrent_states.clone()
         else:
-            before.copy_(recurrent_states)
+            self._renew(key, before, recurrent_states)
         return self.tensors[key]
+
+    def _renew(self, key: _Key, before: torch.Tensor, state: torch.Tensor) -> None:
+        if torch.is_grad_enabled():
+            self.tensors[key] = state.to(before.dtype)
+        else:
+            before.copy_(state)
 
     # ---- what a sampler calls
 
