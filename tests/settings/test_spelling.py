@@ -22,6 +22,34 @@ TWO = ["a.json", "b.json"]
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "prefill:0.2,sample:0.6,train:0.44",
+        "{prefill: 0.2, sample: 0.6, train: 0.44}",
+        '{"prefill": 0.2, "sample": 0.6, "train": 0.44}',
+    ],
+)
+def test_prices_are_read_in_any_usual_spelling(text: str) -> None:
+    prices = settings_from({}, [f"TOKEN_PRICE={text}"]).token_price
+    assert prices == {"prefill": 0.2, "sample": 0.6, "train": 0.44}
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("prefill:x,sample:1,train:1", 'TOKEN_PRICE["prefill"] is "x"; it must be a price'),
+        ("prefill:nan,sample:1,train:1", 'TOKEN_PRICE["prefill"] is "nan"; it must be a price'),
+        ("{1: 2}", "TOKEN_PRICE has the name 1; it must be a dict with"),
+        ("cheap", "Write it as --set TOKEN_PRICE=prefill:0.2,sample:0.6,train:0.44"),
+    ],
+)
+def test_a_price_that_is_none_is_named(given: str, sentence: str) -> None:
+    with pytest.raises(UserError) as told:
+        settings_from({}, [f"TOKEN_PRICE={given}"])
+    assert sentence in str(told.value)
+
+
+@pytest.mark.parametrize(
     ("text", "files"),
     [
         ("a.json", ["a.json"]),

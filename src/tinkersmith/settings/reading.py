@@ -293,6 +293,11 @@ def _sentence(error: ValidationError) -> str:
     if field == "columns" and len(problem["loc"]) > 1:
         key = python_text(problem["loc"][1])
         return f"COLUMNS[{key}] is {value}; it must be the name of a field in your records."
+    if field in ("token_price", "judge_price") and len(problem["loc"]) > 1:
+        key = python_text(problem["loc"][1])
+        if problem["loc"][-1] == "[key]":
+            return f"{field.upper()} has the name {key}; it must be {about['kind']}."
+        return f"{field.upper()}[{key}] is {value}; it must be a price, as a number."
     index = next((step for step in problem["loc"][1:] if isinstance(step, int)), None)
     if field == "metrics" and index is not None:
         return f"METRICS[{index}] is {value}; it must be the name of a metric."

@@ -26,7 +26,7 @@ def kind_of_value(field: str) -> str:
     annotation: Any = FIELDS[field].annotation
     if field in FILE_FIELDS:
         return "files"
-    if field == "judge_price":
+    if annotation == dict[str, float]:
         return "numbers"
     if field == "adam_betas":
         return "number list"
@@ -184,6 +184,7 @@ def _pairs(field: str, text: str, value_of: Callable[[str], object]) -> object:
             example = {
                 "columns": "COLUMNS=instruction:question,output:answer",
                 "judge_price": "JUDGE_PRICE=input:0.5,output:1.5",
+                "token_price": "TOKEN_PRICE=prefill:0.2,sample:0.6,train:0.44",
             }.get(field, "DATA_FILES=a.jsonl:2.0,b.jsonl:0.5")
             raise UserError(
                 f"--set {field.upper()}={one_line(text)} has no name and value in {one_line(item)}."
