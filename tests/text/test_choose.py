@@ -199,6 +199,10 @@ def test_a_setting_that_does_not_fit_the_thoughts_of_the_data_is_an_error(
     for setting in ("chat", "instruction"):
         with pytest.raises(UserError, match=r'THINKING is "off", but data/train.json, record 1'):
             choose_template(setting, tokenizer, "m", thinking="off", thoughts=thoughtful)
+        for others, end in ((0, "a thought."), (1, "and so does 1 other sample."), (2, "2 other")):
+            some = count_thoughts([THOUGHTFUL] * (others + 1))
+            with pytest.raises(UserError, match=end):
+                choose_template(setting, tokenizer, "m", thinking="off", thoughts=some)
         with pytest.raises(UserError, match='THINKING is "keep", but not one sample has a thought'):
             choose_template(
                 setting, tokenizer, "m", thinking="keep", thoughts=count_thoughts([PLAIN])

@@ -185,10 +185,11 @@ def _check_thinking(thinking: str, thoughts: ThoughtCounts | None) -> None:
     if thoughts is None:
         return
     if thinking == "off" and thoughts.with_thoughts:
+        others = thoughts.with_thoughts - 1
+        more = f", and so {'does' if others == 1 else 'do'} {counted(others, 'other sample')}"
         raise UserError(
-            f'THINKING is "off", but {thoughts.first} has a thought, and so do '
-            f"{counted(thoughts.with_thoughts - 1, 'other sample')}. Set THINKING to "
-            '"keep" or "strip", or remove the thoughts.'
+            f'THINKING is "off", but {thoughts.first} has a thought{more if others else ""}. Set '
+            'THINKING to "keep" or "strip", or remove the thoughts.'
         )
     if thinking == "keep" and thoughts.samples and not thoughts.with_thoughts:
         raise UserError(
