@@ -208,3 +208,6 @@ def test_every_event_that_is_not_shown_is_counted(
     said = capsys.readouterr().out
     assert said.count("train.jsonl, record") == 10
     assert "... and 20 more; all of them are in skipped.jsonl." in said
+    data = in_memory(settings_from(names), tokenizer)
+    LengthReport(data, True, Progress(print), listed=False).summary()
+    assert "... and 20 more.\n" in capsys.readouterr().out

@@ -43,5 +43,9 @@ def test_the_size_decides_and_the_report_is_the_same_but_for_the_stream(
     ):
         assert expected in lines
     assert sum("does not exist" in line for line in lines) == 2
+    for source in (small, large):  # without a run's folder, no file lists anything
+        unlisted = source.report(listed=False)
+        assert "Skipped 3 records:" in unlisted
+        assert not [line for line in unlisted if ".jsonl" in line and str(tmp_path) not in line]
     assert sum("1 validation sample asks" in line for line in lines) == 1
     assert sum("Found 1 exact duplicate" in line for line in lines) == 1

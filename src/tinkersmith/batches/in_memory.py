@@ -99,7 +99,7 @@ class SamplesInMemory:
     def find(self, sources: Collection[Source]) -> dict[Source, Sample]:
         return {sample.source: sample for sample in self.training if sample.source in sources}
 
-    def report(self) -> list[str]:
+    def report(self, *, listed: bool = True) -> list[str]:
         counts = {file: count for loaded in self.loaded for file, count in loaded.counts.items()}
         missing = [file for loaded in self.loaded for file in loaded.missing_files]
         skipped = [record for loaded in self.loaded for record in loaded.skipped]
@@ -109,8 +109,8 @@ class SamplesInMemory:
             *(sentence for loaded in self.loaded for sentence in loaded.said),
             *read_lines(counts, missing, tally.shapes),
             *note_lines(tally.notes),
-            *skipped_lines(skipped, len(skipped), "skipped.jsonl"),
-            *duplicate_lines(self.duplicates, listed=True),
+            *skipped_lines(skipped, len(skipped), "skipped.jsonl" if listed else ""),
+            *duplicate_lines(self.duplicates, listed=listed),
             *validation_lines(len(self.validation), shared),
             *self.mixing_lines(),
         ]

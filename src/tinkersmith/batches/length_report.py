@@ -10,8 +10,11 @@ from tinkersmith.progress import Progress
 class LengthReport:
     """Prints the report once. A stream may be tokenised only long after the first step."""
 
-    def __init__(self, data: TokenizedData, show_warnings: bool, progress: Progress) -> None:
+    def __init__(
+        self, data: TokenizedData, show_warnings: bool, progress: Progress, *, listed: bool = True
+    ) -> None:
         self._data, self._show_warnings, self._progress = data, show_warnings, progress
+        self._listed = listed  # in the skipped.jsonl of a run that stays
         self._summary: DataSummary | None = None
 
     def print_if_complete(self) -> None:
@@ -37,7 +40,8 @@ class LengthReport:
                 say(f"  {event}")
             more = summary.events - len(summary.first_events)
             if more:
-                say(f"  ... and {more:,} more; all of them are in skipped.jsonl.")
+                where = "; all of them are in skipped.jsonl" if self._listed else ""
+                say(f"  ... and {more:,} more{where}.")
         validation = summary.validation
         for_validation = f", {validation:,} for validation" if validation else ""
         untrained = f", {summary.untrained:,} with nothing to train on" if summary.untrained else ""

@@ -68,8 +68,12 @@ class DataSource(Protocol):
         """
         ...
 
-    def report(self) -> list[str]:
-        """What was read, line by line, for the user."""
+    def report(self, *, listed: bool = True) -> list[str]:
+        """What was read, line by line, for the user.
+
+        Args:
+            listed: a run's folder will list what is skipped, and the duplicates.
+        """
         ...
 
     def tokenized(self, encoding: Encoding, progress: Progress) -> "TokenizedData":

@@ -80,8 +80,8 @@ class SampleStream:
                 samples |= {sample.source: sample for sample in read if sample.source in sources}
         return samples
 
-    def report(self) -> list[str]:
-        return [*self.files.report(), *self.mixing_lines()]
+    def report(self, *, listed: bool = True) -> list[str]:
+        return [*self.files.report(listed=listed), *self.mixing_lines()]
 
     def mixing_lines(self) -> list[str]:
         """What an epoch takes of each file, where DATA_FILES has weights."""

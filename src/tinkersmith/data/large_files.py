@@ -104,8 +104,8 @@ class LargeFiles:
     tallies: list[Tally] = field(default_factory=list[Tally])  # in the order of `duplicates`
     said: list[str] = field(default_factory=list[str])  # sentences about how the files were read
 
-    def report(self) -> list[str]:
-        """What was read, line by line, for the user."""
+    def report(self, *, listed: bool = True) -> list[str]:
+        """What was read, line by line, for the user; `listed` as in `DataSource.report`."""
         skipped = [*self.first_skipped, *self.validation_skipped]
         total = self.skipped_count + len(self.validation_skipped)
         together = Tally.together(self.tallies)
@@ -113,8 +113,8 @@ class LargeFiles:
             *self.said,
             *read_lines(self.counts, self.missing_files, together.shapes),
             *note_lines(together.notes),
-            *skipped_lines(skipped, total, "skipped.jsonl", together.reasons),
-            *duplicate_lines(self.duplicates, listed=True),
+            *skipped_lines(skipped, total, "skipped.jsonl" if listed else "", together.reasons),
+            *duplicate_lines(self.duplicates, listed=listed),
             *validation_lines(len(self.validation), self.shared),
             "The files are large: they are read as a stream, and training begins when the first "
             "samples are tokenised.",

@@ -47,7 +47,7 @@ def dry_run(settings: Settings, signals: Interruption) -> Forecast:
         chosen = read_eval_files(settings, progress)
         source = read_data(settings, progress)
         with progress.doing("comparing the samples"):
-            lines = source.report()
+            lines = source.report(listed=False)
             lines += [] if chosen is None else eval_lines(chosen, settings.seed)
         for line in lines:
             progress.say(f"  {line}")

@@ -199,7 +199,7 @@ def prepare(
     source = read(settings, progress)
     check()
     with progress.doing("comparing the samples"):
-        lines = source.report()
+        lines = source.report(listed=rehearsing is None)
         lines += [] if chosen is None else eval_lines(chosen, settings.seed)
     for line in lines:
         progress.say(f"  {line}")

@@ -145,7 +145,7 @@ def _trained(
     rehearsed = replace(
         plan, settings=settings, budget=None, compared=Compared(planned), seconds=seconds
     )
-    lengths = LengthReport(plan.data, settings.show_length_warnings, progress)
+    lengths = LengthReport(plan.data, settings.show_length_warnings, progress, listed=False)
     lengths.print_if_complete()
     try:
         Loop(rehearsed, lengths, progress, signals).run()
