@@ -3,6 +3,7 @@
 import errno
 import re
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -48,6 +49,16 @@ def network_reason(error: BaseException) -> str:
     if isinstance(reason, OSError) and reason.errno in _NETWORK:
         return (reason.strerror or type(reason).__name__).lower()
     return one_line(" ".join(str(reason).split()), 120).rstrip(".") or type(reason).__name__
+
+
+def error_chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, and what led to it."""
+    seen: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in seen:
+        seen.append(link)
+        yield link
+        link = link.__cause__ or link.__context__
 
 
 def without_password(address: str) -> str:

@@ -194,7 +194,9 @@ def test_each_status_of_a_hub_has_a_sentence_of_its_own(good: Hub, status: int, 
 
 def test_an_address_without_a_scheme_says_how_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "hf-mirror.com")
-    with pytest.raises(UserError, match=r"HF_ENDPOINT is no address\. It must begin with https://"):
+    with pytest.raises(
+        UserError, match=r"HF_ENDPOINT is no address of a hub\. It must begin with https://"
+    ):
         tokenizer_from_hub(NAME)
 
 

@@ -2,6 +2,8 @@
 
 import base64
 import json
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,10 +17,19 @@ TOKEN = "a-token-of-the-tests"
 
 @dataclass
 class UploadHub:
-    """What the hub was sent; `refuses` has the status for paths that begin in a certain way."""
+    """What the hub was sent.
+
+    `refuses` has the status of answers to paths that contain a text, with `words` of the hub.
+    `pages` and `cuts` name such texts: a web page is answered, or the connection ends.
+    """
 
     url: str
     refuses: dict[str, int] = field(default_factory=dict[str, int])
+    words: str = "no"
+    pages: str = ""
+    cuts: str = ""
+    delay: float = 0.0  # seconds before each answer to a POST
+    role: str = "write"  # of the token
     created: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     files: dict[str, bytes] = field(default_factory=dict[str, bytes])
     asked: list[str] = field(default_factory=list[str])
@@ -33,16 +44,22 @@ def upload_hub() -> Iterator[UploadHub]:
             if not self._may():
                 return
             if self.path == "/api/whoami-v2":
-                self._answer({"name": "somebody", "type": "user", "auth": {}})
+                auth = {"type": "access_token", "accessToken": {"role": hub.role}}
+                self._answer({"name": "somebody", "type": "user", "auth": auth})
             else:
                 self._answer({"error": "no such repository"}, 404)
 
         def do_PUT(self) -> None:
+            if status := hub.refuses.get("PUT", 0):
+                self._body()
+                self._answer({"error": hub.words}, status)
+                return
             blobs[self.path.rpartition("/")[2]] = self._body()
             self._answer({})
 
         def do_POST(self) -> None:
             body = self._body()
+            time.sleep(hub.delay)
             if not self._may():
                 return
             if self.path == "/api/repos/create":
@@ -85,17 +102,26 @@ def upload_hub() -> Iterator[UploadHub]:
             status = next((s for path, s in hub.refuses.items() if path in self.path), 0)
             if self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 status = 401
+            if hub.cuts and hub.cuts in self.path:
+                self.connection.shutdown(socket.SHUT_RDWR)
+                self.close_connection = True
+                return False
+            if hub.pages and hub.pages in self.path:
+                self._send(b"<html>Log in first</html>", 200, "text/html")
+                return False
             if status:
-                self._answer({"error": "no"}, status)
+                self._answer({"error": hub.words}, status)
             return not status
 
         def _body(self) -> bytes:
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
         def _answer(self, value: object, status: int = 200) -> None:
-            body = json.dumps(value).encode()
+            self._send(json.dumps(value).encode(), status, "application/json")
+
+        def _send(self, body: bytes, status: int, kind: str) -> None:
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

@@ -16,12 +16,19 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from tinkersmith.bundled import BUNDLED_MODELS
-from tinkersmith.errors import UserError, is_of_network, network_reason, one_line, without_password
+from tinkersmith.errors import (
+    UserError,
+    error_chain,
+    is_of_network,
+    network_reason,
+    one_line,
+    without_password,
+)
 from tinkersmith.models.known import hub_name, known_model
 from tinkersmith.models.line_up import LLAMA_TOKENIZER
 
@@ -136,7 +143,7 @@ def check_hub_has(name: str) -> None:
     try:
         reason = hub_unreached("models", repository)
     except NotShown as error:
-        reason = f"The hub at {endpoint()}: {error}"
+        reason = f"The hub at {shown_endpoint()}: {error}"
     if reason is not None:
         raise UserError(
             f"BASE_MODEL {name} is not on this machine. {reason} Name a folder in Hugging Face "
@@ -165,7 +172,7 @@ def hub_unreached(kind: str, repository: str) -> str | None:
         _probe(f"{endpoint()}/api/{kind}/{repository}", token)
         return Path()
 
-    hub = f"The hub at {endpoint()}"
+    hub = f"The hub at {shown_endpoint()}"
     try:
         _within(hub, ask, Path(os.devnull), PATIENCE)
     except _Unreached as error:
@@ -184,7 +191,7 @@ def _downloaded(
     begun, reasons = time.monotonic(), list[str]()
     hubs: list[tuple[str, Callable[[], Path], Path]] = [
         (
-            f"The hub at {endpoint()}",
+            f"The hub at {shown_endpoint()}",
             lambda: _from_hugging_face(repository, patterns, without),
             _cache_of(repository),
         )
@@ -220,6 +227,23 @@ def _has_modelscope() -> bool:
 def endpoint() -> str:
     """The hub's address: HF_ENDPOINT, or Hugging Face's own."""
     return os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or "https://huggingface.co"
+
+
+def shown_endpoint() -> str:
+    """The hub's address as messages show it."""
+    return one_line(without_password(endpoint()))
+
+
+def endpoint_fault() -> str:
+    """What is wrong with HF_ENDPOINT, as a sentence; "" if nothing is."""
+    scheme, _, rest = endpoint().partition("://")
+    host = rest.partition("/")[0]
+    if scheme in ("http", "https") and host and "@" not in host:
+        return ""
+    return (
+        "HF_ENDPOINT is no address of a hub. It must begin with https:// or http://, and have no "
+        "password."
+    )
 
 
 def _within(hub: str, fetch: Callable[[], Path], cache: Path, patience: float) -> Path:
@@ -318,8 +342,8 @@ def _probe(url: str, token: str | None) -> None:
         _Unreached: the hub does not answer.
         HubRefusal: it answers, and refuses.
     """
-    if not url.startswith(("http://", "https://")):
-        raise HubRefusal("HF_ENDPOINT is no address. It must begin with https:// or http://.")
+    if fault := endpoint_fault():
+        raise HubRefusal(fault)
     headers = {"User-Agent": "tinkersmith"}
     if token:
         headers["Authorization"] = f"Bearer {token}"
@@ -383,25 +407,25 @@ def _hidden(repository: str, status: int, has_token: bool) -> str:
     if has_token:
         return (
             f"{repository} does not exist there, or your HF_TOKEN may not read it (HTTP {status}). "
-            f"Correct the name, or ask for access at {endpoint()}/{repository}."
+            f"Correct the name, or ask for access at {shown_endpoint()}/{repository}."
         )
     return (
         f"{repository} does not exist there, or is not public (HTTP {status}). Correct the name; "
-        f"or ask for access at {endpoint()}/{repository} and set HF_TOKEN to a token of your "
+        f"or ask for access at {shown_endpoint()}/{repository} and set HF_TOKEN to a token of your "
         "account."
     )
 
 
 def _told(error: Exception, repository: str, offline: bool, has_token: bool) -> Exception:
     """What an error of the hub's library means."""
-    chain = list(_chain(error))
+    chain = list(error_chain(error))
     kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
     if offline or "OfflineModeIsEnabled" in kinds:
         return HubRefusal("HF_HUB_OFFLINE forbids to ask it; unset that to download.")
     if "GatedRepoError" in kinds:
         return HubRefusal(
-            f"{repository} is gated. Accept its licence at {endpoint()}/{repository}, and set "
-            "HF_TOKEN to a token of your account."
+            f"{repository} is gated. Accept its licence at {shown_endpoint()}/{repository}, and "
+            "set HF_TOKEN to a token of your account."
         )
     missing = {"RepositoryNotFoundError", "RevisionNotFoundError", "EntryNotFoundError"}
     if kinds & missing and "LocalEntryNotFoundError" not in kinds:
@@ -433,16 +457,6 @@ _NETWORK_KINDS = {"TransportError", "ConnectionError", "Timeout", "LocalEntryNot
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error, and what led to it."""
-    seen: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in seen:
-        seen.append(link)
-        yield link
-        link = link.__cause__ or link.__context__
-
-
 def _from_modelscope(repository: str, patterns: Sequence[str], without: Sequence[str]) -> Path:
     from importlib import import_module
 
@@ -455,7 +469,7 @@ def _from_modelscope(repository: str, patterns: Sequence[str], without: Sequence
             )
         )
     except Exception as error:  # those of the library and of what it uses
-        kinds = {kind.__name__ for link in _chain(error) for kind in type(link).__mro__}
+        kinds = {kind.__name__ for link in error_chain(error) for kind in type(link).__mro__}
         if kinds & {"ConnectionError", "Timeout", "TimeoutError", "ConnectTimeout"}:
             raise _Unreached(network_reason(error)) from None
         what = one_line(" ".join(str(error).split()), 200).rstrip(".") or type(error).__name__

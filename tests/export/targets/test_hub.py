@@ -29,7 +29,7 @@ TARGET = HubTarget("hf", "our-org/our-model")
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadHub]:
-    from huggingface_hub import constants
+    from huggingface_hub import close_session, constants
 
     # Large files then go by LFS; the protocol of Xet needs a store of its own behind the hub.
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -37,6 +37,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[UploadHub]:
         monkeypatch.setenv("HF_ENDPOINT", opened.url)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield opened
+        close_session()  # an upload limits how long the shared client waits
 
 
 @pytest.fixture
@@ -102,11 +103,83 @@ def test_a_missing_right_to_write_keeps_the_export(hub: UploadHub, export: Path)
     hub.refuses["/api/repos/create"] = 403
     with pytest.raises(UserError) as told:
         push_folder(TARGET, export, "# card\n")
-    assert "The token may not write to hf:our-org/our-model (HTTP 403). Ask our-org" in str(
+    assert "The token may not write to hf:our-org/our-model (HTTP 403: no). Ask our-org" in str(
         told.value
     )
-    assert f"The export stays in {export}." in str(told.value)
+    assert f"The export stays in {export}; the same command with --force" in str(told.value)
     assert hub.files == {}
+
+
+@pytest.mark.parametrize(
+    ("place", "status", "sentence"),
+    [
+        ("/api/repos/create", 429, "takes no more requests for now (HTTP 429: the quota). Wait"),
+        ("/api/repos/create", 500, "failed (HTTP 500: the quota). Try again later."),
+        ("/preupload/", 404, "The token may not write to hf:our-org/our-model (HTTP 404"),
+        ("/commit/", 409, "changed by somebody else at the same time (HTTP 409: the quota)"),
+        ("/commit/", 413, "does not take files of this size (HTTP 413: the quota)"),
+        ("PUT", 413, "does not take files of this size (HTTP 413: the quota)"),
+        ("/api/validate-yaml", 400, "did not take hf:our-org/our-model (HTTP 400: the quota)."),
+    ],
+)
+def test_a_refusal_says_what_it_means_and_what_the_hub_says(
+    hub: UploadHub, export: Path, place: str, status: int, sentence: str
+):
+    hub.refuses[place], hub.words = status, "the quota"
+    with pytest.raises(UserError) as told:
+        push_folder(TARGET, export, "---\nlicense: unknown\n---\n# card\n")
+    assert sentence in str(told.value)
+    assert "http" not in str(told.value).replace(hub.url, "")  # no address of a page about HTTP
+    assert hub.files == {}
+
+
+def test_a_page_in_place_of_an_answer_and_a_cut_connection_are_told_apart(
+    hub: UploadHub, export: Path
+):
+    hub.pages = "/api/repos/create"
+    with pytest.raises(UserError, match=r"something that is no answer of a hub.*wants a login"):
+        push_folder(TARGET, export, "# card\n")
+    hub.pages = "whoami"
+    with pytest.raises(UserError, match=r"something that is no answer of a hub.*wants a login"):
+        check_access(TARGET)
+    hub.pages, hub.cuts = "", "/commit/"
+    with pytest.raises(UserError, match=r"is not reached .*Check the network"):
+        push_folder(TARGET, export, "# card\n")
+    hub.cuts, hub.refuses["whoami"] = "", 404
+    with pytest.raises(UserError, match=r"does not say whose the token is .*Check HF_ENDPOINT"):
+        check_access(TARGET)
+
+
+def test_a_hub_that_falls_silent_during_an_upload_is_given_up(
+    hub: UploadHub, export: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(hub_module, "SILENT_FOR", 0.3)
+    hub.delay = 2.0
+    with pytest.raises(UserError, match=r"is not reached .*the same command with --force"):
+        push_folder(TARGET, export, "# card\n")
+
+
+def test_a_token_that_cannot_write_is_told_before_the_export(
+    hub: UploadHub, monkeypatch: pytest.MonkeyPatch
+):
+    check_access(TARGET)
+    hub.role = "read"
+    with pytest.raises(UserError, match="The token may only read"):
+        check_access(TARGET)
+    monkeypatch.setenv("HF_TOKEN", "令牌")
+    with pytest.raises(UserError, match="HF_TOKEN has characters that no token has"):
+        check_access(TARGET)
+
+
+@pytest.mark.parametrize("address", ["ftp://x", "localhost:99", "http://", "http://me:pass@x"])
+def test_what_is_no_address_of_a_hub_is_named_without_its_password(
+    address: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with pytest.raises(UserError, match="HF_ENDPOINT is no address of a hub") as told:
+        check_access(TARGET)
+    assert "me:pass" not in str(told.value)
 
 
 @pytest.mark.parametrize("address", [UNRESOLVED, REFUSING])

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tinkersmith.export.targets.hub import (
 from tinkersmith.export.targets.llama_cpp import GGUF_TYPES
 from tinkersmith.paths import seen_from_here
 from tinkersmith.peft_format import ADAPTER_CONFIG
+from tinkersmith.progress import watched
 from tinkersmith.runs.trained_model import ModelReference, find_trained_model
 from tinkersmith.settings.fields import Settings
 
@@ -237,6 +239,9 @@ def _push(
             f"{folder}."
         )
     card = hub_card(model, folder, target.repository, verified[0], results)
-    print(f"Sending {folder} to {target} ...", flush=True)
-    address = push_folder(target, folder, card, public=public)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    with watched(partial(print, flush=True)) as progress:
+        progress.say(f"Sending {folder} to {target} ({size / 1e6:,.1f} MB) ...")
+        with progress.doing(f"sending it to {target}"):
+            address = push_folder(target, folder, card, public=public)
     print(f"Sent to {address} (new repositories are {'public' if public else 'private'}).")

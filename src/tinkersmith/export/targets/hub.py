@@ -14,11 +14,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tinkersmith.errors import UserError, network_reason, one_line
-from tinkersmith.models.hub import endpoint
+from tinkersmith.errors import UserError, error_chain, is_of_network, network_reason, one_line
+from tinkersmith.models.hub import endpoint, endpoint_fault, shown_endpoint
 from tinkersmith.models.names import local_model_folder
 
 ANSWER_WITHIN = 10.0  # seconds: how long a hub may take to say who the token belongs to
+SILENT_FOR = 120.0  # seconds: how long nothing may move while files are sent
 _TARGET = re.compile(r"(hf|ms):([\w-][\w.-]*/[\w-][\w.-]*)")
 _NAMES = {"hf": "Hugging Face", "ms": "ModelScope"}
 
@@ -63,12 +64,25 @@ def check_access(target: HubTarget) -> None:
 
     if constants.HF_HUB_OFFLINE:
         raise UserError("--push needs a network, and HF_HUB_OFFLINE forbids it. Unset that.")
-    if not get_token():
+    if fault := endpoint_fault():
+        raise UserError(f"{_place(target)}: {fault}")
+    tokens = f"{shown_endpoint()}/settings/tokens"
+    token = get_token()
+    if not token:
         raise UserError(
-            "--push hf: needs a token that may write. Make one at "
-            f"{endpoint()}/settings/tokens, and set HF_TOKEN or run: hf auth login"
+            f"--push hf: needs a token that may write. Make one at {tokens}, and set HF_TOKEN or "
+            "run: hf auth login"
         )
-    _answered(lambda: _hf_api().whoami(), target)
+    if not (token.isascii() and token.isprintable()):
+        raise UserError(
+            "HF_TOKEN has characters that no token has. Copy the token again, with nothing around "
+            "it."
+        )
+    if _may_only_read(_answered(lambda: _hf_api().whoami(), target)):
+        raise UserError(
+            f"The token may only read, so that nothing can be sent to {target}. Make one that may "
+            f"write at {tokens}, and set HF_TOKEN."
+        )
 
 
 def push_folder(
@@ -90,7 +104,8 @@ def push_folder(
     except UserError:
         raise
     except Exception as error:  # those of the libraries and of what they use
-        raise _refused(target, error, f" The export stays in {folder}.") from None
+        more = f" The export stays in {folder}; the same command with --force sends it again."
+        raise _refused(target, error, more) from None
 
 
 def _push_to_hugging_face(target: HubTarget, folder: Path, card: str, public: bool) -> str:
@@ -99,6 +114,8 @@ def _push_to_hugging_face(target: HubTarget, folder: Path, card: str, public: bo
 
     hub: Any = huggingface_hub
     disable_progress_bars()
+    hub.utils.logging.set_verbosity_error()  # it tells each attempt of an upload
+    hub.get_session().timeout = SILENT_FOR  # by default it waits for ever
     api = _hf_api()
     api.create_repo(target.repository, private=not public, exist_ok=True)
     operations: list[Any] = [
@@ -111,7 +128,15 @@ def _push_to_hugging_face(target: HubTarget, folder: Path, card: str, public: bo
     api.create_commit(
         target.repository, operations, commit_message="Upload an export of Tinkersmith"
     )
-    return f"{endpoint()}/{target.repository}"
+    return f"{shown_endpoint()}/{target.repository}"
+
+
+def _may_only_read(account: Any) -> bool:
+    """Whether the hub says that a token has no right to write; those of a finer kind may have."""
+    try:
+        return account["auth"]["accessToken"]["role"] == "read"
+    except (KeyError, TypeError):
+        return False
 
 
 def _push_to_modelscope(target: HubTarget, folder: Path, card: str, public: bool) -> str:
@@ -173,17 +198,18 @@ def refuse_private_base(target: HubTarget, base_model: str) -> None:
 # ---- errors
 
 
-def _answered(ask: Callable[[], object], target: HubTarget) -> None:
-    """Wait for a hub's answer, and not longer than for `ANSWER_WITHIN`.
+def _answered(ask: Callable[[], object], target: HubTarget) -> object:
+    """A hub's answer, which is waited for no longer than `ANSWER_WITHIN`.
 
     Raises:
         UserError: it refuses, or does not answer.
     """
+    answers: list[object] = []
     failures: list[BaseException] = []
 
     def run() -> None:
         try:
-            ask()
+            answers.append(ask())
         except BaseException as error:
             failures.append(error)
 
@@ -197,34 +223,91 @@ def _answered(ask: Callable[[], object], target: HubTarget) -> None:
             f"that nothing can be sent to {target}. Check the network."
         )
     if failures:
+        if _status(failures[0]) == 404:
+            raise UserError(
+                f"{_place(target)} does not say whose the token is (HTTP 404), so that nothing can "
+                f"be sent to {target}. {_CHECK_ADDRESS}"
+            )
         raise _refused(target, failures[0], "")
+    return answers[0]
+
+
+_CHECK_ADDRESS = "Check HF_ENDPOINT, and whether your network wants a login first."
+# Of httpx, of requests, and of the hub's libraries.
+_NETWORK_KINDS = {"TransportError", "ConnectionError", "Timeout"}
+_HTTP_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})")  # the words of Xet's library
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that an error is about; None if there was no answer."""
+    for link in error_chain(error):
+        status: Any = getattr(getattr(link, "response", None), "status_code", None)
+        if isinstance(status, int):
+            return status
+        if told := _HTTP_STATUS.search(str(link)):
+            return int(told[1])
+    return None
 
 
 def _refused(target: HubTarget, error: BaseException, more: str) -> UserError:
     """The sentence about a hub that did not take what was sent."""
-    response: Any = getattr(error, "response", None)
-    status = getattr(response, "status_code", None)
-    place = _place(target)
-    if status == 401:
+    chain = list(error_chain(error))
+    kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
+    place, status = _place(target), _status(error)
+    if status is not None and status >= 400:
+        return UserError(f"{_refusal(target, place, status, _words(chain))}{more}")
+    if "TooManyRedirects" in kinds:
+        what = f"{place} leads from one address to the next without an end."
+        return UserError(f"{what} {_CHECK_ADDRESS}{more}")
+    if kinds & {"JSONDecodeError", "UnicodeDecodeError", "KeyError", "TypeError"}:
         return UserError(
-            f"{place} does not accept the token (HTTP 401). Make a new one that may write, and set "
-            f"{'HF_TOKEN' if target.hub == 'hf' else 'MODELSCOPE_API_TOKEN'}.{more}"
+            f"{place} answers with something that is no answer of a hub, and did not take "
+            f"{target}. {_CHECK_ADDRESS}{more}"
         )
-    if status in (403, 404):
-        owner = target.repository.partition("/")[0]
+    network = any(isinstance(link, OSError) and is_of_network(link) for link in chain)
+    if kinds & _NETWORK_KINDS or network:
         return UserError(
-            f"The token may not write to {target} (HTTP {status}). Ask {owner} for the right to, "
-            f"or name a repository of your own.{more}"
-        )
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    if status is None and kinds & {"OSError", "TransportError", "ConnectionError", "Timeout"}:
-        return UserError(
-            f"{place} is not reached ({network_reason(error)}), so that nothing can be sent to "
+            f"{place} is not reached ({network_reason(chain[-1])}), so that nothing can be sent to "
             f"{target}. Check the network.{more}"
         )
     what = one_line(" ".join(str(error).split()), 200).rstrip(".") or type(error).__name__
     return UserError(f"{place} did not take {target}: {what}.{more}")
 
 
+def _refusal(target: HubTarget, place: str, status: int, words: str) -> str:
+    """What a status of HTTP means for an upload, and what to do."""
+    told = f"(HTTP {status}: {words})" if words else f"(HTTP {status})"
+    if status == 401:
+        variable = "HF_TOKEN" if target.hub == "hf" else "MODELSCOPE_API_TOKEN"
+        return (
+            f"{place} does not accept the token (HTTP 401). Make a new one that may write, and set "
+            f"{variable}."
+        )
+    if status in (403, 404):
+        owner = target.repository.partition("/")[0]
+        return (
+            f"The token may not write to {target} {told}. Ask {owner} for the right to, or name a "
+            "repository of your own."
+        )
+    if status in (409, 412):
+        return f"{target} was changed by somebody else at the same time {told}. Send it again."
+    if status == 413:
+        return f"{target} does not take files of this size {told}. Send a smaller export."
+    if status == 429:
+        return f"{place} takes no more requests for now {told}. Wait some minutes."
+    if status >= 500:
+        return f"{place} failed {told}. Try again later."
+    return f"{place} did not take {target} {told}."
+
+
+def _words(chain: list[BaseException]) -> str:
+    """What the hub itself says of its refusal; "" if nothing."""
+    for link in chain:
+        words = getattr(link, "server_message", None)
+        if isinstance(words, str) and words.strip():
+            return one_line(" ".join(words.split()), 120).rstrip(".")
+    return ""
+
+
 def _place(target: HubTarget) -> str:
-    return f"The hub at {endpoint()}" if target.hub == "hf" else _NAMES[target.hub]
+    return f"The hub at {shown_endpoint()}" if target.hub == "hf" else _NAMES[target.hub]
