@@ -197,6 +197,17 @@ def test_a_dry_run_takes_the_same_weights_and_refuses_the_same(
         dry_run(settings(first.folder, **of_another), Interruption())
 
 
+def test_a_lora_without_layers_is_refused_before_anything_starts(first: First) -> None:
+    nothing = {"TRAIN_ATTN": False, "TRAIN_MLP": False, "BASE_MODEL": "tinkersmith/tiny-math"}
+    for start in (train, lambda wanted: dry_run(wanted, Interruption())):
+        with pytest.raises(UserError) as told:
+            start(settings(first.folder, **nothing))
+        assert "so nothing would train. The output layer of tinkersmith/tiny-math" in str(
+            told.value
+        )
+        assert 'TRAIN_UNEMBED = "yes" trains it. Or set TRAIN_ATTN' in str(told.value)
+
+
 def test_the_name_is_looked_up_once_at_a_start(
     first: First, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -279,7 +279,8 @@ class Service:
     ) -> "tinker.TrainingClient":
         options = lora_options(settings, self.base_model)
         if self.stand_in is not None and not self.stand_in.trains_output_layer:
-            options["train_unembed"] = False
+            # Which layers it has instead changes no request of the run.
+            options |= {"train_unembed": False, "train_attn": True}
         return self.ask(
             lambda: self.client.create_lora_training_client(
                 **options,

@@ -33,13 +33,15 @@ class InitialWeights:
 
 
 def initial_weights(settings: Settings) -> InitialWeights | None:
-    """What INITIAL_CHECKPOINT names; None if it names nothing.
+    """What INITIAL_CHECKPOINT names; None if it names nothing, and a new LoRA is trained.
 
     Raises:
-        UserError: there is no such run or adapter, or the state of its checkpoint was deleted.
+        UserError: there is no such run or adapter, the state of its checkpoint was deleted, or the
+            new LoRA would have no layers.
     """
     name = settings.initial_checkpoint.strip()
     if not name:
+        _refuse_no_layers(settings)
         return None
     if name.startswith("tinker://"):
         if not TINKER_PATH.fullmatch(name):
@@ -68,6 +70,18 @@ def initial_weights(settings: Settings) -> InitialWeights | None:
         saved, about = choose_checkpoint(run, "")
     _refuse_deleted(run, saved)
     return InitialWeights(saved.state_path, about, settings.initial_optimizer, run=run)
+
+
+def _refuse_no_layers(settings: Settings) -> None:
+    """Refuse a new LoRA on the output layer alone where "auto" leaves that layer out."""
+    if settings.train_attn or settings.train_mlp:
+        return
+    trained, reason = trains_output_layer(settings, settings.base_model)
+    if not trained:
+        raise UserError(
+            f"TRAIN_ATTN and TRAIN_MLP are False, so nothing would train. {reason} Or set "
+            "TRAIN_ATTN or TRAIN_MLP to True."
+        )
 
 
 def _named_run(name: str, settings: Settings) -> RunFolder:
