@@ -31,6 +31,7 @@ class Export:
     answer: tuple[int, ...] = (1, 2, END)
     gap: float = 5.0
     ends: frozenset[int] = frozenset({END})
+    vocabulary: int = 1000
     has_base: bool = False
     asked: list[Sequence[int]] = field(default_factory=list)
 
@@ -111,3 +112,20 @@ def test_nothing_told_is_listed_as_not_compared() -> None:
     assert "does not tell the tokens that it makes of a prompt." in said
     assert "gives no log-probabilities for prompts sent as token ids" in said
     assert "No answer to token ids ended within 8 tokens" in said
+
+
+def test_tokens_that_the_export_does_not_have_are_a_difference() -> None:
+    for token in (1000, -1, 10**30):
+        for told in (Served("a?", "stop", (1, token)), Served("", "stop", (token,))):
+            export = Export()
+            [fault] = proof_of(told, export).faults
+            assert f"one has the token {token}, which the export does not have" in fault
+            assert export.asked == []
+
+
+def test_answers_that_ended_otherwise_are_not_said_to_go_on() -> None:
+    said = proof_of(Served("c", "stop", (3,))).not_compared
+    assert (
+        "No answer to token ids that agrees with the export's ended within 8 tokens, so stops "
+        "were not compared." in said
+    )

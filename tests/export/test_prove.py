@@ -1,9 +1,11 @@
 """Exports against servers that serve them: stand-ins with faults, and our own `serve`."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,7 @@ from tinkersmith.export.export import export_model
 from tinkersmith.export.proof import prove
 from tinkersmith.export.proof.compare import Proof
 from tinkersmith.export.proof.prove import prove_export
-from tinkersmith.export.proof.server import PLAIN_TEXT, TOKEN_IDS
+from tinkersmith.export.proof.server import PLAIN_TEXT, TOKEN_IDS, connect
 from tinkersmith.serving.models import models_to_serve
 
 BOS = 257
@@ -302,6 +304,9 @@ def test_another_program_is_told_from_a_server_of_this_api(
         {"choices": [{"text": "a"}, {"text": "b"}]},
         {"choices": [{"text": "x", "logprobs": [1], "prompt_logprobs": [[1]]}], "usage": [1]},
         {"choices": [{"text": "x", "logprobs": {"content": [3]}, "token_ids": ["a"]}]},
+        {"choices": [{"text": "x", "logprobs": {"token_logprobs": [-inf], "tokens": ["x"]}}]},
+        {"choices": [{"text": "half \ud83d"}]},
+        {"choices": [{"text": "x", "token_ids": [10**9, -1], "prompt_token_ids": [10**9, -1]}]},
     ],
 )
 def test_an_answer_of_another_form_is_never_a_traceback(
@@ -316,6 +321,64 @@ def test_an_answer_of_another_form_is_never_a_traceback(
     monkeypatch.setattr(server, "answer", strange)
     with suppress(UserError):  # it may also count as an answer that differs
         assert not proof_of(world, server).passed
+
+
+def test_an_answer_that_is_none_is_said_with_the_status_that_came(
+    world: ProvedExport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = stand_in(world, VLLM)
+    right = server.answer
+
+    def silent(path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        return right(path, body) if path == "/v1/models" else (200, {"choices": [{"text": None}]})
+
+    monkeypatch.setattr(server, "answer", silent)
+    with pytest.raises(UserError, match=r"\(HTTP 200: an answer without text\)"):
+        proof_of(world, server)
+
+
+def test_a_server_that_never_has_time_is_given_up(
+    world: ProvedExport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = stand_in(world, VLLM, loading=1000)
+    waited: list[float] = []
+    with standing_in(server) as url, pytest.raises(UserError, match=r"no time .*\(HTTP 503\)"):
+        connect(url, "", waited.append)
+    assert sum(waited) == 120.0
+
+
+def test_where_a_redirect_leads_is_said_and_the_key_stays_here(world: ProvedExport) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(307)
+            self.send_header("location", "http://elsewhere.invalid/v1/models")
+            self.end_headers()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    words = r"gives HTTP 307: it leads to http://elsewhere\.invalid/v1/models\."
+    with http_server(Handler) as url, pytest.raises(UserError, match=words):
+        connect(url, "")
+
+
+def test_an_answer_that_trickles_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinkersmith.export.proof.server._LONGEST", 0.2)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):  # nobody reads any more
+                for _ in range(100):
+                    self.wfile.write(b" ")
+                    time.sleep(0.05)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with http_server(Handler) as url, pytest.raises(UserError, match="did not end its answer"):
+        connect(url, "")
 
 
 def test_nobody_listens_is_one_sentence(world: ProvedExport) -> None:

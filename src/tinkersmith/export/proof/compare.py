@@ -47,6 +47,9 @@ class ScoredExport(Protocol):
     def ends(self) -> frozenset[int]: ...
 
     @property
+    def vocabulary(self) -> int: ...
+
+    @property
     def has_base(self) -> bool: ...
 
     def scores(self, tokens: Sequence[int], *, of_base: bool = False) -> "Scores": ...
@@ -261,6 +264,12 @@ class _Answers:
         self.answers += 1
         ends = self.scorer.ends
         tokens = self._tokens_of(case, served)
+        size = self.scorer.vocabulary
+        unknown = next((token for token in tokens or () if not 0 <= token < size), None)
+        if unknown is not None:
+            self.without_logprobs += not served.logprobs
+            self.other_tokens.append(f"one has the token {unknown}, which the export does not have")
+            return
         if tokens is None:
             expected = self.tokenizer.decode(list(case.expected))
             self.other_tokens.append(
@@ -367,9 +376,10 @@ class _Answers:
         if self.endings:
             proof.rows.append(ProofRow("Ends of answers", self.sent_as, self.ended, self.endings))
         else:
+            alike = " that agrees with the export's" if self.other_tokens else ""
             proof.not_compared.append(
-                f"No answer to {self.sent_as} ended within {self.most} tokens, so stops were not "
-                "compared."
+                f"No answer to {self.sent_as}{alike} ended within {self.most} tokens, so stops "
+                "were not compared."
             )
         if self.without_logprobs == self.answers:
             proof.not_compared.append(

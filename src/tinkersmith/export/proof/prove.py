@@ -7,7 +7,7 @@ The prompts are those of the run. The reference is the export itself, loaded by 
 import datetime as dt
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tinkersmith.data.large_files import iterate_samples
 from tinkersmith.data.samples import Sample, Source, alpaca_sample
-from tinkersmith.errors import UserError, reason_of, unreadable
+from tinkersmith.errors import UserError, one_line, reason_of, unreadable
 from tinkersmith.export.base_folder import read_model_json
 from tinkersmith.export.download import model_folder
 from tinkersmith.export.proof.compare import (
@@ -87,8 +87,12 @@ def prove_export(
     from tinkersmith.text.tokenizer import load_tokenizer
 
     refuse_other_folders(folder)
-    with watched(say) as progress, closing(connect(url, model_name)) as server:
-        say(f"Proving {folder} against {server.model} of {server.program} at {server.url}")
+    with ExitStack() as guard:
+        progress = guard.enter_context(watched(say))
+        with progress.doing("asking the server for its models"):
+            server = guard.enter_context(closing(connect(url, model_name)))
+        model = one_line(server.model)
+        say(f"Proving {folder} against {model} of {server.program} at {server.url}")
         template = template_from_json(read_model_json(folder / "prompt_template.json"))
         tokenizer = load_tokenizer(folder)
         prompts, where = _prompts(folder, template, tokenizer, run)
@@ -108,7 +112,10 @@ def prove_export(
                 f"The server at {server.url} answered nothing that can be compared. "
                 + " ".join(proof.not_compared)
             )
-        say(f"  Prompts were sent as {server.sends} and, where they can be, as {CHAT_MESSAGES}.")
+        also = f" and, where they can be, as {CHAT_MESSAGES}"
+        say(
+            f"  Prompts were sent as {server.sends}{also if server.sends != CHAT_MESSAGES else ''}."
+        )
         for line in proof_lines(proof):
             say(line)
         _write_card(folder, server, proof, len(prompts), where)

@@ -33,6 +33,7 @@ class Reference:
         self._load_base = load_base
         self._base: Any = None
         self.ends = frozenset(ends)  # the tokens that end an answer
+        self.vocabulary = int(self._model.get_input_embeddings().weight.shape[0])
         self._known: dict[tuple[bool, tuple[int, ...]], Scores] = {}
 
     @property

@@ -4,6 +4,7 @@ The forms are those of vLLM, llama.cpp's llama-server, Ollama, `transformers ser
 `serve`. What a server does not offer is None in an answer. Nothing is compared here.
 """
 
+import json
 import math
 import os
 import time
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 API_KEY_VARIABLE = "OPENAI_API_KEY"
 TOKEN_IDS, PLAIN_TEXT, CHAT_MESSAGES = "token ids", "text", "chat messages"
 _CONNECT, _READ = 10.0, 300.0  # seconds; a first answer may wait for the model to be loaded
+_LONGEST = 2 * _READ  # seconds that an answer may take as a whole
 _LOADING = 120.0  # seconds that a server may answer 503, since it loads its model
 _LARGEST_ANSWER = 32 << 20  # bytes
 _NAMES = {
@@ -39,6 +41,8 @@ _FORMS: tuple[tuple[str, dict[str, Any]], ...] = (
     (PLAIN_TEXT, {"logprobs": 1}),
     (PLAIN_TEXT, {}),
 )
+# Answers after which another form is tried; 200 is an answer that cannot be read.
+_OTHER_FORM = (200, 400, 404, 405, 415, 422, 500, 501)
 _CHAT_FORMS: tuple[dict[str, Any], ...] = (
     {"logprobs": True, "top_logprobs": 1, "return_token_ids": True},
     {"logprobs": True, "top_logprobs": 1},
@@ -62,12 +66,19 @@ class Served:
 
 
 class _Refused(Exception):
-    """The server answers a request with an error."""
+    """The server answers a request with an error, or with what is no answer to it."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(f"HTTP {status}: {detail}" if detail else f"HTTP {status}")
         self.status = status
         self.detail = detail
+
+
+class _NoAnswer(_Refused):
+    """The server answers with something of another form: it may know another form of requests."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(200, detail)
 
 
 @dataclass(slots=True)
@@ -106,7 +117,7 @@ class ModelServer:
                 answer = self._post("/completions", body)
                 return _completion(answer, tokens, echoes="echo" in more)
             except _Refused as refusal:
-                if refusal.status not in (400, 404, 405, 415, 422, 500, 501):
+                if refusal.status not in _OTHER_FORM:
                     raise self._unusable(refusal) from None
                 refusals.append(refusal)
             self._form += 1
@@ -126,7 +137,7 @@ class ModelServer:
             try:
                 return _chat(self._post("/chat/completions", {**body, **self._chat_fields()}))
             except _Refused as refusal:
-                if refusal.status not in (400, 404, 405, 415, 422, 500, 501):
+                if refusal.status not in _OTHER_FORM:
                     raise self._unusable(refusal) from None
                 refused = refusal
             self._chat_form += 1
@@ -315,17 +326,28 @@ def _asked(
                 http.headers["authorization"] = f"Bearer {key}"
                 continue
         break
+    if status in (429, 503):
+        raise UserError(
+            f"The server at {url} has no time for a request (HTTP {status}), for "
+            f"{_LOADING:.0f} s now. Ask again when it is ready."
+        )
     if status != 200:
         raise _Refused(status, _detail(content))
+    answer = _json(content)
+    if not isinstance(answer, dict):
+        raise _NoAnswer("an answer that is no JSON object")
+    return cast("dict[str, Any]", answer)
+
+
+def _json(content: bytes) -> Any:
+    """What JSON holds, also with NaN and Infinity, as servers in Python write them; else None."""
     import orjson
 
-    try:
-        answer: Any = orjson.loads(content)
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
-        raise _Refused(status, "an answer that is no JSON object")
-    return cast("dict[str, Any]", answer)
+    with suppress(ValueError):
+        return orjson.loads(content)
+    with suppress(ValueError, RecursionError):
+        return json.loads(content.decode(), parse_constant=float)
+    return None
 
 
 def _received(http: "httpx.Client", url: str, body: dict[str, Any] | None) -> tuple[int, bytes]:
@@ -336,16 +358,23 @@ def _received(http: "httpx.Client", url: str, body: dict[str, Any] | None) -> tu
     content = orjson.dumps(body) if body is not None else None
     headers = {"content-type": "application/json"} if content is not None else {}
     method = "GET" if content is None else "POST"
-    received = bytearray()
+    received, begun = bytearray(), time.monotonic()
     try:
         with http.stream(method, url, content=content, headers=headers) as response:
             for block in response.iter_bytes():
                 received += block
+                if time.monotonic() - begun > _LONGEST:
+                    raise UserError(
+                        f"The server at {url} did not end its answer within {_LONGEST:.0f} s. "
+                        "Check that it is the server you mean."
+                    )
                 if len(received) > _LARGEST_ANSWER:
                     raise UserError(
                         f"{url} answers with more than {_LARGEST_ANSWER >> 20} MiB. Check that it "
                         "is the server you mean."
                     )
+            if response.has_redirect_location:  # not followed: the key is for this server
+                return response.status_code, f"it leads to {response.headers['location']}".encode()
             return response.status_code, bytes(received)
     except httpx.TimeoutException as error:
         connecting = isinstance(error, httpx.ConnectTimeout)
@@ -395,7 +424,7 @@ def _first_choice(answer: Mapping[str, Any]) -> dict[str, Any]:
             return cast("dict[str, Any]", choice)
     count = len(cast("list[Any]", choices)) if isinstance(choices, list) else 0
     # A list of ids that is taken for a list of prompts, for example.
-    raise _Refused(422, f"{count} answers to one prompt")
+    raise _NoAnswer(f"{count} answers to one prompt")
 
 
 def _completion(answer: Mapping[str, Any], prompt: Sequence[int], *, echoes: bool) -> Served:
@@ -403,7 +432,7 @@ def _completion(answer: Mapping[str, Any], prompt: Sequence[int], *, echoes: boo
     choice = _first_choice(answer)
     text: Any = choice.get("text")
     if not isinstance(text, str):
-        raise _Refused(422, "an answer without text")
+        raise _NoAnswer("an answer without text")
     prompt_logprobs = _prompt_logprobs(choice.get("prompt_logprobs"), prompt)
     stored: Any = choice.get("logprobs")
     tokens, spelled, logprobs = _answer_tokens(choice)
@@ -416,9 +445,9 @@ def _completion(answer: Mapping[str, Any], prompt: Sequence[int], *, echoes: boo
             spelled = spelled[len(prompt) :] if spelled is not None else None
         logprobs = _numbers(numbers)
     elif echoes and not isinstance(stored, dict):
-        raise _Refused(422, "no log-probabilities beside an echoed prompt")
+        raise _NoAnswer("no log-probabilities beside an echoed prompt")
     return Served(
-        text,
+        _whole(text),
         str(choice.get("finish_reason") or ""),
         tokens,
         spelled,
@@ -434,7 +463,7 @@ def _behind_prompt(text: str, logprobs: Mapping[str, Any], echoed: int) -> str:
     offsets: Any = logprobs.get("text_offset")
     spelled: Any = logprobs.get("tokens")
     if not isinstance(spelled, list) or len(cast("list[Any]", spelled)) < echoed:
-        raise _Refused(422, "an echo that does not have all tokens of the prompt")
+        raise _NoAnswer("an echo that does not have all tokens of the prompt")
     if isinstance(offsets, list) and len(cast("list[Any]", offsets)) > echoed:
         start: Any = cast("list[Any]", offsets)[echoed]
         return text[start:] if isinstance(start, int) else text
@@ -445,9 +474,9 @@ def _chat(answer: Mapping[str, Any]) -> Served:
     choice = _first_choice(answer)
     message: Any = choice.get("message")
     if not isinstance(message, dict):
-        raise _Refused(422, "an answer without a message")
+        raise _NoAnswer("an answer without a message")
     said = cast("dict[str, Any]", message)
-    text = str(said.get("content") or "")
+    text = _whole(str(said.get("content") or ""))
     thoughts = said.get("reasoning_content") or said.get("reasoning")
     tokens, spelled, logprobs = _answer_tokens(choice)
     return Served(
@@ -509,11 +538,16 @@ def _ids(values: Any) -> tuple[int, ...] | None:
     return tuple(cast("list[int]", entries))
 
 
+def _whole(text: str) -> str:
+    """A text without lone surrogates, which no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _texts(values: Any) -> tuple[str, ...] | None:
     if not isinstance(values, list):
         return None
     entries = cast("list[Any]", values)
-    return tuple(entries) if all(isinstance(value, str) for value in entries) else None
+    return tuple(map(_whole, entries)) if all(isinstance(one, str) for one in entries) else None
 
 
 def _number(value: Any) -> float | None:
