@@ -227,7 +227,11 @@ class Store:
             )
         stored = None if overwrite else self._find(path)
         if stored is not None and self.weights_folder(stored).is_dir():
-            raise Refused(f"{path} already exists; choose another name or pass overwrite=True.")
+            # Only save_state can overwrite.
+            more = (
+                " or pass overwrite=True" if path.segment == "weights" else ", or delete it first"
+            )
+            raise Refused(f"{path} already exists; choose another name{more}.")
 
     @contextmanager
     def new_checkpoint(

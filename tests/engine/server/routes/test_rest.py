@@ -39,6 +39,19 @@ def test_sessions_and_their_runs_and_samplers_are_listed(engine: RunningEngine) 
         assert rest.list_sessions(limit=1, offset=1).result().sessions == before[:1]
 
 
+def test_an_archive_is_refused_with_what_there_is_instead(
+    engine: RunningEngine, service: tinker.ServiceClient
+) -> None:
+    path = new_client(service).save_state("kept").result().path
+    run = path.split("/")[2]
+    for name, status, about in (("kept", 400, "save_weights_external"), ("no", 404, "not exist")):
+        url = f"{engine.url}/api/v1/training_runs/{run}/checkpoints/weights/{name}/archive"
+        asked = urllib.request.Request(url, headers={"X-API-Key": KEY})
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(asked, timeout=PATIENCE)
+        assert caught.value.code == status and about in caught.value.read().decode()
+
+
 def test_a_run_shows_its_newest_checkpoints(
     service: tinker.ServiceClient, rest: tinker.RestClient
 ) -> None:

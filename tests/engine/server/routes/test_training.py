@@ -201,6 +201,9 @@ def test_a_name_is_not_overwritten_unless_asked(service: tinker.ServiceClient) -
     with pytest.raises(tinker.RequestFailedError, match="already exists"):
         client.save_state("saved").result()
     client.save_state("saved", overwrite=True).result()
+    client.save_weights_for_sampler("saved").result()
+    with pytest.raises(tinker.RequestFailedError, match="choose another name, or delete it first"):
+        client.save_weights_for_sampler("saved").result()
     with pytest.raises(tinker.RequestFailedError, match="must be 1 to 128 letters"):
         client.save_state("../escape").result()
 

@@ -41,6 +41,7 @@ class RestRoutes:
             ("DELETE", f"{checkpoint}/publish", self.unpublish),
             ("PUT", f"{checkpoint}/ttl", self.set_ttl),
             ("GET", f"{checkpoint}/external_weights_urls", self.download_urls),
+            ("GET", f"{checkpoint}/archive", self.archive),
             ("DELETE", checkpoint, self.delete_checkpoint),
             ("GET", "/checkpoints", self.checkpoints),
             ("POST", "/weights_info", self.weights_info),
@@ -142,6 +143,15 @@ class RestRoutes:
         names = DOWNLOADABLE if checked.manifest is None else (*DOWNLOADABLE, MANIFEST)
         urls = {f"{name}{ending}": f"{address}/{name}{ending}" for name in names}
         return JSONResponse({"urls": urls, "expires": iso(expires)})
+
+    async def archive(self, request: Request) -> Response:
+        """Refuse what tinker before 0.36 asks for."""
+        path = _checkpoint_path(request)
+        await self.store.read(lambda: self.store.checkpoint(path))  # is there such a checkpoint?
+        raise Refused(
+            "this engine makes no archives; download the files that save_weights_external writes, "
+            "with tinker 0.36 or newer."
+        )
 
     async def download(self, request: Request) -> Response:
         """Serve /files/<token>/<run>/<segment>/<name>/<file>, which is requested without a key."""
