@@ -109,6 +109,28 @@ def test_without_the_library_one_sentence_says_what_to_install(
         vocabulary_of("tiny", TEXTS.tokenizer)
 
 
+def test_a_format_that_json_schema_does_not_define_says_nothing_about_the_text() -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "format": {"type": "string", "format": "path"},  # a name of its own
+            "all": {"type": "array", "items": {"anyOf": [{"$ref": "#/$defs/secret"}]}},
+            "one": {"const": {"format": "path"}},
+            "day": {"type": "string", "format": "date"},
+        },
+        "required": ["format", "all", "one", "day"],
+        "additionalProperties": False,
+        "$defs": {"secret": {"type": "string", "format": "password", "writeOnly": True}},
+    }
+    text = '{"format": "a/b", "all": ["x"], "one": {"format": "path"}, "day": "2026-01-31"}'
+    state = begin(schema)
+    assert follow(TEXTS, state, text) == text and state.may_end
+    no_day = text.replace("2026-01-31", "soon")
+    assert follow(TEXTS, begin(schema), no_day) != no_day
+    with pytest.raises(Refused, match="Unknown format: json-pointer"):
+        grammar_of({"type": "string", "format": "json-pointer"})
+
+
 def test_a_schema_of_great_depth_is_refused() -> None:
     deep: dict[str, Any] = {"type": "integer"}
     for _ in range(400):

@@ -26,6 +26,19 @@ _OPTIONS = "x-guidance"  # where llguidance finds options within a schema
 _SPACES = r"\x20?"
 _REMAINDERS = 100_000  # of all numbers of multipleOf in a schema; they take a second
 _GAP = r"gap: /[\x20\n]{0,4}/"
+# The formats of strings that JSON Schema defines (2020-12, Validation, section 7.3). Any other
+# name says nothing about the text: pydantic writes "path", "password" and "binary".
+_FORMATS = frozenset(
+    {
+        *("date-time", "date", "time", "duration", "email", "idn-email"),
+        *("hostname", "idn-hostname", "ipv4", "ipv6", "uri", "uri-reference"),
+        *("iri", "iri-reference", "uri-template", "uuid"),
+        *("json-pointer", "relative-json-pointer", "regex"),
+    }
+)
+# Of a schema: what holds schemas by names of its own, and what is a value and not a schema.
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_VALUES = ("const", "enum", "default", "examples")
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,11 +189,28 @@ def _json_rule(schema: Mapping[str, Any]) -> str:
     if _OPTIONS in schema:
         raise Refused(f"{_OPTIONS} cannot be chosen here; leave it out.")
     try:
-        written = json.dumps({**schema, _OPTIONS: {"whitespace_pattern": _SPACES}})
+        known = _without_other_formats(schema)
+        written = json.dumps({**known, _OPTIONS: {"whitespace_pattern": _SPACES}})
         _check_multiples(schema)
     except RecursionError:
         raise Refused("the schema is nested too deeply.") from None
     return f"%json {written}"
+
+
+def _without_other_formats(schema: Any) -> Any:
+    """A schema without the formats that JSON Schema does not define: llguidance refuses them."""
+    if isinstance(schema, list):
+        return [_without_other_formats(one) for one in cast("list[Any]", schema)]
+    if not isinstance(schema, Mapping):
+        return schema
+    kept: dict[str, Any] = {}
+    for name, value in cast("Mapping[str, Any]", schema).items():
+        if name in _NAMED and isinstance(value, Mapping):
+            named = cast("Mapping[str, Any]", value)
+            kept[name] = {key: _without_other_formats(one) for key, one in named.items()}
+        elif name != "format" or not isinstance(value, str) or value in _FORMATS:
+            kept[name] = value if name in _VALUES else _without_other_formats(value)
+    return kept
 
 
 def _check_multiples(schema: Mapping[str, Any]) -> None:

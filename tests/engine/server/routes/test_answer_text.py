@@ -124,6 +124,13 @@ LIST = CallForm("[TOOL_CALLS]", "", "arguments")
 ONE = json.dumps({"name": "add", "arguments": {"a": "<tool_call> } 你"}}, ensure_ascii=False)
 TWO = json.dumps({"name": "sub", "arguments": {}})
 CALLS = [ToolCall("add", '{"a": "<tool_call> } 你"}'), ToolCall("sub", "{}")]
+WHOLE = f"<tool_call>\n{ONE}\n</tool_call>"
+BARE_TWO = '{"name": "sub", "parameters": {}}; {"name": "sub", "parameters": {}}'
+# No JSON that a client could read, or more than Python reads.
+ODD_ARGUMENTS = [
+    f'<tool_call>{{"name": "add", "arguments": {{"a": {value}}}}}</tool_call>'
+    for value in ("NaN", "1e999", r'"\ud800"', "[" * 20_000)
+]
 
 
 @pytest.mark.parametrize(
@@ -138,12 +145,22 @@ CALLS = [ToolCall("add", '{"a": "<tool_call> } 你"}'), ToolCall("sub", "{}")]
         ),
         (HERMES, f"<tool_call>\n{ONE}", "", CALLS[:1]),  # the end token came first
         (HERMES, "<tool_call>\n{broken", "<tool_call>\n{broken", []),
+        (HERMES, f"Now:\n{WHOLE}\n\nDone.", "Now:\n\nDone.", CALLS[:1]),
+        (HERMES, f"{WHOLE}\n\nDone.", "Done.", CALLS[:1]),
+        (HERMES, f"{WHOLE}\n<tool_call>\n{TWO[:9]}", f"<tool_call>\n{TWO[:9]}", CALLS[:1]),
+        (HERMES, f"I add.\n{WHOLE}\n<tool", "I add.\n<tool", CALLS[:1]),  # cut by its limit
+        (HERMES, f"<tool_call>no</tool_call> {WHOLE}", "<tool_call>no</tool_call>", CALLS[:1]),
+        (HERMES, f"<tool_call>\n{ONE}\n</tool", f"<tool_call>\n{ONE}\n</tool", []),
+        *((HERMES, odd, odd, []) for odd in ODD_ARGUMENTS),
         (HERMES, '<tool_call>{"name": "rm"}', '<tool_call>{"name": "rm"}', []),
         (HERMES, "a < b <tool", "a < b <tool", []),
         (HERMES, "no call \n", "no call \n", []),
         (LIST, f"[TOOL_CALLS][{ONE}, {TWO}]", "", CALLS),
         (BARE, '{"name": "sub", "parameters": {}}', "", CALLS[1:]),
+        (LIST, f"[TOOL_CALLS][{ONE}] Done.", "Done.", CALLS[:1]),
         (BARE, '{"a": 1}', '{"a": 1}', []),
+        (BARE, BARE_TWO, "", [CALLS[1], CALLS[1]]),
+        (BARE, f"{BARE_TWO} Done.", f"{BARE_TWO} Done.", []),
         (BARE, "words {", "words {", []),
         (None, f"<tool_call>{ONE}", f"<tool_call>{ONE}", []),
     ],

@@ -275,6 +275,10 @@ def test_a_begun_answer_is_continued(
     greet = [{"role": "user", "content": "Greet."}, {"role": "assistant", "content": WORLD[:3]}]
     message = ask(client, inference.talker, greet, thinking={"type": "disabled"})
     assert message.content[0].text == WORLD[3:]
+    thought = {"type": "thinking", "thinking": THOUGHT, "signature": ""}
+    begun = [{"role": "assistant", "content": [thought, {"type": "text", "text": "It"}]}]
+    with pytest.raises(anthropic.BadRequestError, match="leave its thinking out"):
+        ask(client, inference.talker, [*SUM, *begun])
 
 
 def test_errors_have_the_apis_own_form_and_status(
@@ -332,6 +336,15 @@ def test_an_async_client_streams_what_it_gets_whole(
 def test_the_key_is_taken_from_either_header(inference: InferenceEngine) -> None:
     by_token = inference.anthropic(api_key=None, auth_token=KEY)
     assert ask(by_token, TALKER, max_tokens=1).usage.output_tokens == 1
+
+
+def test_defaults_of_anthropics_api_change_no_answer(client: anthropic.Anthropic) -> None:
+    plain = ask(client, BUNDLED)
+    defaults = {"output_config": {"effort": "high"}, "mcp_servers": [], "context_management": {}}
+    asked = {"temperature": 0, **defaults}
+    assert ask(client, BUNDLED, extra_body=asked).content == plain.content
+    with pytest.raises(anthropic.BadRequestError, match="effort is 'low'"):
+        ask(client, BUNDLED, extra_body={"output_config": {"effort": "low"}})
 
 
 def test_a_message_follows_the_schema_of_its_output_config(client: anthropic.Anthropic) -> None:

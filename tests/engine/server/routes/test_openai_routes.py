@@ -363,6 +363,20 @@ def test_chat_is_the_completion_of_what_the_template_writes(
     assert chunks[-1].choices[0].finish_reason == answer.choices[0].finish_reason
 
 
+def test_the_sampled_token_is_among_its_alternatives(client: openai.OpenAI) -> None:
+    asked: Any = {"model": BUNDLED, "prompt": PROMPT, "max_tokens": 30, "temperature": 2}
+    for count in (0, 1):
+        [choice] = client.completions.create(logprobs=count, seed=1, echo=True, **asked).choices
+        scores = choice.logprobs
+        assert scores is not None and scores.tokens and scores.top_logprobs
+        assert scores.top_logprobs[0] is None
+        own = zip(scores.tokens, scores.token_logprobs or [], scores.top_logprobs, strict=True)
+        for token, value, top in list(own)[1:]:
+            assert top[token] == pytest.approx(value) and len(top) <= count + 1
+        # At this temperature some tokens are not the likeliest.
+        assert {len(top) for top in scores.top_logprobs[1:]} == ({1} if count == 0 else {1, 2})
+
+
 def test_seeded_chats_with_n_stream_what_they_answer_whole(client: openai.OpenAI) -> None:
     asked: Any = {"temperature": 0.9, "seed": 11, "n": 3, "max_tokens": 25}
     whole = chat(client, SUM, BUNDLED, **asked)
@@ -704,6 +718,24 @@ def test_without_parallel_calls_there_is_one(
         assert one.finish_reason == "tool_calls"
 
 
+def test_a_limit_behind_a_whole_call_cuts_only_what_follows(
+    inference: InferenceEngine, client: openai.OpenAI
+) -> None:
+    twice = [{"role": "user", "content": "3 + 4, twice?"}]
+    asked: Any = {"tools": [TOOL], "max_tokens": 100}
+    whole = chat(client, twice, inference.talker, **asked)
+    [choice] = whole.choices
+    assert choice.finish_reason == "length" and whole.usage.completion_tokens == 100
+    [call] = choice.message.tool_calls
+    assert json.loads(call.function.arguments) == CALL
+    assert choice.message.content.startswith("<tool_call>")
+    chunks = [one.choices[0] for one in chat(client, twice, inference.talker, stream=True, **asked)]
+    said = "".join(chunk.delta.content or "" for chunk in chunks)
+    [streamed] = [call for chunk in chunks for call in chunk.delta.tool_calls or []]
+    assert (said, streamed.function.arguments) == (choice.message.content, call.function.arguments)
+    assert chunks[-1].finish_reason == "length"
+
+
 def test_the_result_of_a_tool_belongs_to_a_call_before_it(inference: InferenceEngine) -> None:
     function = {"name": "add", "arguments": "{}"}
     call = {"id": "one", "type": "function", "function": function}
@@ -942,6 +974,20 @@ def test_fields_about_the_account_change_no_answer(client: openai.OpenAI) -> Non
     about |= {"safety_identifier": "x", "prompt_cache_key": "y", "prompt_cache_retention": "24h"}
     about |= {"verbosity": "medium", "store": False}
     assert chat(client, SUM, BUNDLED, **about).choices[0].message.content == plain
+
+
+def test_defaults_of_what_other_servers_know_change_no_answer(
+    inference: InferenceEngine, client: openai.OpenAI
+) -> None:
+    plain = chat(client, SUM, BUNDLED).choices[0].message.content
+    defaults: dict[str, Any] = {"repetition_penalty": 1.0, "min_p": 0, "ignore_eos": False}
+    defaults |= {"skip_special_tokens": True, "stop_token_ids": [], "functions": []}
+    defaults |= {"add_generation_prompt": True, "continue_final_message": False, "echo": False}
+    assert chat(client, SUM, BUNDLED, extra_body=defaults).choices[0].message.content == plain
+    for name, value in (("repetition_penalty", 1.1), ("ignore_eos", True), ("echo", True)):
+        body = {"model": BUNDLED, "messages": SUM, name: value}
+        status, error = refusal(inference, CHAT, body)
+        assert (status, error["param"]) == (400, name)
 
 
 def test_each_answer_has_a_request_id(client: openai.OpenAI) -> None:

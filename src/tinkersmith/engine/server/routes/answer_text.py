@@ -146,12 +146,13 @@ class ToolCall:
 
 
 class CallSplitter:
-    """An answer's text -> its words, and the calls of functions that stand at its end."""
+    """An answer's text -> its words, and the calls of functions among them."""
 
     def __init__(self, form: CallForm | None, names: Collection[str]) -> None:
         self._form, self._names = form, names
         self._held: str = ""
         self._calling = False
+        self._said = False  # whether there are words before the first call
 
     def add(self, text: str) -> str:
         """The words that can be passed on; a call is held until the end."""
@@ -173,10 +174,12 @@ class CallSplitter:
         words, opening, _ = text.partition(form.opening)
         if opening:
             self._calling, self._held = True, text[len(words.rstrip()) :]
+            self._said |= bool(words.strip())
             return words.rstrip()
         keep = begun_word(text, form.opening)
         ready = text[: len(text) - keep].rstrip()  # spaces before a call are not said
         self._held = text[len(ready) :]
+        self._said |= bool(ready)
         return ready
 
     def finish(self) -> tuple[str, list[ToolCall]]:
@@ -184,34 +187,59 @@ class CallSplitter:
         held, self._held = self._held, ""
         if self._form is None or not self._calling:
             return held, []
-        calls = _read_calls(held, self._form, self._names)
-        return ("", calls) if calls else (held, [])
+        words, calls = _read_calls(held, self._form, self._names)
+        return words if self._said or not calls else words.lstrip(), calls
 
 
-def _read_calls(text: str, form: CallForm, names: Collection[str]) -> list[ToolCall]:
-    decoder, calls, place = json.JSONDecoder(), list[ToolCall](), 0
-    while rest := text[place:].lstrip():
-        start = len(text) - len(rest)
-        if form.opening and rest.startswith(form.opening):
-            start += len(form.opening)
-        elif calls and form.opening:
-            return []
-        try:
-            value, place = decoder.raw_decode(text, _skip_spaces(text, start))
-        except ValueError:
-            return []
-        for item in cast("list[Any]", value) if isinstance(value, list) else [value]:
-            call = _as_call(item, form, names)
-            if call is None:
-                return []
-            calls.append(call)
-        after = text[place:].lstrip(" \n\t;,")
-        place = len(text) - len(after.removeprefix(form.closing))
-    return calls
+_BETWEEN_CALLS = " \n\t;,"
 
 
-def _skip_spaces(text: str, place: int) -> int:
-    return len(text) - len(text[place:].lstrip())
+def _read_calls(text: str, form: CallForm, names: Collection[str]) -> tuple[str, list[ToolCall]]:
+    """What a text that begins with a call has besides whole calls, and these calls."""
+    words, calls = "", list[ToolCall]()
+    end = place = 0  # of the last call; of what is looked at
+    while (start := text.find(form.opening, place)) >= 0:
+        read = _read_call(text, start + len(form.opening), form, names)
+        if read is not None:
+            if text[end:start].strip(_BETWEEN_CALLS):
+                words += text[end:start].rstrip()
+            calls += read[0]
+            end = place = read[1]
+        elif form.opening:
+            place = start + len(form.opening)
+        else:
+            break
+    rest = text[end:] if text[end:].strip(_BETWEEN_CALLS) else ""
+    if rest and not form.opening:  # without a tag, an answer that calls is nothing but JSON
+        return text, []
+    return words + rest, calls
+
+
+def _read_call(
+    text: str, start: int, form: CallForm, names: Collection[str]
+) -> tuple[list[ToolCall], int] | None:
+    """The call behind an opening, or the list of calls, and where its text ends."""
+    try:
+        value, end = json.JSONDecoder().raw_decode(text, _skip(text, start, " \n\t\r"))
+    except (ValueError, RecursionError):
+        return None
+    calls: list[ToolCall] = []
+    for item in cast("list[Any]", value) if isinstance(value, list) else [value]:
+        call = _as_call(item, form, names)
+        if call is None:
+            return None
+        calls.append(call)
+    after = _skip(text, end, _BETWEEN_CALLS)
+    if form.closing and text.startswith(form.closing, after):
+        return calls, after + len(form.closing)
+    # The closing tag may be missing, but not begun, and no words may stand in its place.
+    if form.closing and after < len(text) and not text.startswith(form.opening or "{", after):
+        return None
+    return calls, after
+
+
+def _skip(text: str, place: int, letters: str) -> int:
+    return len(text) - len(text[place:].lstrip(letters))
 
 
 def _as_call(value: Any, form: CallForm, names: Collection[str]) -> ToolCall | None:
@@ -222,7 +250,12 @@ def _as_call(value: Any, form: CallForm, names: Collection[str]) -> ToolCall | N
     arguments: object = fields.get(form.arguments, {})
     if not isinstance(name, str) or name not in names or not isinstance(arguments, dict):
         return None
-    return ToolCall(name, json.dumps(arguments, ensure_ascii=False))
+    try:
+        written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        written.encode()
+    except ValueError:  # NaN, or half of a surrogate pair: no JSON that a client could read
+        return None
+    return ToolCall(name, written)
 
 
 @dataclass(frozen=True, slots=True)

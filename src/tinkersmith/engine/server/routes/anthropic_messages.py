@@ -29,6 +29,11 @@ _KNOWN = (
     # About the account, or the provider's cache: they change no answer.
     *("metadata", "service_tier", "cache_control"),
 )
+# Values of other parameters that ask for nothing.
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "mcp_servers": ([],),
+    "context_management": ({}, {"edits": []}),
+}
 _TOOL = ("type", "name", "description", "input_schema", "strict", "cache_control")
 _THINKING = {"enabled": True, "adaptive": None, "disabled": False}
 
@@ -40,7 +45,7 @@ class AnthropicMessages:
         self.models = models
 
     async def messages(self, request: Request, body: Body) -> Response:
-        fields.check_known(body, _KNOWN, {})
+        fields.check_known(body, _KNOWN, _NEUTRAL)
         max_tokens = fields.whole(body, "max_tokens", None, 1, MOST_TOKENS)
         if max_tokens is None:
             raise ApiError(400, "max_tokens is missing; give a whole number of at least 1.")
@@ -72,7 +77,7 @@ class AnthropicMessages:
         return JSONResponse(answer.whole(pieces[0]))
 
     async def count_tokens(self, request: Request, body: Body) -> Response:
-        fields.check_known(body, (*_PROMPT, "output_config"), {})
+        fields.check_known(body, (*_PROMPT, "output_config", "cache_control"), _NEUTRAL)
         chat = _read_chat(body)
         model = await self.models.find(body.get("model"), fields.chat_template(body))
         prompt = await prompt_of(model, chat, asks_effort=chat.think is True)
@@ -113,6 +118,12 @@ def _read_chat(body: Body) -> Chat:
         last = messages.pop()
         if "tool_calls" in last or not messages:
             raise ApiError(400, "the last message must not be a call of a tool, nor the only one.")
+        if "reasoning_content" in last:
+            raise ApiError(
+                400,
+                "the last message is continued, which cannot be done with a thought in it; leave "
+                "its thinking out.",
+            )
         begun = last["content"]
         if begun != begun.rstrip():
             raise ApiError(400, "the last message must not end with spaces: it is continued.")
@@ -292,7 +303,7 @@ class _MessageAnswer:
 
     def _end(self, answer: AnswerText, calls: bool) -> dict[str, Any]:
         """Why the message ends."""
-        if calls:
+        if calls and answer.reason == "stop":  # one that was cut may have more calls to come
             return {"stop_reason": "tool_use", "stop_sequence": None}
         if answer.stop_string in self._stops:
             return {"stop_reason": "stop_sequence", "stop_sequence": answer.stop_string}

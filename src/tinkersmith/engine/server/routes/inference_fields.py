@@ -260,7 +260,7 @@ def output_schema(body: Body) -> dict[str, Any] | None:
         return None
     if not is_object(config):
         raise ApiError(400, f"output_config is {shown(config)}; it must be an object.")
-    check_known(config, ("format",), {})
+    check_known(config, ("format",), {"effort": ("high",)})  # the default of Anthropic's API
     form: object = config.get("format")
     if form is None:
         return None

@@ -42,11 +42,16 @@ from tinkersmith.prompts.text_tokenizer import TextTokenizer
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")
-_NEUTRAL = {
+_NEUTRAL: dict[str, tuple[object, ...]] = {
     **OPENAI_NEUTRAL,
     "store": (False,),
     "modalities": (["text"],),
     "verbosity": ("medium",),
+    "functions": ([],),
+    "function_call": ("none", "auto"),  # without functions
+    "echo": (False,),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
 }
 _KNOWN = (
     *SAMPLING,
@@ -464,7 +469,9 @@ class _ChatAnswer:
 
 
 def _reason(generation: Generation, index: int, calls: bool) -> str:
-    return "tool_calls" if calls else generation.answers[index].reason or "stop"
+    reason = generation.answers[index].reason or "stop"
+    # An answer that was cut may have more calls to come.
+    return "tool_calls" if calls and reason == "stop" else reason
 
 
 def _call_json(call: ToolCall) -> dict[str, Any]:

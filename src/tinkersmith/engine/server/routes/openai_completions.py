@@ -28,11 +28,20 @@ MOST_ANSWERS = 128  # n
 MOST_PROMPTS = 512  # of one request
 MOST_TOKENS = 2**31 - 1
 MOST_ALTERNATIVES = 20
-# Parameters that change nothing with these values.
+# Parameters that change nothing with these values; the later ones are those of other servers.
 OPENAI_NEUTRAL: dict[str, tuple[object, ...]] = {
     "frequency_penalty": (0, 0.0),
     "presence_penalty": (0, 0.0),
     "logit_bias": ({},),
+    "repetition_penalty": (1, 1.0),
+    "length_penalty": (1, 1.0),
+    "min_p": (0, 0.0),
+    "min_tokens": (0,),
+    "stop_token_ids": ([],),
+    "ignore_eos": (False,),
+    "include_stop_str_in_output": (False,),
+    "skip_special_tokens": (True,),
+    "use_beam_search": (False,),
 }
 # Parameters about the account, which change no answer.
 ACCOUNT = (
@@ -313,8 +322,9 @@ class _Completion:
         for score in scores:
             logprobs["tokens"].append(_spelled(self._tokenizer, score.token))
             logprobs["token_logprobs"].append(score.logprob)
-            top = {_spelled(self._tokenizer, token): value for token, value in score.topk}
-            logprobs["top_logprobs"].append(top)
+            logprobs["top_logprobs"].append(
+                _alternatives(self._tokenizer, score.topk, score.token, score.logprob)
+            )
             logprobs["text_offset"].append(offset + score.start)
 
 
@@ -328,16 +338,24 @@ def _add_prompt_scores(
     assert result.prompt_logprobs is not None
     for place, token in enumerate(prompt):
         logprobs["tokens"].append(_spelled(tokenizer, token))
-        logprobs["token_logprobs"].append(
-            None if place == 0 else float(result.prompt_logprobs[place])
-        )
-        top = None
-        if place and result.topk_prompt_logprobs is not None:
+        own = None if place == 0 else float(result.prompt_logprobs[place])
+        logprobs["token_logprobs"].append(own)
+        top: list[tuple[int, float]] = []
+        if result.topk_prompt_logprobs is not None:
             ids, values = result.topk_prompt_logprobs
-            pairs = zip(ids[place].tolist(), values[place].tolist(), strict=True)
-            top = {_spelled(tokenizer, other): value for other, value in pairs}
-        logprobs["top_logprobs"].append(top)
+            top = list(zip(ids[place].tolist(), values[place].tolist(), strict=True))
+        logprobs["top_logprobs"].append(
+            None if own is None else _alternatives(tokenizer, top, token, own)
+        )
         logprobs["text_offset"].append(len(tokenizer.decode(prompt[:place])))
+
+
+def _alternatives(
+    tokenizer: TextTokenizer, top: Sequence[tuple[int, float]], token: int, logprob: float
+) -> dict[str, float]:
+    """The likeliest tokens, and the text's own one, which may be one more."""
+    named = {_spelled(tokenizer, other): value for other, value in top}
+    return named | {_spelled(tokenizer, token): logprob}
 
 
 def _spelled(tokenizer: TextTokenizer, token: int) -> str:
