@@ -56,6 +56,17 @@ def test_a_finished_run_goes_on_only_from_an_earlier_checkpoint(run: RunFolder) 
     assert starting_checkpoint(Resume(run, "step-000006")) == checkpoint(6)
 
 
+def test_a_plan_that_a_budget_cut_goes_on_in_another_run(run: RunFolder) -> None:
+    facts = {**run.facts(), "cut_to_budget": True}
+    run.file("settings.json").write_text(json.dumps(facts))
+    run.add_checkpoint(checkpoint(8))
+    run.file("samples.json").write_text("[]")
+    for changes in ({}, {"BUDGET_USD": 100.0}):
+        with pytest.raises(UserError, match="its budget cut the plan to 8 steps") as told:
+            starting_checkpoint(Resume(run, changes=changes))
+        assert f"--set INITIAL_CHECKPOINT={run.name}" in str(told.value)
+
+
 def test_a_run_that_stopped_early_goes_on_only_with_more_patience(tmp_path: Path) -> None:
     names = {"VALIDATION_RATIO": 0.1, "EVAL_EVERY": 2, "PATIENCE": 2}
     run = run_of_settings(tmp_path / "early", **names)

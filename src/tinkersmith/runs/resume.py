@@ -140,6 +140,15 @@ def _refuse_finished(resume: Resume, saved: list[Checkpoint]) -> None:
     path = best[0].sampler_path if best else saved[-1].sampler_path
     output_dir = override_text("output_dir", str(run.path.parent))
     evaluate = command_line("evaluate", "--model-path", path, "--set", output_dir)
+    if saved[-1].step >= run.fact("total_steps") and run.facts().get("cut_to_budget"):
+        start = override_text("initial_checkpoint", run.name)
+        further = command_line("train", "--set", start, "--set", output_dir)
+        raise UserError(
+            f"{run.name} is finished: its budget cut the plan to {run.fact('total_steps'):,} "
+            "steps, and its learning rate ended with them. Evaluate it with: "
+            f"{evaluate} - or train further in another run, with a plan and a budget of its own: "
+            f"{further}"
+        )
     if saved[-1].step >= run.fact("total_steps"):
         raise UserError(
             f"{run.name} is finished; nothing is left to train. Evaluate it with: {evaluate}"
