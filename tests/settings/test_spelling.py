@@ -39,6 +39,8 @@ def test_prices_are_read_in_any_usual_spelling(text: str) -> None:
     [
         ("prefill:x,sample:1,train:1", 'TOKEN_PRICE["prefill"] is "x"; it must be a price'),
         ("prefill:nan,sample:1,train:1", 'TOKEN_PRICE["prefill"] is "nan"; it must be a price'),
+        ("prefill:1e308,sample:1,train:1", "cost in USD: 0 to 1,000,000."),
+        ("prefill:-1,sample:1,train:1", "cost in USD: 0 to 1,000,000."),
         ("{1: 2}", "TOKEN_PRICE has the name 1; it must be a dict with"),
         ("cheap", "Write it as --set TOKEN_PRICE=prefill:0.2,sample:0.6,train:0.44"),
     ],

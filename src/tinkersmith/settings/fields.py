@@ -78,6 +78,7 @@ def _without_weights(value: object, info: ValidationInfo) -> object:
     return _as_file_list(value)
 
 
+_HIGHEST_PRICE = 1e6  # USD for a million tokens
 _Name = Annotated[str, StringConstraints(pattern=r"\S")]
 _Names = Annotated[list[_Name], Field(min_length=1)]
 DataFiles = Annotated[_Names | dict[str, float], BeforeValidator(_as_files_with_weights)]
@@ -605,22 +606,28 @@ class Settings(BaseModel):
     @field_validator("token_price")
     @classmethod
     def _three_prices(cls, value: dict[str, float]) -> dict[str, float]:
-        if value and (set(value) != {"prefill", "sample", "train"} or min(value.values()) < 0):
+        if value and (set(value) != {"prefill", "sample", "train"} or not _are_prices(value)):
             raise UserError(
                 f"TOKEN_PRICE is {python_text(value)}; it must be a dict with "
-                '"prefill", "sample" and "train", what a million tokens of each cost in USD.'
+                '"prefill", "sample" and "train", what a million tokens of each cost in USD: '
+                f"0 to {_HIGHEST_PRICE:,.0f}."
             )
         return value
 
     @field_validator("judge_price")
     @classmethod
     def _two_prices(cls, value: dict[str, float]) -> dict[str, float]:
-        if value and (set(value) != {"input", "output"} or min(value.values()) < 0):
+        if value and (set(value) != {"input", "output"} or not _are_prices(value)):
             raise UserError(
                 f"JUDGE_PRICE is {python_text(value)}; it must be a dict with "
-                '"input" and "output", what a million tokens of each cost.'
+                '"input" and "output", what a million tokens of each cost: '
+                f"0 to {_HIGHEST_PRICE:,.0f}."
             )
         return value
+
+
+def _are_prices(prices: Mapping[str, float]) -> bool:
+    return all(0 <= price <= _HIGHEST_PRICE for price in prices.values())
 
 
 FIELDS: Mapping[str, FieldInfo] = Settings.model_fields
