@@ -222,6 +222,9 @@ def test_an_end_token_that_is_an_ordinary_entry_is_still_one_token(tmp_path: Pat
 def test_a_folder_without_a_sound_tokenizer_is_an_error_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no tokenizer\.json"):
         load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"has no tokenizer\.json, and its other files give none"):
+        load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="is not a tokenizer"):
         load_tokenizer(tmp_path)

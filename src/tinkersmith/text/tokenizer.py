@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from tinkersmith.errors import UserError
+from tinkersmith.errors import UserError, one_line
 from tinkersmith.files import read_json_object
 from tinkersmith.fingerprint import text_config
 from tinkersmith.models.hub import tokenizer_from_hub
@@ -186,6 +186,11 @@ def _load_with_transformers(folder: Path) -> TextTokenizer:
         hf_tokenizer = untyped.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # the library raises all kinds for damaged files
         reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if not (folder / "tokenizer.json").is_file():
+            raise UserError(
+                f"{folder} has no tokenizer.json, and its other files give none "
+                f"({one_line(reason).rstrip('.')}). Copy the model's tokenizer.json into it."
+            ) from None
         raise UserError(
             f"The tokenizer in {folder} cannot be read: {reason.rstrip('.')}. Copy the model again."
         ) from None
