@@ -490,7 +490,10 @@ class Store:
         try:
             self.run(path.run_id)
         except NotFound:
-            return f"the run {path.run_id} is not stored in {self.root}."
+            return (
+                f"the run {path.run_id} is not stored in {self.root}. It was deleted, or another "
+                "server or another OUTPUT_DIR has it."
+            )
         stored = [entry.path for entry in self.checkpoints(path.run_id)]
         names = [f"{other.segment}/{other.name}" for other in stored]
         if not names:
