@@ -7,6 +7,9 @@ from typing import Any, TypeGuard, overload
 from tinkersmith.engine.errors import Refused
 
 MAX_NUMBER = 2**31 - 1  # of a session's clients, and of a client's operations: the SDK counts them
+# Of a sampling client's requests: a copy in another process, from pickle or a handle, begins to
+# count at a random multiple of 10**9, which may be 10**18.
+MAX_SAMPLE_NUMBER = 2**63 - 1
 MAX_TTL = 10 * 366 * 24 * 3600  # seconds
 
 _SHOWN = 200  # characters of a value that a sentence quotes
@@ -49,11 +52,11 @@ def optional_integer(body: Body, name: str, default: int | None = None) -> int |
     return default if body.get(name) is None else integer(body, name)
 
 
-def sequence_number(body: Body, name: str) -> int:
+def sequence_number(body: Body, name: str, highest: int = MAX_NUMBER) -> int:
     """A number that the SDK has counted: of an operation, or of a client in its session."""
     value = integer(body, name)
-    if not 0 <= value <= MAX_NUMBER:
-        raise Refused(f"{name} is {shown(value)}; it must be from 0 to {MAX_NUMBER:,}.")
+    if not 0 <= value <= highest:
+        raise Refused(f"{name} is {shown(value)}; it must be from 0 to {highest:,}.")
     return value
 
 

@@ -1,6 +1,7 @@
 """Sampling through the unmodified SDK: snapshots, parameters, log-probabilities, many at once."""
 
 import concurrent.futures
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,15 @@ def test_a_saved_and_an_ephemeral_sampler_stay_as_they_were_while_training_goes_
     after = client.save_weights_and_get_sampling_client().result()
     assert greedy(after).count(44) > 6
     assert greedy(saved) == greedy(ephemeral) == answer
+
+
+def test_a_copy_of_a_sampling_client_samples_as_the_first(base: tinker.SamplingClient) -> None:
+    # A copy counts its requests from a random multiple of 10**9, up to 10**18.
+    copies = [pickle.loads(pickle.dumps(base)) for _ in range(3)]
+    assert [greedy(copy) for copy in copies] == [greedy(base)] * 3
+    numbered = copies[0]
+    numbered._request_id_counter = 10**18
+    assert greedy(numbered) == greedy(base)
 
 
 def test_a_sampler_outlives_its_checkpoint(

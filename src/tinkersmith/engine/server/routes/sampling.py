@@ -85,7 +85,7 @@ class SamplingRoutes:
     async def asample(self, request: Request) -> Response:
         body = await read_json(request)
         sampler_id = fields.string(body, "sampling_session_id")
-        seq_id = fields.sequence_number(body, "seq_id")
+        seq_id = fields.sequence_number(body, "seq_id", fields.MAX_SAMPLE_NUMBER)
         sample_request = wire.read_sample_request(body)
         layout = sample_request.target_layout
         answer = partial(wire.sample_output, target_layout=layout)
