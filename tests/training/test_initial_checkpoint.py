@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from tests.support.environment import without_cloud
 from tests.support.sample_files import write, yes_or_no
@@ -17,6 +19,7 @@ from tinkersmith.export.export import export_model
 from tinkersmith.runs.folder import RunFolder, open_run
 from tinkersmith.runs.pruning import note_deleted_state
 from tinkersmith.service.connection import open_service
+from tinkersmith.service.initial import initial_weights
 from tinkersmith.service.stored import run_ids
 from tinkersmith.settings.reading import settings_from
 from tinkersmith.training.dry_run import dry_run
@@ -164,6 +167,43 @@ def test_an_exported_adapter_has_no_optimizer_and_a_rank_that_must_have_room(fir
         )
     with pytest.raises(UserError, match=r"of rank 4, and LORA_RANK is 2\. Set LORA_RANK = 4"):
         losses_of(settings(first.folder, INITIAL_CHECKPOINT=str(first.adapter), LORA_RANK=2))
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"TRAIN_MLP": False}, r"weights for MLPs, .*\. Set TRAIN_MLP = True\."),
+        ({"TRAIN_ATTN": False}, r"weights for attention, .*\. Set TRAIN_ATTN = True\."),
+    ],
+)
+def test_an_exported_adapter_has_no_weights_that_the_settings_do_not_train(
+    first: First, more: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        initial_weights(settings(first.folder, INITIAL_CHECKPOINT=str(first.adapter), **more))
+
+
+def test_an_adapter_of_the_output_layer_asks_for_a_lora_of_it(first: First, tmp_path: Path) -> None:
+    folder = shutil.copytree(first.adapter, tmp_path / "of the output layer")
+    weights = folder / "adapter_model.safetensors"
+    name = "base_model.model.lm_head.lora_A.weight"
+    save_file({**load_file(weights), name: torch.zeros(4, 32)}, weights)
+    with pytest.raises(UserError, match=r'for the output layer, .*\. Set TRAIN_UNEMBED = "yes"\.'):
+        initial_weights(settings(first.folder, INITIAL_CHECKPOINT=str(folder)))
+    wanted = {"INITIAL_CHECKPOINT": str(folder), "TRAIN_UNEMBED": "yes"}
+    assert initial_weights(settings(first.folder, **wanted)) is not None
+
+
+def test_a_damaged_adapter_is_told_before_anything_starts(first: First, tmp_path: Path) -> None:
+    folder = shutil.copytree(first.adapter, tmp_path / "damaged")
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    wanted = settings(first.folder, INITIAL_CHECKPOINT=str(folder))
+    with pytest.raises(UserError, match=r"adapter_model.safetensors is damaged: .*Export the "):
+        initial_weights(wanted)
+    weights.unlink()
+    with pytest.raises(UserError, match=r"adapter_model.safetensors cannot be read: No such file"):
+        initial_weights(wanted)
 
 
 def test_a_full_model_is_no_checkpoint_but_a_base_model(first: First) -> None:

@@ -1,5 +1,6 @@
 """The weights that a run begins with: a new LoRA, or those that INITIAL_CHECKPOINT names."""
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +8,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tinkersmith.errors import UserError, unreadable
 from tinkersmith.files import read_json_object
-from tinkersmith.fingerprint import text_config, weight_files
+from tinkersmith.fingerprint import (
+    DamagedWeights,
+    safetensors_header,
+    text_config,
+    weight_files,
+)
 from tinkersmith.models.names import local_model_folder
-from tinkersmith.peft_format import ADAPTER_CONFIG
+from tinkersmith.peft_format import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from tinkersmith.runs.best import choose_checkpoint
 from tinkersmith.runs.folder import Checkpoint, RunFolder, open_run, run_of
 from tinkersmith.runs.trained_model import TINKER_PATH
@@ -19,6 +25,12 @@ if TYPE_CHECKING:
     from tinkersmith.text.templates import PromptTemplate
 
 ADAPTER_NAME = "initial"  # what our own engine calls the folder of an exported adapter
+# What the names of an adapter's tensors have in the parts of a model, as far as families agree.
+_PARTS = {
+    "attention": re.compile(r"\.(?:self_attn|linear_attn|attn)\."),
+    "MLPs": re.compile(r"\.(?:mlp|experts|shared_experts?|feed_forward)\."),
+    "the output layer": re.compile(r"\b(?:lm_head|unembed_tokens)\."),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +128,36 @@ def _exported(folder: Path, settings: Settings) -> InitialWeights:
             f"INITIAL_CHECKPOINT is {folder}, an exported adapter of rank {rank}, and LORA_RANK is "
             f"{settings.lora_rank}. Set LORA_RANK = {rank} or higher."
         )
+    _check_tensors(folder, settings)
     return InitialWeights(ADAPTER_NAME, f"the exported adapter in {folder}", adapter=folder)
+
+
+def _check_tensors(folder: Path, settings: Settings) -> None:
+    """Refuse a damaged adapter, and weights that the settings do not train.
+
+    Which layers there are, the engine says when it has read them.
+    """
+    file = folder / ADAPTER_WEIGHTS
+    try:
+        names = list(safetensors_header(file))
+    except DamagedWeights as error:
+        raise UserError(f"{error.reason}. Export the adapter again.") from None
+    except OSError as error:
+        raise unreadable(file, error) from None
+    for part, is_trained, setting in (
+        ("attention", settings.train_attn, "TRAIN_ATTN = True"),
+        ("MLPs", settings.train_mlp, "TRAIN_MLP = True"),
+        (
+            "the output layer",
+            trains_output_layer(settings, settings.base_model)[0],
+            'TRAIN_UNEMBED = "yes"',
+        ),
+    ):
+        if not is_trained and any(_PARTS[part].search(name) for name in names):
+            raise UserError(
+                f"INITIAL_CHECKPOINT is {folder}, an exported adapter with weights for {part}, "
+                f"which the settings do not train. Set {setting}."
+            )
 
 
 def _rank_of(file: Path) -> int:
