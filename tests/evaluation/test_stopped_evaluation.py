@@ -87,7 +87,7 @@ def test_ctrl_c_prints_the_command_that_goes_on_and_the_command_works(
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130 and "Traceback" not in output
     match = re.search(
-        r"Stopped\. (\d+) answers to 60 questions are in \S+\. Go on with: (.*)", output
+        r"Stopped\. (\d+) answers? to 60 questions (?:is|are) in \S+\. Go on with: (.*)", output
     )
     assert match, output
     assert int(match[1]) >= 3
@@ -97,6 +97,30 @@ def test_ctrl_c_prints_the_command_that_goes_on_and_the_command_works(
     assert going_on.returncode == 0, going_on.stdout + going_on.stderr
     assert "Going on with" in going_on.stdout and "n = 60;" in going_on.stdout
     assert not file.exists() and (tmp_path / "evaluation_results.csv").exists()
+
+
+def test_what_is_said_to_be_on_disk_is_what_a_stop_left_there(small: SmallRun, tmp_path: Path):
+    """A signal may come when an answer is written and nothing has counted it."""
+    write(tmp_path / "test.json", SUMS)
+    real = AnswersFile.add
+
+    def add(file: AnswersFile, *arguments: Any) -> None:
+        real(file, *arguments)
+        raise KeyboardInterrupt
+
+    lines = list[str]()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(AnswersFile, "add", add)
+        evaluate(
+            small.settings,
+            test_file=str(tmp_path / "test.json"),
+            output_file=tmp_path / "out.json",
+            say=lines.append,
+        )
+    stored = stored_answers(unfinished_file(tmp_path / "out.json"))
+    assert stored is not None and stored.count > 0
+    said = re.search(r"Stopped\. (\d+) answers? to 60 questions (?:is|are) in", "".join(lines))
+    assert said is not None and int(said[1]) == stored.count
 
 
 def test_answers_are_never_mixed_with_those_of_other_settings(small: SmallRun, tmp_path: Path):

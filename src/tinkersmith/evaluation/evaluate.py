@@ -199,18 +199,23 @@ class _Work:
     file: AnswersFile
     stored: Stored | None
 
-    answered: int = 0  # answers to questions, of both models
+    def answered(self) -> int:
+        """The answers to questions that are on disk, of both models.
+
+        A signal may come between writing one down and anything that counts it.
+        """
+        stored, draws = stored_answers(self.file.path), self.asking.draws
+        models = stored.answers if stored else {}
+        return sum(len(_complete(stored, model, draws)) for model in models)
 
     def scored(self, model: str, model_path: str | None) -> Scored:
         """One model's answers to all questions; None is the base model."""
         known = _complete(self.stored, model, self.asking.draws)
-        self.answered += len(known)
         before = self.stored.seconds.get(model, 0.0) if self.stored else 0.0
         begun = time.monotonic()
 
         def write_down(question: Question, answers: Sequence[Answer]) -> None:
             self.file.add(model, question, answers, before + time.monotonic() - begun)
-            self.answered += 1
 
         records = ask_all(
             self.asking,
@@ -367,12 +372,14 @@ def _explained(
     try:
         yield
     except UserError as error:
-        if not work.answered:  # nothing to go on with
+        if not work.answered():  # nothing to go on with
             raise
         raise UserError(f"{error} Go on with: {again}") from None
     except (KeyboardInterrupt, SystemExit):
+        answers = counted(work.answered(), "answer")
         total = counted(len(work.questions.asked), "question")
-        say(f"\nStopped. {work.answered:,} answers to {total} are in {file}. Go on with: {again}")
+        verb = "is" if answers == "1 answer" else "are"
+        say(f"\nStopped. {answers} to {total} {verb} in {file}. Go on with: {again}")
         raise
 
 
