@@ -136,6 +136,19 @@ def test_models_are_listed_with_their_kind_and_base(server: RunningServer) -> No
     assert caught.value.code == "model_not_found"
 
 
+@pytest.mark.parametrize("route", ["chat/completions", "completions", "messages"])
+@pytest.mark.parametrize("more", [{}, {"model": None}, {"model": 7}])
+def test_a_request_without_a_model_says_which_there_are(
+    server: RunningServer, route: str, more: dict[str, Any]
+) -> None:
+    answer = httpx.post(f"{server.url}/v1/{route}", json={"max_tokens": 1, **more})
+    assert answer.status_code == 400
+    assert (
+        "it must be a model's name; there are last, first, base."
+        in answer.json()["error"]["message"]
+    )
+
+
 def test_answers_have_the_name_that_was_asked(server: RunningServer) -> None:
     """Not the name of the server behind, which may be the path of a folder."""
     asked: Any = {"model": "last", "max_tokens": 4}

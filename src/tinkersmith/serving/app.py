@@ -212,12 +212,14 @@ class _Serving:
             return refusal_of(api, self._unknown(name))
         return JSONResponse(model_json(model), headers=answer_id(api))
 
-    def _unknown(self, name: object) -> ServingError:
-        names = ", ".join(model.name for model in self.models.models)
+    def _offered(self) -> str:
+        return f"there are {', '.join(model.name for model in self.models.models)}"
+
+    def _unknown(self, name: str) -> ServingError:
         shown = json.dumps(name, ensure_ascii=False)[:200]
         return ServingError(
             404,
-            f"there is no model {shown} here; there are {names}.",
+            f"there is no model {shown} here; {self._offered()}.",
             param="model",
             code="model_not_found",
         )
@@ -267,7 +269,14 @@ class _Serving:
 
     def model_of(self, body: Mapping[str, Any]) -> ServedModel:
         name = body.get("model")
-        model = self.models.named(name) if isinstance(name, str) else None
+        if not isinstance(name, str):
+            shown = json.dumps(name, ensure_ascii=False)[:200]
+            raise ServingError(
+                400,
+                f"model is {shown}; it must be a model's name; {self._offered()}.",
+                param="model",
+            )
+        model = self.models.named(name)
         if model is None:
             raise self._unknown(name)
         return model
