@@ -48,6 +48,11 @@ def test_the_proxies_are_those_of_the_moment(monkeypatch: pytest.MonkeyPatch) ->
         assert body_of(ELSEWHERE) == ELSEWHERE  # a proxy gets the whole address
 
 
+def test_checks_of_a_server_do_not_load_certificates_each_time() -> None:
+    assert opener("http://127.0.0.1:1") is opener("http://127.0.0.1:2")
+    assert opener(ELSEWHERE) is opener(ELSEWHERE)
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:8000/v1", "https://[::1]", "http://localhost"])
 def test_loopback_is_this_machine(url: str) -> None:
     assert is_on_this_machine(url)

@@ -2,6 +2,7 @@
 
 import os
 import urllib.request
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from tinkersmith.guards.hosts import LOOPBACK_NAMES, is_loopback
@@ -12,10 +13,16 @@ def opener(url: str, *handlers: urllib.request.BaseHandler) -> urllib.request.Op
 
     `urlopen` of urllib goes on with the proxies that it found at its first call in a process.
     """
-    direct = is_on_this_machine(url)
-    return urllib.request.build_opener(
-        *handlers, *([urllib.request.ProxyHandler({})] if direct else [])
-    )
+    proxies = {} if is_on_this_machine(url) else urllib.request.getproxies()
+    if handlers:
+        return urllib.request.build_opener(urllib.request.ProxyHandler(proxies), *handlers)
+    return _opener_through(frozenset(proxies.items()))
+
+
+@lru_cache(maxsize=8)
+def _opener_through(proxies: frozenset[tuple[str, str]]) -> urllib.request.OpenerDirector:
+    """Kept, as a server is checked each second, and Python 3.12 loads all certificates for each."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler(dict(proxies)))
 
 
 def is_on_this_machine(url: str) -> bool:
