@@ -61,6 +61,11 @@ def error_chain(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__ or link.__context__
 
 
+def error_kinds(error: BaseException) -> set[str]:
+    """The names of the classes of an error and of what led to it: libraries are not imported."""
+    return {kind.__name__ for link in error_chain(error) for kind in type(link).__mro__}
+
+
 def without_password(address: str) -> str:
     """A URL without the name and password that it may have, to be shown."""
     return re.sub(r"//[^/?#]*@", "//", address, count=1)

@@ -376,10 +376,12 @@ def _explained(
             raise
         raise UserError(f"{error} Go on with: {again}") from None
     except (KeyboardInterrupt, SystemExit):
-        answers = counted(work.answered(), "answer")
+        count = work.answered()
         total = counted(len(work.questions.asked), "question")
-        verb = "is" if answers == "1 answer" else "are"
-        say(f"\nStopped. {answers} to {total} {verb} in {file}. Go on with: {again}")
+        are = "is" if count == 1 else "are"
+        say(
+            f"\nStopped. {counted(count, 'answer')} to {total} {are} in {file}. Go on with: {again}"
+        )
         raise
 
 

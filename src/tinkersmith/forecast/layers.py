@@ -96,10 +96,8 @@ def _attention(config: dict[str, Any]) -> int:
 def _state(config: dict[str, Any]) -> int:
     """A gated delta-net (Yang et al. 2024), or Mamba 2 (Dao & Gu 2024)."""
     if heads := _number(config, "linear_num_value_heads"):
-        key, value = (
-            _number(config, "linear_key_head_dim"),
-            _number(config, "linear_value_head_dim"),
-        )
+        key = _number(config, "linear_key_head_dim")
+        value = _number(config, "linear_value_head_dim")
         groups = _number(config, "linear_num_key_heads")
         return heads * (12 * key + 10 * value + 4 * _CHUNK) + 6 * groups * key
     heads, size = _number(config, "mamba_num_heads"), _number(config, "ssm_state_size")
@@ -139,17 +137,8 @@ def _window(config: dict[str, Any]) -> int:
 
 def _sizes(config: dict[str, Any]) -> tuple[int, int, int, int, int]:
     """Width of the hidden states, heads, KV heads, head size, and width of a token's MLP."""
-    hidden, heads = (
-        _number(config, "hidden_size"),
-        _number(config, "num_attention_heads"),
-    )
+    hidden, heads = _number(config, "hidden_size"), _number(config, "num_attention_heads")
     key_heads = _number(config, "num_key_value_heads") or heads
     head = _number(config, "head_dim") or hidden // max(heads, 1)
     inner = _number(config, "moe_intermediate_size") or _number(config, "intermediate_size")
-    return (
-        hidden,
-        heads,
-        key_heads,
-        head,
-        inner * max(_number(config, "num_experts_per_tok"), 1),
-    )
+    return hidden, heads, key_heads, head, inner * max(_number(config, "num_experts_per_tok"), 1)

@@ -24,6 +24,7 @@ from tinkersmith.bundled import BUNDLED_MODELS
 from tinkersmith.errors import (
     UserError,
     error_chain,
+    error_kinds,
     is_of_network,
     network_reason,
     one_line,
@@ -418,8 +419,7 @@ def _hidden(repository: str, status: int, has_token: bool) -> str:
 
 def _told(error: Exception, repository: str, offline: bool, has_token: bool) -> Exception:
     """What an error of the hub's library means."""
-    chain = list(error_chain(error))
-    kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
+    chain, kinds = list(error_chain(error)), error_kinds(error)
     if offline or "OfflineModeIsEnabled" in kinds:
         return HubRefusal("HF_HUB_OFFLINE forbids to ask it; unset that to download.")
     if "GatedRepoError" in kinds:
@@ -469,7 +469,7 @@ def _from_modelscope(repository: str, patterns: Sequence[str], without: Sequence
             )
         )
     except Exception as error:  # those of the library and of what it uses
-        kinds = {kind.__name__ for link in error_chain(error) for kind in type(link).__mro__}
+        kinds = error_kinds(error)
         if kinds & {"ConnectionError", "Timeout", "TimeoutError", "ConnectTimeout"}:
             raise _Unreached(network_reason(error)) from None
         what = one_line(" ".join(str(error).split()), 200).rstrip(".") or type(error).__name__

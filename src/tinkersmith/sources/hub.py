@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from tinkersmith.errors import UserError, one_line
+from tinkersmith.errors import UserError, error_kinds, one_line
 from tinkersmith.models.hub import NotShown, hub_unreached
 from tinkersmith.paths import is_hub_name
 from tinkersmith.sources.columnar import plain_rows
@@ -126,12 +126,7 @@ def _not_loaded(
     name: str, about: str, error: BaseException, trouble: str | None = None
 ) -> UserError:
     """The sentence about a data set that a library did not load; `trouble` is the hub's."""
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
+    kinds = error_kinds(error)
     text = " ".join(str(error).split())
     if trouble is not None and "OfflineModeIsEnabled" in f"{kinds} {text}":
         return UserError(

@@ -38,8 +38,7 @@ class ModelPass:
     ) -> None:
         self.base, self.adapter, self.lengths = base, adapter, lengths
         self.backward_follows = backward
-        # What lies between kept tensors is free, but nearly as large, and mostly of no use.
-        self.budget = free_memory(base.device) // 3 if budget is None else budget
+        self.budget = budget
         self.computed_again = 0  # layers
         self.kept = 0  # bytes
         self._largest = 0  # bytes that a layer has kept
@@ -70,11 +69,15 @@ class ModelPass:
         """Inside the block, each layer is computed as the memory allows."""
         if not self.backward_follows or self.adapter is None:
             return nullcontext()
+        if self.budget is None:
+            # What lies between kept tensors is free, but nearly as large, and mostly of no use.
+            self.budget = free_memory(self.base.device) // 3
         weights = [*self.base.model.parameters(), *self.adapter.weights.values()]
         self._known = {weight.untyped_storage().data_ptr() for weight in weights}
         return _each_by(self._layer, _layers(self.base))
 
     def _layer(self, compute: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        assert self.budget is not None
         if self.kept + self._largest <= self.budget:
             before = self.kept
             with saved_tensors_hooks(self._count, _unchanged):

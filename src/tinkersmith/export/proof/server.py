@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from tinkersmith.errors import UserError, network_reason, one_line
-from tinkersmith.guards.hosts import is_loopback
+from tinkersmith.guards.proxies import is_on_this_machine
 
 if TYPE_CHECKING:
     import httpx
@@ -218,8 +218,7 @@ def connect(url: str, name: str, pause: Callable[[float], None] = time.sleep) ->
 
     address = _checked(url)
     timeout = httpx.Timeout(_READ, connect=_CONNECT)
-    direct = is_loopback(urlsplit(address).hostname or "")
-    http = httpx.Client(timeout=timeout, trust_env=not direct)
+    http = httpx.Client(timeout=timeout, trust_env=not is_on_this_machine(address))
     try:
         api, listed = _models(http, address, pause)
         model = _chosen(listed, name, api)

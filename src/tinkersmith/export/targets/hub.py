@@ -14,7 +14,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tinkersmith.errors import UserError, error_chain, is_of_network, network_reason, one_line
+from tinkersmith.errors import (
+    UserError,
+    error_chain,
+    error_kinds,
+    is_of_network,
+    network_reason,
+    one_line,
+)
 from tinkersmith.models.hub import endpoint, endpoint_fault, shown_endpoint
 from tinkersmith.models.names import local_model_folder
 
@@ -251,8 +258,7 @@ def _status(error: BaseException) -> int | None:
 
 def _refused(target: HubTarget, error: BaseException, more: str) -> UserError:
     """The sentence about a hub that did not take what was sent."""
-    chain = list(error_chain(error))
-    kinds = {kind.__name__ for link in chain for kind in type(link).__mro__}
+    chain, kinds = list(error_chain(error)), error_kinds(error)
     place, status = _place(target), _status(error)
     if status is not None and status >= 400:
         return UserError(f"{_refusal(target, place, status, _words(chain))}{more}")
